@@ -1,0 +1,34 @@
+"""Foreign exceptions, told apart: which of them a person can mend, and how."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from engine.errors import DiskError, MemoryExhausted, Stage3Error
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+# torch and safetensors say a full disk in words of their own (iostream error, unexpected pos, StorageFull).
+_NO_SPACE_TEXT = re.compile(r"iostream error|unexpected pos \d+ vs|StorageFull|No space left|PytorchStreamWriter", re.IGNORECASE)
+_NO_MEMORY_TEXT = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
+
+
+def as_stage3_error(error: BaseException) -> Stage3Error | None:
+    """The failure that a person can mend behind `error`, or None: then it is a bug of ours."""
+    if isinstance(error, Stage3Error):
+        return error
+    if (isinstance(error, OSError) and error.errno in _NO_SPACE) or _NO_SPACE_TEXT.search(str(error)):
+        return DiskError(
+            "Writing to the disk failed.",
+            str(error),
+            "Free some space, then start the same command again: what was acknowledged is kept.",
+        )
+    if isinstance(error, MemoryError) or _NO_MEMORY_TEXT.search(str(error)):
+        return MemoryExhausted(
+            "Memory ran out.",
+            str(error).splitlines()[0] if str(error) else "The allocation failed.",
+            "Make --generation-batch-size, --per-device-train-batch-size or --max-length smaller; the run goes on from here.",
+        )
+    if isinstance(error, PermissionError):
+        return DiskError(f"Access to {error.filename} was refused.", str(error), "Change its owner or mode, or the path.")
+    return None

@@ -1,0 +1,156 @@
+"""The ten stages in order: what is done and still holds is skipped, what is stale is done again, the rest is done.
+
+A generator of events. Resume is by evidence: each stage has a fingerprint of what its result depends on, and that of
+the stages before it; a finished stage with the same fingerprint is skipped, another one is redone into fresh files,
+and so is what follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator
+from importlib import import_module
+from typing import Any, cast
+
+from engine import __version__
+from engine.errors import DataError, ExitCode, PreconditionError, Stage3Error, Stopped, UnsafeError
+from engine.events import Event, Message, Outcome, RunFinished, StageFinished, StageStarted
+from engine.failures import as_stage3_error
+from engine.files import sha256_of_json
+from engine.names import RUN_LOG, STAGE, STAGES
+from engine.stages.base import Context, Stage, StageResult
+
+log = logging.getLogger(__name__)
+
+
+def run_pipeline(
+    context: Context, *, until: str = STAGES[-1], redo_from: str | None = None
+) -> Generator[Event, None, ExitCode]:
+    """Run the stages up to `until`; with `redo_from`, that one and what follows are done again in any case.
+
+    Ends with RunFinished, and returns the exit code. Raises nothing: a failure is recorded in `run.json`, told in
+    StageFinished, and is the exit code.
+    """
+    if redo_from is not None:
+        yield from _make_stale(context, redo_from, f"--from {redo_from}")
+    for name in STAGES[: STAGES.index(until) + 1]:
+        code = yield from _run_stage(context, name)
+        if code is not ExitCode.DONE:
+            yield RunFinished(int(code), context.run.stage(name).get("summary", ""))
+            return code
+    _record_success(context)
+    yield RunFinished(0, context.run.stage(until).get("summary", ""))
+    return ExitCode.DONE
+
+
+def load_stage(name: str) -> Stage:
+    return cast(Stage, import_module(f"engine.stages.{name}"))
+
+
+def fingerprint(context: Context, name: str) -> dict[str, Any] | None:
+    """What the result of stage `name` depends on, the results that it builds on included."""
+    return load_stage(name).depends_on(context)
+
+
+def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
+    try:
+        stage = load_stage(name)
+        depends = stage.depends_on(context)
+        recorded = context.run.stage(name)
+        unchanged = depends is not None and recorded.get("fingerprint") == sha256_of_json(depends)
+        if recorded.get("status") in ("done", "skipped") and unchanged:
+            yield StageFinished(name, "skipped", recorded.get("summary", ""), reused=True)
+            return ExitCode.DONE
+        if recorded and not unchanged and depends is not None:
+            yield from _make_stale(context, name, _difference(recorded.get("depends_on") or {}, depends))
+        yield StageStarted(name, STAGE[name].sentence)
+        started = time.time()
+        fingerprint_now = None if depends is None else sha256_of_json(depends)
+        context.run.record_stage(
+            name, status="running", fingerprint=fingerprint_now, depends_on=depends, started=started, error=None
+        )
+        context.stop.raise_if_requested()
+        result: StageResult = yield from stage.run(context)
+    except Exception as error:  # the one place where a failure becomes an event, a record and an exit code
+        return (yield from _fail(context, name, error))
+    context.run.record_stage(
+        name,
+        status=result.outcome,
+        summary=result.summary,
+        result=dict(result.facts),
+        seconds=round(time.time() - started, 3),
+        error=None,
+    )
+    yield StageFinished(name, result.outcome, result.summary)
+    return ExitCode.DONE
+
+
+def _fail(context: Context, name: str, error: Exception) -> Generator[Event, None, ExitCode]:
+    known = as_stage3_error(error)
+    if known is None:
+        log.error("stage %s broke", name, exc_info=error)
+        known = Stage3Error(
+            f"Stage {name} broke: {type(error).__name__}: {error}",
+            "This is a bug of stage3-tui, or a version of a library that it does not know.",
+            f"The traceback is in {context.run / RUN_LOG}; please report it.",
+        )
+    else:
+        log.info("stage %s ended: %s", name, known, exc_info=error)
+    outcome: Outcome = "failed"
+    if isinstance(known, Stopped):
+        outcome = "stopped"
+    elif isinstance(known, (DataError, UnsafeError)):
+        outcome = "refused"
+    try:
+        context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
+        context.run.manifest["error"] = {"stage": name, **known.as_dict()}
+        context.run.save()
+    except OSError as unwritable:  # a full disk must not hide what failed
+        yield Message("error", f"run.json could not be written: {unwritable}", name)
+    yield StageFinished(
+        name,
+        outcome,
+        known.what,
+        what=known.what,
+        why=known.why,
+        what_to_do=known.what_to_do,
+        exit_code=int(known.exit_code),
+    )
+    return known.exit_code
+
+
+def _make_stale(context: Context, first: str, why: str) -> Generator[Event, None, None]:
+    """Forget stage `first` and what follows, and put their files aside."""
+    stale = [name for name in STAGES[STAGES.index(first) :] if context.run.stage(name)]
+    outputs = [output for name in stale for output in load_stage(name).OUTPUTS]
+    for name in stale:
+        context.run.forget_stage(name)
+    folder = context.run.set_aside(*outputs)
+    if folder is not None:
+        yield Message("warning", f"Done again from {first} on ({why}); what was there is now in {folder}.", first)
+    elif stale:
+        yield Message("info", f"Done again from {first} on ({why}).", first)
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {_short(before.get(key))} became {_short(now.get(key))}" for key in changed[:4])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 48 else f"{text[:45]}…"
+
+
+def _record_success(context: Context) -> None:
+    context.run.manifest["error"] = None
+    context.run.manifest["version"] = __version__
+    context.run.save()
+
+
+def require_result(context: Context, name: str) -> dict[str, Any]:
+    """The facts of a finished stage. Raises PreconditionError where it has not finished."""
+    if context.run.stage(name).get("status") not in ("done", "skipped"):
+        raise PreconditionError(f"Stage {name} has not finished.", "Later stages build on it.", f"Run --until {name} first.")
+    return context.run.result(name)

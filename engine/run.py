@@ -1,0 +1,174 @@
+"""One run: its folder, the lock on it, and its manifest `run.json`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engine import names
+from engine.errors import DamagedState, RunLocked
+from engine.files import write_json
+
+SCHEMA = 1
+
+
+class Run:
+    """A run folder. Reading needs no lock; whoever writes holds it (`acquire`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().resolve()
+        self._lock_file: int | None = None
+        self.manifest: dict[str, Any] = {}
+        self.reload()
+
+    def __truediv__(self, name: str) -> Path:
+        """The path of a file in the run folder: `run / names.PAIRS_JSONL`."""
+        return self.folder / name
+
+    @property
+    def archive(self) -> Path:
+        return self.folder.with_name(self.folder.name + names.ARCHIVE_SUFFIX)
+
+    # -- the manifest ------------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read."""
+        path = self / names.RUN_JSON
+        if not path.exists():
+            self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
+            return
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(manifest["stages"], dict):
+                raise TypeError("stages is no object")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedState(
+                f"{path} cannot be read.",
+                f"{error}. It tells what the run has done, and is written whole or not at all: something else changed it.",
+                f"Move {self.folder} aside to start anew, or put the file back from a copy.",
+            ) from error
+        if manifest.get("schema") != SCHEMA:
+            raise DamagedState(
+                f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.",
+                "Another version of stage3-tui made this run.",
+                "Use that version, or give another --output-dir.",
+            )
+        self.manifest = manifest
+
+    def save(self) -> None:
+        write_json(self / names.RUN_JSON, self.manifest)
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """What is recorded of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before it first ran."""
+        return dict(self.manifest["stages"].get(name, {}))
+
+    def result(self, name: str) -> dict[str, Any]:
+        """The facts that a finished stage left for the later ones."""
+        return dict(self.stage(name).get("result", {}))
+
+    def record_stage(self, name: str, **facts: Any) -> None:
+        self.manifest["stages"][name] = {**self.stage(name), **facts}
+        self.save()
+
+    def forget_stage(self, name: str) -> None:
+        self.manifest["stages"].pop(name, None)
+        self.save()
+
+    def set_aside(self, *relative: str) -> Path | None:
+        """Move files of the run that are to be made again into `superseded/N/`; None where there were none."""
+        there = [name for name in relative if (self / name).exists()]
+        if not there:
+            return None
+        number = 1
+        while (folder := self / names.SUPERSEDED_DIR / str(number)).exists():
+            number += 1
+        for name in there:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self / name).rename(target)
+        return folder
+
+    # -- the lock ----------------------------------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Take the run for this process, until `release` or the process's end. Raises RunLocked with the owner."""
+        path = self / names.LOCK_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            raise self._locked() from None
+        owner = _read_owner(path)
+        if owner is not None and _is_alive(owner) and owner["pid"] != os.getpid():
+            # The kernel's lock was free, yet its owner lives: a file system on which flock is a no-op.
+            os.close(file)
+            raise self._locked()
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(_me()).encode(), 0)
+        # A forked child (a data loader's worker) must not keep the lock when this process is gone.
+        os.register_at_fork(after_in_child=lambda: _close_quietly(file))
+        self._lock_file = file
+        self.reload()
+
+    def release(self) -> None:
+        if self._lock_file is not None:
+            os.ftruncate(self._lock_file, 0)
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def owner(self) -> dict[str, Any] | None:
+        """The live process that holds this run: `pid`, `host`, `since`; None where there is none."""
+        owner = _read_owner(self / names.LOCK_FILE)
+        return owner if owner is not None and _is_alive(owner) else None
+
+    def _locked(self) -> RunLocked:
+        owner = _read_owner(self / names.LOCK_FILE) or {"pid": "unknown", "host": "unknown", "since": "unknown"}
+        return RunLocked(
+            f"The run {self.folder} is taken by process {owner['pid']} on {owner['host']}, since {owner['since']}.",
+            "One process at a time may write to a run folder.",
+            f"Watch it with `stage3-tui attach {self.folder}`, or stop it with `stage3-tui stop {self.folder}`.",
+        )
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "process_started": psutil.Process().create_time(),
+    }
+
+
+def _read_owner(path: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return owner if isinstance(owner, dict) and {"pid", "host", "since"} <= owner.keys() else None
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    """Whether the recorded owner runs. A pid used again has another start time; of another host nothing is known."""
+    if owner["host"] != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(int(owner["pid"]))
+        return abs(process.create_time() - float(owner.get("process_started", 0))) < 1 and process.status() != "zombie"
+    except (psutil.Error, ValueError, TypeError):
+        return False
+
+
+def _close_quietly(file: int) -> None:
+    try:
+        os.close(file)
+    except OSError:
+        return  # the parent had released it already

@@ -1,0 +1,101 @@
+"""One process at work on one run: the lock, the journal, telemetry, requests to stop, and the pipeline between them.
+
+Both drivers use it: the loop of `--auto` and the worker thread under the wizard. It calls `listener` with each journal
+entry, from whichever thread made it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from threading import Event as Flag
+from threading import Thread
+
+from engine import __version__, names
+from engine.environment import prepare_process
+from engine.errors import ExitCode
+from engine.events import Event, Message, RunStarted
+from engine.failures import as_stage3_error
+from engine.journal import Entry, Journal
+from engine.pipeline import run_pipeline
+from engine.stages.base import Context
+from engine.telemetry import Sampler
+
+Listener = Callable[[Entry], None]
+
+STOP_POLL_SECONDS = 0.25
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """Owns the journal of a run while this process works on it. The caller has acquired the run."""
+
+    def __init__(self, context: Context, listener: Listener) -> None:
+        self.context = context
+        self._listener = listener
+        self._journal = Journal(context.run / names.EVENTS_JSONL)
+
+    def run(self, *, until: str = names.STAGES[-1], redo_from: str | None = None) -> ExitCode:
+        """Run the pipeline to its end. Raises only for a journal that cannot be written (DiskError)."""
+        prepare_process(self.context.config)
+        (self.context.run / names.STOP_REQUEST).unlink(missing_ok=True)
+        self._record_configuration()
+        self._emit(
+            RunStarted(
+                run_dir=str(self.context.run.folder),
+                version=__version__,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                stages=names.STAGES[: names.STAGES.index(until) + 1],
+            )
+        )
+        if self._journal.torn_bytes:
+            self._emit(Message("warning", f"{self._journal.torn_bytes} bytes of an unfinished event were put aside."))
+        done = Flag()
+        watcher = Thread(target=self._watch_for_stop, args=(done,), name="stop-watch", daemon=True)
+        sampler = Sampler(self._emit)
+        watcher.start()
+        sampler.start()
+        try:
+            return self._run_to_the_end(until, redo_from)
+        finally:
+            done.set()
+            sampler.stop()
+            watcher.join()
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _run_to_the_end(self, until: str, redo_from: str | None) -> ExitCode:
+        pipeline = run_pipeline(self.context, until=until, redo_from=redo_from)
+        while True:
+            try:
+                event = next(pipeline)
+            except StopIteration as end:
+                return ExitCode(end.value)
+            self._emit(event)
+
+    def _emit(self, event: Event) -> None:
+        self._listener(self._journal.append(event))
+
+    def _watch_for_stop(self, done: Flag) -> None:
+        path = self.context.run / names.STOP_REQUEST
+        while not done.wait(STOP_POLL_SECONDS):
+            if path.exists():
+                self.context.stop.request("asked by `stage3-tui stop`")
+                return
+
+    def _record_configuration(self) -> None:
+        manifest = self.context.run.manifest
+        manifest["config"] = self.context.config.model_dump(mode="json")
+        manifest["version"] = __version__
+        self.context.run.save()
+
+
+def failure_of(error: BaseException) -> str:
+    """A sentence for an error that escaped a session."""
+    known = as_stage3_error(error)
+    return str(known) if known is not None else f"{type(error).__name__}: {error}"

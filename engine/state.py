@@ -1,0 +1,191 @@
+"""What a screen shows, as a pure fold of events: `state = state.apply(event, time)`.
+
+The wizard, `attach`, `status` and `--auto`'s printer all draw from this one fold, so that a second terminal sees what
+the first one sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import singledispatchmethod
+from typing import Literal
+
+from engine.events import (
+    Check,
+    CheckpointSaved,
+    EvalDone,
+    Event,
+    Message,
+    PairFailed,
+    PairMade,
+    Progress,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    Telemetry,
+    TrainStep,
+)
+from engine.journal import Entry
+from engine.names import STAGES
+
+StageStatus = Literal["waiting", "running", "done", "skipped", "failed", "refused", "stopped"]
+
+NEWEST_PAIRS_KEPT = 60
+MESSAGES_KEPT = 400
+TELEMETRY_KEPT = 600
+
+
+@dataclass(frozen=True)
+class StageState:
+    name: str
+    status: StageStatus = "waiting"
+    sentence: str = ""
+    summary: str = ""
+    reused: bool = False
+    started: float | None = None
+    finished: float | None = None
+    checks: tuple[Check, ...] = ()
+    progress: Progress | None = None
+    failure: StageFinished | None = None
+    """What failed, why and what to do, where the stage failed or refused."""
+
+    def elapsed(self, now: float) -> float | None:
+        """Seconds of work, never negative; None before the start."""
+        if self.started is None:
+            return None
+        return max(0.0, (self.finished if self.finished is not None else now) - self.started)
+
+
+@dataclass(frozen=True)
+class RunState:
+    stages: Mapping[str, StageState] = field(default_factory=lambda: {name: StageState(name) for name in STAGES})
+    run: RunStarted | None = None
+    running: bool = False
+    last_seq: int = -1
+    last_time: float = 0.0
+    newest_pairs: tuple[PairMade | PairFailed, ...] = ()
+    pairs_made: int = 0
+    pair_failures: Mapping[str, int] = field(default_factory=dict)
+    """How often each reason kept a prompt from becoming a pair."""
+    train_steps: tuple[TrainStep, ...] = ()
+    checkpoints: tuple[CheckpointSaved, ...] = ()
+    evaluation: EvalDone | None = None
+    telemetry: tuple[Telemetry, ...] = ()
+    """The newest readings, oldest first."""
+    peak_gpu_bytes: Mapping[int, int] = field(default_factory=dict)
+    messages: tuple[tuple[float, Message], ...] = ()
+    finished: RunFinished | None = None
+
+    @property
+    def current(self) -> StageState | None:
+        """The stage that is running, if one is."""
+        return next((stage for stage in self.stages.values() if stage.status == "running"), None)
+
+    def apply_entry(self, entry: Entry) -> RunState:
+        if entry.seq <= self.last_seq:
+            return self
+        return replace(self.apply(entry.event, entry.time), last_seq=entry.seq, last_time=entry.time)
+
+    @singledispatchmethod
+    def apply(self, event: Event, time: float) -> RunState:
+        return self
+
+    @apply.register(RunStarted)
+    def _(self, event: RunStarted, time: float) -> RunState:
+        stages = {name: replace(stage, status=_interrupted(stage.status)) for name, stage in self.stages.items()}
+        return replace(self, run=event, running=True, finished=None, stages=stages)
+
+    @apply.register(StageStarted)
+    def _(self, event: StageStarted, time: float) -> RunState:
+        begun = StageState(event.stage, "running", event.sentence, started=time)
+        state = self._with_stage(begun)
+        if event.stage == "pairs":
+            return replace(state, newest_pairs=(), pairs_made=0, pair_failures={})
+        if event.stage == "training":
+            return replace(state, evaluation=None)
+        return state
+
+    @apply.register(StageFinished)
+    def _(self, event: StageFinished, time: float) -> RunState:
+        stage = self.stages[event.stage]
+        if event.reused:
+            # What an earlier process found and showed (checks, times) is still what stands.
+            return self._with_stage(replace(stage, status="done", summary=event.summary, reused=True, failure=None))
+        failure = event if event.outcome in ("failed", "refused", "stopped") else None
+        return self._with_stage(
+            replace(stage, status=event.outcome, summary=event.summary, finished=time, failure=failure)
+        )
+
+    @apply.register(Check)
+    def _(self, event: Check, time: float) -> RunState:
+        stage = self.stages[event.stage]
+        others = tuple(check for check in stage.checks if check.name != event.name)
+        if len(others) < len(stage.checks):
+            checks = tuple(event if check.name == event.name else check for check in stage.checks)
+        else:
+            checks = (*stage.checks, event)
+        return self._with_stage(replace(stage, checks=checks))
+
+    @apply.register(Progress)
+    def _(self, event: Progress, time: float) -> RunState:
+        return self._with_stage(replace(self.stages[event.stage], progress=event))
+
+    @apply.register(PairMade)
+    def _(self, event: PairMade, time: float) -> RunState:
+        newest = (*self.newest_pairs, event)[-NEWEST_PAIRS_KEPT:]
+        return replace(self, newest_pairs=newest, pairs_made=self.pairs_made + 1)
+
+    @apply.register(PairFailed)
+    def _(self, event: PairFailed, time: float) -> RunState:
+        newest = (*self.newest_pairs, event)[-NEWEST_PAIRS_KEPT:]
+        failures = {**self.pair_failures, event.reason: self.pair_failures.get(event.reason, 0) + 1}
+        return replace(self, newest_pairs=newest, pair_failures=failures)
+
+    @apply.register(TrainStep)
+    def _(self, event: TrainStep, time: float) -> RunState:
+        # A resumed run does the steps after its checkpoint again: the newest telling of a step holds.
+        kept = self.train_steps
+        while kept and kept[-1].step >= event.step:
+            kept = kept[:-1]
+        return replace(self, train_steps=(*kept, event))
+
+    @apply.register(CheckpointSaved)
+    def _(self, event: CheckpointSaved, time: float) -> RunState:
+        kept = tuple(saved for saved in self.checkpoints if saved.step < event.step)
+        return replace(self, checkpoints=(*kept, event))
+
+    @apply.register(EvalDone)
+    def _(self, event: EvalDone, time: float) -> RunState:
+        return replace(self, evaluation=event)
+
+    @apply.register(Telemetry)
+    def _(self, event: Telemetry, time: float) -> RunState:
+        peaks = dict(self.peak_gpu_bytes)
+        for gpu in event.gpus:
+            peaks[gpu.index] = max(peaks.get(gpu.index, 0), gpu.memory_used_bytes or 0)
+        return replace(self, telemetry=(*self.telemetry, event)[-TELEMETRY_KEPT:], peak_gpu_bytes=peaks)
+
+    @apply.register(Message)
+    def _(self, event: Message, time: float) -> RunState:
+        return replace(self, messages=(*self.messages, (time, event))[-MESSAGES_KEPT:])
+
+    @apply.register(RunFinished)
+    def _(self, event: RunFinished, time: float) -> RunState:
+        return replace(self, running=False, finished=event)
+
+    def _with_stage(self, stage: StageState) -> RunState:
+        return replace(self, stages={**self.stages, stage.name: stage})
+
+
+def fold(entries: Iterable[Entry], state: RunState | None = None) -> RunState:
+    state = state or RunState()
+    for entry in entries:
+        state = state.apply_entry(entry)
+    return state
+
+
+def _interrupted(status: StageStatus) -> StageStatus:
+    """A stage that was running when its process died is waiting again."""
+    return "waiting" if status == "running" else status

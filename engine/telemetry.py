@@ -1,0 +1,103 @@
+"""GPU and host readings, once a second, from a thread that no training error and whose own errors no training feels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from threading import Event as Flag
+from threading import Thread
+from typing import Any
+
+import psutil
+
+from engine.events import GpuReading, Telemetry
+
+log = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 1.0
+
+
+class Gpus:
+    """NVML, where there is one. `note` says in one line why there is no reading."""
+
+    def __init__(self) -> None:
+        self._nvml: Any = None
+        self._handles: list[Any] = []
+        self.note = ""
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            if not self._handles:
+                self.note = "no NVIDIA GPU in this machine"
+        except Exception as error:  # NVML's own errors, a missing library, a driver of another version
+            self.note = f"no NVIDIA GPU telemetry: {error}"
+
+    def driver_version(self) -> str | None:
+        return self._ask("nvmlSystemGetDriverVersion")
+
+    def read(self) -> tuple[GpuReading, ...]:
+        return tuple(self._reading(index, handle) for index, handle in enumerate(self._handles))
+
+    def _reading(self, index: int, handle: Any) -> GpuReading:
+        memory = self._ask("nvmlDeviceGetMemoryInfo", handle)
+        use = self._ask("nvmlDeviceGetUtilizationRates", handle)
+        power = self._ask("nvmlDeviceGetPowerUsage", handle)
+        return GpuReading(
+            index=index,
+            name=str(self._ask("nvmlDeviceGetName", handle) or "GPU"),
+            memory_used_bytes=None if memory is None else int(memory.used),
+            memory_total_bytes=None if memory is None else int(memory.total),
+            utilisation_percent=None if use is None else float(use.gpu),
+            temperature_celsius=self._ask("nvmlDeviceGetTemperature", handle, 0),
+            power_watts=None if power is None else power / 1000,
+        )
+
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        """The driver's answer, or None where it has none: MIG, WSL and old cards leave fields out."""
+        if self._nvml is None:
+            return None
+        try:
+            return getattr(self._nvml, function)(*arguments)
+        except Exception as error:
+            log.debug("NVML %s: %s", function, error)
+            return None
+
+
+def read_host(gpus: Gpus, process: psutil.Process) -> Telemetry:
+    memory = psutil.virtual_memory()
+    return Telemetry(
+        gpus=gpus.read(),
+        rss_bytes=process.memory_info().rss,
+        host_used_bytes=memory.total - memory.available,
+        host_total_bytes=memory.total,
+        cpu_percent=psutil.cpu_percent(),
+        note=gpus.note,
+    )
+
+
+class Sampler:
+    """Calls `emit` with a reading every second until stopped."""
+
+    def __init__(self, emit: Callable[[Telemetry], None]) -> None:
+        self._emit = emit
+        self._done = Flag()
+        self._thread = Thread(target=self._sample, name="telemetry", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join(timeout=2 * INTERVAL_SECONDS)
+
+    def _sample(self) -> None:
+        gpus, process = Gpus(), psutil.Process()
+        while not self._done.wait(INTERVAL_SECONDS):
+            try:
+                self._emit(read_host(gpus, process))
+            except Exception:
+                log.exception("telemetry ends here; the run goes on")
+                return

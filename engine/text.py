@@ -1,0 +1,36 @@
+"""The one boundary between foreign text and a terminal, a log or a title.
+
+Model output, dataset text, file names, output of children, error texts: what could drive a terminal is made visible,
+the rest is kept. Nothing foreign is ever parsed as markup; that is the screen's half of the promise.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ZERO_WIDTH_AND_BIDI = "\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_UNSAFE = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029{_ZERO_WIDTH_AND_BIDI}]")
+
+
+def visible(text: str) -> str:
+    """`text` with control characters, escape sequences, bidi and zero-width marks and lone surrogates spelt out; newline
+    and tab stay. CRLF and a lone CR become newlines.
+    """
+    return _UNSAFE.sub(_spelt_out, text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def visible_line(text: str, limit: int | None = None) -> str:
+    """The same in one line: newlines and tabs become spaces. Past `limit` characters it is cut, and says how much."""
+    line = _UNSAFE.sub(_spelt_out, re.sub(r"\s+", " ", text).strip())
+    if limit is not None and len(line) > limit:
+        return f"{line[: max(limit - 1, 0)]}…"
+    return line
+
+
+def _spelt_out(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)  # ␀ to ␟, the pictures of the control characters
+    if code == 0x7F:
+        return "␡"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

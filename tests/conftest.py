@@ -1,0 +1,54 @@
+"""What every test shares. One thread: on a busy machine waiting threads cost more than they bring."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from engine.config import Stage3Config, load_config
+from engine.environment import quiet_libraries
+from engine.run import Run
+from engine.stages.base import Context
+
+quiet_libraries()
+os.environ["HF_HUB_OFFLINE"] = "0"
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+Result = TypeVar("Result")
+
+
+def needs_shared_data(name: str) -> Path:
+    """The path of a file of real data; skips the test, saying why, where it is absent."""
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"the real data {name} is not on this machine")
+    return path
+
+
+def run_stage(stage: Generator[Any, None, Result]) -> tuple[list[Any], Result]:
+    """All events of a stage, and its result."""
+    events = []
+    while True:
+        try:
+            events.append(next(stage))
+        except StopIteration as end:
+            return events, end.value
+
+
+@pytest.fixture
+def config() -> Callable[..., Stage3Config]:
+    """A configuration with nothing from this machine's environment in it."""
+    return lambda **values: load_config(values, environment={})
+
+
+@pytest.fixture
+def context(tmp_path: Path, config: Callable[..., Stage3Config]) -> Callable[..., Context]:
+    return lambda **values: Context(config=config(output_dir=tmp_path / "run", **values), run=Run(tmp_path / "run"))
