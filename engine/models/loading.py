@@ -1,0 +1,137 @@
+"""Loading the base model, the tokenizer and the adapter: safetensors only, no remote code, a resolved revision.
+
+Imports torch and transformers inside the functions: nothing pays for them before a stage needs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import Stage3Config
+from engine.errors import PreconditionError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from engine.context import Context
+
+POLICY_ADAPTER = "default"
+"""The name that TRL expects of a loaded adapter; under any other one it raises KeyError."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def is_local(name: str) -> bool:
+    """Whether a model, adapter or dataset is a path here, not a Hub id."""
+    return Path(name).expanduser().exists() or name.startswith(("/", "./", "../", "~"))
+
+
+def local_path(name: str) -> Path:
+    return Path(name).expanduser().resolve()
+
+
+def resolve_device(config: Stage3Config) -> torch.device:
+    """The device of `--device`. Raises PreconditionError where it is not there."""
+    import torch
+
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PreconditionError(
+            f"--device {name}: torch {torch.__version__} sees no CUDA device.",
+            "Either there is no NVIDIA GPU, or torch's CUDA build is newer than the driver.",
+            "Run `stage3-tui doctor`, or use --device cpu.",
+        )
+    return device
+
+
+def resolve_dtype(config: Stage3Config) -> torch.dtype:
+    """The number format of the base weights, by evidence: bfloat16 where the GPU computes in it, else float32."""
+    import torch
+
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)  # type: ignore[no-any-return]
+    if resolve_device(config).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, padding on the left. Raises PreconditionError without a chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.base_model_id, **_hub_arguments(config, token))
+    if tokenizer.chat_template is None:
+        raise PreconditionError(
+            f"The tokenizer of {config.base_model_id} has no chat template.",
+            "Conversations are rendered by the model's own template, for generation and training alike.",
+            "Use the instruction-tuned model (google/gemma-2b-it, not google/gemma-2b).",
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel:
+    """The base model on the resolved device and dtype, for inference."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        config.base_model_id,
+        dtype=resolve_dtype(config),
+        use_safetensors=True,
+        **_hub_arguments(config, token),
+    )
+    return model.to(resolve_device(config)).eval()
+
+
+def load_policy(base: PreTrainedModel, adapter: Path, *, trainable: bool = False) -> PeftModel:
+    """`base` with the LoRA adapter in the folder `adapter`, under the name "default"; the adapter is float32."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(adapter), adapter_name=POLICY_ADAPTER, is_trainable=trainable)
+
+
+def adapter_folder(context: Context) -> Path:
+    """The folder of the Stage 2 adapter: `--adapter-path` from here, else from the workspace, else from the Hub.
+
+    Raises PreconditionError when there is none.
+    """
+    name = context.config.adapter_path
+    workspace = context.run.result("workspace").get("folder")
+    candidates = [local_path(name)]
+    if workspace and not Path(name).expanduser().is_absolute():
+        candidates.append(Path(workspace) / name)
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    if looks_like_hub_id(name):
+        from huggingface_hub import snapshot_download
+
+        token = context.token_text
+        patterns = [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
+        return Path(snapshot_download(name, token=token, allow_patterns=patterns))
+    raise PreconditionError(
+        f"There is no Stage 2 adapter at {' or '.join(str(path) for path in candidates)}.",
+        "Stage 3 starts from the Stage 2 LoRA adapter.",
+        "Give its folder, or its Hub id, with --adapter-path; `--demo` brings one along.",
+    )
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """`owner/name`, which is no path here and no deeper path."""
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not is_local(name) and not name.startswith(("artifacts/", "."))
+
+
+def _hub_arguments(config: Stage3Config, token: str | None) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"trust_remote_code": False}
+    if not is_local(config.base_model_id):
+        arguments |= {"revision": config.base_model_revision, "token": token}
+    return arguments

@@ -1,0 +1,54 @@
+"""One line of `pairs.jsonl`: the notebook's keys, and what we add to them (a contract)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.pairs.dialogue import Conversation
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """Draft, critique and revision of one prompt, and what became of them."""
+
+    id: str
+    prompt: str
+    messages: Conversation
+    base_response: str
+    revised_response: str
+    critic_notes: str
+    principle_ids: tuple[str, ...]
+    """The principle of each attempt; the last one made the revision."""
+    attempts: int
+    status: str
+    """`ok`, or why there is no pair."""
+    base_score: float | None = None
+    revised_score: float | None = None
+    chosen: str = "revised"
+    finish: dict[str, str] = field(default_factory=dict)
+    """Of draft, critique and revision: `stopped`, or `cut off`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What any pairs file tells of one pair: ours, the notebook's, or TRL's prompt, chosen, rejected."""
+
+    id: str
+    prompt: str
+    messages: Conversation
+    base_response: str
+    """The draft: rejected, unless `chosen` says otherwise."""
+    revised_response: str
+    status: str = OK
+    chosen: str = "revised"
+    critic_notes: str = ""
+    principle_ids: tuple[str, ...] = ()
+    base_score: float | None = None
+    revised_score: float | None = None
+    finish: dict[str, str] = field(default_factory=dict)
