@@ -1,0 +1,100 @@
+"""Two processes from one command, so that the wizard can leave the terminal without leaving the run.
+
+The command forks before anything heavy is imported: the child is the wizard with the engine in its threads, the parent
+only waits. When the screen is left while the run goes on, the child starts a session of its own (out of the reach of the
+terminal's hang-up) and tells the parent, which ends: the shell has its prompt back. Nothing is handed over, nothing restarts.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+LEFT = b"L"
+
+
+class Leaver:
+    """The child's way out of the terminal."""
+
+    def __init__(self, pipe: int | None) -> None:
+        self._pipe = pipe
+
+    def leave(self) -> None:
+        """Cut all ties with the terminal; the shell gets its prompt. Once; afterwards nothing can be shown."""
+        if self._pipe is None:
+            return
+        if os.getpgrp() != os.getpid():
+            os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for file in (0, 1, 2):
+            os.dup2(null, file)
+        os.close(null)
+        try:
+            os.write(self._pipe, LEFT)
+        except BrokenPipeError:  # the parent went with the terminal
+            pass_on = None
+        else:
+            pass_on = self._pipe
+        if pass_on is not None:
+            os.close(pass_on)
+        self._pipe = None
+
+
+def supervise(child: Callable[[Leaver], int], farewell: Callable[[int], None]) -> int:
+    """Run `child` in a child process and return its exit code; when it leaves, `farewell(pid)` and 0.
+
+    Must be called while the process has one thread.
+    """
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        return child(Leaver(write))
+    os.close(write)
+    return _Parent(pid, read, farewell).wait()
+
+
+class _Parent:
+    def __init__(self, pid: int, pipe: int, farewell: Callable[[int], None]) -> None:
+        self._pid, self._pipe, self._farewell = pid, pipe, farewell
+        self._hung_up = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGHUP, self._hear_hang_up)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well
+
+    def wait(self) -> int:
+        while True:
+            ready, _, _ = select.select([self._pipe, self._wake_read], [], [])
+            if self._pipe in ready:
+                if os.read(self._pipe, 1) == LEFT:
+                    if self._hung_up:
+                        return 128 + signal.SIGHUP
+                    self._farewell(self._pid)
+                    return 0
+                return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]) & 0xFF
+            os.read(self._wake_read, 512)
+            self._stop_with_the_child()
+
+    def _stop_with_the_child(self) -> None:
+        """Ctrl+z stops the child alone: stop too, so that the shell sees it, and wake it again afterwards."""
+        pid, status = os.waitpid(self._pid, os.WNOHANG | os.WUNTRACED)
+        if pid and os.WIFSTOPPED(status):
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os.kill(self._pid, signal.SIGCONT)
+        elif pid:
+            sys.exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        os.kill(self._pid, number)
+
+    def _hear_hang_up(self, number: int, _: FrameType | None) -> None:
+        self._hung_up = True
+        os.kill(self._pid, number)

@@ -1,0 +1,89 @@
+"""The wizard's process: the run taken, the engine's thread under the screen, and what happens when the screen ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.config import Stage3Config
+from engine.environment import log_to_file, quiet_libraries
+from engine.errors import ExitCode, Stage3Error
+from engine.names import RUN_LOG
+from engine.run import Run
+from engine.secrets import Secret
+from tui.supervisor import Leaver, supervise
+
+if TYPE_CHECKING:
+    from tui.runner import Runner
+
+
+def run_wizard_process(config: Stage3Config, token: Secret | None = None) -> int:
+    """The wizard on this terminal; returns the exit code of the command."""
+
+    def farewell(pid: int) -> None:
+        print(f"The run goes on as process {pid}.")
+        print(f"Watch it: stage3-tui attach {config.output_dir}    stop it: stage3-tui stop {config.output_dir}")
+
+    return supervise(lambda leaver: _wizard(config, token, leaver), farewell)
+
+
+def attach(config: Stage3Config, folder: Path) -> int:
+    """The same screens over somebody else's run, read-only but for stop."""
+    from tui.app import run_wizard
+    from tui.watcher import Watcher
+
+    give_the_screen_its_own_file(None)
+    run_wizard(Watcher(Run(folder), config), theme=config.theme, mouse=config.mouse)
+    return int(ExitCode.DONE)
+
+
+def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver) -> int:
+    from tui.cli import tell
+
+    quiet_libraries()
+    run = Run(config.output_dir)
+    try:
+        run.acquire()
+    except Stage3Error as error:
+        tell(error)
+        return int(error.exit_code)
+    log_to_file(run / RUN_LOG)
+    give_the_screen_its_own_file(run / RUN_LOG)
+    try:
+        return _screen_then_engine(config, token, run, leaver)
+    finally:
+        run.release()
+
+
+def _screen_then_engine(config: Stage3Config, token: Secret | None, run: Run, leaver: Leaver) -> int:
+    from tui.app import WizardEnd, run_wizard
+    from tui.auto import hear_signals
+    from tui.runner import Runner
+
+    runner: Runner = Runner(config, run, token=token)
+    end = run_wizard(runner, theme=config.theme, mouse=config.mouse)
+    if end is WizardEnd.LEFT_RUNNING:
+        hear_signals(runner.stop)
+        leaver.leave()
+    runner.join()
+    return int(runner.exit_code or ExitCode.DONE) if end is not WizardEnd.FINISHED else end_code(runner)
+
+
+def end_code(runner: Runner) -> int:
+    """A wizard that was quit with nothing running has done what it was asked."""
+    return int(ExitCode.DONE) if runner.exit_code in (None, ExitCode.DONE) else int(runner.exit_code or 0)
+
+
+def give_the_screen_its_own_file(log: Path | None) -> None:
+    """Let the screen draw on a file of its own, and send what children and C libraries write to fd 1 and 2 to the log.
+
+    Textual redirects `sys.stdout` and `sys.stderr`, not the file descriptors: one line from a library would tear the screen.
+    """
+    tty = os.fdopen(os.dup(2 if sys.stderr.isatty() else 1), "w", encoding="utf-8")
+    sys.__stderr__ = sys.__stdout__ = tty  # type: ignore[misc, assignment]
+    target = os.open(log if log is not None else os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
