@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 
 from engine.errors import DiskError, MemoryExhausted, Stage3Error
 
@@ -17,6 +18,9 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
     """The failure that a person can mend behind `error`, or None: then it is a bug of ours."""
     if isinstance(error, Stage3Error):
         return error
+    of_the_hub = _hub_failure(error)
+    if of_the_hub is not None:
+        return of_the_hub
     if (isinstance(error, OSError) and error.errno in _NO_SPACE) or _NO_SPACE_TEXT.search(str(error)):
         return DiskError(
             "Writing to the disk failed.",
@@ -32,3 +36,12 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
     if isinstance(error, PermissionError):
         return DiskError(f"Access to {error.filename} was refused.", str(error), "Change its owner or mode, or the path.")
     return None
+
+
+def _hub_failure(error: BaseException) -> Stage3Error | None:
+    """What the Hub refused, wherever in the chain of causes it stands: its HTTP error is an OSError too."""
+    if "huggingface_hub" not in sys.modules:
+        return None
+    from engine.hub import explained
+
+    return explained(error)
