@@ -24,7 +24,7 @@ from engine.models.sampling import SamplingSettings
 from engine.pairs.constitution import load_constitution
 from engine.pairs.generation import make_records
 from engine.pairs.prompts import Prompt, load_prompts
-from engine.pairs.record import PairRecord
+from engine.pairs.record import Pair, PairRecord
 from engine.pairs.training_set import preference_row
 from engine.run import Run
 from engine.stages.base import StageResult, StageRun
@@ -39,6 +39,8 @@ PROBE_TOKENS = 8
 """Length of the replies of the batch that is timed."""
 STEPS = 3
 """Two before the interruption at the latest, and one for the resume."""
+LOOKED_AT = 200
+"""Prompts that are measured to find one that fits."""
 GIB = 1 << 30
 
 
@@ -88,6 +90,7 @@ def _short_run(context: Context, scratch: Run) -> Generator[Event, None, Measure
     yield Check(NAME, "number format", "ok", f"{dtype} on {resolve_device(config)} (--dtype {config.dtype})")
 
     backend = load_stage2_backend(config, adapter_folder(context), context.stop, context.token_text)
+    prompts = _short_first(prompts, backend, config.max_length)
     started = time.monotonic()
     record = make_records(prompts[:1], backend, load_constitution(config.constitution), config)[0]
     yield Check(NAME, "one pair", "ok", f"{time.monotonic() - started:.1f} s, {backend.tokens} tokens: {record.status}")
@@ -116,37 +119,47 @@ def _short_run(context: Context, scratch: Run) -> Generator[Event, None, Measure
     )
 
 
+def _short_first(prompts: list[Prompt], backend: LocalBackend, max_length: int) -> list[Prompt]:
+    """The prompts, the first one that leaves half of `--max-length` to the replies in front; else the shortest."""
+    lengths = [backend.length(prompt.messages) for prompt in prompts[:LOOKED_AT]]
+    fitting = [index for index, length in enumerate(lengths) if length <= max_length // 2]
+    first = fitting[0] if fitting else lengths.index(min(lengths))
+    return [prompts[first], *prompts[:first], *prompts[first + 1 :]]
+
+
 def longest_row(record: PairRecord, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-    """The pair, its replies repeated until prompt and reply fill `max_length` tokens, or nearly so."""
+    """The pair, its words repeated until prompt and reply fill `max_length` tokens, or nearly so."""
     from engine.dpo.dataset import measure_lengths
 
-    def row(words: int, text: str) -> dict[str, Any]:
-        pool = text.split() or ["word"]
-        reply = " ".join(pool[i % len(pool)] for i in range(words))
-        made = preference_row_of(record, reply)
-        return made
+    pool = (record.revised_response or record.base_response or "word").split()
 
-    text = record.revised_response or record.base_response or "word"
+    def row(words: int) -> dict[str, Any]:
+        reply = [pool[i % len(pool)] for i in range(words)]
+        return preference_row(
+            Pair(
+                id=record.id,
+                prompt=record.prompt,
+                messages=record.messages,
+                base_response=" ".join(reversed(reply)) + ".",
+                revised_response=" ".join(reply) + ".",
+            )
+        )
+
     low, high = 1, max_length
     while low < high:  # the largest number of words that fits
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if measure_lengths([row(middle, text)], tokenizer)[0] <= max_length else (low, middle - 1)
-    return row(low, text)
-
-
-def preference_row_of(record: PairRecord, reply: str) -> dict[str, Any]:
-    from engine.pairs.record import Pair
-
-    words = reply.split()
-    backwards = " ".join(reversed(words))
-    pair = Pair(record.id, record.prompt, record.messages, base_response=f"{backwards}.", revised_response=f"{reply}.")
-    return preference_row(pair)
+        if measure_lengths([row(middle)], tokenizer)[0] <= max_length:  # type: ignore[list-item]
+            low = middle
+        else:
+            high = middle - 1
+    return row(low)
 
 
 def _time_a_batch(backend: LocalBackend, prompts: list[Prompt]) -> tuple[float, float]:
     """(seconds to read the prompts, seconds per further token), of a batch."""
     conversations = [prompt.messages for prompt in prompts]
     seeds = list(range(len(prompts)))
+    backend.reply(conversations, SamplingSettings(1), seeds)  # the first batch of a shape pays for more than itself
     one, many = (
         _seconds(lambda n=n: backend.reply(conversations, SamplingSettings(n), seeds)) for n in (1, 1 + PROBE_TOKENS)
     )
