@@ -21,7 +21,7 @@ from engine.errors import ConfigError
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef,unused-ignore]
+    import tomli as tomllib  # type: ignore[no-redef]
 
 ENV_PREFIX = "STAGE3_"
 
@@ -228,9 +228,13 @@ def _toml_values(path: Path | None) -> dict[str, Any]:
         with path.open("rb") as file:
             return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
     except OSError as error:
-        raise ConfigError(f"The configuration {path} cannot be read.", str(error), "Give another with --config.") from error
+        raise ConfigError(
+            f"The configuration {path} cannot be read.", str(error), "Give another with --config."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration {path} is not TOML.", str(error), "Mend the line that it names.") from error
+        raise ConfigError(
+            f"The configuration {path} is not TOML.", str(error), "Mend the line that it names."
+        ) from error
 
 
 def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
@@ -264,4 +268,6 @@ def _refused(
         else "the preset"
     )
     sentence = Stage3Config.model_fields[key].description or ""
-    return ConfigError(f"{key} = {first['input']!r} (from {source}) cannot be.", f"{first['msg']}.", f"{key}: {sentence}")
+    return ConfigError(
+        f"{key} = {first['input']!r} (from {source}) cannot be.", f"{first['msg']}.", f"{key}: {sentence}"
+    )

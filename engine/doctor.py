@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.config import Stage3Config
+from engine.context import Context
 from engine.environment import quiet_libraries
 from engine.errors import Stage3Error
 from engine.events import Check
 from engine.run import Run
-from engine.stages.base import Context
 from engine.telemetry import Gpus
 
 GIB = 1 << 30

@@ -10,7 +10,9 @@ from engine.errors import DiskError, MemoryExhausted, Stage3Error
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 # torch and safetensors say a full disk in words of their own (iostream error, unexpected pos, StorageFull).
-_NO_SPACE_TEXT = re.compile(r"iostream error|unexpected pos \d+ vs|StorageFull|No space left|PytorchStreamWriter", re.IGNORECASE)
+_NO_SPACE_TEXT = re.compile(
+    r"iostream error|unexpected pos \d+ vs|StorageFull|No space left|PytorchStreamWriter", re.IGNORECASE
+)
 _NO_MEMORY_TEXT = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
@@ -34,7 +36,9 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
             "Make --generation-batch-size, --per-device-train-batch-size or --max-length smaller; the run goes on from here.",
         )
     if isinstance(error, PermissionError):
-        return DiskError(f"Access to {error.filename} was refused.", str(error), "Change its owner or mode, or the path.")
+        return DiskError(
+            f"Access to {error.filename} was refused.", str(error), "Change its owner or mode, or the path."
+        )
     return None
 
 

@@ -90,7 +90,9 @@ class BadLine:
     reason: str
 
 
-def read_jsonl(path: Path, *, last_line_may_lack_newline: bool = False) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+def read_jsonl(
+    path: Path, *, last_line_may_lack_newline: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
     """Yield (line number from 0, record or BadLine) in constant memory; blank lines are passed over.
 
     A last line without a newline is what a writer has not finished yet, and is left out, unless the file is

@@ -14,12 +14,13 @@ from importlib import import_module
 from typing import Any, cast
 
 from engine import __version__
-from engine.errors import DataError, ExitCode, PreconditionError, Stage3Error, Stopped, UnsafeError
+from engine.context import Context
+from engine.errors import DataError, ExitCode, Stage3Error, Stopped, UnsafeError
 from engine.events import Event, Message, Outcome, RunFinished, StageFinished, StageStarted
 from engine.failures import as_stage3_error
 from engine.files import sha256_of_json
 from engine.names import RUN_LOG, STAGE, STAGES
-from engine.stages.base import Context, Stage, StageResult
+from engine.stages.base import Stage, StageResult
 
 log = logging.getLogger(__name__)
 
@@ -147,10 +148,3 @@ def _record_success(context: Context) -> None:
     context.run.manifest["error"] = None
     context.run.manifest["version"] = __version__
     context.run.save()
-
-
-def require_result(context: Context, name: str) -> dict[str, Any]:
-    """The facts of a finished stage. Raises PreconditionError where it has not finished."""
-    if context.run.stage(name).get("status") not in ("done", "skipped"):
-        raise PreconditionError(f"Stage {name} has not finished.", "Later stages build on it.", f"Run --until {name} first.")
-    return context.run.result(name)

@@ -48,5 +48,7 @@ def read_token_file(path: str) -> Secret:
             )
         first_line, *_ = file.read_text(encoding="utf-8").splitlines() or [""]
     except (OSError, UnicodeDecodeError) as error:
-        raise AccessError(f"The token file {file} cannot be read.", str(error), "Give another with --token-file.") from error
+        raise AccessError(
+            f"The token file {file} cannot be read.", str(error), "Give another with --token-file."
+        ) from error
     return Secret(first_line.strip())

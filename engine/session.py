@@ -14,13 +14,13 @@ from threading import Event as Flag
 from threading import Thread
 
 from engine import __version__, names
+from engine.context import Context
 from engine.environment import prepare_process
 from engine.errors import ExitCode
 from engine.events import Event, Message, RunStarted
 from engine.failures import as_stage3_error
 from engine.journal import Entry, Journal
 from engine.pipeline import run_pipeline
-from engine.stages.base import Context
 from engine.telemetry import Sampler
 
 Listener = Callable[[Entry], None]

@@ -36,7 +36,8 @@ class Gpus:
             self.note = f"no NVIDIA GPU telemetry: {error}"
 
     def driver_version(self) -> str | None:
-        return self._ask("nvmlSystemGetDriverVersion")
+        version = self._ask("nvmlSystemGetDriverVersion")
+        return None if version is None else str(version)
 
     def read(self) -> tuple[GpuReading, ...]:
         return tuple(self._reading(index, handle) for index, handle in enumerate(self._handles))

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import pytest
 
 from engine.config import Stage3Config, load_config
+from engine.context import Context
 from engine.environment import quiet_libraries
 from engine.run import Run
-from engine.stages.base import Context
 
 quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "0"

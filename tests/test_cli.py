@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 def stage3(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tui.cli", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL, timeout=120
+    )
 
 
 def test_version_and_help_answer():
@@ -86,7 +88,11 @@ def test_validate_reads_the_notebooks_pairs_and_refuses_with_9():
 def test_validate_opens_for_pairs_that_can_teach(tmp_path: Path):
     path = tmp_path / "pairs.jsonl"
     rows = [
-        {"prompt": f"How do I mend thing {i}?", "base_response": f"Kick thing {i} {'very ' * (i % 5)}hard.", "revised_response": f"Glue thing {i} {'gently ' * (i % 3)}."}
+        {
+            "prompt": f"How do I mend thing {i}?",
+            "base_response": f"Kick thing {i} {'very ' * (i % 5)}hard.",
+            "revised_response": f"Glue thing {i} {'gently ' * (i % 3)}.",
+        }
         for i in range(40)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

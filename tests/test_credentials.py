@@ -12,12 +12,13 @@ from huggingface_hub import constants
 
 from engine import hub
 from engine.config import load_config
+from engine.context import Context
 from engine.errors import AccessError, NetworkError, Stage3Error
 from engine.events import Check, Event
 from engine.run import Run
 from engine.secrets import Secret
 from engine.stages import credentials
-from engine.stages.base import Context, StageResult
+from engine.stages.base import StageResult
 from tests.fake_hub import FakeHub, fake_hub
 
 CANARY = "hf_CanaryCanaryCanaryCanary"

@@ -12,11 +12,12 @@ import pytest
 
 from engine.children import ChildResult
 from engine.config import load_config
+from engine.context import Context
 from engine.errors import NetworkError, PreconditionError, Stage3Error
 from engine.events import Check, Event
 from engine.run import Run
 from engine.stages import dependencies
-from engine.stages.base import Context, StageResult
+from engine.stages.base import StageResult
 
 FOUND = {"torch": "2.13.0", "cuda": None, "device": "cpu", "name": "CPU", "seconds": 1.0}
 

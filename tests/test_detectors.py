@@ -33,7 +33,9 @@ def test_each_fault_has_its_reason(reply: str, reason: str):
     assert reason in reasons(PROMPT, DRAFT, reply)
 
 
-@pytest.mark.parametrize("reply", [GOOD, "No.", "Sure: cold water, then salt.", "I would blot it, and rinse. Is it wool?"])
+@pytest.mark.parametrize(
+    "reply", [GOOD, "No.", "Sure: cold water, then salt.", "I would blot it, and rinse. Is it wool?"]
+)
 def test_a_reply_that_stands_alone_has_none(reply: str):
     assert reasons(PROMPT, DRAFT, reply) == []
 

@@ -52,7 +52,10 @@ def test_too_few_pairs_shut_it(config):
 
 
 def test_revisions_that_are_only_longer_shut_it(config):
-    longer = [pair(i, revised_response=f"Glue thing {i} gently, then wait, then look whether it holds, and if not, wait.") for i in range(12)]
+    longer = [
+        pair(i, revised_response=f"Glue thing {i} gently, then wait, then look whether it holds, and if not, wait.")
+        for i in range(12)
+    ]
     assert shut_by(config, *longer) == ["longer_share"]
 
 
@@ -117,11 +120,22 @@ def test_held_out_prompts_are_not_trained_on_and_the_parting_is_the_same_every_t
 
 def test_lines_of_the_notebook_and_of_trl_are_read_and_bad_ones_named():
     notebook = pair_of(3, {"prompt": "p", "base_response": "a", "revised_response": "b", "base_score": None})
-    trl = pair_of(4, {"prompt": [{"role": "user", "content": "p"}], "chosen": [{"role": "assistant", "content": "b"}], "rejected": "a"})
+    trl = pair_of(
+        4,
+        {
+            "prompt": [{"role": "user", "content": "p"}],
+            "chosen": [{"role": "assistant", "content": "b"}],
+            "rejected": "a",
+        },
+    )
     for read in (notebook, trl):
         assert isinstance(read, Pair)
         assert (read.prompt, read.base_response, read.revised_response) == ("p", "a", "b")
-    for bad in ({}, {"prompt": 3, "base_response": "a", "revised_response": "b"}, {"prompt": "p", "base_response": "a"}):
+    for bad in (
+        {},
+        {"prompt": 3, "base_response": "a", "revised_response": "b"},
+        {"prompt": "p", "base_response": "a"},
+    ):
         assert isinstance(pair_of(9, bad), BadLine)
 
 

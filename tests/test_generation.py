@@ -24,7 +24,12 @@ from engine.stages.pairs import Recorded, generate_pairs
 from engine.stop import StopToken
 from tests.tiny_models import build_adapter, build_base
 
-ASKED = ["How do I fix the tap?", "Water", "Could you sort the mail and then test the valve twice ?", "I am late , sorry !"]
+ASKED = [
+    "How do I fix the tap?",
+    "Water",
+    "Could you sort the mail and then test the valve twice ?",
+    "I am late , sorry !",
+]
 TALKS = [[{"role": "user", "content": text}] for text in ASKED]
 PROMPTS = [Prompt(f"id{i}", talk) for i, talk in enumerate(TALKS)]
 
@@ -72,7 +77,9 @@ def test_sampling_draws_by_the_models_probabilities(loaded):
     best = int(chance.argmax())
     text = tokenizer.decode([best], skip_special_tokens=True).strip()
     share = sum(reply.text == text for reply in draws) / 600
-    expected = float(chance[[i for i in range(len(chance)) if tokenizer.decode([i], skip_special_tokens=True).strip() == text]].sum())
+    expected = float(
+        chance[[i for i in range(len(chance)) if tokenizer.decode([i], skip_special_tokens=True).strip() == text]].sum()
+    )
     assert abs(share - expected) < 4 * (expected * (1 - expected) / 600) ** 0.5
 
 
@@ -133,9 +140,16 @@ class Scripted:
 
 
 def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principle(config):
-    backend = Scripted(["Bad draft."], ["Too rude."], ["The revised answer is clear."], ["Too short."], ["A kind answer."])
+    backend = Scripted(
+        ["Bad draft."], ["Too rude."], ["The revised answer is clear."], ["Too short."], ["A kind answer."]
+    )
     (record,) = make_records(PROMPTS[:1], backend, load_constitution(None), config())
-    assert (record.status, record.attempts, record.revised_response, record.critic_notes) == (OK, 2, "A kind answer.", "Too short.")
+    assert (record.status, record.attempts, record.revised_response, record.critic_notes) == (
+        OK,
+        2,
+        "A kind answer.",
+        "Too short.",
+    )
     assert len(set(record.principle_ids)) == 2
     assert [m["content"] for m in backend.heard[-1][0]][:2] == [ASKED[0], "Bad draft."]
 
@@ -155,12 +169,18 @@ def test_a_cut_off_revision_and_an_empty_draft_are_no_pairs(config):
 
 def made(context, backend, *, appender_path: Path) -> list[dict]:
     with JsonlAppender(appender_path) as appender:
-        list(generate_pairs(context, PROMPTS, backend, load_constitution(None), None, appender, Recorded.read(appender_path)))
+        list(
+            generate_pairs(
+                context, PROMPTS, backend, load_constitution(None), None, appender, Recorded.read(appender_path)
+            )
+        )
     return [row for _, row in read_jsonl(appender_path)]
 
 
 def test_a_run_cut_at_every_record_makes_the_same_file_as_one_that_was_not(models, context, tmp_path):
-    at_work = context(base_model_id=str(models[0]), device="cpu", generation_batch_size=3, max_new_tokens=8, max_attempts=2)
+    at_work = context(
+        base_model_id=str(models[0]), device="cpu", generation_batch_size=3, max_new_tokens=8, max_attempts=2
+    )
     backend = load_stage2_backend(at_work.config, models[1], StopToken(), None)
     whole = made(at_work, backend, appender_path=tmp_path / "whole.jsonl")
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)

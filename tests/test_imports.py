@@ -43,7 +43,9 @@ def test_no_file_of_the_engine_names_rich():
     """TRL imports rich by itself, so that the interpreter's memory tells nothing."""
     for path in (ROOT / "engine").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            named = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            named = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            )
             assert not any(name.split(".")[0] == "rich" for name in named), path
 
 
@@ -74,7 +76,9 @@ def _imports(path: Path) -> list[str]:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "engine":
             if node.module == "engine":
-                found += [f"engine.{alias.name}" for alias in node.names if (ROOT / "engine" / f"{alias.name}.py").exists()]
+                found += [
+                    f"engine.{alias.name}" for alias in node.names if (ROOT / "engine" / f"{alias.name}.py").exists()
+                ]
             else:
                 found.append(node.module)
         if isinstance(node, ast.Import):

@@ -60,7 +60,9 @@ def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path):
 
 def test_bad_lines_are_named_and_the_others_read(tmp_path: Path):
     path = tmp_path / "x.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\nnot json\n[1]\n{"x": NaN}\n{"deep": ' + b"[" * 100_000 + b'\n{"b": 2}\n')
+    path.write_bytes(
+        b'\xef\xbb\xbf{"a": 1}\r\n\nnot json\n[1]\n{"x": NaN}\n{"deep": ' + b"[" * 100_000 + b'\n{"b": 2}\n'
+    )
     rows = dict(read_jsonl(path))
     assert rows[0] == {"a": 1} and rows[6] == {"b": 2}
     assert [number for number, row in rows.items() if isinstance(row, BadLine)] == [2, 3, 4, 5]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from engine import pipeline
+from engine.context import Context
 from engine.errors import DataError, ExitCode, NetworkError
 from engine.events import Event, Message, RunFinished, StageFinished, StageStarted
 from engine.names import STAGES
-from engine.stages.base import Context, StageResult
+from engine.stages.base import StageResult
 
 
 @dataclass

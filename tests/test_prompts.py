@@ -13,7 +13,10 @@ HH = "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: How do I sharpen a knife?\n\nA
 
 
 def dataset(path: Path, rows: int) -> Path:
-    lines = "".join(json.dumps({"chosen": f"\n\nHuman: Question {i}?\n\nAssistant: No.", "rejected": ""}) + "\n" for i in range(rows))
+    lines = "".join(
+        json.dumps({"chosen": f"\n\nHuman: Question {i}?\n\nAssistant: No.", "rejected": ""}) + "\n"
+        for i in range(rows)
+    )
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(lines.encode()))
     else:

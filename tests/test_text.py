@@ -7,7 +7,18 @@ from engine.text import visible, visible_line
 
 @pytest.mark.parametrize(
     "hostile",
-    ["\x1b]52;c;QUFB\x07", "\x1b[2J", "\x1bc", "\x9b31m", "a\x08b", "\u202eevil", "\u200bzero", "\ud800", "\x7f", "\u2028"],
+    [
+        "\x1b]52;c;QUFB\x07",
+        "\x1b[2J",
+        "\x1bc",
+        "\x9b31m",
+        "a\x08b",
+        "\u202eevil",
+        "\u200bzero",
+        "\ud800",
+        "\x7f",
+        "\u2028",
+    ],
 )
 def test_nothing_that_drives_a_terminal_is_left(hostile: str):
     for shown in (visible(hostile), visible_line(hostile)):

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from engine.config import load_config
+from engine.context import Context
 from engine.errors import PreconditionError
 from engine.events import Check, Event
 from engine.run import Run
 from engine.stages import toolchain
-from engine.stages.base import Context, StageResult
+from engine.stages.base import StageResult
 from engine.telemetry import Gpus
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from engine.config import load_config
+from engine.context import Context
 from engine.errors import ConfigError, PreconditionError, UnsafeError
 from engine.events import Check, Event
 from engine.run import Run
 from engine.stages import workspace
-from engine.stages.base import Context, StageResult
+from engine.stages.base import StageResult
 from engine.stages.workspace import check_url
 
 

@@ -10,14 +10,14 @@ from threading import Lock, Thread
 from types import FrameType
 
 from engine.config import Stage3Config
+from engine.context import Context
 from engine.environment import log_to_file, quiet_libraries
 from engine.errors import ExitCode, Stage3Error
-from engine.jsonl import dumps
 from engine.journal import Entry, read_entries
+from engine.jsonl import dumps
 from engine.names import EVENTS_JSONL, RUN_LOG
 from engine.run import Run
 from engine.secrets import Secret
-from engine.stages.base import Context
 from engine.state import RunState, fold
 from tui.console import AutoPrinter, LinePrinter, LivePrinter
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine import __version__
 from engine.errors import ConfigError, ExitCode, PreconditionError, Stage3Error
-from engine.names import STAGE_TABLE, STAGES
+from engine.names import STAGES
 from engine.options import Option, options
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ def split_command(arguments: list[str]) -> tuple[str, list[str]]:
         command = arguments[0]
         if command not in COMMANDS:
             nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"There is no command {command!r}.", "", f"The nearest is `{PROGRAM} {nearest}`; see --help.")
+            raise ConfigError(
+                f"There is no command {command!r}.", "", f"The nearest is `{PROGRAM} {nearest}`; see --help."
+            )
         return command, arguments[1:]
     return "run", arguments
 
@@ -181,7 +183,9 @@ def require_terminal() -> None:
     """The wizard needs a terminal that can draw. Raises ConfigError."""
     advice = f"Use `{PROGRAM} --auto`, or `{PROGRAM} status` to look at a run."
     if not (sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())):
-        raise ConfigError("The wizard needs a terminal, and there is none here.", "Input or output is no terminal.", advice)
+        raise ConfigError(
+            "The wizard needs a terminal, and there is none here.", "Input or output is no terminal.", advice
+        )
     if os.environ.get("TERM", "dumb") in ("dumb", ""):
         raise ConfigError("The wizard cannot draw on this terminal.", f"TERM is {os.environ.get('TERM')!r}.", advice)
 
@@ -190,7 +194,9 @@ def require_terminal() -> None:
 
 
 def attach_command(arguments: list[str]) -> int:
-    parser = run_dir_parser("attach", "Watch a run from another terminal: the wizard's screens, read-only but for stop.")
+    parser = run_dir_parser(
+        "attach", "Watch a run from another terminal: the wizard's screens, read-only but for stop."
+    )
     given = parse(parser, arguments)
     require_terminal()
     from tui.wizard import attach
@@ -232,7 +238,9 @@ def validate_command(arguments: list[str]) -> int:
 
 
 def doctor_command(arguments: list[str]) -> int:
-    parser = new_parser("What this machine can run: driver, VRAM, disk, versions, token.", "", usage=f"{PROGRAM} doctor")
+    parser = new_parser(
+        "What this machine can run: driver, VRAM, disk, versions, token.", "", usage=f"{PROGRAM} doctor"
+    )
     add_options(parser, [option for option in options() if option.name in ("device", "output_dir")])
     given = parse(parser, arguments)
     from tui.console import print_doctor

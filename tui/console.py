@@ -35,7 +35,14 @@ GLYPH = {
     "ok": "✓",
     "warning": "!",
 }
-COLOUR = {"running": "cyan", "done": "green", "failed": "red", "refused": "red", "stopped": "yellow", "warning": "yellow"}
+COLOUR = {
+    "running": "cyan",
+    "done": "green",
+    "failed": "red",
+    "refused": "red",
+    "stopped": "yellow",
+    "warning": "yellow",
+}
 LINE_SECONDS = 5.0
 """Where output is no terminal: a progress line at most so often."""
 
@@ -101,7 +108,9 @@ def event_line(entry: Entry) -> str:
             return f"▶ {_number(stage)} {stage}: {sentence}"
         case StageFinished(stage=stage, outcome=outcome, summary=summary, reused=reused):
             word = "done before" if reused else outcome
-            return f"{GLYPH[outcome if not reused else 'done']} {_number(stage)} {stage} {word}: {visible_line(summary)}"
+            return (
+                f"{GLYPH[outcome if not reused else 'done']} {_number(stage)} {stage} {word}: {visible_line(summary)}"
+            )
         case Check(status=status, name=name, detail=detail):
             return f"    {GLYPH[status]} {visible_line(name):24} {visible_line(detail)}".rstrip()
         case Progress() as progress:
@@ -283,8 +292,12 @@ def _print_report(report: dict[str, Any], bad_lines: list[Any]) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     figures = report["figures"]
-    console.print(Text(f"{report['pairs']:,} pairs, {figures['usable']:,} usable, "
-                       f"{figures['byte_identical']:,} with a revision byte-identical to the draft"))
+    console.print(
+        Text(
+            f"{report['pairs']:,} pairs, {figures['usable']:,} usable, "
+            f"{figures['byte_identical']:,} with a revision byte-identical to the draft"
+        )
+    )
     table = Table.grid(padding=(0, 2))
     mends: list[str] = []
     for row in report["gate"]["figures"]:
@@ -298,16 +311,24 @@ def _print_report(report: dict[str, Any], bad_lines: list[Any]) -> None:
     for mend in mends:
         console.print(Text(mend, style="dim"))
     if report["left_out"]:
-        console.print(Text("left out: " + ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items())))
+        console.print(
+            Text("left out: " + ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items()))
+        )
     for bad in bad_lines[:20]:
         console.print(Text(f"line {bad.line + 1}: {visible_line(bad.reason)}", style="red"))
     if len(bad_lines) > 20:
         console.print(Text(f"… and {len(bad_lines) - 20} more lines that are no pair"))
     _print_examples(console, report["examples"])
     gate = report["gate"]
-    word = "The gate is open." if gate["open"] and not bad_lines else "The gate is shut: " + ", ".join(
-        [name.replace("_", " ") for name in gate["failed"]] + (["lines that are no pair"] if bad_lines else [])
-    ) + "."
+    word = (
+        "The gate is open."
+        if gate["open"] and not bad_lines
+        else "The gate is shut: "
+        + ", ".join(
+            [name.replace("_", " ") for name in gate["failed"]] + (["lines that are no pair"] if bad_lines else [])
+        )
+        + "."
+    )
     console.print(Text(word, style="bold"))
 
 

@@ -68,12 +68,7 @@ def _screen_then_engine(config: Stage3Config, token: Secret | None, run: Run, le
         hear_signals(runner.stop)
         leaver.leave()
     runner.join()
-    return int(runner.exit_code or ExitCode.DONE) if end is not WizardEnd.FINISHED else end_code(runner)
-
-
-def end_code(runner: Runner) -> int:
-    """A wizard that was quit with nothing running has done what it was asked."""
-    return int(ExitCode.DONE) if runner.exit_code in (None, ExitCode.DONE) else int(runner.exit_code or 0)
+    return int(ExitCode.BUG if end is WizardEnd.CRASHED else runner.exit_code or ExitCode.DONE)
 
 
 def give_the_screen_its_own_file(log: Path | None) -> None:
@@ -83,7 +78,9 @@ def give_the_screen_its_own_file(log: Path | None) -> None:
     """
     tty = os.fdopen(os.dup(2 if sys.stderr.isatty() else 1), "w", encoding="utf-8")
     sys.__stderr__ = sys.__stdout__ = tty  # type: ignore[misc, assignment]
-    target = os.open(log if log is not None else os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    target = os.open(
+        log if log is not None else os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
+    )
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)

@@ -65,7 +65,7 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
     """The base model's tokenizer, padding on the left. Raises PreconditionError without a chat template."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(config.base_model_id, **_hub_arguments(config, token))
+    tokenizer = AutoTokenizer.from_pretrained(config.base_model_id, **hub_arguments(config, token))
     if tokenizer.chat_template is None:
         raise PreconditionError(
             f"The tokenizer of {config.base_model_id} has no chat template.",
@@ -86,7 +86,7 @@ def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel
         config.base_model_id,
         dtype=resolve_dtype(config),
         use_safetensors=True,
-        **_hub_arguments(config, token),
+        **hub_arguments(config, token),
     )
     return model.to(resolve_device(config)).eval()
 
@@ -130,7 +130,7 @@ def looks_like_hub_id(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not is_local(name) and not name.startswith(("artifacts/", "."))
 
 
-def _hub_arguments(config: Stage3Config, token: str | None) -> dict[str, Any]:
+def hub_arguments(config: Stage3Config, token: str | None) -> dict[str, Any]:
     arguments: dict[str, Any] = {"trust_remote_code": False}
     if not is_local(config.base_model_id):
         arguments |= {"revision": config.base_model_revision, "token": token}

@@ -27,7 +27,9 @@ class LocalBackend:
         self.tokens = 0
         self._stop = stop
 
-    def reply(self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]) -> list[Reply]:
+    def reply(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> list[Reply]:
         def work(rows: Sequence[int]) -> list[Reply]:
             return generate(
                 self.model,

@@ -16,7 +16,7 @@ def in_halves(work: Callable[[Sequence[int]], list[T]], rows: Sequence[int], fre
     try:
         return work(rows)
     except (MemoryError, RuntimeError) as error:
-        if len(rows) == 1 or "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        if len(rows) == 1 or ("out of memory" not in str(error).lower() and not isinstance(error, MemoryError)):
             raise
     free()
     middle = len(rows) // 2

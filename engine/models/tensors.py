@@ -29,11 +29,13 @@ def adapter_tensors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
     """The adapter's tensors under the names that its file has (`base_model.model.….lora_A.weight`)."""
     from peft import get_peft_model_state_dict
 
-    return dict(get_peft_model_state_dict(model, adapter_name=adapter_name))
+    # save_embedding_layers: left to itself, PEFT asks the Hub for the base model's configuration.
+    return dict(get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False))
 
 
 def file_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file, on the CPU. Raises safetensors.SafetensorError for a damaged file."""
     from safetensors.torch import load_file
 
-    return load_file(path)
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors

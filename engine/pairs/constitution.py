@@ -17,8 +17,7 @@ from engine.errors import ConfigError
 DEFAULT_PATH = Path(__file__).with_name("constitution.yaml")
 
 CRITIQUE_OF_TEXT = (
-    "Look at your last answer in the light of this principle: {text} "
-    "Name what in the answer goes against it, and why."
+    "Look at your last answer in the light of this principle: {text} Name what in the answer goes against it, and why."
 )
 REVISION_OF_TEXT = (
     "Rewrite your answer to my question so that it follows this principle: {text} "

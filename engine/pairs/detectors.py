@@ -25,7 +25,9 @@ LOOP_REPEATS = 4
 LOOP_WORDS = 3
 MIN_LETTERS = 2
 
-_TEXT = r"(?:answers?|respons\w+|repl(?:y|ies)|drafts?|revisions?|critiques?|rewrites?|suggestions?|statements?|wording)"
+_TEXT = (
+    r"(?:answers?|respons\w+|repl(?:y|ies)|drafts?|revisions?|critiques?|rewrites?|suggestions?|statements?|wording)"
+)
 _WHICH = r"(?:original|revised|first|initial|previous|draft|rewritten|improved|new|updated|above|second|corrected)"
 _SAYS = (
     r"(?:is|are|was|were|does|do|did|should|could|would|can|has|have|had|need\w*|contain\w*|provid\w+|address\w*"
@@ -101,9 +103,9 @@ def is_fragment(prompt: str, draft: str | None, reply: str) -> bool:
     """No words in it, or a sentence that was begun somewhere else."""
     if sum(character.isalpha() for character in reply) < MIN_LETTERS:
         return True
-    return bool(re.match(r"^\W*(?:and|but|or|because|which|that|should|would|says|is|are|was)\b(?![^.]*\?)", reply)) and (
-        reply.lstrip()[:1].islower()
-    )
+    return bool(
+        re.match(r"^\W*(?:and|but|or|because|which|that|should|would|says|is|are|was)\b(?![^.]*\?)", reply)
+    ) and (reply.lstrip()[:1].islower())
 
 
 def is_loop(prompt: str, draft: str | None, reply: str) -> bool:

@@ -44,7 +44,9 @@ def read_edits(path: Path) -> dict[str, Decision]:
     if not path.exists():
         return {}
     rows = (row for _, row in read_jsonl(path))
-    return fold_edits(row for row in rows if not isinstance(row, BadLine) and row.get("action") in ACTIONS and "id" in row)
+    return fold_edits(
+        row for row in rows if not isinstance(row, BadLine) and row.get("action") in ACTIONS and "id" in row
+    )
 
 
 def apply_decision(pair: Pair, decision: Decision | None) -> Pair:

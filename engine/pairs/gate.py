@@ -92,7 +92,9 @@ class Tally:
             self.reasons[reason] += 1
             kept = self.examples.setdefault(reason, [])
             if len(kept) < EXAMPLES_KEPT:
-                kept.append({"id": pair.id, "prompt": pair.prompt[:300], "revised_response": pair.revised_response[:300]})
+                kept.append(
+                    {"id": pair.id, "prompt": pair.prompt[:300], "revised_response": pair.revised_response[:300]}
+                )
         self.usable += not found
         return Verdict(line, pair.id, usable, tuple(found))
 

@@ -30,7 +30,9 @@ EMPTY_DRAFT = "empty draft"
 class Backend(Protocol):
     """Whatever answers conversations: the local model, or a server."""
 
-    def reply(self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]) -> list[Reply]:
+    def reply(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> list[Reply]:
         """One reply each, in order. Raises Stopped when the run is asked to stop."""
         ...
 
@@ -55,7 +57,9 @@ def plan_batches(prompts: Sequence[Prompt], lengths: Sequence[int], batch_size: 
     """Batches of prompts of like length; the plan depends on nothing but its arguments."""
     window = batch_size * BATCHES_IN_A_WINDOW
     for start in range(0, len(prompts), window):
-        rows = sorted(zip(lengths[start : start + window], range(start, min(start + window, len(prompts))), strict=True))
+        rows = sorted(
+            zip(lengths[start : start + window], range(start, min(start + window, len(prompts))), strict=True)
+        )
         for first in range(0, len(rows), batch_size):
             yield [prompts[index] for _, index in rows[first : first + batch_size]]
 

@@ -45,13 +45,19 @@ def run(context: Context) -> StageRun:
     constitution = load_constitution(config.constitution)
     prompts = load_prompts(config, token)
     if len(prompts) < config.num_examples:
-        yield Message("warning", f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
-                      f"{config.num_examples}: the run makes what there is.", NAME)
+        yield Message(
+            "warning",
+            f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
+            f"{config.num_examples}: the run makes what there is.",
+            NAME,
+        )
     yield Message("info", f"Loading {config.base_model_id} with the Stage 2 adapter.", NAME)
     backend = load_stage2_backend(config, adapter_folder(context), context.stop, token)
     with JsonlAppender(context.run / names.PAIRS_JSONL) as appender:
         if appender.torn:
-            yield Message("warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}.", NAME)
+            yield Message(
+                "warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}.", NAME
+            )
         recorded = Recorded.read(context.run / names.PAIRS_JSONL)
         yield from generate_pairs(context, prompts, backend, constitution, load_judge(config), appender, recorded)
     tokens = backend.tokens

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 
@@ -16,7 +15,6 @@ from engine.context import Context
 from engine.dpo.forecast import Forecast, Measured, forecast
 from engine.errors import DamagedState, PreconditionError
 from engine.events import Check, CheckpointSaved, Event, Message
-from engine.files import size_of_folder
 from engine.jsonl import dumps
 from engine.models.loading import adapter_folder, resolve_device, resolve_dtype
 from engine.models.local import LocalBackend, free_memory, load_stage2_backend
@@ -31,6 +29,9 @@ from engine.stages.base import StageResult, StageRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from engine.dpo.dataset import Row
+    from engine.dpo.trainer import Trained
 
 OUTPUTS: tuple[str, ...] = ("preflight",)
 
@@ -75,8 +76,9 @@ def run(context: Context) -> StageRun:
     _require_room(context, whole)
     minutes = (whole.seconds_pairs + whole.seconds_training) / 60
     return StageResult(
-        f"all steps worked; the whole takes about {minutes:.0f} min" if minutes >= 1 else
-        f"all steps worked; the whole takes about {minutes * 60:.0f} s",
+        f"all steps worked; the whole takes about {minutes:.0f} min"
+        if minutes >= 1
+        else f"all steps worked; the whole takes about {minutes * 60:.0f} s",
         {"forecast": whole.as_dict(), "measured": measured.__dict__, "dtype": str(resolve_dtype(config))},
     )
 
@@ -127,15 +129,15 @@ def _short_first(prompts: list[Prompt], backend: LocalBackend, max_length: int) 
     return [prompts[first], *prompts[:first], *prompts[first + 1 :]]
 
 
-def longest_row(record: PairRecord, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+def longest_row(record: PairRecord, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Row:
     """The pair, its words repeated until prompt and reply fill `max_length` tokens, or nearly so."""
     from engine.dpo.dataset import measure_lengths
 
     pool = (record.revised_response or record.base_response or "word").split()
 
-    def row(words: int) -> dict[str, Any]:
+    def row(words: int) -> Row:
         reply = [pool[i % len(pool)] for i in range(words)]
-        return preference_row(
+        made = preference_row(
             Pair(
                 id=record.id,
                 prompt=record.prompt,
@@ -144,11 +146,12 @@ def longest_row(record: PairRecord, tokenizer: PreTrainedTokenizerBase, max_leng
                 revised_response=" ".join(reply) + ".",
             )
         )
+        return cast("Row", made)
 
     low, high = 1, max_length
     while low < high:  # the largest number of words that fits
         middle = (low + high + 1) // 2
-        if measure_lengths([row(middle)], tokenizer)[0] <= max_length:  # type: ignore[list-item]
+        if measure_lengths([row(middle)], tokenizer)[0] <= max_length:
             low = middle
         else:
             high = middle - 1
@@ -173,7 +176,7 @@ def _seconds(work: Any) -> float:
     return time.monotonic() - started
 
 
-def _train_and_resume(context: Context, scratch: Run, row: dict[str, Any]) -> Generator[Event, None, tuple[float, int]]:
+def _train_and_resume(context: Context, scratch: Run, row: Row) -> Generator[Event, None, tuple[float, int]]:
     """(seconds of a step, bytes of a checkpoint); interrupted after its first checkpoint, then gone on with."""
     from engine.dpo.trainer import save_adapter, train
 
@@ -184,28 +187,13 @@ def _train_and_resume(context: Context, scratch: Run, row: dict[str, Any]) -> Ge
     for stage in ("workspace", "adapter"):
         scratch.record_stage(stage, status="done", result=context.run.result(stage))
     rows = [row] * small.per_device_train_batch_size
-    checkpoint_bytes, started = 0, time.monotonic()
     first = train(short, rows, max_steps=STEPS)
-    for event in first:
-        if isinstance(event, CheckpointSaved):
-            checkpoint_bytes = event.bytes
-            break
-    first.close()
+    checkpoint_bytes, seconds = _until_checkpoint(first)
+    first.close()  # as an interruption would end it: the step under way is finished, and saved
     yield Check(NAME, "training step", "ok", f"on a pair of {small.max_length} tokens, loss starts at ln 2")
     yield Check(NAME, "checkpoint", "ok", f"{checkpoint_bytes / 1e6:.1f} MB")
     free_memory()
-    second = train(short, rows, max_steps=STEPS)
-    seconds: list[float] = []
-    started = time.monotonic()
-    while True:
-        try:
-            event = next(second)
-        except StopIteration as end:
-            trained = end.value
-            break
-        if event.kind() == "train_step":
-            seconds.append(time.monotonic() - started)
-            started = time.monotonic()
+    trained = yield from _quietly(train(short, rows, max_steps=STEPS))
     if trained.resumed_from is None:
         raise DamagedState(
             "The run in small did not go on from its checkpoint.",
@@ -214,16 +202,38 @@ def _train_and_resume(context: Context, scratch: Run, row: dict[str, Any]) -> Ge
         )
     yield Check(NAME, "resume", "ok", f"went on from step {trained.resumed_from}")
     save_adapter(trained, scratch / "models/lora_adapters", base_name=context.config.base_model_id, base_revision=None)
-    step_seconds = min(seconds) / small.per_device_train_batch_size if seconds else 0.0
-    return step_seconds, checkpoint_bytes
+    return seconds / small.per_device_train_batch_size, checkpoint_bytes
+
+
+def _until_checkpoint(training: Iterator[Event]) -> tuple[int, float]:
+    """(bytes of the first checkpoint, seconds of the step before it)."""
+    last, seconds = time.monotonic(), 0.0
+    for event in training:
+        if isinstance(event, CheckpointSaved):
+            return event.bytes, seconds
+        now = time.monotonic()
+        last, seconds = now, now - last
+    raise DamagedState("The run in small ended without a checkpoint.", "", "Look at logs/run.log.")
+
+
+def _quietly(training: Generator[Event, None, Trained]) -> Generator[Event, None, Trained]:
+    """Run to the end; of what it says only warnings are passed on: its steps are none of the run's."""
+    while True:
+        try:
+            event = next(training)
+        except StopIteration as end:
+            return cast("Trained", end.value)
+        if isinstance(event, Message) and event.level == "warning":
+            yield event
 
 
 def _archive(context: Context, scratch: Run) -> Generator[Event, None, None]:
-    from engine.packaging import build_archive
+    from engine.packaging import build_archive, hash_file
 
-    build_archive(scratch)
-    yield Check(NAME, "archive", "ok", f"{scratch.archive.stat().st_size / 1e6:.1f} MB, reopened")
-    Path(scratch.archive).unlink()
+    size = build_archive(scratch).bytes
+    for made in (scratch.archive, hash_file(scratch)):
+        made.unlink()
+    yield Check(NAME, "archive", "ok", f"{size / 1e6:.1f} MB, reopened")
 
 
 def _told(whole: Forecast) -> Generator[Event, None, None]:

@@ -116,7 +116,7 @@ def gate_refusal(shut: list[Figure]) -> DataError:
     return DataError(
         f"The gate is shut: {said}.",
         "Training on these pairs would spend GPU hours on what cannot teach.",
-        f"{shut[0].mend} To train all the same: --accept-quality \"your reason\".",
+        f'{shut[0].mend} To train all the same: --accept-quality "your reason".',
     )
 
 

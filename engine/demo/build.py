@@ -1,0 +1,243 @@
+"""Build what --demo runs on: `python -m engine.demo.build` writes everything in engine/demo/assets/.
+
+constitution.yaml → conversations → tokenizer → base model → Stage 2 adapter → prompts → recorded answers.
+About eight minutes on one core. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from engine.demo.grammar import (
+    BASE_MIX,
+    SOURCE,
+    STAGE2_MIX,
+    Mix,
+    Question,
+    draw_answer,
+    draw_conversation,
+    draw_prompt,
+    grammar,
+    questions,
+)
+from engine.pairs.constitution import Constitution, load_constitution
+from engine.pairs.dialogue import Conversation
+
+ASSETS = Path(__file__).with_name("assets")
+BASE_NAME = "stage3-tui/demo-base"
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int = 7
+    vocabulary: int = 2048
+    base_steps: int = 3000
+    base_learning_rate: float = 3e-3
+    plain_share: float = 0.3
+    stage2_steps: int = 200
+    stage2_learning_rate: float = 2e-3
+    train_rows: int = 600
+    test_rows: int = 150
+    recorded: int = 6
+
+
+def fingerprint(settings: Settings, constitution: Constitution) -> str:
+    """A hash of all that the weights were learnt from: settings, sentences, constitution, and fifty conversations
+    as they are put together, so that a change to grammar.py or dialogue.py shows as well."""
+    every = questions(held_out=False)
+    random = Random(0)
+    sample = [draw_conversation(random, random.choice(every), constitution, BASE_MIX) for _ in range(50)]
+    parts = [asdict(settings), yaml.safe_load(SOURCE.read_text(encoding="utf-8")), BASE_MIX, STAGE2_MIX, sample]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def build(settings: Settings, out: Path) -> None:
+    import torch  # heavy, and not needed for the fingerprint
+    from transformers import GenerationConfig, set_seed
+    from transformers.utils import logging
+
+    from engine.demo.tokenizer import train_tokenizer
+    from engine.demo.train import add_adapter, new_base, train
+
+    torch.set_num_threads(1)  # the order of sums, and so the weights, depend on it
+    logging.disable_progress_bar()
+    set_seed(settings.seed)
+    started = time.monotonic()
+
+    def note(text: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
+
+    def say(step: int, loss: float) -> None:
+        if step % 100 == 0:
+            note(f"step {step:5d}  loss {loss:.3f} nats a token")
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "constitution.yaml").write_text(_constitution_text(), encoding="utf-8")
+    constitution = load_constitution(out / "constitution.yaml")
+
+    draw, sample = _draw(constitution, BASE_MIX), Random(settings.seed)
+    texts = [message["content"] for _ in range(4000) for message in draw(sample)]
+    tokenizer = train_tokenizer(texts, settings.vocabulary)
+    tokenizer.save_pretrained(out / "base", save_jinja_files=False)
+    note(f"tokenizer of {len(tokenizer)} tokens")
+
+    base = new_base(tokenizer)
+    train(
+        base,
+        tokenizer,
+        draw,
+        steps=settings.base_steps,
+        learning_rate=settings.base_learning_rate,
+        plain_share=settings.plain_share,
+        seed=settings.seed + 1,
+        say=say,
+    )
+    # Stored in fp32, rounded to what bf16 can hold: a run in either precision starts from the very same weights.
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
+    end_of_turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    base.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[tokenizer.eos_token_id, end_of_turn],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    base.save_pretrained(out / "base")
+    note(f"base model of {base.num_parameters():,} parameters")
+
+    set_seed(settings.seed + 2)  # the adapter's start doesn't hang on how many numbers the base drew
+    model = add_adapter(base, BASE_NAME)
+    train(
+        model,
+        tokenizer,
+        _draw(constitution, STAGE2_MIX),
+        steps=settings.stage2_steps,
+        learning_rate=settings.stage2_learning_rate,
+        seed=settings.seed + 2,
+        say=say,
+    )
+    model.save_pretrained(out / "adapter")
+    _tidy_adapter(out / "adapter")
+
+    (out / "prompts").mkdir(exist_ok=True)
+    for split, rows in (("train", settings.train_rows), ("test", settings.test_rows)):
+        seen = _prompts(questions(held_out=split == "test"), rows, Random(3))
+        _write_rows(out / "prompts" / f"{split}.jsonl.gz", seen, Random(settings.seed + 3))
+
+    note(f"figures: {record(settings, out)}")
+    files = [file for file in out.rglob("*") if file.is_file()]
+    for file in files:
+        file.chmod(0o644)  # safetensors writes for the owner's eyes alone, and a wheel keeps that
+    size = sum(file.stat().st_size for file in files)
+    note(f"{size / 1e6:.2f} MB in {os.path.relpath(out)}")
+
+
+def record(settings: Settings, out: Path) -> dict[str, Any]:
+    """Load what was written, as a run would, and write what it says to recorded.json. Returns the figures.
+
+    A test compares: the greedy chains that are recorded are the surest ones, so that another processor's rounding
+    doesn't tip them.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from engine.demo.answer import as_figures, chains, least_margin, measure
+
+    constitution = load_constitution(out / "constitution.yaml")
+    tokenizer = AutoTokenizer.from_pretrained(out / "base")
+    base = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(out / "adapter")).eval()
+    held_out = [prompt for prompt, _ in _prompts(questions(held_out=True), settings.test_rows, Random(3))]
+    made = chains(model, tokenizer, held_out, constitution)
+    with model.disable_adapter():
+        of_base = chains(model, tokenizer, held_out, constitution)
+    margins = [least_margin(model, tokenizer, chain) for chain in made]
+    sure = sorted(zip(margins, made, strict=True), key=lambda pair: -pair[0])[: settings.recorded]
+    figures = {"prompts": len(held_out), "base": as_figures(measure(of_base)), "stage2": as_figures(measure(made))}
+    recorded = {
+        "settings": asdict(settings),
+        "fingerprint": fingerprint(settings, constitution),
+        "figures": figures,
+        "chains": [
+            asdict(chain) | {"principle": chain.principle.id, "least_margin": round(margin, 3)}
+            for margin, chain in sure
+        ],
+    }
+    (out / "recorded.json").write_text(_as_json(recorded), encoding="utf-8")
+    return figures
+
+
+def _draw(constitution: Constitution, mix: Mix) -> Callable[[Random], Conversation]:
+    every = questions(held_out=False)
+    return lambda random: draw_conversation(random, random.choice(every), constitution, mix)
+
+
+def _prompts(every: list[Question], rows: int, random: Random) -> list[tuple[Conversation, Question]]:
+    """`rows` different prompts; no question comes back, in another context, before each has been asked."""
+    prompts: list[tuple[Conversation, Question]] = []
+    said: set[str] = set()
+    while len(prompts) < rows:
+        for question in random.sample(every, len(every)):
+            prompt = draw_prompt(random, question)
+            if prompt[-1]["content"] not in said:
+                said.add(prompt[-1]["content"])
+                prompts.append((prompt, question))
+    return prompts[:rows]
+
+
+def _write_rows(path: Path, prompts: list[tuple[Conversation, Question]], random: Random) -> None:
+    """hh-rlhf's form: the same conversation twice, with the better and the worse last turn."""
+    lines = []
+    for prompt, question in prompts:
+        turns = "".join(f"\n\n{'Human' if m['role'] == 'user' else 'Assistant'}: {m['content']}" for m in prompt)
+        good, flawed = draw_answer(random, question, {"good": 1.0}), draw_answer(random, question, {"careless": 1.0})
+        row = {"chosen": f"{turns}\n\nAssistant: {good.text}", "rejected": f"{turns}\n\nAssistant: {flawed.text}"}
+        lines.append(json.dumps(row) + "\n")
+    # No time and no file name in the header: the same rows are the same bytes.
+    with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
+        packed.write("".join(lines).encode())
+
+
+def _constitution_text() -> str:
+    heading = "# Written by python -m engine.demo.build: the model knows these words and no others.\n"
+    principles = [{**principle, "weight": 1.0} for principle in grammar().principles]
+    return heading + yaml.safe_dump({"principles": principles}, sort_keys=False, width=120)
+
+
+def _tidy_adapter(folder: Path) -> None:
+    """PEFT keeps the target modules in a set: sort them, and drop its empty model card."""
+    config = folder / "adapter_config.json"
+    values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    values["target_modules"].sort()
+    config.write_text(_as_json(values), encoding="utf-8")
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(prog="python -m engine.demo.build", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write (default: the packaged one)")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--base-steps", type=int, default=defaults.base_steps, help="training steps of the base model")
+    args = parser.parse_args()
+    build(Settings(seed=args.seed, base_steps=args.base_steps), args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The demo's judge: it knows every sentence of the grammar, so its scores are right by construction.
+
+Only for --demo: whatever the grammar doesn't say scores 0.0, however good it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.demo.grammar import Kind, read_answer
+from engine.pairs.dialogue import Conversation
+
+SCORES: dict[Kind, float] = {
+    "best": 1.0,
+    "good": 0.9,
+    "curt": 0.3,
+    "careless": 0.2,
+    "rude": 0.1,
+    "astray": 0.0,
+    "broken": 0.0,
+}
+
+
+class GrammarJudge:
+    """Scores from 0.0 (not a sentence of the grammar) to 1.0 (a good answer with a tip)."""
+
+    name = "demo"
+
+    def score(self, conversation: Conversation, replies: Sequence[str]) -> list[float]:
+        """One score a reply; higher is better."""
+        return [SCORES[read_answer(conversation, reply)] for reply in replies]
+
+    def flawed(self, conversation: Conversation, reply: str) -> bool:
+        """Whether the reply is anything but a good answer to the conversation's question."""
+        return read_answer(conversation, reply) not in ("best", "good")
+
+    def well_formed(self, conversation: Conversation, reply: str) -> bool:
+        """Whether the reply is a whole answer of the grammar to this very question, be it good or bad."""
+        return read_answer(conversation, reply) not in ("astray", "broken")

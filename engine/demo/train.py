@@ -1,0 +1,140 @@
+"""The demo's two trainings: the base model from nothing, and the Stage 2 adapter upon it.
+
+Both learn whole conversations of the grammar: next-token loss on what the model says. One thread, fp32, seeded: the
+same processor and versions give the same weights again; across processors that is untested.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.functional import cross_entropy
+from transformers import GemmaConfig, GemmaForCausalLM, GemmaTokenizer, PreTrainedModel
+
+from engine.pairs.dialogue import Conversation
+
+Draw = Callable[[Random], Conversation]
+
+CONVERSATIONS_A_BATCH = 8
+BATCHES_A_BUCKET = 8
+"""Conversations are sorted by length over this many batches, so that little is spent on padding."""
+
+IGNORED = -100
+
+
+def new_base(tokenizer: GemmaTokenizer) -> GemmaForCausalLM:
+    """A random Gemma of half a million parameters."""
+    return GemmaForCausalLM(
+        GemmaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            head_dim=32,
+            max_position_embeddings=1024,
+            # Copying the question's word into the answer is what is learnt last; at the usual 0.02 it comes late.
+            initializer_range=0.06,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def add_adapter(base: GemmaForCausalLM, base_name: str) -> PeftModel:
+    """A LoRA on all linear layers, as Stage 2 leaves it."""
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(
+        base, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")
+    )
+    model.peft_config["default"].base_model_name_or_path = base_name
+    return model
+
+
+def train(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: GemmaTokenizer,
+    draw: Draw,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    plain_share: float = 0.0,
+    say: Callable[[int, float], None] = lambda step, loss: None,
+) -> float:
+    """Train in place; returns the mean loss of the last 20 steps, in nats a token.
+
+    plain_share   weight of plain language modelling (all tokens) in the first half, beside what the model says
+    """
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(wanted, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warm_up = max(1, steps // 20)
+    losses: list[float] = []
+    model.train()
+    for step, (ids, labels) in zip(range(steps), _batches(tokenizer, draw, Random(seed)), strict=False):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * _schedule(step, steps, warm_up)
+        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)  # (B * (T - 1), V); padding is on the right
+        loss = cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED)
+        losses.append(loss.item())
+        if plain_share and step < steps // 2:
+            loss = loss + plain_share * cross_entropy(logits, ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(wanted, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        say(step + 1, losses[-1])
+    model.eval()
+    return sum(losses[-20:]) / len(losses[-20:])
+
+
+def model_turns(ids: Sequence[int], tokenizer: GemmaTokenizer) -> list[int]:
+    """The labels of one conversation: what the model says, its end of turn and the newline; all else is ignored.
+
+    <start_of_turn> model \\n  Wipe  it  .  <end_of_turn> \\n  <start_of_turn> user …
+         -100        -100 -100 Wipe  it  .  <end_of_turn> \\n       -100       -100
+    """
+    opening = tokenizer.encode("<start_of_turn>model\n", add_special_tokens=False)
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    labels = [IGNORED] * len(ids)
+    speaking = False
+    for at, token in enumerate(ids):
+        if speaking:
+            labels[at] = token
+        if speaking and ids[at - 1] == end:
+            speaking = False
+        elif list(ids[at + 1 - len(opening) : at + 1]) == opening:
+            speaking = True
+    return labels
+
+
+def _batches(tokenizer: GemmaTokenizer, draw: Draw, random: Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and labels, both (B, T), for ever."""
+    while True:
+        drawn = [draw(random) for _ in range(CONVERSATIONS_A_BATCH * BATCHES_A_BUCKET)]
+        rows = sorted((tokenizer.apply_chat_template(c, return_dict=False) for c in drawn), key=len)
+        starts = list(range(0, len(rows), CONVERSATIONS_A_BATCH))
+        random.shuffle(starts)
+        for start in starts:
+            batch = rows[start : start + CONVERSATIONS_A_BATCH]
+            labels = [model_turns(row, tokenizer) for row in batch]
+            yield _padded(batch, tokenizer.pad_token_id), _padded(labels, IGNORED)
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+    """(B, T), padded on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+
+
+def _schedule(step: int, steps: int, warm_up: int) -> float:
+    """The learning rate's share of its peak: a linear rise, then half a cosine."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

@@ -1,0 +1,324 @@
+"""DPO of the Stage 2 adapter against itself, as a generator of events.
+
+TRL's trainer runs in a thread of its own and pushes; its callback puts events on a queue that the generator drains.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import names
+from engine.dpo.checkpoints import newest_good, step_of
+from engine.dpo.dataset import (
+    EncodedPair,
+    Row,
+    describe,
+    encode_rows,
+    refuse_too_many_long,
+    rows_with_special_text,
+    split_by_length,
+)
+from engine.dpo.reference import LN2, reference_logps, require_first_loss, require_reference_weights
+from engine.errors import NumbersError, PreconditionError
+from engine.events import Event, Message
+from engine.files import sha256_of_json, write_json
+from engine.models.loading import (
+    ADAPTER_CONFIG,
+    POLICY_ADAPTER,
+    adapter_folder,
+    load_base,
+    load_policy,
+    load_tokenizer,
+    resolve_dtype,
+)
+from engine.models.local import free_memory
+from engine.models.tensors import adapter_tensors, hash_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from engine.context import Context
+    from engine.dpo.trl_trainer import Stage3Trainer
+
+WARMUP_SHARE = 0.1
+STAGE = "training"
+LAST_STEPS = 10
+
+
+@dataclass
+class Trained:
+    """What a finished training hands on."""
+
+    model: PeftModel
+    """With the adapters "default" (Stage 3) and "ref" (Stage 2)."""
+    tokenizer: PreTrainedTokenizerBase
+    collator: Any
+    steps: int
+    losses: list[float]
+    """Of every optimizer step, those before a resume included."""
+    margins: list[float]
+    first_loss: float | None
+    """Before the first update; None where the run went on from a checkpoint."""
+    resumed_from: int | None
+    pairs: int
+    too_long: list[int]
+    """Indices of rows that did not fit --max-length."""
+    tensors_sha256: str
+    seconds: float
+
+
+def train(
+    context: Context,
+    rows: Sequence[Row],
+    *,
+    reference_sha256: str | None = None,
+    policy: PeftModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_steps: int = -1,
+) -> Generator[Event, None, Trained]:
+    """Train on `rows`; go on from the newest good checkpoint in the run folder where there is one.
+
+    reference_sha256   of the Stage 2 tensors; without it, what the stage adapter recorded
+    policy             a freshly loaded, trainable PeftModel; without it, the run's base and adapter are loaded
+    max_steps          optimizer steps; -1: as --num-train-epochs asks
+
+    Raises Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing learned; the last good
+    checkpoint is kept), DataError (too many pairs longer than --max-length).
+    """
+    from engine.dpo.trl_trainer import build_trainer
+
+    config, expected = context.config, reference_sha256 or _recorded_reference(context)
+    started = time.monotonic()
+    token = context.token_text
+    tokenizer = tokenizer or load_tokenizer(config, token)
+    pairs, too_long = yield from _fitting(context, rows, tokenizer)
+    policy = policy or load_policy(load_base(config, token), adapter_folder(context), trainable=True)
+
+    dtype = resolve_dtype(config)
+    settings = training_settings(context, len(pairs), max_steps)
+    fingerprint = sha256_of_json(
+        {"settings": settings, "reference": expected, "pairs": _as_plain(pairs), "dtype": str(dtype)}
+    )
+    trainer = build_trainer(context, policy, tokenizer, _as_plain(pairs), settings, dtype, fingerprint)
+    require_reference_weights(policy, expected)
+    if config.cpu_ref_model:
+        logps = yield from reference_logps(
+            policy,
+            _as_plain(pairs),
+            trainer.data_collator,
+            batch_size=config.per_device_train_batch_size,
+            dtype=dtype,
+            path=context.run / names.REFERENCE_LOGPS,
+            fingerprint=_reference_fingerprint(context, expected, pairs, dtype),
+            stop=context.stop,
+        )
+        trainer.use_reference_logps(logps)
+
+    checkpoint, told = newest_good(context.run / names.CHECKPOINTS_DIR, fingerprint)
+    yield from told
+    first_loss = None
+    if checkpoint is None:
+        first_loss = trainer.first_loss()
+        require_first_loss(first_loss, dtype)
+        yield Message(
+            "info", f"Before the first step: loss {first_loss:.6f} = ln 2; the reference is the Stage 2 adapter.", STAGE
+        )
+    else:
+        yield Message("info", f"Going on from {checkpoint.name}.", STAGE)
+    yield from _drive(trainer, context, checkpoint)
+    require_reference_weights(policy, expected)
+    final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
+    if final == expected:
+        raise NumbersError(
+            "The adapter did not change in the whole training.",
+            f"Its tensors are still those of Stage 2 ({final}).",
+            f"Look at --learning-rate (now {config.learning_rate}) and at the pairs.",
+        )
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    losses = [float(entry["loss"]) for entry in history]
+    yield from _warn_of_divergence(losses)
+    policy.eval()
+    policy.config.use_cache = True  # checkpointing of activations had switched it off; answers are to come now
+    steps, collator = trainer.state.global_step, trainer.data_collator
+    del trainer  # and with it the optimizer
+    free_memory()
+    return Trained(
+        model=policy,
+        tokenizer=tokenizer,
+        collator=collator,
+        steps=steps,
+        losses=losses,
+        margins=[float(entry["rewards/margins"]) for entry in history],
+        first_loss=first_loss,
+        resumed_from=None if checkpoint is None else step_of(checkpoint),
+        pairs=len(pairs),
+        too_long=[pair.index for pair in too_long],
+        tensors_sha256=final,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
+    """An untrained policy has a loss of ln 2; one that ends above it has learned the wrong way round, or came apart."""
+    last = losses[-LAST_STEPS:]
+    if len(losses) >= 2 * LAST_STEPS and sum(last) / len(last) > LN2:
+        text = (
+            f"The loss of the last {len(last)} steps is {sum(last) / len(last):.3f} on average, above ln 2 = {LN2:.3f}"
+        )
+        yield Message(
+            "warning", f"{text}: an untrained policy does better. Look at --learning-rate and the pairs.", STAGE
+        )
+
+
+def _recorded_reference(context: Context) -> str:
+    recorded = context.run.result("adapter").get("tensors_sha256")
+    if recorded is None:
+        raise PreconditionError(
+            "It is not recorded which adapter is the reference.",
+            "The stage adapter verifies it and records the hash of its tensors.",
+            "Run `stage3-tui --auto --until adapter` first.",
+        )
+    return str(recorded)
+
+
+def planned_steps(pairs: int, epochs: float, batch_size: int, accumulation: int) -> int:
+    """Optimizer steps of a training. The last batch and the last accumulation of an epoch may be partial."""
+    per_epoch = max(math.ceil(math.ceil(pairs / batch_size) / accumulation), 1)
+    return math.ceil(epochs * per_epoch)
+
+
+def training_settings(context: Context, pairs: int, max_steps: int = -1) -> dict[str, Any]:
+    """Everything that changes what the training computes, as DPOConfig takes it."""
+    config = context.config
+    steps = (
+        max_steps
+        if max_steps > 0
+        else planned_steps(
+            pairs, config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps
+        )
+    )
+    return {
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": max_steps,
+        "beta": config.beta,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "linear",
+        # Rounded down: a warm-up of one step in a run of one step would be a run at learning rate 0.
+        "warmup_steps": int(steps * WARMUP_SHARE),
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "max_length": config.max_length,
+        "seed": config.seed,
+    }
+
+
+def _fitting(
+    context: Context, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> Generator[Event, None, tuple[list[EncodedPair], list[EncodedPair]]]:
+    config = context.config
+    inert = rows_with_special_text(rows, tokenizer)
+    if inert:
+        yield Message(
+            "info", f"{len(inert)} pairs hold text that looks like a special token; it is trained as text.", STAGE
+        )
+    pairs, too_long = split_by_length(encode_rows(rows, tokenizer), config.max_length)
+    refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
+    if too_long:
+        text = f"{len(too_long)} of {len(rows)} pairs are longer than --max-length {config.max_length} and are left out"
+        yield Message("warning", f"{text}: {describe(too_long)}.", STAGE)
+    return pairs, too_long
+
+
+def _drive(trainer: Stage3Trainer, context: Context, checkpoint: Path | None) -> Generator[Event, None, None]:
+    """Run the trainer in a thread and yield what it says. Raises what it raised, or Stopped when asked to stop."""
+    import torch
+
+    from engine.dpo.trl_trainer import StepEvents, without_warnings
+
+    said: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    abandoned = threading.Event()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            if trainer.args.device.type == "cuda":
+                torch.cuda.set_device(trainer.args.device)  # the current device is a thread's own
+            with without_warnings():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except BaseException as error:  # handed on to the generator's caller
+            failure.append(error)
+        finally:
+            said.put(None)
+
+    trainer.emit = said.put
+    trainer.add_callback(
+        StepEvents(
+            said.put,
+            stop_wanted=lambda: context.stop.requested or abandoned.is_set(),
+            skipped=lambda: bool(trainer.accelerator.optimizer_step_was_skipped),
+        )
+    )
+    worker = threading.Thread(target=work, name="dpo", daemon=True)
+    worker.start()
+    try:
+        while (event := said.get()) is not None:
+            yield event
+    finally:
+        abandoned.set()
+        worker.join()
+    if failure:
+        raise failure[0]
+    context.stop.raise_if_requested()
+
+
+def _reference_fingerprint(context: Context, expected: str, pairs: list[EncodedPair], dtype: torch.dtype) -> str:
+    config = context.config
+    return sha256_of_json(
+        {
+            "reference": expected,
+            "base": [config.base_model_id, config.base_model_revision],
+            "dtype": str(dtype),
+            # Other neighbours in a batch mean other padding, and so other last bits.
+            "batch": config.per_device_train_batch_size,
+            "pairs": _as_plain(pairs),
+        }
+    )
+
+
+def _as_plain(pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:
+    return [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+
+
+def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revision: str | None) -> None:
+    """The Stage 3 adapter, its tokenizer and chat template in `folder`, whole or not at all; no path of this machine.
+
+    base_name   what `base_model_name_or_path` is to say: a Hub id, or the name of a local folder
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    trained.model.save_pretrained(str(part), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False)
+    trained.tokenizer.save_pretrained(str(part))
+    (part / "README.md").unlink(missing_ok=True)
+    settings = json.loads((part / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings |= {"base_model_name_or_path": base_name, "revision": base_revision, "inference_mode": True}
+    if isinstance(settings["target_modules"], list):  # PEFT holds a set: its order changes from process to process
+        settings["target_modules"].sort()
+    write_json(part / ADAPTER_CONFIG, settings)
+    tokenizer_settings = json.loads((part / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for of_this_machine in ("name_or_path", "is_local", "local_files_only"):
+        tokenizer_settings.pop(of_this_machine, None)
+    write_json(part / "tokenizer_config.json", tokenizer_settings)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)

@@ -1,0 +1,181 @@
+"""Stage 9: DPO of the Stage 2 adapter against itself, then both side by side, and a verdict."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import names
+from engine.dpo.card import model_card
+from engine.errors import NumbersError
+from engine.events import Check
+from engine.files import sha256_of_file, write_atomically, write_json
+from engine.models.loading import ADAPTER_WEIGHTS, is_local, local_path
+from engine.stages.base import Context, StageResult, StageRun
+
+if TYPE_CHECKING:
+    from engine.dpo.trainer import Trained
+
+NAME = "training"
+OUTPUTS = (names.CHECKPOINTS_DIR, names.ADAPTER_DIR, "evaluation", names.METRICS_JSON, names.REFERENCE_LOGPS)
+HYPERPARAMETERS = (
+    "num_train_epochs",
+    "beta",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "max_too_long_share",
+    "seed",
+    "dtype",
+    "cpu_ref_model",
+)
+EVALUATION_OPTIONS = ("eval_prompts", "max_new_tokens", "judge")
+
+
+def depends_on(context: Context) -> dict[str, Any] | None:
+    config = context.config
+    return {
+        "train": _hash(context.run / names.TRAIN_JSONL),
+        "eval": _hash(context.run / names.EVAL_JSONL),
+        "adapter": context.run.result("adapter").get("tensors_sha256"),
+        "base": [config.base_model_id, context.run.result("adapter").get("base_model_commit")],
+        **{name: getattr(config, name) for name in (*HYPERPARAMETERS, *EVALUATION_OPTIONS)},
+    }
+
+
+def run(context: Context) -> StageRun:
+    from engine.dpo.dataset import load_rows
+    from engine.dpo.evaluation import evaluate
+    from engine.dpo.trainer import train
+
+    started = time.monotonic()
+    stage2 = context.run.result("adapter")
+    rows, held_out = load_rows(context.run / names.TRAIN_JSONL), load_rows(context.run / names.EVAL_JSONL)
+    trained = yield from train(context, rows, reference_sha256=stage2["tensors_sha256"])
+    effect = _save(context, trained, stage2)
+    yield Check(NAME, "adapter", "ok", f"finite, not Stage 2's, changes a logit by up to {effect:.4g}")
+    context.stop.raise_if_requested()
+    report = yield from evaluate(context, trained, held_out)
+    metrics = _metrics(context, trained, report, len(rows), time.monotonic() - started)
+    card = _card(context, trained, report, stage2)
+    write_atomically(context.run / names.ADAPTER_DIR / "README.md", card.encode("utf-8", errors="backslashreplace"))
+    write_json(context.run / names.METRICS_JSON, metrics)
+    return StageResult(
+        f"{trained.steps} steps, final loss {trained.losses[-1]:.4f}; Stage 3 against Stage 2: {report['verdict']}",
+        {
+            "tensors_sha256": trained.tensors_sha256,
+            "adapter_sha256": sha256_of_file(context.run / names.ADAPTER_DIR / ADAPTER_WEIGHTS),
+            "steps": trained.steps,
+            "final_loss": trained.losses[-1],
+            "verdict": report["verdict"],
+            "effect": effect,
+        },
+    )
+
+
+def base_name(context: Context) -> str:
+    """What an adapter says of its base: the Hub id, or a local folder's name without the way to it."""
+    name = context.config.base_model_id
+    return local_path(name).name if is_local(name) else name
+
+
+def _save(context: Context, trained: Trained, stage2: dict[str, Any]) -> float:
+    """Write the Stage 3 adapter and prove the file: the trained tensors, finite, with an effect."""
+    from engine.dpo.trainer import save_adapter
+    from engine.models.adapter import effect_on_logits, refuse_bad_numbers
+    from engine.models.tensors import file_tensors, hash_tensors
+
+    folder = context.run / names.ADAPTER_DIR
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_adapter(trained, folder, base_name=base_name(context), base_revision=stage2.get("base_model_commit"))
+    tensors = file_tensors(folder / ADAPTER_WEIGHTS)
+    refuse_bad_numbers(tensors)
+    if hash_tensors(tensors) != trained.tensors_sha256:
+        raise NumbersError(
+            f"{folder / ADAPTER_WEIGHTS} does not hold what was trained.",
+            "Its tensors differ from those in memory.",
+            "Start the same command again: the last checkpoint is kept.",
+        )
+    return effect_on_logits(trained.model, trained.tokenizer)
+
+
+def _metrics(context: Context, trained: Trained, report: dict[str, Any], rows: int, seconds: float) -> dict[str, Any]:
+    losses, margins = trained.losses, trained.margins
+    return {
+        "verdict": report["verdict"],
+        "reasons": report["reasons"],
+        "train": {
+            "steps": trained.steps,
+            "loss_before_first_step": trained.first_loss,
+            "mean_loss": sum(losses) / len(losses),
+            "final_loss": losses[-1],
+            "final_margin": margins[-1],
+            "losses": losses,
+            "margins": margins,
+        },
+        "data": {
+            "pairs_in_file": rows,
+            "pairs_trained": trained.pairs,
+            "left_out_too_long": trained.too_long,
+            "quality": _quality(context),
+        },
+        "evaluation": report["figures"],
+        "tensors_sha256": trained.tensors_sha256,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _quality(context: Context) -> dict[str, Any]:
+    """What the stage quality counted: made, left out and why, the gate's figures; empty without its report."""
+    path = context.run / names.PAIRS_REPORT
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    gate = {key: value for key, value in report.get("gate", {}).items() if key != "figures"}
+    counted = {key: report[key] for key in ("pairs", "figures", "left_out", "people", "scored") if key in report}
+    return {**counted, "gate": gate} if report else {}
+
+
+def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: dict[str, Any]) -> str:
+    config, quality = context.config, _quality(context)
+    dataset = local_path(config.dataset).name if is_local(config.dataset) else config.dataset
+    hyperparameters = {name: getattr(config, name) for name in HYPERPARAMETERS}
+    return model_card(
+        base=base_name(context),
+        revision=stage2.get("base_model_commit"),
+        data={
+            "dataset": dataset,
+            "split": config.split,
+            "pairs trained on": trained.pairs,
+            "too long": len(trained.too_long),
+        },
+        gate=_flat(quality),
+        hyperparameters={**hyperparameters, "optimizer steps": trained.steps, "final loss": trained.losses[-1]},
+        evaluation=report,
+        versions=_versions(),
+        hashes={"Stage 2 tensors": stage2["tensors_sha256"], "Stage 3 tensors": trained.tensors_sha256},
+    )
+
+
+def _flat(report: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The figures of a nested report, one name each; lists are left to the report."""
+    flat: dict[str, Any] = {}
+    for key, value in report.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key} ")
+        elif not isinstance(value, list):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from engine import __version__
+
+    return {"stage3-tui": __version__, **{name: version(name) for name in ("torch", "transformers", "trl", "peft")}}
+
+
+def _hash(path: Path) -> str | None:
+    return sha256_of_file(path) if path.is_file() else None

@@ -1,0 +1,114 @@
+"""The smallest real things that the tests train: a Gemma of two layers, its tokenizer, an adapter, pairs, a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM
+
+from engine.config import Stage3Config
+from engine.context import Context
+from engine.demo.tokenizer import train_tokenizer
+from engine.models.tensors import file_tensors, hash_tensors
+from engine.run import Run
+
+TEXT = """Please sort the mail before noon and water the plants . I am sorry that your parcel came late , we will send
+another ! Could you tell me how to fix a dripping tap ? Close the valve , replace the washer , then test it twice ."""
+WORDS = TEXT.split()
+
+
+def build_base(folder: Path, seed: int = 11) -> Path:
+    """A random two-layer Gemma with grouped keys, in float32, with a tokenizer that has Gemma's template."""
+    tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 400)
+    torch.manual_seed(seed)
+    config = GemmaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    GemmaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_adapter(folder: Path, base: Path, seed: int = 5) -> Path:
+    """A LoRA whose every tensor is non-zero, so that it changes what the base says."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    targets = ["q_proj", "v_proj", "gate_proj", "down_proj"]
+    policy = get_peft_model(model, LoraConfig(r=3, lora_alpha=7, target_modules=targets, task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.15)
+    policy.save_pretrained(folder)
+    return folder
+
+
+def pairs(count: int) -> list[dict[str, object]]:
+    """Pairs of unlike lengths; no two prompts and no two replies are the same."""
+    rows: list[dict[str, object]] = []
+    for i in range(count):
+        prompt = " ".join(WORDS[(i * 5 + j) % len(WORDS)] for j in range(4 + i % 5)) + f" {i}"
+        good = " ".join(WORDS[(i * 3 + j + 7) % len(WORDS)] for j in range(5 + i % 4))
+        bad = " ".join(WORDS[(i * 7 + j + 13) % len(WORDS)] for j in range(3 + i % 6)) + " no"
+        rows.append(
+            {
+                "prompt": [{"role": "user", "content": prompt}],
+                "chosen": [{"role": "assistant", "content": good}],
+                "rejected": [{"role": "assistant", "content": bad}],
+            }
+        )
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def build_context(folder: Path, base: Path, adapter: Path, **options: object) -> Context:
+    """A run in `folder` whose stage adapter has recorded the hash of `adapter`."""
+    defaults: dict[str, object] = {
+        "output_dir": folder,
+        "device": "cpu",
+        "dtype": "float32",
+        "base_model_id": str(base),
+        "adapter_path": str(adapter),
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": False,
+        "max_length": 128,
+        "save_steps": 2,
+        "cpu_ref_model": False,
+        "seed": 42,
+        "eval_prompts": 4,
+        "max_new_tokens": 6,
+    }
+    config = Stage3Config(**{**defaults, **options})
+    run = Run(folder)
+    weights = adapter / "adapter_model.safetensors"
+    run.record_stage(
+        "adapter",
+        status="done",
+        result={
+            "tensors_sha256": hash_tensors(file_tensors(weights)),
+            "base_model_commit": None,
+            "folder": str(adapter),
+        },
+    )
+    return Context(config, run)
