@@ -14,6 +14,7 @@ import pytest
 from engine import __version__
 from engine.names import EVENTS_JSONL, STAGES
 from engine.options import options
+from engine.run import Run
 from tests.conftest import needs_shared_data
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +113,20 @@ def test_auto_json_prints_events_and_nothing_else_and_status_tells_the_same(tmp_
     assert list(status["stages"]) == list(STAGES)
     assert [stage["status"] for stage in status["stages"].values()][:3] == ["done", "done", "waiting"]
     assert "toolchain" in stage3("status", run).stdout
+
+
+def test_the_wizard_goes_on_with_the_options_that_the_run_was_started_with(tmp_path: Path):
+    import argparse
+
+    from tui.cli import config_of
+
+    run = Run(tmp_path / "run")
+    run.manifest["config"] = {"num_examples": 77, "beta": 0.7, "output_dir": "elsewhere", "of_another_version": 1}
+    run.save()
+    given = argparse.Namespace(output_dir=str(tmp_path / "run"), beta="0.3")
+    resumed = config_of(given, goes_on=True)
+    assert (resumed.num_examples, resumed.beta, resumed.output_dir) == (77, 0.3, tmp_path / "run")
+    assert config_of(given).num_examples == 2500
 
 
 def test_a_failed_run_says_what_failed_why_and_what_to_do(tmp_path: Path):

@@ -12,7 +12,15 @@ from engine.errors import DamagedState, RunLocked
 from engine.names import LOCK_FILE, RUN_JSON
 from engine.run import Run
 
-HOLD = "import sys; from pathlib import Path; from engine.run import Run; r = Run(Path(sys.argv[1])); r.acquire(); print('held', flush=True); sys.stdin.read()"
+HOLD = """
+import sys
+from pathlib import Path
+from engine.run import Run
+run = Run(Path(sys.argv[1]))
+run.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 def holder(folder: Path) -> subprocess.Popen[str]:

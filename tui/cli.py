@@ -15,6 +15,8 @@ from engine.names import STAGES
 from engine.options import Option, options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engine.config import Stage3Config
 
 PROGRAM = "stage3-tui"
@@ -110,7 +112,7 @@ def run_command(arguments: list[str]) -> int:
     given = parse(parser, arguments)
     if given.json and not given.auto:
         raise ConfigError("--json goes with --auto.", "The wizard draws a screen.", f"{PROGRAM} --auto --json")
-    config = config_of(given)
+    config = config_of(given, goes_on=not given.auto)
     if given.auto:
         from tui.auto import run_auto
 
@@ -154,7 +156,10 @@ def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> No
             group.add_argument(option.flag, default=None, dest=option.name, metavar=metavar, help=sentence)
 
 
-def config_of(given: argparse.Namespace) -> Stage3Config:
+def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Config:
+    """The configuration of the arguments. With `goes_on`, what the run in the output folder was started with takes the
+    place of the defaults: `stage3-tui` after `stage3-tui --demo` goes on with the demo.
+    """
     from pathlib import Path
 
     from engine.config import load_config
@@ -167,7 +172,18 @@ def config_of(given: argparse.Namespace) -> Stage3Config:
 
         preset = demo_defaults()
     toml = getattr(given, "config", None)
-    return load_config(values, toml=Path(toml) if toml else None, preset=preset)
+    file = Path(toml) if toml else None
+    config = load_config(values, toml=file, preset=preset)
+    stored = stored_config(config.output_dir) if goes_on and preset is None else {}
+    return load_config(values, toml=file, preset=stored) if stored else config
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in `folder`; empty where there is none. Raises DamagedState."""
+    from engine.run import Run
+
+    known = {option.name for option in options()} - {"output_dir"}
+    return {key: value for key, value in Run(folder).manifest["config"].items() if key in known}
 
 
 def token_of(given: argparse.Namespace) -> Any:
@@ -201,7 +217,9 @@ def attach_command(arguments: list[str]) -> int:
     require_terminal()
     from tui.wizard import attach
 
-    return attach(config_of(given), run_dir_of(given))
+    folder = run_dir_of(given)
+    given.output_dir = str(folder)
+    return attach(config_of(given, goes_on=True), folder)
 
 
 def stop_command(arguments: list[str]) -> int:

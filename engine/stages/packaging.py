@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import shlex
+import socket
 from typing import Any
 
 from engine import names
@@ -47,13 +50,29 @@ def run(context: Context) -> StageRun:
     yield Check(NAME, "sha256", "ok", archive.sha256)
     yield Check(NAME, "loads", "ok", f"in a fresh process; the adapter changes a logit by up to {effects[0]:.4g}")
     here = shlex.quote(str(archive.path))
-    yield Check(NAME, "bring it home", "ok", f"scp USER@HOST:{here} . && scp USER@HOST:{here}.sha256 .")
+    there = f"{_user()}@{_host()}"
+    yield Check(NAME, "bring it home", "ok", f"scp {there}:{here} {there}:{here}.sha256 .")
     file = shlex.quote(archive.path.name)
     yield Check(NAME, "check and unpack", "ok", f"sha256sum -c {file}.sha256 && unzip {file}")
     adapter = f"{folder.folder.name}/{names.ADAPTER_DIR}"
-    for line in load_lines(base_name(context), stage2.get("base_model_commit"), adapter):
-        yield Check(NAME, "load", "ok", line)
+    loads = load_lines(base_name(context), stage2.get("base_model_commit"), adapter)
+    for name, line in zip(("load the base", "load the adapter"), loads, strict=True):
+        yield Check(NAME, name, "ok", line)
     return StageResult(
         f"{archive.path.name}: {archive.bytes:,} bytes, {archive.files} files",
         {"archive": str(archive.path), "sha256": archive.sha256, "bytes": archive.bytes, "files": archive.files},
     )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return "USER"
+
+
+def _host() -> str:
+    """The address by which people reached this machine, where they came by SSH; else its name."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()  # client address and port, server address and port
+    host = connection[2] if len(connection) == 4 else socket.gethostname()
+    return f"[{host}]" if ":" in host else host
