@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,9 @@ COLOUR = {
     "stopped": "yellow",
     "warning": "yellow",
 }
+NAME_WIDTH = 20
+TEXT_COLUMN = 6
+DETAIL_COLUMN = TEXT_COLUMN + NAME_WIDTH + 1
 LINE_SECONDS = 5.0
 """Where output is no terminal: a progress line at most so often."""
 
@@ -92,7 +96,11 @@ class LivePrinter:
         if not isinstance(entry.event, (Progress, TrainStep)):
             line = event_line(entry)
             if line:
-                self._console.print(Text(line, style=_style(entry), overflow="fold"))
+                indent = " " * (DETAIL_COLUMN if isinstance(entry.event, Check) else TEXT_COLUMN)
+                folded = textwrap.fill(
+                    line, self._console.width, subsequent_indent=indent, drop_whitespace=True, break_on_hyphens=False
+                )
+                self._console.print(Text(folded, style=_style(entry)))
 
     def refresh(self, state: RunState) -> None:
         self._live.update(_moving_part(state))
@@ -112,7 +120,7 @@ def event_line(entry: Entry) -> str:
                 f"{GLYPH[outcome if not reused else 'done']} {_number(stage)} {stage} {word}: {visible_line(summary)}"
             )
         case Check(status=status, name=name, detail=detail):
-            return f"    {GLYPH[status]} {visible_line(name):24} {visible_line(detail)}".rstrip()
+            return f"    {GLYPH[status]} {visible_line(name):{NAME_WIDTH}} {visible_line(detail)}".rstrip()
         case Progress() as progress:
             return "    " + progress_text(progress)
         case TrainStep() as step:
@@ -354,6 +362,6 @@ def print_doctor(config: Stage3Config) -> int:
             worst = finding.exit_code
             console.print(Text(f"✗ {visible_line(str(finding))}", style="red"))
         else:
-            line = f"{GLYPH[finding.status]} {visible_line(finding.name):24} {visible_line(finding.detail)}"
+            line = f"{GLYPH[finding.status]} {visible_line(finding.name):{NAME_WIDTH}} {visible_line(finding.detail)}"
             console.print(Text(line, style=COLOUR.get(finding.status, "")))
     return int(worst)

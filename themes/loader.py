@@ -1,0 +1,244 @@
+"""Themes as data: one TOML file a theme, in this package or in $XDG_CONFIG_HOME/stage3-tui/themes.
+
+name = "midnight"
+dark = true
+ansi = false          the sixteen colours of the terminal, and no others
+
+[colours]             primary is required; the rest follows from it
+[meanings]            what the wizard means by a colour; each has a fallback among the colours
+[textual]             variables of Textual itself, for those who want to go that far
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef,unused-ignore]
+
+if TYPE_CHECKING:
+    from textual.theme import Theme
+
+DEFAULT = "midnight"
+BUILT_IN = Path(__file__).parent
+
+COLOURS = (
+    "primary",
+    "secondary",
+    "accent",
+    "foreground",
+    "background",
+    "surface",
+    "panel",
+    "success",
+    "warning",
+    "error",
+)
+
+MEANINGS: dict[str, tuple[str, float]] = {
+    "heading": ("primary", 1.0),
+    "muted": ("foreground", 0.6),
+    "rule": ("foreground", 0.25),
+    "key": ("accent", 1.0),
+    "stage-waiting": ("foreground", 0.55),
+    "stage-running": ("accent", 1.0),
+    "stage-done": ("success", 1.0),
+    "stage-skipped": ("foreground", 0.7),
+    "stage-failed": ("error", 1.0),
+    "stage-refused": ("warning", 1.0),
+    "stage-stopped": ("warning", 1.0),
+    "check-ok": ("success", 1.0),
+    "check-warning": ("warning", 1.0),
+    "check-failed": ("error", 1.0),
+    "check-skipped": ("foreground", 0.6),
+    "pair-ok": ("success", 1.0),
+    "pair-bad": ("error", 1.0),
+    "pair-cursor": ("primary", 0.35),
+    "rail-background": ("surface", 1.0),
+    "rail-selected": ("primary", 0.2),
+    "rail-selected-edge": ("primary", 1.0),
+    "bar-background": ("surface", 1.0),
+    "gauge-used": ("primary", 1.0),
+    "gauge-high": ("error", 1.0),
+    "gauge-free": ("foreground", 0.15),
+    "gauge-peak": ("warning", 1.0),
+    "chart-loss": ("accent", 1.0),
+    "chart-loss-raw": ("accent", 0.4),
+    "chart-margin": ("success", 1.0),
+    "chart-margin-raw": ("success", 0.4),
+    "chart-mark": ("warning", 0.7),
+    "chart-axis": ("foreground", 0.45),
+    "diff-added": ("success", 1.0),
+    "diff-removed": ("error", 1.0),
+}
+"""Each meaning, and what it is where a theme does not say: a colour, and how much of it over the background."""
+
+ANSI_FAINT = {"muted", "rule", "stage-waiting", "gauge-free", "chart-loss-raw", "chart-margin-raw", "chart-axis"}
+ANSI_SELECTED = {"rail-selected", "pair-cursor"}
+
+
+class ThemeProblem(Exception):
+    """A theme file that cannot be used, and why."""
+
+
+@dataclass(frozen=True)
+class ThemeFile:
+    name: str
+    dark: bool = True
+    ansi: bool = False
+    colours: Mapping[str, str] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    textual: Mapping[str, str] = field(default_factory=dict)
+
+
+def user_folder() -> Path:
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(home).expanduser() / "stage3-tui" / "themes"
+
+
+def find_themes(folder: Path | None = None) -> tuple[dict[str, ThemeFile], list[str]]:
+    """All themes by name, the default one first, and a sentence for those that cannot be used."""
+    found: dict[str, ThemeFile] = {}
+    broken = []
+    for path in (*sorted(BUILT_IN.glob("*.toml")), *sorted((folder or user_folder()).glob("*.toml"))):
+        try:
+            theme = load_theme(path)
+            as_textual(theme)
+        except ThemeProblem as problem:
+            broken.append(f"{path.name}: {problem}")
+        else:
+            found[theme.name] = theme
+    ordered = {name: found[name] for name in sorted(found, key=lambda name: (name != DEFAULT, name))}
+    return ordered, [f"These themes cannot be used. {'; '.join(broken)}"] if broken else []
+
+
+def load_theme(path: Path) -> ThemeFile:
+    """Read one file. Raises ThemeProblem."""
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ThemeProblem(str(error)) from error
+    unknown = set(data) - {"name", "dark", "ansi", "colours", "meanings", "textual"}
+    if unknown:
+        raise ThemeProblem(f"{', '.join(sorted(unknown))}: no such entry")
+    colours, meanings = _strings(data, "colours", COLOURS), _strings(data, "meanings", MEANINGS)
+    if "primary" not in colours:
+        raise ThemeProblem("[colours] has no primary")
+    name = data.get("name", path.stem)
+    if not isinstance(name, str) or not name:
+        raise ThemeProblem("name is no text")
+    return ThemeFile(
+        name,
+        bool(data.get("dark", True)),
+        bool(data.get("ansi", False)),
+        colours,
+        meanings,
+        _strings(data, "textual", None),
+    )
+
+
+def as_textual(theme: ThemeFile) -> Theme:
+    """Textual's own theme, with every meaning filled in. Raises ThemeProblem for what is no colour."""
+    from textual.theme import Theme
+
+    for key, value in {**theme.colours, **theme.meanings}.items():
+        _colour(key, value)
+    colours = dict(theme.colours)
+    primary = colours.pop("primary")
+    if theme.ansi:
+        colours = {
+            **dict.fromkeys(("foreground", "background", "surface", "panel", "boost"), "ansi_default"),
+            **colours,  # type: ignore[arg-type]
+        }
+    return Theme(
+        theme.name,
+        primary,
+        **colours,  # type: ignore[arg-type]
+        dark=theme.dark,
+        ansi=theme.ansi,
+        variables={**(_ANSI_TEXTUAL if theme.ansi else {}), **theme.textual, **meanings_of(theme)},
+    )
+
+
+def meanings_of(theme: ThemeFile) -> dict[str, str]:
+    """Every meaning as a colour: the theme's own, or the fallback."""
+    return {name: theme.meanings.get(name) or _fallback(theme, name) for name in MEANINGS}
+
+
+def default_variables() -> dict[str, str]:
+    """The meanings before any theme is chosen."""
+    return dict.fromkeys(MEANINGS, "ansi_default")
+
+
+def _fallback(theme: ThemeFile, name: str) -> str:
+    from textual.color import Color
+
+    source, share = MEANINGS[name]
+    if theme.ansi:
+        if name in ANSI_SELECTED:
+            return "ansi_bright_black"
+        return "ansi_bright_black" if name in ANSI_FAINT else theme.colours.get(source, "ansi_default")
+    plain = _PLAIN_DARK if theme.dark else _PLAIN_LIGHT
+    colour = Color.parse(theme.colours.get(source) or plain.get(source) or theme.colours["primary"])
+    background = Color.parse(theme.colours.get("background") or plain["background"])
+    return background.blend(colour, share).hex
+
+
+def _colour(key: str, value: str) -> None:
+    from textual.color import Color, ColorParseError
+
+    try:
+        Color.parse(value)
+    except ColorParseError as error:
+        raise ThemeProblem(f"{key} = {value!r} is no colour") from error
+
+
+def _strings(data: Mapping[str, Any], table: str, known: Any) -> dict[str, str]:
+    values = data.get(table, {})
+    if not isinstance(values, dict):
+        raise ThemeProblem(f"[{table}] is no table")
+    for key, value in values.items():
+        if known is not None and key not in known:
+            raise ThemeProblem(f"[{table}] has no {key}")
+        if not isinstance(value, str):
+            raise ThemeProblem(f"{key} = {value!r} is no text")
+    return dict(values)
+
+
+_PLAIN_DARK = {
+    "foreground": "#e0e0e0",
+    "background": "#121212",
+    "surface": "#1e1e1e",
+    "success": "#4ebf71",
+    "warning": "#ffa62b",
+    "error": "#d0506f",
+}
+_PLAIN_LIGHT = {
+    "foreground": "#202020",
+    "background": "#e8e8e8",
+    "surface": "#d8d8d8",
+    "success": "#2f7d46",
+    "warning": "#9a5b00",
+    "error": "#b02040",
+}
+_ANSI_TEXTUAL = {
+    "ansi-background": "ansi_black",
+    "ansi-foreground": "ansi_white",
+    "border-blurred": "ansi_bright_black",
+    "block-cursor-foreground": "ansi_black",
+    "block-cursor-background": "ansi_white",
+    "input-cursor-background": "ansi_white",
+    "input-cursor-foreground": "ansi_black",
+    "input-cursor-text-style": "none",
+    "input-selection-background": "ansi_bright_blue",
+    "input-selection-foreground": "ansi_black",
+    "screen-selection-background": "ansi_bright_blue",
+    "screen-selection-foreground": "ansi_black",
+}

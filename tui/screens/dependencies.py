@@ -1,0 +1,39 @@
+"""Stage 4: what is installed, and the live log of what is being installed."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.content import Content
+
+from engine.state import RunState, StageState
+from tui.screens.base import StageView
+from tui.widgets.layout import EMPTY
+from tui.widgets.paper import Paper
+from tui.widgets.parts import section
+from tui.widgets.words import line
+
+LINES_SHOWN = 12
+
+
+class DependenciesView(StageView):
+    STAGE = "dependencies"
+
+    def compose_page(self, page: int) -> ComposeResult:
+        yield Paper(id="checks")
+        yield Paper(id="extra")
+        yield Paper(id="options")
+
+    def checks_title(self) -> str:
+        return "Packages"
+
+    def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
+        said = tuple(message.text for _, message in state.messages if message.stage == self.STAGE)[-LINES_SHOWN:]
+
+        def draw(width: int) -> list[Content]:
+            return [
+                EMPTY,
+                section("Installer", "", width),
+                *(line(text, "$muted").truncate(width, ellipsis=True) for text in said),
+            ]
+
+        self.paper("extra").put(said, draw if said else None)

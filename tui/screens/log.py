@@ -1,0 +1,105 @@
+"""What the run said: its messages, and the end of run.log."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+
+from engine import names
+from engine.state import RunState
+from tui.keys import bindings
+from tui.source import RunSource
+from tui.widgets.layout import Column, paragraph, table
+from tui.widgets.marks import LEVEL_MARKS, UNKNOWN
+from tui.widgets.paper import Paper
+from tui.widgets.words import foreign, line
+
+TAIL_BYTES = 48 << 10
+LOOK_SECONDS = 1.0
+
+
+class LogScreen(ModalScreen[None]):
+    BINDINGS = bindings("choice")
+
+    def __init__(self, source: RunSource) -> None:
+        super().__init__()
+        self._source = source
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="window -large"):
+            with VerticalScroll(id="log-messages") as messages:
+                messages.border_title = Content("Messages of the run")  # type: ignore[assignment]
+                yield Paper(id="messages")
+            with VerticalScroll(id="log-file") as file:
+                file.border_title = Content("run.log")  # type: ignore[assignment]
+                file.border_subtitle = Content("Tab changes panes   Esc closes")  # type: ignore[assignment]
+                yield Paper(id="lines")
+
+    def on_mount(self) -> None:
+        self.look()
+        self.set_interval(LOOK_SECONDS, self.look)
+        self.query_one("#log-file").focus()
+
+    def look(self) -> None:
+        self._follow("#log-messages", "#messages", self._source.snapshot().messages, self._messages)
+        self._follow("#log-file", "#lines", tail_of(self._source.run / names.RUN_LOG), self._lines)
+
+    def _follow(self, pane: str, paper: str, key: object, draw: object) -> None:
+        """Stay at the end, unless somebody has scrolled up."""
+        scroll = self.query_one(pane)
+        at_end = scroll.scroll_offset.y >= scroll.max_scroll_y - 1
+        self.query_one(paper, Paper).put(key, draw)  # type: ignore[arg-type]
+        if at_end:
+            scroll.scroll_end(animate=False)
+
+    def _messages(self, width: int) -> list[Content]:
+        return message_lines(self._source.snapshot(), width)
+
+    def _lines(self, width: int) -> list[Content]:
+        text = tail_of(self._source.run / names.RUN_LOG)
+        return paragraph(foreign(text or "Nothing yet.", "$muted", TAIL_BYTES), width)
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key in ("l", "q"):
+            event.stop()
+            self.dismiss(None)
+
+    def action_dismiss_window(self) -> None:
+        self.dismiss(None)
+
+
+def message_lines(state: RunState, width: int) -> list[Content]:
+    rows = []
+    for when, message in state.messages:
+        mark = LEVEL_MARKS.get(message.level, UNKNOWN)
+        loud = message.level in ("warning", "error")
+        rows.append(
+            (
+                Content.styled(time.strftime("%H:%M:%S", time.localtime(when)), "$muted"),
+                Content.styled(mark.glyph, mark.style),
+                line(message.stage, "$muted", 12),
+                foreign(message.text, mark.style if loud else "$foreground", 2_000),
+            )
+        )
+    nothing = [Content.styled("No messages.", "$muted")]
+    return table(rows, (Column(8), Column(1), Column(12), Column()), width) if rows else nothing
+
+
+def tail_of(path: Path) -> str:
+    """The end of a file, from a whole line on; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(size - TAIL_BYTES, 0))
+            raw = file.read(TAIL_BYTES)
+    except OSError:  # no log yet: nothing ran
+        return ""
+    text = raw.decode("utf-8", errors="backslashreplace")
+    return text if size <= TAIL_BYTES else text.partition("\n")[2]

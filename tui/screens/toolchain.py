@@ -1,0 +1,24 @@
+"""Stage 2: the tools of this machine."""
+
+from __future__ import annotations
+
+from engine.state import RunState, StageState
+from tui.screens.base import StageView
+from tui.widgets.layout import EMPTY, paragraph
+from tui.widgets.words import line
+
+
+class ToolchainView(StageView):
+    STAGE = "toolchain"
+
+    def checks_title(self) -> str:
+        return "Tools"
+
+    def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
+        missing = any(check.status in ("failed", "warning") for check in stage.checks)
+        hint = missing and not self.source.config.install and not self.source.read_only
+        text = line(
+            "Something is missing. With the option install (key e) this stage gets what it can with uv.",
+            "$check-warning",
+        )
+        self.paper("extra").put(hint, (lambda width: [EMPTY, *paragraph(text, width)]) if hint else None)

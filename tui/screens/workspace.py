@@ -1,0 +1,45 @@
+"""Stage 1: where the work is done, and how much room there is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from textual.content import Content
+
+from engine.state import RunState, StageState
+from tui.screens.base import StageView
+from tui.widgets.gauge import memory_bar
+from tui.widgets.layout import EMPTY
+from tui.widgets.words import memory
+
+DISK_SECONDS = 5
+
+
+class WorkspaceView(StageView):
+    STAGE = "workspace"
+
+    def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
+        if (now // DISK_SECONDS) != getattr(self, "_looked", None):
+            self._looked = now // DISK_SECONDS
+            usage = disk_usage(self.source.run.folder)
+            rounded = None if usage is None else (round(usage[0], -7), usage[1])
+            self.paper("extra").put(rounded, (lambda width: disk_lines(*usage, width)) if usage is not None else None)
+
+
+def disk_usage(folder: Path) -> tuple[float, float] | None:
+    """(used, total) bytes of the disk that holds `folder`, or will; None where nobody can say."""
+    for place in (folder, *folder.parents):
+        try:
+            usage = shutil.disk_usage(place)
+        except OSError:  # not there yet: its parent's disk is where it will be
+            continue
+        return float(usage.total - usage.free), float(usage.total)
+    return None
+
+
+def disk_lines(used: float, total: float, width: int) -> list[Content]:
+    told = Content.assemble((f"  {memory(total - used)} free", "bold"), (f" of {memory(total)}", "$muted"))
+    label = Content.styled("Disk  ", "$muted")
+    room = min(max(width - told.cell_length - label.cell_length, 10), 60)
+    return [EMPTY, label + memory_bar(used, total, room) + told]

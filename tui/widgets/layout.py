@@ -1,0 +1,73 @@
+"""Tables and paragraphs as lines of text of a known width. Pure functions from Content to Content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from textual.content import Content
+
+EMPTY = Content("")
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column of a table takes its room; the last column takes what is left, and wraps."""
+
+    most: int = 30
+    """Cells at most; longer text is cut with an ellipsis."""
+    right: bool = False
+    """Aligned to the right, as numbers are."""
+
+
+def stack(lines: Iterable[Content]) -> Content:
+    return Content("\n").join(list(lines))
+
+
+def fit(content: Content, width: int, *, right: bool = False) -> Content:
+    """Exactly `width` cells: padded, or cut with an ellipsis."""
+    content = content.truncate(max(width, 0), ellipsis=True)
+    missing = max(width, 0) - content.cell_length
+    return content.pad_left(missing) if right else content.pad_right(missing)
+
+
+def paragraph(content: Content, width: int, indent: int = 0) -> list[Content]:
+    """Wrapped at words; lines after the first too are moved in by `indent`."""
+    room = max(width - indent, 8)
+    wrapped = [piece for whole in content.split("\n", allow_blank=True) for piece in whole.wrap(room) or [EMPTY]]
+    return [piece.rstrip().pad_left(indent) for piece in wrapped] if indent else [piece.rstrip() for piece in wrapped]
+
+
+def table(rows: Sequence[Sequence[Content]], columns: Sequence[Column], width: int, gap: int = 2) -> list[Content]:
+    """Rows under each other. All columns but the last are as wide as their widest cell; the last one wraps."""
+    widths = [
+        min(column.most, max((row[index].cell_length for row in rows), default=0))
+        for index, column in enumerate(columns[:-1])
+    ]
+    left = sum(cells + gap for cells in widths)
+    last = max(width - left, 12)
+    lines = []
+    for row in rows:
+        head = EMPTY
+        for content, cells, column in zip(row, widths, columns, strict=False):
+            head = head + fit(content, cells, right=column.right).pad_right(gap)
+        tail = paragraph(row[-1], last) if row[-1] else [EMPTY]
+        lines.append(head + tail[0])
+        lines.extend(rest.pad_left(left) for rest in tail[1:])
+    return lines
+
+
+def beside(left: Sequence[Content], right: Sequence[Content], left_width: int, gap: int = 3) -> list[Content]:
+    """Two columns of lines side by side."""
+    height = max(len(left), len(right))
+    padded_left = [*left, *[EMPTY] * (height - len(left))]
+    padded_right = [*right, *[EMPTY] * (height - len(right))]
+    return [fit(one, left_width).pad_right(gap) + other for one, other in zip(padded_left, padded_right, strict=True)]
+
+
+def spread(left: Content, right: Content, width: int) -> Content:
+    """One line, its two ends at the edges; the left end gives way when there is no room for both."""
+    room = width - right.cell_length - 2
+    if room < 4:
+        return fit(left, width)
+    return fit(left, room).pad_right(2) + right

@@ -1,0 +1,136 @@
+"""The ten stages: down the left edge, or on one line where the terminal is narrow."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+
+from engine.names import STAGE_TABLE, STAGES
+from engine.state import RunState, StageState
+from tui.widgets.layout import EMPTY, fit, spread, stack
+from tui.widgets.marks import STAGE_MARKS, UNKNOWN
+from tui.widgets.words import duration
+
+
+class Rail(Widget):
+    """Shows where the run stands and which stage is looked at; a click looks at another one."""
+
+    class Chosen(Message):
+        def __init__(self, stage: str) -> None:
+            super().__init__()
+            self.stage = stage
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._key: object = None
+        self._state = RunState()
+        self._selected = STAGES[0]
+        self._now = 0.0
+
+    def put(self, state: RunState, selected: str, now: float) -> None:
+        stages = tuple(state.stages.values())
+        key = (
+            selected,
+            tuple((stage.status, stage.reused, duration(stage.elapsed(now)), share_done(stage)) for stage in stages),
+        )
+        if key != self._key:
+            self._key, self._state, self._selected, self._now = key, state, selected, now
+            self.refresh()
+
+    @property
+    def is_flat(self) -> bool:
+        """On one line."""
+        return self.content_size.height < len(STAGES)
+
+    @property
+    def row_height(self) -> int:
+        return 2 if self.content_size.height >= 2 * len(STAGES) + 2 else 1
+
+    def render(self) -> Content:
+        width = self.content_size.width
+        if self.is_flat:
+            return fit(flat_rail(self._state, self._selected, width), width)
+        return stack(tall_rail(self._state, self._selected, self._now, width, self.row_height))
+
+    def on_click(self, event: events.Click) -> None:
+        place = event.get_content_offset(self)
+        if place is None:
+            return
+        if self.is_flat:
+            number = flat_number_at(self._state, self._selected, self.content_size.width, place.x)
+        else:
+            number = place.y // self.row_height
+        if number is not None and 0 <= number < len(STAGES):
+            self.post_message(self.Chosen(STAGES[number]))
+
+
+def tall_rail(state: RunState, selected: str, now: float, width: int, row_height: int) -> list[Content]:
+    """A row a stage, and under it a second one with its status in a word where there is room."""
+    lines = []
+    for number, (name, title, _) in enumerate(STAGE_TABLE, start=1):
+        stage = state.stages[name]
+        mark = STAGE_MARKS.get(stage.status, UNKNOWN)
+        chosen = name == selected
+        edge = Content.styled("▌" if chosen else " ", "$rail-selected-edge")
+        label = Content.assemble(
+            edge,
+            (f"{number:>2} ", "$muted"),
+            (f"{mark.glyph} ", f"bold {mark.style}"),
+            (title, "bold $heading" if chosen else "$foreground" if stage.status != "waiting" else "$stage-waiting"),
+        )
+        elapsed = "earlier" if stage.reused and stage.elapsed(now) is None else duration(stage.elapsed(now))
+        if row_height == 1:
+            word = elapsed if stage.status in ("running", "done") and elapsed else mark.word
+            pieces = [(label, f"{word} ")]
+        else:
+            share = share_done(stage)
+            told = mark.word + (f" · {share}" if stage.status == "running" and share else "")
+            pieces = [(label, f"{elapsed} "), (Content.assemble(edge, (f"     {told}", mark.style)), "")]
+        style = "on $rail-selected" if chosen else ""
+        for left, right in pieces:
+            line = spread(left, Content.styled(right, "$muted"), width)
+            lines.append(line.stylize_before(style) if style else line)
+    return lines
+
+
+def flat_rail(state: RunState, selected: str, width: int) -> Content:
+    pieces = _flat_pieces(state, selected, width)
+    return EMPTY.join(pieces)
+
+
+def flat_number_at(state: RunState, selected: str, width: int, x: int) -> int | None:
+    """Which stage is at column `x` of the flat rail."""
+    end = 0
+    for number, piece in enumerate(_flat_pieces(state, selected, width)):
+        end += piece.cell_length
+        if x < end:
+            return number
+    return None
+
+
+def _flat_pieces(state: RunState, selected: str, width: int) -> list[Content]:
+    pieces = []
+    for number, (name, title, _) in enumerate(STAGE_TABLE, start=1):
+        stage = state.stages[name]
+        mark = STAGE_MARKS.get(stage.status, UNKNOWN)
+        chosen = name == selected
+        text = Content.assemble(
+            (f" {number % 10}", "bold $heading" if chosen else "$muted"), (mark.glyph, f"bold {mark.style}")
+        )
+        if chosen:
+            share = share_done(stage) if stage.status == "running" else mark.word
+            text = text + Content.styled(f" {title} {share} ", "bold $heading")
+            text = text.stylize_before("on $rail-selected")
+        else:
+            text = text + Content(" ")
+        pieces.append(text)
+    return pieces
+
+
+def share_done(stage: StageState) -> str:
+    progress = stage.progress
+    if progress is None or not progress.total:
+        return ""
+    return f"{100 * min(progress.done / progress.total, 1.0):.0f} %"
