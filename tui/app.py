@@ -50,8 +50,10 @@ PLAIN_THEME = "ansi"
 log = logging.getLogger(__name__)
 
 
-def run_wizard(source: RunSource, *, theme: str = DEFAULT, mouse: bool = True) -> WizardEnd:
-    """Draw `source` on this terminal until somebody, or the terminal, ends it. What runs may go on: see WizardEnd."""
+def run_wizard(source: RunSource, *, theme: str = DEFAULT, mouse: bool = True) -> tuple[WizardEnd, int]:
+    """Draw `source` on this terminal until somebody, or the terminal, ends it: how it ended, and the screen's exit code.
+    What runs may go on: see WizardEnd.
+    """
     wizard = Wizard(source, theme=theme)
     source.open()
     try:
@@ -64,8 +66,9 @@ def run_wizard(source: RunSource, *, theme: str = DEFAULT, mouse: bool = True) -
     if wizard.crashed:
         on_its_own = "The run goes on without it." if source.running and not source.read_only else "Nothing is lost."
         print(f"{wizard.crashed} {on_its_own} The traceback is in {source.run / RUN_LOG}.", file=sys.__stderr__)
-        return WizardEnd.LEFT_RUNNING if source.running and not source.read_only else WizardEnd.CRASHED
-    return wizard.return_value or WizardEnd.FINISHED
+        end = WizardEnd.LEFT_RUNNING if source.running and not source.read_only else WizardEnd.CRASHED
+        return end, int(ExitCode.BUG)
+    return wizard.return_value or WizardEnd.FINISHED, wizard.return_code or 0
 
 
 class Wizard(App[WizardEnd], inherit_bindings=False):

@@ -35,8 +35,8 @@ def attach(config: Stage3Config, folder: Path) -> int:
     from tui.watcher import Watcher
 
     give_the_screen_its_own_file(None)
-    run_wizard(Watcher(Run(folder), config), theme=config.theme, mouse=config.mouse)
-    return int(ExitCode.DONE)
+    _, code = run_wizard(Watcher(Run(folder), config), theme=config.theme, mouse=config.mouse)
+    return code
 
 
 def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver) -> int:
@@ -63,12 +63,14 @@ def _screen_then_engine(config: Stage3Config, token: Secret | None, run: Run, le
     from tui.runner import Runner
 
     runner: Runner = Runner(config, run, token=token)
-    end = run_wizard(runner, theme=config.theme, mouse=config.mouse)
+    end, screen_code = run_wizard(runner, theme=config.theme, mouse=config.mouse)
     if end is WizardEnd.LEFT_RUNNING:
         hear_signals(runner.stop)
         leaver.leave()
+    if end is WizardEnd.STOPPED and runner.running and screen_code:
+        os._exit(screen_code)  # the second signal: at once; what is acknowledged is on disk
     runner.join()
-    return int(ExitCode.BUG if end is WizardEnd.CRASHED else runner.exit_code or ExitCode.DONE)
+    return screen_code or int(runner.exit_code or ExitCode.DONE)
 
 
 def give_the_screen_its_own_file(log: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
@@ -54,8 +55,8 @@ class MainScreen(Screen[None]):
     # Keys are the wizard's until somebody goes to a field: the first key pressed must not end up in the token.
     AUTO_FOCUS = ""
 
-    HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-narrow"), (100, "-wide"), (150, "-very-wide")]
-    VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-short"), (34, "-tall")]
+    HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-narrow"), (100, "-wide"), (150, "-very-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-short"), (34, "-tall")]  # noqa: RUF012
 
     def __init__(self, source: RunSource, first: str) -> None:
         super().__init__(id="main")
