@@ -90,8 +90,8 @@ def test_a_bar_is_filled_to_an_eighth_of_a_cell():
 def test_words_that_changed_are_marked():
     before, after, common = word_diff("the cat sat", "the dog sat")
     assert (before.plain, after.plain) == ("the cat sat", "the dog sat")
-    assert [(before.plain[s.start : s.end], s.style) for s in before.spans] == [("cat ", "$diff-removed")]
-    assert [(after.plain[s.start : s.end], s.style) for s in after.spans] == [("dog ", "$diff-added")]
+    assert [(before.plain[s.start : s.end], s.style) for s in before.spans] == [("cat ", "strike $diff-removed")]
+    assert [(after.plain[s.start : s.end], s.style) for s in after.spans] == [("dog ", "bold $diff-added")]
     assert common is not None and 0 < common < 1
 
 

@@ -74,7 +74,9 @@ def terminal(tmp_path: Path):
     opened = Terminal(tmp_path / "run")
     opened.wait_for(b"Workspace")
     yield opened
-    for process in (psutil.Process(opened.pid), *psutil.Process(opened.pid).children()) if psutil.pid_exists(opened.pid) else ():
+    for process in (
+        (psutil.Process(opened.pid), *psutil.Process(opened.pid).children()) if psutil.pid_exists(opened.pid) else ()
+    ):
         process.kill()
 
 
