@@ -70,6 +70,8 @@ class RunState:
     pair_failures: Mapping[str, int] = field(default_factory=dict)
     """How often each reason kept a prompt from becoming a pair."""
     train_steps: tuple[TrainStep, ...] = ()
+    first_step_seen: tuple[int, float] | None = None
+    """The first optimizer step of the process at work, and when it was told: the rate counts from there."""
     checkpoints: tuple[CheckpointSaved, ...] = ()
     evaluation: EvalDone | None = None
     telemetry: tuple[Telemetry, ...] = ()
@@ -95,7 +97,7 @@ class RunState:
     @apply.register(RunStarted)
     def _(self, event: RunStarted, time: float) -> RunState:
         stages = {name: replace(stage, status=_interrupted(stage.status)) for name, stage in self.stages.items()}
-        return replace(self, run=event, running=True, finished=None, stages=stages)
+        return replace(self, run=event, running=True, finished=None, stages=stages, first_step_seen=None)
 
     @apply.register(StageStarted)
     def _(self, event: StageStarted, time: float) -> RunState:
@@ -104,7 +106,7 @@ class RunState:
         if event.stage == "pairs":
             return replace(state, newest_pairs=(), pairs_made=0, pair_failures={})
         if event.stage == "training":
-            return replace(state, evaluation=None)
+            return replace(state, evaluation=None, first_step_seen=None)
         return state
 
     @apply.register(StageFinished)
@@ -149,7 +151,9 @@ class RunState:
         kept = self.train_steps
         while kept and kept[-1].step >= event.step:
             kept = kept[:-1]
-        return replace(self, train_steps=(*kept, event))
+        first = self.first_step_seen or (event.step, time)
+        state = self._with_stage(replace(self.stages["training"], progress=_progress_of(event, first, time)))
+        return replace(state, train_steps=(*kept, event), first_step_seen=first)
 
     @apply.register(CheckpointSaved)
     def _(self, event: CheckpointSaved, time: float) -> RunState:
@@ -184,6 +188,14 @@ def fold(entries: Iterable[Entry], state: RunState | None = None) -> RunState:
     for entry in entries:
         state = state.apply_entry(entry)
     return state
+
+
+def _progress_of(step: TrainStep, first: tuple[int, float], now: float) -> Progress:
+    """How far the optimizer is, with the rate since the first step that this process told."""
+    since, started = first
+    rate = (step.step - since) / (now - started) if step.step > since and now > started else None
+    left = (step.total_steps - step.step) / rate if rate else None
+    return Progress("training", step.step, step.total_steps, "steps", rate, left)
 
 
 def _interrupted(status: StageStatus) -> StageStatus:

@@ -14,6 +14,7 @@ from engine.events import (
     Message,
     PairFailed,
     PairMade,
+    Progress,
     RunStarted,
     StageFinished,
     StageStarted,
@@ -101,6 +102,16 @@ def test_a_stage_whose_process_died_waits_again():
 def test_steps_that_are_done_again_after_a_resume_replace_the_old_telling():
     state = state_after(step(1, 0.9), step(2, 0.8), step(3, 0.7), CheckpointSaved(2, "a"), step(2, 0.6), step(3, 0.5))
     assert [(s.step, s.loss) for s in state.train_steps] == [(1, 0.9), (2, 0.6), (3, 0.5)]
+
+
+def test_steps_are_the_progress_of_training_at_the_rate_of_this_process():
+    state = state_after(
+        step(1), RunStarted("/run", "1", 2, "host"), StageStarted("training"), step(3), step(4), step(5)
+    )
+    progress = state.stages["training"].progress
+    assert (progress.done, progress.total, progress.rate, progress.seconds_left) == (5, 9, 1.0, 4.0)
+    answers = Progress("training", 1, 40, "answers")
+    assert state.apply(answers, 110.0).stages["training"].progress == answers
 
 
 def test_failures_are_counted_by_reason():

@@ -25,7 +25,6 @@ from engine.pairs.edits import read_edits
 from engine.run import Run
 from engine.secrets import Secret
 from engine.stages.base import Context
-from engine.state import RunState
 from tests.tui_fixtures import HOSTILE, RAW_SEQUENCES, failed_run, make_run, write_pairs
 from tui import terminal
 from tui.app import Wizard, WizardEnd, first_stage
@@ -695,25 +694,3 @@ def test_hostile_text_is_in_the_made_up_run(tmp_path: Path):
     assert all(ascii(text)[1:-1].split("\\")[0] in journal for text in HOSTILE)
     write_pairs(tmp_path / "pairs.jsonl", 70)
     assert "\\u001b]52" in (tmp_path / "pairs.jsonl").read_text()
-
-
-def test_the_steps_of_the_training_are_progress_between_its_other_parts():
-    from dataclasses import replace
-
-    from tests.tui_fixtures import _training_events
-    from tui.steps import StepProgress
-
-    steps = [event for _, event in _training_events() if event.kind() == "train_step"]
-    state = (
-        RunState().apply(StageStarted("training"), 1.0).apply(Progress("training", 140, 140, "reference pairs"), 2.0)
-    )
-    progress = StepProgress()
-    assert progress.added_to(state).stages["training"].progress.unit == "reference pairs"
-    state = replace(state.apply(steps[0], 10.0), last_time=10.0)
-    assert progress.added_to(state).stages["training"].progress.seconds_left is None
-    state = replace(state.apply(steps[1], 12.0), last_time=12.0)
-    told = progress.added_to(state).stages["training"].progress
-    assert (told.done, told.total, told.unit, told.rate) == (2, 206, "steps", 0.5)
-    assert told.seconds_left == 204 / 0.5
-    state = state.apply(Progress("training", 1, 40, "answers"), 13.0)
-    assert progress.added_to(state).stages["training"].progress.unit == "answers"

@@ -31,7 +31,6 @@ from tui.commands import WizardCommands
 from tui.keys import Key, bindings, footer_keys
 from tui.screens.main import MainScreen
 from tui.source import RunDriver, RunSource, WizardEnd
-from tui.steps import StepProgress
 from tui.widgets.pair_browser import PairBrowser
 from tui.widgets.rail import Rail, share_done
 from tui.widgets.words import duration
@@ -97,7 +96,6 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         self._leaving: WizardEnd | None = None
         self._stopping = ""
         self._signalled = False
-        self._steps = StepProgress()
         self._drawn: tuple[object, ...] | None = None
         """What the last drawing depended on."""
         self._seen = source.snapshot()
@@ -141,7 +139,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
 
     def tick(self) -> None:
         """Look at the run, and draw what has changed."""
-        state, now = self._steps.added_to(self.source.snapshot()), time.time()
+        state, now = self.source.snapshot(), time.time()
         running = self.source.running
         if self._leaving is not None and not running:
             self.exit(self._leaving, return_code=self.return_code or 0)

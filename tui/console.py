@@ -148,10 +148,18 @@ def progress_text(progress: Progress) -> str:
 
 
 def step_text(step: TrainStep) -> str:
-    return (
-        f"step {step.step}/{step.total_steps}  loss {step.loss:.4f}  margin {step.margin:+.4f}  "
-        f"accuracy {step.accuracy:.2f}  gradient {step.grad_norm:.2f}  {step.tokens_per_second:.0f} tokens/s"
-    )
+    return f"step {step.step}/{step.total_steps}  {step_figures(step)}"
+
+
+def step_figures(step: TrainStep) -> str:
+    figures = {
+        "loss": f"{step.loss:.4f}",
+        "margin": f"{step.margin:+.4f}",
+        "accuracy": f"{step.accuracy:.2f}",
+        "gradient": f"{step.grad_norm:.2f}",
+        "tokens/s": f"{step.tokens_per_second:.0f}",
+    }
+    return "  ".join(f"{name} {figure}" for name, figure in figures.items())
 
 
 def duration(seconds: float) -> str:
@@ -167,13 +175,11 @@ def _moving_part(state: RunState) -> Group | Text:
         return Text("")
     head = Text(f"▶ {_number(stage.name)} {stage.name}  {duration(stage.elapsed(time.time()) or 0)}  ", style="cyan")
     progress = stage.progress
-    if stage.name == "training" and state.train_steps:
-        step = state.train_steps[-1]
-        head.append(step_text(step), style="default")
-        return Group(head, ProgressBar(total=max(step.total_steps, 1), completed=step.step, width=60))
     if progress is None or not progress.total:
         return head
     head.append(progress_text(progress), style="default")
+    if progress.unit == "steps" and state.train_steps:
+        head.append(f"\n  {step_figures(state.train_steps[-1])}", style="default")
     return Group(head, ProgressBar(total=progress.total, completed=progress.done, width=60))
 
 

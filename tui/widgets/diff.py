@@ -24,8 +24,8 @@ def word_diff(before: str, after: str) -> tuple[Content, Content, float | None]:
     right: list[tuple[str, str]] = []
     for tag, old_from, old_to, new_from, new_to in matcher.get_opcodes():
         same = tag == "equal"
-        left.append(("".join(old[old_from:old_to]), "" if same else "$diff-removed"))
-        right.append(("".join(new[new_from:new_to]), "" if same else "$diff-added"))
+        left.append(("".join(old[old_from:old_to]), "" if same else "strike $diff-removed"))
+        right.append(("".join(new[new_from:new_to]), "" if same else "bold $diff-added"))
     return _marked(left), _marked(right), matcher.ratio()
 
 
