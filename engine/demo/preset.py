@@ -10,8 +10,10 @@ ASSETS = Path(__file__).with_name("assets")
 def demo_defaults() -> dict[str, object]:
     """Field of the configuration → the demo's value; what the command line says goes before it.
 
-    The learning rate is far above what a real model bears: this one has half a million parameters and 54 steps.
-    At 1e-3 it moves less than it should in that time, at 2e-3 its sentences may break.
+    The learning rate is far above what a real model bears: this one has half a million parameters and 54 steps. Beta
+    holds it back in turn: with six seeds, 0.5 left no more than 2 % of the held-out greedy answers flawed and 99 %
+    or more well formed; at beta 0.1 one of the six kept only 87 % well formed. At 3e-3 and beta 0.5 one of two seeds
+    kept only 76 %.
     """
     return {
         "base_model_id": str(ASSETS / "base"),
@@ -26,7 +28,7 @@ def demo_defaults() -> dict[str, object]:
         "top_p": 0.9,
         "learning_rate": 2e-3,
         "num_train_epochs": 3.0,
-        "beta": 0.1,
+        "beta": 0.5,
         "max_length": 256,
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
