@@ -20,6 +20,7 @@ from engine.run import Run
 from engine.secrets import Secret
 from engine.state import RunState, fold
 from tui.console import AutoPrinter, LinePrinter, LivePrinter
+from tui.failure import tell
 
 REFRESH_SECONDS = 0.25
 
@@ -116,8 +117,6 @@ def _work(context: Context, follower: Follower, until: str, redo_from: str | Non
 
 def _tell_failure(state: RunState) -> None:
     """What failed, why and what to do, on stderr."""
-    from tui.cli import tell
-
     failure = next((stage.failure for stage in state.stages.values() if stage.failure is not None), None)
     if failure is not None and state.finished is not None and state.finished.exit_code:
         error = Stage3Error(f"{failure.what} (stage {failure.stage})", failure.why, failure.what_to_do)

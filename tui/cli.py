@@ -13,6 +13,7 @@ from engine import __version__
 from engine.errors import ConfigError, ExitCode, PreconditionError, Stage3Error
 from engine.names import STAGES
 from engine.options import Option, options
+from tui.failure import tell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,15 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
-
-
-def tell(error: Stage3Error) -> None:
-    """What failed, why, what to do next: on stderr, in the order in which a person needs them."""
-    from engine.text import visible
-
-    for word, text in (("failed", error.what), ("why", error.why), ("next", error.what_to_do)):
-        if text:
-            print(f"{word + ':':8}{visible(text)}", file=sys.stderr)
 
 
 def check_installation() -> None:

@@ -13,6 +13,7 @@ from engine.errors import ExitCode, Stage3Error
 from engine.names import RUN_LOG
 from engine.run import Run
 from engine.secrets import Secret
+from tui.failure import tell
 from tui.supervisor import Leaver, supervise
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ def attach(config: Stage3Config, folder: Path) -> int:
 
 
 def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver) -> int:
-    from tui.cli import tell
-
     quiet_libraries()
     run = Run(config.output_dir)
     try:
