@@ -26,7 +26,6 @@ PICTURES: dict[str, tuple[str, ...]] = {
     "quality": ("8",),
     "training": ("9", "v", "v"),
     "verdict": ("9",),
-    "packaging": ("0",),
 }
 
 
