@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or later and nothing else: uv comes from the package registry into .tools,
+# `make demo` and `make test` need Python 3.11 or later and nothing else: uv comes from the package registry into .tools,
 # everything else into .venv.
 
 PYTHON ?= python3

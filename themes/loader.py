@@ -12,15 +12,11 @@ ansi = false          the sixteen colours of the terminal, and no others
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef,unused-ignore]
 
 if TYPE_CHECKING:
     from textual.theme import Theme
