@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -26,11 +27,11 @@ SHOWS_CURSOR = b"\x1b[?25h"
 class Terminal:
     """`stage3-tui` in a pseudo-terminal of 80x24."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
         self.folder, self.seen = folder, b""
         self.pid, self.master = pty.fork()
         if self.pid == 0:
-            os.environ.update(TERM="xterm-256color", PYTHONPATH=str(ROOT))
+            os.environ.update(TERM="xterm-256color", PYTHONPATH=str(ROOT), **environment)
             os.chdir(ROOT)
             command = [sys.executable, "-m", "tui.cli", "--demo", "--output-dir", str(folder), *arguments]
             os.execv(command[0], command)
@@ -120,6 +121,16 @@ def test_a_closed_terminal_leaves_the_run_running_and_stop_ends_it(tmp_path: Pat
     assert not alive
     run.reload()
     assert "stopped" in {stage["status"] for stage in run.manifest["stages"].values()}
+
+
+def test_no_color_gives_no_colour_at_all(tmp_path: Path):
+    opened = Terminal(tmp_path / "run", NO_COLOR="1")
+    opened.wait_for(b"Workspace")
+    opened.press("9q")
+    assert opened.end() == 0
+    codes = {code for sgr in re.findall(rb"\x1b\[([\d;]*)m", opened.seen) for code in sgr.split(b";")}
+    colours = {str(n).encode() for n in (*range(30, 39), *range(40, 49), *range(90, 98), *range(100, 108))}
+    assert codes and not codes & colours
 
 
 def test_without_a_terminal_it_says_what_to_use(tmp_path: Path):

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import on
@@ -88,7 +89,9 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
     NOTIFICATION_TIMEOUT = 6
 
     def __init__(self, source: RunSource, *, theme: str = DEFAULT) -> None:
-        super().__init__()
+        # Textual chooses its filter here, before the theme: without native colours NO_COLOR came out black on black.
+        plain = bool(os.environ.get("NO_COLOR"))
+        super().__init__(ansi_color=True if plain else None)
         self.source = source
         self.crashed = ""
         """A plain sentence about what broke the screen; empty as long as it stands."""
@@ -102,7 +105,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         self._told_title = ""
         self._started_from = os.getppid()
         self._themes, self._theme_problems = find_themes()
-        self._first_theme = PLAIN_THEME if os.environ.get("NO_COLOR") else theme
+        self._first_theme = PLAIN_THEME if plain else theme
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -364,6 +367,9 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         self.call_later(self._show, stage)
 
     async def _show(self, stage: str) -> None:
+        if not self.main.is_whole:  # a key that was pressed before the first screen was put together
+            self.set_timer(POLL_SECONDS, partial(self._show, stage))
+            return
         await self.main.show_stage(stage)
         self.tick()
 

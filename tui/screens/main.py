@@ -78,7 +78,8 @@ class MainScreen(Screen[None]):
     def is_whole(self) -> bool:
         """Whether all its parts are there: not before it is put together, and not while it is taken apart."""
         parts = ("#title", "#rail", "#body", "#status", "#keys")
-        return self.is_mounted and all(self.query(part) for part in parts) and (self.view is None or self.view.is_whole)
+        there = self.is_mounted and all(part.is_attached for name in parts for part in self.query(name))
+        return there and all(self.query(name) for name in parts) and (self.view is None or self.view.is_whole)
 
     async def show_stage(self, stage: str) -> None:
         self.selected = stage
