@@ -173,10 +173,6 @@ class Stage3Config(
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
     )
 
-    @property
-    def effective_batch_size(self) -> int:
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
-
 
 def load_config(
     command_line: Mapping[str, Any] | None = None,

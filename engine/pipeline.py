@@ -49,11 +49,6 @@ def load_stage(name: str) -> Stage:
     return cast(Stage, import_module(f"engine.stages.{name}"))
 
 
-def fingerprint(context: Context, name: str) -> dict[str, Any] | None:
-    """What the result of stage `name` depends on, the results that it builds on included."""
-    return load_stage(name).depends_on(context)
-
-
 def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
     try:
         stage = load_stage(name)

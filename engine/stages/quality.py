@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import names
+from engine.config import QualityOptions
 from engine.errors import DamagedState, DataError
 from engine.events import Check, Message
 from engine.files import sha256_of_file, write_atomically, write_json
@@ -25,27 +26,11 @@ NAME = "quality"
 
 def depends_on(context: Context) -> dict[str, Any]:
     edits = context.run / names.EDITS_JSONL
-    thresholds = [field for field in type(context.config).model_fields if field.startswith(("min_", "max_", "warn_"))]
     return {
         "pairs": context.run.result("pairs").get("pairs_sha256"),
         "edits": sha256_of_file(edits) if edits.exists() else None,
-        "accept_quality": context.config.accept_quality,
-        "eval_fraction": context.config.eval_fraction,
-        **{field: getattr(context.config, field) for field in thresholds if field in _GATE_FIELDS},
+        **{field: getattr(context.config, field) for field in QualityOptions.model_fields},
     }
-
-
-_GATE_FIELDS = {
-    "min_pairs",
-    "min_usable_share",
-    "max_longer_share",
-    "max_shared_prompt_share",
-    "min_improved_share",
-    "warn_identical_share",
-    "warn_meta_share",
-    "warn_principle_share",
-    "min_eval_pairs",
-}
 
 
 def run(context: Context) -> StageRun:
