@@ -51,7 +51,7 @@ $(TOOLS)/bin/uv:
 
 $(STAMP): pyproject.toml $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]'
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev,server]'
 	touch $(STAMP)
 
 clean:

@@ -84,16 +84,37 @@ class PairsOptions(Described):
     """Of sampling; 0 is greedy."""
     top_p: float = Field(0.9, gt=0.0, le=1.0)
     """Nucleus of sampling."""
-    generation_batch_size: int = Field(16, ge=1)
-    """Prompts generated side by side; halved when memory runs out."""
+    generation_batch_size: int | None = Field(None, ge=1)
+    """Prompts generated side by side; without it, found by trying. Halved when memory runs out."""
     max_attempts: int = Field(3, ge=1)
     """Critique and revision are tried this often, each time with another principle, before a prompt is given up."""
-    judge: Literal["none", "demo"] = "none"
-    """Who scores drafts and revisions: none (and the report says so), or the demo's own judge."""
+    rounds: int = Field(1, ge=1)
+    """Rounds of critique and revision; each begins with the revision of the one before."""
+    few_shot: Path | None = None
+    """Worked examples of critique and revision, put before each: a YAML file."""
+
+
+class ServerOptions(Described):
+    """Server"""
+
+    server_url: str | None = None
+    """An OpenAI-compatible server (http://host:8000/v1) that makes the pairs in place of the local model."""
+    server_model: str | None = None
+    """The model's name on that server: the base model with the Stage 2 adapter."""
+    server_concurrency: int = Field(16, ge=1)
+    """Requests to the server under way at once."""
+    server_timeout: float = Field(120.0, gt=0.0)
+    """Seconds that one request may take."""
 
 
 class QualityOptions(Described):
     """Quality"""
+
+    judge: Literal["none", "self", "reward-model", "server", "demo"] = "none"
+    """Who scores drafts and revisions: none (and the report says so), self (the Stage 2 policy), reward-model, server, or
+    demo (the demo's own)."""
+    reward_model_id: str = "OpenAssistant/reward-model-deberta-v3-large-v2"
+    """The sequence classifier of --judge reward-model: a Hub id or a folder."""
 
     min_pairs: int = Field(100, ge=1)
     """The gate refuses fewer pairs to train on than this."""
@@ -161,6 +182,7 @@ class Stage3Config(
     DisplayOptions,
     TrainingOptions,
     QualityOptions,
+    ServerOptions,
     PairsOptions,
     ModelOptions,
     WorkspaceOptions,

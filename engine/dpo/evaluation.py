@@ -11,6 +11,7 @@ from engine.dpo.reference import REFERENCE_ADAPTER, adapter_active, collated, pa
 from engine.dpo.verdict import Comparison, bootstrap_mean, mean, outcomes, share, sign_test, verdict, wilson
 from engine.events import EvalDone, Event, Progress
 from engine.files import write_json
+from engine.models.batch_size import chosen_batch_size
 from engine.models.chat import Conversation
 from engine.models.loading import POLICY_ADAPTER, resolve_dtype
 from engine.pairs.judge import Judge, load_judge
@@ -115,8 +116,8 @@ def answers(
                 should_stop=lambda: context.stop.requested,
             )
 
-    for start in range(0, len(prompts), context.config.generation_batch_size):
-        batch = range(start, min(start + context.config.generation_batch_size, len(prompts)))
+    for start in range(0, len(prompts), chosen_batch_size(context.config)):
+        batch = range(start, min(start + chosen_batch_size(context.config), len(prompts)))
         found += in_halves(answer, batch, free_memory)
         context.stop.raise_if_requested()
         yield Progress(STAGE, len(found), len(prompts), "answers", note=which)

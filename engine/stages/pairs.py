@@ -12,6 +12,7 @@ from engine import names
 from engine.events import Event, Message, PairFailed, PairMade, Progress
 from engine.files import sha256_of_file
 from engine.jsonl import BadLine, JsonlAppender, read_jsonl
+from engine.models.batch_size import chosen_batch_size
 from engine.models.loading import adapter_folder
 from engine.models.local import free_memory, load_stage2_backend
 from engine.pairs.constitution import DEFAULT_PATH, Constitution, load_constitution
@@ -116,7 +117,7 @@ def generate_pairs(
         if length > config.max_prompt_tokens and prompt.id not in recorded.ids:
             yield _acknowledge(too_long(prompt, length), appender, recorded)
     fitting = [index for index, length in enumerate(lengths) if length <= config.max_prompt_tokens]
-    batches = plan_batches([prompts[i] for i in fitting], [lengths[i] for i in fitting], config.generation_batch_size)
+    batches = plan_batches([prompts[i] for i in fitting], [lengths[i] for i in fitting], chosen_batch_size(config))
     for batch in batches:
         if all(prompt.id in recorded.ids for prompt in batch):
             continue

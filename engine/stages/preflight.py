@@ -16,6 +16,7 @@ from engine.dpo.forecast import Forecast, Measured, forecast
 from engine.errors import DamagedState, PreconditionError
 from engine.events import Check, CheckpointSaved, Event, Message
 from engine.jsonl import dumps
+from engine.models.batch_size import chosen_batch_size
 from engine.models.loading import adapter_folder, resolve_device, resolve_dtype
 from engine.models.local import LocalBackend, free_memory, load_stage2_backend
 from engine.models.sampling import SamplingSettings
@@ -67,7 +68,7 @@ def run(context: Context) -> StageRun:
     whole = forecast(
         measured,
         num_examples=config.num_examples,
-        batch_size=config.generation_batch_size,
+        batch_size=chosen_batch_size(config),
         max_new_tokens=config.max_new_tokens,
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
@@ -97,8 +98,8 @@ def _short_run(context: Context, scratch: Run) -> Generator[Event, None, Measure
     record = make_records(prompts[:1], backend, load_constitution(config.constitution), config)[0]
     yield Check(NAME, "one pair", "ok", f"{time.monotonic() - started:.1f} s, {backend.tokens} tokens: {record.status}")
     reply_tokens = backend.tokens / max(1 + 2 * record.attempts, 1)
-    prefill, decode = _time_a_batch(backend, prompts[: config.generation_batch_size])
-    size = min(config.generation_batch_size, len(prompts))
+    prefill, decode = _time_a_batch(backend, prompts[: chosen_batch_size(config)])
+    size = min(chosen_batch_size(config), len(prompts))
     yield Check(NAME, "a batch", "ok", f"{size} prompts: {prefill:.2f} s to read, {size / decode:.0f} tokens/s")
     tokenizer, pair_tokens = backend.tokenizer, backend.length(prompts[0].messages) + reply_tokens
     row = longest_row(record, tokenizer, config.max_length)
