@@ -1,0 +1,67 @@
+"""What keeps a text from being a reply that stands alone: one small function a reason.
+
+A detector gets a `Case` (the last user turn, the draft or None, the reply) and says whether its reason holds. The order of
+`DETECTORS` is the order in which reasons are told; the first one is the verdict's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.pairs.detectors.broken import is_cut_off, is_empty, is_fragment, is_leak
+from engine.pairs.detectors.case import Case, canonical, prompt_key
+from engine.pairs.detectors.language import is_wrong_language
+from engine.pairs.detectors.meta import is_meta
+from engine.pairs.detectors.refusal import is_pasted_refusal
+from engine.pairs.detectors.sameness import is_echo, is_identical, is_loop, is_near_duplicate
+
+__all__ = ["DETECTORS", "Case", "canonical", "prompt_key", "reasons", "reply_reasons"]
+
+IDENTICAL = "identical"
+EMPTY = "empty"
+META = "meta"
+ECHO = "echo"
+LEAK = "leak"
+FRAGMENT = "fragment"
+LOOP = "loop"
+NEAR_DUPLICATE = "near-duplicate"
+REFUSAL = "refusal"
+WRONG_LANGUAGE = "wrong language"
+CUT_OFF = "cut off"
+DUPLICATE_PROMPT = "duplicate prompt"
+"""Told by who sees all pairs, with `prompt_key`."""
+PROMPT_TOO_LONG = "prompt too long"
+"""Told by who made the pair."""
+
+Detector = Callable[[Case], bool]
+
+DETECTORS: dict[str, Detector] = {
+    IDENTICAL: is_identical,
+    EMPTY: is_empty,
+    META: is_meta,
+    LEAK: is_leak,
+    ECHO: is_echo,
+    LOOP: is_loop,
+    FRAGMENT: is_fragment,
+    NEAR_DUPLICATE: is_near_duplicate,
+    REFUSAL: is_pasted_refusal,
+    WRONG_LANGUAGE: is_wrong_language,
+    CUT_OFF: is_cut_off,
+}
+
+
+def reasons(prompt: str, draft: str | None, reply: str, *, finished: bool = True) -> list[str]:
+    """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty where it can.
+
+    finished   False where the generation was cut off at its longest
+    """
+    case = Case(prompt, draft, reply, finished)
+    first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](case)]
+    if first:
+        return first  # whatever else it is, it is no revision
+    return [name for name, holds in DETECTORS.items() if holds(case)]
+
+
+def reply_reasons(prompt: str, reply: str, *, finished: bool = True) -> list[str]:
+    """The same for an answer that revises nothing."""
+    return reasons(prompt, None, reply, finished=finished)

@@ -1,0 +1,105 @@
+"""A reply in another language than the prompt's, which nobody asked for.
+
+Known by script (Latin, Cyrillic, Arabic, …) and, within the Latin one, by the commonest words of eight languages. Both texts
+must be plainly of a language: without enough evidence there is no fault.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from engine.pairs.detectors.case import Case
+
+LEAST_LETTERS = 4
+"""A text with fewer has no script: "OK" answers in any."""
+LEAST_COMMON_WORDS = 4
+LEAST_IN_PROMPT = 2
+"""Of those words, to be of a language: a reply needs more, a prompt may be short."""
+LEAST_SHARE = 0.2
+"""Of a text's words, to be of a language's commonest."""
+LOOKED_AT = 400
+"""Words and characters: a language shows early."""
+
+_COMMON = {
+    "English": "the and of to is in you that it for are with this not have be can your they from what will would there but as or"
+    " how i my a why do when who we me if was",
+    "German": "der die das und ist nicht ein eine ich sie es zu mit auf für den dem von sich auch wird sind werden wie oder aber",
+    "French": "le les des et est une vous que dans pour pas sur avec qui ce il elle nous sont votre mais cette je au du être",
+    "Spanish": "el los las y es una que en por con para no se su lo como más pero del al está son puede este qué usted muy",
+    "Italian": "il gli che è una per non con di sono del della si anche come ma più questo nel alla lo ci puoi essere e",
+    "Portuguese": "os as é uma que em para não com do da por se mais como mas ao dos você são isso seu também um e o",
+    "Dutch": "het een en van ik je niet dat is op te zijn voor met maar ook aan naar kan wordt deze u bij er wat",
+    "Swedish": "och att det som en är på för inte med av till den jag du kan har ett om eller men så vi ska var",
+}
+_WORDS = {language: frozenset(common.split()) for language, common in _COMMON.items()}
+_ENGLISH = _WORDS["English"]
+
+LATIN = "Latin"
+_LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
+_SPANS = {
+    "Cyrillic": "\u0400-\u052f",
+    "Greek": "\u0370-\u03ff\u1f00-\u1fff",
+    "Hebrew": "\u0590-\u05ff",
+    "Arabic": "\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc",
+    "Indic": "\u0900-\u0dff",
+    "Thai": "\u0e00-\u0e7f",
+    "East Asian": "\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af",
+}
+_SCRIPTS = {name: re.compile(f"[{span}]") for name, span in _SPANS.items()}
+_FOREIGN = re.compile(f"[{''.join(_SPANS.values())}]")
+_ASKED_FOR = re.compile(
+    r"\btranslat|\blanguage|\b(?:english|german|french|spanish|italian|portuguese|dutch|swedish|russian|chinese|mandarin"
+    r"|japanese|korean|arabic|hebrew|greek|hindi|thai|latin|ukrainian|turkish|polish|deutsch|français|español|italiano|português"
+    r"|nederlands|svenska)\b|перев|翻译|翻訳|번역|ترجم|übersetz|tradu",
+    re.IGNORECASE,
+)
+
+
+def is_wrong_language(case: Case) -> bool:
+    # Most pairs are English throughout, and known for it by a few look-ups; most of the rest are too short to tell.
+    english = _is_english(case.said)
+    if english and (len(case.asked) < LEAST_COMMON_WORDS or _is_english(case.asked)):
+        return False
+    if len(case.said) < LEAST_COMMON_WORDS and not _has_foreign(case.reply):
+        return False
+    reply = language_of(case.reply, case.said)
+    if reply is None or reply == LATIN:
+        return False
+    prompt = language_of(case.prompt, case.asked, least=LEAST_IN_PROMPT)
+    if prompt is None or prompt == reply or (prompt == LATIN and reply in _WORDS):
+        return False
+    # A draft in the reply's language: the conversation before this turn may be in it.
+    drafted = case.draft is not None and language_of(case.draft, case.drafted) == reply
+    return not drafted and _ASKED_FOR.search(case.prompt) is None
+
+
+def language_of(text: str, words: list[str], least: int = LEAST_COMMON_WORDS) -> str | None:
+    """A language written in Latin letters, "Latin" where it is none of the eight, else a script; None where it is not plain."""
+    script = _script_of(text[: 4 * LOOKED_AT])
+    if script != LATIN:
+        return script
+    first = words[:LOOKED_AT]
+    counts = Counter({language: sum(map(common.__contains__, first)) for language, common in _WORDS.items()})
+    (best, most), (_, second) = counts.most_common(2)
+    if most < least or most < LEAST_SHARE * len(first) or 2 * most < 3 * second:
+        return LATIN
+    return best
+
+
+def _is_english(words: list[str]) -> bool:
+    first = words[:LOOKED_AT]
+    return sum(map(_ENGLISH.__contains__, first)) >= LEAST_SHARE * len(first)
+
+
+def _script_of(text: str) -> str | None:
+    counts = {LATIN: len(_LATIN.findall(text))}
+    if _has_foreign(text):
+        counts |= {name: len(letters.findall(text)) for name, letters in _SCRIPTS.items()}
+    script = max(counts, key=lambda name: counts[name])
+    most = counts[script]
+    return script if most >= LEAST_LETTERS and most >= 0.6 * sum(counts.values()) else None
+
+
+def _has_foreign(text: str) -> bool:
+    return not text.isascii() and _FOREIGN.search(text) is not None

@@ -1,0 +1,133 @@
+"""Talk about an answer, a revision or a critique in place of a reply.
+
+Each sentence is written in a small vocabulary (`meta.toml`): classes of words that talk about answers is made of, plain words,
+and one blank for all the rest. Its score is a constant plus the weights of what stands in it, words and pairs of
+neighbours (`meta.json`); the reply's is the soft maximum of its sentences', for one sentence of talk spoils a reply.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from math import exp, log
+from pathlib import Path
+
+from engine.pairs.detectors.case import WORD, Case, folded
+
+WORDS_FILE = Path(__file__).with_name("meta.toml")
+WEIGHTS_FILE = Path(__file__).with_name("meta.json")
+
+MOST_CHARACTERS = 6_000
+"""Of a reply that are read. Talk about an answer begins early, and a hostile text must not cost more than a long one."""
+MOST_WORDS = 60
+"""Of a sentence."""
+
+SHARPNESS = 3.0
+"""Of the maximum over sentences. At 1 a reply of thirty harmless sentences would be three times as suspect as one of ten."""
+
+BLANK = "_"
+THEIRS = "<theirs>"
+"""A word of a class that the user said too, or any such word where a text is to be worked on: no sign of anything."""
+
+_SENTENCE_END = re.compile("(?<=[.?!:])[\\s”\"’')\\]]+|\n+")
+_QUOTED = re.compile(r"[\"“](?:not\s+|more\s+|very\s+|too\s+)?(\w+)")
+
+Term = str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    symbols: dict[str, str]
+    """Word to its class in angle brackets, or to itself."""
+    classed: frozenset[str]
+    """The words that are in a class."""
+    decisive: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Weights:
+    constant: float
+    terms: dict[Term, float]
+    threshold: float
+    """A reply is talk where its score, in log-odds, is above this."""
+
+
+@cache
+def lexicon() -> Lexicon:
+    read = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))
+    symbols = {word: word for word in read["plain"].split()}
+    classed = {word: f"<{name}>" for name, members in read["classes"].items() for word in members.split()}
+    return Lexicon(symbols | classed, frozenset(classed), frozenset(f"<{name}>" for name in read["decisive"]))
+
+
+@cache
+def shipped_weights() -> Weights:
+    read = json.loads(WEIGHTS_FILE.read_text(encoding="utf-8"))
+    terms: dict[Term, float] = {}
+    for term, weight in read["terms"].items():
+        first, _, second = term.partition(" ")
+        terms[(first, second) if second else first] = weight
+    return Weights(read["constant"], terms, read["threshold"])
+
+
+def is_meta(case: Case) -> bool:
+    sentences = terms_of(case)
+    if any(not lexicon().decisive.isdisjoint(terms) for terms in sentences):
+        return True
+    weights = shipped_weights()
+    return score(sentences, weights) > weights.threshold
+
+
+def score(sentences: list[set[Term]], weights: Weights) -> float:
+    """The soft maximum over sentences, in log-odds; minus infinity for a reply without words."""
+    known = weights.terms
+    sums = [sum([known[term] for term in terms if term in known]) for terms in sentences]
+    if not sums:
+        return float("-inf")
+    highest = max(sums)
+    return weights.constant + highest + log(sum([exp(SHARPNESS * (one - highest)) for one in sums])) / SHARPNESS
+
+
+def terms_of(case: Case) -> list[set[Term]]:
+    """What stands in each sentence of the reply.
+
+    "<which>", ("<which>", "<answer>")   a word, two neighbours
+    "^<which>", "~<praise>"              the reply's first word; in lower case
+    ("^the", "<which>")                  its first two
+    "quoted:<praise>", "?", ":", "first", "lower", "short"
+    """
+    known = lexicon()
+    symbols = known.symbols
+    spoken_first = known.classed if case.text_work else known.classed.intersection(case.asked)
+    if spoken_first:
+        symbols = {**symbols, **dict.fromkeys(spoken_first, THEIRS)}
+    text = case.reply[:MOST_CHARACTERS].strip()
+    found: list[set[Term]] = []
+    for sentence in _SENTENCE_END.split(folded(text)):
+        line = [symbols.get(word, BLANK) for word in WORD.findall(sentence)[:MOST_WORDS]]
+        if not line:
+            continue
+        terms: set[Term] = set(line)
+        terms.update(pairwise(line))
+        if not found:
+            lower = text.lstrip("“\"'(*")[:1].islower()
+            start = ("~" if lower else "^") + line[0]
+            terms |= {"first", start}
+            if len(line) > 1:
+                terms.add((start, line[1]))
+            if lower:
+                terms.add("lower")
+        if len(line) <= 3:
+            terms.add("short")
+        if sentence[-1] in "?:":
+            terms.add(sentence[-1])
+        if '"' in sentence or "“" in sentence:
+            terms.update([f"quoted:{symbols.get(word, BLANK)}" for word in _QUOTED.findall(sentence)])
+        terms.discard(BLANK)
+        terms.discard((BLANK, BLANK))
+        found.append(terms)
+    return found

@@ -1,0 +1,61 @@
+"""A refusal pasted over a harmless prompt.
+
+Refusing what is harmful is right, so this one would rather miss: the reply must refuse and do nothing else, the draft must
+have answered, and the prompt must be harmless by evidence (`refusal.toml`), not for want of a bad word.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from engine.pairs.detectors.case import Case
+
+WORDS_FILE = Path(__file__).with_name("refusal.toml")
+
+MOST_WORDS = 60
+"""In a refusal that is nothing else."""
+LEAST_ANSWER = 8
+"""Words of a draft that answered."""
+
+_CANNOT = (
+    r"(?:can(?:not|['’]t)|could\s?n[o'’]t|won['’]t|will\s+not|am\s+(?:not\s+able|unable)|['’]m\s+(?:not\s+able|unable))"
+)
+_REFUSES = re.compile(
+    rf"\bI\s*{_CANNOT}\s+(?:to\s+)?(?:help|assist|answer|do\s+(?:that|this)|provide|comply|fulfill?|give|discuss|support|engage|respond)"
+    r"|\bI(?:\s+must|\s+have\s+to)\s+(?:decline|refuse)|\b(?:not|in)appropriate\s+for\s+me\s+to\b"
+    r"|\bI(?:\s+a|['’])m\s+not\s+(?:comfortable|willing|going\s+to\s+(?:help|answer))",
+    re.IGNORECASE,
+)
+
+
+def is_pasted_refusal(case: Case) -> bool:
+    if case.draft is None or len(case.said) > MOST_WORDS or len(case.drafted) < LEAST_ANSWER or "?" in case.draft:
+        return False
+    return is_harmless(case.asked) and _refuses(case.reply) and not _refuses(case.draft)
+
+
+def is_refusal(case: Case) -> bool:
+    """Whether the reply refuses and does nothing else."""
+    return len(case.said) <= MOST_WORDS and _refuses(case.reply)
+
+
+def is_harmless(asked: list[str]) -> bool:
+    """Whether a prompt, by its words, is about an everyday subject and about nothing that could do harm."""
+    harmless, harmful = _words()
+    return not harmless.isdisjoint(asked) and not any(map(harmful.match, asked))
+
+
+def _refuses(text: str) -> bool:
+    return _REFUSES.search(text) is not None
+
+
+@cache
+def _words() -> tuple[frozenset[str], re.Pattern[str]]:
+    """Everyday words as they are, and stems of harm as a pattern; three letters are no stem: "con" is not "continue"."""
+    read = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))
+    everyday = read["harmless"].split()
+    stems = (stem if len(stem) > 3 else rf"{stem}s?\Z" for stem in read["harmful"].split())
+    return frozenset(everyday + [f"{word}s" for word in everyday]), re.compile("|".join(stems))
