@@ -35,7 +35,9 @@ STAGE: dict[str, StageName] = {stage.name: stage for stage in STAGE_TABLE}
 
 RUN_JSON = "run.json"
 PAIRS_JSONL = "pairs/pairs.jsonl"
+PAIRS_PLAN = "pairs/plan.json"
 EDITS_JSONL = "pairs/edits.jsonl"
+SCORES_JSONL = "pairs/scores.jsonl"
 PAIRS_REPORT = "pairs/report.json"
 TRAIN_JSONL = "dpo_dataset/train.jsonl"
 EVAL_JSONL = "dpo_dataset/eval.jsonl"

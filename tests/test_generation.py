@@ -7,20 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine import names
-from engine.errors import Stopped
+from engine.errors import ConfigError, PreconditionError, Stopped
 from engine.jsonl import JsonlAppender, read_jsonl
 from engine.models.loading import load_base, load_tokenizer
 from engine.models.local import LocalBackend, load_stage2_backend
 from engine.models.memory import in_halves
-from engine.models.sampling import Reply, SamplingSettings, generate
+from engine.models.rendering import conversation_ids
+from engine.models.sampling import RefusedReply, Reply, SamplingSettings, generate
 from engine.pairs import detectors
-from engine.pairs.constitution import load_constitution
-from engine.pairs.generation import EMPTY_DRAFT, make_records, plan_batches
+from engine.pairs.generation import REFUSED, make_records, plan_batches
 from engine.pairs.prompts import Prompt
-from engine.pairs.record import OK
-from engine.stages.pairs import Recorded, generate_pairs
+from engine.pairs.recipe import Recipe
+from engine.pairs.record import EMPTY_DRAFT, OK
+from engine.stages.pairs import Recorded, generate_pairs, longest_prompt
 from engine.stop import StopToken
 from tests.tiny_models import build_adapter, build_base
 
@@ -68,12 +70,11 @@ def test_sampling_draws_by_the_models_probabilities(loaded):
     """One token from 600 seeds against the softmax: the commonest token's share within four standard errors."""
     import torch
 
-    from engine.models.sampling import encode
-
     model, tokenizer = loaded
+    ids = torch.tensor([conversation_ids(tokenizer, TALKS[0], reply_wanted=True)])
     draws = generate(model, tokenizer, TALKS[:1] * 600, SamplingSettings(1, temperature=1.0), seeds=range(600))
     with torch.no_grad():
-        chance = model(**encode(tokenizer, TALKS[:1])).logits[0, -1].softmax(-1)
+        chance = model(ids).logits[0, -1].softmax(-1)
     best = int(chance.argmax())
     text = tokenizer.decode([best], skip_special_tokens=True).strip()
     share = sum(reply.text == text for reply in draws) / 600
@@ -128,22 +129,30 @@ def test_batches_hold_prompts_of_like_length_and_every_prompt_once():
 class Scripted:
     """A backend that says what it is told, in order."""
 
+    tokens, context_length = 0, None
+
     def __init__(self, *rounds: list[str]) -> None:
         self.rounds, self.heard = list(rounds), []
 
     def reply(self, conversations, settings, seeds):
         self.heard.append(conversations)
-        return [Reply(text.removesuffix("…"), not text.endswith("…"), 3) for text in self.rounds.pop(0)]
+        return [
+            text if isinstance(text, Reply) else Reply(text.removesuffix("…"), not text.endswith("…"), 3)
+            for text in self.rounds.pop(0)
+        ]
 
     def length(self, conversation):
         return sum(len(message["content"]) for message in conversation)
+
+    def batch_size(self, longest):
+        return 2
 
 
 def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principle(config):
     backend = Scripted(
         ["Bad draft."], ["Too rude."], ["The revised answer is clear."], ["Too short."], ["A kind answer."]
     )
-    (record,) = make_records(PROMPTS[:1], backend, load_constitution(None), config())
+    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config()))
     assert (record.status, record.attempts, record.revised_response, record.critic_notes) == (
         OK,
         2,
@@ -156,23 +165,79 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
 
 def test_after_the_last_attempt_the_reason_stands_and_the_draft_does_not_stand_in(config):
     backend = Scripted(["Bad draft."], *[["c"], ["bad draft"]] * 2)
-    (record,) = make_records(PROMPTS[:1], backend, load_constitution(None), config(max_attempts=2))
+    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config(max_attempts=2)))
     assert (record.status, record.attempts, record.revised_response) == (detectors.IDENTICAL, 2, "bad draft")
 
 
 def test_a_cut_off_revision_and_an_empty_draft_are_no_pairs(config):
     backend = Scripted(["Bad draft.", ""], ["c"], ["A kind answer without an…"])
-    records = make_records(PROMPTS[:2], backend, load_constitution(None), config(max_attempts=1))
+    records = make_records(PROMPTS[:2], backend, Recipe.of(config(max_attempts=1)))
     assert [record.status for record in records] == [detectors.CUT_OFF, EMPTY_DRAFT]
     assert records[0].finish == {"draft": "stopped", "critique": "stopped", "revision": "cut off"}
+
+
+def test_a_second_round_begins_with_the_revision_of_the_first(config):
+    backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], ["Too short."], ["A kind and whole answer."])
+    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config(rounds=2)))
+    assert (record.status, record.revised_response, record.critic_notes) == (
+        OK,
+        "A kind and whole answer.",
+        "Too short.",
+    )
+    assert record.base_response == "Bad draft." and record.attempts == 2
+    assert record.made_by == record.principle_ids and len(set(record.made_by)) == 2
+    assert [m["content"] for m in backend.heard[3][0]][:2] == [ASKED[0], "A kind answer."]
+
+
+def test_a_round_that_brings_nothing_new_leaves_the_revision_of_the_round_before(config):
+    backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], *[["Fine."], ["a kind answer"]] * 2)
+    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config(rounds=3, max_attempts=2)))
+    assert (record.status, record.revised_response, record.critic_notes, record.attempts) == (
+        OK,
+        "A kind answer.",
+        "Too rude.",
+        3,
+    )
+    assert record.made_by == record.principle_ids[:1] and not backend.rounds
+
+
+def test_worked_examples_stand_before_each_critique_and_revision_and_before_no_draft(config, tmp_path):
+    keys = ["prompt", "response", "critique_request", "critique", "revision_request", "revision"]
+    path = tmp_path / "few.yaml"
+    path.write_text(yaml.safe_dump({"examples": [{key: f"{key} {n}" for key in keys} for n in (1, 2)]}))
+    backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
+    make_records(PROMPTS[:1], backend, Recipe.of(config(few_shot=path)))
+    draft, critique, revision = (conversations[0] for conversations in backend.heard)
+    assert len(draft) == 1
+    expected = [f"{key} {n}" for n in (1, 2) for key in keys]
+    for later in (critique, revision):
+        assert [m["content"] for m in later][:12] == expected and later[12] == draft[0]
+        assert [m["role"] for m in later] == ["user", "assistant"] * (len(later) // 2) + ["user"]
+
+
+def test_examples_that_lack_a_key_are_refused_by_its_name(config, tmp_path):
+    path = tmp_path / "few.yaml"
+    path.write_text("examples: [{prompt: a, response: b, critique_request: c, critique: d, revision_request: e}]")
+    with pytest.raises(ConfigError, match=r"few\.yaml") as refused:
+        Recipe.of(config(few_shot=path))
+    assert "'revision'" in refused.value.why
+
+
+def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_go_on(config):
+    too_long = RefusedReply("", False, 0, reason="context length exceeded", too_long=True)
+    backend = Scripted(
+        ["Bad draft.", too_long, "Worse draft."],
+        ["Too rude.", "Vague."],
+        ["A kind answer.", RefusedReply("", False, 0, reason="blocked")],
+    )
+    records = make_records(PROMPTS[:3], backend, Recipe.of(config(max_attempts=1)))
+    assert [record.status for record in records] == [OK, detectors.PROMPT_TOO_LONG, REFUSED]
 
 
 def made(context, backend, *, appender_path: Path) -> list[dict]:
     with JsonlAppender(appender_path) as appender:
         list(
-            generate_pairs(
-                context, PROMPTS, backend, load_constitution(None), None, appender, Recorded.read(appender_path)
-            )
+            generate_pairs(context, PROMPTS, backend, Recipe.of(context.config), appender, Recorded.read(appender_path))
         )
     return [row for _, row in read_jsonl(appender_path)]
 
@@ -193,10 +258,74 @@ def test_a_run_cut_at_every_record_makes_the_same_file_as_one_that_was_not(model
 
 
 def test_a_prompt_that_is_too_long_is_recorded_with_its_reason(models, context, tmp_path):
-    at_work = context(max_prompt_tokens=30, generation_batch_size=3, max_attempts=1)
+    at_work = context(max_prompt_tokens=30, generation_batch_size=3, max_attempts=1, max_new_tokens=4)
     backend = Scripted(["a", "b"], ["c", "c"], ["A kind word.", "Another one."])
     rows = made(at_work, replace_lengths(backend), appender_path=tmp_path / "p.jsonl")
     assert [row["status"] for row in rows] == [detectors.PROMPT_TOO_LONG] * 2 + [OK, OK]
+
+
+def test_a_prompt_must_leave_the_model_room_for_what_comes_beside_it():
+    assert longest_prompt(1024, None, 400) == 1024
+    assert longest_prompt(1024, 8192, 400) == 1024
+    assert longest_prompt(1024, 1000, 400) == 600
+    with pytest.raises(PreconditionError, match="1000 tokens"):
+        longest_prompt(1024, 1000, 990)
+
+
+def test_a_run_that_goes_on_makes_the_batches_that_it_began_with(context, tmp_path):
+    at_work = context(max_attempts=1, max_new_tokens=4)
+    first = Scripted(["a", "b"], ["c", "c"], ["A kind word.", "Another one."])
+    with pytest.raises(IndexError):  # the script ends after the first batch of two
+        made(at_work, first, appender_path=tmp_path / "p.jsonl")
+    second = Scripted(["d", "e"], ["f", "g"], ["A third word.", "The fourth one."])
+    second.batch_size = lambda longest: 4
+    rows = made(at_work, second, appender_path=tmp_path / "p.jsonl")
+    assert [len(heard) for heard in second.heard] == [2, 2, 2] and len(rows) == 4
+
+
+def test_after_memory_ran_out_no_batch_is_as_large_again(loaded, monkeypatch):
+    backend, sizes = LocalBackend(*loaded, StopToken()), []
+
+    def narrow(model, tokenizer, talks, *rest, **more):
+        sizes.append(len(talks))
+        if len(talks) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return generate(model, tokenizer, talks, *rest, **more)
+
+    monkeypatch.setattr("engine.models.local.generate", narrow)
+    settings = SamplingSettings(5)
+    assert backend.reply(TALKS, settings, [0] * 4) == generate(*loaded, TALKS, settings)
+    backend.reply(TALKS, settings, [0] * 4)
+    assert sizes == [4, 2, 2, 2, 2]
+
+
+def test_the_batch_size_is_halved_until_the_longest_rows_fit(loaded, monkeypatch):
+    from engine.models import batch_size, decoding
+
+    model, tried = loaded[0], []
+
+    def narrow(model, rows, *rest, **more):
+        tried.append((len(rows), len(rows[0]), len({tuple(row) for row in rows})))
+        if len(rows) > 16:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(decoding, "continue_all", narrow)
+    monkeypatch.setattr(type(model), "device", type("Card", (), {"type": "cuda"}), raising=False)
+    assert batch_size.fitting_batch_size(model, 50) == 16
+    assert tried == [(64, 48, 64), (32, 48, 32), (16, 48, 16)]
+
+
+def test_on_a_cpu_the_batch_size_is_computed_from_what_a_token_leaves_behind(loaded, monkeypatch):
+    import psutil
+
+    from engine.models.batch_size import COPIES, SHARE_OF_FREE_MEMORY, fitting_batch_size, kept_bytes
+
+    config = loaded[0].config
+    floats = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert kept_bytes(loaded[0]) == floats * 4
+    room = 11 * 100 * floats * 4 * COPIES / SHARE_OF_FREE_MEMORY  # eleven rows of 100 tokens
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": room})())
+    assert fitting_batch_size(loaded[0], 100) == 8
 
 
 def replace_lengths(backend: Scripted) -> Scripted:
@@ -206,7 +335,7 @@ def replace_lengths(backend: Scripted) -> Scripted:
 
 def test_records_have_the_notebooks_keys(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
-    (record,) = make_records(PROMPTS[:1], backend, load_constitution(None), config())
+    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config()))
     row = json.loads(json.dumps(replace(record, base_score=0.5).as_dict()))
     notebook = "prompt base_response revised_response base_score revised_score chosen critic_notes principle_ids"
     assert set(notebook.split()) <= set(row)

@@ -32,7 +32,6 @@ def demo_defaults() -> dict[str, object]:
         "max_length": 256,
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
-        "generation_batch_size": 64,
         "min_pairs": 80,
         "save_steps": 20,
     }

@@ -40,15 +40,27 @@ def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def contains_special_text(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    return _special_pattern(tokenizer).search(text) is not None
+    return special_pattern(tokenizer).search(text) is not None
 
 
-def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in special_texts(tokenizer)) or r"(?!)")
 
 
+def parted(conversation: Sequence[ChatMessage], special: re.Pattern[str]) -> list[ChatMessage]:
+    """The conversation for whom texts alone can be sent: what looks like a special token is parted by a space.
+
+    A server would read it as one, and a dataset's text could end the turn.
+    """
+
+    def apart(match: re.Match[str]) -> str:
+        return f"{match[0][0]} {match[0][1:]}"
+
+    return [{"role": message["role"], "content": special.sub(apart, message["content"])} for message in conversation]
+
+
 def _cut_special(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> str:
-    return _special_pattern(tokenizer).sub(lambda match: match[0][0] + mark + match[0][1:], text)
+    return special_pattern(tokenizer).sub(lambda match: match[0][0] + mark + match[0][1:], text)
 
 
 def _mark_not_in(conversation: Sequence[ChatMessage]) -> str:

@@ -10,79 +10,93 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import TypeVar
 
-from engine.config import Stage3Config
-from engine.models.chat import Conversation
-from engine.models.sampling import Reply, SamplingSettings
+from engine.models.backend import Backend
+from engine.models.sampling import RefusedReply, Reply
 from engine.pairs import detectors
-from engine.pairs.constitution import Constitution, Principle
+from engine.pairs.constitution import Principle
 from engine.pairs.dialogue import critique_prompt, revision_prompt
 from engine.pairs.prompts import Prompt
-from engine.pairs.record import OK, PairRecord
+from engine.pairs.recipe import Recipe
+from engine.pairs.record import EMPTY_DRAFT, OK, PairRecord
 
 BATCHES_IN_A_WINDOW = 8
 """Prompts are grouped by length inside windows of this many batches, so that the first pairs are no special ones."""
+REFUSED = "refused by the server"
 
-EMPTY_DRAFT = "empty draft"
-
-
-class Backend(Protocol):
-    """Whatever answers conversations: the local model, or a server."""
-
-    def reply(
-        self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
-    ) -> list[Reply]:
-        """One reply each, in order. Raises Stopped when the run is asked to stop."""
-        ...
-
-    def length(self, conversation: Conversation) -> int:
-        """Tokens of the conversation as the model reads it."""
-        ...
+Item = TypeVar("Item")
 
 
 @dataclass
-class Draft:
+class Trial:
+    """One critique and the revision that came of it."""
+
+    principle: Principle
+    critique: Reply
+    revision: Reply
+    fault: str
+    """`ok`, or why the revision is no reply that stands alone."""
+
+
+@dataclass
+class Making:
     """One prompt on its way to a record."""
 
     prompt: Prompt
     draft: Reply
-    critique: Reply | None = None
-    revision: Reply | None = None
-    principles: list[Principle] = field(default_factory=list)
-    status: str = ""
+    trials: list[Trial] = field(default_factory=list)
+    rounds: list[Trial] = field(default_factory=list)
+    """The trials that succeeded, one a round."""
+
+    @property
+    def text(self) -> str:
+        """What the next critique looks at."""
+        return self.rounds[-1].revision.text if self.rounds else self.draft.text
+
+    @property
+    def last(self) -> Trial | None:
+        """The trial that the record tells of: the last one that succeeded, else the last one."""
+        done = self.rounds or self.trials
+        return done[-1] if done else None
+
+    @property
+    def status(self) -> str:
+        if refusal_of(self.draft):
+            return refusal_of(self.draft)
+        if not self.draft.text:
+            return EMPTY_DRAFT
+        return self.last.fault if self.last else ""
 
 
-def plan_batches(prompts: Sequence[Prompt], lengths: Sequence[int], batch_size: int) -> Iterator[list[Prompt]]:
-    """Batches of prompts of like length; the plan depends on nothing but its arguments."""
+def plan_batches(items: Sequence[Item], lengths: Sequence[int], batch_size: int) -> Iterator[list[Item]]:
+    """Batches of items of like length; the plan depends on nothing but its arguments."""
     window = batch_size * BATCHES_IN_A_WINDOW
-    for start in range(0, len(prompts), window):
-        rows = sorted(
-            zip(lengths[start : start + window], range(start, min(start + window, len(prompts))), strict=True)
-        )
+    for start in range(0, len(items), window):
+        rows = sorted(zip(lengths[start : start + window], range(start, min(start + window, len(items))), strict=True))
         for first in range(0, len(rows), batch_size):
-            yield [prompts[index] for _, index in rows[first : first + batch_size]]
+            yield [items[index] for _, index in rows[first : first + batch_size]]
 
 
-def make_records(
-    prompts: Sequence[Prompt], backend: Backend, constitution: Constitution, config: Stage3Config
-) -> list[PairRecord]:
+def make_records(prompts: Sequence[Prompt], backend: Backend, recipe: Recipe) -> list[PairRecord]:
     """The records of one batch, in the order of `prompts`."""
-    settings = SamplingSettings(config.max_new_tokens, config.temperature, config.top_p)
-    replies = backend.reply(
-        [prompt.messages for prompt in prompts], settings, [seed_of(config.seed, p.id, "draft", 0) for p in prompts]
+    drafts = backend.reply(
+        [prompt.messages for prompt in prompts],
+        recipe.sampling,
+        [seed_of(recipe.seed, prompt.id, "draft", 0) for prompt in prompts],
     )
-    rows = [Draft(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
-    for row in rows:
-        row.status = "" if row.draft.text else EMPTY_DRAFT
-    for attempt in range(config.max_attempts):
-        pending = [row for row in rows if row.status not in (OK, EMPTY_DRAFT)]
-        if pending:
-            _revise(pending, attempt, backend, constitution, config, settings)
-    return [_record(row) for row in rows]
+    makings = [Making(prompt, draft) for prompt, draft in zip(prompts, drafts, strict=True)]
+    going_on = [making for making in makings if not making.status]
+    for number in range(recipe.rounds):
+        for attempt in range(recipe.max_attempts):
+            pending = [making for making in going_on if len(making.rounds) == number]
+            if pending:
+                _try(pending, number * recipe.max_attempts + attempt, backend, recipe)
+        going_on = [making for making in going_on if len(making.rounds) > number]
+    return [_record(making) for making in makings]
 
 
-def too_long(prompt: Prompt, tokens: int) -> PairRecord:
+def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
     """The record of a prompt that the model is not asked."""
     return PairRecord(
         id=prompt.id,
@@ -90,7 +104,7 @@ def too_long(prompt: Prompt, tokens: int) -> PairRecord:
         messages=prompt.messages,
         base_response="",
         revised_response="",
-        critic_notes=f"{tokens} tokens",
+        critic_notes=f"{tokens} tokens, and {most} is the most",
         principle_ids=(),
         attempts=0,
         status=detectors.PROMPT_TOO_LONG,
@@ -102,48 +116,74 @@ def seed_of(seed: int, prompt_id: str, step: str, attempt: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}:{step}:{attempt}".encode()).digest()[:8], "big") >> 1
 
 
-def _revise(
-    rows: list[Draft],
-    attempt: int,
-    backend: Backend,
-    constitution: Constitution,
-    config: Stage3Config,
-    settings: SamplingSettings,
-) -> None:
-    for row in rows:
-        used = tuple(principle.id for principle in row.principles)
-        random = Random(seed_of(config.seed, row.prompt.id, "principle", attempt))
-        row.principles.append(constitution.draw(random, avoid=used))
+def refusal_of(reply: Reply) -> str:
+    """Why there is no reply at all, where there is none."""
+    if isinstance(reply, RefusedReply):
+        return detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
+    return ""
+
+
+def _try(makings: list[Making], attempt: int, backend: Backend, recipe: Recipe) -> None:
+    """One critique and revision of each."""
+    principles = [_drawn(making, attempt, recipe) for making in makings]
     critiques = backend.reply(
-        [critique_prompt(row.prompt.messages, row.draft.text, row.principles[-1]) for row in rows],
-        settings,
-        [seed_of(config.seed, row.prompt.id, "critique", attempt) for row in rows],
+        [
+            critique_prompt(making.prompt.messages, making.text, principle, recipe.examples)
+            for making, principle in zip(makings, principles, strict=True)
+        ],
+        recipe.sampling,
+        [seed_of(recipe.seed, making.prompt.id, "critique", attempt) for making in makings],
     )
     revisions = backend.reply(
         [
-            revision_prompt(row.prompt.messages, row.draft.text, critique.text, row.principles[-1])
-            for row, critique in zip(rows, critiques, strict=True)
+            revision_prompt(making.prompt.messages, making.text, critique.text, principle, recipe.examples)
+            for making, critique, principle in zip(makings, critiques, principles, strict=True)
         ],
-        settings,
-        [seed_of(config.seed, row.prompt.id, "revision", attempt) for row in rows],
+        recipe.sampling,
+        [seed_of(recipe.seed, making.prompt.id, "revision", attempt) for making in makings],
     )
-    for row, critique, revision in zip(rows, critiques, revisions, strict=True):
-        row.critique, row.revision = critique, revision
-        found = detectors.reasons(row.prompt.text, row.draft.text, revision.text, finished=revision.finished)
-        row.status = found[0] if found else OK
+    for making, principle, critique, revision in zip(makings, principles, critiques, revisions, strict=True):
+        trial = Trial(principle, critique, revision, _fault(making, critique, revision))
+        making.trials.append(trial)
+        if trial.fault == OK:
+            making.rounds.append(trial)
 
 
-def _record(row: Draft) -> PairRecord:
-    steps = {"draft": row.draft, "critique": row.critique, "revision": row.revision}
+def _drawn(making: Making, attempt: int, recipe: Recipe) -> Principle:
+    """A principle that was not tried on this prompt, while there is one."""
+    used = tuple(trial.principle.id for trial in making.trials)
+    return recipe.constitution.draw(Random(seed_of(recipe.seed, making.prompt.id, "principle", attempt)), avoid=used)
+
+
+def _fault(making: Making, critique: Reply, revision: Reply) -> str:
+    refused = refusal_of(critique) or refusal_of(revision)
+    if refused:
+        return refused
+    found = detectors.reasons(making.prompt.text, making.draft.text, revision.text, finished=revision.finished)
+    if not found and detectors.canonical(revision.text) == detectors.canonical(making.text):
+        return detectors.IDENTICAL  # to the revision of the round before
+    return found[0] if found else OK
+
+
+def _record(making: Making) -> PairRecord:
+    told = making.last
+    steps: dict[str, Reply] = {"draft": making.draft}
+    if told is not None:
+        steps |= {"critique": told.critique, "revision": told.revision}
     return PairRecord(
-        id=row.prompt.id,
-        prompt=row.prompt.text,
-        messages=row.prompt.messages,
-        base_response=row.draft.text,
-        revised_response=row.revision.text if row.revision else "",
-        critic_notes=row.critique.text if row.critique else "",
-        principle_ids=tuple(principle.id for principle in row.principles),
-        attempts=len(row.principles),
-        status=row.status,
-        finish={step: "stopped" if reply.finished else "cut off" for step, reply in steps.items() if reply},
+        id=making.prompt.id,
+        prompt=making.prompt.text,
+        messages=making.prompt.messages,
+        base_response=making.draft.text,
+        revised_response=told.revision.text if told else "",
+        critic_notes=told.critique.text
+        if told
+        else making.draft.reason
+        if isinstance(making.draft, RefusedReply)
+        else "",
+        principle_ids=tuple(trial.principle.id for trial in making.trials),
+        made_by=tuple(trial.principle.id for trial in making.rounds),
+        attempts=len(making.trials),
+        status=making.status,
+        finish={step: "stopped" if reply.finished else "cut off" for step, reply in steps.items()},
     )

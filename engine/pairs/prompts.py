@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from engine.config import Stage3Config
 from engine.errors import ConfigError, NetworkError
-from engine.jsonl import BadLine, read_jsonl
+from engine.jsonl import BadLine, read_jsonl, read_records
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.loading import is_local, local_path
 
@@ -198,12 +198,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
         yield from read_jsonl(path, last_line_may_lack_newline=True)
         return
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file):
-                if line.strip():
-                    record = json.loads(line)
-                    yield number, record if isinstance(record, dict) else BadLine(number, "no object")
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(path) as file:
+            yield from read_records(file, last_line_may_lack_newline=True)  # type: ignore[arg-type]
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read.", str(error), "Fetch it again, or give another file.") from error
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from engine.pairs.dialogue import Conversation
 
 OK = "ok"
+EMPTY_DRAFT = "empty draft"
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,15 @@ class PairRecord:
     revised_response: str
     critic_notes: str
     principle_ids: tuple[str, ...]
-    """The principle of each attempt; the last one made the revision."""
+    """The principle of each attempt, in their order."""
     attempts: int
     status: str
     """`ok`, or why there is no pair."""
     base_score: float | None = None
     revised_score: float | None = None
     chosen: str = "revised"
+    made_by: tuple[str, ...] = ()
+    """Of `principle_ids`, those whose critique made the revision: one a round. Empty where there is no pair."""
     finish: dict[str, str] = field(default_factory=dict)
     """Of draft, critique and revision: `stopped`, or `cut off`."""
 
@@ -35,7 +38,7 @@ class PairRecord:
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """What any pairs file tells of one pair: ours, the notebook's, or TRL's prompt, chosen, rejected."""
 
@@ -47,8 +50,20 @@ class Pair:
     revised_response: str
     status: str = OK
     chosen: str = "revised"
+    """`revised` or `base`: which of the two trains as the better one."""
     critic_notes: str = ""
     principle_ids: tuple[str, ...] = ()
+    made_by: tuple[str, ...] = ()
+    """Of `principle_ids`, those of the attempt that made the revision."""
     base_score: float | None = None
     revised_score: float | None = None
     finish: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def preferred(self) -> str:
+        """The text that trains as the better one."""
+        return self.base_response if self.chosen == "base" else self.revised_response
+
+    @property
+    def dispreferred(self) -> str:
+        return self.revised_response if self.chosen == "base" else self.base_response

@@ -2,49 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine import names
+from engine.errors import PreconditionError
 from engine.events import Event, Message, PairFailed, PairMade, Progress
-from engine.files import sha256_of_file
+from engine.files import sha256_of_file, write_json
 from engine.jsonl import BadLine, JsonlAppender, read_jsonl
-from engine.models.batch_size import chosen_batch_size
+from engine.models.backend import Backend, load_backend
 from engine.models.loading import adapter_folder
-from engine.models.local import free_memory, load_stage2_backend
-from engine.pairs.constitution import DEFAULT_PATH, Constitution, load_constitution
-from engine.pairs.generation import Backend, make_records, plan_batches, too_long
-from engine.pairs.judge import Judge, load_judge
+from engine.models.memory import free_memory
+from engine.pairs.constitution import DEFAULT_PATH
+from engine.pairs.generation import make_records, plan_batches, too_long
 from engine.pairs.prompts import Prompt, load_prompts
+from engine.pairs.recipe import Recipe
 from engine.pairs.record import OK, PairRecord
 from engine.stages.base import Context, StageResult, StageRun
 
 OUTPUTS: tuple[str, ...] = ("pairs",)
 
 NAME = "pairs"
+LEAST_ROOM = 16
+"""Tokens that must be left to a prompt."""
 
 
 def depends_on(context: Context) -> dict[str, Any]:
+    """Not on the batch size: a record's text does not, and whoever runs out of memory may go on with a smaller one."""
     config = context.config
     generation = (
         "dataset split num_examples seed base_model_id base_model_revision max_new_tokens max_prompt_tokens temperature top_p "
-        "generation_batch_size max_attempts judge dtype"
+        "max_attempts rounds dtype server_url server_model"
     )
     return {
         **{field: getattr(config, field) for field in generation.split()},
         "constitution": sha256_of_file(config.constitution or DEFAULT_PATH),
+        "few_shot": sha256_of_file(config.few_shot) if config.few_shot else None,
         "adapter": context.run.result("adapter").get("tensors_sha256"),
     }
 
 
 def run(context: Context) -> StageRun:
     config = context.config
-    token = context.token_text
-    constitution = load_constitution(config.constitution)
-    prompts = load_prompts(config, token)
+    recipe = Recipe.of(config)
+    prompts = load_prompts(config, context.token_text)
     if len(prompts) < config.num_examples:
         yield Message(
             "warning",
@@ -52,15 +57,19 @@ def run(context: Context) -> StageRun:
             f"{config.num_examples}: the run makes what there is.",
             NAME,
         )
-    yield Message("info", f"Loading {config.base_model_id} with the Stage 2 adapter.", NAME)
-    backend = load_stage2_backend(config, adapter_folder(context), context.stop, token)
+    yield Message("info", _where(context), NAME)
+    backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
+    for note in backend.check(recipe.sampling):
+        yield Message("warning", note, NAME)
     with JsonlAppender(context.run / names.PAIRS_JSONL) as appender:
         if appender.torn:
             yield Message(
                 "warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}.", NAME
             )
         recorded = Recorded.read(context.run / names.PAIRS_JSONL)
-        yield from generate_pairs(context, prompts, backend, constitution, load_judge(config), appender, recorded)
+        yield from generate_pairs(context, prompts, backend, recipe, appender, recorded)
+    for note in backend.oddities():
+        yield Message("warning", note, NAME)
     tokens = backend.tokens
     del backend
     free_memory()
@@ -74,6 +83,13 @@ def run(context: Context) -> StageRun:
             "generated_tokens": tokens,
         },
     )
+
+
+def _where(context: Context) -> str:
+    config = context.config
+    if config.server_url:
+        return f"{config.server_model} on {config.server_url} makes the pairs."
+    return f"Loading {config.base_model_id} with the Stage 2 adapter."
 
 
 @dataclass
@@ -101,31 +117,62 @@ def generate_pairs(
     context: Context,
     prompts: list[Prompt],
     backend: Backend,
-    constitution: Constitution,
-    judge: Judge | None,
+    recipe: Recipe,
     appender: JsonlAppender,
     recorded: Recorded,
 ) -> Iterator[Event]:
     """Make what is not recorded yet. A batch of which some records are there is made again whole, because a row's text
     may depend, in its last bits, on the shape of its batch; what is there already stays as it is.
     """
-    config = context.config
     clock = Clock(recorded.total, len(prompts))
     yield clock.progress(recorded, backend)
     lengths = [backend.length(prompt.messages) for prompt in prompts]
+    beside = recipe.beside_the_prompt(backend)
+    most = longest_prompt(context.config.max_prompt_tokens, backend.context_length, beside)
     for prompt, length in zip(prompts, lengths, strict=True):
-        if length > config.max_prompt_tokens and prompt.id not in recorded.ids:
-            yield _acknowledge(too_long(prompt, length), appender, recorded)
-    fitting = [index for index, length in enumerate(lengths) if length <= config.max_prompt_tokens]
-    batches = plan_batches([prompts[i] for i in fitting], [lengths[i] for i in fitting], chosen_batch_size(config))
-    for batch in batches:
+        if length > most and prompt.id not in recorded.ids:
+            yield _acknowledge(too_long(prompt, length, most), appender, recorded)
+    fitting = [index for index, length in enumerate(lengths) if length <= most]
+    if all(prompts[index].id in recorded.ids for index in fitting):
+        return
+    longest = max(lengths[index] for index in fitting) + beside
+    size = _planned_batch_size(context, backend, longest)
+    for batch in plan_batches([prompts[i] for i in fitting], [lengths[i] for i in fitting], size):
         if all(prompt.id in recorded.ids for prompt in batch):
             continue
-        for record in make_records(batch, backend, constitution, config):
+        for record in make_records(batch, backend, recipe):
             if record.id not in recorded.ids:
-                yield _acknowledge(_scored(record, judge), appender, recorded)
+                yield _acknowledge(record, appender, recorded)
         yield clock.progress(recorded, backend)
         context.stop.raise_if_requested()
+
+
+def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: int) -> int:
+    """The most tokens of a prompt: what the option allows, and what leaves the model room for all that comes beside it.
+
+    Raises PreconditionError where nothing is left.
+    """
+    if context_length is None:
+        return max_prompt_tokens
+    if context_length - beside < LEAST_ROOM:
+        raise PreconditionError(
+            f"The model reads {context_length} tokens, and {beside} of them are spoken for.",
+            "Draft, critique, revision, their requests and the examples stand in one conversation with the prompt.",
+            "Give a smaller --max-new-tokens, or fewer examples with --few-shot.",
+        )
+    return min(max_prompt_tokens, context_length - beside)
+
+
+def _planned_batch_size(context: Context, backend: Backend, longest: int) -> int:
+    """The batch size of the plan that the first start wrote: a run that goes on makes the same batches."""
+    if context.config.generation_batch_size:
+        return context.config.generation_batch_size
+    path = context.run / names.PAIRS_PLAN
+    if path.exists():
+        return int(json.loads(path.read_text(encoding="ascii"))["batch_size"])
+    size = backend.batch_size(longest)
+    write_json(path, {"batch_size": size, "longest_tokens": longest})
+    return size
 
 
 def _acknowledge(record: PairRecord, appender: JsonlAppender, recorded: Recorded) -> PairMade | PairFailed:
@@ -143,16 +190,7 @@ def _acknowledge(record: PairRecord, appender: JsonlAppender, recorded: Recorded
         critic_notes=record.critic_notes,
         principle_ids=record.principle_ids,
         attempts=record.attempts,
-        base_score=record.base_score,
-        revised_score=record.revised_score,
     )
-
-
-def _scored(record: PairRecord, judge: Judge | None) -> PairRecord:
-    if judge is None or record.status != OK:
-        return record
-    base, revised = judge.score(record.messages, [record.base_response, record.revised_response])
-    return replace(record, base_score=base, revised_score=revised)
 
 
 class Clock:
@@ -168,7 +206,7 @@ class Clock:
         rate = made / seconds if made and seconds > 0 else None
         left = (self._total - recorded.total) / rate if rate else None
         share = f"{recorded.ok / recorded.total:.0%} usable" if recorded.total else ""
-        tokens = getattr(backend, "tokens", 0)
+        tokens = backend.tokens
         speed = f"{tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
         note = ", ".join(part for part in (share, speed) if part)
         return Progress(NAME, recorded.total, self._total, "pairs", rate, left, note)

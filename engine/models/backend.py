@@ -1,0 +1,61 @@
+"""The seam between pairs and what answers conversations: the local model, or a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from engine.config import Stage3Config
+from engine.models.chat import Conversation
+from engine.models.sampling import Reply, SamplingSettings
+from engine.stop import StopToken
+
+
+class Backend(Protocol):
+    """Whatever answers conversations."""
+
+    tokens: int
+    """Generated so far."""
+
+    def reply(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> list[Reply]:
+        """One reply each, in order. Raises Stopped when the run is asked to stop."""
+        ...
+
+    def length(self, conversation: Conversation) -> int:
+        """Tokens of the conversation as the model reads it."""
+        ...
+
+    def batch_size(self, longest: int) -> int:
+        """Conversations to hand over at once, where the longest is of `longest` tokens with its reply."""
+        ...
+
+    def check(self, settings: SamplingSettings) -> list[str]:
+        """Look before a long run; what a person should know of it, as sentences."""
+        ...
+
+    def oddities(self) -> list[str]:
+        """What was strange about the replies so far, as sentences."""
+        ...
+
+    def forget(self) -> None:
+        """Keep nothing of what was read before."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that conversation and reply may have together; None where it is not known."""
+        ...
+
+
+def load_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> Backend:
+    """The server of `--server-url`, else the local model with the Stage 2 adapter."""
+    if config.server_url is not None:
+        from engine.models.server import load_server_backend
+
+        return load_server_backend(config, stop, token)
+    from engine.models.local import load_stage2_backend
+
+    return load_stage2_backend(config, adapter, stop, token)
