@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.errors import ConfigError
+from engine.secrets import SERVER_TOKEN_VARIABLE
 
 ENV_PREFIX = "STAGE3_"
 
@@ -150,11 +151,11 @@ class TrainingOptions(Described):
     learning_rate: float = Field(5e-5, ge=0.0)
     """Peak of the learning rate; it warms up, then falls linearly."""
     per_device_train_batch_size: int = Field(1, ge=1)
-    """Pairs in one forward pass; times --gradient-accumulation-steps it is the effective batch."""
+    """Times --gradient-accumulation-steps it is the effective batch; how that is split is chosen by what fits in memory."""
     gradient_accumulation_steps: int = Field(8, ge=1)
-    """Forward passes in one optimizer step."""
-    gradient_checkpointing: bool = True
-    """Compute activations twice to hold fewer of them in memory."""
+    """Times --per-device-train-batch-size: the pairs of one optimizer step."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations twice to hold fewer of them in memory; without it, chosen by what fits."""
     max_length: int = Field(1024, ge=16)
     """Longest prompt and reply together, in tokens; pairs that do not fit are listed and left out."""
     max_too_long_share: float = Field(0.05, ge=0.0, le=1.0)
@@ -163,10 +164,26 @@ class TrainingOptions(Described):
     """A checkpoint every so many optimizer steps."""
     save_total_limit: int = Field(2, ge=2)
     """Good checkpoints that are kept."""
-    cpu_ref_model: bool = True
-    """Compute the reference's log-probabilities once, before training, so that the reference costs no memory in it."""
+    cpu_ref_model: bool | None = None
+    """Compute the reference's log-probabilities once, before training, so that it costs no memory in it; without it, chosen."""
+    load_in_4bit: bool = False
+    """Hold the base weights in 4 bits (NF4); needs a CUDA GPU and `pip install 'stage3-tui[bitsandbytes]'`."""
+    report_to: Literal["none", "tensorboard"] = "none"
+    """Who else gets the training's figures: tensorboard (logs/tensorboard; `pip install 'stage3-tui[tensorboard]'`)."""
     eval_prompts: int = Field(40, ge=1)
     """Held-out prompts that Stage 2 and Stage 3 answer side by side."""
+    eval_harmless_prompts: int = Field(20, ge=0)
+    """Harmless prompts that both answer, to see over-refusal; where fewer are held out, everyday questions are added."""
+    min_eval_prompts: int = Field(15, ge=1)
+    """Of fewer held-out prompts the verdict is "cannot tell": 10 wins of 14 have p = 0.18."""
+    eval_significance: float = Field(0.05, gt=0.0, lt=1.0)
+    """A difference that is as probable by chance alone counts for nothing in the verdict."""
+    max_unusable_rise: float = Field(0.05, ge=0.0, le=1.0)
+    """Never "better" where the share of unusable answers rose by more, whatever a judge says of the others."""
+    max_refusal_rise: float = Field(0.05, ge=0.0, le=1.0)
+    """Never "better" where the share of harmless prompts that are refused rose by more."""
+    max_length_ratio: float = Field(1.5, ge=1.0)
+    """Where answers grew longer than so many times Stage 2's, a judge's preference must hold without the longer ones."""
 
 
 class DisplayOptions(Described):
@@ -231,7 +248,9 @@ def load_config(
 
 def _environment_values(environment: Mapping[str, str]) -> dict[str, str]:
     return {
-        key.removeprefix(ENV_PREFIX).lower(): value for key, value in environment.items() if key.startswith(ENV_PREFIX)
+        key.removeprefix(ENV_PREFIX).lower(): value
+        for key, value in environment.items()
+        if key.startswith(ENV_PREFIX) and key != SERVER_TOKEN_VARIABLE
     }
 
 

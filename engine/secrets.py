@@ -7,6 +7,9 @@ from typing import NoReturn
 
 from engine.errors import AccessError, UnsafeError
 
+SERVER_TOKEN_VARIABLE = "STAGE3_SERVER_TOKEN"
+"""Where the token of `--server-url` is. It begins like an option's variable, and is none: options are written down."""
+
 
 class Secret:
     """Holds a token. `str`, `repr` and `format` are masked; it can be neither pickled nor written as JSON."""
