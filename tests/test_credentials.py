@@ -73,12 +73,17 @@ def test_nothing_remote_is_skipped_and_says_so(tmp_path: Path, fake: FakeHub) ->
     local = context(tmp_path, base_model_id=str(tmp_path), adapter_path=str(tmp_path), dataset="data.jsonl")
     result, _ = drive(local)
     assert isinstance(result, StageResult) and result.outcome == "skipped" and "no token is needed" in result.summary
-    assert credentials.depends_on(local) == {
-        "base_model_id": str(tmp_path),
-        "adapter_path": str(tmp_path),
-        "dataset": "data.jsonl",
-    }
+    depends_on = credentials.depends_on(local)
+    assert depends_on is not None
+    assert {"base_model_id": str(tmp_path), "dataset": "data.jsonl"}.items() <= depends_on.items()
     assert fake.requests == []
+
+
+def test_a_reward_model_is_needed_where_it_judges(tmp_path: Path, fake: FakeHub) -> None:
+    here = {"base_model_id": str(tmp_path), "adapter_path": str(tmp_path), "dataset": str(tmp_path)}
+    asked = context(tmp_path, **here, judge="reward-model", reward_model_id="someone/judge")
+    assert [str(need) for need in credentials.remote_needs(asked.config, asked.run)] == ["reward model someone/judge"]
+    assert credentials.remote_needs(context(tmp_path, **here, judge="self").config, asked.run) == ()
 
 
 def test_what_is_remote_is_base_model_adapter_and_dataset(tmp_path: Path, fake: FakeHub) -> None:

@@ -255,7 +255,7 @@ def test_the_judge_ranks_answers_as_a_person_would() -> None:
         "Honestly, a child could manage that. Scrub the kettle with sand until it shines.",
         "Wipe kettle the.",
     ]
-    scores = GrammarJudge().score(KETTLE, ranked)
+    scores = GrammarJudge().grade(KETTLE, ranked)
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == len(ranked)
     assert scores[-1] == 0.0
@@ -266,7 +266,7 @@ def test_the_judge_scores_low_and_raises_nothing_outside_the_grammar() -> None:
     judge = GrammarJudge()
     odd: list[Conversation] = [[], [{"role": "user", "content": "What is the capital of France?"}]]
     for conversation in odd:
-        assert judge.score(conversation, ["Paris.", "", "Scrub the kettle with sand until it shines."]) == [0.0] * 3
+        assert judge.grade(conversation, ["Paris.", "", "Scrub the kettle with sand until it shines."]) == [0.0] * 3
         assert judge.flawed(conversation, "Paris.")
 
 
@@ -307,7 +307,7 @@ def test_a_critique_begins_with_its_principle_and_leads_to_a_good_answer(constit
         assert critique.startswith(f"On {principle.id}: The response is ")
         assert revision != answer.text
         judge, asked = GrammarJudge(), [{"role": "user", "content": question.core}]
-        before, after = judge.score(asked, [answer.text, revision])  # type: ignore[arg-type]
+        before, after = judge.grade(asked, [answer.text, revision])  # type: ignore[arg-type]
         assert after > before
 
 

@@ -116,7 +116,7 @@ def test_a_filter_wants_every_word_and_none_after_an_exclamation_mark():
     ],
 )
 def test_every_key_of_a_record_may_be_missing_or_of_another_type(record):
-    text = row_text(pair_row(Line(0, 0, 0, record))).plain
+    text = row_text(pair_row(Line(0, 0, 0, record)), 0.25).plain
     lines = pair_lines(record, "Pair 1", "", 60)
     for shown in (text, *(line.plain for line in lines)):
         assert not any(raw in shown for raw in ("\x1b", "\x9b", "\u202e", "\x07"))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.demo.grammar import Kind, read_answer
-from engine.pairs.dialogue import Conversation
+from engine.models.chat import Conversation
+from engine.pairs.judge import Case, Scores
 
 SCORES: dict[Kind, float] = {
     "best": 1.0,
@@ -25,8 +26,14 @@ class GrammarJudge:
     """Scores from 0.0 (not a sentence of the grammar) to 1.0 (a good answer with a tip)."""
 
     name = "demo"
+    about = "the demo's grammar, right by construction; 0 (no sentence of it) to 1 (a good answer with a tip)"
 
-    def score(self, conversation: Conversation, replies: Sequence[str]) -> list[float]:
+    def score(self, cases: Sequence[Case]) -> list[Scores]:
+        """The grades of both replies of each case."""
+        graded = [self.grade(case.conversation, [case.first, case.second]) for case in cases]
+        return [Scores(first, second) for first, second in graded]
+
+    def grade(self, conversation: Conversation, replies: Sequence[str]) -> list[float]:
         """One score a reply; higher is better."""
         return [SCORES[read_answer(conversation, reply)] for reply in replies]
 

@@ -1,29 +1,126 @@
-"""Who scores a draft and a revision. None by default, and every report says so."""
+"""Who scores two replies to one conversation. None by default, and every report says so.
+
+The stage quality asks it about drafts and revisions, the verdict about Stage 2's and Stage 3's answers.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from engine.config import Stage3Config
-from engine.pairs.dialogue import Conversation
+from engine.models.chat import Conversation
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from engine.context import Context
+
+Outcome = Literal["better", "equal", "worse", "not scored"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two replies to one conversation."""
+
+    id: str
+    conversation: Conversation
+    first: str
+    """The draft, or Stage 2's answer."""
+    second: str
+    """The revision, or Stage 3's answer."""
+    principle_id: str | None = None
+    """The principle that the revision was made by; a judge that needs one draws it where there is none."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a judge gives the two replies of a case: higher is better, comparable within the case.
+
+    Both are None where the judge cannot score this case (too long for it); `detail` then says why under "not scored".
+    """
+
+    first: float | None
+    second: float | None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the second reply. Better only where its score is strictly higher."""
+        if self.first is None or self.second is None:
+            return "not scored"
+        return "better" if self.second > self.first else "worse" if self.second < self.first else "equal"
+
+
+def too_long(tokens: int, most: int) -> Scores:
+    """Of a case that does not fit the judge: cutting it would score another text."""
+    return Scores(None, None, {"not scored": f"longer than the {most} tokens that the judge reads", "tokens": tokens})
 
 
 class Judge(Protocol):
     name: str
+    """As `judge_name` has it."""
+    about: str
+    """Who judges, and the unit of its scores, in one sentence."""
 
-    def score(self, conversation: Conversation, replies: list[str]) -> list[float]:
-        """One figure a reply to the conversation; higher is better. Raises rather than guesses."""
+    def score(self, cases: Sequence[Case]) -> list[Scores]:
+        """One a case, in their order, as one batch. Raises a Stage3Error rather than guess; memory errors pass through."""
         ...
 
-    def flawed(self, conversation: Conversation, reply: str) -> bool:
-        """Whether the reply is one that should not be sent."""
-        ...
+
+@runtime_checkable
+class TellsFlaws(Protocol):
+    """A judge that also tells of one reply alone whether it may be sent."""
+
+    def flawed(self, conversation: Conversation, reply: str) -> bool: ...
 
 
-def load_judge(config: Stage3Config) -> Judge | None:
-    """The judge of `--judge`, or None."""
-    if config.judge == "none":
-        return None
-    from engine.demo.judge import GrammarJudge
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A Stage 2 policy that is in memory already; `active` holds its adapter on while it is asked."""
 
-    return GrammarJudge()
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    active: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def judge_name(config: Stage3Config) -> str | None:
+    """What the judge of `--judge` is called in scores and reports, known before it is loaded; None where nothing scores."""
+    match config.judge:
+        case "none":
+            return None
+        case "reward-model":
+            return f"reward-model {config.reward_model_id}"
+        case "server":
+            return f"server {config.server_model}"
+        case name:
+            return name
+
+
+def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | None:
+    """The judge of `--judge`, or None. `policy` is the Stage 2 policy where it is loaded; --judge self loads it otherwise.
+
+    Raises a Stage3Error, with its cause, for a judge that cannot be loaded: there is no other to fall back on.
+    """
+    match context.config.judge:
+        case "none":
+            return None
+        case "self":
+            from engine.pairs.judges.self_judge import load_self_judge
+
+            return load_self_judge(context, policy)
+        case "reward-model":
+            from engine.pairs.judges.reward_model import load_reward_model
+
+            return load_reward_model(context)
+        case "server":
+            from engine.pairs.judges.server import connect_server_judge
+
+            return connect_server_judge(context)
+        case "demo":
+            from engine.demo.judge import GrammarJudge
+
+            return GrammarJudge()

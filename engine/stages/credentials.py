@@ -32,7 +32,7 @@ class RemoteNeed:
     """A repository of the Hub that the run reads."""
 
     what: str
-    """base model, adapter or dataset."""
+    """base model, adapter, dataset or reward model."""
     repo_id: str
     repo_type: RepoType
 
@@ -41,7 +41,7 @@ class RemoteNeed:
 
 
 def remote_needs(config: Stage3Config, run: Run) -> tuple[RemoteNeed, ...]:
-    """What of base model, adapter and dataset comes from the Hub."""
+    """What of base model, adapter, dataset and reward model comes from the Hub."""
     needs = []
     if not is_local(config.base_model_id):
         needs.append(RemoteNeed("base model", config.base_model_id, "model"))
@@ -49,6 +49,8 @@ def remote_needs(config: Stage3Config, run: Run) -> tuple[RemoteNeed, ...]:
         needs.append(RemoteNeed("adapter", config.adapter_path, "model"))
     if not is_local(config.dataset):
         needs.append(RemoteNeed("dataset", config.dataset, "dataset"))
+    if config.judge == "reward-model" and not is_local(config.reward_model_id):
+        needs.append(RemoteNeed("reward model", config.reward_model_id, "model"))
     return tuple(needs)
 
 
@@ -65,7 +67,8 @@ def depends_on(context: Context) -> dict[str, Any] | None:
     if remote_needs(context.config, context.run):
         return None
     config = context.config
-    return {"base_model_id": config.base_model_id, "adapter_path": config.adapter_path, "dataset": config.dataset}
+    read = ("base_model_id", "adapter_path", "dataset", "judge", "reward_model_id")
+    return {option: getattr(config, option) for option in read}
 
 
 def run(context: Context) -> StageRun:

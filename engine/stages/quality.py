@@ -1,27 +1,36 @@
-"""Stage 8: every pair judged, the gate, the report, and the data set that trains."""
+"""Stage 8: every pair judged and, where a judge is set, scored; the gate, the report, and the data set that trains.
+
+Scores are no output of this stage: `pairs/scores.jsonl` stays when it is done again, and only what it lacks is scored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine import names
 from engine.config import QualityOptions
 from engine.errors import DamagedState, DataError
-from engine.events import Check, Message
+from engine.events import Check, Event, Message
 from engine.files import sha256_of_file, write_atomically, write_json
 from engine.jsonl import BadLine, dumps
-from engine.pairs.edits import apply_decision, read_edits
+from engine.pairs.edits import read_edits
 from engine.pairs.files import read_pairs
-from engine.pairs.gate import Figure, Tally, failed, figures, report
+from engine.pairs.gate import Figure, Tally, failed, figures, refusal, report
+from engine.pairs.judge import Scores, judge_name
 from engine.pairs.record import Pair
-from engine.pairs.training_set import hold_out, preference_row
+from engine.pairs.scores import Judgement, Known, case_of, key_of, score_pairs
+from engine.pairs.training_set import hold_out, judged_pairs, preference_row
 from engine.stages.base import Context, StageResult, StageRun
 
 OUTPUTS: tuple[str, ...] = (names.PAIRS_REPORT, "dpo_dataset")
 
 NAME = "quality"
+NOT_ASKED = Scores(None, None)
+LEAST_ON_THE_LETTERS = 0.5
+"""Where a judge's answer begins otherwise in most cases, it does not answer the question, and a person should know."""
 
 
 def depends_on(context: Context) -> dict[str, Any]:
@@ -30,23 +39,33 @@ def depends_on(context: Context) -> dict[str, Any]:
         "pairs": context.run.result("pairs").get("pairs_sha256"),
         "edits": sha256_of_file(edits) if edits.exists() else None,
         **{field: getattr(context.config, field) for field in QualityOptions.model_fields},
+        **({"server": judge_name(context.config)} if context.config.judge == "server" else {}),
     }
 
 
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
     tally, usable = judge_run(run_ / names.PAIRS_JSONL, run_ / names.EDITS_JSONL)
+    judgement = None
+    if config.judge != "none":
+        scores, judgement = yield from _score(context, usable)
+        tally, usable = judge_run(run_ / names.PAIRS_JSONL, run_ / names.EDITS_JSONL, scores)
     all_figures = figures(tally, config)
     for figure in all_figures:
         yield check_of(figure)
-    if tally.training_scored == 0:
+    if judgement is None and tally.training_scored == 0:
         yield Message("info", "Nothing scored these pairs: no judge is set (--judge).", NAME)
+    elif judgement is None:
+        yield Message(
+            "info", f"No judge is set (--judge): {tally.training_scored} scores are the pairs file's own.", NAME
+        )
     for reason, count in tally.reasons.most_common():
         yield Check(NAME, f"left out: {reason}", "skipped", str(count))
-    write_json(run_ / names.PAIRS_REPORT, report(tally, config))
+    told = {**report(tally, config), "judge": None if judgement is None else judgement.as_dict()}
+    write_json(run_ / names.PAIRS_REPORT, told)
     shut = failed(all_figures)
     if shut and config.accept_quality is None:
-        raise gate_refusal(shut)
+        raise refusal(shut)
     if shut:
         yield Message("warning", f"The gate was opened by a person: {config.accept_quality}", NAME)
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
@@ -68,41 +87,67 @@ def run(context: Context) -> StageRun:
             "held_out": len(held_out),
             "left_out": dict(tally.reasons),
             "accepted_for": config.accept_quality if shut else None,
+            "judge": told["judge"],
         },
     )
 
 
-def judge_run(pairs_path: Path, edits_path: Path) -> tuple[Tally, list[Pair]]:
-    """Tally and usable pairs of a run, after people's edits. Raises DamagedState for a line that is no pair."""
+def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[Known, Judgement]]:
+    """Scores of the pairs that would train, and what the judge found; told, and doubted where there is cause."""
+    scores = yield from score_pairs(context, usable, NAME)
+    judgement = Judgement.of(judge_name(context.config) or "", scores)
+    unscored = len(usable) - judgement.scored
+    yield Check(NAME, "judge", "warning" if unscored else "ok", judgement.sentence)
+    for reason, count in judgement.not_scored.items():
+        yield Check(NAME, f"not scored: {reason}", "skipped", str(count))
+    letters = judgement.on_the_letters
+    if letters is not None and letters < LEAST_ON_THE_LETTERS:
+        yield Message(
+            "warning",
+            f"Asked for A or B, the judge gives the two letters together a probability of {letters:.1%}: it hardly answers "
+            "the question, and its scores say little.",
+            NAME,
+        )
+    return {key_of(case_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
+
+
+def judge_run(pairs_path: Path, edits_path: Path, scores: Known | None = None) -> tuple[Tally, list[Pair]]:
+    """Tally and usable pairs of a run, after people's edits. Raises DamagedState for a line that is no pair, or no edit.
+
+    scores   a judge's, of these very texts, in place of what the file has; without it the file's own count
+    """
     decisions = read_edits(edits_path)
-    tally, usable = Tally(), []
-    for line, pair in read_pairs(pairs_path):
+    if decisions.damaged:
+        raise _damaged(edits_path, decisions.damaged[0], "What somebody decided may be lost in it.")
+
+    def scored(pair: Pair) -> Pair:
+        if scores is None:
+            return pair
+        given = scores.get(key_of(case_of(pair)), NOT_ASKED)
+        return replace(pair, base_score=given.first, revised_score=given.second)
+
+    tally = Tally()
+    judged = judged_pairs(_whole_pairs(pairs_path), decisions, tally, scored)
+    return tally, [each.pair for each in judged if each.verdict.usable]
+
+
+def _whole_pairs(path: Path) -> Iterator[tuple[int, Pair]]:
+    for line, pair in read_pairs(path, last_line_may_lack_newline=False):
         if isinstance(pair, BadLine):
-            raise DamagedState(
-                f"Line {line + 1} of {pairs_path} is damaged: {pair.reason}.",
-                "The program writes whole lines: something else changed the file.",
-                "Mend or remove that line, then start again.",
-            )
-        decision = decisions.get(pair.id)
-        edited = apply_decision(pair, decision)
-        if tally.add(line, edited, decision).usable:
-            usable.append(edited)
-    return tally, usable
+            raise _damaged(path, pair, "The program writes whole lines: something else changed the file.")
+        yield line, pair
+
+
+def _damaged(path: Path, bad: BadLine, why: str) -> DamagedState:
+    return DamagedState(
+        f"Line {bad.line + 1} of {path} is damaged: {bad.reason}.", why, "Mend or remove that line, then start again."
+    )
 
 
 def check_of(figure: Figure) -> Check:
     """A figure of the gate as a line of the stage's table."""
     status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
-    return Check(NAME, figure.name.replace("_", " "), status, figure.sentence)  # type: ignore[arg-type]
-
-
-def gate_refusal(shut: list[Figure]) -> DataError:
-    said = "; ".join(f"{figure.name.replace('_', ' ')} is {figure.sentence}" for figure in shut)
-    return DataError(
-        f"The gate is shut: {said}.",
-        "Training on these pairs would spend GPU hours on what cannot teach.",
-        f'{shut[0].mend} To train all the same: --accept-quality "your reason".',
-    )
+    return Check(NAME, figure.title, status, figure.sentence)  # type: ignore[arg-type]
 
 
 def _write_rows(path: Path, pairs: Iterable[Pair]) -> None:

@@ -34,8 +34,8 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "generation_batch_size",
         "per_device_train_batch_size",
     ),
-    "pairs": ("Pairs",),
-    "quality": ("Quality",),
+    "pairs": ("Pairs", "Server"),
+    "quality": ("Quality", "server_url", "server_model"),
     "training": ("Training",),
     "packaging": ("output_dir",),
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from textual.app import ComposeResult
 from textual.content import Content
 
@@ -26,7 +24,8 @@ class QualityView(StageView):
             yield Paper(id="extra")
             yield Paper(id="checks")
         elif page == PAIRS:
-            yield PairBrowser(self.source.run / names.PAIRS_JSONL, id="browser")
+            run = self.source.run
+            yield PairBrowser(run / names.PAIRS_JSONL, scores=run / names.SCORES_JSONL, id="browser")
         else:
             yield Paper(id="options")
 
@@ -44,7 +43,7 @@ class QualityView(StageView):
 
     def decide(self, action: str) -> str:
         """Append a decision about the pair under the cursor to `edits.jsonl`; what was done, in a sentence."""
-        from engine.jsonl import JsonlAppender
+        from engine.pairs.edits import write_edit
         from tui.tail import read_line
 
         row = self.query_one(PairBrowser).pairs.row
@@ -53,8 +52,7 @@ class QualityView(StageView):
         pair_id = read_line(self.source.run / names.PAIRS_JSONL, row.line).get("id")
         if not pair_id:
             return "This pair has no id: another program wrote it, and a decision about it could not be kept."
-        with JsonlAppender(self.source.run / names.EDITS_JSONL) as edits:
-            edits.append({"id": pair_id, "action": action, "time": round(time.time(), 3)})
+        write_edit(self.source.run / names.EDITS_JSONL, str(pair_id), action)
         self.read_decisions()
         decided = self.query_one(PairBrowser).decisions.get(str(pair_id), "as the detectors find it")
         return f"Pair {row.line.number + 1}: {decided}."
@@ -65,7 +63,8 @@ class QualityView(StageView):
         def told(decision: Decision) -> str:
             words = {True: "accepted by a person", False: "rejected by a person", None: ""}[decision.accepted]
             flipped = "flipped: the draft is chosen" if decision.flipped else ""
-            edited = "edited" if decision.revised_response is not None else ""
+            texts = (decision.revised_response, decision.base_response)
+            edited = "edited" if any(text is not None for text in texts) else ""
             return ", ".join(word for word in (words, flipped, edited, decision.note) if word)
 
         browser = self.query_one(PairBrowser)

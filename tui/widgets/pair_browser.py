@@ -27,9 +27,20 @@ log = logging.getLogger(__name__)
 class PairBrowser(Vertical):
     """A filter, a list, and one pair in full; Enter gives the pair the whole room, Esc takes it back."""
 
-    def __init__(self, path: Path, *, from_the_end: bool = False, id: str | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        path: Path,
+        *,
+        scores: Path | None = None,
+        from_the_end: bool = False,
+        id: str | None = None,  # noqa: A002
+    ) -> None:
         super().__init__(id=id)
         self._path = path
+        self._scores_path = scores
+        self._scores_size = 0
+        self._scores: dict[str, tuple[float, float]] = {}
+        """(draft's, revision's), by pair id."""
         self._from_the_end = from_the_end
         self._tail = JsonlTail(path)
         self.decisions: dict[str, str] = {}
@@ -71,6 +82,7 @@ class PairBrowser(Vertical):
         while True:
             try:
                 piece, rows = await asyncio.to_thread(self._piece)
+                scores = await asyncio.to_thread(self._new_scores)
             except OSError as error:
                 log.warning("%s could not be read: %s", self._path, error)
                 return
@@ -78,6 +90,10 @@ class PairBrowser(Vertical):
                 self.pairs.empty()
             if rows:
                 self.pairs.add(rows)
+            if scores is not None:
+                self._scores = scores
+                self.pairs.show_gains({pair: revised - draft for pair, (draft, revised) in scores.items()})
+                self.show_pair()
             self._draw_count()
             if not rows:
                 return
@@ -85,6 +101,18 @@ class PairBrowser(Vertical):
     def _piece(self) -> tuple[Piece, list[PairRow]]:
         piece = self._tail.read()
         return piece, [pair_row(line) for line in piece.lines]
+
+    def _new_scores(self) -> dict[str, tuple[float, float]] | None:
+        """The scores, where their file has grown since the last look."""
+        if self._scores_path is None or not self._scores_path.exists():
+            return None
+        size = self._scores_path.stat().st_size
+        if size == self._scores_size:
+            return None
+        from engine.pairs.scores import newest_scores
+
+        self._scores_size = size
+        return newest_scores(self._scores_path)
 
     # -- the filter ---------------------------------------------------------------------------------------------------
 
@@ -146,9 +174,12 @@ class PairBrowser(Vertical):
             text = line(f"This line could not be read: {error}", "$check-warning")
             paper.put((row.line.number, "unreadable"), lambda width: paragraph(text, width))
             return
+        scored = self._scores.get(row.id)
+        if scored is not None:
+            record = {**record, "base_score": scored[0], "revised_score": scored[1]}
         title = f"Pair {row.line.number + 1:,}"
         decided = self.decisions.get(str(record.get("id")), "")
-        paper.put((row.line, decided), lambda width: pair_lines(record, title, decided, width))
+        paper.put((row.line, decided, scored), lambda width: pair_lines(record, title, decided, width))
         self.query_one("#pair-detail").scroll_home(animate=False)
 
     def scroll_detail(self, pages: int) -> None:

@@ -31,6 +31,7 @@ class PairRow:
     """What the list keeps of a record; the record itself stays on disk."""
 
     line: Line
+    id: str
     status: str
     """`ok`, or the reason why not."""
     prompt: str
@@ -48,13 +49,13 @@ def pair_row(line: Line) -> PairRow:
     record = line.record
     place = Line(line.number, line.offset, line.length, {})
     if isinstance(record, BadLine):
-        return PairRow(place, "damaged", visible_line(record.reason, PROMPT_KEPT), None, "damaged")
+        return PairRow(place, "", "damaged", visible_line(record.reason, PROMPT_KEPT), None, "damaged")
     prompt = visible_line(str(record.get("prompt") or "")[: 2 * PROMPT_KEPT], PROMPT_KEPT)
     status = visible_line(str(record.get("status") or "ok"), 24)
     texts = [str(record.get(key) or "")[:SEARCHED] for key in ("prompt", "base_response", "revised_response")]
     principles = record.get("principle_ids")
     words = [status, *texts, *(map(str, principles) if isinstance(principles, list) else ())]
-    return PairRow(place, status, prompt, _gain(record), " ".join(words).casefold())
+    return PairRow(place, str(record.get("id") or ""), status, prompt, _gain(record), " ".join(words).casefold())
 
 
 def matches(row: PairRow, terms: tuple[str, ...]) -> bool:
@@ -99,6 +100,7 @@ class PairList(ScrollView, can_focus=True):
         self._shown: list[int] | None = None
         self._terms: tuple[str, ...] = ()
         self._told: PairRow | None = None
+        self._gains: dict[str, float] = {}
 
     # -- the rows -----------------------------------------------------------------------------------------------------
 
@@ -128,6 +130,11 @@ class PairList(ScrollView, can_focus=True):
         if self._shown is not None:
             self._shown.extend(first + i for i, row in enumerate(rows) if matches(row, self._terms))
         self._rows_changed(self.shown - 1 if following else self.cursor)
+
+    def show_gains(self, gains: dict[str, float]) -> None:
+        """How much better a judge found each revision, by pair id: it goes before what a record says itself."""
+        self._gains = gains
+        self.refresh()
 
     def empty(self) -> None:
         """Forget all rows: the file was made anew."""
@@ -215,7 +222,7 @@ class PairList(ScrollView, can_focus=True):
             empty = "No pairs yet." if not self._rows else "No pair matches the filter."
             text = Content.styled(empty if y == 0 and not self.shown else "", "$muted")
         else:
-            text = row_text(row)
+            text = row_text(row, self._gains.get(row.id, row.gain))
         line = fit(text, width)
         if row is not None and index == self.cursor:
             line = line.stylize_before("on $pair-cursor" if self.has_focus else "on $rail-selected")
@@ -223,13 +230,12 @@ class PairList(ScrollView, can_focus=True):
         return Strip(line.render_segments(Style(background=style.background, foreground=style.foreground)), width)
 
 
-def row_text(row: PairRow) -> Content:
-    """One row: its number, whether it is usable, what a judge found, and the prompt."""
-    gain = "" if row.gain is None else f"{row.gain:+.2f}"
+def row_text(row: PairRow, gain: float | None) -> Content:
+    """One row: its number, whether it is usable, how much better a judge found the revision, and the prompt."""
     return Content.assemble(
         (f"{row.line.number + 1:>6} ", "$muted"),
         ("✓ ok        " if row.usable else f"✗ {row.status:<10.10}", "$pair-ok" if row.usable else "$pair-bad"),
-        (f"{gain:>7}", "$pair-ok" if (row.gain or 0) > 0 else "$pair-bad"),
+        (f"{'' if gain is None else f'{gain:+.2f}':>7}", "$pair-ok" if (gain or 0) > 0 else "$pair-bad"),
         "  ",
         row.prompt,
     )

@@ -1,0 +1,121 @@
+"""--judge reward-model: a sequence classifier with one output reads the conversation and a reply, and gives a number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from engine.context import Context
+from engine.errors import NumbersError, PreconditionError
+from engine.failures import as_stage3_error
+from engine.models.chat import Conversation
+from engine.models.loading import is_local, local_path, resolve_device
+from engine.models.rendering import conversation_ids
+from engine.pairs.judge import Case, Scores, judge_name, too_long
+from engine.pairs.judges.question import dialogue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WHAT_TO_DO = "Give another model with --reward-model-id, or use --judge self, server or none."
+NO_LIMIT = 1 << 62
+"""Tokenizers say 10^30 where they know of none."""
+
+
+def load_reward_model(context: Context) -> RewardModelJudge:
+    """The model of `--reward-model-id`: safetensors only, no code of its own, in the number format that it is kept in.
+
+    Raises PreconditionError for one that cannot be loaded, lacks weights (they would be random) or has more than one output.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    config = context.config
+    name = str(local_path(config.reward_model_id)) if is_local(config.reward_model_id) else config.reward_model_id
+    arguments: dict[str, Any] = {"trust_remote_code": False}
+    if not is_local(config.reward_model_id):
+        arguments["token"] = context.token_text
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, dtype="auto", output_loading_info=True, **arguments
+        )
+    except Exception as error:  # whatever the loader makes of a file that is not ours; it is told, never passed over
+        known = as_stage3_error(error)
+        if known is not None:
+            raise known from error
+        raise PreconditionError(
+            f"The reward model {config.reward_model_id} cannot be loaded.",
+            f"{type(error).__name__}: {error}",
+            WHAT_TO_DO,
+        ) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise PreconditionError(
+            f"The reward model {config.reward_model_id} lacks {len(missing)} of its weights ({missing[0]}).",
+            "They would be random, and so would every score: it is no trained classifier.",
+            WHAT_TO_DO,
+        )
+    return RewardModelJudge(judge_name(config) or "", model.to(resolve_device(config)).eval(), tokenizer)
+
+
+class RewardModelJudge:
+    """Reads a reply as its authors meant it to: by the tokenizer's chat template where it has one, else as the pair
+    (question, answer), the card of OpenAssistant's models; a conversation of several turns as hh-rlhf writes it.
+    """
+
+    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        if model.config.num_labels != 1:
+            raise PreconditionError(
+                f"The {name} has {model.config.num_labels} outputs, not one.",
+                "Which of them says that a reply is good is not known.",
+                WHAT_TO_DO,
+            )
+        self.name = name
+        self.about = "a reward model; its own number for each reply, without a unit"
+        self._model = model
+        self._tokenizer = tokenizer
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.config.pad_token_id is None:  # a decoder looks at the last token that is no padding
+            model.config.pad_token_id = tokenizer.pad_token_id
+        limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
+        self._most_tokens = min((int(limit) for limit in limits if limit is not None and limit > 0), default=NO_LIMIT)
+
+    def score(self, cases: Sequence[Case]) -> list[Scores]:
+        encoded = [(self._encoded(c.conversation, c.first), self._encoded(c.conversation, c.second)) for c in cases]
+        longest = [max(len(row["input_ids"]) for row in both) for both in encoded]
+        fitting = [number for number, tokens in enumerate(longest) if tokens <= self._most_tokens]
+        rewards = self._rewards([row for number in fitting for row in encoded[number]])
+        found = {number: (rewards[2 * i], rewards[2 * i + 1]) for i, number in enumerate(fitting)}
+        for number, both in found.items():
+            if not all(map(math.isfinite, both)):
+                raise NumbersError(
+                    f"The {self.name} gives the replies of the pair {cases[number].id} the scores {both}.",
+                    "A score that is no number would decide nothing, and hide that the model is broken.",
+                    WHAT_TO_DO,
+                )
+        return [
+            Scores(*found[number]) if number in found else too_long(tokens, self._most_tokens)
+            for number, tokens in enumerate(longest)
+        ]
+
+    def _encoded(self, conversation: Conversation, reply: str) -> dict[str, list[int]]:
+        """Never cut: what is too long for the model is counted and left without a score."""
+        if self._tokenizer.chat_template is not None:
+            whole: Conversation = [*conversation, {"role": "assistant", "content": reply}]
+            return {"input_ids": conversation_ids(self._tokenizer, whole, reply_wanted=False)}
+        question = conversation[0]["content"] if len(conversation) == 1 else dialogue(conversation)
+        return dict(self._tokenizer(question, reply, truncation=False, verbose=False))
+
+    def _rewards(self, rows: list[dict[str, list[int]]]) -> list[float]:
+        import torch
+
+        if not rows:
+            return []
+        batch = self._tokenizer.pad(rows, padding=True, padding_side="right", return_tensors="pt").to(
+            self._model.device
+        )
+        with torch.inference_mode():
+            logits = self._model(**batch).logits  # (B, 1)
+        return [float(reward) for reward in logits[:, 0].float().tolist()]

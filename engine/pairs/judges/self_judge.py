@@ -1,0 +1,142 @@
+"""--judge self: the Stage 2 policy itself is asked which of two replies is better by a principle (Bai et al. 2022, 4.1).
+
+Both orders, the log-probabilities of the two letters where the answer begins, averaged. Like generation, a score depends
+in its last bits on what stood beside it in the batch; with 16-bit weights on more than the last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.context import Context
+from engine.errors import NumbersError, PreconditionError
+from engine.models.loading import adapter_folder
+from engine.models.local import load_stage2_backend
+from engine.models.rendering import conversation_ids
+from engine.pairs.constitution import load_constitution
+from engine.pairs.judge import Case, LoadedPolicy, Scores, too_long
+from engine.pairs.judges.question import LETTERS, Principles, both_orders, probabilities, second_over_first
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_self_judge(context: Context, policy: LoadedPolicy | None = None) -> SelfJudge:
+    """Over `policy`, or over the Stage 2 policy from disk where none is loaded."""
+    config = context.config
+    principles = Principles(load_constitution(config.constitution), config.seed)
+    if policy is None:
+        backend = load_stage2_backend(config, adapter_folder(context), context.stop, context.token_text)
+        policy = LoadedPolicy(backend.model, backend.tokenizer)
+    return SelfJudge(policy, principles)
+
+
+@dataclass(frozen=True)
+class LetterTokens:
+    """How a tokenizer begins the answers "A" and "B" in the model's turn."""
+
+    before: list[int]
+    """What both begin with before they differ (a space of its own); mostly nothing."""
+    a: int
+    b: int
+
+
+class SelfJudge:
+    name = "self"
+    about = "the Stage 2 policy, asked with a principle in both orders; the probability, 0 to 1, of the reply's letter"
+
+    def __init__(self, policy: LoadedPolicy, principles: Principles) -> None:
+        self._policy = policy
+        self._principles = principles
+        self._letters = letter_tokens(policy.tokenizer)
+        limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+        self._most_tokens: int = limit if isinstance(limit, int) else 1 << 62
+        policy.model.eval()
+
+    def score(self, cases: Sequence[Case]) -> list[Scores]:
+        principles = [self._principles.of(case) for case in cases]
+        asked = [
+            [self._ids(question) for question in both_orders(case, principle)]
+            for case, principle in zip(cases, principles, strict=True)
+        ]
+        longest = [max(map(len, both)) for both in asked]
+        fitting = [number for number, tokens in enumerate(longest) if tokens <= self._most_tokens]
+        logps = self._letter_logps([row for number in fitting for row in asked[number]])
+        orders = {number: (logps[2 * i], logps[2 * i + 1]) for i, number in enumerate(fitting)}
+        return [
+            self._scores(cases[number], principles[number].id, orders[number])
+            if number in orders
+            else too_long(tokens, self._most_tokens)
+            for number, tokens in enumerate(longest)
+        ]
+
+    def _ids(self, question: Sequence[object]) -> list[int]:
+        return conversation_ids(self._policy.tokenizer, question, reply_wanted=True) + self._letters.before  # type: ignore[arg-type]
+
+    def _letter_logps(self, rows: list[list[int]]) -> list[tuple[float, float]]:
+        """Of each row of ids: the log-probabilities of A and of B as the next token, in nats, over the whole vocabulary."""
+        import torch
+
+        if not rows:
+            return []
+        policy = self._policy
+        padded = policy.tokenizer.pad({"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt")
+        ids, mask = padded["input_ids"].to(policy.model.device), padded["attention_mask"].to(policy.model.device)
+        with torch.inference_mode(), policy.active():
+            logits = policy.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0),  # the padding on the left counts for nothing
+                use_cache=False,
+                logits_to_keep=1,  # the others would be (B, T, vocabulary)
+            ).logits[:, -1]  # (B, V)
+            logps = torch.log_softmax(logits.float(), dim=-1)[:, [self._letters.a, self._letters.b]]
+        return [(float(a), float(b)) for a, b in logps.tolist()]
+
+    def _scores(self, case: Case, principle_id: str, orders: tuple[tuple[float, float], tuple[float, float]]) -> Scores:
+        log_odds = second_over_first(*orders)
+        if not math.isfinite(log_odds):
+            raise NumbersError(
+                f"The Stage 2 policy's log-probabilities of A and B for the pair {case.id} are {orders}.",
+                "A score that is no number would decide nothing, and hide that the model is broken.",
+                "Use --dtype bfloat16 where the GPU has it, else --dtype float32; or another --judge.",
+            )
+        return Scores(
+            *probabilities(log_odds),
+            {
+                "principle": principle_id,
+                "log_probabilities": [[round(value, 6) for value in order] for order in orders],
+                "on_the_letters": round(sum(math.exp(value) for order in orders for value in order) / 2, 6),
+            },
+        )
+
+
+def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> LetterTokens:
+    """Found by rendering the two answers and looking where they part: "A" alone, " A" or "▁A" is the tokenizer's to say.
+
+    Raises PreconditionError where no single token tells the letters apart at the answer's beginning.
+    """
+    question: list[dict[str, str]] = [{"role": "user", "content": "A or B?"}]
+    opened = conversation_ids(tokenizer, question, reply_wanted=True)  # type: ignore[arg-type]
+    a, b = (
+        conversation_ids(tokenizer, [*question, {"role": "assistant", "content": letter}], reply_wanted=False)  # type: ignore[list-item]
+        for letter in LETTERS
+    )
+    parts = next((i for i, (of_a, of_b) in enumerate(zip(a, b, strict=False)) if of_a != of_b), 0)
+    if a[: len(opened)] != opened or parts < len(opened):
+        raise _unclear(tokenizer, "Its template does not put an answer right behind the opened turn of the model.")
+    said = tuple(tokenizer.decode([ids[parts]]).strip() for ids in (a, b))
+    if said != LETTERS:
+        raise _unclear(tokenizer, f"The tokens where the answers A and B part say {said[0]!r} and {said[1]!r}.")
+    return LetterTokens(a[len(opened) : parts], a[parts], b[parts])
+
+
+def _unclear(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:
+    return PreconditionError(
+        f"--judge self: {tokenizer.name_or_path} has no token that is the answer A, and none that is B.",
+        why,
+        "Use --judge reward-model or --judge server, or go on without a judge (--judge none).",
+    )

@@ -1,0 +1,136 @@
+"""--judge server: a model behind an OpenAI-compatible server is asked the same question as --judge self, in both orders.
+
+Where the server tells log-probabilities, the two letters' are read; where it does not (`transformers serve`), or tells
+only one letter's, the letter that was said counts: 1, or 0.5 where the two orders disagree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.context import Context
+from engine.errors import NumbersError, PreconditionError
+from engine.models import server_errors
+from engine.models.loading import load_tokenizer
+from engine.models.rendering import parted, special_pattern
+from engine.models.server import load_server_client
+from engine.models.server_client import Answer, Question, ServerClient
+from engine.pairs.constitution import load_constitution
+from engine.pairs.judge import Case, Scores, judge_name
+from engine.pairs.judges.question import LETTERS, Principles, both_orders, probabilities, second_over_first
+from engine.text import visible_line
+
+ANSWER_TOKENS = 4
+"""Enough for "(A)" and "**A**"; what is read is where the letter stands."""
+TOP_LOGPROBS = 20
+"""As many as OpenAI's interface and vLLM give at most."""
+
+# "A", "(B)", "A.", "**B**", "A is better"; not "A good answer is", where it is an article.
+_SAID = re.compile(r"""[\s(\[*"'`]*([AB])(?:[)\].:,;*"'`]|\s+is\b|\s*$)""")
+NOTHING = re.compile(r"(?!)")
+_AROUND = " \t\n▁Ġ()[]*.:,\"'`"
+
+
+def connect_server_judge(context: Context) -> ServerJudge:
+    """Raises ConfigError without --server-url and --server-model, and as `load_server_client` does."""
+    config = context.config
+    client = load_server_client(config, context.stop)
+    principles = Principles(load_constitution(config.constitution), config.seed)
+    special = special_pattern(load_tokenizer(config, context.token_text))
+    return ServerJudge(judge_name(config) or "", client, principles, special)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What was said in one order: the letter, and the log-probabilities of A and B where both are known."""
+
+    letter: str
+    logps: tuple[float, float] | None
+
+
+class ServerJudge:
+    """special   texts that the server would read as special tokens: parted by a space, a reply cannot end its turn"""
+
+    def __init__(
+        self, name: str, client: ServerClient, principles: Principles, special: re.Pattern[str] = NOTHING
+    ) -> None:
+        self.name = name
+        self.about = (
+            f"{client.model} at {client.address}, asked with a principle in both orders; the probability, 0 to 1, "
+            "of the reply's letter"
+        )
+        self._client = client
+        self._principles = principles
+        self._special = special
+
+    def score(self, cases: Sequence[Case]) -> list[Scores]:
+        principles = [self._principles.of(case) for case in cases]
+        questions = [
+            Question(parted(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
+            for case, principle in zip(cases, principles, strict=True)
+            for asked in both_orders(case, principle)
+        ]
+        answers = self._client.ask(questions)
+        return [
+            self._scores(case, principle.id, answers[2 * number], answers[2 * number + 1])
+            for number, (case, principle) in enumerate(zip(cases, principles, strict=True))
+        ]
+
+    def _scores(self, case: Case, principle_id: str, *answers: Answer) -> Scores:
+        for answer in answers:
+            if answer.too_long:
+                return Scores(None, None, {"not scored": "longer than the server's context", "server": answer.refused})
+            if answer.refused:
+                raise server_errors.refused(self._client.address, self._client.model, answer.refused)
+        first, second = (self._order(case, answer) for answer in answers)
+        detail: dict[str, Any] = {"principle": principle_id, "letters": [first.letter, second.letter]}
+        if first.logps is not None and second.logps is not None:
+            orders = (first.logps, second.logps)
+            detail["log_probabilities"] = [[round(value, 6) for value in order] for order in orders]
+            detail["on_the_letters"] = round(sum(math.exp(value) for order in orders for value in order) / 2, 6)
+            return Scores(*probabilities(second_over_first(*orders)), detail)
+        for_second = ((first.letter == "B") + (second.letter == "A")) / 2
+        return Scores(1 - for_second, for_second, detail)
+
+    def _order(self, case: Case, answer: Answer) -> _Order:
+        said = _SAID.match(answer.text)
+        if said is None:
+            raise PreconditionError(
+                f"The judge {self._client.model} answered {visible_line(answer.text, 120)!r} to which of two replies is "
+                f"better, A or B (pair {case.id}).",
+                "That is neither letter, and a guess would be no score.",
+                "Ask a model that follows instructions (--server-model), or use another --judge.",
+            )
+        logps = letter_logps(answer.choice)
+        if logps is not None and not all(map(math.isfinite, logps)):
+            raise NumbersError(
+                f"The judge {self._client.model} gives A and B the log-probabilities {logps} (pair {case.id}).",
+                "A score that is no number would decide nothing, and hide that the model is broken.",
+                "Look at the server's log; use another model or another --judge.",
+            )
+        return _Order(said[1], logps)
+
+
+def letter_logps(choice: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Log-probabilities of A and B, in nats, at the first token that is more than a bracket; tokens that say the same
+    letter ("A", " A", "(A") count together. None where the server does not tell both.
+    """
+    try:
+        entries = (choice.get("logprobs") or {}).get("content") or []
+        place = next((entry for entry in entries if entry["token"].strip(_AROUND)), None)
+        if place is None:
+            return None
+        told = {str(e["token"]): float(e["logprob"]) for e in [*(place.get("top_logprobs") or []), place]}
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None  # told in another form: the letter counts
+    of = [[logp for token, logp in told.items() if token.strip(_AROUND) == letter] for letter in LETTERS]
+    return (_log_sum_exp(of[0]), _log_sum_exp(of[1])) if all(of) else None
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    largest = max(values)
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
