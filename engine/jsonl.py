@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from gzip import BadGzipFile
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 from engine.errors import DiskError
 
 _BLOCK = 1 << 16
+
+LONGEST_LINE = 16 << 20
+"""Bytes. A longer line is no record: without a bound, one file without newlines would fill the memory."""
 
 
 class JsonlAppender:
@@ -99,13 +104,39 @@ def read_jsonl(
     somebody else's and `last_line_may_lack_newline`.
     """
     with path.open("rb") as file:
-        for number, raw in enumerate(file):
-            if not raw.endswith(b"\n") and not last_line_may_lack_newline:
+        yield from read_records(file, last_line_may_lack_newline=last_line_may_lack_newline)
+
+
+def read_records(
+    file: BinaryIO, *, last_line_may_lack_newline: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    """`read_jsonl` of a file that is open, a pipe, or gzip's view of one."""
+    number = -1
+    while True:
+        number += 1
+        try:
+            raw = file.readline(LONGEST_LINE)
+            if not raw:
                 return
-            if number == 0:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if raw.strip():
-                yield number, _parsed(number, raw)
+            whole = raw.endswith(b"\n")
+            cut = not whole and len(raw) == LONGEST_LINE
+            if cut:
+                whole = _skip_to_next_line(file)
+        except (EOFError, BadGzipFile, zlib.error) as error:
+            yield number, BadLine(number, f"the compressed data is damaged or ends here: {error}")
+            return
+        if not whole and not last_line_may_lack_newline:
+            return
+        if cut:
+            yield number, BadLine(number, f"longer than {LONGEST_LINE >> 20} MiB")
+            continue
+        if number == 0:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if raw.strip():
+            record = parsed_line(number, raw)
+            if not whole and isinstance(record, BadLine):
+                record = BadLine(number, f"{record.reason} (the last line, and no newline ends it: it is torn)")
+            yield number, record
 
 
 def dumps(record: Mapping[str, Any]) -> str:
@@ -114,22 +145,64 @@ def dumps(record: Mapping[str, Any]) -> str:
 
 
 def loads(raw: bytes | str) -> Any:
-    """JSON as everybody writes it, but NaN, Infinity and numbers of absurd length are errors (ValueError)."""
-    return json.loads(raw, parse_constant=_refuse_constant)
+    """JSON as everybody writes it. NaN, Infinity, numbers of absurd length, a key that stands twice in one object, and
+    bytes that are no UTF-8 are errors (ValueError); so is nesting without end (RecursionError).
+    """
+    # Not json's own guess at the encoding: it takes a hole of NULs for UTF-16, and lets lone surrogates through.
+    return _DECODER.decode(raw.decode("utf-8") if isinstance(raw, bytes) else raw)
+
+
+def parsed_line(number: int, raw: bytes) -> dict[str, Any] | BadLine:
+    """The record of one line, or why it is none."""
+    try:
+        record = loads(raw)
+    except (ValueError, RecursionError) as error:
+        return BadLine(number, f"not JSON: {_said(error, raw)}")
+    if not isinstance(record, dict):
+        return BadLine(number, f"not a JSON object, but {_kind(record)}")
+    return record
+
+
+def _said(error: Exception, raw: bytes) -> str:
+    if b"\0" in raw:
+        return "NUL bytes, as a crash leaves them in a file"
+    match error:
+        case json.JSONDecodeError():
+            return f"{error.msg}, at character {error.pos + 1}"
+        case UnicodeDecodeError():
+            return f"byte {error.start + 1} (0x{raw[error.start]:02x}) is no UTF-8"
+        case RecursionError():
+            return "nested too deeply"
+    return "a number of thousands of digits" if "int_max_str_digits" in str(error) else str(error)
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _skip_to_next_line(file: BinaryIO) -> bool:
+    """Whether there was one."""
+    while rest := file.readline(LONGEST_LINE):
+        if rest.endswith(b"\n"):
+            return True
+    return False
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:40]!a} stands twice in one object")
+    return record
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _parsed(number: int, raw: bytes) -> dict[str, Any] | BadLine:
-    try:
-        record = loads(raw)
-    except (ValueError, RecursionError) as error:
-        return BadLine(number, f"not JSON: {error}")
-    if not isinstance(record, dict):
-        return BadLine(number, f"a JSON {type(record).__name__}, not an object")
-    return record
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
 
 
 def _end_of_last_whole_line(file: int, size: int) -> int:

@@ -90,6 +90,8 @@ class Run:
         while (folder := self / names.SUPERSEDED_DIR / str(number)).exists():
             number += 1
         for name in there:
+            if not (self / name).exists():
+                continue  # it went with the folder that holds it
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             (self / name).rename(target)

@@ -1,4 +1,4 @@
-"""Plain text from the same fold that the wizard draws: `--auto`'s printers, `status`, `stop`, `validate`, `doctor`."""
+"""Plain text from the same fold that the wizard draws: `--auto`'s printers, `status`, `stop`, `doctor`."""
 
 from __future__ import annotations
 
@@ -285,73 +285,6 @@ def stop_run(folder: Path, wait_seconds: float) -> int:
         time.sleep(0.2)
     print("It has stopped; everything is saved.")
     return int(ExitCode.DONE)
-
-
-# -- validate ---------------------------------------------------------------------------------------------------------
-
-
-def print_validation(path: str, config: Stage3Config, *, as_json: bool) -> int:
-    from engine.pairs.validation import validate
-
-    result = validate(Path(path), config)
-    if as_json:
-        print(json.dumps(result.as_dict(), ensure_ascii=True))
-    else:
-        _print_report(result.report, result.bad_lines)
-    return int(ExitCode.DONE if result.open else ExitCode.DATA)
-
-
-def _print_report(report: dict[str, Any], bad_lines: list[Any]) -> None:
-    from engine.pairs.gate import Figure
-
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    figures = report["figures"]
-    console.print(
-        Text(
-            f"{report['pairs']:,} pairs, {figures['usable']:,} usable, "
-            f"{figures['byte_identical']:,} with a revision byte-identical to the draft"
-        )
-    )
-    table = Table.grid(padding=(0, 2))
-    mends: list[str] = []
-    for row in report["gate"]["figures"]:
-        figure = Figure(**{key: value for key, value in row.items() if key != "passes"})
-        status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
-        cells = (GLYPH[status], figure.name.replace("_", " "), figure.sentence)
-        table.add_row(*(Text(cell, style=COLOUR.get(status, "")) for cell in cells))
-        if figure.passes is False:
-            mends.append(f"{figure.name.replace('_', ' ')}: {figure.mend}")
-    console.print(table)
-    for mend in mends:
-        console.print(Text(mend, style="dim"))
-    if report["left_out"]:
-        console.print(
-            Text("left out: " + ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items()))
-        )
-    for bad in bad_lines[:20]:
-        console.print(Text(f"line {bad.line + 1}: {visible_line(bad.reason)}", style="red"))
-    if len(bad_lines) > 20:
-        console.print(Text(f"… and {len(bad_lines) - 20} more lines that are no pair"))
-    _print_examples(console, report["examples"])
-    gate = report["gate"]
-    word = (
-        "The gate is open."
-        if gate["open"] and not bad_lines
-        else "The gate is shut: "
-        + ", ".join(
-            [name.replace("_", " ") for name in gate["failed"]] + (["lines that are no pair"] if bad_lines else [])
-        )
-        + "."
-    )
-    console.print(Text(word, style="bold"))
-
-
-def _print_examples(console: Console, examples: dict[str, list[dict[str, str]]]) -> None:
-    for reason, rows in examples.items():
-        row = rows[0]
-        console.print(Text(f"{reason}, for example:", style="dim"))
-        console.print(Text(f"    asked    {visible_line(row['prompt'], 100)}", style="dim"))
-        console.print(Text(f"    revised  {visible_line(row['revised_response'], 100)}", style="dim"))
 
 
 # -- doctor -----------------------------------------------------------------------------------------------------------

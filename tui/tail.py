@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.jsonl import BadLine, loads
+from engine.jsonl import BadLine, loads, parsed_line
 
 BLOCK_BYTES = 4 << 20
+
+
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class JsonlTail:
         lines = []
         for raw in block.split(b"\n")[:-1]:
             if raw.strip():
-                lines.append(Line(self._number, self._offset, len(raw), _parsed(self._number, raw)))
+                lines.append(
+                    Line(self._number, self._offset, len(raw), parsed_line(self._number, raw.removeprefix(BOM)))
+                )
             self._number += 1
             self._offset += len(raw) + 1
         return lines
@@ -83,11 +88,3 @@ def read_line(path: Path, line: Line) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     return record
-
-
-def _parsed(number: int, raw: bytes) -> dict[str, Any] | BadLine:
-    try:
-        record = loads(raw.removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError) as error:
-        return BadLine(number, f"not JSON: {error}")
-    return record if isinstance(record, dict) else BadLine(number, f"a JSON {type(record).__name__}, not an object")

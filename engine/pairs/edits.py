@@ -1,17 +1,30 @@
-"""What people decided about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of both files."""
+"""What people decided about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of both files.
+
+An edit is `{"id", "action", "time"}`, `time` in seconds since 1970; `edit` and `note` have a `text`, and `edit` may name the
+`field` that it replaces. `undo` takes back the last edit of its pair that still stands, a note too; where none stands it
+does nothing. Edits of different pairs don't touch each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from engine.jsonl import BadLine, read_jsonl
-from engine.pairs.record import Pair
+from engine.jsonl import BadLine, JsonlAppender, parsed_line, read_jsonl
+from engine.pairs.record import OK, Pair
 
 Action = Literal["accept", "reject", "flip", "edit", "note", "undo"]
-ACTIONS: tuple[Action, ...] = ("accept", "reject", "flip", "edit", "note", "undo")
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+EditedField = Literal["revised_response", "base_response"]
+EDITED_FIELDS: tuple[EditedField, ...] = get_args(EditedField)
+
+LONGEST_TEXT = 1 << 20
+"""Characters of an edit's text or a note: a line of the file stays far below what a reader takes."""
 
 
 @dataclass(frozen=True)
@@ -23,38 +36,153 @@ class Decision:
     flipped: bool = False
     revised_response: str | None = None
     """New text of the revision."""
+    base_response: str | None = None
+    """New text of the draft."""
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Edits(Mapping[str, Decision]):
+    """Decisions by pair id, and what of the file could not be read."""
+
+    decisions: dict[str, Decision]
+    damaged: tuple[BadLine, ...] = ()
+    """Lines that are no edit: somebody's decision may be lost in them, so whoever reads this says so."""
+    torn: bool = False
+    """An unfinished last line: it was never acknowledged, and is no damage."""
+
+    def __getitem__(self, pair_id: str) -> Decision:
+        return self.decisions[pair_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.decisions)
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+
+# -- writing and reading ----------------------------------------------------------------------------------------------
+
+
+def write_edit(
+    path: Path, pair_id: str, action: str, text: str | None = None, *, field: str | None = None
+) -> dict[str, Any]:
+    """Append one edit, synced, with the time; returns it.
+
+    text    of `edit` and `note`
+    field   what `edit` replaces, `revised_response` without it
+
+    Raises ValueError, with the reason as a sentence, for what is no edit; DiskError.
+    """
+    edit: dict[str, Any] = {"id": pair_id, "action": action}
+    if text is not None:
+        edit["text"] = text
+    if field is not None:
+        edit["field"] = field
+    edit["time"] = round(time.time(), 3)
+    reason = why_no_edit(edit)
+    if reason:
+        raise ValueError(f"This cannot be kept as a decision: {reason}.")
+    with JsonlAppender(path) as edits:
+        edits.append(edit)
+    return edit
+
+
+def read_edits(path: Path) -> Edits:
+    """The decisions in a file, damaged lines apart; none where there is no file."""
+    if not path.exists():
+        return Edits({})
+    edits: list[dict[str, Any]] = []
+    damaged: list[BadLine] = []
+    for number, row in read_jsonl(path):
+        reason = row.reason if isinstance(row, BadLine) else why_no_edit(row)
+        if isinstance(row, BadLine) or reason:
+            damaged.append(BadLine(number, reason))
+        else:
+            edits.append(row)
+    # A person may have written the file by hand and ended it without a newline.
+    tail = path.read_bytes().rpartition(b"\n")[2]
+    last = parsed_line(0, tail) if tail.strip() else None
+    whole = isinstance(last, dict) and not why_no_edit(last)
+    if isinstance(last, dict) and whole:
+        edits.append(last)
+    return Edits(fold_edits(edits), tuple(damaged), torn=last is not None and not whole)
+
+
+def why_no_edit(row: Mapping[str, Any]) -> str:
+    """Why a row is no edit; empty where it is one."""
+    pair_id, action, text = row.get("id"), row.get("action"), row.get("text")
+    if not isinstance(pair_id, str) or not pair_id.strip():
+        return "it names no pair"
+    if action not in ACTIONS:
+        return f"{ascii(action)[:40]} is no action; there are {', '.join(ACTIONS)}"
+    if action in ("edit", "note") and not isinstance(text, str):
+        return f"{action} needs a text"
+    if action == "edit" and not str(text).strip():
+        return "the new text is empty; reject the pair to leave it out"
+    if action not in ("edit", "note") and text is not None:
+        return f"{action} takes no text"
+    field = row.get("field")
+    if field is not None and (action != "edit" or field not in EDITED_FIELDS):
+        return f"only edit replaces a field, and of {', '.join(EDITED_FIELDS)}"
+    if "time" in row and not _is_time(row["time"]):
+        return "its time is no number of seconds"
+    return _why_no_text(pair_id) or _why_no_text(text or "")
+
+
+def _why_no_text(text: str) -> str:
+    if len(text) > LONGEST_TEXT:
+        return f"the text is longer than {LONGEST_TEXT:,} characters"
+    if "\0" in text:
+        return "there is a NUL character in it"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "there is half a character (a lone surrogate) in it"
+    return ""
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+# -- what stands ------------------------------------------------------------------------------------------------------
+
+
 def fold_edits(edits: Iterable[Mapping[str, Any]]) -> dict[str, Decision]:
-    """Decisions by pair id. An edit is `{id, action, time}`, with `text` for edit and note; undo takes the last one back."""
+    """Decisions by pair id, of edits in the order in which they were made."""
     history: dict[str, list[Mapping[str, Any]]] = {}
     for edit in edits:
         of_pair = history.setdefault(str(edit["id"]), [])
-        if edit["action"] == "undo":
-            if of_pair:
-                of_pair.pop()
-        else:
+        if edit["action"] != "undo":
             of_pair.append(edit)
+        elif of_pair:
+            of_pair.pop()
     return {pair_id: _decision(of_pair) for pair_id, of_pair in history.items() if of_pair}
 
 
-def read_edits(path: Path) -> dict[str, Decision]:
-    """The decisions in a file; none where there is no file."""
-    if not path.exists():
-        return {}
-    rows = (row for _, row in read_jsonl(path))
-    return fold_edits(
-        row for row in rows if not isinstance(row, BadLine) and row.get("action") in ACTIONS and "id" in row
-    )
-
-
 def apply_decision(pair: Pair, decision: Decision | None) -> Pair:
-    """The pair as people left it; whether it is used is the caller's to ask of `decision.accepted`."""
+    """The pair as people left it; whether it is used is the caller's to ask of `decision.accepted`.
+
+    A new text has no score: the old one was another text's. Nor is it cut off, nor what became of the generation.
+    """
     if decision is None:
         return pair
     if decision.revised_response is not None:
-        pair = replace(pair, revised_response=decision.revised_response, finish={**pair.finish, "revision": "stopped"})
+        pair = replace(
+            pair,
+            revised_response=decision.revised_response,
+            revised_score=None,
+            status=OK,
+            finish={**pair.finish, "revision": "stopped"},
+        )
+    if decision.base_response is not None:
+        pair = replace(
+            pair,
+            base_response=decision.base_response,
+            base_score=None,
+            finish={**pair.finish, "draft": "stopped"},
+        )
     if decision.flipped:
         pair = replace(pair, chosen="base" if pair.chosen == "revised" else "revised")
     return pair
@@ -70,8 +198,10 @@ def _decision(edits: list[Mapping[str, Any]]) -> Decision:
                 decision = replace(decision, accepted=False)
             case "flip":
                 decision = replace(decision, flipped=not decision.flipped)
+            case "edit" if edit.get("field") == "base_response":
+                decision = replace(decision, base_response=edit["text"])
             case "edit":
-                decision = replace(decision, revised_response=str(edit["text"]))
+                decision = replace(decision, revised_response=edit["text"])
             case "note":
-                decision = replace(decision, note=str(edit["text"]))
+                decision = replace(decision, note=edit["text"])
     return decision

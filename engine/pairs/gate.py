@@ -1,24 +1,43 @@
 """The gate: figures about a set of pairs, each beside its threshold, and whether the set may train.
 
-About the making: what was made, all of it. About what would train: after unusable pairs and people's rejections are out.
+About the making: what was made, all of it, as it was made. About what would train: after unusable pairs and people's
+rejections are out, and as people left it.
+
+A pair that repeats an earlier usable one, prompt and both texts, is unusable; pairs that share their prompt alone are
+counted in `shared_prompt_share`, and are no worse one by one.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from engine.config import Stage3Config
+from engine.errors import DataError
 from engine.pairs import detectors
 from engine.pairs.edits import Decision
-from engine.pairs.record import OK, Pair
+from engine.pairs.hashes import Hashes, hash_of
+from engine.pairs.record import EMPTY_DRAFT, OK, Pair
 
 EXAMPLES_KEPT = 5
 """Of each reason, for the report."""
+EXAMPLE_LENGTH = 300
+"""Characters of each text of an example."""
+NAMES_KEPT = 500
+"""Reasons, and principles, that are counted by name; a file of a stranger may have a new one in each line."""
+OTHERS = "(others)"
+
+REJECTED = "rejected"
+"""By a person; the reason of a pair that the detectors would have let pass."""
+NOT_IMPROVED = "not improved"
+"""The examples of pairs that train although the judge finds them no better than their draft."""
+
+_JUDGED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """One pair, judged."""
 
@@ -48,76 +67,226 @@ class Figure:
         return self.value >= self.threshold if self.bound == "at least" else self.value <= self.threshold
 
     @property
+    def title(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
     def sentence(self) -> str:
-        value = "nothing scored" if self.value is None else _number(self.value)
-        return f"{value} ({self.bound} {_number(self.threshold)})"
+        if self.value is None:
+            return f"nothing scored ({self.bound} {_number(self.threshold)})"
+        value, threshold = _number(self.value), _number(self.threshold)
+        if value == threshold and self.passes is False:  # missed by a hair
+            value = f"{self.value:.4%}"
+        return f"{value} ({self.bound} {threshold})"
 
 
 @dataclass
 class Tally:
-    """Counts over pairs as they go by, in memory that does not grow with their texts."""
+    """Counts over pairs as they go by, in memory that does not grow with their texts: two hashes a pair."""
 
     made: int = 0
     usable: int = 0
     byte_identical: int = 0
     bad_lines: int = 0
+    """Lines that are no pair."""
+    bad_edits: int = 0
+    """Lines of the edits that are none."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Of the pairs that are out: the first reason of each."""
     any_reason: Counter[str] = field(default_factory=Counter)
+    """All reasons, of what was made."""
     principles: Counter[str] = field(default_factory=Counter)
+    """How many pairs each had a part in: the principles of the attempt that made the revision."""
+    with_principles: int = 0
     training: int = 0
     training_longer: int = 0
     training_scored: int = 0
     training_improved: int = 0
-    training_prompts: Counter[int] = field(default_factory=Counter)
+    training_tied: int = 0
+    training_repeats: int = 0
+    """Pairs whose prompt an earlier one has."""
     rejected_by_people: int = 0
     accepted_by_people: int = 0
-    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    flipped_by_people: int = 0
+    edited_by_people: int = 0
+    examples: Examples = field(default_factory=lambda: Examples())
+    _prompts: Hashes = field(default_factory=Hashes)
+    _shared_prompts: Hashes = field(default_factory=Hashes)
+    _pairs: Hashes = field(default_factory=Hashes)
 
-    def add(self, line: int, pair: Pair, decision: Decision | None = None) -> Verdict:
-        """Judge one pair and count it."""
-        self.made += 1
-        self.byte_identical += pair.base_response == pair.revised_response and pair.status in (OK, detectors.IDENTICAL)
-        found = reasons_of(pair)
-        self.any_reason.update(found)
-        self.principles.update(set(pair.principle_ids[-1:]))
-        by_people = decision.accepted if decision is not None else None
+    def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Verdict:
+        """Judge one pair and count it.
+
+        pair   as it would train: with people's decision applied
+        made   as it was made, where that is another
+        """
+        made = pair if made is None else made
+        found_made = reasons_of(made)
+        found = found_made if decision is None else training_reasons(pair, decision)
+        if not found and pair.chosen == "base" and (decision is None or not decision.flipped):
+            found = _reasons_of_the_draft(pair)
+        key = 0
+        if not found:
+            key = prompt_hash(pair)
+            if not self._pairs.add(hash_of(str(key), pair.base_response, pair.revised_response)):
+                found = [detectors.DUPLICATE_PROMPT]
+        self._count_making(made, found_made or (found if found == [detectors.DUPLICATE_PROMPT] else []))
+        by_people = self._count_people(found, decision)
         usable = not found if by_people is None else by_people
-        self.rejected_by_people += by_people is False
-        self.accepted_by_people += by_people is True and bool(found)
+        if usable and not _has_two_texts(pair):
+            usable = False  # nobody can make a preference of one text
         if usable:
-            self._add_to_training(pair)
+            gain = self._count_training(pair, key or prompt_hash(pair), decision)
+            if gain is not None and gain <= 0:
+                self.examples.add(NOT_IMPROVED, line, pair, gain)
         else:
-            reason = found[0] if found else "rejected"
-            self.reasons[reason] += 1
-            kept = self.examples.setdefault(reason, [])
-            if len(kept) < EXAMPLES_KEPT:
-                kept.append(
-                    {"id": pair.id, "prompt": pair.prompt[:300], "revised_response": pair.revised_response[:300]}
-                )
-        self.usable += not found
+            found = found or [REJECTED]
+            _count(self.reasons, found[0])
+            self.examples.add(found[0], line, pair, gain_of(pair, decision))
         return Verdict(line, pair.id, usable, tuple(found))
 
-    def _add_to_training(self, pair: Pair) -> None:
+    def _count_making(self, made: Pair, found: list[str]) -> None:
+        self.made += 1
+        self.usable += not found
+        self.byte_identical += made.base_response == made.revised_response and made.status in (OK, detectors.IDENTICAL)
+        for reason in found:
+            _count(self.any_reason, reason)
+        if made.made_by:
+            self.with_principles += 1
+            for principle in set(made.made_by):
+                _count(self.principles, principle)
+
+    def _count_people(self, found: list[str], decision: Decision | None) -> bool | None:
+        """Whether a person accepted (True) or rejected (False) the pair."""
+        if decision is None:
+            return None
+        self.rejected_by_people += decision.accepted is False
+        self.accepted_by_people += decision.accepted is True and bool(found)
+        self.flipped_by_people += decision.flipped
+        self.edited_by_people += decision.revised_response is not None or decision.base_response is not None
+        return decision.accepted
+
+    def _count_training(self, pair: Pair, prompt: int, decision: Decision | None) -> float | None:
+        """How much better the judge finds the pair's preferred text; None where nothing scored."""
         self.training += 1
-        self.training_longer += len(pair.revised_response) > len(pair.base_response)
-        self.training_prompts[hash(detectors.canonical("\n".join(m["content"] for m in pair.messages)))] += 1
-        if pair.base_score is not None and pair.revised_score is not None:
+        self.training_longer += len(pair.preferred) > len(pair.dispreferred)
+        if not self._prompts.add(prompt):
+            self.training_repeats += 1
+            self._shared_prompts.add(prompt)
+        gain = gain_of(pair, decision)
+        if gain is not None:
             self.training_scored += 1
-            self.training_improved += pair.revised_score > pair.base_score
+            self.training_improved += gain > 0
+            self.training_tied += gain == 0
+        return gain
+
+    @property
+    def training_sharing(self) -> int:
+        """Pairs that have their prompt in common with another, the first of each prompt included."""
+        return self.training_repeats + len(self._shared_prompts)
+
+
+class Example(NamedTuple):
+    """Sorts the worst first: by the judge's difference, then by a hash, which is a sample that is the same every time."""
+
+    gain: float
+    order: int
+    line: int
+    texts: dict[str, Any]
+
+
+class Examples:
+    """A few pairs of each reason."""
+
+    def __init__(self) -> None:
+        self._of_reason: dict[str, list[Example]] = {}
+
+    def add(self, reason: str, line: int, pair: Pair, gain: float | None) -> None:
+        kept = self._of_reason.get(reason)
+        if kept is None:
+            if len(self._of_reason) >= NAMES_KEPT:
+                return
+            kept = self._of_reason[reason] = []
+        order = hash_of(pair.id, str(line))
+        key = (0.0 if gain is None else gain, order, line)
+        if len(kept) == EXAMPLES_KEPT and key >= kept[-1][:3]:
+            return
+        texts = {
+            "id": pair.id,
+            "line": line,
+            "prompt": _clipped(pair.prompt),
+            "base_response": _clipped(pair.base_response),
+            "revised_response": _clipped(pair.revised_response),
+            "gain": gain,
+        }
+        insort(kept, Example(*key, texts))
+        del kept[EXAMPLES_KEPT:]
+
+    def as_dict(self) -> dict[str, list[dict[str, Any]]]:
+        return {reason: [example.texts for example in kept] for reason, kept in self._of_reason.items()}
+
+
+# -- one pair ---------------------------------------------------------------------------------------------------------
 
 
 def reasons_of(pair: Pair) -> list[str]:
-    """Why a pair cannot train; empty where it can."""
-    if pair.status not in (OK, *detectors.DETECTORS, detectors.CUT_OFF):
+    """Why the revision of a pair, as it was made, cannot be used; empty where it can."""
+    if pair.status not in _JUDGED_BY_TEXT:
         return [pair.status]  # it never got a revision: nothing to look at
     finished = pair.finish.get("revision") != "cut off"
-    return detectors.reasons(pair.prompt, pair.base_response, pair.revised_response, finished=finished)
+    found = detectors.reasons(pair.prompt, pair.base_response, pair.revised_response, finished=finished)
+    return found or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
+
+
+def training_reasons(pair: Pair, decision: Decision) -> list[str]:
+    """Why a pair as people left it cannot train. Of a flipped pair the draft is what is judged: that the revision is no
+    reply is a good reason to prefer the draft.
+    """
+    if not decision.flipped or pair.chosen != "base" or pair.status not in _JUDGED_BY_TEXT:
+        return reasons_of(pair)
+    finished = pair.finish.get("draft") != "cut off"
+    return detectors.reasons(pair.prompt, pair.revised_response, pair.base_response, finished=finished)
+
+
+def gain_of(pair: Pair, decision: Decision | None = None) -> float | None:
+    """How much better the judge finds the revision than the draft (of a flipped pair, the draft than the revision);
+    None where nothing scored.
+
+    `chosen` of the file does not count: the notebook set it by these very scores, so that all its pairs would be improved.
+    """
+    if pair.base_score is None or pair.revised_score is None:
+        return None
+    gain = pair.revised_score - pair.base_score
+    return -gain if decision is not None and decision.flipped else gain
+
+
+def prompt_hash(pair: Pair) -> int:
+    """Of the conversation, case, space and punctuation aside."""
+    return hash_of(*(detectors.canonical(message["content"]) for message in pair.messages))
+
+
+def _reasons_of_the_draft(pair: Pair) -> list[str]:
+    """Why a draft cannot be used that its file prefers to the revision."""
+    return detectors.reply_reasons(pair.prompt, pair.base_response, finished=pair.finish.get("draft") != "cut off")
+
+
+def _has_two_texts(pair: Pair) -> bool:
+    return bool(pair.base_response.strip() and pair.revised_response.strip())
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= EXAMPLE_LENGTH else f"{text[: EXAMPLE_LENGTH - 1]}…"
+
+
+def _count(counter: Counter[str], name: str) -> None:
+    counter[name if name in counter or len(counter) < NAMES_KEPT else OTHERS] += 1
+
+
+# -- the set ----------------------------------------------------------------------------------------------------------
 
 
 def figures(tally: Tally, config: Stage3Config) -> list[Figure]:
     """Every figure of the gate, refusing ones first."""
-    shared = sum(count for count in tally.training_prompts.values() if count > 1)
     improved = _share(tally.training_improved, tally.training_scored) if tally.training_scored else None
     most_used = max(tally.principles.values(), default=0)
     return [
@@ -135,7 +304,7 @@ def figures(tally: Tally, config: Stage3Config) -> list[Figure]:
             config.min_pairs,
             "at least",
             True,
-            "Make more pairs: raise --num-examples, or widen --split.",
+            "Too few are left to train on: make more pairs (raise --num-examples, or widen --split).",
         ),
         Figure(
             "longer_share",
@@ -147,11 +316,11 @@ def figures(tally: Tally, config: Stage3Config) -> list[Figure]:
         ),
         Figure(
             "shared_prompt_share",
-            _share(shared, tally.training),
+            _share(tally.training_sharing, tally.training),
             config.max_shared_prompt_share,
             "at most",
             True,
-            "Remove prompts that stand twice in the dataset.",
+            "Many pairs have one prompt: remove prompts that stand twice from the dataset, or reject all but one of each.",
         ),
         Figure(
             "improved_share",
@@ -179,7 +348,7 @@ def figures(tally: Tally, config: Stage3Config) -> list[Figure]:
         ),
         Figure(
             "principle_share",
-            _share(most_used, sum(tally.principles.values())),
+            _share(most_used, tally.with_principles),
             config.warn_principle_share,
             "at most",
             False,
@@ -193,10 +362,27 @@ def failed(all_figures: list[Figure]) -> list[Figure]:
     return [figure for figure in all_figures if figure.refuses and figure.passes is False]
 
 
+def refusal(shut: list[Figure]) -> DataError:
+    """The error of a shut gate: every figure that failed, and what would mend each."""
+    said = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
+    mend = " ".join(f"{figure.title.capitalize()}: {figure.mend}" for figure in shut)
+    return DataError(
+        f"The gate is shut: {said}.",
+        "Training on these pairs would spend GPU hours on what cannot teach.",
+        f'{mend} To train all the same: --accept-quality "your reason".',
+    )
+
+
 def report(tally: Tally, config: Stage3Config) -> dict[str, Any]:
-    """The quality report as plain data: counts, figures with thresholds, the gate, and examples of what is out."""
+    """The quality report as plain data: counts, figures with thresholds, the gate, and examples of what is out.
+
+    The gate is open where no figure keeps it shut, or a person accepts the quality (`accepted_for` says why). Damaged
+    lines, and a set of which nothing is left, no person can accept.
+    """
     all_figures = figures(tally, config)
-    shut = failed(all_figures)
+    shut = [figure.name for figure in failed(all_figures)]
+    damaged = [name for name in ("bad_lines", "bad_edits") if getattr(tally, name)]
+    accepted = config.accept_quality is not None and tally.training > 0
     return {
         "pairs": tally.made,
         "figures": {
@@ -204,25 +390,33 @@ def report(tally: Tally, config: Stage3Config) -> dict[str, Any]:
             "usable": tally.usable,
             "training_pairs": tally.training,
             **{figure.name: figure.value for figure in all_figures if figure.name != "training_pairs"},
+            "bad_lines": tally.bad_lines,
         },
         "gate": {
-            "open": not shut,
-            "failed": [figure.name for figure in shut],
+            "open": not damaged and (not shut or accepted),
+            "failed": shut + damaged,
             "figures": [{**asdict(figure), "passes": figure.passes} for figure in all_figures],
-            "accepted_for": config.accept_quality,
+            "accepted_for": config.accept_quality if shut else None,
         },
         "left_out": dict(tally.reasons.most_common()),
         "reasons": dict(tally.any_reason.most_common()),
         "principles": dict(tally.principles.most_common()),
-        "people": {"rejected": tally.rejected_by_people, "accepted": tally.accepted_by_people},
+        "people": {
+            "rejected": tally.rejected_by_people,
+            "accepted": tally.accepted_by_people,
+            "flipped": tally.flipped_by_people,
+            "edited": tally.edited_by_people,
+            "damaged_edits": tally.bad_edits,
+        },
         "scored": tally.training_scored,
-        "examples": tally.examples,
+        "tied": tally.training_tied,
+        "examples": tally.examples.as_dict(),
     }
 
 
 def _share(part: int, whole: int) -> float:
-    return round(part / whole, 4) if whole else 0.0
+    return part / whole if whole else 0.0
 
 
 def _number(value: float) -> str:
-    return f"{value:.1%}" if isinstance(value, float) else str(value)
+    return f"{value:.1%}" if isinstance(value, float) else f"{value:,}"

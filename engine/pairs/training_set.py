@@ -1,24 +1,54 @@
-"""From judged pairs to `dpo_dataset/`: TRL's conversational preference format, with a part held out by prompt."""
+"""The training set: pairs and people's edits, judged; in TRL's conversational preference format, a part held out by prompt."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engine.pairs.detectors import canonical
+from engine.pairs.edits import Decision, apply_decision
+from engine.pairs.gate import Tally, Verdict
 from engine.pairs.record import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A pair as people left it, and whether it trains."""
+
+    pair: Pair
+    verdict: Verdict
+
+
+def judged_pairs(
+    pairs: Iterable[tuple[int, Pair]],
+    decisions: Mapping[str, Decision],
+    tally: Tally,
+    scored: Callable[[Pair], Pair] = lambda pair: pair,
+) -> Iterator[Judged]:
+    """Judge and count (line, pair as it was made), in their order: of two that repeat each other the first one trains.
+
+    scored   gives a pair, as people left it, a judge's scores
+    """
+    for line, made in pairs:
+        decision = decisions.get(made.id)
+        pair = scored(apply_decision(made, decision))
+        yield Judged(pair, tally.add(line, pair, decision, made=made))
+
+
+def training_pairs(pairs: Iterable[Pair], decisions: Mapping[str, Decision]) -> Iterator[Pair]:
+    """Pairs and edits to what trains: a function of its arguments and nothing else."""
+    judged = judged_pairs(enumerate(pairs), decisions, Tally())
+    return (each.pair for each in judged if each.verdict.usable)
 
 
 def preference_row(pair: Pair) -> dict[str, Any]:
     """`{"prompt": [messages], "chosen": [message], "rejected": [message]}`, which plain TRL loads."""
-    chosen, rejected = pair.revised_response, pair.base_response
-    if pair.chosen == "base":
-        chosen, rejected = rejected, chosen
     return {
         "prompt": [dict(message) for message in pair.messages],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
+        "chosen": [{"role": "assistant", "content": pair.preferred}],
+        "rejected": [{"role": "assistant", "content": pair.dispreferred}],
     }
 
 
