@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.dpo.batches import cut_by_length, tokens_read
 from engine.errors import NumbersError
 from engine.events import Event, Progress
 from engine.files import write_json
@@ -118,56 +119,67 @@ def reference_logps(
     fingerprint: str,
     stop: StopToken,
 ) -> Generator[Event, None, Logps]:
-    """The reference's log-probabilities of every pair, computed once and kept in `path`.
+    """The reference's log-probabilities of every pair, in their order, computed once and kept in `path`.
+
+    batch_size   pairs of the greatest length that are read at once; of shorter ones there are more
 
     What `path` holds is used again where it has the same fingerprint; a stopped pass goes on where it was.
     Raises Stopped after saving, and NumbersError for one that is not finite.
     """
-    found = _stored(path, fingerprint)
-    done_before, started, told, saved = len(found), time.monotonic(), 0.0, time.monotonic()
+    lengths = [tokens_read(pair) for pair in pairs]
+    found = _stored(path, fingerprint, len(pairs))
+    # From all pairs, not from those that are left: a pass that was stopped and goes on has the batches of one that was not.
+    batches = [
+        [row for row in batch if row not in found]
+        for batch in cut_by_length(lengths, batch_size * max(lengths, default=0))
+    ]
+    total, started, told, saved = sum(lengths), time.monotonic(), 0.0, time.monotonic()
+    done, before = len(found), sum(lengths[row] for row in found)
+    read = before
     model.eval()
-    for batch in collated(pairs[done_before:], collator, batch_size, model.device):  # type: ignore[arg-type]
+    for rows in filter(None, batches):
+        (batch,) = collated([pairs[row] for row in rows], collator, len(rows), model.device)
         chosen, rejected = pair_logps(model, batch, REFERENCE_ADAPTER, dtype)
-        found.extend(zip(chosen.tolist(), rejected.tolist(), strict=True))
-        _require_finite(found, batch_size)
-        seconds = time.monotonic() - started
-        rate = (len(found) - done_before) / max(seconds, 1e-9)
+        found |= zip(rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)
+        _require_finite(found, rows)
+        read += sum(lengths[row] for row in rows)
         if len(found) == len(pairs) or time.monotonic() - told > TELL_SECONDS:
             told = time.monotonic()
-            left = (len(pairs) - len(found)) / max(rate, 1e-9)
-            yield Progress("training", len(found), len(pairs), "reference pairs", rate, left)
+            seconds = max(told - started, 1e-9)
+            left = (total - read) * seconds / (read - before)  # by tokens, because the longest come first
+            yield Progress("training", len(found), len(pairs), "reference pairs", (len(found) - done) / seconds, left)
         if stop.requested or time.monotonic() - saved > SAVE_SECONDS:
-            _store(path, fingerprint, found)
+            _store(path, fingerprint, found, len(pairs))
             saved = time.monotonic()
             stop.raise_if_requested()
-    if len(found) > done_before:
-        _store(path, fingerprint, found)
-    return found
+    if any(batches):
+        _store(path, fingerprint, found, len(pairs))
+    return [found[row] for row in range(len(pairs))]
 
 
-def _stored(path: Path, fingerprint: str) -> Logps:
-    """What is kept under this fingerprint; nothing where the file is another's, or damaged: then it is made anew."""
+def _stored(path: Path, fingerprint: str, count: int) -> dict[int, tuple[float, float]]:
+    """By row, what is kept under this fingerprint; nothing where the file is another's, or damaged: then it is made anew."""
     if not path.is_file():
-        return []
+        return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        logps = [(float(chosen), float(rejected)) for chosen, rejected in data["logps"]]
-        return logps if data["fingerprint"] == fingerprint else []
-    except (ValueError, KeyError, TypeError):
-        return []
+        if data["fingerprint"] != fingerprint or len(data["logps"]) != count:
+            return {}
+        return {row: (float(pair[0]), float(pair[1])) for row, pair in enumerate(data["logps"]) if pair is not None}
+    except (ValueError, KeyError, TypeError, IndexError):
+        return {}
 
 
-def _store(path: Path, fingerprint: str, logps: Logps) -> None:
-    write_json(path, {"fingerprint": fingerprint, "logps": logps})
+def _store(path: Path, fingerprint: str, found: dict[int, tuple[float, float]], count: int) -> None:
+    """A list in the order of the rows, with null for what is not computed yet."""
+    write_json(path, {"fingerprint": fingerprint, "logps": [found.get(row) for row in range(count)]})
 
 
-def _require_finite(logps: Logps, last: int) -> None:
-    bad = [
-        index for index, pair in enumerate(logps) if index >= len(logps) - last and not all(map(math.isfinite, pair))
-    ]
+def _require_finite(found: dict[int, tuple[float, float]], rows: Sequence[int]) -> None:
+    bad = [row for row in sorted(rows) if not all(map(math.isfinite, found[row]))]
     if bad:
         raise NumbersError(
-            f"The reference gives row {bad[0]} a log-probability of {logps[bad[0]]}.",
+            f"The reference gives row {bad[0]} a log-probability of {found[bad[0]]}.",
             "The model's numbers overflow.",
             "Use --dtype bfloat16 where the GPU has it, else --dtype float32.",
         )

@@ -1,7 +1,8 @@
 """TRL's DPO trainer, made to keep our promises. Only `engine.dpo.trainer` imports this file, when it is to train.
 
 What the stock trainer does silently is refused or done otherwise here: a NaN loss logged as 0.0, a pickle with a token
-in every checkpoint, half checkpoints, rotation by file time, pairs dropped without a word, telemetry.
+in every checkpoint, half checkpoints, rotation by file time, pairs dropped without a word, telemetry. What it computes
+twice is computed once (`engine.dpo.shared_prompt`), and what fits side by side is (`engine.dpo.batches`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from trl import DPOConfig, DPOTrainer
 
 from engine import names
+from engine.dpo.batches import Batch, StepCollator, tokens_read
 from engine.dpo.checkpoints import rotate, size_of, write_checkpoint
 from engine.dpo.reference import Logps, collated
+from engine.dpo.shared_prompt import read_prompts_once
 from engine.errors import NumbersError
 from engine.events import CheckpointSaved, Event, TrainStep
 from engine.models.loading import POLICY_ADAPTER, resolve_device
@@ -47,15 +50,25 @@ def build_trainer(
     dtype: torch.dtype,
     fingerprint: str,
 ) -> Stage3Trainer:
-    """The trainer over `pairs` (token ids). From here on `policy` has the frozen copy "ref" beside "default"."""
+    """The trainer over `pairs` (token ids). From here on `policy` has the frozen copy "ref" beside "default".
+
+    settings   as DPOConfig takes them. Their batch size times their accumulation is the effective batch; the batch size
+               says how many of the longest pairs fit in memory: a pass has that many tokens, so of shorter pairs more
+    """
     disable_progress_bar()
     config, device = context.config, resolve_device(context.config)
     if device.index:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # accelerate takes the first GPU otherwise
+    side_by_side = settings["per_device_train_batch_size"]
+    # To TRL a step is one batch: the trainer cuts it up, by length and not by place.
+    whole_steps = {
+        "per_device_train_batch_size": side_by_side * settings["gradient_accumulation_steps"],
+        "gradient_accumulation_steps": 1,
+    }
     with without_warnings():
         arguments = DPOConfig(
             output_dir=str(context.run / names.CHECKPOINTS_DIR),
-            **settings,
+            **(settings | whole_steps),
             save_strategy="steps",
             save_steps=config.save_steps,
             save_total_limit=None,
@@ -77,6 +90,8 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
+    trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(map(tokens_read, pairs))
+    read_prompts_once(policy)
     return trainer
 
 
@@ -85,7 +100,13 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
 
     fingerprint = ""
     keep_checkpoints = 2
+    side_by_side = 1
+    """Pairs of the greatest length that fit in one forward and backward pass."""
+    most_tokens = 0
+    """Of a forward pass; 0: a pair at a time."""
     emit: Callable[[Event], None] = staticmethod(lambda event: None)
+    data_collator: Any
+    """Makes one batch of pairs; the training's own loader makes the batches of a step with it."""
 
     def use_reference_logps(self, logps: Logps) -> None:
         """Take the reference's log-probabilities from here from now on, not from the adapter "ref"."""
@@ -98,13 +119,39 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     def first_loss(self) -> float:
         """The loss on the first batch in the file's order, before any update."""
         model = self.model.eval()
-        batch = next(
-            collated(self.train_dataset, self.data_collator, self.args.per_device_train_batch_size, model.device)
-        )
+        batch = next(collated(self.train_dataset, self.data_collator, self.side_by_side, model.device))
         with torch.no_grad(), self.accelerator.autocast():  # as the steps are computed
             loss = self.compute_loss(model, batch)
         self._metrics["eval"].clear()
         return float(loss.item())
+
+    def get_train_dataloader(self) -> Any:
+        one_batch = self.data_collator
+        self.data_collator = StepCollator(one_batch, self.most_tokens)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = one_batch
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one optimizer step; its gradient and loss are the mean over its pairs."""
+        batches: list[Batch] = inputs["batches"]
+        sizes = [len(batch["input_ids"]) // 2 for batch in batches]
+        loss = torch.zeros((), device=self.args.device)
+        for batch, size in zip(batches, sizes, strict=True):
+            self.current_gradient_accumulation_steps = sum(sizes) / size  # what Trainer divides a loss by
+            loss += super().training_step(model, batch)
+            self._weigh_metrics(size * len(sizes) / sum(sizes))
+        return loss
+
+    def _weigh_metrics(self, weight: float) -> None:
+        # TRL logs the plain mean over forward passes, of which one may have more pairs than another.
+        for name, values in self._metrics["train"].items():
+            if name != "num_tokens":
+                values[-1] *= weight
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # nobody reads the estimate, and it looks for `input_ids` in a batch
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset  # rendered and measured before; TRL would drop what is too long without a word
