@@ -7,6 +7,7 @@ Stage3Error
 ├── NetworkError         5   network or Hub
 ├── DiskError            6
 ├── MemoryExhausted      7
+│   └── RestartNeeded        the run goes on, in a fresh process
 ├── NumbersError         8   NaN, or no learning
 ├── DataError            9   the data cannot teach
 ├── DamagedState        10   needs a decision
@@ -92,6 +93,13 @@ class DiskError(Stage3Error):
 
 class MemoryExhausted(Stage3Error):
     exit_code = ExitCode.MEMORY
+
+
+class RestartNeeded(MemoryExhausted):
+    """This process cannot go on (its memory is spent, or its GPU context is broken), and a fresh one can, from here.
+
+    No failure: whoever drives the run starts it again in another process. What that one needs is on disk.
+    """
 
 
 class NumbersError(Stage3Error):

@@ -13,7 +13,28 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _NO_SPACE_TEXT = re.compile(
     r"iostream error|unexpected pos \d+ vs|StorageFull|No space left|PytorchStreamWriter", re.IGNORECASE
 )
-_NO_MEMORY_TEXT = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
+
+_NO_MEMORY_TEXT = re.compile(r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
+_OF_CUDA = re.compile(r"CUDA|CUBLAS|CUDNN|NCCL", re.IGNORECASE)
+_BROKEN_TEXT = re.compile(
+    r"device-side assert|illegal memory access|misaligned address|illegal instruction|unspecified launch failure"
+    r"|launch timed out|uncorrectable|_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|NOT_INITIALIZED)|unknown error|Xid",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether less at a time may fit: not so where the device is broken, nothing fits there any more."""
+    spent = isinstance(error, MemoryError) or _NO_MEMORY_TEXT.search(str(error)) is not None
+    return spent and not is_broken_device(error)
+
+
+def is_broken_device(error: BaseException) -> bool:
+    """Whether the CUDA context of this process is lost: every call after this one fails as well (pytorch#2300)."""
+    text = str(error)
+    return (
+        isinstance(error, RuntimeError) and _OF_CUDA.search(text) is not None and _BROKEN_TEXT.search(text) is not None
+    )
 
 
 def as_stage3_error(error: BaseException) -> Stage3Error | None:
@@ -29,11 +50,18 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
             str(error),
             "Free some space, then start the same command again: what was acknowledged is kept.",
         )
-    if isinstance(error, MemoryError) or _NO_MEMORY_TEXT.search(str(error)):
+    if is_out_of_memory(error):
         return MemoryExhausted(
             "Memory ran out.",
             str(error).splitlines()[0] if str(error) else "The allocation failed.",
             "Make --generation-batch-size, --per-device-train-batch-size or --max-length smaller; the run goes on from here.",
+        )
+    if is_broken_device(error):
+        return Stage3Error(
+            "The GPU's context broke.",
+            str(error).splitlines()[0],
+            "Look at `nvidia-smi` and at `dmesg | grep -i xid`: after a fault of the hardware the machine has to start anew. "
+            "The same command goes on from here.",
         )
     if isinstance(error, PermissionError):
         return DiskError(

@@ -32,6 +32,11 @@ class Option:
         return self.annotation == "bool"
 
     @property
+    def is_flag(self) -> bool:
+        """Given as --name or --no-name. One that may be left to the program is a flag, and no switch: it has three states."""
+        return self.annotation in ("bool", "bool | None")
+
+    @property
     def choices(self) -> tuple[str, ...]:
         if not self.annotation.startswith("Literal["):
             return ()

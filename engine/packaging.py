@@ -37,6 +37,7 @@ RUN_FILES = (
     names.RUN_JSON,
     names.PAIRS_JSONL,
     names.EDITS_JSONL,
+    names.SCORES_JSONL,
     names.PAIRS_REPORT,
     names.TRAIN_JSONL,
     names.EVAL_JSONL,

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 from engine import __version__
 from engine.context import Context
-from engine.errors import DataError, ExitCode, Stage3Error, Stopped, UnsafeError
+from engine.errors import DataError, ExitCode, RestartNeeded, Stage3Error, Stopped, UnsafeError
 from engine.events import Event, Message, Outcome, RunFinished, StageFinished, StageStarted
-from engine.failures import as_stage3_error
+from engine.failures import as_stage3_error, is_broken_device
 from engine.files import sha256_of_json
 from engine.names import RUN_LOG, STAGE, STAGES
 from engine.stages.base import Stage, StageResult
@@ -30,8 +30,8 @@ def run_pipeline(
 ) -> Generator[Event, None, ExitCode]:
     """Run the stages up to `until`; with `redo_from`, that one and what follows are done again in any case.
 
-    Ends with RunFinished, and returns the exit code. Raises nothing: a failure is recorded in `run.json`, told in
-    StageFinished, and is the exit code.
+    Ends with RunFinished, and returns the exit code. A failure is recorded in `run.json`, told in StageFinished, and is
+    the exit code. Raises RestartNeeded alone, and says so before: the run goes on, in another process.
     """
     if redo_from is not None:
         yield from _make_stale(context, redo_from, f"--from {redo_from}")
@@ -69,7 +69,12 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
         context.stop.raise_if_requested()
         result: StageResult = yield from stage.run(context)
     except Exception as error:  # the one place where a failure becomes an event, a record and an exit code
-        return (yield from _fail(context, name, error))
+        restart = _restart_for(context, name, error)
+        if restart is None:
+            return (yield from _fail(context, name, error))
+        log.info("stage %s goes on in another process", name, exc_info=error)
+        yield Message("warning", str(restart), name)
+        raise restart from error  # the stage is under way still, for the process that takes it up
     context.run.record_stage(
         name,
         status=result.outcome,
@@ -82,7 +87,24 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
     return ExitCode.DONE
 
 
+def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded | None:
+    """What asks for a fresh process, where that may mend `error`: a broken device once a stage. None else, or where the run
+    is asked to stop: then it ends, and the next start goes on.
+    """
+    if context.stop.requested:
+        return None
+    if isinstance(error, RestartNeeded):
+        return error
+    if not is_broken_device(error) or context.run.stage(name).get("broken_device"):
+        return None
+    first_line = str(error).splitlines()[0]
+    context.run.record_stage(name, broken_device=first_line)
+    return RestartNeeded("The GPU's context broke.", first_line, "The run goes on once in a fresh process.")
+
+
 def _fail(context: Context, name: str, error: Exception) -> Generator[Event, None, ExitCode]:
+    if isinstance(error, RestartNeeded):  # asked to stop at the same moment: that comes first, and the plan is on disk
+        error = _stopped(context) or error
     known = as_stage3_error(error)
     if known is None:
         log.error("stage %s broke", name, exc_info=error)
@@ -114,6 +136,14 @@ def _fail(context: Context, name: str, error: Exception) -> Generator[Event, Non
         exit_code=int(known.exit_code),
     )
     return known.exit_code
+
+
+def _stopped(context: Context) -> Stopped | None:
+    try:
+        context.stop.raise_if_requested()
+    except Stopped as stopped:
+        return stopped
+    return None
 
 
 def _make_stale(context: Context, first: str, why: str) -> Generator[Event, None, None]:

@@ -28,7 +28,7 @@ def test_the_defaults_of_the_notebook_stay():
     )
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 8
     assert (config.seed, config.max_new_tokens) == (42, 512)
-    assert (config.temperature, config.top_p, config.num_train_epochs, config.cpu_ref_model) == (0.7, 0.9, 1.0, True)
+    assert (config.temperature, config.top_p, config.num_train_epochs) == (0.7, 0.9, 1.0)
 
 
 def test_command_line_beats_environment_beats_file_beats_preset(tmp_path: Path):

@@ -144,6 +144,9 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         """Look at the run, and draw what has changed."""
         state, now = self.source.snapshot(), time.time()
         running = self.source.running
+        if not running and self._leaving is None and getattr(self.source, "restart_until", None) is not None:
+            self.exit(WizardEnd.RESTARTS)
+            return
         if self._leaving is not None and not running:
             self.exit(self._leaving, return_code=self.return_code or 0)
             return

@@ -12,7 +12,7 @@ from types import FrameType
 from engine.config import Stage3Config
 from engine.context import Context
 from engine.environment import log_to_file, quiet_libraries
-from engine.errors import ExitCode, Stage3Error
+from engine.errors import ExitCode, RestartNeeded, Stage3Error
 from engine.journal import Entry, read_entries
 from engine.jsonl import dumps
 from engine.names import EVENTS_JSONL, RUN_LOG
@@ -21,6 +21,7 @@ from engine.secrets import Secret
 from engine.state import RunState, fold
 from tui.console import AutoPrinter, LinePrinter, LivePrinter
 from tui.failure import tell
+from tui.restart import command_of, in_a_fresh_process
 
 REFRESH_SECONDS = 0.25
 
@@ -38,9 +39,12 @@ def run_auto(
     hear_signals(lambda reason, code: context.stop.request(reason, code))
     try:
         return _work(context, follower, until, redo_from)
+    except RestartNeeded:
+        command = command_of(run.folder, auto=True, until=until, json=json)
     finally:
         follower.close()
         run.release()
+    return in_a_fresh_process(command, token)
 
 
 class Follower:

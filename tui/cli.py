@@ -104,7 +104,7 @@ def run_command(arguments: list[str]) -> int:
     given = parse(parser, arguments)
     if given.json and not given.auto:
         raise ConfigError("--json goes with --auto.", "The wizard draws a screen.", f"{PROGRAM} --auto --json")
-    config = config_of(given, goes_on=not given.auto)
+    config = recorded_config(given) if given.restarted else config_of(given, goes_on=not given.auto)
     if given.auto:
         from tui.auto import run_auto
 
@@ -112,7 +112,7 @@ def run_command(arguments: list[str]) -> int:
     require_terminal()
     from tui.wizard import run_wizard_process
 
-    return run_wizard_process(config, token_of(given))
+    return run_wizard_process(config, token_of(given), start_until=given.until if given.restarted else None)
 
 
 def run_parser() -> argparse.ArgumentParser:
@@ -128,6 +128,9 @@ def run_parser() -> argparse.ArgumentParser:
     way.add_argument("--config", metavar="FILE", help="a TOML file with options")
     way.add_argument("--token-stdin", action="store_true", help="read the Hugging Face token from standard input")
     way.add_argument("--token-file", metavar="FILE", help="read it from a file that only you can read (mode 0600)")
+    # How `tui.restart` goes on with a run in a fresh process.
+    way.add_argument("--restarted", action="store_true", help=argparse.SUPPRESS)
+    way.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
     way.add_argument("--version", "-V", action="version", version=f"{PROGRAM} {__version__}")
     add_options(parser, options())
     return parser
@@ -139,7 +142,7 @@ def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> No
     for option in chosen:
         group = groups.setdefault(option.group, parser.add_argument_group(option.group))
         sentence = option.sentence.replace("%", "%%") + (f" [{option.default}]" if option.default else "")
-        if option.is_switch:
+        if option.is_flag:
             group.add_argument(
                 option.flag, action=argparse.BooleanOptionalAction, default=None, dest=option.name, help=sentence
             )
@@ -170,6 +173,16 @@ def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Conf
     return load_config(values, toml=file, preset=stored) if stored else config
 
 
+def recorded_config(given: argparse.Namespace) -> Stage3Config:
+    """The configuration that the run recorded, and nothing else: it was resolved when the run began. Raises DamagedState."""
+    from pathlib import Path
+
+    from engine.config import load_config
+
+    folder = Path(given.output_dir)
+    return load_config({**stored_config(folder), "output_dir": folder}, environment={})
+
+
 def stored_config(folder: Path) -> dict[str, Any]:
     """The configuration of the run in `folder`; empty where there is none. Raises DamagedState."""
     from engine.run import Run
@@ -182,6 +195,9 @@ def token_of(given: argparse.Namespace) -> Any:
     """The token from standard input or a file, as a Secret; None where neither was asked for."""
     from engine.secrets import Secret, read_token_file
 
+    if given.token_fd is not None:
+        with os.fdopen(given.token_fd, encoding="utf-8") as pipe:
+            return Secret(pipe.readline().strip())
     if given.token_stdin:
         return Secret(sys.stdin.readline().strip())
     return read_token_file(given.token_file) if given.token_file else None
@@ -234,17 +250,32 @@ def status_command(arguments: list[str]) -> int:
 
 def validate_command(arguments: list[str]) -> int:
     parser = new_parser(
-        "The quality report and the gate, on any pairs file: ours, the notebook's, or TRL's prompt, chosen, rejected.",
+        "The quality report and the gate, on any pairs file: ours, the notebook's, or TRL's (prompt, chosen, rejected, as text\n"
+        "or as messages), compressed by gzip or not; - is standard input. What people decided (edits.jsonl) and what a judge\n"
+        "scored (scores.jsonl) counts where it lies beside the file.",
         "Exit code 0 where the gate is open, 9 where it is shut or a line is no pair.",
-        usage=f"{PROGRAM} validate PAIRS.jsonl [--json] [OPTIONS]",
+        usage=f"{PROGRAM} validate PAIRS.jsonl [--json] [--export TRAIN.jsonl] [OPTIONS]",
     )
     parser.add_argument("pairs", metavar="PAIRS.jsonl")
     parser.add_argument("--json", action="store_true", help="one JSON object: pairs, figures, gate, verdicts")
-    add_options(parser, [option for option in options() if option.group == "Quality"])
+    parser.add_argument(
+        "--export",
+        metavar="FILE",
+        help="write what would train, after people's edits, as TRL's prompt, chosen, rejected; only where the gate is open "
+        "or --accept-quality opens it",
+    )
+    parser.add_argument("--force", action="store_true", help="--export may replace a file")
+    add_options(parser, [option for option in options() if is_of_the_gate(option)])
     given = parse(parser, arguments)
-    from tui.console import print_validation
+    from tui.validate import print_validation
 
-    return print_validation(given.pairs, config_of(given), as_json=given.json)
+    return print_validation(given.pairs, config_of(given), as_json=given.json, export=given.export, force=given.force)
+
+
+def is_of_the_gate(option: Option) -> bool:
+    """Not the judge, nor what is held out: `validate` neither scores nor parts."""
+    threshold = option.name.startswith(("min_", "max_", "warn_")) and option.name != "min_eval_pairs"
+    return option.group == "Quality" and (threshold or option.name == "accept_quality")
 
 
 def doctor_command(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from engine import names
 from engine.config import Stage3Config
 from engine.context import Context
-from engine.errors import ExitCode
+from engine.errors import ExitCode, RestartNeeded
 from engine.events import Message, RunFinished
 from engine.failures import as_stage3_error
 from engine.journal import Entry, read_entries
@@ -48,6 +48,8 @@ class Runner:
         self.config = config
         self.exit_code: ExitCode | None = None
         """Of the last start that came to its end."""
+        self.restart_until: str | None = None
+        """Up to which stage the run is to go on in a fresh process; None where this one will do."""
         self._token = token
         self._session_factory = session_factory
         self._lock = Lock()
@@ -82,6 +84,10 @@ class Runner:
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
         self._stop.request(reason, exit_code)
 
+    @property
+    def token(self) -> Secret | None:
+        return self._token
+
     def join(self, timeout: float | None = None) -> None:
         if self._thread is not None:
             self._thread.join(timeout)
@@ -101,6 +107,8 @@ class Runner:
                 self.exit_code = session.run(until=until, redo_from=redo_from)
             finally:
                 session.close()
+        except RestartNeeded:
+            self.restart_until = until
         except Exception as error:  # a thread that raises is seen by nobody: the screen has to be told
             log.exception("the session broke")
             self._tell_of(error)

@@ -28,6 +28,8 @@ class WizardEnd(Enum):
     """The terminal went away, and nothing was running."""
     CRASHED = "crashed"
     """The screen broke, and nothing was running; a plain sentence was printed."""
+    RESTARTS = "restarts"
+    """The run goes on in a fresh process, and so does the screen."""
 
 
 class RunSource(Protocol):
@@ -59,6 +61,10 @@ class RunSource(Protocol):
 
 class RunDriver(RunSource, Protocol):
     """A run that this process owns; `read_only` is False."""
+
+    @property
+    def restart_until(self) -> str | None:
+        """Not None when the engine has ended to go on in a fresh process, up to that stage."""
 
     def start(self, *, until: str = ..., redo_from: str | None = None) -> None: ...
 

@@ -14,20 +14,22 @@ from engine.names import RUN_LOG
 from engine.run import Run
 from engine.secrets import Secret
 from tui.failure import tell
+from tui.restart import command_of, in_a_fresh_process
+from tui.source import WizardEnd
 from tui.supervisor import Leaver, supervise
 
 if TYPE_CHECKING:
     from tui.runner import Runner
 
 
-def run_wizard_process(config: Stage3Config, token: Secret | None = None) -> int:
-    """The wizard on this terminal; returns the exit code of the command."""
+def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_until: str | None = None) -> int:
+    """The wizard on this terminal; returns the exit code of the command. With `start_until` the run starts at once."""
 
     def farewell(pid: int) -> None:
         print(f"The run goes on as process {pid}.")
         print(f"Watch it: stage3-tui attach {config.output_dir}    stop it: stage3-tui stop {config.output_dir}")
 
-    return supervise(lambda leaver: _wizard(config, token, leaver), farewell)
+    return supervise(lambda leaver: _wizard(config, token, leaver, start_until), farewell)
 
 
 def attach(config: Stage3Config, folder: Path) -> int:
@@ -40,7 +42,7 @@ def attach(config: Stage3Config, folder: Path) -> int:
     return code
 
 
-def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver) -> int:
+def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver, start_until: str | None) -> int:
     quiet_libraries()
     run = Run(config.output_dir)
     try:
@@ -50,18 +52,27 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver) -> int:
         return int(error.exit_code)
     log_to_file(run / RUN_LOG)
     give_the_screen_its_own_file(run / RUN_LOG)
-    try:
-        return _screen_then_engine(config, token, run, leaver)
-    finally:
-        run.release()
-
-
-def _screen_then_engine(config: Stage3Config, token: Secret | None, run: Run, leaver: Leaver) -> int:
-    from tui.app import WizardEnd, run_wizard
-    from tui.auto import hear_signals
     from tui.runner import Runner
 
-    runner: Runner = Runner(config, run, token=token)
+    runner = Runner(config, run, token=token)
+    try:
+        if start_until is not None:
+            runner.start(until=start_until)
+        end, code = _screen_then_engine(config, runner, leaver)
+    finally:
+        run.release()
+    if runner.restart_until is None or end not in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING):
+        return code
+    without_screen = end is WizardEnd.LEFT_RUNNING
+    if not without_screen:
+        give_the_screen_back()
+    return in_a_fresh_process(command_of(run.folder, auto=without_screen, until=runner.restart_until), runner.token)
+
+
+def _screen_then_engine(config: Stage3Config, runner: Runner, leaver: Leaver) -> tuple[WizardEnd, int]:
+    from tui.app import run_wizard
+    from tui.auto import hear_signals
+
     end, screen_code = run_wizard(runner, theme=config.theme, mouse=config.mouse)
     if end is WizardEnd.LEFT_RUNNING:
         hear_signals(runner.stop)
@@ -69,7 +80,7 @@ def _screen_then_engine(config: Stage3Config, token: Secret | None, run: Run, le
     if end is WizardEnd.STOPPED and runner.running and screen_code:
         os._exit(screen_code)  # the second signal: at once; what is acknowledged is on disk
     runner.join()
-    return screen_code or int(runner.exit_code or ExitCode.DONE)
+    return end, screen_code or int(runner.exit_code or ExitCode.DONE)
 
 
 def give_the_screen_its_own_file(log: Path | None) -> None:
@@ -85,3 +96,11 @@ def give_the_screen_its_own_file(log: Path | None) -> None:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
+
+
+def give_the_screen_back() -> None:
+    """Put the terminal where it was, on the file descriptors of output and errors, for the process that comes after."""
+    sys.stdout.flush()
+    terminal = sys.__stderr__.fileno()  # type: ignore[union-attr]
+    os.dup2(terminal, 1)
+    os.dup2(terminal, 2)

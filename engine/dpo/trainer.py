@@ -12,12 +12,12 @@ import shutil
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from engine import names
-from engine.dpo.checkpoints import newest_good, step_of
+from engine.dpo.checkpoints import by_step, newest_good, step_of
 from engine.dpo.dataset import (
     EncodedPair,
     Row,
@@ -27,20 +27,25 @@ from engine.dpo.dataset import (
     rows_with_special_text,
     split_by_length,
 )
-from engine.dpo.reference import LN2, reference_logps, require_first_loss, require_reference_weights
+from engine.dpo.plan import TrainingPlan, lowered, standing_plan
+from engine.dpo.reference import LN2, REFERENCE_ADAPTER, reference_logps, require_first_loss, require_reference_weights
+from engine.dpo.watch import Watch
 from engine.errors import NumbersError, PreconditionError
-from engine.events import Event, Message
+from engine.events import Event, Message, TrainStep
 from engine.files import sha256_of_json, write_json
 from engine.models.loading import (
     ADAPTER_CONFIG,
     POLICY_ADAPTER,
     adapter_folder,
+    dtype_name,
     load_base,
     load_policy,
     load_tokenizer,
+    resolve_device,
     resolve_dtype,
+    restore_adapter,
 )
-from engine.models.local import free_memory
+from engine.models.memory import MemoryPeak, free_memory, is_out_of_memory
 from engine.models.tensors import adapter_tensors, hash_tensors
 
 if TYPE_CHECKING:
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
 WARMUP_SHARE = 0.1
 STAGE = "training"
 LAST_STEPS = 10
+TENSORBOARD_DIR = "logs/tensorboard"
 
 
 @dataclass
@@ -76,6 +82,9 @@ class Trained:
     """Indices of rows that did not fit --max-length."""
     tensors_sha256: str
     seconds: float
+    plan: TrainingPlan
+    peak_bytes: int
+    """Of memory in this process, from the loading of the model to the last step: see MemoryPeak."""
 
 
 def train(
@@ -86,20 +95,58 @@ def train(
     policy: PeftModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_steps: int = -1,
+    plan: TrainingPlan | None = None,
 ) -> Generator[Event, None, Trained]:
     """Train on `rows`; go on from the newest good checkpoint in the run folder where there is one.
 
     reference_sha256   of the Stage 2 tensors; without it, what the stage adapter recorded
     policy             a freshly loaded, trainable PeftModel; without it, the run's base and adapter are loaded
     max_steps          optimizer steps; -1: as --num-train-epochs asks
+    plan               how it is split over the device; without it, the one that stands in the run folder
 
-    Raises Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing learned; the last good
-    checkpoint is kept), DataError (too many pairs longer than --max-length).
+    Raises RestartNeeded where memory runs out and a lower plan (it is on disk then) may go on in a fresh process, and
+    MemoryExhausted where there is none; Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing
+    learned; the last good checkpoint is kept), DataError (too many pairs longer than --max-length).
     """
+    plan = plan or standing_plan(context, dtype_name(resolve_dtype(context.config)))
+    resolved = replace(context, config=plan.applied_to(context.config))
+    expected = reference_sha256 or _recorded_reference(context)
+    said, step = "", max(map(step_of, by_step(context.run / names.CHECKPOINTS_DIR)), default=0)
+    try:
+        working = _train(resolved, rows, plan, expected, policy, tokenizer, max_steps)
+        while True:
+            event = next(working)
+            if isinstance(event, TrainStep):
+                step = event.step
+            yield event
+    except StopIteration as end:
+        return cast("Trained", end.value)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error)
+    finally:
+        working.close()
+    # Outside of `except`: the error's traceback holds the tensors that filled the memory.
+    raise lowered(context, plan, step=step, error=said)
+
+
+def _train(
+    context: Context,
+    rows: Sequence[Row],
+    plan: TrainingPlan,
+    expected: str,
+    policy: PeftModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_steps: int,
+) -> Generator[Event, None, Trained]:
+    """`train` under one plan; the context's configuration has it applied."""
+    from engine.dpo.callbacks import Watching, tensorboard
     from engine.dpo.trl_trainer import build_trainer
 
-    config, expected = context.config, reference_sha256 or _recorded_reference(context)
-    started = time.monotonic()
+    config = context.config
+    started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
+    beside = [tensorboard(context.run / TENSORBOARD_DIR)] if config.report_to == "tensorboard" else []
     token = context.token_text
     tokenizer = tokenizer or load_tokenizer(config, token)
     pairs, too_long = yield from _fitting(context, rows, tokenizer)
@@ -108,10 +155,17 @@ def train(
     dtype = resolve_dtype(config)
     settings = training_settings(context, len(pairs), max_steps)
     fingerprint = sha256_of_json(
-        {"settings": settings, "reference": expected, "pairs": _as_plain(pairs), "dtype": str(dtype)}
+        {
+            "settings": _whatever_the_split(settings),
+            "reference": expected,
+            "pairs": _as_plain(pairs),
+            "dtype": str(dtype),
+        }
     )
     trainer = build_trainer(context, policy, tokenizer, _as_plain(pairs), settings, dtype, fingerprint)
     require_reference_weights(policy, expected)
+    if config.load_in_4bit:
+        restore_adapter(policy, REFERENCE_ADAPTER)
     if config.cpu_ref_model:
         logps = yield from reference_logps(
             policy,
@@ -125,6 +179,7 @@ def train(
         )
         trainer.use_reference_logps(logps)
 
+    watch = Watch(_unheard, sum(len(pair.chosen_ids) for pair in pairs) / len(pairs), plan.effective_batch)
     checkpoint, told = newest_good(context.run / names.CHECKPOINTS_DIR, fingerprint)
     yield from told
     first_loss = None
@@ -136,10 +191,15 @@ def train(
         )
     else:
         yield Message("info", f"Going on from {checkpoint.name}.", STAGE)
-    yield from _drive(trainer, context, checkpoint)
+    trainer.add_callback(Watching(watch))
+    for callback in beside:
+        trainer.add_callback(callback)
+    yield from _drive(trainer, context, checkpoint, watch)
     require_reference_weights(policy, expected)
     final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
-    if final == expected:
+    if final == expected and config.learning_rate == 0:
+        yield Message("warning", "--learning-rate is 0: nothing was trained, and the adapter is Stage 2's.", STAGE)
+    elif final == expected:
         raise NumbersError(
             "The adapter did not change in the whole training.",
             f"Its tensors are still those of Stage 2 ({final}).",
@@ -166,6 +226,8 @@ def train(
         too_long=[pair.index for pair in too_long],
         tensors_sha256=final,
         seconds=time.monotonic() - started,
+        plan=plan,
+        peak_bytes=peak.bytes(),
     )
 
 
@@ -223,6 +285,15 @@ def training_settings(context: Context, pairs: int, max_steps: int = -1) -> dict
     }
 
 
+def _whatever_the_split(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the effective batch in place of how it is split: a checkpoint outlives a change of the plan."""
+    of_the_split = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    size, steps = (settings[name] for name in of_the_split)
+    return {key: value for key, value in settings.items() if key not in of_the_split} | {
+        "effective_batch": size * steps
+    }
+
+
 def _fitting(
     context: Context, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
 ) -> Generator[Event, None, tuple[list[EncodedPair], list[EncodedPair]]]:
@@ -240,8 +311,14 @@ def _fitting(
     return pairs, too_long
 
 
-def _drive(trainer: Stage3Trainer, context: Context, checkpoint: Path | None) -> Generator[Event, None, None]:
-    """Run the trainer in a thread and yield what it says. Raises what it raised, or Stopped when asked to stop."""
+def _unheard(event: Event) -> None:
+    """Where what is said goes as long as nobody listens."""
+
+
+def _drive(
+    trainer: Stage3Trainer, context: Context, checkpoint: Path | None, watch: Watch
+) -> Generator[Event, None, None]:
+    """Run the trainer in a thread and yield what it and `watch` say. Raises what it raised, or Stopped when asked to stop."""
     import torch
 
     from engine.dpo.trl_trainer import StepEvents, without_warnings
@@ -261,7 +338,7 @@ def _drive(trainer: Stage3Trainer, context: Context, checkpoint: Path | None) ->
         finally:
             said.put(None)
 
-    trainer.emit = said.put
+    trainer.emit = watch.emit = said.put
     trainer.add_callback(
         StepEvents(
             said.put,
@@ -289,8 +366,6 @@ def _reference_fingerprint(context: Context, expected: str, pairs: list[EncodedP
             "reference": expected,
             "base": [config.base_model_id, config.base_model_revision],
             "dtype": str(dtype),
-            # Other neighbours in a batch mean other padding, and so other last bits.
-            "batch": config.per_device_train_batch_size,
             "pairs": _as_plain(pairs),
         }
     )

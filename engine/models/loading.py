@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import Stage3Config
 from engine.errors import PreconditionError
+from engine.run import Run
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +52,34 @@ def resolve_device(config: Stage3Config) -> torch.device:
 
 
 def resolve_dtype(config: Stage3Config) -> torch.dtype:
-    """The number format of the base weights, by evidence: bfloat16 where the GPU computes in it, else float32."""
+    """The number format that the model computes in: as given, or as the preflight of this run found by trying
+    (`engine.models.number_format`); before one, bfloat16 where the GPU has it, else float32.
+    """
     import torch
 
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)  # type: ignore[no-any-return]
-    if resolve_device(config).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32
+    name = config.dtype
+    if name == "auto":
+        device = resolve_device(config)
+        if device.type != "cuda":
+            name = "float32"
+        elif gpu_has_bfloat16(device):
+            name = "bfloat16"
+        else:
+            name = Run(config.output_dir).result("preflight").get("dtype", "float32")
+    return getattr(torch, dtype_name(name))  # type: ignore[no-any-return]
+
+
+def gpu_has_bfloat16(device: torch.device) -> bool:
+    """Whether it computes in it; an older one (T4, V100) only imitates it, slowly."""
+    import torch
+
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """`bfloat16`, as --dtype says it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrainedTokenizerBase:
@@ -79,16 +100,56 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
 
 
 def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel:
-    """The base model on the resolved device and dtype, for inference."""
+    """The base model on the resolved device and dtype, for inference; its weights in 4 bits where that is asked for.
+
+    Raises PreconditionError where 4 bits cannot be had.
+    """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        config.base_model_id,
-        dtype=resolve_dtype(config),
-        use_safetensors=True,
-        **hub_arguments(config, token),
-    )
-    return model.to(resolve_device(config)).eval()
+    dtype = resolve_dtype(config)
+    arguments = hub_arguments(config, token) | (in_4bit(config, dtype) if config.load_in_4bit else {})
+    model = AutoModelForCausalLM.from_pretrained(config.base_model_id, dtype=dtype, use_safetensors=True, **arguments)
+    return (model if config.load_in_4bit else model.to(resolve_device(config))).eval()
+
+
+def in_4bit(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:
+    """What makes transformers load the base weights in 4 bits (NF4, Dettmers et al. 2023), computing in `dtype`."""
+    from importlib.util import find_spec
+
+    device = resolve_device(config)
+    if device.type != "cuda":
+        raise PreconditionError(
+            f"--load-in-4bit: the device is {device}.",
+            "4-bit weights are computed with on CUDA GPUs only.",
+            "Leave --load-in-4bit out, or use --device cuda where there is a GPU.",
+        )
+    if find_spec("bitsandbytes") is None:
+        raise PreconditionError(
+            "--load-in-4bit: bitsandbytes is not installed.",
+            "It holds and multiplies the 4-bit weights.",
+            "Install the extra: `pip install 'stage3-tui[bitsandbytes]'`, or leave --load-in-4bit out.",
+        )
+    if dtype_name(dtype) == "float32":
+        raise PreconditionError(
+            "--load-in-4bit computes in 16 bits, and the number format is float32.",
+            "Either --dtype float32 was given, or the GPU has no bfloat16 and float16 was not found to be safe.",
+            "Give --dtype float16 (or bfloat16), or leave --load-in-4bit out.",
+        )
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def restore_adapter(policy: PeftModel, copy: str) -> None:
+    """Give the policy's adapter the tensors of its `copy`, in their format: over 4-bit weights TRL rounds it to bfloat16, and
+    the policy would not be the reference any more before a single step was done.
+    """
+    with_copy = dict(policy.named_parameters())
+    for name, parameter in with_copy.items():
+        twin = with_copy.get(name.replace(f".{POLICY_ADAPTER}.", f".{copy}."))
+        if f".{POLICY_ADAPTER}." in name and twin is not None:
+            parameter.data = twin.data.clone()
 
 
 def load_policy(base: PreTrainedModel, adapter: Path, *, trainable: bool = False) -> PeftModel:

@@ -12,7 +12,7 @@ from engine import names
 from engine.dpo.card import load_lines
 from engine.events import Check, Message
 from engine.files import sha256_of_file
-from engine.models.local import free_memory
+from engine.models.memory import free_memory
 from engine.packaging import build_archive, load_in_fresh_process, packed_names
 from engine.stages.base import Context, StageResult, StageRun
 from engine.stages.training import base_name

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import names
 from engine.dpo.card import model_card
+from engine.dpo.forecast import against_measured, seconds_at_work
+from engine.dpo.plan import effective_batch, lowerings
+from engine.dpo.verdict import Limits
 from engine.errors import NumbersError
-from engine.events import Check
+from engine.events import Check, PairFailed, PairMade, TrainStep
 from engine.files import sha256_of_file, write_atomically, write_json
+from engine.journal import read_entries
 from engine.models.loading import ADAPTER_WEIGHTS, is_local, local_path
 from engine.stages.base import Context, StageResult, StageRun
 
@@ -24,15 +29,20 @@ HYPERPARAMETERS = (
     "num_train_epochs",
     "beta",
     "learning_rate",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
     "max_length",
     "max_too_long_share",
     "seed",
     "dtype",
-    "cpu_ref_model",
+    "load_in_4bit",
 )
-EVALUATION_OPTIONS = ("eval_prompts", "max_new_tokens", "judge")
+EVALUATION_OPTIONS = (
+    "eval_prompts",
+    "eval_harmless_prompts",
+    "max_new_tokens",
+    "judge",
+    "reward_model_id",
+    *(limit.name for limit in fields(Limits)),
+)
 
 
 def depends_on(context: Context) -> dict[str, Any] | None:
@@ -42,6 +52,7 @@ def depends_on(context: Context) -> dict[str, Any] | None:
         "eval": _hash(context.run / names.EVAL_JSONL),
         "adapter": context.run.result("adapter").get("tensors_sha256"),
         "base": [config.base_model_id, context.run.result("adapter").get("base_model_commit")],
+        "effective_batch": effective_batch(config),  # how it is split changes nothing that is learned
         **{name: getattr(config, name) for name in (*HYPERPARAMETERS, *EVALUATION_OPTIONS)},
     }
 
@@ -56,9 +67,13 @@ def run(context: Context) -> StageRun:
     rows, held_out = load_rows(context.run / names.TRAIN_JSONL), load_rows(context.run / names.EVAL_JSONL)
     trained = yield from train(context, rows, reference_sha256=stage2["tensors_sha256"])
     effect = _save(context, trained, stage2)
-    yield Check(NAME, "adapter", "ok", f"finite, not Stage 2's, changes a logit by up to {effect:.4g}")
+    whose = "not Stage 2's" if trained.tensors_sha256 != stage2["tensors_sha256"] else "Stage 2's own"
+    yield Check(NAME, "adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
     report = yield from evaluate(context, trained, held_out)
+    compared = _forecast_compared(context, trained)
+    for name, figures in compared.items():
+        yield Check(NAME, f"forecast: {name}", "ok", _in_words(name, figures))
     metrics = _metrics(context, trained, report, len(rows), time.monotonic() - started)
     card = _card(context, trained, report, stage2)
     write_atomically(context.run / names.ADAPTER_DIR / "README.md", card.encode("utf-8", errors="backslashreplace"))
@@ -72,6 +87,8 @@ def run(context: Context) -> StageRun:
             "final_loss": trained.losses[-1],
             "verdict": report["verdict"],
             "effect": effect,
+            "plan": trained.plan.as_dict(),
+            "memory_ran_out": lowerings(context),
         },
     )
 
@@ -124,23 +141,53 @@ def _metrics(context: Context, trained: Trained, report: dict[str, Any], rows: i
         },
         "evaluation": report["figures"],
         "tensors_sha256": trained.tensors_sha256,
+        "plan": trained.plan.as_dict(),
+        "memory_ran_out": lowerings(context),
+        "forecast": _forecast_compared(context, trained),
         "seconds": round(seconds, 3),
     }
 
 
+def _forecast_compared(context: Context, trained: Trained) -> dict[str, dict[str, float]]:
+    """What the preflight foretold against what was measured; empty where there was none."""
+    entries = list(read_entries(context.run / names.EVENTS_JSONL))
+    measured = {
+        "seconds_pairs": seconds_at_work(entries, "pairs", (PairMade, PairFailed)),
+        "seconds_training": seconds_at_work(entries, NAME, (TrainStep,)),
+        "peak_bytes": float(trained.peak_bytes),
+    }
+    return against_measured(context.run.result("preflight").get("forecast", {}), measured)
+
+
+def _in_words(name: str, figures: dict[str, float]) -> str:
+    unit, divisor = ("GiB", 1 << 30) if "bytes" in name else ("s", 1)
+    was, came = figures["forecast"] / divisor, figures["measured"] / divisor
+    return f"{was:.1f} {unit}, and it came to {came:.1f} {unit} ({figures['relative_error']:+.0%})"
+
+
 def _quality(context: Context) -> dict[str, Any]:
     """What the stage quality counted: made, left out and why, the gate's figures; empty without its report."""
-    path = context.run / names.PAIRS_REPORT
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    report = _pairs_report(context)
     gate = {key: value for key, value in report.get("gate", {}).items() if key != "figures"}
-    counted = {key: report[key] for key in ("pairs", "figures", "left_out", "people", "scored") if key in report}
+    counted: dict[str, Any] = {
+        key: report[key] for key in ("pairs", "figures", "left_out", "people", "scored") if key in report
+    }
     return {**counted, "gate": gate} if report else {}
 
 
+def _pairs_report(context: Context) -> dict[str, Any]:
+    path = context.run / names.PAIRS_REPORT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: dict[str, Any]) -> str:
-    config, quality = context.config, _quality(context)
+    config = context.config
     dataset = local_path(config.dataset).name if is_local(config.dataset) else config.dataset
-    hyperparameters = {name: getattr(config, name) for name in HYPERPARAMETERS}
+    hyperparameters = {name: getattr(config, name) for name in HYPERPARAMETERS} | {
+        "dtype": trained.plan.dtype,
+        "effective batch": trained.plan.effective_batch,
+        "split": trained.plan.in_words,
+    }
     return model_card(
         base=base_name(context),
         revision=stage2.get("base_model_commit"),
@@ -148,25 +195,15 @@ def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: di
             "dataset": dataset,
             "split": config.split,
             "pairs trained on": trained.pairs,
-            "too long": len(trained.too_long),
+            "pairs too long to train on": len(trained.too_long),
+            "pairs held out": report["figures"]["pairs"] + report["figures"]["pairs_too_long"],
         },
-        gate=_flat(quality),
+        pairs_report=_pairs_report(context),
         hyperparameters={**hyperparameters, "optimizer steps": trained.steps, "final loss": trained.losses[-1]},
         evaluation=report,
         versions=_versions(),
         hashes={"Stage 2 tensors": stage2["tensors_sha256"], "Stage 3 tensors": trained.tensors_sha256},
     )
-
-
-def _flat(report: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The figures of a nested report, one name each; lists are left to the report."""
-    flat: dict[str, Any] = {}
-    for key, value in report.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key} ")
-        elif not isinstance(value, list):
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,61 @@
+"""Which number format the model computes in, by evidence.
+
+float16 has numbers to 65,504 and no further: Gemma's hidden states go beyond, and every answer is NaN then (unsloth#4014).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from engine.config import Stage3Config
+from engine.models.loading import gpu_has_bfloat16, resolve_device
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+PROBE_SCALE = 1024.0
+"""The loss is scaled up in float16 training, or small gradients are lost; 65,536 at first, less when that overflows."""
+
+
+def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str, str]:
+    """(the format as --dtype says it, why).
+
+    overflow   tries float16 on the real adapter and real prompts: what went beyond it, or an empty text
+    """
+    if config.dtype != "auto":
+        return config.dtype, f"--dtype {config.dtype}"
+    device = resolve_device(config)
+    if device.type != "cuda":
+        return "float32", "on the CPU, where 16 bits gain little"
+    if gpu_has_bfloat16(device):
+        return "bfloat16", "the GPU computes in it"
+    found = overflow()
+    if found:
+        return "float32", f"the GPU has no bfloat16, and in float16 {found}"
+    return (
+        "float16",
+        "the GPU has no bfloat16; in float16 the adapter stayed finite on real prompts, forward and backward",
+    )
+
+
+def overflow_in_float16(policy: PeftModel, texts: Sequence[Sequence[int]]) -> str:
+    """What is not finite when the policy, loaded in float16 and trainable, reads `texts` (token ids) and learns from them: a
+    few words, empty where nothing is.
+    """
+    import torch
+
+    device = policy.device
+    for ids in texts:
+        row = torch.tensor([list(ids)], device=device)
+        with torch.autocast(device.type, dtype=torch.float16):
+            logits = policy(input_ids=row, use_cache=False).logits
+        if not bool(torch.isfinite(logits).all()):
+            return f"a prompt of {len(ids)} tokens gives logits that are not finite"
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), row[0, 1:])
+        (loss * PROBE_SCALE).backward()
+        bad = [n for n, p in policy.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+        policy.zero_grad(set_to_none=True)
+        if bad:
+            return f"a prompt of {len(ids)} tokens gives {len(bad)} gradients that are not finite"
+    return ""
