@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+BOUND_SIGNS = {"at least": "≥", "at most": "≤"}
+
 
 def load_lines(base: str, revision: str | None, adapter: str) -> tuple[str, str]:
-    """The two lines of Python that load `adapter` over `base`."""
+    """The two lines of Python that load `adapter` over `base`; they import what they need."""
     at = f", revision={revision!r}" if revision else ""
     return (
-        f"base = transformers.AutoModelForCausalLM.from_pretrained({base!r}{at})",
+        f"import peft, transformers; base = transformers.AutoModelForCausalLM.from_pretrained({base!r}{at})",
         f"model = peft.PeftModel.from_pretrained(base, {adapter!r})",
     )
 
@@ -20,13 +22,19 @@ def model_card(
     base: str,
     revision: str | None,
     data: Mapping[str, Any],
-    gate: Mapping[str, Any],
+    pairs_report: Mapping[str, Any],
     hyperparameters: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     versions: Mapping[str, str],
     hashes: Mapping[str, str],
 ) -> str:
-    """The card as Markdown; every mapping becomes a table in its own order."""
+    """The card as Markdown; every mapping becomes a table in its own order.
+
+    base           as in `adapter_config.json`: a Hub id, or the bare name of a local folder
+    revision       the base's commit on the Hub; None for a local folder
+    pairs_report   `pairs/report.json`, of which the card takes counts, what was left out, and the gate; empty without one
+    evaluation     `evaluation/report.json`
+    """
     load = "\n".join(load_lines(base, revision, "."))
     reasons = "\n".join(f"- {_inline(reason)}" for reason in evaluation["reasons"])
     return f"""---
@@ -45,11 +53,13 @@ its own drafts and revisions.
 
 {reasons}
 
+{_judge(evaluation)}
+
 {_table(evaluation["figures"])}
 
 ## Use
 
-In this folder, with `import transformers, peft`:
+In this folder{_where_the_base_is(base, revision)}:
 
 ```python
 {load}
@@ -57,11 +67,11 @@ In this folder, with `import transformers, peft`:
 
 ## Data
 
-{_table(data)}
+{_table({**data, **_counts(pairs_report)})}
 
 ## The gate
 
-{_table(gate)}
+{_gate(pairs_report.get("gate", {}))}
 
 ## Training
 
@@ -73,13 +83,62 @@ In this folder, with `import transformers, peft`:
 """
 
 
+def _judge(evaluation: Mapping[str, Any]) -> str:
+    if evaluation.get("judge") is None:
+        return "No judge: nothing scored the answers."
+    return f"Judge: {_inline(evaluation['judge'])} ({_inline(evaluation.get('judge_about', 'nothing is told of it'))})."
+
+
+def _where_the_base_is(base: str, revision: str | None) -> str:
+    if revision:
+        return ""
+    return f", with the base model's folder in it as `{_inline(base)}` (or with the way to it in its place)"
+
+
+def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What was made, what of it was usable, why the rest was not, and what people changed."""
+    if not report:
+        return {}
+    left_out = {f"left out: {reason}": count for reason, count in report.get("left_out", {}).items()}
+    people = {f"{what} by people": count for what, count in report.get("people", {}).items() if count}
+    figures = report.get("figures", {})
+    return {"pairs made": report.get("pairs"), "pairs usable": figures.get("usable"), **left_out, **people}
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    if not gate:
+        return "There is no report of it."
+    if gate.get("accepted_for") is not None and gate.get("failed"):
+        told = f"Shut by its figures, and opened by a person: {_inline(gate['accepted_for'])}"
+    elif gate.get("failed"):
+        told = "Shut by its figures."
+    else:
+        told = "Open by its figures; no person had to open it."
+    rows = [
+        f"| {_plain(figure['name'])} | {_shown(figure['value'])} | {BOUND_SIGNS.get(figure['bound'], figure['bound'])} "
+        f"{_shown(figure['threshold'])} | {_passes(figure)} |"
+        for figure in gate.get("figures", [])
+    ]
+    return "\n".join([told, "", "| figure | value | threshold | |", "|---|---|---|---|", *rows])
+
+
+def _passes(figure: Mapping[str, Any]) -> str:
+    if figure["passes"] is None:
+        return "not measured"
+    return "passes" if figure["passes"] else "refuses" if figure["refuses"] else "warning"
+
+
 def _table(values: Mapping[str, Any]) -> str:
     lines = [
-        f"| {_inline(key)} | {_inline(_shown(value))} |"
+        f"| {_plain(key)} | {_inline(_shown(value))} |"
         for key, value in values.items()
         if not isinstance(value, (dict, list))
     ]
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _plain(name: str) -> str:
+    return _inline(name.replace("_", " "))
 
 
 def _shown(value: Any) -> str:
