@@ -41,6 +41,11 @@ def test_accuracy_below_chance_for_long_is_told_once_with_the_figure():
     assert len(said) == 1 and "to step 21" in said[0] and "in 25% of the pairs" in said[0]
 
 
+def test_a_policy_that_stays_the_reference_is_not_called_swapped():
+    """Learning rate 0: every margin is exactly 0, and accuracy with it, which counts strict wins."""
+    assert watch(accuracy=lambda _: 0.0, margin=lambda _: 0.0) == []
+
+
 def test_chance_alone_is_no_alarm():
     """20 steps of 8 pairs without any skill: 200 courses, in each some 20 windows that overlap; few may alarm."""
     draw = random.Random(1)
@@ -79,4 +84,4 @@ def test_a_real_training_shows_its_figures_to_the_watch(tmp_path, monkeypatch: p
         train(Context(context.config.model_copy(update={"num_train_epochs": 4.0}), context.run), pairs(24))
     )
     said = [event.text for event in events if isinstance(event, Message) and "nats a token less likely" in event.text]
-    assert len(said) == 1 and "(to step 21)" in said[0]
+    assert len(said) == 1 and "(to step 22)" in said[0]  # the warm-up begins at rate 0: so does what can be judged

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 WARMUP_SHARE = 0.1
 STAGE = "training"
 LAST_STEPS = 10
+ABOVE_LN2 = 1e-3
+"""A loss that is ln 2 but for rounding (learning rate 0) came from no divergence."""
 TENSORBOARD_DIR = "logs/tensorboard"
 
 
@@ -234,7 +236,7 @@ def _train(
 def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
     """An untrained policy has a loss of ln 2; one that ends above it has learned the wrong way round, or came apart."""
     last = losses[-LAST_STEPS:]
-    if len(losses) >= 2 * LAST_STEPS and sum(last) / len(last) > LN2:
+    if len(losses) >= 2 * LAST_STEPS and sum(last) / len(last) > LN2 + ABOVE_LN2:
         text = (
             f"The loss of the last {len(last)} steps is {sum(last) / len(last):.3f} on average, above ln 2 = {LN2:.3f}"
         )

@@ -37,7 +37,8 @@ class Watch:
 
     def look(self, step: int, logs: dict[str, Any]) -> None:
         """One optimizer step; `logs` is TRL's entry of it."""
-        if step > 1:  # before the first update policy and reference are one: no pair is the right way round
+        if step > 1 and float(logs["rewards/margins"]) != 0.0:
+            # Where policy and reference are one, before the first update or at learning rate 0, no pair is any way round.
             self._accuracies.append(float(logs["rewards/accuracies"]))
             self._margins.append(float(logs["rewards/margins"]))
         chosen = float(logs["logps/chosen"])

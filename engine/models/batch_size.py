@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LARGEST = 64
-"""More rows than this gain little (bench/RESULTS.md)."""
+"""128 rows took 12 % fewer CPU seconds (bench/RESULTS.md), for twice the memory."""
 SHARE_OF_FREE_MEMORY = 0.5
 """Of a computer's own memory, which does not say when it has run out: the process is killed."""
 COPIES = 2

@@ -52,7 +52,7 @@ SHARE_OF_ROOM = {"cuda": 0.92, "cpu": 0.6}
 """Of the memory that there is, what a plan may need: torch's allocator leaves gaps, and on the CPU nothing raises when memory
 runs out: the process is killed."""
 MOST_TOKENS = {"cpu": 4096}
-"""Of a forward pass: more of them at once gain nothing on a few cores (bench/RESULTS.md)."""
+"""Of a forward pass: more of them at once cost padding and gain nothing on a few cores."""
 DTYPE_PROMPTS = 8
 TERMS_THAT_SCALE = ("activations", "attention", "head", "workspace")
 
