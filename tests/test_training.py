@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from engine.context import Context
 from engine.dpo import trl_trainer
 from engine.dpo.checkpoints import MANIFEST, by_step, fault_of, newest_good, rotate, write_checkpoint
 from engine.dpo.dataset import encode_rows, load_rows
+from engine.dpo.reference import REFERENCE_ADAPTER, place_adapter
 from engine.dpo.trainer import train, training_settings
 from engine.errors import DataError, NumbersError, PreconditionError, Stopped
 from engine.events import CheckpointSaved, Message, TrainStep
@@ -324,6 +327,60 @@ def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(
     _, trained = run_stage(train(context, ROWS))
     assert trained.resumed_from is not None and trained.resumed_from >= 2
     assert weights(context, STEPS) == undisturbed[2]
+
+
+AT_WORK = """
+import sys
+from pathlib import Path
+from engine.environment import quiet_libraries
+quiet_libraries()
+from engine.dpo.trainer import train
+from engine.events import TrainStep
+from tests.tiny_models import build_context, pairs
+context = build_context(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), num_train_epochs=4.0)
+for event in train(context, pairs(24)):
+    if isinstance(event, TrainStep):
+        print(event.step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_steps_gives_the_bytes_of_an_undisturbed_run(
+    make: Callable[..., Context], stage2: tuple[Path, Path], tmp_path: Path
+):
+    moments = random.Random(6)
+    _, undisturbed = run_stage(train(build_context(tmp_path / "whole", *stage2, num_train_epochs=4.0), ROWS))
+    context = make(num_train_epochs=4.0)
+    command = [sys.executable, "-c", AT_WORK, str(context.run.folder), *map(str, stage2)]
+    root = Path(__file__).parents[1]
+    for _ in range(5):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+        ) as child:
+            assert child.stdout is not None
+            for _ in range(moments.randint(1, 4)):
+                assert child.stdout.readline(), "it ended before it was killed"
+            time.sleep(moments.uniform(0.0, 0.05))
+            child.send_signal(signal.SIGKILL)
+    _, trained = run_stage(train(context, ROWS))
+    assert trained.resumed_from is not None and trained.steps == undisturbed.steps == 24
+    assert trained.tensors_sha256 == undisturbed.tensors_sha256
+
+
+def test_an_adapter_that_is_not_active_may_lie_elsewhere(stage2: tuple[Path, Path], make: Callable[..., Context]):
+    """What keeps the reference off the GPU while it trains; the device "meta" stands for another one."""
+    context = make(cpu_ref_model=True)
+    _, trained = run_stage(train(context, ROWS, max_steps=1))
+    ids = trained.tokenizer("Please sort the mail", return_tensors="pt").input_ids
+    before = trained.model(ids).logits
+    place_adapter(trained.model, REFERENCE_ADAPTER, "meta")
+    devices = {
+        name.split(".lora_")[1].split(".")[1]: p.device.type
+        for name, p in trained.model.named_parameters()
+        if "lora_" in name
+    }
+    assert devices == {"default": "cpu", "ref": "meta"}
+    assert (trained.model(ids).logits == before).all()
 
 
 def test_a_generator_that_nobody_reads_on_leaves_no_thread(make: Callable[..., Context]):

@@ -65,6 +65,15 @@ def require_first_loss(loss: float, dtype: torch.dtype) -> None:
         )
 
 
+def place_adapter(model: PeftModel, name: str, device: torch.device | str) -> None:
+    """Move the tensors of one adapter. One that is not active may lie elsewhere: no forward pass looks at it."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.ModuleDict | nn.ParameterDict) and name in module:
+            module[name] = module[name].to(device)
+
+
 @contextmanager
 def adapter_active(model: PeftModel, name: str) -> Iterator[None]:
     """The model with adapter `name`, without making it trainable; the one before comes back, trainable as it was."""

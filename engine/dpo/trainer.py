@@ -28,7 +28,14 @@ from engine.dpo.dataset import (
     split_by_length,
 )
 from engine.dpo.plan import TrainingPlan, lowered, standing_plan
-from engine.dpo.reference import LN2, REFERENCE_ADAPTER, reference_logps, require_first_loss, require_reference_weights
+from engine.dpo.reference import (
+    LN2,
+    REFERENCE_ADAPTER,
+    place_adapter,
+    reference_logps,
+    require_first_loss,
+    require_reference_weights,
+)
 from engine.dpo.watch import Watch
 from engine.errors import NumbersError, PreconditionError
 from engine.events import Event, Message, TrainStep
@@ -196,7 +203,10 @@ def _train(
     trainer.add_callback(Watching(watch))
     for callback in beside:
         trainer.add_callback(callback)
+    if config.cpu_ref_model:
+        place_adapter(policy, REFERENCE_ADAPTER, "cpu")  # no step looks at it: its log-probabilities are known
     yield from _drive(trainer, context, checkpoint, watch)
+    place_adapter(policy, REFERENCE_ADAPTER, policy.device)
     require_reference_weights(policy, expected)
     final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
     if final == expected and config.learning_rate == 0:
