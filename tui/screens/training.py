@@ -113,7 +113,7 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
 
 
 def verdict_lines(evaluation: EvalDone | None, status: str, width: int) -> list[Content]:
-    """Whether Stage 3 is better than Stage 2, by which figures, and both answers to a few held-out prompts."""
+    """Whether Stage 3 is better than Stage 2, both answers to a few held-out prompts, and all the figures."""
     if evaluation is None:
         coming = "The verdict comes after training, from held-out prompts."
         return [EMPTY, Content.styled(coming, "$muted")]
@@ -124,6 +124,11 @@ def verdict_lines(evaluation: EvalDone | None, status: str, width: int) -> list[
     lines = [EMPTY, Content.assemble(("Stage 3 against Stage 2: ", "$foreground"), word.stylize(f"bold {style}"))]
     for reason in evaluation.reasons:
         lines += paragraph(Content.assemble(("· ", "$muted"), foreign(reason, "$foreground", 600)), width)
+    for position, sample in enumerate(evaluation.samples, start=1):
+        prompt = foreign(sample.get("prompt", ""), "$foreground", 1_000)
+        lines += [EMPTY, section(f"Sample {position}", "", width), *paragraph(prompt, width)]
+        answers = str(sample.get("stage2", "")), str(sample.get("stage3", ""))
+        lines += draft_and_revision(*answers, width, ("Stage 2", "Stage 3"))
     if evaluation.figures:
         rows = [
             (
@@ -134,9 +139,4 @@ def verdict_lines(evaluation: EvalDone | None, status: str, width: int) -> list[
         ]
         lines += [EMPTY, section("Figures", "held-out prompts", width)]
         lines += table(rows, (Column(50), Column()), width)
-    for position, sample in enumerate(evaluation.samples, start=1):
-        prompt = foreign(sample.get("prompt", ""), "$foreground", 1_000)
-        lines += [EMPTY, section(f"Sample {position}", "", width), *paragraph(prompt, width)]
-        answers = str(sample.get("stage2", "")), str(sample.get("stage3", ""))
-        lines += draft_and_revision(*answers, width, ("Stage 2", "Stage 3"))
     return lines
