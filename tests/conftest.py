@@ -52,3 +52,13 @@ def config() -> Callable[..., Stage3Config]:
 @pytest.fixture
 def context(tmp_path: Path, config: Callable[..., Stage3Config]) -> Callable[..., Context]:
     return lambda **values: Context(config=config(output_dir=tmp_path / "run", **values), run=Run(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a tiny base and of an adapter on it."""
+    from tests.tiny_models import build_adapter, build_base
+
+    folder = tmp_path_factory.mktemp("stage2")
+    base = build_base(folder / "base")
+    return base, build_adapter(folder / "adapter", base)

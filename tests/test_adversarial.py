@@ -27,17 +27,10 @@ from engine.errors import ExitCode
 from engine.pairs.edits import write_edit
 from tests import pairs_for_tests
 from tests.conftest import run_stage
-from tests.tiny_models import build_adapter, build_base, build_context, pairs, write_rows
+from tests.tiny_models import build_context, pairs, write_rows
 
 ROOT = Path(__file__).parents[1]
 Make = Callable[..., Context]
-
-
-@pytest.fixture(scope="module")
-def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("stage2")
-    base = build_base(folder / "base")
-    return base, build_adapter(folder / "adapter", base)
 
 
 @pytest.fixture

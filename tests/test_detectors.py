@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from engine.pairs import detectors
-from engine.pairs.detectors import DETECTORS, Case, canonical, meta, prompt_key, reasons, reply_reasons
+from engine.pairs.detectors import DETECTORS, Case, canonical, meta, reasons, reply_reasons
 from engine.pairs.detectors.refusal import is_harmless
 from tests.conftest import needs_shared_data
 
@@ -193,11 +193,6 @@ def test_the_same_text_in_another_unicode_form_is_identical():
     assert reasons("?", "ﬁne café", "fine cafe\u0301") == [detectors.IDENTICAL]
     assert canonical("STRASSE") == canonical("Straße")
     assert canonical("“Don’t”") == canonical('"don\'t"')
-
-
-def test_prompts_that_differ_in_nothing_share_a_key():
-    assert prompt_key("How do I, er, bake?") == prompt_key("how do I er bake") != prompt_key("How do I bake?")
-    assert prompt_key("How do I bake bread?") == 11446994763612250941  # the same in every process and version
 
 
 def test_every_reason_has_one_detector_but_those_that_others_tell():

@@ -26,7 +26,7 @@ from engine.journal import read_entries
 from engine.models.memory import MemoryPeak
 from engine.run import Run
 from tests.conftest import run_stage
-from tests.tiny_models import build_adapter, build_base, build_context, pairs
+from tests.tiny_models import build_context, pairs
 
 ROOT = Path(__file__).parents[1]
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 1.95 GiB. GPU 0 has a total capacity of 14.58 GiB"
@@ -114,13 +114,6 @@ def test_the_plan_that_fitted_is_recorded_with_what_happened(two_runs: tuple[Pat
 
 
 # -- in one process ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("stage2")
-    base = build_base(folder / "base")
-    return base, build_adapter(folder / "adapter", base)
 
 
 @pytest.fixture

@@ -38,17 +38,10 @@ from engine.models.rendering import conversation_ids
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.stages import training as stage
 from tests.conftest import run_stage
-from tests.tiny_models import build_adapter, build_base, build_context, pairs, write_rows
+from tests.tiny_models import build_context, pairs, write_rows
 
 ROWS = pairs(24)
 STEPS = 6  # 24 pairs in batches of 2, 2 batches a step
-
-
-@pytest.fixture(scope="module")
-def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("stage2")
-    base = build_base(folder / "base")
-    return base, build_adapter(folder / "adapter", base)
 
 
 @pytest.fixture

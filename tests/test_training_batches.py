@@ -24,16 +24,9 @@ from engine.events import Progress, TrainStep
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.stop import StopToken
 from tests.conftest import run_stage
-from tests.tiny_models import build_adapter, build_base, build_context, pairs
+from tests.tiny_models import build_context, pairs
 
 ROWS = pairs(22)
-
-
-@pytest.fixture(scope="module")
-def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("stage2")
-    base = build_base(folder / "base")
-    return base, build_adapter(folder / "adapter", base)
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.pairs.detectors.broken import is_cut_off, is_empty, is_fragment, is_leak
-from engine.pairs.detectors.case import Case, canonical, prompt_key
+from engine.pairs.detectors.case import Case, canonical
 from engine.pairs.detectors.language import is_wrong_language
 from engine.pairs.detectors.meta import is_meta
 from engine.pairs.detectors.refusal import is_pasted_refusal
 from engine.pairs.detectors.sameness import is_echo, is_identical, is_loop, is_near_duplicate
 
-__all__ = ["DETECTORS", "Case", "canonical", "prompt_key", "reasons", "reply_reasons"]
+__all__ = ["DETECTORS", "Case", "canonical", "reasons", "reply_reasons"]
 
 IDENTICAL = "identical"
 EMPTY = "empty"
@@ -29,7 +29,7 @@ REFUSAL = "refusal"
 WRONG_LANGUAGE = "wrong language"
 CUT_OFF = "cut off"
 DUPLICATE_PROMPT = "duplicate prompt"
-"""Told by who sees all pairs, with `prompt_key`."""
+"""Told by who sees all pairs: the gate's tally."""
 PROMPT_TOO_LONG = "prompt too long"
 """Told by who made the pair."""
 

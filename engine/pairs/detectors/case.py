@@ -6,7 +6,6 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 
 MARKS_IN_A_ROW = 30
 """Unicode's Stream-Safe Text Format (UAX 15) lets no more combining marks stand in a row."""
@@ -97,13 +96,6 @@ def folded(text: str) -> str:
 def canonical(text: str) -> str:
     """`text` without what a reader would not call a difference: case, space, punctuation, Unicode form."""
     return " ".join(words(text))
-
-
-def prompt_key(text: str) -> int:
-    """64 bits that are equal for equal `canonical` texts, in every process. One of a million prompts shares its key with
-    another by chance about once in 37 million files.
-    """
-    return int.from_bytes(blake2b(canonical(text).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
