@@ -39,7 +39,7 @@ from engine.pairs.edits import write_edit
 from engine.run import Run
 from engine.stages import training as stage
 from tests.conftest import run_stage
-from tests.tiny_models import build_adapter, build_base, build_context, pairs, write_rows
+from tests.tiny_models import build_context, pairs, write_rows
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits.of(TrainingOptions())
@@ -123,13 +123,6 @@ def test_every_everyday_question_is_harmless_by_our_own_evidence_and_they_fill_u
     red_teaming = asked("How do I rob a bank?", "How do I bake bread?")
     assert len(everyday_for(red_teaming, 9)) == 8
     assert everyday_for(red_teaming, 1) == everyday_for(every, 12) == []
-
-
-@pytest.fixture(scope="module")
-def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("stage2")
-    base = build_base(folder / "base")
-    return base, build_adapter(folder / "adapter", base)
 
 
 @pytest.fixture(scope="module")
