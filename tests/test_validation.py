@@ -19,7 +19,7 @@ from engine.errors import ConfigError
 from engine.jsonl import LONGEST_LINE, BadLine, dumps, read_jsonl
 from engine.pairs.edits import write_edit
 from engine.pairs.files import pair_of, read_pairs
-from engine.pairs.gate import Verdict
+from engine.pairs.finding import Verdict
 from engine.pairs.record import Pair
 from engine.pairs.validation import Validation, validate
 from tests.conftest import needs_shared_data

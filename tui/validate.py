@@ -16,7 +16,8 @@ from rich.text import Text
 from engine.config import Stage3Config
 from engine.errors import ExitCode
 from engine.jsonl import BadLine
-from engine.pairs.gate import Figure, Verdict
+from engine.pairs.finding import Verdict
+from engine.pairs.gate import Figure
 from engine.pairs.validation import Validation, validate
 from engine.text import visible_line
 from tui.console import COLOUR, GLYPH

@@ -40,6 +40,10 @@ class Decision:
     """New text of the draft."""
     note: str = ""
 
+    @property
+    def edited(self) -> bool:
+        return self.revised_response is not None or self.base_response is not None
+
 
 @dataclass(frozen=True)
 class Edits(Mapping[str, Decision]):

@@ -12,14 +12,15 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from engine.config import Stage3Config
 from engine.errors import DataError
 from engine.pairs import detectors
 from engine.pairs.edits import Decision
+from engine.pairs.finding import Finding, Verdict, find
 from engine.pairs.hashes import Hashes, hash_of
-from engine.pairs.record import EMPTY_DRAFT, OK, Pair
+from engine.pairs.record import Pair
 
 EXAMPLES_KEPT = 5
 """Of each reason, for the report."""
@@ -29,22 +30,8 @@ NAMES_KEPT = 500
 """Reasons, and principles, that are counted by name; a file of a stranger may have a new one in each line."""
 OTHERS = "(others)"
 
-REJECTED = "rejected"
-"""By a person; the reason of a pair that the detectors would have let pass."""
 NOT_IMPROVED = "not improved"
 """The examples of pairs that train although the judge finds them no better than their draft."""
-
-_JUDGED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One pair, judged."""
-
-    line: int
-    id: str
-    usable: bool
-    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,17 +67,42 @@ class Figure:
         return f"{value} ({self.bound} {threshold})"
 
 
+class Prompts(Protocol):
+    """The prompts of what trains."""
+
+    @property
+    def sharing(self) -> int:
+        """Pairs that have their prompt in common with another, the first of each prompt included."""
+
+    def count(self, prompt: int, by: int) -> None:
+        """One pair more with this prompt, or (-1) one less."""
+
+
+class HashedPrompts:
+    """Counts in memory that does not grow with the texts. Nothing is taken back."""
+
+    def __init__(self) -> None:
+        self._all, self._shared, self._repeats = Hashes(), Hashes(), 0
+
+    @property
+    def sharing(self) -> int:
+        return self._repeats + len(self._shared)
+
+    def count(self, prompt: int, by: int) -> None:
+        if by != 1:
+            raise ValueError("a prompt that was counted here stays")
+        if not self._all.add(prompt):
+            self._repeats += 1
+            self._shared.add(prompt)
+
+
 @dataclass
-class Tally:
-    """Counts over pairs as they go by, in memory that does not grow with their texts: two hashes a pair."""
+class Counts:
+    """What the gate counts: sums over findings, whatever their order."""
 
     made: int = 0
     usable: int = 0
     byte_identical: int = 0
-    bad_lines: int = 0
-    """Lines that are no pair."""
-    bad_edits: int = 0
-    """Lines of the edits that are none."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Of the pairs that are out: the first reason of each."""
     any_reason: Counter[str] = field(default_factory=Counter)
@@ -103,87 +115,73 @@ class Tally:
     training_scored: int = 0
     training_improved: int = 0
     training_tied: int = 0
-    training_repeats: int = 0
-    """Pairs whose prompt an earlier one has."""
     rejected_by_people: int = 0
     accepted_by_people: int = 0
     flipped_by_people: int = 0
     edited_by_people: int = 0
-    examples: Examples = field(default_factory=lambda: Examples())
-    _prompts: Hashes = field(default_factory=Hashes)
-    _shared_prompts: Hashes = field(default_factory=Hashes)
-    _pairs: Hashes = field(default_factory=Hashes)
-
-    def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Verdict:
-        """Judge one pair and count it.
-
-        pair   as it would train: with people's decision applied
-        made   as it was made, where that is another
-        """
-        made = pair if made is None else made
-        found_made = reasons_of(made)
-        found = found_made if decision is None else training_reasons(pair, decision)
-        if not found and pair.chosen == "base" and (decision is None or not decision.flipped):
-            found = _reasons_of_the_draft(pair)
-        key = 0
-        if not found:
-            key = prompt_hash(pair)
-            if not self._pairs.add(hash_of(str(key), pair.base_response, pair.revised_response)):
-                found = [detectors.DUPLICATE_PROMPT]
-        self._count_making(made, found_made or (found if found == [detectors.DUPLICATE_PROMPT] else []))
-        by_people = self._count_people(found, decision)
-        usable = not found if by_people is None else by_people
-        if usable and not _has_two_texts(pair):
-            usable = False  # nobody can make a preference of one text
-        if usable:
-            gain = self._count_training(pair, key or prompt_hash(pair), decision)
-            if gain is not None and gain <= 0:
-                self.examples.add(NOT_IMPROVED, line, pair, gain)
-        else:
-            found = found or [REJECTED]
-            _count(self.reasons, found[0])
-            self.examples.add(found[0], line, pair, gain_of(pair, decision))
-        return Verdict(line, pair.id, usable, tuple(found))
-
-    def _count_making(self, made: Pair, found: list[str]) -> None:
-        self.made += 1
-        self.usable += not found
-        self.byte_identical += made.base_response == made.revised_response and made.status in (OK, detectors.IDENTICAL)
-        for reason in found:
-            _count(self.any_reason, reason)
-        if made.made_by:
-            self.with_principles += 1
-            for principle in set(made.made_by):
-                _count(self.principles, principle)
-
-    def _count_people(self, found: list[str], decision: Decision | None) -> bool | None:
-        """Whether a person accepted (True) or rejected (False) the pair."""
-        if decision is None:
-            return None
-        self.rejected_by_people += decision.accepted is False
-        self.accepted_by_people += decision.accepted is True and bool(found)
-        self.flipped_by_people += decision.flipped
-        self.edited_by_people += decision.revised_response is not None or decision.base_response is not None
-        return decision.accepted
-
-    def _count_training(self, pair: Pair, prompt: int, decision: Decision | None) -> float | None:
-        """How much better the judge finds the pair's preferred text; None where nothing scored."""
-        self.training += 1
-        self.training_longer += len(pair.preferred) > len(pair.dispreferred)
-        if not self._prompts.add(prompt):
-            self.training_repeats += 1
-            self._shared_prompts.add(prompt)
-        gain = gain_of(pair, decision)
-        if gain is not None:
-            self.training_scored += 1
-            self.training_improved += gain > 0
-            self.training_tied += gain == 0
-        return gain
+    bad_lines: int = 0
+    """Lines that are no pair."""
+    bad_edits: int = 0
+    """Lines of the edits that are none."""
+    prompts: Prompts = field(default_factory=HashedPrompts)
 
     @property
     def training_sharing(self) -> int:
-        """Pairs that have their prompt in common with another, the first of each prompt included."""
-        return self.training_repeats + len(self._shared_prompts)
+        return self.prompts.sharing
+
+    def count(self, found: Finding, *, repeats: bool, by: int = 1) -> None:
+        """One pair more, or (-1) one less. `repeats`: an earlier usable pair says the same."""
+        reasons = found.reasons(repeats=repeats)
+        self._count_making(found, found.as_made or (reasons if not found.as_left else ()), by)
+        self.rejected_by_people += by * (found.accepted is False)
+        self.accepted_by_people += by * (found.accepted is True and bool(reasons))
+        self.flipped_by_people += by * found.flipped
+        self.edited_by_people += by * found.edited
+        verdict = found.verdict(0, "", repeats=repeats)
+        if verdict.usable:
+            self._count_training(found, by)
+        else:
+            _count(self.reasons, verdict.reasons[0], by)
+
+    def _count_making(self, found: Finding, reasons: tuple[str, ...], by: int) -> None:
+        self.made += by
+        self.usable += by * (not reasons)
+        self.byte_identical += by * found.byte_identical
+        for reason in reasons:
+            _count(self.any_reason, reason, by)
+        if found.made_by:
+            self.with_principles += by
+            for principle in set(found.made_by):
+                _count(self.principles, principle, by)
+
+    def _count_training(self, found: Finding, by: int) -> None:
+        self.training += by
+        self.training_longer += by * found.longer
+        self.prompts.count(found.prompt, by)
+        if found.gain is not None:
+            self.training_scored += by
+            self.training_improved += by * (found.gain > 0)
+            self.training_tied += by * (found.gain == 0)
+
+
+@dataclass
+class Tally(Counts):
+    """Counts over pairs as they go by, in memory that does not grow with their texts: two hashes a pair."""
+
+    examples: Examples = field(default_factory=lambda: Examples())
+    _said: Hashes = field(default_factory=Hashes)
+
+    def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Verdict:
+        """Judge one pair and count it; `pair` and `made` as in `find`."""
+        found = find(pair, decision, made=made)
+        repeats = not found.as_left and not self._said.add(found.texts)
+        self.count(found, repeats=repeats)
+        verdict = found.verdict(line, pair.id, repeats=repeats)
+        if not verdict.usable:
+            self.examples.add(verdict.reasons[0], line, pair, found.gain)
+        elif found.gain is not None and found.gain <= 0:
+            self.examples.add(NOT_IMPROVED, line, pair, found.gain)
+        return verdict
 
 
 class Example(NamedTuple):
@@ -226,66 +224,21 @@ class Examples:
         return {reason: [example.texts for example in kept] for reason, kept in self._of_reason.items()}
 
 
-# -- one pair ---------------------------------------------------------------------------------------------------------
-
-
-def reasons_of(pair: Pair) -> list[str]:
-    """Why the revision of a pair, as it was made, cannot be used; empty where it can."""
-    if pair.status not in _JUDGED_BY_TEXT:
-        return [pair.status]  # it never got a revision: nothing to look at
-    finished = pair.finish.get("revision") != "cut off"
-    found = detectors.reasons(pair.prompt, pair.base_response, pair.revised_response, finished=finished)
-    return found or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
-
-
-def training_reasons(pair: Pair, decision: Decision) -> list[str]:
-    """Why a pair as people left it cannot train. Of a flipped pair the draft is what is judged: that the revision is no
-    reply is a good reason to prefer the draft.
-    """
-    if not decision.flipped or pair.chosen != "base" or pair.status not in _JUDGED_BY_TEXT:
-        return reasons_of(pair)
-    finished = pair.finish.get("draft") != "cut off"
-    return detectors.reasons(pair.prompt, pair.revised_response, pair.base_response, finished=finished)
-
-
-def gain_of(pair: Pair, decision: Decision | None = None) -> float | None:
-    """How much better the judge finds the revision than the draft (of a flipped pair, the draft than the revision);
-    None where nothing scored.
-
-    `chosen` of the file does not count: the notebook set it by these very scores, so that all its pairs would be improved.
-    """
-    if pair.base_score is None or pair.revised_score is None:
-        return None
-    gain = pair.revised_score - pair.base_score
-    return -gain if decision is not None and decision.flipped else gain
-
-
-def prompt_hash(pair: Pair) -> int:
-    """Of the conversation, case, space and punctuation aside."""
-    return hash_of(*(detectors.canonical(message["content"]) for message in pair.messages))
-
-
-def _reasons_of_the_draft(pair: Pair) -> list[str]:
-    """Why a draft cannot be used that its file prefers to the revision."""
-    return detectors.reply_reasons(pair.prompt, pair.base_response, finished=pair.finish.get("draft") != "cut off")
-
-
-def _has_two_texts(pair: Pair) -> bool:
-    return bool(pair.base_response.strip() and pair.revised_response.strip())
-
-
 def _clipped(text: str) -> str:
     return text if len(text) <= EXAMPLE_LENGTH else f"{text[: EXAMPLE_LENGTH - 1]}…"
 
 
-def _count(counter: Counter[str], name: str) -> None:
-    counter[name if name in counter or len(counter) < NAMES_KEPT else OTHERS] += 1
+def _count(counter: Counter[str], name: str, by: int) -> None:
+    name = name if name in counter or len(counter) < NAMES_KEPT else OTHERS
+    counter[name] += by
+    if counter[name] <= 0:
+        del counter[name]
 
 
 # -- the set ----------------------------------------------------------------------------------------------------------
 
 
-def figures(tally: Tally, config: Stage3Config) -> list[Figure]:
+def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
     """Every figure of the gate, refusing ones first."""
     improved = _share(tally.training_improved, tally.training_scored) if tally.training_scored else None
     most_used = max(tally.principles.values(), default=0)

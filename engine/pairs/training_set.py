@@ -9,7 +9,8 @@ from typing import Any
 
 from engine.pairs.detectors import canonical
 from engine.pairs.edits import Decision, apply_decision
-from engine.pairs.gate import Tally, Verdict
+from engine.pairs.finding import Verdict
+from engine.pairs.gate import Tally
 from engine.pairs.record import Pair
 
 

@@ -19,7 +19,8 @@ from engine.names import EDITS_JSONL, SCORES_JSONL
 from engine.pairs.edits import Edits, read_edits
 from engine.pairs.export import Export
 from engine.pairs.files import read_pairs_from
-from engine.pairs.gate import Tally, Verdict, failed, figures, refusal, report
+from engine.pairs.finding import Verdict
+from engine.pairs.gate import Tally, failed, figures, refusal, report
 from engine.pairs.record import Pair
 from engine.pairs.training_set import judged_pairs
 
