@@ -59,6 +59,16 @@ class StageFinished(Event):
     why: str = ""
     what_to_do: str = ""
     exit_code: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data that the stage left, as `run.json` has it: for screens that show more than a sentence."""
+
+
+@dataclass(frozen=True)
+class StageStale(Event):
+    """What a stage made does not hold any more and was put aside: the stage is to be done again."""
+
+    stage: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,21 @@ class Progress(Event):
     seconds_left: float | None = None
     note: str = ""
     """A few words beside the bar: usable share, tokens per second."""
+
+
+@dataclass(frozen=True)
+class Forecast(Event):
+    """What preflight expects of the long stages, from what it measured in small."""
+
+    seconds: Mapping[str, float]
+    """By stage."""
+    peak_bytes: Mapping[str, float]
+    """Memory at the peak of a stage, by stage: of the GPU, CUDA's own share included; on the CPU, of this process."""
+    on_gpu: bool = False
+    """Whether `peak_bytes` is a GPU's memory."""
+    gpu: int | None = None
+    """That GPU, as the driver counts them (`GpuReading.index`); None where that is not known."""
+    disk_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

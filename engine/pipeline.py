@@ -16,7 +16,7 @@ from typing import Any, cast
 from engine import __version__
 from engine.context import Context
 from engine.errors import DataError, ExitCode, RestartNeeded, Stage3Error, Stopped, UnsafeError
-from engine.events import Event, Message, Outcome, RunFinished, StageFinished, StageStarted
+from engine.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted
 from engine.failures import as_stage3_error, is_broken_device
 from engine.files import sha256_of_json
 from engine.names import RUN_LOG, STAGE, STAGES
@@ -56,7 +56,9 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
         recorded = context.run.stage(name)
         unchanged = depends is not None and recorded.get("fingerprint") == sha256_of_json(depends)
         if recorded.get("status") in ("done", "skipped") and unchanged:
-            yield StageFinished(name, "skipped", recorded.get("summary", ""), reused=True)
+            yield StageFinished(
+                name, "skipped", recorded.get("summary", ""), reused=True, facts=context.run.result(name)
+            )
             return ExitCode.DONE
         if recorded and not unchanged and depends is not None:
             yield from _make_stale(context, name, _difference(recorded.get("depends_on") or {}, depends))
@@ -83,7 +85,7 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
         seconds=round(time.time() - started, 3),
         error=None,
     )
-    yield StageFinished(name, result.outcome, result.summary)
+    yield StageFinished(name, result.outcome, result.summary, facts=dict(result.facts))
     return ExitCode.DONE
 
 
@@ -157,6 +159,8 @@ def _make_stale(context: Context, first: str, why: str) -> Generator[Event, None
         yield Message("warning", f"Done again from {first} on ({why}); what was there is now in {folder}.", first)
     elif stale:
         yield Message("info", f"Done again from {first} on ({why}).", first)
+    for name in stale:
+        yield StageStale(name, why)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

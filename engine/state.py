@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
-from typing import Literal
+from typing import Any, Literal
 
 from engine.events import (
     Check,
     CheckpointSaved,
     EvalDone,
     Event,
+    Forecast,
     Message,
     PairFailed,
     PairMade,
@@ -23,6 +24,7 @@ from engine.events import (
     RunFinished,
     RunStarted,
     StageFinished,
+    StageStale,
     StageStarted,
     Telemetry,
     TrainStep,
@@ -50,6 +52,8 @@ class StageState:
     progress: Progress | None = None
     failure: StageFinished | None = None
     """What failed, why and what to do, where the stage failed or refused."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the finished stage left, as plain data."""
 
     def elapsed(self, now: float) -> float | None:
         """Seconds of work, never negative; None before the start."""
@@ -74,6 +78,7 @@ class RunState:
     """The first optimizer step of the process at work, and when it was told: the rate counts from there."""
     checkpoints: tuple[CheckpointSaved, ...] = ()
     evaluation: EvalDone | None = None
+    forecast: Forecast | None = None
     telemetry: tuple[Telemetry, ...] = ()
     """The newest readings, oldest first."""
     peak_gpu_bytes: Mapping[int, int] = field(default_factory=dict)
@@ -84,6 +89,16 @@ class RunState:
     def current(self) -> StageState | None:
         """The stage that is running, if one is."""
         return next((stage for stage in self.stages.values() if stage.status == "running"), None)
+
+    def expected_seconds(self, name: str, now: float) -> float | None:
+        """How long a stage takes from its start to its end: by its own progress while it runs, else by preflight's forecast;
+        None where nobody knows.
+        """
+        stage = self.stages[name]
+        elapsed, progress = stage.elapsed(now), stage.progress
+        if stage.status == "running" and elapsed is not None and progress is not None and progress.seconds_left:
+            return elapsed + progress.seconds_left
+        return None if self.forecast is None else self.forecast.seconds.get(name)
 
     def apply_entry(self, entry: Entry) -> RunState:
         if entry.seq <= self.last_seq:
@@ -103,22 +118,34 @@ class RunState:
     def _(self, event: StageStarted, time: float) -> RunState:
         begun = StageState(event.stage, "running", event.sentence, started=time)
         state = self._with_stage(begun)
-        if event.stage == "pairs":
-            return replace(state, newest_pairs=(), pairs_made=0, pair_failures={})
-        if event.stage == "training":
-            return replace(state, evaluation=None, first_step_seen=None)
-        return state
+        return replace(state, evaluation=None, first_step_seen=None) if event.stage == "training" else state
 
     @apply.register(StageFinished)
     def _(self, event: StageFinished, time: float) -> RunState:
         stage = self.stages[event.stage]
         if event.reused:
             # What an earlier process found and showed (checks, times) is still what stands.
-            return self._with_stage(replace(stage, status="done", summary=event.summary, reused=True, failure=None))
+            facts = event.facts or stage.facts
+            return self._with_stage(
+                replace(stage, status="done", summary=event.summary, reused=True, failure=None, facts=facts)
+            )
         failure = event if event.outcome in ("failed", "refused", "stopped") else None
         return self._with_stage(
-            replace(stage, status=event.outcome, summary=event.summary, finished=time, failure=failure)
+            replace(
+                stage, status=event.outcome, summary=event.summary, finished=time, failure=failure, facts=event.facts
+            )
         )
+
+    @apply.register(StageStale)
+    def _(self, event: StageStale, time: float) -> RunState:
+        state = self._with_stage(StageState(event.stage))
+        if event.stage == "preflight":
+            return replace(state, forecast=None)
+        if event.stage == "pairs":
+            return replace(state, newest_pairs=(), pairs_made=0, pair_failures={})
+        if event.stage == "training":
+            return replace(state, train_steps=(), checkpoints=(), evaluation=None, first_step_seen=None)
+        return state
 
     @apply.register(Check)
     def _(self, event: Check, time: float) -> RunState:
@@ -159,6 +186,10 @@ class RunState:
     def _(self, event: CheckpointSaved, time: float) -> RunState:
         kept = tuple(saved for saved in self.checkpoints if saved.step < event.step)
         return replace(self, checkpoints=(*kept, event))
+
+    @apply.register(Forecast)
+    def _(self, event: Forecast, time: float) -> RunState:
+        return replace(self, forecast=event)
 
     @apply.register(EvalDone)
     def _(self, event: EvalDone, time: float) -> RunState:

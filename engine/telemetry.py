@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from threading import Event as Flag
 from threading import Thread
@@ -65,6 +66,17 @@ class Gpus:
         except Exception as error:
             log.debug("NVML %s: %s", function, error)
             return None
+
+
+def gpu_of_cuda(number: int) -> int | None:
+    """Which GPU, as the driver counts them, is `cuda:number` of this process; None where CUDA_VISIBLE_DEVICES names it in
+    another way than by numbers.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return number
+    shown = [name.strip() for name in visible.split(",")]
+    return int(shown[number]) if number < len(shown) and shown[number].isdecimal() else None
 
 
 def read_host(gpus: Gpus, process: psutil.Process) -> Telemetry:

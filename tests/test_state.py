@@ -10,6 +10,8 @@ from engine.events import (
     KINDS,
     Check,
     CheckpointSaved,
+    EvalDone,
+    Forecast,
     GpuReading,
     Message,
     PairFailed,
@@ -17,6 +19,7 @@ from engine.events import (
     Progress,
     RunStarted,
     StageFinished,
+    StageStale,
     StageStarted,
     Telemetry,
     TrainStep,
@@ -112,6 +115,51 @@ def test_steps_are_the_progress_of_training_at_the_rate_of_this_process():
     assert (progress.done, progress.total, progress.rate, progress.seconds_left) == (5, 9, 1.0, 4.0)
     answers = Progress("training", 1, 40, "answers")
     assert state.apply(answers, 110.0).stages["training"].progress == answers
+
+
+def test_a_stage_that_goes_on_keeps_the_pairs_that_an_earlier_process_told():
+    state = state_after(
+        StageStarted("pairs"),
+        PairMade("x", "p", "a", "b"),
+        RunStarted("/run", "1", 2, "host"),
+        StageStarted("pairs"),
+        PairMade("y", "p", "a", "b"),
+    )
+    assert state.pairs_made == 2 and len(state.newest_pairs) == 2
+
+
+def test_a_stage_that_does_not_hold_any_more_shows_nothing_of_what_it_made():
+    """Before a curve, a verdict or a count of the run before was on the screen until new ones came."""
+    state = state_after(
+        StageFinished("preflight", "done"),
+        Forecast({"pairs": 60.0}, {}),
+        PairMade("x", "p", "a", "b"),
+        PairFailed("y", "p", "meta"),
+        step(1),
+        CheckpointSaved(1, "c"),
+        EvalDone("better"),
+        StageFinished("training", "done", "fine"),
+        *(StageStale(name, "seed: 1 became 2") for name in ("preflight", "pairs", "quality", "training", "packaging")),
+    )
+    assert (state.pairs_made, dict(state.pair_failures), state.newest_pairs) == (0, {}, ())
+    assert (state.train_steps, state.checkpoints, state.evaluation, state.forecast) == ((), (), None, None)
+    assert {state.stages[name].status for name in ("preflight", "training")} == {"waiting"}
+
+
+def test_a_stage_is_expected_to_take_what_the_forecast_says_and_later_what_its_own_pace_says():
+    state = state_after(Forecast({"pairs": 600.0}, {"training": 7e9}, on_gpu=True, gpu=1))
+    assert state.expected_seconds("pairs", 101.0) == 600.0
+    assert state.expected_seconds("quality", 101.0) is None
+    state = state.apply(StageStarted("pairs"), 110.0).apply(Progress("pairs", 5, 20, "pairs", 0.5, 30.0), 120.0)
+    assert state.expected_seconds("pairs", 125.0) == 45.0
+
+
+def test_what_a_stage_left_stays_with_it_when_it_is_reused():
+    left = {"rank": 8, "target_modules": ("q_proj",)}
+    state = state_after(StageFinished("adapter", "done", "fine", facts=left))
+    assert state.stages["adapter"].facts == left
+    state = state.apply(StageFinished("adapter", "skipped", "fine", reused=True), 9.0)
+    assert state.stages["adapter"].facts == left
 
 
 def test_failures_are_counted_by_reason():

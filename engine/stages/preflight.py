@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from engine import events
 from engine.context import Context
 from engine.dpo import forecast as formula
 from engine.dpo.forecast import Forecast, Machine, Measured, Shape, forecast, machine_of
@@ -31,6 +32,7 @@ from engine.pairs.record import Pair, PairRecord
 from engine.pairs.training_set import preference_row
 from engine.run import Run
 from engine.stages.base import StageResult, StageRun
+from engine.telemetry import gpu_of_cuda
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,6 +140,7 @@ def run(context: Context) -> StageRun:
         plan=plan,
     )
     yield from _told(whole, grounds.machine)
+    yield _forecast_event(whole, grounds.machine, resolve_device(config).index or 0)
     _require_room(context, whole)
     minutes = (whole.seconds_pairs + whole.seconds_training) / 60
     return StageResult(
@@ -470,9 +473,26 @@ def _told(whole: Forecast, machine: Machine) -> Generator[Event, None, None]:
     yield Check(NAME, "forecast: training", "ok", _clock(whole.seconds_training))
     yield Check(NAME, "forecast: disk", "ok", f"{whole.disk_bytes / 1e6:.0f} MB")
     room = machine.room / GIB
-    for name, size in (("pairs", whole.peak_bytes_pairs), ("training", whole.peak_bytes)):
-        peak = (size + (machine.context if machine.device_type == "cuda" else 0)) / GIB
-        yield Check(NAME, f"forecast: memory, {name}", "ok", f"{peak:.1f} of {room:.1f} GiB at the peak, as measured")
+    for name, size in _peaks(whole, machine).items():
+        told = f"{size / GIB:.1f} of {room:.1f} GiB at the peak, as measured"
+        yield Check(NAME, f"forecast: memory, {name}", "ok", told)
+
+
+def _peaks(whole: Forecast, machine: Machine) -> dict[str, float]:
+    """Bytes at the peak of each long stage; what torch measures on a GPU leaves CUDA's own share out."""
+    beside = machine.context if machine.device_type == "cuda" else 0
+    return {"pairs": whole.peak_bytes_pairs + beside, "training": whole.peak_bytes + beside}
+
+
+def _forecast_event(whole: Forecast, machine: Machine, device_number: int) -> Event:
+    on_gpu = machine.device_type == "cuda"
+    return events.Forecast(
+        seconds={"pairs": whole.seconds_pairs, "training": whole.seconds_training},
+        peak_bytes=_peaks(whole, machine),
+        on_gpu=on_gpu,
+        gpu=gpu_of_cuda(device_number) if on_gpu else None,
+        disk_bytes=whole.disk_bytes,
+    )
 
 
 def _require_room(context: Context, whole: Forecast) -> None:
