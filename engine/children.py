@@ -71,6 +71,11 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, **quiet, **(extra or {})}
 
 
+def environment_without_secrets() -> dict[str, str]:
+    """This process's environment for a program of the person's own, such as an editor: all but what is named like a secret."""
+    return {key: value for key, value in os.environ.items() if _SECRET.search(key) is None}
+
+
 def run_child(
     argv: Sequence[str],
     *,

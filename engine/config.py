@@ -193,6 +193,8 @@ class DisplayOptions(Described):
     """A theme of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes."""
     mouse: bool = True
     """Use the mouse in the wizard; --no-mouse leaves it to the terminal."""
+    ascii: bool | None = None
+    """Draw with ASCII alone; without it, where the terminal or the locale has nothing else."""
 
 
 class Stage3Config(
@@ -244,6 +246,25 @@ def load_config(
         return Resolved(**given)
     except ValidationError as error:
         raise _refused(error, given, from_environment, str(toml), from_file) from None
+
+
+def with_changes(config: Stage3Config, changes: Mapping[str, Any]) -> tuple[Stage3Config | None, dict[str, str]]:
+    """The configuration with all `changes` (values, or text as on the command line), or None and why each of those that cannot
+    be cannot.
+    """
+    before = {name: getattr(config, name) for name in type(config).model_fields}
+    refusals = {}
+    for name, value in changes.items():
+        try:
+            load_config({**before, name: value}, environment={})
+        except ConfigError as error:
+            refusals[name] = error.why
+    if refusals:
+        return None, refusals
+    try:
+        return load_config({**before, **changes}, environment={}), {}
+    except ConfigError as error:  # each alone is good, together they are not
+        return None, dict.fromkeys(changes, str(error))
 
 
 def _environment_values(environment: Mapping[str, str]) -> dict[str, str]:

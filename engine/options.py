@@ -22,6 +22,22 @@ class Option:
     default: str
     """As written in the source, without quotes; empty for None."""
     sentence: str
+    bounds: str = ""
+    """What is allowed beside the type, in words: at least 1, from 0.0 to 1.0."""
+
+    @property
+    def may_be_none(self) -> bool:
+        """May be left to the program."""
+        return self.annotation.endswith("| None")
+
+    @property
+    def allowed(self) -> str:
+        """What may be given, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        kind = _KINDS.get(self.annotation.removesuffix(" | None"), "text")
+        kind = f"{kind}, {self.bounds}" if self.bounds else kind
+        return f"{kind}, or nothing" if self.may_be_none else kind
 
     @property
     def flag(self) -> str:
@@ -59,7 +75,8 @@ def _options_of(node: ast.ClassDef) -> list[Option]:
             sentence = ""
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 sentence = " ".join(str(after.value.value).split())
-            found.append(Option(field.target.id, group, ast.unparse(field.annotation), _default(field.value), sentence))
+            name, annotation = field.target.id, ast.unparse(field.annotation)
+            found.append(Option(name, group, annotation, _default(field.value), sentence, _bounds(field.value)))
     return found
 
 
@@ -69,3 +86,16 @@ def _default(value: ast.expr | None) -> str:
     if isinstance(value, ast.Constant):
         return "" if value.value is None else str(value.value)
     return "" if value is None else ast.unparse(value)
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "yes or no", "Path": "a path"}
+_LOWER, _UPPER = {"ge": "at least", "gt": "above"}, {"le": "at most", "lt": "below"}
+
+
+def _bounds(value: ast.expr | None) -> str:
+    """The bounds of a field in words."""
+    if not isinstance(value, ast.Call):
+        return ""
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in value.keywords}
+    words = {**_LOWER, **_UPPER}
+    return " and ".join(f"{words[name]} {given[name]}" for name in words if name in given)

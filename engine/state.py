@@ -82,8 +82,12 @@ class RunState:
     telemetry: tuple[Telemetry, ...] = ()
     """The newest readings, oldest first."""
     peak_gpu_bytes: Mapping[int, int] = field(default_factory=dict)
+    peak_rss_bytes: int = 0
+    """Of the process that worked."""
     messages: tuple[tuple[float, Message], ...] = ()
     finished: RunFinished | None = None
+    latest: str = ""
+    """The stage that began or ended last, what was only found to be done aside; empty before the first."""
 
     @property
     def current(self) -> StageState | None:
@@ -117,7 +121,7 @@ class RunState:
     @apply.register(StageStarted)
     def _(self, event: StageStarted, time: float) -> RunState:
         begun = StageState(event.stage, "running", event.sentence, started=time)
-        state = self._with_stage(begun)
+        state = replace(self._with_stage(begun), latest=event.stage)
         return replace(state, evaluation=None, first_step_seen=None) if event.stage == "training" else state
 
     @apply.register(StageFinished)
@@ -130,11 +134,10 @@ class RunState:
                 replace(stage, status="done", summary=event.summary, reused=True, failure=None, facts=facts)
             )
         failure = event if event.outcome in ("failed", "refused", "stopped") else None
-        return self._with_stage(
-            replace(
-                stage, status=event.outcome, summary=event.summary, finished=time, failure=failure, facts=event.facts
-            )
+        ended = replace(
+            stage, status=event.outcome, summary=event.summary, finished=time, failure=failure, facts=event.facts
         )
+        return replace(self._with_stage(ended), latest=event.stage)
 
     @apply.register(StageStale)
     def _(self, event: StageStale, time: float) -> RunState:
@@ -200,7 +203,12 @@ class RunState:
         peaks = dict(self.peak_gpu_bytes)
         for gpu in event.gpus:
             peaks[gpu.index] = max(peaks.get(gpu.index, 0), gpu.memory_used_bytes or 0)
-        return replace(self, telemetry=(*self.telemetry, event)[-TELEMETRY_KEPT:], peak_gpu_bytes=peaks)
+        return replace(
+            self,
+            telemetry=(*self.telemetry, event)[-TELEMETRY_KEPT:],
+            peak_gpu_bytes=peaks,
+            peak_rss_bytes=max(self.peak_rss_bytes, event.rss_bytes),
+        )
 
     @apply.register(Message)
     def _(self, event: Message, time: float) -> RunState:

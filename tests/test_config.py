@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Stage3Config, load_config
+from engine.config import Stage3Config, load_config, with_changes
 from engine.errors import ConfigError
 from engine.options import options
 
@@ -61,3 +61,29 @@ def test_a_value_out_of_bounds_is_refused_with_its_source_and_the_options_senten
         load_config(environment={"STAGE3_TOP_P": "1.5"})
     assert "top_p = '1.5' (from the environment (STAGE3_TOP_P))" in caught.value.what
     assert "Nucleus" in caught.value.what_to_do
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("num_examples", "a whole number, at least 1"),
+        ("top_p", "a number, above 0.0 and at most 1.0"),
+        ("generation_batch_size", "a whole number, at least 1, or nothing"),
+        ("install", "yes or no"),
+        ("report_to", "one of none, tensorboard"),
+        ("repo_root", "a path, or nothing"),
+        ("split", "text"),
+    ],
+)
+def test_an_option_says_in_words_what_may_be_given(name: str, allowed: str):
+    assert next(option for option in options() if option.name == name).allowed == allowed
+
+
+def test_changes_are_taken_all_or_none_and_each_bad_one_is_told(config):
+    before = config(seed=7)
+    changed, refused = with_changes(before, {"num_examples": "31", "temperature": "0"})
+    assert (changed.num_examples, changed.temperature, changed.seed, refused) == (31, 0.0, 7, {})
+    changed, refused = with_changes(before, {"num_examples": "none", "top_p": "7", "beta": "0.2"})
+    assert changed is None and set(refused) == {"num_examples", "top_p"}
+    assert "number" in refused["num_examples"] or "integer" in refused["num_examples"]
+    assert with_changes(before, {"generation_batch_size": None})[0].generation_batch_size is None

@@ -162,6 +162,12 @@ def test_what_a_stage_left_stays_with_it_when_it_is_reused():
     assert state.stages["adapter"].facts == left
 
 
+def test_the_latest_stage_is_the_one_that_began_or_ended_last():
+    state = state_after(StageStarted("adapter"), StageFinished("adapter", "failed", "no"))
+    assert (state.latest, state.current) == ("adapter", None)
+    assert state.apply(StageFinished("pairs", "skipped", "fine", reused=True), 9.0).latest == "adapter"
+
+
 def test_failures_are_counted_by_reason():
     failed = PairFailed("x", "why?", "meta")
     state = state_after(StageStarted("pairs"), failed, PairMade("y", "p", "a", "b"), failed)

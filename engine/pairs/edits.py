@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -54,6 +54,8 @@ class Edits(Mapping[str, Decision]):
     """Lines that are no edit: somebody's decision may be lost in them, so whoever reads this says so."""
     torn: bool = False
     """An unfinished last line: it was never acknowledged, and is no damage."""
+    history: History = field(default_factory=lambda: History(), compare=False)
+    """The edits themselves: a decision more is added to them."""
 
     def __getitem__(self, pair_id: str) -> Decision:
         return self.decisions[pair_id]
@@ -110,7 +112,10 @@ def read_edits(path: Path) -> Edits:
     whole = isinstance(last, dict) and not why_no_edit(last)
     if isinstance(last, dict) and whole:
         edits.append(last)
-    return Edits(fold_edits(edits), tuple(damaged), torn=last is not None and not whole)
+    history = History()
+    for edit in edits:
+        history.add(edit)
+    return Edits(history.decisions(), tuple(damaged), torn=last is not None and not whole, history=history)
 
 
 def why_no_edit(row: Mapping[str, Any]) -> str:
@@ -126,8 +131,8 @@ def why_no_edit(row: Mapping[str, Any]) -> str:
         return "the new text is empty; reject the pair to leave it out"
     if action not in ("edit", "note") and text is not None:
         return f"{action} takes no text"
-    field = row.get("field")
-    if field is not None and (action != "edit" or field not in EDITED_FIELDS):
+    edited = row.get("field")
+    if edited is not None and (action != "edit" or edited not in EDITED_FIELDS):
         return f"only edit replaces a field, and of {', '.join(EDITED_FIELDS)}"
     if "time" in row and not _is_time(row["time"]):
         return "its time is no number of seconds"
@@ -155,14 +160,34 @@ def _is_time(value: Any) -> bool:
 
 def fold_edits(edits: Iterable[Mapping[str, Any]]) -> dict[str, Decision]:
     """Decisions by pair id, of edits in the order in which they were made."""
-    history: dict[str, list[Mapping[str, Any]]] = {}
+    history = History()
     for edit in edits:
-        of_pair = history.setdefault(str(edit["id"]), [])
+        history.add(edit)
+    return history.decisions()
+
+
+class History:
+    """Edits in the order in which they were made, and what stands of them."""
+
+    def __init__(self) -> None:
+        self._of_pair: dict[str, list[Mapping[str, Any]]] = {}
+
+    def add(self, edit: Mapping[str, Any]) -> Decision | None:
+        """What stands about the edit's pair after it; None where nothing does."""
+        pair_id = str(edit["id"])
+        of_pair = self._of_pair.setdefault(pair_id, [])
         if edit["action"] != "undo":
             of_pair.append(edit)
         elif of_pair:
             of_pair.pop()
-    return {pair_id: _decision(of_pair) for pair_id, of_pair in history.items() if of_pair}
+        return self.decision(pair_id)
+
+    def decision(self, pair_id: str) -> Decision | None:
+        of_pair = self._of_pair.get(pair_id)
+        return _decision(of_pair) if of_pair else None
+
+    def decisions(self) -> dict[str, Decision]:
+        return {pair_id: _decision(of_pair) for pair_id, of_pair in self._of_pair.items() if of_pair}
 
 
 def apply_decision(pair: Pair, decision: Decision | None) -> Pair:

@@ -128,35 +128,32 @@ def longest_first(cases: Sequence[Case]) -> list[Case]:
     return sorted(cases, key=lambda case: (-length(case), case.id))
 
 
+@dataclass(frozen=True)
+class ScoredTexts:
+    """One line of `pairs/scores.jsonl`."""
+
+    judge: str
+    key: tuple[str, str]
+    scores: Scores
+
+
+def score_of_row(row: Mapping[str, Any] | BadLine) -> ScoredTexts | None:
+    """What a line says; None for one that is no score."""
+    if isinstance(row, BadLine):
+        return None
+    try:
+        scores = Scores(_number(row["base_score"]), _number(row["revised_score"]), dict(row.get("detail") or {}))
+        return ScoredTexts(str(row["judge"]), (str(row["id"]), str(row["texts"])), scores)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def read_scores(path: Path, judge: str) -> tuple[Known, int]:
     """The scores of one judge, the newest of each, and the number of damaged lines; nothing where there is no file."""
     if not path.exists():
         return {}, 0
-    known: Known = {}
-    damaged = 0
-    for _, row in read_jsonl(path):
-        try:
-            if isinstance(row, BadLine):
-                raise ValueError(row.reason)
-            if row["judge"] == judge:
-                known[str(row["id"]), str(row["texts"])] = Scores(
-                    _number(row["base_score"]), _number(row["revised_score"]), dict(row.get("detail") or {})
-                )
-        except (KeyError, TypeError, ValueError):
-            damaged += 1
-    return known, damaged
-
-
-def newest_scores(path: Path) -> dict[str, tuple[float, float]]:
-    """(draft's, revision's) score by pair id, whichever judge gave it last: for people who look at a pair."""
-    found: dict[str, tuple[float, float]] = {}
-    for _, row in read_jsonl(path) if path.exists() else ():
-        if isinstance(row, BadLine):
-            continue
-        base, revised = row.get("base_score"), row.get("revised_score")
-        if isinstance(base, float | int) and isinstance(revised, float | int):
-            found[str(row.get("id"))] = (float(base), float(revised))
-    return found
+    rows = [score_of_row(row) for _, row in read_jsonl(path)]
+    return {row.key: row.scores for row in rows if row is not None and row.judge == judge}, rows.count(None)
 
 
 @dataclass(frozen=True)
