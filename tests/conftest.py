@@ -16,6 +16,7 @@ from engine.config import Stage3Config, load_config
 from engine.context import Context
 from engine.environment import quiet_libraries
 from engine.run import Run
+from tests.wizard_for_tests import finished, runner, sessions  # noqa: F401
 
 quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "0"

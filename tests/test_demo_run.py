@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from engine import names
+from engine.events import RunStarted, TrainStep
 from engine.journal import read_entries
 from engine.state import fold
+from tests.pseudo_terminal import WIZARD, PseudoTerminal
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -118,6 +122,48 @@ def test_killed_in_pairs_and_in_training_the_run_ends_with_the_same_bytes(finish
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
     told = [getattr(entry.event, "text", "") for entry in read_entries(folder / names.EVENTS_JSONL)]
     assert any("Going on from checkpoint-" in text for text in told)
+
+
+def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothing(finished: Path, tmp_path: Path):
+    folder = tmp_path / "stage3"
+    shutil.copytree(finished, folder)
+    epochs = ("--num-train-epochs", "300")
+    terminal = PseudoTerminal([*WIZARD, "--demo", "--output-dir", str(folder), *epochs], columns=200, rows=50)
+    try:
+        terminal.wait_for("Packaging")
+        terminal.press("a")
+        terminal.until(lambda: len(step_times(folder)) > 20, "twenty steps", 120)
+        terminal.wait_for("Reward margin")
+        read_from = time.time()
+        terminal.rest(4)
+        stalled_from = time.time()
+        time.sleep(5)
+        stalled_to = time.time()
+        times = step_times(folder)
+        read = sum(read_from < when <= stalled_from for when in times) / (stalled_from - read_from)
+        stalled = sum(stalled_from < when <= stalled_to for when in times) / (stalled_to - stalled_from)
+        # With a screen that the engine waits for it is none at all; the half leaves room for a busy machine.
+        assert read > 0 and stalled > read / 2, (
+            f"{read:.1f} steps a second while it read, {stalled:.1f} while it did not"
+        )
+        newest = len(times)
+        terminal.until(lambda: newest <= step_on_screen(terminal.text), "the newest step on the screen")
+        os.kill(terminal.pid, signal.SIGTERM)
+        assert terminal.end(60) == 143
+    finally:
+        terminal.kill()
+
+
+def step_times(folder: Path) -> list[float]:
+    """When each step of the last start was told."""
+    entries = list(read_entries(folder / names.EVENTS_JSONL))
+    last_start = max(index for index, entry in enumerate(entries) if isinstance(entry.event, RunStarted))
+    return [entry.time for entry in entries[last_start:] if isinstance(entry.event, TrainStep)]
+
+
+def step_on_screen(text: str) -> int:
+    found = re.search(r"step ([\d,]+) /", text)
+    return int(found[1].replace(",", "")) if found else 0
 
 
 def wait_for(journal: Path, kind: str, enough: int, process: subprocess.Popen[str]) -> None:

@@ -1,4 +1,4 @@
-"""The few sequences that Textual has no method for. The one place that touches its private driver."""
+"""The few sequences that Textual has no method for, and what is known of the terminal."""
 
 from __future__ import annotations
 
@@ -14,21 +14,47 @@ if TYPE_CHECKING:
     from textual.app import App
 
 GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
+KEEP_TITLE, GIVE_TITLE_BACK = "\x1b[22;0t", "\x1b[23;0t"
+"""XTWINOPS: the terminal remembers its title, and takes it again."""
+
+
+def keep_title(app: App[Any]) -> None:
+    write(app, KEEP_TITLE)
+
+
+def give_title_back(app: App[Any]) -> None:
+    write(app, GIVE_TITLE_BACK)
 
 
 def set_title(app: App[Any], title: str) -> None:
     """The window's title (OSC 0)."""
-    _write(app, f"\x1b]0;{visible_line(title, 120)}\x07")
+    write(app, f"\x1b]0;{visible_line(title, 120)}\x07")
 
 
 def notify(app: App[Any], text: str) -> None:
     """A bell (which tmux shows as a flag), and a notification of the desktop where the terminal has them (OSC 9)."""
-    _write(app, f"\x07\x1b]9;{visible_line(text, 200)}\x07")
+    write(app, f"\x07\x1b]9;{visible_line(text, 200)}\x07")
 
 
-def copy(app: App[Any], text: str) -> None:
-    """To the clipboard of the terminal (OSC 52). Nobody confirms it: say where else the text stands."""
-    app.copy_to_clipboard(text)
+def write(app: App[Any], sequence: str) -> None:
+    driver = app._driver  # Textual has no public way to write a sequence of one's own
+    if driver is not None and not app.is_headless:
+        driver.write(sequence)
+
+
+def in_multiplexer() -> bool:
+    """Whether tmux or screen holds the terminal, so that a dropped connection ends nothing."""
+    return bool(os.environ.get("TMUX") or os.environ.get("STY"))
+
+
+def draws_ascii_alone() -> bool:
+    """Whether the terminal, or what the locale says of it, has no other characters. A locale that says nothing (as in most
+    containers) says nothing of the terminal either.
+    """
+    if os.environ.get("TERM") == "linux":
+        return True
+    named = next((value for name in ("LC_ALL", "LC_CTYPE", "LANG") if (value := os.environ.get(name))), "")
+    return bool(named) and "utf" not in named.lower()
 
 
 def terminal_is_gone(input_file: int, parent: int) -> bool:
@@ -61,9 +87,3 @@ def saved_copy(folder: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     return path
-
-
-def _write(app: App[Any], sequence: str) -> None:
-    driver = app._driver
-    if driver is not None and not app.is_headless:
-        driver.write(sequence)

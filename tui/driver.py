@@ -1,0 +1,131 @@
+"""Textual's Linux driver with the manners that a long run needs: a terminal that has stopped reading holds nobody up, a screen
+that was put aside draws nothing, and bytes that are no text end nothing.
+
+The one module that leans on the insides of Textual's driver (8.2): `_writer_thread` and its queue, and the decoder of its
+input.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import signal
+import time
+from functools import partial
+from queue import Full
+from typing import Any
+
+from textual.drivers import linux_driver
+from textual.drivers.linux_driver import LinuxDriver
+
+ENOUGH_ROOM = 5
+"""Of the writer's queue: with so few writes waiting the terminal reads again."""
+LAST_WRITES_SECONDS = 1.0
+"""How long the end of the screen waits for a terminal that does not read."""
+
+
+def _decoder(name: str) -> Any:
+    """Mouse reports of an old kind (X10) come as bytes that are no UTF-8; Textual would end with an error
+    (Textualize/textual#6696).
+    """
+    return partial(codecs.getincrementaldecoder(name), errors="replace")
+
+
+class WizardDriver(LinuxDriver):
+    """Writes never wait. What a stalled terminal missed is dropped, and `missed` asks for the whole screen again."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        linux_driver.getincrementaldecoder = _decoder
+        super().__init__(*arguments, **options)
+        self.aside = False
+        """The terminal is somebody else's for the moment."""
+        self.missed = False
+        """Something was not written: what is on the terminal is not what should be."""
+        self._drawing = False
+        self._waits_until = 0.0
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def write(self, data: str) -> None:
+        if self.aside or self._writer_thread is None:
+            self.missed = True
+            return
+        try:
+            self._writer_thread._queue.put(data, timeout=max(self._waits_until - time.monotonic(), 1e-6))
+        except Full:
+            self.missed = True
+
+    @property
+    def reads(self) -> bool:
+        """Whether the terminal takes what is written."""
+        return not self.aside and self._writer_thread is not None and self._writer_thread._queue.qsize() <= ENOUGH_ROOM
+
+    def start_application_mode(self) -> None:
+        super().start_application_mode()
+        self._drawing = self._writer_thread is not None
+
+    def stop_application_mode(self) -> None:
+        if self._drawing:  # once: an app that ends while its screen is aside has nothing to take back
+            self._waits_until = time.monotonic() + LAST_WRITES_SECONDS  # these must not be dropped
+            super().stop_application_mode()
+            self._drawing = False
+
+    def close(self) -> None:
+        """End the writer, which may be stuck in a write that nobody reads: then it is left behind."""
+        writer, self._writer_thread = self._writer_thread, None
+        if writer is None:
+            return
+        try:
+            writer._queue.put(None, timeout=LAST_WRITES_SECONDS)
+        except Full:
+            return
+        writer.join(LAST_WRITES_SECONDS)
+
+    # -- aside: the shell has the terminal, what runs goes on ---------------------------------------------------------
+
+    def go_aside(self, farewell: str) -> None:
+        """Leave the terminal as it was found, with a line on it; what is drawn from now on goes nowhere."""
+        self.suspend_application_mode()
+        self.aside = True
+        if farewell:
+            self._file.write(farewell + "\n")
+            self._file.flush()
+
+    def stop_the_job(self, *, but_this_process: bool) -> None:
+        """Stop the processes of this job, so that its shell takes the terminal back; `but_this_process` goes on working.
+
+        Where there is no shell with jobs the kernel stops nobody (an orphaned process group). Without `but_this_process`
+        it returns when the job is brought back.
+        """
+        if not but_this_process:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.killpg(0, signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, self._sigtstp_application)
+
+    def come_back(self) -> None:
+        """Draw again. The whole screen has to be painted anew."""
+        self.aside = False
+        self.resume_application_mode()
+        self.missed = True
+
+    @property
+    def terminal_file(self) -> int:
+        """What the screen is written to."""
+        return self._file.fileno()
+
+    @property
+    def in_foreground(self) -> bool:
+        """Whether the terminal is this job's."""
+        try:
+            return os.tcgetpgrp(self.fileno) == os.getpgrp()
+        except OSError:
+            return False
+
+    def _sigtstp_application(self, *_: object) -> None:
+        if not self.aside:
+            super()._sigtstp_application()
+
+    def _sigcont_application(self, *_: object) -> None:
+        """Textual would draw at once, though it may be the shell's `bg` that sends this."""
+        if not self.aside:
+            super()._sigcont_application()

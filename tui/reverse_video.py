@@ -1,0 +1,43 @@
+"""Selection on a terminal with sixteen colours, or none: reverse video, which every terminal has and every text can be read in.
+
+The ANSI themes give selected ground one colour that nothing else has (`themes.loader.ANSI_SELECTED_GROUND`); this filter puts
+reverse video in its place, before colours are translated or taken away.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from rich.color import Color as RichColor
+from rich.segment import Segment
+from rich.style import Style
+from textual.color import Color
+from textual.filter import LineFilter
+
+from themes.loader import ANSI_SELECTED_GROUND
+
+_GROUND = RichColor.parse(ANSI_SELECTED_GROUND.removeprefix("ansi_")).number
+
+
+class ReverseVideo(LineFilter):
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        return [
+            segment
+            if segment.style is None or segment.style.bgcolor is None or segment.style.bgcolor.number != _GROUND
+            else Segment(segment.text, _reversed(segment.style), segment.control)
+            for segment in segments
+        ]
+
+
+@lru_cache(256)
+def _reversed(style: Style) -> Style:
+    """The same weight and links, in the terminal's own two colours, exchanged."""
+    plain = Style(
+        color="default",
+        bgcolor="default",
+        bold=style.bold,
+        strike=style.strike,
+        underline=style.underline,
+        reverse=True,
+    )
+    return plain + Style.from_meta(style.meta) if style.meta else plain

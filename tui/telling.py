@@ -1,0 +1,56 @@
+"""What the terminal itself is told: the window's title while a stage runs; a bell and a notification when a run ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.names import STAGE, STAGES
+from engine.state import RunState
+from tui import terminal
+from tui.widgets.rail import share_done
+from tui.widgets.words import duration
+
+if TYPE_CHECKING:
+    from tui.app import Wizard
+
+PROGRAM = "stage3-tui"
+SAFE = "This terminal may go: the run goes on without it, and `stage3-tui attach` shows it again."
+
+
+class Telling:
+    def __init__(self, wizard: Wizard) -> None:
+        self._wizard = wizard
+        self._title = ""
+        self._finished = wizard.seen.finished
+        self._was_running = False
+
+    def about(self, state: RunState, running: bool) -> None:
+        """Tell what is new."""
+        title = title_of(state)
+        if title != self._title:
+            self._title = title
+            terminal.set_title(self._wizard, title)
+        if running and not self._was_running and not self._wizard.source.read_only and not terminal.in_multiplexer():
+            self._wizard.say(SAFE)
+        self._was_running = running
+        if state.finished is not None and state.finished is not self._finished:
+            self._tell_the_end(state)
+        self._finished = state.finished
+
+    def _tell_the_end(self, state: RunState) -> None:
+        assert state.finished is not None
+        code = state.finished.exit_code
+        how = "finished" if code == 0 else f"ended with exit code {code}"
+        began = state.stages[STAGES[0]].started
+        took = f"after {duration(state.last_time - began)}" if began is not None else ""
+        terminal.notify(self._wizard, f"{PROGRAM} {how} {took}".strip())
+        self._wizard.say(f"The run {how}. {state.finished.summary}", "information" if code == 0 else "error")
+
+
+def title_of(state: RunState) -> str:
+    """Stage and percentage while one runs."""
+    current = state.current
+    if current is None:
+        return PROGRAM
+    share = share_done(current)
+    return f"{STAGES.index(current.name) + 1}/10 {STAGE[current.name].title} {share}".strip() + f" · {PROGRAM}"
