@@ -1,62 +1,84 @@
-"""The list of pairs beside the pair under its cursor, read from `pairs.jsonl` while it grows."""
+"""Every pair of a run: a filter, a list, the pair under its cursor, and the gate that moves with what people decide."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
+from textual.message import Message
+from textual.timer import Timer
 from textual.widgets import Input
 
-from tui.tail import JsonlTail, Piece, read_line
-from tui.widgets.layout import fit, paragraph
-from tui.widgets.pair_list import PairList, PairRow, pair_row
+from engine.errors import Stage3Error
+from engine.pairs.edits import Action
+from engine.pairs.gate import Figure, figures
+from tui.keys import bindings
+from tui.of_wizard import wizard_of
+from tui.pairs.query import HINT, Order
+from tui.pairs.store import PairStore
+from tui.source import RunSource
+from tui.widgets.gate_strip import gate_lines
+from tui.widgets.layout import fit, paragraph, spread
+from tui.widgets.pair_list import PairList, header_text
 from tui.widgets.pair_text import pair_lines
-from tui.widgets.paper import Paper
+from tui.widgets.paper import Paper, clickable
+from tui.widgets.row_list import RowList
+from tui.widgets.text_field import TextField
 from tui.widgets.words import line, plural
 
+if TYPE_CHECKING:
+    from engine.config import Stage3Config
+
 LOOK_SECONDS = 0.7
+TYPING_SECONDS = 0.08
+"""A filter waits so long for the next letter."""
+SLOW_LIST = 20_000
+"""From so many rows on, a list that depends on verdicts is arranged when all are there, and not with each piece."""
+FREE_STAGES = ("workspace", "toolchain", "credentials", "dependencies", "adapter", "preflight", "pairs")
+"""While one of these runs, pairs may be decided about: none of them reads the decisions."""
 
 log = logging.getLogger(__name__)
 
 
 class PairBrowser(Vertical):
-    """A filter, a list, and one pair in full; Enter gives the pair the whole room, Esc takes it back."""
+    """Enter gives the pair the whole room, Esc takes it back."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        scores: Path | None = None,
-        from_the_end: bool = False,
-        id: str | None = None,  # noqa: A002
-    ) -> None:
+    BINDINGS = bindings("pairs")
+    PLACE = "pairs"
+
+    class Decided(Message):
+        """Something was written to `edits.jsonl`."""
+
+    def __init__(self, source: RunSource, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._path = path
-        self._scores_path = scores
-        self._scores_size = 0
-        self._scores: dict[str, tuple[float, float]] = {}
-        """(draft's, revision's), by pair id."""
-        self._from_the_end = from_the_end
-        self._tail = JsonlTail(path)
-        self.decisions: dict[str, str] = {}
-        """What people decided, in words, by pair id."""
+        self._source = source
+        self.store = PairStore(source.run)
+        self._before: dict[str, float | None] = {}
+        """The gate's figures before the first decision that was made here."""
+        self._typing: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        yield Input(placeholder="words to look for, !words to leave out", id="pair-filter", select_on_focus=False)
+        yield Paper(id="gate-strip")
+        field = Input(placeholder=HINT, id="pair-filter", select_on_focus=False)
+        field.cursor_blink = False
+        yield field
         with Vertical(id="pair-panes"):
             with Vertical(id="pair-left"):
                 yield Paper(id="pair-count")
-                yield PairList(from_the_end=self._from_the_end, id="pair-list")
+                yield Paper(id="pair-header")
+                yield PairList(self.store.rows, id="pair-list")
             with VerticalScroll(id="pair-detail", can_focus=False):
                 yield Paper(id="pair-text")
+                yield TextField(id="pair-editor")
 
     def on_mount(self) -> None:
         self.query_one("#pair-filter").display = False
+        self.query_one(TextField).display = False
         self.set_interval(LOOK_SECONDS, self.look)
         self.look()
 
@@ -64,100 +86,123 @@ class PairBrowser(Vertical):
     def pairs(self) -> PairList:
         return self.query_one(PairList)
 
-    # -- reading ------------------------------------------------------------------------------------------------------
+    @property
+    def editor(self) -> TextField:
+        return self.query_one(TextField)
+
+    @property
+    def _config(self) -> Stage3Config:
+        return self._source.config
+
+    # -- reading and judging ------------------------------------------------------------------------------------------
 
     def look(self) -> None:
         """Read what is new, unless nobody can see it or a look is under way."""
-        if self.is_attached and self._is_visible() and not self._reading():
-            self._read()
+        if self.is_attached and self._is_visible() and not self._looking():
+            self._look()
 
     def _is_visible(self) -> bool:
         return all(node.display for node in self.ancestors_with_self if hasattr(node, "display"))
 
-    def _reading(self) -> bool:
+    def _looking(self) -> bool:
         return any(worker.group == "pairs" and worker.is_running for worker in self.workers if worker.node is self)
 
     @work(group="pairs", exclusive=True, description="reads pairs.jsonl", exit_on_error=False)
-    async def _read(self) -> None:
-        while True:
-            try:
-                piece, rows = await asyncio.to_thread(self._piece)
-                scores = await asyncio.to_thread(self._new_scores)
-            except OSError as error:
-                log.warning("%s could not be read: %s", self._path, error)
-                return
-            if piece.begun_anew:
-                self.pairs.empty()
-            if rows:
-                self.pairs.add(rows)
-            if scores is not None:
-                self._scores = scores
-                self.pairs.show_gains({pair: revised - draft for pair, (draft, revised) in scores.items()})
+    async def _look(self) -> None:
+        try:
+            await self._read_all()
+            await self._judge_all()
+        except OSError as error:
+            log.warning("the pairs could not be read: %s", error)
+
+    async def _read_all(self) -> None:
+        store, pairs = self.store, self.pairs
+        while news := await asyncio.to_thread(store.read):
+            store.take(news)
+            if news.begun_anew:
+                pairs.use(store.rows)
+            elif news.rows:
+                pairs.take_new()
+            if news.scores or news.edits is not None:
+                pairs.refresh()
                 self.show_pair()
-            self._draw_count()
-            if not rows:
-                return
+            self._draw_strips()
+            if not news.rows:
+                break
 
-    def _piece(self) -> tuple[Piece, list[PairRow]]:
-        piece = self._tail.read()
-        return piece, [pair_row(line) for line in piece.lines]
+    async def _judge_all(self) -> None:
+        store, pairs = self.store, self.pairs
+        while batch := store.next_to_judge(pairs.indices_on_screen()):
+            store.take_findings(await asyncio.to_thread(store.judge, batch))
+            depends = bool(pairs.query_.parts) or pairs.order != Order()
+            if depends and (len(store.rows) < SLOW_LIST or not store.unjudged):
+                pairs.arrange()
+            pairs.refresh()
+            self._draw_strips()
+            if pairs.index in {index for index, _, _ in batch}:
+                self.show_pair()
 
-    def _new_scores(self) -> dict[str, tuple[float, float]] | None:
-        """The scores, where their file has grown since the last look."""
-        if self._scores_path is None or not self._scores_path.exists():
-            return None
-        size = self._scores_path.stat().st_size
-        if size == self._scores_size:
-            return None
-        from engine.pairs.scores import newest_scores
+    # -- the filter and the order -------------------------------------------------------------------------------------
 
-        self._scores_size = size
-        return newest_scores(self._scores_path)
-
-    # -- the filter ---------------------------------------------------------------------------------------------------
-
-    def open_filter(self) -> None:
+    def action_filter(self) -> None:
         field = self.query_one("#pair-filter", Input)
         field.display = True
         field.focus()
 
-    def back(self) -> bool:
-        """One step back: the filter closed, the pair made small again, the list left. False where none was there."""
+    @on(Input.Changed, "#pair-filter")
+    def _typed(self, event: Input.Changed) -> None:
+        event.stop()
+        if self._typing is not None:
+            self._typing.stop()
+        self._typing = self.set_timer(TYPING_SECONDS, self._filter)
+
+    def _filter(self) -> None:
+        self.pairs.filter(self.query_one("#pair-filter", Input).value)
+        self._draw_strips()
+
+    @on(Input.Submitted, "#pair-filter")
+    def _filtered(self, event: Input.Submitted) -> None:
+        event.stop()
+        self._filter()
+        event.input.display = bool(event.value)
+        self.pairs.focus()
+
+    def action_sort(self, by: int) -> None:
+        self._sort(self.pairs.order.next(by))
+
+    def action_reverse(self) -> None:
+        self._sort(self.pairs.order.turned())
+
+    def _sort(self, order: Order) -> None:
+        self.pairs.sort(order)
+        self._draw_strips()
+
+    def step_back(self) -> bool:
+        """One step back: the editor left, the filter closed, the pair made small again, the list left."""
+        if self.editor.display:
+            self._leave_editor()
+            return True
         field = self.query_one("#pair-filter", Input)
         if field.display:
             field.value = ""
             field.display = False
+            self._filter()
             self.pairs.focus()
             return True
         if self.has_class("-zoomed"):
             self.remove_class("-zoomed")
             return True
-        if self.pairs.has_focus:
-            self.screen.set_focus(None)
-            return True
         return False
-
-    @on(Input.Changed, "#pair-filter")
-    def _filter(self, event: Input.Changed) -> None:
-        event.stop()
-        self.pairs.filter(event.value)
-        self._draw_count()
-
-    @on(Input.Submitted, "#pair-filter")
-    def _filtered(self, event: Input.Submitted) -> None:
-        event.stop()
-        event.input.display = bool(event.value)
-        self.pairs.focus()
 
     # -- the pair under the cursor ------------------------------------------------------------------------------------
 
-    @on(PairList.Highlighted)
-    def _highlighted(self, event: PairList.Highlighted) -> None:
+    @on(RowList.Moved)
+    def _moved(self, event: RowList.Moved) -> None:
         event.stop()
         self.show_pair()
 
-    @on(PairList.Opened)
-    def _opened(self, event: PairList.Opened) -> None:
+    @on(RowList.Opened)
+    def _opened(self, event: RowList.Opened) -> None:
         event.stop()
         self.toggle_class("-zoomed")
 
@@ -168,27 +213,195 @@ class PairBrowser(Vertical):
         if row is None:
             paper.put(None, None)
             return
+        key = (row.line, row.decision, row.reasons, row.usable, row.gain, row.score)
         try:
-            record = read_line(self._path, row.line)
+            record = self.store.record(row.line)
         except (OSError, ValueError) as error:
             text = line(f"This line could not be read: {error}", "$check-warning")
-            paper.put((row.line.number, "unreadable"), lambda width: paragraph(text, width))
+            paper.put((row.line, "unreadable"), lambda width: paragraph(text, width))
             return
-        scored = self._scores.get(row.id)
-        if scored is not None:
-            record = {**record, "base_score": scored[0], "revised_score": scored[1]}
-        title = f"Pair {row.line.number + 1:,}"
-        decided = self.decisions.get(str(record.get("id")), "")
-        paper.put((row.line, decided, scored), lambda width: pair_lines(record, title, decided, width))
-        self.query_one("#pair-detail").scroll_home(animate=False)
+        shown = row
+        paper.put(key, lambda width: pair_lines(record, shown, width))
+        if self._shown_line != row.line:
+            self._shown_line = row.line
+            self.query_one("#pair-detail").scroll_home(animate=False)
+
+    _shown_line: object = None
 
     def scroll_detail(self, pages: int) -> None:
         detail = self.query_one("#pair-detail")
         detail.scroll_relative(y=pages * max(detail.size.height - 1, 1), animate=False)
 
-    def _draw_count(self) -> None:
-        pairs = self.pairs
-        filtered = pairs.shown != pairs.count or bool(self.query_one("#pair-filter", Input).value)
-        told = f"{pairs.shown:,} of {plural(pairs.count, 'line')}" if filtered else plural(pairs.count, "line")
-        text = Content.assemble((told, "$foreground"), ("   / filters   Enter opens   Esc goes back", "$muted"))
-        self.query_one("#pair-count", Paper).put(told, lambda width: [fit(text, width)])
+    def action_flagged(self, by: int) -> None:
+        if not self.pairs.next_flagged(by):
+            self._say("No pair is flagged that nobody has decided about.")
+
+    # -- decisions ----------------------------------------------------------------------------------------------------
+
+    def action_decide(self, action: Action) -> None:
+        if (index := self._index_to_decide()) is not None:
+            self._decide(index, action)
+
+    def action_undo(self) -> None:
+        if self._refuses():
+            return
+        try:
+            index = self.store.undo(self.pairs.index)
+        except (OSError, ValueError, Stage3Error) as error:
+            self._say(f"It could not be taken back: {error}", "error")
+            return
+        if index is None:
+            self._say("There is no decision to take back.")
+            return
+        self.pairs.show_index(index)
+        self._decided(f"Pair {self.store.rows[index].line.number + 1:,}: the last decision is taken back.")
+
+    def _decide(self, index: int, action: Action, text: str | None = None, field: str | None = None) -> bool:
+        before = self._figures()
+        try:
+            self.store.decide(index, action, text, field)
+        except (OSError, ValueError, Stage3Error) as error:
+            self._say(f"The decision could not be kept: {error}", "error")
+            return False
+        self._before = self._before or {figure.name: figure.value for figure in before}
+        row = self.store.rows[index]
+        self._decided(f"Pair {row.line.number + 1:,}: {TOLD[action]}.")
+        return True
+
+    def _decided(self, told: str) -> None:
+        self.pairs.refresh()
+        self.show_pair()
+        self._draw_strips()
+        self._say(told)
+        self.post_message(self.Decided())
+
+    def _index_to_decide(self) -> int | None:
+        if self._refuses():
+            return None
+        if self.pairs.index is None:
+            self._say("There is no pair under the cursor.")
+        return self.pairs.index
+
+    def _refuses(self) -> bool:
+        """Say why nothing can be decided now; False where it can."""
+        current = self._source.snapshot().current
+        if self._source.read_only:
+            self._say("This run is another process's: decisions are made there.")
+        elif self._source.running and current is not None and current.name not in FREE_STAGES:
+            self._say(f"Decisions wait until {current.name} has ended: it works on the pairs as they are. s stops it.")
+        else:
+            return False
+        return True
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def action_edit(self) -> None:
+        self._edit("revised_response")
+
+    def action_note(self) -> None:
+        if (index := self._index_to_decide()) is not None:
+            decision = self.store.rows[index].decision
+            self._open_editor(index, "note", "" if decision is None else decision.note)
+
+    @work(group="editor", exclusive=True, description="waits for an editor", exit_on_error=False)
+    async def action_edit_outside(self) -> None:
+        from tui.outside import edit_outside
+
+        if (index := self._index_to_decide()) is None:
+            return
+        before = self._text_now(index, "revised_response")
+        try:
+            text = await edit_outside(wizard_of(self).own_driver, self._source.run.folder, before)
+        except (OSError, ValueError) as error:
+            self._say(str(error), "error")
+            return
+        if text is None or text == before:
+            self._say("Nothing was changed.")
+        else:
+            self._decide(index, "edit", text, "revised_response")
+
+    def _edit(self, field: str) -> None:
+        if (index := self._index_to_decide()) is not None:
+            self._open_editor(index, field, self._text_now(index, field))
+
+    def _text_now(self, index: int, field: str) -> str:
+        """The text of a field as people left it."""
+        row = self.store.rows[index]
+        edited = None if row.decision is None else getattr(row.decision, field)
+        return edited if edited is not None else str(self.store.record(row.line).get(field) or "")
+
+    def _open_editor(self, index: int, field: str, text: str) -> None:
+        title = f"{WRITTEN[field]} of pair {self.store.rows[index].line.number + 1:,}"
+        self.editor.open(index, field, title, text, has_other=field != "note")
+        self.query_one("#pair-text").display = False
+        self.add_class("-writing")
+
+    def _leave_editor(self) -> None:
+        self.editor.display = False
+        self.query_one("#pair-text").display = True
+        self.remove_class("-writing")
+        self.pairs.focus()
+
+    @on(TextField.Left)
+    def _editor_left(self, event: TextField.Left) -> None:
+        event.stop()
+        self._leave_editor()
+
+    @on(TextField.Other)
+    def _editor_other(self, event: TextField.Other) -> None:
+        event.stop()
+        other = "base_response" if event.field == "revised_response" else "revised_response"
+        self._open_editor(event.index, other, self._text_now(event.index, other))
+
+    @on(TextField.Kept)
+    def _editor_kept(self, event: TextField.Kept) -> None:
+        event.stop()
+        if event.field == "note":
+            kept = self._decide(event.index, "note", event.text)
+        else:
+            kept = self._decide(event.index, "edit", event.text, event.field)
+        if kept:
+            self._leave_editor()
+
+    # -- drawing ------------------------------------------------------------------------------------------------------
+
+    def _figures(self) -> list[Figure]:
+        return figures(self.store.review.counts, self._config)
+
+    def _draw_strips(self) -> None:
+        pairs, store, config = self.pairs, self.store, self._config
+        found, before, unjudged, total = self._figures(), dict(self._before), store.unjudged, len(store.rows)
+        accepted = config.accept_quality is not None
+        key = (tuple(found), tuple(before.items()), unjudged, total, accepted)
+        self.query_one("#gate-strip", Paper).put(
+            key, lambda width: gate_lines(found, accepted, before, unjudged, total, width)
+        )
+        query, order = pairs.query_, pairs.order
+        told = f"{pairs.shown:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
+        self.query_one("#pair-count", Paper).put(
+            (told, query.problem, query.text), lambda width: [count_line(told, query.text, query.problem, width)]
+        )
+        self.query_one("#pair-header", Paper).put(order, lambda width: [header_text(width - 1, order)])
+
+    def _say(self, text: str, severity: str = "information") -> None:
+        wizard_of(self).say(text, severity)
+
+
+TOLD: dict[str, str] = {
+    "accept": "accepted",
+    "reject": "rejected",
+    "flip": "draft and revision change places",
+    "edit": "the new text is kept",
+    "note": "the note is kept",
+}
+WRITTEN: dict[str, str] = {"revised_response": "Revision", "base_response": "Draft", "note": "Note"}
+
+
+def count_line(told: str, filtered: str, problem: str, width: int) -> Content:
+    """How many pairs are shown, and what the filter is, or what of it cannot be read."""
+    if problem:
+        return fit(Content.assemble((told, "$foreground"), "   ", (f"✗ {problem}", "$check-failed")), width)
+    hint = clickable(Content.assemble(("/", "bold $key"), (" filter", "$muted")), "screen.press('slash')")
+    if not filtered:
+        return spread(Content.styled(told, "$foreground"), hint, width)
+    return fit(Content.assemble((told, "$foreground"), ("   filter ", "$muted"), line(filtered, "$accent", 100)), width)

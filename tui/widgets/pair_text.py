@@ -7,85 +7,70 @@ from typing import Any
 
 from textual.content import Content
 
-from engine.text import visible
-from tui.widgets.diff import word_diff
-from tui.widgets.layout import EMPTY, beside, paragraph
+from engine.pairs.edits import Decision
+from tui.pairs.rows import PairRow, text_of
+from tui.widgets.compared import compared
+from tui.widgets.layout import EMPTY, paragraph
+from tui.widgets.marks import PAIR_MARKS
 from tui.widgets.parts import section
-from tui.widgets.words import TEXT_SHOWN, foreign, line, number, plural
-
-SIDE_BY_SIDE = 84
-"""Narrower than this, draft and revision are stacked."""
+from tui.widgets.words import foreign, line, plural
 
 
-def pair_lines(record: Mapping[str, Any], title: str, decided: str, width: int) -> list[Content]:
-    """All of a record of `pairs.jsonl`; every key may be missing, or of another type."""
-    lines = [_first_line(record, title, decided).truncate(width, ellipsis=True)]
-    facts = _facts(record)
+def pair_lines(record: Mapping[str, Any], row: PairRow, width: int) -> list[Content]:
+    """All of a record of `pairs.jsonl`, as people left it; every key may be missing, or of another type."""
+    decision = row.decision or Decision()
+    lines = [_first_line(record, row).truncate(width, ellipsis=True)]
+    facts = _facts(record, row)
     if facts:
         lines += paragraph(Content.styled(facts, "$muted"), width)
+    if decision.note:
+        lines += paragraph(Content.assemble(("Note  ", "bold $accent"), foreign(decision.note)), width)
     lines += [EMPTY, section("Conversation", "", width), *_conversation(record, width)]
-    lines += [EMPTY, *draft_and_revision(_text(record, "base_response"), _text(record, "revised_response"), width)]
-    critique = _text(record, "critic_notes")
+    draft = text_of(record, "base_response") if decision.base_response is None else decision.base_response
+    revision = text_of(record, "revised_response") if decision.revised_response is None else decision.revised_response
+    lines += [EMPTY, *compared(draft, revision, width, _names(record, decision))]
+    critique = text_of(record, "critic_notes")
     if critique:
         lines += [EMPTY, section("Critique", "", width), *paragraph(foreign(critique), width)]
     return lines
 
 
-def draft_and_revision(
-    draft: str, revision: str, width: int, names: tuple[str, str] = ("Draft", "Revision")
-) -> list[Content]:
-    """Side by side where there is room, with the words marked that only one of them has."""
-    old, new, common = word_diff(
-        visible(draft[:TEXT_SHOWN]).expandtabs(4), visible(revision[:TEXT_SHOWN]).expandtabs(4)
-    )
-    said = (
-        "identical" if draft == revision else "" if common is None else f"{100 * common:.0f} % of the words in common"
-    )
-    old = old or Content.styled("(nothing)", "$muted")
-    new = new or Content.styled("(nothing)", "$muted")
-    if width < SIDE_BY_SIDE:
-        return [
-            section(names[0], "", width),
-            *paragraph(old, width),
-            EMPTY,
-            section(names[1], said, width),
-            *paragraph(new, width),
-        ]
-    half = (width - 3) // 2
-    left = [section(names[0], "", half), *paragraph(old, half)]
-    right = [section(names[1], said, width - half - 3), *paragraph(new, width - half - 3)]
-    return beside(left, right, half)
+def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
+    """Draft and revision, each with what is to be known of it."""
+    draft_is_better = (record.get("chosen") == "base") != decision.flipped
+    names = []
+    for name, edited, better in (
+        ("Draft", decision.base_response is not None, draft_is_better),
+        ("Revision", decision.revised_response is not None, False),
+    ):
+        said = [word for word, holds in (("edited", edited), ("trains as the better one", better)) if holds]
+        names.append(f"{name} ({', '.join(said)})" if said else name)
+    return names[0], names[1]
 
 
-def _first_line(record: Mapping[str, Any], title: str, decided: str) -> Content:
-    status = str(record.get("status") or "ok")
-    ok = status == "ok"
+def _first_line(record: Mapping[str, Any], row: PairRow) -> Content:
     attempts = record.get("attempts")
+    against = ", ".join(line(reason, limit=40).plain for reason in row.reasons)
+    mark = PAIR_MARKS[row.word]
     return Content.assemble(
-        (title, "bold $heading"),
-        "   ",
-        ("✓ usable" if ok else "✗ ", "bold $pair-ok" if ok else "bold $pair-bad"),
-        line("" if ok else status, "bold $pair-bad", 40),
+        (f"Pair {row.line.number + 1:,}   ", "bold $heading"),
+        (f"{mark.glyph} {mark.word}", mark.style if "bold" in mark.style else f"bold {mark.style}"),
+        (f"   {against}" if against else "", "$pair-bad"),
         (f"   {plural(attempts, 'attempt')}" if isinstance(attempts, int) else "", "$muted"),
-        ("   " if decided else "", ""),
-        line(decided, "bold $accent", 60),
     )
 
 
-def _facts(record: Mapping[str, Any]) -> str:
+def _facts(record: Mapping[str, Any], row: PairRow) -> str:
     facts = []
-    principles = record.get("principle_ids")
-    if isinstance(principles, (list, tuple)) and principles:
-        facts.append("principles " + ", ".join(line(one, limit=40).plain for one in principles))
-    if record.get("base_score") is not None and record.get("revised_score") is not None:
-        facts.append(f"scored {number(record['base_score']):.2f} → {number(record['revised_score']):.2f}")
-    if record.get("chosen") and record.get("chosen") != "revised":
-        facts.append(f"chosen: {line(record['chosen'], limit=20).plain}")
+    if row.principles:
+        facts.append("principles " + ", ".join(row.principles))
+    if row.score is not None and row.gain is not None:
+        facts.append(f"scored {row.score - row.gain:.2f} → {row.score:.2f}")
     finish = record.get("finish")
     if isinstance(finish, Mapping):
         facts += [line(f"{step} {how}", limit=40).plain for step, how in finish.items() if how != "stopped"]
-    if record.get("id"):
-        facts.append(line(record["id"], limit=40).plain)
+    if row.id:
+        facts.append(line(row.id, limit=40).plain)
     return " · ".join(facts)
 
 
@@ -99,8 +84,3 @@ def _conversation(record: Mapping[str, Any], width: int) -> list[Content]:
         content = message.get("content", "") if isinstance(message, Mapping) else message
         lines += paragraph(Content.assemble(line(role, "bold $muted", 12), "  ", foreign(content)), width)
     return lines
-
-
-def _text(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
-    return "" if value is None else str(value)

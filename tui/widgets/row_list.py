@@ -1,0 +1,135 @@
+"""A list as long as it may be: only the rows on the screen are ever drawn (`render_line`, where DataTable would lay out all)."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.content import Content
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.style import Style
+
+from tui.keys import bindings
+from tui.widgets.layout import fit
+
+
+class RowList(ScrollView, can_focus=True):
+    """Rows with a cursor. A subclass says how many there are and draws one."""
+
+    BINDINGS = bindings("list")
+    PLACE = "list"
+    """Whose keys these are, for footer and help."""
+
+    DEFAULT_CSS = """
+    RowList {
+        height: 1fr;
+        background: $background;
+        color: $foreground;
+        scrollbar-size-vertical: 1;
+        scrollbar-background: $background;
+        scrollbar-color: $rule;
+    }
+    """
+
+    cursor: reactive[int] = reactive(0, repaint=False)
+    """An index into the rows."""
+
+    class Moved(Message):
+        """The cursor is on another row, or the row under it is another one."""
+
+        def __init__(self, rows: RowList) -> None:
+            super().__init__()
+            self.rows = rows
+
+        @property
+        def control(self) -> RowList:
+            return self.rows
+
+    class Opened(Message):
+        """Enter was pressed on a row, or it was clicked twice."""
+
+        def __init__(self, rows: RowList) -> None:
+            super().__init__()
+            self.rows = rows
+
+        @property
+        def control(self) -> RowList:
+            return self.rows
+
+    # -- what a subclass says -----------------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> int:
+        """How many rows there are to show."""
+        raise NotImplementedError
+
+    def row_content(self, index: int, width: int) -> Content:
+        """One row, in `width` cells or fewer."""
+        raise NotImplementedError
+
+    def nothing(self) -> str:
+        """What stands in an empty list."""
+        return "Nothing here."
+
+    # -- the cursor ---------------------------------------------------------------------------------------------------
+
+    def rows_changed(self, cursor: int | None = None) -> None:
+        """There are more rows, or fewer, or others."""
+        self.virtual_size = Size(0, self.shown)
+        self.cursor = self.cursor if cursor is None else cursor
+        self._show_cursor()
+        self.post_message(self.Moved(self))
+        self.refresh()
+
+    def validate_cursor(self, cursor: int) -> int:
+        return min(max(cursor, 0), max(self.shown - 1, 0))
+
+    def watch_cursor(self) -> None:
+        self._show_cursor()
+        self.post_message(self.Moved(self))
+        self.refresh()
+
+    def action_cursor(self, by: str) -> None:
+        page = max(self.scrollable_content_region.height - 1, 1)
+        moves = {"down": 1, "up": -1, "page_down": page, "page_up": -page, "home": -self.shown, "end": self.shown}
+        self.cursor += moves[by]
+
+    def action_open(self) -> None:
+        if self.shown:
+            self.post_message(self.Opened(self))
+
+    def on_click(self, event: events.Click) -> None:
+        place = event.get_content_offset(self)
+        if place is not None and place.y + self.scroll_offset.y < self.shown:
+            self.cursor = place.y + self.scroll_offset.y
+            if event.chain == 2:
+                self.action_open()
+
+    def on_resize(self) -> None:
+        self._show_cursor()
+
+    def on_focus(self) -> None:
+        self.refresh()
+
+    def on_blur(self) -> None:
+        self.refresh()
+
+    def _show_cursor(self) -> None:
+        if self.is_mounted:
+            self.scroll_to_region(Region(0, self.cursor, 1, 1), animate=False, force=True)
+
+    # -- drawing ------------------------------------------------------------------------------------------------------
+
+    def render_line(self, y: int) -> Strip:
+        index = y + self.scroll_offset.y
+        width = self.scrollable_content_region.width
+        if index < self.shown:
+            line = fit(self.row_content(index, width), width)
+            if index == self.cursor:
+                line = line.stylize_before("on $pair-cursor" if self.has_focus else "on $rail-selected")
+        else:
+            line = fit(Content.styled(self.nothing() if y == 0 and not self.shown else "", "$muted"), width)
+        style = self.visual_style
+        return Strip(line.render_segments(Style(background=style.background, foreground=style.foreground)), width)

@@ -1,0 +1,88 @@
+"""Writing in place: one text at a time, kept or left as it was."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import TextArea
+
+from engine.text import visible
+from tui.keys import bindings
+from tui.widgets.paper import Paper, clickable
+
+
+class TextField(Vertical):
+    """A revision, a draft or a note being written. Control characters of a foreign text are spelt out, for the terminal's sake:
+    they stay as they are unless something is changed.
+    """
+
+    BINDINGS = bindings("text")
+    PLACE = "text"
+
+    DEFAULT_CSS = """
+    TextField { height: 1fr; min-height: 8; }
+    TextField TextArea { height: 1fr; border: none; padding: 0 1; background: $panel; color: $foreground; }
+    """
+
+    class Kept(Message):
+        def __init__(self, index: int, field: str, text: str) -> None:
+            super().__init__()
+            self.index, self.field, self.text = index, field, text
+
+    class Left(Message):
+        """Nothing is to be kept."""
+
+    class Other(Message):
+        """The other text is wanted: the draft for the revision, or back."""
+
+        def __init__(self, index: int, field: str) -> None:
+            super().__init__()
+            self.index, self.field = index, field
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._index, self._field, self._shown, self._has_other = 0, "", "", False
+
+    def compose(self) -> ComposeResult:
+        yield Paper(id="text-title")
+        area = TextArea(soft_wrap=True, show_line_numbers=False, id="text-area")
+        area.cursor_blink = False
+        yield area
+
+    def open(self, index: int, field: str, title: str, text: str, *, has_other: bool) -> None:
+        """Show a text to be written; `index` and `field` come back with what is kept."""
+        self._index, self._field, self._has_other = index, field, has_other
+        self._shown = visible(text)
+        spelt_out = self._shown != text
+        self.display = True
+        self.query_one("#text-title", Paper).put(
+            (title, spelt_out, has_other), lambda width: [title_line(title, spelt_out, has_other, width)]
+        )
+        area = self.query_one(TextArea)
+        area.load_text(self._shown)
+        area.move_cursor(area.document.end)
+        area.focus()
+
+    def action_keep(self) -> None:
+        text = self.query_one(TextArea).text
+        self.post_message(self.Left() if text == self._shown else self.Kept(self._index, self._field, text))
+
+    def action_leave(self) -> None:
+        self.post_message(self.Left())
+
+    def action_other(self) -> None:
+        if self._has_other:
+            self.post_message(self.Other(self._index, self._field))
+
+
+def title_line(title: str, spelt_out: bool, has_other: bool, width: int) -> Content:
+    other = (("Ctrl+T", "bold $key"), (" draft/revision   ", "$muted")) if has_other else ()
+    return Content.assemble(
+        (f"{title}   ", "bold $heading"),
+        clickable(Content.assemble(("Ctrl+S", "bold $key"), (" keeps   ", "$muted")), "screen.press('ctrl+s')"),
+        *other,
+        clickable(Content.assemble(("Esc", "bold $key"), (" leaves   ", "$muted")), "screen.press('escape')"),
+        ("control characters are spelt out" if spelt_out else "", "$check-warning"),
+    ).truncate(width, ellipsis=True)
