@@ -39,6 +39,42 @@ def test_text_can_be_read_on_its_ground(path: Path):
         assert ratio >= (7.0 if path.stem == "contrast" else least), f"{meaning} has {ratio:.1f} to 1"
 
 
+TEXTS = (
+    *("foreground", "accent", "heading", "muted", "key"),
+    *(f"stage-{state}" for state in ("waiting", "running", "done", "skipped", "failed", "refused", "stopped")),
+    *(f"check-{status}" for status in ("ok", "warning", "failed", "skipped")),
+    *("pair-ok", "pair-bad", "diff-added", "diff-removed"),
+)
+GROUNDS = ("background", "surface", "panel", "rail-background", "bar-background", "rail-selected", "pair-cursor")
+
+
+@pytest.mark.parametrize("depth", ["truecolor", "256"])
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem != "ansi"], ids=lambda path: path.stem)
+def test_every_text_can_be_read_on_every_ground_with_all_colours_and_with_256(path: Path, depth: str):
+    """3 to 1, the least that WCAG has for anything; tmux without RGB shows the nearest of 256 colours, which differ by much."""
+    theme = as_textual(load_theme(path))
+    colours = {**vars(theme), **theme.variables}
+    for ground in GROUNDS:
+        for text in TEXTS:
+            ratio = _contrast(_shown(colours[text], depth), _shown(colours[ground], depth))
+            assert ratio >= 3.0, f"{text} on {ground} has {ratio:.1f} to 1"
+
+
+def _shown(value: str, depth: str) -> object:
+    """A colour as a terminal with so many shows it."""
+    from rich._palettes import EIGHT_BIT_PALETTE
+    from rich.color import Color as RichColor
+    from rich.color import ColorSystem
+    from textual.color import Color
+
+    colour = Color.parse(value)
+    if depth == "truecolor":
+        return colour
+    number = RichColor.from_rgb(*colour.rgb).downgrade(ColorSystem.EIGHT_BIT).number
+    assert number is not None
+    return Color(*EIGHT_BIT_PALETTE[number])
+
+
 def test_a_small_theme_gets_what_it_does_not_say(tmp_path: Path):
     (tmp_path / "mine.toml").write_text('[colours]\nprimary = "#336699"\n')
     found, problems = find_themes(tmp_path)

@@ -63,7 +63,8 @@ MEANINGS: dict[str, tuple[str, float]] = {
     "gauge-used": ("primary", 1.0),
     "gauge-high": ("error", 1.0),
     "gauge-free": ("foreground", 0.15),
-    "gauge-peak": ("warning", 1.0),
+    "gauge-peak": ("foreground", 1.0),
+    "gauge-forecast": ("warning", 1.0),
     "chart-loss": ("accent", 1.0),
     "chart-loss-raw": ("accent", 0.4),
     "chart-margin": ("success", 1.0),
@@ -77,6 +78,10 @@ MEANINGS: dict[str, tuple[str, float]] = {
 
 ANSI_FAINT = {"muted", "rule", "stage-waiting", "gauge-free", "chart-loss-raw", "chart-margin-raw", "chart-axis"}
 ANSI_SELECTED = {"rail-selected", "pair-cursor"}
+ANSI_SELECTED_GROUND = "ansi_bright_magenta"
+"""What is selected under an ANSI theme has this ground, and nothing else has: the screen shows it in reverse video, because any of
+the sixteen colours, as ground, hides some text.
+"""
 
 
 class ThemeProblem(Exception):
@@ -179,7 +184,7 @@ def _fallback(theme: ThemeFile, name: str) -> str:
     source, share = MEANINGS[name]
     if theme.ansi:
         if name in ANSI_SELECTED:
-            return "ansi_bright_black"
+            return ANSI_SELECTED_GROUND
         return "ansi_bright_black" if name in ANSI_FAINT else theme.colours.get(source, "ansi_default")
     plain = _PLAIN_DARK if theme.dark else _PLAIN_LIGHT
     colour = Color.parse(theme.colours.get(source) or plain.get(source) or theme.colours["primary"])
@@ -228,13 +233,13 @@ _ANSI_TEXTUAL = {
     "ansi-background": "ansi_black",
     "ansi-foreground": "ansi_white",
     "border-blurred": "ansi_bright_black",
-    "block-cursor-foreground": "ansi_black",
-    "block-cursor-background": "ansi_white",
-    "input-cursor-background": "ansi_white",
-    "input-cursor-foreground": "ansi_black",
+    "block-cursor-foreground": "ansi_default",
+    "block-cursor-background": ANSI_SELECTED_GROUND,
+    "input-cursor-background": ANSI_SELECTED_GROUND,
+    "input-cursor-foreground": "ansi_default",
     "input-cursor-text-style": "none",
-    "input-selection-background": "ansi_bright_blue",
-    "input-selection-foreground": "ansi_black",
-    "screen-selection-background": "ansi_bright_blue",
-    "screen-selection-foreground": "ansi_black",
+    "input-selection-background": ANSI_SELECTED_GROUND,
+    "input-selection-foreground": "ansi_default",
+    "screen-selection-background": ANSI_SELECTED_GROUND,
+    "screen-selection-foreground": "ansi_default",
 }
