@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from engine.events import Forecast, GpuReading, Telemetry
 from tui.widgets.chart import Level, Series, Window, braille, chart, moving_average, window_of
 from tui.widgets.diff import word_diff
-from tui.widgets.gauge import bar
+from tui.widgets.gauge import bar, forecast_mark, memory_bar, peak_mark, short_memory
+from tui.widgets.gpus import gpu_lines
 from tui.widgets.words import duration, figure, memory, rate
 
 UNIT = Window(0, 1, 0, 1)
@@ -84,7 +86,47 @@ def test_a_bar_is_filled_to_an_eighth_of_a_cell():
     assert bar(0.53125, 4).plain == "██▏ "
     assert bar(1.7, 4).plain == "████"
     assert bar(math.nan, 4).plain == "    "
-    assert bar(0.25, 4, peak=1.0).plain == "█  ▏"
+    assert bar(0.25, 4, marks=(peak_mark(1.0),)).plain == "█  ▏"
+
+
+def test_marks_stand_on_what_is_filled_and_on_what_is_not():
+    assert bar(0.75, 4, marks=(forecast_mark(0.5),)).plain == "█┃█ "
+    assert bar(0.25, 4, marks=(forecast_mark(0.75), peak_mark(0.5))).plain == "█▏┃ "
+    assert bar(0.5, 4, marks=(forecast_mark(7.0), forecast_mark(math.nan))).plain == "██ ┃"
+
+
+def test_a_peak_behind_what_is_used_now_is_no_mark_and_a_forecast_always_is():
+    assert memory_bar(3, 4, 4, peak=2, forecast=1).plain == "┃██ "
+
+
+def gpus(on_gpu: bool, gpu: int | None = 0) -> list[str]:
+    reading = Telemetry((GpuReading(0, "T4", 6 << 30, 16 << 30, 91.0, 66.0, 70.0),), 2 << 30, 8 << 30, 64 << 30, 12.0)
+    forecast = Forecast({}, {"pairs": 5 << 30, "training": 11 << 30}, on_gpu, gpu)
+    lines = gpu_lines(reading, {0: 9 << 30}, forecast, 120, peak_of_process=3 << 30)
+    return [line.plain for line in lines]
+
+
+def test_a_gauge_has_used_peak_and_forecast_and_what_the_driver_says():
+    gpu, mine, host = gpus(on_gpu=True)
+    for told in ("GPU 0  T4", "6.0 GiB of 16.0 GiB", "91 %", "66 °C", "70 W", "peak 9.0 GiB", "forecast 11.0 GiB"):
+        assert told in gpu
+    assert gpu.count("┃") == 2 and gpu.count("▏") == 2, "on the bar, and in the legend"
+    assert "forecast" not in mine and "2.0 GiB of 64.0 GiB" in mine and "8.0 GiB of 64.0 GiB" in host
+
+
+def test_on_the_cpu_the_forecast_is_about_this_run_and_of_another_gpu_there_is_none():
+    gpu, mine, _ = gpus(on_gpu=False)
+    assert "forecast" not in gpu and "forecast 11.0 GiB" in mine
+    assert "forecast" not in gpus(on_gpu=True, gpu=1)[0]
+
+
+def test_without_a_gpu_the_gauge_says_so_and_shows_the_machines_memory():
+    reading = Telemetry((), 2 << 30, 8 << 30, 64 << 30, 12.0, "no NVIDIA GPU telemetry: driver not loaded")
+    lines = [line.plain for line in gpu_lines(reading, {}, None, 120)]
+    assert lines[0] == "No GPU here: no NVIDIA GPU telemetry: driver not loaded"
+    assert "All memory" in lines[2] and "8.0 GiB of 64.0 GiB" in lines[2]
+    short = short_memory(reading, None, 6).plain
+    assert short.startswith("no GPU  RAM ") and short.endswith(" 8/64.0 GiB")
 
 
 def test_words_that_changed_are_marked():

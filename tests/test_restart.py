@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +21,8 @@ from engine.journal import read_entries
 from engine.names import EVENTS_JSONL, STAGES, STOP_REQUEST
 from engine.run import Run
 from engine.secrets import Secret
+from tests.pseudo_terminal import LEAVES_ALTERNATE_SCREEN, SHOWS_CURSOR, PseudoTerminal
 from tests.test_pipeline import Small, finished, run
-from tests.test_terminal import LEAVES_ALTERNATE_SCREEN, SHOWS_CURSOR, Terminal
 from tui.cli import recorded_config, run_parser
 from tui.restart import command_of
 from tui.runner import Runner
@@ -174,35 +170,15 @@ sys.exit(main())
 """
 
 
-class Spent(Terminal):
+def spent(folder: Path) -> PseudoTerminal:
     """The wizard whose first process runs out of memory in the second stage."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.seen = folder, b""
-        self.pid, self.master = pty.fork()
-        if self.pid == 0:
-            os.environ.update(TERM="xterm-256color", PYTHONPATH=str(ROOT))
-            os.chdir(ROOT)
-            command = [sys.executable, "-c", WIZARD, "--demo", "--output-dir", str(folder)]
-            os.execv(command[0], command)
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-
-    def processes(self) -> list[psutil.Process]:
-        return [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+    terminal = PseudoTerminal([sys.executable, "-c", WIZARD, "--demo", "--output-dir", str(folder)])
+    terminal.wait_for("Workspace")
+    return terminal
 
 
 def starts(folder: Path) -> int:
     return sum(entry.event.kind() == "run_started" for entry in read_entries(folder / EVENTS_JSONL))
-
-
-def wait_until(holds: Callable[[], bool], terminal: Terminal | None, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "" if terminal is None else terminal.seen[-500:]
-        if terminal is None:
-            time.sleep(0.2)
-        else:
-            terminal.read(0.2)
 
 
 def stage_status(folder: Path, stage: str) -> str:
@@ -214,15 +190,14 @@ def stage_status(folder: Path, stage: str) -> str:
 
 def test_the_wizard_comes_back_in_a_fresh_process_and_the_run_goes_on_by_itself(tmp_path: Path):
     folder = tmp_path / "run"
-    opened = Spent(folder)
-    opened.wait_for(b"Workspace")
+    opened = spent(folder)
     opened.press("a")
-    wait_until(lambda: stage_status(folder, "toolchain") == "done", opened)
+    opened.until(lambda: stage_status(folder, "toolchain") == "done", "the stage, in a fresh process")
     assert starts(folder) == 2
     (folder / STOP_REQUEST).touch()
-    wait_until(lambda: Run(folder).manifest.get("error") is not None, opened)
+    opened.until(lambda: Run(folder).manifest.get("error") is not None, "the stop")
     before = len(opened.seen)
-    wait_until(lambda: b"stopped" in opened.seen[before:] or len(opened.seen) > before, opened)
+    opened.wait_for("stopped")
     opened.press("q")
     assert opened.end() == 143  # the run's own: it was stopped
     assert LEAVES_ALTERNATE_SCREEN in opened.seen[before:] and SHOWS_CURSOR in opened.seen[before:]
@@ -232,14 +207,16 @@ def test_the_wizard_comes_back_in_a_fresh_process_and_the_run_goes_on_by_itself(
 def test_a_run_that_was_left_goes_on_without_a_screen(tmp_path: Path):
     folder = tmp_path / "run"
     (tmp_path / "wait").touch()
-    opened = Spent(folder)
-    opened.wait_for(b"Workspace")
-    (wizard,) = psutil.Process(opened.pid).children()
+    opened = spent(folder)
+    wizard = opened.child
     opened.press("a")
-    wait_until(lambda: stage_status(folder, "toolchain") == "running", opened)
-    os.close(opened.master)
+    opened.until(lambda: stage_status(folder, "toolchain") == "running", "the stage")
+    opened.hang_up()
     os.waitpid(opened.pid, 0)
-    wait_until(lambda: stage_status(folder, "toolchain") == "done", None)
+    end = time.monotonic() + 30
+    while stage_status(folder, "toolchain") != "done":
+        assert time.monotonic() < end
+        time.sleep(0.1)
     assert starts(folder) == 2 and Run(folder).owner()["pid"] == wizard.pid  # type: ignore[index]
     (folder / STOP_REQUEST).touch()
     _, alive = psutil.wait_procs([wizard], timeout=40)

@@ -38,11 +38,14 @@ class WizardCommands(Provider):
 
 
 def commands_of(wizard: Wizard) -> Iterator[Command]:
-    for number, stage in enumerate(STAGE_TABLE, start=1):
-        yield Command(f"Go to {stage.title}", stage.sentence, partial(wizard.look_at, STAGE_TABLE[number - 1].name))
+    for stage in STAGE_TABLE:
+        yield Command(f"Go to {stage.title}", stage.sentence, partial(wizard.main.look_at, stage.name))
+    browse = partial(wizard.call_later, wizard.main.action_browse)
+    yield Command("Browse the pairs", "All of them, with what speaks against each.", browse)
     for name in wizard.theme_names:
         yield Command(f"Theme: {name}", "How it looks.", partial(wizard.use_theme, name))
     yield Command("Save a screenshot", "An SVG in the run folder's logs.", wizard.save_screenshot_file)
+    yield Command("Choose a theme", "Each is worn while the cursor is on it.", wizard.action_themes)
     yield Command("Copy the run folder's path", "Through the terminal, and into logs/copied.txt.", wizard.copy_folder)
     yield Command("Open the log", "Messages, and the end of run.log.", wizard.action_log)
     yield Command("Keys", "Every key and what it does.", wizard.action_help)

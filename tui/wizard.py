@@ -38,7 +38,7 @@ def attach(config: Stage3Config, folder: Path) -> int:
     from tui.watcher import Watcher
 
     give_the_screen_its_own_file(None)
-    _, code = run_wizard(Watcher(Run(folder), config), theme=config.theme, mouse=config.mouse)
+    _, code = run_wizard(Watcher(Run(folder), config))
     return code
 
 
@@ -58,7 +58,7 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver, start_un
     try:
         if start_until is not None:
             runner.start(until=start_until)
-        end, code = _screen_then_engine(config, runner, leaver)
+        end, code = _screen_then_engine(runner, leaver)
     finally:
         run.release()
     if runner.restart_until is None or end not in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING):
@@ -69,11 +69,11 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver, start_un
     return in_a_fresh_process(command_of(run.folder, auto=without_screen, until=runner.restart_until), runner.token)
 
 
-def _screen_then_engine(config: Stage3Config, runner: Runner, leaver: Leaver) -> tuple[WizardEnd, int]:
+def _screen_then_engine(runner: Runner, leaver: Leaver) -> tuple[WizardEnd, int]:
     from tui.app import run_wizard
     from tui.auto import hear_signals
 
-    end, screen_code = run_wizard(runner, theme=config.theme, mouse=config.mouse)
+    end, screen_code = run_wizard(runner)
     if end is WizardEnd.LEFT_RUNNING:
         hear_signals(runner.stop)
         leaver.leave()

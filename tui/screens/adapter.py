@@ -1,12 +1,35 @@
-"""Stage 5: the Stage 2 adapter, property by property."""
+"""Stage 5: the Stage 2 adapter on a card, and what was looked at."""
 
 from __future__ import annotations
 
+from textual.content import Content
+
+from engine.events import Check
+from engine.state import RunState, StageState
 from tui.screens.base import StageView
+from tui.widgets.layout import EMPTY
+from tui.widgets.parts import card
+from tui.widgets.words import line
+
+ON_THE_CARD = ("rank", "alpha", "variant", "target modules", "trainable parameters", "size", "sha256", "effect")
+"""Checks of the stage that tell what the adapter is."""
 
 
 class AdapterView(StageView):
     STAGE = "adapter"
 
     def checks_title(self) -> str:
-        return "Properties of the Stage 2 adapter"
+        return "What was looked at"
+
+    def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
+        return tuple(check for check in stage.checks if check.name not in ON_THE_CARD)
+
+    def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
+        by_name = {check.name: check for check in stage.checks}
+        told = tuple((name, by_name[name].detail) for name in ON_THE_CARD if name in by_name)
+
+        def draw(width: int) -> list[Content]:
+            rows = [(name, line(detail, "bold", 200)) for name, detail in told]
+            return [EMPTY, *card("Stage 2 adapter", rows, width)]
+
+        self.paper("extra").put(told, draw if told else None)

@@ -1,20 +1,25 @@
-"""What every stage's screen has: its heading, what failed, how far it is, its checks and its options."""
+"""What every stage's screen has: heading and views, what failed, how far it is, what comes next, checks and options."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.widget import Widget
 
 from engine import names
 from engine.options import Option, options
 from engine.state import RunState, StageState
+from tui.of_wizard import wizard_of
+from tui.screens.plans import plan_of
 from tui.source import RunSource
 from tui.widgets import parts
 from tui.widgets.layout import EMPTY, paragraph
+from tui.widgets.options_editor import OptionsEditor
 from tui.widgets.paper import Paper
 from tui.widgets.words import foreign
 
@@ -44,6 +49,9 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
 NOT_EDITED = ("output_dir",)
 """Another output folder is another run: it is chosen where the program is started."""
 
+READABLE = 110
+"""Cells: sentences are not wider than this, however wide the terminal is."""
+
 
 def options_of(stage: str) -> tuple[Option, ...]:
     wanted = STAGE_OPTIONS[stage]
@@ -54,94 +62,130 @@ class StageView(Vertical):
     """The body of the screen while one stage is looked at. It is told the state, and draws what has changed."""
 
     STAGE: ClassVar[str]
-    PAGES: ClassVar[tuple[str, ...]] = ("Overview",)
-    """Views of the stage, one at a time; the key v goes through them."""
+    OPTIONS: ClassVar[str] = "Options"
+    OWN_PAGES: ClassVar[tuple[str, ...]] = ("Overview",)
+    """Views of the stage, one at a time; its options are one more."""
+    BARE_PAGES: ClassVar[tuple[str, ...]] = (OPTIONS,)
+    """Views that need all the room: the summary, and what can be done next, do not stand above them."""
+
+    class Turned(Message):
+        """Another view of the stage is on the screen, because somebody wanted it."""
 
     def __init__(self, source: RunSource) -> None:
         super().__init__(id=f"view-{self.STAGE}", classes="stage-view")
         self.source = source
-        self._page = 0
+        self.page = self.OWN_PAGES[0]
         self._page_chosen = False
         """A person chose the page: it stays."""
+        self._begun: set[str] = set()
+        self._made: set[str] = {self.page}
+        """Pages whose widgets are there: they are made when they are first looked at, and that takes a moment."""
 
     # -- what a stage's own screen says -------------------------------------------------------------------------------
 
-    def compose_page(self, page: int) -> ComposeResult:
-        """The widgets of one page; the first one is the checks and the options of a plain stage."""
+    def compose_page(self, page: str) -> ComposeResult:
+        """The widgets of one of its own pages."""
         yield Paper(id="extra")
         yield Paper(id="checks")
-        yield Paper(id="options")
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        """Draw what is the stage's own."""
+        """Draw what is the stage's own on the page that is shown."""
 
-    def page_for(self, state: RunState) -> int:
+    def page_for(self, state: RunState) -> str:
         """The page to show as long as nobody has chosen one."""
-        return 0
+        return self.OWN_PAGES[0]
+
+    def focus_page(self) -> None:
+        """Give the focus to what moves on the page that somebody just turned to."""
+        self.screen.set_focus(None)
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
         """(what the key c copies, what that is)."""
-        return str(self.source.run.folder), "the run folder"
+        return str(self.source.run.folder), "the run folder's path"
 
-    # -- what all have ------------------------------------------------------------------------------------------------
+    def step_back(self) -> bool:
+        """Esc: one step back inside the page. False where there is none."""
+        return self.page == self.OPTIONS and self.page in self._made and self.query_one(OptionsEditor).leave()
+
+    # -- pages --------------------------------------------------------------------------------------------------------
+
+    @property
+    def pages(self) -> tuple[str, ...]:
+        return (*self.OWN_PAGES, self.OPTIONS) if options_of(self.STAGE) else self.OWN_PAGES
 
     def compose(self) -> ComposeResult:
         yield Paper(id="heading")
         yield Paper(id="failure")
         yield Paper(id="progress")
         yield Paper(id="summary")
-        for number in range(len(self.PAGES)):
-            with self.page_container(number):
-                yield from self.compose_page(number)
+        for page in self.pages:
+            with self.page_container(page):
+                if page == self.page:
+                    yield from self._page_widgets(page)
 
-    def page_container(self, number: int) -> Widget:
-        page = VerticalScroll(id=f"page-{number}", classes="page", can_focus=False)
-        page.display = number == self._page
-        return page
+    def page_container(self, page: str) -> Widget:
+        container = Vertical if page == self.OPTIONS else VerticalScroll
+        made = container(id=f"page-{page.lower()}", classes="page")
+        made.can_focus = False
+        made.display = page == self.page
+        return made
 
-    @property
-    def page(self) -> int:
-        return self._page
-
-    def show_page(self, number: int, *, chosen: bool = True) -> None:
+    async def turn_to(self, page: str, *, chosen: bool = True) -> None:
         self._page_chosen = self._page_chosen or chosen
-        self._page = number % len(self.PAGES)
-        for index in range(len(self.PAGES)):
-            self.query_one(f"#page-{index}").display = index == self._page
+        self.page = page
+        for one in self.pages:
+            self._container(one).display = one == page
+        if page not in self._made and page not in self._begun:
+            self._begun.add(page)
+            await self._container(page).mount(*self._page_widgets(page))
+            self._made.add(page)
+        if chosen and page in self._made:
+            self.focus_options() if page == self.OPTIONS else self.focus_page()
+            self.post_message(self.Turned())
 
-    def next_page(self) -> bool:
-        """False where there is one page only."""
-        if len(self.PAGES) > 1:
-            self.show_page(self._page + 1)
-        return len(self.PAGES) > 1
+    async def turn(self, by: int) -> None:
+        await self.turn_to(self.pages[(self.pages.index(self.page) + by) % len(self.pages)])
+
+    def forget_choice(self) -> None:
+        """Show what the stage itself would show, as if nobody had chosen a page."""
+        self._page_chosen = False
+
+    def focus_options(self) -> None:
+        self.query_one(OptionsEditor).rows.focus()
 
     def scroll_page(self, pages: int) -> None:
-        page = self.query_one(f"#page-{self._page}")
+        page = self._container(self.page)
         page.scroll_relative(y=pages * max(page.size.height - 1, 1), animate=False)
 
-    def draw(self, state: RunState, now: float) -> None:
-        """Show `state`. Cheap where nothing has changed."""
-        stage = state.stages[self.STAGE]
-        if not self._page_chosen and self.page_for(state) != self._page:
-            self.show_page(self.page_for(state), chosen=False)
-        self._draw_heading(stage, now)
-        self._draw_failure(stage)
-        progress = stage.progress
-        shown = progress if stage.status in ("running", "stopped", "failed") else None
-        self.paper("progress").put(
-            (shown, self.gap),
-            (lambda width: [*self.gap, *parts.progress_line(shown, width)]) if shown is not None else None,
-        )
-        self._draw_summary(stage)
-        self._draw_checks(stage)
-        self._draw_options()
-        self.draw_page(state, stage, now)
+    def _container(self, page: str) -> Widget:
+        return self.query_one(f"#page-{page.lower()}")
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether all its parts are there."""
-        parts = ("heading", "failure", "progress", "summary", *(f"page-{n}" for n in range(len(self.PAGES))))
-        return self.is_mounted and all(self.query(f"#{part}") for part in parts) and bool(self.query("#options"))
+    def _page_widgets(self, page: str) -> ComposeResult:
+        if page == self.OPTIONS:
+            yield OptionsEditor(options_of(self.STAGE), fixed=NOT_EDITED)
+        else:
+            yield from self.compose_page(page)
+
+    # -- drawing ------------------------------------------------------------------------------------------------------
+
+    async def draw(self, state: RunState, now: float) -> bool:
+        """Show `state`. Cheap where nothing has changed. False where the page is still being put together: draw again."""
+        stage = state.stages[self.STAGE]
+        if not self._page_chosen and self.page_for(state) != self.page:
+            await self.turn_to(self.page_for(state), chosen=False)
+        self._draw_heading(state, stage, now)
+        self._draw_failure(stage)
+        self._draw_progress(stage)
+        self._draw_summary(state, stage)
+        if self.page not in self._made:
+            return False
+        if self.page == self.OPTIONS:
+            why_not = "This run is another process's: its options are changed there." if self.source.read_only else ""
+            self.query_one(OptionsEditor).put(self.source.config, why_not)
+        else:
+            self.draw_checks(stage)
+            self.draw_page(state, stage, now)
+        return True
 
     @property
     def compact(self) -> bool:
@@ -156,11 +200,12 @@ class StageView(Vertical):
     def paper(self, name: str) -> Paper:
         return self.query_one(f"#{name}", Paper)
 
-    def _draw_heading(self, stage: StageState, now: float) -> None:
-        page, compact = self._page, self.compact
-        key = (stage.status, stage.reused, int(stage.elapsed(now) or 0), page, compact)
+    def _draw_heading(self, state: RunState, stage: StageState, now: float) -> None:
+        pages, page, compact = self.pages, self.page, self.compact
+        expected = state.expected_seconds(self.STAGE, now) if stage.status in ("running", "waiting") else None
+        key = (stage.status, stage.reused, int(stage.elapsed(now) or 0), int(expected or 0), page, compact)
         self.paper("heading").put(
-            key, lambda width: parts.heading(stage, self.PAGES, page, now, width, compact=compact)
+            key, lambda width: parts.heading(stage, pages, page, now, expected, width, compact=compact)
         )
 
     def _draw_failure(self, stage: StageState) -> None:
@@ -168,19 +213,37 @@ class StageView(Vertical):
         box = self.paper("failure")
         box.set_class(failure is not None and failure.outcome == "stopped", "-stopped")
         log_path = str(self.source.run / names.RUN_LOG)
-        box.put(failure, (lambda width: parts.failure_box(failure, log_path, width)) if failure is not None else None)
+        shown = failure if self.page not in self.BARE_PAGES else None
+        box.put(shown, (lambda width: parts.failure_box(shown, log_path, width)) if shown is not None else None)
 
-    def _draw_summary(self, stage: StageState) -> None:
-        text = stage.summary if stage.failure is None else ""
+    def _draw_progress(self, stage: StageState) -> None:
+        shown = stage.progress if stage.status in ("running", "stopped", "failed") else None
+        gap = self.gap
+        self.paper("progress").put(
+            (shown, len(gap)), (lambda width: [*gap, *parts.progress_line(shown, width)]) if shown is not None else None
+        )
+
+    def _draw_summary(self, state: RunState, stage: StageState) -> None:
+        """What came of it in a line or two; before it ran, what it will do; and what can be done now."""
+        waits = stage.status == "waiting" and not stage.summary
+        told = plan_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
+        bare = self.page in self.BARE_PAGES
+        told = () if bare or stage.failure is not None else tuple(sentence for sentence in told if sentence)
+        offered = () if bare or self.source.read_only or self.source.running else parts.offered(stage.status)
         gap = self.gap
 
         def draw(width: int) -> list[Content]:
-            return [*gap, *paragraph(foreign(text, "$foreground", 600), width)]
+            lines = list(gap)
+            for sentence in told:
+                lines += paragraph(foreign(sentence, "$foreground", 600), min(width, READABLE))
+            return [*lines, *(gap if told and offered else ()), *parts.offers(offered, width)]
 
-        self.paper("summary").put((text, gap), draw if text else None)
+        self.paper("summary").put((told, offered, len(gap)), draw if told or offered else None)
 
-    def _draw_checks(self, stage: StageState) -> None:
-        checks = stage.checks
+    def draw_checks(self, stage: StageState) -> None:
+        if not self.query("#checks"):
+            return
+        checks = self.checks_shown(stage)
         title = self.checks_title()
 
         def draw(width: int) -> list[Content]:
@@ -192,16 +255,13 @@ class StageView(Vertical):
 
         self.paper("checks").put(checks, draw if checks else None)
 
+    def checks_shown(self, stage: StageState) -> tuple[parts.Check, ...]:
+        return stage.checks
+
     def checks_title(self) -> str:
         return "Checks"
 
-    def _draw_options(self) -> None:
-        config = self.source.config
-        chosen = options_of(self.STAGE)
-        values = {option.name: getattr(config, option.name) for option in chosen}
-        note = "" if self.source.read_only else "e edits them"
-
-        def draw(width: int) -> list[Content]:
-            return [EMPTY, parts.section("Options", note, width), *parts.options_table(chosen, values, width)]
-
-        self.paper("options").put(tuple(map(str, values.values())), draw)
+    @on(OptionsEditor.Changed)
+    def _option_changed(self, event: OptionsEditor.Changed) -> None:
+        event.stop()
+        wizard_of(self).use_config(event.config)

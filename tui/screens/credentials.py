@@ -10,7 +10,8 @@ from textual.widgets import Static
 
 from engine.errors import ExitCode
 from engine.state import RunState, StageState
-from tui.screens.base import StageView
+from tui.of_wizard import wizard_of
+from tui.screens.base import READABLE, StageView
 from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.paper import Paper
 from tui.widgets.token_field import TokenField
@@ -25,19 +26,21 @@ ADVICE = (
 class CredentialsView(StageView):
     STAGE = "credentials"
 
-    def compose_page(self, page: int) -> ComposeResult:
+    def compose_page(self, page: str) -> ComposeResult:
         yield Paper(id="extra")
         if not self.source.read_only:
             with Horizontal(id="token-row"):
                 yield Static(Content("Token "), id="token-label")
                 yield TokenField(id="token")
         yield Paper(id="checks")
-        yield Paper(id="options")
+
+    def checks_title(self) -> str:
+        return "Whose token it is, and what it may read"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        self.paper("extra").put(
-            "advice", lambda width: [EMPTY, *paragraph(Content.styled(ADVICE, "$muted"), width), EMPTY]
-        )
+        advice = Content.styled(ADVICE, "$muted")
+        gap = self.gap
+        self.paper("extra").put(len(gap), lambda width: [EMPTY, *paragraph(advice, min(width, READABLE)), *gap])
         refused = stage.failure is not None and stage.failure.exit_code == ExitCode.ACCESS
         if not self.source.read_only:
             self.query_one("#token-row").set_class(refused, "-wanted")
@@ -46,5 +49,4 @@ class CredentialsView(StageView):
     def token_given(self, event: TokenField.Submitted) -> None:
         """Hand the token to the app, which starts the stage with it."""
         event.stop()
-        self.screen.set_focus(None)
-        self.app.use_token(event.token)  # type: ignore[attr-defined]
+        wizard_of(self).use_token(event.token)

@@ -18,22 +18,22 @@ LINES_SHOWN = 12
 class DependenciesView(StageView):
     STAGE = "dependencies"
 
-    def compose_page(self, page: int) -> ComposeResult:
-        yield Paper(id="checks")
+    def compose_page(self, page: str) -> ComposeResult:
         yield Paper(id="extra")
-        yield Paper(id="options")
+        yield Paper(id="checks")
 
     def checks_title(self) -> str:
         return "Packages"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         said = tuple(message.text for _, message in state.messages if message.stage == self.STAGE)[-LINES_SHOWN:]
+        shown = said if stage.status in ("running", "failed") else ()
 
         def draw(width: int) -> list[Content]:
             return [
                 EMPTY,
-                section("Installer", "", width),
-                *(line(text, "$muted").truncate(width, ellipsis=True) for text in said),
+                section("Live log", "", width),
+                *(line(text, "$muted").truncate(width, ellipsis=True) for text in shown),
             ]
 
-        self.paper("extra").put(said, draw if said else None)
+        self.paper("extra").put(shown, draw if shown else None)

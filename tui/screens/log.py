@@ -6,15 +6,13 @@ import os
 import time
 from pathlib import Path
 
-from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 
 from engine import names
 from engine.state import RunState
-from tui.keys import bindings
+from tui.screens.windows import Window
 from tui.source import RunSource
 from tui.widgets.layout import Column, paragraph, table
 from tui.widgets.marks import LEVEL_MARKS, UNKNOWN
@@ -25,8 +23,8 @@ TAIL_BYTES = 48 << 10
 LOOK_SECONDS = 1.0
 
 
-class LogScreen(ModalScreen[None]):
-    BINDINGS = bindings("choice")
+class LogScreen(Window[None]):
+    CLOSED_BY = ("l", "q")
 
     def __init__(self, source: RunSource) -> None:
         super().__init__()
@@ -65,14 +63,6 @@ class LogScreen(ModalScreen[None]):
     def _lines(self, width: int) -> list[Content]:
         text = tail_of(self._source.run / names.RUN_LOG)
         return paragraph(foreign(text or "Nothing yet.", "$muted", TAIL_BYTES), width)
-
-    def on_key(self, event: events.Key) -> None:
-        if event.key in ("l", "q"):
-            event.stop()
-            self.dismiss(None)
-
-    def action_dismiss_window(self) -> None:
-        self.dismiss(None)
 
 
 def message_lines(state: RunState, width: int) -> list[Content]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
+from engine.names import STAGES
 from engine.state import RunState
-from tui.keys import Key
+from tui.keys import Key, bindings, footer_keys
+from tui.of_wizard import wizard_of
 from tui.screens.adapter import AdapterView
 from tui.screens.base import StageView
 from tui.screens.credentials import CredentialsView
@@ -25,10 +28,11 @@ from tui.screens.toolchain import ToolchainView
 from tui.screens.training import TrainingView
 from tui.screens.workspace import WorkspaceView
 from tui.source import RunSource
-from tui.widgets.bars import keys_line, status_line, title_line
+from tui.widgets.bars import keys_line, seconds_to_go, status_line, title_line
 from tui.widgets.paper import Paper
 from tui.widgets.rail import Rail
-from tui.widgets.words import duration
+from tui.widgets.token_field import TokenField
+from tui.widgets.words import coarse, duration
 
 VIEWS: dict[str, type[StageView]] = {
     view.STAGE: view
@@ -47,10 +51,16 @@ VIEWS: dict[str, type[StageView]] = {
 }
 
 LEAST_COLUMNS, LEAST_ROWS = 80, 24
+ROOM_FOR_TWO_TEXTS = 190
+"""Columns from which a pair, beside the list, has room for draft and revision side by side."""
+SOON = 0.1
+"""Seconds until a key is heard that was pressed before the screen was put together."""
 
 
 class MainScreen(Screen[None]):
     """Views are made when they are first looked at, and kept."""
+
+    BINDINGS = bindings("stage")
 
     # Keys are the wizard's until somebody goes to a field: the first key pressed must not end up in the token.
     AUTO_FOCUS = ""
@@ -59,9 +69,13 @@ class MainScreen(Screen[None]):
     VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-short"), (34, "-tall")]  # noqa: RUF012
 
     def __init__(self, source: RunSource, first: str) -> None:
+        """`first`: the stage to show before anything happens."""
         super().__init__(id="main")
         self.source = source
         self.selected = first
+        self.following = True
+        """The stage that runs is the one that is looked at, until a person looks elsewhere."""
+        self._followed = source.snapshot().latest
         self._views: dict[str, StageView] = {first: VIEWS[first](source)}
 
     def compose(self) -> ComposeResult:
@@ -77,48 +91,77 @@ class MainScreen(Screen[None]):
     @property
     def is_whole(self) -> bool:
         """Whether all its parts are there: not before it is put together, and not while it is taken apart."""
-        parts = ("#title", "#rail", "#body", "#status", "#keys")
-        there = self.is_mounted and all(part.is_attached for name in parts for part in self.query(name))
-        return there and all(self.query(name) for name in parts) and (self.view is None or self.view.is_whole)
-
-    async def show_stage(self, stage: str) -> None:
-        self.selected = stage
-        for name, view in self._views.items():
-            view.display = name == stage
-        if stage not in self._views:
-            self._views[stage] = VIEWS[stage](self.source)
-            await self.query_one("#body").mount(self._views[stage])
-        self.set_focus(None)
+        parts = [self.query(name) for name in ("#title", "#rail", "#body", "#status", "#keys")]
+        return self.is_mounted and all(found and found.first().is_attached for found in parts) and self.view is not None
 
     @property
     def view(self) -> StageView | None:
         """The view of the stage that is looked at; None before it is mounted."""
         view = self._views.get(self.selected)
-        return view if view is not None and view.is_mounted else None
+        return view if view is not None and view.is_mounted and view.is_attached else None
 
-    def draw(self, state: RunState, standing: str, keys: tuple[Key, ...], now: float) -> None:
-        folder = self.source.run.folder
-        current = state.current
+    # -- drawing ------------------------------------------------------------------------------------------------------
+
+    async def draw(self, state: RunState, standing: str, now: float) -> bool:
+        """Show `state`, and follow the stage that runs. False where something was not there yet to be drawn."""
+        await self._follow(state)
+        if not self.is_whole:
+            return False
+        current, folder = state.current, self.source.run.folder
         key = (
             standing,
             state.finished,
             state.running,
             current,
             duration(now - (current.started or now)) if current else "",
+            coarse(seconds_to_go(state, now)),
         )
         self.query_one("#title", Paper).put(key, lambda width: [title_line(state, folder.name, standing, now, width)])
         self.query_one(Rail).put(state, self.selected, now)
         self.query_one("#status", Paper).put(
-            state.telemetry[-1:], lambda width: [status_line(state, platform.node(), str(folder), width)]
+            (state.telemetry[-1:], state.forecast),
+            lambda width: [status_line(state, platform.node(), str(folder), width)],
         )
+        keys = self.keys_offered()
         self.query_one("#keys", Paper).put(keys, lambda width: [keys_line(keys, width)])
-        if self.view is not None:
-            self.view.draw(state, now)
+        return self.view is not None and await self.view.draw(state, now)
+
+    async def _follow(self, state: RunState) -> None:
+        """Show the stage at work; one that began and failed between two looks, too."""
+        stage = state.current.name if state.current is not None else state.latest
+        is_news = state.current is not None or state.latest != self._followed
+        self._followed = state.latest
+        if self.following and is_news and stage and stage != self.selected:
+            await self.show_stage(stage)
+
+    def keys_offered(self) -> tuple[Key, ...]:
+        """What the footer shows: keys of what has the focus first, and those alone that do something now."""
+        return tuple(key for key in footer_keys(self.places()) if wizard_of(self).possible(key))
+
+    def places(self) -> tuple[str, ...]:
+        """Whose keys are heard now, the innermost first."""
+        focused = self.focused
+        if isinstance(focused, (Input, TokenField)):
+            return ("field",)  # letters are for the field
+        inner = [
+            place for node in (focused.ancestors_with_self if focused else ()) if (place := getattr(node, "PLACE", ""))
+        ]
+        return ("text",) if inner[:1] == ["text"] else (*dict.fromkeys(inner), "stage", "app")
+
+    async def show_stage(self, stage: str) -> None:
+        self.selected = stage
+        self.set_focus(None)
+        for name, view in self._views.items():
+            view.display = name == stage
+        if stage not in self._views:
+            self._views[stage] = VIEWS[stage](self.source)
+            await self.query_one("#body").mount(self._views[stage])
 
     def on_resize(self, event: events.Resize) -> None:
         size = event.size
         too_small = size.width < LEAST_COLUMNS or size.height < LEAST_ROWS
         self.set_class(too_small, "-too-small")
+        self.set_class(size.width >= ROOM_FOR_TWO_TEXTS, "-huge")
         self.query_one("#too-small", Static).update(
             Content(
                 f"This terminal has {size.width} columns and {size.height} rows; "
@@ -126,3 +169,93 @@ class MainScreen(Screen[None]):
                 "Make it larger, or use `stage3-tui status` and `stage3-tui --auto`. What runs goes on; q quits."
             )
         )
+
+    # -- what the keys do ---------------------------------------------------------------------------------------------
+
+    def look_at(self, stage: str) -> None:
+        """Show a stage because a person wants to see it."""
+        current = wizard_of(self).seen.current
+        self.following = current is not None and current.name == stage
+        self.call_later(self._show, stage)
+
+    async def _show(self, stage: str) -> None:
+        if not self.is_whole:  # a key that was pressed before the first screen was put together
+            self.set_timer(SOON, partial(self._show, stage))
+            return
+        await self.show_stage(stage)
+        wizard_of(self).tick_soon()
+
+    def action_move(self, by: int) -> None:
+        number = STAGES.index(self.selected) + by
+        if 0 <= number < len(STAGES):
+            self.look_at(STAGES[number])
+
+    def action_go(self, number: int) -> None:
+        self.look_at(STAGES[number - 1])
+
+    def action_follow(self) -> None:
+        self.follow()
+
+    def follow(self) -> None:
+        """Show the stage at work, and on it what happens."""
+        self.following = True
+        for view in self._views.values():
+            view.forget_choice()
+        wizard_of(self).tick_soon()
+
+    def action_scroll(self, pages: int) -> None:
+        if self.view is not None:
+            self.view.scroll_page(pages)
+
+    async def action_turn(self, by: int) -> None:
+        if self.view is not None:
+            await self.view.turn(by)
+
+    async def action_turn_to(self, page: str) -> None:
+        if self.view is not None and page in self.view.pages:
+            await self.view.turn_to(page)
+
+    async def action_options(self) -> None:
+        if self.view is None:
+            return
+        if self.view.page == self.view.OPTIONS:
+            await self.view.turn_to(self.view.OWN_PAGES[0])
+        elif self.view.OPTIONS in self.view.pages:
+            await self.view.turn_to(self.view.OPTIONS)
+
+    async def action_browse(self) -> None:
+        """The browser of pairs, from wherever somebody is."""
+        self.look_at(QualityView.STAGE)
+        self.call_later(self._browse)
+
+    async def _browse(self) -> None:
+        if self.selected != QualityView.STAGE or self.view is None:
+            self.set_timer(SOON, self._browse)
+            return
+        await self.view.turn_to(QualityView.PAIRS)
+
+    def action_zoom(self) -> None:
+        if isinstance(self.view, TrainingView):
+            self.view.zoom()
+            wizard_of(self).tick_soon()
+
+    def action_copy(self) -> None:
+        if self.view is not None:
+            wizard_of(self).copy(*self.view.copy_text(wizard_of(self).seen))
+
+    def action_copy_line(self, number: int) -> None:
+        """A click on a line that the stage offers."""
+        if isinstance(self.view, PackagingView):
+            wizard_of(self).copy(*self.view.line_at(number, wizard_of(self).seen))
+
+    def action_press(self, keys: str) -> None:
+        """A click in the footer is the key that stands there."""
+        self.app.simulate_key(keys.partition(",")[0])
+
+    @on(Rail.Chosen)
+    def _rail_chosen(self, event: Rail.Chosen) -> None:
+        self.look_at(event.stage)
+
+    @on(StageView.Turned)
+    def _turned(self) -> None:
+        wizard_of(self).tick_soon()

@@ -2,42 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from textual.content import Content
 
+from engine.events import Check
 from engine.state import RunState, StageState
 from tui.screens.base import StageView
-from tui.widgets.layout import EMPTY, paragraph
-from tui.widgets.parts import section
-from tui.widgets.words import line
+from tui.widgets.layout import EMPTY, Column, table
+from tui.widgets.paper import clickable
+from tui.widgets.parts import card, section
+from tui.widgets.words import line, memory
+
+ON_THE_CARD = ("archive", "size", "sha256", "loads")
+LINES = ("bring it home", "check and unpack", "unpack", "load the base", "load the adapter", "load")
+"""Checks whose detail is a line to type somewhere else."""
+COPYING = "c copies the first line, a click the one under it; logs/copied.txt has it too"
 
 
 class PackagingView(StageView):
     STAGE = "packaging"
 
-    def checks_title(self) -> str:
-        return "The archive"
+    def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
+        return tuple(check for check in stage.checks if check.name not in (*ON_THE_CARD, *LINES))
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        scp = scp_line(stage)
+        by_name = {check.name: check.detail for check in stage.checks}
+        told = tuple((name, by_name[name]) for name in ON_THE_CARD if name in by_name)
+        lines = lines_of(stage)
+        contents = contents_of(stage)
 
         def draw(width: int) -> list[Content]:
-            advice = line("c copies this line through the terminal, and writes it to logs/copied.txt.", "$muted")
-            return [
-                EMPTY,
-                section("Bring it home", "", width),
-                *line(scp, "bold $accent").fold(width),
-                *paragraph(advice, width),
-            ]
+            drawn = [EMPTY, *card("The archive", [(name, line(detail, "bold")) for name, detail in told], width)]
+            return [*drawn, *line_lines(lines, width), *content_lines(contents, width)]
 
-        self.paper("extra").put(scp, draw if scp else None)
+        self.paper("extra").put((told, lines, contents), draw if told else None)
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
-        scp = scp_line(state.stages[self.STAGE])
-        return (scp, "the scp line") if scp else (str(self.source.run.archive), "the archive's path")
+        lines = lines_of(state.stages[self.STAGE])
+        return (lines[0][1], "the scp line") if lines else (str(self.source.run.archive), "the archive's path")
+
+    def line_at(self, number: int, state: RunState) -> tuple[str, str]:
+        """(a line that was clicked, what it is)."""
+        name, text = lines_of(state.stages[self.STAGE])[number]
+        return text, f"the line for: {name}"
 
 
-def scp_line(stage: StageState) -> str:
-    """The command that brings the archive home; empty until it is known."""
-    found = (check.detail for check in stage.checks if "scp " in check.detail)
-    detail = next(found, "")
-    return detail[detail.index("scp ") :].splitlines()[0] if detail else ""
+def lines_of(stage: StageState) -> tuple[tuple[str, str], ...]:
+    """(what for, the line to type); first the one that brings the archive home."""
+    by_name = {check.name: check.detail for check in stage.checks}
+    return tuple((name, by_name[name]) for name in LINES if name in by_name)
+
+
+def contents_of(stage: StageState) -> tuple[tuple[str, int], ...]:
+    """(name, bytes) of what is in the archive; empty where the stage did not say."""
+    told = stage.facts.get("contents")
+    return tuple((str(name), int(size)) for name, size in told) if isinstance(told, (list, tuple)) else ()
+
+
+def line_lines(lines: Sequence[tuple[str, str]], width: int) -> list[Content]:
+    """Each line in full, however long, because it is to be typed or selected; a click copies it."""
+    if not lines:
+        return []
+    drawn = [
+        EMPTY,
+        section("To type at home", COPYING, width),
+    ]
+    for number, (name, text) in enumerate(lines):
+        drawn.append(Content.styled(name, "$muted"))
+        shown = line(text, "bold $accent" if number == 0 else "$foreground", 4_000)
+        drawn += [clickable(piece, f"screen.copy_line({number})") for piece in shown.fold(width)]
+    return drawn
+
+
+def content_lines(contents: Sequence[tuple[str, int]], width: int) -> list[Content]:
+    if not contents:
+        return []
+    rows = [(Content.styled(memory(size), "$muted"), line(name, "$foreground", 200)) for name, size in contents]
+    return [
+        EMPTY,
+        section("Contents", f"{len(contents)} files", width),
+        *table(rows, (Column(10, right=True), Column()), width),
+    ]

@@ -8,44 +8,43 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
-from engine import names
 from engine.events import PairFailed, PairMade
 from engine.state import RunState, StageState
 from tui.screens.base import StageView
-from tui.widgets.gauge import bar
+from tui.widgets.compared import compared
+from tui.widgets.gauge import bar, forecast_mark
 from tui.widgets.layout import EMPTY, fit
-from tui.widgets.pair_browser import PairBrowser
-from tui.widgets.pair_text import draft_and_revision
-from tui.widgets.paper import Paper
+from tui.widgets.paper import Paper, clickable
 from tui.widgets.parts import histogram, section
 from tui.widgets.words import line, percent
 
-MAKING, PAIRS, OPTIONS = range(3)
+SHOWN_OF_THE_NEWEST = 600
+"""Characters of each text."""
+FEED_MARK = 16
+"""Cells for what became of a prompt."""
 
 
 class PairsView(StageView):
     STAGE = "pairs"
-    PAGES = ("Making", "Pairs", "Options")
+    OWN_PAGES = ("Making",)
 
-    def compose_page(self, page: int) -> ComposeResult:
-        if page == MAKING:
-            with Horizontal(id="making"):
-                with VerticalScroll(id="making-left", can_focus=False):
-                    yield Paper(id="share")
-                    yield Paper(id="reasons")
-                    yield Paper(id="checks")
-                with VerticalScroll(id="making-right", can_focus=False):
-                    yield Paper(id="newest")
-                    yield Paper(id="feed")
-        elif page == PAIRS:
-            yield PairBrowser(self.source.run / names.PAIRS_JSONL, from_the_end=True, id="browser")
-        else:
-            yield Paper(id="options")
+    def compose_page(self, page: str) -> ComposeResult:
+        with Horizontal(id="making"):
+            with VerticalScroll(id="making-left", can_focus=False):
+                yield Paper(id="share")
+                yield Paper(id="reasons")
+                yield Paper(id="checks")
+            with VerticalScroll(id="making-right", can_focus=False):
+                yield Paper(id="newest")
+                yield Paper(id="feed")
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         made, failures, newest = state.pairs_made, state.pair_failures, state.newest_pairs
         least = self.source.config.min_usable_share
-        self.paper("share").put((made, failures), lambda width: share_lines(made, failures, least, width))
+        began = bool(made or failures)
+        self.paper("share").put(
+            (made, failures), (lambda width: share_lines(made, failures, least, width)) if began else None
+        )
         self.paper("reasons").put(failures, (lambda width: reason_lines(failures, width)) if failures else None)
         self.paper("feed").put(newest, (lambda width: feed_lines(newest, width)) if newest else None)
         last = newest[-1] if newest else None
@@ -55,16 +54,15 @@ class PairsView(StageView):
 def share_lines(made: int, failures: Mapping[str, int], least: float, width: int) -> list[Content]:
     """How many of the prompts gave a usable pair, against what the gate will ask for."""
     tried = made + sum(failures.values())
-    if not tried:
-        return [EMPTY, Content.styled("No pair yet.", "$muted")]
     share = made / tried
     style = "$pair-ok" if share >= least else "$check-warning"
     told = Content.assemble(
         (f"{percent(share)} usable", f"bold {style}"),
         (f"  {made:,} of {tried:,}", "$foreground"),
-        (f"   gate: {percent(least)}", "$muted"),
+        (f"   gate ┃{percent(least)}", "$muted"),
     )
-    return [EMPTY, told.truncate(width, ellipsis=True), bar(share, min(width, 60), style=style, peak=least)]
+    shown = bar(share, min(width, 60), style=style, marks=(forecast_mark(least),))
+    return [EMPTY, told.truncate(width, ellipsis=True), shown]
 
 
 def reason_lines(failures: Mapping[str, int], width: int) -> list[Content]:
@@ -73,17 +71,21 @@ def reason_lines(failures: Mapping[str, int], width: int) -> list[Content]:
 
 def feed_lines(newest: Sequence[PairMade | PairFailed], width: int) -> list[Content]:
     """The newest first, one on each line."""
-    lines = [EMPTY, section("Newest", "", width)]
+    browse = clickable(Content.assemble(("b", "bold $key"), (" browses all of them", "$muted")), "screen.browse")
+    lines = [EMPTY, section("Newest", "", width - browse.cell_length - 1) + Content(" ") + browse]
     for event in reversed(newest):
         made = isinstance(event, PairMade)
         mark = Content.styled("✓ ok" if made else "✗ ", "$pair-ok" if made else "$pair-bad")
         if isinstance(event, PairFailed):
-            mark = mark + line(event.reason, "$pair-bad", 12)
-        lines.append(fit(mark, 15) + line(event.prompt, "$foreground", 240).truncate(max(width - 15, 8), ellipsis=True))
+            mark = mark + line(event.reason, "$pair-bad", FEED_MARK - 3)
+        lines.append(
+            fit(mark, FEED_MARK)
+            + line(event.prompt, "$foreground", 240).truncate(max(width - FEED_MARK, 8), ellipsis=True)
+        )
     return lines
 
 
 def newest_lines(event: PairMade | PairFailed, width: int) -> list[Content]:
     prompt = line(event.prompt, "$foreground", 300).truncate(width, ellipsis=True)
-    texts = draft_and_revision(event.base_response[:600], event.revised_response[:600], width)
-    return [EMPTY, section("Prompt", "", width), prompt, EMPTY, *texts]
+    texts = event.base_response[:SHOWN_OF_THE_NEWEST], event.revised_response[:SHOWN_OF_THE_NEWEST]
+    return [EMPTY, section("Prompt", "", width), prompt, EMPTY, *compared(*texts, width)]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from textual.content import Content
 
+from engine.events import Forecast
+from engine.names import STAGE
 from engine.state import RunState, StageState
 from tui.screens.base import StageView
 from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY
-from tui.widgets.parts import section
+from tui.widgets.parts import card, section
+from tui.widgets.words import coarse, memory
 
 
 class PreflightView(StageView):
@@ -18,12 +21,30 @@ class PreflightView(StageView):
         return "Trials and forecast"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        reading = state.telemetry[-1] if state.telemetry else None
-        peaks = state.peak_gpu_bytes
+        reading, forecast = state.telemetry[-1] if state.telemetry else None, state.forecast
+        peaks, own_peak = state.peak_gpu_bytes, state.peak_rss_bytes
 
         def draw(width: int) -> list[Content]:
-            return (
-                [EMPTY, section("Memory", "", width), *gpu_lines(reading, peaks, width)] if reading is not None else []
-            )
+            lines = [EMPTY, *card("Forecast", forecast_rows(forecast), width)] if forecast is not None else []
+            if reading is not None:
+                lines += [EMPTY, section("Memory", "", width)]
+                lines += gpu_lines(reading, peaks, forecast, width, peak_of_process=own_peak)
+            return lines
 
-        self.paper("extra").put(reading, draw if reading is not None else None)
+        self.paper("extra").put((reading, forecast), draw if reading is not None or forecast is not None else None)
+
+
+def forecast_rows(forecast: Forecast) -> list[tuple[str, Content]]:
+    """Time and memory of each long stage, and the disk."""
+    whose = "of the GPU" if forecast.on_gpu else "of this machine"
+    rows = []
+    for stage, seconds in forecast.seconds.items():
+        peak = forecast.peak_bytes.get(stage)
+        told = f"about {coarse(seconds)}" + (f", {memory(peak)} {whose} at the peak" if peak else "")
+        rows.append((STAGE[stage].title, Content.styled(told, "bold")))
+    whole = coarse(sum(forecast.seconds.values()))
+    return [
+        *rows,
+        ("Together", Content.styled(f"about {whole}", "bold")),
+        ("Disk", Content.styled(f"about {memory(forecast.disk_bytes)}", "bold")),
+    ]

@@ -2,75 +2,89 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.app import ComposeResult
+from textual.containers import Vertical
 from textual.content import Content
+from textual.widget import Widget
 
 from engine import names
 from engine.state import RunState, StageState
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY
-from tui.widgets.pair_browser import PairBrowser
 from tui.widgets.paper import Paper
 
-GATE, PAIRS, OPTIONS = range(3)
+if TYPE_CHECKING:
+    from tui.widgets.pair_browser import PairBrowser
 
 
 class QualityView(StageView):
     STAGE = "quality"
-    PAGES = ("Gate", "Pairs", "Options")
+    GATE, PAIRS = OWN_PAGES = ("Gate", "Pairs")
+    BARE_PAGES = (PAIRS, StageView.OPTIONS)
 
-    def compose_page(self, page: int) -> ComposeResult:
-        if page == GATE:
+    def compose_page(self, page: str) -> ComposeResult:
+        if page == self.GATE:
             yield Paper(id="extra")
             yield Paper(id="checks")
-        elif page == PAIRS:
-            run = self.source.run
-            yield PairBrowser(run / names.PAIRS_JSONL, scores=run / names.SCORES_JSONL, id="browser")
         else:
-            yield Paper(id="options")
+            from tui.widgets.pair_browser import PairBrowser
+
+            yield PairBrowser(self.source, id="browser")
+
+    def page_container(self, page: str) -> Widget:
+        if page != self.PAIRS:
+            return super().page_container(page)
+        container = Vertical(id=f"page-{page.lower()}", classes="page")
+        container.display = page == self.page
+        return container
+
+    @property
+    def browser(self) -> PairBrowser | None:
+        """The browser, once somebody looked at it."""
+        found = self.query("#browser")
+        return found.first() if found else None  # type: ignore[return-value]
 
     def checks_title(self) -> str:
         return "The gate: each figure beside its threshold"
 
-    def on_mount(self) -> None:
-        self.read_decisions()
-
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        verdict = gate_line(stage)
-        self.paper("extra").put(verdict.plain, (lambda width: [EMPTY, verdict]) if verdict else None)
+        if self.page == self.GATE:
+            lines = [line for line in (gate_line(stage), self._decided_since(stage)) if line]
+            told = tuple(line.plain for line in lines)
+            self.paper("extra").put(told, (lambda width: [EMPTY, *lines]) if lines else None)
 
-    # -- what people decide -------------------------------------------------------------------------------------------
+    def _decided_since(self, stage: StageState) -> Content:
+        """A sentence where people decided about pairs after the stage had read what they decided."""
+        if stage.status not in ("done", "refused") or stage.finished is None:
+            return EMPTY
+        try:
+            changed = (self.source.run / names.EDITS_JSONL).stat().st_mtime
+        except OSError:
+            return EMPTY  # nobody decided anything
+        if changed <= stage.finished:
+            return EMPTY
+        again = "" if self.source.read_only else ": r runs this stage again, and a what follows it"
+        return Content.styled(f"! Decisions were made since{again}.", "$check-warning")
 
-    def decide(self, action: str) -> str:
-        """Append a decision about the pair under the cursor to `edits.jsonl`; what was done, in a sentence."""
-        from engine.pairs.edits import write_edit
-        from tui.tail import read_line
+    def focus_page(self) -> None:
+        if self.page == self.PAIRS and self.browser is not None:
+            self.browser.pairs.focus()
+            self.browser.look()
+        else:
+            super().focus_page()
 
-        row = self.query_one(PairBrowser).pairs.row
-        if row is None:
-            return "There is no pair under the cursor."
-        pair_id = read_line(self.source.run / names.PAIRS_JSONL, row.line).get("id")
-        if not pair_id:
-            return "This pair has no id: another program wrote it, and a decision about it could not be kept."
-        write_edit(self.source.run / names.EDITS_JSONL, str(pair_id), action)
-        self.read_decisions()
-        decided = self.query_one(PairBrowser).decisions.get(str(pair_id), "as the detectors find it")
-        return f"Pair {row.line.number + 1}: {decided}."
+    def scroll_page(self, pages: int) -> None:
+        if self.page == self.PAIRS and self.browser is not None:
+            self.browser.scroll_detail(pages)
+        else:
+            super().scroll_page(pages)
 
-    def read_decisions(self) -> None:
-        from engine.pairs.edits import Decision, read_edits
-
-        def told(decision: Decision) -> str:
-            words = {True: "accepted by a person", False: "rejected by a person", None: ""}[decision.accepted]
-            flipped = "flipped: the draft is chosen" if decision.flipped else ""
-            texts = (decision.revised_response, decision.base_response)
-            edited = "edited" if any(text is not None for text in texts) else ""
-            return ", ".join(word for word in (words, flipped, edited, decision.note) if word)
-
-        browser = self.query_one(PairBrowser)
-        decisions = read_edits(self.source.run / names.EDITS_JSONL)
-        browser.decisions = {pair_id: told(decision) for pair_id, decision in decisions.items()}
-        browser.show_pair()
+    def step_back(self) -> bool:
+        if self.page == self.PAIRS and self.browser is not None:
+            return self.browser.step_back()
+        return super().step_back()
 
 
 def gate_line(stage: StageState) -> Content:

@@ -7,6 +7,8 @@ from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.words import line
 
+INSTALLS = "Something is missing. With the option install (key o) this stage gets what it can with uv."
+
 
 class ToolchainView(StageView):
     STAGE = "toolchain"
@@ -17,8 +19,5 @@ class ToolchainView(StageView):
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         missing = any(check.status in ("failed", "warning") for check in stage.checks)
         hint = missing and not self.source.config.install and not self.source.read_only
-        text = line(
-            "Something is missing. With the option install (key e) this stage gets what it can with uv.",
-            "$check-warning",
-        )
+        text = line(INSTALLS, "$check-warning")
         self.paper("extra").put(hint, (lambda width: [EMPTY, *paragraph(text, width)]) if hint else None)

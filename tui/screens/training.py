@@ -4,91 +4,134 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal
+from textual.containers import Container
 from textual.content import Content
 
-from engine.events import CheckpointSaved, EvalDone, TrainStep
+from engine.events import CheckpointSaved, Message, TrainStep
 from engine.state import RunState, StageState
 from tui.screens.base import StageView
+from tui.screens.verdict import verdict_lines
 from tui.widgets.chart import Level, Series, moving_average
 from tui.widgets.gpus import gpu_lines
-from tui.widgets.layout import EMPTY, Column, fit, paragraph, table
+from tui.widgets.layout import EMPTY, fit
 from tui.widgets.line_chart import LineChart
-from tui.widgets.pair_text import draft_and_revision
+from tui.widgets.marks import LEVEL_MARKS
 from tui.widgets.paper import Paper
-from tui.widgets.parts import section
-from tui.widgets.words import figure, foreign, line, memory, number
+from tui.widgets.words import figure, foreign, memory, number
 
-CURVES, VERDICT, OPTIONS = range(3)
-LN2 = Level(math.log(2), "ln 2")
+ZOOMS = (1, 2, 8)
+"""The newest part of the steps that the charts show: all, a half, an eighth."""
+ZOOM_WORDS = {1: "", 2: "   the newer half", 8: "   the newest eighth"}
+LEAST_STEPS = 16
+"""Of a zoom: fewer than these are no curve."""
+WARNINGS_SHOWN = 3
 
 
 class TrainingView(StageView):
     STAGE = "training"
-    PAGES = ("Curves", "Verdict", "Options")
+    CURVES, VERDICT = OWN_PAGES = ("Curves", "Verdict")
 
     _charted: object = None
     """What the charts last depended on."""
+    _zoom = ZOOMS[0]
 
-    def compose_page(self, page: int) -> ComposeResult:
-        if page == CURVES:
+    def compose_page(self, page: str) -> ComposeResult:
+        if page == self.CURVES:
             yield Paper(id="numbers")
-            with Horizontal(id="charts"):
-                yield LineChart(id="loss")
-                yield LineChart(id="margin")
+            with Container(id="charts"):
+                for name in CURVES:
+                    yield LineChart(id=name)
+            yield Paper(id="warnings")
             yield Paper(id="memory")
-        elif page == VERDICT:
+        else:
             yield Paper(id="verdict")
             yield Paper(id="checks")
-        else:
-            yield Paper(id="options")
 
-    def page_for(self, state: RunState) -> int:
-        return VERDICT if state.evaluation is not None and state.stages[self.STAGE].status == "done" else CURVES
+    def page_for(self, state: RunState) -> str:
+        done = state.evaluation is not None and state.stages[self.STAGE].status == "done"
+        return self.VERDICT if done else self.CURVES
+
+    def zoom(self) -> None:
+        self._zoom = ZOOMS[(ZOOMS.index(self._zoom) + 1) % len(ZOOMS)]
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        steps, saved = state.train_steps, state.checkpoints
-        gap = self.gap
-        self.paper("numbers").put((steps[-1:], saved, gap), lambda width: [*gap, *number_lines(steps, saved, width)])
-        reading = state.telemetry[-1] if state.telemetry else None
-        peaks = state.peak_gpu_bytes
-        self.paper("memory").put(
-            reading, (lambda width: gpu_lines(reading, peaks, width)) if reading is not None else None
+        if self.page == self.VERDICT:
+            evaluation = state.evaluation
+            self.paper("verdict").put(evaluation, lambda width: verdict_lines(evaluation, width))
+            return
+        steps, saved, gap = state.train_steps, state.checkpoints, self.gap
+        self.paper("numbers").put(
+            (steps[-1:], saved, len(gap)),
+            (lambda width: [*gap, *number_lines(steps, saved, width)]) if steps else None,
         )
+        self.query_one("#charts").display = bool(steps)
+        self._draw_memory(state)
+        warnings = tuple(
+            message
+            for _, message in state.messages
+            if message.stage == self.STAGE and message.level in ("warning", "error")
+        )[-WARNINGS_SHOWN:]
+        self.paper("warnings").put(warnings, (lambda width: warning_lines(warnings, width)) if warnings else None)
         # A second is soon enough: a chart is the dearest thing on the screen, and over SSH the longest to send.
-        key = (int(now), len(steps) > 0) if stage.status == "running" else steps[-1:]
+        key = (int(now) if stage.status == "running" else steps[-1:], len(steps) > 0, self._zoom)
         if key != self._charted:
             self._charted = key
             self._draw_charts(steps)
-        evaluation = state.evaluation
-        self.paper("verdict").put(
-            (evaluation, stage.status == "running"), lambda width: verdict_lines(evaluation, stage.status, width)
+
+    def _draw_memory(self, state: RunState) -> None:
+        reading = state.telemetry[-1] if state.telemetry else None
+        peaks, forecast, own_peak = state.peak_gpu_bytes, state.forecast, state.peak_rss_bytes
+        self.paper("memory").put(
+            (reading, forecast),
+            (lambda width: gpu_lines(reading, peaks, forecast, width, peak_of_process=own_peak))
+            if reading is not None
+            else None,
         )
 
     def _draw_charts(self, steps: Sequence[TrainStep]) -> None:
-        losses = [(float(step.step), number(step.loss)) for step in steps]
-        margins = [(float(step.step), number(step.margin)) for step in steps]
-        over = max(len(steps) // 20, 1)
-        self.query_one("#loss", LineChart).put(
-            tuple(steps[-1:]),
-            Content.assemble(("Loss", "bold $heading"), ("   ln 2 is where an untrained policy stands", "$muted")),
-            [Series(losses, "$chart-loss-raw"), Series(moving_average(losses, over), "$chart-loss")],
-            [LN2],
-        )
-        self.query_one("#margin", LineChart).put(
-            tuple(steps[-1:]),
-            Content.assemble(("Reward margin", "bold $heading"), ("   chosen less rejected", "$muted")),
-            [Series(margins, "$chart-margin-raw"), Series(moving_average(margins, over), "$chart-margin")],
-            [Level(0.0, "0")],
-        )
+        shown = steps[-max(len(steps) // self._zoom, LEAST_STEPS) :]
+        over = max(len(shown) // 20, 1)
+        note = ZOOM_WORDS[self._zoom] if len(shown) < len(steps) else ""
+        for name, drawn in CURVES.items():
+            points = [(float(step.step), number(getattr(step, drawn.field))) for step in shown]
+            newest = figure(points[-1][1], 4 if name == "loss" else 3) if points else ""
+            raw = Series(points, f"$chart-{drawn.colour}-raw")
+            smooth = Series(moving_average(points, over), f"$chart-{drawn.colour}", thick=True)
+            self.query_one(f"#{name}", LineChart).put(
+                (shown[-1:], len(shown)),
+                Content.assemble(
+                    (f"{drawn.title}  ", "bold $heading"), (newest, "bold"), (f"   {drawn.sentence}{note}", "$muted")
+                ),
+                [raw, smooth],
+                drawn.levels,
+                drawn.bounds,
+            )
+
+
+class Curve(NamedTuple):
+    title: str
+    sentence: str
+    field: str
+    """Of a step."""
+    colour: str
+    levels: tuple[Level, ...] = ()
+    bounds: tuple[float, float] | None = None
+
+
+CURVES: dict[str, Curve] = {
+    "loss": Curve("Loss", "ln 2 is where an untrained policy stands", "loss", "loss", (Level(math.log(2), "ln 2"),)),
+    "margin": Curve("Reward margin", "chosen less rejected", "margin", "margin", (Level(0.0, "0"),)),
+    "accuracy": Curve("Accuracy", "share of pairs told apart", "accuracy", "margin", (Level(0.5, "0.5"),), (0.0, 1.0)),
+    "gradient": Curve("Gradient norm", "before it is clipped", "grad_norm", "loss"),
+}
+"""The last two are there where there is room."""
 
 
 def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], width: int) -> list[Content]:
     """The newest step in figures, and the checkpoints."""
-    if not steps:
-        return [Content.styled("No step yet.", "$muted")]
     last = steps[-1]
     figures = [
         ("step", f"{last.step:,} / {last.total_steps:,}"),
@@ -96,8 +139,8 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
         ("loss", figure(number(last.loss), 4)),
         ("margin", figure(number(last.margin))),
         ("accuracy", f"{100 * number(last.accuracy):.0f} %"),
-        ("grad norm", figure(number(last.grad_norm))),
-        ("lr", f"{number(last.learning_rate):.2e}"),
+        ("gradient", figure(number(last.grad_norm), 2)),
+        ("rate", f"{number(last.learning_rate):.1e}"),
         ("tok/s", figure(number(last.tokens_per_second), 0)),
         ("saved", f"step {saved[-1].step:,}" if saved else "nothing"),
         ("size", memory(saved[-1].bytes) if saved else "-"),
@@ -112,31 +155,11 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
     return [EMPTY.join([fit(cell, room - 1).pad_right(1) for cell in row]) for row in rows]
 
 
-def verdict_lines(evaluation: EvalDone | None, status: str, width: int) -> list[Content]:
-    """Whether Stage 3 is better than Stage 2, both answers to a few held-out prompts, and all the figures."""
-    if evaluation is None:
-        coming = "The verdict comes after training, from held-out prompts."
-        return [EMPTY, Content.styled(coming, "$muted")]
-    word = line(evaluation.verdict, limit=60)
-    style = {"better": "$stage-done", "worse": "$stage-failed"}.get(
-        word.plain.split(" ")[0].casefold(), "$check-warning"
-    )
-    lines = [EMPTY, Content.assemble(("Stage 3 against Stage 2: ", "$foreground"), word.stylize(f"bold {style}"))]
-    for reason in evaluation.reasons:
-        lines += paragraph(Content.assemble(("· ", "$muted"), foreign(reason, "$foreground", 600)), width)
-    for position, sample in enumerate(evaluation.samples, start=1):
-        prompt = foreign(sample.get("prompt", ""), "$foreground", 1_000)
-        lines += [EMPTY, section(f"Sample {position}", "", width), *paragraph(prompt, width)]
-        answers = str(sample.get("stage2", "")), str(sample.get("stage3", ""))
-        lines += draft_and_revision(*answers, width, ("Stage 2", "Stage 3"))
-    if evaluation.figures:
-        rows = [
-            (
-                line(name.replace("_", " "), "$muted", 50),
-                Content.styled("none" if value is None else figure(value, 4), "bold"),
-            )
-            for name, value in evaluation.figures.items()
-        ]
-        lines += [EMPTY, section("Figures", "held-out prompts", width)]
-        lines += table(rows, (Column(50), Column()), width)
-    return lines
+def warning_lines(warnings: Sequence[Message], width: int) -> list[Content]:
+    """What the training warned of, with its evidence: a line each."""
+    return [
+        Content.assemble(
+            (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), foreign(one.text, "", 300)
+        ).truncate(width, ellipsis=True)
+        for one in warnings
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import ClassVar, NamedTuple, TypeVar
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -12,10 +13,31 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui.keys import bindings, help_rows
+from tui.keys import PLACES, bindings, help_rows
 from tui.widgets.layout import EMPTY, Column, table
 from tui.widgets.paper import Paper
 from tui.widgets.parts import section
+
+Result = TypeVar("Result")
+
+
+class Window(ModalScreen[Result]):
+    """Esc closes it, and so do its own keys and a click beside it; then it gives None."""
+
+    BINDINGS = bindings("window")
+    CLOSED_BY: ClassVar[tuple[str, ...]] = ()
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key in self.CLOSED_BY:
+            event.stop()  # or it would go on to the screen below, where the letter means something else
+            self.dismiss(None)
+
+    def on_click(self, event: events.Click) -> None:
+        if event.screen_offset not in self.query_one(".window").region:
+            self.dismiss(None)
+
+    def action_dismiss_window(self) -> None:
+        self.dismiss(None)
 
 
 class Answer(NamedTuple):
@@ -25,10 +47,8 @@ class Answer(NamedTuple):
     sentence: str
 
 
-class Question(ModalScreen[str | None]):
+class Question(Window[str | None]):
     """Gives the key of the answer that was chosen; None when it was closed without one."""
-
-    BINDINGS = bindings("choice")
 
     def __init__(self, title: str, text: str, answers: tuple[Answer, ...]) -> None:
         super().__init__()
@@ -45,21 +65,22 @@ class Question(ModalScreen[str | None]):
 
     def on_key(self, event: events.Key) -> None:
         if event.key in {answer.key for answer in self._answers}:
-            event.stop()  # or it would go on to the screen below, where the letter means something else
+            event.stop()
             self.dismiss(event.key)
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(event.option.id)
 
-    def action_dismiss_window(self) -> None:
-        self.dismiss(None)
 
+class Help(Window[None]):
+    """The keys of what has the focus, then all others."""
 
-class Help(ModalScreen[None]):
-    """Every key and what it does."""
+    CLOSED_BY = ("question_mark", "q")
 
-    BINDINGS = bindings("choice")
+    def __init__(self, places: Iterable[str]) -> None:
+        super().__init__()
+        self._places = tuple(places)
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="window -large") as window:
@@ -68,28 +89,24 @@ class Help(ModalScreen[None]):
             yield Paper(id="help")
 
     def on_mount(self) -> None:
-        self.query_one("#help", Paper).put("help", help_lines)
+        places = self._places
+        self.query_one("#help", Paper).put(places, lambda width: help_lines(places, width))
         self.query_one(VerticalScroll).focus()
 
-    def on_key(self, event: events.Key) -> None:
-        if event.key in ("question_mark", "q"):
-            event.stop()
-            self.dismiss(None)
 
-    def action_dismiss_window(self) -> None:
-        self.dismiss(None)
-
-
-def help_lines(width: int) -> list[Content]:
+def help_lines(places: tuple[str, ...], width: int) -> list[Content]:
+    """Keys by whose they are: those of what has the focus stand first, under a name of their own."""
+    others = [place for place in ("stage", "app", *PLACES) if place not in places and place != "textual"]
     lines: list[Content] = []
-    rows = help_rows()
-    for group in dict.fromkeys(group for group, _, _ in rows):
-        keys = [
+    for place in dict.fromkeys((*places, *others, "textual")):
+        rows = [
             (Content.styled(key, "bold $key"), Content.styled(text, "$foreground"))
-            for g, key, text in rows
-            if g == group
+            for _, key, text in help_rows((place,))
         ]
-        lines += [*([EMPTY] if lines else []), section(group, "", width), *table(keys, (Column(10), Column()), width)]
+        here = "what has the focus" if place == places[0] and place not in ("stage", "app") else ""
+        if rows:
+            lines += [*([EMPTY] if lines else []), section(PLACES[place], here, width)]
+            lines += table(rows, (Column(10), Column()), width)
     return lines
 
 

@@ -19,12 +19,17 @@ DISK_SECONDS = 5
 class WorkspaceView(StageView):
     STAGE = "workspace"
 
+    _looked: tuple[float, float] | None = None
+
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        if (now // DISK_SECONDS) != getattr(self, "_looked", None):
-            self._looked = now // DISK_SECONDS
+        needed = state.forecast.disk_bytes if state.forecast is not None else 0.0
+        if (now // DISK_SECONDS, needed) != self._looked:
+            self._looked = (now // DISK_SECONDS, needed)
             usage = disk_usage(self.source.run.folder)
-            rounded = None if usage is None else (round(usage[0], -7), usage[1])
-            self.paper("extra").put(rounded, (lambda width: disk_lines(*usage, width)) if usage is not None else None)
+            key = None if usage is None else (round(usage[0], -7), usage[1], needed)
+            self.paper("extra").put(
+                key, (lambda width: disk_lines(*usage, needed, width)) if usage is not None else None
+            )
 
 
 def disk_usage(folder: Path) -> tuple[float, float] | None:
@@ -38,8 +43,10 @@ def disk_usage(folder: Path) -> tuple[float, float] | None:
     return None
 
 
-def disk_lines(used: float, total: float, width: int) -> list[Content]:
-    told = Content.assemble((f"  {memory(total - used)} free", "bold"), (f" of {memory(total)}", "$muted"))
+def disk_lines(used: float, total: float, needed: float, width: int) -> list[Content]:
+    """The disk, and on it where the run will fill it to, once preflight has said."""
+    needs = f"   the run needs about {memory(needed)}" if needed else ""
+    told = Content.assemble((f"  {memory(total - used)} free", "bold"), (f" of {memory(total)}{needs}", "$muted"))
     label = Content.styled("Disk  ", "$muted")
     room = min(max(width - told.cell_length - label.cell_length, 10), 60)
-    return [EMPTY, label + memory_bar(used, total, room) + told]
+    return [EMPTY, label + memory_bar(used, total, room, forecast=used + needed if needed else None) + told]

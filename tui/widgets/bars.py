@@ -12,8 +12,13 @@ from tui.keys import Key
 from tui.widgets.gauge import short_memory
 from tui.widgets.layout import EMPTY, fit, spread
 from tui.widgets.marks import STAGE_MARKS
+from tui.widgets.paper import clickable
 from tui.widgets.rail import share_done
-from tui.widgets.words import duration, line
+from tui.widgets.words import coarse, duration, line
+
+ALWAYS = ("leave", "help")
+ROOM_FOR_HOST, ROOM_FOR_MORE = 100, 130
+"""Cells from which the name of the machine stands there too, and longer bars."""
 
 
 def title_line(state: RunState, run_name: str, standing: str, now: float, width: int) -> Content:
@@ -24,10 +29,11 @@ def title_line(state: RunState, run_name: str, standing: str, now: float, width:
 
 def status_line(state: RunState, host: str, folder: str, width: int) -> Content:
     """The machine: its GPU or why there is none, its memory, and where the run is."""
-    machine = Content.assemble((f" {host}  " if width >= 100 else " ", "$muted"))
+    machine = Content.assemble((f" {host}  " if width >= ROOM_FOR_HOST else " ", "$muted"))
     reading = state.telemetry[-1] if state.telemetry else None
     if reading is not None:
-        machine = machine + short_memory(reading, 16 if width >= 120 else 10)
+        forecast = state.forecast
+        machine = machine + short_memory(reading, forecast, 16 if width >= ROOM_FOR_MORE else 6)
     else:
         machine = machine + Content.styled("no readings yet", "$muted")
     room = width - machine.cell_length - 4
@@ -38,13 +44,38 @@ def status_line(state: RunState, host: str, folder: str, width: int) -> Content:
 
 
 def keys_line(keys: Sequence[Key], width: int) -> Content:
-    """As many keys as there is room for, and always the last one: help."""
-    *first, last = [Content.assemble((f" {key.shown}", "bold $key"), (f" {key.label} ", "$muted")) for key in keys]
+    """As many keys as there is room for. Those that are always there, and leave, stand at the right: what comes and goes with the
+    run must not push them under a mouse that is on its way.
+    """
+    pieces = {
+        key: clickable(
+            Content.assemble((f" {key.shown}", "bold $key"), (f" {key.label} ", "$muted")),
+            f"screen.press('{key.keys}')",
+        )
+        for key in keys
+    }
+    right = EMPTY.join([pieces[key] for key in keys if key.action in ALWAYS])
     shown = EMPTY
-    for piece in first:
-        if shown.cell_length + piece.cell_length + last.cell_length <= width - 1:
+    for key, piece in pieces.items():
+        if key.action not in ALWAYS and shown.cell_length + piece.cell_length + right.cell_length <= width - 2:
             shown = shown + piece
-    return spread(shown, last, width)
+    return spread(shown, right, width) if right else fit(shown, width)
+
+
+def seconds_to_go(state: RunState, now: float) -> float | None:
+    """What is left of the running stage and of the forecast stages after it; None where nobody knows."""
+    current = state.current
+    if current is None:
+        return None
+    here = state.expected_seconds(current.name, now)
+    elapsed = current.elapsed(now) or 0.0
+    later = [
+        seconds
+        for name in STAGES[STAGES.index(current.name) + 1 :]
+        if state.stages[name].status == "waiting" and (seconds := state.expected_seconds(name, now)) is not None
+    ]
+    left = max(here - elapsed, 0.0) if here is not None else 0.0
+    return left + sum(later) if here is not None or later else None
 
 
 def _standing(state: RunState, standing: str, now: float) -> Content:
@@ -56,7 +87,8 @@ def _standing(state: RunState, standing: str, now: float) -> Content:
         number = STAGES.index(current.name) + 1
         share = share_done(current)
         text = f"▶ running {number}/10 {STAGE[current.name].title}{' ' + share if share else ''}"
-        elapsed = duration(current.elapsed(now))
+        to_go = coarse(seconds_to_go(state, now))
+        elapsed = duration(current.elapsed(now)) + (f" · ~{to_go} to go" if to_go else "")
         return Content.assemble((text, "$stage-running"), (f"  {elapsed}", "$muted"))
     finished = state.finished
     if finished is None:

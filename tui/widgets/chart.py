@@ -21,6 +21,8 @@ BLANK = 0x2800
 class Series:
     points: Sequence[Point]
     style: str
+    thick: bool = False
+    """Two dots high."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,16 @@ class Window:
 
 def braille(points: Sequence[Point], width: int, height: int, window: Window) -> list[str]:
     """`height` rows of `width` cells with a line through `points` in order of x; NaN and infinities leave a gap."""
-    return ["".join(chr(BLANK + bits) for bits in row) for row in _cells(points, width, height, window)]
+    return ["".join(chr(BLANK + bits) for bits in row) for row in _cells(Series(points, ""), width, height, window)]
 
 
-def window_of(series: Sequence[Series], levels: Sequence[Level] = ()) -> Window | None:
-    """All finite points and levels, with a little air above and below; None where there is nothing to show."""
+def window_of(
+    series: Sequence[Series], levels: Sequence[Level] = (), bounds: tuple[float, float] | None = None
+) -> Window | None:
+    """All finite points and levels, with a little air above and below; None where there is nothing to show.
+
+    bounds   what the values can be at most: then these are shown, without air
+    """
     finite = [(x, y) for one in series for x, y in one.points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
         return None
@@ -56,17 +63,25 @@ def window_of(series: Sequence[Series], levels: Sequence[Level] = ()) -> Window 
     bottom, top = min(heights), max(heights)
     air = 0.05 * (top - bottom) or abs(top) * 0.1 or 1.0
     left, right = min(x for x, _ in finite), max(x for x, _ in finite)
+    if bounds is not None:
+        (bottom, top), air = bounds, 0.0
     return Window(left, right if right > left else left + 1, bottom - air, top + air)
 
 
-def chart(series: Sequence[Series], levels: Sequence[Level], width: int, height: int) -> list[Content]:
+def chart(
+    series: Sequence[Series],
+    levels: Sequence[Level],
+    width: int,
+    height: int,
+    bounds: tuple[float, float] | None = None,
+) -> list[Content]:
     """A chart with its axes: labels at the left, the range of x under it. The last series lies on top."""
-    window = window_of(series, levels)
+    window = window_of(series, levels, bounds)
     if window is None or height < 3:
         return [Content.styled("No points yet.", "$muted")]
     gutter = max(len(_tick(window.top)), len(_tick(window.bottom)), *(len(level.label) for level in levels), 5) + 1
     across, down = max(width - gutter - 1, 4), height - 1
-    layers = [(_cells(one.points, across, down, window), one.style) for one in series]
+    layers = [(_cells(one, across, down, window), one.style) for one in series]
     level_rows = {_row_of(level.value, down, window): level for level in levels}
     rows = []
     for y in range(down):
@@ -120,10 +135,10 @@ def _joined(pieces: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return joined
 
 
-def _cells(points: Sequence[Point], width: int, height: int, window: Window) -> list[list[int]]:
+def _cells(series: Series, width: int, height: int, window: Window) -> list[list[int]]:
     cells = [[0] * width for _ in range(height)]
     before: tuple[int, int] | None = None
-    for x, y in points:
+    for x, y in series.points:
         if not (math.isfinite(x) and math.isfinite(y)):
             before = None
             continue
@@ -131,6 +146,8 @@ def _cells(points: Sequence[Point], width: int, height: int, window: Window) -> 
         row = 4 * height - 1 - _scaled(y, window.bottom, window.top, 4 * height - 1)
         for dot_x, dot_y in _between(before or (column, row), (column, row)):
             cells[dot_y // 4][dot_x // 2] |= DOTS[dot_y % 4][dot_x % 2]
+            if series.thick and dot_y:
+                cells[(dot_y - 1) // 4][dot_x // 2] |= DOTS[(dot_y - 1) % 4][dot_x % 2]
         before = (column, row)
     return cells
 

@@ -2,50 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from textual.content import Content
 
-from engine.events import Telemetry
+from engine.events import Forecast, GpuReading, Telemetry
 from tui.widgets.words import memory
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
 HIGH_SHARE = 0.92
 
 
-def bar(share: float, width: int, *, style: str = "$gauge-used", peak: float | None = None) -> Content:
-    """`width` cells, `share` of them filled to an eighth of a cell; a tick at `peak` where that is past the filling."""
+class Mark(NamedTuple):
+    """A place on a bar that means something."""
+
+    share: float
+    glyph: str
+    style: str
+
+
+def peak_mark(share: float) -> Mark:
+    return Mark(share, "▏", "$gauge-peak")
+
+
+def forecast_mark(share: float) -> Mark:
+    return Mark(share, "┃", "$gauge-forecast")
+
+
+def bar(share: float, width: int, *, style: str = "$gauge-used", marks: Sequence[Mark] = ()) -> Content:
+    """`width` cells, `share` of them filled to an eighth of a cell; a mark stands on what is filled and on what is not."""
     share = min(max(share if share == share else 0.0, 0.0), 1.0)
     eighths = round(share * width * 8)
-    filled = "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
-    rest = width - len(filled)
-    body = Content.styled(filled, f"{style} on $gauge-free")
-    if peak is None or round(peak * width) <= len(filled):
-        return body + Content.styled(" " * rest, "on $gauge-free")
-    tick = min(round(peak * width), width) - 1 - len(filled)
+    whole, rest = divmod(eighths, 8)
+    cells = ["█"] * whole + ([EIGHTHS[rest]] if rest else [])
+    cells += [" "] * (width - len(cells))
+    marked = {min(max(round(mark.share * width) - 1, 0), width - 1): mark for mark in marks if mark.share == mark.share}
+    pieces: list[tuple[str, str]] = []
+    for place, cell in enumerate(cells):
+        mark = marked.get(place)
+        if mark is None:
+            text, look = cell, f"{style} on $gauge-free" if cell != " " else "on $gauge-free"
+        else:
+            text, look = mark.glyph, f"{mark.style} on {style if cell == '█' else '$gauge-free'}"
+        if pieces and pieces[-1][1] == look:
+            pieces[-1] = (pieces[-1][0] + text, look)
+        else:
+            pieces.append((text, look))
+    return Content.assemble(*pieces)
+
+
+def memory_bar(
+    used: float, total: float, width: int, *, peak: float | None = None, forecast: float | None = None
+) -> Content:
+    """Bytes of bytes; what is nearly full is red, and says so by its length too."""
+    share = used / total if total else 0.0
+    style = "$gauge-high" if share >= HIGH_SHARE else "$gauge-used"
+    marks = []
+    if peak and total and peak > used:
+        marks.append(peak_mark(peak / total))
+    if forecast and total:
+        marks.append(forecast_mark(forecast / total))
+    return bar(share, width, style=style, marks=marks)
+
+
+def short_memory(reading: Telemetry, forecast: Forecast | None, width: int) -> Content:
+    """One line: the fullest GPU, or that there is none, and the machine's memory."""
+    host = Content.assemble(
+        ("RAM ", "$muted"),
+        memory_bar(reading.host_used_bytes, reading.host_total_bytes, width),
+        f" {reading.host_used_bytes / 2**30:.0f}/{memory(reading.host_total_bytes)}",
+    )
+    gpu = fullest(reading.gpus)
+    if gpu is None:
+        return Content.styled("GPU: no figures  " if reading.gpus else "no GPU  ", "$muted") + host
+    used, total = gpu.memory_used_bytes or 0, gpu.memory_total_bytes or 0
+    label = f"GPU {gpu.index} " if len(reading.gpus) > 1 else "GPU "
+    use = "" if gpu.utilisation_percent is None else f" {gpu.utilisation_percent:.0f} %"
+    expected = peak_on_gpu(forecast, gpu.index)
     return Content.assemble(
-        body,
-        Content.styled(" " * tick, "on $gauge-free"),
-        Content.styled("▏", "$gauge-peak on $gauge-free"),
-        Content.styled(" " * (rest - tick - 1), "on $gauge-free"),
+        (label, "$muted"),
+        memory_bar(used, total, width, forecast=expected),
+        f" {used / 2**30:.0f}/{memory(total)}{use}  ",
+        host,
     )
 
 
-def memory_bar(used: float, total: float, width: int, peak: float | None = None) -> Content:
-    share = used / total if total else 0.0
-    style = "$gauge-high" if share >= HIGH_SHARE else "$gauge-used"
-    return bar(share, width, style=style, peak=peak / total if peak and total else None)
+def fullest(gpus: Sequence[GpuReading]) -> GpuReading | None:
+    """The GPU that is filled most; None where none says how full it is."""
+    telling = [gpu for gpu in gpus if gpu.memory_used_bytes is not None and gpu.memory_total_bytes]
+    return max(telling, key=lambda gpu: (gpu.memory_used_bytes or 0) / (gpu.memory_total_bytes or 1), default=None)
 
 
-def short_memory(reading: Telemetry, width: int = 10) -> Content:
-    """One line about the fullest GPU; where there is none, the reason, and the machine's memory."""
-    with_memory = [gpu for gpu in reading.gpus if gpu.memory_used_bytes is not None and gpu.memory_total_bytes]
-    if with_memory:
-        gpu = max(with_memory, key=lambda one: (one.memory_used_bytes or 0) / (one.memory_total_bytes or 1))
-        used, total = gpu.memory_used_bytes or 0, gpu.memory_total_bytes or 0
-        label = f"GPU {gpu.index} " if len(reading.gpus) > 1 else "GPU "
-        use = "" if gpu.utilisation_percent is None else f"  {gpu.utilisation_percent:.0f} %"
-        numbers = f" {used / 2**30:.1f}/{memory(total)}{use}"
-    else:
-        used, total = reading.host_used_bytes, reading.host_total_bytes
-        label = "GPU: no memory figures · RAM " if reading.gpus else "no GPU here · RAM "
-        numbers = f" {used / 2**30:.1f}/{memory(total)}"
-    return Content.assemble(Content.styled(label, "$muted"), memory_bar(used, total, width), numbers)
+def peak_on_gpu(forecast: Forecast | None, index: int) -> float | None:
+    """The most that a stage is expected to take of a GPU; None where nothing is known of this one."""
+    if forecast is None or not forecast.on_gpu or forecast.gpu != index:
+        return None
+    return max(forecast.peak_bytes.values(), default=None)

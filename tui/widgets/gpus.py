@@ -1,4 +1,4 @@
-"""Memory of every GPU with its peak; where there is none, the reason, and the machine's memory."""
+"""Memory of every GPU with its peak and the forecast; where there is none, the reason, and the memory of the machine."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 from textual.content import Content
 
-from engine.events import GpuReading, Telemetry
-from tui.widgets.gauge import memory_bar
+from engine.events import Forecast, GpuReading, Telemetry
+from tui.widgets.gauge import memory_bar, peak_on_gpu
 from tui.widgets.layout import fit
 from tui.widgets.words import line, memory
+
+ROOM_FOR_MODEL = 118
+"""Cells from which the GPU's model stands there too."""
 
 
 class _Row(NamedTuple):
@@ -18,11 +21,18 @@ class _Row(NamedTuple):
     used: float
     total: float
     peak: float | None
-    numbers: str
+    forecast: float | None
     rest: str
 
+    @property
+    def numbers(self) -> str:
+        return f"{memory(self.used)} of {memory(self.total)}"
 
-def gpu_lines(reading: Telemetry, peaks: Mapping[int, int], width: int) -> list[Content]:
+
+def gpu_lines(
+    reading: Telemetry, peaks: Mapping[int, int], forecast: Forecast | None, width: int, *, peak_of_process: int = 0
+) -> list[Content]:
+    """A line for each GPU, and one for the machine's memory; marks on the bars: peak so far, and what was forecast."""
     lines = []
     if not reading.gpus:
         note = line(reading.note or "the driver names none", "$muted", 160)
@@ -33,34 +43,53 @@ def gpu_lines(reading: Telemetry, peaks: Mapping[int, int], width: int) -> list[
             told = f"GPU {gpu.index}: the driver does not say how much memory it uses"
             lines.append(Content.styled(told, "$muted").truncate(width))
         else:
-            rows.append(_gpu_row(gpu, gpu.memory_used_bytes, gpu.memory_total_bytes, peaks.get(gpu.index)))
-    host = f"{memory(reading.host_used_bytes)} of {memory(reading.host_total_bytes)}"
-    mine = f"this run {memory(reading.rss_bytes)}   CPU {reading.cpu_percent:.0f} %"
-    rows.append(_Row("Host memory", reading.host_used_bytes, reading.host_total_bytes, None, host, mine))
+            sizes = (gpu.memory_used_bytes, gpu.memory_total_bytes)
+            rows.append(_gpu_row(gpu, *sizes, peaks.get(gpu.index), forecast, with_model=width >= ROOM_FOR_MODEL))
+    on_host = forecast is not None and not forecast.on_gpu
+    expected = max(forecast.peak_bytes.values(), default=None) if forecast is not None and on_host else None
+    told = _joined(_peak(peak_of_process), _forecast(expected))
+    rows.append(_Row("This run", reading.rss_bytes, reading.host_total_bytes, peak_of_process or None, expected, told))
+    cpu = f"CPU {reading.cpu_percent:.0f} %"
+    rows.append(_Row("All memory", reading.host_used_bytes, reading.host_total_bytes, None, None, cpu))
     return [*lines, *_aligned(rows, width)]
 
 
-def _gpu_row(gpu: GpuReading, used: int, total: int, peak: int | None) -> _Row:
-    figures = (
-        f"peak {memory(peak)}" if peak else "",
+def _gpu_row(
+    gpu: GpuReading, used: int, total: int, peak: int | None, forecast: Forecast | None, *, with_model: bool
+) -> _Row:
+    expected = peak_on_gpu(forecast, gpu.index)
+    told = _joined(
         "" if gpu.utilisation_percent is None else f"{gpu.utilisation_percent:.0f} %",
         "" if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} °C",
         "" if gpu.power_watts is None else f"{gpu.power_watts:.0f} W",
+        _peak(peak),
+        _forecast(expected),
     )
-    name = f"GPU {gpu.index}  {line(gpu.name, limit=24).plain}"
-    rest = "   ".join(figure for figure in figures if figure)
-    return _Row(name, used, total, peak, f"{memory(used)} of {memory(total)}", rest)
+    model = f"  {line(gpu.name, limit=24).plain}" if with_model else ""
+    return _Row(f"GPU {gpu.index}{model}", used, total, peak, expected, told)
+
+
+def _peak(size: float | None) -> str:
+    return f"▏peak {memory(size)}" if size else ""
+
+
+def _forecast(size: float | None) -> str:
+    return f"┃forecast {memory(size)}" if size else ""
+
+
+def _joined(*figures: str) -> str:
+    return "   ".join(figure for figure in figures if figure)
 
 
 def _aligned(rows: Sequence[_Row], width: int) -> list[Content]:
     """One under the other: names, bars of one length, and figures to their right."""
-    names = min(max(len(row.name) for row in rows), 30 if width >= 100 else 12)
+    names = max(len(row.name) for row in rows)
     numbers = max(len(row.numbers) for row in rows)
     room = min(max(width - names - numbers - max(len(row.rest) for row in rows) - 7, 8), 40)
     return [
         Content.assemble(
             fit(Content(row.name), names).pad_right(2),
-            memory_bar(row.used, row.total, room, row.peak),
+            memory_bar(row.used, row.total, room, peak=row.peak, forecast=row.forecast),
             (f"  {row.numbers:>{numbers}}", "bold"),
             (f"   {row.rest}", "$muted"),
         ).truncate(width, ellipsis=True)

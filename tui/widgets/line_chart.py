@@ -20,15 +20,23 @@ class LineChart(Widget):
         self._title = Content("")
         self._series: Sequence[Series] = ()
         self._levels: Sequence[Level] = ()
+        self._bounds: tuple[float, float] | None = None
 
-    def put(self, key: object, title: Content, series: Sequence[Series], levels: Sequence[Level] = ()) -> None:
+    def put(
+        self,
+        key: object,
+        title: Content,
+        series: Sequence[Series],
+        levels: Sequence[Level] = (),
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
         """Show this. `key` is all that it depends on: the same key again costs nothing."""
         if key != self._key:
-            self._key, self._title, self._series, self._levels = key, title, series, levels
+            self._key, self._title, self._series, self._levels, self._bounds = key, title, series, levels, bounds
             self.refresh()
 
     def render(self) -> Content:
         width, height = self.content_size
         if width < 16 or height < 4:
             return fit(self._title, max(width, 1))
-        return stack([fit(self._title, width), *chart(self._series, self._levels, width, height - 1)])
+        return stack([fit(self._title, width), *chart(self._series, self._levels, width, height - 1, self._bounds)])

@@ -35,4 +35,13 @@ LEVEL_MARKS: dict[str, Mark] = {
     "error": Mark("✗", "error", "$check-failed"),
 }
 
+PAIR_MARKS: dict[str, Mark] = {
+    "usable": Mark("✓", "usable", "$pair-ok"),
+    "out": Mark("✗", "out", "$pair-bad"),
+    "accepted": Mark("✓", "accepted", "bold $pair-ok"),
+    "rejected": Mark("✗", "rejected", "bold $pair-bad"),
+    "swapped": Mark("⇄", "swapped", "bold $accent"),
+    "edited": Mark("✎", "edited", "bold $accent"),
+}
+
 UNKNOWN = Mark("?", "unknown", "$muted")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from textual.content import Content
 from textual.geometry import Size
+from textual.style import Style
 from textual.widget import Widget
 
 from tui.widgets.layout import stack
@@ -23,6 +24,7 @@ class Paper(Widget):
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
+        self.auto_links = False  # what can be clicked looks as its colours say, and is not underlined
         self._draw: Draw = lambda width: ()
         self._key: object = object()
         self._drawn: tuple[int, Content, int] | None = None
@@ -54,3 +56,8 @@ class Paper(Widget):
             lines = self._draw(width) if width > 0 else ()
             self._drawn = (width, stack(lines), len(lines))
         return self._drawn[1], self._drawn[2]
+
+
+def clickable(content: Content, action: str) -> Content:
+    """Text of ours that does something when it is clicked. Foreign text never gets here: nothing parses it for actions."""
+    return content.stylize(Style.from_meta({"@click": action}))

@@ -3,42 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from textual.content import Content
 
 from engine.events import Check, Progress, StageFinished
 from engine.names import STAGE, STAGES
-from engine.options import Option
 from engine.state import StageState
+from tui.keys import KEYS
 from tui.widgets.gauge import bar
 from tui.widgets.layout import EMPTY, Column, fit, paragraph, spread, table
 from tui.widgets.marks import CHECK_MARKS, STAGE_MARKS, UNKNOWN
-from tui.widgets.words import duration, foreign, line, plural, rate
+from tui.widgets.paper import clickable
+from tui.widgets.words import coarse, duration, foreign, line, plural, rate
 
 
 def heading(
-    stage: StageState, pages: Sequence[str], page: int, now: float, width: int, *, compact: bool = False
+    stage: StageState,
+    pages: Sequence[str],
+    page: str,
+    now: float,
+    expected: float | None,
+    width: int,
+    *,
+    compact: bool = False,
 ) -> list[Content]:
-    """The stage's name, how it stands, what it does, and the views that it has; on few lines when `compact`."""
+    """The stage's name, how it stands and how long it takes, what it does, and its views; on few lines when `compact`."""
     name = STAGE[stage.name]
     mark = STAGE_MARKS.get(stage.status, UNKNOWN)
     left = Content.assemble((f"{STAGES.index(stage.name) + 1}  ", "$muted"), (name.title, "bold $heading"))
     told = f"{mark.glyph} {mark.word}" + (" earlier" if stage.reused else "")
-    right = Content.assemble((told, f"bold {mark.style}"), (f"  {duration(stage.elapsed(now))}".rstrip(), "$muted"))
+    right = Content.assemble(
+        (told, f"bold {mark.style}"), (f"  {times(stage.elapsed(now), expected)}".rstrip(), "$muted")
+    )
     sentence = line(name.sentence, "$muted")
     if compact:
         lines = [spread(left + Content("   ") + sentence, right, width)]
     else:
         lines = [spread(left, right, width), *paragraph(sentence, width)]
     if len(pages) > 1:
-        tabs = [
-            Content.styled(f" {title} ", "bold $heading on $rail-selected" if index == page else "$muted")
-            for index, title in enumerate(pages)
-        ]
-        next_view = Content.assemble(("  v", "bold $key"), (" next view", "$muted"))
-        lines += [*([] if compact else [EMPTY]), EMPTY.join(tabs) + next_view]
+        lines += [*([] if compact else [EMPTY]), tabs(pages, page)]
     return lines
+
+
+def tabs(pages: Sequence[str], page: str) -> Content:
+    """The views of a stage; a click turns to one."""
+    shown = [
+        clickable(
+            Content.styled(f" {title} ", "bold $heading on $rail-selected" if title == page else "$muted"),
+            f"screen.turn_to('{title}')",
+        )
+        for title in pages
+    ]
+    next_view = Content.assemble(("  v", "bold $key"), (" next view", "$muted"))
+    return EMPTY.join(shown) + clickable(next_view, "screen.turn(1)")
+
+
+def times(elapsed: float | None, expected: float | None) -> str:
+    """How long it has taken, and how long it will take in all: `12m 03s of ~48m`."""
+    took, whole = duration(elapsed), coarse(expected)
+    if not whole:
+        return took
+    return f"{took} of ~{whole}" if took else f"~{whole}"
+
+
+OFFERS: dict[str, tuple[str, ...]] = {
+    "waiting": ("run_stage", "run_all", "options"),
+    "done": ("redo", "run_all"),
+    "skipped": ("redo", "run_all"),
+    "failed": ("run_stage", "options", "log"),
+    "refused": ("run_stage", "options", "browse"),
+    "stopped": ("run_stage", "run_all"),
+}
+"""What can be done about a stage that does not run, by its status: actions of `tui.keys`."""
+
+
+def offered(status: str) -> tuple[str, ...]:
+    return OFFERS.get(status, ())
+
+
+def offers(actions: Sequence[str], width: int) -> list[Content]:
+    """The actions as words that can be clicked, each with its key."""
+    by_action = {key.action: key for key in KEYS}
+    pieces = [
+        clickable(
+            Content.assemble((f" {key.shown} ", "bold $key on $rail-selected"), (f" {key.label}   ", "$foreground")),
+            f"{'app' if key.where == 'app' else 'screen'}.{key.action}",
+        )
+        for key in (by_action[action] for action in actions)
+    ]
+    return [EMPTY.join(pieces).truncate(width, ellipsis=True)] if pieces else []
 
 
 def failure_box(failure: StageFinished, log_path: str, width: int) -> list[Content]:
@@ -103,31 +156,10 @@ def checks_count(checks: Sequence[Check]) -> str:
     return " · ".join(f"{count} {CHECK_MARKS[status].word}" for status, count in counts.items() if count)
 
 
-def options_table(options: Sequence[Option], values: Mapping[str, Any], width: int) -> list[Content]:
-    """Name, value, default and sentence; what differs from its default is marked."""
-    wide = width >= 100
-    rows = []
-    for option in options:
-        value = value_text(values.get(option.name))
-        changed = value != option.default and not _same_number(value, option.default)
-        cells = [
-            Content.styled("●" if changed else " ", "$accent"),
-            Content.styled(option.name, "$foreground"),
-            line(value or "none", "bold $heading" if changed else "$foreground" if value else "$muted"),
-            line(f"default {option.default or 'none'}" if changed else "", "$muted", 60 if wide else 20),
-        ]
-        rows.append((*cells, Content.styled(option.sentence, "$muted")) if wide else tuple(cells))
-    columns = (Column(1), Column(28), Column(34 if wide else 30), *((Column(24),) if wide else ()), Column())
-    return table(rows, columns, width)
-
-
-def value_text(value: object) -> str:
-    return "" if value is None else str(value)
-
-
 def section(title: str, note: str, width: int) -> Content:
     """A quiet line above a part."""
     head = Content.assemble((title, "bold $heading"), (f"  {note}" if note else "", "$muted"), " ")
+    head = head.truncate(width, ellipsis=True)
     return head + Content.styled("─" * max(width - head.cell_length, 0), "$rule")
 
 
@@ -153,8 +185,19 @@ def histogram(counts: Mapping[str, int], width: int, most: int) -> list[Content]
     return lines
 
 
-def _same_number(one: str, other: str) -> bool:
-    try:
-        return float(one) == float(other)
-    except ValueError:
-        return False
+def card(title: str, rows: Sequence[tuple[str, Content]], width: int) -> list[Content]:
+    """Labels and values in a frame, as wide as they are and no wider than `width`."""
+    labels = max((len(label) for label, _ in rows), default=0)
+    inside = min(max([labels + 2 + value.cell_length for _, value in rows] + [len(title) + 2]), width - 4)
+    room = max(inside - labels - 2, 8)
+    lines = [
+        Content.assemble(("╭─ ", "$rule"), (title, "bold $heading"), (f" {'─' * (inside - len(title) - 1)}╮", "$rule"))
+    ]
+    for label, value in rows:
+        folded = value.fold(room) or [EMPTY]
+        for number, piece in enumerate(folded):
+            named = f"{label if number == 0 else '':<{labels}}  "
+            lines.append(
+                Content.assemble(("│ ", "$rule"), (named, "$muted"), fit(piece, room), (" │", "$rule")).truncate(width)
+            )
+    return [*lines, Content.styled(f"╰{'─' * (inside + 2)}╯", "$rule")]

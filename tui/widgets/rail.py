@@ -11,7 +11,7 @@ from engine.names import STAGE_TABLE, STAGES
 from engine.state import RunState, StageState
 from tui.widgets.layout import EMPTY, fit, spread, stack
 from tui.widgets.marks import STAGE_MARKS, UNKNOWN
-from tui.widgets.words import duration
+from tui.widgets.parts import times
 
 
 class Rail(Widget):
@@ -33,7 +33,7 @@ class Rail(Widget):
         stages = tuple(state.stages.values())
         key = (
             selected,
-            tuple((stage.status, stage.reused, duration(stage.elapsed(now)), share_done(stage)) for stage in stages),
+            tuple((stage.status, stage.reused, _times(state, stage, now), share_done(stage)) for stage in stages),
         )
         if key != self._key:
             self._key, self._state, self._selected, self._now = key, state, selected, now
@@ -80,9 +80,9 @@ def tall_rail(state: RunState, selected: str, now: float, width: int, row_height
             (f"{mark.glyph} ", f"bold {mark.style}"),
             (title, "bold $heading" if chosen else "$foreground" if stage.status != "waiting" else "$stage-waiting"),
         )
-        elapsed = "earlier" if stage.reused and stage.elapsed(now) is None else duration(stage.elapsed(now))
+        elapsed = "earlier" if stage.reused and stage.elapsed(now) is None else _times(state, stage, now)
         if row_height == 1:
-            word = elapsed if stage.status in ("running", "done") and elapsed else mark.word
+            word = elapsed if stage.status in ("running", "done", "waiting") and elapsed else mark.word
             pieces = [(label, f"{word} ")]
         else:
             share = share_done(stage)
@@ -93,6 +93,12 @@ def tall_rail(state: RunState, selected: str, now: float, width: int, row_height
             line = spread(left, Content.styled(right, "$muted"), width)
             lines.append(line.stylize_before(style) if style else line)
     return lines
+
+
+def _times(state: RunState, stage: StageState, now: float) -> str:
+    """How long a stage has taken; of what is still to be done, how long it will take, where that is known."""
+    expected = state.expected_seconds(stage.name, now) if stage.status in ("running", "waiting") else None
+    return times(stage.elapsed(now), expected)
 
 
 def flat_rail(state: RunState, selected: str, width: int) -> Content:

@@ -86,4 +86,5 @@ class TokenField(Widget, can_focus=True):
         if self.__characters:
             token = Secret("".join(self.__characters))
             self.clear()
+            self.screen.set_focus(None)  # at once: the next key is a key again
             self.post_message(self.Submitted(token))

@@ -65,6 +65,19 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86_400}d {whole % 86_400 // 3600:02d}h"
 
 
+def coarse(seconds: float | None) -> str:
+    """A forecast, no finer than it is worth: 40s, 12m, 3h 40m, 2d 3h."""
+    if seconds is None or not math.isfinite(seconds) or seconds <= 0:
+        return ""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)}s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes}m"
+    hours = minutes // 60
+    return f"{hours}h {minutes % 60:02d}m" if hours < 24 else f"{hours // 24}d {hours % 24}h"
+
+
 def rate(per_second: float | None, unit: str) -> str:
     """How fast, in the unit of time that gives a readable figure: 12.5 pairs/s, 3.1 pairs/min."""
     speed = number(per_second)

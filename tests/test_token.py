@@ -1,0 +1,95 @@
+"""The token: typed or pasted, given to the engine once, and shown nowhere."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from textual import events
+
+from engine.secrets import Secret
+from tests.wizard_for_tests import Sessions, look_at, until
+from tui.app import Wizard
+from tui.runner import Runner
+from tui.widgets.token_field import TokenField
+
+TOKEN = "hf_aVerySecretTokenOf1234567890"
+
+
+async def test_the_token_is_given_to_the_engine_and_shown_nowhere(runner: Runner, sessions: Sessions, caplog):
+    caplog.set_level(logging.DEBUG)
+    heard: list[str] = []
+    app = Wizard(runner)
+
+    def hear(message: object) -> None:
+        if not isinstance(message, (events.Key, events.Paste)):
+            heard.append(repr(message))
+
+    async with app.run_test(size=(100, 40), message_hook=hear) as pilot:
+        await look_at(pilot, app, "credentials")
+        field = app.main.view.query_one(TokenField)
+        before = app.export_screenshot()
+        field.focus()
+        await pilot.press(*TOKEN[:12])
+        field.post_message(events.Paste(f"  {TOKEN[12:20]}\n"))
+        await pilot.press(*TOKEN[20:], "ctrl+c", "ctrl+x")
+        await pilot.pause(0.2)
+        full = app.export_screenshot()
+        assert "••••••••" in full and "••••••••" not in before
+        texts = [full, repr(field), repr(app.screen), str(app.tree), app.clipboard, *heard]
+        texts += [repr(worker) for worker in app.workers]
+        field.focus()
+        await pilot.press("enter")
+        await until(pilot, lambda: sessions.made)
+        texts += [app.export_screenshot(), repr(field), *heard]
+        assert not field.filled
+    assert sessions.last.context.token.reveal() == TOKEN
+    assert sessions.last.asked == [("credentials", None)]
+    for text in (*texts, caplog.text):
+        assert not any(TOKEN[i : i + 6] in text for i in range(3, len(TOKEN) - 6))
+
+
+async def test_the_first_keys_do_not_land_in_the_token(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await look_at(pilot, app, "credentials")
+        await pilot.press("j")
+        await until(pilot, lambda: app.main.selected == "dependencies")
+
+
+async def test_esc_leaves_the_field_and_letters_are_keys_again(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await look_at(pilot, app, "credentials")
+        await pilot.press("tab", "j", "escape")
+        assert app.main.view.query_one(TokenField).filled
+        await pilot.press("j")
+        await until(pilot, lambda: app.main.selected == "dependencies")
+
+
+def test_the_length_of_a_token_does_not_show():
+    short, long = TokenField(), TokenField()
+    short.on_paste(events.Paste("hf_1"))
+    long.on_paste(events.Paste(" 'hf_" + "1" * 90 + "'\r\n"))
+    assert short.render().plain == long.render().plain
+    long.clear()
+    assert not long.filled
+
+
+async def test_a_crash_prints_no_locals_and_no_token(runner: Runner, capsys, caplog):
+    app = Wizard(runner)
+
+    def broken() -> None:
+        secret = Secret(TOKEN)
+        plain = secret.reveal()
+        raise RuntimeError(f"something broke after {len(plain)} characters")
+
+    with pytest.raises(RuntimeError):
+        async with app.run_test(size=(100, 30)) as pilot:
+            app.call_later(broken)
+            await pilot.pause(0.3)
+    assert app.return_code == 1
+    assert "RuntimeError" in app.crashed
+    told = capsys.readouterr()
+    assert TOKEN not in told.out + told.err + caplog.text
+    assert "broken" in caplog.text, "the traceback is in the log"

@@ -1,0 +1,49 @@
+"""Themes to choose from: each is worn while the cursor is on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from tui.of_wizard import wizard_of
+from tui.screens.windows import Window
+
+
+class ThemePicker(Window[str | None]):
+    """Gives the name that was chosen. Closed without one, the theme is what it was."""
+
+    CLOSED_BY = ("t", "q")
+
+    def __init__(self, themes: Sequence[str], worn: str) -> None:
+        super().__init__()
+        self._themes, self._before = tuple(themes), worn
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="window -corner") as window:
+            window.border_title = Content("Themes")  # type: ignore[assignment]
+            window.border_subtitle = Content("Enter keeps   Esc leaves")  # type: ignore[assignment]
+            yield OptionList(*(Option(Content(f" {name} "), id=name) for name in self._themes), compact=True)
+
+    def on_mount(self) -> None:
+        themes = self.query_one(OptionList)
+        themes.highlighted = self._themes.index(self._before) if self._before in self._themes else 0
+        themes.focus()
+
+    @on(OptionList.OptionHighlighted)
+    def _worn(self, event: OptionList.OptionHighlighted) -> None:
+        if event.option.id is not None:
+            wizard_of(self).use_theme(event.option.id)
+
+    @on(OptionList.OptionSelected)
+    def _kept(self, event: OptionList.OptionSelected) -> None:
+        self._before = event.option.id or self._before
+        self.dismiss(event.option.id)
+
+    def on_unmount(self) -> None:
+        wizard_of(self).use_theme(self._before)
