@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= passive
 
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
-.PHONY: demo test test-slow lint format bench demo-model pictures clean
+.PHONY: demo test test-slow lint format bench demo-model pictures snapshots clean
 
 demo: $(STAMP)
 	$(BIN)/stage3-tui --auto --demo
@@ -44,6 +44,10 @@ demo-model: $(STAMP)
 
 pictures: $(STAMP)
 	$(BIN)/python docs/pictures.py
+
+snapshots: $(STAMP)
+	rm -rf tests/snapshots
+	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest tests/test_snapshots.py
 
 $(TOOLS)/bin/uv:
 	$(PYTHON) -m venv $(TOOLS)
