@@ -91,7 +91,7 @@ def build_adapter(
     policy = get_peft_model(model, LoraConfig(**chosen))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or not parameter.any():
                 parameter.normal_(std=0.15)
             elif parameter.requires_grad and "lora_A" not in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
