@@ -23,7 +23,7 @@ from engine.models.adapters.weights import load_weights
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.stages import adapter as stage
-from tests.adapters_for_tests import CONFIG, WEIGHTS, added, each, settings
+from tests.adapters_for_tests import CONFIG, WEIGHTS, added, each, settings, tokenizer_of
 from tests.conftest import run_stage
 from tests.tiny_models import build_adapter, build_base, build_context
 
@@ -100,7 +100,10 @@ def test_target_modules_of_a_pattern_are_told_by_their_names(stage2: Stage2, tmp
 def test_a_trainers_leftovers_are_named_and_never_opened(stage2: Stage2, tmp_path: Path):
     folder = copy_of(stage2[1], tmp_path)
     (folder / "training_args.bin").write_bytes(b"not even a pickle")
-    assert line(checks(build_context(tmp_path / "run", stage2[0], folder)), "training_args.bin")[0] == "warning"
+    (folder / "rng_state\x1b[2J.pth").write_bytes(b"")
+    events = checks(build_context(tmp_path / "run", stage2[0], folder))
+    assert "\x1b" not in "".join(event.name for event in events)
+    assert line(events, "training_args.bin")[0] == "warning"
 
 
 def test_target_modules_that_the_base_does_not_have_are_told(stage2: Stage2, tmp_path: Path):
@@ -120,6 +123,17 @@ def test_a_tokenizer_that_cannot_be_read_is_told_and_not_used(stage2: Stage2, tm
     folder = copy_of(stage2[1], tmp_path)
     (folder / "added_tokens.json").write_text("{")
     assert line(checks(build_context(tmp_path / "run", stage2[0], folder)), "added_tokens.json")[0] == "warning"
+
+
+def test_a_tokenizer_is_not_too_large_where_the_bases_own_is_as_large(stage2: Stage2, tmp_path: Path):
+    """Gemma 3's has one token more than its embedding has rows."""
+    base, folder = Path(shutil.copytree(stage2[0], tmp_path / "base")), copy_of(stage2[1], tmp_path)
+    tokenizer_of(402)(base)
+    tokenizer_of(402)(folder)
+    assert line(checks(build_context(tmp_path / "run", base, folder)), "effect")[0] == "ok"
+    tokenizer_of(403)(folder)
+    with pytest.raises(PreconditionError, match="tokenizer beside the adapter"):
+        run_stage(stage.run(build_context(tmp_path / "run2", base, folder)))
 
 
 def test_fields_of_another_version_of_peft_are_told_where_they_are_set(stage2: Stage2, tmp_path: Path):

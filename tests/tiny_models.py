@@ -91,9 +91,11 @@ def build_adapter(
     policy = get_peft_model(model, LoraConfig(**chosen))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if "lora_B" in name or not parameter.any():
                 parameter.normal_(std=0.15)
-            elif parameter.requires_grad and "lora_A" not in name:
+            elif "lora_A" not in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     policy.to(dtype).save_pretrained(folder, save_embedding_layers=False)
     return folder

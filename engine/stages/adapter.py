@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from engine.errors import Stage3Error
 from engine.events import Check, Event
 from engine.files import sha256_of_file
 from engine.models.adapters.card import Line, lines_of_settings, share_of_base, size
+from engine.models.adapters.effect import effect_on_logits, logits_of, refuse_rounded
+from engine.models.adapters.files import refuse_pickles
+from engine.models.adapters.fit import Expected, base_problems_told, expected_adapter
+from engine.models.adapters.misfit import refuse_misfit
+from engine.models.adapters.settings import AdapterSettings, read_settings
 from engine.models.adapters.source import AdapterSource, adapter_source, local_adapter, require_the_hubs_bytes
-from engine.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.models.adapters.trainable import refuse_untrainable
+from engine.models.adapters.vocabulary import refuse_larger_vocabulary
+from engine.models.adapters.weights import (
+    Weights,
+    load_weights,
+    number_format,
+    read_weights_header,
+    refuse_bad_numbers,
+    silent_modules,
+)
+from engine.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_base, load_policy, load_tokenizer
+from engine.models.tensors import hash_tensors
 from engine.stages.base import Context, StageResult, StageRun
-
-if TYPE_CHECKING:
-    from engine.models.adapters.fit import Expected
-    from engine.models.adapters.settings import AdapterSettings
-    from engine.models.adapters.weights import Weights
+from engine.text import visible_line
 
 NAME = "adapter"
 OUTPUTS: tuple[str, ...] = ()
@@ -39,8 +52,6 @@ def run(context: Context) -> StageRun:
     yield Check(NAME, "folder", "ok", str(source))
     settings, expected, weights = yield from _without_the_base(context, source)
     context.stop.raise_if_requested()
-    from engine.models.tensors import hash_tensors
-
     tensors_sha256 = hash_tensors(weights.tensors)
     facts = _facts(context, source, settings, expected, weights) | {"tensors_sha256": tensors_sha256}
     del weights
@@ -55,25 +66,11 @@ def _without_the_base(
     context: Context, source: AdapterSource
 ) -> Generator[Event, None, tuple[AdapterSettings, Expected, Weights]]:
     """All that needs no weight of the base: the folder, the configuration, names and shapes, the adapter's own numbers."""
-    from engine.models.adapters.files import refuse_pickles
-    from engine.models.adapters.fit import expected_adapter
-    from engine.models.adapters.misfit import refuse_misfit
-    from engine.models.adapters.settings import read_settings
-    from engine.models.adapters.trainable import refuse_untrainable
-    from engine.models.adapters.vocabulary import refuse_larger_vocabulary
-    from engine.models.adapters.weights import (
-        load_weights,
-        number_format,
-        read_weights_header,
-        refuse_bad_numbers,
-        silent_modules,
-    )
-
     config, folder = context.config, source.folder
     for name in (yield from _checked("folder", lambda: refuse_pickles(folder))):
-        yield Check(NAME, name, "warning", "a pickle of the trainer's; it is not opened")
+        yield Check(NAME, visible_line(name, 80), "warning", "a pickle of the trainer's; it is not opened")
     for name in source.not_downloaded:
-        yield Check(NAME, name, "warning", "a pickle in the repository; it is not downloaded")
+        yield Check(NAME, visible_line(name, 80), "warning", "a pickle in the repository; it is not downloaded")
     settings = yield from _checked("configuration", lambda: read_settings(folder))
     yield from _checked("configuration", lambda: refuse_untrainable(settings))
     expected = yield from _checked("base model", lambda: expected_adapter(config, settings, context.token_text))
@@ -83,7 +80,8 @@ def _without_the_base(
     yield from _checked("tensors", lambda: refuse_misfit(settings, expected, header.shapes))
     share = share_of_base(header.parameters, expected.base.parameters)
     yield Check(NAME, "trainable parameters", "ok", share)
-    for name in (yield from _checked("vocabulary", lambda: refuse_larger_vocabulary(folder, expected.base))):
+    own = partial(_own_tokens, context)
+    for name in (yield from _checked("vocabulary", lambda: refuse_larger_vocabulary(folder, expected.base, own))):
         yield Check(NAME, name, "warning", "it cannot be read; the base's own tokenizer is the one that is used")
 
     weights = yield from _checked("tensors", lambda: load_weights(folder))
@@ -102,10 +100,6 @@ def _with_the_base(
     context: Context, source: AdapterSource, settings: AdapterSettings, tensors_sha256: str
 ) -> Generator[Event, None, dict[str, Any]]:
     """The base with the adapter on it, loaded as every later stage loads it: it holds what the file holds, and has an effect."""
-    from engine.models.adapters.effect import effect_on_logits, logits_of, refuse_rounded
-    from engine.models.adapters.fit import base_problems_told
-    from engine.models.loading import load_base, load_policy, load_tokenizer
-
     config, token = context.config, context.token_text
 
     def load() -> Any:
@@ -126,6 +120,11 @@ def _with_the_base(
     effect = yield from _checked("effect", lambda: effect_on_logits(policy, tokenizer, before))
     yield Check(NAME, "effect", "ok", f"switching it on changes a logit by up to {effect:.4g}")
     return {"effect": effect, "base_model_commit": commit, "base_parameters": parameters}
+
+
+def _own_tokens(context: Context) -> int:
+    with base_problems_told(context.config):
+        return len(load_tokenizer(context.config, context.token_text))
 
 
 def _facts(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ LONGEST = 256 << 20
 """Bytes; Gemma's tokenizer.json has 34 million."""
 
 
-def refuse_larger_vocabulary(folder: Path, base: BaseFacts) -> list[str]:
+def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable[[], int]) -> list[str]:
     """Names of tokenizer files that cannot be read. Raises PreconditionError where one beside the adapter has ids that the base
     has no embedding for; UnsafeError for a link out of the folder.
+
+    own_tokens   how many the base's own tokenizer has: Gemma 3's has one more than its embedding, and nobody added it
     """
     unreadable = []
     for name in TOKENIZER_FILES:
@@ -34,7 +36,7 @@ def refuse_larger_vocabulary(folder: Path, base: BaseFacts) -> list[str]:
         except (ValueError, TypeError, AttributeError, RecursionError):
             unreadable.append(name)
             continue
-        if highest >= base.vocabulary:
+        if highest >= base.vocabulary and highest >= own_tokens():
             raise PreconditionError(
                 f"The tokenizer beside the adapter has more tokens than {base.name}.",
                 f"{shown(folder / name)} goes up to the token {highest:,}; the base has an embedding for {base.vocabulary:,}.",

@@ -66,13 +66,14 @@ def read_tensors(folder: Path) -> Mapping[str, Tensor]:
 
 def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
     """Raises PreconditionError for NaN, infinities, or an adapter that adds nothing (every lora_B zero)."""
-    for word, bad in (("NaN", _with(tensors, "isnan")), ("infinity", _with(tensors, "isinf"))):
-        if bad:
-            raise PreconditionError(
-                f"The adapter has {word} in {len(bad)} of its {len(tensors)} tensors ({few(bad)}).",
-                "Whatever trained it ended with broken numbers.",
-                "Go back to a checkpoint from before they broke, and export that with `model.save_pretrained(folder)`.",
-            )
+    bad = sorted(name for name, tensor in tensors.items() if not bool(tensor.isfinite().all()))
+    if bad:
+        first = "NaN" if bool(tensors[bad[0]].isnan().any()) else "an infinity"
+        raise PreconditionError(
+            f"The adapter has NaN or infinity in {len(bad)} of its {len(tensors)} tensors ({few(bad)}).",
+            f"The first of them holds {first}: whatever trained it ended with broken numbers.",
+            "Go back to a checkpoint from before they broke, and export that with `model.save_pretrained(folder)`.",
+        )
     of_lora_b = [name for name in tensors if _is_lora_b(name)]
     plain = all("lora_" in name for name in tensors)
     if plain and len(silent_modules(tensors)) == len(of_lora_b):
@@ -95,10 +96,6 @@ def number_format(header: Header) -> str:
 
 def _is_lora_b(name: str) -> bool:
     return "lora_B" in name
-
-
-def _with(tensors: Mapping[str, Tensor], what: str) -> list[str]:
-    return sorted(name for name, tensor in tensors.items() if bool(getattr(tensor, what)().any()))
 
 
 def _header(file: BinaryIO, path: Path) -> Header:
