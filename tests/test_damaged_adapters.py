@@ -206,8 +206,11 @@ TENSORS = {
     "one tensor missing": refused(
         dropped(lambda name: name == f"{Q}B.weight"), r"not complete: 1 of its 16 tensors are missing \(.*q_proj.lora_B", AGAIN
     ),
-    "a layer missing": refused(dropped(lambda n: ".layers.0." in n), r"8 of its 16 .*missing \(all of layer 0\)", AGAIN),
+    "a layer missing": refused(dropped(lambda n: ".layers.0." in n), r"missing \(all of layer 0\).* 624 numbers", AGAIN),
     "the last layer missing": refused(dropped(lambda n: ".layers.1." in n), r"missing \(all of layer 1\)", AGAIN),
+    "a layer missing, and another rank": refused(
+        both(dropped(lambda n: ".layers.0." in n), settings(r=4)), r"tensors are missing \(all of layer 0\).* 832 numbers", AGAIN
+    ),
     "half of them missing": refused(dropped(every_second()), r"8 of its 16 tensors are missing \(base_model", AGAIN),
     "saved from a wrapped model": refused(renamed(lambda n: f"module.{n}"), "hold 'module.'.*wrapped model", "unwrap_model"),
     "saved from a compiled model": refused(

@@ -78,8 +78,7 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
     from transformers import AutoModelForCausalLM
 
     base_config = read_base_config(config, token)
-    lora = copy.deepcopy(settings.lora)
-    lora.init_lora_weights = False  # names and shapes are wanted, no numbers
+    lora = copy.deepcopy(settings.lora)  # PEFT writes into it what "all-linear" came to
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with base_problems_told(config):

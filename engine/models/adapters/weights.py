@@ -41,9 +41,7 @@ def read_weights_header(folder: Path) -> Header:
     damaged file apart, and one whose numbers are no floats; UnsafeError for what is no plain file.
     """
     with open_in(folder, ADAPTER_WEIGHTS) as file:
-        header = _header(file, folder / ADAPTER_WEIGHTS)
-    _require_floats(header, folder / ADAPTER_WEIGHTS)
-    return header
+        return _header(file, folder / ADAPTER_WEIGHTS)
 
 
 def load_weights(folder: Path) -> Weights:
@@ -51,7 +49,6 @@ def load_weights(folder: Path) -> Weights:
     path = folder / ADAPTER_WEIGHTS
     with open_in(folder, ADAPTER_WEIGHTS) as file:
         header = _header(file, path)
-        _require_floats(header, path)
         with _changes_told(path):
             data = _whole(file.fileno(), header)
     view = memoryview(data)
@@ -113,11 +110,13 @@ def _header(file: BinaryIO, path: Path) -> Header:
         )
     file.seek(0)
     try:
-        return read_header(file, size)
+        header = read_header(file, size)
     except HeaderError as error:
         raise PreconditionError(
             f"{shown(path)} ({size:,} bytes) is damaged.", visible_line(str(error), 400), GET_IT_AGAIN
         ) from error
+    _require_floats(header, path)
+    return header
 
 
 def _require_floats(header: Header, path: Path) -> None:
@@ -147,10 +146,7 @@ def _tensor(view: memoryview, info: TensorInfo) -> Tensor:
     dtype = getattr(torch, NUMBER_FORMATS[info.dtype])
     if info.begin == info.end:
         return torch.empty(info.shape, dtype=dtype)
-    part: memoryview | bytearray = view[info.begin : info.end]
-    if info.begin % 8:
-        part = bytearray(part)  # torch reads numbers where they are aligned
-    return torch.frombuffer(part, dtype=dtype).reshape(info.shape)
+    return torch.frombuffer(view[info.begin : info.end], dtype=dtype).reshape(info.shape)
 
 
 @contextmanager
