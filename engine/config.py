@@ -64,6 +64,8 @@ class ModelOptions(Described):
     """Branch, tag or commit of the base model on the Hub; the resolved commit is recorded."""
     adapter_path: str = "artifacts/stage2_finetuning_artifacts/lora_adapters"
     """The Stage 2 LoRA adapter: a folder, or a Hub id."""
+    adapter_revision: str = "main"
+    """Branch, tag or commit of the adapter on the Hub; the resolved commit is recorded."""
 
 
 class PairsOptions(Described):

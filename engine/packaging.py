@@ -28,7 +28,7 @@ from engine.children import clean_environment
 from engine.config import Stage3Config
 from engine.errors import DamagedState, PreconditionError, UnsafeError
 from engine.files import sha256_of_file, sync_folder, write_atomically
-from engine.models.adapter import PICKLE_SUFFIXES
+from engine.models.adapters.files import PICKLE_SUFFIXES
 from engine.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_local, local_path
 from engine.run import Run
 
@@ -186,7 +186,8 @@ def load_in_fresh_process(archive: Path, config: Stage3Config, expected_tensors:
 
 def load_archive(request: Mapping[str, str]) -> dict[str, Any]:
     """What the fresh process does: unpack beside the archive, load, switch the adapter on and off."""
-    from engine.models.adapter import effect_on_logits, read_tensors, refuse_bad_numbers
+    from engine.models.adapters.effect import effect_on_logits
+    from engine.models.adapters.weights import read_tensors, refuse_bad_numbers
     from engine.models.loading import load_base, load_policy, load_tokenizer
     from engine.models.tensors import hash_tensors
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
 
 from engine.config import Stage3Config
 from engine.context import Context
@@ -20,40 +29,75 @@ another ! Could you tell me how to fix a dripping tap ? Close the valve , replac
 WORDS = TEXT.split()
 
 
-def build_base(folder: Path, seed: int = 11) -> Path:
-    """A random two-layer Gemma with grouped keys, in float32, with a tokenizer that has Gemma's template."""
-    tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 400)
+def build_tokenizer() -> PreTrainedTokenizerBase:
+    """Of 400 tokens, with Gemma's chat template."""
+    return train_tokenizer([" ".join(WORDS)] * 3, 400)
+
+
+FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, int]]] = {
+    "gemma": (GemmaConfig, {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "head_dim": 8}),
+    "llama": (LlamaConfig, {"hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4, "head_dim": 8}),
+    "qwen2": (Qwen2Config, {"hidden_size": 28, "intermediate_size": 60, "num_attention_heads": 2}),
+    "gemma2": (Gemma2Config, {"hidden_size": 36, "intermediate_size": 48, "num_attention_heads": 2, "head_dim": 16}),
+    "gemma3": (
+        Gemma3TextConfig,
+        {"hidden_size": 20, "intermediate_size": 44, "num_attention_heads": 2, "head_dim": 12},
+    ),
+}
+"""Small shapes of five families, no two of them alike; two layers and one head of keys each."""
+
+
+def base_config(family: str, tokenizer: PreTrainedTokenizerBase, **changes: object) -> PretrainedConfig:
+    kind, sizes = FAMILIES[family]
+    shared = {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.3,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return kind(**{**shared, **sizes, **changes})
+
+
+def build_base(folder: Path, seed: int = 11, family: str = "gemma", **changes: object) -> Path:
+    """A random two-layer model with grouped keys, in float32, with a tokenizer that has Gemma's template.
+
+    changes   fields of its configuration that are to be otherwise
+    """
+    tokenizer = build_tokenizer()
     torch.manual_seed(seed)
-    config = GemmaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=1024,
-        initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    GemmaForCausalLM(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(base_config(family, tokenizer, **changes))
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def build_adapter(folder: Path, base: Path, seed: int = 5) -> Path:
-    """A LoRA whose every tensor is non-zero, so that it changes what the base says."""
+TARGETS = ["q_proj", "v_proj", "gate_proj", "down_proj"]
+
+
+def build_adapter(
+    folder: Path, base: Path, seed: int = 5, dtype: torch.dtype = torch.float32, **settings: object
+) -> Path:
+    """A LoRA whose every tensor is as if it was trained, so that it changes what the base says.
+
+    settings   of LoraConfig, where they are to be otherwise; dtype: of the file
+    """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    targets = ["q_proj", "v_proj", "gate_proj", "down_proj"]
-    policy = get_peft_model(model, LoraConfig(r=3, lora_alpha=7, target_modules=targets, task_type="CAUSAL_LM"))
+    chosen = {"r": 3, "lora_alpha": 7, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **settings}
+    policy = get_peft_model(model, LoraConfig(**chosen))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
+            if not parameter.requires_grad:
+                continue
+            if "lora_B" in name or not parameter.any():
                 parameter.normal_(std=0.15)
-    policy.save_pretrained(folder)
+            elif "lora_A" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    policy.to(dtype).save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 

@@ -40,10 +40,10 @@ from engine.dpo.watch import Watch
 from engine.errors import NumbersError, PreconditionError
 from engine.events import Event, Message, TrainStep
 from engine.files import sha256_of_json, write_json
+from engine.models.adapters.source import adapter_folder
 from engine.models.loading import (
     ADAPTER_CONFIG,
     POLICY_ADAPTER,
-    adapter_folder,
     dtype_name,
     load_base,
     load_policy,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from engine.context import Context
-
 POLICY_ADAPTER = "default"
 """The name that TRL expects of a loaded adapter; under any other one it raises KeyError."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -157,32 +155,6 @@ def load_policy(base: PreTrainedModel, adapter: Path, *, trainable: bool = False
     from peft import PeftModel
 
     return PeftModel.from_pretrained(base, str(adapter), adapter_name=POLICY_ADAPTER, is_trainable=trainable)
-
-
-def adapter_folder(context: Context) -> Path:
-    """The folder of the Stage 2 adapter: `--adapter-path` from here, else from the workspace, else from the Hub.
-
-    Raises PreconditionError when there is none.
-    """
-    name = context.config.adapter_path
-    workspace = context.run.result("workspace").get("folder")
-    candidates = [local_path(name)]
-    if workspace and not Path(name).expanduser().is_absolute():
-        candidates.append(Path(workspace) / name)
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
-    if looks_like_hub_id(name):
-        from huggingface_hub import snapshot_download
-
-        token = context.token_text
-        patterns = [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
-        return Path(snapshot_download(name, token=token, allow_patterns=patterns))
-    raise PreconditionError(
-        f"There is no Stage 2 adapter at {' or '.join(str(path) for path in candidates)}.",
-        "Stage 3 starts from the Stage 2 LoRA adapter.",
-        "Give its folder, or its Hub id, with --adapter-path; `--demo` brings one along.",
-    )
 
 
 def looks_like_hub_id(name: str) -> bool:

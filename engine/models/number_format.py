@@ -45,6 +45,9 @@ def overflow_in_float16(policy: PeftModel, texts: Sequence[Sequence[int]]) -> st
     """
     import torch
 
+    half = [n for n, p in policy.named_parameters() if p.requires_grad and p.dtype == torch.float16]
+    if half:
+        return f"{len(half)} tensors of the adapter (modules_to_save) would be trained in it, which needs float32"
     device = policy.device
     for ids in texts:
         row = torch.tensor([list(ids)], device=device)

@@ -1,75 +1,169 @@
-"""Stage 5: the Stage 2 adapter is complete, finite, and changes what the base says."""
+"""Stage 5: the Stage 2 adapter is complete, finite, of this base, and changes what the base says."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from typing import Any, TypeVar
 
-from engine.events import Check
+from engine.errors import Stage3Error
+from engine.events import Check, Event
 from engine.files import sha256_of_file
-from engine.models.loading import ADAPTER_WEIGHTS, adapter_folder
+from engine.models.adapters.card import Line, lines_of_settings, share_of_base, size
+from engine.models.adapters.effect import effect_on_logits, logits_of, refuse_rounded
+from engine.models.adapters.files import refuse_pickles
+from engine.models.adapters.fit import Expected, base_problems_told, expected_adapter
+from engine.models.adapters.misfit import refuse_misfit
+from engine.models.adapters.settings import AdapterSettings, read_settings
+from engine.models.adapters.source import AdapterSource, adapter_source, local_adapter, require_the_hubs_bytes
+from engine.models.adapters.trainable import refuse_untrainable
+from engine.models.adapters.vocabulary import refuse_larger_vocabulary
+from engine.models.adapters.weights import (
+    Weights,
+    load_weights,
+    number_format,
+    read_weights_header,
+    refuse_bad_numbers,
+    silent_modules,
+)
+from engine.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_base, load_policy, load_tokenizer
+from engine.models.tensors import hash_tensors
 from engine.stages.base import Context, StageResult, StageRun
+from engine.text import visible_line
 
 NAME = "adapter"
 OUTPUTS: tuple[str, ...] = ()
 
+Found = TypeVar("Found")
+
 
 def depends_on(context: Context) -> dict[str, Any] | None:
-    weights = adapter_folder(context) / ADAPTER_WEIGHTS
-    return {
-        "adapter": sha256_of_file(weights) if weights.is_file() else None,
-        "base_model_id": context.config.base_model_id,
-        "base_model_revision": context.config.base_model_revision,
-    }
+    """On the files of a local adapter; of one on the Hub, on the revision, whose commit is resolved once and recorded."""
+    config = context.config
+    base = {"base_model_id": config.base_model_id, "base_model_revision": config.base_model_revision}
+    local = local_adapter(context)
+    if local is None:
+        return {"adapter": config.adapter_path, "adapter_revision": config.adapter_revision, **base}
+    return {"adapter": _hash(local / ADAPTER_WEIGHTS), "adapter_config": _hash(local / ADAPTER_CONFIG), **base}
 
 
 def run(context: Context) -> StageRun:
-    from engine.models import adapter as verify
-    from engine.models.loading import load_base, load_policy, load_tokenizer
-
-    config = context.config
-    token = context.token_text
-    folder = adapter_folder(context)
-    yield Check(NAME, "folder", "ok", str(folder))
-    for name in verify.refuse_pickles(folder):
-        yield Check(NAME, name, "warning", "a pickle of the trainer's; it is not opened")
-    adapter = verify.verified_adapter(config, folder, token)
-    lora = adapter.lora
-    yield Check(
-        NAME,
-        "configuration",
-        "ok",
-        f"LoRA, rank {lora.r}, alpha {lora.lora_alpha}: {', '.join(adapter.target_modules)}",
-    )
-    count = f"{len(adapter.tensors)} tensors, {adapter.parameters:,} numbers"
-    yield Check(NAME, "tensors", "ok", f"{count}: all present, of the base's shapes, finite, not zero")
-    yield Check(NAME, "sha256", "ok", adapter.sha256)
-
+    source = yield from _checked("folder", lambda: adapter_source(context))
+    yield Check(NAME, "folder", "ok", str(source))
+    settings, expected, weights = yield from _without_the_base(context, source)
     context.stop.raise_if_requested()
-    base = load_base(config, token)
-    commit = getattr(base.config, "_commit_hash", None)
-    base_parameters = sum(parameter.numel() for parameter in base.parameters())
-    yield Check(
-        NAME,
-        "base model",
-        "ok",
-        f"{config.base_model_id} {commit or ''}, {base_parameters:,} parameters".replace(" ,", ","),
-    )
-    effect = verify.effect_on_logits(load_policy(base, folder), load_tokenizer(config, token))
-    yield Check(NAME, "effect", "ok", f"switching it on changes a logit by up to {effect:.4g}")
+    tensors_sha256 = hash_tensors(weights.tensors)
+    facts = _facts(context, source, settings, expected, weights) | {"tensors_sha256": tensors_sha256}
+    del weights
+    found = yield from _with_the_base(context, source, settings, tensors_sha256)
     return StageResult(
-        f"rank {lora.r}, {adapter.parameters:,} parameters, effect {effect:.3g}",
-        {
-            "folder": str(folder),
-            "adapter_sha256": adapter.sha256,
-            "tensors_sha256": adapter.tensors_sha256,
-            "rank": lora.r,
-            "alpha": lora.lora_alpha,
-            "target_modules": adapter.target_modules,
-            "trainable_parameters": adapter.parameters,
-            "bytes": adapter.bytes,
-            "effect": effect,
-            "base_model_id": config.base_model_id,
-            "base_model_commit": commit,
-            "base_parameters": base_parameters,
-        },
+        f"rank {settings.lora.r}, {facts['trainable_parameters']:,} parameters, effect {found['effect']:.3g}",
+        facts | found,
     )
+
+
+def _without_the_base(
+    context: Context, source: AdapterSource
+) -> Generator[Event, None, tuple[AdapterSettings, Expected, Weights]]:
+    """All that needs no weight of the base: the folder, the configuration, names and shapes, the adapter's own numbers."""
+    config, folder = context.config, source.folder
+    for name in (yield from _checked("folder", lambda: refuse_pickles(folder))):
+        yield Check(NAME, visible_line(name, 80), "warning", "a pickle of the trainer's; it is not opened")
+    for name in source.not_downloaded:
+        yield Check(NAME, visible_line(name, 80), "warning", "a pickle in the repository; it is not downloaded")
+    settings = yield from _checked("configuration", lambda: read_settings(folder))
+    yield from _checked("configuration", lambda: refuse_untrainable(settings))
+    expected = yield from _checked("base model", lambda: expected_adapter(config, settings, context.token_text))
+    yield from _told(lines_of_settings(config, settings, expected))
+
+    header = yield from _checked("tensors", lambda: read_weights_header(folder))
+    yield from _checked("tensors", lambda: refuse_misfit(settings, expected, header.shapes))
+    share = share_of_base(header.parameters, expected.base.parameters)
+    yield Check(NAME, "trainable parameters", "ok", share)
+    own = partial(_own_tokens, context)
+    for name in (yield from _checked("vocabulary", lambda: refuse_larger_vocabulary(folder, expected.base, own))):
+        yield Check(NAME, name, "warning", "it cannot be read; the base's own tokenizer is the one that is used")
+
+    weights = yield from _checked("tensors", lambda: load_weights(folder))
+    yield Check(NAME, "size", "ok", f"{size(weights.bytes)}, {number_format(header)}")
+    yield from _checked("sha256", lambda: require_the_hubs_bytes(source, weights.sha256))
+    yield Check(NAME, "sha256", "ok", weights.sha256)
+    yield from _checked("tensors", lambda: refuse_bad_numbers(weights.tensors))
+    silent = silent_modules(weights.tensors)
+    zero = f"; {len(silent)} lora_B are zero: those modules do as the base does" if silent else ", not zero"
+    told = f"{len(header.tensors)}: all present, of the base's shapes, finite{zero}"
+    yield Check(NAME, "tensors", "warning" if silent else "ok", told)
+    return settings, expected, weights
+
+
+def _with_the_base(
+    context: Context, source: AdapterSource, settings: AdapterSettings, tensors_sha256: str
+) -> Generator[Event, None, dict[str, Any]]:
+    """The base with the adapter on it, loaded as every later stage loads it: it holds what the file holds, and has an effect."""
+    config, token = context.config, context.token_text
+
+    def load() -> Any:
+        with base_problems_told(config):
+            return load_tokenizer(config, token), load_base(config, token)
+
+    tokenizer, base = yield from _checked("base model", load)
+    commit = getattr(base.config, "_commit_hash", None)
+    parameters = sum(parameter.numel() for parameter in base.parameters())
+    at = f" {commit}" if commit else ""
+    yield Check(NAME, "base model", "ok", f"{config.base_model_id}{at}, {parameters:,} parameters")
+
+    before = logits_of(base, tokenizer)
+    policy = load_policy(base, source.folder)
+    note = yield from _checked("effect", lambda: refuse_rounded(policy, tensors_sha256))
+    if note:
+        yield Check(NAME, "number format", "warning", note)
+    effect = yield from _checked("effect", lambda: effect_on_logits(policy, tokenizer, before))
+    yield Check(NAME, "effect", "ok", f"switching it on changes a logit by up to {effect:.4g}")
+    return {"effect": effect, "base_model_commit": commit, "base_parameters": parameters}
+
+
+def _own_tokens(context: Context) -> int:
+    with base_problems_told(context.config):
+        return len(load_tokenizer(context.config, context.token_text))
+
+
+def _facts(
+    context: Context, source: AdapterSource, settings: AdapterSettings, expected: Expected, weights: Weights
+) -> dict[str, Any]:
+    lora = settings.lora
+    return {
+        "folder": str(source.folder),
+        "adapter_id": source.repo_id,
+        "adapter_revision": source.revision,
+        "adapter_commit": source.commit,
+        "adapter_sha256": weights.sha256,
+        "rank": lora.r,
+        "alpha": lora.lora_alpha,
+        "rank_pattern": dict(lora.rank_pattern or {}),
+        "alpha_pattern": dict(lora.alpha_pattern or {}),
+        "variant": settings.variant,
+        "target_modules": expected.target_modules,
+        "modules_to_save": sorted(lora.modules_to_save or []),
+        "trainable_parameters": weights.header.parameters,
+        "bytes": weights.bytes,
+        "named_base": settings.named_base,
+        "base_model_id": context.config.base_model_id,
+    }
+
+
+def _checked(line: str, work: Callable[[], Found]) -> Generator[Event, None, Found]:
+    """What `work` returns; where it refuses, the card says at which line."""
+    try:
+        return work()
+    except Stage3Error as error:
+        yield Check(NAME, line, "failed", error.what)
+        raise
+
+
+def _told(lines: Iterable[Line]) -> Generator[Event, None, None]:
+    for name, status, detail in lines:
+        yield Check(NAME, name, status, detail)
+
+
+def _hash(path: Any) -> str | None:
+    return sha256_of_file(path) if path.is_file() else None

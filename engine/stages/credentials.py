@@ -55,7 +55,7 @@ def remote_needs(config: Stage3Config, run: Run) -> tuple[RemoteNeed, ...]:
 
 
 def _adapter_is_remote(config: Stage3Config, run: Run) -> bool:
-    """As `engine.models.loading.adapter_folder` looks for it: here, in the workspace, then on the Hub."""
+    """As `engine.models.adapters.source` looks for it: here, in the workspace, then on the Hub."""
     workspace = run.result("workspace").get("folder")
     if workspace and (Path(workspace) / config.adapter_path).is_dir():
         return False

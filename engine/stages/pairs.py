@@ -14,8 +14,8 @@ from engine.errors import PreconditionError
 from engine.events import Event, Message, PairFailed, PairMade, Progress
 from engine.files import sha256_of_file, write_json
 from engine.jsonl import BadLine, JsonlAppender, read_jsonl
+from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
-from engine.models.loading import adapter_folder
 from engine.models.memory import free_memory
 from engine.pairs.constitution import DEFAULT_PATH
 from engine.pairs.generation import make_records, plan_batches, too_long

@@ -18,8 +18,9 @@ from engine.dpo.plan import TrainingPlan, choose_plan, effective_batch
 from engine.errors import DamagedState, MemoryExhausted, PreconditionError, RestartNeeded
 from engine.events import Check, CheckpointSaved, Event, Message, TrainStep
 from engine.jsonl import dumps
+from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
-from engine.models.loading import adapter_folder, hub_arguments, load_base, load_policy, load_tokenizer, resolve_device
+from engine.models.loading import hub_arguments, load_base, load_policy, load_tokenizer, resolve_device
 from engine.models.memory import MemoryPeak, free_memory
 from engine.models.number_format import choose_dtype, overflow_in_float16
 from engine.models.rendering import conversation_ids

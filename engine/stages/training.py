@@ -102,7 +102,8 @@ def base_name(context: Context) -> str:
 def _save(context: Context, trained: Trained, stage2: dict[str, Any]) -> float:
     """Write the Stage 3 adapter and prove the file: the trained tensors, finite, with an effect."""
     from engine.dpo.trainer import save_adapter
-    from engine.models.adapter import effect_on_logits, refuse_bad_numbers
+    from engine.models.adapters.effect import effect_on_logits
+    from engine.models.adapters.weights import refuse_bad_numbers
     from engine.models.tensors import file_tensors, hash_tensors
 
     folder = context.run / names.ADAPTER_DIR

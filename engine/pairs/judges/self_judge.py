@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.context import Context
 from engine.errors import NumbersError, PreconditionError
-from engine.models.loading import adapter_folder
+from engine.models.adapters.source import adapter_folder
 from engine.models.local import load_stage2_backend
 from engine.models.rendering import conversation_ids
 from engine.pairs.constitution import load_constitution

@@ -1,0 +1,181 @@
+"""What `adapter_config.json` says. It is a stranger's file: what it can make PEFT import or load is refused, not followed."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engine.errors import PreconditionError, UnsafeError
+from engine.models.adapters.files import EXPORT_AGAIN, few, open_in, shown
+from engine.models.loading import ADAPTER_CONFIG
+from engine.text import visible_line
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+LONGEST_CONFIG = 16 << 20
+"""Bytes; PEFT writes a few thousand."""
+NOT_FOR_PEFT = ("auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
+"""Evidence of where the adapter came from, and settings of a machine: nothing that a file decides here."""
+TRANSFORMERS = "transformers"
+
+
+class _Types(BaseModel):
+    """The types that PEFT takes for granted."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    r: int = Field(8, ge=1)
+    lora_alpha: float = Field(8, allow_inf_nan=False)
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    target_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    auto_mapping: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """A LoRA's configuration, and what it says of the model that it was made on."""
+
+    path: Path
+    lora: LoraConfig
+    named_base: str | None
+    """Evidence only: PEFT writes a path of the training machine as readily as a Hub id."""
+    architecture: str | None
+    """The model class that it was made on, where PEFT wrote it down (it does without a task_type)."""
+    unknown: dict[str, Any]
+    """Fields of another version of PEFT, which this one leaves out."""
+
+    @property
+    def variant(self) -> str:
+        """rsLoRA, DoRA, or both; empty for plain LoRA."""
+        names = [name for name, used in (("DoRA", self.lora.use_dora), ("rsLoRA", self.lora.use_rslora)) if used]
+        return ", ".join(names)
+
+
+def read_settings(folder: Path) -> AdapterSettings:
+    """Raises PreconditionError for one that is not there, not JSON, or not of a LoRA; UnsafeError for one that names code."""
+    path = folder / ADAPTER_CONFIG
+    data = _read_object(folder)
+    kind = data.get("peft_type")
+    if kind != "LORA":
+        said = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
+        raise PreconditionError(
+            f"{shown(path)} has {said}.",
+            "Stage 3 trains a LoRA adapter, and no other kind." + _spelling(kind),
+            EXPORT_AGAIN if kind is None else "Train Stage 2 with `peft.LoraConfig`, and give that adapter.",
+        )
+    _refuse_code(data, path)
+    try:
+        types = _Types.model_validate(data)
+    except ValidationError as error:
+        raise _not_accepted(path, _first(error)) from None
+    if types.task_type not in (None, "CAUSAL_LM"):
+        raise PreconditionError(
+            f"{shown(path)} has task_type {visible_line(repr(types.task_type), 60)}.",
+            "Stage 3 needs an adapter of a model that writes text: CAUSAL_LM.",
+            "Give the adapter of Stage 2; this one was trained for something else.",
+        )
+    return AdapterSettings(
+        path=path,
+        lora=_lora_config(data, path),
+        named_base=types.base_model_name_or_path or None,
+        architecture=_text((types.auto_mapping or {}).get("base_model_class")),
+        unknown=_unknown(data),
+    )
+
+
+def _read_object(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    with open_in(folder, ADAPTER_CONFIG) as file:
+        text = file.read(LONGEST_CONFIG + 1)
+    try:
+        if len(text) > LONGEST_CONFIG:
+            raise ValueError(f"it is longer than {LONGEST_CONFIG:,} bytes")
+        data = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PreconditionError(
+            f"{shown(path)} is not JSON.", visible_line(f"{type(error).__name__}: {error}", 300), EXPORT_AGAIN
+        ) from error
+    if not isinstance(data, dict):
+        raise PreconditionError(
+            f"{shown(path)} is no JSON object, but a {type(data).__name__}.",
+            "PEFT writes an object, with peft_type, r and target_modules in it.",
+            EXPORT_AGAIN,
+        )
+    return data
+
+
+def _spelling(kind: object) -> str:
+    return " PEFT spells it in capitals." if isinstance(kind, str) and kind.upper() == "LORA" else ""
+
+
+def _refuse_code(data: dict[str, Any], path: Path) -> None:
+    """What would have a library import a module that the file names."""
+    named = data.get("auto_map")
+    if named:
+        beside = sorted(script.name for script in path.parent.glob("*.py"))
+        there = f" {few(beside)} lies beside it." if beside else ""
+        raise _code(path, f"auto_map {visible_line(repr(named), 200)}", there)
+    mapping = data.get("auto_mapping")
+    if isinstance(mapping, dict):
+        library = mapping.get("parent_library")
+        if library is not None and str(library).partition(".")[0] != TRANSFORMERS:
+            raise _code(path, f"a model class of {visible_line(repr(library), 200)} in auto_mapping", "")
+    if data.get("megatron_config"):
+        raise _code(path, f"megatron_core {visible_line(repr(data.get('megatron_core')), 200)}", "")
+
+
+def _code(path: Path, what: str, there: str) -> UnsafeError:
+    return UnsafeError(
+        f"{shown(path)} names code to run: {what}.{there}",
+        "stage3-tui runs no code that comes with a model or an adapter.",
+        "Train Stage 2 on a model that transformers brings itself, and give that adapter.",
+    )
+
+
+def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
+    from peft import LoraConfig
+
+    safe = {key: value for key, value in data.items() if key not in NOT_FOR_PEFT}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fields of another PEFT version, which are told by the stage
+            return LoraConfig.from_peft_type(**safe)  # type: ignore[no-any-return]
+    except (TypeError, ValueError, ImportError, AttributeError) as error:
+        raise _not_accepted(path, str(error)) from error
+
+
+def _unknown(data: dict[str, Any]) -> dict[str, Any]:
+    """Fields that this PEFT does not know and that are set to something."""
+    from dataclasses import fields
+
+    from peft import LoraConfig
+
+    known = {field.name for field in fields(LoraConfig)} | set(NOT_FOR_PEFT) | {"auto_map"}
+    return {key: value for key, value in sorted(data.items()) if key not in known and value}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where} = {first['input']!r}: {first['msg']}"
+
+
+def _not_accepted(path: Path, why: str) -> PreconditionError:
+    return PreconditionError(f"PEFT cannot use {shown(path)}.", visible_line(why, 300), EXPORT_AGAIN)

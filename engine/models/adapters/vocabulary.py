@@ -1,0 +1,62 @@
+"""The tokenizer beside an adapter, as evidence of the vocabulary that it was trained with. Only its ids are read: conversations
+are rendered by the base's own tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.errors import PreconditionError
+from engine.models.adapters.files import open_in, shown
+from engine.models.adapters.fit import BaseFacts
+
+TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
+LONGEST = 256 << 20
+"""Bytes; Gemma's tokenizer.json has 34 million."""
+
+
+def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable[[], int]) -> list[str]:
+    """Names of tokenizer files that cannot be read. Raises PreconditionError where one beside the adapter has ids that the base
+    has no embedding for; UnsafeError for a link out of the folder.
+
+    own_tokens   how many the base's own tokenizer has: Gemma 3's has one more than its embedding, and nobody added it
+    """
+    unreadable = []
+    for name in TOKENIZER_FILES:
+        if not os.path.lexists(folder / name):
+            continue
+        with open_in(folder, name) as file:
+            text = file.read(LONGEST + 1)
+        try:
+            highest = max(_ids(json.loads(text.decode("utf-8"))), default=-1)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            unreadable.append(name)
+            continue
+        if highest >= base.vocabulary and highest >= own_tokens():
+            raise PreconditionError(
+                f"The tokenizer beside the adapter has more tokens than {base.name}.",
+                f"{shown(folder / name)} goes up to the token {highest:,}; the base has an embedding for {base.vocabulary:,}.",
+                "Tokens were added in Stage 2: give the base model with its vocabulary resized with --base-model-id, or an "
+                "adapter that was trained with the base's own tokenizer.",
+            )
+    return unreadable
+
+
+def _ids(data: Any) -> Iterator[int]:
+    """Every token id that one of the files tells."""
+    model = data.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from map(int, vocabulary.values())
+    elif isinstance(vocabulary, list):
+        yield len(vocabulary) - 1  # Unigram: the place in the list is the id
+    yield from (int(token["id"]) for token in data.get("added_tokens") or () if isinstance(token, dict))
+    yield from map(int, data.get("added_tokens_decoder") or ())
+    if not {"model", "added_tokens", "added_tokens_decoder", "tokenizer_class"} & data.keys():
+        yield from (
+            int(number) for number in data.values() if type(number) is int
+        )  # added_tokens.json: {"<token>": id}

@@ -1,0 +1,161 @@
+"""An adapter's weights: told by the header alone what they are, and read once for what only the numbers tell."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from engine.errors import PreconditionError
+from engine.models.adapters.files import EXPORT_AGAIN, few, open_in, shown
+from engine.models.adapters.header import Header, HeaderError, TensorInfo, read_header
+from engine.models.loading import ADAPTER_WEIGHTS
+from engine.text import visible_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LFS_POINTER = b"version https://git-lfs"
+NUMBER_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+"""Formats that adapters are trained in, by safetensors' name and by torch's."""
+GET_IT_AGAIN = "Copy or download it again, and give its folder with --adapter-path."
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The file's content, in memory."""
+
+    header: Header
+    tensors: Mapping[str, Tensor]
+    sha256: str
+    """Of the file's bytes, the ones that the tensors were made of."""
+    bytes: int
+
+
+def read_weights_header(folder: Path) -> Header:
+    """What the weights are, without reading them. Raises PreconditionError that tells a pointer, a web page, a cut and a
+    damaged file apart, and one whose numbers are no floats; UnsafeError for what is no plain file.
+    """
+    with open_in(folder, ADAPTER_WEIGHTS) as file:
+        return _header(file, folder / ADAPTER_WEIGHTS)
+
+
+def load_weights(folder: Path) -> Weights:
+    """The weights and their hash, from one reading of the file. Raises as `read_weights_header`."""
+    path = folder / ADAPTER_WEIGHTS
+    with open_in(folder, ADAPTER_WEIGHTS) as file:
+        header = _header(file, path)
+        with _changes_told(path):
+            data = _whole(file.fileno(), header)
+    view = memoryview(data)
+    tensors = {name: _tensor(view, info) for name, info in header.tensors.items()}
+    return Weights(header, tensors, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def read_tensors(folder: Path) -> Mapping[str, Tensor]:
+    """The adapter's tensors, on the CPU. Raises as `read_weights_header`."""
+    return load_weights(folder).tensors
+
+
+def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Raises PreconditionError for NaN, infinities, or an adapter that adds nothing (every lora_B zero)."""
+    bad = sorted(name for name, tensor in tensors.items() if not bool(tensor.isfinite().all()))
+    if bad:
+        first = "NaN" if bool(tensors[bad[0]].isnan().any()) else "an infinity"
+        raise PreconditionError(
+            f"The adapter has NaN or infinity in {len(bad)} of its {len(tensors)} tensors ({few(bad)}).",
+            f"The first of them holds {first}: whatever trained it ended with broken numbers.",
+            "Go back to a checkpoint from before they broke, and export that with `model.save_pretrained(folder)`.",
+        )
+    of_lora_b = [name for name in tensors if _is_lora_b(name)]
+    plain = all("lora_" in name for name in tensors)
+    if plain and len(silent_modules(tensors)) == len(of_lora_b):
+        raise PreconditionError(
+            "Every lora_B of the adapter is zero.",
+            "Such an adapter adds nothing to the base: it was saved before it was trained.",
+            EXPORT_AGAIN,
+        )
+
+
+def silent_modules(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The lora_B that are all zero: their modules do as the base does."""
+    return sorted(name for name, tensor in tensors.items() if _is_lora_b(name) and not bool(tensor.any()))
+
+
+def number_format(header: Header) -> str:
+    """`float32`, or `bfloat16 and float32` where there are several."""
+    return " and ".join(sorted({NUMBER_FORMATS[tensor.dtype] for tensor in header.tensors.values()}))
+
+
+def _is_lora_b(name: str) -> bool:
+    return "lora_B" in name
+
+
+def _header(file: BinaryIO, path: Path) -> Header:
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(200)
+    if head.startswith(LFS_POINTER):
+        raise PreconditionError(
+            f"{shown(path)} is a git-lfs pointer, not the weights.",
+            "The repository was cloned without git-lfs.",
+            "Run `git lfs pull` in it, then start again.",
+        )
+    if not head or head.lstrip().startswith(b"<"):
+        raise PreconditionError(
+            f"{shown(path)} is {'a web page' if head else 'empty'}.", "A download went wrong.", GET_IT_AGAIN
+        )
+    file.seek(0)
+    try:
+        header = read_header(file, size)
+    except HeaderError as error:
+        raise PreconditionError(
+            f"{shown(path)} ({size:,} bytes) is damaged.", visible_line(str(error), 400), GET_IT_AGAIN
+        ) from error
+    _require_floats(header, path)
+    return header
+
+
+def _require_floats(header: Header, path: Path) -> None:
+    other = sorted(name for name, tensor in header.tensors.items() if tensor.dtype not in NUMBER_FORMATS)
+    if other:
+        raise PreconditionError(
+            f"{shown(path)} holds numbers in {header.tensors[other[0]].dtype} ({few(other)}).",
+            "An adapter is trained in floating point of 16 bits or more; quantised numbers cannot be trained on.",
+            f"{EXPORT_AGAIN} Before its weights are quantised.",
+        )
+
+
+def _whole(file: int, header: Header) -> bytearray:
+    """The file's bytes, past any buffer. Raises OSError where they are not those of the header any more."""
+    data = bytearray(header.size)
+    view, done = memoryview(data), 0
+    while done < len(data) and (read := os.preadv(file, [view[done:]], done)):
+        done += read
+    if done < len(data) or os.fstat(file).st_size != len(data) or not data.startswith(header.raw):
+        raise OSError("it became another file while it was read")
+    return data
+
+
+def _tensor(view: memoryview, info: TensorInfo) -> Tensor:
+    import torch
+
+    dtype = getattr(torch, NUMBER_FORMATS[info.dtype])
+    if info.begin == info.end:
+        return torch.empty(info.shape, dtype=dtype)
+    return torch.frombuffer(view[info.begin : info.end], dtype=dtype).reshape(info.shape)
+
+
+@contextmanager
+def _changes_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PreconditionError(
+            f"{shown(path)} could not be read to its end.",
+            visible_line(error.strerror or str(error)),
+            "Something else writes to it, or the disk is failing: when it is at rest, start again.",
+        ) from error
