@@ -19,6 +19,8 @@ FLOORS = (
     "state failures run context",
     "models",
     "pairs dpo demo packaging",
+    "installed",
+    "workspace",
     "stages",
     "pipeline doctor",
     "session",
