@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import selectors
+import signal
 import subprocess
 import time
 import uuid
@@ -29,6 +30,7 @@ from engine.text import visible_line
 DRAIN_SECONDS = 1.0
 """How long a grandchild may hold the pipes open after the child's end."""
 POLL_SECONDS = 0.1
+ENDING_CHARACTERS = 240
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +64,18 @@ class ChildResult:
 
     @property
     def ending(self) -> str:
-        """A few words for an error: exit code or time limit, and what it said last."""
-        how = f"no end after {self.seconds:.0f} s" if self.timed_out else f"exit code {self.code}"
-        return f"{how}: {' / '.join(self.tail[-4:])}" if self.tail else how
+        """A few words for an error: exit code, signal or time limit, and what it said last, no line of it at length."""
+        if self.timed_out:
+            how = f"no end after {self.seconds:.0f} s"
+        else:
+            how = f"ended by {self.killed_by}" if self.killed_by else f"exit code {self.code}"
+        last = " / ".join(visible_line(line, ENDING_CHARACTERS) for line in self.tail[-4:])
+        return f"{how}: {last}" if last else how
+
+    @property
+    def killed_by(self) -> str:
+        """The signal's name; empty where it ended by itself or by its limit."""
+        return signal.Signals(-self.code).name if self.code < 0 and not self.timed_out else ""
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -173,10 +184,8 @@ def _start(argv: Sequence[str], cwd: Path | None, environment: dict[str, str]) -
 
 def _umask() -> int:
     """Read from the kernel: `os.umask` tells only by setting another, for all threads."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("Umask:"):
-            return int(line.split()[1], 8)
-    return 0o022
+    found = re.search(rb"^Umask:\s*(\d+)", Path("/proc/self/status").read_bytes(), re.MULTILINE)
+    return int(found[1], 8) if found else 0o022
 
 
 def _listen(

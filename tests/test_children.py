@@ -29,6 +29,15 @@ def test_output_exit_code_and_errors_are_told_apart() -> None:
     assert "exit code 7" in result.ending
 
 
+def test_the_signal_that_ended_a_child_is_named_and_no_long_line_hides_the_last_one() -> None:
+    result = run_child(
+        python("import os; print('x' * 5000); print('the cause', flush=True); os.kill(os.getpid(), 9)"),
+        limit_seconds=20,
+    )
+    assert result.killed_by == "SIGKILL" and result.ending.startswith("ended by SIGKILL: xxx")
+    assert result.ending.endswith("… / the cause")
+
+
 def test_lines_come_while_the_child_still_works() -> None:
     lines = stream_child(python("import time; print('first', flush=True); time.sleep(60)"), limit_seconds=60)
     assert next(lines) == "first"
