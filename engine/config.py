@@ -49,6 +49,10 @@ class WorkspaceOptions(Described):
     """A git repository (https or a local path) to clone into a fresh folder."""
     repo_ref: str = "main"
     """Branch, tag or commit of --repo-url."""
+    allow_ssh: bool = False
+    """Let --repo-url be an ssh address (ssh://… or host:path): ssh then uses your keys, and asks nothing."""
+    fetch_lfs: bool = False
+    """Fetch the large files of --repo-url too (git-lfs); without it their pointers stay."""
     fresh: bool = False
     """Clone again although a clone is there; the old one is moved aside."""
     install: bool = False

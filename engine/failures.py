@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from pathlib import Path
 
 from engine.errors import DiskError, MemoryExhausted, Stage3Error
+from engine.files import owner_of
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 # torch and safetensors say a full disk in words of their own (iostream error, unexpected pos, StorageFull).
@@ -65,9 +67,18 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
         )
     if isinstance(error, PermissionError):
         return DiskError(
-            f"Access to {error.filename} was refused.", str(error), "Change its owner or mode, or the path."
+            f"Access to {error.filename} was refused.",
+            f"{error}. {_whose(error.filename)}".strip(),
+            "Change its owner or mode, or the path.",
         )
     return None
+
+
+def _whose(name: object) -> str:
+    try:
+        return f"It belongs to {owner_of(Path(str(name)))}."
+    except OSError:  # it is not there, or not to be seen
+        return ""
 
 
 def _hub_failure(error: BaseException) -> Stage3Error | None:

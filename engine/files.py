@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,17 @@ def sha256_of_json(data: Any) -> str:
 def size_of_folder(path: Path) -> int:
     """Bytes of the regular files below `path`; links are not followed."""
     return sum(entry.lstat().st_size for entry in path.rglob("*") if entry.is_file() and not entry.is_symlink())
+
+
+def owner_of(path: Path) -> str:
+    """The name of whom `path` belongs to, or the number where that user has no name here."""
+    number = path.lstat().st_uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def keep_others_from_writing() -> None:
+    """What this process makes from now on is not for other users to change, whatever umask it was started with."""
+    os.umask(os.umask(0o077) | 0o022)

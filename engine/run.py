@@ -13,8 +13,9 @@ from typing import Any
 import psutil
 
 from engine import names
-from engine.errors import DamagedState, RunLocked
-from engine.files import write_json
+from engine.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.files import keep_others_from_writing, owner_of, write_json
+from engine.text import visible_line
 
 SCHEMA = 1
 
@@ -48,6 +49,8 @@ class Run:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(manifest["stages"], dict):
                 raise TypeError("stages is no object")
+        except PermissionError as error:
+            raise _not_ours(path, error) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedState(
                 f"{path} cannot be read.",
@@ -100,10 +103,20 @@ class Run:
     # -- the lock ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Take the run for this process, until `release` or the process's end. Raises RunLocked with the owner."""
+        """Take the run for this process, until `release` or the process's end. From then on nothing that the process makes
+        can be changed by other users, whatever umask it came with.
+
+        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, DiskError for a folder that
+        cannot be written.
+        """
+        keep_others_from_writing()
+        self._refuse_links_out()
         path = self / names.LOCK_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _not_ours(path, error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -120,6 +133,17 @@ class Run:
         os.register_at_fork(after_in_child=lambda: _close_quietly(file))
         self._lock_file = file
         self.reload()
+
+    def _refuse_links_out(self) -> None:
+        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most."""
+        for folder, folders, files in os.walk(self.folder):
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and not _leads_into(path, self.folder):
+                    raise UnsafeError(
+                        f"{visible_line(str(path))} is a link that leads out of the run folder.",
+                        "What the run writes there would land elsewhere.",
+                        "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
+                    )
 
     def release(self) -> None:
         if self._lock_file is not None:
@@ -139,6 +163,22 @@ class Run:
             "One process at a time may write to a run folder.",
             f"Watch it with `stage3-tui attach {self.folder}`, or stop it with `stage3-tui stop {self.folder}`.",
         )
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # a link to itself
+        return False
+
+
+def _not_ours(path: Path, error: OSError) -> DiskError:
+    there = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
+    return DiskError(
+        f"{visible_line(str(path))} cannot be used.",
+        f"{error.strerror or error}; {visible_line(str(there))} belongs to {owner_of(there)}.",
+        "Start as that user, have the files given to you (chown), or give another --output-dir.",
+    )
 
 
 def _me() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Event as Flag
 from threading import Thread
 from typing import Any
@@ -16,6 +17,21 @@ from engine.events import GpuReading, Telemetry
 log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    whose: str
+    """Owner and program, or why they are not known. Never the command line: tokens stand in those."""
+    bytes: int | None
+    """None where the driver does not say (WSL, MIG)."""
+
+    def __str__(self) -> str:
+        held = f", {self.bytes / (1 << 30):.1f} GiB" if self.bytes is not None else ""
+        return f"process {self.pid} ({self.whose}{held})"
 
 
 class Gpus:
@@ -43,6 +59,15 @@ class Gpus:
     def read(self) -> tuple[GpuReading, ...]:
         return tuple(self._reading(index, handle) for index, handle in enumerate(self._handles))
 
+    def held_by_others(self, index: int) -> tuple[Holder, ...]:
+        """The processes that hold memory of GPU `index`, this one left out."""
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses", self._handles[index]) or ()
+        return tuple(
+            Holder(int(process.pid), _whose(int(process.pid)), getattr(process, "usedGpuMemory", None))
+            for process in processes
+            if process.pid != os.getpid()
+        )
+
     def _reading(self, index: int, handle: Any) -> GpuReading:
         memory = self._ask("nvmlDeviceGetMemoryInfo", handle)
         use = self._ask("nvmlDeviceGetUtilizationRates", handle)
@@ -66,6 +91,17 @@ class Gpus:
         except Exception as error:
             log.debug("NVML %s: %s", function, error)
             return None
+
+
+def _whose(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        ended = (
+            ", which has ended and is a zombie: its parent must let go of it" if process.status() == "zombie" else ""
+        )
+        return f"{process.name()} of {process.username()}{ended}"
+    except psutil.Error:
+        return "outside of this container, or gone"
 
 
 def gpu_of_cuda(number: int) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from engine.children import ChildResult
+from engine import child_ends
 from engine.config import load_config
 from engine.context import Context
-from engine.errors import NetworkError, PreconditionError, Stage3Error
+from engine.errors import DiskError, NetworkError, PreconditionError, Stage3Error
 from engine.events import Check, Event
+from engine.installed import install as installing
+from engine.installed import probe, requirements
+from engine.installed.conflicts import find_conflicts
+from engine.installed.torch_build import TorchBuild
 from engine.run import Run
 from engine.stages import dependencies
 from engine.stages.base import StageResult
@@ -36,11 +39,11 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A child that says at once that the CPU computes; counts how often it was asked."""
     asked: list[str] = []
 
-    def answer(argv: list[str], **_: Any) -> ChildResult:
-        asked.append(argv[-1])
-        return ChildResult(0, (dependencies.PROBE_MARK + json.dumps(FOUND),), (), 1.0)
+    def answer(device: str, *_: Any) -> dict[str, Any]:
+        asked.append(device)
+        return dict(FOUND)
 
-    monkeypatch.setattr(dependencies, "run_child", answer)
+    monkeypatch.setattr(dependencies, "try_device", answer)
     return asked
 
 
@@ -110,19 +113,70 @@ def test_missing_and_too_old_packages_are_refused_with_the_line_that_installs_th
 def test_without_metadata_nothing_is_read_and_that_is_said(
     tmp_path: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dependencies, "DISTRIBUTION", "made-up-name-of-nothing")
+    monkeypatch.setattr(requirements, "DISTRIBUTION", "made-up-name-of-nothing")
     result, checks, _ = drive(context(tmp_path))
     assert isinstance(result, StageResult) and checks["requirements"].status == "warning"
     assert "not read" in result.summary
 
 
-def test_conflicts_between_installed_packages_are_named(tmp_path: Path, site: Path, no_probe: list[str]) -> None:
-    install(site, "made-up-a", "1.0", "made-up.B>=2", "made-up-c")
-    install(site, "made_up_b", "1.5")
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, set()),
+        ({"load_in_4bit": True}, {"made-up-bits"}),
+        ({"report_to": "tensorboard"}, {"made-up-board"}),
+        ({"load_in_4bit": True, "report_to": "tensorboard"}, {"made-up-bits", "made-up-board"}),
+    ],
+)
+def test_an_extra_is_needed_where_an_option_asks_for_it_and_nowhere_else(
+    tmp_path: Path, site: Path, no_probe: list[str], options: dict[str, Any], asked: set[str]
+) -> None:
+    install(
+        site,
+        "stage3-tui",
+        "0.1",
+        "packaging>=24",
+        "made-up-bits>=1; extra == 'bitsandbytes'",
+        "made-up-board>=2; extra == 'tensorboard'",
+        "made-up-dev>=3; extra == 'dev'",
+    )
+    outcome, checks, _ = drive(context(tmp_path, **options))
+    assert {name for name in checks if name.startswith("made-up")} == asked
+    assert isinstance(outcome, PreconditionError if asked else StageResult)
+    if "made-up-bits" in asked:
+        assert checks["made-up-bits"].detail == "missing; needs >=1, for --load-in-4bit"
+
+
+def test_the_extras_of_the_options_are_extras_of_the_package() -> None:
+    for extra in requirements.EXTRAS:
+        plain = requirements.requirements_of("stage3-tui", "")
+        assert [item for item in requirements.requirements_of("stage3-tui", extra.name) if item not in plain]
+
+
+def test_conflicts_of_what_the_run_needs_are_named_and_those_of_others_counted(
+    tmp_path: Path, site: Path, no_probe: list[str]
+) -> None:
+    install(site, "stage3-tui", "0.1", "made-up-a>=1")
+    install(site, "made-up-a", "1.0", "made-up.B>=2", "made-up-c; extra == 'more'")
+    install(site, "made_up_b", "2.5", "made-up-d<1")
+    install(site, "made_up_d", "1.5", "not a requirement (")
+    install(site, "made-up-other", "1.0", "made-up-b<2")
     _, checks, _ = drive(context(tmp_path))
     assert checks["conflicts"].status == "warning"
-    assert "made-up-a 1.0 needs made-up.B>=2, there is 1.5" in dependencies.conflicts()
-    assert "made-up-a 1.0 needs made-up-c, there is none" in dependencies.conflicts()
+    named = "made-up-d has a requirement that cannot be read: not a requirement (; made-up-b 2.5 needs made-up-d<1, there is 1.5"
+    named = named.replace("made-up-d has", "made_up_d has").replace("made-up-b 2.5", "made_up_b 2.5")
+    assert set(find_conflicts().of_the_run) == set(named.split("; "))
+    assert "made-up-other 1.0 needs made-up-b<2, there is 2.5" in find_conflicts().of_others
+    assert (
+        "between other packages here" in checks["conflicts"].detail
+        and "made-up-other" not in checks["conflicts"].detail
+    )
+
+
+def test_of_two_packages_of_one_name_the_one_that_is_imported_counts(tmp_path: Path, site: Path) -> None:
+    install(site, "stage3-tui", "0.1", "textual>=8")  # before the one in the environment
+    install(site, "textual", "7.0")
+    assert find_conflicts().of_the_run == ("stage3-tui 0.1 needs textual>=8, there is 7.0",)
 
 
 # -- installing --------------------------------------------------------------------------------------------------------
@@ -136,41 +190,123 @@ def fake_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+def installs(site: Path, version: str = "2.1") -> str:
+    """Shell that installs made-up-trl as a package manager would."""
+    made = site / f"made_up_trl-{version}.dist-info"
+    return f"/bin/mkdir {made}; printf 'Name: made-up-trl\\nVersion: {version}\\n' > {made}/METADATA"
+
+
+@pytest.fixture
+def lacks_trl(site: Path) -> Path:
+    install(site, "stage3-tui", "0.1", "made-up-trl[more]>=2")
+    return site
+
+
 def test_install_lets_uv_install_into_this_python_and_looks_again(
-    tmp_path: Path, site: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(site, "stage3-tui", "0.1", "made-up-trl>=2")
-    made = site / "made_up_trl-2.1.dist-info"
-    fake_uv(
-        tmp_path,
-        monkeypatch,
-        f"echo \"got $*\"; mkdir {made}; printf 'Name: made-up-trl\\nVersion: 2.1\\n' > {made}/METADATA",
-    )
+    monkeypatch.chdir(tmp_path)
+    fake_uv(tmp_path, monkeypatch, f'echo "got $* in $PWD"; {installs(lacks_trl)}')
     result, checks, events = drive(context(tmp_path, install=True))
     assert isinstance(result, StageResult) and checks["made-up-trl"].detail == "2.1; needs >=2"
-    assert f"uv: got pip install --python {sys.executable} made-up-trl>=2" in str(events)
+    # From the root folder: a uv.toml of the current one could name another index.
+    assert f"uv: got pip install --python {sys.executable} made-up-trl[more]>=2 in /'" in str(events)
+
+
+def test_nothing_is_installed_without_install(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_uv(tmp_path, monkeypatch, f"touch {tmp_path}/ran")
+    error, _, _ = drive(context(tmp_path))
+    assert isinstance(error, PreconditionError) and "without --install" in error.why
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_torch_comes_as_the_driver_wants_it_where_uv_knows_how(
+    tmp_path: Path, site: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    install(site, "stage3-tui", "0.1", "torch>=99")
+    helps = "echo '      --torch-backend <BACKEND>'" if knows else "echo '      --index <URL>'"
+    fake_uv(tmp_path, monkeypatch, f'[ "$3" = --help ] && {{ {helps}; exit; }}; echo "got $*"')
+    _, _, events = drive(context(tmp_path, install=True))
+    assert ("--torch-backend=auto torch>=99" in str(events)) is knows
+    assert ("This uv does not know --torch-backend=auto" in str(events)) is not knows
+
+
+def test_a_build_script_gets_no_token(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GH_TOKEN",
+                 "UV_PUBLISH_TOKEN", "UV_INDEX_PRIVATE_PASSWORD", "STAGE3_SERVER_TOKEN", "OPENAI_API_KEY"):  # fmt: skip
+        monkeypatch.setenv(name, "hf_canary")
+    monkeypatch.setenv("UV_INDEX_URL", "https://mirror.example.org/simple")
+    fake_uv(tmp_path, monkeypatch, f"/usr/bin/env > {tmp_path}/seen; {installs(lacks_trl)}")
+    drive(context(tmp_path, install=True))
+    seen = (tmp_path / "seen").read_text()
+    assert "hf_canary" not in seen
+    assert "UV_INDEX_URL=https://mirror.example.org/simple" in seen and "HF_HUB_DISABLE_IMPLICIT_TOKEN=1" in seen
 
 
 @pytest.mark.parametrize(
-    ("script", "kind"),
+    ("script", "kind", "todo"),
     [
-        ("echo 'No solution found'; exit 1", PreconditionError),
-        ("echo 'error sending request for url: dns error' >&2; exit 2", NetworkError),
-        ("exit 0", PreconditionError),
+        ("echo 'No solution found when resolving dependencies'; exit 1", PreconditionError, "Loosen"),
+        ("echo 'no wheels with a matching Python version tag'; exit 1", PreconditionError, "uv venv --python"),
+        ("echo 'Permission denied (os error 13)' >&2; exit 2", PreconditionError, "environment of your own"),
+        ("echo 'error sending request for url: dns error' >&2; exit 2", NetworkError, "proxy"),
+        (
+            "echo 'Failed to fetch: `https://x`'; echo 'No space left on device (os error 28)'; exit 2",
+            DiskError,
+            "cache",
+        ),
+        ("exit 0", PreconditionError, "made-up-trl"),
+        ("kill -9 $$", PreconditionError, "memory ran out"),
     ],
 )
 def test_an_installation_that_fails_says_why(
     tmp_path: Path,
-    site: Path,
+    lacks_trl: Path,
     no_probe: list[str],
     monkeypatch: pytest.MonkeyPatch,
     script: str,
     kind: type[Stage3Error],
+    todo: str,
 ) -> None:
-    install(site, "stage3-tui", "0.1", "made-up-trl>=2")
     fake_uv(tmp_path, monkeypatch, script)
     error, _, _ = drive(context(tmp_path, install=True))
-    assert type(error) is kind
+    assert type(error) is kind and todo in error.what_to_do
+
+
+def test_without_uv_the_way_to_get_it_is_told(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installing, "find_uv", lambda: None)
+    error, _, _ = drive(context(tmp_path, install=True))
+    assert isinstance(error, PreconditionError) and "astral.sh/uv" in error.why
+
+
+def test_an_installation_that_hangs_is_ended_and_one_that_failed_may_be_tried_again(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installing, "INSTALL_SECONDS", 0.5)
+    monkeypatch.setattr(child_ends, "GRACE_SECONDS", 0.2)
+    fake_uv(tmp_path, monkeypatch, f"[ -e {tmp_path}/second ] || exec sleep 977; {installs(lacks_trl)}")
+    error, _, _ = drive(context(tmp_path, install=True))
+    assert isinstance(error, NetworkError) and "no end after" in error.why
+    (tmp_path / "second").touch()
+    assert isinstance(drive(context(tmp_path, install=True))[0], StageResult)
+
+
+def test_what_uv_prints_is_bounded_and_drives_no_terminal(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    megabyte = f"{sys.executable} -S -c \"print('x' * (1 << 20))\""
+    fake_uv(tmp_path, monkeypatch, f"{megabyte}; printf '\\033]52;c;eA==\\007 \\377 down\\n'; exit 1")
+    error, _, events = drive(context(tmp_path, install=True))
+    assert isinstance(error, PreconditionError)
+    assert "␛]52;c;eA==␇ \ufffd down" in error.why and "\x1b" not in error.why and len(error.why) < 1000
+    assert max(len(getattr(event, "text", "")) for event in events) < 5000
 
 
 # -- the device --------------------------------------------------------------------------------------------------------
@@ -201,7 +337,7 @@ def test_a_device_that_is_not_there_is_refused_with_what_to_do() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    failure = dependencies.probe("cuda:1")["failure"]
+    failure = probe.probe("cuda:1")["failure"]
     assert "sees no CUDA device" in failure["what"] and "--device cpu" in failure["what_to_do"]
 
 
@@ -209,37 +345,48 @@ def test_a_wrong_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     equal = torch.equal
     monkeypatch.setattr(torch, "equal", lambda a, b: equal(a + 1e-3, b))
-    assert "wrongly" in dependencies.probe("cpu")["failure"]["what"]
+    assert "wrongly" in probe.probe("cpu")["failure"]["what"]
 
 
-def test_an_import_that_breaks_is_named_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependencies, "IMPORTS", (("json", "loads"), ("json", "no_such_thing")))
-    failure = dependencies.probe("cpu")["failure"]
+def test_an_import_that_breaks_is_named_with_its_words() -> None:
+    failure = probe.probe("cpu", (("json", "loads"), ("json", "no_such_thing")))["failure"]
     assert failure["where"] == "imports" and "json.no_such_thing" in failure["what"]
 
 
-def test_a_trial_that_crashes_or_hangs_is_a_failure_with_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended = ChildResult(-11, (), ("Fatal Python error: Segmentation fault",), 3.0)
-    monkeypatch.setattr(dependencies, "run_child", lambda *_, **__: ended)
-    error, checks, _ = drive(context(tmp_path))
-    assert isinstance(error, PreconditionError) and "Segmentation fault" in error.what
-    assert checks["device computes"].status == "failed"
+def test_what_an_option_needs_is_imported_too(tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "IMPORTS", (("json", "loads"),))  # nothing heavy: this one is about the other
+    install(site, "stage3-tui", "0.1", "bitsandbytes>=1; extra == 'bitsandbytes'")
+    install(site, "bitsandbytes", "1.0")
+    (site / "bitsandbytes").mkdir()
+    (site / "bitsandbytes/__init__.py").write_text("raise RuntimeError('libcudart.so.12 is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    error, checks, _ = drive(context(tmp_path, load_in_4bit=True))
+    assert isinstance(error, PreconditionError) and "libcudart.so.12 is missing" in error.what
+    assert checks["imports"].status == "failed" and "--reinstall bitsandbytes" in error.what_to_do
 
 
 @pytest.mark.parametrize(
-    ("device", "cuda", "driver", "status"),
+    ("script", "told"),
     [
-        ("auto", None, None, "ok"),
-        ("auto", "13.0", None, "ok"),
-        ("auto", "12.8", "570.86.10", "ok"),
-        ("auto", "13.0", "570.86.10", "warning"),
-        ("auto", None, "570.86.10", "warning"),
-        ("cpu", None, "570.86.10", "ok"),
+        ("echo 'Fatal Python error: Segmentation fault' >&2; kill -11 $$", "Segmentation fault"),
+        ("exec sleep 976", "no end after"),
+        ("echo 'stage3-probe {broken'; exit 1", "exit code 1"),
     ],
 )
-def test_torchs_build_is_compared_with_the_driver(
-    device: str, cuda: str | None, driver: str | None, status: str
+def test_a_trial_that_crashes_or_hangs_is_a_failure_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
 ) -> None:
-    assert dependencies._driver_check(device, {"torch": "2.13", "cuda": cuda}, driver).status == status
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.5)
+    error, checks, _ = drive(context(tmp_path))
+    assert isinstance(error, PreconditionError) and told in error.what
+    assert checks["device computes"].status == "failed"
+
+
+def test_a_build_that_does_not_fit_the_driver_warns_and_does_not_refuse() -> None:
+    check = dependencies._driver_check("auto", TorchBuild("2.13.0", "13.0"), "570.86.10")
+    assert check.status == "warning" and "580" in check.detail
+    assert dependencies._driver_check("auto", TorchBuild("2.13.0"), None).status == "ok"

@@ -14,11 +14,13 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "text
 
 FLOORS = (
     "__init__ config events errors names options text files secrets stop",
-    "jsonl environment",
+    "jsonl environment child_lines child_ends",
     "journal telemetry hub children",
     "state failures run context",
     "models",
     "pairs dpo demo packaging",
+    "installed",
+    "workspace",
     "stages",
     "pipeline doctor",
     "session",

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from engine.errors import DamagedState, RunLocked
+from engine.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.failures import as_stage3_error
 from engine.names import LOCK_FILE, RUN_JSON
 from engine.run import Run
 
@@ -77,3 +79,101 @@ def test_what_is_set_aside_is_moved_not_deleted(tmp_path: Path):
     assert first is not None and (first / "pairs" / "pairs.jsonl").read_text() == "first"
     assert second not in (None, first)
     assert run.set_aside("pairs") is None
+
+
+# -- links, modes, owners ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_may_be_a_link_and_is_resolved_once(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    run = Run(tmp_path / "run")
+    (tmp_path / "run").unlink()
+    (tmp_path / "run").symlink_to("elsewhere")
+    run.acquire()
+    run.save()
+    run.release()
+    assert (tmp_path / "disk" / RUN_JSON).exists() and not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["pairs/pairs.jsonl", "logs", "logs/events.jsonl", "checkpoints", "deep/down/link"])
+@pytest.mark.parametrize("target", ["OUT", "OUT/new", "/dev/null", "LOOP"])
+def test_a_link_that_leads_out_of_the_run_is_refused_and_nothing_is_written(name: str, target: str, tmp_path: Path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    out.mkdir()
+    link = run / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to({"OUT": out, "OUT/new": out / "new", "LOOP": link}.get(target, Path(target)))
+    with pytest.raises(UnsafeError, match="leads out") as refused:
+        Run(run).acquire()
+    assert refused.value.exit_code == 12 and str(link) in refused.value.what
+    assert list(out.iterdir()) == []
+
+
+def test_a_link_within_the_run_is_no_danger(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "latest").symlink_to("checkpoints")
+    run = Run(tmp_path)
+    run.acquire()
+    run.release()
+
+
+MODES = """
+import os, stat, sys
+from pathlib import Path
+os.umask(int(sys.argv[2], 8))
+from engine.run import Run
+from engine.journal import Journal
+from engine.events import Message
+run = Run(Path(sys.argv[1]) / "run")
+run.acquire()
+run.save()
+Journal(run / "logs/events.jsonl").append(Message("info", "x"))
+for path in [run.folder, *run.folder.rglob("*")]:
+    print(oct(path.stat().st_mode & 0o777))
+"""
+
+
+@pytest.mark.parametrize(("umask", "allowed"), [("000", 0o755), ("022", 0o755), ("027", 0o750), ("077", 0o700)])
+def test_whatever_the_umask_others_can_change_nothing_of_a_run(umask: str, allowed: int, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", MODES, str(tmp_path), umask], capture_output=True, text=True, check=True
+    )
+    modes = [int(line, 8) for line in done.stdout.split()]
+    assert len(modes) >= 5 and all(mode & ~allowed == 0 for mode in modes)
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from engine.run import Run
+os.setgid(65534); os.setuid(65534)
+try:
+    Run(Path(sys.argv[1])).acquire()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("what", ["run.json", "lock", "folder"])
+def test_files_of_another_user_are_named_with_their_owner(what: str):
+    with tempfile.TemporaryDirectory() as folder:  # others may look into it; into pytest's they may not
+        Path(folder).chmod(0o755)
+        run = Run(Path(folder) / "run")
+        if what != "folder":
+            run.acquire()
+            run.save()
+            run.release()
+            (run / RUN_JSON).chmod(0o600 if what == "run.json" else 0o644)
+        done = subprocess.run([sys.executable, "-c", AS_NOBODY, str(run.folder)], capture_output=True, text=True)
+    assert done.stdout.startswith("DiskError") and "belongs to root." in done.stdout, done.stderr
+    assert {"run.json": RUN_JSON, "lock": LOCK_FILE, "folder": LOCK_FILE}[what] in done.stdout
+
+
+def test_a_refused_file_is_told_with_its_owner(tmp_path: Path):
+    (tmp_path / "file").touch()
+    error = as_stage3_error(PermissionError(13, "Permission denied", str(tmp_path / "file")))
+    assert isinstance(error, DiskError) and "It belongs to " in error.why
+    gone = as_stage3_error(PermissionError(13, "Permission denied", str(tmp_path / "gone")))
+    assert isinstance(gone, DiskError) and "belongs" not in gone.why

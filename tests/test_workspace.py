@@ -1,47 +1,26 @@
-"""Stage 1 on real git repositories: a fresh clone, folders in the way, hostile addresses, room on the disk."""
+"""Stage 1 on real git repositories: the folder as it is, a clone, and what is in its way."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import subprocess
-from collections import namedtuple
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine.config import load_config
 from engine.context import Context
-from engine.errors import ConfigError, PreconditionError, UnsafeError
-from engine.events import Check, Event
+from engine.errors import ConfigError, PreconditionError
 from engine.run import Run
-from engine.stages import workspace
-from engine.stages.base import StageResult
-from engine.stages.workspace import check_url
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=A Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main")
-    return subprocess.run(
-        ["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True, text=True
-    ).stdout.strip()
+from tests.git_for_tests import context, detail, drive, git, make_upstream, names_in, program
 
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Path:
-    """A repository with two commits on main, a tag on the first, and a symbolic link."""
-    folder = tmp_path / "upstream"
-    folder.mkdir()
-    git(folder, "init", "-q")
-    (folder / "readme").write_text("first")
-    (folder / "link").symlink_to("/etc/passwd")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "first")
-    git(folder, "tag", "-a", "v1", "-m", "v1")
-    (folder / "readme").write_text("second")
-    git(folder, "commit", "-qam", "second")
-    return folder
+    return make_upstream(tmp_path / "upstream")
 
 
 @pytest.fixture
@@ -51,31 +30,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-def context(tmp_path: Path, **options: Any) -> Context:
-    options = {"base_model_id": str(tmp_path), **options}
-    return Context(config=load_config(options, environment={}), run=Run(tmp_path / "run"))
-
-
-def drive(context: Context) -> tuple[StageResult, list[Event]]:
-    """Run the stage, and record its facts as the pipeline does."""
-    events: list[Event] = []
-    stage = workspace.run(context)
-    while True:
-        try:
-            events.append(next(stage))
-        except StopIteration as end:
-            context.run.record_stage("workspace", status="done", result=dict(end.value.facts))
-            return end.value, events
-
-
-def detail(events: list[Event], name: str) -> str:
-    return next(event.detail for event in events if isinstance(event, Check) and event.name == name)
-
-
-def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 # -- without a clone ---------------------------------------------------------------------------------------------------
@@ -100,11 +54,105 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         drive(context(tmp_path, repo_root=tmp_path / "nowhere"))
 
 
-def test_looking_at_a_checkout_runs_nothing_of_its(tmp_path: Path, upstream: Path) -> None:
-    canary = tmp_path / "ran"
-    git(upstream, "config", "core.fsmonitor", f"touch {canary};")
-    drive(context(tmp_path, repo_root=upstream))
-    assert not canary.exists()
+def test_a_folder_inside_a_checkout_is_one_of_that_checkout(tmp_path: Path, upstream: Path) -> None:
+    (upstream / "below").mkdir()
+    assert drive(context(tmp_path, repo_root=upstream / "below"))[0].facts["commit"] == git(
+        upstream, "rev-parse", "HEAD"
+    )
+
+
+def dirtied(upstream: Path) -> None:
+    """As after a copy: the files are the same, their times are not, and git reads them again."""
+    for path in upstream.iterdir():
+        os.utime(path, (1_900_000_000, 1_900_000_000), follow_symlinks=False)
+
+
+def arm(upstream: Path, canary: Path, trap: str) -> None:
+    """Lay what a hostile .git/config can lay for whoever asks for the state of the folder."""
+    run = f"touch {canary};"
+    if trap == "fsmonitor":
+        git(upstream, "config", "core.fsmonitor", run)
+    elif trap == "hook":
+        (upstream / ".git/hooks").mkdir(exist_ok=True)
+        for name in ("post-index-change", "reference-transaction", "post-checkout"):
+            (upstream / ".git/hooks" / name).write_text(f"#!/bin/sh\n{run}\n")
+            (upstream / ".git/hooks" / name).chmod(0o755)
+    elif trap in ("clean", "process"):
+        (upstream / ".git/info").mkdir(exist_ok=True)
+        (upstream / ".git/info/attributes").write_text("* filter=evil\n")
+        git(upstream, "config", f"filter.evil.{trap}", f"{run} cat")
+        git(upstream, "config", "filter.evil.required", "true")
+    elif trap == "included":
+        (upstream / ".git/info").mkdir(exist_ok=True)
+        (upstream / ".git/info/attributes").write_text("* filter=evil\n")
+        (upstream / ".git/more").write_text(f'[filter "evil"]\n\tclean = "{run} cat"\n')
+        git(upstream, "config", "include.path", "more")
+    elif trap == "lazy fetch":
+        for key, value in (("core.repositoryformatversion", "1"), ("extensions.partialClone", "origin"),
+                           ("remote.origin.promisor", "true"), ("remote.origin.url", str(upstream)),
+                           ("remote.origin.uploadpack", f"{run} false")):  # fmt: skip
+            git(upstream, "config", key, value)
+        (upstream / ".git/refs/heads/ghost").write_text("1" * 40 + "\n")
+    elif trap == "signature":
+        tree = git(upstream, "rev-parse", "HEAD^{tree}")
+        signature = "gpgsig -----BEGIN PGP SIGNATURE-----\n \n nothing\n -----END PGP SIGNATURE-----"
+        who = "A Test <test@example.org> 1900000000 +0000"
+        (canary.parent / "signed").write_text(f"tree {tree}\nauthor {who}\ncommitter {who}\n{signature}\n\nstashed\n")
+        signed = git(upstream, "hash-object", "-t", "commit", "-w", str(canary.parent / "signed"))
+        git(upstream, "update-ref", "--create-reflog", "refs/stash", signed)
+        git(upstream, "config", "log.showSignature", "true")
+        git(upstream, "config", "gpg.program", str(program(canary.parent / "bin", "gpg", f"#!/bin/sh\n{run}\n")))
+
+
+TRAPS = ("fsmonitor", "hook", "clean", "process", "included", "lazy fetch", "signature")
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_looking_at_a_checkout_runs_nothing_of_its(tmp_path: Path, upstream: Path, trap: str) -> None:
+    arm(upstream, tmp_path / "ran", trap)
+    dirtied(upstream)
+    (tmp_path / "ran").unlink(missing_ok=True)  # arming alone may set it off
+    result, _ = drive(context(tmp_path, repo_root=upstream))
+    assert not (tmp_path / "ran").exists()
+    assert result.facts["dirty"] is False
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_careless_look_sets_the_trap_off(tmp_path: Path, upstream: Path, trap: str) -> None:
+    arm(upstream, tmp_path / "ran", trap)
+    dirtied(upstream)
+    (tmp_path / "ran").unlink(missing_ok=True)
+    for careless in (["status"], ["rev-list", "--count", "--branches"], ["stash", "list"]):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            git(upstream, *careless)
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_folder_in_the_way_runs_nothing_while_it_is_looked_at(
+    tmp_path: Path, upstream: Path, here: Path, trap: str
+) -> None:
+    hostile = make_upstream(here / "upstream")
+    arm(hostile, tmp_path / "ran", trap)
+    dirtied(hostile)
+    (tmp_path / "ran").unlink(missing_ok=True)
+    drive(context(tmp_path, repo_url=str(upstream)))
+    assert not (tmp_path / "ran").exists()
+    assert names_in(here) == {"upstream", "upstream.aside-1"}
+
+
+@pytest.mark.parametrize("name", ["e vil", "e  vil", "e=vil", "e\u200bvil"])
+def test_a_filter_that_the_command_line_cannot_switch_off_is_not_looked_behind(
+    tmp_path: Path, upstream: Path, name: str
+) -> None:
+    with (upstream / ".git/config").open("a") as file:
+        file.write(f'[filter "{name}"]\n\tclean = "touch {tmp_path}/ran; cat"\n')
+    (upstream / ".git/info").mkdir(exist_ok=True)
+    (upstream / ".git/info/attributes").write_text(f"* filter={name}\n")
+    dirtied(upstream)
+    result, events = drive(context(tmp_path, repo_root=upstream))
+    assert not (tmp_path / "ran").exists()
+    assert result.facts["commit"] is None and "git does not look into" in detail(events, "commit")
 
 
 # -- a clone -----------------------------------------------------------------------------------------------------------
@@ -180,7 +228,101 @@ def test_a_folder_in_the_way_is_moved_aside_and_its_uncommitted_work_is_named(
     assert (here / "upstream.aside-1/readme").read_text() == "my work"
     assert (here / "upstream/readme").read_text() == "second"
     told = detail(events, "moved aside")
-    assert "upstream.aside-1" in told and "readme" in told and "my new file" in told
+    assert "upstream.aside-1; nothing in it was changed." in told
+    assert 'It holds work of its own: 1 changed file (readme); 1 untracked file ("my new file").' in told
+
+
+def test_stashes_and_commits_that_no_remote_has_are_named(tmp_path: Path, upstream: Path, here: Path) -> None:
+    git(here, "clone", "-q", str(upstream), "upstream")
+    mine = here / "upstream"
+    for text in ("one", "two"):
+        (mine / "readme").write_text(text)
+        git(mine, "stash")
+    git(mine, "checkout", "-q", "-b", "idea")
+    for _ in range(3):
+        git(mine, "commit", "-q", "--allow-empty", "-m", "mine")
+    git(mine, "checkout", "-q", "--detach", "main")
+    git(mine, "commit", "-q", "--allow-empty", "-m", "on no branch")
+    # What says to show nothing is the folder's own configuration.
+    git(mine, "config", "status.showUntrackedFiles", "no")
+    (mine / "new").touch()
+    _, events = drive(context(tmp_path, repo_url=str(upstream)))
+    assert (
+        "It holds work of its own: 1 untracked file (new); 2 stashes; "
+        "on no remote: 3 commits of idea, 1 commit of HEAD, which is on no branch." in detail(events, "moved aside")
+    )
+
+
+def test_a_clone_that_is_committed_and_pushed_holds_no_work_of_its_own(
+    tmp_path: Path, upstream: Path, here: Path
+) -> None:
+    git(here, "clone", "-q", str(upstream), "upstream")
+    _, events = drive(context(tmp_path, repo_url=str(upstream)))
+    assert detail(events, "moved aside").endswith("nothing in it was changed.")
+
+
+def test_a_repository_without_a_remote_is_all_work_of_its_own(tmp_path: Path, upstream: Path, here: Path) -> None:
+    make_upstream(here / "upstream")
+    _, events = drive(context(tmp_path, repo_url=str(upstream)))
+    assert "on no remote: 2 commits of main." in detail(events, "moved aside")
+
+
+def test_a_bare_repository_in_the_way_is_looked_into(tmp_path: Path, upstream: Path, here: Path) -> None:
+    git(here, "clone", "-q", "--bare", str(upstream), "upstream")
+    _, events = drive(context(tmp_path, repo_url=str(upstream)))
+    assert "on no remote: 2 commits of main." in detail(events, "moved aside")
+
+
+def test_what_is_not_looked_into_is_said(tmp_path: Path, upstream: Path, here: Path) -> None:
+    git(here, "clone", "-q", str(upstream), "main")
+    git(here / "main", "worktree", "add", "-q", "-b", "other", str(here / "upstream"))
+    (here / "upstream/.gitmodules").write_text("")
+    _, events = drive(context(tmp_path, repo_url=str(upstream)))
+    told = detail(events, "moved aside")
+    assert "linked worktree" in told and "git worktree repair" in told and "submodules were not looked into" in told
+
+
+@pytest.mark.parametrize("damage", ["no HEAD", "no configuration"])
+def test_a_damaged_repository_in_the_way_is_moved_and_that_it_was_not_read_is_said(
+    tmp_path: Path, upstream: Path, here: Path, damage: str
+) -> None:
+    git(here, "init", "-q")  # the one above it would answer, and is not asked
+    make_upstream(here / "upstream")
+    (here / "upstream/.git" / {"no HEAD": "HEAD", "no configuration": "config"}[damage]).write_text("[[[\n")
+    _, events = drive(context(tmp_path, repo_url=str(upstream)))
+    assert "Whether it holds work of its own is not known: git " in detail(events, "moved aside")
+    assert names_in(here) == {".git", "upstream", "upstream.aside-1"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_a_repository_of_another_user_is_not_looked_into_and_whose_it_is_is_said(
+    tmp_path: Path, upstream: Path, here: Path
+) -> None:
+    make_upstream(here / "upstream")
+    for path in [here / "upstream", *(here / "upstream").rglob("*")]:
+        os.lchown(path, 12345, 12345)
+    _, events = drive(context(tmp_path, repo_url=str(upstream)))
+    assert "is not known: git rev-parse failed. It belongs to user 12345." in detail(events, "moved aside")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_place_where_this_user_may_not_write_says_whose_it_is() -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom tests.git_for_tests import context, drive\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "given = context(Path(sys.argv[1]), repo_url=sys.argv[1] + '/upstream', repo_root=sys.argv[1] + '/closed/clone')\n"
+        "try:\n    drive(given)\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:  # others may look into it; into pytest's they may not
+        Path(folder).chmod(0o755)
+        make_upstream(Path(folder) / "upstream")
+        (Path(folder) / "closed").mkdir(mode=0o755)
+        # As nobody, in a process of its own: this one must stay what it is.
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        )
+    assert "PreconditionError Nothing can be made in" in done.stdout, done.stderr
+    assert "belongs to root" in done.stdout
 
 
 def test_a_second_folder_in_the_way_does_not_meet_the_first_one_that_went_aside(
@@ -235,6 +377,17 @@ def test_a_clone_that_others_made_is_not_used_again(tmp_path: Path, upstream: Pa
     assert names_in(here) == {"upstream", "upstream.aside-1"}
 
 
+def test_a_clone_of_ours_whose_configuration_is_strange_now_is_not_used_again(
+    tmp_path: Path, upstream: Path, here: Path
+) -> None:
+    drive(context(tmp_path, repo_url=str(upstream)))
+    with (here / "upstream/.git/config").open("a") as file:
+        file.write(f'[filter "e vil"]\n\tclean = "touch {tmp_path}/ran"\n')
+    _, events = drive(context(tmp_path, repo_url=str(upstream)))
+    assert names_in(here) == {"upstream", "upstream.aside-1"} and not (tmp_path / "ran").exists()
+    assert "is not known: git does not look into" in detail(events, "moved aside")
+
+
 def test_a_run_stays_at_its_commit_when_the_branch_moves_but_a_new_run_follows_it(
     tmp_path: Path, upstream: Path, here: Path
 ) -> None:
@@ -260,60 +413,7 @@ def test_fresh_clones_again_once_in_a_run(tmp_path: Path, upstream: Path, here: 
     assert names_in(here) == {"upstream", "upstream.aside-1"}
 
 
-# -- hostile addresses -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "ext::sh -c touch% /tmp/pwned",
-        "ext::sh",
-        "fd::17",
-        "--upload-pack=touch pwned",
-        "-oProxyCommand=x",
-        "http://example.org/a.git",
-        "git://example.org/a.git",
-        "ssh://git@example.org/a.git",
-        "git@example.org:a.git",
-        "file:///etc",
-        "https://user:hf_secret@example.org/a.git",
-        "https://hf_secret@example.org/a.git",
-        "https:///nohost",
-        "https://example.org/a\nb",
-        "https://example.org/\x1b]52;c;x\x07",
-        "https://[broken/a",
-        "",
-    ],
-)
-def test_an_address_that_could_run_code_or_holds_a_password_is_refused(url: str) -> None:
-    with pytest.raises(UnsafeError) as refused:
-        check_url(url)
-    assert "hf_secret" not in str(refused.value) and "\x1b" not in str(refused.value)
-
-
-def test_https_addresses_and_paths_are_taken(tmp_path: Path) -> None:
-    assert check_url("https://github.com/owner/some-repo.git").name == "some-repo"
-    assert check_url("https://[::1]/owner/repo/").name == "repo"
-    assert check_url(str(tmp_path)).is_path
-
-
-@pytest.mark.parametrize("ref", ["--upload-pack=x", "", "a b", "main:evil", "a..b", "HEAD@{1}"])
-def test_a_ref_that_is_no_name_is_refused(tmp_path: Path, upstream: Path, here: Path, ref: str) -> None:
-    with pytest.raises(UnsafeError, match="--repo-ref"):
-        drive(context(tmp_path, repo_url=str(upstream), repo_ref=ref))
-
-
-# -- room --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_disk_without_room_is_refused_with_the_figures(
-    tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, 1 << 30))
-    drive(context(tmp_path))  # a local model: 1 GiB is enough
-    with pytest.raises(PreconditionError, match=r"1\.0 GiB free; the run needs at least 2\.0 GiB"):
-        drive(context(tmp_path, base_model_id="google/gemma-2b-it"))
+# -- without git -------------------------------------------------------------------------------------------------------
 
 
 def test_without_git_a_folder_is_used_and_its_commit_is_not_known(
@@ -323,3 +423,12 @@ def test_without_git_a_folder_is_used_and_its_commit_is_not_known(
     result, events = drive(context(tmp_path))
     assert result.facts["commit"] is None
     assert "git could not be started" in detail(events, "commit")
+
+
+def test_without_git_nothing_is_cloned_and_the_way_to_get_it_is_told(
+    tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    with pytest.raises(PreconditionError, match="git: missing") as refused:
+        drive(context(tmp_path, repo_url=str(upstream)))
+    assert "apt install git" in refused.value.what_to_do and names_in(here) == set()

@@ -60,6 +60,10 @@ REPLY_MARGIN = 1.5
 """A batch ends with its longest reply; that is longer than the one reply that was measured."""
 ARCHIVE_ADAPTERS = 2
 """The archive holds the adapter and the data; as much again as the adapter is room enough for the data."""
+COPIES_OF_A_RECORD = 2
+"""In pairs.jsonl, and as it trains in dpo_dataset."""
+CHECKPOINT_COPIES = 3
+"""Of the adapter's numbers, in float32: the policy's and two moments of AdamW."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +123,23 @@ def forecast(
     # A live reference is in the step that was measured; one that is computed once comes on top.
     passes = epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
     training_seconds = num_examples * share * measured.step_seconds * passes
-    disk = num_examples * 2 * measured.record_bytes + measured.checkpoint_bytes * (
-        save_total_limit + 1 + ARCHIVE_ADAPTERS
+    disk = disk_parts(
+        num_examples=num_examples,
+        record_bytes=measured.record_bytes,
+        checkpoint_bytes=measured.checkpoint_bytes,
+        save_total_limit=save_total_limit,
     )
-    return Forecast(pairs_seconds, training_seconds, int(disk), measured.peak_bytes, measured.peak_bytes_pairs)
+    peaks = (measured.peak_bytes, measured.peak_bytes_pairs)
+    return Forecast(pairs_seconds, training_seconds, sum(disk.values()), *peaks)
+
+
+def disk_parts(*, num_examples: int, record_bytes: int, checkpoint_bytes: int, save_total_limit: int) -> dict[str, int]:
+    """Bytes that the run folder will hold at the most, and the archive beside it, by what they are for."""
+    return {
+        "pairs": num_examples * COPIES_OF_A_RECORD * record_bytes,
+        "checkpoints": checkpoint_bytes * (save_total_limit + 1),  # one is written before the oldest goes
+        "archive": checkpoint_bytes * ARCHIVE_ADAPTERS,
+    }
 
 
 def against_measured(forecast: Mapping[str, Any], measured: Mapping[str, float]) -> dict[str, dict[str, float]]:

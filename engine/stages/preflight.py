@@ -4,6 +4,7 @@ archive. It chooses the number format and the training's plan, and forecasts the
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from engine import events
+from engine.config import Stage3Config
 from engine.context import Context
 from engine.dpo import forecast as formula
 from engine.dpo.forecast import Forecast, Machine, Measured, Shape, forecast, machine_of
@@ -20,6 +22,7 @@ from engine.events import Check, CheckpointSaved, Event, Message, TrainStep
 from engine.jsonl import dumps
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
+from engine.models.downloads import verify_base
 from engine.models.loading import hub_arguments, load_base, load_policy, load_tokenizer, resolve_device
 from engine.models.memory import MemoryPeak, free_memory
 from engine.models.number_format import choose_dtype, overflow_in_float16
@@ -33,7 +36,8 @@ from engine.pairs.record import Pair, PairRecord
 from engine.pairs.training_set import preference_row
 from engine.run import Run
 from engine.stages.base import StageResult, StageRun
-from engine.telemetry import gpu_of_cuda
+from engine.telemetry import Gpus, gpu_of_cuda
+from engine.text import visible_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -226,6 +230,7 @@ def _grounds(context: Context, prompts: list[Prompt]) -> Generator[Event, None, 
             del policy
             free_memory()
 
+    yield from _check_download(config)
     dtype, why = choose_dtype(config, overflow)
     yield Check(NAME, "number format", "ok", f"{dtype} on {resolve_device(config)}: {why}")
     model_config = AutoConfig.from_pretrained(config.base_model_id, **hub_arguments(config, token))
@@ -233,8 +238,37 @@ def _grounds(context: Context, prompts: list[Prompt]) -> Generator[Event, None, 
     where = "the GPU" if machine.device_type == "cuda" else "this computer"
     have = f"{machine.room / GIB:.1f} of {machine.total / GIB:.1f} GiB of {where} may be filled"
     yield Check(NAME, "memory", "ok", have)
+    yield from _held_by_others(machine.device_type)
     chosen = replace(context, config=config.model_copy(update={"dtype": dtype}))
     return Grounds(chosen, Shape.of(model_config, context.run.result("adapter")), machine, why)
+
+
+def _check_download(config: Stage3Config) -> Iterator[Check]:
+    """Raises DamagedState where a file of the base model in the Hub's cache is not what its name says."""
+    found = verify_base(config)
+    if found.damaged:
+        names = ", ".join(str(path) for path in found.damaged)
+        yield Check(NAME, "download", "failed", visible_line(f"damaged: {names}", 400))
+        raise DamagedState(
+            f"{len(found.damaged)} of {found.files} files of {config.base_model_id} in the Hub's cache are damaged.",
+            f"Their bytes are not those that their names are the hash of: {names}.",
+            f"Remove them (rm {shlex.join(map(str, found.damaged))}), then start again: they are downloaded anew.",
+        )
+    if found.files:
+        yield Check(
+            NAME, "download", "ok", f"{found.files} files, {found.bytes / GIB:.1f} GiB, each with the hash of its name"
+        )
+
+
+def _held_by_others(device_type: str) -> Iterator[Check]:
+    """Who else has memory of the GPUs, so that a person may end it; nobody else does."""
+    if device_type != "cuda":
+        return
+    gpus = Gpus()
+    for gpu in gpus.read():
+        if holders := gpus.held_by_others(gpu.index):
+            held = f"GPU {gpu.index}: {', '.join(map(str, holders))}"
+            yield Check(NAME, "memory held by others", "warning", visible_line(held))
 
 
 def _require_memory(grounds: Grounds) -> None:

@@ -1,30 +1,26 @@
-"""Stage 2: the programs around the run, each with its version; what is missing says how to get it."""
+"""Stage 2: the programs around the run, each with its version; what is missing or too old says how to get it."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
-import re
-import shutil
 import sys
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
-from engine.children import ChildResult, run_child, stream_child
 from engine.errors import PreconditionError
 from engine.events import Check, CheckStatus, Event, Message
+from engine.installed.install import install_uv
+from engine.installed.programs import CLONING, GIT, TMUX, UV, Found, look_for
+from engine.installed.requirements import python_needed
+from engine.installed.torch_build import TorchBuild, driver_fault, read_torch_build
 from engine.stages.base import Context, StageResult, StageRun
 from engine.telemetry import Gpus
 from engine.text import visible_line
 
 OUTPUTS: tuple[str, ...] = ()
 NAME = "toolchain"
-
-ASK_SECONDS = 20.0
-INSTALL_SECONDS = 600.0
-GET_UV = "curl -LsSf https://astral.sh/uv/install.sh | sh"
+GIB = 1 << 30
 
 
 def depends_on(context: Context) -> dict[str, Any] | None:
@@ -33,117 +29,99 @@ def depends_on(context: Context) -> dict[str, Any] | None:
 
 
 def run(context: Context) -> StageRun:
-    python = platform.python_version()
-    yield Check(NAME, "python", "ok", f"{python} at {visible_line(sys.executable)}")
+    python = yield from _python()
     uv = yield from _uv(context)
-    git = yield from _git(context)
-    tmux = yield from _tmux()
-    driver = yield from _driver(context.config.device)
-    facts = {"python": python, "executable": sys.executable, "uv": uv, "git": git, "tmux": tmux, "driver": driver}
-    there = [f"{name} {facts[name]}" for name in ("python", "uv", "git", "tmux", "driver") if facts[name]]
-    missing = [name for name in ("uv", "git", "tmux", "driver") if not facts[name]]
+    git = look_for(GIT)
+    needed = context.config.repo_url is not None
+    yield _line_of(git, "", "" if needed else "; only --repo-url needs it", failed=needed)
+    if needed and not git.ok:
+        raise git.refusal(CLONING)
+    tmux = look_for(TMUX)
+    yield _line_of(tmux, _where_this_is(), "; a run goes on without its terminal, but a logout may end it")
+    gpus, build = Gpus(), read_torch_build()
+    driver = yield from _driver(gpus, context.config.device)
+    yield _cuda(build, driver, context.config.device)
+    versions = {"python": python, "uv": _of(uv), "git": _of(git), "tmux": _of(tmux), "driver": driver}
+    there = [f"{name} {version}" for name, version in versions.items() if version]
+    missing = [name for name, version in versions.items() if not version]
+    facts = {**versions, "executable": sys.executable, "torch": None if build is None else build.__dict__}
     return StageResult(", ".join(there) + (f"; without {', '.join(missing)}" if missing else ""), facts)
 
 
-def find_uv() -> str | None:
-    """The uv program: on PATH, beside this Python, or in the package `uv`; None where there is none."""
-    beside = str(Path(sys.executable).parent)
-    if found := shutil.which("uv", path=os.pathsep.join((os.environ.get("PATH", os.defpath), beside))):
-        return found
-    if importlib.util.find_spec("uv") is None:
-        return None
-    import uv  # type: ignore[import-not-found,unused-ignore]
-
-    try:
-        return str(uv.find_uv_bin())
-    except (AttributeError, FileNotFoundError):  # some other package of this name, or one without its program
-        return None
-
-
-def _uv(context: Context) -> Generator[Event, None, str | None]:
-    path = find_uv()
-    if path is None and context.config.install:
-        path = yield from _install_uv(context)
-    if path is None:
-        hint = f"missing; install it with --install, or with `{GET_UV}` (only installing needs it)"
-        yield Check(NAME, "uv", "warning", hint)
-        return None
-    return (yield from _version("uv", [path, "--version"], path))
-
-
-def _install_uv(context: Context) -> Generator[Event, None, str | None]:
-    """Install uv with pip into the running environment; None where that failed, which is told."""
-    argv = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "uv"]
-    yield Message("info", f"Installing uv: {visible_line(' '.join(argv))}", NAME)
-    lines = stream_child(argv, limit_seconds=INSTALL_SECONDS, stop=context.stop)
-    while True:
-        try:
-            yield Message("info", f"pip: {next(lines)}", NAME)
-        except StopIteration as end:
-            result: ChildResult = end.value
-            break
-    importlib.invalidate_caches()
-    path = find_uv()
-    if path is None:
-        yield Message("warning", f"uv could not be installed ({visible_line(result.ending, 300)}).", NAME)
-    return path
-
-
-def _git(context: Context) -> Generator[Event, None, str | None]:
-    path = shutil.which("git")
-    if path is not None:
-        return (yield from _version("git", [path, "--version"], path))
-    needed = context.config.repo_url is not None
-    get = "`apt install git`, or your system's package manager"
-    yield Check(NAME, "git", "failed" if needed else "warning", f"missing; get it with {get}")
-    if needed:
-        raise PreconditionError("git is missing.", "--repo-url is cloned with it.", f"Install it with {get}.")
-    return None
-
-
-def _tmux() -> Generator[Event, None, str | None]:
-    path = shutil.which("tmux")
-    if path is None:
-        hint = "missing; a run goes on without its terminal, but a logout may end it. `apt install tmux`, or `screen`"
-        yield Check(NAME, "tmux", "warning", hint)
-        return None
-    inside = "this run is in it" if os.environ.get("TMUX") or os.environ.get("STY") else "this run is not in it"
-    return (yield from _version("tmux", [path, "-V"], inside))
-
-
-def _driver(device: str) -> Generator[Event, None, str | None]:
-    gpus = Gpus()
-    version = gpus.driver_version()
-    if version is not None:
-        version = visible_line(str(version), 60)
-        names = ", ".join(visible_line(gpu.name, 60) for gpu in gpus.read()) or "no GPU"
-        yield Check(NAME, "NVIDIA driver", "ok", f"{version}: {names}")
-        return version
-    status: CheckStatus = "skipped" if device == "cpu" else "warning"
-    hint = (
-        "--device cpu needs none"
-        if device == "cpu"
-        else "see https://www.nvidia.com/drivers; without it the CPU computes"
-    )
-    yield Check(NAME, "NVIDIA driver", status, f"{visible_line(gpus.note, 200) or 'it does not answer'}; {hint}")
-    return None
-
-
-def _version(name: str, argv: list[str], remark: str) -> Generator[Event, None, str | None]:
-    """Ask a program for its version. One that does not answer counts as missing."""
-    try:
-        result = run_child(argv, limit_seconds=ASK_SECONDS)
-    except PreconditionError as error:
-        yield Check(NAME, name, "warning", f"{error.what} {error.why}")
-        return None
-    found = re.search(r"\d+(\.\w+)+", " ".join(result.output))
-    if not result.ok or found is None:
-        yield Check(
-            NAME,
-            name,
-            "warning",
-            f"{visible_line(argv[0])} does not say its version: {visible_line(result.ending, 200)}",
+def _python() -> Generator[Event, None, str]:
+    version, needed = platform.python_version(), python_needed()
+    fits = needed is None or needed.contains(version, prereleases=True)
+    fault = "" if fits else f"; the run needs {needed}: `uv venv --python 3.11` makes an environment of it"
+    yield Check(NAME, "python", "ok" if fits else "failed", f"{version} at {visible_line(sys.executable)}{fault}")
+    if not fits:
+        raise PreconditionError(
+            f"Python {version} does not fit.",
+            f"The packages of the run need {needed}.",
+            "Make an environment with `uv venv --python 3.11`, and install stage3-tui there.",
         )
+    return version
+
+
+def _uv(context: Context) -> Generator[Event, None, Found]:
+    uv = look_for(UV)
+    if uv.path is None and context.config.install:
+        fault = yield from install_uv(context, NAME)
+        if fault:
+            yield Message("warning", f"{fault}.", NAME)
+        uv = look_for(UV)
+    yield _line_of(uv, "", ", or with --install; only installing needs it")
+    return uv
+
+
+def _line_of(found: Found, remark: str, hint: str, *, failed: bool = False) -> Check:
+    """`remark` stands beside a version, `hint` behind what is wrong."""
+    if not found.ok:
+        return Check(
+            NAME,
+            found.program.name,
+            "failed" if failed else "warning",
+            f"{found.fault}; get it with {found.program.get}{hint}",
+        )
+    return Check(NAME, found.program.name, "ok", f"{found.version}, {remark or visible_line(str(found.path))}")
+
+
+def _of(found: Found) -> str | None:
+    return found.version if found.ok else None
+
+
+def _where_this_is() -> str:
+    return "this run is in it" if os.environ.get("TMUX") or os.environ.get("STY") else "this run is not in it"
+
+
+def _driver(gpus: Gpus, device: str) -> Generator[Event, None, str | None]:
+    """The driver's version, each GPU with its free memory, and who else holds some of it."""
+    version = gpus.driver_version()
+    if version is None:
+        is_needed = device != "cpu"
+        hint = "get it at https://www.nvidia.com/drivers; without it the CPU computes, slowly"
+        status: CheckStatus = "warning" if is_needed else "skipped"
+        why = visible_line(gpus.note, 200) or "it does not answer"
+        yield Check(NAME, "NVIDIA driver", status, f"{why}; {hint if is_needed else '--device cpu needs none'}")
         return None
-    yield Check(NAME, name, "ok", f"{found[0]}, {visible_line(remark)}")
-    return found[0]
+    version = visible_line(version, 60)
+    yield Check(NAME, "NVIDIA driver", "ok", version)
+    if gpus.note:
+        yield Check(NAME, "GPU", "warning", visible_line(gpus.note, 200))
+    for gpu in gpus.read():
+        if gpu.memory_total_bytes is None or gpu.memory_used_bytes is None:
+            memory = "its memory is not told"
+        else:
+            free = gpu.memory_total_bytes - gpu.memory_used_bytes
+            memory = f"{free / GIB:.1f} of {gpu.memory_total_bytes / GIB:.1f} GiB free"
+        holders = gpus.held_by_others(gpu.index)
+        status = "warning" if holders and device != "cpu" else "ok"
+        held = f"; held by {', '.join(str(holder) for holder in holders)}" if holders else ""
+        yield Check(NAME, f"GPU {gpu.index}", status, f"{visible_line(gpu.name, 60)}, {memory}{visible_line(held)}")
+    return version
+
+
+def _cuda(build: TorchBuild | None, driver: str | None, device: str) -> Check:
+    if build is None:
+        return Check(NAME, "CUDA of torch", "warning", "torch is not installed; stage dependencies can, with --install")
+    fault = driver_fault(build, driver, device)
+    return Check(NAME, "CUDA of torch", "warning" if fault else "ok", visible_line(fault or str(build)))

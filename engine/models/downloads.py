@@ -1,0 +1,62 @@
+"""Files of the Hub's cache against their names: a blob is named by the hash of its bytes, and the Hub's client checks only
+their number. Two downloads at once where locks do nothing (NFS, Lustre), or a bad disk, leave others of the same number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import Stage3Config
+from engine.models.loading import is_local
+
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was read of one snapshot."""
+
+    files: int
+    bytes: int
+    damaged: tuple[Path, ...]
+    """Blobs whose bytes are not those of their name."""
+
+
+def cache_folder(repo_id: str, repo_type: str) -> Path:
+    """Where the Hub's client keeps a repository, if it has it."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, str(repo_folder_name(repo_id=repo_id, repo_type=repo_type)))
+
+
+def verify_base(config: Stage3Config) -> Verified:
+    """Read every file of the base model's snapshot in the cache. All zero where there is none, or the model is a folder here."""
+    if is_local(config.base_model_id):
+        return Verified(0, 0, ())
+    folder, revision = cache_folder(config.base_model_id, "model"), config.base_model_revision
+    named = folder / "refs" / revision
+    commit = named.read_text(encoding="ascii").strip() if named.is_file() else revision
+    # Without symbolic links a snapshot holds the files themselves, and their names tell nothing.
+    links = (path for path in (folder / "snapshots" / commit).rglob("*") if path.is_symlink())
+    blobs = sorted({path.resolve() for path in links})
+    damaged = tuple(blob for blob in blobs if not _is_as_named(blob))
+    return Verified(len(blobs), sum(blob.stat().st_size for blob in blobs if blob.exists()), damaged)
+
+
+def _is_as_named(blob: Path) -> bool:
+    """64 digits are the SHA-256 of the bytes; 40 are git's hash, SHA-1 of a head and the bytes. Other names are no hash."""
+    if not blob.exists():
+        return False
+    if len(blob.name) == 64:
+        digest = hashlib.sha256()
+    elif len(blob.name) == 40:
+        digest = hashlib.sha1(f"blob {blob.stat().st_size}\0".encode(), usedforsecurity=False)
+    else:
+        return True
+    with blob.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest() == blob.name

@@ -1,0 +1,181 @@
+"""A clone: made under a temporary name beside its target, checked, and renamed. One of ours that fits is used again."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+from engine.children import narrate_child, run_child
+from engine.config import Stage3Config
+from engine.context import Context
+from engine.errors import ConfigError, PreconditionError
+from engine.events import Check, Event, Message
+from engine.files import owner_of, sync_folder, write_json
+from engine.text import visible_line
+from engine.workspace import NAME
+from engine.workspace.aside import move_aside, refuse_to_move
+from engine.workspace.git import ASK_SECONDS, Foreign, ask, fetching, git
+from engine.workspace.lfs import fetch_large_files
+from engine.workspace.refusals import git_failure
+from engine.workspace.urls import Source
+
+MARKER = "stage3-tui.json"
+"""In the `.git` folder of a clone that we made."""
+CLONE_SECONDS = 1800.0
+"""Limit of the transfer, and of the checkout."""
+
+
+def target_of(config: Stage3Config, source: Source) -> Path:
+    """Where the clone goes. Its own name is not resolved: a link in the way is moved aside as a link."""
+    path = (config.repo_root or Path.cwd() / source.name).expanduser()
+    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+
+
+def cloned_folder(context: Context, source: Source, ref: str) -> Generator[Event, None, Path]:
+    """The folder of a clone of `source` at `ref`. Raises a Stage3Error where there can be none; then nothing has its name."""
+    target = target_of(context.config, source)
+    if _is_reusable(context, source, ref, target):
+        yield Check(NAME, "clone", "ok", f"ours, at {visible_line(ref)} already: used again")
+        return target
+    if os.path.lexists(target):
+        refuse_to_move(target, source, context.run)
+    for left in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
+        what = f"{visible_line(str(left))} is of a clone that was killed, or that another process makes just now"
+        yield Message("warning", f"{what}; in the first case it may be removed.", NAME)
+    with _holder(target) as holder:
+        part = Path(holder) / target.name
+        yield Message("info", f"Cloning {source.shown} at {visible_line(ref)}.", NAME)
+        commit = yield from _clone(context, source, ref, part)
+        if os.path.lexists(target):
+            yield from move_aside(target)
+        part.rename(target)
+        sync_folder(target.parent)
+    yield Check(NAME, "clone", "ok", f"{source.shown} at {visible_line(ref)} = {commit}")
+    return target
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.clone-"
+
+
+def _holder(target: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder beside the target, for what is not finished; it goes with whatever ends the clone."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=_prefix(target), dir=target.parent)
+    except OSError as error:
+        there = next(parent for parent in target.parents if parent.exists())
+        raise PreconditionError(
+            f"Nothing can be made in {visible_line(str(target.parent))}.",
+            f"{visible_line(str(error))}. {visible_line(str(there))} belongs to {owner_of(there)}.",
+            "Give another --repo-root.",
+        ) from error
+
+
+def _clone(context: Context, source: Source, ref: str, part: Path) -> Generator[Event, None, str]:
+    """Clone into `part`, which does not exist, and check the commit out. Returns the commit."""
+    environment = fetching(source)
+    clone = ["clone", "--quiet", "--no-checkout", "--no-recurse-submodules", "--template=", "--no-local"]
+    # Links would arrive as files also in later checkouts: the setting stays in the clone.
+    argv = git(*clone, "--config", "core.symlinks=false", "--", source.url, str(part))
+    result = yield from narrate_child(
+        argv,
+        stage=NAME,
+        speaker="git",
+        level="debug",
+        limit_seconds=CLONE_SECONDS,
+        extra=environment,
+        stop=context.stop,
+    )
+    if not result.ok:
+        raise git_failure(f"{source.shown} could not be cloned", result)
+    commit = _resolve(source, ref, part)
+    checkout = ask(part, environment, "checkout", "--quiet", "--detach", commit, limit_seconds=CLONE_SECONDS)
+    if not checkout.ok:
+        raise git_failure(f"{commit} could not be checked out", checkout)
+    _verify(source, commit, part)
+    if context.config.fetch_lfs:
+        yield from fetch_large_files(context, source, part)
+    marker = {"url": source.url, "ref": ref, "commit": commit, "made": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_json(part / ".git" / MARKER, marker)
+    return commit
+
+
+def _verify(source: Source, commit: str, part: Path) -> None:
+    """Raises a Stage3Error where HEAD is not the commit, or a file of it is not as the commit has it."""
+    environment = fetching(source)
+    head = ask(part, environment, "rev-parse", "--verify", "HEAD")
+    if head.output != (commit,):
+        raise git_failure(
+            f"The clone is at {visible_line(' '.join(head.output)) or 'no commit'}, not at {commit}", head
+        )
+    different = ask(part, environment, "diff-index", "--name-only", "HEAD")
+    if different.output or not different.ok:
+        raise PreconditionError(
+            f"The files of the clone are not those of {commit}.",
+            f"{visible_line(', '.join(different.output) or different.ending, 200)}: something changed what was written, "
+            "or the disk does not keep it.",
+            "Start the same command again, or give another --repo-root.",
+        )
+
+
+def _resolve(source: Source, ref: str, clone: Path) -> str:
+    """The commit of a branch, a tag or a (shortened) commit, in this order."""
+    environment = fetching(source)
+    for name in (f"refs/remotes/origin/{ref}", f"refs/tags/{ref}", ref if re.fullmatch("[0-9a-f]{7,64}", ref) else ""):
+        if name:
+            found = ask(clone, environment, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+            if found.ok and found.output:
+                return found.output[0]
+    branches = ask(clone, environment, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/remotes/origin")
+    there = ", ".join(name for name in branches.output if name != "HEAD")
+    raise ConfigError(
+        f"--repo-ref {visible_line(ref, 100)} is not in {source.shown}.",
+        f"It is no branch, tag or commit there. Its branches: {visible_line(there, 300) or 'none'}.",
+        "Give one of them, a tag, or a commit.",
+    )
+
+
+# -- used again --------------------------------------------------------------------------------------------------------
+
+
+def _is_reusable(context: Context, source: Source, ref: str, target: Path) -> bool:
+    """Whether the target is a clone of ours at the wanted commit, and --fresh not asked for, or granted before."""
+    if target.is_symlink():
+        return False
+    try:
+        marker = json.loads((target / ".git" / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(marker, dict) or marker.get("url") != source.url:
+        return False
+    try:
+        head = Foreign(target, alone=True).ask("rev-parse", "--verify", "HEAD").output
+    except PreconditionError:  # its configuration is not what we left
+        return False
+    if len(head) != 1:
+        return False
+    recorded = context.run.result(NAME)
+    same = {"folder": str(target), "commit": head[0], "url": source.url, "ref": ref}
+    if same.items() <= recorded.items():  # this very run made it: a branch that has moved since does not move the run
+        return not context.config.fresh or bool(recorded.get("fresh"))
+    return not context.config.fresh and head[0] == _wanted_commit(source, ref)
+
+
+def _wanted_commit(source: Source, ref: str) -> str | None:
+    """What the remote says that `ref` is now; a whole commit is itself, a shortened one nothing that it could say."""
+    if re.fullmatch("[0-9a-f]{40}", ref):
+        return ref
+    names = (f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}")
+    argv = git("ls-remote", "--", source.url, *names)
+    result = run_child(argv, limit_seconds=ASK_SECONDS, extra=fetching(source))
+    if not result.ok:
+        raise git_failure(f"{source.shown} could not be asked for {visible_line(ref)}", result)
+    found = {name: commit for commit, _, name in (line.partition(" ") for line in result.output)}
+    return next((found[name] for name in names if name in found), None)

@@ -1,0 +1,66 @@
+"""The large files of a clone (git-lfs), where they were asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+
+from engine.children import narrate_child
+from engine.context import Context
+from engine.errors import PreconditionError
+from engine.events import Event
+from engine.workspace import NAME
+from engine.workspace.git import fetching, git
+from engine.workspace.refusals import git_failure
+from engine.workspace.urls import Source
+
+LFS_SECONDS = 3600.0
+GET_LFS = "`apt install git-lfs`, or your system's package manager"
+
+_FILTERS = (
+    "filter.lfs.clean=git-lfs clean -- %f",
+    "filter.lfs.smudge=git-lfs smudge -- %f",
+    "filter.lfs.process=git-lfs filter-process",
+    "filter.lfs.required=true",
+)
+
+
+def fetch_large_files(context: Context, source: Source, clone: Path) -> Generator[Event, None, None]:
+    """Put the files in the place of their pointers, from the server that goes with `source`.
+
+    Raises PreconditionError without git-lfs, and what `git_failure` tells apart.
+    """
+    if shutil.which("git-lfs") is None:
+        raise PreconditionError(
+            "--fetch-lfs: git-lfs is missing.",
+            "It fetches the large files.",
+            f"Install it with {GET_LFS}, or leave it out.",
+        )
+    # A repository may name another server in its .lfsconfig; the command line goes before that.
+    settings = (*_FILTERS, f"lfs.url={lfs_address(source)}", "lfs.locksverify=false")
+    config = [part for setting in settings for part in ("-c", setting)]
+    environment = {key: value for key, value in fetching(source).items() if key != "GIT_LFS_SKIP_SMUDGE"}
+    result = yield from narrate_child(
+        git(*config, "-C", str(clone), "lfs", "pull"),
+        stage=NAME,
+        speaker="git-lfs",
+        level="debug",
+        limit_seconds=LFS_SECONDS,
+        extra=environment,
+        stop=context.stop,
+    )
+    if not result.ok:
+        raise git_failure(f"The large files of {source.shown} could not be fetched", result)
+    # git reads a file again that is as young as its index, and without the filters would take it for a changed pointer.
+    index = clone / ".git/index"
+    os.utime(index, (index.stat().st_atime, index.stat().st_mtime + 2))
+
+
+def lfs_address(source: Source) -> str:
+    """Where git-lfs looks by itself, when nobody told it otherwise."""
+    if source.kind == "path":
+        return f"file://{source.url}"
+    url = source.url.rstrip("/")
+    return url if source.kind == "ssh" else f"{url if url.endswith('.git') else url + '.git'}/info/lfs"

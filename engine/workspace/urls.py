@@ -1,0 +1,127 @@
+"""What may be cloned: an https address, a path here, and ssh where it was asked for. Everything else is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import SplitResult, urlsplit
+
+from engine.errors import PreconditionError, UnsafeError
+from engine.text import visible, visible_line
+
+Kind = Literal["https", "path", "ssh"]
+
+GIVE_ANOTHER = (
+    "Give an https:// address without credentials, or a local path; or clone it yourself and give --repo-root."
+)
+_HELPER = re.compile(r"[\w+.-]*::")
+_SCP_LIKE = re.compile(r"(?:(?P<user>[^@/:]*)@)?(?P<host>\[[^\]/]*\]|[^@/:\[]+):(?P<path>.*)")
+_USER = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository that may be cloned."""
+
+    url: str
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        last = re.split(r"[/:]", self.url.rstrip("/"))[-1]
+        return re.sub(r"[^\w.-]", "_", last.removesuffix(".git")).strip(".") or "repository"
+
+    @property
+    def shown(self) -> str:
+        return visible_line(self.url, 200)
+
+
+def check_url(url: str, *, allow_ssh: bool = False) -> Source:
+    """The repository behind `url`. Raises UnsafeError for what could run code, carry a password or use keys unasked;
+    PreconditionError for a path where no folder is.
+    """
+    if not url or url.startswith("-") or visible(url) != url or re.search(r"[\n\t\\]", url):
+        raise _unsafe(url, "It is empty, starts with a dash or holds characters that no address has.")
+    if _HELPER.match(url):
+        raise _unsafe(url, "name:: starts a remote helper, and ext:: runs any command.")
+    if "://" in url:
+        return _of_address(url, allow_ssh)
+    if not Path(url).expanduser().exists() and (scp := _SCP_LIKE.fullmatch(url)):
+        return _of_scp(url, scp, allow_ssh)
+    return Source(str(_source_folder(url)), "path")
+
+
+def check_ref(ref: str) -> str:
+    """`ref` itself. Raises UnsafeError for what is no name of a branch, tag or commit."""
+    if not ref or ref.startswith("-") or visible(ref) != ref or re.search(r"[\s~^:?*\[\\]|\.\.|@\{", ref):
+        raise UnsafeError(
+            f"--repo-ref {visible_line(ref, 100)!r} is refused.",
+            "It is no name of a branch, tag or commit.",
+            "Give a branch, a tag or a commit, such as main.",
+        )
+    return ref
+
+
+def _of_address(url: str, allow_ssh: bool) -> Source:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # a port that is no number is noticed only now
+    except ValueError as error:
+        raise _unsafe(url, f"It cannot be read: {visible_line(str(error), 100)}.") from None
+    is_ssh = parts.scheme == "ssh"
+    if parts.password is not None or (parts.username is not None and not is_ssh):
+        raise _unsafe(url, "It carries a name or password, which any process could read.")
+    if parts.query or parts.fragment:
+        raise _unsafe(
+            url.partition("?")[0].partition("#")[0], "What follows ? or # is no part of a repository's address."
+        )
+    if is_ssh:
+        _check_ssh(url, parts.username, _host_of(parts), allow_ssh)
+        return Source(url, "ssh")
+    if parts.scheme != "https" or not parts.hostname:
+        raise _unsafe(url, f"{visible_line(parts.scheme, 20)}:// is neither encrypted and checked, nor a path.")
+    if not _HOST.fullmatch(_host_of(parts)) or " " in url:
+        raise _unsafe(url, "A host's name is letters, digits, dots and dashes; others can look like it.")
+    return Source(url, "https")
+
+
+def _of_scp(url: str, scp: re.Match[str], allow_ssh: bool) -> Source:
+    if "@" in scp["path"].partition("/")[0]:  # user:password@host
+        raise _unsafe(url, "It carries a name or password, which any process could read.")
+    _check_ssh(url, scp["user"], scp["host"], allow_ssh)
+    if not scp["path"] or scp["path"].startswith("-"):
+        raise _unsafe(url, "There is no path behind the colon.")
+    return Source(url, "ssh")
+
+
+def _check_ssh(url: str, user: str | None, host: str, allow_ssh: bool) -> None:
+    if not allow_ssh:
+        why = "It is an ssh address: ssh would use keys of yours that a clone does not need."
+        raise _unsafe(url, why, f"Add --allow-ssh where they are meant to be used. {GIVE_ANOTHER}")
+    if (user is not None and not _USER.fullmatch(user)) or not _HOST.fullmatch(host):
+        raise _unsafe(url, "A user or a host of this form could be taken for an option of ssh.")
+
+
+def _host_of(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    return f"[{host}]" if ":" in host else host
+
+
+def _unsafe(url: str, why: str, what_to_do: str = GIVE_ANOTHER) -> UnsafeError:
+    # Whatever stands before an @ may be a password, wherever it is.
+    masked = re.sub(r"(^|//).*@", r"\1***@", url, flags=re.DOTALL)
+    return UnsafeError(f"--repo-url {visible_line(masked, 200)!r} is refused.", why, what_to_do)
+
+
+def _source_folder(url: str) -> Path:
+    path = Path(url).expanduser().resolve()
+    if not path.is_dir():
+        raise PreconditionError(
+            f"--repo-url {visible_line(url, 200)} is no folder.",
+            "It has no scheme, so it is a path.",
+            "Give an https:// address or the path of a git repository.",
+        )
+    return path
