@@ -15,6 +15,7 @@ import psutil
 from engine import names
 from engine.errors import DamagedState, RunLocked
 from engine.files import write_json
+from engine.redaction import redacted
 
 SCHEMA = 1
 
@@ -63,7 +64,7 @@ class Run:
         self.manifest = manifest
 
     def save(self) -> None:
-        write_json(self / names.RUN_JSON, self.manifest)
+        write_json(self / names.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
         """What is recorded of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before it first ran."""
@@ -102,7 +103,8 @@ class Run:
     def acquire(self) -> None:
         """Take the run for this process, until `release` or the process's end. Raises RunLocked with the owner."""
         path = self / names.LOCK_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whatever the umask: prompts and answers are in it
+        path.parent.mkdir(exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

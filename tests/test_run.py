@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,14 @@ def test_what_is_set_aside_is_moved_not_deleted(tmp_path: Path):
     assert first is not None and (first / "pairs" / "pairs.jsonl").read_text() == "first"
     assert second not in (None, first)
     assert run.set_aside("pairs") is None
+
+
+def test_a_run_folder_is_ours_alone_whatever_the_umask(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        run = Run(tmp_path / "artifacts/run")
+        run.acquire()
+        run.release()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700
