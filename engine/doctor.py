@@ -56,9 +56,15 @@ def disk_check(folder: Path) -> Check:
 
 
 def token_check() -> Check:
-    """Whether there is a token; not whether the Hub takes it."""
-    from huggingface_hub import get_token
+    """Where a token would come from; not whether the Hub takes it."""
+    from engine import hub
 
-    if get_token():
-        return Check("credentials", "Hugging Face token", "ok", "found (stage credentials checks what it may read)")
-    return Check("credentials", "Hugging Face token", "skipped", "none found; a run of only local models needs none")
+    name = "Hugging Face token"
+    try:
+        found = hub.find_token(None)
+    except Stage3Error as error:
+        return Check("credentials", name, "failed", f"{error.what} {error.what_to_do}")
+    if found is None:
+        return Check("credentials", name, "skipped", "none found; a run of only local models needs none")
+    others = "".join(f"; another is in {place}" for place in hub.other_sources(found))
+    return Check("credentials", name, "ok", f"{found.source} (stage credentials checks what it may read){others}")
