@@ -21,6 +21,8 @@ from engine.errors import ConfigError
 from engine.secrets import SERVER_TOKEN_VARIABLE
 
 ENV_PREFIX = "STAGE3_"
+ASKED_EACH_TIME = frozenset({"store_token"})
+"""Fields that `run.json` does not keep: a wish for one start of a run is none for the next."""
 
 
 class Described(BaseModel):
@@ -59,6 +61,15 @@ class WorkspaceOptions(Described):
     """Let the stages toolchain and dependencies install what is missing, with uv."""
 
 
+class HubOptions(Described):
+    """Hugging Face"""
+
+    device_login: bool = False
+    """Log in with a browser and a code where no token is found, or where the one that is found is not accepted."""
+    store_token: bool = False
+    """Keep the token that was accepted in the Hub's own store (HF_HOME/token, mode 0600), as `hf auth login` does."""
+
+
 class ModelOptions(Described):
     """Models"""
 
@@ -77,6 +88,8 @@ class PairsOptions(Described):
 
     dataset: str = "Anthropic/hh-rlhf"
     """Prompts: a Hub id, or a local JSONL, JSONL.gz or folder."""
+    dataset_revision: str = "main"
+    """Branch, tag or commit of the dataset on the Hub; the resolved commit is recorded."""
     split: str = "test[:1000]+train[:1500]"
     """Which rows: splits, slices and sums of them; a local file is one split named train."""
     num_examples: int = Field(2500, ge=1)
@@ -210,6 +223,7 @@ class Stage3Config(
     ServerOptions,
     PairsOptions,
     ModelOptions,
+    HubOptions,
     WorkspaceOptions,
     RunOptions,
     BaseSettings,

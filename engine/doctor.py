@@ -35,7 +35,7 @@ def examine(config: Stage3Config) -> Iterator[Check | Stage3Error]:
 
 
 def _room(config: Stage3Config) -> Iterator[Event]:
-    from engine.stages.credentials import remote_needs
+    from engine.remote import remote_needs
     from engine.workspace.room import check_room
 
     run = Run(config.output_dir)  # as it stands; nothing is written
@@ -53,4 +53,5 @@ def token_check() -> Check:
         return Check("credentials", name, "failed", f"{error.what} {error.what_to_do}")
     if found is None:
         return Check("credentials", name, "skipped", "none found; a run of only local models needs none")
-    return Check("credentials", name, "ok", f"{found.source} (stage credentials checks what it may read)")
+    others = "".join(f"; another is in {place}" for place in hub.other_sources(found))
+    return Check("credentials", name, "ok", f"{found.source} (stage credentials checks what it may read){others}")

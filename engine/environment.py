@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from engine.config import Stage3Config
+from engine.redaction import RedactingFormatter, redact_this_process
 
 QUIET = {
     # Threads that wait spin; with a screen or another job on the same cores that made a step 5 to 20 times slower.
@@ -37,10 +38,11 @@ def prepare_process(config: Stage3Config) -> None:
 
 
 def log_to_file(path: Path) -> logging.Handler:
-    """Send the log of this process, and of the libraries, to `path`; nothing goes to the terminal."""
+    """Send the log of this process, and of the libraries, to `path`; nothing goes to the terminal, and no token to either."""
+    redact_this_process()
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

@@ -21,6 +21,8 @@ from __future__ import annotations
 import signal
 from enum import IntEnum
 
+from engine.redaction import redact
+
 
 class ExitCode(IntEnum):
     """The process's exit codes (a contract)."""
@@ -44,7 +46,7 @@ class ExitCode(IntEnum):
 
 
 class Stage3Error(Exception):
-    """A failure that a person can mend.
+    """A failure that a person can mend. No token is in its texts, whoever wrote them.
 
     what         what failed, with the value that was given
     why          why it cannot work
@@ -54,10 +56,10 @@ class Stage3Error(Exception):
     exit_code: ExitCode = ExitCode.BUG
 
     def __init__(self, what: str, why: str = "", what_to_do: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.why = why
-        self.what_to_do = what_to_do
+        self.what = redact(what)
+        self.why = redact(why)
+        self.what_to_do = redact(what_to_do)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.what, self.why, self.what_to_do) if part)

@@ -59,7 +59,11 @@ def size_of_folder(path: Path) -> int:
 
 def owner_of(path: Path) -> str:
     """The name of whom `path` belongs to, or the number where that user has no name here."""
-    number = path.lstat().st_uid
+    return user_name(path.lstat().st_uid)
+
+
+def user_name(number: int) -> str:
+    """Of a user's number; the number itself where it has no name here."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

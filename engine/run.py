@@ -15,6 +15,7 @@ import psutil
 from engine import names
 from engine.errors import DamagedState, DiskError, RunLocked, UnsafeError
 from engine.files import keep_others_from_writing, owner_of, write_json
+from engine.redaction import redacted
 from engine.text import visible_line
 
 SCHEMA = 1
@@ -42,13 +43,13 @@ class Run:
     def reload(self) -> None:
         """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read."""
         path = self / names.RUN_JSON
-        if not path.exists():
-            self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
-            return
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(manifest["stages"], dict):
                 raise TypeError("stages is no object")
+        except FileNotFoundError:
+            self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
+            return
         except PermissionError as error:
             raise _not_ours(path, error) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,7 +67,7 @@ class Run:
         self.manifest = manifest
 
     def save(self) -> None:
-        write_json(self / names.RUN_JSON, self.manifest)
+        write_json(self / names.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
         """What is recorded of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before it first ran."""
@@ -113,7 +114,9 @@ class Run:
         self._refuse_links_out()
         path = self / names.LOCK_FILE
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            # Whatever the umask: prompts and answers are in it.
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _not_ours(path, error) from error

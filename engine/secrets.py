@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import AccessError, UnsafeError
+from engine.files import user_name
+from engine.redaction import know
 
 SERVER_TOKEN_VARIABLE = "STAGE3_SERVER_TOKEN"
 """Where the token of `--server-url` is. It begins like an option's variable, and is none: options are written down."""
 
 
 class Secret:
-    """Holds a token. `str`, `repr` and `format` are masked; it can be neither pickled nor written as JSON."""
+    """Holds a token. `str`, `repr` and `format` are masked; it can be neither pickled, copied nor written as JSON; and its
+    value is masked in whatever this process writes (`engine.redaction`).
+    """
 
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
         self._value = value
+        know(value)
 
     def reveal(self) -> str:
         """The value itself. Every call of this is a place where the token may leak: keep them few."""
@@ -42,16 +48,31 @@ def read_token_file(path: str) -> Secret:
     """The first line of a file that nobody else can read. Raises AccessError or UnsafeError."""
     file = Path(path).expanduser()
     try:
-        mode = file.stat().st_mode
-        if mode & 0o077:
-            raise UnsafeError(
-                f"The token file {file} can be read by others (mode {mode & 0o777:04o}).",
-                "A token that others can read is not a secret.",
-                f"chmod 600 {file}",
-            )
-        first_line, *_ = file.read_text(encoding="utf-8").splitlines() or [""]
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open(encoding="utf-8") as opened:
+            mode = os.fstat(opened.fileno()).st_mode  # of what is read, not of what the name stood for before
+            if mode & 0o077:
+                raise UnsafeError(
+                    f"The token file {file} can be read by others (mode {mode & 0o777:04o}).",
+                    "A token that others can read is not a secret.",
+                    f"chmod 600 {file}",
+                )
+            return Secret(opened.readline().strip())
+    except UnicodeDecodeError:  # its text would show a part of the file
         raise AccessError(
-            f"The token file {file} cannot be read.", str(error), "Give another with --token-file."
+            f"The token file {file} is no text.", "It is not UTF-8.", "Give another with --token-file."
+        ) from None
+    except OSError as error:
+        raise AccessError(
+            f"The token file {file} cannot be read.", f"{error}{not_ours(file)}", "Give another with --token-file."
         ) from error
-    return Secret(first_line.strip())
+
+
+def not_ours(file: Path) -> str:
+    """A sentence about whose a file is, where it is somebody else's; empty where it is ours, or cannot be told."""
+    try:
+        owner = file.stat().st_uid
+    except OSError:
+        return ""
+    if owner == os.geteuid():
+        return ""
+    return f". It belongs to {user_name(owner)}, and this process runs as {user_name(os.geteuid())}"

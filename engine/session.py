@@ -14,6 +14,7 @@ from threading import Event as Flag
 from threading import Thread
 
 from engine import __version__, names
+from engine.config import ASKED_EACH_TIME
 from engine.context import Context
 from engine.environment import prepare_process
 from engine.errors import ExitCode
@@ -21,6 +22,7 @@ from engine.events import Event, Message, RunStarted
 from engine.failures import as_stage3_error
 from engine.journal import Entry, Journal
 from engine.pipeline import run_pipeline
+from engine.redaction import redacted
 from engine.telemetry import Sampler
 
 Listener = Callable[[Entry], None]
@@ -79,7 +81,7 @@ class Session:
             self._emit(event)
 
     def _emit(self, event: Event) -> None:
-        self._listener(self._journal.append(event))
+        self._listener(self._journal.append(redacted(event)))
 
     def _watch_for_stop(self, done: Flag) -> None:
         path = self.context.run / names.STOP_REQUEST
@@ -90,7 +92,7 @@ class Session:
 
     def _record_configuration(self) -> None:
         manifest = self.context.run.manifest
-        manifest["config"] = self.context.config.model_dump(mode="json")
+        manifest["config"] = self.context.config.model_dump(mode="json", exclude=set(ASKED_EACH_TIME))
         manifest["version"] = __version__
         self.context.run.save()
 

@@ -23,6 +23,10 @@ class StopToken:
     def requested(self) -> bool:
         return self._event.is_set()
 
+    def wait(self, seconds: float) -> bool:
+        """Sleep, and wake up at once when a stop is requested; whether one is."""
+        return self._event.wait(seconds)
+
     def raise_if_requested(self) -> None:
         """Raises Stopped. Call it where everything made so far is on disk."""
         if self._event.is_set():

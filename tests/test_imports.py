@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "textual"}
 
 FLOORS = (
-    "__init__ config events errors names options text files secrets stop",
+    "__init__ config events errors names options text files redaction secrets stop",
     "jsonl environment child_lines child_ends",
     "journal telemetry hub children",
     "state failures run context",
     "models",
-    "pairs dpo demo packaging",
+    "pairs dpo demo packaging remote",
     "installed",
     "workspace",
     "stages",
@@ -86,9 +86,7 @@ def _imports(path: Path) -> list[str]:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "engine":
             if node.module == "engine":
-                found += [
-                    f"engine.{alias.name}" for alias in node.names if (ROOT / "engine" / f"{alias.name}.py").exists()
-                ]
+                found += [f"engine.{alias.name}" for alias in node.names if alias.name in FLOOR]
             else:
                 found.append(node.module)
         if isinstance(node, ast.Import):

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from engine.dpo.forecast import disk_parts
 from engine.errors import PreconditionError
 from engine.events import Check
-from engine.stages.credentials import remote_needs
+from engine.remote import remote_needs
 from engine.workspace import room
 from engine.workspace.room import ADAPTER_NUMBERS, RESERVE, Need, check_room, model_bytes, needs
 from tests.conftest import run_stage

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -156,19 +157,30 @@ except Exception as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.parametrize("what", ["run.json", "lock", "folder"])
-def test_files_of_another_user_are_named_with_their_owner(what: str):
+@pytest.mark.parametrize(
+    ("mode_of_folder", "mode_of_manifest", "told"),
+    [(0o700, 0o644, RUN_JSON), (0o755, 0o600, RUN_JSON), (0o755, 0o644, LOCK_FILE)],
+)
+def test_files_of_another_user_are_named_with_their_owner(mode_of_folder: int, mode_of_manifest: int, told: str):
     with tempfile.TemporaryDirectory() as folder:  # others may look into it; into pytest's they may not
         Path(folder).chmod(0o755)
         run = Run(Path(folder) / "run")
-        if what != "folder":
-            run.acquire()
-            run.save()
-            run.release()
-            (run / RUN_JSON).chmod(0o600 if what == "run.json" else 0o644)
+        run.acquire()
+        run.save()
+        run.release()
+        (run / RUN_JSON).chmod(mode_of_manifest)
+        run.folder.chmod(mode_of_folder)
         done = subprocess.run([sys.executable, "-c", AS_NOBODY, str(run.folder)], capture_output=True, text=True)
     assert done.stdout.startswith("DiskError") and "belongs to root." in done.stdout, done.stderr
-    assert {"run.json": RUN_JSON, "lock": LOCK_FILE, "folder": LOCK_FILE}[what] in done.stdout
+    assert told in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_one_may_not_write_to_is_named_with_its_owner():
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        done = subprocess.run([sys.executable, "-c", AS_NOBODY, f"{folder}/run"], capture_output=True, text=True)
+    assert done.stdout.startswith("DiskError") and "belongs to root." in done.stdout and LOCK_FILE in done.stdout
 
 
 def test_a_refused_file_is_told_with_its_owner(tmp_path: Path):
@@ -177,3 +189,14 @@ def test_a_refused_file_is_told_with_its_owner(tmp_path: Path):
     assert isinstance(error, DiskError) and "It belongs to " in error.why
     gone = as_stage3_error(PermissionError(13, "Permission denied", str(tmp_path / "gone")))
     assert isinstance(gone, DiskError) and "belongs" not in gone.why
+
+
+def test_a_run_folder_is_ours_alone_whatever_the_umask(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        run = Run(tmp_path / "artifacts/run")
+        run.acquire()
+        run.release()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from engine.config import Stage3Config
 from engine.errors import ConfigError, NetworkError
+from engine.hub import cached_snapshot, explained, is_offline
 from engine.jsonl import BadLine, read_jsonl, read_records
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.loading import is_local, local_path
@@ -207,10 +208,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
 def _hub_rows(config: Stage3Config, token: str | None) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
+    where: dict[str, Any] = {"path": config.dataset, "revision": config.dataset_revision, "token": token}
+    if is_offline() and (here := cached_snapshot(config.dataset, "dataset", config.dataset_revision)):
+        where = {"path": str(here)}  # by itself datasets takes the newest copy that it has, whatever the revision
     try:
-        yield from load_dataset(config.dataset, split=config.split, token=token)
+        yield from load_dataset(**where, split=config.split)
     except (ConnectionError, TimeoutError, OSError) as error:
-        raise NetworkError(
+        raise explained(error) or NetworkError(
             f"The dataset {config.dataset} ({config.split}) could not be loaded.",
             str(error),
             "Check the network, or give a local file with --dataset.",

@@ -1,65 +1,28 @@
 """Stage 3: the Hugging Face token, and what it may read, checked before any download.
 
-The token is in memory only. Where nothing is read from the Hub the stage is skipped; where everybody may read
-everything that the run needs, it passes without a token.
+The token is in memory only, unless --store-token asks for more. Where nothing is read from the Hub the stage is skipped;
+where everybody may read everything that the run needs, it passes without a token.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from engine import hub
-from engine.config import Stage3Config
-from engine.errors import AccessError, NetworkError
+from engine.errors import AccessError, NetworkError, Stage3Error
 from engine.events import Check, Event, Message
-from engine.hub import FoundToken, RepoType
-from engine.models.loading import is_local, local_path, looks_like_hub_id
-from engine.run import Run
+from engine.hub import Account, FoundToken, LicenceNotAccepted, Scope, TokenRefused
+from engine.remote import RemoteNeed, at_commits, held, listed, remote_needs
 from engine.secrets import Secret
 from engine.stages.base import Context, StageResult, StageRun
 from engine.text import visible_line
 
 OUTPUTS: tuple[str, ...] = ()
 NAME = "credentials"
-
-
-@dataclass(frozen=True)
-class RemoteNeed:
-    """A repository of the Hub that the run reads."""
-
-    what: str
-    """base model, adapter, dataset or reward model."""
-    repo_id: str
-    repo_type: RepoType
-
-    def __str__(self) -> str:
-        return f"{self.what} {visible_line(self.repo_id, 120)}"
-
-
-def remote_needs(config: Stage3Config, run: Run) -> tuple[RemoteNeed, ...]:
-    """What of base model, adapter, dataset and reward model comes from the Hub."""
-    needs = []
-    if not is_local(config.base_model_id):
-        needs.append(RemoteNeed("base model", config.base_model_id, "model"))
-    if _adapter_is_remote(config, run):
-        needs.append(RemoteNeed("adapter", config.adapter_path, "model"))
-    if not is_local(config.dataset):
-        needs.append(RemoteNeed("dataset", config.dataset, "dataset"))
-    if config.judge == "reward-model" and not is_local(config.reward_model_id):
-        needs.append(RemoteNeed("reward model", config.reward_model_id, "model"))
-    return tuple(needs)
-
-
-def _adapter_is_remote(config: Stage3Config, run: Run) -> bool:
-    """As `engine.models.adapters.source` looks for it: here, in the workspace, then on the Hub."""
-    workspace = run.result("workspace").get("folder")
-    if workspace and (Path(workspace) / config.adapter_path).is_dir():
-        return False
-    return not local_path(config.adapter_path).is_dir() and looks_like_hub_id(config.adapter_path)
+LOGIN_CHECK = "browser login"
+"""The line that shows the page and the code, for as long as a login waits for its person."""
 
 
 def depends_on(context: Context) -> dict[str, Any] | None:
@@ -77,69 +40,153 @@ def run(context: Context) -> StageRun:
         reason = "Base model, adapter and dataset are files here: no token is needed."
         yield Check(NAME, "token", "skipped", reason)
         return StageResult(reason, {"account": None}, outcome="skipped")
+    hub.bound_the_client()
     if hub.is_offline():
-        return (yield from _offline(needs))
-    found = hub.find_token(context.token)
+        return (yield from _offline(context, needs))
+    try:
+        found = hub.find_token(context.token)
+    except Stage3Error as error:
+        yield Check(NAME, "token", "failed", f"{error.what} {error.what_to_do}")
+        raise
+    if found is None and context.config.device_login and _strangers_are_refused(needs):
+        found = yield from _log_in(context)
     if found is None:
-        return (yield from _anonymous(needs))
+        return (yield from _anonymous(context, needs))
     return (yield from _with_token(context, needs, found))
 
 
 def _with_token(context: Context, needs: tuple[RemoteNeed, ...], found: FoundToken) -> StageRun:
-    try:
-        account = hub.whoami(found.secret)
-    except AccessError as error:
-        yield Check(NAME, "token", "failed", f"{found.source}: {error.what}")
-        raise
+    found, account = yield from _accepted(context, found)
     named = f' "{account.token_name}"' if account.token_name else ""
-    yield Check(NAME, "token", "ok", f"{found.source}: account {account.name}, token{named} with role {account.role}")
-    yield from _check_access(needs, found.secret)
+    until = f", until {account.expires}" if account.expires else ""
+    whose = f"account {account.name}, token{named} with role {account.role}{until}"
+    yield Check(NAME, "token", "ok", f"{found.source}: {whose}")
+    if account.scope is not None:
+        yield Check(
+            NAME, "scope", "ok" if account.scope.reads_gated else "warning", visible_line(str(account.scope), 400)
+        )
+    commits = yield from _check_access(needs, found.secret, account.scope)
     context.token = found.secret
     yield from _clear_stale_variables(found.secret)
-    facts = {"account": account.name, "role": account.role, "source": found.source, "reads": [n.repo_id for n in needs]}
-    return StageResult(f"{account.name} may read {_listed(needs)}", facts)
+    if context.config.store_token:
+        yield _stored(found)
+    facts = {"account": account.name, "role": account.role, "source": found.source}
+    return _result(context, f"{account.name} may read {listed(needs)}", commits, facts)
 
 
-def _anonymous(needs: tuple[RemoteNeed, ...]) -> StageRun:
+def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tuple[FoundToken, Account]]:
+    """A token that the Hub takes: the one found, or, where the person wants that, one of a login.
+
+    Raises TokenRefused, and what else the Hub says.
+    """
+    try:
+        return found, hub.whoami(found.secret)
+    except Stage3Error as error:
+        is_refused = isinstance(error, TokenRefused)
+        known = hub.refused_token(found.source, hub.other_sources(found)) if is_refused else error
+    if not (is_refused and context.config.device_login):
+        yield Check(NAME, "token", "failed", f"{known.what} {known.what_to_do}")
+        raise known
+    yield Check(NAME, "token", "warning", known.what)
+    found = yield from _log_in(context)
+    return found, hub.whoami(found.secret)
+
+
+def _anonymous(context: Context, needs: tuple[RemoteNeed, ...]) -> StageRun:
     """Without a token: fine where everybody may read everything. Raises AccessError elsewhere."""
     try:
-        yield from _check_access(needs, None)
+        commits = yield from _check_access(needs, None)
     except AccessError:
         yield Check(NAME, "token", "failed", "none: not given, not in HF_TOKEN, no login stored")
         raise
     yield Check(NAME, "token", "skipped", "none, and none is needed: everybody may read what the run needs")
-    facts = {"account": None, "reads": [need.repo_id for need in needs]}
-    return StageResult(f"Everybody may read {_listed(needs)}; no token is needed", facts)
+    return _result(context, f"Everybody may read {listed(needs)}; no token is needed", commits, {"account": None})
 
 
-def _check_access(needs: tuple[RemoteNeed, ...], token: Secret | None) -> Generator[Event, None, None]:
+def _result(context: Context, summary: str, commits: dict[RemoteNeed, str], facts: dict[str, Any]) -> StageResult:
+    """Hold the commits, here and in `run.json`. Raises DamagedState where one has moved since the run began."""
+    kept = held(context.run.result(NAME).get("commits") or {}, commits)
+    context.config = at_commits(context.config, commits)
+    return StageResult(summary, {**facts, "reads": [need.repo_id for need in commits], "commits": kept})
+
+
+def _check_access(
+    needs: tuple[RemoteNeed, ...], token: Secret | None, scope: Scope | None = None
+) -> Generator[Event, None, dict[RemoteNeed, str]]:
+    """The commit of each need. Raises what the Hub says against the first that may not be read."""
+    commits = {}
     for need in needs:
         try:
             hub.check_access(need.repo_id, need.repo_type, token)
-        except (AccessError, NetworkError) as error:
-            yield Check(NAME, str(need), "failed", error.what)
-            raise
-        yield Check(NAME, str(need), "ok", "may be read" if token else "may be read by everybody")
+            commits[need] = hub.commit_of(need.repo_id, need.repo_type, need.revision, token)
+        except Stage3Error as error:
+            may_be_the_token = scope is not None and not scope.reads_gated
+            known = hub.or_the_token(error) if isinstance(error, LicenceNotAccepted) and may_be_the_token else error
+            yield Check(NAME, str(need), "failed", f"{known.what} {known.what_to_do}")
+            raise known from None
+        who = "may be read" if token else "may be read by everybody"
+        yield Check(NAME, str(need), "ok", f"{who}; {need.revision} is {commits[need][:12]}")
+        if left := hub.unfinished_bytes(need.repo_id, need.repo_type):
+            yield Message("info", f"{left / 1e9:.1f} GB of downloads of {need} that broke off lie in the cache.", NAME)
+    return commits
 
 
-def _offline(needs: tuple[RemoteNeed, ...]) -> StageRun:
+def _offline(context: Context, needs: tuple[RemoteNeed, ...]) -> StageRun:
     """HF_HUB_OFFLINE: nothing can be asked; what the run needs must be in the cache."""
-    missing = []
+    missing, commits = [], {}
     for need in needs:
-        cached = hub.is_cached(need.repo_id, need.repo_type)
-        detail = (
-            "offline: a copy is in the cache, access was not checked" if cached else "offline, and not in the cache"
+        snapshot = hub.cached_snapshot(need.repo_id, need.repo_type, need.revision)
+        files = hub.missing_from(snapshot, need.files) if snapshot else ()
+        if snapshot is None or files:
+            lacks = f"lacks {', '.join(files)}" if files else f"has no {need.revision} of it"
+            yield Check(NAME, str(need), "failed", f"offline, and the cache {lacks}")
+            missing.append(f"{need} ({lacks.removeprefix('lacks ')})" if files else str(need))
+            continue
+        commits[need] = snapshot.name
+        yield Check(
+            NAME, str(need), "warning", f"offline: {snapshot.name[:12]} is in the cache, access was not checked"
         )
-        yield Check(NAME, str(need), "warning" if cached else "failed", detail)
-        if not cached:
-            missing.append(need)
     if missing:
-        raise NetworkError(
-            f"{_listed(tuple(missing))} must come from the Hub, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids it.",
-            "It is not in the cache.",
-            "Unset the variable, or download first where there is a network and take HF_HOME along.",
-        )
-    return StageResult(f"Offline; {_listed(needs)} from the cache", {"account": None, "offline": True})
+        raise hub.offline(", ".join(missing))
+    return _result(context, f"Offline; {listed(needs)} from the cache", commits, {"account": None, "offline": True})
+
+
+# -- the login with a browser ------------------------------------------------------------------------------------------
+
+
+def _strangers_are_refused(needs: tuple[RemoteNeed, ...]) -> bool:
+    try:
+        for need in needs:
+            hub.check_access(need.repo_id, need.repo_type, None)
+    except AccessError:
+        return True
+    return False
+
+
+def _log_in(context: Context) -> Generator[Event, None, FoundToken]:
+    """Show a page and a code, and wait until the person has been there. Raises as `hub.await_token` does."""
+    login = hub.request_code()
+    how = f"open {login.page} in any browser, and enter the code {login.code} within {login.seconds / 60:.0f} min"
+    yield Check(NAME, LOGIN_CHECK, "warning", how)
+    try:
+        token = hub.await_token(login, context.stop)
+    except (AccessError, NetworkError) as error:
+        yield Check(NAME, LOGIN_CHECK, "failed", error.what)
+        raise
+    yield Check(NAME, LOGIN_CHECK, "ok", "done; the token is in memory")
+    return hub.remember(FoundToken(token, "the login with a browser"))
+
+
+# -- what becomes of tokens --------------------------------------------------------------------------------------------
+
+
+def _stored(found: FoundToken) -> Check:
+    """Store it where that was asked for. A run that has its token in memory goes on without, and says why."""
+    try:
+        place = hub.store_token(found.secret)
+    except Stage3Error as error:
+        return Check(NAME, "stored token", "warning", f"{error.what} {error.why} {error.what_to_do}")
+    return Check(NAME, "stored token", "ok", f"{place}, readable by you alone; `hf auth logout` removes it")
 
 
 def _clear_stale_variables(used: Secret) -> Generator[Event, None, None]:
@@ -150,7 +197,3 @@ def _clear_stale_variables(used: Secret) -> Generator[Event, None, None]:
             del os.environ[variable]
             text = f"{variable} held another token than the one in use; it is ignored in this process."
             yield Message("warning", text, NAME)
-
-
-def _listed(needs: tuple[RemoteNeed, ...]) -> str:
-    return ", ".join(str(need) for need in needs)

@@ -35,8 +35,8 @@ def depends_on(context: Context) -> dict[str, Any]:
     """Not on the batch size: a record's text does not, and whoever runs out of memory may go on with a smaller one."""
     config = context.config
     generation = (
-        "dataset split num_examples seed base_model_id base_model_revision max_new_tokens max_prompt_tokens temperature top_p "
-        "max_attempts rounds dtype server_url server_model"
+        "dataset dataset_revision split num_examples seed base_model_id base_model_revision max_new_tokens max_prompt_tokens "
+        "temperature top_p max_attempts rounds dtype server_url server_model"
     )
     return {
         **{field: getattr(config, field) for field in generation.split()},

@@ -66,8 +66,8 @@ TERMS_THAT_SCALE = ("activations", "attention", "head", "workspace")
 
 def depends_on(context: Context) -> dict[str, Any]:
     fields = (
-        "base_model_id base_model_revision dataset split num_examples max_new_tokens max_length generation_batch_size rounds "
-        "device server_url server_model dtype load_in_4bit gradient_checkpointing cpu_ref_model "
+        "base_model_id base_model_revision dataset dataset_revision split num_examples max_new_tokens max_length "
+        "generation_batch_size rounds device server_url server_model dtype load_in_4bit gradient_checkpointing cpu_ref_model "
         "num_train_epochs save_total_limit"
     )
     return {

@@ -12,8 +12,8 @@ from typing import Any
 from engine.errors import PreconditionError
 from engine.events import Check, Message
 from engine.installed.programs import CLONING, GIT, require
+from engine.remote import remote_needs
 from engine.stages.base import Context, StageResult, StageRun
-from engine.stages.credentials import remote_needs
 from engine.text import visible_line
 from engine.workspace import NAME
 from engine.workspace.clone import cloned_folder

@@ -28,7 +28,14 @@ RUN_OPTIONS = ("output_dir", "seed", "device", "dtype")
 STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
     "workspace": (*RUN_OPTIONS, "Workspace"),
     "toolchain": ("install",),
-    "credentials": ("base_model_id", "base_model_revision", "adapter_path", "dataset"),
+    "credentials": (
+        "Hugging Face",
+        "base_model_id",
+        "base_model_revision",
+        "adapter_path",
+        "dataset",
+        "dataset_revision",
+    ),
     "dependencies": ("install", "device"),
     "adapter": ("Models",),
     "preflight": (

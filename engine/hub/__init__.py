@@ -1,0 +1,52 @@
+"""The Hugging Face Hub: which token, whose it is, and what it may read; every refusal told apart.
+
+One subject a file: `tokens` (where a token comes from), `account` (whose it is, and its scope), `access` (what may be read,
+and at which commit), `login` (with a browser and a code), `store` (keeping a token, on request), `cache` (what is here
+already), `refusals` (the error behind an answer), `explaining` (the error behind a library's exception), `requests` and
+`client` (how the Hub is asked, and for how long).
+
+Error texts are made from an answer's status and headers, never from the request: the token is in no message, no cause and
+no log.
+"""
+
+from engine.hub.access import check_access, commit_of
+from engine.hub.account import Account, Scope, whoami
+from engine.hub.addresses import TOKENS_PAGE, RepoType, page_of
+from engine.hub.cache import cached_snapshot, missing_from, unfinished_bytes
+from engine.hub.client import bound_the_client, is_offline
+from engine.hub.explaining import explained
+from engine.hub.login import LoginCode, await_token, request_code
+from engine.hub.refusals import LicenceNotAccepted, TokenRefused, offline, or_the_token, refused_token
+from engine.hub.store import store_token
+from engine.hub.tokens import TOKEN_VARIABLES, FoundToken, find_token, other_sources, remember
+
+__all__ = [
+    "TOKENS_PAGE",
+    "TOKEN_VARIABLES",
+    "Account",
+    "FoundToken",
+    "LicenceNotAccepted",
+    "LoginCode",
+    "RepoType",
+    "Scope",
+    "TokenRefused",
+    "await_token",
+    "bound_the_client",
+    "cached_snapshot",
+    "check_access",
+    "commit_of",
+    "explained",
+    "find_token",
+    "is_offline",
+    "missing_from",
+    "offline",
+    "or_the_token",
+    "other_sources",
+    "page_of",
+    "refused_token",
+    "remember",
+    "request_code",
+    "store_token",
+    "unfinished_bytes",
+    "whoami",
+]

@@ -1,0 +1,67 @@
+"""How the Hub is asked: through the library's client, in bounded time, with few tries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from engine import __version__
+from engine.hub.addresses import endpoint
+from engine.hub.answers import BUSY, is_a_page, wait_asked_for
+from engine.hub.client import LONGEST_WAIT_SECONDS, bound_the_client
+from engine.hub.refusals import not_the_hub, offline, unreachable
+from engine.secrets import Secret
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+RETRY_WAITS_SECONDS = (1.0, 4.0)
+"""Before the second and the third try of a request that met a busy or broken Hub."""
+
+
+def get(path: str, token: Secret | None) -> Response:
+    """GET from the Hub; busy answers are tried again. Raises NetworkError where no answer comes, or not the Hub's."""
+    for wait in (*RETRY_WAITS_SECONDS, None):
+        response = send("GET", path, token)
+        if response.status_code not in BUSY or wait is None:
+            break
+        wait = max(wait, wait_asked_for(response))
+        if wait > LONGEST_WAIT_SECONDS:
+            break
+        time.sleep(wait)
+    if response.is_success and is_a_page(response):
+        raise not_the_hub(response)
+    return response
+
+
+def send(method: str, path: str, token: Secret | None = None, form: Mapping[str, str] | None = None) -> Response:
+    """One request, one answer, whatever its status. Raises NetworkError where none comes."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils import get_session
+
+    bound_the_client()
+    # Not build_hf_headers: unless telemetry was off at import it asks the Hub for a registry first, with other limits.
+    headers = {"User-Agent": f"stage3-tui/{__version__}"}
+    if token:
+        headers["Authorization"] = f"Bearer {token.reveal()}"
+    try:
+        return get_session().request(method, f"{endpoint()}{path}", headers=headers, data=form)  # type: ignore[no-any-return]
+    except OfflineModeIsEnabled:
+        raise offline() from None
+    except HfHubHTTPError as refused:  # the client would not let anybody wait for as long as the Hub asked
+        return refused.response  # type: ignore[no-any-return]
+    except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as error:
+        raise unreachable(error) from None
+
+
+def json_of(response: Response) -> dict[str, Any]:
+    """The object of an answer. Raises NetworkError for what is none: then something else answered."""
+    try:
+        answer = response.json()
+    except ValueError:
+        raise not_the_hub(response) from None
+    if not isinstance(answer, dict):
+        raise not_the_hub(response)
+    return answer

@@ -1,0 +1,73 @@
+"""Keeping a token, where a person asked for it: in the Hub's own store, which `hf auth login` uses, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import DiskError, Stage3Error, UnsafeError
+from engine.hub.explaining import explained
+from engine.hub.tokens import store_path
+from engine.secrets import Secret
+from engine.text import visible_line
+
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+
+
+def store_token(token: Secret) -> Path:
+    """Log this machine in with `token`, as `hf auth login` does; git's credential helpers are left alone. Returns the file.
+
+    The file has mode 0600 and its folder 0700, whatever the umask. Raises UnsafeError for a folder that is not ours alone,
+    DiskError where it cannot be written, and what the Hub says against the token.
+    """
+    path = store_path()
+    _refuse_a_shared_folder(path.parent)
+    from huggingface_hub import constants, login
+
+    try:
+        for file in (path, Path(constants.HF_STORED_TOKENS_PATH)):
+            if file.exists():  # the library narrows the mode after it has written
+                file.chmod(FILE_MODE)
+        with _private_files():
+            login(token=token.reveal(), add_to_git_credential=False)
+    except Exception as error:
+        raise _not_stored(error, path) from None
+    return path
+
+
+def _refuse_a_shared_folder(folder: Path) -> None:
+    """The library gives the folder mode 0700: one that belongs to others, like that of temporary files, must not get it."""
+    if not folder.exists():
+        return
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX:
+        raise UnsafeError(
+            f"The token is not stored in {visible_line(str(folder), 200)}.",
+            "That folder is shared with others, or belongs to somebody else.",
+            "Set HF_HOME or HF_TOKEN_PATH to a place of your own, or leave --store-token out.",
+        )
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Folders on the way to the file are made for us alone, too."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _not_stored(error: Exception, path: Path) -> Stage3Error:
+    if known := explained(error):
+        return known
+    # Not `str(error)` of whatever it was: the library's texts are about a file that holds tokens.
+    reason = visible_line(str(error), 200) if isinstance(error, OSError) else type(error).__name__
+    return DiskError(
+        f"The token could not be stored in {visible_line(str(path), 200)}.",
+        f"{reason}.",
+        "Make its folder writable, or leave --store-token out: the run has the token in memory.",
+    )

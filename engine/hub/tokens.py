@@ -1,0 +1,116 @@
+"""Which token: the one given to the run, else the variable HF_TOKEN, else the login in the Hub's own store."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import AccessError, NetworkError
+from engine.hub.addresses import TOKENS_PAGE
+from engine.hub.explaining import explained
+from engine.secrets import Secret, not_ours
+from engine.text import visible_line
+
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+GIVEN = "given to this run"
+
+_remembered: list[FoundToken] = []
+
+
+@dataclass(frozen=True)
+class FoundToken:
+    secret: Secret
+    source: str
+    """Where it was found, for people."""
+
+
+def find_token(given: Secret | None) -> FoundToken | None:
+    """The token of this run: the one given to it, else that of a login with a browser in this process, else one in a variable,
+    else the Hub's own login; None where there is none.
+
+    Raises AccessError for one that cannot be a token.
+    """
+    if given:
+        return FoundToken(_checked(given.reveal(), "the given token"), GIVEN)
+    if _remembered:
+        return _remembered[-1]
+    for name in TOKEN_VARIABLES:
+        if _variable(name):
+            return FoundToken(_checked(os.environ[name], name), in_variable(name))
+    from huggingface_hub import get_token
+
+    try:
+        stored = get_token()
+    except Exception as error:  # an OAuth login is refreshed over the network, an OIDC token exchanged
+        raise _unusable(error) from None
+    if not stored:
+        return None
+    source = "the exchange of HF_OIDC_RESOURCE" if os.environ.get("HF_OIDC_RESOURCE") else in_store()
+    return FoundToken(_checked(stored, "the stored token"), source)
+
+
+def remember(found: FoundToken) -> FoundToken:
+    """Find it again in this process: a person who has logged in is not to do so again for the next stage that they start."""
+    _remembered.append(found)
+    return found
+
+
+def other_sources(used: FoundToken) -> tuple[str, ...]:
+    """Places where another token than `used` is, for people; a copy of it is no other."""
+    return tuple(source for source, value in _everywhere() if value != used.secret.reveal())
+
+
+def in_variable(name: str) -> str:
+    return f"the variable {name}"
+
+
+def in_store() -> str:
+    return f"the login stored in {visible_line(str(store_path()))}"
+
+
+def store_path() -> Path:
+    """The Hub's own file with the token of whoever is logged in."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_TOKEN_PATH)
+
+
+def _everywhere() -> Iterator[tuple[str, str]]:
+    for name in TOKEN_VARIABLES:
+        if value := _variable(name):
+            yield in_variable(name), value
+    try:
+        stored = store_path().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):  # there is none, or none that we could offer
+        return
+    if stored:
+        yield in_store(), stored
+
+
+def _variable(name: str) -> str:
+    return os.environ.get(name, "").strip().strip("'\"")
+
+
+def _checked(value: str, what: str) -> Secret:
+    value = value.strip().strip("'\"")
+    if not re.fullmatch(r"[\x21-\x7e]+", value):  # httpx would show it whole in its own error
+        raise AccessError(
+            f"{what[0].upper()}{what[1:]} is no token.",
+            "It is empty, or holds spaces, line breaks or characters outside ASCII.",
+            f"Copy it again from {TOKENS_PAGE}.",
+        )
+    return Secret(value)
+
+
+def _unusable(error: Exception) -> AccessError | NetworkError:
+    known = explained(error)
+    if isinstance(known, NetworkError):
+        return known
+    return AccessError(
+        f"{in_store()[0].upper()}{in_store()[1:]} could not be used.",
+        f"{type(error).__name__} while it was read or refreshed{not_ours(store_path())}.",
+        "Log in again with `hf auth login --force`, or give a token with HF_TOKEN.",
+    )

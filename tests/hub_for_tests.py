@@ -1,0 +1,29 @@
+"""The fake Hub in the place of the real one, for tests in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, hf_api
+
+from engine import hub
+from engine.hub import requests, tokens
+from tests.fake_hub import FakeHub
+
+CANARY = "hf_CanaryCanaryCanaryCanary"
+
+
+def use(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Send this process to `fake`, make it wait for next to nothing, and give it a home of its own, without a login."""
+    monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
+    monkeypatch.setattr(hf_api.api, "endpoint", fake.endpoint)  # read from the environment when it was imported
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
+    monkeypatch.setattr(requests, "RETRY_WAITS_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(tokens, "_remembered", [])
+    for name in hub.TOKEN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
