@@ -186,6 +186,13 @@ class TrainingOptions(Described):
     """Where answers grew longer than so many times Stage 2's, a judge's preference must hold without the longer ones."""
 
 
+class PackagingOptions(Described):
+    """Packaging"""
+
+    accept_lookalikes: str | None = None
+    """Packs text of models and people that looks like a key or a token, for the reason that you give; it is recorded."""
+
+
 class DisplayOptions(Described):
     """Display"""
 
@@ -197,6 +204,7 @@ class DisplayOptions(Described):
 
 class Stage3Config(
     DisplayOptions,
+    PackagingOptions,
     TrainingOptions,
     QualityOptions,
     ServerOptions,
