@@ -189,6 +189,10 @@ class TrainingOptions(Described):
 class PackagingOptions(Described):
     """Packaging"""
 
+    push_to_hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    """A repository of the Hub (owner/name) that gets the adapter, its card and the evaluation, in one commit."""
+    push_public: bool = False
+    """Let everybody see what --push-to-hub pushes; without it a new repository is private, and a public one is refused."""
     accept_lookalikes: str | None = None
     """Packs text of models and people that looks like a key or a token, for the reason that you give; it is recorded."""
 

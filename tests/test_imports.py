@@ -18,7 +18,7 @@ FLOORS = (
     "journal telemetry hub children",
     "state failures run context",
     "models",
-    "pairs dpo demo packaging",
+    "pairs dpo demo packaging push",
     "stages",
     "pipeline doctor",
     "session",

@@ -1,4 +1,4 @@
-"""Stage 10: one archive that loads, and the lines that bring it home."""
+"""Stage 10: one archive that loads, the lines that bring it home, and a push to the Hub where it is asked for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from engine.packaging.bring_home import check_line, scp_line_of_this_machine, un
 from engine.packaging.contents import packed_names
 from engine.packaging.fresh_process import load_in_fresh_process
 from engine.packaging.secret_scan import known_secrets
+from engine.push.push import push
 from engine.stages.base import Context, StageResult, StageRun
 from engine.stages.training import base_name
 from engine.text import visible_line
@@ -26,7 +27,7 @@ OUTPUTS: tuple[str, ...] = ()
 
 
 def depends_on(context: Context) -> dict[str, Any] | None:
-    run = context.run
+    run, config = context.run, context.config
     done_but_gone = run.stage(NAME).get("status") == "done" and not run.archive.is_file()
     packed = [name for name in packed_names(run) if name != names.RUN_JSON]
     return {
@@ -34,15 +35,29 @@ def depends_on(context: Context) -> dict[str, Any] | None:
         "files": {name: sha256_of_file(run / name) for name in packed if (run / name).is_file()},
         # An archive that was moved or deleted is made again; its bytes come out the same.
         **({"archive": "gone"} if done_but_gone else {}),
+        **({"push_to_hub": config.push_to_hub, "push_public": config.push_public} if config.push_to_hub else {}),
     }
 
 
 def run(context: Context) -> StageRun:
+    folder, config = context.run, context.config
     archive, loads = yield from _made_or_found(context)
     facts = _facts(context, archive)
-    yield from _told(archive, loads, facts, context.config.accept_lookalikes)
+    yield from _told(archive, loads, facts, config.accept_lookalikes)
     summary = f"{archive.path.name}: {archive.bytes:,} bytes, {len(archive.contents)} files"
-    return StageResult(summary, facts)
+    if config.push_to_hub is None:
+        return StageResult(summary, facts)
+    folder.record_stage(NAME, result=facts)  # the archive stands, whatever becomes of the push
+    pushed = yield from push(
+        folder,
+        config.push_to_hub,
+        stage=NAME,
+        token=context.token,
+        public=config.push_public,
+        accept_lookalikes=config.accept_lookalikes is not None,
+        stop=context.stop,
+    )
+    return StageResult(f"{summary}; {pushed.in_words}", {**facts, "pushed": pushed.as_dict()})
 
 
 def _made_or_found(context: Context) -> Generator[Event, None, tuple[Archive, str]]:
