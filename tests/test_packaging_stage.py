@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import names
 from engine.context import Context
-from engine.errors import DamagedState, Stage3Error, Stopped
+from engine.errors import DamagedState, Stage3Error, Stopped, UnsafeError
 from engine.events import Check
 from engine.files import sha256_of_file
 from engine.packaging import fresh_process
@@ -18,7 +18,7 @@ from engine.packaging.archive import build_archive, existing_archive, hash_file
 from engine.packaging.fresh_process import load_archive
 from engine.stages import packaging as stage
 from tests.conftest import run_stage
-from tests.finished_run import CARD, WEIGHTS, copied, finished_run
+from tests.finished_run import CARD, WEIGHTS, copied, finished_run, write_pairs
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def test_an_archive_of_the_same_files_is_not_made_again(context: Context, monkey
     assert any("not made again" in getattr(event, "text", "") for event in events)
 
 
-@pytest.mark.parametrize("what", ["a file", "a new file", "the archive", "its hash", "the recorded hash"])
+@pytest.mark.parametrize(
+    "what", ["a file", "a new file", "the archive", "its hash", "the recorded hash", "another training"]
+)
 def test_an_archive_that_is_of_something_else_is_made_again(what: str, context: Context):
     build_archive(context.run)
     assert existing_archive(context.run) is not None
@@ -82,7 +84,25 @@ def test_an_archive_that_is_of_something_else_is_made_again(what: str, context: 
         hash_file(context.run).unlink()
     if what == "the recorded hash":
         context.run.record_stage("packaging", result={"sha256": "0" * 64})
+    if what == "another training":
+        context.run.record_stage("training", result={"tensors_sha256": "of another adapter"})
     assert existing_archive(context.run) is None
+
+
+def test_what_was_accepted_or_left_out_is_told_in_the_stages_table(context: Context):
+    key = "AKIA" + "IOSFODNN7EXAMPLE"
+    rows = [{"id": f"p{number}", "prompt": f"{key} of the manual"} for number in range(2)]
+    write_pairs(context.run / names.PAIRS_JSONL, rows)
+    write_pairs(context.run / names.EDITS_JSONL, [{"id": "p0", "action": "reject", "time": 1}])
+    (context.run / names.ADAPTER_DIR / "notes.txt").write_text("mine")
+    build_archive(context.run, accept_lookalikes=True)
+    with pytest.raises(UnsafeError, match="the pair p1"):
+        run_stage(stage.run(context))
+    context.config = context.config.model_copy(update={"accept_lookalikes": "it is Amazon's own example"})
+    events, _ = run_stage(stage.run(context))
+    told = {event.name: event.detail for event in events if isinstance(event, Check) and event.status == "warning"}
+    assert set(told) == {"notes.txt", "pair p0", f"{names.PAIRS_JSONL}:2"}
+    assert told[f"{names.PAIRS_JSONL}:2"].endswith("an AWS access key; accepted: it is Amazon's own example")
 
 
 # -- the fresh process ----------------------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from engine import names
 from engine.errors import DamagedState
 from engine.files import sha256_of_file, sync_folder, write_atomically
 from engine.packaging.cleaning import cleaned
-from engine.packaging.contents import read_contents, refuse_changed, unlisted_names
+from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
 from engine.packaging.privacy import Private
 from engine.packaging.reading import read_files
 from engine.packaging.secret_scan import Finding, find_secrets, refuse_secrets
@@ -64,10 +65,7 @@ def build_archive(
     Raises UnsafeError for a link, a device, a pickle or a secret where files are packed, PreconditionError without an
     adapter, DamagedState where the written archive does not read back as it was meant, or the run changed meanwhile.
     """
-    contents = read_contents(run)
-    private = Private.of(run)
-    packed = _Files({name: cleaned(run, name, content.data, private) for name, content in contents.items()})
-    _settle_secrets(run, packed, known or {}, accept_lookalikes=accept_lookalikes)
+    contents, packed = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
     packed.files[MANIFEST] = manifest_bytes(packed.files, packed.withheld)
     part = run.archive.with_name(f".{run.archive.name}.part")
     try:
@@ -103,22 +101,21 @@ def existing_archive(
 ) -> Archive | None:
     """The archive that is there, where it is whole and holds what the run has now; None else.
 
-    It has its name because it was loaded once. `run.json` is not compared: it tells of the machine, as it was then.
+    It has its name because it was loaded once. Of `run.json` only what the training recorded is compared: the rest tells of
+    the machine, as it was then.
     Raises as `build_archive` does for what must not lie in the run folder, and for secrets.
     """
     try:
         archive, files = verified_archive(run)
     except DamagedState:
         return None
-    private = Private.of(run)
-    now = {name: cleaned(run, name, content.data, private) for name, content in read_contents(run).items()}
-    now[names.PAIRS_JSONL] = _without_records(now.get(names.PAIRS_JSONL, b""), set(archive.withheld))
-    compared = {*files, *now} - {names.RUN_JSON, MANIFEST}
-    if any(files.get(name, b"") != now.get(name, b"") for name in compared):
+    _, now = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
+    compared = {*files, *now.files} - {names.RUN_JSON, MANIFEST}
+    if any(files.get(name) != now.files.get(name) for name in compared):
         return None
-    findings = find_secrets(files, known or {})
-    refuse_secrets(findings, accepted=accept_lookalikes)
-    return replace(archive, left_out=tuple(unlisted_names(run)), accepted=tuple(findings))
+    if _training_in(files) != _training_in(now.files):
+        return None
+    return replace(archive, left_out=tuple(unlisted_names(run)), accepted=tuple(now.accepted))
 
 
 def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
@@ -151,6 +148,12 @@ def _recorded_hash(run: Run) -> set[str]:
     return {*beside, *([str(recorded)] if recorded else [])}
 
 
+def _training_in(files: Mapping[str, bytes]) -> Any:
+    """What the training recorded, in a packed `run.json`."""
+    record = json.loads(files.get(names.RUN_JSON, b"{}"))
+    return record.get("stages", {}).get("training", {}).get("result")
+
+
 def _unlike(run: Run, why: str) -> DamagedState:
     return DamagedState(
         f"The archive {run.archive} is not the one that was made.",
@@ -161,6 +164,16 @@ def _unlike(run: Run, why: str) -> DamagedState:
 
 def _sizes(files: Mapping[str, bytes]) -> tuple[tuple[str, int], ...]:
     return tuple((name, len(files[name])) for name in sorted(files))
+
+
+def _to_be_packed(
+    run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool
+) -> tuple[dict[str, Content], _Files]:
+    """The files as they are, and as they are packed."""
+    contents, private = read_contents(run), Private.of(run)
+    packed = _Files({name: cleaned(run, name, content.data, private) for name, content in contents.items()})
+    _settle_secrets(run, packed, known, accept_lookalikes=accept_lookalikes)
+    return contents, packed
 
 
 # -- secrets ------------------------------------------------------------------------------------------------------------
