@@ -205,6 +205,17 @@ class TrainingOptions(Described):
     """Where answers grew longer than so many times Stage 2's, a judge's preference must hold without the longer ones."""
 
 
+class PackagingOptions(Described):
+    """Packaging"""
+
+    push_to_hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    """A repository of the Hub (owner/name) that gets the adapter, its card and the evaluation, in one commit."""
+    push_public: bool = False
+    """Let everybody see what --push-to-hub pushes; without it a new repository is private, and a public one is refused."""
+    accept_lookalikes: str | None = None
+    """Packs text of models and people that looks like a key or a token, for the reason that you give; it is recorded."""
+
+
 class DisplayOptions(Described):
     """Display"""
 
@@ -218,6 +229,7 @@ class DisplayOptions(Described):
 
 class Stage3Config(
     DisplayOptions,
+    PackagingOptions,
     TrainingOptions,
     QualityOptions,
     ServerOptions,

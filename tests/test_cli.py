@@ -33,7 +33,7 @@ def test_version_and_help_answer():
     shown = stage3("--help").stdout
     for option in options():
         assert option.flag in shown
-    for command in ("attach", "stop", "status", "validate", "doctor"):
+    for command in ("attach", "stop", "status", "validate", "push", "doctor"):
         assert f"stage3-tui {command}" in shown
 
 

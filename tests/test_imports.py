@@ -18,7 +18,7 @@ FLOORS = (
     "journal telemetry hub children",
     "state failures run context",
     "models",
-    "pairs dpo demo packaging remote",
+    "pairs dpo demo packaging remote push",
     "installed",
     "workspace",
     "stages",

@@ -2,92 +2,100 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import socket
+import stat
 import subprocess
-import time
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from engine import names
 from engine.context import Context
-from engine.errors import DamagedState, PreconditionError, Stage3Error, UnsafeError
-from engine.files import sha256_of_file, write_json
-from engine.models.loading import load_tokenizer
-from engine.models.tensors import file_tensors, hash_tensors
-from engine.packaging import (
-    MANIFEST,
-    build_archive,
-    hash_file,
-    load_archive,
-    load_in_fresh_process,
-    read_back,
-    redacted,
-)
-from engine.stages import packaging as stage
-from tests.conftest import run_stage
-from tests.tiny_models import build_adapter, build_base, build_context, pairs, write_rows
+from engine.errors import ExitCode, PreconditionError, Stage3Error, UnsafeError
+from engine.files import sha256_of_file
+from engine.packaging.archive import build_archive, hash_file
+from engine.packaging.writing import MANIFEST
+from tests.finished_run import CARD, WEIGHTS, copied, finished_run
 
-WEIGHTS = f"{names.ADAPTER_DIR}/adapter_model.safetensors"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_base(tmp_path_factory.mktemp("models") / "base")
+def finished(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
+    return finished_run(tmp_path_factory.mktemp("finished") / "run", stage2[0])
 
 
 @pytest.fixture
-def context(base: Path, tmp_path: Path) -> Context:
-    """A run that looks as the stage training leaves it."""
-    folder = tmp_path / "run"
-    adapter = build_adapter(folder / names.ADAPTER_DIR, base, seed=23)
-    context = build_context(folder, base, adapter)
-    load_tokenizer(context.config).save_pretrained(adapter)
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    write_json(adapter / "adapter_config.json", {**settings, "base_model_name_or_path": "base"})
-    (adapter / "README.md").write_text("# The card\n")
-    write_rows(context.run / names.TRAIN_JSONL, pairs(3))
-    write_rows(context.run / names.EVAL_JSONL, pairs(5)[3:])
-    write_json(context.run / names.METRICS_JSON, {"verdict": "cannot tell", "seconds": 12.5})
-    (context.run / "logs").mkdir()
-    (context.run / "logs/events.jsonl").write_text('{"kind":"message","text":"hf_secret"}\n')
-    (context.run / "checkpoints/checkpoint-2").mkdir(parents=True)
-    (context.run / "checkpoints/checkpoint-2/optimizer.pt").write_bytes(b"\x80\x04.")
-    context.run.manifest["config"] = context.config.model_dump(mode="json")
-    context.run.record_stage(
-        "training", status="done", result={"tensors_sha256": hash_tensors(file_tensors(context.run / WEIGHTS))}
+def context(finished: Context, tmp_path: Path) -> Context:
+    return copied(finished, tmp_path / "run")
+
+
+# -- the same bytes -----------------------------------------------------------------------------------------------------
+
+BUILD = """
+import os, sys, time
+from pathlib import Path
+umask, now, folder = sys.argv[1:]
+os.umask(int(umask, 8))
+time.time = lambda: float(now)
+from engine.packaging import build_archive
+from engine.run import Run
+print(build_archive(Run(Path(folder))).sha256)
+"""
+
+
+def built_elsewhere(context: Context, *, umask: str, zone: str, now: float, modified: float) -> str:
+    """The archive's hash, from a process with another umask, time zone and clock; the files' times and modes are changed."""
+    for number, path in enumerate(sorted(context.run.folder.rglob("*"))):
+        path.chmod(0o700 if number % 2 else 0o755)
+        os.utime(path, (modified + number, modified + number))
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, umask, str(now), str(context.run.folder)],
+        env={**os.environ, "TZ": zone, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=context.run.folder.parent,
     )
-    return context
+    assert done.stdout.strip() == sha256_of_file(context.run.archive)
+    return done.stdout.strip()
 
 
 def test_two_archives_of_one_run_have_the_same_bytes_wherever_and_whenever_they_are_made(context: Context):
-    context.run.record_stage(
-        "workspace", status="done", started=3.5, seconds=1.75, result={"free_bytes": 55, "commit": "c0ffee"}
-    )
-    first = build_archive(context.run).sha256
-    old_umask, old_zone = os.umask(0o077), os.environ.get("TZ")
-    os.environ["TZ"] = "Pacific/Kiritimati"
-    time.tzset()
-    try:
-        for number, path in enumerate(sorted(context.run.folder.rglob("*"))):
-            path.chmod(0o700)
-            os.utime(path, (3e8 + number, 3e8 + number))
-        context.run.record_stage("packaging", status="running", started=time.time())
-        context.run.record_stage(
-            "workspace", status="done", started=9.5, seconds=2.25, result={"free_bytes": 77, "commit": "c0ffee"}
-        )
-        second = build_archive(context.run)
-    finally:
-        os.umask(old_umask)
-        os.environ.pop("TZ") if old_zone is None else os.environ.update(TZ=old_zone)
-        time.tzset()
-    assert second.sha256 == first == sha256_of_file(context.run.archive)
+    first = built_elsewhere(context, umask="022", zone="UTC", now=1.7e9, modified=1.6e9)
+    assert built_elsewhere(context, umask="077", zone="Pacific/Kiritimati", now=9.9e9, modified=3e8) == first
+    assert (
+        built_elsewhere(context, umask="000", zone="America/St_Johns", now=1.0, modified=-1e6) == first
+    )  # before 1970
+    assert built_elsewhere(context, umask="027", zone="Asia/Kathmandu", now=2e9, modified=5e9) == first  # and in 2128
     assert list(context.run.folder.parent.glob(".*.part")) == []
+
+
+def test_what_a_stage_sees_anew_each_time_changes_no_byte(context: Context):
+    run = context.run
+
+    def look(started: float, probe: float, account: str) -> None:
+        run.record_stage("workspace", status="done", started=started, seconds=2.5, result={"free_bytes": int(started)})
+        run.record_stage("dependencies", status="done", summary=f"{probe} s", result={"probe": {"seconds": probe}})
+        run.record_stage("credentials", status="done", result={"account": account, "role": account, "source": account})
+
+    look(3.5, 1.5, "anna")
+    first = build_archive(run).sha256
+    run.forget_stage("workspace")  # it comes back in another place of run.json
+    look(9.5, 4.5, "hedwig")
+    run.record_stage("packaging", status="running", started=7.0)
+    run.manifest["config"] |= {"push_to_hub": "anna/stage3", "push_public": True, "theme": "paper"}
+    run.manifest["error"] = {"stage": "packaging", "what": "Nothing was pushed."}
+    run.save()
+    assert build_archive(run).sha256 == first
+
+
+# -- what is inside -----------------------------------------------------------------------------------------------------
 
 
 def test_the_archive_holds_the_list_and_nothing_else(context: Context):
@@ -95,16 +103,19 @@ def test_the_archive_holds_the_list_and_nothing_else(context: Context):
     archive = build_archive(context.run)
     with zipfile.ZipFile(archive.path) as packed:
         inside = set(packed.namelist())
+        sizes = {entry.filename: entry.file_size for entry in packed.infolist()}
     assert inside == {
         f"run/{name}"
         for name in (
-            MANIFEST, names.RUN_JSON, names.TRAIN_JSONL, names.EVAL_JSONL, names.METRICS_JSON, WEIGHTS,
+            MANIFEST, names.RUN_JSON, names.PAIRS_JSONL, names.TRAIN_JSONL, names.EVAL_JSONL, names.METRICS_JSON,
+            names.EVALUATION_REPORT, WEIGHTS,
             *(f"{names.ADAPTER_DIR}/{name}" for name in (
                 "adapter_config.json", "README.md", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
             )),
         )
     }  # fmt: skip
     assert archive.left_out == ("notes.txt",)
+    assert {f"run/{name}": size for name, size in archive.contents} == sizes
 
 
 def test_sha256sum_and_unzip_read_it(context: Context, tmp_path: Path):
@@ -118,162 +129,156 @@ def test_sha256sum_and_unzip_read_it(context: Context, tmp_path: Path):
     assert (home / "run" / WEIGHTS).read_bytes() == (context.run / WEIGHTS).read_bytes()
 
 
-def link(run_file: Path, outside: Path) -> None:
-    run_file.unlink(missing_ok=True)
-    run_file.symlink_to(outside)
+# -- what is refused ----------------------------------------------------------------------------------------------------
 
 
-def hard_link(run_file: Path, outside: Path) -> None:
-    run_file.unlink(missing_ok=True)
-    os.link(outside, run_file)
+def link(run: Path, outside: Path) -> Path:
+    (run / CARD).unlink()
+    (run / CARD).symlink_to(outside)
+    return run / CARD
 
 
-def fifo(run_file: Path, outside: Path) -> None:
-    run_file.unlink(missing_ok=True)
-    os.mkfifo(run_file)
+def link_beside(run: Path, outside: Path) -> Path:
+    (run / "pairs/more.jsonl").symlink_to(outside)
+    return run / "pairs/more.jsonl"
 
 
-def linked_folder(run_file: Path, outside: Path) -> None:
-    moved = run_file.parent.rename(outside.parent / "elsewhere")
-    run_file.parent.symlink_to(moved)
+def link_at_the_top(run: Path, outside: Path) -> Path:
+    (run / "notes").symlink_to(outside.parent)
+    return run / "notes"
 
 
-def pickle_beside(run_file: Path, outside: Path) -> None:
-    (run_file.parent / "training_args.bin").write_bytes(b"\x80\x04.")
+def linked_folder(run: Path, outside: Path) -> Path:
+    moved = (run / names.ADAPTER_DIR).rename(outside.parent / "elsewhere")
+    (run / names.ADAPTER_DIR).symlink_to(moved)
+    return run / names.ADAPTER_DIR
+
+
+def hard_link(run: Path, outside: Path) -> Path:
+    (run / CARD).unlink()
+    os.link(outside, run / CARD)
+    return run / CARD
+
+
+def fifo(run: Path, outside: Path) -> Path:
+    (run / CARD).unlink()
+    os.mkfifo(run / CARD)
+    return run / CARD
+
+
+def a_socket(run: Path, outside: Path) -> Path:
+    (run / CARD).unlink()
+    here = os.open(run / names.ADAPTER_DIR, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"/proc/self/fd/{here}/README.md")  # the address of a socket has to be short
+    os.close(here)
+    return run / CARD
+
+
+def pickle_by_name(run: Path, outside: Path) -> Path:
+    (run / names.ADAPTER_DIR / "training_args.bin").write_bytes(b"whatever")
+    return run / names.ADAPTER_DIR / "training_args.bin"
+
+
+def pickle_at_the_top(run: Path, outside: Path) -> Path:
+    (run / "state.PKL").write_bytes(b"whatever")
+    return run / "state.PKL"
+
+
+def pickle_by_content(run: Path, outside: Path) -> Path:
+    (run / CARD).write_bytes(b"\x80\x04\x95.")
+    return run / CARD
+
+
+def backslash(run: Path, outside: Path) -> Path:
+    (run / "evaluation/..\\..\\evil.json").write_text("{}")
+    return run / "evaluation/..\\..\\evil.json"
+
+
+def dots(run: Path, outside: Path) -> Path:
+    (run / "pairs/..evil").write_text("{}")
+    return run / "pairs/..evil"
+
+
+def line_break(run: Path, outside: Path) -> Path:
+    (run / "pairs/two\nlines").write_text("{}")
+    return run / "pairs/two lines"  # as it is told
 
 
 @pytest.mark.parametrize(
     ("plant", "reason"),
     [
         (link, "a symbolic link"),
-        (hard_link, "a hard link"),
-        (fifo, "no regular file"),
+        (link_beside, "a symbolic link"),
+        (link_at_the_top, "a symbolic link"),
         (linked_folder, "a symbolic link"),
-        (pickle_beside, "is a pickle"),
+        (hard_link, "a hard link"),
+        (fifo, "a named pipe"),
+        (a_socket, "a socket"),
+        (pickle_by_name, "is a pickle"),
+        (pickle_at_the_top, "is a pickle"),
+        (pickle_by_content, "is a pickle"),
+        (backslash, "a way to somewhere else"),
+        (dots, "a way to somewhere else"),
+        (line_break, "a way to somewhere else"),
     ],
 )
-def test_what_is_no_file_of_the_run_is_refused(
-    plant: Callable[[Path, Path], None], reason: str, context: Context, tmp_path: Path
+def test_what_is_no_file_of_the_run_is_refused_by_its_name_with_what_to_do(
+    plant: Callable[[Path, Path], Path], reason: str, context: Context, tmp_path: Path
 ):
-    outside = tmp_path / "secret"
+    outside = tmp_path / "outside/secret"
+    outside.parent.mkdir()
     outside.write_text("a secret of somebody else")
-    plant(context.run / names.ADAPTER_DIR / "README.md", outside)
-    with pytest.raises(UnsafeError, match=reason):
+    planted = plant(context.run.folder, outside)
+    with pytest.raises(UnsafeError, match=reason) as refused:
         build_archive(context.run)
+    assert refused.value.exit_code == ExitCode.UNSAFE == 12
+    assert str(planted) in refused.value.what and refused.value.what_to_do
     assert not context.run.archive.exists()
+
+
+def test_a_run_folder_whose_name_is_treacherous_is_refused(finished: Context, tmp_path: Path):
+    context = copied(finished, tmp_path / "a\\b")
+    with pytest.raises(UnsafeError, match="a way to somewhere else"):
+        build_archive(context.run)
+
+
+def test_checkpoints_and_logs_may_lie_on_another_disk(context: Context, tmp_path: Path):
+    for name in ("checkpoints", "logs"):
+        shutil.move(context.run / name, tmp_path / f"big-disk-{name}")
+        (context.run / name).symlink_to(tmp_path / f"big-disk-{name}")
+    assert not any("checkpoint" in name or "logs" in name for name, _ in build_archive(context.run).contents)
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(context: Context, tmp_path: Path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    context.run.archive.with_name(f".{context.run.archive.name}.part").symlink_to(precious)
+    archive = build_archive(context.run)
+    assert precious.read_text() == "mine"
+    assert stat.S_ISREG(archive.path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("change", ["rewritten", "gone", "new", "a link now"])
+def test_a_file_that_changes_while_it_is_packed_is_noticed(change: str, context: Context, tmp_path: Path):
+    path = context.run / (names.EDITS_JSONL if change == "new" else names.TRAIN_JSONL)
+
+    def meanwhile(part: Path) -> None:
+        assert part.exists()
+        if change in ("gone", "a link now"):
+            path.rename(tmp_path / "moved")
+        if change == "a link now":
+            path.symlink_to(tmp_path / "moved")
+        if change in ("rewritten", "new"):
+            path.write_text('{"id": "p1", "action": "reject", "time": 1}\n')
+
+    with pytest.raises(Stage3Error, match=path.name) as noticed:
+        build_archive(context.run, meanwhile)
+    assert noticed.value.exit_code == (ExitCode.UNSAFE if change == "a link now" else ExitCode.DAMAGED)
+    assert not context.run.archive.exists() and not hash_file(context.run).exists()
 
 
 def test_without_an_adapter_there_is_no_archive(context: Context):
     (context.run / WEIGHTS).unlink()
     with pytest.raises(PreconditionError, match=r"There is no .*adapter_model\.safetensors"):
         build_archive(context.run)
-
-
-def test_this_machines_names_stay_here(context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("HOME", str(tmp_path / "home-of-anna"))
-    monkeypatch.setenv("LOGNAME", "anna.example")
-    host = socket.gethostname()
-    facts = {
-        "folder": str(context.run / "pairs"),
-        "cache": str(tmp_path / "home-of-anna/.cache/hub"),
-        "driver": "/usr/lib/x86_64/libcuda.so.1 on " + host,
-        "by": "anna.example",
-        "page": "https://huggingface.co/google/gemma-2b-it",
-        "share": "12/40",
-    }
-    context.run.record_stage("workspace", status="done", result=facts)
-    metrics = {"verdict": "worse", "log": f"{context.run.folder}/logs", "sample": "Use /usr/bin/env, she said."}
-    write_json(context.run / names.METRICS_JSON, metrics)
-    build_archive(context.run)
-    with zipfile.ZipFile(context.run.archive) as packed:
-        run_json = packed.read("run/run.json").decode()
-        everything = b"".join(packed.read(name) for name in packed.namelist() if name.endswith(".json")).decode()
-        packed_metrics = json.loads(packed.read("run/metrics.json"))
-    assert str(tmp_path) not in everything
-    assert "home-of-anna" not in everything
-    assert "anna.example" not in run_json and "/usr/lib" not in run_json
-    assert len(host) <= 3 or host not in run_json
-    kept = json.loads(run_json)["stages"]["workspace"]["result"]
-    assert (kept["page"], kept["share"]) == (facts["page"], facts["share"])
-    assert packed_metrics["sample"] == metrics["sample"]
-
-
-def test_redaction_keeps_what_is_no_path():
-    data = {"a": ["1/2", "https://x.org/a/b", "see /etc/ssl/cert.pem.", "google/gemma-2b-it", 7, None]}
-    assert redacted(data, {}, paths=True) == {
-        "a": ["1/2", "https://x.org/a/b", "see cert.pem.", "google/gemma-2b-it", 7, None]
-    }
-
-
-def test_the_archive_loads_in_a_fresh_process(context: Context, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.7 51000 192.0.2.44 22")
-    events, result = run_stage(stage.run(context))
-    details = {event.name: event.detail for event in events if event.kind() == "check"}
-    assert "changes a logit" in details["loads"]
-    assert "@192.0.2.44:" in details["bring it home"] and details["bring it home"].startswith("scp ")
-    assert "unzip run_artifacts.zip" in details["check and unpack"]
-    assert result.facts["sha256"] == sha256_of_file(context.run.archive)
-    before = stage.depends_on(context)
-    context.run.record_stage("packaging", status="done", result=dict(result.facts))
-    assert stage.depends_on(context) == before
-    context.run.archive.unlink()
-    assert stage.depends_on(context) != before
-
-
-def test_an_adapter_that_is_not_the_trained_one_gets_no_archive(context: Context, monkeypatch: pytest.MonkeyPatch):
-    from engine import packaging
-
-    class Answer:
-        returncode, stderr = 0, ""
-        stdout = json.dumps({"effect": 0.7, "tensors_sha256": "of something else"})
-
-    monkeypatch.setattr(packaging.subprocess, "run", lambda *_, **__: Answer)
-    with pytest.raises(DamagedState, match="not the one that was trained"):
-        build_archive(context.run, lambda part: load_in_fresh_process(part, context.config, "as recorded") and None)
-    assert not context.run.archive.exists()
-
-
-def test_an_adapter_full_of_nan_is_not_packed(context: Context):
-    tensors = {name: tensor * float("nan") for name, tensor in load_file(context.run / WEIGHTS).items()}
-    save_file(tensors, context.run / WEIGHTS)
-    request = {"base_model_id": context.config.base_model_id, "device": "cpu", "dtype": "float32"}
-    with pytest.raises(Stage3Error, match="NaN or infinity"):
-        build_archive(context.run, lambda part: load_archive({**request, "archive": str(part)}) and None)
-    assert not context.run.archive.exists()
-    assert [path.name for path in context.run.folder.parent.iterdir() if "zip" in path.name] == []
-
-
-def rewritten(archive: Path, change: Callable[[str, bytes], tuple[str, bytes]]) -> Path:
-    made = archive.with_name("changed.zip")
-    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(made, "w") as new:
-        for entry in old.infolist():
-            name, data = change(entry.filename, old.read(entry))
-            new_entry = zipfile.ZipInfo(name)
-            new_entry.external_attr = entry.external_attr
-            new.writestr(new_entry, data)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda n, d: (n, d + b" " if n.endswith("README.md") else d), "not those of its manifest"),
-        (lambda n, d: (n.replace("run/metrics", "run/../../metrics"), d), "leaves the folder"),
-        (lambda n, d: (n.replace("run/metrics", "other/metrics"), d), "one folder"),
-    ],
-)
-def test_an_archive_that_was_changed_does_not_read_back(
-    change: Callable[[str, bytes], tuple[str, bytes]], reason: str, context: Context
-):
-    archive = build_archive(context.run).path
-    with pytest.raises(DamagedState, match=reason):
-        read_back(rewritten(archive, change))
-
-
-def test_an_archive_with_a_flipped_bit_does_not_read_back(context: Context):
-    archive = build_archive(context.run).path
-    data = bytearray(archive.read_bytes())
-    data[len(data) // 2] ^= 1
-    archive.write_bytes(data)
-    with pytest.raises(DamagedState):
-        read_back(archive)

@@ -32,6 +32,7 @@ Stage 3 of Constitutional AI, from a Stage 2 LoRA adapter to a packed Stage 3 ad
   stage3-tui stop [RUN_DIR]         ask a run to save and stop
   stage3-tui status [RUN_DIR]       one screen of text (--json for machines)
   stage3-tui validate PAIRS.jsonl   the quality report and the gate, on any pairs file (--json)
+  stage3-tui push [RUN_DIR] [REPO]  push the adapter of a finished run to the Hub, in one commit; private
   stage3-tui doctor                 what this machine can run
 """
 
@@ -126,14 +127,18 @@ def run_parser() -> argparse.ArgumentParser:
         "--from", dest="redo_from", choices=STAGES, metavar="STAGE", help="do this stage and what follows again"
     )
     way.add_argument("--config", metavar="FILE", help="a TOML file with options")
-    way.add_argument("--token-stdin", action="store_true", help="read the Hugging Face token from standard input")
-    way.add_argument("--token-file", metavar="FILE", help="read it from a file that only you can read (mode 0600)")
+    add_token_options(way)
     # How `tui.restart` goes on with a run in a fresh process.
     way.add_argument("--restarted", action="store_true", help=argparse.SUPPRESS)
     way.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
     way.add_argument("--version", "-V", action="version", version=f"{PROGRAM} {__version__}")
     add_options(parser, options())
     return parser
+
+
+def add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("--token-stdin", action="store_true", help="read the Hugging Face token from standard input")
+    parser.add_argument("--token-file", metavar="FILE", help="read it from a file that only you can read (mode 0600)")
 
 
 def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> None:
@@ -195,7 +200,7 @@ def token_of(given: argparse.Namespace) -> Any:
     """The token from standard input or a file, as a Secret; None where neither was asked for."""
     from engine.secrets import Secret, read_token_file
 
-    if given.token_fd is not None:
+    if getattr(given, "token_fd", None) is not None:
         with os.fdopen(given.token_fd, encoding="utf-8") as pipe:
             return Secret(pipe.readline().strip())
     if given.token_stdin:
@@ -272,6 +277,44 @@ def validate_command(arguments: list[str]) -> int:
     return print_validation(given.pairs, config_of(given), as_json=given.json, export=given.export, force=given.force)
 
 
+def push_command(arguments: list[str]) -> int:
+    parser = new_parser(
+        "Push the adapter of a run to the Hub: its files, its card, the evaluation and a manifest, in one commit, out of the\n"
+        "archive that the stage packaging made. A new repository is private. What is there already is not sent again.",
+        "The token comes from HF_TOKEN, the Hub's own login, --token-stdin or --token-file; it needs the right to write.",
+        usage=f"{PROGRAM} push [RUN_DIR] [REPO] [OPTIONS]",
+    )
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; else --output-dir's value")
+    parser.add_argument(
+        "repo", nargs="?", metavar="REPO", help="owner/name; else --push-to-hub's value, or the run's own"
+    )
+    add_token_options(parser)
+    add_options(parser, [option for option in options() if option.name in ("output_dir", "push_public")])
+    given = parse(parser, arguments)
+    if given.repo is None and given.run_dir is not None and is_repository(given.run_dir):
+        given.repo, given.run_dir = given.run_dir, None
+    folder = run_dir_of(given)
+    given.output_dir, asked_for_public = str(folder), bool(given.push_public)
+    if given.repo is not None:
+        given.push_to_hub = given.repo
+    config = config_of(given, goes_on=True)
+    from tui.push import push_run
+
+    # That another repository may be public says nothing about this one.
+    public = config.push_public if given.repo in (None, stored_config(folder).get("push_to_hub")) else asked_for_public
+    return push_run(folder, config, public=public, token=token_of(given))
+
+
+def is_repository(argument: str) -> bool:
+    """Whether a single argument is a repository (owner/name), and no folder, nor one that is misspelt."""
+    from pathlib import Path
+
+    owner, slash, name = argument.partition("/")
+    return (
+        bool(owner and slash and name) and "/" not in name and not Path(argument).exists() and not Path(owner).is_dir()
+    )
+
+
 def is_of_the_gate(option: Option) -> bool:
     """Not the judge, nor what is held out: `validate` neither scores nor parts."""
     threshold = option.name.startswith(("min_", "max_", "warn_")) and option.name != "min_eval_pairs"
@@ -295,6 +338,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "stop": stop_command,
     "status": status_command,
     "validate": validate_command,
+    "push": push_command,
     "doctor": doctor_command,
 }
 

@@ -31,7 +31,7 @@ def explained(error: BaseException, token: Secret | None = None) -> Stage3Error 
 
     token   the one in use, for exceptions that do not show whether there was one
     """
-    chain = list(_chain(error))
+    chain = list(chain_of(error))
     for link in chain:
         if known := _explained_alone(link, token):
             return known
@@ -90,7 +90,8 @@ def _was_raised_by_the_client(error: BaseException) -> bool:
     return False
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and what led to it, newest first."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

@@ -49,7 +49,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
     "pairs": ("Pairs", "Server"),
     "quality": ("Quality", "server_url", "server_model"),
     "training": ("Training",),
-    "packaging": ("output_dir",),
+    "packaging": ("output_dir", "Packaging"),
 }
 """Which options a stage's screen shows and edits: names of groups, and of single options."""
 

@@ -1,0 +1,210 @@
+"""Making an archive: read, freed of private words, searched for secrets, written aside, read back, tried, then named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from engine import names
+from engine.errors import DamagedState
+from engine.files import sha256_of_file, sync_folder, write_atomically
+from engine.packaging.cleaning import cleaned
+from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
+from engine.packaging.privacy import Private
+from engine.packaging.reading import read_files
+from engine.packaging.secret_scan import Finding, find_secrets, refuse_secrets
+from engine.packaging.writing import MANIFEST, manifest_bytes, write_zip
+from engine.pairs.edits import read_edits
+from engine.run import Run
+from engine.secrets import Secret
+
+
+@dataclass(frozen=True)
+class Archive:
+    path: Path
+    sha256: str
+    bytes: int
+    contents: tuple[tuple[str, int], ...]
+    """Name, without the top folder, and bytes of each file, in their order."""
+    left_out: tuple[str, ...] = ()
+    """Names in the adapter's folder that are not on the list."""
+    withheld: tuple[str, ...] = ()
+    """Ids of rejected pairs whose records held what looks like a secret, and were left out."""
+    accepted: tuple[Finding, ...] = ()
+    """What looks like a secret, and was packed because a person said so."""
+
+
+@dataclass
+class _Files:
+    """What is to be packed."""
+
+    files: dict[str, bytes]
+    withheld: list[str] = field(default_factory=list)
+    accepted: list[Finding] = field(default_factory=list)
+
+
+def build_archive(
+    run: Run,
+    check: Callable[[Path], None] | None = None,
+    *,
+    known: Mapping[str, Secret] | None = None,
+    accept_lookalikes: bool = False,
+) -> Archive:
+    """Pack `run` into `run.archive`, and its hash beside it.
+
+    check               called with the finished file under its temporary name; what it raises keeps the archive from its
+                        name
+    known               secrets that must not be inside, by what they are
+    accept_lookalikes   a person has looked at what looks like a secret in the text of models and people
+
+    Raises UnsafeError for a link, a device, a pickle or a secret where files are packed, PreconditionError without an
+    adapter, DamagedState where the written archive does not read back as it was meant, or the run changed meanwhile.
+    """
+    contents, packed = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
+    packed.files[MANIFEST] = manifest_bytes(packed.files, packed.withheld)
+    part = run.archive.with_name(f".{run.archive.name}.part")
+    try:
+        write_zip(part, run.folder.name, packed.files)
+        with part.open("rb") as file:
+            read_files(file, part)
+        if check is not None:
+            check(part)
+        refuse_changed(run, contents)
+        digest, size = sha256_of_file(part), part.stat().st_size
+        part.replace(run.archive)
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(run.archive.parent)
+    write_atomically(hash_file(run), f"{digest}  {run.archive.name}\n".encode())
+    return Archive(
+        run.archive,
+        digest,
+        size,
+        _sizes(packed.files),
+        tuple(unlisted_names(run)),
+        tuple(packed.withheld),
+        tuple(packed.accepted),
+    )
+
+
+def hash_file(run: Run) -> Path:
+    return run.archive.with_name(run.archive.name + ".sha256")
+
+
+def existing_archive(
+    run: Run, *, known: Mapping[str, Secret] | None = None, accept_lookalikes: bool = False
+) -> Archive | None:
+    """The archive that is there, where it is whole and holds what the run has now; None else.
+
+    It has its name because it was loaded once. Of `run.json` only what the training recorded is compared: the rest tells of
+    the machine, as it was then.
+    Raises as `build_archive` does for what must not lie in the run folder, and for secrets.
+    """
+    try:
+        archive, files = verified_archive(run)
+    except DamagedState:
+        return None
+    _, now = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
+    compared = {*files, *now.files} - {names.RUN_JSON, MANIFEST}
+    if any(files.get(name) != now.files.get(name) for name in compared):
+        return None
+    if _training_in(files) != _training_in(now.files):
+        return None
+    return replace(archive, left_out=tuple(unlisted_names(run)), accepted=tuple(now.accepted))
+
+
+def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
+    """The archive that is there and its files by name, from one reading: its bytes have the recorded hash, and it reads
+    back by its manifest. Raises DamagedState.
+    """
+    expected = _recorded_hash(run)
+    try:
+        file = run.archive.open("rb")
+    except OSError as error:
+        raise _unlike(run, f"It cannot be read: {error.strerror}.") from error
+    with file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest not in expected or len(expected) > 1:
+            raise _unlike(run, f"Its SHA-256 is {digest}, and {' and '.join(sorted(expected)) or 'none'} was recorded.")
+        size = file.tell()
+        file.seek(0)
+        files = read_files(file, run.archive)
+    withheld = json.loads(files[MANIFEST]).get("withheld_pairs", [])
+    return Archive(run.archive, digest, size, _sizes(files), withheld=tuple(withheld)), files
+
+
+def _recorded_hash(run: Run) -> set[str]:
+    """What the file beside the archive says, and `run.json` where it tells of it: one hash, or nothing is certain."""
+    try:
+        beside = hash_file(run).read_text(encoding="ascii").split()[:1]
+    except (OSError, UnicodeDecodeError):
+        beside = []
+    recorded = run.result(names.STAGES[-1]).get("sha256")
+    return {*beside, *([str(recorded)] if recorded else [])}
+
+
+def _training_in(files: Mapping[str, bytes]) -> Any:
+    """What the training recorded, in a packed `run.json`."""
+    record = json.loads(files.get(names.RUN_JSON, b"{}"))
+    return record.get("stages", {}).get("training", {}).get("result")
+
+
+def _unlike(run: Run, why: str) -> DamagedState:
+    return DamagedState(
+        f"The archive {run.archive} is not the one that was made.",
+        why,
+        "Make it again with `stage3-tui --auto --from packaging`.",
+    )
+
+
+def _sizes(files: Mapping[str, bytes]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, len(files[name])) for name in sorted(files))
+
+
+def _to_be_packed(
+    run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool
+) -> tuple[dict[str, Content], _Files]:
+    """The files as they are, and as they are packed."""
+    contents, private = read_contents(run), Private.of(run)
+    packed = _Files({name: cleaned(run, name, content.data, private) for name, content in contents.items()})
+    _settle_secrets(run, packed, known, accept_lookalikes=accept_lookalikes)
+    return contents, packed
+
+
+# -- secrets ------------------------------------------------------------------------------------------------------------
+
+
+def _settle_secrets(run: Run, packed: _Files, known: Mapping[str, Secret], *, accept_lookalikes: bool) -> None:
+    """Leave out the records of rejected pairs that hold one. Raises UnsafeError for the rest that nobody accepted."""
+    findings = find_secrets(packed.files, known)
+    rejected = _rejected(run) if findings else set()
+    withheld = {found.record for found in findings if found.file == names.PAIRS_JSONL and found.record in rejected}
+    if withheld:
+        packed.files[names.PAIRS_JSONL] = _without_records(packed.files[names.PAIRS_JSONL], withheld)
+    left = [found for found in findings if not (found.file == names.PAIRS_JSONL and found.record in withheld)]
+    refuse_secrets(left, accepted=accept_lookalikes)
+    packed.withheld, packed.accepted = sorted(withheld), left
+
+
+def _rejected(run: Run) -> set[str]:
+    path = run / names.EDITS_JSONL
+    decisions = read_edits(path) if path.exists() else {}
+    return {pair_id for pair_id, decision in decisions.items() if decision.accepted is False}
+
+
+def _without_records(data: bytes, ids: set[str]) -> bytes:
+    if not ids:
+        return data
+    return b"".join(line for line in BytesIO(data) if _id_of(line) not in ids)
+
+
+def _id_of(line: bytes) -> str:
+    try:
+        return str(json.loads(line).get("id", ""))
+    except (ValueError, AttributeError):
+        return ""

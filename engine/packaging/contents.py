@@ -1,0 +1,203 @@
+"""What an archive takes of a run: the files on a list of names, and of those only regular ones.
+
+Everything else is left out; what could bring another file along, or run a program, is refused wherever it lies beside
+what is packed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+from engine import names
+from engine.errors import DamagedState, PreconditionError, UnsafeError
+from engine.models.adapters.files import PICKLE_SUFFIXES
+from engine.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.run import Run
+from engine.text import visible_line
+
+MODEL_CARD = "README.md"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+
+RUN_FILES = (
+    names.RUN_JSON,
+    names.PAIRS_JSONL,
+    names.EDITS_JSONL,
+    names.SCORES_JSONL,
+    names.PAIRS_REPORT,
+    names.TRAIN_JSONL,
+    names.EVAL_JSONL,
+    names.EVALUATION_REPORT,
+    names.METRICS_JSON,
+)
+ADAPTER_FILES = (
+    ADAPTER_WEIGHTS,
+    ADAPTER_CONFIG,
+    MODEL_CARD,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    CHAT_TEMPLATE,
+)
+LISTED = (*RUN_FILES, *(f"{names.ADAPTER_DIR}/{name}" for name in ADAPTER_FILES))
+REQUIRED = (f"{names.ADAPTER_DIR}/{ADAPTER_WEIGHTS}", f"{names.ADAPTER_DIR}/{ADAPTER_CONFIG}")
+FOLDERS = tuple(sorted({PurePosixPath(name).parts[0] for name in LISTED if "/" in name}))
+# Of a run, and never packed: people put them on another disk with a link, and they hold pickles by right.
+NEVER_PACKED = (names.CHECKPOINTS_DIR, PurePosixPath(names.RUN_LOG).parts[0], names.SUPERSEDED_DIR, "preflight")
+
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
+_LINK = "a symbolic link: it could bring any file of this machine into the archive"
+_PICKLE_PROTOCOLS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class Content:
+    """One file as it was read."""
+
+    data: bytes
+    sha256: str
+    """Of the bytes on disk, whatever is done with `data` afterwards."""
+
+
+def packed_names(run: Run) -> list[str]:
+    """The files of the run that the archive takes, sorted: those on the list that are there."""
+    return sorted(name for name in LISTED if os.path.lexists(run / name))
+
+
+def unlisted_names(run: Run) -> list[str]:
+    """What lies in the adapter's folder and is not packed."""
+    folder = run / names.ADAPTER_DIR
+    return sorted(entry.name for entry in folder.iterdir() if entry.name not in ADAPTER_FILES)
+
+
+def read_contents(run: Run) -> dict[str, Content]:
+    """Every file that is packed, by its name.
+
+    Raises UnsafeError for a link, a device, a pickle or a treacherous name where files are packed, PreconditionError
+    without an adapter.
+    """
+    refuse_what_is_no_file(run)
+    contents = {name: read_file(run, name) for name in packed_names(run)}
+    for name in REQUIRED:
+        if name not in contents:
+            raise PreconditionError(f"There is no {run / name}.", "The stage training writes it.", "Train first.")
+    return contents
+
+
+def refuse_changed(run: Run, contents: dict[str, Content]) -> None:
+    """Raises DamagedState where a file is not any more what was packed of it."""
+    came_or_went = sorted(set(packed_names(run)) ^ contents.keys())
+    changed = came_or_went or [name for name in contents if read_file(run, name).sha256 != contents[name].sha256]
+    if changed:
+        raise DamagedState(
+            f"{run / changed[0]} changed while it was packed.",
+            "The archive would hold files of two moments.",
+            "See what writes there, then start the same command again.",
+        )
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def refuse_what_is_no_file(run: Run) -> None:
+    """Raises UnsafeError for what must not lie in the run folder, or in a folder that is packed."""
+    _refuse_name(run.folder)
+    for path in _looked_at(run):
+        _refuse_name(path)
+        facts = path.lstat()
+        if stat.S_ISDIR(facts.st_mode):
+            continue
+        if stat.S_ISLNK(facts.st_mode):
+            raise _unsafe(path, _LINK)
+        if not stat.S_ISREG(facts.st_mode):
+            raise _unsafe(path, f"no regular file: it is {_KINDS.get(stat.S_IFMT(facts.st_mode), 'something else')}")
+        if facts.st_nlink > 1:
+            raise _unsafe(path, "a hard link: another name of a file that lies somewhere else")
+        if path.suffix.lower() in PICKLE_SUFFIXES or _begins_like_a_pickle(path):
+            raise UnsafeError(
+                f"{_shown(path)} is a pickle, in a folder that is packed.",
+                "Opening it can run any program; stage3-tui writes none there.",
+                "Find out where it comes from, remove it, and start again.",
+            )
+
+
+def _looked_at(run: Run) -> Iterator[Path]:
+    for entry in sorted(run.folder.iterdir()):
+        if entry.name in NEVER_PACKED:
+            continue
+        yield entry
+        if entry.name in FOLDERS and not entry.is_symlink():
+            for folder, subfolders, files in os.walk(entry):
+                yield from (Path(folder) / name for name in sorted([*subfolders, *files]))
+
+
+def _refuse_name(path: Path) -> None:
+    if "\\" in path.name or path.name.startswith("..") or not path.name.isprintable():
+        raise UnsafeError(
+            f"{_shown(path)} has a name that other systems read as a way to somewhere else.",
+            "It begins with two dots, or holds a backslash or control characters.",
+            "Rename or remove it, and start again.",
+        )
+
+
+def _begins_like_a_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in _PICKLE_PROTOCOLS
+
+
+def _unsafe(path: Path, what: str) -> UnsafeError:
+    return UnsafeError(
+        f"{_shown(path)} is {what}.",
+        "Only regular files of the run are packed, and nothing else may lie among them.",
+        "Put a copy of the file there, or remove it; then start again.",
+    )
+
+
+def _shown(path: Path) -> str:
+    return visible_line(str(path))
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_file(run: Run, name: str) -> Content:
+    """One regular file below the run folder, no link on the way to it followed. Raises UnsafeError, DamagedState."""
+    try:
+        file = _opened_below(run.folder, PurePosixPath(name).parts)
+    except FileNotFoundError as error:
+        raise DamagedState(
+            f"{run / name} was there, and is gone.", str(error), "Start the same command again."
+        ) from error
+    except OSError as error:  # a link, a socket: what was looked at a moment ago was replaced
+        raise _unsafe(run / name, f"no regular file ({error.strerror})") from error
+    with os.fdopen(file, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise _unsafe(run / name, "no regular file")
+        data = opened.read()
+    return Content(data, sha256(data).hexdigest())
+
+
+def _opened_below(folder: Path, parts: tuple[str, ...]) -> int:
+    """A descriptor of the file, reached folder by folder. A FIFO does not make it wait."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in parts[:-1]:
+        try:
+            inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=at)
+        finally:
+            os.close(at)
+        at = inner
+    try:
+        return os.open(parts[-1], flags | os.O_NONBLOCK, dir_fd=at)
+    finally:
+        os.close(at)

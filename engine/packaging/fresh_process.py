@@ -1,0 +1,122 @@
+"""Loading an archive where nothing of ours is in memory: unpacked, over the base, its effect above zero."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine import names
+from engine.children import run_child
+from engine.config import Stage3Config
+from engine.errors import DamagedState, Stage3Error
+from engine.models.loading import is_local, local_path
+from engine.packaging.reading import read_back
+from engine.stop import StopToken
+from engine.text import visible_line
+
+LOAD_SECONDS = 1800.0
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+"""Where the base model lies on this machine."""
+OPTIONS = ("device", "dtype", "load_in_4bit")
+
+
+def load_in_fresh_process(
+    archive: Path,
+    config: Stage3Config,
+    *,
+    base_commit: str | None = None,
+    expected_tensors: str | None = None,
+    stop: StopToken | None = None,
+) -> float:
+    """Load the archive's adapter over the base in another process; its largest effect on a logit.
+
+    base_commit        the base's commit on the Hub, where the run has resolved one
+    expected_tensors   what the training recorded of the adapter's tensors
+
+    Raises DamagedState with what that process said, and Stopped.
+    """
+    base = str(local_path(config.base_model_id)) if is_local(config.base_model_id) else config.base_model_id
+    request = {
+        "archive": str(archive),
+        "base_model_id": base,
+        "base_model_revision": base_commit or config.base_model_revision,
+        "output_dir": str(config.output_dir.resolve()),  # its preflight has found the number format
+        **{option: getattr(config, option) for option in OPTIONS},
+    }
+    # The base is in the cache by now: offline, the child needs no token, and gets none.
+    kept = {name: os.environ[name] for name in CACHE_VARIABLES if name in os.environ}
+    done = run_child(
+        [sys.executable, "-m", "engine.packaging", json.dumps(request)],
+        limit_seconds=LOAD_SECONDS,
+        cwd=archive.parent,
+        extra={"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1", **kept},
+        stop=stop,
+    )
+    answer = _answer(done.output) if done.ok else {"error": done.ending}
+    if "error" in answer:
+        raise DamagedState(
+            "The adapter in the archive does not load in a fresh process.",
+            visible_line(str(answer["error"]), 600),
+            "Train again with `stage3-tui --auto --from training`, or report it.",
+        )
+    if expected_tensors is not None and answer["tensors_sha256"] != expected_tensors:
+        raise DamagedState(
+            "The adapter in the archive is not the one that was trained.",
+            f"Its tensors have the SHA-256 {answer['tensors_sha256']}, the training recorded {expected_tensors}.",
+            "Something changed models/lora_adapters after the training: run `stage3-tui --auto --from training`.",
+        )
+    return float(answer["effect"])
+
+
+def _answer(output: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        answer = json.loads(output[-1])
+    except (IndexError, ValueError):
+        return {"error": "It ended without an answer."}
+    return answer if isinstance(answer, dict) else {"error": "Its answer is none."}
+
+
+# -- in that process ----------------------------------------------------------------------------------------------------
+
+
+def main(request: str) -> int:
+    """What the fresh process does: one line of JSON on standard output."""
+    from engine.environment import quiet_libraries
+
+    quiet_libraries()
+    try:
+        answer = load_archive(json.loads(request))
+    except Stage3Error as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
+    return 0
+
+
+def load_archive(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Unpack beside the archive, load, switch the adapter on and off. Raises Stage3Error where one of it fails."""
+    from engine.models.adapters.effect import effect_on_logits
+    from engine.models.adapters.weights import read_tensors, refuse_bad_numbers
+    from engine.models.loading import load_base, load_policy, load_tokenizer
+    from engine.models.tensors import hash_tensors
+
+    archive = Path(request["archive"])
+    config = Stage3Config(**{key: value for key, value in request.items() if key != "archive"})
+    scratch = Path(tempfile.mkdtemp(prefix=f".{archive.name}.", dir=archive.parent))
+    try:
+        read_back(archive)
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(scratch)  # read_back has refused every name that would leave the folder
+        adapter = next(scratch.glob(f"*/{names.ADAPTER_DIR}"))
+        tensors = read_tensors(adapter)
+        refuse_bad_numbers(tensors)
+        effect = effect_on_logits(load_policy(load_base(config), adapter), load_tokenizer(config))
+        return {"effect": effect, "tensors_sha256": hash_tensors(tensors)}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,163 @@
+"""Secrets in what is about to be given away: those that this process knows, by value, and what looks like one.
+
+A known secret is always refused. What only looks like one in the text of models and people is refused with its file
+and line, and a person decides: a record of a rejected pair is left out, or all of it is accepted with a reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from engine import names
+from engine.errors import UnsafeError
+from engine.models.loading import ADAPTER_WEIGHTS
+from engine.secrets import Secret
+from engine.text import visible_line
+
+OF_MODELS_AND_PEOPLE = frozenset(
+    {
+        names.PAIRS_JSONL,
+        names.EDITS_JSONL,
+        names.TRAIN_JSONL,
+        names.EVAL_JSONL,
+        names.PAIRS_REPORT,
+        names.EVALUATION_REPORT,
+    }
+)
+SHORTEST_SECRET = 12
+"""A shorter value of a variable is none, or too likely a word."""
+TOLD = 5
+"""Findings that an error names; the others are counted."""
+
+_NAMED_LIKE_A_SECRET = re.compile(r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY)", re.IGNORECASE)
+# What it is, how it begins, and the whole of it: the beginning is looked for, which is quick in some ten megabytes.
+_SHAPES: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
+    ("a Hugging Face token", (b"hf_",), rb"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{20,}|oauth_[\w.-]{20,})"),
+    ("a Hugging Face token", (b"api_org_",), rb"(?<![A-Za-z0-9])api_org_[A-Za-z0-9]{20,}"),
+    ("a private key", (b"-----BEGIN ",), rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"),
+    (
+        "an AWS access key",
+        (b"AKIA", b"ASIA", b"ABIA", b"ACCA"),
+        rb"(?<![A-Za-z0-9])[A-Z]{4}[A-Z0-9]{16}(?![A-Za-z0-9])",
+    ),
+    (
+        "an AWS secret key",
+        (b"aws", b"AWS"),
+        rb"(?i:aws_?secret_?access_?key)[\"'\\]*\s*[=:]\s*[\"'\\]*[A-Za-z0-9/+=]{40}(?![A-Za-z0-9/+=])",
+    ),
+    ("a GitHub token", (b"gh",), rb"(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{30,}"),
+    ("a GitHub token", (b"github_pat_",), rb"(?<![A-Za-z0-9])github_pat_\w{22,}"),
+    ("a GitLab token", (b"glpat-",), rb"(?<![A-Za-z0-9])glpat-[\w-]{20,}"),
+    ("a Google key", (b"AIza",), rb"(?<![A-Za-z0-9])AIza[\w-]{35}(?![\w-])"),
+    ("a Slack token", (b"xox",), rb"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,}"),
+    ("a key of OpenAI's or Anthropic's kind", (b"sk-",), rb"(?<![\w-])sk-(?=[\w-]*[0-9])[\w-]{20,}"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a secret is, and of what kind; never the secret."""
+
+    file: str
+    line: int
+    """Counted from 1; 0 in a file without lines."""
+    what: str
+    known: bool
+    """It is the value of a secret that this process has, and no mere likeness."""
+    record: str = ""
+    """The id of the record in which it is, where the line has one."""
+
+    @property
+    def may_be_accepted(self) -> bool:
+        return not self.known and self.file in OF_MODELS_AND_PEOPLE
+
+    def __str__(self) -> str:
+        line = f", line {self.line}" if self.line else ""
+        record = f" (the pair {visible_line(self.record, 40)})" if self.record else ""
+        return f"{self.what} in {self.file}{line}{record}"
+
+
+def known_secrets(token: Secret | None) -> dict[str, Secret]:
+    """What this process knows: the run's token, and variables that are named like a secret. By what each of them is."""
+    known = {
+        f"the value of {name}": Secret(value)
+        for name, value in sorted(os.environ.items())
+        if _NAMED_LIKE_A_SECRET.fullmatch(name) and len(value.strip()) >= SHORTEST_SECRET and "/" not in value[:1]
+    }
+    return {**({"the token of this run": token} if token else {}), **known}
+
+
+def find_secrets(files: Mapping[str, bytes], known: Mapping[str, Secret]) -> list[Finding]:
+    """All of them, in the order of the files and lines. Weights are searched for known values alone."""
+    found: dict[tuple[str, int], Finding] = {}
+    for name, data in files.items():
+        for what, secret in known.items():
+            value = secret.reveal().strip().encode()
+            for start in _places(data, value) if len(value) >= SHORTEST_SECRET else ():
+                finding = _finding(name, data, start, what, known=True)
+                found.setdefault((name, finding.line), finding)
+        for what, start in () if PurePosixPath(name).name == ADAPTER_WEIGHTS else _lookalikes(data):
+            finding = _finding(name, data, start, f"what looks like {what}", known=False)
+            found.setdefault((name, finding.line), finding)
+    return sorted(found.values(), key=lambda finding: (finding.file, finding.line))
+
+
+def refuse_secrets(findings: Sequence[Finding], *, accepted: bool) -> None:
+    """Raises UnsafeError where there are any; `accepted` lets pass what looks like one in the text of models and people."""
+    refused = [finding for finding in findings if not (accepted and finding.may_be_accepted)]
+    if not refused:
+        return
+    told = "; ".join(str(finding) for finding in refused[:TOLD])
+    more = f"; and {len(refused) - TOLD} more" if len(refused) > TOLD else ""
+    raise UnsafeError(
+        f"There is {told}{more}.",
+        "An archive is made to be given away, and whoever has it would have that too.",
+        _what_to_do(refused),
+    )
+
+
+def _what_to_do(refused: Sequence[Finding]) -> str:
+    look = "Look there. If it is real, revoke it where it was made"
+    if all(finding.may_be_accepted for finding in refused):
+        return (
+            f"{look}, reject that pair in the stage quality, and start again: the adapter is trained without it. "
+            'If it only looks like one, start again with --accept-lookalikes "why".'
+        )
+    return f"{look}; find out how it came there, take it out, and start again."
+
+
+def _lookalikes(data: bytes) -> Iterator[tuple[str, int]]:
+    for what, beginnings, pattern in _SHAPES:
+        shape = re.compile(pattern)
+        for beginning in beginnings:
+            yield from ((what, start) for start in _places(data, beginning) if shape.match(data, start))
+
+
+def _places(data: bytes, value: bytes) -> Iterator[int]:
+    start = data.find(value)
+    while start >= 0:
+        yield start
+        start = data.find(value, start + 1)
+
+
+def _finding(name: str, data: bytes, start: int, what: str, *, known: bool) -> Finding:
+    if PurePosixPath(name).suffix in (".safetensors", ".model"):
+        return Finding(name, 0, what, known)
+    begin = data.rfind(b"\n", 0, start) + 1
+    end = data.find(b"\n", start)
+    line = data[begin : end if end >= 0 else len(data)]
+    return Finding(name, data.count(b"\n", 0, start) + 1, what, known, _record_of(name, line))
+
+
+def _record_of(name: str, line: bytes) -> str:
+    if name not in (names.PAIRS_JSONL, names.EDITS_JSONL):
+        return ""
+    try:
+        return str(json.loads(line).get("id", ""))
+    except (ValueError, AttributeError):
+        return ""

@@ -1,0 +1,201 @@
+"""Pushing a run's adapter: what is sent is what the verified archive holds, after all that can be asked was asked."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine import __version__, hub, names
+from engine.errors import AccessError, NetworkError, Stage3Error, Stopped, UnsafeError
+from engine.events import Check, Event, Message
+from engine.models.loading import is_local
+from engine.packaging.archive import Archive, verified_archive
+from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
+from engine.push.files import pushed_files
+from engine.push.refusals import HOW_TO_GET_WRITE
+from engine.push.repository import Repository, There
+from engine.push.scope import refused_by_scope, who
+from engine.run import Run
+from engine.secrets import Secret
+from engine.stop import StopToken
+from engine.text import visible_line
+
+OF_THE_HUB = (".gitattributes",)
+"""Files that the Hub makes by itself."""
+SHOWN_NAMES = 8
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push left."""
+
+    repo_id: str
+    page: str
+    """Of the commit."""
+    private: bool
+    files: int
+    bytes: int
+    was_there: bool
+    """Nothing was sent: the repository had all of it."""
+
+    @property
+    def in_words(self) -> str:
+        seen = "private" if self.private else "public"
+        return f"{self.repo_id} has it already" if self.was_there else f"pushed to {self.repo_id} ({seen})"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def push(
+    run: Run,
+    repo_id: str,
+    *,
+    stage: str,
+    token: Secret | None,
+    public: bool,
+    accept_lookalikes: bool,
+    stop: StopToken,
+) -> Generator[Event, None, Pushed]:
+    """Push the adapter in the run's archive to `repo_id`; the same content there already is left as it is.
+
+    stage    whose checks the events are
+    token    else the one that `engine.hub.find_token` finds
+    public   a new repository is for everybody, and one that is may be pushed to
+
+    Raises DamagedState for an archive that is not the recorded one, AccessError, NetworkError, UnsafeError, ConfigError
+    and Stopped. Whatever it raises, the archive stands, and the repository has all of it or nothing new.
+    """
+    try:
+        return (yield from _push(run, repo_id, stage, token, public, accept_lookalikes, stop))
+    except Stopped:
+        raise
+    except Stage3Error as error:
+        command = shlex.join(["stage3-tui", "push", str(run.folder), repo_id])
+        again = f"The archive stands as it is. Then push again: `{command}`"
+        raise type(error)(f"Nothing was pushed. {error.what}", error.why, f"{error.what_to_do} {again}") from error
+
+
+def _push(
+    run: Run, repo_id: str, stage: str, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
+) -> Generator[Event, None, Pushed]:
+    archive, packed = verified_archive(run)
+    files = pushed_files(archive, packed)
+    found = hub.find_token(token)
+    if found is None:
+        raise AccessError("There is no token to push with.", "It is neither given nor stored.", HOW_TO_GET_WRITE)
+    refuse_secrets(find_secrets(files, known_secrets(found.secret)), accepted=accept_lookalikes)
+    with Repository(repo_id, found.secret, stop) as repository:
+        there = yield from check_target(repository, found.source, stage=stage, public=public)
+        yield from _told(files, there, run, stage)
+        if there is not None and all(there.has(name, data) for name, data in files.items()):
+            yield Check(stage, "pushed", "ok", f"{repo_id} has all of it already; nothing was sent")
+            return _pushed(repo_id, hub.page_of(repo_id, "model"), there, files, was_there=True)
+        yield Message("info", f"Sending {len(files)} files to {repo_id}, in one commit.", stage)
+        stop.raise_if_requested()
+        there = there or _created(repository, public=public)
+        page = repository.commit(files, parent=there.commit, message=_message(run), description=_description(archive))
+        after = _read_back(repository, files)
+    yield Check(stage, "pushed", "ok", visible_line(page))
+    return _pushed(repo_id, page, after, files, was_there=False)
+
+
+def check_target(
+    repository: Repository, source: str, *, stage: str, public: bool
+) -> Generator[Event, None, There | None]:
+    """Ask all that can be asked before anything is sent: whose token, may it write, who sees what is there.
+
+    Returns what is in the repository, None where it has to be made. Raises AccessError, NetworkError, UnsafeError.
+    """
+    repo_id = repository.repo_id
+    account = repository.account()
+    there = repository.look()
+    reason = refused_by_scope(account, repo_id, exists=there is not None)
+    if reason:
+        yield Check(stage, "push: token", "failed", visible_line(f"{source}: {reason}"))
+        raise AccessError(f"The token may not write to {repo_id}.", visible_line(reason), HOW_TO_GET_WRITE)
+    if there is not None and not there.private and not public:
+        yield Check(stage, "push: repository", "failed", f"{repo_id} is public")
+        raise UnsafeError(
+            f"{repo_id} is public.",
+            "Everybody would see what is pushed there, and nobody asked for that.",
+            "Give --push-public if that is what you want, or push to another name: a new repository is private.",
+        )
+    if there is not None:
+        repository.check_write()
+    yield Check(stage, "push: token", "ok", visible_line(f"{source}: {who(account)}"))
+    seen = "public" if (public if there is None else not there.private) else "private"
+    yield Check(stage, "push: repository", "ok", f"{repo_id}, {seen}, {'new' if there is None else 'there already'}")
+    if there is not None and there.private and public:
+        detail = f"--push-public changes no repository that is there; do it at {hub.page_of(repo_id, 'model')}/settings"
+        yield Check(stage, "push: stays private", "warning", detail)
+    return there
+
+
+def _told(files: Mapping[str, bytes], there: There | None, run: Run, stage: str) -> Generator[Event, None, None]:
+    """What is about to be sent, and what it meets there."""
+    for name, data in files.items():
+        yield Check(stage, f"push: {name}", "ok", f"{len(data):,} bytes")
+    if there is not None:
+        others = sorted(set(there.files) - files.keys() - {*OF_THE_HUB})
+        if others:
+            yield Check(stage, "push: stays there", "warning", _listed(others))
+        replaced = [name for name, data in files.items() if name in there.files and not there.has(name, data)]
+        if replaced:
+            yield Check(stage, "push: replaces", "warning", f"{_listed(replaced)}; what is there stays in the history")
+    base = run.manifest.get("config", {}).get("base_model_id")
+    if base and is_local(base):
+        detail = "the base model is a folder of this machine: whoever loads the adapter needs a copy of it"
+        yield Check(stage, "push: base model", "warning", detail)
+
+
+def _created(repository: Repository, *, public: bool) -> There:
+    """A new repository, looked at before anything is put into it. Raises UnsafeError where it came out public."""
+    repository.create(private=not public)
+    there = repository.look()
+    if there is None:
+        raise NetworkError(f"{repository.repo_id} was made, and the Hub does not show it.", "", "Wait a minute.")
+    if not there.private and not public:
+        raise UnsafeError(
+            f"The Hub made {repository.repo_id} public, and a private one was asked for.",
+            "Nothing was put into it.",
+            f"Make it private at {hub.page_of(repository.repo_id, 'model')}/settings.",
+        )
+    return there
+
+
+def _read_back(repository: Repository, files: Mapping[str, bytes]) -> There:
+    there = repository.look()
+    missing = [name for name, data in files.items() if there is None or not there.has(name, data)]
+    if there is None or missing:
+        raise NetworkError(
+            f"The Hub took the commit, and does not show {_listed(missing)} as sent.",
+            "Either it is slow, or a .gitignore in the repository leaves them out.",
+            f"Look at {hub.page_of(repository.repo_id, 'model')}.",
+        )
+    return there
+
+
+def _pushed(repo_id: str, page: str, there: There, files: Mapping[str, bytes], *, was_there: bool) -> Pushed:
+    size = sum(len(data) for data in files.values())
+    return Pushed(repo_id, visible_line(page), there.private, len(files), size, was_there)
+
+
+def _message(run: Run) -> str:
+    verdict = run.result("training").get("verdict")
+    told = f"; against Stage 2: {visible_line(str(verdict), 40)}" if verdict else ""
+    return f"Stage 3 constitutional LoRA adapter{told}"
+
+
+def _description(archive: Archive) -> str:
+    return (
+        f"Pushed by stage3-tui {__version__} out of {archive.path.name} (SHA-256 {archive.sha256}).\n"
+        f"{names.EVALUATION_REPORT} has the figures of the verdict."
+    )
+
+
+def _listed(found: list[str]) -> str:
+    more = f" and {len(found) - SHOWN_NAMES} more" if len(found) > SHOWN_NAMES else ""
+    return visible_line(", ".join(found[:SHOWN_NAMES])) + more

@@ -1,0 +1,141 @@
+"""One repository of the Hub, through the real client and within bounds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from engine import __version__
+from engine.errors import ConfigError, UnsafeError
+from engine.push.bounds import TIMEOUT_SECONDS, StoppableBytes, bounded
+from engine.push.refusals import refusal
+from engine.secrets import Secret
+from engine.stop import StopToken
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class There:
+    """What is in the repository."""
+
+    private: bool
+    commit: str
+    files: Mapping[str, str]
+    """Name, and the hash under which the Hub keeps it: SHA-256 of a large file, git's of a small one."""
+
+    def has(self, name: str, data: bytes) -> bool:
+        return self.files.get(name) in (hashlib.sha256(data).hexdigest(), git_hash(data))
+
+
+class Repository:
+    """Opened with `with`; then every method asks the Hub, and raises AccessError, NetworkError or Stopped where that fails."""
+
+    def __init__(self, repo_id: str, token: Secret, stop: StopToken) -> None:
+        """Raises ConfigError for what is no repository's name."""
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(repo_id)
+            fault = "" if "/" in repo_id else "It names no owner."
+        except HFValidationError as error:
+            fault = str(error)
+        if fault:
+            raise ConfigError(f"{repo_id!a} is no name of a repository.", fault, "Give owner/name.")
+        self.repo_id = repo_id
+        self._token = token
+        self._stop = stop
+        self._open = ExitStack()
+
+    def __enter__(self) -> Repository:
+        self._watch = self._open.enter_context(bounded(self._stop))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def account(self) -> Mapping[str, Any]:
+        """Whose token it is, and what it may do."""
+        answer = self._ask(lambda api: api.whoami())
+        return answer if isinstance(answer, Mapping) else {}
+
+    def look(self) -> There | None:
+        """What is there; None where the token sees no such repository. Raises UnsafeError where it has moved."""
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        def ask(api: HfApi) -> Any:
+            try:
+                return api.model_info(self.repo_id, files_metadata=True, timeout=TIMEOUT_SECONDS)
+            except GatedRepoError:
+                raise
+            except RepositoryNotFoundError:
+                return None
+
+        info = self._ask(ask)
+        if info is None:
+            return None
+        if str(info.id).lower() != self.repo_id.lower():
+            raise UnsafeError(
+                f"{self.repo_id} has moved to {info.id!a}.",
+                "A push goes to the repository that was named, and to no other.",
+                "Give the new name, if that is the one that you mean.",
+            )
+        files = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
+        return There(bool(info.private), str(info.sha), files)
+
+    def check_write(self) -> None:
+        """Ask whether the token may write here; a Hub that does not know the question lets the commit tell."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def ask(api: HfApi) -> None:
+            try:
+                api.auth_check(self.repo_id, write=True)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 404:
+                    raise
+
+        self._ask(ask)
+
+    def create(self, *, private: bool) -> None:
+        self._ask(lambda api: api.create_repo(self.repo_id, private=private))
+
+    def commit(self, files: Mapping[str, bytes], *, parent: str | None, message: str, description: str) -> str:
+        """All files in one commit, or none of them; returns its page."""
+        from huggingface_hub import CommitOperationAdd
+
+        operations = [CommitOperationAdd(name, StoppableBytes(data, self._stop)) for name, data in files.items()]
+        done = self._ask(
+            lambda api: api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=message,
+                commit_description=description,
+                parent_commit=parent,
+            )
+        )
+        return str(done.commit_url)
+
+    def _ask(self, question: Callable[[HfApi], Answer]) -> Answer:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=self._token.reveal(), library_name="stage3-tui", library_version=__version__)
+        self._watch.last_refusal = None
+        try:
+            return question(api)
+        except Exception as error:  # told apart below; what is none of the Hub's is raised as it is
+            known = refusal(error, self._watch, self.repo_id, self._token)
+            if known is None:
+                raise
+        raise known  # out here it has no cause: an answer of the Hub's may repeat the token
+
+
+def git_hash(data: bytes) -> str:
+    """As git names a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

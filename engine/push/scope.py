@@ -1,0 +1,66 @@
+"""What a token may write, as far as the Hub tells it before the first byte is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MAY_WRITE = "repo.write"
+"""The permission of a fine-grained token; it is asked for to make a repository too."""
+ROLES_THAT_WRITE = ("admin", "write", "contributor")
+
+
+def who(account: Mapping[str, Any]) -> str:
+    """Account and role, in words."""
+    return f"account {account.get('name')}, token with role {_access(account).get('role') or 'unknown'}"
+
+
+def refused_by_scope(account: Mapping[str, Any], repo_id: str, *, exists: bool) -> str:
+    """Why a token can not write to `repo_id`, or make it; empty where it may, and where the Hub does not tell.
+
+    account   the answer of `whoami`
+    exists    whether the repository is there: then somebody may have been given the right to write to it alone
+    """
+    owner = repo_id.partition("/")[0]
+    access = _access(account)
+    if access.get("role") == "read":
+        return "The token has the role read."
+    if not exists and (reason := _refused_by_owner(account, owner)):
+        return reason
+    fine = access.get("fineGrained")
+    if access.get("role") != "fineGrained" or not isinstance(fine, Mapping) or not isinstance(fine.get("scoped"), list):
+        return ""
+    writes = [scope.get("entity", {}) for scope in fine["scoped"] if MAY_WRITE in scope.get("permissions", ())]
+    if any(_covers(entity, repo_id) for entity in writes):
+        return ""
+    where = ", ".join(str(entity.get("name")) for entity in writes) or "nowhere"
+    return f"The fine-grained token may write to {where}, and not to {repo_id}."
+
+
+def _covers(entity: Mapping[str, Any], repo_id: str) -> bool:
+    """Whether a scope is about a repository: an account's, an organisation's, or its own."""
+    if entity.get("type") in ("user", "org"):
+        return _same(entity.get("name"), repo_id.partition("/")[0])
+    return entity.get("name") is None or _same(entity.get("name"), repo_id)  # the Hub may tell its number alone
+
+
+def _refused_by_owner(account: Mapping[str, Any], owner: str) -> str:
+    if _same(account.get("name"), owner):
+        return ""
+    orgs = {str(org.get("name")): org.get("roleInOrg") for org in account.get("orgs") or () if isinstance(org, Mapping)}
+    for name, role in orgs.items():
+        if _same(name, owner):
+            return "" if role is None or role in ROLES_THAT_WRITE else f"In {name} its account has the role {role}."
+    belongs = f", which belongs to {', '.join(orgs)}" if orgs else ""
+    return f"{owner} is neither its account ({account.get('name')}{belongs}) nor an organisation of it."
+
+
+def _access(account: Mapping[str, Any]) -> Mapping[str, Any]:
+    auth = account.get("auth")
+    access = auth.get("accessToken") if isinstance(auth, Mapping) else None
+    return access if isinstance(access, Mapping) else {}
+
+
+def _same(one: Any, other: str) -> bool:
+    """Names on the Hub differ by more than the case of their letters."""
+    return str(one).lower() == other.lower()
