@@ -35,11 +35,10 @@ def examine(config: Stage3Config) -> Iterator[Check | Stage3Error]:
 
 
 def _room(config: Stage3Config) -> Iterator[Event]:
-    from engine.remote import remote_needs
     from engine.workspace.room import check_room
 
     run = Run(config.output_dir)  # as it stands; nothing is written
-    yield from check_room(config, run, remote_needs(config, run))
+    yield from check_room(config, run)
 
 
 def token_check() -> Check:

@@ -39,6 +39,11 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def begun_git_hash(size: int) -> hashlib._Hash:
+    """Git's hash of a file of `size` bytes, before the first of them: the Hub names small files by it."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
 def sha256_of_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

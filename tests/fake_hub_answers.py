@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, NamedTuple
 from urllib.parse import unquote
+
+from engine.push.repository import git_hash
 
 FINE_GRAINED = (
     "Please enable access to public gated repositories in your fine-grained token settings to view this repository."
@@ -87,7 +88,7 @@ def read_path(path: str) -> Asked:
 
 
 def oid_of(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+    return git_hash(data)
 
 
 def entry_of(name: str, data: bytes) -> dict[str, Any]:

@@ -10,13 +10,16 @@ from huggingface_hub import constants, hf_api
 from engine import hub
 from engine.hub import requests, tokens
 from tests.fake_hub import FakeHub
+from tests.fake_hub_push import FakeHubPush
 
 CANARY = "hf_CanaryCanaryCanaryCanary"
 
 
-def use(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+def use(fake: FakeHub | FakeHubPush, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """Send this process to `fake`, make it wait for next to nothing, and give it a home of its own, without a login."""
     monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
+    template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(hf_api.api, "endpoint", fake.endpoint)  # read from the environment when it was imported
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)

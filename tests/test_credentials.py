@@ -22,6 +22,7 @@ from engine.secrets import Secret
 from engine.stages import credentials
 from engine.stages.base import StageResult
 from tests.fake_hub import FIRST_COMMIT, FakeHub, fake_hub
+from tests.fake_hub_push import FakeHubPush, fake_hub_push
 from tests.hub_for_tests import CANARY, use
 
 BASE, DATA = "google/gemma-2b-it", "Anthropic/hh-rlhf"
@@ -455,3 +456,45 @@ def test_what_killed_downloads_left_behind_is_told(tmp_path: Path, fake: FakeHub
         file.truncate(3_200_000_000)
     _, events = drive(context(tmp_path))
     assert "3.2 GB of downloads of base model google/gemma-2b-it that broke off" in str(events)
+
+
+# -- the right to push, before hours of training -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def push_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHubPush]:
+    monkeypatch.chdir(tmp_path)
+    with fake_hub_push() as server:
+        use(server, monkeypatch, tmp_path / "home")
+        yield server
+
+
+def local_and_pushed(tmp_path: Path, token: str | None = CANARY) -> Context:
+    here = {name: str(tmp_path) for name in ("base_model_id", "adapter_path", "dataset")}
+    return context(tmp_path, token=token, push_to_hub="someone/stage3", **here)
+
+
+def test_a_token_that_may_write_is_found_good_and_nothing_is_made(tmp_path: Path, push_hub: FakeHubPush) -> None:
+    result, events = drive(local_and_pushed(tmp_path))
+    assert isinstance(result, StageResult) and result.summary == "someone may write to someone/stage3"
+    assert "new" in detail(events, "push: repository") and "create" not in push_hub.steps
+
+
+def test_a_token_that_may_only_read_is_refused_before_the_training(tmp_path: Path, push_hub: FakeHubPush) -> None:
+    push_hub.account["auth"]["accessToken"]["role"] = "read"
+    error, events = drive(local_and_pushed(tmp_path))
+    assert isinstance(error, AccessError) and "may not write to someone/stage3" in error.what
+    assert checks(events)["push: token"] == "failed"
+
+
+def test_a_push_without_a_token_is_refused_before_the_training(tmp_path: Path, push_hub: FakeHubPush) -> None:
+    error, events = drive(local_and_pushed(tmp_path, token=None))
+    assert isinstance(error, AccessError) and "no token to push with" in error.what
+    assert checks(events) == {"token": "failed"} and push_hub.requests == []
+
+
+def test_what_was_pushed_already_needs_no_token(tmp_path: Path, push_hub: FakeHubPush) -> None:
+    done = local_and_pushed(tmp_path, token=None)
+    done.run.record_stage("packaging", status="done", result={"pushed": {"repo_id": "someone/stage3"}})
+    result, _ = drive(done)
+    assert isinstance(result, StageResult) and result.outcome == "skipped"

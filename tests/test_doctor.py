@@ -41,7 +41,7 @@ def test_it_tells_what_the_stages_tell_and_makes_nothing(tmp_path: Path, monkeyp
     config = config_of(tmp_path)
     context = Context(config, Run(tmp_path / "run"))
     told = list(doctor.examine(config))
-    (disk,), _ = run_stage(check_room(config, context.run, ()))
+    (disk,), _ = run_stage(check_room(config, context.run))
     stages = [
         e for stage in (toolchain, dependencies) for e in run_stage(stage.run(context))[0] if isinstance(e, Check)
     ]

@@ -13,7 +13,6 @@ from huggingface_hub import constants
 from engine.dpo.forecast import disk_parts
 from engine.errors import PreconditionError
 from engine.events import Check
-from engine.remote import remote_needs
 from engine.workspace import room
 from engine.workspace.room import ADAPTER_NUMBERS, RESERVE, Need, check_room, model_bytes, needs
 from tests.conftest import run_stage
@@ -33,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def needed(tmp_path: Path, **options: Any) -> list[Need]:
     given = context(tmp_path, **options)
-    return needs(given.config, given.run, remote_needs(given.config, given.run))
+    return needs(given.config, given.run)
 
 
 def parts(tmp_path: Path, **options: Any) -> dict[str, int]:
@@ -48,7 +47,7 @@ def free(monkeypatch: pytest.MonkeyPatch, **by_place: int) -> None:
 
 def check(tmp_path: Path, **options: Any) -> tuple[list[Check], int]:
     given = context(tmp_path, **options)
-    return run_stage(check_room(given.config, given.run, remote_needs(given.config, given.run)))
+    return run_stage(check_room(given.config, given.run))
 
 
 def test_a_run_of_local_models_downloads_nothing(tmp_path: Path) -> None:

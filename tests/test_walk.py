@@ -1,13 +1,17 @@
-"""The whole wizard over a small real demo run, from the first screen to the archive: with keys alone, and with the mouse alone."""
+"""The whole wizard over a small real demo run, from the first screen to the archive: with keys alone and a token, all of it from
+a Hub; and with the mouse alone.
+"""
 
 from __future__ import annotations
 
+import re
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+import datasets
 import pytest
 from textual.pilot import Pilot
 
@@ -17,11 +21,16 @@ from engine.demo.preset import demo_defaults
 from engine.names import STAGES
 from engine.pairs.edits import read_edits
 from engine.run import Run
+from tests.demo_on_hub import REPOSITORIES, demo_from_the_hub
+from tests.fake_hub import FakeHub, fake_hub
+from tests.hub_for_tests import CANARY, use
 from tests.wizard_for_tests import is_open, screen_text, until
 from tui.app import Wizard, WizardEnd
 from tui.runner import Runner
+from tui.screens.base import options_of
 from tui.screens.windows import Help, Question
 from tui.widgets.pair_browser import PairBrowser
+from tui.widgets.token_field import FILLED
 
 SMALL = {"num_examples": 48, "split": "train[:48]", "min_pairs": 20, "num_train_epochs": 1.0, "save_steps": 4}
 LONG = 240.0
@@ -32,11 +41,9 @@ LONG = 240.0
 def small_demo(tmp_path: Path) -> Iterator[Callable[..., Runner]]:
     made: list[Runner] = []
 
-    def start(**options: object) -> Runner:
+    def start(preset: Mapping[str, object]) -> Runner:
         folder = tmp_path / "stage3_constitutional"
-        config: Stage3Config = load_config(
-            {**SMALL, **options, "output_dir": folder}, preset=demo_defaults(), environment={}
-        )
+        config: Stage3Config = load_config({**SMALL, "output_dir": folder}, preset=dict(preset), environment={})
         run = Run(folder)
         run.acquire()
         made.append(Runner(config, run))
@@ -49,9 +56,9 @@ def small_demo(tmp_path: Path) -> Iterator[Callable[..., Runner]]:
         runner.run.release()
 
 
-def assert_the_run_is_whole(runner: Runner) -> None:
+def assert_the_run_is_whole(runner: Runner, *, credentials: str = "skipped") -> None:
     statuses = {name: runner.run.stage(name)["status"] for name in STAGES}
-    assert statuses == {**dict.fromkeys(STAGES, "done"), "credentials": "skipped"}
+    assert statuses == {**dict.fromkeys(STAGES, "done"), "credentials": credentials}
     with zipfile.ZipFile(runner.run.archive) as archive:
         assert any(name.endswith("adapter_model.safetensors") for name in archive.namelist())
 
@@ -72,8 +79,18 @@ async def click_on(
         await pilot.pause(0.25)
 
 
-async def test_with_keys_alone(small_demo):
-    runner = small_demo()
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.chdir(tmp_path)
+    with fake_hub() as server:
+        use(server, monkeypatch, tmp_path / "home")
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "home" / "hub"))  # for the process that loads the archive
+        yield server
+
+
+async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
+    runner = small_demo(demo_from_the_hub(hub))
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "nothing is cloned" in screen_text(app))
@@ -85,10 +102,29 @@ async def test_with_keys_alone(small_demo):
         await pilot.press("7", "o")
         await until(pilot, lambda: app.main.view.STAGE == "pairs" and app.main.view.page == "Options")
         await until(pilot, lambda: "num_examples" in screen_text(app))
-        await pilot.press("j", "j", "enter", "ctrl+u", *"44", "enter")
+        down = [option.name for option in options_of("pairs")].index("num_examples")
+        await pilot.press(*"j" * down, "enter", "ctrl+u", *"44", "enter")
         await until(pilot, lambda: runner.config.num_examples == 44)
 
         await pilot.press("escape", "7", "r")
+        await until(
+            pilot, lambda: "someone/tiny may not be read without a token" in screen_text(app), "a refusal", LONG
+        )
+        assert f"{hub.endpoint}/someone/tiny" in screen_text(app), "the page to open"
+        await until(pilot, lambda: not runner.running)
+        await pilot.press("tab", *CANARY)
+        await until(pilot, lambda: FILLED in screen_text(app))
+        assert CANARY[:8] not in screen_text(app)
+        await pilot.press("enter")
+        await until(
+            pilot, lambda: runner.run.stage("credentials").get("status") == "done", "the token to be taken", LONG
+        )
+        await until(pilot, lambda: "someone may read" in screen_text(app))
+        for repo, _ in REPOSITORIES.values():
+            assert re.search(rf"✓ .*{repo}", screen_text(app)), screen_text(app)
+
+        await until(pilot, lambda: not runner.running)
+        await pilot.press("7", "r")
         await until(pilot, lambda: runner.running)
         await until(pilot, lambda: not runner.running, "seven stages", LONG)
         await until(pilot, lambda: "usable of 44 prompts" in screen_text(app))
@@ -108,7 +144,7 @@ async def test_with_keys_alone(small_demo):
         await until(pilot, lambda: app.main.selected == "workspace" and "free disk" in screen_text(app))
         await pilot.press("f")
         await until(pilot, lambda: not runner.running, "the other stages", LONG)
-        assert_the_run_is_whole(runner)
+        assert_the_run_is_whole(runner, credentials="done")
         assert runner.run.result("quality")["left_out"] == {"rejected": 1}
         await until(pilot, lambda: "✓ finished" in screen_text(app) and "scp " in screen_text(app))
         await pilot.press("9", "v")
@@ -119,7 +155,7 @@ async def test_with_keys_alone(small_demo):
 
 
 async def test_with_the_mouse_alone(small_demo):
-    runner = small_demo()
+    runner = small_demo(demo_defaults())
     app = Wizard(runner)
     footer = range(39, 40)
     async with app.run_test(size=(130, 40)) as pilot:

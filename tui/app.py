@@ -219,6 +219,8 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
                 return view is not None and view.OPTIONS in view.pages and view.page != view.OPTIONS
             case "zoom":
                 return view is not None and view.page == getattr(view, "CURVES", None)
+            case "log_in":
+                return mine and not running and self.main.selected == "credentials"
             case "browse":
                 return self.seen.pairs_made > 0 and (view is None or view.page != getattr(view, "PAIRS", None))
             case "default":
@@ -288,6 +290,12 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
                 self.say("The token is used from the next start on.")
             else:
                 self._start(until="credentials")
+
+    def log_in(self) -> None:
+        """With a browser: the stage credentials shows a page and a code."""
+        if self._may_start():
+            self.use_config(self.source.config.model_copy(update={"device_login": True}))
+            self._start(until="credentials")
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ def run_auto(
     finally:
         follower.close()
         run.release()
-    return in_a_fresh_process(command, token)
+    return in_a_fresh_process(command, context.token)
 
 
 class Follower:

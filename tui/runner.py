@@ -51,6 +51,8 @@ class Runner:
         self.restart_until: str | None = None
         """Up to which stage the run is to go on in a fresh process; None where this one will do."""
         self._token = token
+        self._context: Context | None = None
+        """Of the newest start."""
         self._session_factory = session_factory
         self._lock = Lock()
         self._thread: Thread | None = None
@@ -77,8 +79,8 @@ class Runner:
             raise RuntimeError("the engine runs already")
         self.exit_code = None
         self._stop = StopToken()  # a token that was used stays used
-        context = Context(self.config, self.run, self._stop, self._token)
-        self._thread = Thread(target=self._work, args=(context, until, redo_from), name="engine", daemon=False)
+        self._context = Context(self.config, self.run, self._stop, self._token)
+        self._thread = Thread(target=self._work, args=(self._context, until, redo_from), name="engine", daemon=False)
         self._thread.start()
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
@@ -86,7 +88,8 @@ class Runner:
 
     @property
     def token(self) -> Secret | None:
-        return self._token
+        """The one in use: given, or found or fetched by the newest start."""
+        return self._token if self._context is None else self._context.token
 
     def join(self, timeout: float | None = None) -> None:
         if self._thread is not None:

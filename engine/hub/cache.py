@@ -17,7 +17,7 @@ def cached_snapshot(repo_id: str, repo_type: RepoType, revision: str) -> Path | 
     """The folder, named after its commit, of what `revision` was at the last download; None where there was none, or where its
     files are gone.
     """
-    folder = _folder(repo_id, repo_type)
+    folder = cache_folder(repo_id, repo_type)
     reference = folder / "refs" / revision
     commit = revision
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
@@ -37,7 +37,7 @@ def missing_from(snapshot: Path, wanted: Sequence[Sequence[str]]) -> tuple[str, 
 
 def unfinished_bytes(repo_id: str, repo_type: RepoType) -> int:
     """What processes that were killed in the middle of a download left behind: nothing takes it up again."""
-    blobs = _folder(repo_id, repo_type) / "blobs"
+    blobs = cache_folder(repo_id, repo_type) / "blobs"
     return sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
 
 
@@ -56,7 +56,8 @@ def _parts(index: Path) -> list[str]:
         return [f"{index.name} (it cannot be read)"]
 
 
-def _folder(repo_id: str, repo_type: RepoType) -> Path:
+def cache_folder(repo_id: str, repo_type: RepoType) -> Path:
+    """Where the Hub's client keeps a repository, if it has it."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{repo_type}s--{repo_id.replace('/', '--')}"

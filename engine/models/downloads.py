@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import Stage3Config
+from engine.files import begun_git_hash
+from engine.hub import cached_snapshot
 from engine.models.loading import is_local
 
 _BLOCK = 1 << 22
@@ -24,23 +26,13 @@ class Verified:
     """Blobs whose bytes are not those of their name."""
 
 
-def cache_folder(repo_id: str, repo_type: str) -> Path:
-    """Where the Hub's client keeps a repository, if it has it."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(constants.HF_HUB_CACHE, str(repo_folder_name(repo_id=repo_id, repo_type=repo_type)))
-
-
 def verify_base(config: Stage3Config) -> Verified:
     """Read every file of the base model's snapshot in the cache. All zero where there is none, or the model is a folder here."""
     if is_local(config.base_model_id):
         return Verified(0, 0, ())
-    folder, revision = cache_folder(config.base_model_id, "model"), config.base_model_revision
-    named = folder / "refs" / revision
-    commit = named.read_text(encoding="ascii").strip() if named.is_file() else revision
+    snapshot = cached_snapshot(config.base_model_id, "model", config.base_model_revision)
     # Without symbolic links a snapshot holds the files themselves, and their names tell nothing.
-    links = (path for path in (folder / "snapshots" / commit).rglob("*") if path.is_symlink())
+    links = (path for path in snapshot.rglob("*") if path.is_symlink()) if snapshot else ()
     blobs = sorted({path.resolve() for path in links})
     damaged = tuple(blob for blob in blobs if not _is_as_named(blob))
     return Verified(len(blobs), sum(blob.stat().st_size for blob in blobs if blob.exists()), damaged)
@@ -53,7 +45,7 @@ def _is_as_named(blob: Path) -> bool:
     if len(blob.name) == 64:
         digest = hashlib.sha256()
     elif len(blob.name) == 40:
-        digest = hashlib.sha1(f"blob {blob.stat().st_size}\0".encode(), usedforsecurity=False)
+        digest = begun_git_hash(blob.stat().st_size)
     else:
         return True
     with blob.open("rb") as file:

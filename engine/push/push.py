@@ -14,7 +14,7 @@ from engine.models.loading import is_local
 from engine.packaging.archive import Archive, verified_archive
 from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
 from engine.push.files import pushed_files
-from engine.push.refusals import HOW_TO_GET_WRITE
+from engine.push.refusals import HOW_TO_GET_WRITE, no_token_to_push
 from engine.push.repository import Repository, There
 from engine.push.scope import refused_by_scope, who
 from engine.run import Run
@@ -85,7 +85,7 @@ def _push(
     files = pushed_files(archive, packed)
     found = hub.find_token(token)
     if found is None:
-        raise AccessError("There is no token to push with.", "It is neither given nor stored.", HOW_TO_GET_WRITE)
+        raise no_token_to_push()
     refuse_secrets(find_secrets(files, known_secrets(found.secret)), accepted=accept_lookalikes)
     with Repository(repo_id, found.secret, stop) as repository:
         there = yield from check_target(repository, found.source, stage=stage, public=public)

@@ -23,6 +23,10 @@ HOW_TO_GET_WRITE = (
 )
 
 
+def no_token_to_push() -> AccessError:
+    return AccessError("There is no token to push with.", "It is neither given nor stored.", HOW_TO_GET_WRITE)
+
+
 def refusal(error: BaseException, watch: Watch, repo_id: str, token: Secret) -> Stage3Error | None:
     """The failure behind an exception of huggingface_hub; None where it is none of the Hub's or the network's."""
     from huggingface_hub.errors import HfHubHTTPError

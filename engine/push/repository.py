@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
 from engine.errors import ConfigError, UnsafeError
+from engine.files import begun_git_hash
 from engine.push.bounds import TIMEOUT_SECONDS, StoppableBytes, bounded
 from engine.push.refusals import refusal
 from engine.secrets import Secret
@@ -138,4 +139,6 @@ class Repository:
 
 def git_hash(data: bytes) -> str:
     """As git names a file's content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    digest = begun_git_hash(len(data))
+    digest.update(data)
+    return digest.hexdigest()

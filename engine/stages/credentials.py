@@ -1,4 +1,4 @@
-"""Stage 3: the Hugging Face token, and what it may read, checked before any download.
+"""Stage 3: the Hugging Face token, what it may read, and whether it may push, checked before any download.
 
 The token is in memory only, unless --store-token asks for more. Where nothing is read from the Hub the stage is skipped;
 where everybody may read everything that the run needs, it passes without a token.
@@ -14,6 +14,9 @@ from engine import hub
 from engine.errors import AccessError, NetworkError, Stage3Error
 from engine.events import Check, Event, Message
 from engine.hub import Account, FoundToken, LicenceNotAccepted, Scope, TokenRefused
+from engine.push.push import check_target
+from engine.push.refusals import no_token_to_push
+from engine.push.repository import Repository
 from engine.remote import RemoteNeed, at_commits, held, listed, remote_needs
 from engine.secrets import Secret
 from engine.stages.base import Context, StageResult, StageRun
@@ -23,11 +26,12 @@ OUTPUTS: tuple[str, ...] = ()
 NAME = "credentials"
 LOGIN_CHECK = "browser login"
 """The line that shows the page and the code, for as long as a login waits for its person."""
+NO_TOKEN = "none: not given, not in HF_TOKEN, no login stored"
 
 
 def depends_on(context: Context) -> dict[str, Any] | None:
     """None where the Hub is needed: the token is in memory only, so every process checks it again."""
-    if remote_needs(context.config, context.run):
+    if remote_needs(context.config, context.run) or _repository_to_push_to(context):
         return None
     config = context.config
     read = ("base_model_id", "adapter_path", "dataset", "judge", "reward_model_id")
@@ -35,8 +39,8 @@ def depends_on(context: Context) -> dict[str, Any] | None:
 
 
 def run(context: Context) -> StageRun:
-    needs = remote_needs(context.config, context.run)
-    if not needs:
+    needs, target = remote_needs(context.config, context.run), _repository_to_push_to(context)
+    if not needs and target is None:
         reason = "Base model, adapter and dataset are files here: no token is needed."
         yield Check(NAME, "token", "skipped", reason)
         return StageResult(reason, {"account": None}, outcome="skipped")
@@ -48,8 +52,11 @@ def run(context: Context) -> StageRun:
     except Stage3Error as error:
         yield Check(NAME, "token", "failed", f"{error.what} {error.what_to_do}")
         raise
-    if found is None and context.config.device_login and _strangers_are_refused(needs):
+    if found is None and context.config.device_login and (target or _strangers_are_refused(needs)):
         found = yield from _log_in(context)
+    if found is None and target is not None:
+        yield Check(NAME, "token", "failed", NO_TOKEN)
+        raise no_token_to_push()
     if found is None:
         return (yield from _anonymous(context, needs))
     return (yield from _with_token(context, needs, found))
@@ -66,12 +73,18 @@ def _with_token(context: Context, needs: tuple[RemoteNeed, ...], found: FoundTok
             NAME, "scope", "ok" if account.scope.reads_gated else "warning", visible_line(str(account.scope), 400)
         )
     commits = yield from _check_access(needs, found.secret, account.scope)
+    target = _repository_to_push_to(context)
+    if target is not None:  # now, and not after hours of training
+        with Repository(target, found.secret, context.stop) as repository:
+            yield from check_target(repository, found.source, stage=NAME, public=context.config.push_public)
     context.token = found.secret
     yield from _clear_stale_variables(found.secret)
     if context.config.store_token:
         yield _stored(found)
     facts = {"account": account.name, "role": account.role, "source": found.source}
-    return _result(context, f"{account.name} may read {listed(needs)}", commits, facts)
+    may = [f"read {listed(needs)}"] if needs else []
+    may += [f"write to {target}"] if target else []
+    return _result(context, f"{account.name} may {' and '.join(may)}", commits, facts)
 
 
 def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tuple[FoundToken, Account]]:
@@ -97,7 +110,7 @@ def _anonymous(context: Context, needs: tuple[RemoteNeed, ...]) -> StageRun:
     try:
         commits = yield from _check_access(needs, None)
     except AccessError:
-        yield Check(NAME, "token", "failed", "none: not given, not in HF_TOKEN, no login stored")
+        yield Check(NAME, "token", "failed", NO_TOKEN)
         raise
     yield Check(NAME, "token", "skipped", "none, and none is needed: everybody may read what the run needs")
     return _result(context, f"Everybody may read {listed(needs)}; no token is needed", commits, {"account": None})
@@ -134,6 +147,8 @@ def _check_access(
 def _offline(context: Context, needs: tuple[RemoteNeed, ...]) -> StageRun:
     """HF_HUB_OFFLINE: nothing can be asked; what the run needs must be in the cache."""
     missing, commits = [], {}
+    if target := _repository_to_push_to(context):
+        yield Check(NAME, "push", "warning", f"offline: whether the token may write to {target} was not asked")
     for need in needs:
         snapshot = hub.cached_snapshot(need.repo_id, need.repo_type, need.revision)
         files = hub.missing_from(snapshot, need.files) if snapshot else ()
@@ -149,6 +164,13 @@ def _offline(context: Context, needs: tuple[RemoteNeed, ...]) -> StageRun:
     if missing:
         raise hub.offline(", ".join(missing))
     return _result(context, f"Offline; {listed(needs)} from the cache", commits, {"account": None, "offline": True})
+
+
+def _repository_to_push_to(context: Context) -> str | None:
+    """None where nothing is to be pushed, or nothing any more."""
+    target = context.config.push_to_hub
+    pushed = context.run.result("packaging").get("pushed") or {}
+    return target if pushed.get("repo_id") != target else None
 
 
 # -- the login with a browser ------------------------------------------------------------------------------------------

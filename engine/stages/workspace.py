@@ -12,7 +12,6 @@ from typing import Any
 from engine.errors import PreconditionError
 from engine.events import Check, Message
 from engine.installed.programs import CLONING, GIT, require
-from engine.remote import remote_needs
 from engine.stages.base import Context, StageResult, StageRun
 from engine.text import visible_line
 from engine.workspace import NAME
@@ -35,7 +34,7 @@ def run(context: Context) -> StageRun:
     if config.repo_url is not None:
         source, ref = check_url(config.repo_url, allow_ssh=config.allow_ssh), check_ref(config.repo_ref)
         facts = {"url": source.url, "ref": ref, "fresh": config.fresh}
-    free = yield from check_room(config, context.run, remote_needs(config, context.run))
+    free = yield from check_room(config, context.run)
     if config.repo_url is None:
         folder = _existing_folder(config.repo_root)
     else:

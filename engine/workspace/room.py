@@ -19,11 +19,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 from engine import names
 from engine.config import Stage3Config
@@ -31,8 +30,9 @@ from engine.dpo.forecast import CHECKPOINT_COPIES, WIDTH, disk_parts
 from engine.errors import PreconditionError
 from engine.events import Check
 from engine.files import size_of_folder
-from engine.models.downloads import cache_folder
+from engine.hub.cache import cache_folder
 from engine.models.loading import ADAPTER_WEIGHTS, local_path
+from engine.remote import RemoteNeed, remote_needs
 from engine.run import Run
 from engine.text import visible_line
 from engine.workspace import NAME
@@ -54,17 +54,6 @@ _BILLIONS = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z])", re.IGNORECASE)
 _MILLIONS = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)m(?![a-z])", re.IGNORECASE)
 
 
-class Remote(Protocol):
-    """A repository of the Hub that the run reads."""
-
-    @property
-    def what(self) -> str: ...
-    @property
-    def repo_id(self) -> str: ...
-    @property
-    def repo_type(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Need:
     """Bytes that will be written to one disk, by what they are for."""
@@ -84,17 +73,21 @@ class Need:
         return ", ".join(f"{name} {sized(size)}" for name, size in self.parts.items() if size)
 
 
-def needs(config: Stage3Config, run: Run, remote: Iterable[Remote]) -> list[Need]:
+def needs(config: Stage3Config, run: Run) -> list[Need]:
     """What the run will write, disk by disk, that of the run folder first."""
     return _by_disk(
         Need("the files of the run", _nearest_existing(run.folder), _of_the_run(config, run)),
-        Need("downloads", _nearest_existing(_hub_cache()), {need.what: _download(need) for need in remote}),
+        Need(
+            "downloads",
+            _nearest_existing(_hub_cache()),
+            {need.what: _download(need) for need in remote_needs(config, run)},
+        ),
     )
 
 
-def check_room(config: Stage3Config, run: Run, remote: Iterable[Remote]) -> Generator[Check, None, int]:
+def check_room(config: Stage3Config, run: Run) -> Generator[Check, None, int]:
     """One line a disk. Returns the free bytes of the run folder's; raises PreconditionError where there are too few."""
-    told = [(need, shutil.disk_usage(need.place).free) for need in needs(config, run, remote)]
+    told = [(need, shutil.disk_usage(need.place).free) for need in needs(config, run)]
     for number, (need, free) in enumerate(told):
         name = "free disk" if number == 0 else f"free disk, {need.what}"
         detail = f"{sized(free)} at {visible_line(str(need.place))}; about {sized(need.bytes)} needed ({need.in_words})"
@@ -144,7 +137,7 @@ def _adapter_numbers(config: Stage3Config, run: Run) -> int:
     return ADAPTER_NUMBERS
 
 
-def _download(need: Remote) -> int:
+def _download(need: RemoteNeed) -> int:
     """What of it is still to come."""
     if need.repo_type == "dataset":
         whole = DATASET_BYTES
@@ -164,7 +157,7 @@ def model_bytes(repo_id: str) -> int:
     return UNNAMED_BYTES
 
 
-def _cached(need: Remote) -> int:
+def _cached(need: RemoteNeed) -> int:
     """Bytes of it in the Hub's cache. What a killed download left (`.incomplete`) is not gone on with, so it counts for nothing."""
     blobs = cache_folder(need.repo_id, need.repo_type) / "blobs"
     if not blobs.is_dir():

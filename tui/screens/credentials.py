@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -9,6 +11,9 @@ from textual.content import Content
 from textual.widgets import Static
 
 from engine.errors import ExitCode
+from engine.events import Check
+from engine.hub.addresses import TOKENS_PAGE
+from engine.stages.credentials import LOGIN_CHECK
 from engine.state import RunState, StageState
 from tui.of_wizard import wizard_of
 from tui.screens.base import READABLE, StageView
@@ -17,10 +22,12 @@ from tui.widgets.paper import Paper
 from tui.widgets.token_field import TokenField
 
 ADVICE = (
-    "A token is made at https://huggingface.co/settings/tokens (type Read). It stays in memory, is shown nowhere, "
-    "and is written nowhere. Without one, the login of the hub, or HF_TOKEN, is used; a run that reads only local "
-    "files needs none."
+    f"A token is made at {TOKENS_PAGE} (type Read). It is shown nowhere, {{kept}}. Without one, HF_TOKEN or the Hub's own "
+    "login is used; d logs in with a browser, on any device. A run that reads only local files needs none."
 )
+IN_MEMORY, IN_THE_STORE = "stays in memory and is written nowhere", "and kept in the Hub's own store (store_token)"
+WAITING = "Waiting for you: "
+_ADDRESS = re.compile(r"https?://\S+")
 
 
 class CredentialsView(StageView):
@@ -38,15 +45,33 @@ class CredentialsView(StageView):
         return "Whose token it is, and what it may read"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        advice = Content.styled(ADVICE, "$muted")
-        gap = self.gap
-        self.paper("extra").put(len(gap), lambda width: [EMPTY, *paragraph(advice, min(width, READABLE)), *gap])
+        kept = IN_THE_STORE if self.source.config.store_token else IN_MEMORY
+        login, gap = login_of(stage), self.gap
+        told = Content.assemble((WAITING, "$check-warning"), (login, "bold")) if login else None
+        told = told or Content.styled(ADVICE.format(kept=kept), "$muted")
+        self.paper("extra").put(
+            (login, kept, len(gap)), lambda width: [EMPTY, *paragraph(told, min(width, READABLE)), *gap]
+        )
         refused = stage.failure is not None and stage.failure.exit_code == ExitCode.ACCESS
         if not self.source.read_only:
             self.query_one("#token-row").set_class(refused, "-wanted")
+
+    def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
+        waits = login_of(stage)
+        return tuple(check for check in stage.checks if check.name != LOGIN_CHECK or not waits)
+
+    def copy_text(self, state: RunState) -> tuple[str, str]:
+        address = _ADDRESS.search(login_of(state.stages[self.STAGE]))
+        return (address[0], "the page of the login") if address else super().copy_text(state)
 
     @on(TokenField.Submitted)
     def token_given(self, event: TokenField.Submitted) -> None:
         """Hand the token to the app, which starts the stage with it."""
         event.stop()
         wizard_of(self).use_token(event.token)
+
+
+def login_of(stage: StageState) -> str:
+    """What a login with a browser waits for: the page and the code; empty where none waits."""
+    shown = next((check for check in stage.checks if check.name == LOGIN_CHECK), None)
+    return shown.detail if shown is not None and shown.status == "warning" and stage.status == "running" else ""

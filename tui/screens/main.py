@@ -239,6 +239,10 @@ class MainScreen(Screen[None]):
             self.view.zoom()
             wizard_of(self).tick_soon()
 
+    def action_log_in(self) -> None:
+        if isinstance(self.view, CredentialsView):
+            wizard_of(self).log_in()
+
     def action_copy(self) -> None:
         if self.view is not None:
             wizard_of(self).copy(*self.view.copy_text(wizard_of(self).seen))

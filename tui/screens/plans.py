@@ -43,8 +43,10 @@ def _toolchain(config: Stage3Config) -> tuple[str, ...]:
 
 
 def _credentials(config: Stage3Config) -> tuple[str, ...]:
+    writes = f", and write to {config.push_to_hub}" if config.push_to_hub else ""
     return (
-        f"Asks the Hub whether this account may read {config.base_model_id} and {config.dataset}, before anything is downloaded.",
+        f"Asks the Hub whether this account may read {config.base_model_id} and {config.dataset}{writes}, before anything is "
+        "downloaded.",
         "Where model, adapter and dataset are files here, no token is needed and the stage is skipped.",
     )
 
@@ -105,9 +107,13 @@ def _training(config: Stage3Config) -> tuple[str, ...]:
 
 
 def _packaging(config: Stage3Config) -> tuple[str, ...]:
+    seen = "where everybody may see it" if config.push_public else "in private"
+    to = f"Then it pushes the adapter to {config.push_to_hub}, {seen}, in one commit."
+    pushed = (to,) if config.push_to_hub else ()
     return (
         f"Packs the adapter, its pairs and its reports into {config.output_dir.name}{ARCHIVE_SUFFIX} beside the run folder.",
         "The archive is opened and loaded in a fresh process before it gets its name.",
+        *pushed,
     )
 
 
