@@ -12,9 +12,12 @@ REPOSITORIES = {
 }
 
 
-def demo_from_the_hub(hub: FakeHub) -> dict[str, object]:
-    """Put them there; the demo's options, with the names that they have there."""
+def put_demo_on(hub: FakeHub) -> None:
     for repo, folder in REPOSITORIES.values():
         hub.files[repo] = {path.name: path.read_bytes() for path in (ASSETS / folder).iterdir() if path.is_file()}
         hub.repos[repo] = "members"
+
+
+def options_from_the_hub() -> dict[str, object]:
+    """The demo's options, with the names that models and prompts have there."""
     return {**demo_defaults(), **{option: repo for option, (repo, _) in REPOSITORIES.items()}}

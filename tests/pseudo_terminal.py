@@ -23,6 +23,9 @@ import pyte
 
 ROOT = Path(__file__).parents[1]
 WIZARD = [sys.executable, "-m", "tui.cli"]
+OF_ANOTHER_TERMINAL = frozenset(
+    {"TMUX", "STY", "NO_COLOR", "COLORTERM", "LC_ALL", "LC_CTYPE", "LANG", "COLUMNS", "LINES"}
+)
 LEAVES_ALTERNATE_SCREEN = b"\x1b[?1049l"
 SHOWS_CURSOR = b"\x1b[?25h"
 LEAVES_MOUSE = b"\x1b[?1003l"
@@ -41,11 +44,14 @@ class PseudoTerminal:
         self._stream = pyte.ByteStream(self._screen)
         self.pid, self.master = pty.fork()
         if self.pid == 0:
-            for name in ("TMUX", "STY", "NO_COLOR", "COLORTERM", "LC_ALL", "LC_CTYPE", "LANG", "COLUMNS", "LINES"):
-                os.environ.pop(name, None)
-            os.environ.update({"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **environment})
+            ours = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_TERMINAL}
             os.chdir(cwd)
-            os.execvp(command[0], list(command))
+            # Not execvp: readline tells the C library alone of COLUMNS and LINES, and they would go on from there.
+            os.execvpe(
+                command[0],
+                list(command),
+                {**ours, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **environment},
+            )
         self.resize(columns, rows)
 
     # -- what comes ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from engine.demo.preset import demo_defaults
 from engine.names import STAGES
 from engine.pairs.edits import read_edits
 from engine.run import Run
-from tests.demo_on_hub import REPOSITORIES, demo_from_the_hub
+from tests.demo_on_hub import REPOSITORIES, options_from_the_hub, put_demo_on
 from tests.fake_hub import FakeHub, fake_hub
 from tests.hub_for_tests import CANARY, use
 from tests.wizard_for_tests import is_open, screen_text, until
@@ -83,6 +83,7 @@ async def click_on(
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.chdir(tmp_path)
     with fake_hub() as server:
+        put_demo_on(server)
         use(server, monkeypatch, tmp_path / "home")
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "home" / "hub"))  # for the process that loads the archive
@@ -90,7 +91,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
-    runner = small_demo(demo_from_the_hub(hub))
+    runner = small_demo(options_from_the_hub())
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "nothing is cloned" in screen_text(app))

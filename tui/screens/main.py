@@ -172,26 +172,23 @@ class MainScreen(Screen[None]):
 
     # -- what the keys do ---------------------------------------------------------------------------------------------
 
-    def look_at(self, stage: str) -> None:
-        """Show a stage because a person wants to see it."""
+    async def look_at(self, stage: str) -> None:
+        """Show a stage because a person wants to see it; the keys that come next are for that stage."""
         current = wizard_of(self).seen.current
         self.following = current is not None and current.name == stage
-        self.call_later(self._show, stage)
-
-    async def _show(self, stage: str) -> None:
         if not self.is_whole:  # a key that was pressed before the first screen was put together
-            self.set_timer(SOON, partial(self._show, stage))
+            self.set_timer(SOON, partial(self.look_at, stage))
             return
         await self.show_stage(stage)
         wizard_of(self).tick_soon()
 
-    def action_move(self, by: int) -> None:
+    async def action_move(self, by: int) -> None:
         number = STAGES.index(self.selected) + by
         if 0 <= number < len(STAGES):
-            self.look_at(STAGES[number])
+            await self.look_at(STAGES[number])
 
-    def action_go(self, number: int) -> None:
-        self.look_at(STAGES[number - 1])
+    async def action_go(self, number: int) -> None:
+        await self.look_at(STAGES[number - 1])
 
     def action_follow(self) -> None:
         self.follow()
@@ -225,7 +222,7 @@ class MainScreen(Screen[None]):
 
     async def action_browse(self) -> None:
         """The browser of pairs, from wherever somebody is."""
-        self.look_at(QualityView.STAGE)
+        await self.look_at(QualityView.STAGE)
         self.call_later(self._browse)
 
     async def _browse(self) -> None:
@@ -257,8 +254,8 @@ class MainScreen(Screen[None]):
         self.app.simulate_key(keys.partition(",")[0])
 
     @on(Rail.Chosen)
-    def _rail_chosen(self, event: Rail.Chosen) -> None:
-        self.look_at(event.stage)
+    async def _rail_chosen(self, event: Rail.Chosen) -> None:
+        await self.look_at(event.stage)
 
     @on(StageView.Turned)
     def _turned(self) -> None:
