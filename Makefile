@@ -38,6 +38,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/start.py
+	PYTHONPATH=. $(BIN)/python bench/terminal.py
 
 demo-model: $(STAMP)
 	$(BIN)/python -m engine.demo.build

@@ -209,7 +209,7 @@ async def browser(count: int) -> tuple[float, ...]:
             await pilot.pause(0.5)
             started = time.perf_counter()
             await app.main.action_browse()
-            while app.main.view is None or not app.main.view.query("#browser"):
+            while app.main.view is None or not app.main.view.query("#pair-list"):
                 await asyncio.sleep(0.005)
             found = app.main.view.query_one(PairBrowser)
             first = await until(lambda: found.pairs.count, started)

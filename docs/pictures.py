@@ -1,16 +1,20 @@
 """The README's pictures: screens of the wizard over a real demo run, as SVG.
 
-    python docs/pictures.py [RUN_DIR]      without RUN_DIR it makes a demo run first
+    python docs/pictures.py
 
-The run is over when the pictures are taken: what they show is the fold of its journal, as `stage3-tui attach` shows it.
+The run is over when the pictures are taken: what they show is the fold of its journal, as `stage3-tui attach` shows it. It is made
+in a home folder of its own, and by a machine with another name, so that no picture names this one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.config import load_config
 from engine.run import Run
@@ -20,40 +24,50 @@ from tui.watcher import Watcher
 
 FOLDER = Path(__file__).parent
 SIZE = (120, 36)
-PICTURES: dict[str, tuple[str, ...]] = {
-    # name: keys that lead there
-    "pairs": ("7",),
-    "quality": ("8",),
-    "training": ("9", "v", "v"),
-    "verdict": ("9",),
+
+
+class Picture(NamedTuple):
+    """Where it is taken: the keys that lead there, and the theme that is worn."""
+
+    keys: tuple[str, ...]
+    theme: str = "midnight"
+
+
+PICTURES: dict[str, Picture] = {
+    "training": Picture(("9", "V")),
+    "pairs": Picture(("7",)),
+    "browser": Picture(("b", *"jjjj"), "daylight"),
+    "verdict": Picture(("9",)),
+    "quality": Picture(("8",), "ember"),
 }
 
 
 async def take(run: Path) -> None:
-    for name, keys in PICTURES.items():
-        source = Watcher(Run(run), load_config(environment={}))
+    for name, picture in PICTURES.items():
+        source = Watcher(Run(run), load_config({"theme": picture.theme}, environment={}))
         wizard = Wizard(source)
         source.open()
         async with wizard.run_test(size=SIZE) as pilot:
             await pilot.pause(1.0)
-            await pilot.press(*keys)
+            for key in picture.keys:
+                await pilot.press(key)
+                await pilot.pause(0.5)
             await pilot.pause(1.0)
             svg = wizard.export_screenshot(title="stage3-tui")
         source.close()
-        (FOLDER / f"{name}.svg").write_text(svg.replace(str(run.parent), "artifacts"), encoding="utf-8")
+        (FOLDER / f"{name}.svg").write_text(svg, encoding="utf-8")
         print(f"docs/{name}.svg")
 
 
-def demo_run(folder: Path) -> Path:
-    run = folder / "stage3_constitutional"
+def demo_run(home: Path) -> Path:
+    run = home / "artifacts" / "stage3_constitutional"
     if stage3_tui(["--auto", "--demo", "--output-dir", str(run)]) != 0:
         sys.exit("the demo run failed: no pictures")
     return run
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        asyncio.run(take(Path(sys.argv[1]).resolve()))
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            asyncio.run(take(demo_run(Path(scratch))))
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["HOME"] = scratch
+        platform.node = lambda: "gpu-box"
+        asyncio.run(take(demo_run(Path(scratch))))

@@ -130,6 +130,35 @@ def test_the_process_keeps_its_number_hands_the_token_on_a_pipe_and_closes_all_e
     assert second[3] == "closed"  # though it was inheritable: what a GPU's driver holds open keeps its memory
 
 
+FOUND = """
+import sys
+from engine.environment import quiet_libraries
+quiet_libraries()
+from engine.errors import RestartNeeded
+from engine.secrets import Secret
+from engine.stages import toolchain
+real = toolchain.run
+def finds_a_token_and_is_spent(context):
+    if context.token is None:
+        context.token = Secret("hf_found_on_the_way")
+        raise RestartNeeded("Memory ran out.", "2 GiB", "It goes on.")
+    (context.run.folder.parent / "heard").write_text(context.token.reveal())
+    return (yield from real(context))
+toolchain.run = finds_a_token_and_is_spent
+from tui.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_token_that_was_found_on_the_way_is_handed_on_without_a_terminal_too(tmp_path: Path):
+    options = ["--auto", "--demo", "--until", "toolchain", "--output-dir", str(tmp_path / "run")]
+    subprocess.run(
+        [sys.executable, "-c", FOUND, *options],
+        check=True, capture_output=True, timeout=60, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (tmp_path / "heard").read_text() == "hf_found_on_the_way"
+
+
 def test_the_wizards_runner_says_up_to_where_the_run_is_to_go_on(config: Callable[..., Any], tmp_path: Path):
     class Session:
         def __init__(self, *_: Any) -> None: ...

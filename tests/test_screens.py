@@ -22,6 +22,7 @@ from tui.screens.plans import PLANS, plan_of
 from tui.watcher import Watcher
 from tui.widgets.bars import seconds_to_go
 from tui.widgets.rail import flat_number_at, flat_rail, tall_rail
+from tui.widgets.words import place
 
 SIZES = [(80, 24), (160, 48)]
 PICTURE = "{0[0]}x{0[1]}".format
@@ -179,6 +180,15 @@ def test_a_click_on_the_flat_rail_finds_its_stage(runner: Runner):
     assert flat_number_at(state, "pairs", 80, plain.index("Pairs")) == 6
     assert flat_number_at(state, "pairs", 80, plain.index("0·")) == 9
     assert flat_number_at(state, "pairs", 80, 79) is None
+
+
+async def test_a_run_folder_at_home_is_shown_as_a_shell_would(finished: Runner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(finished.run.folder.parent))
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await until(pilot, lambda: " ~/run " in screen_text(app))
+        monkeypatch.setenv("HOME", str(finished.run.folder / "else"))
+    assert place(finished.run.folder) == str(finished.run.folder)
 
 
 async def test_a_click_on_the_rail_looks_at_a_stage(finished: Runner):

@@ -60,6 +60,7 @@ def still(monkeypatch, request):
     monkeypatch.setattr(platform, "node", lambda: "gpu-box")
     monkeypatch.setattr(workspace, "disk_usage", lambda folder: (88.0 * GIB, 500.0 * GIB))
     monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.setenv("HOME", "/home/of-nobody")
     monkeypatch.setenv("TMUX", "none")
     time.tzset()
     yield

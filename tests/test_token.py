@@ -1,14 +1,20 @@
-"""The token: typed or pasted, given to the engine once, and shown nowhere."""
+"""The token: typed or pasted, given to the engine once, and shown nowhere; or fetched with a browser."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from textual import events
 
+from engine.run import Run
 from engine.secrets import Secret
-from tests.wizard_for_tests import Sessions, look_at, until
+from tests.demo_on_hub import options_from_the_hub, put_demo_on
+from tests.fake_hub import FakeHub, fake_hub
+from tests.hub_for_tests import use
+from tests.wizard_for_tests import Sessions, look_at, screen_text, until
 from tui.app import Wizard
 from tui.runner import Runner
 from tui.widgets.token_field import TokenField
@@ -93,3 +99,44 @@ async def test_a_crash_prints_no_locals_and_no_token(runner: Runner, capsys, cap
     told = capsys.readouterr()
     assert TOKEN not in told.out + told.err + caplog.text
     assert "broken" in caplog.text, "the traceback is in the log"
+
+
+# -- the login with a browser --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub with the demo on it, which refuses strangers, and nobody at its browser yet."""
+    with fake_hub() as server:
+        use(server, monkeypatch, tmp_path / "home")
+        put_demo_on(server)
+        server.login, server.login_interval = ["authorization_pending"], 0.05
+        yield server
+
+
+async def test_d_logs_in_with_a_browser_and_what_it_brings_is_the_runs_token(
+    hub: FakeHub, tmp_path: Path, config: Callable[..., object]
+):
+    run = Run(tmp_path / "run")
+    run.acquire()
+    runner = Runner(config(**{**options_from_the_hub(), "output_dir": run.folder}), run)
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await look_at(pilot, app, "credentials")
+        await pilot.press("d")
+        await until(pilot, lambda: "ABCD-1234" in screen_text(app), "the code", 30)
+        shown = screen_text(app)
+        assert "Waiting for you: open" in shown and shown.count("ABCD-1234") == 1
+        await pilot.press("c")
+        await until(pilot, lambda: app.clipboard == f"{hub.endpoint}/device", "the page to open")
+        hub.login = [TOKEN]
+        await until(pilot, lambda: not runner.running, "the stage's end", 30)
+        await app.tick()
+        await pilot.pause()
+        after = screen_text(app)
+    run.release()
+    assert runner.snapshot().stages["credentials"].status == "done", after
+    assert "Waiting for you" not in after and TOKEN not in after
+    assert runner.token is not None and runner.token.reveal() == TOKEN
+    holders = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert not holders

@@ -60,7 +60,7 @@ class Ending:
             self._wizard.exit(WizardEnd.FINISHED)
             return
         answers = (
-            Answer("l", "leave it running", "the run goes on; stage3-tui attach shows it again"),
+            Answer("l", "leave it running", "the run goes on; stage3-tui attach shows it"),
             Answer("s", "stop and save", "finish the step, write everything, then quit"),
             Answer("b", "stay", "back to the screen"),
         )

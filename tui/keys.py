@@ -60,7 +60,7 @@ KEYS: tuple[Key, ...] = (
     Key("stage", "V", "V", "turn(-1)", "", "View before.", LOOK),
     Key("stage", "o", "o", "options", "options", "The options of this stage.", LOOK),
     Key("stage", "b", "b", "browse", "pairs", "Browse the pairs, wherever you are.", LOOK),
-    Key("stage", "d", "d", "log_in", "log in", "Credentials: log in with a browser, on any device.", RUN),
+    Key("stage", "d", "d", "log_in", "log in", "Credentials: log in with a browser, on any device.", LOOK),
     Key("stage", "z", "z", "zoom", "zoom", "Charts: all steps, the newer half, the newest eighth.", LOOK),
     Key("stage", "c", "c", "copy", "copy", "Copy what this stage offers: the scp line, or the run folder.", LOOK),
     Key("app", "l", "l", "log", "log", "The log: messages of the run, and the end of run.log.", LOOK),

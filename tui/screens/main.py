@@ -32,7 +32,7 @@ from tui.widgets.bars import keys_line, seconds_to_go, status_line, title_line
 from tui.widgets.paper import Paper
 from tui.widgets.rail import Rail
 from tui.widgets.token_field import TokenField
-from tui.widgets.words import coarse, duration
+from tui.widgets.words import coarse, duration, place
 
 VIEWS: dict[str, type[StageView]] = {
     view.STAGE: view
@@ -120,7 +120,7 @@ class MainScreen(Screen[None]):
         self.query_one(Rail).put(state, self.selected, now)
         self.query_one("#status", Paper).put(
             (state.telemetry[-1:], state.forecast),
-            lambda width: [status_line(state, platform.node(), str(folder), width)],
+            lambda width: [status_line(state, platform.node(), place(folder), width)],
         )
         keys = self.keys_offered()
         self.query_one("#keys", Paper).put(keys, lambda width: [keys_line(keys, width)])

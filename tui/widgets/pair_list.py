@@ -32,8 +32,8 @@ COLUMNS = (
     VERDICT,
     PairColumn("gain", "gain", 6, 50),
     PairColumn("score", "score", 6, 90),
-    PairColumn("draft", "draft", 6, 70),
-    PairColumn("revision", "rev.", 6, 70),
+    PairColumn("draft", "draft", 6, 60),
+    PairColumn("revision", "rev.", 6, 60),
 )
 """And the prompt, which takes what is left."""
 WIDE_VERDICT = 26

@@ -194,8 +194,7 @@ def card(title: str, rows: Sequence[tuple[str, Content]], width: int) -> list[Co
         Content.assemble(("╭─ ", "$rule"), (title, "bold $heading"), (f" {'─' * (inside - len(title) - 1)}╮", "$rule"))
     ]
     for label, value in rows:
-        folded = value.fold(room) or [EMPTY]
-        for number, piece in enumerate(folded):
+        for number, piece in enumerate(paragraph(value, room)):
             named = f"{label if number == 0 else '':<{labels}}  "
             lines.append(
                 Content.assemble(("│ ", "$rule"), (named, "$muted"), fit(piece, room), (" │", "$rule")).truncate(width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from textual.content import Content
@@ -25,6 +26,14 @@ def foreign(text: object, style: str = "", limit: int = TEXT_SHOWN) -> Content:
     if len(whole) <= limit:
         return shown
     return shown + Content.styled(f" … {len(whole) - limit:,} more characters", "$muted")
+
+
+def place(folder: Path) -> str:
+    """A path as a shell's prompt has it: `~` for the home folder."""
+    try:
+        return str(Path("~") / folder.relative_to(Path.home()))
+    except (ValueError, RuntimeError):  # it lies elsewhere; nobody is at home
+        return str(folder)
 
 
 def number(value: Any) -> float:
