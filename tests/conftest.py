@@ -23,7 +23,15 @@ os.environ["HF_HUB_OFFLINE"] = "0"
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
+LONGEST_FIRST = ("demo_run", "canary", "memory", "walk", "snapshots", "kill", "terminal")
+"""Files that take half a minute and more, begun first: one of them alone at the end would leave a processor idle."""
+
 Result = TypeVar("Result")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def needs_shared_data(name: str) -> Path:

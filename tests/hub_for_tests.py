@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
 
 from engine import hub
 from engine.hub import requests, tokens
@@ -21,6 +22,7 @@ def use(fake: FakeHub | FakeHubPush, monkeypatch: pytest.MonkeyPatch, home: Path
     template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(hf_api.api, "endpoint", fake.endpoint)  # read from the environment when it was imported
+    monkeypatch.setattr(transformers_hub, "_hf_api", None)  # made once a process, for the Hub of that moment
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
     monkeypatch.setattr(requests, "RETRY_WAITS_SECONDS", (0.01, 0.02))

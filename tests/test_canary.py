@@ -28,7 +28,7 @@ from tests.demo_on_hub import REPOSITORIES, options_from_the_hub, put_demo_on
 from tests.fake_hub import FakeHub, fake_hub
 from tests.git_for_tests import make_upstream
 from tests.planted_failures import PLANTED
-from tests.pseudo_terminal import ROOT, PseudoTerminal
+from tests.pseudo_terminal import OF_ANOTHER_TERMINAL, ROOT, PseudoTerminal
 from tests.test_walk import LONG, SMALL
 from tui.widgets.token_field import FILLED
 
@@ -117,9 +117,8 @@ def place(tmp_path: Path, hub: FakeHub) -> dict[str, str]:
     for name in ("home", "tmp", "work", "bin"):
         (tmp_path / name).mkdir()
     spy_on("git", tmp_path)
-    ours = {
-        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "STAGE3_", "XDG_", "PYTEST", "TERM"))
-    }
+    foreign = ("HF_", "HUGGING", "STAGE3_", "XDG_", "PYTEST", "TERM")
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in OF_ANOTHER_TERMINAL}
     return {
         **ours,
         "PYTHONPATH": str(ROOT),

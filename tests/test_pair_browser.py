@@ -127,7 +127,7 @@ def test_columns_stand_under_their_titles(width: int):
     assert title.index("#↑") == 4
     assert len(cells[: title.index("prompt")].rstrip()) < title.index("prompt") <= width
     assert cells[title.index("prompt") :].startswith("What is the fast")
-    assert ("draft" in title) == (width >= 70) and ("score" in title) == (width >= 90)
+    assert ("draft" in title) == (width >= 60) and ("score" in title) == (width >= 90)
 
 
 @pytest.mark.parametrize(

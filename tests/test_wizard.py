@@ -201,6 +201,15 @@ async def test_a_broken_user_theme_and_an_unknown_one_are_notices(tmp_path, conf
         assert len(app._notifications) == 2
 
 
+async def test_where_there_is_little_room_one_notice_is_shown_at_a_time(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        app.say("Notice one")
+        app.say("Notice two")
+        await until(pilot, lambda: "Notice two" in screen_text(app))
+        assert "Notice one" not in screen_text(app)
+
+
 # -- the engine --------------------------------------------------------------------------------------------------------
 
 

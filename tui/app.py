@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from engine.secrets import Secret
 
 POLL_SECONDS = 0.15
+ROOM_FOR_NOTICES = 30
+"""With fewer lines the newest notice alone is shown."""
 PLAIN_THEME = "ansi"
 
 log = logging.getLogger(__name__)
@@ -368,6 +370,11 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
             self.say(f"The screenshot could not be saved: {error}", "error")
         else:
             self.say(f"Saved as {path}")
+
+    def on_notify(self) -> None:
+        """Before a notice is shown (Textual's own handler comes after this one)."""
+        if self.size.height < ROOM_FOR_NOTICES:
+            self.clear_notifications()  # a second one would hide the screen that they are about
 
     def say(self, text: str, severity: Any = "information") -> None:
         """A notice for a few seconds; whatever is in it is text."""
