@@ -16,6 +16,7 @@ from engine.config import Stage3Config, load_config
 from engine.context import Context
 from engine.environment import quiet_libraries
 from engine.run import Run
+from tests.git_for_tests import here, upstream  # noqa: F401
 from tests.wizard_for_tests import finished, runner, sessions  # noqa: F401
 
 quiet_libraries()
@@ -71,3 +72,11 @@ def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("stage2")
     base = build_base(folder / "base")
     return base, build_adapter(folder / "adapter", base)
+
+
+@pytest.fixture(scope="module")
+def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """A run as the stage training leaves it."""
+    from tests.finished_run import finished_run
+
+    return finished_run(tmp_path_factory.mktemp("trained") / "run", stage2[0])

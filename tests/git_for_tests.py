@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from engine.config import load_config
 from engine.context import Context
 from engine.events import Check, Event
@@ -72,3 +74,17 @@ def program(folder: Path, name: str, script: str) -> Path:
     (folder / name).write_text(script)
     (folder / name).chmod(0o755)
     return folder / name
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Path:
+    return make_upstream(tmp_path / "upstream")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of the test."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

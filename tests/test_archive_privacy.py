@@ -16,7 +16,7 @@ from engine.files import write_json
 from engine.packaging import privacy
 from engine.packaging.archive import build_archive
 from engine.packaging.privacy import Private, each_text
-from tests.finished_run import CARD, WEIGHTS, copied, finished_run, write_pairs
+from tests.finished_run import CARD, WEIGHTS, copied, write_pairs
 
 CONFIG = f"{names.ADAPTER_DIR}/adapter_config.json"
 TOKENIZER = f"{names.ADAPTER_DIR}/tokenizer.json"
@@ -24,18 +24,13 @@ TOKENIZER_CONFIG = f"{names.ADAPTER_DIR}/tokenizer_config.json"
 TEMPLATE = f"{names.ADAPTER_DIR}/chat_template.jinja"
 
 
-@pytest.fixture(scope="module")
-def finished(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
-    return finished_run(tmp_path_factory.mktemp("finished") / "run", stage2[0])
-
-
 @pytest.fixture
-def context(finished: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+def context(trained: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A run of anna.example's on the machine gpu-box-17, in a home with a letter that JSON spells in its own way."""
     monkeypatch.setenv("HOME", "/srv/hömes/anna")
     monkeypatch.setenv("LOGNAME", "anna.example")
     monkeypatch.setattr(socket, "gethostname", lambda: "gpu-box-17.lab.example")
-    return copied(finished, tmp_path / "run")
+    return copied(trained, tmp_path / "run")
 
 
 def packed(context: Context) -> dict[str, bytes]:

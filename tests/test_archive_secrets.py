@@ -16,7 +16,7 @@ from engine.packaging.archive import build_archive, existing_archive
 from engine.packaging.secret_scan import find_secrets, known_secrets
 from engine.packaging.writing import MANIFEST
 from engine.secrets import Secret
-from tests.finished_run import CARD, copied, finished_run, write_pairs
+from tests.finished_run import CARD, copied, write_pairs
 
 # Put together here, so that no scanner takes this file for a leak.
 LOOKALIKES = {
@@ -48,14 +48,9 @@ HARMLESS = (
 TOKEN = Secret("not-like-any-pattern-at-all")
 
 
-@pytest.fixture(scope="module")
-def finished(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
-    return finished_run(tmp_path_factory.mktemp("finished") / "run", stage2[0])
-
-
 @pytest.fixture
-def context(finished: Context, tmp_path: Path) -> Context:
-    return copied(finished, tmp_path / "run")
+def context(trained: Context, tmp_path: Path) -> Context:
+    return copied(trained, tmp_path / "run")
 
 
 def refused(context: Context, **arguments: object) -> UnsafeError:

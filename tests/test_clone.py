@@ -28,20 +28,6 @@ from tests.git_for_tests import context, drive, git, make_upstream, names_in, pr
 GIT = shutil.which("git")
 
 
-@pytest.fixture
-def upstream(tmp_path: Path) -> Path:
-    return make_upstream(tmp_path / "upstream")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder of the test."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def fake_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when_cloning: str) -> None:
     """The real git first on PATH, but for `git clone`: shell, with the whole command line in "$@"."""
     script = f'#!/bin/sh\ncase " $* " in *" clone "*) {when_cloning};; esac\nexec {GIT} "$@"\n'

@@ -20,19 +20,14 @@ from engine.errors import ExitCode, PreconditionError, Stage3Error, UnsafeError
 from engine.files import sha256_of_file
 from engine.packaging.archive import build_archive, hash_file
 from engine.packaging.writing import MANIFEST
-from tests.finished_run import CARD, WEIGHTS, copied, finished_run
+from tests.finished_run import CARD, WEIGHTS, copied
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def finished(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
-    return finished_run(tmp_path_factory.mktemp("finished") / "run", stage2[0])
-
-
 @pytest.fixture
-def context(finished: Context, tmp_path: Path) -> Context:
-    return copied(finished, tmp_path / "run")
+def context(trained: Context, tmp_path: Path) -> Context:
+    return copied(trained, tmp_path / "run")
 
 
 # -- the same bytes -----------------------------------------------------------------------------------------------------
@@ -237,8 +232,8 @@ def test_what_is_no_file_of_the_run_is_refused_by_its_name_with_what_to_do(
     assert not context.run.archive.exists()
 
 
-def test_a_run_folder_whose_name_is_treacherous_is_refused(finished: Context, tmp_path: Path):
-    context = copied(finished, tmp_path / "a\\b")
+def test_a_run_folder_whose_name_is_treacherous_is_refused(trained: Context, tmp_path: Path):
+    context = copied(trained, tmp_path / "a\\b")
     with pytest.raises(UnsafeError, match="a way to somewhere else"):
         build_archive(context.run)
 

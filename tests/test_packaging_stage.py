@@ -18,17 +18,12 @@ from engine.packaging.archive import build_archive, existing_archive, hash_file
 from engine.packaging.fresh_process import load_archive
 from engine.stages import packaging as stage
 from tests.conftest import run_stage
-from tests.finished_run import CARD, WEIGHTS, copied, finished_run, write_pairs
-
-
-@pytest.fixture(scope="module")
-def finished(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
-    return finished_run(tmp_path_factory.mktemp("finished") / "run", stage2[0])
+from tests.finished_run import CARD, WEIGHTS, copied, write_pairs
 
 
 @pytest.fixture
-def context(finished: Context, tmp_path: Path) -> Context:
-    return copied(finished, tmp_path / "run")
+def context(trained: Context, tmp_path: Path) -> Context:
+    return copied(trained, tmp_path / "run")
 
 
 def test_the_stage_tells_all_that_brings_the_archive_home(context: Context, monkeypatch: pytest.MonkeyPatch):

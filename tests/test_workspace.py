@@ -17,21 +17,6 @@ from engine.errors import ConfigError, PreconditionError
 from engine.run import Run
 from tests.git_for_tests import context, detail, drive, git, make_upstream, names_in, program
 
-
-@pytest.fixture
-def upstream(tmp_path: Path) -> Path:
-    return make_upstream(tmp_path / "upstream")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder of the test."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 # -- without a clone ---------------------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from engine.config import Stage3Config
     from engine.secrets import Secret
+    from tui.of_wizard import OfWizard
 
 POLL_SECONDS = 0.15
 ROOM_FOR_NOTICES = 30
@@ -396,6 +397,12 @@ def first_stage(state: RunState) -> str:
         return state.current.name
     undone = (stage.name for stage in state.stages.values() if stage.status not in ("done", "skipped"))
     return next(undone, STAGES[-1])
+
+
+if TYPE_CHECKING:
+
+    def _is_what_screens_ask_for(wizard: Wizard) -> OfWizard:
+        return wizard
 
 
 __all__ = ["Wizard", "WizardEnd", "run_wizard"]

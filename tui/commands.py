@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Command(NamedTuple):
     name: str
     help: str
-    do: Callable[[], None]
+    do: Callable[[], object]
 
 
 class WizardCommands(Provider):

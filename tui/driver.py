@@ -13,7 +13,7 @@ import signal
 import time
 from functools import partial
 from queue import Full
-from typing import Any
+from typing import Any, TextIO
 
 from textual.drivers import linux_driver
 from textual.drivers.linux_driver import LinuxDriver
@@ -35,7 +35,7 @@ class WizardDriver(LinuxDriver):
     """Writes never wait. What a stalled terminal missed is dropped, and `missed` asks for the whole screen again."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        linux_driver.getincrementaldecoder = _decoder
+        setattr(linux_driver, "getincrementaldecoder", _decoder)  # noqa: B010 (a name that it imports)
         super().__init__(*arguments, **options)
         self.aside = False
         """The terminal is somebody else's for the moment."""
@@ -61,7 +61,7 @@ class WizardDriver(LinuxDriver):
         return not self.aside and self._writer_thread is not None and self._writer_thread._queue.qsize() <= ENOUGH_ROOM
 
     def start_application_mode(self) -> None:
-        super().start_application_mode()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
         self._drawing = self._writer_thread is not None
 
     def stop_application_mode(self) -> None:
@@ -88,8 +88,8 @@ class WizardDriver(LinuxDriver):
         self.suspend_application_mode()
         self.aside = True
         if farewell:
-            self._file.write(farewell + "\n")
-            self._file.flush()
+            self._out.write(farewell + "\n")
+            self._out.flush()
 
     def stop_the_job(self, *, but_this_process: bool) -> None:
         """Stop the processes of this job, so that its shell takes the terminal back; `but_this_process` goes on working.
@@ -111,7 +111,12 @@ class WizardDriver(LinuxDriver):
     @property
     def terminal_file(self) -> int:
         """What the screen is written to."""
-        return self._file.fileno()
+        return self._out.fileno()
+
+    @property
+    def _out(self) -> TextIO:
+        assert self._file is not None, "Textual draws to a file, and has one"
+        return self._file
 
     @property
     def in_foreground(self) -> bool:

@@ -87,7 +87,10 @@ class Query:
 
 def parse(text: str) -> Query:
     """Read a filter. Nothing raises: what cannot be read is told in `problem`, because it is read at every letter."""
-    words, without, parts, problems = [], [], [], []
+    words: list[str] = []
+    without: list[str] = []
+    parts: list[Predicate] = []
+    problems: list[str] = []
     for term in text.split():
         negated, term = (True, term[1:]) if term.startswith("!") else (False, term)
         if not term:

@@ -12,6 +12,7 @@ from textual.message import Message
 from textual.widget import Widget
 
 from engine import names
+from engine.events import Check
 from engine.options import Option, options
 from engine.state import RunState, StageState
 from tui.of_wizard import wizard_of
@@ -262,7 +263,7 @@ class StageView(Vertical):
 
         self.paper("checks").put(checks, draw if checks else None)
 
-    def checks_shown(self, stage: StageState) -> tuple[parts.Check, ...]:
+    def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
         return stage.checks
 
     def checks_title(self) -> str:

@@ -33,7 +33,7 @@ class Window(ModalScreen[Result]):
             self.dismiss(None)
 
     def on_click(self, event: events.Click) -> None:
-        if event.screen_offset not in self.query_one(".window").region:
+        if not self.query_one(".window").region.contains_point(event.screen_offset):
             self.dismiss(None)
 
     def action_dismiss_window(self) -> None:

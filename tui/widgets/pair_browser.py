@@ -136,7 +136,7 @@ class PairBrowser(Vertical):
             store.take_findings(await asyncio.to_thread(store.judge, batch))
             depends = bool(pairs.query_.parts) or pairs.order != Order()
             if depends and (len(store.rows) < SLOW_LIST or not store.unjudged):
-                pairs.arrange()
+                pairs.rearrange()
             pairs.refresh()
             self._draw_strips()
             if pairs.index in {index for index, _, _ in batch}:

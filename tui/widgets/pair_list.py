@@ -74,13 +74,13 @@ class PairList(RowList):
     def use(self, rows: Sequence[PairRow]) -> None:
         """Show these rows: the store began anew."""
         self._rows = rows
-        self.arrange(keep_cursor=False)
+        self.rearrange(keep_cursor=False)
 
     def take_new(self) -> None:
         """Rows were added at the end."""
         following = self.cursor >= self.shown - 1 and self.shown > 1
         if self.order != Order() or not isinstance(self._indices, (range, list)):
-            self.arrange()
+            self.rearrange()
             return
         new = range(self._taken, len(self._rows))
         if not self.query_:
@@ -93,13 +93,13 @@ class PairList(RowList):
     def filter(self, text: str) -> None:
         before, self.query_ = self.query_, parse(text)
         among = self._indices if before and self.query_.narrows(before) else None
-        self.arrange(among)
+        self.rearrange(among)
 
     def sort(self, order: Order) -> None:
         self.order = order
-        self.arrange()
+        self.rearrange()
 
-    def arrange(self, among: Sequence[int] | None = None, *, keep_cursor: bool = True) -> None:
+    def rearrange(self, among: Sequence[int] | None = None, *, keep_cursor: bool = True) -> None:
         """Find and sort anew; the cursor stays on its pair where that is still there.
 
         among   rows that may match, where that is known; in their order

@@ -36,27 +36,22 @@ class RowList(ScrollView, can_focus=True):
     cursor: reactive[int] = reactive(0, repaint=False)
     """An index into the rows."""
 
-    class Moved(Message):
+    class About(Message):
+        """Something happened in a list."""
+
+        def __init__(self, rows: RowList) -> None:
+            super().__init__()
+            self.rows = rows
+
+        @property
+        def control(self) -> RowList:
+            return self.rows
+
+    class Moved(About):
         """The cursor is on another row, or the row under it is another one."""
 
-        def __init__(self, rows: RowList) -> None:
-            super().__init__()
-            self.rows = rows
-
-        @property
-        def control(self) -> RowList:
-            return self.rows
-
-    class Opened(Message):
+    class Opened(About):
         """Enter was pressed on a row, or it was clicked twice."""
-
-        def __init__(self, rows: RowList) -> None:
-            super().__init__()
-            self.rows = rows
-
-        @property
-        def control(self) -> RowList:
-            return self.rows
 
     # -- what a subclass says -----------------------------------------------------------------------------------------
 
