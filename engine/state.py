@@ -94,6 +94,12 @@ class RunState:
         """The stage that is running, if one is."""
         return next((stage for stage in self.stages.values() if stage.status == "running"), None)
 
+    @property
+    def next_stage(self) -> str | None:
+        """The first that is not done (or skipped with its reason); None where all are."""
+        undone = (stage.name for stage in self.stages.values() if stage.status not in ("done", "skipped"))
+        return next(undone, None)
+
     def expected_seconds(self, name: str, now: float) -> float | None:
         """How long a stage takes from its start to its end: by its own progress while it runs, else by preflight's forecast;
         None where nobody knows.

@@ -387,7 +387,7 @@ def test_the_title_tells_the_stage_and_the_end_rings_and_notifies(wizard):
     terminal.press("a")
     terminal.until(lambda: b"\x1b]0;4/10 Dependencies" in terminal.seen, "the title")
     terminal.press("s")
-    terminal.until(lambda: b"\x07\x1b]9;stage3-tui ended with exit code 143" in terminal.seen, "the bell")
+    terminal.until(lambda: b"\x07\x1b]9;stage3-tui: ended with exit code 143" in terminal.seen, "the bell")
     terminal.until(
         lambda: terminal.seen.rindex(b"]0;stage3-tui\x07") > terminal.seen.rindex(b"]0;4/10"), "the plain title"
     )
@@ -404,7 +404,7 @@ def test_a_pasted_token_shows_nowhere_in_the_bytes_and_in_no_file(wizard, tmp_pa
     terminal.paste("  hf_canaryOfThePaste0123456789\r\n")
     terminal.wait_for("••••••••")
     terminal.press("\r")
-    terminal.wait_for("✓ finished")
+    terminal.wait_for("✓ 3 of 10 stages done")
     terminal.press("q")
     terminal.end()
     files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -281,6 +281,25 @@ async def test_a_session_that_breaks_is_told_on_the_screen(tmp_path, config):
         await until(pilot, lambda: any("The disk is full." in notice.message for notice in app._notifications))
 
 
+@pytest.mark.parametrize(
+    ("looked_at", "notices"), [("workspace", []), ("pairs", ["The run: 1 of 10 stages done. All is well."])]
+)
+async def test_an_end_is_a_notice_where_its_stage_is_not_looked_at(
+    runner: Runner, sessions: Sessions, looked_at: str, notices: list[str]
+):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await look_at(pilot, app, "workspace")
+        await pilot.press("r")
+        await until(pilot, lambda: app.seen.running)
+        await look_at(pilot, app, looked_at)
+        app.clear_notifications()
+        sessions.last.let_go.set()
+        await until(pilot, lambda: "✓ 1 of 10 stages done" in screen_text(app))  # and not: the run has finished
+        await pilot.pause(0.2)
+        assert [notice.message for notice in app._notifications] == notices
+
+
 def test_an_event_that_cannot_be_folded_does_not_stop_the_engine(runner: Runner):
     runner._listen(Entry(1, 1.0, StageStarted("no such stage")))
     runner._listen(Entry(2, 1.0, StageFinished("no such stage", "done")))

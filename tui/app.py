@@ -395,8 +395,7 @@ def first_stage(state: RunState) -> str:
     """What to look at first: what runs, else what has not been done, else the end."""
     if state.current is not None:
         return state.current.name
-    undone = (stage.name for stage in state.stages.values() if stage.status not in ("done", "skipped"))
-    return next(undone, STAGES[-1])
+    return state.next_stage or STAGES[-1]
 
 
 if TYPE_CHECKING:

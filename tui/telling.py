@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from engine.names import STAGE, STAGES
 from engine.state import RunState
 from tui import terminal
+from tui.widgets.bars import how_far
 from tui.widgets.rail import share_done
 from tui.widgets.words import duration
 
@@ -40,11 +41,18 @@ class Telling:
     def _tell_the_end(self, state: RunState) -> None:
         assert state.finished is not None
         code = state.finished.exit_code
-        how = "finished" if code == 0 else f"ended with exit code {code}"
+        how = how_far(state) if code == 0 else f"ended with exit code {code}"
         began = state.stages[STAGES[0]].started
         took = f"after {duration(state.last_time - began)}" if began is not None else ""
-        terminal.notify(self._wizard, f"{PROGRAM} {how} {took}".strip())
-        self._wizard.say(f"The run {how}. {state.finished.summary}", "information" if code == 0 else "error")
+        terminal.notify(self._wizard, f"{PROGRAM}: {how} {took}".strip())
+        if not self._is_read_already(state, code):
+            self._wizard.say(f"The run: {how}. {state.finished.summary}", "information" if code == 0 else "error")
+
+    def _is_read_already(self, state: RunState, code: int) -> bool:
+        """Whether the screen of the stage that ended last is looked at, and says it."""
+        if self._wizard.main.selected != state.latest:
+            return False
+        return code == 0 or state.stages[state.latest].failure is not None
 
 
 def title_of(state: RunState) -> str:

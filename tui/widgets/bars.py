@@ -78,6 +78,11 @@ def seconds_to_go(state: RunState, now: float) -> float | None:
     return left + sum(later) if here is not None or later else None
 
 
+def how_far(state: RunState) -> str:
+    """In words, of a run that came to the end that it was asked for."""
+    return "finished" if state.next_stage is None else f"{STAGES.index(state.next_stage)} of {len(STAGES)} stages done"
+
+
 def _standing(state: RunState, standing: str, now: float) -> Content:
     if standing:
         rest = _standing(state, "", now)
@@ -94,7 +99,7 @@ def _standing(state: RunState, standing: str, now: float) -> Content:
     if finished is None:
         return Content.styled("nothing runs", "$muted")
     if finished.exit_code == 0:
-        return Content.styled("✓ finished", "$stage-done")
+        return Content.styled(f"✓ {how_far(state)}", "$stage-done")
     broken = next((stage for stage in state.stages.values() if stage.failure is not None), None)
     if broken is None:
         return Content.styled(f"ended with exit code {finished.exit_code}", "$stage-failed")
