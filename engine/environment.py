@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import warnings
 from pathlib import Path
 
@@ -32,9 +33,16 @@ def quiet_libraries() -> None:
 def prepare_process(config: Stage3Config) -> None:
     """Before the first stage: what must be set once in a process."""
     quiet_libraries()
+    leave_no_core_dumps()
     warnings.simplefilter("ignore", FutureWarning)
     for name in ("httpx", "httpx2", "urllib3", "filelock", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def leave_no_core_dumps() -> None:
+    """Of this process and its children: a token would be in them, and tens of gigabytes of weights."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def log_to_file(path: Path) -> logging.Handler:

@@ -198,6 +198,15 @@ class Telemetry(Event):
 
 
 @dataclass(frozen=True)
+class Stalled(Event):
+    """A stage has said nothing for far longer than it takes otherwise (`engine.stall`)."""
+
+    stage: str
+    seconds: float
+    """Since it last did; 0 when it goes on."""
+
+
+@dataclass(frozen=True)
 class Message(Event):
     level: Level
     text: str

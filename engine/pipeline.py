@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from engine import __version__
 from engine.context import Context
-from engine.errors import DataError, ExitCode, RestartNeeded, Stage3Error, Stopped, UnsafeError
+from engine.errors import DamagedState, DataError, ExitCode, RestartNeeded, Stage3Error, Stopped, UnsafeError
 from engine.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted
 from engine.failures import as_stage3_error, is_broken_device
 from engine.files import sha256_of_json
@@ -126,8 +126,9 @@ def _fail(context: Context, name: str, error: Exception) -> Generator[Event, Non
         context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
         context.run.manifest["error"] = {"stage": name, **known.as_dict()}
         context.run.save()
-    except OSError as unwritable:  # a full disk must not hide what failed
-        yield Message("error", f"run.json could not be written: {unwritable}", name)
+    except (OSError, DamagedState) as unwritable:  # a full disk, or a folder that is gone, must not hide what failed
+        if str(unwritable) != str(known):
+            yield Message("error", f"run.json could not be written: {unwritable}", name)
     yield StageFinished(
         name,
         outcome,

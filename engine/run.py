@@ -67,6 +67,8 @@ class Run:
         self.manifest = manifest
 
     def save(self) -> None:
+        """Raises DamagedState as `require_in_place` does."""
+        self.require_in_place()
         write_json(self / names.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -136,6 +138,24 @@ class Run:
         os.register_at_fork(after_in_child=lambda: _close_quietly(file))
         self._lock_file = file
         self.reload()
+
+    def require_in_place(self) -> None:
+        """Raises DamagedState where the folder that was taken is not at its path any more: whatever was written there now would
+        be half a run. Nothing is asked before it was taken.
+        """
+        if self._lock_file is None:
+            return
+        try:
+            is_there = os.path.samestat(os.fstat(self._lock_file), (self / names.LOCK_FILE).stat())
+        except OSError:
+            is_there = False
+        if is_there:
+            return
+        raise DamagedState(
+            f"The run folder {self.folder} is not there any more.",
+            "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
+            "Move it back to its place, and start the same command again; or begin a new run with another --output-dir.",
+        )
 
     def _refuse_links_out(self) -> None:
         """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most."""

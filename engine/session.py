@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from threading import Event as Flag
 from threading import Thread
 
@@ -17,17 +17,18 @@ from engine import __version__, names
 from engine.config import ASKED_EACH_TIME
 from engine.context import Context
 from engine.environment import prepare_process
-from engine.errors import ExitCode
-from engine.events import Event, Message, RunStarted
+from engine.errors import DamagedState, ExitCode, Stage3Error
+from engine.events import Event, Message, RunFinished, RunStarted, StageFinished
 from engine.failures import as_stage3_error
 from engine.journal import Entry, Journal
 from engine.pipeline import run_pipeline
 from engine.redaction import redacted
+from engine.stall import StallWatch
 from engine.telemetry import Sampler
 
 Listener = Callable[[Entry], None]
 
-STOP_POLL_SECONDS = 0.25
+WATCH_SECONDS = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Session:
         self.context = context
         self._listener = listener
         self._journal = Journal(context.run / names.EVENTS_JSONL)
+        self._stall = StallWatch(self._emit, context.run / names.RUN_LOG)
 
     def run(self, *, until: str = names.STAGES[-1], redo_from: str | None = None) -> ExitCode:
         """Run the pipeline to its end. Raises only for a journal that cannot be written (DiskError)."""
@@ -57,7 +59,7 @@ class Session:
         if self._journal.torn_bytes:
             self._emit(Message("warning", f"{self._journal.torn_bytes} bytes of an unfinished event were put aside."))
         done = Flag()
-        watcher = Thread(target=self._watch_for_stop, args=(done,), name="stop-watch", daemon=True)
+        watcher = Thread(target=self._watch, args=(done,), name="watch", daemon=True)
         sampler = Sampler(self._emit)
         watcher.start()
         sampler.start()
@@ -75,20 +77,34 @@ class Session:
         pipeline = run_pipeline(self.context, until=until, redo_from=redo_from)
         while True:
             try:
-                event = next(pipeline)
+                event = self._next(pipeline)
             except StopIteration as end:
                 return ExitCode(end.value)
+            self._stall.heard(event)
             self._emit(event)
+
+    def _next(self, pipeline: Generator[Event, None, ExitCode]) -> Event:
+        """The pipeline's next event. A run folder that is gone is a failure of the stage that works on it."""
+        event = next(pipeline)
+        try:
+            self.context.run.require_in_place()
+        except DamagedState as gone:
+            return event if isinstance(event, (StageFinished, RunFinished)) else pipeline.throw(gone)
+        return event
 
     def _emit(self, event: Event) -> None:
         self._listener(self._journal.append(redacted(event)))
 
-    def _watch_for_stop(self, done: Flag) -> None:
+    def _watch(self, done: Flag) -> None:
+        """For a request to stop, and for a standstill."""
         path = self.context.run / names.STOP_REQUEST
-        while not done.wait(STOP_POLL_SECONDS):
-            if path.exists():
+        while not done.wait(WATCH_SECONDS):
+            if not self.context.stop.requested and path.exists():
                 self.context.stop.request("asked by `stage3-tui stop`")
-                return
+            try:
+                self._stall.look()
+            except (OSError, Stage3Error):  # a full disk is the pipeline's to tell
+                log.exception("a standstill could not be told")
 
     def _record_configuration(self) -> None:
         manifest = self.context.run.manifest

@@ -26,6 +26,7 @@ from engine.events import (
     StageFinished,
     StageStale,
     StageStarted,
+    Stalled,
     Telemetry,
     TrainStep,
 )
@@ -85,6 +86,8 @@ class RunState:
     peak_rss_bytes: int = 0
     """Of the process that worked."""
     messages: tuple[tuple[float, Message], ...] = ()
+    stalled_since: float | None = None
+    """When the running stage last gave a sign, where that is suspiciously long ago."""
     finished: RunFinished | None = None
     latest: str = ""
     """The stage that began or ended last, what was only found to be done aside; empty before the first."""
@@ -122,7 +125,8 @@ class RunState:
     @apply.register(RunStarted)
     def _(self, event: RunStarted, time: float) -> RunState:
         stages = {name: replace(stage, status=_interrupted(stage.status)) for name, stage in self.stages.items()}
-        return replace(self, run=event, running=True, finished=None, stages=stages, first_step_seen=None)
+        afresh = replace(self, finished=None, first_step_seen=None, stalled_since=None)
+        return replace(afresh, run=event, running=True, stages=stages)
 
     @apply.register(StageStarted)
     def _(self, event: StageStarted, time: float) -> RunState:
@@ -216,13 +220,17 @@ class RunState:
             peak_rss_bytes=max(self.peak_rss_bytes, event.rss_bytes),
         )
 
+    @apply.register(Stalled)
+    def _(self, event: Stalled, time: float) -> RunState:
+        return replace(self, stalled_since=time - event.seconds if event.seconds else None)
+
     @apply.register(Message)
     def _(self, event: Message, time: float) -> RunState:
         return replace(self, messages=(*self.messages, (time, event))[-MESSAGES_KEPT:])
 
     @apply.register(RunFinished)
     def _(self, event: RunFinished, time: float) -> RunState:
-        return replace(self, running=False, finished=event)
+        return replace(self, running=False, finished=event, stalled_since=None)
 
     def _with_stage(self, stage: StageState) -> RunState:
         return replace(self, stages={**self.stages, stage.name: stage})

@@ -15,7 +15,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "text
 FLOORS = (
     "__init__ config events errors names options text files redaction secrets stop",
     "jsonl environment child_lines child_ends",
-    "journal telemetry hub children",
+    "journal telemetry hub children stall",
     "state failures run context",
     "models",
     "pairs dpo demo packaging remote push",

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import pickle
+import resource
 import subprocess
 import sys
 import threading
@@ -228,3 +229,21 @@ def test_a_fact_that_holds_a_token_is_masked_in_the_manifest(tmp_path: Path) -> 
     run.record_stage("credentials", status="done", result={"source": [CANARY, {"deep": f"x{CANARY}"}], "count": 3})
     assert_no_token(tmp_path)
     assert Run(tmp_path).result("credentials") == {"source": [MASK, {"deep": f"x{MASK}"}], "count": 3}
+
+
+CORE = """
+import resource, subprocess, sys
+_, most = resource.getrlimit(resource.RLIMIT_CORE)
+resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+from engine.config import load_config
+from engine.environment import prepare_process
+prepare_process(load_config({}, environment={}))
+subprocess.run([sys.executable, "-c", "import resource; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"], check=True)
+"""
+
+
+def test_neither_this_process_nor_its_children_leave_their_memory_in_a_core_dump() -> None:
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
+        pytest.skip("core dumps are off on this machine, for everybody")
+    done = subprocess.run([sys.executable, "-c", CORE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]

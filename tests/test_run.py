@@ -2,18 +2,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from engine.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine import pipeline
+from engine.context import Context
+from engine.errors import DamagedState, DiskError, ExitCode, RunLocked, UnsafeError
+from engine.events import Event, Message, StageFinished
 from engine.failures import as_stage3_error
-from engine.names import LOCK_FILE, RUN_JSON
+from engine.names import LOCK_FILE, RUN_JSON, STAGES
 from engine.run import Run
+from engine.session import Session
+from tests.test_pipeline import Small
 
 HOLD = """
 import sys
@@ -200,3 +207,67 @@ def test_a_run_folder_is_ours_alone_whatever_the_umask(tmp_path: Path):
     finally:
         os.umask(before)
     assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700
+
+
+# -- a folder that goes away under a run -------------------------------------------------------------------------------
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("moved"))
+
+
+def replaced(folder: Path) -> None:
+    moved(folder)
+    shutil.copytree(folder.with_name("moved"), folder)
+
+
+@pytest.mark.parametrize("goes", [moved, replaced, shutil.rmtree])
+def test_a_folder_that_is_gone_is_not_written_anew(tmp_path: Path, goes: Callable[[Path], None]):
+    run = Run(tmp_path / "run")
+    run.acquire()
+    run.save()
+    run.require_in_place()
+    goes(run.folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(DamagedState, match="is not there any more"):
+        run.record_stage("pairs", status="done")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    run.release()
+
+
+def test_a_run_whose_folder_is_moved_away_ends_and_goes_on_when_it_is_back(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    folder = context().run.folder
+
+    class Moves(Small):
+        def run(self, context: Context) -> Iterator[Event]:
+            yield Message("info", "before", "pairs")
+            if self.ran == 0:
+                moved(folder)
+            yield Message("info", "after", "pairs")
+            return (yield from super().run(context))
+
+    stages = {name: Small(name) for name in STAGES} | {"pairs": Moves("pairs")}
+    monkeypatch.setattr(pipeline, "load_stage", stages.__getitem__)
+
+    def run(at_work: Context) -> tuple[ExitCode, list[Event]]:
+        heard: list[Event] = []
+        at_work.run.acquire()
+        session = Session(at_work, lambda entry: heard.append(entry.event))
+        try:
+            return session.run(until="quality"), heard
+        finally:
+            session.close()
+            at_work.run.release()
+
+    code, heard = run(context())
+    assert code is ExitCode.DAMAGED
+    (failed,) = (event for event in heard if isinstance(event, StageFinished) and event.outcome == "failed")
+    assert failed.stage == "pairs" and str(folder) in failed.what and "Move it back" in failed.what_to_do
+    assert not folder.exists()
+    folder.with_name("moved").rename(folder)
+    stages["pairs"].ran = 1
+    code, heard = run(context())
+    assert code is ExitCode.DONE
+    assert stages["workspace"].ran == 1, "what was done is still done"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from engine.config import load_config
 from engine.context import Context
 from engine.errors import PreconditionError
 from engine.events import Check, Event, Message
+from engine.installed import logout
 from engine.installed.programs import numbers_of
 from engine.installed.requirements import python_needed
 from engine.installed.torch_build import TorchBuild, driver_fault, read_torch_build
@@ -277,3 +279,56 @@ def test_torchs_build_is_compared_with_the_driver(device: str, cuda: str | None,
     fault = driver_fault(TorchBuild("2.13.0", cuda), driver, device)
     assert told in fault and bool(told) == bool(fault)
     assert not fault or "--torch-backend=auto" in fault
+
+
+# -- what a logout does ------------------------------------------------------------------------------------------------
+
+SLEEP = shutil.which("sleep") or "sleep"
+SESSION = "0::/user.slice/user-1000.slice/session-3.scope\n"
+USER_MANAGER = "0::/user.slice/user-1000.slice/user@1000.service/tmux-spawn-2f.scope\n"
+BATCH_JOB = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n"
+
+
+@pytest.mark.parametrize(
+    ("belongs", "manager", "linger", "status", "told"),
+    [
+        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "no", "warning", "systemd-run --user --scope tmux"),
+        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "yes", "warning", "in tmux, too"),
+        (SESSION, "KillUserProcesses=no\nKillExcludeUsers=root", "no", "ok", "leaves this run alone"),
+        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root anna", "no", "ok", "leaves this run alone"),
+        (SESSION, "KillUserProcesses=yes\nKillOnlyUsers=guest", "no", "ok", "leaves this run alone"),
+        (USER_MANAGER, "KillUserProcesses=no", "no", "warning", "Linger=no"),
+        (USER_MANAGER, "KillUserProcesses=yes", "yes", "ok", "leaves this run alone"),
+        (BATCH_JOB, "KillUserProcesses=yes", "no", None, ""),
+    ],
+)
+def test_a_logout_that_would_end_the_run_is_told_with_what_mends_it(
+    tmp_path: Path,
+    programs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    belongs: str,
+    manager: str,
+    linger: str,
+    status: str | None,
+    told: str,
+) -> None:
+    answer_of_user = f"Name=anna\nLinger={linger}"
+    program(programs, "loginctl", f'[ $# = 1 ] && printf "{manager}\n" || printf "{answer_of_user}\n"')
+    monkeypatch.setattr(logout, "CGROUP", tmp_path / "cgroup")
+    logout.CGROUP.write_text(belongs)
+    result, checks, _ = drive(tmp_path, device="cpu")
+    assert ("logout" in checks) == (status is not None)
+    assert status is None or (checks["logout"].status == status and told in checks["logout"].detail)
+    assert result.facts["ends_at_logout"] == (status == "warning")
+
+
+@pytest.mark.parametrize("script", ["exit 1", "sleep 60", "echo no such thing", None])
+def test_a_login_manager_that_does_not_answer_is_no_fault(
+    tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
+) -> None:
+    if script is not None:
+        program(programs, "loginctl", script.replace("sleep", SLEEP))
+    monkeypatch.setattr(logout, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(logout, "ASK_SECONDS", 0.3)
+    logout.CGROUP.write_text(SESSION)
+    assert logout.at_logout() is None

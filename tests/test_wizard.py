@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.widgets import Input
 
+from engine.config import Stage3Config
 from engine.context import Context
 from engine.errors import DiskError, ExitCode
-from engine.events import Message, StageFinished, StageStarted
+from engine.events import Message, Progress, StageFinished, StageStarted
 from engine.journal import Entry
 from engine.names import STAGES
 from engine.run import Run
@@ -307,23 +310,63 @@ def test_an_event_that_cannot_be_folded_does_not_stop_the_engine(runner: Runner)
     assert runner.snapshot().messages[-1][1].text == "still here"
 
 
-async def test_a_run_outside_tmux_says_that_the_terminal_may_go(runner: Runner, monkeypatch):
+async def test_a_flood_of_events_is_drawn_by_the_clock_and_the_keys_are_heard(
+    tmp_path: Path, config: Callable[..., Stage3Config]
+):
+    class Flood(FakeSession):
+        def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
+            self._say(StageStarted("pairs"))
+            for number in range(20_000):
+                self._say(Progress("pairs", number + 1, 20_000, "pairs"))
+            self.let_go.wait(20)
+            return ExitCode.DONE
+
+    made = Sessions(Flood)
+    runner = Runner(config(output_dir=tmp_path / "run"), Run(tmp_path / "run"), session_factory=made)
+    app = Wizard(runner)
+    drawn = []
+    async with app.run_test(size=(100, 30)) as pilot:
+        draw = app.main.draw
+
+        async def counted(*arguments: Any) -> bool:
+            drawn.append(app.seen.stages["pairs"].progress)
+            return await draw(*arguments)
+
+        app.main.draw = counted
+        await pilot.press("a", "1")
+        await until(pilot, lambda: app.main.selected == "workspace")
+        await until(pilot, lambda: app.seen.stages["pairs"].progress == Progress("pairs", 20_000, 20_000, "pairs"))
+        made.last.let_go.set()
+    assert 1 < len(drawn) < 200
+
+
+async def test_a_run_outside_tmux_says_that_the_terminal_may_go(finished: Runner, monkeypatch):
     monkeypatch.delenv("TMUX", raising=False)
     monkeypatch.delenv("STY", raising=False)
-    app = Wizard(runner)
+    app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("a")
         await until(pilot, lambda: any(telling.SAFE in notice.message for notice in app._notifications))
 
 
-async def test_inside_tmux_nothing_is_said(runner: Runner, monkeypatch):
+async def test_inside_tmux_nothing_is_said(finished: Runner, monkeypatch):
     monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
-    app = Wizard(runner)
+    app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("a")
-        await until(pilot, lambda: runner.running)
+        await until(pilot, lambda: finished.running)
         await pilot.pause(0.4)
         assert not any(telling.SAFE in notice.message for notice in app._notifications)
+
+
+async def test_where_a_logout_ends_the_run_that_is_said_inside_tmux_too(finished: Runner, monkeypatch):
+    monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
+    looked = StageFinished("toolchain", "done", facts={"ends_at_logout": True})
+    finished._state = finished._state.apply(looked, 1.0)
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: [notice.message for notice in app._notifications] == [telling.ENDS_AT_LOGOUT])
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------

@@ -58,11 +58,12 @@ class FakeSession:
 class Sessions:
     """A session factory that keeps what it made."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[FakeSession] = FakeSession) -> None:
         self.made: list[FakeSession] = []
+        self._kind = kind
 
     def __call__(self, context: Context, listener: Callable[[Entry], None]) -> FakeSession:
-        self.made.append(FakeSession(context, listener))
+        self.made.append(self._kind(context, listener))
         return self.made[-1]
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from engine.names import STAGE, STAGES
 from engine.state import RunState
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "stage3-tui"
 SAFE = "This terminal may go: the run goes on without it, and `stage3-tui attach` shows it again."
+ENDS_AT_LOGOUT = "A logout ends this run, in tmux, too: stage 2 has what mends it."
 
 
 class Telling:
@@ -24,6 +27,8 @@ class Telling:
         self._title = ""
         self._finished = wizard.seen.finished
         self._was_running = False
+        self._has_told_what_lasts = False
+        self._stalled_since = wizard.seen.stalled_since
 
     def about(self, state: RunState, running: bool) -> None:
         """Tell what is new."""
@@ -31,12 +36,24 @@ class Telling:
         if title != self._title:
             self._title = title
             terminal.set_title(self._wizard, title)
-        if running and not self._was_running and not self._wizard.source.read_only and not terminal.in_multiplexer():
-            self._wizard.say(SAFE)
+        if running and not self._was_running:
+            self._has_told_what_lasts = self._wizard.source.read_only
         self._was_running = running
+        if running and not self._has_told_what_lasts and state.stages["toolchain"].status == "done":
+            self._has_told_what_lasts = True
+            self._tell_what_lasts(state.stages["toolchain"].facts)
         if state.finished is not None and state.finished is not self._finished:
             self._tell_the_end(state)
         self._finished = state.finished
+        if state.stalled_since is not None and state.stalled_since != self._stalled_since:
+            terminal.notify(self._wizard, f"{PROGRAM}: no sign for {duration(time.time() - state.stalled_since)}")
+        self._stalled_since = state.stalled_since
+
+    def _tell_what_lasts(self, toolchain: Mapping[str, Any]) -> None:
+        if toolchain.get("ends_at_logout"):
+            self._wizard.say(ENDS_AT_LOGOUT, "warning")
+        elif not terminal.in_multiplexer():
+            self._wizard.say(SAFE)
 
     def _tell_the_end(self, state: RunState) -> None:
         assert state.finished is not None

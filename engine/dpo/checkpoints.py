@@ -26,7 +26,8 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
     part = folder / f".checkpoint-{step}.part"
     final = folder / f"checkpoint-{step}"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)  # and not what it lies in: a run folder that was moved away is not begun again
+    part.mkdir()
     fill(part)
     files = {}
     for path in sorted(path for path in part.rglob("*") if path.is_file()):

@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import PreconditionError
 from engine.events import Check, CheckStatus, Event, Message
 from engine.installed.install import install_uv
+from engine.installed.logout import at_logout
 from engine.installed.programs import CLONING, GIT, TMUX, UV, Found, look_for
 from engine.installed.requirements import python_needed
 from engine.installed.torch_build import TorchBuild, driver_fault, read_torch_build
@@ -38,13 +39,17 @@ def run(context: Context) -> StageRun:
         raise git.refusal(CLONING)
     tmux = look_for(TMUX)
     yield _line_of(tmux, _where_this_is(), "; a run goes on without its terminal, but a logout may end it")
+    logout = at_logout()
+    if logout is not None:
+        yield Check(NAME, "logout", "warning" if logout.ends_the_run else "ok", logout.detail)
     gpus, build = Gpus(), read_torch_build()
     driver = yield from _driver(gpus, context.config.device)
     yield _cuda(build, driver, context.config.device)
     versions = {"python": python, "uv": _of(uv), "git": _of(git), "tmux": _of(tmux), "driver": driver}
     there = [f"{name} {version}" for name, version in versions.items() if version]
     missing = [name for name, version in versions.items() if not version]
-    facts = {**versions, "executable": sys.executable, "torch": None if build is None else build.__dict__}
+    lasts = {"ends_at_logout": logout is not None and logout.ends_the_run}
+    facts = {**versions, **lasts, "executable": sys.executable, "torch": None if build is None else build.__dict__}
     return StageResult(", ".join(there) + (f"; without {', '.join(missing)}" if missing else ""), facts)
 
 

@@ -94,7 +94,8 @@ def _standing(state: RunState, standing: str, now: float) -> Content:
         text = f"▶ running {number}/10 {STAGE[current.name].title}{' ' + share if share else ''}"
         to_go = coarse(seconds_to_go(state, now))
         elapsed = duration(current.elapsed(now)) + (f" · ~{to_go} to go" if to_go else "")
-        return Content.assemble((text, "$stage-running"), (f"  {elapsed}", "$muted"))
+        silent = f"no sign for {duration(now - state.stalled_since)}  ·  " if state.stalled_since is not None else ""
+        return Content.assemble((silent, "$check-warning"), (text, "$stage-running"), (f"  {elapsed}", "$muted"))
     finished = state.finished
     if finished is None:
         return Content.styled("nothing runs", "$muted")
