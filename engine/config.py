@@ -219,8 +219,8 @@ class PackagingOptions(Described):
 class DisplayOptions(Described):
     """Display"""
 
-    theme: str = "midnight"
-    """A theme of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes."""
+    theme: str | None = None
+    """A theme of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes; without it, the one that was chosen last."""
     mouse: bool = True
     """Use the mouse in the wizard; --no-mouse leaves it to the terminal."""
     ascii: bool | None = None

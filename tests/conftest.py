@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import pytest
 
@@ -51,6 +52,12 @@ def run_stage(stage: Generator[Any, None, Result]) -> tuple[list[Any], Result]:
             events.append(next(stage))
         except StopIteration as end:
             return events, end.value
+
+
+@pytest.fixture(autouse=True)
+def a_state_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept between starts: not this person's, and not another test's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / f"state-{uuid4().hex}"))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from engine.journal import Entry
 from engine.names import STAGES
 from engine.run import Run
 from tests.wizard_for_tests import FakeSession, Sessions, is_open, look_at, screen_text, turn_to, until
+from themes import chosen
 from tui import telling, terminal
 from tui.app import Wizard, WizardEnd
 from tui.keys import KEYS, PLACES, bindings, footer_keys, help_rows, keys_markdown
@@ -182,6 +183,29 @@ async def test_a_theme_is_worn_while_the_cursor_is_on_it_and_kept_by_enter(finis
         assert app.theme == "midnight", "Esc leaves it as it was"
         await pilot.press("t", "down", "enter")
         await until(pilot, lambda: app.screen is app.main)
+        assert app.theme == app.theme_names[1]
+    async with Wizard(finished).run_test(size=(100, 30)) as pilot:
+        assert pilot.app.theme == app.theme_names[1], "it is kept for the next start"
+    finished.config = finished.config.model_copy(update={"theme": "contrast"})
+    async with Wizard(finished).run_test(size=(100, 30)) as pilot:
+        assert pilot.app.theme == "contrast", "what is asked for comes first"
+
+
+@pytest.mark.parametrize("kept", ["gone", "", "\udcff[/]"])
+async def test_a_kept_theme_that_is_gone_is_no_fault(finished: Runner, kept: str):
+    chosen.keep("midnight").write_bytes(kept.encode(errors="surrogateescape"))
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)):
+        assert app.theme == "midnight"
+
+
+async def test_a_theme_that_cannot_be_kept_is_worn_and_that_is_said(finished: Runner, monkeypatch, tmp_path: Path):
+    (tmp_path / "in the way").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "in the way"))
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("t", "down", "enter")
+        await until(pilot, lambda: any("could not be kept" in notice.message for notice in app._notifications))
         assert app.theme == app.theme_names[1]
 
 

@@ -22,6 +22,7 @@ from engine.errors import ExitCode
 from engine.names import RUN_LOG, STAGE, STAGES
 from engine.state import RunState
 from engine.text import visible_line
+from themes.chosen import chosen_last, keep
 from themes.loader import DEFAULT, as_textual, default_variables, find_themes
 from tui import terminal
 from tui.ascii_only import AsciiOnly
@@ -101,7 +102,9 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         self._drawn: tuple[object, ...] | None = None
         """What the last drawing depended on."""
         self._themes, self._theme_problems = find_themes()
-        self._first_theme = PLAIN_THEME if plain else source.config.theme
+        kept = chosen_last()
+        begun_with = source.config.theme or (kept if kept in self._themes else DEFAULT)
+        self._first_theme = PLAIN_THEME if plain else begun_with
         wanted = source.config.ascii
         self._reverse_video = ReverseVideo()
         self._ascii = AsciiOnly(enabled=terminal.draws_ascii_alone() if wanted is None else wanted)
@@ -328,7 +331,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
 
         def chosen(name: str | None) -> None:
             if name is not None:
-                self.say(f"Theme {name}. `--theme {name}` begins with it.")
+                self.keep_theme(name)
 
         self.push_screen(ThemePicker(self.theme_names, self.theme), chosen)
 
@@ -349,6 +352,18 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
             self.say(f"There is no theme {name!r}; there are {', '.join(self._themes)}.", "warning")
             name = DEFAULT
         self.theme = name
+
+    def keep_theme(self, name: str) -> None:
+        """Wear it, and from the next start on."""
+        self.use_theme(name)
+        try:
+            keep(name)
+        except (OSError, RuntimeError) as error:
+            self.say(
+                f"Theme {name}, for now: it could not be kept ({error}). `--theme {name}` begins with it.", "warning"
+            )
+        else:
+            self.say(f"Theme {name}, from now on.")
 
     def copy(self, text: str, what: str) -> None:
         """To the clipboard of the terminal (OSC 52). Nobody confirms it, so a file has it as well."""

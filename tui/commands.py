@@ -43,7 +43,7 @@ def commands_of(wizard: Wizard) -> Iterator[Command]:
     browse = partial(wizard.call_later, wizard.main.action_browse)
     yield Command("Browse the pairs", "All of them, with what speaks against each.", browse)
     for name in wizard.theme_names:
-        yield Command(f"Theme: {name}", "How it looks.", partial(wizard.use_theme, name))
+        yield Command(f"Theme: {name}", "How it looks.", partial(wizard.keep_theme, name))
     yield Command("Save a screenshot", "An SVG in the run folder's logs.", wizard.save_screenshot_file)
     yield Command("Choose a theme", "Each is worn while the cursor is on it.", wizard.action_themes)
     yield Command("Copy the run folder's path", "Through the terminal, and into logs/copied.txt.", wizard.copy_folder)
