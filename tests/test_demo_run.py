@@ -38,8 +38,8 @@ print(float((on - off).abs().max()))
 """
 
 
-def demo(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder)]
+def demo(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder), *options]
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=folder.parent
     )
@@ -112,15 +112,18 @@ def test_the_archive_unpacks_beside_itself_and_loads_with_plain_peft(finished: P
 
 def test_killed_in_pairs_and_in_training_the_run_ends_with_the_same_bytes(finished: Path, tmp_path: Path):
     folder = tmp_path / "stage3"
-    for kind, enough in (("pair_made", 65), ("train_step", 33)):
-        process = demo(folder)
-        wait_for(folder / names.EVENTS_JSONL, kind, enough, process)
+    shutil.copytree(finished, folder)
+    journal = folder / names.EVENTS_JSONL
+    for kind, enough, options in (("pair_made", 65, ("--from", "pairs")), ("train_step", 33, ())):
+        before = how_often(kind, journal)
+        process = demo(folder, *options)
+        wait_for(journal, kind, before + enough, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     finish(demo(folder))
     for name in (names.PAIRS_JSONL, names.TRAIN_JSONL, "models/lora_adapters/adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
-    told = [getattr(entry.event, "text", "") for entry in read_entries(folder / names.EVENTS_JSONL)]
+    told = [getattr(entry.event, "text", "") for entry in read_entries(journal)]
     assert any("Going on from checkpoint-" in text for text in told)
 
 
@@ -166,11 +169,14 @@ def step_on_screen(text: str) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
+def how_often(kind: str, journal: Path) -> int:
+    return journal.read_bytes().count(f'"kind":"{kind}"'.encode())
+
+
 def wait_for(journal: Path, kind: str, enough: int, process: subprocess.Popen[str]) -> None:
-    needle = f'"kind":"{kind}"'.encode()
     end = time.monotonic() + 200
     while time.monotonic() < end:
-        if journal.exists() and journal.read_bytes().count(needle) >= enough:
+        if how_often(kind, journal) >= enough:
             return
         assert process.poll() is None, f"it ended before {enough} {kind}"
         time.sleep(0.02)
