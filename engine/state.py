@@ -140,8 +140,9 @@ class RunState:
         if event.reused:
             # What an earlier process found and showed (checks, times) is still what stands.
             facts = event.facts or stage.facts
+            status: StageStatus = "skipped" if stage.status == "skipped" else "done"
             return self._with_stage(
-                replace(stage, status="done", summary=event.summary, reused=True, failure=None, facts=facts)
+                replace(stage, status=status, summary=event.summary, reused=True, failure=None, facts=facts)
             )
         failure = event if event.outcome in ("failed", "refused", "stopped") else None
         ended = replace(

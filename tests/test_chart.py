@@ -54,6 +54,13 @@ def test_the_window_holds_all_points_and_levels_with_air():
     assert window.bottom < 0.5 and window.top > 0.7
 
 
+def test_what_is_never_negative_gets_no_axis_that_is():
+    norms = window_of([Series([(1, 0.01), (2, 2.9)], "")])
+    margins = window_of([Series([(1, -0.2), (2, 1.3)], "")])
+    assert norms is not None and norms.bottom == 0.0
+    assert margins is not None and margins.bottom < -0.2
+
+
 def test_one_point_and_equal_points_have_a_window_too():
     for points in ([(3, 0.4)], [(1, 0.0), (2, 0.0)]):
         window = window_of([Series(points, "")])
@@ -147,4 +154,5 @@ def test_numbers_read_well():
         "1.0 pairs/h",
         "",
     ]
+    assert [figure(x, 2) for x in (0.43, 4.2e-4)] == ["0.43", "4e-04"]
     assert [figure(x) for x in (0.693147, 5e-5, 1250, math.nan, "nan")] == ["0.693", "5.0e-05", "1,250", "nan", "nan"]

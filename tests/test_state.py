@@ -162,6 +162,12 @@ def test_what_a_stage_left_stays_with_it_when_it_is_reused():
     assert state.stages["adapter"].facts == left
 
 
+def test_a_stage_that_was_skipped_is_not_called_done_when_it_is_reused():
+    state = state_after(StageFinished("credentials", "skipped", "No token is needed."))
+    state = state.apply(StageFinished("credentials", "skipped", "No token is needed.", reused=True), 9.0)
+    assert (state.stages["credentials"].status, state.stages["credentials"].reused) == ("skipped", True)
+
+
 def test_the_latest_stage_is_the_one_that_began_or_ended_last():
     state = state_after(StageStarted("adapter"), StageFinished("adapter", "failed", "no"))
     assert (state.latest, state.current) == ("adapter", None)

@@ -65,7 +65,8 @@ def window_of(
     left, right = min(x for x, _ in finite), max(x for x, _ in finite)
     if bounds is not None:
         (bottom, top), air = bounds, 0.0
-    return Window(left, right if right > left else left + 1, bottom - air, top + air)
+    below = min(air, bottom) if bottom >= 0 else air  # what is never negative gets no axis that is
+    return Window(left, right if right > left else left + 1, bottom - below, top + air)
 
 
 def chart(

@@ -45,14 +45,14 @@ def number(value: Any) -> float:
 
 
 def figure(value: Any, digits: int = 3) -> str:
-    """A figure in few characters: 0.693, 12.4, 5e-05, 1,250; `nan` where there is none."""
+    """A figure in few characters: 0.693, 12.4, 5.0e-05 (5e-05 with two digits or fewer), 1,250; `nan` where there is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     x = number(value)
     if not math.isfinite(x):
         return str(x)
     if x != 0 and abs(x) < 10**-digits:
-        return f"{x:.1e}"
+        return f"{x:.{int(digits > 2)}e}"
     return f"{x:,.{digits}f}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
