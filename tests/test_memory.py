@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,13 +51,13 @@ sys.exit(main())
 """
 
 
-def auto_demo(folder: Path, *, hurt: bool) -> subprocess.CompletedProcess[str]:
+def auto_demo(folder: Path, *more: str, hurt: bool) -> subprocess.CompletedProcess[str]:
     options = (
         "--num-examples 36 --split train[:36] --min-pairs 16 --min-eval-pairs 4 --num-train-epochs 1 --eval-prompts 2"
     )
     return subprocess.run(
         [sys.executable, "-c", AUTO.replace("HURT", str(hurt)), "--auto", "--demo", *options.split(), "--save-steps", "1",
-         "--until", "training", "--output-dir", str(folder)],
+         "--until", "training", "--output-dir", str(folder), *more],
         capture_output=True, text=True, timeout=280, cwd=folder.parent, stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -70,10 +71,14 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A short demo, and the same on a device that holds two pairs at a time."""
     folder = tmp_path_factory.mktemp("auto")
-    for name in ("whole", "hurt"):
-        done = auto_demo(folder / name, hurt=name == "hurt")
-        assert done.returncode == 0, done.stderr + done.stdout[-2000:]
-    return folder / "whole", folder / "hurt"
+    whole, hurt = folder / "whole", folder / "hurt"
+    done = auto_demo(whole, hurt=False)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    shutil.copytree(whole, hurt)
+    (hurt / names.EVENTS_JSONL).unlink()
+    done = auto_demo(hurt, "--from", "training", hurt=True)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    return whole, hurt
 
 
 def test_auto_goes_on_in_fresh_processes_until_the_training_fits(two_runs: tuple[Path, Path]):
