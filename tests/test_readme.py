@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from engine import names
 from engine.errors import ExitCode
 from engine.names import ADAPTER_DIR, CHECKPOINTS_DIR
+from tests.conftest import needs_shared_data
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,3 +36,16 @@ def test_every_picture_is_there_and_names_no_machine():
     for picture in pictures:
         svg = (ROOT / picture).read_text(encoding="utf-8")
         assert "/tmp" not in svg and "/root" not in svg and "/home" not in svg
+
+
+def test_what_it_says_of_the_notebooks_pairs_is_what_validate_prints():
+    pairs = needs_shared_data("gemma-2b-it-pairs.jsonl")
+    command = [sys.executable, "-m", "tui.cli", "validate", str(pairs)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == ExitCode.DATA, done.stderr
+    printed = [line.rstrip() for line in done.stdout.splitlines()]
+    shown = README.split("`stage3-tui validate` on that file:\n\n```\n")[1].split("```")[0].splitlines()
+    assert len(shown) > 5
+    assert [line for line in shown if line != "…" and line not in printed] == []
