@@ -390,7 +390,7 @@ async def test_where_a_logout_ends_the_run_that_is_said_inside_tmux_too(finished
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("a")
-        await until(pilot, lambda: [notice.message for notice in app._notifications] == [telling.ENDS_AT_LOGOUT])
+        await until(pilot, lambda: [notice.message for notice in app._notifications] == [telling.ENDED_AT_LOGOUT])
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------

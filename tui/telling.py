@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from engine.installed.logout import ENDS_AT_LOGOUT, in_multiplexer
 from engine.names import STAGE, STAGES
 from engine.state import RunState
 from tui import terminal
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "stage3-tui"
 SAFE = "This terminal may go: the run goes on without it, and `stage3-tui attach` shows it again."
-ENDS_AT_LOGOUT = "A logout ends this run, in tmux, too: stage 2 has what mends it."
+ENDED_AT_LOGOUT = f"A logout ends this run, in tmux, too: stage {STAGE['toolchain'].title} has what mends it."
 
 
 class Telling:
@@ -50,9 +51,9 @@ class Telling:
         self._stalled_since = state.stalled_since
 
     def _tell_what_lasts(self, toolchain: Mapping[str, Any]) -> None:
-        if toolchain.get("ends_at_logout"):
-            self._wizard.say(ENDS_AT_LOGOUT, "warning")
-        elif not terminal.in_multiplexer():
+        if toolchain.get(ENDS_AT_LOGOUT):
+            self._wizard.say(ENDED_AT_LOGOUT, "warning")
+        elif not in_multiplexer():
             self._wizard.say(SAFE)
 
     def _tell_the_end(self, state: RunState) -> None:

@@ -42,11 +42,6 @@ def write(app: App[Any], sequence: str) -> None:
         driver.write(sequence)
 
 
-def in_multiplexer() -> bool:
-    """Whether tmux or screen holds the terminal, so that a dropped connection ends nothing."""
-    return bool(os.environ.get("TMUX") or os.environ.get("STY"))
-
-
 def draws_ascii_alone() -> bool:
     """Whether the terminal, or what the locale says of it, has no other characters. A locale that says nothing (as in most
     containers) says nothing of the terminal either.

@@ -19,6 +19,8 @@ from engine.secrets import Secret
 from engine.stop import StopToken
 from engine.text import visible_line
 
+LOGIN_CHECK = "browser login"
+"""The name of the check that shows the page and the code, for as long as a login waits for its person."""
 LONGEST_SECONDS = 900.0
 """A login is not waited for any longer, however long its code holds."""
 INTERVAL_SECONDS = 5.0

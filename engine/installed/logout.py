@@ -1,4 +1,4 @@
-"""Whether a logout ends what a person left running: systemd's login manager can, in tmux, too.
+"""What a run outlives: its terminal always; a logout, unless systemd's login manager ends what is left, in tmux, too.
 
 KillUserProcesses, KillOnlyUsers and KillExcludeUsers: https://www.freedesktop.org/software/systemd/man/logind.conf.html
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 from engine.children import run_child
 from engine.errors import PreconditionError
 
+ENDS_AT_LOGOUT = "ends_at_logout"
+"""The fact that stage toolchain leaves: whether a logout ends the run."""
 ASK_SECONDS = 5.0
 CGROUP = Path("/proc/self/cgroup")
 """Where the kernel says what this process belongs to."""
@@ -28,6 +30,11 @@ class Logout:
     ends_the_run: bool
     detail: str
     """Why, and what mends it."""
+
+
+def in_multiplexer() -> bool:
+    """Whether tmux or screen holds the terminal, so that a dropped connection ends nothing."""
+    return bool(os.environ.get("TMUX") or os.environ.get("STY"))
 
 
 def at_logout() -> Logout | None:

@@ -14,6 +14,7 @@ from engine import hub
 from engine.errors import AccessError, NetworkError, Stage3Error
 from engine.events import Check, Event, Message
 from engine.hub import Account, FoundToken, LicenceNotAccepted, Scope, TokenRefused
+from engine.hub.login import LOGIN_CHECK
 from engine.push.push import check_target
 from engine.push.refusals import no_token_to_push
 from engine.push.repository import Repository
@@ -24,8 +25,6 @@ from engine.text import visible_line
 
 OUTPUTS: tuple[str, ...] = ()
 NAME = "credentials"
-LOGIN_CHECK = "browser login"
-"""The line that shows the page and the code, for as long as a login waits for its person."""
 NO_TOKEN = "none: not given, not in HF_TOKEN, no login stored"
 
 

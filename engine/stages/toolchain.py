@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Generator
@@ -11,7 +10,7 @@ from typing import Any
 from engine.errors import PreconditionError
 from engine.events import Check, CheckStatus, Event, Message
 from engine.installed.install import install_uv
-from engine.installed.logout import at_logout
+from engine.installed.logout import ENDS_AT_LOGOUT, at_logout, in_multiplexer
 from engine.installed.programs import CLONING, GIT, TMUX, UV, Found, look_for
 from engine.installed.requirements import python_needed
 from engine.installed.torch_build import TorchBuild, driver_fault, read_torch_build
@@ -48,7 +47,7 @@ def run(context: Context) -> StageRun:
     versions = {"python": python, "uv": _of(uv), "git": _of(git), "tmux": _of(tmux), "driver": driver}
     there = [f"{name} {version}" for name, version in versions.items() if version]
     missing = [name for name, version in versions.items() if not version]
-    lasts = {"ends_at_logout": logout is not None and logout.ends_the_run}
+    lasts = {ENDS_AT_LOGOUT: logout is not None and logout.ends_the_run}
     facts = {**versions, **lasts, "executable": sys.executable, "torch": None if build is None else build.__dict__}
     return StageResult(", ".join(there) + (f"; without {', '.join(missing)}" if missing else ""), facts)
 
@@ -95,7 +94,7 @@ def _of(found: Found) -> str | None:
 
 
 def _where_this_is() -> str:
-    return "this run is in it" if os.environ.get("TMUX") or os.environ.get("STY") else "this run is not in it"
+    return "this run is in it" if in_multiplexer() else "this run is not in it"
 
 
 def _driver(gpus: Gpus, device: str) -> Generator[Event, None, str | None]:

@@ -13,7 +13,7 @@ from textual.widgets import Static
 from engine.errors import ExitCode
 from engine.events import Check
 from engine.hub.addresses import TOKENS_PAGE
-from engine.stages.credentials import LOGIN_CHECK
+from engine.hub.login import LOGIN_CHECK
 from engine.state import RunState, StageState
 from tui.of_wizard import wizard_of
 from tui.screens.base import READABLE, StageView
