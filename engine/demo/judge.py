@@ -40,7 +40,3 @@ class GrammarJudge:
     def flawed(self, conversation: Conversation, reply: str) -> bool:
         """Whether the reply is anything but a good answer to the conversation's question."""
         return read_answer(conversation, reply) not in ("best", "good")
-
-    def well_formed(self, conversation: Conversation, reply: str) -> bool:
-        """Whether the reply is a whole answer of the grammar to this very question, be it good or bad."""
-        return read_answer(conversation, reply) not in ("astray", "broken")
