@@ -48,7 +48,7 @@ pictures: $(STAMP)
 
 snapshots: $(STAMP)
 	rm -rf tests/snapshots
-	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest tests/test_snapshots.py
+	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest tests/tui/test_snapshots.py
 
 $(TOOLS)/bin/uv:
 	$(PYTHON) -m venv $(TOOLS)

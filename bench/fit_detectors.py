@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the 
 
 import torch
 
-from engine.pairs.detectors.broken import is_leak
-from engine.pairs.detectors.case import Case
+from engine.pairs.detectors.malformed import is_leak
 from engine.pairs.detectors.meta import SHARPNESS, WEIGHTS_FILE, Term, Weights, terms_of
+from engine.pairs.detectors.reply import Case
 
 OWN_REPLIES = Path(__file__).with_name("own_replies.jsonl")
 

@@ -119,10 +119,10 @@ def make_works(count: int, prompts: Path | None, *, ragged: bool) -> list[Work]:
 
 def real_lengths(path: Path, count: int) -> list[int]:
     """Lengths of real conversations in tokens of a vocabulary of this size, trained on them."""
-    from engine.config import load_config
+    from engine.core.config import load_config
     from engine.demo.tokenizer import train_tokenizer
-    from engine.models.sampling import prompt_length
-    from engine.pairs.prompts import load_prompts
+    from engine.models.generation.sampling import prompt_length
+    from engine.pairs.generation.prompts import load_prompts
 
     options = {"dataset": str(path), "split": "train", "num_examples": count * 2}
     prompts = load_prompts(load_config(options, environment={}))
@@ -183,15 +183,15 @@ def notebook(model, works: Sequence[Work]) -> None:
 
 
 def batches(works: Sequence[Work], size: int) -> Iterator[list[Work]]:
-    from engine.pairs.generation import plan_batches
+    from engine.pairs.generation.critique_revision import plan_batches
 
     return plan_batches(works, [len(work.prompt) for work in works], size)
 
 
 def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True) -> None:
-    from engine.models import decoding
-    from engine.models.choosing import Nucleus
-    from engine.models.reading import Memory
+    from engine.models.generation import decoding
+    from engine.models.generation.prefix_cache import Memory
+    from engine.models.generation.samplers import Nucleus
 
     crowded, decoding.CROWDED = decoding.CROWDED, decoding.CROWDED if leave else 0.0
     memory = Memory()

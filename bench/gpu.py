@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.environment import quiet_libraries
+from engine.process.environment import quiet_libraries
 
 quiet_libraries()
 
@@ -81,12 +81,12 @@ def work(given: argparse.Namespace) -> int:
     """One process: train to the end, or until memory runs out."""
     import torch
 
-    from engine.dpo.dataset import encode_rows
-    from engine.dpo.forecast import Shape, machine_of, training_memory
-    from engine.dpo.plan import standing_plan
-    from engine.dpo.trainer import train
-    from engine.errors import RestartNeeded
-    from engine.events import TrainStep
+    from engine.core.errors import RestartNeeded
+    from engine.core.events import TrainStep
+    from engine.dpo.planning.forecast import Shape, machine_of, training_memory
+    from engine.dpo.planning.plan import standing_plan
+    from engine.dpo.training.dataset import encode_rows
+    from engine.dpo.training.trainer import train
     from engine.models.tensors import adapter_tensors, hash_tensors
     from engine.stages.preflight import Grounds
 
@@ -216,9 +216,9 @@ def build(tiny: bool, tokenizer: Any) -> Any:
 
 
 def context_of(given: argparse.Namespace, policy: Any) -> Any:
-    from engine.config import load_config
-    from engine.context import Context
-    from engine.run import Run
+    from engine.core.config import load_config
+    from engine.run.context import Context
+    from engine.run.folder import Run
 
     config = load_config(
         {

@@ -26,16 +26,17 @@ import psutil
 from textual.app import App, ComposeResult
 from textual.widgets import DataTable
 
-from engine import names
-from engine.config import load_config
-from engine.events import Event, GpuReading, RunStarted, StageStarted, Telemetry, TrainStep
-from engine.run import Run
-from tests.pairs_for_tests import row
-from tests.pseudo_terminal import WIZARD, PseudoTerminal
-from tests.tui_fixtures import write_events
-from tui.app import Wizard
-from tui.runner import Runner
-from tui.widgets.pair_browser import PairBrowser
+from engine.core import layout
+from engine.core.config import load_config
+from engine.core.events import Event, GpuReading, RunStarted, StageStarted, Telemetry, TrainStep
+from engine.core.stage_table import STAGES
+from engine.run.folder import Run
+from tests.support.good_pairs import row
+from tests.support.made_up_run import write_events
+from tests.support.pseudo_terminal import WIZARD, PseudoTerminal
+from tui.pair_browser.browser import PairBrowser
+from tui.runs.runner import Runner
+from tui.wizard.app import Wizard
 
 SIZES = {"80x24": (80, 24), "200x50": (200, 50)}
 STEPS_A_SECOND = 5
@@ -139,13 +140,13 @@ class GrowingJournal:
     """The events of a run that trains."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / names.EVENTS_JSONL
+        self._path = folder / layout.EVENTS_JSONL
         self._folder, self._seq, self._step = folder, 0, 0
         self._chance = random.Random(1)
 
     def begin(self) -> None:
         now = time.time()
-        self._say((now, RunStarted(str(self._folder), "0", 1, "bench", "", names.STAGES)))
+        self._say((now, RunStarted(str(self._folder), "0", 1, "bench", "", STAGES)))
         self._say((now, StageStarted("training", "")))
         self._say(*((now, self._next()) for _ in range(STEPS_BEFORE)), (now, self._reading()))
 
@@ -225,7 +226,7 @@ async def browser(count: int) -> tuple[float, ...]:
 
 
 def write_many(folder: Path, count: int) -> None:
-    path = folder / names.PAIRS_JSONL
+    path = folder / layout.PAIRS_JSONL
     path.parent.mkdir(parents=True)
     with path.open("w") as file:
         for number in range(count):

@@ -32,7 +32,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait would spin, and be counted
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.environment import quiet_libraries
+from engine.process.environment import quiet_libraries
 
 quiet_libraries()
 
@@ -159,7 +159,7 @@ def describe(pairs: list[dict[str, list[int]]]) -> str:
 def prepare(data: Path, folder: Path, count: int) -> dict[str, list[dict[str, list[int]]]]:
     """Write the tokenizer and `count` pairs of each set to `folder`; return the pairs as token ids."""
     from engine.demo.tokenizer import train_tokenizer
-    from engine.dpo.dataset import encode_rows
+    from engine.dpo.training.dataset import encode_rows
 
     rows = {"gemma-2b-it": list(gemma_rows(data)), "hh-rlhf": list(hh_rows(data))}
     texts = [m["content"] for kind in rows.values() for row in kind for key in row for m in row[key]]
@@ -250,7 +250,7 @@ def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
     from bench.generation import make_models
-    from engine.dpo.trl_trainer import without_warnings
+    from engine.dpo.training.trl_trainer import without_warnings
 
     torch.set_num_threads(threads)
     pairs = json.loads((prepared / f"{which}.json").read_text())
@@ -322,11 +322,11 @@ def plain_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pat
 def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Path) -> tuple[Any, Callable[[], None]]:
     import torch
 
-    from engine.config import Stage3Config
-    from engine.context import Context
-    from engine.dpo import trl_trainer
-    from engine.dpo.reference import reference_logps
-    from engine.run import Run
+    from engine.core.config import Stage3Config
+    from engine.dpo.training import trl_trainer
+    from engine.dpo.training.reference import reference_logps
+    from engine.run.context import Context
+    from engine.run.folder import Run
 
     config = Stage3Config(
         output_dir=folder, device="cpu", dtype="float32", gradient_checkpointing=way.recompute, save_steps=10**6

@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.config import load_config
-from engine.run import Run
-from tui.app import Wizard
+from engine.core.config import load_config
+from engine.run.folder import Run
 from tui.cli import main as stage3_tui
-from tui.watcher import Watcher
+from tui.runs.watcher import Watcher
+from tui.wizard.app import Wizard
 
 FOLDER = Path(__file__).parent
 SIZE = (120, 36)

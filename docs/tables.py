@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from engine.names import STAGE_TABLE
+from engine.core.stage_table import STAGE_TABLE
 from tui.keys import keys_markdown
 
 README = Path(__file__).parents[1] / "README.md"

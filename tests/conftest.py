@@ -13,12 +13,12 @@ from uuid import uuid4
 
 import pytest
 
-from engine.config import Stage3Config, load_config
-from engine.context import Context
-from engine.environment import quiet_libraries
-from engine.run import Run
-from tests.git_for_tests import here, upstream  # noqa: F401
-from tests.wizard_for_tests import finished, runner, sessions  # noqa: F401
+from engine.core.config import Stage3Config, load_config
+from engine.process.environment import quiet_libraries
+from engine.run.context import Context
+from engine.run.folder import Run
+from tests.support.git_repositories import here, upstream  # noqa: F401
+from tests.support.idle_wizard import finished, runner, sessions  # noqa: F401
 
 quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "0"
@@ -74,7 +74,7 @@ def context(tmp_path: Path, config: Callable[..., Stage3Config]) -> Callable[...
 @pytest.fixture(scope="module")
 def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a tiny base and of an adapter on it."""
-    from tests.tiny_models import build_adapter, build_base
+    from tests.support.tiny_models import build_adapter, build_base
 
     folder = tmp_path_factory.mktemp("stage2")
     base = build_base(folder / "base")
@@ -84,6 +84,6 @@ def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A run as the stage training leaves it."""
-    from tests.finished_run import finished_run
+    from tests.support.finished_run import finished_run
 
     return finished_run(tmp_path_factory.mktemp("trained") / "run", stage2[0])

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine import __version__
-from engine.errors import ConfigError, ExitCode, PreconditionError, Stage3Error
-from engine.names import STAGES
-from engine.options import Option, options
-from tui.failure import tell
+from engine.core.errors import ConfigError, ExitCode, PreconditionError, Stage3Error
+from engine.core.options import Option, options
+from engine.core.stage_table import STAGES
+from tui.process.print_error import tell
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.config import Stage3Config
+    from engine.core.config import Stage3Config
 
 PROGRAM = "stage3-tui"
 
@@ -107,11 +107,11 @@ def run_command(arguments: list[str]) -> int:
         raise ConfigError("--json goes with --auto.", "The wizard draws a screen.", f"{PROGRAM} --auto --json")
     config = recorded_config(given) if given.restarted else config_of(given, goes_on=not given.auto)
     if given.auto:
-        from tui.auto import run_auto
+        from tui.commands.auto import run_auto
 
         return run_auto(config, until=given.until, redo_from=given.redo_from, json=given.json, token=token_of(given))
     require_terminal()
-    from tui.wizard import run_wizard_process
+    from tui.wizard.launch import run_wizard_process
 
     return run_wizard_process(config, token_of(given), start_until=given.until if given.restarted else None)
 
@@ -128,7 +128,7 @@ def run_parser() -> argparse.ArgumentParser:
     )
     way.add_argument("--config", metavar="FILE", help="a TOML file with options")
     add_token_options(way)
-    # How `tui.restart` goes on with a run in a fresh process.
+    # How `tui.process.reexec` goes on with a run in a fresh process.
     way.add_argument("--restarted", action="store_true", help=argparse.SUPPRESS)
     way.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
     way.add_argument("--version", "-V", action="version", version=f"{PROGRAM} {__version__}")
@@ -162,7 +162,7 @@ def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Conf
     """
     from pathlib import Path
 
-    from engine.config import load_config
+    from engine.core.config import load_config
 
     names = {option.name for option in options()}
     values = {name: value for name, value in vars(given).items() if name in names and value is not None}
@@ -182,7 +182,7 @@ def recorded_config(given: argparse.Namespace) -> Stage3Config:
     """The configuration that the run recorded, and nothing else: it was resolved when the run began. Raises DamagedState."""
     from pathlib import Path
 
-    from engine.config import load_config
+    from engine.core.config import load_config
 
     folder = Path(given.output_dir)
     return load_config({**stored_config(folder), "output_dir": folder}, environment={})
@@ -190,7 +190,7 @@ def recorded_config(given: argparse.Namespace) -> Stage3Config:
 
 def stored_config(folder: Path) -> dict[str, Any]:
     """The configuration of the run in `folder`; empty where there is none. Raises DamagedState."""
-    from engine.run import Run
+    from engine.run.folder import Run
 
     known = {option.name for option in options()} - {"output_dir"}
     return {key: value for key, value in Run(folder).manifest["config"].items() if key in known}
@@ -198,7 +198,8 @@ def stored_config(folder: Path) -> dict[str, Any]:
 
 def token_of(given: argparse.Namespace) -> Any:
     """The token from standard input or a file, as a Secret; None where neither was asked for."""
-    from engine.secrets import Secret, read_token_file
+    from engine.hub.token_file import read_token_file
+    from engine.security.secrets import Secret
 
     if getattr(given, "token_fd", None) is not None:
         with os.fdopen(given.token_fd, encoding="utf-8") as pipe:
@@ -228,7 +229,7 @@ def attach_command(arguments: list[str]) -> int:
     )
     given = parse(parser, arguments)
     require_terminal()
-    from tui.wizard import attach
+    from tui.wizard.launch import attach
 
     folder = run_dir_of(given)
     given.output_dir = str(folder)
@@ -239,7 +240,7 @@ def stop_command(arguments: list[str]) -> int:
     parser = run_dir_parser("stop", "Ask a run to finish its step, save and stop.")
     parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for it [60]")
     given = parse(parser, arguments)
-    from tui.console import stop_run
+    from tui.commands.console import stop_run
 
     return stop_run(run_dir_of(given), given.wait)
 
@@ -248,7 +249,7 @@ def status_command(arguments: list[str]) -> int:
     parser = run_dir_parser("status", "One screen of text about a run.")
     parser.add_argument("--json", action="store_true", help="for machines")
     given = parse(parser, arguments)
-    from tui.console import print_status
+    from tui.commands.console import print_status
 
     return print_status(run_dir_of(given), as_json=given.json)
 
@@ -272,7 +273,7 @@ def validate_command(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="--export may replace a file")
     add_options(parser, [option for option in options() if is_of_the_gate(option)])
     given = parse(parser, arguments)
-    from tui.validate import print_validation
+    from tui.commands.validate import print_validation
 
     return print_validation(given.pairs, config_of(given), as_json=given.json, export=given.export, force=given.force)
 
@@ -298,7 +299,7 @@ def push_command(arguments: list[str]) -> int:
     if given.repo is not None:
         given.push_to_hub = given.repo
     config = config_of(given, goes_on=True)
-    from tui.push import push_run
+    from tui.commands.push import push_run
 
     # That another repository may be public says nothing about this one.
     public = config.push_public if given.repo in (None, stored_config(folder).get("push_to_hub")) else asked_for_public
@@ -327,7 +328,7 @@ def doctor_command(arguments: list[str]) -> int:
     )
     add_options(parser, [option for option in options() if option.name in ("device", "output_dir")])
     given = parse(parser, arguments)
-    from tui.console import print_doctor
+    from tui.commands.console import print_doctor
 
     return print_doctor(config_of(given))
 
@@ -354,7 +355,7 @@ def run_dir_of(given: argparse.Namespace) -> Any:
     """The run folder that a command is about. Raises ConfigError where there is no run."""
     from pathlib import Path
 
-    from engine.names import EVENTS_JSONL, RUN_JSON
+    from engine.core.layout import EVENTS_JSONL, RUN_JSON
 
     folder = Path(given.run_dir) if given.run_dir else config_of(given).output_dir
     if not (folder / RUN_JSON).exists() and not (folder / EVENTS_JSONL).exists():

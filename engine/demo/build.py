@@ -32,8 +32,8 @@ from engine.demo.grammar import (
     grammar,
     questions,
 )
-from engine.pairs.constitution import Constitution, load_constitution
-from engine.pairs.dialogue import Conversation
+from engine.pairs.generation.dialogue import Conversation
+from engine.pairs.principles.constitution import Constitution, load_constitution
 
 ASSETS = Path(__file__).with_name("assets")
 BASE_NAME = "stage3-tui/demo-base"
@@ -153,7 +153,7 @@ def record(settings: Settings, out: Path) -> dict[str, Any]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from engine.demo.answer import as_figures, chains, least_margin, measure
+    from engine.demo.sample import as_figures, chains, least_margin, measure
 
     constitution = load_constitution(out / "constitution.yaml")
     tokenizer = AutoTokenizer.from_pretrained(out / "base")

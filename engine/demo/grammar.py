@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import yaml
 
-from engine.pairs.constitution import Constitution, Principle
-from engine.pairs.dialogue import Conversation, revision_prompt
+from engine.pairs.generation.dialogue import Conversation, revision_prompt
+from engine.pairs.principles.constitution import Constitution, Principle
 
 SOURCE = Path(__file__).with_name("topics.yaml")
 

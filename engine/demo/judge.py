@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from engine.demo.grammar import Kind, read_answer
 from engine.models.chat import Conversation
-from engine.pairs.judge import Case, Scores
+from engine.pairs.judges.base import Case, Scores
 
 SCORES: dict[Kind, float] = {
     "best": 1.0,

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import GemmaConfig, GemmaForCausalLM, GemmaTokenizer, PreTrainedModel
 
-from engine.pairs.dialogue import Conversation
+from engine.pairs.generation.dialogue import Conversation
 
 Draw = Callable[[Random], Conversation]
 

@@ -11,14 +11,14 @@ no log.
 
 from engine.hub.access import check_access, commit_of
 from engine.hub.account import Account, Scope, whoami
-from engine.hub.addresses import TOKENS_PAGE, RepoType, page_of
 from engine.hub.cache import cached_snapshot, missing_from, unfinished_bytes
 from engine.hub.client import bound_the_client, is_offline
-from engine.hub.explaining import explained
+from engine.hub.errors import LicenceNotAccepted, TokenRefused, offline, or_the_token, refused_token
+from engine.hub.exception_mapping import explained
 from engine.hub.login import LoginCode, await_token, request_code
-from engine.hub.refusals import LicenceNotAccepted, TokenRefused, offline, or_the_token, refused_token
 from engine.hub.store import store_token
 from engine.hub.tokens import TOKEN_VARIABLES, FoundToken, find_token, other_sources, remember
+from engine.hub.urls import TOKENS_PAGE, RepoType, page_of
 
 __all__ = [
     "TOKENS_PAGE",

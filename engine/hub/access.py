@@ -6,12 +6,12 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from engine.errors import ConfigError
-from engine.hub.addresses import RepoType
-from engine.hub.refusals import not_the_hub, refusal
+from engine.core.errors import ConfigError
+from engine.hub.errors import not_the_hub, refusal
 from engine.hub.requests import get, json_of
-from engine.secrets import Secret
-from engine.text import visible_line
+from engine.hub.urls import RepoType
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 
 if TYPE_CHECKING:
     from httpx2 import Response

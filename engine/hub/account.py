@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.hub.refusals import not_the_hub, refusal
+from engine.hub.errors import not_the_hub, refusal
 from engine.hub.requests import get, json_of
-from engine.secrets import Secret
-from engine.text import visible_line
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 
 
 @dataclass(frozen=True)

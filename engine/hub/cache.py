@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engine.hub.addresses import RepoType
+from engine.hub.urls import RepoType
 
 INDEX_SUFFIX = ".index.json"
 """Of the file that lists the parts of weights which are too large for one file."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.hub.answers import BUSY, wait_asked_for
+from engine.hub.responses import BUSY, wait_asked_for
 
 if TYPE_CHECKING:
     from httpx2 import Client, Request, Response

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.errors import AccessError, NetworkError
-from engine.hub.addresses import TOKENS_PAGE
-from engine.hub.refusals import HOW_TO_GIVE, not_the_hub, refusal
+from engine.core.errors import AccessError, NetworkError
+from engine.hub.errors import HOW_TO_GIVE, not_the_hub, refusal
 from engine.hub.requests import json_of, send
-from engine.secrets import Secret
-from engine.stop import StopToken
-from engine.text import visible_line
+from engine.hub.urls import TOKENS_PAGE
+from engine.run.stop import StopToken
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 
 LOGIN_CHECK = "browser login"
 """The name of the check that shows the page and the code, for as long as a login waits for its person."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine import __version__
-from engine.hub.addresses import endpoint
-from engine.hub.answers import BUSY, is_a_page, wait_asked_for
 from engine.hub.client import LONGEST_WAIT_SECONDS, bound_the_client
-from engine.hub.refusals import not_the_hub, offline, unreachable
-from engine.secrets import Secret
+from engine.hub.errors import not_the_hub, offline, unreachable
+from engine.hub.responses import BUSY, is_a_page, wait_asked_for
+from engine.hub.urls import endpoint
+from engine.security.secrets import Secret
 
 if TYPE_CHECKING:
     from httpx2 import Response

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.errors import DiskError, Stage3Error, UnsafeError
-from engine.hub.explaining import explained
+from engine.core.errors import DiskError, Stage3Error, UnsafeError
+from engine.hub.exception_mapping import explained
 from engine.hub.tokens import store_path
-from engine.secrets import Secret
-from engine.text import visible_line
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import AccessError, NetworkError
-from engine.hub.addresses import TOKENS_PAGE
-from engine.hub.explaining import explained
-from engine.secrets import Secret, not_ours
-from engine.text import visible_line
+from engine.core.errors import AccessError, NetworkError
+from engine.hub.exception_mapping import explained
+from engine.hub.token_file import not_ours
+from engine.hub.urls import TOKENS_PAGE
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 GIVEN = "given to this run"

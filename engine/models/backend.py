@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from engine.config import Stage3Config
+from engine.core.config import Stage3Config
 from engine.models.chat import Conversation
-from engine.models.sampling import Reply, SamplingSettings
-from engine.stop import StopToken
+from engine.models.generation.sampling import Reply, SamplingSettings
+from engine.run.stop import StopToken
 
 
 class Backend(Protocol):
@@ -53,9 +53,9 @@ class Backend(Protocol):
 def load_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> Backend:
     """The server of `--server-url`, else the local model with the Stage 2 adapter."""
     if config.server_url is not None:
-        from engine.models.server import load_server_backend
+        from engine.models.server.backend import load_server_backend
 
         return load_server_backend(config, stop, token)
-    from engine.models.local import load_stage2_backend
+    from engine.models.local_backend import load_stage2_backend
 
     return load_stage2_backend(config, adapter, stop, token)

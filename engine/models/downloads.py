@@ -8,10 +8,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import Stage3Config
-from engine.files import begun_git_hash
+from engine.core.config import Stage3Config
 from engine.hub import cached_snapshot
-from engine.models.loading import is_local
+from engine.hub.references import is_local
+from engine.storage.files import begun_git_hash
 
 _BLOCK = 1 << 22
 

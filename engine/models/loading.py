@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import Stage3Config
-from engine.errors import PreconditionError
-from engine.run import Run
+from engine.core.config import Stage3Config
+from engine.core.errors import PreconditionError
+from engine.hub.references import is_local
+from engine.machine.device import gpu_has_bfloat16, resolve_device
+from engine.run.folder import Run
 
 if TYPE_CHECKING:
     import torch
@@ -19,34 +21,6 @@ if TYPE_CHECKING:
 
 POLICY_ADAPTER = "default"
 """The name that TRL expects of a loaded adapter; under any other one it raises KeyError."""
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-def is_local(name: str) -> bool:
-    """Whether a model, adapter or dataset is a path here, not a Hub id."""
-    return Path(name).expanduser().exists() or name.startswith(("/", "./", "../", "~"))
-
-
-def local_path(name: str) -> Path:
-    return Path(name).expanduser().resolve()
-
-
-def resolve_device(config: Stage3Config) -> torch.device:
-    """The device of `--device`. Raises PreconditionError where it is not there."""
-    import torch
-
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PreconditionError(
-            f"--device {name}: torch {torch.__version__} sees no CUDA device.",
-            "Either there is no NVIDIA GPU, or torch's CUDA build is newer than the driver.",
-            "Run `stage3-tui doctor`, or use --device cpu.",
-        )
-    return device
 
 
 def resolve_dtype(config: Stage3Config) -> torch.dtype:
@@ -65,14 +39,6 @@ def resolve_dtype(config: Stage3Config) -> torch.dtype:
         else:
             name = Run(config.output_dir).result("preflight").get("dtype", "float32")
     return getattr(torch, dtype_name(name))  # type: ignore[no-any-return]
-
-
-def gpu_has_bfloat16(device: torch.device) -> bool:
-    """Whether it computes in it; an older one (T4, V100) only imitates it, slowly."""
-    import torch
-
-    with torch.cuda.device(device):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
@@ -155,12 +121,6 @@ def load_policy(base: PreTrainedModel, adapter: Path, *, trainable: bool = False
     from peft import PeftModel
 
     return PeftModel.from_pretrained(base, str(adapter), adapter_name=POLICY_ADAPTER, is_trainable=trainable)
-
-
-def looks_like_hub_id(name: str) -> bool:
-    """`owner/name`, which is no path here and no deeper path."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not is_local(name) and not name.startswith(("artifacts/", "."))
 
 
 def hub_arguments(config: Stage3Config, token: str | None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from engine.config import Stage3Config
-from engine.models.loading import gpu_has_bfloat16, resolve_device
+from engine.core.config import Stage3Config
+from engine.machine.device import gpu_has_bfloat16, resolve_device
 
 if TYPE_CHECKING:
     from peft import PeftModel

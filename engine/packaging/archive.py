@@ -10,18 +10,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from engine import names
-from engine.errors import DamagedState
-from engine.files import sha256_of_file, sync_folder, write_atomically
-from engine.packaging.cleaning import cleaned
+from engine.core import layout
+from engine.core.errors import DamagedState
+from engine.core.stage_table import STAGES
+from engine.packaging.anonymise import cleaned
 from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
-from engine.packaging.privacy import Private
-from engine.packaging.reading import read_files
+from engine.packaging.private_words import Private
 from engine.packaging.secret_scan import Finding, find_secrets, refuse_secrets
-from engine.packaging.writing import MANIFEST, manifest_bytes, write_zip
-from engine.pairs.edits import read_edits
-from engine.run import Run
-from engine.secrets import Secret
+from engine.packaging.verify import read_files
+from engine.packaging.zip_writer import MANIFEST, manifest_bytes, write_zip
+from engine.pairs.data.edits import read_edits
+from engine.run.folder import Run
+from engine.security.secrets import Secret
+from engine.storage.files import sha256_of_file, sync_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def existing_archive(
     except DamagedState:
         return None
     _, now = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
-    compared = {*files, *now.files} - {names.RUN_JSON, MANIFEST}
+    compared = {*files, *now.files} - {layout.RUN_JSON, MANIFEST}
     if any(files.get(name) != now.files.get(name) for name in compared):
         return None
     if _training_in(files) != _training_in(now.files):
@@ -144,13 +145,13 @@ def _recorded_hash(run: Run) -> set[str]:
         beside = hash_file(run).read_text(encoding="ascii").split()[:1]
     except (OSError, UnicodeDecodeError):
         beside = []
-    recorded = run.result(names.STAGES[-1]).get("sha256")
+    recorded = run.result(STAGES[-1]).get("sha256")
     return {*beside, *([str(recorded)] if recorded else [])}
 
 
 def _training_in(files: Mapping[str, bytes]) -> Any:
     """What the training recorded, in a packed `run.json`."""
-    record = json.loads(files.get(names.RUN_JSON, b"{}"))
+    record = json.loads(files.get(layout.RUN_JSON, b"{}"))
     return record.get("stages", {}).get("training", {}).get("result")
 
 
@@ -183,16 +184,16 @@ def _settle_secrets(run: Run, packed: _Files, known: Mapping[str, Secret], *, ac
     """Leave out the records of rejected pairs that hold one. Raises UnsafeError for the rest that nobody accepted."""
     findings = find_secrets(packed.files, known)
     rejected = _rejected(run) if findings else set()
-    withheld = {found.record for found in findings if found.file == names.PAIRS_JSONL and found.record in rejected}
+    withheld = {found.record for found in findings if found.file == layout.PAIRS_JSONL and found.record in rejected}
     if withheld:
-        packed.files[names.PAIRS_JSONL] = _without_records(packed.files[names.PAIRS_JSONL], withheld)
-    left = [found for found in findings if not (found.file == names.PAIRS_JSONL and found.record in withheld)]
+        packed.files[layout.PAIRS_JSONL] = _without_records(packed.files[layout.PAIRS_JSONL], withheld)
+    left = [found for found in findings if not (found.file == layout.PAIRS_JSONL and found.record in withheld)]
     refuse_secrets(left, accepted=accept_lookalikes)
     packed.withheld, packed.accepted = sorted(withheld), left
 
 
 def _rejected(run: Run) -> set[str]:
-    path = run / names.EDITS_JSONL
+    path = run / layout.EDITS_JSONL
     decisions = read_edits(path) if path.exists() else {}
     return {pair_id for pair_id, decision in decisions.items() if decision.accepted is False}
 

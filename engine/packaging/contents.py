@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from engine import names
-from engine.errors import DamagedState, PreconditionError, UnsafeError
-from engine.models.adapters.files import PICKLE_SUFFIXES
-from engine.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from engine.run import Run
-from engine.text import visible_line
+from engine.core import layout
+from engine.core.errors import DamagedState, PreconditionError, UnsafeError
+from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.models.adapters.folder import PICKLE_SUFFIXES
+from engine.run.folder import Run
+from engine.security.sanitize import visible_line
 
 MODEL_CARD = "README.md"
 TOKENIZER = "tokenizer.json"
@@ -26,15 +26,15 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 
 RUN_FILES = (
-    names.RUN_JSON,
-    names.PAIRS_JSONL,
-    names.EDITS_JSONL,
-    names.SCORES_JSONL,
-    names.PAIRS_REPORT,
-    names.TRAIN_JSONL,
-    names.EVAL_JSONL,
-    names.EVALUATION_REPORT,
-    names.METRICS_JSON,
+    layout.RUN_JSON,
+    layout.PAIRS_JSONL,
+    layout.EDITS_JSONL,
+    layout.SCORES_JSONL,
+    layout.PAIRS_REPORT,
+    layout.TRAIN_JSONL,
+    layout.EVAL_JSONL,
+    layout.EVALUATION_REPORT,
+    layout.METRICS_JSON,
 )
 ADAPTER_FILES = (
     ADAPTER_WEIGHTS,
@@ -49,11 +49,11 @@ ADAPTER_FILES = (
     "merges.txt",
     CHAT_TEMPLATE,
 )
-LISTED = (*RUN_FILES, *(f"{names.ADAPTER_DIR}/{name}" for name in ADAPTER_FILES))
-REQUIRED = (f"{names.ADAPTER_DIR}/{ADAPTER_WEIGHTS}", f"{names.ADAPTER_DIR}/{ADAPTER_CONFIG}")
+LISTED = (*RUN_FILES, *(f"{layout.ADAPTER_DIR}/{name}" for name in ADAPTER_FILES))
+REQUIRED = (f"{layout.ADAPTER_DIR}/{ADAPTER_WEIGHTS}", f"{layout.ADAPTER_DIR}/{ADAPTER_CONFIG}")
 FOLDERS = tuple(sorted({PurePosixPath(name).parts[0] for name in LISTED if "/" in name}))
 # Of a run, and never packed: people put them on another disk with a link, and they hold pickles by right.
-NEVER_PACKED = (names.CHECKPOINTS_DIR, PurePosixPath(names.RUN_LOG).parts[0], names.SUPERSEDED_DIR, "preflight")
+NEVER_PACKED = (layout.CHECKPOINTS_DIR, PurePosixPath(layout.RUN_LOG).parts[0], layout.SUPERSEDED_DIR, "preflight")
 
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
 _LINK = "a symbolic link: it could bring any file of this machine into the archive"
@@ -76,7 +76,7 @@ def packed_names(run: Run) -> list[str]:
 
 def unlisted_names(run: Run) -> list[str]:
     """What lies in the adapter's folder and is not packed."""
-    folder = run / names.ADAPTER_DIR
+    folder = run / layout.ADAPTER_DIR
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in ADAPTER_FILES)
 
 

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine import names
-from engine.children import run_child
-from engine.config import Stage3Config
-from engine.errors import DamagedState, Stage3Error
-from engine.models.loading import is_local, local_path
-from engine.packaging.reading import read_back
-from engine.stop import StopToken
-from engine.text import visible_line
+from engine.core import layout
+from engine.core.config import Stage3Config
+from engine.core.errors import DamagedState, Stage3Error
+from engine.hub.references import is_local, local_path
+from engine.packaging.verify import read_back
+from engine.process.children import run_child
+from engine.run.stop import StopToken
+from engine.security.sanitize import visible_line
 
 LOAD_SECONDS = 1800.0
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
@@ -88,7 +88,7 @@ def _answer(output: tuple[str, ...]) -> dict[str, Any]:
 
 def main(request: str) -> int:
     """What the fresh process does: one line of JSON on standard output."""
-    from engine.environment import quiet_libraries
+    from engine.process.environment import quiet_libraries
 
     quiet_libraries()
     try:
@@ -113,7 +113,7 @@ def load_archive(request: Mapping[str, Any]) -> dict[str, Any]:
         read_back(archive)
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(scratch)  # read_back has refused every name that would leave the folder
-        adapter = next(scratch.glob(f"*/{names.ADAPTER_DIR}"))
+        adapter = next(scratch.glob(f"*/{layout.ADAPTER_DIR}"))
         tensors = read_tensors(adapter)
         refuse_bad_numbers(tensors)
         effect = effect_on_logits(load_policy(load_base(config), adapter), load_tokenizer(config))

@@ -13,20 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from engine import names
-from engine.errors import UnsafeError
-from engine.models.loading import ADAPTER_WEIGHTS
-from engine.secrets import Secret
-from engine.text import visible_line
+from engine.core import layout
+from engine.core.errors import UnsafeError
+from engine.core.layout import ADAPTER_WEIGHTS
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 
 OF_MODELS_AND_PEOPLE = frozenset(
     {
-        names.PAIRS_JSONL,
-        names.EDITS_JSONL,
-        names.TRAIN_JSONL,
-        names.EVAL_JSONL,
-        names.PAIRS_REPORT,
-        names.EVALUATION_REPORT,
+        layout.PAIRS_JSONL,
+        layout.EDITS_JSONL,
+        layout.TRAIN_JSONL,
+        layout.EVAL_JSONL,
+        layout.PAIRS_REPORT,
+        layout.EVALUATION_REPORT,
     }
 )
 SHORTEST_SECRET = 12
@@ -155,7 +155,7 @@ def _finding(name: str, data: bytes, start: int, what: str, *, known: bool) -> F
 
 
 def _record_of(name: str, line: bytes) -> str:
-    if name not in (names.PAIRS_JSONL, names.EDITS_JSONL):
+    if name not in (layout.PAIRS_JSONL, layout.EDITS_JSONL):
         return ""
     try:
         return str(json.loads(line).get("id", ""))

@@ -7,20 +7,21 @@ from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine import __version__, hub, names
-from engine.errors import AccessError, NetworkError, Stage3Error, Stopped, UnsafeError
-from engine.events import Check, Event, Message
-from engine.models.loading import is_local
+from engine import __version__, hub
+from engine.core import layout
+from engine.core.errors import AccessError, NetworkError, Stage3Error, Stopped, UnsafeError
+from engine.core.events import Check, Event, Message
+from engine.hub.references import is_local
 from engine.packaging.archive import Archive, verified_archive
 from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
-from engine.push.files import pushed_files
-from engine.push.refusals import HOW_TO_GET_WRITE, no_token_to_push
+from engine.push.errors import HOW_TO_GET_WRITE, no_token_to_push
+from engine.push.permissions import refused_by_scope, who
 from engine.push.repository import Repository, There
-from engine.push.scope import refused_by_scope, who
-from engine.run import Run
-from engine.secrets import Secret
-from engine.stop import StopToken
-from engine.text import visible_line
+from engine.push.selection import pushed_files
+from engine.run.folder import Run
+from engine.run.stop import StopToken
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 
 OF_THE_HUB = (".gitattributes",)
 """Files that the Hub makes by itself."""
@@ -192,7 +193,7 @@ def _message(run: Run) -> str:
 def _description(archive: Archive) -> str:
     return (
         f"Pushed by stage3-tui {__version__} out of {archive.path.name} (SHA-256 {archive.sha256}).\n"
-        f"{names.EVALUATION_REPORT} has the figures of the verdict."
+        f"{layout.EVALUATION_REPORT} has the figures of the verdict."
     )
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
-from engine.errors import ConfigError, UnsafeError
-from engine.files import begun_git_hash
-from engine.push.bounds import TIMEOUT_SECONDS, StoppableBytes, bounded
-from engine.push.refusals import refusal
-from engine.secrets import Secret
-from engine.stop import StopToken
+from engine.core.errors import ConfigError, UnsafeError
+from engine.push.errors import refusal
+from engine.push.request_limits import TIMEOUT_SECONDS, StoppableBytes, bounded
+from engine.run.stop import StopToken
+from engine.security.secrets import Secret
+from engine.storage.files import begun_git_hash
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

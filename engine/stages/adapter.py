@@ -6,16 +6,16 @@ from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
-from engine.errors import Stage3Error
-from engine.events import Check, Event
-from engine.files import sha256_of_file
-from engine.models.adapters.card import Line, lines_of_settings, share_of_base, size
+from engine.core.errors import Stage3Error
+from engine.core.events import Check, Event
+from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.models.adapters.effect import effect_on_logits, logits_of, refuse_rounded
-from engine.models.adapters.files import refuse_pickles
-from engine.models.adapters.fit import Expected, base_problems_told, expected_adapter
-from engine.models.adapters.misfit import refuse_misfit
+from engine.models.adapters.expected_tensors import Expected, base_problems_told, expected_adapter
+from engine.models.adapters.folder import refuse_pickles
 from engine.models.adapters.settings import AdapterSettings, read_settings
 from engine.models.adapters.source import AdapterSource, adapter_source, local_adapter, require_the_hubs_bytes
+from engine.models.adapters.summary import Line, lines_of_settings, share_of_base, size
+from engine.models.adapters.tensor_mismatch import refuse_misfit
 from engine.models.adapters.trainable import refuse_untrainable
 from engine.models.adapters.vocabulary import refuse_larger_vocabulary
 from engine.models.adapters.weights import (
@@ -26,10 +26,11 @@ from engine.models.adapters.weights import (
     refuse_bad_numbers,
     silent_modules,
 )
-from engine.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_base, load_policy, load_tokenizer
+from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.tensors import hash_tensors
+from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageResult, StageRun
-from engine.text import visible_line
+from engine.storage.files import sha256_of_file
 
 NAME = "adapter"
 OUTPUTS: tuple[str, ...] = ()

@@ -16,8 +16,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from engine.context import Context
-from engine.events import Event, Outcome
+from engine.core.events import Event, Outcome
+from engine.run.context import Context
 
 __all__ = ["Context", "Stage", "StageResult", "StageRun"]
 

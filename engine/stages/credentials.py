@@ -11,17 +11,17 @@ from collections.abc import Generator
 from typing import Any
 
 from engine import hub
-from engine.errors import AccessError, NetworkError, Stage3Error
-from engine.events import Check, Event, Message
+from engine.core.errors import AccessError, NetworkError, Stage3Error
+from engine.core.events import Check, Event, Message
 from engine.hub import Account, FoundToken, LicenceNotAccepted, Scope, TokenRefused
 from engine.hub.login import LOGIN_CHECK
+from engine.hub.run_requirements import RemoteNeed, at_commits, held, listed, remote_needs
+from engine.push.errors import no_token_to_push
 from engine.push.push import check_target
-from engine.push.refusals import no_token_to_push
 from engine.push.repository import Repository
-from engine.remote import RemoteNeed, at_commits, held, listed, remote_needs
-from engine.secrets import Secret
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 from engine.stages.base import Context, StageResult, StageRun
-from engine.text import visible_line
 
 OUTPUTS: tuple[str, ...] = ()
 NAME = "credentials"

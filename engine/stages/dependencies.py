@@ -11,15 +11,15 @@ from collections.abc import Generator
 from typing import Any
 
 from engine import DISTRIBUTION
-from engine.events import Check, CheckStatus, Event, Message
-from engine.installed.conflicts import find_conflicts
-from engine.installed.install import install, lacking
-from engine.installed.probe import IMPORTS, PROBE_SECONDS, probe_error, try_device
-from engine.installed.requirements import Installed, again, extras_of, required
-from engine.installed.torch_build import TorchBuild, driver_fault
+from engine.core.events import Check, CheckStatus, Event, Message
+from engine.machine.conflicts import find_conflicts
+from engine.machine.install import install, lacking
+from engine.machine.probe import IMPORTS, PROBE_SECONDS, probe_error, try_device
+from engine.machine.requirements import Installed, again, extras_of, required
+from engine.machine.telemetry import Gpus
+from engine.machine.torch_build import TorchBuild, driver_fault
+from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageResult, StageRun
-from engine.telemetry import Gpus
-from engine.text import visible_line
 
 OUTPUTS: tuple[str, ...] = ()
 NAME = "dependencies"

@@ -7,20 +7,20 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine import names
-from engine.dpo.card import load_lines
-from engine.events import Check, Event, Message
-from engine.files import sha256_of_file
-from engine.models.memory import free_memory
+from engine.core import layout
+from engine.core.events import Check, Event, Message
+from engine.machine.memory import free_memory
 from engine.packaging.archive import Archive, build_archive, existing_archive, hash_file
 from engine.packaging.bring_home import check_line, scp_line_of_this_machine, unzip_line
 from engine.packaging.contents import packed_names
 from engine.packaging.fresh_process import load_in_fresh_process
+from engine.packaging.model_card import load_lines
 from engine.packaging.secret_scan import known_secrets
 from engine.push.push import push
+from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageResult, StageRun
 from engine.stages.training import base_name
-from engine.text import visible_line
+from engine.storage.files import sha256_of_file
 
 NAME = "packaging"
 OUTPUTS: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ OUTPUTS: tuple[str, ...] = ()
 def depends_on(context: Context) -> dict[str, Any] | None:
     run, config = context.run, context.config
     done_but_gone = run.stage(NAME).get("status") == "done" and not run.archive.is_file()
-    packed = [name for name in packed_names(run) if name != names.RUN_JSON]
+    packed = [name for name in packed_names(run) if name != layout.RUN_JSON]
     return {
         "training": run.result("training"),
         "files": {name: sha256_of_file(run / name) for name in packed if (run / name).is_file()},
@@ -111,7 +111,7 @@ def _facts(context: Context, archive: Archive) -> dict[str, Any]:
     """What a screen needs to show the archive, and a person to bring it home."""
     hashes = hash_file(context.run)
     commit = context.run.result("adapter").get("base_model_commit")
-    adapter = f"{context.run.folder.name}/{names.ADAPTER_DIR}"
+    adapter = f"{context.run.folder.name}/{layout.ADAPTER_DIR}"
     return {
         "archive": str(archive.path),
         "sha256": archive.sha256,

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import names
-from engine.errors import PreconditionError
-from engine.events import Event, Message, PairFailed, PairMade, Progress
-from engine.files import sha256_of_file, write_json
-from engine.jsonl import BadLine, JsonlAppender, read_jsonl
+from engine.core import layout
+from engine.core.errors import PreconditionError
+from engine.core.events import Event, Message, PairFailed, PairMade, Progress
+from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
-from engine.models.memory import free_memory
-from engine.pairs.constitution import DEFAULT_PATH
-from engine.pairs.generation import make_records, plan_batches, too_long
-from engine.pairs.prompts import Prompt, load_prompts
-from engine.pairs.recipe import Recipe
-from engine.pairs.record import OK, PairRecord
+from engine.pairs.data.record import OK, PairRecord
+from engine.pairs.generation.critique_revision import make_records, plan_batches, too_long
+from engine.pairs.generation.prompts import Prompt, load_prompts
+from engine.pairs.generation.recipe import Recipe
+from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.stages.base import Context, StageResult, StageRun
+from engine.storage.files import sha256_of_file, write_json
+from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 OUTPUTS: tuple[str, ...] = ("pairs",)
 
@@ -61,23 +61,23 @@ def run(context: Context) -> StageRun:
     backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
     for note in backend.check(recipe.sampling):
         yield Message("warning", note, NAME)
-    with JsonlAppender(context.run / names.PAIRS_JSONL) as appender:
+    with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
         if appender.torn:
             yield Message(
                 "warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}.", NAME
             )
-        recorded = Recorded.read(context.run / names.PAIRS_JSONL)
+        recorded = Recorded.read(context.run / layout.PAIRS_JSONL)
         yield from generate_pairs(context, prompts, backend, recipe, appender, recorded)
     for note in backend.oddities():
         yield Message("warning", note, NAME)
     tokens = backend.tokens
     del backend
     free_memory()
-    counts = Recorded.read(context.run / names.PAIRS_JSONL)
+    counts = Recorded.read(context.run / layout.PAIRS_JSONL)
     return StageResult(
         f"{counts.ok} usable of {counts.total} prompts ({counts.ok / max(counts.total, 1):.0%})",
         {
-            "pairs_sha256": sha256_of_file(context.run / names.PAIRS_JSONL),
+            "pairs_sha256": sha256_of_file(context.run / layout.PAIRS_JSONL),
             "records": counts.total,
             "ok": counts.ok,
             "generated_tokens": tokens,
@@ -167,7 +167,7 @@ def _planned_batch_size(context: Context, backend: Backend, longest: int) -> int
     """The batch size of the plan that the first start wrote: a run that goes on makes the same batches."""
     if context.config.generation_batch_size:
         return context.config.generation_batch_size
-    path = context.run / names.PAIRS_PLAN
+    path = context.run / layout.PAIRS_PLAN
     if path.exists():
         return int(json.loads(path.read_text(encoding="ascii"))["batch_size"])
     size = backend.batch_size(longest)

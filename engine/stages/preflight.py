@@ -11,39 +11,40 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from engine import events
-from engine.config import Stage3Config
-from engine.context import Context
-from engine.dpo import forecast as formula
-from engine.dpo.forecast import Forecast, Machine, Measured, Shape, forecast, machine_of
-from engine.dpo.plan import TrainingPlan, choose_plan, effective_batch
-from engine.errors import DamagedState, MemoryExhausted, PreconditionError, RestartNeeded
-from engine.events import Check, CheckpointSaved, Event, Message, TrainStep
-from engine.jsonl import dumps
+from engine.core import events
+from engine.core.config import Stage3Config
+from engine.core.errors import DamagedState, MemoryExhausted, PreconditionError, RestartNeeded
+from engine.core.events import Check, CheckpointSaved, Event, Message, TrainStep
+from engine.core.layout import CHECKPOINTS_DIR
+from engine.dpo.planning import forecast as formula
+from engine.dpo.planning.forecast import Forecast, Machine, Measured, Shape, forecast, machine_of
+from engine.dpo.planning.plan import TrainingPlan, choose_plan, effective_batch
+from engine.machine.device import resolve_device
+from engine.machine.memory import MemoryPeak, free_memory
+from engine.machine.telemetry import Gpus, gpu_of_cuda
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
+from engine.models.chat_template import conversation_ids
 from engine.models.downloads import verify_base
-from engine.models.loading import hub_arguments, load_base, load_policy, load_tokenizer, resolve_device
-from engine.models.memory import MemoryPeak, free_memory
+from engine.models.generation.sampling import SamplingSettings
+from engine.models.loading import hub_arguments, load_base, load_policy, load_tokenizer
 from engine.models.number_format import choose_dtype, overflow_in_float16
-from engine.models.rendering import conversation_ids
-from engine.models.sampling import SamplingSettings
-from engine.names import CHECKPOINTS_DIR
-from engine.pairs.generation import make_records
-from engine.pairs.prompts import Prompt, load_prompts
-from engine.pairs.recipe import Recipe
-from engine.pairs.record import Pair, PairRecord
-from engine.pairs.training_set import preference_row
-from engine.run import Run
+from engine.pairs.assessment.training_set import preference_row
+from engine.pairs.data.record import Pair, PairRecord
+from engine.pairs.generation.critique_revision import make_records
+from engine.pairs.generation.prompts import Prompt, load_prompts
+from engine.pairs.generation.recipe import Recipe
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.security.sanitize import visible_line
 from engine.stages.base import StageResult, StageRun
-from engine.telemetry import Gpus, gpu_of_cuda
-from engine.text import visible_line
+from engine.storage.jsonl import dumps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from engine.dpo.dataset import Row
-    from engine.dpo.trainer import Trained
+    from engine.dpo.training.dataset import Row
+    from engine.dpo.training.trainer import Trained
 
 OUTPUTS: tuple[str, ...] = ("preflight",)
 
@@ -378,7 +379,7 @@ def _short_first(prompts: list[Prompt], backend: Backend, max_length: int) -> li
 
 def longest_row(record: PairRecord, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Row:
     """The pair, its words repeated until prompt and reply fill `max_length` tokens, or nearly so."""
-    from engine.dpo.dataset import measure_lengths
+    from engine.dpo.training.dataset import measure_lengths
 
     pool = (record.revised_response or record.base_response or "word").split()
 
@@ -431,7 +432,7 @@ def _train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPl
 
     Raises RestartNeeded or MemoryExhausted where they do not fit; whatever they leave in `scratch` is not for use.
     """
-    from engine.dpo.trainer import save_adapter, train
+    from engine.dpo.training.trainer import save_adapter, train
 
     shutil.rmtree(scratch / CHECKPOINTS_DIR, ignore_errors=True)
     small = context.config.model_copy(update={"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"})

@@ -10,22 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine import names
-from engine.config import QualityOptions
-from engine.errors import DamagedState, DataError
-from engine.events import Check, Event, Message
-from engine.files import sha256_of_file, write_atomically, write_json
-from engine.jsonl import BadLine, dumps
-from engine.pairs.edits import read_edits
-from engine.pairs.files import read_pairs
-from engine.pairs.gate import Figure, Tally, failed, figures, refusal, report
-from engine.pairs.judge import Scores, judge_name
-from engine.pairs.record import Pair
-from engine.pairs.scores import Judgement, Known, case_of, key_of, score_pairs
-from engine.pairs.training_set import hold_out, judged_pairs, preference_row
+from engine.core import layout
+from engine.core.config import QualityOptions
+from engine.core.errors import DamagedState, DataError
+from engine.core.events import Check, Event, Message
+from engine.pairs.assessment.gate import Figure, Tally, failed, figures, refusal, report
+from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
+from engine.pairs.data.edits import read_edits
+from engine.pairs.data.pair_files import read_pairs
+from engine.pairs.data.record import Pair
+from engine.pairs.judges.base import Scores, judge_name
+from engine.pairs.judges.scores import Judgement, Known, case_of, key_of, score_pairs
 from engine.stages.base import Context, StageResult, StageRun
+from engine.stages.load_judge import load_judge
+from engine.storage.files import sha256_of_file, write_atomically, write_json
+from engine.storage.jsonl import BadLine, dumps
 
-OUTPUTS: tuple[str, ...] = (names.PAIRS_REPORT, "dpo_dataset")
+OUTPUTS: tuple[str, ...] = (layout.PAIRS_REPORT, "dpo_dataset")
 
 NAME = "quality"
 NOT_ASKED = Scores(None, None)
@@ -34,7 +35,7 @@ LEAST_ON_THE_LETTERS = 0.5
 
 
 def depends_on(context: Context) -> dict[str, Any]:
-    edits = context.run / names.EDITS_JSONL
+    edits = context.run / layout.EDITS_JSONL
     return {
         "pairs": context.run.result("pairs").get("pairs_sha256"),
         "edits": sha256_of_file(edits) if edits.exists() else None,
@@ -45,11 +46,11 @@ def depends_on(context: Context) -> dict[str, Any]:
 
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
-    tally, usable = judge_run(run_ / names.PAIRS_JSONL, run_ / names.EDITS_JSONL)
+    tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL)
     judgement = None
     if config.judge != "none":
         scores, judgement = yield from _score(context, usable)
-        tally, usable = judge_run(run_ / names.PAIRS_JSONL, run_ / names.EDITS_JSONL, scores)
+        tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores)
     all_figures = figures(tally, config)
     for figure in all_figures:
         yield check_of(figure)
@@ -62,7 +63,7 @@ def run(context: Context) -> StageRun:
     for reason, count in tally.reasons.most_common():
         yield Check(NAME, f"left out: {reason}", "skipped", str(count))
     told = {**report(tally, config), "judge": None if judgement is None else judgement.as_dict()}
-    write_json(run_ / names.PAIRS_REPORT, told)
+    write_json(run_ / layout.PAIRS_REPORT, told)
     shut = failed(all_figures)
     if shut and config.accept_quality is None:
         raise refusal(shut)
@@ -75,14 +76,14 @@ def run(context: Context) -> StageRun:
             "There must be at least one on each side: without held-out pairs nobody would know whether training helped.",
             "Make more pairs: raise --num-examples.",
         )
-    _write_rows(run_ / names.TRAIN_JSONL, train)
-    _write_rows(run_ / names.EVAL_JSONL, held_out)
+    _write_rows(run_ / layout.TRAIN_JSONL, train)
+    _write_rows(run_ / layout.EVAL_JSONL, held_out)
     yield Check(NAME, "held out", "ok", f"{len(held_out)} pairs, by prompt, before training")
     return StageResult(
         f"{len(train)} pairs to train on, {len(held_out)} held out, {tally.made - len(usable)} left out",
         {
-            "train_sha256": sha256_of_file(run_ / names.TRAIN_JSONL),
-            "eval_sha256": sha256_of_file(run_ / names.EVAL_JSONL),
+            "train_sha256": sha256_of_file(run_ / layout.TRAIN_JSONL),
+            "eval_sha256": sha256_of_file(run_ / layout.EVAL_JSONL),
             "train": len(train),
             "held_out": len(held_out),
             "left_out": dict(tally.reasons),
@@ -94,7 +95,7 @@ def run(context: Context) -> StageRun:
 
 def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[Known, Judgement]]:
     """Scores of the pairs that would train, and what the judge found; told, and doubted where there is cause."""
-    scores = yield from score_pairs(context, usable, NAME)
+    scores = yield from score_pairs(context, usable, NAME, load_judge)
     judgement = Judgement.of(judge_name(context.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check(NAME, "judge", "warning" if unscored else "ok", judgement.sentence)

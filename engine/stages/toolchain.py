@@ -7,16 +7,16 @@ import sys
 from collections.abc import Generator
 from typing import Any
 
-from engine.errors import PreconditionError
-from engine.events import Check, CheckStatus, Event, Message
-from engine.installed.install import install_uv
-from engine.installed.logout import ENDS_AT_LOGOUT, at_logout, in_multiplexer
-from engine.installed.programs import CLONING, GIT, TMUX, UV, Found, look_for
-from engine.installed.requirements import python_needed
-from engine.installed.torch_build import TorchBuild, driver_fault, read_torch_build
+from engine.core.errors import PreconditionError
+from engine.core.events import Check, CheckStatus, Event, Message
+from engine.machine.install import install_uv
+from engine.machine.programs import CLONING, GIT, TMUX, UV, Found, look_for
+from engine.machine.requirements import python_needed
+from engine.machine.session_lifetime import ENDS_AT_LOGOUT, at_logout, in_multiplexer
+from engine.machine.telemetry import Gpus
+from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
+from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageResult, StageRun
-from engine.telemetry import Gpus
-from engine.text import visible_line
 
 OUTPUTS: tuple[str, ...] = ()
 NAME = "toolchain"

@@ -8,23 +8,25 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import names
-from engine.dpo.card import model_card
-from engine.dpo.forecast import against_measured, seconds_at_work
-from engine.dpo.plan import effective_batch, lowerings
-from engine.dpo.verdict import Limits
-from engine.errors import NumbersError
-from engine.events import Check, PairFailed, PairMade, TrainStep
-from engine.files import sha256_of_file, write_atomically, write_json
-from engine.journal import read_entries
-from engine.models.loading import ADAPTER_WEIGHTS, is_local, local_path
+from engine.core import layout
+from engine.core.errors import NumbersError
+from engine.core.events import Check, PairFailed, PairMade, TrainStep
+from engine.core.layout import ADAPTER_WEIGHTS
+from engine.dpo.evaluation.verdict import Limits
+from engine.dpo.planning.forecast import against_measured, seconds_at_work
+from engine.dpo.planning.plan import effective_batch, lowerings
+from engine.hub.references import is_local, local_path
+from engine.packaging.model_card import model_card
+from engine.run.journal import read_entries
 from engine.stages.base import Context, StageResult, StageRun
+from engine.stages.load_judge import load_judge
+from engine.storage.files import sha256_of_file, write_atomically, write_json
 
 if TYPE_CHECKING:
-    from engine.dpo.trainer import Trained
+    from engine.dpo.training.trainer import Trained
 
 NAME = "training"
-OUTPUTS = (names.CHECKPOINTS_DIR, names.ADAPTER_DIR, "evaluation", names.METRICS_JSON, names.REFERENCE_LOGPS)
+OUTPUTS = (layout.CHECKPOINTS_DIR, layout.ADAPTER_DIR, "evaluation", layout.METRICS_JSON, layout.REFERENCE_LOGPS)
 HYPERPARAMETERS = (
     "num_train_epochs",
     "beta",
@@ -48,8 +50,8 @@ EVALUATION_OPTIONS = (
 def depends_on(context: Context) -> dict[str, Any] | None:
     config = context.config
     return {
-        "train": _hash(context.run / names.TRAIN_JSONL),
-        "eval": _hash(context.run / names.EVAL_JSONL),
+        "train": _hash(context.run / layout.TRAIN_JSONL),
+        "eval": _hash(context.run / layout.EVAL_JSONL),
         "adapter": context.run.result("adapter").get("tensors_sha256"),
         "base": [config.base_model_id, context.run.result("adapter").get("base_model_commit")],
         "effective_batch": effective_batch(config),  # how it is split changes nothing that is learned
@@ -58,31 +60,31 @@ def depends_on(context: Context) -> dict[str, Any] | None:
 
 
 def run(context: Context) -> StageRun:
-    from engine.dpo.dataset import load_rows
-    from engine.dpo.evaluation import evaluate
-    from engine.dpo.trainer import train
+    from engine.dpo.evaluation.report import evaluate
+    from engine.dpo.training.dataset import load_rows
+    from engine.dpo.training.trainer import train
 
     started = time.monotonic()
     stage2 = context.run.result("adapter")
-    rows, held_out = load_rows(context.run / names.TRAIN_JSONL), load_rows(context.run / names.EVAL_JSONL)
+    rows, held_out = load_rows(context.run / layout.TRAIN_JSONL), load_rows(context.run / layout.EVAL_JSONL)
     trained = yield from train(context, rows, reference_sha256=stage2["tensors_sha256"])
     effect = _save(context, trained, stage2)
     whose = "not Stage 2's" if trained.tensors_sha256 != stage2["tensors_sha256"] else "Stage 2's own"
     yield Check(NAME, "adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
-    report = yield from evaluate(context, trained, held_out)
+    report = yield from evaluate(context, trained, held_out, load_judge)
     compared = _forecast_compared(context, trained)
     for name, figures in compared.items():
         yield Check(NAME, f"forecast: {name}", "ok", _in_words(name, figures))
     metrics = _metrics(context, trained, report, len(rows), time.monotonic() - started)
     card = _card(context, trained, report, stage2)
-    write_atomically(context.run / names.ADAPTER_DIR / "README.md", card.encode("utf-8", errors="backslashreplace"))
-    write_json(context.run / names.METRICS_JSON, metrics)
+    write_atomically(context.run / layout.ADAPTER_DIR / "README.md", card.encode("utf-8", errors="backslashreplace"))
+    write_json(context.run / layout.METRICS_JSON, metrics)
     return StageResult(
         f"{trained.steps} steps, final loss {trained.losses[-1]:.4f}; Stage 3 against Stage 2: {report['verdict']}",
         {
             "tensors_sha256": trained.tensors_sha256,
-            "adapter_sha256": sha256_of_file(context.run / names.ADAPTER_DIR / ADAPTER_WEIGHTS),
+            "adapter_sha256": sha256_of_file(context.run / layout.ADAPTER_DIR / ADAPTER_WEIGHTS),
             "steps": trained.steps,
             "final_loss": trained.losses[-1],
             "verdict": report["verdict"],
@@ -101,12 +103,12 @@ def base_name(context: Context) -> str:
 
 def _save(context: Context, trained: Trained, stage2: dict[str, Any]) -> float:
     """Write the Stage 3 adapter and prove the file: the trained tensors, finite, with an effect."""
-    from engine.dpo.trainer import save_adapter
+    from engine.dpo.training.trainer import save_adapter
     from engine.models.adapters.effect import effect_on_logits
     from engine.models.adapters.weights import refuse_bad_numbers
     from engine.models.tensors import file_tensors, hash_tensors
 
-    folder = context.run / names.ADAPTER_DIR
+    folder = context.run / layout.ADAPTER_DIR
     folder.parent.mkdir(parents=True, exist_ok=True)
     save_adapter(trained, folder, base_name=base_name(context), base_revision=stage2.get("base_model_commit"))
     tensors = file_tensors(folder / ADAPTER_WEIGHTS)
@@ -151,7 +153,7 @@ def _metrics(context: Context, trained: Trained, report: dict[str, Any], rows: i
 
 def _forecast_compared(context: Context, trained: Trained) -> dict[str, dict[str, float]]:
     """What the preflight foretold against what was measured; empty where there was none."""
-    entries = list(read_entries(context.run / names.EVENTS_JSONL))
+    entries = list(read_entries(context.run / layout.EVENTS_JSONL))
     measured = {
         "seconds_pairs": seconds_at_work(entries, "pairs", (PairMade, PairFailed)),
         "seconds_training": seconds_at_work(entries, NAME, (TrainStep,)),
@@ -177,7 +179,7 @@ def _quality(context: Context) -> dict[str, Any]:
 
 
 def _pairs_report(context: Context) -> dict[str, Any]:
-    path = context.run / names.PAIRS_REPORT
+    path = context.run / layout.PAIRS_REPORT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.errors import PreconditionError
-from engine.events import Check, Message
-from engine.installed.programs import CLONING, GIT, require
+from engine.core.errors import PreconditionError
+from engine.core.events import Check, Message
+from engine.dpo.planning.disk_space import check_room, sized
+from engine.machine.programs import CLONING, GIT, require
+from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageResult, StageRun
-from engine.text import visible_line
 from engine.workspace import NAME
 from engine.workspace.clone import cloned_folder
 from engine.workspace.git import Foreign
-from engine.workspace.room import check_room, sized
 from engine.workspace.urls import check_ref, check_url
 
 OUTPUTS: tuple[str, ...] = ()

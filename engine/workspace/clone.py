@@ -11,18 +11,18 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from engine.children import narrate_child, run_child
-from engine.config import Stage3Config
-from engine.context import Context
-from engine.errors import ConfigError, PreconditionError
-from engine.events import Check, Event, Message
-from engine.files import owner_of, sync_folder, write_json
-from engine.text import visible_line
+from engine.core.config import Stage3Config
+from engine.core.errors import ConfigError, PreconditionError
+from engine.core.events import Check, Event, Message
+from engine.process.children import narrate_child, run_child
+from engine.run.context import Context
+from engine.security.sanitize import visible_line
+from engine.storage.files import owner_of, sync_folder, write_json
 from engine.workspace import NAME
-from engine.workspace.aside import move_aside, refuse_to_move
+from engine.workspace.errors import git_failure
 from engine.workspace.git import ASK_SECONDS, Foreign, ask, fetching, git
 from engine.workspace.lfs import fetch_large_files
-from engine.workspace.refusals import git_failure
+from engine.workspace.move_aside import move_aside, refuse_to_move
 from engine.workspace.urls import Source
 
 MARKER = "stage3-tui.json"

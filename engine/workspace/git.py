@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from engine.child_lines import MAX_LINES
-from engine.children import ChildResult, run_child
-from engine.errors import PreconditionError
-from engine.text import visible_line
+from engine.core.errors import PreconditionError
+from engine.process.children import ChildResult, run_child
+from engine.process.output import MAX_LINES
+from engine.security.sanitize import visible_line
 from engine.workspace.urls import Source
 
 ASK_SECONDS = 60.0

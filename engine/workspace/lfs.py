@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Generator
 from pathlib import Path
 
-from engine.children import narrate_child
-from engine.context import Context
-from engine.errors import PreconditionError
-from engine.events import Event
+from engine.core.errors import PreconditionError
+from engine.core.events import Event
+from engine.process.children import narrate_child
+from engine.run.context import Context
 from engine.workspace import NAME
+from engine.workspace.errors import git_failure
 from engine.workspace.git import fetching, git
-from engine.workspace.refusals import git_failure
 from engine.workspace.urls import Source
 
 LFS_SECONDS = 3600.0

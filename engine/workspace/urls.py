@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
-from engine.errors import PreconditionError, UnsafeError
-from engine.text import visible, visible_line
+from engine.core.errors import PreconditionError, UnsafeError
+from engine.security.sanitize import visible, visible_line
 
 Kind = Literal["https", "path", "ssh"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from textual.content import Content
 
-from engine.events import Check
-from engine.state import RunState, StageState
+from engine.core.events import Check
+from engine.run.state import RunState, StageState
+from tui.formatting import line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY
-from tui.widgets.parts import card
-from tui.widgets.words import line
+from tui.widgets.stage_sections import card
 
 ON_THE_CARD = ("rank", "alpha", "variant", "target modules", "trainable parameters", "size", "sha256", "effect")
 """Checks of the stage that tell what the adapter is."""

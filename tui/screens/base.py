@@ -11,18 +11,18 @@ from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 
-from engine import names
-from engine.events import Check
-from engine.options import Option, options
-from engine.state import RunState, StageState
-from tui.of_wizard import wizard_of
-from tui.screens.plans import plan_of
-from tui.source import RunSource
-from tui.widgets import parts
+from engine.core import layout
+from engine.core.events import Check
+from engine.core.options import Option, options
+from engine.run.state import RunState, StageState
+from tui.app_protocol import wizard_of
+from tui.formatting import foreign
+from tui.runs.run_source import RunSource
+from tui.screens.stage_descriptions import plan_of
+from tui.widgets import stage_sections
 from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.options_editor import OptionsEditor
-from tui.widgets.paper import Paper
-from tui.widgets.words import foreign
+from tui.widgets.text_view import Paper
 
 RUN_OPTIONS = ("output_dir", "seed", "device", "dtype")
 
@@ -213,22 +213,25 @@ class StageView(Vertical):
         expected = state.expected_seconds(self.STAGE, now) if stage.status in ("running", "waiting") else None
         key = (stage.status, stage.reused, int(stage.elapsed(now) or 0), int(expected or 0), page, compact)
         self.paper("heading").put(
-            key, lambda width: parts.heading(stage, pages, page, now, expected, width, compact=compact)
+            key, lambda width: stage_sections.heading(stage, pages, page, now, expected, width, compact=compact)
         )
 
     def _draw_failure(self, stage: StageState) -> None:
         failure = stage.failure
         box = self.paper("failure")
         box.set_class(failure is not None and failure.outcome == "stopped", "-stopped")
-        log_path = str(self.source.run / names.RUN_LOG)
+        log_path = str(self.source.run / layout.RUN_LOG)
         shown = failure if self.page not in self.BARE_PAGES else None
-        box.put(shown, (lambda width: parts.failure_box(shown, log_path, width)) if shown is not None else None)
+        box.put(
+            shown, (lambda width: stage_sections.failure_box(shown, log_path, width)) if shown is not None else None
+        )
 
     def _draw_progress(self, stage: StageState) -> None:
         shown = stage.progress if stage.status in ("running", "stopped", "failed") else None
         gap = self.gap
         self.paper("progress").put(
-            (shown, len(gap)), (lambda width: [*gap, *parts.progress_line(shown, width)]) if shown is not None else None
+            (shown, len(gap)),
+            (lambda width: [*gap, *stage_sections.progress_line(shown, width)]) if shown is not None else None,
         )
 
     def _draw_summary(self, state: RunState, stage: StageState) -> None:
@@ -237,14 +240,14 @@ class StageView(Vertical):
         told = plan_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
         bare = self.page in self.BARE_PAGES
         told = () if bare or stage.failure is not None else tuple(sentence for sentence in told if sentence)
-        offered = () if bare or self.source.read_only or self.source.running else parts.offered(stage.status)
+        offered = () if bare or self.source.read_only or self.source.running else stage_sections.offered(stage.status)
         gap = self.gap
 
         def draw(width: int) -> list[Content]:
             lines = list(gap)
             for sentence in told:
                 lines += paragraph(foreign(sentence, "$foreground", 600), min(width, READABLE))
-            return [*lines, *(gap if told and offered else ()), *parts.offers(offered, width)]
+            return [*lines, *(gap if told and offered else ()), *stage_sections.offers(offered, width)]
 
         self.paper("summary").put((told, offered, len(gap)), draw if told or offered else None)
 
@@ -257,8 +260,8 @@ class StageView(Vertical):
         def draw(width: int) -> list[Content]:
             return [
                 EMPTY,
-                parts.section(title, parts.checks_count(checks), width),
-                *parts.checks_table(checks, width),
+                stage_sections.section(title, stage_sections.checks_count(checks), width),
+                *stage_sections.checks_table(checks, width),
             ]
 
         self.paper("checks").put(checks, draw if checks else None)

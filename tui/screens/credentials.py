@@ -10,15 +10,15 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Static
 
-from engine.errors import ExitCode
-from engine.events import Check
-from engine.hub.addresses import TOKENS_PAGE
+from engine.core.errors import ExitCode
+from engine.core.events import Check
 from engine.hub.login import LOGIN_CHECK
-from engine.state import RunState, StageState
-from tui.of_wizard import wizard_of
+from engine.hub.urls import TOKENS_PAGE
+from engine.run.state import RunState, StageState
+from tui.app_protocol import wizard_of
 from tui.screens.base import READABLE, StageView
 from tui.widgets.layout import EMPTY, paragraph
-from tui.widgets.paper import Paper
+from tui.widgets.text_view import Paper
 from tui.widgets.token_field import TokenField
 
 ADVICE = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.content import Content
 
-from engine.state import RunState, StageState
+from engine.run.state import RunState, StageState
+from tui.formatting import line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY
-from tui.widgets.paper import Paper
-from tui.widgets.parts import section
-from tui.widgets.words import line
+from tui.widgets.stage_sections import section
+from tui.widgets.text_view import Paper
 
 LINES_SHOWN = 12
 

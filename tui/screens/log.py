@@ -10,14 +10,14 @@ from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 
-from engine import names
-from engine.state import RunState
-from tui.screens.windows import Window
-from tui.source import RunSource
+from engine.core import layout
+from engine.run.state import RunState
+from tui.formatting import foreign, line
+from tui.runs.run_source import RunSource
+from tui.screens.dialogs import Window
 from tui.widgets.layout import Column, paragraph, table
 from tui.widgets.marks import LEVEL_MARKS, UNKNOWN
-from tui.widgets.paper import Paper
-from tui.widgets.words import foreign, line
+from tui.widgets.text_view import Paper
 
 TAIL_BYTES = 48 << 10
 LOOK_SECONDS = 1.0
@@ -47,7 +47,7 @@ class LogScreen(Window[None]):
 
     def look(self) -> None:
         self._follow("#log-messages", "#messages", self._source.snapshot().messages, self._messages)
-        self._follow("#log-file", "#lines", tail_of(self._source.run / names.RUN_LOG), self._lines)
+        self._follow("#log-file", "#lines", tail_of(self._source.run / layout.RUN_LOG), self._lines)
 
     def _follow(self, pane: str, paper: str, key: object, draw: object) -> None:
         """Stay at the end, unless somebody has scrolled up."""
@@ -61,7 +61,7 @@ class LogScreen(Window[None]):
         return message_lines(self._source.snapshot(), width)
 
     def _lines(self, width: int) -> list[Content]:
-        text = tail_of(self._source.run / names.RUN_LOG)
+        text = tail_of(self._source.run / layout.RUN_LOG)
         return paragraph(foreign(text or "Nothing yet.", "$muted", TAIL_BYTES), width)
 
 

@@ -12,10 +12,12 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
-from engine.names import STAGES
-from engine.state import RunState
+from engine.core.stage_table import STAGES
+from engine.run.state import RunState
+from tui.app_protocol import wizard_of
+from tui.formatting import coarse, duration, place
 from tui.keys import Key, bindings, footer_keys
-from tui.of_wizard import wizard_of
+from tui.runs.run_source import RunSource
 from tui.screens.adapter import AdapterView
 from tui.screens.base import StageView
 from tui.screens.credentials import CredentialsView
@@ -27,12 +29,10 @@ from tui.screens.quality import QualityView
 from tui.screens.toolchain import ToolchainView
 from tui.screens.training import TrainingView
 from tui.screens.workspace import WorkspaceView
-from tui.source import RunSource
-from tui.widgets.bars import keys_line, seconds_to_go, status_line, title_line
-from tui.widgets.paper import Paper
 from tui.widgets.rail import Rail
+from tui.widgets.status_lines import keys_line, seconds_to_go, status_line, title_line
+from tui.widgets.text_view import Paper
 from tui.widgets.token_field import TokenField
-from tui.widgets.words import coarse, duration, place
 
 VIEWS: dict[str, type[StageView]] = {
     view.STAGE: view

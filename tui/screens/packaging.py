@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from engine.events import Check
-from engine.state import RunState, StageState
+from engine.core.events import Check
+from engine.run.state import RunState, StageState
+from tui.formatting import line, memory
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY, Column, table
-from tui.widgets.paper import clickable
-from tui.widgets.parts import card, section
-from tui.widgets.words import line, memory
+from tui.widgets.stage_sections import card, section
+from tui.widgets.text_view import clickable
 
 ON_THE_CARD = ("archive", "size", "sha256", "loads")
 LINES = ("bring it home", "check and unpack", "unpack", "load the base", "load the adapter", "load")

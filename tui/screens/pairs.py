@@ -8,15 +8,15 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
-from engine.events import PairFailed, PairMade
-from engine.state import RunState, StageState
+from engine.core.events import PairFailed, PairMade
+from engine.run.state import RunState, StageState
+from tui.formatting import line, percent
 from tui.screens.base import StageView
-from tui.widgets.compared import compared
 from tui.widgets.gauge import bar, forecast_mark
 from tui.widgets.layout import EMPTY, fit
-from tui.widgets.paper import Paper, clickable
-from tui.widgets.parts import histogram, section
-from tui.widgets.words import line, percent
+from tui.widgets.side_by_side import compared
+from tui.widgets.stage_sections import histogram, section
+from tui.widgets.text_view import Paper, clickable
 
 SHOWN_OF_THE_NEWEST = 600
 """Characters of each text."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from textual.content import Content
 
-from engine.events import Forecast
-from engine.names import STAGE
-from engine.state import RunState, StageState
+from engine.core.events import Forecast
+from engine.core.stage_table import STAGE
+from engine.run.state import RunState, StageState
+from tui.formatting import coarse, memory
 from tui.screens.base import StageView
 from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY
-from tui.widgets.parts import card, section
-from tui.widgets.words import coarse, memory
+from tui.widgets.stage_sections import card, section
 
 
 class PreflightView(StageView):

@@ -9,14 +9,14 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
-from engine import names
-from engine.state import RunState, StageState
+from engine.core import layout
+from engine.run.state import RunState, StageState
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY
-from tui.widgets.paper import Paper
+from tui.widgets.text_view import Paper
 
 if TYPE_CHECKING:
-    from tui.widgets.pair_browser import PairBrowser
+    from tui.pair_browser.browser import PairBrowser
 
 
 class QualityView(StageView):
@@ -29,7 +29,7 @@ class QualityView(StageView):
             yield Paper(id="extra")
             yield Paper(id="checks")
         else:
-            from tui.widgets.pair_browser import PairBrowser
+            from tui.pair_browser.browser import PairBrowser
 
             yield PairBrowser(self.source, id="browser")
 
@@ -60,7 +60,7 @@ class QualityView(StageView):
         if stage.status not in ("done", "refused") or stage.finished is None:
             return EMPTY
         try:
-            changed = (self.source.run / names.EDITS_JSONL).stat().st_mtime
+            changed = (self.source.run / layout.EDITS_JSONL).stat().st_mtime
         except OSError:
             return EMPTY  # nobody decided anything
         if changed <= stage.finished:

@@ -11,8 +11,8 @@ from textual.content import Content
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from tui.of_wizard import wizard_of
-from tui.screens.windows import Window
+from tui.app_protocol import wizard_of
+from tui.screens.dialogs import Window
 
 
 class ThemePicker(Window[str | None]):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engine.state import RunState, StageState
+from engine.run.state import RunState, StageState
+from tui.formatting import line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY, paragraph
-from tui.widgets.words import line
 
 INSTALLS = "Something is missing. With the option install (key o) this stage gets what it can with uv."
 

@@ -10,8 +10,9 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.content import Content
 
-from engine.events import CheckpointSaved, Message, TrainStep
-from engine.state import RunState, StageState
+from engine.core.events import CheckpointSaved, Message, TrainStep
+from engine.run.state import RunState, StageState
+from tui.formatting import figure, foreign, memory, number
 from tui.screens.base import StageView
 from tui.screens.verdict import verdict_lines
 from tui.widgets.chart import Level, Series, moving_average
@@ -19,8 +20,7 @@ from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY, fit
 from tui.widgets.line_chart import LineChart
 from tui.widgets.marks import LEVEL_MARKS
-from tui.widgets.paper import Paper
-from tui.widgets.words import figure, foreign, memory, number
+from tui.widgets.text_view import Paper
 
 ZOOMS = (1, 2, 8)
 """The newest part of the steps that the charts show: all, a half, an eighth."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from textual.content import Content
 
-from engine.events import EvalDone
-from tui.widgets.compared import compared
+from engine.core.events import EvalDone
+from tui.formatting import figure, foreign, line
 from tui.widgets.layout import EMPTY, Column, paragraph, table
-from tui.widgets.parts import section
-from tui.widgets.words import figure, foreign, line
+from tui.widgets.side_by_side import compared
+from tui.widgets.stage_sections import section
 
 READABLE = 110
 STAGE2, STAGE3 = "stage2_", "stage3_"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from textual.content import Content
 
-from engine.state import RunState, StageState
+from engine.run.state import RunState, StageState
+from tui.formatting import memory
 from tui.screens.base import StageView
 from tui.widgets.gauge import memory_bar
 from tui.widgets.layout import EMPTY
-from tui.widgets.words import memory
 
 DISK_SECONDS = 5
 

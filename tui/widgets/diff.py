@@ -14,7 +14,7 @@ WORDS_COMPARED = 3_000
 def word_diff(before: str, after: str) -> tuple[Content, Content, float | None]:
     """`before` and `after` with what was removed and added marked, and the share in common (None: not compared).
 
-    Give text that is safe to show (`engine.text.visible`).
+    Give text that is safe to show (`engine.security.sanitize.visible`).
     """
     old, new = _words(before), _words(after)
     if len(old) + len(new) > 2 * WORDS_COMPARED:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from textual.content import Content
 
-from engine.events import Forecast, GpuReading, Telemetry
-from tui.widgets.words import memory
+from engine.core.events import Forecast, GpuReading, Telemetry
+from tui.formatting import memory
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
 HIGH_SHARE = 0.92

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from textual.content import Content
 
-from engine.events import Forecast, GpuReading, Telemetry
+from engine.core.events import Forecast, GpuReading, Telemetry
+from tui.formatting import line, memory
 from tui.widgets.gauge import memory_bar, peak_on_gpu
 from tui.widgets.layout import fit
-from tui.widgets.words import line, memory
 
 ROOM_FOR_MODEL = 118
 """Cells from which the GPU's model stands there too."""

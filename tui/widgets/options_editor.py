@@ -14,16 +14,16 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Input
 
-from engine.config import ENV_PREFIX, with_changes
-from engine.options import Option
+from engine.core.config import ENV_PREFIX, with_changes
+from engine.core.options import Option
+from tui.formatting import line
 from tui.keys import bindings
 from tui.widgets.layout import EMPTY, fit, paragraph
-from tui.widgets.paper import Paper
 from tui.widgets.row_list import RowList
-from tui.widgets.words import line
+from tui.widgets.text_view import Paper
 
 if TYPE_CHECKING:
-    from engine.config import Stage3Config
+    from engine.core.config import Stage3Config
 
 WIDE = 100
 """From so many cells on, the sentence of every option stands in its row."""

@@ -7,11 +7,11 @@ from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 
-from engine.names import STAGE_TABLE, STAGES
-from engine.state import RunState, StageState
+from engine.core.stage_table import STAGE_TABLE, STAGES
+from engine.run.state import RunState, StageState
 from tui.widgets.layout import EMPTY, fit, spread, stack
 from tui.widgets.marks import STAGE_MARKS, UNKNOWN
-from tui.widgets.parts import times
+from tui.widgets.stage_sections import times
 
 
 class Rail(Widget):

@@ -8,9 +8,9 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import TextArea
 
-from engine.text import visible
+from engine.security.sanitize import visible
 from tui.keys import bindings
-from tui.widgets.paper import Paper, clickable
+from tui.widgets.text_view import Paper, clickable
 
 
 class TextField(Vertical):

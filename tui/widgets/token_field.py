@@ -7,7 +7,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 
-from engine.secrets import Secret
+from engine.security.secrets import Secret
 
 FILLED = "••••••••"
 """The same whatever the length."""

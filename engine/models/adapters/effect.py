@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.errors import PreconditionError
-from engine.models.adapters.files import EXPORT_AGAIN
+from engine.core.errors import PreconditionError
+from engine.models.adapters.folder import EXPORT_AGAIN
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -21,7 +21,7 @@ def logits_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
     """(1, T, vocabulary) float32: over one prompt in the chat template."""
     import torch
 
-    from engine.models.rendering import conversation_ids
+    from engine.models.chat_template import conversation_ids
 
     ids = conversation_ids(tokenizer, [{"role": "user", "content": QUESTION}], reply_wanted=True)
     was_training = model.training

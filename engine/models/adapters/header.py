@@ -4,7 +4,7 @@
     header      JSON: {"name": {"dtype": "F32", "shape": [3, 24], "data_offsets": [begin, end]}, …}, "__metadata__" aside
     data        the tensors one after another, without gaps; offsets count from here
 
-What is accepted here safetensors accepts too (tests/test_good_adapters.py): what is refused is told in words.
+What is accepted here safetensors accepts too (tests/models/test_good_adapters.py): what is refused is told in words.
 """
 
 from __future__ import annotations

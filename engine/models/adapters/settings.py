@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.errors import PreconditionError, UnsafeError
-from engine.models.adapters.files import EXPORT_AGAIN, few, open_in, shown
-from engine.models.loading import ADAPTER_CONFIG
-from engine.text import visible_line
+from engine.core.errors import PreconditionError, UnsafeError
+from engine.core.layout import ADAPTER_CONFIG
+from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
+from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.context import Context
-from engine.errors import ConfigError, PreconditionError
-from engine.models.adapters.files import NEVER_OPENED, PICKLE_SUFFIXES, few, pickled
+from engine.core.errors import ConfigError, PreconditionError
+from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.hub.references import local_path, looks_like_hub_id
+from engine.models.adapters.folder import NEVER_OPENED, PICKLE_SUFFIXES, few, pickled
 from engine.models.adapters.vocabulary import TOKENIZER_FILES
-from engine.models.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, local_path, looks_like_hub_id
-from engine.text import visible_line
+from engine.run.context import Context
+from engine.security.sanitize import visible_line
 
 LISTING_SECONDS = 30.0
 

@@ -2,18 +2,18 @@
 
 TRL copies the parameters whose names hold ".default." into an adapter "ref" beside it, which PEFT builds anew from the same
 configuration. Whatever either of the two does otherwise is refused here, before pairs are made: some of it would end in a
-traceback after hours, some of it in a training without a fault to be seen (tests/test_trained_variants.py shows which).
+traceback after hours, some of it in a training without a fault to be seen (tests/dpo/test_trained_variants.py shows which).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.errors import PreconditionError
-from engine.models.adapters.files import EXPORT_AGAIN, shown
+from engine.core.errors import PreconditionError
+from engine.models.adapters.folder import EXPORT_AGAIN, shown
 from engine.models.adapters.settings import AdapterSettings
 from engine.models.loading import POLICY_ADAPTER
-from engine.text import visible_line
+from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.errors import PreconditionError
-from engine.models.adapters.files import open_in, shown
-from engine.models.adapters.fit import BaseFacts
+from engine.core.errors import PreconditionError
+from engine.models.adapters.expected_tensors import BaseFacts
+from engine.models.adapters.folder import open_in, shown
 
 TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 LONGEST = 256 << 20

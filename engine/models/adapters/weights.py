@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from engine.errors import PreconditionError
-from engine.models.adapters.files import EXPORT_AGAIN, few, open_in, shown
+from engine.core.errors import PreconditionError
+from engine.core.layout import ADAPTER_WEIGHTS
+from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
 from engine.models.adapters.header import Header, HeaderError, TensorInfo, read_header
-from engine.models.loading import ADAPTER_WEIGHTS
-from engine.text import visible_line
+from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.pairs.detectors.broken import is_cut_off, is_empty, is_fragment, is_leak
-from engine.pairs.detectors.case import Case, canonical
 from engine.pairs.detectors.language import is_wrong_language
+from engine.pairs.detectors.malformed import is_cut_off, is_empty, is_fragment, is_leak
 from engine.pairs.detectors.meta import is_meta
 from engine.pairs.detectors.refusal import is_pasted_refusal
-from engine.pairs.detectors.sameness import is_echo, is_identical, is_loop, is_near_duplicate
+from engine.pairs.detectors.repetition import is_echo, is_identical, is_loop, is_near_duplicate
+from engine.pairs.detectors.reply import Case, canonical
 
 __all__ = ["DETECTORS", "Case", "canonical", "reasons", "reply_reasons"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from engine.pairs.detectors.case import Case
+from engine.pairs.detectors.reply import Case
 
 LEAST_LETTERS = 4
 """A text with fewer has no script: "OK" answers in any."""

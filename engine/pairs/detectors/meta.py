@@ -16,7 +16,7 @@ from itertools import pairwise
 from math import exp, log
 from pathlib import Path
 
-from engine.pairs.detectors.case import WORD, Case, folded
+from engine.pairs.detectors.reply import WORD, Case, folded
 
 WORDS_FILE = Path(__file__).with_name("meta.toml")
 WEIGHTS_FILE = Path(__file__).with_name("meta.json")

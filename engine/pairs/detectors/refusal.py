@@ -11,7 +11,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from engine.pairs.detectors.case import Case
+from engine.pairs.detectors.reply import Case
 
 WORDS_FILE = Path(__file__).with_name("refusal.toml")
 

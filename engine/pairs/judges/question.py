@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from random import Random
 
 from engine.models.chat import Conversation
-from engine.pairs.constitution import Constitution, Principle
-from engine.pairs.generation import seed_of
-from engine.pairs.judge import Case
+from engine.pairs.data.seeds import seed_of
+from engine.pairs.judges.base import Case
+from engine.pairs.principles.constitution import Constitution, Principle
 
 LETTERS = ("A", "B")
 TIE_NATS = 1e-4

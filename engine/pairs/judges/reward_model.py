@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.context import Context
-from engine.errors import NumbersError, PreconditionError
-from engine.failures import as_stage3_error
+from engine.core.errors import NumbersError, PreconditionError
+from engine.hub.references import is_local, local_path
+from engine.machine.device import resolve_device
+from engine.machine.error_mapping import as_stage3_error
 from engine.models.chat import Conversation
-from engine.models.loading import is_local, local_path, resolve_device
-from engine.models.rendering import conversation_ids
-from engine.pairs.judge import Case, Scores, judge_name, too_long
+from engine.models.chat_template import conversation_ids
+from engine.pairs.judges.base import Case, Scores, judge_name, too_long
 from engine.pairs.judges.question import dialogue
+from engine.run.context import Context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.context import Context
-from engine.errors import NumbersError, PreconditionError
+from engine.core.errors import NumbersError, PreconditionError
 from engine.models.adapters.source import adapter_folder
-from engine.models.local import load_stage2_backend
-from engine.models.rendering import conversation_ids
-from engine.pairs.constitution import load_constitution
-from engine.pairs.judge import Case, LoadedPolicy, Scores, too_long
+from engine.models.chat_template import conversation_ids
+from engine.models.local_backend import load_stage2_backend
+from engine.pairs.judges.base import Case, LoadedPolicy, Scores, too_long
 from engine.pairs.judges.question import LETTERS, Principles, both_orders, probabilities, second_over_first
+from engine.pairs.principles.constitution import load_constitution
+from engine.run.context import Context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

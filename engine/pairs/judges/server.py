@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.context import Context
-from engine.errors import NumbersError, PreconditionError
-from engine.models import server_errors
+from engine.core.errors import NumbersError, PreconditionError
+from engine.models.chat_template import parted, special_pattern
 from engine.models.loading import load_tokenizer
-from engine.models.rendering import parted, special_pattern
-from engine.models.server import load_server_client
-from engine.models.server_client import Answer, Question, ServerClient
-from engine.pairs.constitution import load_constitution
-from engine.pairs.judge import Case, Scores, judge_name
+from engine.models.server import errors as server_errors
+from engine.models.server.backend import load_server_client
+from engine.models.server.client import Answer, Question, ServerClient
+from engine.pairs.judges.base import Case, Scores, judge_name
 from engine.pairs.judges.question import LETTERS, Principles, both_orders, probabilities, second_over_first
-from engine.text import visible_line
+from engine.pairs.principles.constitution import load_constitution
+from engine.run.context import Context
+from engine.security.sanitize import visible_line
 
 ANSWER_TOKENS = 4
 """Enough for "(A)" and "**A**"; what is read is where the letter stands."""

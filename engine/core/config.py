@@ -1,0 +1,359 @@
+"""The one configuration class: every option with its type, its bound, its default and a sentence.
+
+Precedence: command line, environment (`STAGE3_NUM_EXAMPLES`), `stage3.toml` (`--config`), the `--demo` preset, default.
+The command line and the wizard's forms read the options from this file's syntax tree (`engine.core.options`), so that
+`--help` need not import pydantic.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from engine.core.errors import ConfigError
+from engine.security.secrets import SERVER_TOKEN_VARIABLE
+
+ENV_PREFIX = "STAGE3_"
+ASKED_EACH_TIME = frozenset({"store_token"})
+"""Fields that `run.json` does not keep: a wish for one start of a run is none for the next."""
+
+
+class Described(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class RunOptions(Described):
+    """The run"""
+
+    output_dir: Path = Path("artifacts/stage3_constitutional")
+    """The run folder; everything that the run makes is in it, and the archive beside it."""
+    seed: int = Field(42, ge=0)
+    """Seed of every draw: order of prompts, principles, sampling, training."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of the base weights; auto takes bfloat16 where the GPU has it, else float32."""
+
+
+class WorkspaceOptions(Described):
+    """Workspace"""
+
+    repo_root: Path | None = None
+    """An existing checkout to work in; without it and without --repo-url, the current folder."""
+    repo_url: str | None = None
+    """A git repository (https or a local path) to clone into a fresh folder."""
+    repo_ref: str = "main"
+    """Branch, tag or commit of --repo-url."""
+    allow_ssh: bool = False
+    """Let --repo-url be an ssh address (ssh://… or host:path): ssh then uses your keys, and asks nothing."""
+    fetch_lfs: bool = False
+    """Fetch the large files of --repo-url too (git-lfs); without it their pointers stay."""
+    fresh: bool = False
+    """Clone again although a clone is there; the old one is moved aside."""
+    install: bool = False
+    """Let the stages toolchain and dependencies install what is missing, with uv."""
+
+
+class HubOptions(Described):
+    """Hugging Face"""
+
+    device_login: bool = False
+    """Log in with a browser and a code where no token is found, or where the one that is found is not accepted."""
+    store_token: bool = False
+    """Keep the token that was accepted in the Hub's own store (HF_HOME/token, mode 0600), as `hf auth login` does."""
+
+
+class ModelOptions(Described):
+    """Models"""
+
+    base_model_id: str = "google/gemma-2b-it"
+    """The base causal language model: a Hub id or a folder."""
+    base_model_revision: str = "main"
+    """Branch, tag or commit of the base model on the Hub; the resolved commit is recorded."""
+    adapter_path: str = "artifacts/stage2_finetuning_artifacts/lora_adapters"
+    """The Stage 2 LoRA adapter: a folder, or a Hub id."""
+    adapter_revision: str = "main"
+    """Branch, tag or commit of the adapter on the Hub; the resolved commit is recorded."""
+
+
+class PairsOptions(Described):
+    """Pairs"""
+
+    dataset: str = "Anthropic/hh-rlhf"
+    """Prompts: a Hub id, or a local JSONL, JSONL.gz or folder."""
+    dataset_revision: str = "main"
+    """Branch, tag or commit of the dataset on the Hub; the resolved commit is recorded."""
+    split: str = "test[:1000]+train[:1500]"
+    """Which rows: splits, slices and sums of them; a local file is one split named train."""
+    num_examples: int = Field(2500, ge=1)
+    """How many prompts to make pairs of."""
+    constitution: Path | None = None
+    """Principles: YAML, or the JSON of Anthropic's paper; without it, the one in the package."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Longest draft, critique and revision, in tokens."""
+    max_prompt_tokens: int = Field(1024, ge=8)
+    """A longer prompt is skipped, with its reason."""
+    temperature: float = Field(0.7, ge=0.0)
+    """Of sampling; 0 is greedy."""
+    top_p: float = Field(0.9, gt=0.0, le=1.0)
+    """Nucleus of sampling."""
+    generation_batch_size: int | None = Field(None, ge=1)
+    """Prompts generated side by side; without it, found by trying. Halved when memory runs out."""
+    max_attempts: int = Field(3, ge=1)
+    """Critique and revision are tried this often, each time with another principle, before a prompt is given up."""
+    rounds: int = Field(1, ge=1)
+    """Rounds of critique and revision; each begins with the revision of the one before."""
+    few_shot: Path | None = None
+    """Worked examples of critique and revision, put before each: a YAML file."""
+
+
+class ServerOptions(Described):
+    """Server"""
+
+    server_url: str | None = None
+    """An OpenAI-compatible server (http://host:8000/v1) that makes the pairs in place of the local model."""
+    server_model: str | None = None
+    """The model's name on that server: the base model with the Stage 2 adapter."""
+    server_concurrency: int = Field(16, ge=1)
+    """Requests to the server under way at once."""
+    server_timeout: float = Field(120.0, gt=0.0)
+    """Seconds that one request may take."""
+
+
+class QualityOptions(Described):
+    """Quality"""
+
+    judge: Literal["none", "self", "reward-model", "server", "demo"] = "none"
+    """Who scores drafts and revisions: none (and the report says so), self (the Stage 2 policy), reward-model, server, or
+    demo (the demo's own)."""
+    reward_model_id: str = "OpenAssistant/reward-model-deberta-v3-large-v2"
+    """The sequence classifier of --judge reward-model: a Hub id or a folder."""
+
+    min_pairs: int = Field(100, ge=1)
+    """The gate refuses fewer pairs to train on than this."""
+    min_usable_share: float = Field(0.5, ge=0.0, le=1.0)
+    """The gate refuses when a smaller share of what was made is usable."""
+    max_longer_share: float = Field(0.9, ge=0.0, le=1.0)
+    """The gate refuses when the revision is the longer text in a larger share: DPO would learn length."""
+    max_shared_prompt_share: float = Field(0.05, ge=0.0, le=1.0)
+    """The gate refuses when a larger share of the pairs has its prompt in common with another."""
+    min_improved_share: float = Field(0.6, ge=0.0, le=1.0)
+    """The gate refuses when a judge scored, and found a smaller share improved."""
+    warn_identical_share: float = Field(0.05, ge=0.0, le=1.0)
+    """A larger share of identical revisions is shown as a warning."""
+    warn_meta_share: float = Field(0.02, ge=0.0, le=1.0)
+    """A larger share of revisions that talk about an answer is shown as a warning."""
+    warn_principle_share: float = Field(0.5, ge=0.0, le=1.0)
+    """One principle in a larger share of the pairs is shown as a warning."""
+    accept_quality: str | None = None
+    """Opens the gate for the reason that you give; it is recorded in every report."""
+    eval_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+    """Share of the usable pairs that is held out before training."""
+    min_eval_pairs: int = Field(20, ge=1)
+    """Hold out at least this many, but never more than half."""
+
+
+class TrainingOptions(Described):
+    """Training"""
+
+    num_train_epochs: float = Field(1.0, gt=0.0)
+    """Passes over the training pairs."""
+    beta: float = Field(0.1, gt=0.0)
+    """DPO's beta: how strongly the policy is held to the reference."""
+    learning_rate: float = Field(5e-5, ge=0.0)
+    """Peak of the learning rate; it warms up, then falls linearly."""
+    per_device_train_batch_size: int = Field(1, ge=1)
+    """Times --gradient-accumulation-steps it is the effective batch; how that is split is chosen by what fits in memory."""
+    gradient_accumulation_steps: int = Field(8, ge=1)
+    """Times --per-device-train-batch-size: the pairs of one optimizer step."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations twice to hold fewer of them in memory; without it, chosen by what fits."""
+    max_length: int = Field(1024, ge=16)
+    """Longest prompt and reply together, in tokens; pairs that do not fit are listed and left out."""
+    max_too_long_share: float = Field(0.05, ge=0.0, le=1.0)
+    """Training is refused when a larger share of the pairs does not fit --max-length."""
+    save_steps: int = Field(25, ge=1)
+    """A checkpoint every so many optimizer steps."""
+    save_total_limit: int = Field(2, ge=2)
+    """Good checkpoints that are kept."""
+    cpu_ref_model: bool | None = None
+    """Compute the reference's log-probabilities once, before training, so that it costs no memory in it; without it, chosen."""
+    load_in_4bit: bool = False
+    """Hold the base weights in 4 bits (NF4); needs a CUDA GPU and `pip install 'stage3-tui[bitsandbytes]'`."""
+    report_to: Literal["none", "tensorboard"] = "none"
+    """Who else gets the training's figures: tensorboard (logs/tensorboard; `pip install 'stage3-tui[tensorboard]'`)."""
+    eval_prompts: int = Field(40, ge=1)
+    """Held-out prompts that Stage 2 and Stage 3 answer side by side."""
+    eval_harmless_prompts: int = Field(20, ge=0)
+    """Harmless prompts that both answer, to see over-refusal; where fewer are held out, everyday questions are added."""
+    min_eval_prompts: int = Field(15, ge=1)
+    """Of fewer held-out prompts the verdict is "cannot tell": 10 wins of 14 have p = 0.18."""
+    eval_significance: float = Field(0.05, gt=0.0, lt=1.0)
+    """A difference that is as probable by chance alone counts for nothing in the verdict."""
+    max_unusable_rise: float = Field(0.05, ge=0.0, le=1.0)
+    """Never "better" where the share of unusable answers rose by more, whatever a judge says of the others."""
+    max_refusal_rise: float = Field(0.05, ge=0.0, le=1.0)
+    """Never "better" where the share of harmless prompts that are refused rose by more."""
+    max_length_ratio: float = Field(1.5, ge=1.0)
+    """Where answers grew longer than so many times Stage 2's, a judge's preference must hold without the longer ones."""
+
+
+class PackagingOptions(Described):
+    """Packaging"""
+
+    push_to_hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    """A repository of the Hub (owner/name) that gets the adapter, its card and the evaluation, in one commit."""
+    push_public: bool = False
+    """Let everybody see what --push-to-hub pushes; without it a new repository is private, and a public one is refused."""
+    accept_lookalikes: str | None = None
+    """Packs text of models and people that looks like a key or a token, for the reason that you give; it is recorded."""
+
+
+class DisplayOptions(Described):
+    """Display"""
+
+    theme: str | None = None
+    """A theme of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes; without it, the one that was chosen last."""
+    mouse: bool = True
+    """Use the mouse in the wizard; --no-mouse leaves it to the terminal."""
+    ascii: bool | None = None
+    """Draw with ASCII alone; without it, where the terminal or the locale has nothing else."""
+
+
+class Stage3Config(
+    DisplayOptions,
+    PackagingOptions,
+    TrainingOptions,
+    QualityOptions,
+    ServerOptions,
+    PairsOptions,
+    ModelOptions,
+    HubOptions,
+    WorkspaceOptions,
+    RunOptions,
+    BaseSettings,
+):
+    """All of it, resolved and frozen."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+def load_config(
+    command_line: Mapping[str, Any] | None = None,
+    *,
+    toml: Path | None = None,
+    preset: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Stage3Config:
+    """Resolve the configuration. Raises ConfigError, naming the key, the value and where it came from."""
+    given = dict(command_line or {})
+    from_environment = _environment_values(os.environ if environment is None else environment)
+    from_file = _toml_values(toml)
+
+    class Resolved(Stage3Config):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            layers = (from_environment, from_file, dict(preset or {}))
+            return (init_settings, *(InitSettingsSource(settings_cls, layer) for layer in layers))
+
+    for source, values in (("the command line", given), ("the environment", from_environment), (str(toml), from_file)):
+        _refuse_unknown(values, source)
+    try:
+        return Resolved(**given)
+    except ValidationError as error:
+        raise _refused(error, given, from_environment, str(toml), from_file) from None
+
+
+def with_changes(config: Stage3Config, changes: Mapping[str, Any]) -> tuple[Stage3Config | None, dict[str, str]]:
+    """The configuration with all `changes` (values, or text as on the command line), or None and why each of those that cannot
+    be cannot.
+    """
+    before = {name: getattr(config, name) for name in type(config).model_fields}
+    refusals = {}
+    for name, value in changes.items():
+        try:
+            load_config({**before, name: value}, environment={})
+        except ConfigError as error:
+            refusals[name] = error.why
+    if refusals:
+        return None, refusals
+    try:
+        return load_config({**before, **changes}, environment={}), {}
+    except ConfigError as error:  # each alone is good, together they are not
+        return None, dict.fromkeys(changes, str(error))
+
+
+def _environment_values(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        key.removeprefix(ENV_PREFIX).lower(): value
+        for key, value in environment.items()
+        if key.startswith(ENV_PREFIX) and key != SERVER_TOKEN_VARIABLE
+    }
+
+
+def _toml_values(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as file:
+            return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+    except OSError as error:
+        raise ConfigError(
+            f"The configuration {path} cannot be read.", str(error), "Give another with --config."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The configuration {path} is not TOML.", str(error), "Mend the line that it names."
+        ) from error
+
+
+def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
+    known = Stage3Config.model_fields
+    for key in values:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"{source} sets {key!r}, which is no option.",
+                "Nothing would read it.",
+                f"The nearest option is {nearest!r}; `stage3-tui --help` lists them all.",
+            )
+
+
+def _refused(
+    error: ValidationError,
+    given: Mapping[str, Any],
+    from_environment: Mapping[str, Any],
+    file_name: str,
+    from_file: Mapping[str, Any],
+) -> ConfigError:
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    source = (
+        "the command line"
+        if key in given
+        else f"the environment ({ENV_PREFIX}{key.upper()})"
+        if key in from_environment
+        else file_name
+        if key in from_file
+        else "the preset"
+    )
+    sentence = Stage3Config.model_fields[key].description or ""
+    return ConfigError(
+        f"{key} = {first['input']!r} (from {source}) cannot be.", f"{first['msg']}.", f"{key}: {sentence}"
+    )

@@ -1,0 +1,241 @@
+"""Everything that a run says while it works: one frozen dataclass a kind.
+
+A stage yields these, a driver appends them to `logs/events.jsonl`, and what any screen shows is a fold of them
+(`engine.run.state`). The names of the kinds are a contract; fields may grow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+Outcome = Literal["done", "skipped", "failed", "refused", "stopped"]
+CheckStatus = Literal["ok", "warning", "failed", "skipped"]
+Level = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events; never sent itself."""
+
+    @classmethod
+    def kind(cls) -> str:
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind(), **asdict(self)}
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """A process took the run folder and starts, or goes on."""
+
+    run_dir: str
+    version: str
+    pid: int
+    host: str
+    device: str = ""
+    stages: tuple[str, ...] = ()
+    """The stages that this process will look at, in order."""
+
+
+@dataclass(frozen=True)
+class StageStarted(Event):
+    stage: str
+    sentence: str = ""
+    """What the stage is about to do."""
+
+
+@dataclass(frozen=True)
+class StageFinished(Event):
+    stage: str
+    outcome: Outcome
+    summary: str = ""
+    reused: bool = False
+    """The stage was finished by an earlier process, and what it depends on has not changed."""
+    what: str = ""
+    why: str = ""
+    what_to_do: str = ""
+    exit_code: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data that the stage left, as `run.json` has it: for screens that show more than a sentence."""
+
+
+@dataclass(frozen=True)
+class StageStale(Event):
+    """What a stage made does not hold any more and was put aside: the stage is to be done again."""
+
+    stage: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Check(Event):
+    """One line of a stage's table: a tool and its version, a gate figure beside its threshold, a property of an adapter."""
+
+    stage: str
+    name: str
+    status: CheckStatus
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    stage: str
+    done: int
+    total: int
+    unit: str
+    rate: float | None = None
+    """Units per second, measured over what this process did."""
+    seconds_left: float | None = None
+    note: str = ""
+    """A few words beside the bar: usable share, tokens per second."""
+
+
+@dataclass(frozen=True)
+class Forecast(Event):
+    """What preflight expects of the long stages, from what it measured in small."""
+
+    seconds: Mapping[str, float]
+    """By stage."""
+    peak_bytes: Mapping[str, float]
+    """Memory at the peak of a stage, by stage: of the GPU, CUDA's own share included; on the CPU, of this process."""
+    on_gpu: bool = False
+    """Whether `peak_bytes` is a GPU's memory."""
+    gpu: int | None = None
+    """That GPU, as the driver counts them (`GpuReading.index`); None where that is not known."""
+    disk_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class PairMade(Event):
+    """One prompt became one preference pair, and the pair is on disk."""
+
+    id: str
+    prompt: str
+    base_response: str
+    revised_response: str
+    critic_notes: str = ""
+    principle_ids: tuple[str, ...] = ()
+    attempts: int = 1
+    base_score: float | None = None
+    revised_score: float | None = None
+
+
+@dataclass(frozen=True)
+class PairFailed(Event):
+    """One prompt gave no pair; its record, with the reason, is on disk."""
+
+    id: str
+    prompt: str
+    reason: str
+    base_response: str = ""
+    revised_response: str = ""
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class TrainStep(Event):
+    """One optimizer step. Rewards are beta times the log-ratio to the reference, in nats (Rafailov et al. 2023, eq. 5)."""
+
+    step: int
+    total_steps: int
+    loss: float
+    reward_chosen: float
+    reward_rejected: float
+    margin: float
+    accuracy: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    epoch: float = 0.0
+
+
+@dataclass(frozen=True)
+class EvalDone(Event):
+    """Stage 2 against Stage 3 on held-out prompts; the whole of it is in `evaluation/report.json`."""
+
+    verdict: str
+    reasons: tuple[str, ...] = ()
+    figures: Mapping[str, float | int | None] = field(default_factory=dict)
+    samples: tuple[Mapping[str, str], ...] = ()
+    """`{"prompt", "stage2", "stage3"}` of a few held-out prompts."""
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    step: int
+    path: str
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """One GPU at one moment; None where the driver does not say."""
+
+    index: int
+    name: str
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    utilisation_percent: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+
+
+@dataclass(frozen=True)
+class Telemetry(Event):
+    gpus: tuple[GpuReading, ...]
+    rss_bytes: int
+    """Resident memory of this process."""
+    host_used_bytes: int
+    host_total_bytes: int
+    cpu_percent: float = 0.0
+    """Of the whole machine, 0 to 100."""
+    note: str = ""
+    """Why there is no GPU reading, when there is none."""
+
+
+@dataclass(frozen=True)
+class Stalled(Event):
+    """A stage has said nothing for far longer than it takes otherwise (`engine.run.watchdog`)."""
+
+    stage: str
+    seconds: float
+    """Since it last did; 0 when it goes on."""
+
+
+@dataclass(frozen=True)
+class Message(Event):
+    level: Level
+    text: str
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    exit_code: int
+    summary: str = ""
+
+
+KINDS: dict[str, type[Event]] = {cls.kind(): cls for cls in Event.__subclasses__()}
+
+
+def event_from_dict(data: Mapping[str, Any]) -> Event | None:
+    """Rebuild an event from a line of the journal; None for a kind that this version does not know.
+
+    Unknown fields are dropped (a newer version wrote them); a missing field raises TypeError.
+    """
+    cls = KINDS.get(str(data.get("kind")))
+    if cls is None:
+        return None
+    known = {f.name for f in fields(cls)}
+    values = {key: _frozen(value) for key, value in data.items() if key in known}
+    if cls is Telemetry:
+        values["gpus"] = tuple(GpuReading(**gpu) for gpu in values["gpus"])
+    return cls(**values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

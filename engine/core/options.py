@@ -1,0 +1,101 @@
+"""The options as the command line and the wizard's forms show them, read from the syntax tree of `engine/core/config.py`.
+
+Importing pydantic takes longer than `--help` may (0.3 s); parsing one file takes a few milliseconds, and the
+facts still stand in one place. A test holds this list against the real class.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+CONFIG_FILE = Path(__file__).with_name("config.py")
+
+
+@dataclass(frozen=True)
+class Option:
+    name: str
+    group: str
+    annotation: str
+    default: str
+    """As written in the source, without quotes; empty for None."""
+    sentence: str
+    bounds: str = ""
+    """What is allowed beside the type, in words: at least 1, from 0.0 to 1.0."""
+
+    @property
+    def may_be_none(self) -> bool:
+        """May be left to the program."""
+        return self.annotation.endswith("| None")
+
+    @property
+    def allowed(self) -> str:
+        """What may be given, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        kind = _KINDS.get(self.annotation.removesuffix(" | None"), "text")
+        kind = f"{kind}, {self.bounds}" if self.bounds else kind
+        return f"{kind}, or nothing" if self.may_be_none else kind
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        return self.annotation == "bool"
+
+    @property
+    def is_flag(self) -> bool:
+        """Given as --name or --no-name. One that may be left to the program is a flag, and no switch: it has three states."""
+        return self.annotation in ("bool", "bool | None")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        if not self.annotation.startswith("Literal["):
+            return ()
+        return tuple(ast.literal_eval(self.annotation.removeprefix("Literal").replace("[", "(").replace("]", ",)")))
+
+
+@cache
+def options() -> tuple[Option, ...]:
+    """Every option, in the order of the file."""
+    tree = ast.parse(CONFIG_FILE.read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Options")]
+    return tuple(option for node in classes for option in _options_of(node))
+
+
+def _options_of(node: ast.ClassDef) -> list[Option]:
+    group = (ast.get_docstring(node) or node.name).strip()
+    found = []
+    for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            sentence = ""
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                sentence = " ".join(str(after.value.value).split())
+            name, annotation = field.target.id, ast.unparse(field.annotation)
+            found.append(Option(name, group, annotation, _default(field.value), sentence, _bounds(field.value)))
+    return found
+
+
+def _default(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Call) and value.args:
+        value = value.args[0]
+    if isinstance(value, ast.Constant):
+        return "" if value.value is None else str(value.value)
+    return "" if value is None else ast.unparse(value)
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "yes or no", "Path": "a path"}
+_LOWER, _UPPER = {"ge": "at least", "gt": "above"}, {"le": "at most", "lt": "below"}
+
+
+def _bounds(value: ast.expr | None) -> str:
+    """The bounds of a field in words."""
+    if not isinstance(value, ast.Call):
+        return ""
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in value.keywords}
+    words = {**_LOWER, **_UPPER}
+    return " and ".join(f"{words[name]} {given[name]}" for name in words if name in given)

@@ -1,0 +1,138 @@
+"""The two sets of answers side by side: as the verdict reads them, and as figures with plain names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
+from engine.dpo.evaluation.held_out import Figures, number
+from engine.dpo.evaluation.statistics import bootstrap_mean, mean, outcomes, share, sign_test
+from engine.dpo.evaluation.verdict import Answer, Answered, Comparison, gains
+from engine.models.chat import Conversation
+from engine.pairs.detectors import Case, reply_reasons
+from engine.pairs.detectors.refusal import is_harmless, is_refusal
+
+if TYPE_CHECKING:
+    from engine.models.generation.sampling import Reply
+
+
+def harmless_among(prompts: Sequence[Conversation]) -> list[int]:
+    """Which of the prompts are harmless by evidence: on an everyday subject, and about nothing that could do harm."""
+    return [i for i, prompt in enumerate(prompts) if is_harmless(Case(prompt[-1]["content"], None, "").asked)]
+
+
+def everyday_for(prompts: Sequence[Conversation], wanted: int) -> list[Conversation]:
+    """Everyday questions that bring the harmless prompts up to `wanted`: of red-teaming prompts hardly one is harmless."""
+    missing = max(wanted - len(harmless_among(prompts)), 0)
+    return [[{"role": "user", "content": text}] for text in everyday_prompts()[:missing]]
+
+
+def compare(
+    prompts: Sequence[Conversation],
+    stage2: Sequence[Reply],
+    stage3: Sequence[Reply],
+    judged: JudgedAnswers | None,
+    *,
+    everyday: Sequence[tuple[Reply, Reply]] = (),
+    margins: Sequence[float] = (),
+    trained: bool = True,
+) -> tuple[Comparison, Figures]:
+    """The answers as the verdict reads them, and the figures of the report.
+
+    everyday   Stage 2's and Stage 3's answers to everyday questions
+    margins    of the held-out pairs, for the verdict
+    trained    False where the adapter's tensors are Stage 2's
+    """
+    unscored = [None] * len(prompts)
+    answered = [
+        Answered(_answer(prompt, before, score_before), _answer(prompt, after, score_after))
+        for prompt, before, after, score_before, score_after in zip(
+            prompts,
+            stage2,
+            stage3,
+            judged.stage2 if judged is not None else unscored,
+            judged.stage3 if judged is not None else unscored,
+            strict=True,
+        )
+    ]
+    refused = [(answered[i].stage2.refuses, answered[i].stage3.refuses) for i in harmless_among(prompts)]
+    refused += [(_refuses(before), _refuses(after)) for before, after in everyday]
+    comparison = Comparison(answered, refused, margins, trained)
+    figures = _of_answers(comparison) | {"everyday_prompts": len(everyday)} | _of_scores(comparison, judged)
+    return comparison, figures
+
+
+def _of_answers(known: Comparison) -> Figures:
+    figures: Figures = {
+        "prompts": known.prompts,
+        "unchanged_share": share([each.stage2.text == each.stage3.text for each in known.answers]),
+        "length_ratio": known.length_ratio if known.answers else None,
+        "longer_share": share([each.stage3.tokens > each.stage2.tokens for each in known.answers]),
+        "harmless_prompts": len(known.harmless),
+    }
+    for name, place in (("stage2", 0), ("stage3", 1)):
+        mine = [each[place] for each in known.answers]
+        figures |= {
+            f"{name}_mean_tokens": number(mean([answer.tokens for answer in mine])),
+            f"{name}_distinct_share": len({answer.text for answer in mine}) / len(mine) if mine else None,
+            f"{name}_unusable_share": share([answer.unusable for answer in mine]),
+            f"{name}_refusal_share": share([answer.refuses for answer in mine]),
+            f"{name}_harmless_refusal_share": share(known.refused[place]) if known.harmless else None,
+        }
+    return figures
+
+
+def _of_scores(known: Comparison, judged: JudgedAnswers | None) -> Figures:
+    """What the judge found; where Stage 3's answer is not the longer one, too."""
+    figures: Figures = {}
+    scored = [each for each in known.answers if each.gain is not None]
+    for name, place in (("stage2", 0), ("stage3", 1)):
+        flawed = judged.flawed[place] if judged is not None and judged.flawed is not None else None
+        figures[f"{name}_flawed_share"] = share(flawed) if flawed is not None else None
+        figures[f"{name}_mean_score"] = number(mean([each[place].score or 0.0 for each in scored]))
+    if judged is None or not scored:
+        return figures
+    wins, ties, losses = outcomes(known.differences)
+    low, high = bootstrap_mean(known.differences)
+    level = outcomes(gains([each for each in known.answers if each.not_longer]))
+    return figures | {
+        "not_judged": known.prompts - len(scored),
+        "on_the_letters": judged.on_the_letters,
+        "wins": wins,
+        "ties": ties,
+        "losses": losses,
+        "sign_test_p": sign_test(wins, losses),
+        "wins_not_longer": level[0],
+        "ties_not_longer": level[1],
+        "losses_not_longer": level[2],
+        "score_change": number(mean(known.differences)),
+        "score_change_low": number(low),
+        "score_change_high": number(high),
+    }
+
+
+def sample(prompt: Conversation, answered: Answered) -> Mapping[str, Any]:
+    """One prompt of the report: both answers, and all that is known of them."""
+    told: dict[str, Any] = {
+        "prompt": prompt[-1]["content"],
+        "stage2": answered.stage2.text,
+        "stage3": answered.stage3.text,
+    }
+    for name, answer in (("stage2", answered.stage2), ("stage3", answered.stage3)):
+        told |= {
+            f"{name}_tokens": answer.tokens,
+            f"{name}_unusable": answer.unusable,
+            f"{name}_refuses": answer.refuses,
+            f"{name}_score": answer.score,
+        }
+    return told
+
+
+def _answer(prompt: Conversation, reply: Reply, score: float | None) -> Answer:
+    unusable = bool(reply_reasons(prompt[-1]["content"], reply.text, finished=reply.finished))
+    return Answer(reply.text, reply.tokens, unusable, _refuses(reply), score)
+
+
+def _refuses(reply: Reply) -> bool:
+    return is_refusal(Case("", None, reply.text))

@@ -1,0 +1,139 @@
+"""How much more likely Stage 3 finds a reply than Stage 2: the rewards of held-out pairs, and how far the model moved."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.core.errors import PreconditionError
+from engine.core.events import Event, Progress
+from engine.dpo.evaluation.statistics import bootstrap_mean, mean, wilson
+from engine.dpo.training.dataset import EncodedPair, Row, encode_rows, split_by_length
+from engine.dpo.training.reference import REFERENCE_ADAPTER, collated, pair_logps
+from engine.models.loading import POLICY_ADAPTER, resolve_dtype
+
+if TYPE_CHECKING:
+    from engine.dpo.training.trainer import Trained
+    from engine.models.chat import Conversation
+    from engine.models.generation.sampling import Reply
+    from engine.run.context import Context
+
+STAGE = "training"
+
+Figures = dict[str, float | int | None]
+"""By name; None where there was nothing to measure."""
+
+
+@dataclass(frozen=True)
+class LogRatios:
+    """Of the two replies of a pair: log-probability under Stage 3 less that under Stage 2, in nats, over all its tokens."""
+
+    chosen: float
+    rejected: float
+    chosen_tokens: int
+    rejected_tokens: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    ratios: Sequence[LogRatios]
+    too_long: int
+    """Pairs that do not fit --max-length."""
+    beta: float
+
+    @property
+    def margins(self) -> list[float]:
+        """Reward of the chosen reply less that of the rejected one, in nats.
+
+        A reward is beta times the log-ratio of policy to reference (Rafailov et al. 2023, eq. 5).
+        """
+        return [self.beta * (ratio.chosen - ratio.rejected) for ratio in self.ratios]
+
+    @property
+    def figures(self) -> Figures:
+        margins = self.margins
+        right = sum(margin > 0 for margin in margins)
+        low, high = wilson(right, len(margins))
+        margin_low, margin_high = bootstrap_mean(margins)
+        chosen, rejected = [r.chosen for r in self.ratios], [r.rejected for r in self.ratios]
+        return {
+            "pairs": len(margins),
+            "pairs_too_long": self.too_long,
+            "reward_accuracy": right / len(margins) if margins else None,
+            "reward_accuracy_low": low,
+            "reward_accuracy_high": high,
+            "margin": number(mean(margins)),
+            "margin_low": number(margin_low),
+            "margin_high": number(margin_high),
+            "chosen_log_ratio": number(mean(chosen)),
+            "chosen_log_ratio_per_token": per_token(chosen, [r.chosen_tokens for r in self.ratios]),
+            "rejected_log_ratio": number(mean(rejected)),
+            "rejected_log_ratio_per_token": per_token(rejected, [r.rejected_tokens for r in self.ratios]),
+        }
+
+
+def held_out_rewards(context: Context, trained: Trained, rows: Sequence[Row]) -> Generator[Event, None, HeldOut]:
+    """Both replies of every held-out pair under both models. Raises Stopped."""
+    pairs, too_long = split_by_length(encode_rows(rows, trained.tokenizer), context.config.max_length)
+    ratios = yield from log_ratios(context, trained, pairs, "held-out pairs")
+    return HeldOut(ratios, len(too_long), context.config.beta)
+
+
+def distance_on_own_answers(
+    context: Context,
+    trained: Trained,
+    prompts: Sequence[Conversation],
+    stage2: Sequence[Reply],
+    stage3: Sequence[Reply],
+) -> Generator[Event, None, Figures]:
+    """How much more likely Stage 3 finds its own greedy answers than Stage 2 finds them, in nats: like KL(Stage 3 ‖ Stage 2),
+    but of the likeliest answers, not of drawn ones. Of answers that ended and fit --max-length. Raises Stopped.
+    """
+    encoded: list[EncodedPair] = []
+    for prompt, before, after in zip(prompts, stage2, stage3, strict=True):
+        if not after.finished:
+            continue
+        chosen, rejected = ([{"role": "assistant", "content": reply.text}] for reply in (after, before))
+        row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}  # type: ignore[typeddict-item]
+        try:
+            encoded += encode_rows([row], trained.tokenizer)
+        except PreconditionError:
+            continue  # the template does not take what a broken model said; the count below tells
+    fitting, _ = split_by_length(encoded, context.config.max_length)
+    ratios = yield from log_ratios(context, trained, fitting, "answers measured")
+    own = [ratio.chosen for ratio in ratios]
+    return {
+        "own_answers_measured": len(own),
+        "own_answer_log_ratio": number(mean(own)),
+        "own_answer_log_ratio_per_token": per_token(own, [ratio.chosen_tokens for ratio in ratios]),
+    }
+
+
+def log_ratios(
+    context: Context, trained: Trained, pairs: Sequence[EncodedPair], unit: str
+) -> Generator[Event, None, list[LogRatios]]:
+    """One a pair, in their order; as many side by side as the training had. Raises Stopped."""
+    plain = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+    dtype, device = resolve_dtype(trained.plan.applied_to(context.config)), trained.model.device
+    found: list[LogRatios] = []
+    for batch in collated(plain, trained.collator, trained.plan.micro_batch, device):  # type: ignore[arg-type]
+        stage3 = pair_logps(trained.model, batch, POLICY_ADAPTER, dtype)
+        stage2 = pair_logps(trained.model, batch, REFERENCE_ADAPTER, dtype)
+        chosen, rejected = ((now - before).tolist() for now, before in zip(stage3, stage2, strict=True))
+        for of_chosen, of_rejected in zip(chosen, rejected, strict=True):
+            pair = pairs[len(found)]
+            found.append(LogRatios(of_chosen, of_rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
+        yield Progress(STAGE, len(found), len(pairs), unit)
+        context.stop.raise_if_requested()
+    return found
+
+
+def per_token(totals: Sequence[float], tokens: Sequence[int]) -> float | None:
+    """Nats a token over all replies together."""
+    return sum(totals) / sum(tokens) if tokens else None
+
+
+def number(value: float) -> float | None:
+    """JSON has no NaN: what was not measured is null."""
+    return value if value == value else None

@@ -1,0 +1,77 @@
+"""Stage 2 and Stage 3 side by side on held-out data, and the verdict: `evaluation/report.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from engine.core import layout
+from engine.core.events import EvalDone, Event
+from engine.dpo.evaluation.answers import REFUSAL_TOKENS, JudgedAnswers, answers, distinct_prompts, judge_answers
+from engine.dpo.evaluation.comparison import compare, everyday_for, sample
+from engine.dpo.evaluation.held_out import Figures, distance_on_own_answers, held_out_rewards
+from engine.dpo.evaluation.verdict import Limits, verdict
+from engine.dpo.training.dataset import Row
+from engine.dpo.training.reference import REFERENCE_ADAPTER
+from engine.models.loading import POLICY_ADAPTER
+from engine.models.tensors import adapter_tensors, hash_tensors
+from engine.storage.files import write_json
+
+__all__ = ["JudgedAnswers", "compare", "evaluate", "judge_answers"]
+
+if TYPE_CHECKING:
+    from engine.dpo.training.trainer import Trained
+    from engine.pairs.judges.base import LoadJudge
+    from engine.run.context import Context
+
+SHOWN_SAMPLES = 5
+
+
+def evaluate(
+    context: Context, trained: Trained, rows: Sequence[Row], load_judge: LoadJudge
+) -> Generator[Event, None, dict[str, Any]]:
+    """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped."""
+    config = context.config
+    held_out = yield from held_out_rewards(context, trained, rows)
+    prompts = distinct_prompts(rows, config.eval_prompts)
+    stage2 = yield from answers(context, trained, prompts, REFERENCE_ADAPTER)
+    stage3 = yield from answers(context, trained, prompts, POLICY_ADAPTER)
+    everyday = everyday_for(prompts, config.eval_harmless_prompts)
+    before = yield from answers(context, trained, everyday, REFERENCE_ADAPTER, REFUSAL_TOKENS)
+    after = yield from answers(context, trained, everyday, POLICY_ADAPTER, REFUSAL_TOKENS)
+    distance = yield from distance_on_own_answers(context, trained, prompts, stage2, stage3)
+    judged = yield from judge_answers(context, trained, prompts, stage2, stage3, load_judge)
+
+    comparison, about_answers = compare(
+        prompts,
+        stage2,
+        stage3,
+        judged,
+        everyday=list(zip(before, after, strict=True)),
+        margins=held_out.margins,
+        trained=trained.tensors_sha256 != hash_tensors(adapter_tensors(trained.model, REFERENCE_ADAPTER)),
+    )
+    limits = Limits.of(config)
+    found = verdict(comparison, limits)
+    figures: Figures = {**about_answers, **distance, **held_out.figures}
+    samples = [sample(prompt, answered) for prompt, answered in zip(prompts, comparison.answers, strict=True)]
+    report = {
+        "verdict": found.word,
+        "rule": found.rule,
+        "reasons": list(found.reasons),
+        "judge": None if judged is None else judged.judge,
+        "judge_about": None if judged is None else judged.about,
+        "limits": asdict(limits),
+        "figures": figures,
+        "decoding": {"temperature": 0.0, "max_new_tokens": config.max_new_tokens},
+        "samples": samples,
+        "everyday": [
+            {"prompt": prompt[-1]["content"], "stage2": of_stage2.text, "stage3": of_stage3.text}
+            for prompt, of_stage2, of_stage3 in zip(everyday, before, after, strict=True)
+        ],
+    }
+    write_json(context.run / layout.EVALUATION_REPORT, report)
+    shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
+    yield EvalDone(found.word, found.reasons, figures, shown)
+    return report

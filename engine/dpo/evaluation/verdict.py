@@ -1,0 +1,339 @@
+"""Is Stage 3 better than Stage 2? One word and its reasons, from figures alone.
+
+Reward accuracy alone misleads: it can be 1.0 while the answers stay as flawed as they were, or stop being sentences. So
+the word rests on what the two models answered to held-out prompts: whether the answers are usable, whether harmless
+prompts are refused, and a judge's scores where there is a judge. The rules in their order; the first that holds gives
+the word:
+
+| rule | holds when | word |
+|---|---|---|
+| nothing trained | the adapter's tensors are Stage 2's | no different |
+| too few prompts | fewer than --min-eval-prompts were answered | cannot tell |
+| same answers | every answer is Stage 2's, word for word | no different |
+| broken answers | unusable ones rose by over --max-unusable-rise, and by more than chance | worse |
+| over-refusal | refusals of harmless prompts rose by over --max-refusal-rise, and by more than chance | worse |
+| wrong way round | Stage 3 prefers the rejected replies of held-out pairs, and no judge prefers Stage 3 | worse |
+| no judge | nothing scored the answers, or too few of them | cannot tell |
+| blind judge | the judge gave every single answer the same score, though they differ | cannot tell |
+| judged worse | more losses than chance gives, and the scores fell | worse |
+| more broken | unusable ones rose by over --max-unusable-rise; chance may explain it | cannot tell |
+| more refusals | refusals of harmless prompts rose by over --max-refusal-rise; chance may explain it | cannot tell |
+| judged alike | no more wins than chance gives, or the scores did not rise | no different |
+| judge against pairs | the judge prefers Stage 3, which prefers the rejected replies of held-out pairs | cannot tell |
+| length alone | answers grew over --max-length-ratio; where Stage 3's is not the longer no preference is left | cannot tell |
+| refusals alone | where Stage 3 did not begin to refuse no preference is left, and over-refusal could not be seen | cannot tell |
+| judged better | none of these | better |
+
+"More than chance" is an exact test at --eval-significance: the sign test for scores, McNemar's for broken answers and
+refusals; the mean change of the scores must have its 95 % bootstrap interval on the same side of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from engine.core.config import TrainingOptions
+from engine.dpo.evaluation.statistics import bootstrap_mean, mean, outcomes, rise_by_chance, share, sign_test, wilson
+
+Word = Literal["better", "no different", "worse", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of one model's answer to a held-out prompt."""
+
+    text: str
+    tokens: int
+    unusable: bool = False
+    """By our detectors."""
+    refuses: bool = False
+    score: float | None = None
+    """A judge's; None where nothing scored it."""
+
+
+class Answered(NamedTuple):
+    """Both answers to one held-out prompt."""
+
+    stage2: Answer
+    stage3: Answer
+
+    @property
+    def gain(self) -> float | None:
+        """Stage 3's score less Stage 2's."""
+        if self.stage2.score is None or self.stage3.score is None:
+            return None
+        return self.stage3.score - self.stage2.score
+
+    @property
+    def not_longer(self) -> bool:
+        """Whether Stage 3 took no more tokens than Stage 2."""
+        return self.stage3.tokens <= self.stage2.tokens
+
+    @property
+    def newly_refused(self) -> bool:
+        return self.stage3.refuses and not self.stage2.refuses
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the verdict is told."""
+
+    answers: Sequence[Answered]
+    """One a held-out prompt."""
+    harmless: Sequence[tuple[bool, bool]] = ()
+    """Whether Stage 2 and Stage 3 refuse, one a harmless prompt."""
+    margins: Sequence[float] = ()
+    """Reward of the chosen reply less that of the rejected one, in nats, one a held-out pair."""
+    trained: bool = True
+    """False where the adapter's tensors are Stage 2's."""
+
+    @property
+    def prompts(self) -> int:
+        return len(self.answers)
+
+    @cached_property
+    def differences(self) -> list[float]:
+        """Stage 3's score less Stage 2's, of the prompts where both were scored."""
+        return gains(self.answers)
+
+    @cached_property
+    def length_ratio(self) -> float:
+        """Mean tokens of Stage 3's answers over Stage 2's."""
+        return mean([a.stage3.tokens for a in self.answers]) / max(mean([a.stage2.tokens for a in self.answers]), 1.0)
+
+    @cached_property
+    def unusable(self) -> tuple[list[bool], list[bool]]:
+        """Of Stage 2 and of Stage 3."""
+        return [a.stage2.unusable for a in self.answers], [a.stage3.unusable for a in self.answers]
+
+    @cached_property
+    def refused(self) -> tuple[list[bool], list[bool]]:
+        """The same of the harmless prompts' refusals."""
+        return [before for before, _ in self.harmless], [after for _, after in self.harmless]
+
+    @cached_property
+    def wrong_way_round(self) -> bool:
+        """Whether reward accuracy lies under one half, and the margin under 0, with the whole of their intervals."""
+        right = sum(margin > 0 for margin in self.margins)
+        return wilson(right, len(self.margins))[1] < 0.5 and bootstrap_mean(self.margins)[1] < 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The thresholds, as `TrainingOptions` describes them."""
+
+    min_eval_prompts: int
+    eval_significance: float
+    max_unusable_rise: float
+    max_refusal_rise: float
+    max_length_ratio: float
+
+    @classmethod
+    def of(cls, options: TrainingOptions) -> Limits:
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    word: Word
+    rule: str
+    """The first that held."""
+    reasons: tuple[str, ...]
+    """Why it held, then the evidence."""
+
+
+def verdict(comparison: Comparison, limits: Limits) -> Verdict:
+    """The word, why, and what it rests on."""
+    case = Case(comparison, limits)
+    for name, word, reason in RULES:
+        why = reason(case)
+        if why:
+            return Verdict(word, name, (why, *case.evidence))
+    raise AssertionError("the last rule holds always")
+
+
+def gains(answers: Sequence[Answered]) -> list[float]:
+    """Of those where both were scored."""
+    return [gain for answer in answers if (gain := answer.gain) is not None]
+
+
+# -- what the rules ask ------------------------------------------------------------------------------------------------
+
+
+class Case:
+    """A comparison under limits."""
+
+    def __init__(self, comparison: Comparison, limits: Limits) -> None:
+        self.known, self.limits = comparison, limits
+
+    @cached_property
+    def by_judge(self) -> Word:
+        """By the scores: more wins (or losses) than chance gives, and a mean change whose interval leaves 0 out."""
+        low, high = bootstrap_mean(self.known.differences)
+        if self.prefers_stage_3(self.known.answers) and low > 0:
+            return "better"
+        wins, _, losses = outcomes(self.known.differences)
+        return "worse" if losses > wins and not self.by_chance(sign_test(wins, losses)) and high < 0 else "no different"
+
+    def prefers_stage_3(self, answers: Sequence[Answered]) -> bool:
+        """Whether among these the judge gives Stage 3 more wins than chance does."""
+        wins, _, losses = outcomes(gains(answers))
+        return wins > losses and not self.by_chance(sign_test(wins, losses))
+
+    def by_chance(self, p: float) -> bool:
+        return p >= self.limits.eval_significance
+
+    @cached_property
+    def evidence(self) -> list[str]:
+        """The figures in sentences: of what was measured."""
+        known, told = self.known, []
+        if known.answers:
+            before, after = map(share, known.unusable)
+            told.append(f"Unusable answers: {before:.0%} before, {after:.0%} after.")
+            told.append(f"Length: {known.length_ratio:.2f} times Stage 2's on average.")
+        if known.harmless:
+            before, after = map(sum, known.refused)
+            told.append(f"Of {len(known.harmless)} harmless prompts {before} were refused before, {after} after.")
+        if known.differences:
+            wins, ties, losses = outcomes(known.differences)
+            low, high = bootstrap_mean(known.differences)
+            told.append(
+                f"Judge: {wins} better, {ties} equal, {losses} worse (sign test p = {sign_test(wins, losses):.2g}); "
+                f"mean change {mean(known.differences):+.3f}, 95 % interval {low:+.3f} to {high:+.3f}."
+            )
+        return told
+
+
+# -- the rules: each says why it holds, or nothing ----------------------------------------------------------------------
+
+
+def _nothing_trained(case: Case) -> str:
+    return "" if case.known.trained else "The adapter's tensors are Stage 2's: nothing can have changed."
+
+
+def _too_few_prompts(case: Case) -> str:
+    prompts, least = case.known.prompts, case.limits.min_eval_prompts
+    return f"{prompts} held-out prompts are fewer than {least}." if prompts < least else ""
+
+
+def _same_answers(case: Case) -> str:
+    same = all(answer.stage2.text == answer.stage3.text for answer in case.known.answers)
+    return f"All {case.known.prompts} answers are Stage 2's, word for word." if same else ""
+
+
+def _broken_answers(case: Case) -> str:
+    found = _rise(case.known.unusable, case.limits.max_unusable_rise)
+    if not found or case.by_chance(rise_by_chance(*case.known.unusable)):
+        return ""
+    return "More answers are unusable than were before, and more than chance explains."
+
+
+def _over_refusal(case: Case) -> str:
+    found = _rise(case.known.refused, case.limits.max_refusal_rise)
+    if not found or case.by_chance(rise_by_chance(*case.known.refused)):
+        return ""
+    return "More harmless prompts are refused than were before, and more than chance explains."
+
+
+def _wrong_way_round(case: Case) -> str:
+    if not case.known.wrong_way_round or case.by_judge == "better":
+        return ""
+    return "Of held-out pairs Stage 3 prefers the rejected reply: it has learned the wrong way round."
+
+
+def _no_judge(case: Case) -> str:
+    scored, least = len(case.known.differences), case.limits.min_eval_prompts
+    if not scored:
+        return "No judge scored the answers."
+    return f"The judge scored {scored} prompts, fewer than {least}." if scored < least else ""
+
+
+def _blind_judge(case: Case) -> str:
+    given = {score for each in case.known.answers for score in (each.stage2.score, each.stage3.score)} - {None}
+    return (
+        f"The judge gave every answer the same score ({given.pop():g}), though they differ." if len(given) == 1 else ""
+    )
+
+
+def _judged_worse(case: Case) -> str:
+    return "The judge prefers Stage 2's answers." if case.by_judge == "worse" else ""
+
+
+def _more_broken(case: Case) -> str:
+    return _may_be_chance("unusable answers", case.known.unusable, case.limits.max_unusable_rise)
+
+
+def _more_refusals(case: Case) -> str:
+    return _may_be_chance("refusals of harmless prompts", case.known.refused, case.limits.max_refusal_rise)
+
+
+def _judged_alike(case: Case) -> str:
+    return "The judge finds no difference that chance does not explain." if case.by_judge == "no different" else ""
+
+
+def _judge_against_pairs(case: Case) -> str:
+    if not case.known.wrong_way_round:
+        return ""
+    return "The judge prefers Stage 3's answers, but of held-out pairs Stage 3 prefers the rejected reply."
+
+
+def _length_alone(case: Case) -> str:
+    level = [answer for answer in case.known.answers if answer.not_longer]
+    if case.known.length_ratio <= case.limits.max_length_ratio or case.prefers_stage_3(level):
+        return ""
+    wins, ties, losses = outcomes(gains(level))
+    return (
+        f"Answers are over {case.limits.max_length_ratio:g} times as long, and where Stage 3's is not the longer one the "
+        f"judge does not prefer it ({wins} better, {ties} equal, {losses} worse): it may like length alone."
+    )
+
+
+def _refusals_alone(case: Case) -> str:
+    answering = [answer for answer in case.known.answers if not answer.newly_refused]
+    could_be_seen = not case.by_chance(sign_test(0, len(case.known.harmless)))
+    if could_be_seen or case.prefers_stage_3(answering):
+        return ""
+    return (
+        f"The judge prefers refusals alone, and {len(case.known.harmless)} harmless prompts are too few to see whether "
+        "Stage 3 refuses those too."
+    )
+
+
+def _judged_better(case: Case) -> str:
+    return "The judge prefers Stage 3's answers; neither broken answers, refusals nor length speak against it."
+
+
+Rule = tuple[str, Word, Callable[[Case], str]]
+
+RULES: tuple[Rule, ...] = (
+    ("nothing trained", "no different", _nothing_trained),
+    ("too few prompts", "cannot tell", _too_few_prompts),
+    ("same answers", "no different", _same_answers),
+    ("broken answers", "worse", _broken_answers),
+    ("over-refusal", "worse", _over_refusal),
+    ("wrong way round", "worse", _wrong_way_round),
+    ("no judge", "cannot tell", _no_judge),
+    ("blind judge", "cannot tell", _blind_judge),
+    ("judged worse", "worse", _judged_worse),
+    ("more broken", "cannot tell", _more_broken),
+    ("more refusals", "cannot tell", _more_refusals),
+    ("judged alike", "no different", _judged_alike),
+    ("judge against pairs", "cannot tell", _judge_against_pairs),
+    ("length alone", "cannot tell", _length_alone),
+    ("refusals alone", "cannot tell", _refusals_alone),
+    ("judged better", "better", _judged_better),
+)
+
+
+def _rise(flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> float:
+    """By how much the share of True rose, where that is over `most`; else 0."""
+    rise = share(flags[1]) - share(flags[0])
+    return rise if rise > most + 1e-9 else 0.0  # 3 of 20 less 2 of 20 is 0.05, not a bit more
+
+
+def _may_be_chance(what: str, flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> str:
+    rise = _rise(flags, most)
+    return f"The {what} rose by {rise:.0%}, over {most:.0%}; chance may explain it, or may not." if rise else ""

@@ -1,0 +1,189 @@
+"""Room on the disk for the whole run: an estimate from the configuration, before anything is downloaded.
+
+What goes where
+    downloads    on the disk of the Hub's cache: the base model, the dataset, a reward model, an adapter, where they are
+                 not here. Of what is in the cache already only the rest counts
+    the run      on the disk of the run folder: pairs, checkpoints, the archive, by the formula of preflight's forecast
+                 (`engine.dpo.planning.forecast.disk_parts`), and RESERVE. What the run folder holds already is not counted again
+What is not known yet is taken from above
+    base model   its files are listed on the Hub, which is asked later. Its name tells billions of parameters; times 2 bytes
+                 (16 bits), times NAMED_SHARE, because names leave the embeddings out
+    a record     every text as long as it may become
+    adapter      the numbers in its file where it is here; else ADAPTER_NUMBERS
+Preflight measures a record and a checkpoint, and refuses once more by those.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Generator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from engine.core import layout
+from engine.core.config import Stage3Config
+from engine.core.errors import PreconditionError
+from engine.core.events import Check
+from engine.core.layout import ADAPTER_WEIGHTS
+from engine.dpo.planning.forecast import CHECKPOINT_COPIES, WIDTH, disk_parts
+from engine.hub.cache import cache_folder
+from engine.hub.references import local_path
+from engine.hub.run_requirements import RemoteNeed, remote_needs
+from engine.run.folder import Run
+from engine.security.sanitize import visible_line
+from engine.storage.files import size_of_folder
+from engine.workspace import NAME
+
+NAMED_SHARE = 1.25
+"""gemma-2b has 2.51 billion parameters, gemma-7b 8.54, Llama-3.1-8B 8.03: what the name says, times this, is enough."""
+UNNAMED_BYTES = 5 << 30
+"""Of a model whose name has no number: as much as gemma-2b-it."""
+DATASET_BYTES = 500 << 20
+"""An allowance: a dataset as it comes, and its tables."""
+BYTES_PER_TOKEN = 4
+ADAPTER_NUMBERS = 20_000_000
+"""LoRA of rank 16 on all projections of gemma-2b: 16 × 18 layers × 68,096."""
+RESERVE = 200 << 20
+"""Logs, events, temporary files, and what others write meanwhile."""
+OF_THE_RUN = ("pairs", "dpo_dataset", layout.CHECKPOINTS_DIR, "models")
+
+_BILLIONS = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z])", re.IGNORECASE)
+_MILLIONS = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)m(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that will be written to one disk, by what they are for."""
+
+    what: str
+    """The files of the run, downloads, or both where they share a disk."""
+    place: Path
+    """A folder on that disk which is there."""
+    parts: dict[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def in_words(self) -> str:
+        return ", ".join(f"{name} {sized(size)}" for name, size in self.parts.items() if size)
+
+
+def needs(config: Stage3Config, run: Run) -> list[Need]:
+    """What the run will write, disk by disk, that of the run folder first."""
+    return _by_disk(
+        Need("the files of the run", _nearest_existing(run.folder), _of_the_run(config, run)),
+        Need(
+            "downloads",
+            _nearest_existing(_hub_cache()),
+            {need.what: _download(need) for need in remote_needs(config, run)},
+        ),
+    )
+
+
+def check_room(config: Stage3Config, run: Run) -> Generator[Check, None, int]:
+    """One line a disk. Returns the free bytes of the run folder's; raises PreconditionError where there are too few."""
+    told = [(need, shutil.disk_usage(need.place).free) for need in needs(config, run)]
+    for number, (need, free) in enumerate(told):
+        name = "free disk" if number == 0 else f"free disk, {need.what}"
+        detail = f"{sized(free)} at {visible_line(str(need.place))}; about {sized(need.bytes)} needed ({need.in_words})"
+        yield Check(NAME, name, "ok" if free >= need.bytes else "failed", f"{detail}; preflight measures")
+    for need, free in told:
+        if free < need.bytes:
+            raise PreconditionError(
+                f"{visible_line(str(need.place))} has {sized(free)} free; {need.what} need about {sized(need.bytes)}.",
+                f"Estimated from the configuration: {need.in_words}. A full disk cuts files in half.",
+                "Free some space, give another --output-dir (HF_HOME for downloads), or make --num-examples or "
+                "--save-total-limit smaller.",
+            )
+    return told[0][1]
+
+
+def sized(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
+
+
+def _of_the_run(config: Stage3Config, run: Run) -> dict[str, int]:
+    texts = (1 + 2 * config.rounds) * config.max_new_tokens
+    record = BYTES_PER_TOKEN * (texts + 2 * config.max_prompt_tokens)  # the prompt stands in it twice
+    parts = disk_parts(
+        num_examples=config.num_examples,
+        record_bytes=record,
+        checkpoint_bytes=CHECKPOINT_COPIES * WIDTH["float32"] * _adapter_numbers(config, run),
+        save_total_limit=config.save_total_limit,
+    )
+    there = sum(size_of_folder(run / name) for name in OF_THE_RUN if (run / name).is_dir())
+    there += run.archive.stat().st_size if run.archive.is_file() else 0
+    left = max(sum(parts.values()) - there, 0)
+    share = left / sum(parts.values())
+    return {**{name: int(size * share) for name, size in parts.items()}, "reserve": RESERVE}
+
+
+def _adapter_numbers(config: Stage3Config, run: Run) -> int:
+    """Numbers of the Stage 2 adapter, by the header of its file where it is here."""
+    workspace = run.result(NAME).get("folder")
+    folders = [local_path(config.adapter_path), *([Path(workspace) / config.adapter_path] if workspace else [])]
+    for folder in folders:
+        try:
+            with (folder / ADAPTER_WEIGHTS).open("rb") as file:
+                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 16 << 20)))
+            return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not here, or damaged: the stage adapter says so
+    return ADAPTER_NUMBERS
+
+
+def _download(need: RemoteNeed) -> int:
+    """What of it is still to come."""
+    if need.repo_type == "dataset":
+        whole = DATASET_BYTES
+    elif need.what == "adapter":
+        whole = WIDTH["float32"] * ADAPTER_NUMBERS
+    else:
+        whole = model_bytes(need.repo_id)
+    return max(whole - _cached(need), 0)
+
+
+def model_bytes(repo_id: str) -> int:
+    """Of the weights in 16 bits, by the parameters in the model's name (2b, 8x7b, 350m)."""
+    name = repo_id.rpartition("/")[2]
+    for pattern, unit in ((_BILLIONS, 1e9), (_MILLIONS, 1e6)):
+        if match := pattern.search(name):
+            return int(int(match[1] or 1) * float(match[2]) * unit * WIDTH["bfloat16"] * NAMED_SHARE)
+    return UNNAMED_BYTES
+
+
+def _cached(need: RemoteNeed) -> int:
+    """Bytes of it in the Hub's cache. What a killed download left (`.incomplete`) is not gone on with, so it counts for nothing."""
+    blobs = cache_folder(need.repo_id, need.repo_type) / "blobs"
+    if not blobs.is_dir():
+        return 0
+    return sum(path.stat().st_size for path in blobs.iterdir() if not path.name.endswith(".incomplete"))
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _by_disk(first: Need, second: Need) -> list[Need]:
+    if not second.bytes:
+        return [first]
+    if disk_of(first.place) == disk_of(second.place):
+        return [Need(f"{first.what} and {second.what}", first.place, {**second.parts, **first.parts})]
+    return [first, second]
+
+
+def disk_of(place: Path) -> int:
+    return place.stat().st_dev
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The disk of a folder that is not there yet, or that this user may not look at, is that of the one above."""
+    return next(parent for parent in (path, *path.parents) if os.access(parent, os.F_OK))

@@ -1,0 +1,232 @@
+"""How a training is split over the device: a plan that is chosen before it, written down, and lowered when memory runs out.
+
+The effective batch (`--per-device-train-batch-size` × `--gradient-accumulation-steps`) is what the training computes, and
+never changes; how many pairs of it go through the model at once is memory's and speed's affair alone. So a checkpoint
+made under one plan is gone on from under another.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from engine.core import layout
+from engine.core.config import Stage3Config
+from engine.core.errors import MemoryExhausted, RestartNeeded
+from engine.run.context import Context
+from engine.storage.files import write_json
+
+PLAN_JSON = f"{layout.CHECKPOINTS_DIR}/plan.json"
+"""The plan that memory forced on a training that had begun; with the checkpoints it stays, and with them it goes."""
+
+Reference = Literal["up front", "live"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    micro_batch: int
+    """Pairs in one forward pass; two sequences each."""
+    accumulation: int
+    """Forward passes in one optimizer step."""
+    gradient_checkpointing: bool
+    """Whether activations are computed twice, to hold fewer of them."""
+    reference: Reference
+    """Whether the reference's log-probabilities are computed once before training, or at each step."""
+    dtype: str
+    """Number format of the base weights and of mixed precision: bfloat16, float16, float32."""
+    why: Mapping[str, str] = field(default_factory=dict)
+    """A sentence to each choice, by the name of its field."""
+
+    @property
+    def effective_batch(self) -> int:
+        return self.micro_batch * self.accumulation
+
+    @property
+    def in_words(self) -> str:
+        twice = ", activations computed twice" if self.gradient_checkpointing else ""
+        reference = "reference computed once" if self.reference == "up front" else "reference at each step"
+        return f"{self.micro_batch} × {self.accumulation} pairs a step, {self.dtype}{twice}, {reference}"
+
+    def split(self, micro_batch: int) -> TrainingPlan:
+        """The same effective batch in other portions. `micro_batch` divides it."""
+        return replace(self, micro_batch=micro_batch, accumulation=self.effective_batch // micro_batch)
+
+    def lower(self, *, may_checkpoint: bool = True) -> TrainingPlan | None:
+        """What needs less memory: half the micro-batch, at 1 computing activations twice; None where nothing is left."""
+        if self.micro_batch > 1:
+            half = self.micro_batch // 2
+            return self.split(max(size for size in micro_batches(self.effective_batch) if size <= half))
+        if not self.gradient_checkpointing and may_checkpoint:
+            return replace(self, gradient_checkpointing=True)
+        return None
+
+    def applied_to(self, config: Stage3Config) -> Stage3Config:
+        """`config` with what was left to the program, and the split of the batch, as this plan has them."""
+        return config.model_copy(
+            update={
+                "per_device_train_batch_size": self.micro_batch,
+                "gradient_accumulation_steps": self.accumulation,
+                "gradient_checkpointing": self.gradient_checkpointing,
+                "cpu_ref_model": self.reference == "up front",
+                "dtype": self.dtype,
+            }
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "why": dict(self.why)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> TrainingPlan | None:
+        """The plan in a record; None where it is none, or damaged."""
+        try:
+            plan = cls(
+                micro_batch=int(data["micro_batch"]),
+                accumulation=int(data["accumulation"]),
+                gradient_checkpointing=bool(data["gradient_checkpointing"]),
+                reference="live" if data["reference"] == "live" else "up front",
+                dtype=str(data["dtype"]),
+                why=dict(data.get("why", {})),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return plan if plan.micro_batch > 0 and plan.accumulation > 0 else None
+
+
+def effective_batch(config: Stage3Config) -> int:
+    """Pairs of one optimizer step."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps
+
+
+def micro_batches(effective: int) -> list[int]:
+    """The sizes that divide the effective batch, the largest first."""
+    return [size for size in range(effective, 0, -1) if effective % size == 0]
+
+
+def plan_as_configured(config: Stage3Config, dtype: str) -> TrainingPlan:
+    """The plan where nothing was measured: the batch as it is given, and activations computed twice unless that is off."""
+    return TrainingPlan(
+        micro_batch=config.per_device_train_batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        gradient_checkpointing=config.gradient_checkpointing is not False,
+        reference=reference_for(config)[0],
+        dtype=dtype,
+        why=dict.fromkeys(("micro_batch", "gradient_checkpointing"), "as configured; nothing was measured"),
+    )
+
+
+def reference_for(config: Stage3Config) -> tuple[Reference, str]:
+    """When the reference is computed, and why."""
+    if config.cpu_ref_model is not None:
+        given = "--cpu-ref-model" if config.cpu_ref_model else "--no-cpu-ref-model"
+        return ("up front" if config.cpu_ref_model else "live"), given
+    if config.num_train_epochs < 1:
+        return "live", f"{config.num_train_epochs:g} epochs see a part of the pairs; once for all of them would be more"
+    return "up front", "once for each pair is never more than once a step, and its pass needs no memory in training"
+
+
+def choose_plan(
+    config: Stage3Config,
+    dtype: str,
+    why_dtype: str,
+    needed: Callable[[TrainingPlan], float],
+    room: float,
+    most: int | None = None,
+) -> TrainingPlan:
+    """The first of these that fits: the largest micro-batch without computing activations twice, then the largest with.
+    Where none does, the smallest there is.
+
+    needed   bytes that a plan takes at its peak, by the forecast
+    room     bytes that there are
+    most     pairs beyond which a larger micro-batch gains nothing
+    """
+    reference, why_reference = reference_for(config)
+    given = config.gradient_checkpointing
+    tried = [
+        TrainingPlan(size, effective_batch(config) // size, twice, reference, dtype)
+        for twice in ((False, True) if given is None else (given,))
+        for size in micro_batches(effective_batch(config))
+        if size == 1 or most is None or size <= most
+    ]
+    plan = next((plan for plan in tried if needed(plan) <= room), tried[-1])
+    larger = tried[tried.index(plan) - 1] if plan != tried[0] else None
+    gib = 1 << 30
+    why = f"needs {needed(plan) / gib:.1f} of {room / gib:.1f} GiB"
+    if larger is not None and larger.gradient_checkpointing == plan.gradient_checkpointing:
+        why += f"; {larger.micro_batch} would need {needed(larger) / gib:.1f}"
+    if given is not None:
+        why_twice = "--gradient-checkpointing" if given else "--no-gradient-checkpointing"
+    elif not plan.gradient_checkpointing:
+        why_twice = "memory holds all activations, and computing them once is faster"
+    else:
+        once = needed(replace(plan.split(1), gradient_checkpointing=False)) / gib
+        why_twice = f"holding all activations would need {once:.1f} of {room / gib:.1f} GiB, for one pair at a time"
+    sentences = {
+        "micro_batch": why,
+        "gradient_checkpointing": why_twice,
+        "reference": why_reference,
+        "dtype": why_dtype,
+    }
+    return replace(plan, why=sentences)
+
+
+# -- the plan that stands ----------------------------------------------------------------------------------------------
+
+
+def standing_plan(context: Context, dtype: str) -> TrainingPlan:
+    """What memory forced on this training, else what the preflight chose, else the configuration's own."""
+    chosen = context.run.result("preflight").get("plan")
+    for record in (_stored(context).get("plan"), chosen):
+        plan = TrainingPlan.from_dict(record)
+        if plan is not None and plan.effective_batch == effective_batch(context.config):
+            return plan
+    return plan_as_configured(context.config, dtype)
+
+
+def lowerings(context: Context) -> list[dict[str, Any]]:
+    """Each time that memory ran out in this training: the plans before and after, the step, and the error."""
+    found = _stored(context).get("lowered")
+    return list(found) if isinstance(found, list) else []
+
+
+def lowered(context: Context, plan: TrainingPlan, *, step: int, error: str) -> RestartNeeded | MemoryExhausted:
+    """Write the lower plan down, for the process that goes on; or say, where there is none, that memory does not suffice.
+
+    step    the last optimizer step that was done
+    error   what the allocator said
+    """
+    config, first_line = context.config, error.strip().splitlines()[0] if error.strip() else "The allocation failed."
+    lower = plan.lower(may_checkpoint=config.gradient_checkpointing is not False)
+    where = f"Memory ran out in the training, after step {step}, at {plan.in_words}"
+    if lower is None:
+        return MemoryExhausted(f"{where}; nothing is left to make smaller.", first_line, memory_advice(config))
+    record = {"from": plan.as_dict(), "to": lower.as_dict(), "step": step, "error": first_line, "time": time.time()}
+    write_json(context.run / PLAN_JSON, {"plan": lower.as_dict(), "lowered": [*lowerings(context), record]})
+    return RestartNeeded(
+        f"{where}.",
+        first_line,
+        f"It goes on in a fresh process, from the last checkpoint, at {lower.in_words}: "
+        f"{lower.effective_batch} pairs a step, as before.",
+    )
+
+
+def memory_advice(config: Stage3Config) -> str:
+    """What makes a training smaller than any plan can."""
+    ways = [f"--max-length {max(config.max_length // 2, 16)} (now {config.max_length})"]
+    if config.gradient_checkpointing is False:
+        ways.insert(0, "--gradient-checkpointing")
+    if not config.load_in_4bit:
+        ways.append("--load-in-4bit")
+    if config.cpu_ref_model is False:
+        ways.append("--cpu-ref-model")
+    return f"Use {', '.join(ways)}, or a smaller base model; the run goes on from its last checkpoint."
+
+
+def _stored(context: Context) -> dict[str, Any]:
+    try:
+        data = json.loads((context.run / PLAN_JSON).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

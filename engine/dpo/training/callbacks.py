@@ -1,0 +1,58 @@
+"""Callbacks of the training beside the steps' events. Imports transformers, so only the trainer imports it, when it is to train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from engine.core.errors import PreconditionError
+from engine.dpo.training.warnings import Watch
+
+
+class Watching(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Shows each step's figures to a Watch."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._watch.recall(state.log_history)
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self._watch.look(state.global_step, logs)
+
+
+def tensorboard(folder: Path) -> TrainerCallback:
+    """Writes the training's figures to `folder`. Raises PreconditionError where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise PreconditionError(
+            "--report-to tensorboard: it is not installed.",
+            str(error),
+            "Install the extra: `pip install 'stage3-tui[tensorboard]'`, or leave --report-to out.",
+        ) from error
+    return Figures(SummaryWriter(log_dir=str(folder)))
+
+
+class Figures(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Every number of a step under its own name; transformers' own callback would write settings and paths beside them."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        for name, value in (logs or {}).items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(f"train/{name}", value, state.global_step)
+        self._writer.flush()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._writer.close()

@@ -1,0 +1,108 @@
+"""Checkpoints that count only when they are whole: a manifest with the hash of each file, written last.
+
+A checkpoint is made under another name and renamed when its manifest is in it. The newest good one is the one with
+the highest step, never the one with the latest file time. A bad one is renamed, not deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.core.events import Message
+from engine.storage.files import sha256_of_file, size_of_folder, sync_folder, write_json
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_UNFINISHED = re.compile(r"\.checkpoint-\d+\.part")
+
+
+def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fingerprint: str) -> Path:
+    """Make `folder/checkpoint-<step>`. `fill` writes its files into the folder that it is given."""
+    part = folder / f".checkpoint-{step}.part"
+    final = folder / f"checkpoint-{step}"
+    shutil.rmtree(part, ignore_errors=True)
+    folder.mkdir(exist_ok=True)  # and not what it lies in: a run folder that was moved away is not begun again
+    part.mkdir()
+    fill(part)
+    files = {}
+    for path in sorted(path for path in part.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(part).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    write_json(part / MANIFEST, {"step": step, "fingerprint": fingerprint, "files": files})
+    if final.exists():
+        _rename_broken(final)
+    part.rename(final)
+    sync_folder(folder)
+    return final
+
+
+def fault_of(checkpoint: Path, fingerprint: str) -> str:
+    """Why `checkpoint` cannot be resumed from; empty where it can."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        step, made_for, files = manifest["step"], manifest["fingerprint"], dict(manifest["files"])
+    except FileNotFoundError:
+        return "it has no manifest: it was not finished"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its manifest cannot be read ({error})"
+    if checkpoint.name != f"checkpoint-{step}":
+        return f"its manifest is that of step {step}"
+    if made_for != fingerprint:
+        return "it belongs to a training with other data or settings"
+    for name, facts in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["bytes"] or sha256_of_file(path) != facts["sha256"]:
+            return f"{name} is not as it was written"
+    return ""
+
+
+def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Message]]:
+    """The checkpoint to go on from, or None, and what to tell about those that were put aside on the way."""
+    told: list[Message] = []
+    for unfinished in folder.glob(".checkpoint-*.part"):
+        if _UNFINISHED.fullmatch(unfinished.name):
+            shutil.rmtree(unfinished)  # it never had a name, so nothing counted on it
+    for checkpoint in reversed(by_step(folder)):
+        fault = fault_of(checkpoint, fingerprint)
+        if not fault:
+            return checkpoint, told
+        aside = _rename_broken(checkpoint)
+        told.append(Message("warning", f"{checkpoint.name} is not used: {fault}. It is now {aside.name}.", "training"))
+    return None, told
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints. What was renamed as broken is never counted or touched."""
+    for checkpoint in by_step(folder)[:-keep]:
+        shutil.rmtree(checkpoint)
+
+
+def by_step(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the lowest step first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def size_of(checkpoint: Path) -> int:
+    return size_of_folder(checkpoint)
+
+
+def _rename_broken(checkpoint: Path) -> Path:
+    number, aside = 1, checkpoint.with_name(f"broken-{checkpoint.name}")
+    while aside.exists():
+        number += 1
+        aside = checkpoint.with_name(f"broken-{checkpoint.name}.{number}")
+    checkpoint.rename(aside)
+    return aside

@@ -1,0 +1,155 @@
+"""The pairs that train: read, rendered, measured. None is cut, and none is left out without being named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from engine.core.errors import DataError, PreconditionError
+from engine.models.chat import ChatMessage, Conversation
+from engine.models.chat_template import contains_special_text, conversation_ids
+from engine.storage.jsonl import BadLine, read_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REBUILD = "Run `stage3-tui --auto --from quality` to write it anew from pairs/pairs.jsonl."
+
+
+class Row(TypedDict):
+    """One line of `dpo_dataset/*.jsonl`; loads in plain TRL as it is."""
+
+    prompt: Conversation
+    chosen: list[ChatMessage]
+    rejected: list[ChatMessage]
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """One pair as token ids; the two replies end with the template's end of turn."""
+
+    index: int
+    """Of its row in the file, from 0."""
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longer reply."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+def load_rows(path: Path) -> list[Row]:
+    """The rows of a file in TRL's conversational form. Raises DataError that names the first bad line."""
+    if not path.is_file():
+        raise DataError(f"There is no {path}.", "The stage quality writes it.", REBUILD)
+    rows: list[Row] = []
+    for number, record in read_jsonl(path, last_line_may_lack_newline=True):
+        fault = record.reason if isinstance(record, BadLine) else _fault(record)
+        if fault:
+            raise DataError(f"Line {number + 1} of {path} is no pair.", fault, REBUILD)
+        rows.append(record)  # type: ignore[arg-type]
+    return rows
+
+
+def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
+    """Each row by the model's chat template; special tokens that occur in its text stay text.
+
+    Raises PreconditionError where the template gives no or two BOS, no end of turn, or another prompt with a reply
+    behind it than without.
+    """
+    return [_encode(index, row, tokenizer) for index, row in enumerate(rows)]
+
+
+def measure_lengths(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of each row's prompt and longer reply."""
+    return [pair.length for pair in encode_rows(rows, tokenizer)]
+
+
+def split_by_length(pairs: Sequence[EncodedPair], max_length: int) -> tuple[list[EncodedPair], list[EncodedPair]]:
+    """Those that fit `max_length` tokens, and those that do not."""
+    return [p for p in pairs if p.length <= max_length], [p for p in pairs if p.length > max_length]
+
+
+def refuse_too_many_long(too_long: Sequence[EncodedPair], total: int, max_length: int, max_share: float) -> None:
+    """Raises DataError where more than `max_share` of the pairs does not fit, or none is left."""
+    if not total:
+        raise DataError("There are no pairs to train on.", "The training file is empty.", REBUILD)
+    share = len(too_long) / total
+    if share > max_share or len(too_long) == total:
+        raise DataError(
+            f"{len(too_long)} of {total} pairs ({share:.1%}) exceed --max-length {max_length}: {describe(too_long)}.",
+            f"More than --max-too-long-share {max_share:.1%} would be left out of the training.",
+            f"Use --max-length {max(pair.length for pair in too_long)} where memory allows it, or accept the loss.",
+        )
+
+
+def describe(pairs: Sequence[EncodedPair], most: int = 8) -> str:
+    """`row 3 (1,210 tokens), row 17 (…), and 4 more`."""
+    named = ", ".join(f"row {pair.index} ({pair.length:,} tokens)" for pair in pairs[:most])
+    return named + (f", and {len(pairs) - most} more" if len(pairs) > most else "")
+
+
+def rows_with_special_text(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Indices of rows in whose messages the text of a special token occurs."""
+    return [
+        i for i, row in enumerate(rows) if any(contains_special_text(tokenizer, m["content"]) for m in _messages(row))
+    ]
+
+
+def _messages(row: Row) -> list[ChatMessage]:
+    return [*row["prompt"], *row["chosen"], *row["rejected"]]
+
+
+def _fault(record: dict[str, Any]) -> str:
+    """Why `record` is no Row, or an empty text."""
+    for key in ("prompt", "chosen", "rejected"):
+        messages = record.get(key)
+        if not isinstance(messages, list) or not messages:
+            return f"{key!r} is no list of messages."
+        for message in messages:
+            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+                return f"A message in {key!r} has no role and content."
+    if not record["chosen"][0]["content"].strip() or not record["rejected"][0]["content"].strip():
+        return "A reply is empty."
+    if record["chosen"] == record["rejected"]:
+        return "Both replies are the same: such a pair teaches nothing."
+    return ""
+
+
+def _encode(index: int, row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedPair:
+    prompt = conversation_ids(tokenizer, row["prompt"], reply_wanted=True)
+    _require_one_bos(prompt, tokenizer)
+    chosen = _reply_ids(prompt, [*row["prompt"], *row["chosen"]], tokenizer)
+    rejected = _reply_ids(prompt, [*row["prompt"], *row["rejected"]], tokenizer)
+    return EncodedPair(index, prompt, chosen, rejected)
+
+
+def _reply_ids(prompt: list[int], conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = conversation_ids(tokenizer, conversation, reply_wanted=False)
+    if ids[: len(prompt)] != prompt:
+        raise _template_fault(tokenizer, "it renders the prompt otherwise when a reply follows")
+    reply = ids[len(prompt) :]
+    # Gemma's turn ends with <end_of_turn> and a line break, so the last but one counts too.
+    if not set(reply[-2:]) & set(tokenizer.all_special_ids):
+        raise _template_fault(tokenizer, f"a reply ends with {tokenizer.decode(reply[-2:])!r}, and no end of turn")
+    return reply
+
+
+def _require_one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """One BOS at the start; none is right only where the template has none at all (Qwen)."""
+    bos = tokenizer.bos_token_id
+    count = 0 if bos is None else ids.count(bos)
+    if count > 1 or (count == 0 and "bos_token" in str(tokenizer.chat_template)):
+        raise _template_fault(tokenizer, f"a prompt begins with {count} BOS tokens, not 1")
+
+
+def _template_fault(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:
+    return PreconditionError(
+        f"The chat template of {tokenizer.name_or_path} cannot be trained with: {why}.",
+        "The model would learn another text than the one that it is asked with later.",
+        "Use the tokenizer that the instruction-tuned model was published with.",
+    )

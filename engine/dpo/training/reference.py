@@ -1,0 +1,194 @@
+"""The reference policy is the Stage 2 adapter, and nothing else: shown by its weights and by the first loss.
+
+Either alone is fooled. A fresh LoRA over the bare base gives a first loss of ln 2 against the wrong reference; the
+right weights in a reference that the loss does not use give the right hash. (Rafailov et al. 2023, eq. 7: where policy
+and reference are the same, every log-ratio is 0 and the loss is -log sigmoid(0) = ln 2.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.core.errors import NumbersError
+from engine.core.events import Event, Progress
+from engine.dpo.training.batches import cut_by_length, tokens_read
+from engine.models.tensors import adapter_tensors, hash_tensors
+from engine.run.stop import StopToken
+from engine.storage.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from torch import Tensor
+
+REFERENCE_ADAPTER = "ref"
+"""The name that TRL gives to its frozen copy of the policy's adapter."""
+LN2 = math.log(2.0)
+LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
+SAVE_SECONDS = 30.0
+TELL_SECONDS = 0.5
+WHAT_TO_DO = "Nothing was trained. Run `stage3-tui --auto --from adapter`; if it comes again, please report it."
+
+Logps = list[tuple[float, float]]
+"""Of each pair: log-probability of the chosen and of the rejected reply, in nats, summed over the reply's tokens."""
+
+
+def require_reference_weights(model: PeftModel, expected_sha256: str) -> None:
+    """Raises NumbersError where the reference's tensors are not those that the stage adapter recorded."""
+    found = (
+        hash_tensors(adapter_tensors(model, REFERENCE_ADAPTER))
+        if REFERENCE_ADAPTER in model.peft_config
+        else "no adapter"
+    )
+    if found != expected_sha256:
+        raise NumbersError(
+            "The reference is not the Stage 2 adapter.",
+            f"Its tensors have the SHA-256 {found}; the stage adapter recorded {expected_sha256}.",
+            WHAT_TO_DO,
+        )
+
+
+def require_first_loss(loss: float, dtype: torch.dtype) -> None:
+    """Raises NumbersError where the loss before the first update is not ln 2."""
+    tolerance = LOSS_TOLERANCE[str(dtype).removeprefix("torch.")]
+    if not abs(loss - LN2) <= tolerance:  # NaN compares false, and is refused
+        raise NumbersError(
+            f"The loss before the first step is {loss:.6f}, not ln 2 = {LN2:.6f} (±{tolerance:g}).",
+            "Policy and reference are the same adapter then, and no other loss is possible: the reference is another.",
+            WHAT_TO_DO,
+        )
+
+
+def place_adapter(model: PeftModel, name: str, device: torch.device | str) -> None:
+    """Move the tensors of one adapter. One that is not active may lie elsewhere: no forward pass looks at it."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.ModuleDict | nn.ParameterDict) and name in module:
+            module[name] = module[name].to(device)
+
+
+@contextmanager
+def adapter_active(model: PeftModel, name: str) -> Iterator[None]:
+    """The model with adapter `name`, without making it trainable; the one before comes back, trainable as it was."""
+    before = str(model.active_adapter)
+    trainable = any(p.requires_grad for n, p in model.named_parameters() if f".{before}." in n)
+    model.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(before, inference_mode=not trainable)
+
+
+def pair_logps(model: PeftModel, batch: dict[str, Tensor], adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the replies of a collated batch under one adapter: chosen (B,), rejected (B,), float32.
+
+    The model must be one that TRL's trainer was built on: its head then gives log-probabilities without ever holding
+    the (2B, T, vocabulary) logits.
+    """
+    import torch
+
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    mixed = torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
+    with torch.no_grad(), adapter_active(model, adapter), mixed:
+        output = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=labels,
+            use_cache=False,
+            fused_lm_head=True,
+        )
+    chosen, rejected = output.log_probs.float().sum(dim=1).chunk(2)
+    return chosen, rejected
+
+
+def collated(
+    pairs: Sequence[dict[str, Any]], collator: Any, batch_size: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """The pairs in their order as padded batches on `device`."""
+    for start in range(0, len(pairs), batch_size):
+        batch = collator([pairs[i] for i in range(start, min(start + batch_size, len(pairs)))])
+        yield {key: value.to(device) for key, value in batch.items()}
+
+
+def reference_logps(
+    model: PeftModel,
+    pairs: Sequence[dict[str, Any]],
+    collator: Any,
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    path: Path,
+    fingerprint: str,
+    stop: StopToken,
+) -> Generator[Event, None, Logps]:
+    """The reference's log-probabilities of every pair, in their order, computed once and kept in `path`.
+
+    batch_size   pairs of the greatest length that are read at once; of shorter ones there are more
+
+    What `path` holds is used again where it has the same fingerprint; a stopped pass goes on where it was.
+    Raises Stopped after saving, and NumbersError for one that is not finite.
+    """
+    lengths = [tokens_read(pair) for pair in pairs]
+    found = _stored(path, fingerprint, len(pairs))
+    # From all pairs, not from those that are left: a pass that was stopped and goes on has the batches of one that was not.
+    batches = [
+        [row for row in batch if row not in found]
+        for batch in cut_by_length(lengths, batch_size * max(lengths, default=0))
+    ]
+    total, started, told, saved = sum(lengths), time.monotonic(), 0.0, time.monotonic()
+    done, before = len(found), sum(lengths[row] for row in found)
+    read = before
+    model.eval()
+    for rows in filter(None, batches):
+        (batch,) = collated([pairs[row] for row in rows], collator, len(rows), model.device)
+        chosen, rejected = pair_logps(model, batch, REFERENCE_ADAPTER, dtype)
+        found |= zip(rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)
+        _require_finite(found, rows)
+        read += sum(lengths[row] for row in rows)
+        if len(found) == len(pairs) or time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            seconds = max(told - started, 1e-9)
+            left = (total - read) * seconds / (read - before)  # by tokens, because the longest come first
+            yield Progress("training", len(found), len(pairs), "reference pairs", (len(found) - done) / seconds, left)
+        if stop.requested or time.monotonic() - saved > SAVE_SECONDS:
+            _store(path, fingerprint, found, len(pairs))
+            saved = time.monotonic()
+            stop.raise_if_requested()
+    if any(batches):
+        _store(path, fingerprint, found, len(pairs))
+    return [found[row] for row in range(len(pairs))]
+
+
+def _stored(path: Path, fingerprint: str, count: int) -> dict[int, tuple[float, float]]:
+    """By row, what is kept under this fingerprint; nothing where the file is another's, or damaged: then it is made anew."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["fingerprint"] != fingerprint or len(data["logps"]) != count:
+            return {}
+        return {row: (float(pair[0]), float(pair[1])) for row, pair in enumerate(data["logps"]) if pair is not None}
+    except (ValueError, KeyError, TypeError, IndexError):
+        return {}
+
+
+def _store(path: Path, fingerprint: str, found: dict[int, tuple[float, float]], count: int) -> None:
+    """A list in the order of the rows, with null for what is not computed yet."""
+    write_json(path, {"fingerprint": fingerprint, "logps": [found.get(row) for row in range(count)]})
+
+
+def _require_finite(found: dict[int, tuple[float, float]], rows: Sequence[int]) -> None:
+    bad = [row for row in sorted(rows) if not all(map(math.isfinite, found[row]))]
+    if bad:
+        raise NumbersError(
+            f"The reference gives row {bad[0]} a log-probability of {found[bad[0]]}.",
+            "The model's numbers overflow.",
+            "Use --dtype bfloat16 where the GPU has it, else --dtype float32.",
+        )

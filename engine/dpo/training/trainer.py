@@ -1,0 +1,411 @@
+"""DPO of the Stage 2 adapter against itself, as a generator of events.
+
+TRL's trainer runs in a thread of its own and pushes; its callback puts events on a queue that the generator drains.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from engine.core import layout
+from engine.core.errors import NumbersError, PreconditionError
+from engine.core.events import Event, Message, TrainStep
+from engine.core.layout import ADAPTER_CONFIG
+from engine.dpo.planning.plan import TrainingPlan, lowered, standing_plan
+from engine.dpo.training.checkpoints import by_step, newest_good, step_of
+from engine.dpo.training.dataset import (
+    EncodedPair,
+    Row,
+    describe,
+    encode_rows,
+    refuse_too_many_long,
+    rows_with_special_text,
+    split_by_length,
+)
+from engine.dpo.training.reference import (
+    LN2,
+    REFERENCE_ADAPTER,
+    place_adapter,
+    reference_logps,
+    require_first_loss,
+    require_reference_weights,
+)
+from engine.dpo.training.warnings import Watch
+from engine.machine.device import resolve_device
+from engine.machine.memory import MemoryPeak, free_memory, is_out_of_memory
+from engine.models.adapters.source import adapter_folder
+from engine.models.loading import (
+    POLICY_ADAPTER,
+    dtype_name,
+    load_base,
+    load_policy,
+    load_tokenizer,
+    resolve_dtype,
+    restore_adapter,
+)
+from engine.models.tensors import adapter_tensors, hash_tensors
+from engine.storage.files import sha256_of_json, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from engine.dpo.training.trl_trainer import Stage3Trainer
+    from engine.run.context import Context
+
+WARMUP_SHARE = 0.1
+STAGE = "training"
+LAST_STEPS = 10
+ABOVE_LN2 = 1e-3
+"""A loss that is ln 2 but for rounding (learning rate 0) came from no divergence."""
+TENSORBOARD_DIR = "logs/tensorboard"
+
+
+@dataclass
+class Trained:
+    """What a finished training hands on."""
+
+    model: PeftModel
+    """With the adapters "default" (Stage 3) and "ref" (Stage 2)."""
+    tokenizer: PreTrainedTokenizerBase
+    collator: Any
+    steps: int
+    losses: list[float]
+    """Of every optimizer step, those before a resume included."""
+    margins: list[float]
+    first_loss: float | None
+    """Before the first update; None where the run went on from a checkpoint."""
+    resumed_from: int | None
+    pairs: int
+    too_long: list[int]
+    """Indices of rows that did not fit --max-length."""
+    tensors_sha256: str
+    seconds: float
+    plan: TrainingPlan
+    peak_bytes: int
+    """Of memory in this process, from the loading of the model to the last step: see MemoryPeak."""
+
+
+def train(
+    context: Context,
+    rows: Sequence[Row],
+    *,
+    reference_sha256: str | None = None,
+    policy: PeftModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_steps: int = -1,
+    plan: TrainingPlan | None = None,
+) -> Generator[Event, None, Trained]:
+    """Train on `rows`; go on from the newest good checkpoint in the run folder where there is one.
+
+    reference_sha256   of the Stage 2 tensors; without it, what the stage adapter recorded
+    policy             a freshly loaded, trainable PeftModel; without it, the run's base and adapter are loaded
+    max_steps          optimizer steps; -1: as --num-train-epochs asks
+    plan               how it is split over the device; without it, the one that stands in the run folder
+
+    Raises RestartNeeded where memory runs out and a lower plan (it is on disk then) may go on in a fresh process, and
+    MemoryExhausted where there is none; Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing
+    learned; the last good checkpoint is kept), DataError (too many pairs longer than --max-length).
+    """
+    plan = plan or standing_plan(context, dtype_name(resolve_dtype(context.config)))
+    resolved = replace(context, config=plan.applied_to(context.config))
+    expected = reference_sha256 or _recorded_reference(context)
+    said, step = "", max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
+    try:
+        working = _train(resolved, rows, plan, expected, policy, tokenizer, max_steps)
+        while True:
+            event = next(working)
+            if isinstance(event, TrainStep):
+                step = event.step
+            yield event
+    except StopIteration as end:
+        return cast("Trained", end.value)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error)
+    finally:
+        working.close()
+    # Outside of `except`: the error's traceback holds the tensors that filled the memory.
+    raise lowered(context, plan, step=step, error=said)
+
+
+def _train(
+    context: Context,
+    rows: Sequence[Row],
+    plan: TrainingPlan,
+    expected: str,
+    policy: PeftModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_steps: int,
+) -> Generator[Event, None, Trained]:
+    """`train` under one plan; the context's configuration has it applied."""
+    from engine.dpo.training.callbacks import Watching, tensorboard
+    from engine.dpo.training.trl_trainer import build_trainer
+
+    config = context.config
+    started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
+    beside = [tensorboard(context.run / TENSORBOARD_DIR)] if config.report_to == "tensorboard" else []
+    token = context.token_text
+    tokenizer = tokenizer or load_tokenizer(config, token)
+    pairs, too_long = yield from _fitting(context, rows, tokenizer)
+    policy = policy or load_policy(load_base(config, token), adapter_folder(context), trainable=True)
+
+    dtype = resolve_dtype(config)
+    settings = training_settings(context, len(pairs), max_steps)
+    fingerprint = sha256_of_json(
+        {
+            "settings": _whatever_the_split(settings),
+            "reference": expected,
+            "pairs": _as_plain(pairs),
+            "dtype": str(dtype),
+        }
+    )
+    trainer = build_trainer(context, policy, tokenizer, _as_plain(pairs), settings, dtype, fingerprint)
+    require_reference_weights(policy, expected)
+    if config.load_in_4bit:
+        restore_adapter(policy, REFERENCE_ADAPTER)
+    if config.cpu_ref_model:
+        logps = yield from reference_logps(
+            policy,
+            _as_plain(pairs),
+            trainer.data_collator,
+            batch_size=config.per_device_train_batch_size,
+            dtype=dtype,
+            path=context.run / layout.REFERENCE_LOGPS,
+            fingerprint=_reference_fingerprint(context, expected, pairs, dtype),
+            stop=context.stop,
+        )
+        trainer.use_reference_logps(logps)
+
+    watch = Watch(_unheard, sum(len(pair.chosen_ids) for pair in pairs) / len(pairs), plan.effective_batch)
+    checkpoint, told = newest_good(context.run / layout.CHECKPOINTS_DIR, fingerprint)
+    yield from told
+    first_loss = None
+    if checkpoint is None:
+        first_loss = trainer.first_loss()
+        require_first_loss(first_loss, dtype)
+        yield Message(
+            "info", f"Before the first step: loss {first_loss:.6f} = ln 2; the reference is the Stage 2 adapter.", STAGE
+        )
+    else:
+        yield Message("info", f"Going on from {checkpoint.name}.", STAGE)
+    trainer.add_callback(Watching(watch))
+    for callback in beside:
+        trainer.add_callback(callback)
+    if config.cpu_ref_model:
+        place_adapter(policy, REFERENCE_ADAPTER, "cpu")  # no step looks at it: its log-probabilities are known
+    yield from _drive(trainer, context, checkpoint, watch)
+    place_adapter(policy, REFERENCE_ADAPTER, policy.device)
+    require_reference_weights(policy, expected)
+    final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
+    if final == expected and config.learning_rate == 0:
+        yield Message("warning", "--learning-rate is 0: nothing was trained, and the adapter is Stage 2's.", STAGE)
+    elif final == expected:
+        raise NumbersError(
+            "The adapter did not change in the whole training.",
+            f"Its tensors are still those of Stage 2 ({final}).",
+            f"Look at --learning-rate (now {config.learning_rate}) and at the pairs.",
+        )
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    losses = [float(entry["loss"]) for entry in history]
+    yield from _warn_of_divergence(losses)
+    policy.eval()
+    policy.config.use_cache = True  # checkpointing of activations had switched it off; answers are to come now
+    steps, collator = trainer.state.global_step, trainer.data_collator
+    del trainer  # and with it the optimizer
+    free_memory()
+    return Trained(
+        model=policy,
+        tokenizer=tokenizer,
+        collator=collator,
+        steps=steps,
+        losses=losses,
+        margins=[float(entry["rewards/margins"]) for entry in history],
+        first_loss=first_loss,
+        resumed_from=None if checkpoint is None else step_of(checkpoint),
+        pairs=len(pairs),
+        too_long=[pair.index for pair in too_long],
+        tensors_sha256=final,
+        seconds=time.monotonic() - started,
+        plan=plan,
+        peak_bytes=peak.bytes(),
+    )
+
+
+def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
+    """An untrained policy has a loss of ln 2; one that ends above it has learned the wrong way round, or came apart."""
+    last = losses[-LAST_STEPS:]
+    if len(losses) >= 2 * LAST_STEPS and sum(last) / len(last) > LN2 + ABOVE_LN2:
+        text = (
+            f"The loss of the last {len(last)} steps is {sum(last) / len(last):.3f} on average, above ln 2 = {LN2:.3f}"
+        )
+        yield Message(
+            "warning", f"{text}: an untrained policy does better. Look at --learning-rate and the pairs.", STAGE
+        )
+
+
+def _recorded_reference(context: Context) -> str:
+    recorded = context.run.result("adapter").get("tensors_sha256")
+    if recorded is None:
+        raise PreconditionError(
+            "It is not recorded which adapter is the reference.",
+            "The stage adapter verifies it and records the hash of its tensors.",
+            "Run `stage3-tui --auto --until adapter` first.",
+        )
+    return str(recorded)
+
+
+def planned_steps(pairs: int, epochs: float, batch_size: int, accumulation: int) -> int:
+    """Optimizer steps of a training. The last batch and the last accumulation of an epoch may be partial."""
+    per_epoch = max(math.ceil(math.ceil(pairs / batch_size) / accumulation), 1)
+    return math.ceil(epochs * per_epoch)
+
+
+def training_settings(context: Context, pairs: int, max_steps: int = -1) -> dict[str, Any]:
+    """Everything that changes what the training computes, as DPOConfig takes it."""
+    config = context.config
+    steps = (
+        max_steps
+        if max_steps > 0
+        else planned_steps(
+            pairs, config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps
+        )
+    )
+    return {
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": max_steps,
+        "beta": config.beta,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "linear",
+        # Rounded down: a warm-up of one step in a run of one step would be a run at learning rate 0.
+        "warmup_steps": int(steps * WARMUP_SHARE),
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "max_length": config.max_length,
+        "seed": config.seed,
+    }
+
+
+def _whatever_the_split(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the effective batch in place of how it is split: a checkpoint outlives a change of the plan."""
+    of_the_split = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    size, steps = (settings[name] for name in of_the_split)
+    return {key: value for key, value in settings.items() if key not in of_the_split} | {
+        "effective_batch": size * steps
+    }
+
+
+def _fitting(
+    context: Context, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> Generator[Event, None, tuple[list[EncodedPair], list[EncodedPair]]]:
+    config = context.config
+    inert = rows_with_special_text(rows, tokenizer)
+    if inert:
+        yield Message(
+            "info", f"{len(inert)} pairs hold text that looks like a special token; it is trained as text.", STAGE
+        )
+    pairs, too_long = split_by_length(encode_rows(rows, tokenizer), config.max_length)
+    refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
+    if too_long:
+        text = f"{len(too_long)} of {len(rows)} pairs are longer than --max-length {config.max_length} and are left out"
+        yield Message("warning", f"{text}: {describe(too_long)}.", STAGE)
+    return pairs, too_long
+
+
+def _unheard(event: Event) -> None:
+    """Where what is said goes as long as nobody listens."""
+
+
+def _drive(
+    trainer: Stage3Trainer, context: Context, checkpoint: Path | None, watch: Watch
+) -> Generator[Event, None, None]:
+    """Run the trainer in a thread and yield what it and `watch` say. Raises what it raised, or Stopped when asked to stop."""
+    import torch
+
+    from engine.dpo.training.trl_trainer import StepEvents, without_warnings
+
+    said: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    abandoned = threading.Event()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            if trainer.args.device.type == "cuda":
+                torch.cuda.set_device(trainer.args.device)  # the current device is a thread's own
+            with without_warnings():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except BaseException as error:  # handed on to the generator's caller
+            failure.append(error)
+        finally:
+            said.put(None)
+
+    trainer.emit = watch.emit = said.put
+    trainer.add_callback(
+        StepEvents(
+            said.put,
+            stop_wanted=lambda: context.stop.requested or abandoned.is_set(),
+            skipped=lambda: bool(trainer.accelerator.optimizer_step_was_skipped),
+        )
+    )
+    worker = threading.Thread(target=work, name="dpo", daemon=True)
+    worker.start()
+    try:
+        while (event := said.get()) is not None:
+            yield event
+    finally:
+        abandoned.set()
+        worker.join()
+    if failure:
+        raise failure[0]
+    context.stop.raise_if_requested()
+
+
+def _reference_fingerprint(context: Context, expected: str, pairs: list[EncodedPair], dtype: torch.dtype) -> str:
+    config = context.config
+    return sha256_of_json(
+        {
+            "reference": expected,
+            "base": [config.base_model_id, config.base_model_revision],
+            "dtype": str(dtype),
+            "pairs": _as_plain(pairs),
+        }
+    )
+
+
+def _as_plain(pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:
+    return [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
+
+
+def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revision: str | None) -> None:
+    """The Stage 3 adapter, its tokenizer and chat template in `folder`, whole or not at all; no path of this machine.
+
+    base_name   what `base_model_name_or_path` is to say: a Hub id, or the name of a local folder
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    trained.model.save_pretrained(str(part), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False)
+    trained.tokenizer.save_pretrained(str(part))
+    (part / "README.md").unlink(missing_ok=True)
+    settings = json.loads((part / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings |= {"base_model_name_or_path": base_name, "revision": base_revision, "inference_mode": True}
+    if isinstance(settings["target_modules"], list):  # PEFT holds a set: its order changes from process to process
+        settings["target_modules"].sort()
+    write_json(part / ADAPTER_CONFIG, settings)
+    tokenizer_settings = json.loads((part / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for of_this_machine in ("name_or_path", "is_local", "local_files_only"):
+        tokenizer_settings.pop(of_this_machine, None)
+    write_json(part / "tokenizer_config.json", tokenizer_settings)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)

@@ -1,0 +1,245 @@
+"""TRL's DPO trainer, made to keep our promises. Only `engine.dpo.training.trainer` imports this file, when it is to train.
+
+What the stock trainer does silently is refused or done otherwise here: a NaN loss logged as 0.0, a pickle with a token
+in every checkpoint, half checkpoints, rotation by file time, pairs dropped without a word, telemetry. What it computes
+twice is computed once (`engine.dpo.training.shared_prompt`), and what fits side by side is (`engine.dpo.training.batches`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from trl import DPOConfig, DPOTrainer
+
+from engine.core import layout
+from engine.core.errors import NumbersError
+from engine.core.events import CheckpointSaved, Event, TrainStep
+from engine.dpo.training.batches import Batch, StepCollator, tokens_read
+from engine.dpo.training.checkpoints import rotate, size_of, write_checkpoint
+from engine.dpo.training.reference import Logps, collated
+from engine.dpo.training.shared_prompt import read_prompts_once
+from engine.machine.device import resolve_device
+from engine.models.loading import POLICY_ADAPTER
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from engine.run.context import Context
+
+MAX_SKIPPED_STEPS = 20
+"""In float16 the loss scaler leaves steps out until its scale fits; more of them in a row than this are no search."""
+
+
+def build_trainer(
+    context: Context,
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[dict[str, Any]],
+    settings: dict[str, Any],
+    dtype: torch.dtype,
+    fingerprint: str,
+) -> Stage3Trainer:
+    """The trainer over `pairs` (token ids). From here on `policy` has the frozen copy "ref" beside "default".
+
+    settings   as DPOConfig takes them. Their batch size times their accumulation is the effective batch; the batch size
+               says how many of the longest pairs fit in memory: a pass has that many tokens, so of shorter pairs more
+    """
+    disable_progress_bar()
+    config, device = context.config, resolve_device(context.config)
+    if device.index:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # accelerate takes the first GPU otherwise
+    side_by_side = settings["per_device_train_batch_size"]
+    # To TRL a step is one batch: the trainer cuts it up, by length and not by place.
+    whole_steps = {
+        "per_device_train_batch_size": side_by_side * settings["gradient_accumulation_steps"],
+        "gradient_accumulation_steps": 1,
+    }
+    with without_warnings():
+        arguments = DPOConfig(
+            output_dir=str(context.run / layout.CHECKPOINTS_DIR),
+            **(settings | whole_steps),
+            save_strategy="steps",
+            save_steps=config.save_steps,
+            save_total_limit=None,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_checkpointing=config.gradient_checkpointing,
+            bf16=dtype == torch.bfloat16,
+            fp16=dtype == torch.float16,
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=device.type == "cuda",
+        )
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would take
+        trainer = Stage3Trainer(
+            model=policy, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
+    trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(map(tokens_read, pairs))
+    read_prompts_once(policy)
+    return trainer
+
+
+class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
+    """TRL's trainer on pairs that are token ids already, with our checkpoints."""
+
+    fingerprint = ""
+    keep_checkpoints = 2
+    side_by_side = 1
+    """Pairs of the greatest length that fit in one forward and backward pass."""
+    most_tokens = 0
+    """Of a forward pass; 0: a pair at a time."""
+    emit: Callable[[Event], None] = staticmethod(lambda event: None)
+    data_collator: Any
+    """Makes one batch of pairs; the training's own loader makes the batches of a step with it."""
+
+    def use_reference_logps(self, logps: Logps) -> None:
+        """Take the reference's log-probabilities from here from now on, not from the adapter "ref"."""
+        chosen, rejected = zip(*logps, strict=True)
+        dataset: Dataset = self.train_dataset
+        dataset = dataset.add_column("ref_chosen_logps", list(chosen))
+        self.train_dataset: Dataset = dataset.add_column("ref_rejected_logps", list(rejected))
+        self.precompute_ref_logps = True
+
+    def first_loss(self) -> float:
+        """The loss on the first batch in the file's order, before any update."""
+        model = self.model.eval()
+        batch = next(collated(self.train_dataset, self.data_collator, self.side_by_side, model.device))
+        with torch.no_grad(), self.accelerator.autocast():  # as the steps are computed
+            loss = self.compute_loss(model, batch)
+        self._metrics["eval"].clear()
+        return float(loss.item())
+
+    def get_train_dataloader(self) -> Any:
+        one_batch = self.data_collator
+        self.data_collator = StepCollator(one_batch, self.most_tokens)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = one_batch
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one optimizer step; its gradient and loss are the mean over its pairs."""
+        batches: list[Batch] = inputs["batches"]
+        sizes = [len(batch["input_ids"]) // 2 for batch in batches]
+        loss = torch.zeros((), device=self.args.device)
+        for batch, size in zip(batches, sizes, strict=True):
+            self.current_gradient_accumulation_steps = sum(sizes) / size  # what Trainer divides a loss by
+            loss += super().training_step(model, batch)
+            self._weigh_metrics(size * len(sizes) / sum(sizes))
+        return loss
+
+    def _weigh_metrics(self, weight: float) -> None:
+        # TRL logs the plain mean over forward passes, of which one may have more pairs than another.
+        for name, values in self._metrics["train"].items():
+            if name != "num_tokens":
+                values[-1] *= weight
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # nobody reads the estimate, and it looks for `input_ids` in a batch
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset  # rendered and measured before; TRL would drop what is too long without a word
+
+    def _send_telemetry(self) -> None:
+        return
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # TRL's own writes in place, adds a pickle that can hold the Hub token, and rotates by file time.
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
+        rotate(folder, self.keep_checkpoints)
+        self.emit(CheckpointSaved(step, f"{layout.CHECKPOINTS_DIR}/{path.name}", size_of(path)))
+
+    def _fill_checkpoint(self, folder: Path) -> None:
+        self.model.save_pretrained(str(folder), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+
+class StepEvents(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Turns TRL's log of each optimizer step into an event, and a request to stop into a checkpoint and an end."""
+
+    def __init__(
+        self, emit: Callable[[Event], None], stop_wanted: Callable[[], bool], skipped: Callable[[], bool]
+    ) -> None:
+        self.emit, self.stop_wanted, self.skipped = emit, stop_wanted, skipped
+        self.last, self.tokens, self.skipped_in_a_row = time.monotonic(), 0.0, 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.stop_wanted():
+            control.should_save = control.should_training_stop = True
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return  # the summary at the end
+        if self._was_skipped(logs):
+            return
+        _require_finite(logs, state.global_step)
+        now = time.monotonic()
+        tokens = logs["num_tokens"] - self.tokens
+        self.emit(
+            TrainStep(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                loss=logs["loss"],
+                reward_chosen=logs["rewards/chosen"],
+                reward_rejected=logs["rewards/rejected"],
+                margin=logs["rewards/margins"],
+                accuracy=logs["rewards/accuracies"],
+                learning_rate=logs["learning_rate"],
+                grad_norm=logs["grad_norm"],
+                tokens_per_second=tokens / max(now - self.last, 1e-9),
+                epoch=float(state.epoch or 0.0),
+            )
+        )
+        self.last, self.tokens = now, logs["num_tokens"]
+
+    def _was_skipped(self, logs: dict[str, float]) -> bool:
+        """Whether float16's scaler left this step out: its gradient overflowed, and nothing was changed by it."""
+        if math.isfinite(logs["grad_norm"]) or not math.isfinite(logs["loss"]) or not self.skipped():
+            self.skipped_in_a_row = 0
+            return False
+        self.skipped_in_a_row += 1
+        return self.skipped_in_a_row <= MAX_SKIPPED_STEPS
+
+
+def _require_finite(logs: dict[str, float], step: int) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(logs[name]):
+            raise NumbersError(
+                f"At step {step} the {name.replace('grad_norm', 'gradient norm')} is {logs[name]}.",
+                "The numbers overflowed, or the adapter was broken; whatever is trained from here on is garbage.",
+                "The last good checkpoint is kept. Use --dtype bfloat16 or float32, or a smaller --learning-rate.",
+            )
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

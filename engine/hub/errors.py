@@ -1,0 +1,238 @@
+"""The error behind an answer of the Hub that is no success, and behind none at all: what, why, what to do, which page.
+
+Of what kind a refusal is says the answer, not the library's exception: its GatedRepoError is a RepositoryNotFoundError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from engine.core.errors import AccessError, ConfigError, NetworkError, PreconditionError, Stage3Error
+from engine.hub.client import timeout_seconds
+from engine.hub.responses import BUSY, is_a_page, wait_asked_for, words_of
+from engine.hub.urls import GATED_TOKEN_PAGE, STATUS_PAGE, TOKENS_PAGE, RepoType, page_of, shown_endpoint
+from engine.security.sanitize import visible_line
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+HOW_TO_GIVE = (
+    "give a token with HF_TOKEN, --token-stdin, --token-file FILE, `hf auth login`, --device-login, or in the wizard "
+    "(`stage3-tui`)."
+)
+TICK_THE_BOX = (
+    f'tick "Read access to contents of all public gated repos you can access" for it at {TOKENS_PAGE}, or make one that has '
+    f"it at {GATED_TOKEN_PAGE}."
+)
+AGAIN = "Start the same command again"
+FROM_THE_CACHE = "HF_HUB_OFFLINE=1 works from the cache alone."
+
+
+class TokenRefused(AccessError):
+    """The Hub does not take the token, whatever is asked with it."""
+
+
+class LicenceNotAccepted(AccessError):
+    """The repository is gated, and the account is not among those that may read it."""
+
+
+def refusal(
+    response: Response,
+    what: str,
+    repo_id: str = "",
+    repo_type: RepoType = "model",
+    *,
+    revision: str = "",
+    with_token: bool = False,
+) -> Stage3Error:
+    """The error behind `response`. `what` says what was not had, and goes without a full stop.
+
+    revision     the branch, tag or commit that was asked for, where it is known
+    with_token   a token was in use though the request does not show it
+    """
+    status = response.status_code
+    if status in BUSY or status >= 500:
+        return busy(response)
+    if is_a_page(response):
+        return not_the_hub(response)
+    with_token = with_token or _had_token(response)
+    if with_token and status == 401 and (elsewhere := _sent_elsewhere(response)):
+        return elsewhere
+    code, page = response.headers.get("X-Error-Code", ""), page_of(repo_id, repo_type) if repo_id else TOKENS_PAGE
+    if code == "RevisionNotFound":
+        return ConfigError(
+            f"The {repo_type} {repo_id} has no branch, tag or commit {visible_line(revision, 100) or 'of that name'}.",
+            _reason(response),
+            f"{page}/tree/main lists its branches; correct the revision.",
+        )
+    if code == "EntryNotFound":
+        name = unquote(urlsplit(str(response.url)).path.rpartition("/resolve/")[2].partition("/")[2])
+        return PreconditionError(
+            f"{repo_id} on the Hub has no file {visible_line(name, 200)}.",
+            "The run needs it.",
+            f"{page}/tree/main lists its files; name another repository, or another revision of it.",
+        )
+    return _refused_access(response, what, page, with_token)
+
+
+def _refused_access(response: Response, what: str, page: str, with_token: bool) -> Stage3Error:
+    status, code, said = response.status_code, response.headers.get("X-Error-Code", ""), words_of(response)
+    if "fine-grained" in said.lower():
+        return AccessError(
+            f"{what}: the fine-grained token does not allow it.",
+            f"The Hub says: {said}",
+            f"{TICK_THE_BOX[0].upper()}{TICK_THE_BOX[1:]}",
+        )
+    if code == "GatedRepo":
+        return _gated(response, what, page, with_token)
+    if with_token and status == 401 and code != "RepoNotFound":
+        return refused_token()
+    if status == 404 or code == "RepoNotFound" or (not with_token and status == 401):
+        mend = "or use a token of its owner." if with_token else f"and if it is private, {HOW_TO_GIVE}"
+        return AccessError(
+            f"{what}: it is not there, or private.",
+            f"The Hub answers {status} to both{'' if with_token else ', and nobody is logged in'}.",
+            f"Check the spelling at {page}, {mend}",
+        )
+    if status in (401, 403):
+        return AccessError(f"{what}.", _reason(response), f"See {page} and {TOKENS_PAGE}.")
+    return NetworkError(
+        f"{what}: the Hub answered {status}.",
+        said or "It gave no reason.",
+        "Check HF_ENDPOINT and the proxy, then try again.",
+    )
+
+
+def _gated(response: Response, what: str, page: str, with_token: bool) -> AccessError:
+    said = words_of(response)
+    if not with_token:
+        return AccessError(
+            f"{what} without a token, and there is none.",
+            "It is gated: accounts accept its licence, and read it with a token.",
+            f"Accept the licence at {page}, make a token with read access at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
+        )
+    if "awaiting" in said.lower():
+        return AccessError(
+            f"{what}: the token's account has asked for access, and nobody has answered.",
+            f"The Hub says: {said}",
+            f"Its authors decide; {page} shows how it stands. {AGAIN} when they have agreed.",
+        )
+    if "rejected" in said.lower():
+        return AccessError(
+            f"{what}: its authors refused access to the token's account.",
+            f"The Hub says: {said}",
+            f"Ask them at {page}, use a token of an account that has access, or take another model.",
+        )
+    return LicenceNotAccepted(
+        f"{what}: its licence is not accepted by the token's account.",
+        f"It is gated. {_reason(response)}",
+        f"Open {page} while logged in as that account, accept the licence, and start the same command again.",
+    )
+
+
+def refused_token(source: str = "", others: Sequence[str] = ()) -> TokenRefused:
+    """The Hub does not take the token that came from `source`; `others` are places where another one is."""
+    origin = f" ({source})" if source else ""
+    there_is = f"There is another in {' and in '.join(others)}: take this one away to use it. " if others else ""
+    return TokenRefused(
+        f"The Hugging Face token{origin} is not accepted (401).",
+        "It is mistyped, expired or revoked.",
+        f"{there_is}Make another at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
+    )
+
+
+def or_the_token(error: LicenceNotAccepted) -> AccessError:
+    """The same, for a fine-grained token that may read nothing gated: the Hub does not always say which of the two it is."""
+    return AccessError(
+        error.what,
+        f"{error.why} Or it is the token: it is fine-grained, and may not read gated repositories.",
+        f"{error.what_to_do} If that is done, {TICK_THE_BOX}",
+    )
+
+
+# -- no answer, or not the Hub's ---------------------------------------------------------------------------------------
+
+
+def busy(response: Response) -> NetworkError:
+    wait = wait_asked_for(response)
+    when, said = f"in {wait:.0f} s" if wait else "in a few minutes", words_of(response)
+    if response.status_code == 429:
+        return NetworkError(
+            "The Hub answers 429: too many requests.", said or "It limits the rate.", f"{AGAIN} {when}."
+        )
+    return NetworkError(
+        f"The Hub answers {response.status_code}: it does not work at the moment.",
+        said or "The trouble is on its side.",
+        f"{AGAIN} {when}; {STATUS_PAGE} tells more.",
+    )
+
+
+def unreachable(error: BaseException) -> NetworkError:
+    """No answer, or one that broke off."""
+    import httpx2
+
+    where, why = f"The Hub at {shown_endpoint()}", visible_line(str(error), 300) or type(error).__name__
+    if isinstance(error, (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)):
+        return broken_off(why)
+    if isinstance(error, httpx2.TimeoutException):
+        return NetworkError(
+            f"{where} does not answer.",
+            f"Nothing came for {timeout_seconds():g} s.",
+            f"{AGAIN}; check the network and HTTPS_PROXY. HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer; {FROM_THE_CACHE}",
+        )
+    hint = " A wrong clock makes certificates look invalid." if "CERTIFICATE" in why.upper() else ""
+    return NetworkError(
+        f"{where} cannot be reached.",
+        f"{why}{hint}",
+        f"Check the network, HTTPS_PROXY and HF_ENDPOINT; {FROM_THE_CACHE}",
+    )
+
+
+def broken_off(why: str) -> NetworkError:
+    return NetworkError(
+        f"The connection to the Hub at {shown_endpoint()} broke off in the middle.",
+        why,
+        f"{AGAIN}: files that came whole are kept, and the others are fetched anew.",
+    )
+
+
+def offline(what: str = "Something that the run needs") -> NetworkError:
+    return NetworkError(
+        f"{what} must come from the Hub, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids it.",
+        "It is not in the cache.",
+        "Unset the variable, or download first where there is a network and take HF_HOME along.",
+    )
+
+
+def not_the_hub(response: Response | None) -> NetworkError:
+    """Something else answered in its place; None where it is not known at which address."""
+    address = shown_endpoint() if response is None else str(response.url.copy_with(query=None, userinfo=b""))
+    return NetworkError(
+        f"What {visible_line(address, 200)} answers is not the Hub's.",
+        "It lacks what the Hub sends: it comes from a proxy, a login page of the network, or a wrong HF_ENDPOINT.",
+        "Open the address in a browser, and check HTTPS_PROXY and HF_ENDPOINT.",
+    )
+
+
+def _sent_elsewhere(response: Response) -> NetworkError | None:
+    """The refusal of another host, which asks for a token that was not sent to it; None where it is the Hub's own."""
+    if not response.history or response.url.origin == response.history[0].url.origin:
+        return None
+    target = f"{response.url.scheme}://{response.url.netloc.decode()}"
+    return NetworkError(
+        f"The Hub at {shown_endpoint()} sends on to {visible_line(target, 200)}, which wants a token.",
+        "A token goes to the host that it was meant for, and to no other.",
+        f"Where you trust that host, set HF_ENDPOINT={visible_line(target, 200)}.",
+    )
+
+
+def _reason(response: Response) -> str:
+    said = words_of(response)
+    return f"The Hub says: {said}" if said else f"The Hub answers {response.status_code} and gives no reason."
+
+
+def _had_token(response: Response) -> bool:
+    first = response.history[0] if response.history else response
+    return "authorization" in first.request.headers

@@ -1,0 +1,100 @@
+"""The failure behind an exception of huggingface_hub, transformers, peft or datasets.
+
+They wrap it: a busy Hub comes out as "not in the local cache", a gated repository as "can't find the config", a login page as
+a JSON error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from types import TracebackType
+
+from engine.core.errors import AccessError, Stage3Error
+from engine.hub import errors as refusals
+from engine.hub.client import is_offline
+from engine.hub.urls import TOKENS_PAGE, repo_in
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
+
+# The size of a file that came is not the one that was announced: huggingface_hub says it in an OSError without a number.
+_NOT_WHOLE = re.compile(r"Consistency check failed: file should be of size")
+# hf_xet, which fetches large files, is written in another language and says all in a RuntimeError.
+_OF_XET = re.compile(
+    r"CAS service error|Data processing error|Reqwest(Middleware)? Error|xet.*(timed out|refused)", re.I
+)
+
+
+def explained(error: BaseException, token: Secret | None = None) -> Stage3Error | None:
+    """The access or network failure behind an exception; None where it is another one.
+
+    token   the one in use, for exceptions that do not show whether there was one
+    """
+    chain = list(chain_of(error))
+    for link in chain:
+        if known := _explained_alone(link, token):
+            return known
+    if any(_is_missing_entry(link) for link in chain):
+        return refusals.offline() if is_offline() else refusals.unreachable(error)
+    return None
+
+
+def _explained_alone(link: BaseException, token: Secret | None) -> Stage3Error | None:
+    import httpx2
+    from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(link, HfHubHTTPError):
+        return _of_answer(link, token)
+    if isinstance(link, OfflineModeIsEnabled):
+        return refusals.offline()
+    if isinstance(link, (httpx2.TransportError, httpx2.TooManyRedirects)):
+        return refusals.unreachable(link)
+    if isinstance(link, FileMetadataError) or (
+        isinstance(link, json.JSONDecodeError) and _was_raised_by_the_client(link)
+    ):
+        return refusals.not_the_hub(None)
+    if isinstance(link, OSError) and _NOT_WHOLE.search(str(link)):
+        return refusals.broken_off(visible_line(str(link), 200))
+    if isinstance(link, RuntimeError) and _OF_XET.search(str(link)):
+        return refusals.broken_off(visible_line(str(link), 200))
+    if type(link).__name__ == "DatasetNotFoundError":  # of datasets; it hides its cause, and importing it takes long
+        return AccessError(
+            "The dataset may not be read: it is gated, private or not there.",
+            visible_line(str(link), 300),
+            f"Open its page, accept its conditions while logged in, and see {TOKENS_PAGE} for what the token may read.",
+        )
+    return None
+
+
+def _of_answer(link: BaseException, token: Secret | None) -> Stage3Error:
+    response = link.response  # type: ignore[attr-defined]
+    repo_id, repo_type = repo_in(str((response.history or [response])[0].url))
+    what = f"The {repo_type} {repo_id} may not be read" if repo_id else "The Hub refuses"
+    return refusals.refusal(response, what, repo_id, repo_type, with_token=token is not None)
+
+
+def _is_missing_entry(link: BaseException) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return isinstance(link, LocalEntryNotFoundError)
+
+
+def _was_raised_by_the_client(error: BaseException) -> bool:
+    """Whether the library was reading an answer: JSON of our own files is another matter."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith("huggingface_hub."):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and what led to it, newest first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__

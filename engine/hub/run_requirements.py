@@ -1,0 +1,113 @@
+"""What a run reads from the Hub, and at which commits.
+
+A branch moves. What `main` was when the run began is written down in `run.json`, and loaded from then on; where it is another
+one at a later start, somebody has to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.core.config import Stage3Config
+from engine.core.errors import DamagedState
+from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.hub import RepoType
+from engine.hub.references import is_local, local_path, looks_like_hub_id
+from engine.run.folder import Run
+from engine.security.sanitize import visible_line
+
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_OF_A_MODEL = (("config.json",), _TOKENIZER, _WEIGHTS)
+_OF_AN_ADAPTER = ((ADAPTER_CONFIG,), (ADAPTER_WEIGHTS,))
+
+
+@dataclass(frozen=True)
+class RemoteNeed:
+    """A repository of the Hub that the run reads."""
+
+    what: str
+    """base model, adapter, dataset or reward model."""
+    repo_id: str
+    repo_type: RepoType
+    revision: str = "main"
+    revision_option: str = ""
+    """The field of the configuration that says it; empty where none does, and then it is not held."""
+    files: tuple[tuple[str, ...], ...] = ()
+    """What is read of it: each one file, under the names that it may have."""
+
+    def __str__(self) -> str:
+        return f"{self.what} {visible_line(self.repo_id, 120)}"
+
+
+def remote_needs(config: Stage3Config, run: Run) -> tuple[RemoteNeed, ...]:
+    """What of base model, adapter, dataset and reward model comes from the Hub."""
+    needs = []
+    if not is_local(config.base_model_id):
+        revision = config.base_model_revision
+        needs.append(
+            RemoteNeed("base model", config.base_model_id, "model", revision, "base_model_revision", _OF_A_MODEL)
+        )
+    if _adapter_is_remote(config, run):
+        revision = config.adapter_revision
+        needs.append(RemoteNeed("adapter", config.adapter_path, "model", revision, "adapter_revision", _OF_AN_ADAPTER))
+    if not is_local(config.dataset):
+        needs.append(RemoteNeed("dataset", config.dataset, "dataset", config.dataset_revision, "dataset_revision"))
+    if config.judge == "reward-model" and not is_local(config.reward_model_id):
+        needs.append(RemoteNeed("reward model", config.reward_model_id, "model", files=_OF_A_MODEL))
+    return tuple(needs)
+
+
+def _adapter_is_remote(config: Stage3Config, run: Run) -> bool:
+    """As `engine.models.adapters.source` looks for it: here, in the workspace, then on the Hub."""
+    workspace = run.result("workspace").get("folder")
+    if workspace and (Path(workspace) / config.adapter_path).is_dir():
+        return False
+    return not local_path(config.adapter_path).is_dir() and looks_like_hub_id(config.adapter_path)
+
+
+def listed(needs: Iterable[RemoteNeed]) -> str:
+    return ", ".join(str(need) for need in needs)
+
+
+# -- commits -----------------------------------------------------------------------------------------------------------
+
+
+def held(recorded: Mapping[str, Any], commits: Mapping[RemoteNeed, str]) -> dict[str, dict[str, Any]]:
+    """What to record of `commits`, by `what` of the need: `repo`, `commit`, and `revisions`, the names that it went by.
+
+    `recorded` is what an earlier start of the run wrote down. Raises DamagedState where one of those names means another
+    commit now; a name that was not used before is a wish, and no surprise.
+    """
+    kept = {}
+    for need, commit in commits.items():
+        before = recorded.get(need.what) or {}
+        same_repo = before.get("repo") == need.repo_id
+        if same_repo and need.revision_option and before["commit"] != commit and need.revision in before["revisions"]:
+            raise _moved(need, before["commit"], commit)
+        names = before["revisions"] if same_repo and before["commit"] == commit else []
+        kept[need.what] = {
+            "repo": need.repo_id,
+            "commit": commit,
+            "revisions": list(dict.fromkeys([*names, need.revision])),
+        }
+    return kept
+
+
+def at_commits(config: Stage3Config, commits: Mapping[RemoteNeed, str]) -> Stage3Config:
+    """The configuration that reads exactly these commits, however branches move from now on."""
+    revisions = {need.revision_option: commit for need, commit in commits.items() if need.revision_option}
+    return config.model_copy(update=revisions)
+
+
+def _moved(need: RemoteNeed, before: str, now: str) -> DamagedState:
+    flag = "--" + need.revision_option.replace("_", "-")
+    return DamagedState(
+        f"The {need} has changed since this run began: its {visible_line(need.revision, 80)} was {before[:12]}, and is "
+        f"{now[:12]} now.",
+        "What the run has made so far was made with the first.",
+        f"Go on with that one: {flag} {before}. Or take the new one, and do again what comes of it: --from credentials.",
+    )

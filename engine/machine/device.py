@@ -1,0 +1,36 @@
+"""The device of `--device`, and what it can compute in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.core.config import Stage3Config
+from engine.core.errors import PreconditionError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def resolve_device(config: Stage3Config) -> torch.device:
+    """The device of `--device`. Raises PreconditionError where it is not there."""
+    import torch
+
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PreconditionError(
+            f"--device {name}: torch {torch.__version__} sees no CUDA device.",
+            "Either there is no NVIDIA GPU, or torch's CUDA build is newer than the driver.",
+            "Run `stage3-tui doctor`, or use --device cpu.",
+        )
+    return device
+
+
+def gpu_has_bfloat16(device: torch.device) -> bool:
+    """Whether it computes in it; an older one (T4, V100) only imitates it, slowly."""
+    import torch
+
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,0 +1,125 @@
+"""Whether everything can be imported and the device really computes: tried in a child with a time limit, because a driver that
+hangs or a library that crashes must not take the run along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.core.config import load_config
+from engine.core.errors import PreconditionError, Stage3Error
+from engine.machine.device import resolve_device
+from engine.process.children import ChildResult, run_child
+from engine.run.stop import StopToken
+from engine.security.sanitize import visible_line
+
+PROBE_SECONDS = 120.0
+PROBE_MARK = "stage3-probe "
+
+# What the later stages import. Their top modules are lazy, so the classes are named.
+IMPORTS: tuple[tuple[str, str], ...] = (
+    ("torch", "Tensor"),
+    ("transformers", "AutoModelForCausalLM"),
+    ("peft", "PeftModel"),
+    ("trl", "DPOTrainer"),
+    ("datasets", "load_dataset"),
+    ("safetensors.torch", "load_file"),
+)
+
+
+def try_device(device: str, more: Sequence[tuple[str, str]] = (), stop: StopToken | None = None) -> dict[str, Any]:
+    """Import IMPORTS and `more`, and compute, in a child. Returns its report (`probe`), with a `failure` in it also where it
+    crashed or hung.
+    """
+    code = f"from {__name__} import report_probe; report_probe()"
+    # The folder of the package comes first on the path of `python -c`: the child runs the code that runs here.
+    wanted = json.dumps([*IMPORTS, *more])
+    argv, cwd = [sys.executable, "-c", code, device, wanted], Path(__file__).resolve().parents[2]
+    result = run_child(argv, limit_seconds=PROBE_SECONDS, cwd=cwd, stop=stop)
+    report = _reported(result)
+    if not result.ok and "failure" not in report:
+        report["failure"] = {"where": "device", "what": f"The trial on the device: {visible_line(result.ending, 600)}"}
+    return report
+
+
+def probe_error(failure: dict[str, Any]) -> PreconditionError:
+    return PreconditionError(
+        visible_line(str(failure.get("what")), 600),
+        str(failure.get("why") or "Imports and a small computation were tried in a process of their own."),
+        str(failure.get("what_to_do") or "Run `stage3-tui doctor`; --device cpu leaves the GPU out."),
+    )
+
+
+def _reported(result: ChildResult) -> dict[str, Any]:
+    """The report of the child; empty where it made none."""
+    for line in reversed(result.output):
+        if line.startswith(PROBE_MARK):
+            try:
+                report = json.loads(line.removeprefix(PROBE_MARK))
+            except ValueError:
+                return {}
+            return report if isinstance(report, dict) else {}
+    return {}
+
+
+# -- in the child ------------------------------------------------------------------------------------------------------
+
+
+def report_probe() -> None:
+    """The child's whole program: try, and print one line of JSON."""
+    report = probe(sys.argv[1], json.loads(sys.argv[2]))
+    print(PROBE_MARK + json.dumps(report), flush=True)
+
+
+def probe(device_name: str, imports: Sequence[tuple[str, str]] = IMPORTS) -> dict[str, Any]:
+    """Import what the run imports and multiply two matrices on the device.
+
+    imports   (module, a name in it)
+
+    Returns device, name, torch, cuda (None for a build without) and seconds; `failure` holds where, what, why and
+    what_to_do in place of what could not be found out.
+    """
+    started = time.monotonic()
+    for module, attribute in imports:
+        try:
+            getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # whatever a broken package raises is what is to be told
+            what = f"{module}.{attribute} cannot be imported: {type(error).__name__}: {str(error)[:600]}"
+            todo = f"Install it again: `uv pip install --python {sys.executable} --reinstall {module.split('.')[0]}`"
+            return {"failure": {"where": "imports", "what": what, "why": "The run uses it.", "what_to_do": todo}}
+    import torch
+
+    found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    try:
+        device = resolve_device(load_config({"device": device_name}, environment={}))
+        is_right = _multiply(device)
+    except Stage3Error as error:
+        return {**found, "failure": {"where": "device", **error.as_dict()}}
+    except Exception as error:  # CUDA's errors are of many classes
+        what = f"{device_name} does not compute: {type(error).__name__}: {str(error)[:600]}"
+        return {**found, "failure": {"where": "device", "what": what}}
+    if not is_right:
+        return {**found, "failure": {"where": "device", "what": f"{device} multiplies two matrices wrongly."}}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return {**found, "device": str(device), "name": name, "seconds": round(time.monotonic() - started, 2)}
+
+
+def _multiply(device: Any, size: int = 64) -> bool:
+    """Whether a product of small whole numbers, exact in every float format in use, is what Python says it is."""
+    import torch
+
+    left = [[(3 * row + column) % 5 for column in range(size)] for row in range(size)]
+    right = [[(row + 2 * column) % 3 for column in range(size)] for row in range(size)]
+    known = [
+        [sum(a * b for a, b in zip(row, column, strict=True)) for column in zip(*right, strict=True)] for row in left
+    ]
+    product = torch.tensor(left, dtype=torch.float32, device=device) @ torch.tensor(
+        right, dtype=torch.float32, device=device
+    )
+    return bool(torch.equal(product.cpu(), torch.tensor(known, dtype=torch.float32)))

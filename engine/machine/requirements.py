@@ -1,0 +1,122 @@
+"""What the run needs of Python packages, by stage3-tui's own metadata, beside what is installed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
+
+from engine import DISTRIBUTION
+from engine.core.config import Stage3Config
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional part of stage3-tui, and the option that asks for it."""
+
+    name: str
+    option: str
+    is_asked_for: Callable[[Stage3Config], bool]
+    imports: tuple[str, str]
+    """A module, and a name in it, that the run uses."""
+
+
+EXTRAS = (
+    Extra("bitsandbytes", "--load-in-4bit", lambda config: config.load_in_4bit, ("bitsandbytes.nn", "Linear4bit")),
+    Extra(
+        "tensorboard",
+        "--report-to tensorboard",
+        lambda config: config.report_to == "tensorboard",
+        ("torch.utils.tensorboard", "SummaryWriter"),
+    ),
+)
+
+
+def extras_of(config: Stage3Config) -> list[Extra]:
+    """Those that the configuration asks for."""
+    return [extra for extra in EXTRAS if extra.is_asked_for(config)]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One requirement beside what is installed."""
+
+    requirement: Requirement
+    version: str | None
+    """None where it is not installed."""
+    needed_for: str = ""
+    """The option that asks for it; empty for what every run needs."""
+
+    @property
+    def ok(self) -> bool:
+        return self.version is not None and fits(self.requirement, self.version)
+
+    @property
+    def wanted(self) -> str:
+        """As an installer takes it: `transformers[serving]>=5.10`."""
+        extras = f"[{','.join(sorted(self.requirement.extras))}]" if self.requirement.extras else ""
+        return f"{self.requirement.name}{extras}{self.requirement.specifier}"
+
+
+def required(config: Stage3Config) -> list[Installed] | None:
+    """Every requirement of this run on this Python; None where stage3-tui itself is not installed, so that it has none."""
+    try:
+        needed = requirements_of(DISTRIBUTION, "")
+    except metadata.PackageNotFoundError:
+        return None
+    found = [Installed(item, installed_version(item.name)) for item in needed]
+    for extra in extras_of(config):
+        more = [item for item in requirements_of(DISTRIBUTION, extra.name) if item not in needed]
+        found += [Installed(item, installed_version(item.name), extra.option) for item in more]
+    return found
+
+
+def again(items: Iterable[Installed]) -> list[Installed]:
+    """The same requirements, as they are met now."""
+    return [Installed(item.requirement, installed_version(item.requirement.name), item.needed_for) for item in items]
+
+
+def requirements_of(distribution: str, extra: str) -> list[Requirement]:
+    """What a package asks for on this Python, with one of its extras or, for "", none. Unreadable lines are left out."""
+    found = []
+    for line in metadata.requires(distribution) or ():
+        try:
+            item = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if item.marker is None or item.marker.evaluate({"extra": extra}):
+            found.append(item)
+    return found
+
+
+def python_needed() -> SpecifierSet | None:
+    """The Python versions that stage3-tui's metadata allows; None where it does not say."""
+    try:
+        fields = metadata.metadata(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return None
+    return SpecifierSet(fields["Requires-Python"]) if "Requires-Python" in fields else None
+
+
+def installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name) or None
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def fits(requirement: Requirement, version: str) -> bool:
+    """Pre-releases fit: whoever installed one wanted it."""
+    try:
+        return requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

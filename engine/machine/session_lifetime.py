@@ -1,0 +1,72 @@
+"""What a run outlives: its terminal always; a logout, unless systemd's login manager ends what is left, in tmux, too.
+
+KillUserProcesses, KillOnlyUsers and KillExcludeUsers: https://www.freedesktop.org/software/systemd/man/logind.conf.html
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.core.errors import PreconditionError
+from engine.process.children import run_child
+
+ENDS_AT_LOGOUT = "ends_at_logout"
+"""The fact that stage toolchain leaves: whether a logout ends the run."""
+ASK_SECONDS = 5.0
+CGROUP = Path("/proc/self/cgroup")
+"""Where the kernel says what this process belongs to."""
+
+_SESSION = re.compile(r"/session-[\w.-]+\.scope")
+_USER_MANAGER = re.compile(r"/user@\d+\.service")
+
+
+@dataclass(frozen=True)
+class Logout:
+    ends_the_run: bool
+    detail: str
+    """Why, and what mends it."""
+
+
+def in_multiplexer() -> bool:
+    """Whether tmux or screen holds the terminal, so that a dropped connection ends nothing."""
+    return bool(os.environ.get("TMUX") or os.environ.get("STY"))
+
+
+def at_logout() -> Logout | None:
+    """What a logout does to this process. None where it is of no login (a scheduler's job, a container), or nobody knows."""
+    try:
+        belongs = CGROUP.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    in_session, in_manager = _SESSION.search(belongs), _USER_MANAGER.search(belongs)
+    loginctl = shutil.which("loginctl")
+    if loginctl is None or not (in_session or in_manager):
+        return None
+    manager, user = _properties(loginctl), _properties(loginctl, str(os.getuid()))
+    if "KillUserProcesses" not in manager or "Linger" not in user:
+        return None
+    if in_session and _kills(manager, user.get("Name", "")):
+        mend = "`loginctl enable-linger`, then start it in `systemd-run --user --scope tmux`"
+        return Logout(True, f"ends this run, in tmux, too (KillUserProcesses=yes): {mend}")
+    if not in_session and user["Linger"] != "yes":
+        return Logout(True, "the last one ends this run with your user manager (Linger=no): `loginctl enable-linger`")
+    return Logout(False, "leaves this run alone")
+
+
+def _kills(manager: Mapping[str, str], name: str) -> bool:
+    only, exempt = manager.get("KillOnlyUsers", "").split(), manager.get("KillExcludeUsers", "").split()
+    return manager["KillUserProcesses"] == "yes" and name not in exempt and (not only or name in only)
+
+
+def _properties(loginctl: str, *user: str) -> dict[str, str]:
+    """Of a user, or, without one, of the login manager itself; empty where it does not answer."""
+    try:
+        answer = run_child([loginctl, "show-user", *user], limit_seconds=ASK_SECONDS)
+    except PreconditionError:
+        return {}
+    return dict(line.split("=", 1) for line in answer.output if "=" in line) if answer.ok else {}

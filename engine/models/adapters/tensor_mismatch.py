@@ -1,0 +1,190 @@
+"""Why an adapter's tensors are not those that it would have over the base: told by names and shapes, each cause in its own
+words. PEFT loads most of these without a word, and the model is the bare base then, or nobody's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from math import prod
+
+from engine.core.errors import PreconditionError
+from engine.models.adapters.expected_tensors import OTHER_BASE, BaseFacts, Expected
+from engine.models.adapters.folder import EXPORT_AGAIN, few
+from engine.models.adapters.settings import AdapterSettings
+from engine.security.sanitize import visible_line
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_LAYER = re.compile(r"\.(?:layers|h|blocks?)\.(\d+)\.")
+_ADAPTER_NAME = re.compile(r"(lora_[AB]|lora_magnitude_vector)\.[^.]+(\.weight)?$")
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
+_PREFIX = "base_model.model."
+
+
+def refuse_misfit(settings: AdapterSettings, expected: Expected, found: Shapes) -> None:
+    """Raises PreconditionError that says why the tensors `found` in the file are not those of such an adapter on this base."""
+    if settings.architecture is not None and settings.architecture != expected.base.architecture:
+        made_on = visible_line(settings.architecture, 80)
+        why = f"Its configuration records that it was made on a {made_on}, and this is a {expected.base.architecture}."
+        raise _other_base(settings, expected.base, why)
+    for cause in (_embedding, _renamed, _strangers, _layers, _missing_or_extra, _rank, _turned_round, _widths):
+        refusal = cause(settings, expected, found)
+        if refusal is not None:
+            raise refusal
+
+
+def _embedding(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+    """The base's own embedding or head among the tensors."""
+    base = expected.base
+    for name in sorted(name for name in found if name.endswith(_EMBEDDINGS) and "lora_" not in name):
+        rows = found[name][0] if found[name] else 0
+        if rows != base.vocabulary:
+            return PreconditionError(
+                f"The adapter was trained with another vocabulary than that of {base.name}.",
+                f"It brings {visible_line(name, 120)} along, with {rows:,} rows; the base has {base.vocabulary:,} tokens.",
+                "Give the base model with its vocabulary resized as Stage 2 had it (`model.resize_token_embeddings`, then "
+                "`save_pretrained`) with --base-model-id.",
+            )
+        if name not in expected.shapes:
+            return PreconditionError(
+                f"The adapter brings the base's own {visible_line(name, 120)} along.",
+                "PEFT would put it in the place of the base's: the base would not be the base any more, not even with the "
+                "adapter switched off.",
+                "Export it with `model.save_pretrained(folder, save_embedding_layers=False)`, or train it in modules_to_save.",
+            )
+    return None
+
+
+def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+    """All names right but for what something put into them."""
+
+    def without(pattern: Callable[[str], str]) -> bool:
+        return {pattern(name) for name in found} == set(expected.shapes) != set(found)
+
+    for wrapper in _WRAPPERS:
+        if without(lambda name, wrapper=wrapper: name.replace(wrapper, "")):  # type: ignore[misc]
+            return PreconditionError(
+                f"The names of the adapter's tensors hold {wrapper!r}: {few(sorted(found), 1)}.",
+                "It was saved from a wrapped model (DistributedDataParallel, FSDP, torch.compile); PEFT would find none of them.",
+                "Save the model inside the wrapper: `accelerator.unwrap_model(model).save_pretrained(folder)`.",
+            )
+    if without(lambda name: _ADAPTER_NAME.sub(r"\1\2", name)):
+        return PreconditionError(
+            f"The names of the adapter's tensors hold the adapter's own name: {few(sorted(found), 1)}.",
+            "They were saved with `state_dict()`, past PEFT: another program would find none of them.",
+            EXPORT_AGAIN,
+        )
+    if without(lambda name: _PREFIX + name.removeprefix("base_model.").removeprefix("model.")) or without(
+        lambda name: _PREFIX + name
+    ):
+        return PreconditionError(
+            f"The names of the adapter's tensors do not begin with {_PREFIX!r}: {few(sorted(found), 1)}.",
+            "Another program wrote or cut them; PEFT would find none.",
+            EXPORT_AGAIN,
+        )
+    return None
+
+
+def _strangers(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+    if found and not expected.shapes.keys() & found.keys():
+        theirs, ours = few(sorted(found), 1), few(sorted(expected.shapes), 1)
+        return _other_base(
+            settings, expected.base, f"Not one of its names is known: it has {theirs}, the base asks for {ours}."
+        )
+    return None
+
+
+def _layers(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+    """More layers than the base has, or all those above some number missing."""
+    wanted, there = _by_layer(expected.shapes), _by_layer(found)
+    if not wanted or not there:
+        return None
+    if max(there) > max(wanted):
+        why = f"It has tensors of layer {max(there)}, and the base's last layer is {max(wanted)}."
+        return _other_base(settings, expected.base, why)
+    gone = sorted(layer for layer in wanted if layer not in there)
+    known = [name for name in found if name in expected.shapes]
+    if gone and min(gone) > max(there) and any(found[name] != expected.shapes[name] for name in known):
+        why = f"Its last layer is {max(there)}, that of the base {max(wanted)}; and its shapes are others."
+        return _other_base(settings, expected.base, why)
+    if gone:
+        return _incomplete(expected, [name for layer in gone for name in wanted[layer]], f"all of layer {gone[0]}")
+    return None
+
+
+def _missing_or_extra(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+    missing = sorted(expected.shapes.keys() - found.keys())
+    extra = sorted(found.keys() - expected.shapes.keys())
+    if missing:
+        return _incomplete(expected, missing, few(missing))
+    if extra:
+        return PreconditionError(
+            f"The adapter has {len(extra)} tensors more than its configuration and the base ask for.",
+            f"They are {few(extra)}. PEFT would leave them out without a word.",
+            f"The configuration is of another adapter, or was edited. {EXPORT_AGAIN}",
+        )
+    return None
+
+
+def _rank(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+    """lora_A (rank, in) and lora_B (out, rank) that differ from what is asked for in their rank alone."""
+    for name, asked in sorted(expected.shapes.items()):
+        has, place = found[name], 0 if ".lora_A." in name else 1
+        if "lora_" not in name or len(has) != 2 or len(asked) != 2:
+            continue
+        if has[place] != asked[place] and has[1 - place] == asked[1 - place]:
+            return PreconditionError(
+                f"The adapter's tensors have the rank {has[place]}, and its configuration says {asked[place]}.",
+                f"{visible_line(name, 120)} is {has}, and {asked} is asked for.",
+                f"The configuration is of another adapter, or was edited (r, rank_pattern). {EXPORT_AGAIN}",
+            )
+    return None
+
+
+def _turned_round(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+    for name, asked in sorted(expected.shapes.items()):
+        if found[name] != asked and found[name] == asked[::-1]:
+            return PreconditionError(
+                f"The adapter's {visible_line(name, 120)} is turned round: {found[name]} for {asked}.",
+                "Another program wrote it transposed, as Conv1D or MLX keep it.",
+                EXPORT_AGAIN,
+            )
+    return None
+
+
+def _widths(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+    wrong = sorted(name for name, asked in expected.shapes.items() if found[name] != asked)
+    if not wrong:
+        return None
+    name = wrong[0]
+    why = (
+        f"{len(wrong)} of {len(found)} tensors have another shape: {visible_line(name, 120)} is {found[name]}, the base asks "
+        f"for {expected.shapes[name]}."
+    )
+    return _other_base(settings, expected.base, why)
+
+
+def _incomplete(expected: Expected, missing: list[str], which: str) -> PreconditionError:
+    numbers = sum(prod(expected.shapes[name]) for name in missing)
+    return PreconditionError(
+        f"The adapter is not complete: {len(missing)} of its {len(expected.shapes)} tensors are missing ({which}).",
+        f"PEFT would fill them with fresh ones, {numbers:,} numbers that nobody trained.",
+        EXPORT_AGAIN,
+    )
+
+
+def _other_base(settings: AdapterSettings, base: BaseFacts, why: str) -> PreconditionError:
+    """The refusal; the name in the adapter's configuration is told as evidence, and decided nothing."""
+    named = f" Its configuration names {visible_line(settings.named_base, 200)}." if settings.named_base else ""
+    return PreconditionError(f"The adapter does not fit {base.name}.", f"{why}{named}", OTHER_BASE)
+
+
+def _by_layer(shapes: Shapes) -> dict[int, list[str]]:
+    layers: dict[int, list[str]] = {}
+    for name in sorted(shapes):
+        found = _LAYER.search(name)
+        if found:
+            layers.setdefault(int(found[1]), []).append(name)
+    return layers

@@ -1,0 +1,106 @@
+"""Keys and values of a batch: rows joined into one cache, taken out of it, and dropped from it.
+
+Imported where it is used: it imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from engine.models.generation.prefix_cache import Beginning, Read
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer whose tensors have room for tokens to come, so that a token costs no copy of all that stand before it."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.used = 0
+        self._room = room
+        self._both: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def holding(cls, keys: Tensor, values: Tensor, used: int) -> RoomyLayer:
+        """A layer whose first `used` columns are filled; both tensors are (rows, heads, columns, head size)."""
+        layer = cls(keys.shape[2] - used)
+        layer._both = (keys, values)
+        layer._show(used)
+        return layer
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        news, stop = (key_states, value_states), self.used + key_states.shape[2]
+        if self._both is None:
+            self._both = (self._widened(key_states, 0), self._widened(value_states, 0))
+        elif stop > self._both[0].shape[2]:
+            self._both = (self._widened(self._both[0], stop), self._widened(self._both[1], stop))
+        for whole, new in zip(self._both, news, strict=True):
+            whole[:, :, self.used : stop] = new
+        self._show(stop)
+        return self.keys, self.values
+
+    def select(self, rows: Tensor, first_column: int) -> None:
+        """Leave only `rows`, and of their columns those from `first_column` on."""
+        if self._both is not None:
+            keys, values = self._both
+            self._both = (keys[rows, :, first_column:], values[rows, :, first_column:])
+            self._show(self.used - first_column)
+
+    def _widened(self, tensor: Tensor, least: int) -> Tensor:
+        rows, heads, columns, size = tensor.shape
+        whole = tensor.new_zeros(rows, heads, max(columns + self._room, least), size)
+        whole[:, :, :columns] = tensor
+        return whole
+
+    def _show(self, used: int) -> None:
+        assert self._both is not None
+        self.used = used
+        self.keys, self.values = (whole[:, :, :used] for whole in self._both)
+        self.dtype, self.device = self.keys.dtype, self.keys.device
+        self.is_initialized = True
+
+
+def keeps_all(model: PreTrainedModel, length: int) -> bool:
+    """Whether every layer attends to all of `length` tokens, so that what is kept of them is exact.
+
+    Not so for layers with a state of another kind, and not where a sliding window is shorter than the text: there,
+    padding in the middle of a row pushed tokens out of the window, and one row of eight said something else.
+    """
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(
+        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window > length)
+        for layer in layers
+    )
+
+
+def layer_count(model: PreTrainedModel) -> int:
+    return len(DynamicCache(config=model.config).layers)
+
+
+def join(beginnings: Sequence[Beginning], layers: int, room: int) -> Cache:
+    """One cache of all beginnings, padded on the left with zeros, with room for `room` tokens more."""
+    width = max(beginning.length for beginning in beginnings)
+    if width == 0:
+        return Cache(layers=[RoomyLayer(room) for _ in range(layers)])
+    return Cache(layers=[_joined(beginnings, number, width, room) for number in range(layers)])
+
+
+def take(cache: Cache, row: int, ids: Sequence[int], columns: slice | Tensor) -> Read:
+    """What `cache` keeps of one row, whose tokens `ids` stand in `columns`. A copy: the batch may go."""
+    return Read(
+        tuple(ids),
+        tuple((layer.keys[row][:, columns].clone(), layer.values[row][:, columns].clone()) for layer in cache.layers),
+    )
+
+
+def _joined(beginnings: Sequence[Beginning], number: int, width: int, room: int) -> RoomyLayer:
+    like = next(beginning.read for beginning in beginnings if beginning.read is not None).layers[number]
+    both = [part.new_zeros(len(beginnings), part.shape[0], width + room, part.shape[2]) for part in like]
+    for row, beginning in enumerate(beginnings):
+        if beginning.read is not None:
+            for whole, part in zip(both, beginning.read.layers[number], strict=True):
+                whole[row, :, width - beginning.length : width] = part[:, : beginning.length]
+    return RoomyLayer.holding(both[0], both[1], width)

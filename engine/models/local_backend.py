@@ -1,0 +1,102 @@
+"""The local backend: the Stage 2 policy on this machine's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.core.config import Stage3Config
+from engine.machine.memory import free_memory, in_halves
+from engine.models.chat import Conversation
+from engine.models.generation.batch_size import fitting_batch_size
+from engine.models.generation.prefix_cache import Memory
+from engine.models.generation.sampling import Reply, SamplingSettings, generate, prompt_length
+from engine.models.loading import load_base, load_policy, load_tokenizer, resolve_dtype
+from engine.run.stop import StopToken
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class LocalBackend:
+    """Answers conversations with a model in memory. `tokens` counts what it generated.
+
+    What a call read is kept until the next one: a conversation that goes on from one of the last call's is not read again.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: StopToken, batch_size: int | None = None
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.tokens = 0
+        self._asked_for = batch_size
+        self._fits: int | None = None
+        """Rows side by side, once more of them did not fit."""
+        self._memory = Memory()
+        self._stop = stop
+
+    def reply(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> list[Reply]:
+        def work(rows: Sequence[int]) -> list[Reply]:
+            self._under_way = len(rows)
+            return generate(
+                self.model,
+                self.tokenizer,
+                [conversations[row] for row in rows],
+                settings,
+                seeds=[seeds[row] for row in rows],
+                memory=self._memory,
+                should_stop=lambda: self._stop.requested,
+            )
+
+        replies: list[Reply] = []
+        while len(replies) < len(conversations):
+            step = self._fits or len(conversations)
+            rows = range(len(conversations))[len(replies) : len(replies) + step]
+            replies += in_halves(work, rows, self._give_way)
+        self._stop.raise_if_requested()
+        self.tokens += sum(reply.tokens for reply in replies)
+        return replies
+
+    def length(self, conversation: Conversation) -> int:
+        return prompt_length(self.tokenizer, conversation)
+
+    def batch_size(self, longest: int) -> int:
+        return self._asked_for or fitting_batch_size(self.model, longest)
+
+    def check(self, settings: SamplingSettings) -> list[str]:
+        return []
+
+    def oddities(self) -> list[str]:
+        return []
+
+    @property
+    def context_length(self) -> int | None:
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(most) if most else None
+
+    def forget(self) -> None:
+        """Keep nothing of what was read; for measurements, and where memory is short."""
+        self._memory.forget()
+
+    def _give_way(self) -> None:
+        self._fits = max(self._under_way // 2, 1)
+        self.forget()
+        free_memory()
+
+
+def load_stage2_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> LocalBackend:
+    """The Stage 2 policy for generation alone: this copy is thrown away afterwards, so the adapter may be merged into it.
+
+    Merged where the arithmetic is float32; in 16 bits merging rounds the weights (by up to 5e-4, measured), and the
+    policy that drafts would not be the one that trains.
+    """
+    import torch
+
+    base = load_base(config, token)
+    policy = load_policy(base, adapter)
+    merged = policy.merge_and_unload() if resolve_dtype(config) == torch.float32 else policy
+    return LocalBackend(merged.eval(), load_tokenizer(config, token), stop, config.generation_batch_size)

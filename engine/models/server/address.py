@@ -1,0 +1,93 @@
+"""Where a server is, and the token for it: checked before anything is sent."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from engine.core.errors import AccessError, ConfigError, UnsafeError
+from engine.security.sanitize import visible_line
+from engine.security.secrets import SERVER_TOKEN_VARIABLE, Secret
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    url: str
+    """Without a slash at its end, and without anything secret in it."""
+    token: Secret | None = None
+
+    def of(self, path: str) -> str:
+        return f"{self.url}/{path}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nothing that is sent there leaves this machine."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    def __str__(self) -> str:
+        return self.url
+
+
+def server_address(url: str, environment: Mapping[str, str] | None = None) -> ServerAddress:
+    """The server of `--server-url`, with the token of the environment.
+
+    Raises ConfigError for what is no such address, AccessError for what cannot be a token, and UnsafeError where the token
+    would travel unencrypted.
+    """
+    address = ServerAddress(_checked(url), _token(os.environ if environment is None else environment))
+    if address.token and not address.is_loopback and address.url.startswith("http:"):
+        raise UnsafeError(
+            f"The token in {SERVER_TOKEN_VARIABLE} would be sent to {address} in clear text.",
+            "http:// is not encrypted, and the server is on another machine: whoever is between can read the token.",
+            "Use https://, or a tunnel (ssh -L 8000:localhost:8000 HOST) and http://localhost:8000/v1; "
+            f"a server that asks for no token needs none: unset {SERVER_TOKEN_VARIABLE}.",
+        )
+    return address
+
+
+def _checked(url: str) -> str:
+    url = url.strip()
+    shown = visible_line(re.sub(r"[^/@]*@", "***@", re.split("[?#]", url)[0]), 200)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise _no_address(shown, f"{error}.") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch(r"[\x21-\x7e]+", url):
+        raise _no_address(shown, "An address is http:// or https://, a host, perhaps a port, and a path.")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise _no_address(
+            shown,
+            "A user, a password or a query in it would stand in run.json and in every log.",
+            f"Give the token in the variable {SERVER_TOKEN_VARIABLE}, and the address without it.",
+        )
+    return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def _no_address(shown: str, why: str, what_to_do: str = "") -> ConfigError:
+    return ConfigError(
+        f"--server-url {shown} is no address of a server.",
+        why,
+        what_to_do or "Give the one that the server printed when it started, like http://localhost:8000/v1.",
+    )
+
+
+def _token(environment: Mapping[str, str]) -> Secret | None:
+    value = environment.get(SERVER_TOKEN_VARIABLE, "").strip()
+    if not value:
+        return None
+    if not re.fullmatch(r"[\x21-\x7e]+", value):  # httpx2 would show it whole in its own error
+        raise AccessError(
+            f"{SERVER_TOKEN_VARIABLE} holds no token.",
+            "There are spaces, line breaks or characters outside ASCII in it.",
+            "Copy it again from where it was made.",
+        )
+    return Secret(value)

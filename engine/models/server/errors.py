@@ -1,0 +1,138 @@
+"""What can go wrong with a server, said in the server's own words where it has any.
+
+Texts are made from answers, never from requests; where a server repeats the token it is taken out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from engine.core.errors import AccessError, ConfigError, DataError, NetworkError, Stage3Error
+from engine.models.server.address import ServerAddress
+from engine.security.sanitize import visible_line
+from engine.security.secrets import SERVER_TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+_SAME_AGAIN = "Everything made so far is on disk: the same command goes on from there."
+
+# vLLM: "This model's maximum context length is 2048 tokens", "longer than the maximum model length"; TGI: "`inputs`
+# tokens + `max_new_tokens` must be <= 2048"; llama.cpp: "exceeds the available context size"; SGLang: "longer than the
+# model's context length"; OpenAI: context_length_exceeded.
+_ABOUT_LENGTH = re.compile(
+    r"context[ _](length|size|window)|maximum (model|sequence|input) length|max_new_tokens|prompt is too long|too many tokens",
+    re.IGNORECASE,
+)
+
+
+def is_about_length(said: str) -> bool:
+    """Whether a refusal says that conversation and reply do not fit the server's context."""
+    return _ABOUT_LENGTH.search(said) is not None
+
+
+def said(response: Response, address: ServerAddress) -> str:
+    """The server's reason, in one line: OpenAI's `error.message`, FastAPI's `detail`, or the text as it is."""
+    text = response.text
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict):
+        error = answer.get("error", answer.get("detail", answer.get("message", text)))
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    if address.token:
+        text = text.replace(address.token.reveal(), "***")
+    return visible_line(text, 300)
+
+
+def unreachable(address: ServerAddress, error: Exception) -> NetworkError:
+    why = visible_line(str(error), 300) or type(error).__name__
+    hint = " A wrong clock makes certificates look invalid." if "CERTIFICATE" in why.upper() else ""
+    return NetworkError(
+        f"The server at {address} cannot be reached.",
+        f"{why.rstrip('.')}.{hint}",
+        f"Check that it runs, and --server-url. {_SAME_AGAIN}",
+    )
+
+
+def too_slow(address: ServerAddress, seconds: float) -> NetworkError:
+    return NetworkError(
+        f"The server at {address} did not answer within {seconds:g} s (--server-timeout).",
+        "It hangs, or too many questions wait in it.",
+        f"Give fewer at once (--server-concurrency) or more time (--server-timeout). {_SAME_AGAIN}",
+    )
+
+
+def busy(response: Response, address: ServerAddress) -> NetworkError:
+    status, words = response.status_code, said(response, address)
+    if status == 429:
+        why, what_to_do = words or "It limits the rate.", "Ask less at once (--server-concurrency), or wait."
+        if wait := visible_line(response.headers.get("Retry-After", ""), 40):
+            what_to_do = (
+                f"It asks to wait {wait}{' s' if wait.isdigit() else ''}; or ask less at once (--server-concurrency)."
+            )
+    else:
+        why = f"The trouble is on its side{': ' + words if words else '.'}"
+        what_to_do = "Look into its log."
+    return NetworkError(f"The server at {address} answers {status}.", why, f"{what_to_do} {_SAME_AGAIN}")
+
+
+def no_answer(response: Response, address: ServerAddress) -> NetworkError:
+    return NetworkError(
+        f"The server at {address} gives no answer in OpenAI's format.",
+        f"It sent ({response.status_code}): {said(response, address)[:200] or 'nothing'}",
+        "Check --server-url: with most servers it ends in /v1; a proxy or a login page may be in between.",
+    )
+
+
+def of_status(response: Response, address: ServerAddress, model: str) -> Stage3Error:
+    """The error of an answer that no other try would change."""
+    status, words = response.status_code, said(response, address)
+    if status in (401, 403):
+        have = f"The token in {SERVER_TOKEN_VARIABLE}" if address.token else "No token"
+        return AccessError(
+            f"The server at {address} lets nobody in so ({status}).",
+            f"{have} was sent. {'It says: ' + words if words else ''}".strip(),
+            f"Put the server's token into the variable {SERVER_TOKEN_VARIABLE}; never on the command line.",
+        )
+    if 300 <= status < 400:
+        target = visible_line(response.headers.get("Location", "somewhere else"), 200)
+        return ConfigError(
+            f"The server at {address} sends on to {target} ({status}).",
+            "Redirects are not followed: the token would go where nobody sent it.",
+            "Give the right address with --server-url.",
+        )
+    if status == 404:
+        return ConfigError(
+            f"The server at {address} does not know the address or the model {visible_line(model, 200)!r} (404).",
+            words or "It gave no reason.",
+            "Check --server-url (with most servers it ends in /v1) and --server-model.",
+        )
+    return NetworkError(
+        f"The server at {address} answers {status}.", words or "It gave no reason.", "Look into its log."
+    )
+
+
+def refused(address: ServerAddress, model: str, words: str) -> DataError:
+    return DataError(
+        f"The server at {address} refuses a conversation for {visible_line(model, 200)!r}.",
+        f"It says: {words or 'nothing'}",
+        "Look into its log.",
+    )
+
+
+def unknown_model(address: ServerAddress, model: str, listed: Sequence[str], words: str) -> ConfigError:
+    """The server took no question for `model`, which is not one of those that it lists."""
+    names = ", ".join(visible_line(name, 120) for name in listed[:8]) + (" …" if len(listed) > 8 else "")
+    near = difflib.get_close_matches(model, listed, n=1, cutoff=0.0)
+    return ConfigError(
+        f"The server at {address} has no model {visible_line(model, 200)!r}.",
+        f"It says: {words or 'nothing'} It lists: {names or 'none'}.",
+        f"The nearest is --server-model {visible_line(near[0], 120)}."
+        if near
+        else "Give the name that the server was started with, by --server-model.",
+    )

@@ -1,0 +1,163 @@
+"""Each file of a run as it is packed: freed of what this machine alone knows, by what kind of file it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from engine.core import layout
+from engine.core.errors import DamagedState
+from engine.core.layout import ADAPTER_CONFIG
+from engine.core.stage_table import STAGES
+from engine.hub.references import is_local, local_path
+from engine.packaging.contents import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, TOKENIZER_CONFIG
+from engine.packaging.private_words import Private, each_text
+from engine.run.folder import Run
+from engine.storage.jsonl import dumps
+
+VOCABULARY = ("model", "added_tokens")
+"""Keys of `tokenizer.json` under which the tokens themselves stand."""
+TEMPLATE = "chat_template"
+OF_THE_MOMENT = frozenset({"started", "seconds", "free_bytes", "error"})
+OF_THE_PERSON = frozenset({"account", "role", "source", "host"})
+"""Who was logged in, from where, and on which machine."""
+WITHOUT_INFLUENCE = ("push_to_hub", "push_public", "theme", "mouse")
+"""Options that change nothing in what is packed."""
+
+
+def cleaned(run: Run, name: str, data: bytes, private: Private) -> bytes:
+    """The bytes of the file `name` as they are packed. Raises DamagedState for JSON that is none."""
+    return _cleaner(name)(run, name, data, private)
+
+
+def json_bytes(data: Any) -> bytes:
+    return (json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode(
+        "utf-8", errors="backslashreplace"
+    )
+
+
+_Cleaner = Callable[[Run, str, bytes, Private], bytes]
+
+
+def _cleaner(name: str) -> _Cleaner:
+    special: Mapping[str, _Cleaner] = {
+        layout.RUN_JSON: _run_json,
+        ADAPTER_CONFIG: _adapter_config,
+        TOKENIZER: _tokenizer,
+        TOKENIZER_CONFIG: _tokenizer,
+        MODEL_CARD: _text,
+        CHAT_TEMPLATE: _text,
+    }
+    file = PurePosixPath(name)
+    if found := special.get(name) or (special.get(file.name) if name.startswith(layout.ADAPTER_DIR) else None):
+        return found
+    if name.startswith(layout.ADAPTER_DIR):
+        return lambda run, name, data, private: data  # weights and vocabulary
+    return _lines if file.suffix == ".jsonl" else _report
+
+
+# -- by the kind of file ------------------------------------------------------------------------------------------------
+
+
+def _run_json(run: Run, name: str, data: bytes, private: Private) -> bytes:
+    return json_bytes(each_text(packed_record(_json(run, name, data)), private.out_of_records))
+
+
+def _adapter_config(run: Run, name: str, data: bytes, private: Private) -> bytes:
+    """It names its base as others find it: the repository and the commit, or the bare name of a local folder."""
+    settings = each_text(_json(run, name, data), private.out_of_settings)
+    base = run.manifest.get("config", {}).get("base_model_id")
+    if base:
+        known = local_path(base).name if is_local(base) else base
+        commit = None if is_local(base) else run.result("adapter").get("base_model_commit")
+        settings |= {"base_model_name_or_path": known, "revision": commit}
+    return json_bytes(settings)
+
+
+def _tokenizer(run: Run, name: str, data: bytes, private: Private) -> bytes:
+    is_vocabulary = name.endswith(TOKENIZER)
+    if is_vocabulary and not private.stands_in(_decoded(data)):
+        return data  # some megabytes, which the tokenizer's library alone has written
+    found = _json(run, name, data)
+    clean = each_text(found, private.out_of_settings, but=VOCABULARY if is_vocabulary else (TEMPLATE,))
+    if TEMPLATE in clean:  # a program, in which a slash can be anything
+        clean[TEMPLATE] = each_text(clean[TEMPLATE], private.out_of_text)
+    return data if clean == found else json_bytes(clean)
+
+
+def _report(run: Run, name: str, data: bytes, private: Private) -> bytes:
+    """JSON whose strings can be what people and models wrote."""
+    if not private.stands_in(_decoded(data)):
+        return data
+    return json_bytes(each_text(_json(run, name, data), private.out_of_text))
+
+
+def _lines(run: Run, name: str, data: bytes, private: Private) -> bytes:
+    if not private.stands_in(_decoded(data)):
+        return data
+    return b"\n".join(_line(line, private) for line in data.split(b"\n"))
+
+
+def _line(line: bytes, private: Private) -> bytes:
+    if not private.stands_in(_decoded(line)):
+        return line
+    try:
+        return dumps(each_text(json.loads(line), private.out_of_text)).encode("ascii")
+    except ValueError:  # torn: nothing reads it as JSON, here or there
+        return _encoded(private.out_of_text(_decoded(line)))
+
+
+def _text(run: Run, name: str, data: bytes, private: Private) -> bytes:
+    clean = private.out_of_records if name.endswith(MODEL_CARD) else private.out_of_text
+    return _encoded(clean(_decoded(data)))
+
+
+def _json(run: Run, name: str, data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise DamagedState(
+            f"{run / name} is not JSON.", str(error), "Do the stage that writes it again, with --from."
+        ) from error
+    if not isinstance(found, dict):
+        raise DamagedState(f"{run / name} holds no JSON object.", "", "Do the stage that writes it again, with --from.")
+    return found
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", errors="surrogateescape")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogateescape")
+
+
+# -- the record of the run ----------------------------------------------------------------------------------------------
+
+
+def packed_record(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """`run.json` without times, without what the machine had free, who was logged in, and what was done with the archive:
+    two archives of one run are the same.
+    """
+    stages = manifest.get("stages", {})
+    config = {key: value for key, value in manifest.get("config", {}).items() if key not in WITHOUT_INFLUENCE}
+    before = STAGES[:-1]  # packaging itself is left out: it ends after the archive is made
+    told = {stage: _of_a_stage(stages[stage]) for stage in before if stage in stages}
+    return {**{key: value for key, value in manifest.items() if key != "error"}, "config": config, "stages": told}
+
+
+def _of_a_stage(facts: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in sorted(facts.items()) if key not in OF_THE_MOMENT}
+    if facts.get("fingerprint") is None:
+        kept.pop("summary", None)  # such a stage looks anew each time, and tells what it sees
+    if isinstance(facts.get("result"), dict):
+        kept["result"] = _without(facts["result"], OF_THE_MOMENT | OF_THE_PERSON)
+    return kept
+
+
+def _without(value: Any, keys: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(inner, keys) for key, inner in value.items() if key not in keys}
+    return [_without(inner, keys) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,92 @@
+"""An archive read back, by its own manifest: names, kinds, sizes and hashes, before anything of it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+from engine.core.errors import DamagedState
+from engine.packaging.contents import LISTED
+from engine.packaging.zip_writer import MANIFEST
+
+_NAME = re.compile(r"[A-Za-z0-9._/-]+")
+_FAULTS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, NotImplementedError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
+"""What zipfile and json raise for bytes that are not theirs."""
+
+
+def read_back(archive: Path) -> dict[str, str]:
+    """Hash of each file in an archive, by its name without the top folder.
+
+    Raises DamagedState where it is not what its own manifest says, or holds what no archive of ours holds.
+    """
+    with archive.open("rb") as file:
+        return {name: hashlib.sha256(data).hexdigest() for name, data in read_files(file, archive).items()}
+
+
+def read_files(file: IO[bytes], archive: Path) -> dict[str, bytes]:
+    """All files of the archive that `file` is, by their names without the top folder. Raises DamagedState, as above."""
+    try:
+        with zipfile.ZipFile(file) as packed:
+            fault = _fault(packed.infolist())
+            files = {} if fault else {_inner(entry): packed.read(entry) for entry in packed.infolist()}
+        fault = fault or _other_than_told(files)
+    except _FAULTS as error:
+        fault = str(error) or type(error).__name__
+    if fault:
+        raise DamagedState(
+            f"The archive {archive} does not read back as it was written.",
+            f"{fault[:1].upper()}{fault[1:]}.",
+            "Look at the disk's health, then make it again with `stage3-tui --auto --from packaging`.",
+        )
+    return files
+
+
+def _inner(entry: zipfile.ZipInfo) -> str:
+    return entry.filename.partition("/")[2]
+
+
+def _fault(entries: list[zipfile.ZipInfo]) -> str:
+    """Why these are not the names and kinds of an archive of ours; empty where they are."""
+    found = [entry.orig_filename for entry in entries]
+    if len({name.partition("/")[0] for name in found}) != 1:
+        return "its names do not all begin with one folder"
+    if len({name.lower() for name in found}) != len(found):
+        return "one name comes twice"
+    for entry in entries:
+        name = entry.orig_filename
+        top, _, inner = name.partition("/")
+        parts = name.split("/")
+        if (
+            not all(parts)
+            or {".", ".."} & {*parts}
+            or "\\" in name
+            or not top.isprintable()
+            or not _NAME.fullmatch(inner)
+        ):
+            return f"the name {name!a} leaves the folder"
+        if inner not in (*LISTED, MANIFEST):
+            return f"{name!a} is not on the list of what is packed"
+        if not stat.S_ISREG(entry.external_attr >> 16):
+            return f"{name!a} is no regular file"
+    return "" if any(_inner(entry) == MANIFEST for entry in entries) else "it has no manifest"
+
+
+def _other_than_told(files: dict[str, bytes]) -> str:
+    told: dict[str, Any] = json.loads(files[MANIFEST])["files"]
+    for name in sorted({*told, *files} - {MANIFEST}):
+        data, facts = files.get(name), told.get(name)
+        if data is None or facts is None:
+            return f"{name} is {'not in it' if data is None else 'not in its manifest'}"
+        if (facts["bytes"], facts["sha256"]) != (len(data), hashlib.sha256(data).hexdigest()):
+            return f"{name} is not what its manifest says"
+    return ""

@@ -1,0 +1,45 @@
+"""An archive as bytes: the same for the same files, whatever the clock, the zone, the umask and the order of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.packaging.anonymise import json_bytes
+
+MANIFEST = "MANIFEST.json"
+SCHEMA = 1
+DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can tell
+MODE = stat.S_IFREG | 0o644
+UNIX = 3
+LEVEL = 6
+
+
+def manifest_bytes(files: Mapping[str, bytes], withheld: Sequence[str] = (), **about: Any) -> bytes:
+    """Size and hash of every file, by name; `withheld`: the ids of pairs whose records were left out; `about`: more facts."""
+    told = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
+    }
+    return json_bytes(
+        {"schema": SCHEMA, **about, **({"withheld_pairs": list(withheld)} if withheld else {}), "files": told}
+    )
+
+
+def write_zip(part: Path, top: str, files: Mapping[str, bytes]) -> None:
+    """Write the archive as a new file, synced; what had its name is gone, and no link in its place is followed."""
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        with zipfile.ZipFile(file, "w") as packed:
+            for name in sorted(files):
+                entry = zipfile.ZipInfo(f"{top}/{name}", DATE)
+                entry.create_system, entry.external_attr = UNIX, MODE << 16
+                entry.compress_type = zipfile.ZIP_STORED if name.endswith(".safetensors") else zipfile.ZIP_DEFLATED
+                packed.writestr(entry, files[name], compresslevel=LEVEL)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,136 @@
+"""One pair judged: all that the gate counts of it, found once. Judging is the dear part (every detector reads the text);
+counting a finding, and taking it back, costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.pairs import detectors
+from engine.pairs.data.edits import Decision
+from engine.pairs.data.hashes import hash_of
+from engine.pairs.data.record import EMPTY_DRAFT, OK, Pair
+
+REJECTED = "rejected"
+"""By a person; the reason of a pair that the detectors would have let pass."""
+
+_JUDGED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One pair, judged."""
+
+    line: int
+    id: str
+    usable: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known of one pair, other pairs aside."""
+
+    as_made: tuple[str, ...]
+    """Why the revision, as it was made, cannot be used; empty where it can."""
+    as_left: tuple[str, ...]
+    """The same of the pair as people left it."""
+    byte_identical: bool
+    made_by: tuple[str, ...]
+    """The principles of the attempt that made the revision."""
+    prompt: int
+    """Hash of the conversation; 0 where the pair is out, whatever other pairs say."""
+    texts: int
+    """Hash of the conversation and both texts: the same in a pair that says the same again; 0 as above."""
+    has_two_texts: bool
+    longer: bool
+    """The preferred text is the longer one."""
+    gain: float | None
+    """How much better a judge finds what people left as the better one; None where nothing scored."""
+    accepted: bool | None = None
+    """By a person; None where the detectors decide."""
+    flipped: bool = False
+    edited: bool = False
+
+    def reasons(self, *, repeats: bool) -> tuple[str, ...]:
+        """Why the pair is out, as the detectors see it. `repeats`: an earlier usable pair says the same."""
+        return (detectors.DUPLICATE_PROMPT,) if repeats and not self.as_left else self.as_left
+
+    def usable(self, *, repeats: bool) -> bool:
+        """Whether the pair trains: a person decides where one did, but nobody makes a preference of one text."""
+        wanted = not self.reasons(repeats=repeats) if self.accepted is None else self.accepted
+        return wanted and self.has_two_texts
+
+    def verdict(self, line: int, pair_id: str, *, repeats: bool) -> Verdict:
+        found, usable = self.reasons(repeats=repeats), self.usable(repeats=repeats)
+        return Verdict(line, pair_id, usable, found if usable else found or (REJECTED,))
+
+
+def find(pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Finding:
+    """Judge one pair.
+
+    pair   as it would train: with people's decision applied
+    made   as it was made, where that is another
+    """
+    made = pair if made is None else made
+    as_made = reasons_of(made)
+    as_left = as_made if decision is None else training_reasons(pair, decision)
+    if not as_left and pair.chosen == "base" and (decision is None or not decision.flipped):
+        as_left = _reasons_of_the_draft(pair)
+    may_train = not as_left or (decision is not None and decision.accepted is True)
+    prompt = prompt_hash(pair) if may_train else 0
+    return Finding(
+        as_made=tuple(as_made),
+        as_left=tuple(as_left),
+        byte_identical=made.base_response == made.revised_response and made.status in (OK, detectors.IDENTICAL),
+        made_by=made.made_by,
+        prompt=prompt,
+        texts=hash_of(str(prompt), pair.base_response, pair.revised_response) if may_train else 0,
+        has_two_texts=bool(pair.base_response.strip() and pair.revised_response.strip()),
+        longer=len(pair.preferred) > len(pair.dispreferred),
+        gain=gain_of(pair, decision),
+        accepted=None if decision is None else decision.accepted,
+        flipped=decision is not None and decision.flipped,
+        edited=decision is not None and decision.edited,
+    )
+
+
+def reasons_of(pair: Pair) -> list[str]:
+    """Why the revision of a pair, as it was made, cannot be used; empty where it can."""
+    if pair.status not in _JUDGED_BY_TEXT:
+        return [pair.status]  # it never got a revision: nothing to look at
+    finished = pair.finish.get("revision") != "cut off"
+    found = detectors.reasons(pair.prompt, pair.base_response, pair.revised_response, finished=finished)
+    return found or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
+
+
+def training_reasons(pair: Pair, decision: Decision) -> list[str]:
+    """Why a pair as people left it cannot train. Of a flipped pair the draft is what is judged: that the revision is no
+    reply is a good reason to prefer the draft.
+    """
+    if not decision.flipped or pair.chosen != "base" or pair.status not in _JUDGED_BY_TEXT:
+        return reasons_of(pair)
+    finished = pair.finish.get("draft") != "cut off"
+    return detectors.reasons(pair.prompt, pair.revised_response, pair.base_response, finished=finished)
+
+
+def gain_of(pair: Pair, decision: Decision | None = None) -> float | None:
+    """How much better the judge finds the revision than the draft (of a flipped pair, the draft than the revision);
+    None where nothing scored.
+
+    `chosen` of the file does not count: the notebook set it by these very scores, so that all its pairs would be improved.
+    """
+    if pair.base_score is None or pair.revised_score is None:
+        return None
+    gain = pair.revised_score - pair.base_score
+    return -gain if decision is not None and decision.flipped else gain
+
+
+def prompt_hash(pair: Pair) -> int:
+    """Of the conversation, case, space and punctuation aside."""
+    return hash_of(*(detectors.canonical(message["content"]) for message in pair.messages))
+
+
+def _reasons_of_the_draft(pair: Pair) -> list[str]:
+    """Why a draft cannot be used that its file prefers to the revision."""
+    return detectors.reply_reasons(pair.prompt, pair.base_response, finished=pair.finish.get("draft") != "cut off")

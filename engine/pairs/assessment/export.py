@@ -1,0 +1,85 @@
+"""A training set written beside what is there: streamed under a temporary name, and renamed when it may be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from engine.core.errors import ConfigError, DiskError
+from engine.pairs.assessment.training_set import preference_row
+from engine.pairs.data.record import Pair
+from engine.storage.files import sync_folder
+from engine.storage.jsonl import dumps
+
+
+class Export:
+    """Rows of TRL's preference format on their way to `path`. Without `keep`, leaving the block leaves nothing behind.
+
+    Raises ConfigError for a path that may not be written to, DiskError when writing fails.
+    """
+
+    def __init__(self, path: Path, inputs: Iterable[Path], *, force: bool = False) -> None:
+        self.path = Path(os.path.realpath(path))
+        """Through links: what a link points to is replaced, not the link."""
+        self.pairs = 0
+        _check_target(path, self.path, inputs, force)
+        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            self._file = self._part.open("x", encoding="ascii")
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def add(self, pair: Pair) -> None:
+        try:
+            self._file.write(dumps(preference_row(pair)) + "\n")
+        except OSError as error:
+            raise self._failed(error) from error
+        self.pairs += 1
+
+    def keep(self) -> None:
+        """Give the file its name: a reader sees the old one or the new one, whole."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._part.replace(self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __enter__(self) -> Export:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        except OSError as close_error:
+            if kind is None:
+                raise self._failed(close_error) from close_error
+        finally:
+            self._part.unlink(missing_ok=True)
+
+    def _failed(self, error: OSError) -> DiskError:
+        return DiskError(
+            f"{self.path} could not be written.",
+            error.strerror or str(error),
+            "Give --export another place, or make room there.",
+        )
+
+
+def _check_target(given: Path, target: Path, inputs: Iterable[Path], force: bool) -> None:
+    what = f"--export {given} is not written"
+    if any(source.exists() and target.exists() and source.samefile(target) for source in inputs):
+        raise ConfigError(f"{what}: it is one of the files that are read.", "", "Give another name.")
+    if target.is_dir():
+        raise ConfigError(f"{what}: it is a folder.", "", f"Give a file, for example {given / 'train.jsonl'}.")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{what}: there is no folder {target.parent}.", "", "Make it, or give another name.")
+    if target.exists() and not target.is_file():
+        raise ConfigError(f"{what}: it is no ordinary file.", "", "Give the name of a file.")
+    if target.exists() and not force:
+        raise ConfigError(f"{what}: it exists.", "It may be somebody's work.", "Give another name, or --force.")

@@ -1,0 +1,380 @@
+"""The gate: figures about a set of pairs, each beside its threshold, and whether the set may train.
+
+About the making: what was made, all of it, as it was made. About what would train: after unusable pairs and people's
+rejections are out, and as people left it.
+
+A pair that repeats an earlier usable one, prompt and both texts, is unusable; pairs that share their prompt alone are
+counted in `shared_prompt_share`, and are no worse one by one.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from engine.core.config import Stage3Config
+from engine.core.errors import DataError
+from engine.pairs import detectors
+from engine.pairs.assessment.assess import Finding, Verdict, find
+from engine.pairs.data.edits import Decision
+from engine.pairs.data.hashes import hash_of
+from engine.pairs.data.record import Pair
+
+EXAMPLES_KEPT = 5
+"""Of each reason, for the report."""
+EXAMPLE_LENGTH = 300
+"""Characters of each text of an example."""
+NAMES_KEPT = 500
+"""Reasons, and principles, that are counted by name; a file of a stranger may have a new one in each line."""
+OTHERS = "(others)"
+
+NOT_IMPROVED = "not improved"
+"""The examples of pairs that train although the judge finds them no better than their draft."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the gate. `passes` is None where nothing was measured."""
+
+    name: str
+    value: float | None
+    threshold: float
+    bound: Literal["at least", "at most"]
+    refuses: bool
+    """Whether the gate stays shut when it fails; else it is a warning."""
+    mend: str
+    """What would make it pass."""
+
+    @property
+    def passes(self) -> bool | None:
+        if self.value is None:
+            return None
+        return self.value >= self.threshold if self.bound == "at least" else self.value <= self.threshold
+
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def sentence(self) -> str:
+        if self.value is None:
+            return f"nothing scored ({self.bound} {_number(self.threshold)})"
+        value, threshold = _number(self.value), _number(self.threshold)
+        if value == threshold and self.passes is False:  # missed by a hair
+            value = f"{self.value:.4%}"
+        return f"{value} ({self.bound} {threshold})"
+
+
+class Prompts(Protocol):
+    """The prompts of what trains."""
+
+    @property
+    def sharing(self) -> int:
+        """Pairs that have their prompt in common with another, the first of each prompt included."""
+
+    def count(self, prompt: int, by: int) -> None:
+        """One pair more with this prompt, or (-1) one less."""
+
+
+class HashedPrompts:
+    """Counts in memory that does not grow with the texts. Nothing is taken back."""
+
+    def __init__(self) -> None:
+        self._all: set[int] = set()
+        self._shared: set[int] = set()
+        self._repeats = 0
+
+    @property
+    def sharing(self) -> int:
+        return self._repeats + len(self._shared)
+
+    def count(self, prompt: int, by: int) -> None:
+        if by != 1:
+            raise ValueError("a prompt that was counted here stays")
+        if prompt in self._all:
+            self._repeats += 1
+            self._shared.add(prompt)
+        self._all.add(prompt)
+
+
+@dataclass
+class Counts:
+    """What the gate counts: sums over findings, whatever their order."""
+
+    made: int = 0
+    usable: int = 0
+    byte_identical: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Of the pairs that are out: the first reason of each."""
+    any_reason: Counter[str] = field(default_factory=Counter)
+    """All reasons, of what was made."""
+    principles: Counter[str] = field(default_factory=Counter)
+    """How many pairs each had a part in: the principles of the attempt that made the revision."""
+    with_principles: int = 0
+    training: int = 0
+    training_longer: int = 0
+    training_scored: int = 0
+    training_improved: int = 0
+    training_tied: int = 0
+    rejected_by_people: int = 0
+    accepted_by_people: int = 0
+    flipped_by_people: int = 0
+    edited_by_people: int = 0
+    bad_lines: int = 0
+    """Lines that are no pair."""
+    bad_edits: int = 0
+    """Lines of the edits that are none."""
+    prompts: Prompts = field(default_factory=HashedPrompts)
+
+    @property
+    def training_sharing(self) -> int:
+        return self.prompts.sharing
+
+    def count(self, found: Finding, *, repeats: bool, by: int = 1) -> None:
+        """One pair more, or (-1) one less. `repeats`: an earlier usable pair says the same."""
+        reasons = found.reasons(repeats=repeats)
+        self._count_making(found, found.as_made or (reasons if not found.as_left else ()), by)
+        self.rejected_by_people += by * (found.accepted is False)
+        self.accepted_by_people += by * (found.accepted is True and bool(reasons))
+        self.flipped_by_people += by * found.flipped
+        self.edited_by_people += by * found.edited
+        verdict = found.verdict(0, "", repeats=repeats)
+        if verdict.usable:
+            self._count_training(found, by)
+        else:
+            _count(self.reasons, verdict.reasons[0], by)
+
+    def _count_making(self, found: Finding, reasons: tuple[str, ...], by: int) -> None:
+        self.made += by
+        self.usable += by * (not reasons)
+        self.byte_identical += by * found.byte_identical
+        for reason in reasons:
+            _count(self.any_reason, reason, by)
+        if found.made_by:
+            self.with_principles += by
+            for principle in set(found.made_by):
+                _count(self.principles, principle, by)
+
+    def _count_training(self, found: Finding, by: int) -> None:
+        self.training += by
+        self.training_longer += by * found.longer
+        self.prompts.count(found.prompt, by)
+        if found.gain is not None:
+            self.training_scored += by
+            self.training_improved += by * (found.gain > 0)
+            self.training_tied += by * (found.gain == 0)
+
+
+@dataclass
+class Tally(Counts):
+    """Counts over pairs as they go by, in memory that does not grow with their texts: two hashes a pair."""
+
+    examples: Examples = field(default_factory=lambda: Examples())
+    _texts: set[int] = field(default_factory=set)
+
+    def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Verdict:
+        """Judge one pair and count it; `pair` and `made` as in `find`."""
+        found = find(pair, decision, made=made)
+        repeats = not found.as_left and found.texts in self._texts
+        if not found.as_left:
+            self._texts.add(found.texts)
+        self.count(found, repeats=repeats)
+        verdict = found.verdict(line, pair.id, repeats=repeats)
+        if not verdict.usable:
+            self.examples.add(verdict.reasons[0], line, pair, found.gain)
+        elif found.gain is not None and found.gain <= 0:
+            self.examples.add(NOT_IMPROVED, line, pair, found.gain)
+        return verdict
+
+
+class Example(NamedTuple):
+    """Sorts the worst first: by the judge's difference, then by a hash, which is a sample that is the same every time."""
+
+    gain: float
+    order: int
+    line: int
+    texts: dict[str, Any]
+
+
+class Examples:
+    """A few pairs of each reason."""
+
+    def __init__(self) -> None:
+        self._of_reason: dict[str, list[Example]] = {}
+
+    def add(self, reason: str, line: int, pair: Pair, gain: float | None) -> None:
+        kept = self._of_reason.get(reason)
+        if kept is None:
+            if len(self._of_reason) >= NAMES_KEPT:
+                return
+            kept = self._of_reason[reason] = []
+        order = hash_of(pair.id, str(line))
+        key = (0.0 if gain is None else gain, order, line)
+        if len(kept) == EXAMPLES_KEPT and key >= kept[-1][:3]:
+            return
+        texts = {
+            "id": pair.id,
+            "line": line,
+            "prompt": _clipped(pair.prompt),
+            "base_response": _clipped(pair.base_response),
+            "revised_response": _clipped(pair.revised_response),
+            "gain": gain,
+        }
+        insort(kept, Example(*key, texts))
+        del kept[EXAMPLES_KEPT:]
+
+    def as_dict(self) -> dict[str, list[dict[str, Any]]]:
+        return {reason: [example.texts for example in kept] for reason, kept in self._of_reason.items()}
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= EXAMPLE_LENGTH else f"{text[: EXAMPLE_LENGTH - 1]}…"
+
+
+def _count(counter: Counter[str], name: str, by: int) -> None:
+    name = name if name in counter or len(counter) < NAMES_KEPT else OTHERS
+    counter[name] += by
+    if counter[name] <= 0:
+        del counter[name]
+
+
+# -- the set ----------------------------------------------------------------------------------------------------------
+
+
+def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
+    """Every figure of the gate, refusing ones first."""
+    improved = _share(tally.training_improved, tally.training_scored) if tally.training_scored else None
+    most_used = max(tally.principles.values(), default=0)
+    return [
+        Figure(
+            "usable_share",
+            _share(tally.usable, tally.made),
+            config.min_usable_share,
+            "at least",
+            True,
+            "A process that fails more often than not is not trusted with the rest: use a better model or constitution.",
+        ),
+        Figure(
+            "training_pairs",
+            tally.training,
+            config.min_pairs,
+            "at least",
+            True,
+            "Too few are left to train on: make more pairs (raise --num-examples, or widen --split).",
+        ),
+        Figure(
+            "longer_share",
+            _share(tally.training_longer, tally.training),
+            config.max_longer_share,
+            "at most",
+            True,
+            "DPO would learn to write more: use revision requests that don't ask for more, or reject the padded ones.",
+        ),
+        Figure(
+            "shared_prompt_share",
+            _share(tally.training_sharing, tally.training),
+            config.max_shared_prompt_share,
+            "at most",
+            True,
+            "Many pairs have one prompt: remove prompts that stand twice from the dataset, or reject all but one of each.",
+        ),
+        Figure(
+            "improved_share",
+            improved,
+            config.min_improved_share,
+            "at least",
+            True,
+            "The judge finds too few revisions better than their drafts: look at the pairs, then at the constitution.",
+        ),
+        Figure(
+            "identical_share",
+            _share(tally.any_reason[detectors.IDENTICAL], tally.made),
+            config.warn_identical_share,
+            "at most",
+            False,
+            "The model changes nothing when asked to revise.",
+        ),
+        Figure(
+            "meta_share",
+            _share(tally.any_reason[detectors.META], tally.made),
+            config.warn_meta_share,
+            "at most",
+            False,
+            "The model talks about its answer in place of giving one.",
+        ),
+        Figure(
+            "principle_share",
+            _share(most_used, tally.with_principles),
+            config.warn_principle_share,
+            "at most",
+            False,
+            "One principle stands behind most pairs: give the others more weight.",
+        ),
+    ]
+
+
+def failed(all_figures: list[Figure]) -> list[Figure]:
+    """The figures that keep the gate shut."""
+    return [figure for figure in all_figures if figure.refuses and figure.passes is False]
+
+
+def refusal(shut: list[Figure]) -> DataError:
+    """The error of a shut gate: every figure that failed, and what would mend each."""
+    said = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
+    mend = " ".join(f"{figure.title.capitalize()}: {figure.mend}" for figure in shut)
+    return DataError(
+        f"The gate is shut: {said}.",
+        "Training on these pairs would spend GPU hours on what cannot teach.",
+        f'{mend} To train all the same: --accept-quality "your reason".',
+    )
+
+
+def report(tally: Tally, config: Stage3Config) -> dict[str, Any]:
+    """The quality report as plain data: counts, figures with thresholds, the gate, and examples of what is out.
+
+    The gate is open where no figure keeps it shut, or a person accepts the quality (`accepted_for` says why). Damaged
+    lines, and a set of which nothing is left, no person can accept.
+    """
+    all_figures = figures(tally, config)
+    shut = [figure.name for figure in failed(all_figures)]
+    damaged = [name for name in ("bad_lines", "bad_edits") if getattr(tally, name)]
+    accepted = config.accept_quality is not None and tally.training > 0
+    return {
+        "pairs": tally.made,
+        "figures": {
+            "byte_identical": tally.byte_identical,
+            "usable": tally.usable,
+            "training_pairs": tally.training,
+            **{figure.name: figure.value for figure in all_figures if figure.name != "training_pairs"},
+            "bad_lines": tally.bad_lines,
+        },
+        "gate": {
+            "open": not damaged and (not shut or accepted),
+            "failed": shut + damaged,
+            "figures": [{**asdict(figure), "passes": figure.passes} for figure in all_figures],
+            "accepted_for": config.accept_quality if shut else None,
+        },
+        "left_out": dict(tally.reasons.most_common()),
+        "reasons": dict(tally.any_reason.most_common()),
+        "principles": dict(tally.principles.most_common()),
+        "people": {
+            "rejected": tally.rejected_by_people,
+            "accepted": tally.accepted_by_people,
+            "flipped": tally.flipped_by_people,
+            "edited": tally.edited_by_people,
+            "damaged_edits": tally.bad_edits,
+        },
+        "scored": tally.training_scored,
+        "tied": tally.training_tied,
+        "examples": tally.examples.as_dict(),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _number(value: float) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else f"{value:,}"

@@ -1,0 +1,215 @@
+"""`stage3-tui validate`: the quality report and the gate on any pairs file, alone, in memory that its texts don't fill."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, cast
+
+from engine.core.config import Stage3Config
+from engine.core.errors import ConfigError, DataError, DiskError
+from engine.core.layout import EDITS_JSONL, SCORES_JSONL
+from engine.pairs.assessment.assess import Verdict
+from engine.pairs.assessment.export import Export
+from engine.pairs.assessment.gate import Tally, failed, figures, refusal, report
+from engine.pairs.assessment.training_set import judged_pairs
+from engine.pairs.data.edits import Edits, read_edits
+from engine.pairs.data.pair_files import read_pairs_from
+from engine.pairs.data.record import Pair
+from engine.storage.jsonl import BadLine, read_jsonl
+
+STDIN = Path("-")
+BAD_LINES_KEPT = 100
+
+
+@dataclass(frozen=True)
+class Validation:
+    report: dict[str, Any]
+    """All but the verdicts, which went by one at a time."""
+    refusal: DataError | None
+    """Why the file may not train; None where the gate is open."""
+    bad_lines: list[BadLine]
+    """The first of them; `figures.bad_lines` of the report counts all."""
+
+    @property
+    def open(self) -> bool:
+        return self.refusal is None
+
+
+def validate(
+    source: Path,
+    config: Stage3Config,
+    on_line: Callable[[Verdict | BadLine], None] = lambda line: None,
+    *,
+    export: Path | None = None,
+    force: bool = False,
+) -> Validation:
+    """Judge every line, after what people decided in the `edits.jsonl` beside it and with the scores beside it. Lines that
+    are no pair are named, and the rest is judged.
+
+    source    a file, compressed or not, or a pipe; `-` is standard input
+    on_line   gets the verdict of every pair, and every line that is none, in their order
+    export    where the training set is written in TRL's format, if the gate is open
+    force     it may replace a file
+
+    Raises ConfigError where there is no file, or nothing in it; DiskError.
+    """
+    beside = Beside.of(source)
+    tally = Tally(bad_edits=len(beside.edits.damaged))
+    bad_lines: list[BadLine] = []
+    decided: set[str] = set()
+
+    def pairs(file: BufferedReader) -> Iterator[tuple[int, Pair]]:
+        for line, pair in read_pairs_from(file):
+            if isinstance(pair, Pair):
+                if pair.id in beside.edits:
+                    decided.add(pair.id)
+                yield line, pair
+                continue
+            tally.bad_lines += 1
+            if len(bad_lines) < BAD_LINES_KEPT:
+                bad_lines.append(pair)
+            on_line(pair)
+
+    inputs = (source, beside.edits_path, beside.scores_path)
+    with opened(source) as file, Export(export, inputs, force=force) if export else nullcontext() as out:
+        for judged in judged_pairs(pairs(file), beside.edits, tally, beside.scored):
+            on_line(judged.verdict)
+            if out is not None and judged.verdict.usable:
+                out.add(judged.pair)
+        if tally.made + tally.bad_lines == 0:
+            raise ConfigError(f"There is nothing in {_name(source)}.", "", "Give a JSONL file with one pair a line.")
+        told = report(tally, config)
+        if out is not None and told["gate"]["open"]:
+            out.keep()
+    told["bad_lines"] = [asdict(bad) for bad in bad_lines]
+    told["people"] |= beside.as_dict(decided)
+    told["scored_by"] = beside.judge
+    told["export"] = None
+    if out is not None:
+        written = told["gate"]["open"]
+        told["export"] = {"path": str(out.path), "pairs": out.pairs if written else 0, "written": written}
+    return Validation(told, _refusal(tally, config, told, beside, source), bad_lines)
+
+
+def _refusal(
+    tally: Tally, config: Stage3Config, told: dict[str, Any], beside: Beside, source: Path
+) -> DataError | None:
+    """The gate's own, and what no person can accept: damaged lines, here or in the edits."""
+    if told["gate"]["open"]:
+        return None
+    shut = failed(figures(tally, config))
+    found = [(error.what, error.why, error.what_to_do) for error in ([refusal(shut)] if shut else [])]
+    if tally.bad_lines:
+        said = f"Lines of {_name(source)} that are no pair: {tally.bad_lines:,}."
+        found.append((said, "What they said is lost, or was never a pair.", "Mend or remove the lines that are named."))
+    if tally.bad_edits:
+        first = beside.edits.damaged[0]
+        said = f"Line {first.line + 1} of {beside.edits_path} is damaged: {first.reason}"
+        more = f", and {tally.bad_edits - 1} more" if tally.bad_edits > 1 else ""
+        found.append((f"{said}{more}.", "What somebody decided may be lost in it.", "Mend or remove it."))
+    if not tally.training and not tally.bad_lines:
+        found.append(("", "Nothing is left to train on, which nobody can accept.", ""))
+    whats, whys, mends = (" ".join(part for part in parts if part) for parts in zip(*found, strict=True))
+    return DataError(whats, whys, mends)
+
+
+# -- what lies beside a pairs file ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Beside:
+    """People's decisions and a judge's scores, from the files of a run folder beside the pairs."""
+
+    edits_path: Path
+    edits: Edits
+    scores_path: Path
+    judge: str | None
+    """Whose scores count: the last that scored."""
+    scored: Callable[[Pair], Pair]
+
+    @classmethod
+    def of(cls, source: Path) -> Beside:
+        edits_path = source.parent / Path(EDITS_JSONL).name
+        scores_path = source.parent / Path(SCORES_JSONL).name
+        if source == STDIN:  # nothing is beside a pipe
+            return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair)
+        judge = _last_judge(scores_path)
+        scored = (lambda pair: pair) if judge is None else _by(judge, scores_path)
+        return cls(edits_path, read_edits(edits_path), scores_path, judge, scored)
+
+    def as_dict(self, decided: set[str]) -> dict[str, Any]:
+        """What is told of the edits: pairs decided about, decisions about pairs that are not here, damage."""
+        return {
+            "decided": len(decided),
+            "not_here": len(self.edits) - len(decided),
+            "damaged": [asdict(bad) for bad in self.edits.damaged[:BAD_LINES_KEPT]],
+            "torn": self.edits.torn,
+        }
+
+
+def _last_judge(path: Path) -> str | None:
+    judge = None
+    if path.exists():
+        for _, row in read_jsonl(path):
+            if isinstance(row, dict) and isinstance(row.get("judge"), str):
+                judge = row["judge"]
+    return judge
+
+
+def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
+    """Gives a pair the judge's scores; none where its texts are not those that were scored."""
+    from engine.pairs.judges.base import Scores
+    from engine.pairs.judges.scores import case_of, key_of, read_scores
+
+    known, _ = read_scores(path, judge)
+    none = Scores(None, None)
+
+    def scored(pair: Pair) -> Pair:
+        given = known.get(key_of(case_of(pair)), none)
+        return replace(pair, base_score=given.first, revised_score=given.second)
+
+    return scored
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(source: Path) -> Iterator[BufferedReader]:
+    """The file, or standard input for `-`. Raises ConfigError where it cannot be opened, DiskError while it is read."""
+    advice = "Give the path of a JSONL file with one pair a line."
+    try:
+        if source == STDIN:
+            yield cast(BufferedReader, sys.stdin.buffer)
+            return
+        with source.open("rb") as file:
+            if stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
+                raise IsADirectoryError
+            yield file
+    except FileNotFoundError:
+        raise ConfigError(f"There is no pairs file {source}.", "", advice) from None
+    except IsADirectoryError:
+        raise ConfigError(f"{source} is a folder.", "", _advice_for_a_folder(source) or advice) from None
+    except PermissionError as error:
+        raise ConfigError(f"{source} may not be read.", str(error.strerror), advice) from None
+    except OSError as error:
+        raise DiskError(
+            f"{_name(source)} cannot be read.", str(error), "Fetch it again, or give another file."
+        ) from error
+
+
+def _advice_for_a_folder(folder: Path) -> str:
+    """The pairs file in it, where it is a run's or looks like one."""
+    found = next((path for name in ("pairs/pairs.jsonl", "pairs.jsonl") if (path := folder / name).is_file()), None)
+    return f"Did you mean {found}?" if found else ""
+
+
+def _name(source: Path) -> str:
+    return "standard input" if source == STDIN else str(source)

@@ -1,0 +1,69 @@
+"""One line of `pairs.jsonl`: the notebook's keys, and what we add to them (a contract)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.models.chat import Conversation
+
+OK = "ok"
+EMPTY_DRAFT = "empty draft"
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """Draft, critique and revision of one prompt, and what became of them."""
+
+    id: str
+    prompt: str
+    messages: Conversation
+    base_response: str
+    revised_response: str
+    critic_notes: str
+    principle_ids: tuple[str, ...]
+    """The principle of each attempt, in their order."""
+    attempts: int
+    status: str
+    """`ok`, or why there is no pair."""
+    base_score: float | None = None
+    revised_score: float | None = None
+    chosen: str = "revised"
+    made_by: tuple[str, ...] = ()
+    """Of `principle_ids`, those whose critique made the revision: one a round. Empty where there is no pair."""
+    finish: dict[str, str] = field(default_factory=dict)
+    """Of draft, critique and revision: `stopped`, or `cut off`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What any pairs file tells of one pair: ours, the notebook's, or TRL's prompt, chosen, rejected."""
+
+    id: str
+    prompt: str
+    messages: Conversation
+    base_response: str
+    """The draft: rejected, unless `chosen` says otherwise."""
+    revised_response: str
+    status: str = OK
+    chosen: str = "revised"
+    """`revised` or `base`: which of the two trains as the better one."""
+    critic_notes: str = ""
+    principle_ids: tuple[str, ...] = ()
+    made_by: tuple[str, ...] = ()
+    """Of `principle_ids`, those of the attempt that made the revision."""
+    base_score: float | None = None
+    revised_score: float | None = None
+    finish: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def preferred(self) -> str:
+        """The text that trains as the better one."""
+        return self.base_response if self.chosen == "base" else self.revised_response
+
+    @property
+    def dispreferred(self) -> str:
+        return self.revised_response if self.chosen == "base" else self.base_response

@@ -1,0 +1,10 @@
+"""A random seed for each step of each prompt, independent of order and batch."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def seed_of(seed: int, prompt_id: str, step: str, attempt: int) -> int:
+    """63 bits that nothing but the arguments decides."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}:{step}:{attempt}".encode()).digest()[:8], "big") >> 1

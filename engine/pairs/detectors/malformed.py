@@ -1,0 +1,72 @@
+"""What is no whole reply: empty, without words, begun or ended in the middle, or with the scaffolding left standing."""
+
+from __future__ import annotations
+
+import re
+
+from engine.pairs.detectors.reply import Case
+
+CUT_OFF_WORDS = 20
+"""A reply shorter than this that ends without a stop is a heading, a name or a habit."""
+
+_LETTER_OR_PICTURE = re.compile("[^\\W_]|[\U0001f300-\U0001faff\u2600-\u27bf]")
+_BEGUN_ELSEWHERE = re.compile(
+    r"\W*(?:and|but|or|because|which|should|would|to|says|is|are|was|were)\b(?![^.]*\?)", re.IGNORECASE
+)
+_BROKEN_OFF = re.compile(
+    r"(?:\b(?:the|an?|and|or|but|of|your|my|our|their|its|if|because|with|from|as|into|than|who|whose)|[a-z],)\Z"
+)
+
+_ROLE = r"(?:human|user|assistant|ai|system)"
+_STEP = r"(?:(?:critique|revision)(?:\s?request)?|(?:revised|original)\s+(?:answer|response|reply|draft))"
+_TURN = re.compile(
+    rf"\A[\s\"“#*>(\[]{{0,8}}(?:{_ROLE}|{_STEP})[\s*\])]{{0,6}}:"  # the reply begins as somebody's turn
+    rf"|\n[ \t\"“#*>]{{0,8}}(?:human|assistant|{_STEP})[ \t*]{{0,4}}:"
+    rf"|\n\s*\n[#*> ]{{0,6}}{_ROLE}[ \t*]{{0,4}}:"
+    rf"|(?-i:[.?!”\")]\s{{1,3}}(?:Human|Assistant|CritiqueRequest|RevisionRequest):)",
+    re.IGNORECASE,
+)
+_PLAY = re.compile(
+    r"\b(?:dialog(?:ue)?s?|conversation|script|screenplay|interview|transcript|skit|role-?play)\b", re.IGNORECASE
+)
+"""The user asks for people who talk."""
+_TOKEN = re.compile(
+    r"<(?:start_of_turn|end_of_turn|bos|eos|pad|unk|\|[a-z_]{1,30}\|)>|\[/?(?:INST|SYS)\]|<</?SYS>>|</s>\s*\Z"
+    r"|</?(?:critique|revision|revised_?(?:answer|response)|scratchpad|think|thinking|reasoning|final_?answer)>"
+    r"|^###\s*(?:Instruction|Response|Input)\s*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def is_empty(case: Case) -> bool:
+    return not case.reply or case.reply.isspace()
+
+
+def is_fragment(case: Case) -> bool:
+    """Nothing in it that says anything, or a sentence that was begun somewhere else."""
+    if _LETTER_OR_PICTURE.search(case.reply) is None:
+        return True
+    return case.reply.lstrip()[:1].islower() and _BEGUN_ELSEWHERE.match(case.reply) is not None
+
+
+def is_cut_off(case: Case) -> bool:
+    """Generated up to the limit; or, where nobody wrote that down, a longer reply that ends in "and the", or within code."""
+    if not case.finished:
+        return not is_empty(case)
+    end = case.reply.rstrip()
+    if len(case.said) >= CUT_OFF_WORDS and _BROKEN_OFF.search(end, max(len(end) - 12, 0)) is not None:
+        return True
+    return "```" in end and end.count("\n```") + end.startswith("```") == 1
+
+
+def is_leak(case: Case) -> bool:
+    """Scaffolding or simulated turns: `Human:`, `Critique:`, control tokens."""
+    reply = case.reply
+    if ":" in reply and _TURN.search(reply) is not None and _PLAY.search(case.prompt) is None:
+        return True
+    if "<" not in reply and "[" not in reply and "#" not in reply:
+        return False
+    return any(
+        match[0] not in case.prompt and reply[max(match.start() - 1, 0) : match.start()] != "`"  # else: spoken of
+        for match in _TOKEN.finditer(reply)
+    )

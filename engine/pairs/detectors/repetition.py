@@ -1,0 +1,164 @@
+"""What says nothing new: the draft again, the prompt again, the same words again and again."""
+
+from __future__ import annotations
+
+import re
+
+from engine.pairs.detectors.reply import Case
+
+NEAR_LENGTH = 12
+"""Words that draft and reply share before one changed word is small. In a shorter text it is likely a correction."""
+_SMALL_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "for",
+        "with",
+        "and",
+        "so",
+        "also",
+        "then",
+        "just",
+        "very",
+        "really",
+        "quite",
+        "too",
+        "is",
+        "are",
+        "am",
+        "was",
+        "were",
+        "be",
+        "m",
+        "s",
+        "re",
+        "ve",
+        "ll",
+        "d",
+        "will",
+        "would",
+        "can",
+        "could",
+        "i",
+        "you",
+        "it",
+        "do",
+        "does",
+        "did",
+        "have",
+        "has",
+        "had",
+    ]
+)
+"""A change among these leaves what is said as it was. "Not", "no", "may" and numbers are no small words."""
+_EXPANDED = {"m": "am", "re": "are", "ve": "have", "ll": "will", "d": "would"}
+
+ECHO_WORDS = 4
+ECHO_BEGINNING = 6
+ECHO_RUNS = 6
+RUN = 3
+
+LOOP_REPEATS = 4
+LOOP_WORDS = 12
+LONE_REPEATS = 8
+"""How often one or two words must stand in a row: "very very very very" is speech."""
+LAST_WORDS = 4_000
+STUCK_LETTERS = 40
+_STUCK = re.compile(r"([^\W_])\1{39}|([^\W\d_]{2,6}?)\2{19}")
+"""Forty times one letter or digit, twenty times two to six letters. No language writes so, and 10^30 is shorter."""
+
+
+def is_identical(case: Case) -> bool:
+    return case.draft is not None and case.drafted == case.said
+
+
+def is_near_duplicate(case: Case) -> bool:
+    """The draft but for one small word put in, left out or exchanged, or for "I'm" spelt out.
+
+    A word with a sense of its own, a number or a "not" may be the very correction that was asked for.
+    """
+    if case.draft is None or abs(len(case.drafted) - len(case.said)) > RUN or len(case.said) < NEAR_LENGTH:
+        return False
+    before, after = ([_EXPANDED.get(word, word) for word in text] for text in (case.drafted, case.said))
+    start = _shared(before, after)
+    end = _shared(before[start:][::-1], after[start:][::-1])
+    removed, added = before[start : len(before) - end], after[start : len(after) - end]
+    if len(removed) > 1 or len(added) > 1 or case.drafted == case.said:
+        return False
+    return _SMALL_WORDS.issuperset(removed + added)
+
+
+def is_echo(case: Case) -> bool:
+    """Repeats the prompt: begins with all of it, or says little but its words in their order."""
+    asked, said = case.asked, case.said
+    if len(asked) < ECHO_WORDS or not said or case.text_work:
+        return False
+    start = _shared(asked, said)
+    if start == len(asked):
+        return True
+    if start >= ECHO_BEGINNING and 5 * start >= 2 * len(asked) and not {"i", "my", "me"}.isdisjoint(asked[:start]):
+        return True  # the user's "I", in the user's words
+    if start < RUN and asked[0] not in said[:RUN] and asked[-1] not in said[-RUN:] and len(said) > 2 * len(asked):
+        return False
+    in_prompt, in_reply = _runs(asked), _runs(said)
+    shared = len(in_prompt & in_reply)
+    return shared >= ECHO_RUNS and 2 * shared >= len(in_prompt) and 20 * shared >= 7 * len(in_reply)
+
+
+def is_loop(case: Case) -> bool:
+    """The same words again and again: at the end, where a model got stuck, or through most of the text, so that fewer than
+    two in five of its runs of three words are new.
+    """
+    said = case.said
+    if any(_STUCK.search(word) is not None for word in said if len(word) >= STUCK_LETTERS):
+        return True
+    # A text has at least as many different runs as different words, but for two: most need no closer look.
+    few_words = len(said) >= LOOP_WORDS and 5 * len(set(said)) < 2 * len(said) + 6
+    if few_words and 5 * len(_runs(said)) < 2 * (len(said) - RUN + 1):
+        return True
+    return _is_stuck_at_the_end(said)
+
+
+def _is_stuck_at_the_end(said: list[str]) -> bool:
+    """Whether the text ends in a passage that stands there four times in a row (one or two words: eight times).
+
+    The last word may be cut in two, so it is left out. The words are read backwards and compared with themselves shifted
+    by each period. A long match at one shift that is no loop leaves only short ones at most others, so the work stays small.
+    """
+    if len(said) < LONE_REPEATS or said.count(said[-2]) < LOOP_REPEATS:
+        return False
+    back = said[-2 : -LAST_WORDS - 2 : -1]
+    for period in range(1, len(back) // 2):
+        # Less the word that was left out.
+        least = LONE_REPEATS * period - 1 if period < RUN else max(LOOP_REPEATS * period - 1, LOOP_WORDS)
+        length = period
+        while length < len(back) and length < least and back[length - period] == back[length]:
+            length += 1
+        if length >= least:
+            return True
+    return False
+
+
+def _runs(text: list[str]) -> set[tuple[str, ...]]:
+    """The runs of three words in it."""
+    return set(zip(text, text[1:], text[2:], strict=False))
+
+
+def _shared(one: list[str], other: list[str]) -> int:
+    """How many words two texts begin with alike."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

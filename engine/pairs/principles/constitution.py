@@ -1,0 +1,109 @@
+"""A constitution: principles, each with the request for a critique and the request for a revision.
+
+Bai et al. 2022, "Constitutional AI: Harmlessness from AI Feedback", section 3.1 and appendix C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from engine.core.errors import ConfigError
+
+DEFAULT_PATH = Path(__file__).with_name("constitution.yaml")
+
+CRITIQUE_OF_TEXT = (
+    "Look at your last answer in the light of this principle: {text} Name what in the answer goes against it, and why."
+)
+REVISION_OF_TEXT = (
+    "Rewrite your answer to my question so that it follows this principle: {text} "
+    "Give only the new answer, addressed to me, without speaking about the old one."
+)
+
+
+@dataclass(frozen=True)
+class Principle:
+    id: str
+    text: str
+    critique_request: str
+    revision_request: str
+    weight: float = 1.0
+    """How often it is drawn, relative to the others."""
+
+
+@dataclass(frozen=True)
+class Constitution:
+    principles: tuple[Principle, ...]
+    source: str
+    """Where it was read, for the report."""
+
+    def draw(self, random: Random, *, avoid: tuple[str, ...] = ()) -> Principle:
+        """One principle by weight; one of `avoid` only when there is no other."""
+        fresh = [p for p in self.principles if p.id not in avoid] or list(self.principles)
+        return random.choices(fresh, weights=[p.weight for p in fresh])[0]
+
+
+def load_constitution(path: Path | None) -> Constitution:
+    """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight}]`),
+    the notebook's (`categories: [{principles: [{id, text}]}]`, list or mapping), or Anthropic's JSON
+    (`{name: {"prompt": [request], "edit_request": request}}`). None means the one in the package.
+
+    Raises ConfigError when the file cannot be read or has no principle in it.
+    """
+    path = path or DEFAULT_PATH
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"The constitution {path} cannot be read.", str(error), "Give another file with --constitution."
+        ) from error
+    try:
+        principles = tuple(_principles(data))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ConfigError(
+            f"The constitution {path} has a shape that is not known.",
+            f"Reading it stopped at {error!r}.",
+            "Write `principles:` with a list of {id, text}; critique_request and revision_request are optional.",
+        ) from error
+    if not principles:
+        raise ConfigError(f"The constitution {path} has no principle in it.", "", "Add one under `principles:`.")
+    doubles = {p.id for p in principles if [q.id for q in principles].count(p.id) > 1}
+    if doubles:
+        raise ConfigError(
+            f"The constitution {path} has the id {sorted(doubles)[0]!r} twice.",
+            "Ids tell in the report which principle was used.",
+            "Give each principle an id of its own.",
+        )
+    return Constitution(principles, str(path))
+
+
+def _principles(data: Any) -> list[Principle]:
+    if "principles" in data:
+        return [_principle(entry) for entry in data["principles"]]
+    if "categories" in data:
+        categories = data["categories"]
+        groups = categories.values() if isinstance(categories, dict) else categories
+        entries = [entry for group in groups for entry in (group["principles"] if isinstance(group, dict) else group)]
+        return [_principle(entry) for entry in entries]
+    return [_anthropic(name, entry) for name, entry in data.items()]
+
+
+def _principle(entry: dict[str, Any]) -> Principle:
+    text = str(entry["text"]).strip()
+    return Principle(
+        id=str(entry["id"]),
+        text=text,
+        critique_request=str(entry.get("critique_request") or CRITIQUE_OF_TEXT.format(text=text)).strip(),
+        revision_request=str(entry.get("revision_request") or REVISION_OF_TEXT.format(text=text)).strip(),
+        weight=float(entry.get("weight", 1.0)),
+    )
+
+
+def _anthropic(name: str, entry: dict[str, Any]) -> Principle:
+    critique = "".join(entry["prompt"]).replace("CritiqueRequest:", "").strip()
+    revision = entry["edit_request"].replace("RevisionRequest:", "").strip()
+    return Principle(id=name, text=critique, critique_request=critique, revision_request=revision)

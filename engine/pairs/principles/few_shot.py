@@ -1,0 +1,58 @@
+"""Worked examples of critique and revision, put before each critique (Bai et al. 2022, section 3.1: "few-shot")."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.core.errors import ConfigError
+from engine.models.chat import Conversation
+
+TURNS = (
+    ("user", "prompt"),
+    ("assistant", "response"),
+    ("user", "critique_request"),
+    ("assistant", "critique"),
+    ("user", "revision_request"),
+    ("assistant", "revision"),
+)
+"""Of one example: who speaks, and the key of what is said."""
+
+
+def load_few_shot(path: Path | None) -> Conversation:
+    """The examples of a YAML file as one conversation, which is short of nothing that a critique's conversation has.
+
+    The file is `examples:` with a list of {prompt, response, critique_request, critique, revision_request, revision}.
+    None means no examples. Raises ConfigError, naming the example and the key, when the file is another.
+    """
+    if path is None:
+        return []
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"The examples {path} cannot be read.", str(error), "Give another file with --few-shot."
+        ) from error
+    examples = data.get("examples") if isinstance(data, dict) else None
+    if not isinstance(examples, list) or not examples:
+        raise _refused(path, "There is no list under `examples:`.")
+    return [message for number, example in enumerate(examples, 1) for message in _dialogue(path, number, example)]
+
+
+def _dialogue(path: Path, number: int, example: Any) -> Conversation:
+    if not isinstance(example, dict):
+        raise _refused(path, f"Example {number} is no mapping.")
+    said: Conversation = []
+    for role, key in TURNS:
+        text = example.get(key)
+        if not isinstance(text, str) or not text.strip():
+            raise _refused(path, f"Example {number} has no text under {key!r}.")
+        said.append({"role": role, "content": text.strip()})
+    return said
+
+
+def _refused(path: Path, why: str) -> ConfigError:
+    keys = ", ".join(key for _, key in TURNS)
+    return ConfigError(f"The examples {path} have a shape that is not known.", why, f"Each example needs {keys}.")

@@ -1,0 +1,182 @@
+"""The ten stages in order: what is done and still holds is skipped, what is stale is done again, the rest is done.
+
+A generator of events. Resume is by evidence: each stage has a fingerprint of what its result depends on, and that of
+the stages before it; a finished stage with the same fingerprint is skipped, another one is redone into fresh files,
+and so is what follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator
+from importlib import import_module
+from typing import Any, cast
+
+from engine import __version__
+from engine.core.errors import DamagedState, DataError, ExitCode, RestartNeeded, Stage3Error, Stopped, UnsafeError
+from engine.core.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted
+from engine.core.layout import RUN_LOG
+from engine.core.stage_table import STAGE, STAGES
+from engine.machine.device_errors import is_broken_device
+from engine.machine.error_mapping import as_stage3_error
+from engine.run.context import Context
+from engine.stages.base import Stage, StageResult
+from engine.storage.files import sha256_of_json
+
+log = logging.getLogger(__name__)
+
+
+def run_pipeline(
+    context: Context, *, until: str = STAGES[-1], redo_from: str | None = None
+) -> Generator[Event, None, ExitCode]:
+    """Run the stages up to `until`; with `redo_from`, that one and what follows are done again in any case.
+
+    Ends with RunFinished, and returns the exit code. A failure is recorded in `run.json`, told in StageFinished, and is
+    the exit code. Raises RestartNeeded alone, and says so before: the run goes on, in another process.
+    """
+    if redo_from is not None:
+        yield from _make_stale(context, redo_from, f"--from {redo_from}")
+    for name in STAGES[: STAGES.index(until) + 1]:
+        code = yield from _run_stage(context, name)
+        if code is not ExitCode.DONE:
+            yield RunFinished(int(code), context.run.stage(name).get("summary", ""))
+            return code
+    _record_success(context)
+    yield RunFinished(0, context.run.stage(until).get("summary", ""))
+    return ExitCode.DONE
+
+
+def load_stage(name: str) -> Stage:
+    return cast(Stage, import_module(f"engine.stages.{name}"))
+
+
+def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
+    try:
+        stage = load_stage(name)
+        depends = stage.depends_on(context)
+        recorded = context.run.stage(name)
+        unchanged = depends is not None and recorded.get("fingerprint") == sha256_of_json(depends)
+        if recorded.get("status") in ("done", "skipped") and unchanged:
+            yield StageFinished(
+                name, "skipped", recorded.get("summary", ""), reused=True, facts=context.run.result(name)
+            )
+            return ExitCode.DONE
+        if recorded and not unchanged and depends is not None:
+            yield from _make_stale(context, name, _difference(recorded.get("depends_on") or {}, depends))
+        yield StageStarted(name, STAGE[name].sentence)
+        started = time.time()
+        fingerprint_now = None if depends is None else sha256_of_json(depends)
+        context.run.record_stage(
+            name, status="running", fingerprint=fingerprint_now, depends_on=depends, started=started, error=None
+        )
+        context.stop.raise_if_requested()
+        result: StageResult = yield from stage.run(context)
+    except Exception as error:  # the one place where a failure becomes an event, a record and an exit code
+        restart = _restart_for(context, name, error)
+        if restart is None:
+            return (yield from _fail(context, name, error))
+        log.info("stage %s goes on in another process", name, exc_info=error)
+        yield Message("warning", str(restart), name)
+        raise restart from error  # the stage is under way still, for the process that takes it up
+    context.run.record_stage(
+        name,
+        status=result.outcome,
+        summary=result.summary,
+        result=dict(result.facts),
+        seconds=round(time.time() - started, 3),
+        error=None,
+    )
+    yield StageFinished(name, result.outcome, result.summary, facts=dict(result.facts))
+    return ExitCode.DONE
+
+
+def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded | None:
+    """What asks for a fresh process, where that may mend `error`: a broken device once a stage. None else, or where the run
+    is asked to stop: then it ends, and the next start goes on.
+    """
+    if context.stop.requested:
+        return None
+    if isinstance(error, RestartNeeded):
+        return error
+    if not is_broken_device(error) or context.run.stage(name).get("broken_device"):
+        return None
+    first_line = str(error).splitlines()[0]
+    context.run.record_stage(name, broken_device=first_line)
+    return RestartNeeded("The GPU's context broke.", first_line, "The run goes on once in a fresh process.")
+
+
+def _fail(context: Context, name: str, error: Exception) -> Generator[Event, None, ExitCode]:
+    if isinstance(error, RestartNeeded):  # asked to stop at the same moment: that comes first, and the plan is on disk
+        error = _stopped(context) or error
+    known = as_stage3_error(error)
+    if known is None:
+        log.error("stage %s broke", name, exc_info=error)
+        known = Stage3Error(
+            f"Stage {name} broke: {type(error).__name__}: {error}",
+            "This is a bug of stage3-tui, or a version of a library that it does not know.",
+            f"The traceback is in {context.run / RUN_LOG}; please report it.",
+        )
+    else:
+        log.info("stage %s ended: %s", name, known, exc_info=error)
+    outcome: Outcome = "failed"
+    if isinstance(known, Stopped):
+        outcome = "stopped"
+    elif isinstance(known, (DataError, UnsafeError)):
+        outcome = "refused"
+    try:
+        context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
+        context.run.manifest["error"] = {"stage": name, **known.as_dict()}
+        context.run.save()
+    except (OSError, DamagedState) as unwritable:  # a full disk, or a folder that is gone, must not hide what failed
+        if str(unwritable) != str(known):
+            yield Message("error", f"run.json could not be written: {unwritable}", name)
+    yield StageFinished(
+        name,
+        outcome,
+        known.what,
+        what=known.what,
+        why=known.why,
+        what_to_do=known.what_to_do,
+        exit_code=int(known.exit_code),
+    )
+    return known.exit_code
+
+
+def _stopped(context: Context) -> Stopped | None:
+    try:
+        context.stop.raise_if_requested()
+    except Stopped as stopped:
+        return stopped
+    return None
+
+
+def _make_stale(context: Context, first: str, why: str) -> Generator[Event, None, None]:
+    """Forget stage `first` and what follows, and put their files aside."""
+    stale = [name for name in STAGES[STAGES.index(first) :] if context.run.stage(name)]
+    outputs = [output for name in stale for output in load_stage(name).OUTPUTS]
+    for name in stale:
+        context.run.forget_stage(name)
+    folder = context.run.set_aside(*outputs)
+    if folder is not None:
+        yield Message("warning", f"Done again from {first} on ({why}); what was there is now in {folder}.", first)
+    elif stale:
+        yield Message("info", f"Done again from {first} on ({why}).", first)
+    for name in stale:
+        yield StageStale(name, why)
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {_short(before.get(key))} became {_short(now.get(key))}" for key in changed[:4])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 48 else f"{text[:45]}…"
+
+
+def _record_success(context: Context) -> None:
+    context.run.manifest["error"] = None
+    context.run.manifest["version"] = __version__
+    context.run.save()

@@ -1,0 +1,121 @@
+"""One process at work on one run: the lock, the journal, telemetry, requests to stop, and the pipeline between them.
+
+Both drivers use it: the loop of `--auto` and the worker thread under the wizard. It calls `listener` with each journal
+entry, from whichever thread made it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Generator
+from threading import Event as Flag
+from threading import Thread
+
+from engine import __version__
+from engine.core import layout
+from engine.core.config import ASKED_EACH_TIME
+from engine.core.errors import DamagedState, ExitCode, Stage3Error
+from engine.core.events import Event, Message, RunFinished, RunStarted, StageFinished
+from engine.core.stage_table import STAGES
+from engine.machine.error_mapping import as_stage3_error
+from engine.machine.telemetry import Sampler
+from engine.pipeline.loop import run_pipeline
+from engine.process.environment import prepare_process
+from engine.run.context import Context
+from engine.run.journal import Entry, Journal
+from engine.run.watchdog import StallWatch
+from engine.security.redaction import redacted
+
+Listener = Callable[[Entry], None]
+
+WATCH_SECONDS = 0.25
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """Owns the journal of a run while this process works on it. The caller has acquired the run."""
+
+    def __init__(self, context: Context, listener: Listener) -> None:
+        self.context = context
+        self._listener = listener
+        self._journal = Journal(context.run / layout.EVENTS_JSONL)
+        self._stall = StallWatch(self._emit, context.run / layout.RUN_LOG)
+
+    def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
+        """Run the pipeline to its end. Raises only for a journal that cannot be written (DiskError)."""
+        prepare_process(self.context.config)
+        (self.context.run / layout.STOP_REQUEST).unlink(missing_ok=True)
+        self._record_configuration()
+        self._emit(
+            RunStarted(
+                run_dir=str(self.context.run.folder),
+                version=__version__,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                stages=STAGES[: STAGES.index(until) + 1],
+            )
+        )
+        if self._journal.torn_bytes:
+            self._emit(Message("warning", f"{self._journal.torn_bytes} bytes of an unfinished event were put aside."))
+        done = Flag()
+        watcher = Thread(target=self._watch, args=(done,), name="watch", daemon=True)
+        sampler = Sampler(self._emit)
+        watcher.start()
+        sampler.start()
+        try:
+            return self._run_to_the_end(until, redo_from)
+        finally:
+            done.set()
+            sampler.stop()
+            watcher.join()
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _run_to_the_end(self, until: str, redo_from: str | None) -> ExitCode:
+        pipeline = run_pipeline(self.context, until=until, redo_from=redo_from)
+        while True:
+            try:
+                event = self._next(pipeline)
+            except StopIteration as end:
+                return ExitCode(end.value)
+            self._stall.heard(event)
+            self._emit(event)
+
+    def _next(self, pipeline: Generator[Event, None, ExitCode]) -> Event:
+        """The pipeline's next event. A run folder that is gone is a failure of the stage that works on it."""
+        event = next(pipeline)
+        try:
+            self.context.run.require_in_place()
+        except DamagedState as gone:
+            return event if isinstance(event, (StageFinished, RunFinished)) else pipeline.throw(gone)
+        return event
+
+    def _emit(self, event: Event) -> None:
+        self._listener(self._journal.append(redacted(event)))
+
+    def _watch(self, done: Flag) -> None:
+        """For a request to stop, and for a standstill."""
+        path = self.context.run / layout.STOP_REQUEST
+        while not done.wait(WATCH_SECONDS):
+            if not self.context.stop.requested and path.exists():
+                self.context.stop.request("asked by `stage3-tui stop`")
+            try:
+                self._stall.look()
+            except (OSError, Stage3Error):  # a full disk is the pipeline's to tell
+                log.exception("a standstill could not be told")
+
+    def _record_configuration(self) -> None:
+        manifest = self.context.run.manifest
+        manifest["config"] = self.context.config.model_dump(mode="json", exclude=set(ASKED_EACH_TIME))
+        manifest["version"] = __version__
+        self.context.run.save()
+
+
+def failure_of(error: BaseException) -> str:
+    """A sentence for an error that escaped a session."""
+    known = as_stage3_error(error)
+    return str(known) if known is not None else f"{type(error).__name__}: {error}"

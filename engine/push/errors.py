@@ -1,0 +1,95 @@
+"""What went wrong with a push, told so that a person can mend it; the token is in none of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine import hub
+from engine.core.errors import AccessError, NetworkError, Stage3Error
+from engine.hub.errors import refusal as answered
+from engine.hub.exception_mapping import chain_of
+from engine.hub.responses import BUSY, words_of
+from engine.push.request_limits import Refused, Watch
+from engine.security.redaction import redact
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+HOW_TO_GET_WRITE = (
+    f"Make a token at {hub.TOKENS_PAGE} with the role write, or a fine-grained one that may write to that repository, "
+    "and give it with HF_TOKEN, --token-stdin or --token-file."
+)
+
+
+def no_token_to_push() -> AccessError:
+    return AccessError("There is no token to push with.", "It is neither given nor stored.", HOW_TO_GET_WRITE)
+
+
+def refusal(error: BaseException, watch: Watch, repo_id: str, token: Secret) -> Stage3Error | None:
+    """The failure behind an exception of huggingface_hub; None where it is none of the Hub's or the network's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chain = list(chain_of(error))
+    for link in chain:
+        if isinstance(link, Stage3Error):  # what the bounds raised, inside a thread of the client
+            return link
+    for link in chain:
+        if isinstance(link, (HfHubHTTPError, Refused)):
+            return _of_an_answer(link.response, repo_id)
+    known = hub.explained(error, token)
+    if known is not None or not isinstance(error, (ValueError, LookupError, TypeError, RuntimeError)):
+        return known
+    if watch.last_refusal is not None:  # the client takes some answers for JSON before it looks at their status
+        return _of_an_answer(watch.last_refusal, repo_id)
+    return NetworkError(
+        "The Hub's answer is none that huggingface_hub understands.",
+        redact(visible_line(f"{type(error).__name__}: {error}", 300)),
+        "A proxy or a login page of the network may stand in between: check HTTPS_PROXY and HF_ENDPOINT.",
+    )
+
+
+def _of_an_answer(response: Response, repo_id: str) -> Stage3Error:
+    status = response.status_code
+    said = words_of(response) or f"status {status}"
+    path = response.request.url.path
+    if status not in BUSY and not _is_of_the_hub(response):  # where it lets large files be put, by a signed address
+        return NetworkError(
+            f"The storage behind the Hub refused a file for {repo_id} ({status}).",
+            f"It says: {said}",
+            "The permission to put it there lasts for a while only: a slow line, or a wrong clock, outlives it.",
+        )
+    if status in BUSY or status >= 500 or (status == 401 and response.headers.get("X-Error-Code") != "RepoNotFound"):
+        return answered(response, f"The token may not write to {repo_id}", repo_id, with_token=True)
+    if status in (401, 402, 403):
+        return AccessError(f"The token may not write to {repo_id}.", f"The Hub says: {said}", HOW_TO_GET_WRITE)
+    if status == 404:
+        return AccessError(
+            f"The Hub knows no {repo_id} that this token may write to.",
+            f"It says: {said}",
+            f"Check the owner's name at {hub.page_of(repo_id, 'model')}. {HOW_TO_GET_WRITE}",
+        )
+    if status == 409 and path.endswith("/create") and "conflicting operation" not in said:
+        return AccessError(
+            f"There is a {repo_id} already, and this token does not see it.",
+            f"The Hub says: {said}",
+            f"Give the token read and write access to it, or push to another name. {HOW_TO_GET_WRITE}",
+        )
+    if status in (409, 412):
+        return NetworkError(
+            f"{repo_id} was changed by somebody else at the same moment.",
+            f"The Hub says: {said}",
+            f"Look at {hub.page_of(repo_id, 'model')}.",
+        )
+    return NetworkError(
+        f"The Hub does not take what is pushed to {repo_id} ({status}).",
+        f"It says: {said}",
+        f"See {hub.page_of(repo_id, 'model')}.",
+    )
+
+
+def _is_of_the_hub(response: Response) -> bool:
+    from huggingface_hub import constants
+
+    return str(response.request.url).startswith(constants.ENDPOINT)

@@ -1,0 +1,46 @@
+"""A push of a run that is done, or whose push failed: told in the run's journal, and recorded as the stage would."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from engine.core.errors import Stage3Error, Stopped
+from engine.core.events import Event, Message, StageFinished
+from engine.core.stage_table import STAGES
+from engine.push.push import Pushed, push
+from engine.run.folder import Run
+from engine.run.stop import StopToken
+from engine.security.secrets import Secret
+
+STAGE = STAGES[-1]
+
+
+def push_again(
+    run: Run, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
+) -> Generator[Event, None, Pushed]:
+    """Push, and record what came of it; the caller has acquired the run. Raises as `engine.push.push.push` does."""
+    try:
+        pushed = yield from push(
+            run, repo_id, stage=STAGE, token=token, public=public, accept_lookalikes=accept_lookalikes, stop=stop
+        )
+    except Stage3Error as error:
+        if not isinstance(error, Stopped):
+            run.manifest["error"] = {"stage": STAGE, **error.as_dict()}
+            run.save()
+        yield Message("error", error.what, STAGE)
+        raise
+    run.record_stage(STAGE, result={**run.result(STAGE), "pushed": pushed.as_dict()})
+    if (run.manifest.get("error") or {}).get("stage") == STAGE:
+        run.manifest["error"] = None
+    run.save()
+    if _was_all_that_was_missing(run, repo_id):
+        run.record_stage(STAGE, status="done", summary=pushed.in_words, error=None)
+        yield StageFinished(STAGE, "done", pushed.in_words)
+    return pushed
+
+
+def _was_all_that_was_missing(run: Run, repo_id: str) -> bool:
+    """Whether the stage made its archive, and then failed to push to this repository."""
+    recorded = run.stage(STAGE)
+    asked_for = (recorded.get("depends_on") or {}).get("push_to_hub") == repo_id
+    return recorded.get("status") not in (None, "done") and asked_for and "sha256" in recorded.get("result", {})

@@ -1,0 +1,239 @@
+"""One run: its folder, the lock on it, and its manifest `run.json`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engine.core import layout
+from engine.core.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.security.redaction import redacted
+from engine.security.sanitize import visible_line
+from engine.storage.files import keep_others_from_writing, owner_of, write_json
+
+SCHEMA = 1
+
+
+class Run:
+    """A run folder. Reading needs no lock; whoever writes holds it (`acquire`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().resolve()
+        self._lock_file: int | None = None
+        self.manifest: dict[str, Any] = {}
+        self.reload()
+
+    def __truediv__(self, name: str) -> Path:
+        """The path of a file in the run folder: `run / layout.PAIRS_JSONL`."""
+        return self.folder / name
+
+    @property
+    def archive(self) -> Path:
+        return self.folder.with_name(self.folder.name + layout.ARCHIVE_SUFFIX)
+
+    # -- the manifest ------------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read."""
+        path = self / layout.RUN_JSON
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(manifest["stages"], dict):
+                raise TypeError("stages is no object")
+        except FileNotFoundError:
+            self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
+            return
+        except PermissionError as error:
+            raise _not_ours(path, error) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedState(
+                f"{path} cannot be read.",
+                f"{error}. It tells what the run has done, and is written whole or not at all: something else changed it.",
+                f"Move {self.folder} aside to start anew, or put the file back from a copy.",
+            ) from error
+        if manifest.get("schema") != SCHEMA:
+            raise DamagedState(
+                f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.",
+                "Another version of stage3-tui made this run.",
+                "Use that version, or give another --output-dir.",
+            )
+        self.manifest = manifest
+
+    def save(self) -> None:
+        """Raises DamagedState as `require_in_place` does."""
+        self.require_in_place()
+        write_json(self / layout.RUN_JSON, redacted(self.manifest))
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """What is recorded of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before it first ran."""
+        return dict(self.manifest["stages"].get(name, {}))
+
+    def result(self, name: str) -> dict[str, Any]:
+        """The facts that a finished stage left for the later ones."""
+        return dict(self.stage(name).get("result", {}))
+
+    def record_stage(self, name: str, **facts: Any) -> None:
+        self.manifest["stages"][name] = {**self.stage(name), **facts}
+        self.save()
+
+    def forget_stage(self, name: str) -> None:
+        self.manifest["stages"].pop(name, None)
+        self.save()
+
+    def set_aside(self, *relative: str) -> Path | None:
+        """Move files of the run that are to be made again into `superseded/N/`; None where there were none."""
+        there = [name for name in relative if (self / name).exists()]
+        if not there:
+            return None
+        number = 1
+        while (folder := self / layout.SUPERSEDED_DIR / str(number)).exists():
+            number += 1
+        for name in there:
+            if not (self / name).exists():
+                continue  # it went with the folder that holds it
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self / name).rename(target)
+        return folder
+
+    # -- the lock ----------------------------------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Take the run for this process, until `release` or the process's end. From then on nothing that the process makes
+        can be changed by other users, whatever umask it came with.
+
+        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, DiskError for a folder that
+        cannot be written.
+        """
+        keep_others_from_writing()
+        self._refuse_links_out()
+        path = self / layout.LOCK_FILE
+        try:
+            # Whatever the umask: prompts and answers are in it.
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _not_ours(path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            raise self._locked() from None
+        owner = _read_owner(path)
+        if owner is not None and _is_alive(owner) and owner["pid"] != os.getpid():
+            # The kernel's lock was free, yet its owner lives: a file system on which flock is a no-op.
+            os.close(file)
+            raise self._locked()
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(_me()).encode(), 0)
+        # A forked child (a data loader's worker) must not keep the lock when this process is gone.
+        os.register_at_fork(after_in_child=lambda: _close_quietly(file))
+        self._lock_file = file
+        self.reload()
+
+    def require_in_place(self) -> None:
+        """Raises DamagedState where the folder that was taken is not at its path any more: whatever was written there now would
+        be half a run. Nothing is asked before it was taken.
+        """
+        if self._lock_file is None:
+            return
+        try:
+            is_there = os.path.samestat(os.fstat(self._lock_file), (self / layout.LOCK_FILE).stat())
+        except OSError:
+            is_there = False
+        if is_there:
+            return
+        raise DamagedState(
+            f"The run folder {self.folder} is not there any more.",
+            "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
+            "Move it back to its place, and start the same command again; or begin a new run with another --output-dir.",
+        )
+
+    def _refuse_links_out(self) -> None:
+        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most."""
+        for folder, folders, files in os.walk(self.folder):
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and not _leads_into(path, self.folder):
+                    raise UnsafeError(
+                        f"{visible_line(str(path))} is a link that leads out of the run folder.",
+                        "What the run writes there would land elsewhere.",
+                        "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
+                    )
+
+    def release(self) -> None:
+        if self._lock_file is not None:
+            os.ftruncate(self._lock_file, 0)
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def owner(self) -> dict[str, Any] | None:
+        """The live process that holds this run: `pid`, `host`, `since`; None where there is none."""
+        owner = _read_owner(self / layout.LOCK_FILE)
+        return owner if owner is not None and _is_alive(owner) else None
+
+    def _locked(self) -> RunLocked:
+        owner = _read_owner(self / layout.LOCK_FILE) or {"pid": "unknown", "host": "unknown", "since": "unknown"}
+        return RunLocked(
+            f"The run {self.folder} is taken by process {owner['pid']} on {owner['host']}, since {owner['since']}.",
+            "One process at a time may write to a run folder.",
+            f"Watch it with `stage3-tui attach {self.folder}`, or stop it with `stage3-tui stop {self.folder}`.",
+        )
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # a link to itself
+        return False
+
+
+def _not_ours(path: Path, error: OSError) -> DiskError:
+    there = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
+    return DiskError(
+        f"{visible_line(str(path))} cannot be used.",
+        f"{error.strerror or error}; {visible_line(str(there))} belongs to {owner_of(there)}.",
+        "Start as that user, have the files given to you (chown), or give another --output-dir.",
+    )
+
+
+def _me() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "process_started": psutil.Process().create_time(),
+    }
+
+
+def _read_owner(path: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return owner if isinstance(owner, dict) and {"pid", "host", "since"} <= owner.keys() else None
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    """Whether the recorded owner runs. A pid used again has another start time; of another host nothing is known."""
+    if owner["host"] != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(int(owner["pid"]))
+        return abs(process.create_time() - float(owner.get("process_started", 0))) < 1 and process.status() != "zombie"
+    except (psutil.Error, ValueError, TypeError):
+        return False
+
+
+def _close_quietly(file: int) -> None:
+    try:
+        os.close(file)
+    except OSError:
+        return  # the parent had released it already

@@ -1,0 +1,82 @@
+"""Events on disk: `logs/events.jsonl`, one a line, each with `seq` and `time`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from engine.core.events import Event, Telemetry, event_from_dict
+from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event as the journal keeps it."""
+
+    seq: int
+    time: float
+    """Seconds since the epoch."""
+    event: Event
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"seq": self.seq, "time": self.time, **self.event.as_dict()}
+
+
+class Journal:
+    """Append events; `seq` goes on from what an earlier process wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self._appender = JsonlAppender(path)
+        self._lock = Lock()
+        self._next = max((entry.seq for entry in read_entries(path)), default=-1) + 1
+
+    @property
+    def torn_bytes(self) -> int:
+        return self._appender.torn
+
+    def append(self, event: Event) -> Entry:
+        with self._lock:
+            entry = Entry(self._next, round(time.time(), 3), event)
+            # Telemetry comes every second and is worth no disk flush; a pair's own sync is in pairs.jsonl.
+            self._appender.append(finite(entry.as_dict()), sync=not isinstance(event, Telemetry))
+            self._next += 1
+        return entry
+
+    def close(self) -> None:
+        self._appender.close()
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The events in a journal, oldest first; lines of newer kinds and damaged lines are passed over."""
+    if not path.exists():
+        return
+    for _, record in read_jsonl(path):
+        entry = entry_from_dict(record)
+        if entry is not None:
+            yield entry
+
+
+def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
+    """The entry of one line; None where the line is damaged or of a kind that this version does not know."""
+    if isinstance(record, BadLine):
+        return None
+    try:
+        event = event_from_dict(record)
+        return None if event is None else Entry(int(record["seq"]), float(record["time"]), event)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinities as text: JSON has none, and the event that reports them must be written above all."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value

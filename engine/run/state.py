@@ -1,0 +1,257 @@
+"""What a screen shows, as a pure fold of events: `state = state.apply(event, time)`.
+
+The wizard, `attach`, `status` and `--auto`'s printer all draw from this one fold, so that a second terminal sees what
+the first one sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import singledispatchmethod
+from typing import Any, Literal
+
+from engine.core.events import (
+    Check,
+    CheckpointSaved,
+    EvalDone,
+    Event,
+    Forecast,
+    Message,
+    PairFailed,
+    PairMade,
+    Progress,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStale,
+    StageStarted,
+    Stalled,
+    Telemetry,
+    TrainStep,
+)
+from engine.core.stage_table import STAGES
+from engine.run.journal import Entry
+
+StageStatus = Literal["waiting", "running", "done", "skipped", "failed", "refused", "stopped"]
+
+NEWEST_PAIRS_KEPT = 60
+MESSAGES_KEPT = 400
+TELEMETRY_KEPT = 600
+
+
+@dataclass(frozen=True)
+class StageState:
+    name: str
+    status: StageStatus = "waiting"
+    sentence: str = ""
+    summary: str = ""
+    reused: bool = False
+    started: float | None = None
+    finished: float | None = None
+    checks: tuple[Check, ...] = ()
+    progress: Progress | None = None
+    failure: StageFinished | None = None
+    """What failed, why and what to do, where the stage failed or refused."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the finished stage left, as plain data."""
+
+    def elapsed(self, now: float) -> float | None:
+        """Seconds of work, never negative; None before the start."""
+        if self.started is None:
+            return None
+        return max(0.0, (self.finished if self.finished is not None else now) - self.started)
+
+
+@dataclass(frozen=True)
+class RunState:
+    stages: Mapping[str, StageState] = field(default_factory=lambda: {name: StageState(name) for name in STAGES})
+    run: RunStarted | None = None
+    running: bool = False
+    last_seq: int = -1
+    last_time: float = 0.0
+    newest_pairs: tuple[PairMade | PairFailed, ...] = ()
+    pairs_made: int = 0
+    pair_failures: Mapping[str, int] = field(default_factory=dict)
+    """How often each reason kept a prompt from becoming a pair."""
+    train_steps: tuple[TrainStep, ...] = ()
+    first_step_seen: tuple[int, float] | None = None
+    """The first optimizer step of the process at work, and when it was told: the rate counts from there."""
+    checkpoints: tuple[CheckpointSaved, ...] = ()
+    evaluation: EvalDone | None = None
+    forecast: Forecast | None = None
+    telemetry: tuple[Telemetry, ...] = ()
+    """The newest readings, oldest first."""
+    peak_gpu_bytes: Mapping[int, int] = field(default_factory=dict)
+    peak_rss_bytes: int = 0
+    """Of the process that worked."""
+    messages: tuple[tuple[float, Message], ...] = ()
+    stalled_since: float | None = None
+    """When the running stage last gave a sign, where that is suspiciously long ago."""
+    finished: RunFinished | None = None
+    latest: str = ""
+    """The stage that began or ended last, what was only found to be done aside; empty before the first."""
+
+    @property
+    def current(self) -> StageState | None:
+        """The stage that is running, if one is."""
+        return next((stage for stage in self.stages.values() if stage.status == "running"), None)
+
+    @property
+    def next_stage(self) -> str | None:
+        """The first that is not done (or skipped with its reason); None where all are."""
+        undone = (stage.name for stage in self.stages.values() if stage.status not in ("done", "skipped"))
+        return next(undone, None)
+
+    def expected_seconds(self, name: str, now: float) -> float | None:
+        """How long a stage takes from its start to its end: by its own progress while it runs, else by preflight's forecast;
+        None where nobody knows.
+        """
+        stage = self.stages[name]
+        elapsed, progress = stage.elapsed(now), stage.progress
+        if stage.status == "running" and elapsed is not None and progress is not None and progress.seconds_left:
+            return elapsed + progress.seconds_left
+        return None if self.forecast is None else self.forecast.seconds.get(name)
+
+    def apply_entry(self, entry: Entry) -> RunState:
+        if entry.seq <= self.last_seq:
+            return self
+        return replace(self.apply(entry.event, entry.time), last_seq=entry.seq, last_time=entry.time)
+
+    @singledispatchmethod
+    def apply(self, event: Event, time: float) -> RunState:
+        return self
+
+    @apply.register(RunStarted)
+    def _(self, event: RunStarted, time: float) -> RunState:
+        stages = {name: replace(stage, status=_interrupted(stage.status)) for name, stage in self.stages.items()}
+        afresh = replace(self, finished=None, first_step_seen=None, stalled_since=None)
+        return replace(afresh, run=event, running=True, stages=stages)
+
+    @apply.register(StageStarted)
+    def _(self, event: StageStarted, time: float) -> RunState:
+        begun = StageState(event.stage, "running", event.sentence, started=time)
+        state = replace(self._with_stage(begun), latest=event.stage)
+        return replace(state, evaluation=None, first_step_seen=None) if event.stage == "training" else state
+
+    @apply.register(StageFinished)
+    def _(self, event: StageFinished, time: float) -> RunState:
+        stage = self.stages[event.stage]
+        if event.reused:
+            # What an earlier process found and showed (checks, times) is still what stands.
+            facts = event.facts or stage.facts
+            status: StageStatus = "skipped" if stage.status == "skipped" else "done"
+            return self._with_stage(
+                replace(stage, status=status, summary=event.summary, reused=True, failure=None, facts=facts)
+            )
+        failure = event if event.outcome in ("failed", "refused", "stopped") else None
+        ended = replace(
+            stage, status=event.outcome, summary=event.summary, finished=time, failure=failure, facts=event.facts
+        )
+        return replace(self._with_stage(ended), latest=event.stage)
+
+    @apply.register(StageStale)
+    def _(self, event: StageStale, time: float) -> RunState:
+        state = self._with_stage(StageState(event.stage))
+        if event.stage == "preflight":
+            return replace(state, forecast=None)
+        if event.stage == "pairs":
+            return replace(state, newest_pairs=(), pairs_made=0, pair_failures={})
+        if event.stage == "training":
+            return replace(state, train_steps=(), checkpoints=(), evaluation=None, first_step_seen=None)
+        return state
+
+    @apply.register(Check)
+    def _(self, event: Check, time: float) -> RunState:
+        stage = self.stages[event.stage]
+        others = tuple(check for check in stage.checks if check.name != event.name)
+        if len(others) < len(stage.checks):
+            checks = tuple(event if check.name == event.name else check for check in stage.checks)
+        else:
+            checks = (*stage.checks, event)
+        return self._with_stage(replace(stage, checks=checks))
+
+    @apply.register(Progress)
+    def _(self, event: Progress, time: float) -> RunState:
+        return self._with_stage(replace(self.stages[event.stage], progress=event))
+
+    @apply.register(PairMade)
+    def _(self, event: PairMade, time: float) -> RunState:
+        newest = (*self.newest_pairs, event)[-NEWEST_PAIRS_KEPT:]
+        return replace(self, newest_pairs=newest, pairs_made=self.pairs_made + 1)
+
+    @apply.register(PairFailed)
+    def _(self, event: PairFailed, time: float) -> RunState:
+        newest = (*self.newest_pairs, event)[-NEWEST_PAIRS_KEPT:]
+        failures = {**self.pair_failures, event.reason: self.pair_failures.get(event.reason, 0) + 1}
+        return replace(self, newest_pairs=newest, pair_failures=failures)
+
+    @apply.register(TrainStep)
+    def _(self, event: TrainStep, time: float) -> RunState:
+        # A resumed run does the steps after its checkpoint again: the newest telling of a step holds.
+        kept = self.train_steps
+        while kept and kept[-1].step >= event.step:
+            kept = kept[:-1]
+        first = self.first_step_seen or (event.step, time)
+        state = self._with_stage(replace(self.stages["training"], progress=_progress_of(event, first, time)))
+        return replace(state, train_steps=(*kept, event), first_step_seen=first)
+
+    @apply.register(CheckpointSaved)
+    def _(self, event: CheckpointSaved, time: float) -> RunState:
+        kept = tuple(saved for saved in self.checkpoints if saved.step < event.step)
+        return replace(self, checkpoints=(*kept, event))
+
+    @apply.register(Forecast)
+    def _(self, event: Forecast, time: float) -> RunState:
+        return replace(self, forecast=event)
+
+    @apply.register(EvalDone)
+    def _(self, event: EvalDone, time: float) -> RunState:
+        return replace(self, evaluation=event)
+
+    @apply.register(Telemetry)
+    def _(self, event: Telemetry, time: float) -> RunState:
+        peaks = dict(self.peak_gpu_bytes)
+        for gpu in event.gpus:
+            peaks[gpu.index] = max(peaks.get(gpu.index, 0), gpu.memory_used_bytes or 0)
+        return replace(
+            self,
+            telemetry=(*self.telemetry, event)[-TELEMETRY_KEPT:],
+            peak_gpu_bytes=peaks,
+            peak_rss_bytes=max(self.peak_rss_bytes, event.rss_bytes),
+        )
+
+    @apply.register(Stalled)
+    def _(self, event: Stalled, time: float) -> RunState:
+        return replace(self, stalled_since=time - event.seconds if event.seconds else None)
+
+    @apply.register(Message)
+    def _(self, event: Message, time: float) -> RunState:
+        return replace(self, messages=(*self.messages, (time, event))[-MESSAGES_KEPT:])
+
+    @apply.register(RunFinished)
+    def _(self, event: RunFinished, time: float) -> RunState:
+        return replace(self, running=False, finished=event, stalled_since=None)
+
+    def _with_stage(self, stage: StageState) -> RunState:
+        return replace(self, stages={**self.stages, stage.name: stage})
+
+
+def fold(entries: Iterable[Entry], state: RunState | None = None) -> RunState:
+    state = state or RunState()
+    for entry in entries:
+        state = state.apply_entry(entry)
+    return state
+
+
+def _progress_of(step: TrainStep, first: tuple[int, float], now: float) -> Progress:
+    """How far the optimizer is, with the rate since the first step that this process told."""
+    since, started = first
+    rate = (step.step - since) / (now - started) if step.step > since and now > started else None
+    left = (step.total_steps - step.step) / rate if rate else None
+    return Progress("training", step.step, step.total_steps, "steps", rate, left)
+
+
+def _interrupted(status: StageStatus) -> StageStatus:
+    """A stage that was running when its process died is waiting again."""
+    return "waiting" if status == "running" else status

@@ -1,0 +1,216 @@
+"""JSON lines on disk: an appender that acknowledges a record only when it is synced, and a reader for what is there.
+
+A record is a line that ends in a newline. Lines are cut at `\\n` only (`str.splitlines` would cut a valid record at
+U+2028). What a killed writer left after the last newline was never acknowledged: it is put aside, and reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from gzip import BadGzipFile
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO
+
+from engine.core.errors import DiskError
+
+_BLOCK = 1 << 16
+
+LONGEST_LINE = 16 << 20
+"""Bytes. A longer line is no record: without a bound, one file without newlines would fill the memory."""
+
+
+class JsonlAppender:
+    """Append records to one file. Safe to call from several threads; one process at a time (the run's lock).
+
+    torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 where there was none
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.torn, self.torn_path = self._put_torn_tail_aside()
+
+    def append(self, record: Mapping[str, Any], *, sync: bool = True) -> None:
+        """Write one record; when this returns with `sync`, the record survives a power cut.
+
+        Raises DiskError after cutting a half-written line off again, so that the file stays whole.
+        """
+        line = dumps(record).encode("ascii") + b"\n"
+        with self._lock:
+            end = os.fstat(self._file).st_size
+            try:
+                written = os.write(self._file, line)
+                if written < len(line):
+                    raise OSError(28, f"only {written} of {len(line)} bytes were written")
+                if sync:
+                    os.fsync(self._file)
+            except OSError as error:
+                os.ftruncate(self._file, end)
+                raise DiskError(
+                    f"A record of {len(line)} bytes could not be written to {self.path}.",
+                    str(error),
+                    "Free some space, then start the same command again: everything acknowledged so far is kept.",
+                ) from error
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _put_torn_tail_aside(self) -> tuple[int, Path | None]:
+        size = os.fstat(self._file).st_size
+        whole = _end_of_last_whole_line(self._file, size)
+        if whole == size:
+            return 0, None
+        tail = os.pread(self._file, size - whole, whole)
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.stem}.torn-{number}")).exists():
+            number += 1
+        aside.write_bytes(tail)
+        os.ftruncate(self._file, whole)
+        os.fsync(self._file)
+        return len(tail), aside
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no record."""
+
+    line: int
+    """Counted from 0."""
+    reason: str
+
+
+def read_jsonl(
+    path: Path, *, last_line_may_lack_newline: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    """Yield (line number from 0, record or BadLine) in constant memory; blank lines are passed over.
+
+    A last line without a newline is what a writer has not finished yet, and is left out, unless the file is
+    somebody else's and `last_line_may_lack_newline`.
+    """
+    with path.open("rb") as file:
+        yield from read_records(file, last_line_may_lack_newline=last_line_may_lack_newline)
+
+
+def read_records(
+    file: BinaryIO, *, last_line_may_lack_newline: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    """`read_jsonl` of a file that is open, a pipe, or gzip's view of one."""
+    number = -1
+    while True:
+        number += 1
+        try:
+            raw = file.readline(LONGEST_LINE)
+            if not raw:
+                return
+            whole = raw.endswith(b"\n")
+            cut = not whole and len(raw) == LONGEST_LINE
+            if cut:
+                whole = _skip_to_next_line(file)
+        except (EOFError, BadGzipFile, zlib.error) as error:
+            yield number, BadLine(number, f"the compressed data is damaged or ends here: {error}")
+            return
+        if not whole and not last_line_may_lack_newline:
+            return
+        if cut:
+            yield number, BadLine(number, f"longer than {LONGEST_LINE >> 20} MiB")
+            continue
+        if number == 0:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if raw.strip():
+            record = parsed_line(number, raw)
+            if not whole and isinstance(record, BadLine):
+                record = BadLine(number, f"{record.reason} (the last line, and no newline ends it: it is torn)")
+            yield number, record
+
+
+def dumps(record: Mapping[str, Any]) -> str:
+    """One record as ASCII JSON, on one line whatever is in it. Raises ValueError for NaN and infinities."""
+    return json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def loads(raw: bytes | str) -> Any:
+    """JSON as everybody writes it. NaN, Infinity, numbers of absurd length, a key that stands twice in one object, and
+    bytes that are no UTF-8 are errors (ValueError); so is nesting without end (RecursionError).
+    """
+    # Not json's own guess at the encoding: it takes a hole of NULs for UTF-16, and lets lone surrogates through.
+    return _DECODER.decode(raw.decode("utf-8") if isinstance(raw, bytes) else raw)
+
+
+def parsed_line(number: int, raw: bytes) -> dict[str, Any] | BadLine:
+    """The record of one line, or why it is none."""
+    try:
+        record = loads(raw)
+    except (ValueError, RecursionError) as error:
+        return BadLine(number, f"not JSON: {_said(error, raw)}")
+    if not isinstance(record, dict):
+        return BadLine(number, f"not a JSON object, but {_kind(record)}")
+    return record
+
+
+def _said(error: Exception, raw: bytes) -> str:
+    if b"\0" in raw:
+        return "NUL bytes, as a crash leaves them in a file"
+    match error:
+        case json.JSONDecodeError():
+            return f"{error.msg}, at character {error.pos + 1}"
+        case UnicodeDecodeError():
+            return f"byte {error.start + 1} (0x{raw[error.start]:02x}) is no UTF-8"
+        case RecursionError():
+            return "nested too deeply"
+    return "a number of thousands of digits" if "int_max_str_digits" in str(error) else str(error)
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _skip_to_next_line(file: BinaryIO) -> bool:
+    """Whether there was one."""
+    while rest := file.readline(LONGEST_LINE):
+        if rest.endswith(b"\n"):
+            return True
+    return False
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:40]!a} stands twice in one object")
+    return record
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+
+
+def _end_of_last_whole_line(file: int, size: int) -> int:
+    end = size
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

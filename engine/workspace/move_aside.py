@@ -1,0 +1,55 @@
+"""A folder in the way: moved aside, never deleted, and what it holds of its own is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import engine
+from engine.core.errors import PreconditionError
+from engine.core.events import Check
+from engine.run.folder import Run
+from engine.security.sanitize import visible_line
+from engine.storage.files import owner_of
+from engine.workspace import NAME
+from engine.workspace.unpushed_work import work_in
+from engine.workspace.urls import Source
+
+
+def refuse_to_move(target: Path, source: Source, run: Run) -> None:
+    """Raises PreconditionError for a folder that something stands on: moving it aside would pull that away."""
+    real = target.resolve()
+    for what, path in (
+        ("the current folder", Path.cwd()),
+        ("the run folder", run.folder),
+        ("your home folder", Path.home()),
+        ("the program itself", Path(engine.__file__).resolve().parent),
+        ("the repository to clone", Path(source.url) if source.kind == "path" else None),
+    ):
+        if path is not None and path.resolve().is_relative_to(real):
+            raise PreconditionError(
+                f"{visible_line(str(target))} is in the way of the clone and holds {what}.",
+                "A folder in the way is moved aside, and this one cannot be.",
+                "Give another target with --repo-root, or leave --repo-url out to work in the folder as it is.",
+            )
+
+
+def move_aside(folder: Path) -> Generator[Check, None, None]:
+    """Rename `folder`; it stays beside its place, and nothing in it is changed."""
+    number = 1
+    while os.path.lexists(aside := folder.with_name(f"{folder.name}.aside-{number}")):
+        number += 1
+    work = work_in(folder)
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise PreconditionError(
+            f"{visible_line(str(folder))} is in the way of the clone and cannot be moved aside.",
+            f"{visible_line(str(error))}. It belongs to {owner_of(folder)}.",
+            "Move it yourself, or give another target with --repo-root.",
+        ) from error
+    was = (
+        f"{visible_line(str(folder))} was in the way and is now {visible_line(str(aside))}; nothing in it was changed."
+    )
+    yield Check(NAME, "moved aside", "warning", f"{was} {work}".strip())

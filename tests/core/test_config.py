@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.core.config import Stage3Config, load_config, with_changes
+from engine.core.errors import ConfigError
+from engine.core.options import options
+
+
+def test_the_options_read_from_the_source_are_those_of_the_class():
+    fields = Stage3Config.model_fields
+    assert {option.name for option in options()} == set(fields)
+    for option in options():
+        field = fields[option.name]
+        assert option.sentence == " ".join(field.description.split())
+        assert option.default == ("" if field.default is None else str(field.default))
+
+
+def test_the_defaults_of_the_notebook_stay():
+    config = load_config(environment={})
+    assert (config.num_examples, config.split, config.beta, config.learning_rate) == (
+        2500,
+        "test[:1000]+train[:1500]",
+        0.1,
+        5e-5,
+    )
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 8
+    assert (config.seed, config.max_new_tokens) == (42, 512)
+    assert (config.temperature, config.top_p, config.num_train_epochs) == (0.7, 0.9, 1.0)
+
+
+def test_command_line_beats_environment_beats_file_beats_preset(tmp_path: Path):
+    toml = tmp_path / "stage3.toml"
+    toml.write_text("num-examples = 3\nbeta = 0.3\nseed = 3\n")
+    config = load_config(
+        {"num_examples": "1"},
+        environment={"STAGE3_NUM_EXAMPLES": "2", "STAGE3_BETA": "0.2"},
+        toml=toml,
+        preset={"num_examples": 4, "beta": 0.4, "seed": 4, "top_p": 0.44},
+    )
+    assert (config.num_examples, config.beta, config.seed, config.top_p) == (1, 0.2, 3, 0.44)
+
+
+@pytest.mark.parametrize("where", ["command line", "environment", "stage3.toml"])
+def test_a_misspelt_key_names_the_nearest_one_and_where_it_stands(where: str, tmp_path: Path):
+    toml = tmp_path / "stage3.toml"
+    toml.write_text("num_exampels = 3\n" if where == "stage3.toml" else "")
+    with pytest.raises(ConfigError, match="num_examples") as caught:
+        load_config(
+            {"num_exampels": "3"} if where == "command line" else {},
+            environment={"STAGE3_NUM_EXAMPELS": "3"} if where == "environment" else {},
+            toml=toml,
+        )
+    assert where in caught.value.what
+
+
+def test_a_value_out_of_bounds_is_refused_with_its_source_and_the_options_sentence():
+    with pytest.raises(ConfigError) as caught:
+        load_config(environment={"STAGE3_TOP_P": "1.5"})
+    assert "top_p = '1.5' (from the environment (STAGE3_TOP_P))" in caught.value.what
+    assert "Nucleus" in caught.value.what_to_do
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("num_examples", "a whole number, at least 1"),
+        ("top_p", "a number, above 0.0 and at most 1.0"),
+        ("generation_batch_size", "a whole number, at least 1, or nothing"),
+        ("install", "yes or no"),
+        ("report_to", "one of none, tensorboard"),
+        ("repo_root", "a path, or nothing"),
+        ("split", "text"),
+    ],
+)
+def test_an_option_says_in_words_what_may_be_given(name: str, allowed: str):
+    assert next(option for option in options() if option.name == name).allowed == allowed
+
+
+def test_changes_are_taken_all_or_none_and_each_bad_one_is_told(config):
+    before = config(seed=7)
+    changed, refused = with_changes(before, {"num_examples": "31", "temperature": "0"})
+    assert (changed.num_examples, changed.temperature, changed.seed, refused) == (31, 0.0, 7, {})
+    changed, refused = with_changes(before, {"num_examples": "none", "top_p": "7", "beta": "0.2"})
+    assert changed is None and set(refused) == {"num_examples", "top_p"}
+    assert "number" in refused["num_examples"] or "integer" in refused["num_examples"]
+    assert with_changes(before, {"generation_batch_size": None})[0].generation_batch_size is None

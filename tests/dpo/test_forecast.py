@@ -1,0 +1,181 @@
+"""The forecast's formulas against what was counted, and what is said of the two beside each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from engine.core.events import Message, RunStarted, StageFinished, StageStarted, TrainStep
+from engine.dpo.planning.forecast import (
+    Measured,
+    Shape,
+    against_measured,
+    forecast,
+    generation_memory,
+    kept_per_token,
+    machine_of,
+    seconds_at_work,
+    training_memory,
+    weight_bytes,
+)
+from engine.dpo.planning.plan import TrainingPlan
+from engine.run.journal import Entry
+
+GIB = 1 << 30
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PLAN = TrainingPlan(2, 4, False, "up front", "float32")
+
+
+def model(kind: str, dtype: torch.dtype, targets: tuple[str, ...], layers: int) -> Any:
+    config, cls = (GemmaConfig, GemmaForCausalLM) if kind == "gemma" else (LlamaConfig, LlamaForCausalLM)
+    base = cls(
+        config(
+            vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=layers, num_attention_heads=3,
+            num_key_value_heads=1, head_dim=16,
+        )
+    ).to(dtype)  # fmt: skip
+    policy = get_peft_model(base, LoraConfig(r=2, target_modules=list(targets), task_type="CAUSAL_LM")).train()
+    for name, parameter in policy.named_parameters():
+        if "lora" in name:
+            parameter.data = parameter.data.float()
+    return policy
+
+
+def kept_by_autograd(policy: Any, tokens: int, *, twice: bool) -> int:
+    """Bytes of the tensors that the forward pass of the layers keeps for the backward pass, parameters left out."""
+    if twice:
+        policy.enable_input_require_grads()
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    own = {t.untyped_storage().data_ptr() for t in (*policy.parameters(), *policy.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in own:
+            kept[place] = tensor  # held, so that its place is not given to another
+        return tensor
+
+    half = next(policy.parameters()).dtype != torch.float32
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
+    ):
+        policy.get_base_model().model(input_ids=torch.arange(tokens)[None] % 64, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("targets", [ALL, ("q_proj", "v_proj"), ("q_proj", "v_proj", "gate_proj", "down_proj")])
+def test_what_a_token_leaves_behind_is_what_autograd_keeps(kind: str, dtype: torch.dtype, targets: tuple[str, ...]):
+    tokens = 512  # enough to make what is kept once, casts of the adapter's weights, small beside it
+    deep, flat = (kept_by_autograd(model(kind, dtype, targets, layers), tokens, twice=False) for layers in (4, 2))
+    config = model(kind, dtype, targets, 2).config
+    shape = Shape.of(config, {"target_modules": targets, "rank": 2})
+    counted = (deep - flat) / 2 / tokens
+    assert kept_per_token(shape, str(dtype).removeprefix("torch.")) == pytest.approx(counted, rel=0.01)
+
+
+def test_computed_twice_a_layer_leaves_its_hidden_state_alone():
+    deep, flat = (kept_by_autograd(model("gemma", torch.float32, ALL, layers), 256, twice=True) for layers in (4, 2))
+    assert (deep - flat) / 2 / 256 == pytest.approx(48 * 4, rel=0.02)
+
+
+GEMMA_2B = Shape(
+    hidden=2048, layers=18, intermediate=16384, heads=8, kv_heads=1, head_dim=256, vocab=256000,
+    base_parameters=2_506_172_416, adapter_parameters=19_611_648, rank=16, targets=ALL,
+)  # fmt: skip
+
+
+def gemma(plan: TrainingPlan, max_length: int = 1024, **options: Any) -> float:
+    return sum(training_memory(GEMMA_2B, plan, max_length=max_length, context=600 << 20, **options).values()) / GIB
+
+
+def test_a_shape_is_read_from_the_configuration():
+    config = GemmaConfig(vocab_size=256000, hidden_size=2048, num_hidden_layers=18, num_attention_heads=8,
+                         num_key_value_heads=1, head_dim=256, intermediate_size=16384)  # fmt: skip
+    shape = Shape.of(
+        config, {"target_modules": [f"model.layers.{i}.self_attn.{n}" for i in (0, 1) for n in ALL], "rank": 16}
+    )
+    assert shape.base_parameters == pytest.approx(GEMMA_2B.base_parameters, rel=1e-3)
+    assert (shape.hidden, shape.q, shape.kv, set(shape.targets)) == (2048, 2048, 256, set(ALL))
+
+
+def test_gemma_2b_fits_a_t4_a_pair_at_a_time_and_two_only_with_activations_computed_twice():
+    once = TrainingPlan(2, 4, False, "up front", "bfloat16")
+    twice = TrainingPlan(1, 8, True, "up front", "bfloat16")
+    assert gemma(twice) < gemma(twice.split(2)) < gemma(once.split(1)) < 14.6 < gemma(once)
+    assert gemma(twice, 512) < gemma(twice) and gemma(twice, in_4bit=True) < gemma(twice) - 2
+
+
+def test_a_live_reference_needs_more_and_float32_twice_the_weights():
+    live = TrainingPlan(1, 8, True, "live", "bfloat16")
+    assert gemma(live) > gemma(TrainingPlan(1, 8, True, "up front", "bfloat16"))
+    assert weight_bytes(GEMMA_2B, "float32", False) == 2 * weight_bytes(GEMMA_2B, "float16", False)
+
+
+def test_the_head_never_holds_the_whole_vocabulary_of_all_tokens():
+    terms = training_memory(GEMMA_2B, TrainingPlan(8, 1, False, "up front", "bfloat16"), max_length=1024, context=0)
+    assert terms["head"] < 2 * GIB < 8 * 2048 * 256000 * 4
+
+
+def test_generation_grows_with_its_rows():
+    one, many = (
+        sum(generation_memory(GEMMA_2B, "bfloat16", rows=n, longest=1536, context=0).values()) for n in (1, 33)
+    )
+    assert many - one == pytest.approx(32 * (2 * 1536 * 18 * 512 * 2 + 256000 * 14 + 1536 * 2 * (32768 + 8192)))
+
+
+def test_this_machine_has_what_it_says():
+    machine = machine_of(torch.device("cpu"))
+    assert 0 < machine.context < machine.room <= 2 * machine.total
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+MEASURED = Measured(
+    batch_size=8, reply_tokens=20.0, prefill_seconds=0.5, decode_seconds=0.1, record_bytes=1000, step_seconds=3.0,
+    longest_tokens=100, pair_tokens=50.0, checkpoint_bytes=5000, peak_bytes=7, peak_bytes_pairs=3,
+)  # fmt: skip
+
+
+def whole(plan: TrainingPlan, **options: Any) -> Any:
+    defaults = {"num_examples": 16, "rounds": 1, "max_new_tokens": 64, "epochs": 2.0, "save_total_limit": 2}
+    return forecast(MEASURED, **{**defaults, **options}, plan=plan)
+
+
+def test_a_reference_that_is_computed_once_is_paid_once():
+    assert whole(PLAN).seconds_training == pytest.approx(16 * 0.5 * 3.0 * (2 + 1 / 3))
+    live = TrainingPlan(2, 4, False, "live", "float32")
+    assert whole(live).seconds_training == pytest.approx(16 * 0.5 * 3.0 * 2)
+
+
+def test_pairs_take_their_readings_and_their_tokens():
+    assert whole(PLAN).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 30 * 0.1))
+    assert whole(PLAN, max_new_tokens=10).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 10 * 0.1))
+
+
+def entries() -> list[Entry]:
+    step = TrainStep(1, 2, 0.7, 0, 0, 0, 0, 0, 1, 9)
+    said = [
+        (0, RunStarted("", "", 1, "")), (10, StageStarted("training")), (30, step), (45, Message("info", "…")),
+        # killed; and again
+        (100, RunStarted("", "", 2, "")), (101, StageStarted("training")), (111, step), (112, step),
+        (150, StageFinished("training", "done")), (151, StageStarted("packaging")), (190, step),
+    ]  # fmt: skip
+    return [Entry(number, float(time), event) for number, (time, event) in enumerate(said)]
+
+
+def test_the_time_of_a_stage_is_that_of_all_its_processes_and_not_the_pause_between():
+    assert seconds_at_work(entries(), "training", (TrainStep,)) == 20 + 11
+    assert seconds_at_work(entries(), "pairs", (TrainStep,)) == 0
+
+
+def test_a_forecast_stands_beside_what_came_with_its_error():
+    compared = against_measured(
+        {"seconds_pairs": 90, "peak_bytes": 5, "disk": 1}, {"seconds_pairs": 120.0, "peak_bytes": 0.0}
+    )
+    assert compared == {"seconds_pairs": {"forecast": 90.0, "measured": 120.0, "relative_error": -0.25}}

@@ -1,0 +1,252 @@
+"""Memory that runs out in the training: less at a time, in a fresh process, from the last checkpoint, to the same adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.core import layout
+from engine.core.errors import MemoryExhausted, RestartNeeded
+from engine.core.events import Message, RunFinished, TrainStep
+from engine.dpo.planning.plan import PLAN_JSON, TrainingPlan, plan_as_configured, standing_plan
+from engine.dpo.training import trl_trainer
+from engine.dpo.training.trainer import train
+from engine.machine.device_errors import is_broken_device, is_out_of_memory
+from engine.machine.memory import MemoryPeak
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.journal import read_entries
+from tests.conftest import run_stage
+from tests.support.tiny_models import build_context, pairs
+
+ROOT = Path(__file__).parents[2]
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 1.95 GiB. GPU 0 has a total capacity of 14.58 GiB"
+
+AUTO = """
+import sys
+from engine.process.environment import quiet_libraries
+quiet_libraries()
+import torch
+from engine.dpo.training import trl_trainer
+real = trl_trainer.Stage3Trainer.compute_loss
+def small(self, model, inputs, *args, **kwargs):
+    "A device that holds two pairs at a time, and from the third step on; the preflight saw nothing of it."
+    if self.side_by_side > 2 and self.state.global_step >= 2 and "preflight" not in self.args.output_dir:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
+    return real(self, model, inputs, *args, **kwargs)
+if HURT:
+    trl_trainer.Stage3Trainer.compute_loss = small
+from tui.cli import main
+sys.exit(main())
+"""
+
+
+def auto_demo(folder: Path, *more: str, hurt: bool) -> subprocess.CompletedProcess[str]:
+    options = (
+        "--num-examples 36 --split train[:36] --min-pairs 16 --min-eval-pairs 4 --num-train-epochs 1 --eval-prompts 2"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", AUTO.replace("HURT", str(hurt)), "--auto", "--demo", *options.split(), "--save-steps", "1",
+         "--until", "training", "--output-dir", str(folder), *more],
+        capture_output=True, text=True, timeout=280, cwd=folder.parent, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / layout.ADAPTER_DIR / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A short demo, and the same on a device that holds two pairs at a time."""
+    folder = tmp_path_factory.mktemp("auto")
+    whole, hurt = folder / "whole", folder / "hurt"
+    done = auto_demo(whole, hurt=False)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    shutil.copytree(whole, hurt)
+    (hurt / layout.EVENTS_JSONL).unlink()
+    done = auto_demo(hurt, "--from", "training", hurt=True)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    return whole, hurt
+
+
+def test_auto_goes_on_in_fresh_processes_until_the_training_fits(two_runs: tuple[Path, Path]):
+    entries = list(read_entries(two_runs[1] / layout.EVENTS_JSONL))
+    told = [
+        entry.event.text for entry in entries if isinstance(entry.event, Message) and entry.event.level == "warning"
+    ]
+    assert [text.split("pairs a step")[0] for text in told if "Memory ran out" in text] == [
+        "Memory ran out in the training, after step 2, at 8 × 1 ",
+        "Memory ran out in the training, after step 2, at 4 × 2 ",
+    ]
+    assert "Tried to allocate 1.95 GiB" in told[-1] and "2 × 4 pairs a step" in told[-1]
+    starts = [entry for entry in entries if entry.event.kind() == "run_started"]
+    assert len(starts) == 3 and len({entry.event.pid for entry in starts}) == 1  # replaced, twice, in its place
+    assert [entry.event.exit_code for entry in entries if isinstance(entry.event, RunFinished)] == [0]
+
+
+def test_every_step_is_done_once_on_the_same_pairs(two_runs: tuple[Path, Path]):
+    whole, hurt = (
+        [e.event for e in read_entries(run / layout.EVENTS_JSONL) if isinstance(e.event, TrainStep)] for run in two_runs
+    )
+    assert [step.step for step in hurt] == [step.step for step in whole] == [1, 2, 3, 4]
+    assert [step.loss for step in hurt] == pytest.approx([step.loss for step in whole], abs=1e-5)
+    assert [step.learning_rate for step in hurt] == [step.learning_rate for step in whole]
+
+
+def test_the_adapter_is_that_of_a_run_with_memory_enough(two_runs: tuple[Path, Path]):
+    whole, hurt = map(adapter, two_runs)
+    assert max((whole[name] - hurt[name]).abs().max().item() for name in whole) < 2e-5
+
+
+def test_the_plan_that_fitted_is_recorded_with_what_happened(two_runs: tuple[Path, Path]):
+    record = Run(two_runs[1]).result("training")
+    plan = TrainingPlan.from_dict(record["plan"])
+    assert plan is not None and (plan.micro_batch, plan.accumulation) == (2, 4)
+    assert [event["to"]["micro_batch"] for event in record["memory_ran_out"]] == [4, 2]
+    assert Run(two_runs[0]).result("training")["memory_ran_out"] == []
+
+
+# -- in one process ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
+    return lambda **options: build_context(tmp_path / "run", *stage2, **{"gradient_checkpointing": None, **options})
+
+
+@pytest.fixture
+def spent(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], None]:
+    """From a step on every forward pass raises."""
+    real = trl_trainer.Stage3Trainer.compute_loss
+
+    def at(error: BaseException, step: int) -> None:
+        def broken(self: Any, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+            if self.state.global_step >= step:
+                raise error
+            return real(self, model, inputs, *args, **more)
+
+        monkeypatch.setattr(trl_trainer.Stage3Trainer, "compute_loss", broken)
+
+    return at
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(OUT_OF_MEMORY),
+        RuntimeError(OUT_OF_MEMORY),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+    ids=lambda error: f"{type(error).__name__}: {str(error)[:30]}",
+)
+def test_memory_that_runs_out_halves_the_micro_batch_and_asks_for_a_fresh_process(
+    error: Exception, spent: Callable[..., None], make: Callable[..., Context]
+):
+    spent(error, 3)
+    context = make()
+    with pytest.raises(RestartNeeded, match="after step 3, at 2 × 2 pairs") as restart:
+        run_stage(train(context, pairs(24)))
+    assert "at 1 × 4 pairs a step" in restart.value.what_to_do
+    plan = standing_plan(context, "float32")
+    assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 4, True)
+
+
+def test_a_lower_plan_outlives_the_process_and_the_training_goes_on(
+    spent: Callable[..., None], make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    whole = run_stage(train(make(), pairs(23)))[1]
+    context = make(output_dir=make().run.folder.with_name("again"))
+    context = Context(context.config, Run(context.config.output_dir))
+    context.run.record_stage("adapter", status="done", result=make().run.result("adapter"))
+    with monkeypatch.context():
+        spent(torch.OutOfMemoryError(OUT_OF_MEMORY), 3)
+        with pytest.raises(RestartNeeded):
+            run_stage(train(context, pairs(23)))
+    monkeypatch.undo()
+    _, again = run_stage(train(Context(context.config, Run(context.run.folder)), pairs(23)))
+    assert again.resumed_from == 2 and again.plan.micro_batch == 1
+    assert again.losses == pytest.approx(
+        whole.losses, abs=1e-5
+    )  # 23 pairs: the last step has three, in 2 and 1 or in 3
+
+
+def test_at_micro_batch_1_activations_are_computed_twice_and_then_it_is_an_end_with_advice(
+    spent: Callable[..., None], make: Callable[..., Context]
+):
+    context = make(per_device_train_batch_size=1)
+    plain = TrainingPlan(1, 2, False, "up front", "float32")
+    spent(torch.OutOfMemoryError(OUT_OF_MEMORY), 0)
+    with pytest.raises(RestartNeeded, match="activations computed twice"):
+        run_stage(train(context, pairs(8), plan=plain))
+    with pytest.raises(MemoryExhausted, match="nothing is left to make smaller") as end:
+        run_stage(train(context, pairs(8)))
+    assert not isinstance(end.value, RestartNeeded) and end.value.exit_code == 7
+    assert "--max-length 64 (now 128)" in end.value.what_to_do and "--load-in-4bit" in end.value.what_to_do
+    assert "Tried to allocate 1.95 GiB" in end.value.why
+
+
+def test_who_forbids_computing_activations_twice_is_told_to_allow_it(
+    spent: Callable[..., None], make: Callable[..., Context]
+):
+    spent(torch.OutOfMemoryError(OUT_OF_MEMORY), 0)
+    with pytest.raises(MemoryExhausted, match="Use --gradient-checkpointing"):
+        run_stage(train(make(per_device_train_batch_size=1, gradient_checkpointing=False), pairs(8)))
+
+
+def test_what_is_no_lack_of_memory_passes_through(spent: Callable[..., None], make: Callable[..., Context]):
+    spent(RuntimeError("CUDA error: device-side assert triggered"), 1)
+    context = make()
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        run_stage(train(context, pairs(8)))
+    assert not (context.run / PLAN_JSON).exists()
+
+
+BROKEN = (
+    "CUDA error: device-side assert triggered",
+    "CUDA error: an illegal memory access was encountered",
+    "CUDA error: unspecified launch failure",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+    "CUDA error: uncorrectable ECC error encountered; the device is out of memory pages",
+)
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_device_is_never_tried_again_in_the_same_process(text: str):
+    assert is_broken_device(RuntimeError(text)) and not is_out_of_memory(RuntimeError(text))
+
+
+def test_a_damaged_or_foreign_plan_is_passed_over(make: Callable[..., Context]):
+    context = make()
+    own = plan_as_configured(context.config, "float32")
+    for text in (
+        "{",
+        "[]",
+        '{"plan": {"micro_batch": 0}}',
+        json.dumps({"plan": {**own.as_dict(), "accumulation": 64}}),
+    ):
+        (context.run / PLAN_JSON).parent.mkdir(exist_ok=True)
+        (context.run / PLAN_JSON).write_text(text)
+        assert standing_plan(context, "float32") == own
+
+
+def test_the_peak_of_memory_is_that_since_it_is_watched():
+    before = MemoryPeak(torch.device("cpu"))
+    much = torch.ones(64, 1 << 20)  # 256 MiB
+    high = before.bytes()
+    del much
+    after = MemoryPeak(torch.device("cpu")).bytes()
+    assert high - after > 200 << 20

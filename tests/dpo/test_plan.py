@@ -1,0 +1,93 @@
+"""How a training is split: what is chosen, by what it needs and what there is, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from engine.core.config import Stage3Config
+from engine.dpo.planning.plan import TrainingPlan, choose_plan, micro_batches, plan_as_configured, reference_for
+
+GIB = 1 << 30
+
+
+def needed(plan: TrainingPlan) -> float:
+    """2 GiB, and 1 a pair side by side; a quarter of that where activations are computed twice."""
+    return GIB * (2 + plan.micro_batch / (4 if plan.gradient_checkpointing else 1))
+
+
+def chosen(config: Stage3Config, room: float, most: int | None = None) -> TrainingPlan:
+    return choose_plan(config, "bfloat16", "the GPU computes in it", needed, room * GIB, most)
+
+
+def test_the_largest_micro_batch_that_fits_is_chosen_and_the_effective_batch_stays(config: Callable[..., Stage3Config]):
+    for room, expected in (
+        (10, (8, 1, False)),
+        (6, (4, 2, False)),
+        (3, (1, 8, False)),
+        (2.9, (2, 4, True)),
+        (2.25, (1, 8, True)),
+    ):
+        plan = chosen(config(), room)
+        assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == expected
+        assert plan.effective_batch == 8
+
+
+def test_where_nothing_fits_it_is_the_smallest_there_is(config: Callable[..., Stage3Config]):
+    assert needed(chosen(config(), 1)) == min(needed(TrainingPlan(1, 8, True, "live", "")), needed(chosen(config(), 1)))
+
+
+def test_what_a_person_gave_is_kept(config: Callable[..., Stage3Config]):
+    assert chosen(config(gradient_checkpointing=True), 99).gradient_checkpointing
+    assert not chosen(config(gradient_checkpointing=False), 1).gradient_checkpointing
+    assert chosen(config(cpu_ref_model=False), 99).reference == "live"
+    assert chosen(config(cpu_ref_model=True, num_train_epochs=0.5), 99).reference == "up front"
+
+
+def test_the_reference_is_computed_once_unless_a_part_of_the_pairs_is_seen(config: Callable[..., Stage3Config]):
+    assert reference_for(config())[0] == "up front"  # the notebook's --cpu-ref-model
+    assert reference_for(config(num_train_epochs=0.5))[0] == "live"
+
+
+def test_every_choice_has_its_reason_with_the_numbers(config: Callable[..., Stage3Config]):
+    why = chosen(config(), 6).why
+    assert why["micro_batch"] == "needs 6.0 of 6.0 GiB; 8 would need 10.0"
+    assert "memory holds all" in why["gradient_checkpointing"] and why["dtype"] == "the GPU computes in it"
+    assert "would need 3.0 of 2.9 GiB" in chosen(config(), 2.9).why["gradient_checkpointing"]
+
+
+def test_more_side_by_side_than_gains_anything_is_not_chosen(config: Callable[..., Stage3Config]):
+    assert chosen(config(), 99, most=2).micro_batch == 2
+    assert chosen(config(), 99, most=0).micro_batch == 1
+
+
+@pytest.mark.parametrize(("effective", "steps"), [(8, [8, 4, 2, 1]), (6, [6, 3, 1]), (7, [7, 1]), (12, [12, 6, 3, 1])])
+def test_a_plan_is_lowered_by_halves_that_divide_the_effective_batch(effective: int, steps: list[int]):
+    plan: TrainingPlan | None = TrainingPlan(effective, 1, False, "live", "float32")
+    seen = []
+    while plan is not None:
+        assert plan.effective_batch == effective
+        seen.append((plan.micro_batch, plan.gradient_checkpointing))
+        plan = plan.lower()
+    assert seen == [*((step, False) for step in steps), (1, True)]
+    assert TrainingPlan(1, 8, False, "live", "float32").lower(may_checkpoint=False) is None
+
+
+def test_the_sizes_divide_the_batch():
+    assert micro_batches(12) == [12, 6, 4, 3, 2, 1]
+
+
+def test_a_plan_survives_its_record_and_is_what_the_trainer_reads(config: Callable[..., Stage3Config]):
+    plan = chosen(config(), 6)
+    assert TrainingPlan.from_dict(plan.as_dict()) == plan
+    applied = plan.applied_to(config())
+    assert (applied.per_device_train_batch_size, applied.gradient_accumulation_steps) == (4, 2)
+    assert (applied.gradient_checkpointing, applied.cpu_ref_model, applied.dtype) == (False, True, "bfloat16")
+    for damaged in (None, [], {}, {**plan.as_dict(), "micro_batch": "many"}, {**plan.as_dict(), "accumulation": 0}):
+        assert TrainingPlan.from_dict(damaged) is None
+
+
+def test_without_a_preflight_the_batch_is_as_given_and_memory_is_spared(config: Callable[..., Stage3Config]):
+    plan = plan_as_configured(config(), "float32")
+    assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 8, True)

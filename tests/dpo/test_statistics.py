@@ -1,0 +1,48 @@
+"""The small tests behind the verdict are those of the books."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from engine.dpo.evaluation.statistics import bootstrap_mean, mean, outcomes, rise_by_chance, share, sign_test, wilson
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [(0, 0, 1.0), (5, 0, 2 / 32), (6, 0, 2 / 64), (10, 4, 2 * 1471 / 16384), (3, 3, 1.0)],
+)
+def test_the_sign_test_is_exact(wins: int, losses: int, p: float):
+    assert sign_test(wins, losses) == pytest.approx(p)
+    assert sign_test(losses, wins) == pytest.approx(p)
+
+
+def test_outcomes_are_counted_as_wins_ties_losses():
+    assert outcomes([0.2, -0.1, 0.0, 0.3]) == (2, 1, 1)
+
+
+def test_a_rise_is_weighed_by_those_that_changed_alone():
+    before = [True, True, False, False, False, False, False, False]
+    after = [True, False, True, True, True, True, True, False]
+    assert rise_by_chance(before, after) == pytest.approx(2 * (1 + 6) / 64)  # five up, one down
+    assert rise_by_chance(after, before) == 1.0
+    assert rise_by_chance([], []) == 1.0
+
+
+def test_the_bootstrap_is_the_same_for_the_same_values_and_holds_the_mean():
+    values = [0.11, 0.52, 0.37, 0.94, 0.23, 0.65]
+    low, high = bootstrap_mean(values)
+    assert (low, high) == bootstrap_mean(values)
+    assert 0.11 < low < sum(values) / 6 < high < 0.94
+    assert all(math.isnan(bound) for bound in bootstrap_mean([]))
+
+
+def test_the_wilson_interval_is_that_of_the_books():
+    assert wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.278), abs=1e-3)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_of_nothing_there_is_no_mean_and_a_share_of_none():
+    assert math.isnan(mean([])) and share([]) == 0.0

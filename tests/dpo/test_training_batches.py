@@ -1,0 +1,329 @@
+"""How an optimizer step and the reference's pass are cut up: by length, by memory, and without a trace in what is computed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import DPOTrainer
+
+from engine.core.errors import NumbersError, Stopped
+from engine.core.events import Progress, TrainStep
+from engine.dpo.training import reference
+from engine.dpo.training.batches import StepCollator, cut_by_length, tokens_read
+from engine.dpo.training.dataset import encode_rows
+from engine.dpo.training.reference import reference_logps
+from engine.dpo.training.trainer import train, training_settings
+from engine.dpo.training.trl_trainer import Stage3Trainer, build_trainer
+from engine.models.loading import load_base, load_policy, load_tokenizer
+from engine.run.context import Context
+from engine.run.stop import StopToken
+from tests.conftest import run_stage
+from tests.support.tiny_models import build_context, pairs
+
+ROWS = pairs(22)
+
+
+@pytest.fixture
+def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
+    return lambda name="run", **options: build_context(tmp_path / name, *stage2, **options)
+
+
+def plain(context: Context, rows: list[Any] = ROWS) -> list[dict[str, Any]]:
+    encoded = encode_rows(rows, load_tokenizer(context.config))
+    return [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in encoded]
+
+
+# -- cutting -----------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_cut_by_length_the_longest_first():
+    assert list(cut_by_length([3, 10, 4, 9, 2, 5], 20)) == [[1, 3], [5, 2, 0, 4]]
+
+
+def test_padding_counts():
+    """Three of 4 tokens beside one of 10 would be 40."""
+    assert list(cut_by_length([4, 4, 10, 4], 39)) == [[2, 0, 1], [3]]
+
+
+def test_a_pair_longer_than_the_limit_stands_alone():
+    assert list(cut_by_length([30, 3, 40], 6)) == [[2], [0], [1]]
+    assert list(cut_by_length([], 6)) == []
+
+
+def test_of_equal_lengths_the_first_comes_first():
+    assert list(cut_by_length([7, 7, 7, 7], 14)) == [[0, 1], [2, 3]]
+
+
+def test_every_pair_of_a_step_is_in_one_batch_and_none_is_larger_than_the_limit():
+    draw = random.Random(4)
+    step = [
+        {"prompt_ids": [n] * draw.randint(1, 90), "chosen_ids": [n] * draw.randint(1, 30), "rejected_ids": [n]}
+        for n in range(40)
+    ]
+    batches = StepCollator(lambda found: {"pairs": found}, 200)(step)["batches"]
+    assert sorted(pair["rejected_ids"][0] for batch in batches for pair in batch["pairs"]) == list(range(40))
+    assert all(len(b["pairs"]) * max(map(tokens_read, b["pairs"])) <= 200 for b in batches)
+    assert 4 < len(batches) < 25
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def watch_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
+    """Of each optimizer step its forward passes, and of each of these its pairs, as text."""
+    steps: list[list[list[str]]] = []
+    real = Stage3Trainer.training_step
+
+    def watched(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
+        rows = [[str(ids(row)) for row in batch["input_ids"].chunk(2)[0]] for batch in inputs["batches"]]
+        steps.append(rows)
+        return real(self, model, inputs, *more)
+
+    monkeypatch.setattr(Stage3Trainer, "training_step", watched)
+    return steps
+
+
+def test_the_same_pairs_train_at_the_same_steps_however_they_are_cut_up(
+    make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    seen = watch_steps(monkeypatch)
+    passes, steps, told = [], [], []
+    for size in (1, 2, 4):
+        seen.clear()
+        context = make(f"run{size}", per_device_train_batch_size=size, gradient_accumulation_steps=4 // size)
+        events, _ = run_stage(train(context, ROWS))
+        passes.append(sum(map(len, seen)))
+        steps.append([sorted(pair for batch in step for pair in batch) for step in seen])
+        told.append([e for e in events if isinstance(e, TrainStep)])
+    assert steps[0] == steps[1] == steps[2]
+    assert [len(step) for step in steps[0]] == [4, 4, 4, 4, 4, 2]
+    assert 22 >= passes[0] > passes[1] > passes[2] == 6
+    for one, two, four in zip(*told, strict=True):
+        for name in ("loss", "grad_norm", "margin", "reward_chosen", "accuracy", "epoch", "learning_rate"):
+            assert getattr(one, name) == pytest.approx(getattr(two, name), abs=2e-5)
+            assert getattr(one, name) == pytest.approx(getattr(four, name), abs=2e-5)
+
+
+def test_a_step_has_the_pairs_of_trls_own_order_and_they_are_sorted_in_it_alone(trainer: Any):
+    _, made, _ = trainer
+    ours, theirs = iter(made.get_train_dataloader()), list(DPOTrainer.get_train_dataloader(made))
+    firsts = []
+    for batch in theirs:
+        cut = next(ours)["batches"]
+        rows = [row for part in cut for row in part["input_ids"].chunk(2)[0]]
+        assert sorted(map(ids, rows)) == sorted(map(ids, batch["input_ids"].chunk(2)[0]))
+        lengths = [length for part in cut for length in read_lengths(part)]
+        assert lengths == sorted(lengths, reverse=True)
+        firsts.append(lengths[0])
+    assert len(theirs) == 6 and firsts != sorted(firsts, reverse=True)
+
+
+def ids(row: torch.Tensor) -> list[int]:
+    return [token for token in row.tolist() if token]
+
+
+def read_lengths(batch: dict[str, torch.Tensor]) -> list[int]:
+    """Tokens of prompt and both replies of each pair."""
+    chosen, _ = batch["attention_mask"].sum(dim=1).chunk(2)
+    _, rejected = batch["completion_mask"].sum(dim=1).chunk(2)
+    return [int(length) for length in chosen + rejected]
+
+
+def test_a_run_whose_batches_are_halved_on_the_way_goes_on_with_the_same_pairs(
+    make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    split = {4: {"gradient_accumulation_steps": 1}, 2: {"gradient_accumulation_steps": 2}}
+    seen = watch_steps(monkeypatch)
+    _, undisturbed = run_stage(train(make("whole", per_device_train_batch_size=4, **split[4]), ROWS))
+    expected = [sorted(pair for batch in step for pair in batch) for step in seen]
+    seen.clear()
+    context = make("halved", per_device_train_batch_size=4, **split[4])
+    with pytest.raises(Stopped):
+        for event in train(context, ROWS):
+            if isinstance(event, TrainStep) and event.step == 3:
+                context.stop.request("the test asks")
+    before = len(seen)
+    _, trained = run_stage(train(make("halved", per_device_train_batch_size=2, **split[2]), ROWS))
+    assert trained.resumed_from == before < 6
+    assert [sorted(pair for batch in step for pair in batch) for step in seen] == expected
+    assert len(seen[0]) == 1 < len(seen[before])  # it was cut otherwise from there on
+    assert trained.losses == pytest.approx(undisturbed.losses, abs=2e-5)
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["live reference", "reference computed once"])
+def test_steps_and_reference_read_a_prompt_once(once: bool, make: Callable[..., Context]):
+    context = make(cpu_ref_model=once)
+    policy = load_policy(load_base(context.config), Path(context.config.adapter_path), trainable=True)
+    read: list[int] = []
+    policy.get_base_model().base_model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    run_stage(train(context, ROWS[:1], policy=policy, max_steps=1))
+    (pair,) = plain(context, ROWS[:1])
+    # Neither reply's last token; after the probe of two small pairs, the reference, the first loss and the step.
+    assert read[2:] == [tokens_read(pair) - 2] * (3 if once else 4)
+
+
+def test_the_mean_is_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    """Three pairs whose losses are 1, 1 and 4, cut into a pass of two and a pass of one."""
+    _, made, tokens = trainer
+    parameter = next(p for p in made.model.parameters() if p.requires_grad)
+
+    def loss_of(self: Any, model: Any, inputs: Any, **_: Any) -> torch.Tensor:
+        value = 4.0 if len(inputs["input_ids"]) == 2 else 1.0
+        self._metrics["train"]["rewards/margins"].append(value)
+        self._metrics["train"]["num_tokens"] = [70]
+        return value + 0.0 * parameter.sum()
+
+    monkeypatch.setattr(Stage3Trainer, "compute_loss", loss_of)
+    two, one = made.data_collator(tokens[:2]), made.data_collator(tokens[2:3])
+    assert made.training_step(made.model, {"batches": [two, one]}).item() == pytest.approx((2 * 1 + 4) / 3)
+    margins = made._metrics["train"]["rewards/margins"]
+    assert sum(margins) / len(margins) == pytest.approx((2 * 1 + 4) / 3)
+    assert made._metrics["train"]["num_tokens"] == [70]
+
+
+# -- the reference's pass ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trainer(make: Callable[..., Context]) -> Any:
+    context = make()
+    policy = load_policy(load_base(context.config), Path(context.config.adapter_path), trainable=True)
+    tokens = plain(context)
+    made = build_trainer(
+        context,
+        policy,
+        load_tokenizer(context.config),
+        tokens,
+        training_settings(context, len(tokens)),
+        torch.float32,
+        "x",
+    )
+    return context, made, tokens
+
+
+def logps(trainer: Any, batch_size: int, name: str = "logps.json", fingerprint: str = "right") -> Any:
+    context, made, tokens = trainer
+    return reference_logps(
+        made.model, tokens, made.data_collator, batch_size=batch_size, dtype=torch.float32, path=context.run / name,
+        fingerprint=fingerprint, stop=context.stop,
+    )  # fmt: skip
+
+
+def test_the_references_figures_are_trls_and_in_the_order_of_the_rows(trainer: Any):
+    _, made, tokens = trainer
+    theirs = []
+    for pair in tokens:
+        with torch.no_grad():
+            chosen, rejected = DPOTrainer.compute_ref_log_probs(made, made.model, made.data_collator([pair]))
+        theirs.append((chosen.item(), rejected.item()))
+    assert len({round(value, 3) for pair in theirs for value in pair}) == 44
+    for batch_size in (1, 3, 100):
+        events, ours = run_stage(logps(trainer, batch_size, f"{batch_size}.json"))
+        assert [value for pair in ours for value in pair] == pytest.approx(
+            [v for pair in theirs for v in pair], abs=5e-5
+        )
+        assert [e.done for e in events if isinstance(e, Progress)][-1] == 22
+
+
+def test_short_pairs_are_read_side_by_side(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[tuple[int, int]] = []
+    real = reference.pair_logps
+
+    def watched(model: Any, batch: Any, *more: Any) -> Any:
+        sizes.append(tuple(batch["input_ids"].shape))
+        return real(model, batch, *more)
+
+    monkeypatch.setattr(reference, "pair_logps", watched)
+    tokens = trainer[2]
+    tokens[5]["prompt_ids"] = tokens[5]["prompt_ids"] * 8
+    run_stage(logps(trainer, 1))
+    assert sum(rows for rows, _ in sizes) == 44
+    assert sizes[0] == (2, max(width for _, width in sizes))
+    assert 11 > len(sizes) > 5 and all(rows >= 4 for rows, _ in sizes[1:-1])
+
+
+def test_a_pass_that_was_stopped_goes_on_and_leaves_the_same_bytes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    context, *_ = trainer
+    _, expected = run_stage(logps(trainer, 2, "undisturbed.json"))
+    working = logps(trainer, 2)
+    next(working)
+    context.stop.request("the test asks")
+    with pytest.raises(Stopped):
+        next(working)
+    context.stop = StopToken()
+    kept = json.loads((context.run / "logps.json").read_text())["logps"]
+    done = [row for row, pair in enumerate(kept) if pair is not None]
+    assert 0 < len(done) < 22 and done != list(range(len(done)))  # the longest came first
+    asked = watch_rows(monkeypatch)
+    _, found = run_stage(logps(trainer, 2))
+    assert sum(asked) == 22 - len(done)
+    assert found == expected
+    assert (context.run / "logps.json").read_bytes() == (context.run / "undisturbed.json").read_bytes()
+
+
+def test_what_is_kept_is_not_computed_again(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    _, expected = run_stage(logps(trainer, 2))
+    asked = watch_rows(monkeypatch)
+    assert run_stage(logps(trainer, 4))[1] == expected
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: {**data, "fingerprint": "of another"},
+        lambda data: {**data, "logps": data["logps"][:21]},
+        lambda data: {**data, "logps": [[1.0]] * 22},
+        lambda data: data["logps"],
+        lambda data: "{",
+    ],
+    ids=["another's", "a row short", "half a pair", "a list", "cut"],
+)
+def test_what_is_not_as_it_was_kept_is_computed_anew(
+    damage: Callable[[Any], Any], trainer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    context, *_ = trainer
+    _, expected = run_stage(logps(trainer, 2))
+    path = context.run / "logps.json"
+    damaged = damage(json.loads(path.read_text()))
+    path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+    asked = watch_rows(monkeypatch)
+    assert run_stage(logps(trainer, 2))[1] == expected
+    assert sum(asked) == 22
+
+
+def test_a_row_that_is_not_finite_is_named(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    _, _, tokens = trainer
+    shortest = min(range(22), key=lambda row: tokens_read(tokens[row]))
+    real = reference.pair_logps
+
+    def broken(model: Any, batch: Any, *more: Any) -> Any:
+        chosen, rejected = real(model, batch, *more)
+        ends = tokens[shortest]["prompt_ids"] + tokens[shortest]["chosen_ids"]
+        hit = [row.tolist()[: len(ends)] == ends for row in batch["input_ids"].chunk(2)[0]]
+        return chosen.masked_fill(torch.tensor(hit), torch.inf), rejected
+
+    monkeypatch.setattr(reference, "pair_logps", broken)
+    with pytest.raises(NumbersError, match=rf"row {shortest} a log-probability of \(inf, -"):
+        run_stage(logps(trainer, 3))
+
+
+def watch_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pairs in each batch that the reference reads from now on."""
+    asked: list[int] = []
+    real = reference.pair_logps
+
+    def watched(model: Any, batch: Any, *more: Any) -> Any:
+        asked.append(len(batch["input_ids"]) // 2)
+        return real(model, batch, *more)
+
+    monkeypatch.setattr(reference, "pair_logps", watched)
+    return asked

@@ -1,0 +1,268 @@
+"""The verdict is a function of figures, and no figure alone buys the word `better`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from engine.core.config import TrainingOptions
+from engine.dpo.evaluation import verdict as rules
+from engine.dpo.evaluation.verdict import RULES, Answer, Answered, Comparison, Limits, Verdict, verdict
+
+LIMITS = Limits.of(TrainingOptions())
+RISING = [0.1 + 0.01 * i for i in range(20)]
+HIGHER = [score + 0.3 + 0.007 * i for i, score in enumerate(RISING)]
+
+
+def compared(
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    *,
+    unusable: tuple[int, int] = (0, 0),
+    refused: tuple[int, int] = (0, 0),
+    harmless: int = 20,
+    tokens: tuple[Sequence[int], Sequence[int]] | None = None,
+    same: int = 0,
+    **more: object,
+) -> Comparison:
+    """Two models' answers with these scores; of the first prompts on so many are unusable, or the same in both.
+
+    refused   of `harmless` prompts
+    """
+    n = len(before)
+    lengths2, lengths3 = tokens or ([30 + i for i in range(n)], [31 + i for i in range(n)])
+    answers = [
+        Answered(
+            Answer(f"two {i}", lengths2[i], i < unusable[0], False, before[i]),
+            Answer(f"two {i}" if i < same else f"three {i}", lengths3[i], i < unusable[1], False, after[i]),
+        )
+        for i in range(n)
+    ]
+    return Comparison(answers, [(i < refused[0], i < refused[1]) for i in range(harmless)], **more)  # type: ignore[arg-type]
+
+
+def unscored(n: int) -> list[None]:
+    return [None] * n
+
+
+def found(comparison: Comparison, **limits: float) -> Verdict:
+    return verdict(comparison, replace(LIMITS, **limits))
+
+
+def word(comparison: Comparison, **limits: float) -> tuple[str, str]:
+    given = found(comparison, **limits)
+    return given.word, given.rule
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_in_the_docstring_is_the_table_of_the_program():
+    lines = [line.strip("| ").split(" | ") for line in (rules.__doc__ or "").splitlines() if line.startswith("| ")]
+    assert [(cells[0], cells[-1]) for cells in lines[1:]] == [(name, said) for name, said, _ in RULES]
+
+
+def test_every_threshold_is_an_option_with_its_default():
+    assert Limits(15, 0.05, 0.05, 0.05, 1.5) == LIMITS
+    assert Limits.of(TrainingOptions(max_length_ratio=2.25)).max_length_ratio == 2.25
+
+
+def test_the_reason_comes_first_and_then_what_was_measured():
+    given = found(compared(RISING, HIGHER, unusable=(3, 4), refused=(1, 2)))
+    assert given.reasons == (
+        "The judge prefers Stage 3's answers; neither broken answers, refusals nor length speak against it.",
+        "Unusable answers: 15% before, 20% after.",
+        "Length: 1.03 times Stage 2's on average.",
+        "Of 20 harmless prompts 1 were refused before, 2 after.",
+        "Judge: 20 better, 0 equal, 0 worse (sign test p = 1.9e-06); "
+        "mean change +0.366, 95 % interval +0.349 to +0.384.",
+    )
+
+
+def test_what_was_not_measured_is_not_told():
+    assert found(compared(unscored(16), unscored(16), harmless=0)).reasons == (
+        "No judge scored the answers.",
+        "Unusable answers: 0% before, 0% after.",
+        "Length: 1.03 times Stage 2's on average.",
+    )
+
+
+# -- is there anything to tell? ----------------------------------------------------------------------------------------
+
+
+def test_an_adapter_that_is_stage_2s_is_no_different_whatever_else_is_said():
+    assert word(compared(RISING, HIGHER, trained=False)) == ("no different", "nothing trained")
+    assert word(compared(RISING[:3], HIGHER[:3], trained=False)) == ("no different", "nothing trained")
+
+
+def test_too_few_prompts_tell_nothing_even_where_all_are_won():
+    assert word(compared(RISING[:14], HIGHER[:14])) == ("cannot tell", "too few prompts")
+    assert word(compared(RISING[:15], HIGHER[:15])) == ("better", "judged better")
+    assert word(compared(RISING[:15], HIGHER[:15]), min_eval_prompts=16) == ("cannot tell", "too few prompts")
+    assert word(Comparison([])) == ("cannot tell", "too few prompts")
+
+
+def test_the_same_answers_need_no_judge_to_be_no_different():
+    assert word(compared(unscored(16), unscored(16), same=16)) == ("no different", "same answers")
+    assert word(compared(unscored(16), unscored(16), same=15)) == ("cannot tell", "no judge")
+
+
+def test_without_a_judge_nobody_can_tell():
+    assert word(compared(unscored(40), unscored(40), unusable=(3, 2))) == ("cannot tell", "no judge")
+
+
+def test_a_judge_that_scored_too_few_is_none():
+    before, after = [*RISING[:14], *unscored(6)], [*HIGHER[:14], *unscored(6)]
+    assert word(compared(before, after)) == ("cannot tell", "no judge")
+    assert "The judge scored 14 prompts, fewer than 15." in found(compared(before, after)).reasons
+    assert word(compared([*RISING[:15], None], [*HIGHER[:15], 0.5])) == ("better", "judged better")
+
+
+def test_a_judge_who_says_one_thing_of_everything_is_blind():
+    assert word(compared([0.5] * 20, [0.5] * 20)) == ("cannot tell", "blind judge")
+    assert word(compared([0.5] * 20, [0.5] * 19 + [0.6])) == ("no different", "judged alike")
+
+
+# -- are they still answers? -------------------------------------------------------------------------------------------
+
+
+def test_answers_that_break_down_are_worse_whatever_the_judge_says():
+    assert word(compared(RISING, HIGHER, unusable=(1, 7))) == ("worse", "broken answers")
+    assert word(compared(unscored(20), unscored(20), unusable=(1, 7))) == ("worse", "broken answers")
+
+
+def test_five_newly_broken_answers_may_be_chance_and_six_are_not():
+    assert word(compared(RISING, HIGHER, unusable=(0, 5))) == ("cannot tell", "more broken")
+    assert word(compared(RISING, HIGHER, unusable=(0, 6))) == ("worse", "broken answers")
+    assert word(compared(RISING, HIGHER, unusable=(0, 5)), eval_significance=0.07) == ("worse", "broken answers")
+
+
+def test_a_rise_of_just_the_limit_is_none():
+    assert word(compared(RISING, HIGHER, unusable=(2, 3))) == ("better", "judged better")
+    assert word(compared(RISING, HIGHER, unusable=(2, 4))) == ("cannot tell", "more broken")
+    assert word(compared(RISING, HIGHER, unusable=(2, 4)), max_unusable_rise=0.1) == ("better", "judged better")
+
+
+def test_a_rise_that_chance_may_explain_is_not_called_no_different_either():
+    assert word(compared(RISING, RISING, unusable=(0, 2))) == ("cannot tell", "more broken")
+
+
+def test_answers_that_are_mended_speak_against_nothing():
+    assert word(compared(RISING, HIGHER, unusable=(9, 1), refused=(8, 0))) == ("better", "judged better")
+
+
+# -- are harmless prompts refused? -------------------------------------------------------------------------------------
+
+
+def test_over_refusal_is_worse_though_the_judge_likes_it():
+    assert word(compared(RISING, HIGHER, refused=(0, 5))) == ("cannot tell", "more refusals")
+    assert word(compared(RISING, HIGHER, refused=(0, 6))) == ("worse", "over-refusal")
+    assert word(compared(unscored(20), unscored(20), refused=(0, 6))) == ("worse", "over-refusal")
+
+
+def test_one_more_refusal_of_twenty_is_just_the_limit():
+    assert word(compared(RISING, HIGHER, refused=(1, 2))) == ("better", "judged better")
+    assert word(compared(RISING, HIGHER, refused=(1, 2)), max_refusal_rise=0.04) == ("cannot tell", "more refusals")
+
+
+def only_refusals(harmless: int) -> Comparison:
+    """Stage 3 began to refuse 12 of 20 prompts, and those are what the judge prefers."""
+    made = compared(RISING, [*HIGHER[:12], *RISING[12:]], harmless=harmless)
+    answers = [Answered(a.stage2, replace(a.stage3, refuses=True)) if i < 12 else a for i, a in enumerate(made.answers)]
+    return replace(made, answers=answers)
+
+
+def test_refusals_alone_are_better_only_where_over_refusal_could_be_seen():
+    assert word(only_refusals(harmless=5)) == ("cannot tell", "refusals alone")
+    assert word(only_refusals(harmless=6)) == ("better", "judged better")
+    assert word(compared(RISING, HIGHER, harmless=0)) == ("better", "judged better")
+
+
+# -- what does the judge prefer, and why? ------------------------------------------------------------------------------
+
+
+def test_a_judge_who_prefers_stage_3_every_time_makes_it_better_and_the_other_way_round_worse():
+    assert word(compared(RISING, HIGHER)) == ("better", "judged better")
+    assert word(compared(HIGHER, RISING)) == ("worse", "judged worse")
+
+
+def test_as_many_wins_as_losses_are_no_difference():
+    after = [score + (0.21 if i % 2 else -0.2) for i, score in enumerate(RISING)]
+    assert word(compared(RISING, after)) == ("no different", "judged alike")
+
+
+def wins_of(wins: int, losses: int) -> Comparison:
+    after = [score + (0.31 if i < wins else -0.3) for i, score in enumerate(RISING[: wins + losses])]
+    return compared(RISING[: wins + losses], after)
+
+
+def test_fourteen_of_twenty_may_be_chance_and_fifteen_are_not():
+    assert word(wins_of(14, 6)) == ("no different", "judged alike")
+    assert word(wins_of(15, 5)) == ("better", "judged better")
+    assert word(wins_of(5, 15)) == ("worse", "judged worse")
+    assert word(wins_of(15, 5), eval_significance=0.04) == ("no different", "judged alike")
+
+
+def test_many_small_wins_against_one_large_loss_are_not_better():
+    after = [score + 0.01 for score in RISING]
+    after[7] -= 9.0
+    assert word(compared(RISING, after)) == ("no different", "judged alike")
+
+
+WRONG_WAY = [-0.4 - 0.01 * i for i in range(20)]
+
+
+def test_stage_3_that_prefers_the_rejected_replies_is_worse_with_no_judge_and_never_better():
+    assert word(compared(unscored(20), unscored(20), margins=WRONG_WAY)) == ("worse", "wrong way round")
+    assert word(compared(RISING, RISING, margins=WRONG_WAY)) == ("worse", "wrong way round")
+    assert word(compared(RISING, HIGHER, margins=WRONG_WAY)) == ("cannot tell", "judge against pairs")
+
+
+def test_an_accuracy_whose_interval_reaches_one_half_says_nothing():
+    def margins(wrong: int) -> list[float]:
+        return [-0.5 - 0.01 * i if i < wrong else 0.1 + 0.01 * i for i in range(20)]
+
+    assert word(compared(RISING, HIGHER, margins=margins(14))) == ("better", "judged better")
+    assert word(compared(RISING, HIGHER, margins=margins(15))) == ("cannot tell", "judge against pairs")
+    few_but_large = [9.0 if i < 5 else -0.01 for i in range(20)]
+    assert word(compared(RISING, HIGHER, margins=few_but_large)) == ("better", "judged better")
+
+
+def test_an_accuracy_of_one_buys_nothing():
+    certain = [1.0 + 0.1 * i for i in range(20)]
+    assert word(compared(RISING, HIGHER, unusable=(0, 12), margins=certain)) == ("worse", "broken answers")
+    assert word(compared(RISING, RISING, margins=certain)) == ("no different", "judged alike")
+    assert word(compared(unscored(20), unscored(20), margins=certain)) == ("cannot tell", "no judge")
+
+
+# -- is it length? -----------------------------------------------------------------------------------------------------
+
+
+def by_length(not_longer: int, ratio: float = 2.0, lost: int = 0) -> Comparison:
+    """20 prompts, all won but the first `lost`; Stage 3's answers are `ratio` times as long but for `not_longer`."""
+    before = [30 + i for i in range(20)]
+    after = [length if i < not_longer else round(length * ratio) for i, length in enumerate(before)]
+    scores = [score - 0.6 if i < lost else score for i, score in enumerate(HIGHER)]
+    return compared(RISING, scores, tokens=(before, after))
+
+
+def test_much_longer_answers_are_better_only_where_the_judge_prefers_those_that_are_not_longer():
+    assert word(by_length(not_longer=0)) == ("cannot tell", "length alone")
+    assert word(by_length(not_longer=5)) == ("cannot tell", "length alone")
+    assert word(by_length(not_longer=6)) == ("better", "judged better")
+    assert word(by_length(not_longer=6, lost=1)) == ("cannot tell", "length alone")
+
+
+def test_one_and_a_half_times_as_long_is_just_the_limit():
+    lengths = [30 + 2 * i for i in range(20)]
+    longer = [length * 3 // 2 for length in lengths]
+    assert word(compared(RISING, HIGHER, tokens=(lengths, longer))) == ("better", "judged better")
+    assert word(compared(RISING, HIGHER, tokens=(lengths, [*longer[:-1], longer[-1] + 1]))) == (
+        "cannot tell",
+        "length alone",
+    )
+
+
+def test_longer_answers_that_are_worse_stay_worse():
+    lengths = [30 + i for i in range(20)]
+    assert word(compared(HIGHER, RISING, tokens=(lengths, [3 * n for n in lengths]))) == ("worse", "judged worse")

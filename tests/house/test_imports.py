@@ -1,0 +1,66 @@
+"""The arrows of the house: what a fresh interpreter has in memory, and which file imports which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "textual"}
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_the_command_line_imports_nothing_heavy():
+    assert not loaded_after("import tui.cli") & (HEAVY | {"pydantic", "rich", "psutil"})
+
+
+def test_the_engine_imports_no_screen():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "engine").rglob("*.py"))
+        if path.name != "__init__.py"
+    ]
+    loaded = loaded_after("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in modules))
+    assert not loaded & {"textual", "tui", "themes"}
+
+
+def test_no_file_of_the_engine_names_rich():
+    """TRL imports rich by itself, so that the interpreter's memory tells nothing."""
+    for path in (ROOT / "engine").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            )
+            assert not any(name.split(".")[0] == "rich" for name in named), path
+
+
+def test_auto_needs_no_textual():
+    assert not loaded_after("import tui.commands.auto, engine.pipeline.session") & HEAVY
+
+
+def test_the_arrows_between_rooms_point_one_way():
+    """The contracts stand in pyproject.toml."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_files_import_each_other_in_a_circle_not_even_for_types():
+    graph = grimp.build_graph("engine", "tui", "themes", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))

@@ -1,0 +1,179 @@
+"""Downloads by the real libraries, in a process of their own, from the Hub on localhost: what they raise is told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fake_hub import FIRST_COMMIT, FakeHub, fake_hub
+from tests.support.hub_in_process import CANARY
+
+ROOT = Path(__file__).parents[2]
+
+# huggingface_hub sleeps for up to 23 s between its tries, and for as long as the Hub says: a test need not wait for it, but
+# notes how long it would have been.
+CHILD = """
+import json, os, sys, time
+from engine.process.environment import quiet_libraries
+quiet_libraries()
+asleep = []
+time.sleep = asleep.append
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = 0.3
+from engine.core.config import load_config
+from engine.machine.error_mapping import as_stage3_error
+from engine.hub import bound_the_client
+
+bound_the_client()
+token = os.environ.pop("CANARY")
+def dataset(repo):
+    from engine.pairs.generation.prompts import load_prompts
+    repo, _, revision = repo.partition("@")
+    chosen = {"dataset": repo, "split": "test[:2]", "dataset_revision": revision or "main"}
+    config = load_config(chosen, environment={})
+    return [prompt.text for prompt in load_prompts(config, token)]
+def width(repo):
+    from transformers import AutoConfig
+    return AutoConfig.from_pretrained(repo, token=token).hidden_size
+WAYS = {
+    "file": lambda repo: open(hf_hub_download(repo, "config.json", token=token)).read(),
+    "snapshot": lambda repo: sorted(os.listdir(snapshot_download(repo, token=token))),
+    "transformers": width,
+    "datasets": dataset,
+}
+for way, repo in json.loads(sys.argv[1]):
+    asleep.clear()
+    told = {"way": way, "repo": repo}
+    try:
+        told["got"] = WAYS[way](repo)
+    except Exception as error:
+        known = as_stage3_error(error)
+        told |= {"bug": repr(error)} if known is None else known.as_dict()
+    print(json.dumps({**told, "asleep": sum(asleep)}), flush=True)
+"""
+CONFIG = b'{"model_type": "gemma", "hidden_size": 24}'
+ROWS = b"".join(json.dumps({"prompt": f"Question {number}?"}).encode() + b"\n" for number in range(3))
+WAYS = ("file", "snapshot", "transformers", "datasets")
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeHub]:
+    with fake_hub() as server:
+        yield server
+
+
+def put(fake: FakeHub, repo: str, mood: Any) -> str:
+    """A repository that is a model and a dataset at once."""
+    fake.repos[repo] = mood
+    fake.files[repo] = {"config.json": CONFIG, "test.jsonl": ROWS}
+    return repo
+
+
+def download(fake: FakeHub, home: Path, *wanted: tuple[str, str], **environment: str) -> list[dict[str, Any]]:
+    """What came of each (way, repository), one after the other in one process; `datasets` takes repository@revision, too."""
+    env = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_ENDPOINT": fake.endpoint,
+        "HF_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "CANARY": CANARY,
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(wanted)],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=120,
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stderr
+    assert CANARY not in done.stdout + done.stderr
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(outcome["way"], outcome["repo"]) for outcome in outcomes] == list(wanted)
+    return outcomes
+
+
+def test_every_way_of_reading_works_where_the_hub_does_and_where_it_sends_on(fake: FakeHub, tmp_path: Path) -> None:
+    moods = {"a/fine": "ok", "a/renamed": "redirect", "a/stored-elsewhere": {"head": "redirect elsewhere"}}
+    repos = [put(fake, repo, mood) for repo, mood in moods.items()]
+    right = {"file": CONFIG.decode(), "snapshot": ["config.json", "test.jsonl"], "transformers": 24}
+    right["datasets"] = ["Question 1?", "Question 0?"]
+    for outcome in download(fake, tmp_path, *((way, repo) for repo in repos for way in right)):
+        assert outcome.get("got") == right[outcome["way"]], outcome
+    assert fake.elsewhere and all(request.authorization == "" for request in fake.elsewhere)
+    assert all(request.authorization == f"Bearer {CANARY}" for request in fake.requests if request.method == "GET")
+
+
+REFUSALS = {
+    "401": (4, "not accepted (401)"),
+    "gated": (4, "licence is not accepted"),
+    "awaiting": (4, "nobody has answered"),
+    "fine-grained": (4, "fine-grained token"),
+    "403": (4, "may not be read"),
+    "404": (4, "not there, or private"),
+    "private": (4, "not there, or private"),
+    "429": (5, "429: too many requests"),
+    "503": (5, "503"),
+    "portal": (5, "is not the Hub's"),
+    "short": (5, "broke off in the middle"),
+}
+DATASETS_SAY = (4, "gated, private or not there")
+"""datasets hides the Hub's answer behind an exception of its own."""
+
+
+def test_what_the_libraries_raise_is_told_apart_as_the_stage_tells_it(fake: FakeHub, tmp_path: Path) -> None:
+    repos = {put(fake, f"a/{mood}", mood): mood for mood in REFUSALS}
+    wanted = [(way, repo) for repo in repos for way in WAYS]
+    for outcome in download(fake, tmp_path, *wanted):
+        mood = repos[outcome["repo"]]
+        code, what = REFUSALS[mood]
+        told = (outcome.get("exit_code"), what in outcome.get("what", ""))
+        hidden = outcome["way"] == "datasets" and DATASETS_SAY[1] in outcome.get("what", "")
+        assert told == (code, True) or (hidden and code == 4), outcome
+        assert "cache" not in outcome["what"] and outcome["why"] and outcome["what_to_do"]
+        # 1, 2, 4, 8 and 8 s between the library's tries; of the 3600 s that a 429 asks for, not one.
+        assert outcome["asleep"] <= 24, outcome
+
+
+def test_a_download_that_hangs_comes_to_an_end(fake: FakeHub, tmp_path: Path) -> None:
+    put(fake, "a/silent", "hang")
+    put(fake, "a/stalled", {"file": "hang in the middle"})
+    for outcome in download(fake, tmp_path, ("snapshot", "a/silent"), ("file", "a/silent"), ("file", "a/stalled")):
+        assert (outcome.get("exit_code"), "does not answer" in outcome.get("what", "")) == (5, True), outcome
+
+
+def test_after_a_cut_the_next_try_completes(fake: FakeHub, tmp_path: Path) -> None:
+    tries = 6  # of the library, before it gives up
+    put(fake, "a/cut", {"file": [*["short"] * tries, "ok"]})
+    put(fake, "a/smaller", {"file": ["smaller", "ok"]})
+    wanted = [("file", "a/cut"), ("file", "a/cut"), ("file", "a/smaller"), ("file", "a/smaller")]
+    cut, again, smaller, once_more = download(fake, tmp_path, *wanted)
+    for failed in (cut, smaller):
+        assert (failed.get("exit_code"), "broke off" in failed.get("what", "")) == (5, True), failed
+    for whole in (again, once_more):
+        assert whole.get("got") == CONFIG.decode(), whole
+    left = [path for path in tmp_path.rglob("*.incomplete") if path.is_file()]
+    assert left == []
+
+
+def test_offline_each_commit_is_read_that_was_asked_for(fake: FakeHub, tmp_path: Path) -> None:
+    """datasets alone takes the newest copy that it has."""
+    put(fake, "a/b", "ok")
+    now = "2" * 40
+    download(fake, tmp_path, ("datasets", f"a/b@{FIRST_COMMIT}"))
+    fake.commits["a/b"] = now
+    fake.files["a/b"] = {"test.jsonl": ROWS.replace(b"Question", b"Riddle")}
+    download(fake, tmp_path, ("datasets", f"a/b@{now}"))
+    fake.requests.clear()
+    asked = [("datasets", f"a/b@{commit}") for commit in (FIRST_COMMIT, now)]
+    old, new = download(fake, tmp_path, *asked, HF_HUB_OFFLINE="1")
+    assert (sorted(old["got"]), sorted(new["got"])) == (["Question 0?", "Question 1?"], ["Riddle 0?", "Riddle 1?"])
+    assert fake.requests == []

@@ -1,0 +1,360 @@
+"""The Hub, played on localhost: every refusal is told apart, takes bounded time, and never shows the token."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, close_session, constants
+
+from engine.core.errors import AccessError, ConfigError, NetworkError, PreconditionError, Stage3Error
+from engine.hub import (
+    Account,
+    Scope,
+    TokenRefused,
+    bound_the_client,
+    check_access,
+    commit_of,
+    explained,
+    page_of,
+    whoami,
+)
+from engine.hub.urls import GATED_TOKEN_PAGE
+from engine.security.secrets import Secret
+from tests.support.fake_hub import FIRST_COMMIT, FakeHub, fake_hub
+from tests.support.hub_in_process import CANARY, use
+
+TOKEN = Secret(CANARY)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub() as server:
+        use(server, monkeypatch, tmp_path / "home")
+        yield server
+
+
+def refusal(fake: FakeHub, mood: str, token: Secret | None = TOKEN) -> Stage3Error:
+    """The error of a repository in this mood; no error of the Hub shows the token."""
+    fake.repos["owner/name"] = mood
+    with pytest.raises(Stage3Error) as refused:
+        check_access("owner/name", "model", token)
+    assert CANARY not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert refused.value.what_to_do
+    return refused.value
+
+
+# -- whose token -------------------------------------------------------------------------------------------------------
+
+
+def test_whoami_names_the_account_and_the_role(fake: FakeHub) -> None:
+    assert whoami(TOKEN) == Account("someone", "read", "t")
+    assert [tuple(request) for request in fake.requests] == [("GET", "/api/whoami-v2", f"Bearer {CANARY}")]
+
+
+def test_a_fine_grained_token_says_what_it_may_do(fake: FakeHub) -> None:
+    read, write = "repo.content.read", "repo.write"
+    scoped = [
+        {"entity": {"type": "user", "name": "someone", "_id": "5f"}, "permissions": [read]},
+        {"entity": {"type": "model", "name": "acme/mod\x1b[2Jel"}, "permissions": [read, write]},
+        {"entity": {"type": "user", "name": "someone"}, "permissions": ["inference.serverless.write"]},
+    ]
+    fine = {"canReadGatedRepos": False, "global": ["discussion.write"], "scoped": scoped}
+    fake.auth = {
+        "type": "access_token",
+        "accessToken": {"role": "fineGrained", "displayName": "t", "fineGrained": fine},
+    }
+    scope = whoami(TOKEN).scope
+    assert scope == Scope(
+        reads_gated=False,
+        permissions={
+            "everywhere": ("discussion.write",),
+            "user someone": (read, "inference.serverless.write"),
+            "model acme/mod␛[2Jel": (read, write),
+        },
+    )
+    assert str(scope).startswith(
+        "may not read gated repositories; everywhere: discussion.write; user someone: repo.content"
+    )
+
+
+def test_a_login_with_a_browser_is_known_as_such_and_says_until_when(fake: FakeHub) -> None:
+    fake.auth = {"type": "oauth", "expiresAt": "2027-01-01T00:00:00.000Z"}
+    assert whoami(TOKEN) == Account("someone", "oauth", expires="2027-01-01T00:00:00.000Z")
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [None, [], "x", {"accessToken": 7}, {"accessToken": {"fineGrained": {"scoped": {"a": 1}, "global": "all"}}},
+     {"accessToken": {"fineGrained": {"scoped": [None, {"entity": []}, {"permissions": [1, None]}]}}}],
+)  # fmt: skip
+def test_an_answer_of_another_shape_is_read_as_far_as_it_goes(fake: FakeHub, auth: object) -> None:
+    fake.auth = auth  # type: ignore[assignment]
+    assert (whoami(TOKEN).name, whoami(TOKEN).role) == ("someone", "unknown")
+
+
+def test_a_wrong_token_is_an_access_error_that_does_not_show_it(fake: FakeHub) -> None:
+    fake.refused = {CANARY}
+    with pytest.raises(TokenRefused, match="not accepted") as refused:
+        whoami(TOKEN)
+    assert CANARY not in str(refused.value)
+
+
+def test_a_login_page_of_the_network_is_not_taken_for_the_hub(fake: FakeHub) -> None:
+    fake.account = "portal"
+    with pytest.raises(NetworkError, match="is not the Hub's"):
+        whoami(TOKEN)
+    assert isinstance(refusal(fake, "portal", None), NetworkError)
+
+
+# -- what it may read --------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_that_may_be_read_passes(fake: FakeHub) -> None:
+    fake.repos["owner/name"] = "ok"
+    check_access("owner/name", "model", TOKEN)
+    check_access("owner/name", "dataset", TOKEN)
+    assert fake.paths() == [f"/api/{kind}s/owner/name/auth-check" for kind in ("model", "dataset")]
+
+
+def test_without_a_token_nothing_is_sent_though_one_is_in_the_environment(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    fake.repos["owner/name"] = "ok"
+    check_access("owner/name", "model", None)
+    assert fake.requests[0].authorization == ""
+
+
+def test_a_gated_model_is_told_apart_from_a_wrong_token(fake: FakeHub) -> None:
+    gated, wrong = refusal(fake, "gated"), refusal(fake, "401")
+    assert isinstance(gated, AccessError) and isinstance(wrong, TokenRefused)
+    assert "licence" in gated.what and f"{fake.endpoint}/owner/name" in gated.what_to_do
+    assert "not accepted (401)" in wrong.what and "licence" not in str(wrong)
+
+
+def test_a_gated_model_without_a_token_asks_for_one(fake: FakeHub) -> None:
+    error = refusal(fake, "gated", token=None)
+    assert isinstance(error, AccessError) and "HF_TOKEN" in error.what_to_do
+
+
+def test_who_has_asked_is_not_told_to_ask(fake: FakeHub) -> None:
+    waiting, rejected = refusal(fake, "awaiting"), refusal(fake, "rejected")
+    assert "nobody has answered" in waiting.what and "awaiting a review" in waiting.why
+    assert "authors refused" in rejected.what
+    for error in (waiting, rejected):
+        assert isinstance(error, AccessError) and f"{fake.endpoint}/owner/name" in error.what_to_do
+
+
+def test_a_fine_grained_token_without_its_box_is_told_which_box_and_where(fake: FakeHub) -> None:
+    error = refusal(fake, "fine-grained")
+    assert isinstance(error, AccessError)
+    assert "fine-grained" in error.what and "gated repos" in error.what_to_do and GATED_TOKEN_PAGE in error.what_to_do
+
+
+@pytest.mark.parametrize(("mood", "token"), [("404", TOKEN), ("404", None), ("private", TOKEN), ("private", None)])
+def test_a_missing_repository_is_told_apart_from_a_gated_one(fake: FakeHub, mood: str, token: Secret | None) -> None:
+    error = refusal(fake, mood, token)
+    assert isinstance(error, AccessError) and "not there, or private" in error.what
+
+
+def test_another_refusal_shows_the_hubs_words_but_not_its_escapes(fake: FakeHub) -> None:
+    error = refusal(fake, "403")
+    assert isinstance(error, AccessError) and "You have no ␛[31mright" in error.why
+
+
+def test_a_hub_that_repeats_the_token_does_not_make_us_repeat_it(fake: FakeHub) -> None:
+    assert "***" in refusal(fake, "echo").why
+
+
+@pytest.mark.parametrize("name", ["models/gemma/2b", "../etc", "owner/name?x=1", "own er/name", "", "owner/"])
+def test_what_is_no_name_is_never_sent(fake: FakeHub, name: str) -> None:
+    with pytest.raises(ConfigError, match="neither a path here"):
+        check_access(name, "model", TOKEN)
+    assert fake.requests == []
+
+
+# -- at which commit ---------------------------------------------------------------------------------------------------
+
+
+def test_a_branch_is_resolved_to_its_commit(fake: FakeHub) -> None:
+    fake.repos["owner/name"] = "ok"
+    assert commit_of("owner/name", "dataset", "main", TOKEN) == FIRST_COMMIT
+    fake.commits["owner/name"] = "2" * 40
+    assert commit_of("owner/name", "dataset", "main", TOKEN) == "2" * 40
+
+
+def test_a_revision_that_is_not_there_is_the_configurations_fault(fake: FakeHub) -> None:
+    fake.repos["owner/name"] = "ok"
+    with pytest.raises(ConfigError, match=r"no branch, tag or commit v1/\.\./x") as refused:
+        commit_of("owner/name", "model", "v1/../x", TOKEN)
+    assert f"{fake.endpoint}/owner/name" in refused.value.what_to_do
+    assert fake.paths() == ["/api/models/owner/name/revision/v1%2F..%2Fx"]
+
+
+# -- redirects ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_repository_is_followed_with_the_token(fake: FakeHub) -> None:
+    fake.repos["owner/name"] = "redirect"
+    check_access("owner/name", "model", TOKEN)
+    assert [path.split("/")[1] for path in fake.paths()] == ["api", "moved"]
+    assert {request.authorization for request in fake.requests} == {f"Bearer {CANARY}"}
+
+
+def test_the_token_does_not_follow_to_another_host(fake: FakeHub) -> None:
+    fake.repos["owner/name"] = "redirect elsewhere"
+    check_access("owner/name", "model", TOKEN)
+    assert [request.authorization for request in fake.elsewhere] == [""]
+
+
+def test_another_host_that_wants_the_token_is_not_taken_for_a_wrong_token(fake: FakeHub) -> None:
+    fake.account = "redirect elsewhere"
+    with pytest.raises(NetworkError, match="sends on to http://localhost") as refused:
+        whoami(TOKEN)
+    assert f"HF_ENDPOINT={fake.other_endpoint}" in refused.value.what_to_do
+    assert [request.authorization for request in fake.elsewhere] == [""]
+
+
+# -- no answer ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mood", ["429", "503", "418"])
+def test_a_busy_hub_is_the_networks_trouble_not_the_tokens(fake: FakeHub, mood: str) -> None:
+    error = refusal(fake, mood)
+    assert isinstance(error, NetworkError) and mood in error.what
+
+
+def test_a_busy_hub_is_asked_again_but_not_for_ever(fake: FakeHub) -> None:
+    fake.repos["owner/name"] = ["503", "429 briefly", "ok"]
+    check_access("owner/name", "model", TOKEN)
+    assert len(fake.requests) == 3
+    refusal(fake, "503")
+    assert len(fake.requests) == 6
+
+
+@pytest.mark.parametrize(("mood", "seconds"), [("429", 3600), ("429 by the window", 155)])
+def test_a_long_wait_is_told_not_waited_for(fake: FakeHub, mood: str, seconds: int) -> None:
+    assert f"in {seconds} s" in refusal(fake, mood).what_to_do
+    assert len(fake.requests) == 1
+
+
+def test_a_hub_that_hangs_takes_bounded_time(fake: FakeHub) -> None:
+    error = refusal(fake, "hang")
+    assert isinstance(error, NetworkError) and "Nothing came for 0.5 s" in error.why
+
+
+def test_the_librarys_own_requests_take_bounded_time_too(fake: FakeHub) -> None:
+    """Without our client `model_info` waits for as long as the server does."""
+    bound_the_client()
+    error = why(fake, "hang")
+    assert isinstance(error, NetworkError) and "does not answer" in error.what
+
+
+def test_an_answer_that_breaks_off_is_no_unreachable_hub(fake: FakeHub) -> None:
+    fake.account = "short"
+    with pytest.raises(NetworkError, match="broke off"):
+        whoami(TOKEN)
+
+
+def test_a_refused_connection_names_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(NetworkError, match=f"{endpoint} cannot be reached"):
+        whoami(TOKEN)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["ftp://localhost", "nonsense", "http://[::1", "http://user:secret@nowhere.invalid"]
+)
+def test_an_endpoint_that_cannot_be_is_named_without_its_password(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(NetworkError, match="HF_ENDPOINT") as refused:
+        whoami(TOKEN)
+    assert endpoint.rpartition("@")[2] in refused.value.what and "secret" not in str(refused.value)
+    assert "secret" not in page_of("a/b", "model")
+
+
+def test_a_server_without_encryption_and_a_dead_proxy_say_so(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint.replace("http:", "https:"))
+    with pytest.raises(NetworkError, match="SSL"):
+        whoami(TOKEN)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{taken.getsockname()[1]}")
+    close_session()  # a client reads the proxies when it is made
+    with pytest.raises(NetworkError, match="HTTPS_PROXY"):
+        whoami(TOKEN)
+    close_session()
+
+
+def test_offline_mode_is_named_as_the_reason(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkError, match="HF_HUB_OFFLINE"):
+        check_access("owner/name", "model", TOKEN)
+    assert fake.requests == []
+
+
+# -- exceptions of the library -----------------------------------------------------------------------------------------
+
+
+def why(fake: FakeHub, mood: str, token: str | bool = CANARY) -> Stage3Error | None:
+    """What is behind an exception of the library, wrapped as transformers wraps it."""
+    fake.repos["owner/name"] = mood
+    try:
+        HfApi(endpoint=fake.endpoint, token=token).model_info("owner/name")
+    except Exception as error:
+        try:
+            raise ValueError("Can't find the config") from error
+        except ValueError as wrapped:
+            return explained(wrapped)
+    return None
+
+
+def test_the_librarys_wrapped_errors_are_told_apart_too(fake: FakeHub) -> None:
+    gated, stranger, missing, busy = (why(fake, mood) for mood in ("gated", "members", "404", "503"))
+    assert isinstance(gated, AccessError) and "licence" in gated.what and "owner/name" in gated.what
+    assert stranger is None
+    assert isinstance(missing, AccessError) and "not there" in missing.what
+    assert isinstance(busy, NetworkError)
+    nobody = why(fake, "members", token=False)
+    assert isinstance(nobody, AccessError) and "without a token" in nobody.what
+    page = why(fake, "portal")
+    assert isinstance(page, NetworkError) and "not the Hub's" in page.what
+
+
+def test_a_file_that_a_repository_lacks_is_named(fake: FakeHub) -> None:
+    fake.repos["owner/name"] = "ok"
+    with pytest.raises(Exception) as failed:
+        HfApi(endpoint=fake.endpoint, token=CANARY).get_hf_file_metadata(
+            url=f"{fake.endpoint}/owner/name/resolve/main/sub/config.json"
+        )
+    error = explained(failed.value)
+    assert isinstance(error, PreconditionError) and "owner/name on the Hub has no file sub/config.json" in error.what
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("Consistency check failed: file should be of size 5 but has size 3 (model.safetensors)."),
+        RuntimeError(
+            "Data processing error: CAS service error : ReqwestMiddleware Error: Request failed after 5 retries"
+        ),
+    ],
+)
+def test_a_file_that_came_in_part_is_a_broken_connection(error: Exception) -> None:
+    known = explained(error)
+    assert isinstance(known, NetworkError) and "broke off" in known.what
+
+
+def test_what_is_not_the_hubs_is_left_alone() -> None:
+    assert explained(ValueError("something else")) is None
+    assert explained(RuntimeError("CUDA error")) is None
+    with pytest.raises(ValueError) as ours:
+        __import__("json").loads("{")
+    assert explained(ours.value) is None

@@ -1,0 +1,129 @@
+"""The login with a browser: a page, a code, and an end to the waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Timer
+
+import pytest
+from huggingface_hub.utils import _oauth_device
+
+from engine.core.errors import AccessError, ExitCode, NetworkError, Stopped
+from engine.hub import LoginCode, await_token, request_code
+from engine.run.stop import StopToken
+from tests.support.fake_hub import FakeHub, fake_hub
+from tests.support.hub_in_process import use
+
+TOKEN = "hf_oauth_FromTheBrowser12345"
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub() as server:
+        use(server, monkeypatch, tmp_path / "home")
+        server.login_seconds, server.login_interval = 2, 0.01
+        yield server
+
+
+def log_in(stop: StopToken | None = None) -> str:
+    return await_token(request_code(), stop or StopToken()).reveal()
+
+
+def test_the_page_and_the_code_come_first_and_the_token_when_the_person_was_there(fake: FakeHub) -> None:
+    fake.login = ["authorization_pending", "authorization_pending", TOKEN]
+    login = request_code()
+    assert (login.page, login.code, login.seconds) == (f"{fake.endpoint}/device", "ABCD-1234", 2)
+    assert "dev-123" not in repr(login)
+    assert await_token(login, StopToken()).reveal() == TOKEN
+    assert fake.paths() == ["/oauth/device", *["/oauth/token"] * 3]
+
+
+def test_the_librarys_own_login_gets_the_same_from_the_same_hub(fake: FakeHub) -> None:
+    """What the fake says of a login is what huggingface_hub understands."""
+    fake.login_interval = 0
+    info = _oauth_device.request_device_code()
+    assert (info["user_code"], info["verification_uri"]) == ("ABCD-1234", f"{fake.endpoint}/device")
+    assert _oauth_device.poll_device_token(info)["access_token"] == TOKEN
+
+
+def test_nothing_is_written_and_nothing_is_printed(
+    fake: FakeHub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log_in()
+    assert not (tmp_path / "home").exists() and capfd.readouterr() == ("", "")
+
+
+def test_a_moments_trouble_does_not_end_a_login(fake: FakeHub) -> None:
+    fake.login = ["503", "portal", "short", TOKEN]
+    assert log_in() == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ("access_denied", "refused"),
+        ("expired_token", "not finished in time"),
+        ("something_\x1b[2Jnew", "failed"),
+        ("authorization_pending", "not finished in time"),
+    ],
+)
+def test_an_end_without_a_token_says_which(fake: FakeHub, answer: str, what: str) -> None:
+    fake.login, fake.login_seconds = [answer], 0.2
+    with pytest.raises(AccessError, match=what) as ended:
+        log_in()
+    assert "HF_TOKEN" in ended.value.what_to_do and "\x1b" not in str(ended.value)
+
+
+def test_a_hub_that_fails_all_the_time_is_the_networks_trouble(fake: FakeHub) -> None:
+    fake.login, fake.login_seconds = ["503"], 0.2
+    with pytest.raises(NetworkError, match="503"):
+        log_in()
+
+
+class Clock(StopToken):
+    """Notes how long it was asked to wait, and does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        return self.requested
+
+
+def test_a_hub_that_is_too_busy_is_asked_less_often(fake: FakeHub) -> None:
+    fake.login, fake.login_interval, fake.login_seconds = ["slow_down", "authorization_pending", TOKEN], 3, 900
+    clock = Clock()
+    assert log_in(clock) == TOKEN
+    assert clock.waits == [3, 8, 8]
+
+
+def test_a_hub_that_does_not_say_how_often_is_asked_every_five_seconds(fake: FakeHub) -> None:
+    fake.login_interval, fake.login_seconds = 0, 900
+    clock = Clock()
+    log_in(clock)
+    assert clock.waits == [5, 5]
+
+
+def test_a_request_to_stop_wakes_whoever_waits(fake: FakeHub) -> None:
+    fake.login, fake.login_interval, fake.login_seconds = ["authorization_pending"], 60, 900
+    stop = StopToken()
+    Timer(0.1, lambda: stop.request("SIGTERM", ExitCode.TERMINATED)).start()
+    with pytest.raises(Stopped):
+        log_in(stop)
+    assert fake.paths() == ["/oauth/device"], "nothing was asked for any more"
+
+
+def test_it_does_not_wait_for_longer_than_a_quarter_of_an_hour_and_shows_no_foreign_page(fake: FakeHub) -> None:
+    fake.login_seconds = 10**9
+    assert request_code().seconds == 900
+    fake.login_page = "javascript:alert(1)"
+    with pytest.raises(NetworkError, match="not the Hub's"):
+        request_code()
+
+
+def test_the_long_code_is_not_shown(fake: FakeHub) -> None:
+    login: LoginCode = request_code()
+    assert "dev-123" not in f"{login} {login!r}"

@@ -1,0 +1,189 @@
+"""The engine's own decoding loop against `model.generate`, on five architectures of random weights."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from engine.core.errors import NumbersError
+from engine.models.generation import decoding
+from engine.models.generation.decoding import continue_all
+from engine.models.generation.kv_cache import keeps_all
+from engine.models.generation.prefix_cache import Memory, common_beginning, common_length
+from engine.models.generation.samplers import Greedy, Nucleus
+
+VOCABULARY = 97
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.35,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+CONFIGS = {
+    "gemma": lambda **more: GemmaConfig(**SHAPE, head_dim=8, **more),
+    "gemma2": lambda **more: Gemma2Config(**SHAPE, head_dim=8, **{"sliding_window": 200, **more}),
+    "gemma3": lambda **more: Gemma3TextConfig(**SHAPE, head_dim=8, **{"sliding_window": 200, **more}),
+    "llama": lambda **more: LlamaConfig(**SHAPE, **more),
+    "qwen2": lambda **more: Qwen2Config(**SHAPE, **more),
+}
+
+
+def build(name: str, **more: object) -> PreTrainedModel:
+    torch.manual_seed(23)
+    return AutoModelForCausalLM.from_config(CONFIGS[name](**more), dtype=torch.float32).eval()
+
+
+def ids(draw: random.Random, length: int) -> list[int]:
+    return [draw.randrange(3, VOCABULARY) for _ in range(length)]
+
+
+def ragged(seed: int = 1, count: int = 7) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [ids(draw, 5 + 9 * index) for index in draw.sample(range(count), count)]
+
+
+def alone(model: PreTrainedModel, prompt: list[int], most: int, ends: list[int]) -> list[int]:
+    """What `generate` says after one prompt by itself: the plain way."""
+    out = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=most,
+        do_sample=False,
+        eos_token_id=ends or None,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def model(request) -> PreTrainedModel:
+    return build(request.param)
+
+
+def test_every_row_of_a_ragged_batch_says_what_generate_says_alone(model):
+    prompts, limits, ends = ragged(), [3, 20, 11, 20, 20, 7, 16], list(range(10, 16))
+    said = continue_all(model, prompts, Greedy(), ends, limits, pad=0)
+    expected = [alone(model, prompt, limit, ends) for prompt, limit in zip(prompts, limits, strict=True)]
+    assert [row.ids for row in said] == expected
+    assert [row.ended for row in said] == [row[-1] in ends for row in expected]
+    assert 0 < sum(row.ended for row in said) < len(said)
+    assert len({tuple(row) for row in expected}) == len(expected)
+
+
+def test_what_was_read_is_not_read_again_and_changes_nothing(model, monkeypatch):
+    """Three steps of a conversation; later prompts begin with earlier ones, but for one row that was written anew."""
+    draw = random.Random(4)
+    memory, rows = Memory(), ragged(2)
+    read: list[int] = []
+    forward = decoding._scores
+    monkeypatch.setattr(decoding, "_scores", lambda m, t, *rest: (read.append(t.shape[1]), forward(m, t, *rest))[1])
+    for step in range(3):
+        read.clear()
+        said = continue_all(model, rows, Greedy(), [], [6 + step] * len(rows), pad=0, memory=memory)
+        memory.keep([row.read for row in said])
+        assert [row.ids for row in said] == [alone(model, row, 6 + step, []) for row in rows]
+        if step:
+            assert sorted(read)[-1] >= len(rows[3]) - 1 and sum(n > 20 for n in read) == 1
+        rows = [
+            [*row, *one.ids, *ids(draw, 4 + index)] for index, (row, one) in enumerate(zip(rows, said, strict=True))
+        ]
+        rows[3] = ids(draw, 30)
+
+
+def test_a_beginning_that_all_rows_share_is_read_once(model, monkeypatch):
+    draw = random.Random(9)
+    examples = ids(draw, 60)
+    rows = [[*examples, *ids(draw, 3 + index)] for index in range(5)]
+    read: list[tuple[int, int]] = []
+    forward = decoding._scores
+    monkeypatch.setattr(decoding, "_scores", lambda m, t, *r: (read.append(tuple(t.shape)), forward(m, t, *r))[1])
+    memory = Memory()
+    said = continue_all(model, rows, Greedy(), [], [1] * 5, pad=0, memory=memory)
+    assert [row.ids for row in said] == [alone(model, row, 1, []) for row in rows]
+    assert read[0] == (1, 60) and max(columns for _, columns in read[1:]) <= 7
+    read.clear()
+    continue_all(model, [[*examples, 5, 6], [*examples, 7, 8]], Greedy(), [], [1, 1], pad=0, memory=memory)
+    assert max(columns for _, columns in read) <= 7  # the next batch finds it, too
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_a_text_longer_than_a_sliding_window_is_read_whole_each_time_and_right(name):
+    model = build(name, sliding_window=16)
+    memory, rows = Memory(), ragged(3)
+    assert not keeps_all(model, 60) and keeps_all(model, 15)
+    said = continue_all(model, rows, Greedy(), [], [9] * len(rows), pad=0, memory=memory)
+    assert [row.ids for row in said] == [alone(model, row, 9, []) for row in rows]
+    assert all(row.read is None for row in said)
+
+
+def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
+    sizes: list[int] = []
+    forward = decoding._scores
+    monkeypatch.setattr(decoding, "_scores", lambda m, t, *rest: (sizes.append(t.shape[0]), forward(m, t, *rest))[1])
+    continue_all(model, ragged(), Greedy(), [], [2, 4, 6, 8, 10, 12, 30], pad=0)
+    assert sizes[-1] == 1 and max(sizes) <= 7
+
+
+def test_a_sampled_row_says_the_same_alone_as_in_company(model):
+    rows, seeds = ragged(6), [31, 32, 33, 34, 35, 36, 37]
+    together = continue_all(model, rows, Nucleus(0.8, 0.9, seeds, 12, "cpu"), [], [12] * 7, pad=0)
+    for row, seed, said in zip(rows, seeds, together, strict=True):
+        (by_itself,) = continue_all(model, [row], Nucleus(0.8, 0.9, [seed], 12, "cpu"), [], [12], pad=0)
+        assert by_itself.ids == said.ids
+    other = continue_all(model, rows, Nucleus(0.8, 0.9, [s + 9 for s in seeds], 12, "cpu"), [], [12] * 7, pad=0)
+    assert all(a.ids != b.ids for a, b in zip(together, other, strict=True))
+
+
+@pytest.mark.parametrize(("top_p", "spread"), [(0.5, 3.0), (0.9, 3.0), (0.95, 0.02), (1.0, 0.5)])
+def test_the_nucleus_is_drawn_by_its_probabilities_and_nothing_outside_it(top_p, spread):
+    """Against the definition: sort, keep the first tokens that hold top_p, draw in proportion. spread 0.02 over 700 tokens
+    needs more of them than the first look holds."""
+    torch.manual_seed(3)
+    scores = torch.randn(1, 700) * spread
+    chances = (scores / 1.3).softmax(-1).double()[0]
+    order = chances.argsort(descending=True)
+    before = chances[order].cumsum(0) - chances[order]
+    inside = order[before < top_p]
+    wanted = torch.zeros(700, dtype=torch.double)
+    wanted[inside] = chances[inside] / chances[inside].sum()
+    count = 4000
+    choose = Nucleus(1.3, top_p, range(count), 1, "cpu")
+    drawn = choose(scores.expand(count, -1), torch.arange(count), 0)
+    assert set(drawn.tolist()) <= set(inside.tolist())
+    share = torch.bincount(drawn, minlength=700) / count
+    likely = wanted > 0.02
+    assert ((share - wanted).abs() < 4 * (wanted * (1 - wanted) / count).sqrt() + 1e-9)[likely].all()
+    assert 0.5 * (share - wanted).abs().sum() < 0.5 * (2 * len(inside) / (3.14 * count)) ** 0.5 + 0.05
+
+
+def test_scores_that_are_no_numbers_stop_the_run():
+    scores = torch.randn(3, 50)
+    scores[1, 7] = float("nan")
+    with pytest.raises(NumbersError):
+        Greedy()(scores, torch.arange(3), 0)
+    with pytest.raises(NumbersError):
+        Nucleus(1.0, 0.9, [1, 2, 3], 1, "cpu")(scores, torch.arange(3), 0)
+
+
+def test_what_rows_begin_with():
+    assert common_length([1, 2, 3], [1, 2]) == 2
+    assert common_length([], [4]) == 0
+    assert list(common_beginning([[5, 6, 7, 1], [5, 6, 9], [5, 6, 7]])) == [5, 6]

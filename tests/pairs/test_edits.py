@@ -1,0 +1,190 @@
+"""What people decide: kept as they decided it, taken back one by one, and never lost without a word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from engine.pairs.data.edits import ACTIONS, Decision, apply_decision, fold_edits, read_edits, write_edit
+from engine.storage.jsonl import read_jsonl
+from tests.support.good_pairs import pair
+
+
+def edit(pair_id: str, action: str, **more: str) -> dict[str, str]:
+    return {"id": pair_id, "action": action, **more}
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_appended_with_its_time_and_read_back(tmp_path: Path):
+    path = tmp_path / "pairs" / "edits.jsonl"
+    write_edit(path, "a", "reject")
+    write_edit(path, "b", "edit", "Say it so.")
+    write_edit(path, "b", "note", "ünï\u2028code")
+    rows = [row for _, row in read_jsonl(path)]
+    assert [(row["id"], row["action"]) for row in rows] == [("a", "reject"), ("b", "edit"), ("b", "note")]
+    assert all(row["time"] > 1.7e9 for row in rows)
+    assert dict(read_edits(path)) == {
+        "a": Decision(accepted=False),
+        "b": Decision(revised_response="Say it so.", note="ünï\u2028code"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("a", "delete"), "no action"),
+        (("", "accept"), "no pair"),
+        (("  ", "accept"), "no pair"),
+        ((None, "accept"), "no pair"),
+        (("a", "edit"), "needs a text"),
+        (("a", "note"), "needs a text"),
+        (("a", "edit", " \n"), "empty"),
+        (("a", "accept", "why"), "takes no text"),
+        (("a", "edit", "NUL \0"), "NUL"),
+        (("a", "note", "half \ud83d"), "surrogate"),
+        (("\ud83d", "accept"), "surrogate"),
+        (("a", "note", "x" * (1 << 21)), "longer"),
+    ],
+)
+def test_what_is_no_edit_is_refused_before_it_is_written(tmp_path: Path, arguments: tuple, reason: str):
+    path = tmp_path / "edits.jsonl"
+    with pytest.raises(ValueError, match=reason):
+        write_edit(path, *arguments)
+    assert not path.exists()
+
+
+def test_only_edit_names_a_field_and_only_one_that_there_is(tmp_path: Path):
+    path = tmp_path / "edits.jsonl"
+    write_edit(path, "a", "edit", "Another draft.", field="base_response")
+    assert read_edits(path)["a"] == Decision(base_response="Another draft.")
+    for action, text, field in (("edit", "new", "prompt"), ("note", "new", "base_response"), ("accept", None, "x")):
+        with pytest.raises(ValueError, match="only edit replaces a field"):
+            write_edit(path, "a", action, text, field=field)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_file_nothing_was_decided(tmp_path: Path):
+    assert not read_edits(tmp_path / "edits.jsonl")
+
+
+def test_damaged_lines_are_told_and_the_others_count(tmp_path: Path):
+    path = tmp_path / "edits.jsonl"
+    lines = [
+        json.dumps(edit("a", "reject")),
+        "{oops",
+        json.dumps(edit("a", "explode")),
+        json.dumps({"id": 7, "action": "accept"}),
+        json.dumps({"id": "b", "action": "accept", "time": "noon"}),
+        "[]",
+        json.dumps(edit("b", "accept")),
+    ]
+    path.write_text("".join(line + "\n" for line in lines))
+    edits = read_edits(path)
+    assert dict(edits) == {"a": Decision(accepted=False), "b": Decision(accepted=True)}
+    assert [bad.line for bad in edits.damaged] == [1, 2, 3, 4, 5]
+    assert not edits.torn
+
+
+def test_an_unfinished_last_line_is_no_damage_and_a_whole_one_without_newline_counts(tmp_path: Path):
+    path = tmp_path / "edits.jsonl"
+    whole = json.dumps(edit("a", "reject")) + "\n" + json.dumps(edit("b", "reject"))
+    path.write_text(whole)
+    assert set(read_edits(path)) == {"a", "b"} and not read_edits(path).torn
+    path.write_text(whole[:-1])
+    edits = read_edits(path)
+    assert (set(edits), edits.damaged, edits.torn) == ({"a"}, (), True)
+    write_edit(path, "c", "accept")
+    edits = read_edits(path)
+    assert (set(edits), edits.torn) == ({"a", "c"}, False)
+
+
+# -- what stands ------------------------------------------------------------------------------------------------------
+
+
+def test_undo_takes_back_the_last_edit_of_its_pair_twice_two_and_of_nothing_nothing():
+    made = [edit("a", "reject"), edit("a", "flip"), edit("b", "accept")]
+    assert fold_edits([*made, edit("a", "undo")])["a"] == Decision(accepted=False)
+    assert "a" not in fold_edits([*made, edit("a", "undo"), edit("a", "undo")])
+    assert "a" not in fold_edits([*made, *[edit("a", "undo")] * 5])
+    assert fold_edits([edit("a", "undo"), edit("a", "reject")])["a"] == Decision(accepted=False)
+
+
+def test_reject_then_accept_accepts_and_undo_of_the_accept_rejects_again():
+    made = [edit("a", "reject"), edit("a", "accept")]
+    assert fold_edits(made)["a"].accepted is True
+    assert fold_edits([*made, edit("a", "undo")])["a"].accepted is False
+
+
+def test_flipping_twice_is_not_flipping():
+    assert fold_edits([edit("a", "flip"), edit("a", "flip")])["a"].flipped is False
+
+
+def test_edits_of_different_pairs_do_not_touch_each_other():
+    random = Random(1)
+    for _ in range(200):
+        edits = [_random_edit(random, "ab") for _ in range(12)]
+        apart = [each for name in "ab" for each in edits if each["id"] == name]
+        assert fold_edits(edits) == fold_edits(apart)
+
+
+def test_any_sequence_of_edits_gives_what_a_list_of_those_that_stand_gives():
+    random = Random(2)
+    for _ in range(500):
+        edits = [_random_edit(random, "abc") for _ in range(random.randrange(20))]
+        assert fold_edits(edits) == {name: told for name in "abc" if (told := _model(edits, name)) is not None}
+
+
+def _random_edit(random: Random, names: str) -> dict[str, str]:
+    action = random.choice([*ACTIONS, "undo"])
+    more = {"text": f"text {random.random()}"} if action in ("edit", "note") else {}
+    if action == "edit" and random.random() < 0.3:
+        more["field"] = "base_response"
+    return edit(random.choice(names), action, **more)
+
+
+def _model(edits: list[dict[str, str]], name: str) -> Decision | None:
+    """Strike out each undo with the edit before it that is not struck out; then the last word of each kind counts."""
+    standing: list[dict[str, str]] = []
+    for each in (each for each in edits if each["id"] == name):
+        standing = standing[:-1] if each["action"] == "undo" else [*standing, each]
+    if not standing:
+        return None
+
+    def last(*actions: str, field: str | None = None) -> dict[str, str] | None:
+        found = [
+            e for e in standing if e["action"] in actions and (field is None or field == e.get("field", "revised"))
+        ]
+        return found[-1] if found else None
+
+    verdict, note = last("accept", "reject"), last("note")
+    revision, draft = last("edit", field="revised"), last("edit", field="base_response")
+    return Decision(
+        accepted=None if verdict is None else verdict["action"] == "accept",
+        flipped=sum(e["action"] == "flip" for e in standing) % 2 == 1,
+        revised_response=None if revision is None else revision["text"],
+        base_response=None if draft is None else draft["text"],
+        note="" if note is None else note["text"],
+    )
+
+
+def test_a_new_text_has_no_score_and_is_not_cut_off():
+    made = pair(1, finish={"draft": "stopped", "revision": "cut off"}, status="cut off")
+    edited = apply_decision(made, Decision(revised_response="Glue it."))
+    assert (edited.revised_response, edited.revised_score, edited.base_score) == ("Glue it.", None, made.base_score)
+    assert (edited.status, edited.finish["revision"]) == ("ok", "stopped")
+    redrafted = apply_decision(made, Decision(base_response="Kick it."))
+    assert (redrafted.base_response, redrafted.base_score, redrafted.revised_score) == ("Kick it.", None, 0.75)
+    assert redrafted.finish["revision"] == "cut off"
+
+
+def test_edit_then_flip_prefers_the_draft_to_the_new_text():
+    decision = fold_edits([edit("id1", "edit", text="Wait."), edit("id1", "flip")])["id1"]
+    edited = apply_decision(pair(1), decision)
+    assert (edited.preferred, edited.dispreferred) == (pair(1).base_response, "Wait.")

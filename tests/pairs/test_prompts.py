@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.core.errors import ConfigError
+from engine.pairs.data.conversations import conversation_of
+from engine.pairs.generation.prompts import load_prompts, parse_split, slice_of
+
+HH = "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: How do I sharpen a knife?\n\nAssistant: On a stone."
+
+
+def dataset(path: Path, rows: int) -> Path:
+    lines = "".join(
+        json.dumps({"chosen": f"\n\nHuman: Question {i}?\n\nAssistant: No.", "rejected": ""}) + "\n"
+        for i in range(rows)
+    )
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        path.write_text(lines)
+    return path
+
+
+def asked(prompts: list) -> set[str]:
+    return {prompt.text for prompt in prompts}
+
+
+def test_the_whole_conversation_before_the_last_answer_is_kept():
+    assert conversation_of({"chosen": HH}) == [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "How do I sharpen a knife?"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?"},
+        {"prompt": [{"role": "user", "content": "Why?"}]},
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]},
+        {"prompt": "\n\nHuman: Why?\n\nAssistant:"},
+        {"chosen": "\n\nHuman: Why?\n\nAssistant: x"},
+    ],
+)
+def test_every_usual_shape_of_a_row_is_read(row: dict):
+    assert conversation_of(row) == [{"role": "user", "content": "Why?"}]
+
+
+def test_a_system_turn_goes_in_front_of_the_users_since_gemma_has_none():
+    row = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]}
+    assert conversation_of(row) == [{"role": "user", "content": "Be kind.\n\nWhy?"}]
+
+
+def test_turns_of_one_speaker_in_a_row_are_joined():
+    row = {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c"}
+    assert conversation_of(row) == [{"role": "user", "content": "a\n\nb"}]
+
+
+@pytest.mark.parametrize("row", [{"chosen": ""}, {"text": "x"}, {"messages": []}, {"prompt": "  "}])
+def test_a_row_without_a_question_is_none(row: dict):
+    assert conversation_of(row) is None
+
+
+def test_splits_are_sums_of_slices():
+    terms = parse_split("test[:1000]+train[10%:20%]")
+    assert [slice_of(term, 2000) for term in terms] == [slice(None, 1000), slice(200, 400)]
+    assert slice_of(parse_split("train[-5:]")[0], 7) == slice(-5, None)
+
+
+@pytest.mark.parametrize("expression", ["", "train[", "train[:5", "train]5[", "train+", "train[a:b]"])
+def test_a_split_that_is_none_says_how_to_write_one(expression: str):
+    with pytest.raises(ConfigError, match="is no split"):
+        parse_split(expression)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_a_local_file_is_one_split_named_train(name: str, tmp_path: Path, config):
+    path = dataset(tmp_path / name, 10)
+    prompts = load_prompts(config(dataset=str(path), split="train[2:6]"))
+    assert asked(prompts) == {f"Question {i}?" for i in range(2, 6)}
+    with pytest.raises(ConfigError, match="has no split 'test'"):
+        load_prompts(config(dataset=str(path), split="test"))
+
+
+def test_a_folder_has_one_split_a_file(tmp_path: Path, config):
+    dataset(tmp_path / "train.jsonl", 3)
+    dataset(tmp_path / "test.jsonl.gz", 4)
+    prompts = load_prompts(config(dataset=str(tmp_path), split="test[:1]+train[2:]"))
+    assert asked(prompts) == {"Question 0?", "Question 2?"}
+
+
+def test_order_follows_the_seed_and_doubles_count_once(tmp_path: Path, config):
+    path = dataset(tmp_path / "rows.jsonl", 50)
+    path.write_text(path.read_text() * 2)
+    first, again, other = (load_prompts(config(dataset=str(path), split="train", seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len(first) == 50 and asked(first) == asked(other)
+
+
+def test_a_damaged_line_is_named(tmp_path: Path, config):
+    path = dataset(tmp_path / "rows.jsonl", 2)
+    path.write_text(path.read_text() + "oops\n")
+    with pytest.raises(ConfigError, match="Line 3"):
+        load_prompts(config(dataset=str(path), split="train"))

@@ -1,0 +1,123 @@
+"""The gate while people decide: after any decisions, in any order, its figures are those of the stage."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict
+
+import pytest
+
+from engine.pairs.assessment.assess import find
+from engine.pairs.assessment.gate import Counts, Tally, figures
+from engine.pairs.assessment.review import Review
+from engine.pairs.data.edits import Decision, apply_decision
+from engine.pairs.data.record import Pair
+from tests.support.good_pairs import META, pair
+
+SEEDS = range(12)
+
+
+def finding(made: Pair, decision: Decision | None = None):
+    return find(apply_decision(made, decision), decision, made=made)
+
+
+def review_of(*pairs: Pair) -> Review:
+    review = Review()
+    for line, one in enumerate(pairs):
+        review.put(line, finding(one))
+    return review
+
+
+def counted(counts: Counts) -> dict:
+    """All counts, the memory of prompts as what it says."""
+    kept = {name: value for name, value in vars(counts).items() if name not in ("prompts", "examples", "_said")}
+    return {**kept, "sharing": counts.training_sharing}
+
+
+def tallied(pairs: list[Pair], decisions: dict[int, Decision]) -> tuple[Tally, list]:
+    tally = Tally()
+    verdicts = [
+        tally.add(line, apply_decision(made, decisions.get(line)), decisions.get(line), made=made)
+        for line, made in enumerate(pairs)
+    ]
+    return tally, verdicts
+
+
+def set_of_pairs(chance: random.Random, count: int = 40) -> list[Pair]:
+    """Good ones, bad ones, ones that share their prompt, and ones that say the same as another."""
+    made = []
+    for number in range(count):
+        one = pair(chance.randrange(count), id=f"id{number}", made_by=(f"P{chance.randrange(3)}",))
+        kind = chance.randrange(6)
+        changes = {
+            0: {"revised_response": META},
+            1: {"revised_response": one.base_response},
+            2: {"base_score": 0.9, "revised_score": round(chance.random(), 2)},
+            3: {"status": "prompt too long", "revised_response": ""},
+        }.get(kind, {})
+        made.append(Pair(**{**asdict(one), **changes}))
+    return made
+
+
+def a_decision(chance: random.Random) -> Decision | None:
+    return chance.choice(
+        [
+            None,
+            Decision(accepted=True),
+            Decision(accepted=False),
+            Decision(flipped=True),
+            Decision(accepted=True, flipped=True),
+            Decision(revised_response=f"Ask somebody who knows thing {chance.randrange(3)}, and pay them well."),
+            Decision(base_response="Never mind it.", note="a note"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_after_any_decisions_the_figures_and_verdicts_are_those_of_the_stage(seed, config):
+    chance = random.Random(seed)
+    pairs, decisions = set_of_pairs(chance), {}
+    order = list(range(len(pairs)))
+    chance.shuffle(order)  # a file is read in pieces, and judged where somebody looks
+    review = Review()
+    for line in order:
+        review.put(line, finding(pairs[line]))
+    for _ in range(60):
+        line = chance.randrange(len(pairs))
+        decision = a_decision(chance)
+        decisions = {**decisions, line: decision} if decision else {k: v for k, v in decisions.items() if k != line}
+        review.put(line, finding(pairs[line], decision))
+        tally, verdicts = tallied(pairs, decisions)
+        assert counted(review.counts) == counted(tally)
+        assert [review.usable(line) for line in range(len(pairs))] == [verdict.usable for verdict in verdicts]
+    assert figures(review.counts, config()) == figures(tally, config())
+
+
+def test_rejecting_the_first_of_two_that_say_the_same_still_leaves_the_second_a_repeat():
+    """As the stage has it: the detectors see the repeat whatever people decided."""
+    twin = [pair(1, id="a"), pair(1, id="b")]
+    review = review_of(*twin)
+    assert (review.usable(0), review.usable(1)) == (True, False)
+    assert review.reasons(1) == ("duplicate prompt",)
+    review.put(0, finding(twin[0], Decision(accepted=False)))
+    assert (review.usable(0), review.usable(1)) == (False, False)
+
+
+def test_editing_the_first_of_two_that_say_the_same_frees_the_second_and_says_so():
+    twin = [pair(1, id="a"), pair(1, id="b")]
+    review = review_of(*twin)
+    edited = finding(twin[0], Decision(revised_response="Look at thing 1 in good light, then ask."))
+    assert review.put(0, edited) == [0, 1]
+    assert (review.usable(0), review.usable(1)) == (True, True)
+    assert review.put(0, finding(twin[0])) == [0, 1]
+    assert not review.usable(1)
+
+
+def test_a_gate_moves_with_one_decision(config):
+    review = review_of(*map(pair, range(4)))
+    pairs_left = lambda: next(f for f in figures(review.counts, config(min_pairs=4)) if f.name == "training_pairs")  # noqa: E731
+    assert pairs_left().passes
+    review.put(2, finding(pair(2), Decision(accepted=False)))
+    assert (pairs_left().value, pairs_left().passes) == (3, False)
+    review.put(2, finding(pair(2)))
+    assert pairs_left().passes

@@ -1,0 +1,444 @@
+"""Scores are paid for once: kept by pair, judge and texts, through stops, kills, edits and stages done again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from engine.core import layout
+from engine.core.errors import DamagedState, DataError, NetworkError, PreconditionError, Stopped
+from engine.core.events import Check, Message, Progress
+from engine.demo.grammar import STAGE2_MIX, criticise, draw_answer, questions
+from engine.demo.preset import ASSETS
+from engine.dpo.evaluation.report import JudgedAnswers, compare
+from engine.models.generation.sampling import Reply
+from engine.pairs.data.record import Pair
+from engine.pairs.judges import scores as scores_module
+from engine.pairs.judges.base import Case, Scores
+from engine.pairs.judges.scores import Judgement, case_of, key_of, longest_first, read_scores, score_pairs
+from engine.pairs.principles.constitution import load_constitution
+from engine.run.context import Context
+from engine.stages import quality
+from tests.conftest import run_stage
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"id{i}",
+            "prompt": f"How do I mend thing number {i}?",
+            "messages": [{"role": "user", "content": f"How do I mend thing number {i}?"}],
+            "base_response": f"Kick thing number {i} as hard as you possibly can, twice, and never look back at it.",
+            "revised_response": f"Glue thing number {i} gently" + ", and wait for it" * (i % 3) + ".",
+            "critic_notes": "",
+            "principle_ids": ["kind", "brief"],
+            "attempts": 2,
+            "status": "ok",
+            "base_score": None,
+            "revised_score": None,
+        }
+        for i in range(count)
+    ]
+
+
+def as_pairs(count: int) -> list[Pair]:
+    keys = ("id", "prompt", "messages", "base_response", "revised_response")
+    return [Pair(**{key: row[key] for key in keys}, principle_ids=("kind", "brief")) for row in rows(count)]
+
+
+class Ruler:
+    """A judge that likes short replies. It remembers what it was asked; it breaks where it is told to."""
+
+    name = "demo"
+    about = "a ruler"
+
+    def __init__(self, error: Callable[[Sequence[Case]], Exception | None] = lambda _: None) -> None:
+        self.asked: list[str] = []
+        self._error = error
+
+    def score(self, cases: Sequence[Case]) -> list[Scores]:
+        error = self._error(cases)
+        if error is not None:
+            raise error
+        self.asked += [case.id for case in cases]
+        return [
+            Scores(-float(len(case.first)), -float(len(case.second)), {"principle": case.principle_id})
+            for case in cases
+        ]
+
+
+class LoadedJudge:
+    """Loads whatever judge a test put in."""
+
+    judge: Any = None
+
+    def __call__(self, context: Context, policy: Any = None) -> Any:
+        return self.judge
+
+
+JUDGE = LoadedJudge()
+
+
+@pytest.fixture
+def use() -> Callable[[Any], Any]:
+    def with_judge(judge: Any) -> Any:
+        JUDGE.judge = judge
+        return judge
+
+    return with_judge
+
+
+@pytest.fixture
+def scored(context: Callable[..., Context], use: Callable[[Any], Any]) -> Context:
+    """A run with 40 pairs of which all are scored."""
+    made = context(judge="demo")
+    use(Ruler())
+    run_stage(score_pairs(made, as_pairs(40), "quality", JUDGE))
+    return made
+
+
+def lines(context: Context) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (context.run / layout.SCORES_JSONL).read_text().splitlines()]
+
+
+def test_a_score_is_written_with_its_judge_its_texts_and_what_led_to_it(scored: Context):
+    written = lines(scored)
+    assert {row["id"] for row in written} == {f"id{i}" for i in range(40)} and len(written) == 40
+    row = next(row for row in written if row["id"] == "id7")
+    pair = as_pairs(8)[7]
+    assert row == {
+        "id": "id7",
+        "judge": "demo",
+        "texts": key_of(case_of(pair))[1],
+        "base_score": -float(len(pair.base_response)),
+        "revised_score": -float(len(pair.revised_response)),
+        "detail": {"principle": "brief"},
+    }
+    assert row["base_score"] != row["revised_score"]
+
+
+def test_what_is_scored_is_not_asked_again_and_comes_back_in_the_order_of_the_pairs(
+    scored: Context, use: Callable[[Any], Any]
+):
+    judge = use(Ruler())
+    backwards = list(reversed(as_pairs(41)))
+    _, found = run_stage(score_pairs(scored, backwards, "quality", JUDGE))
+    assert judge.asked == ["id40"]
+    assert [given.second for given in found] == [-len(pair.revised_response) for pair in backwards]
+    before = (scored.run / layout.SCORES_JSONL).read_bytes()
+    events, _ = run_stage(score_pairs(scored, backwards, "quality", JUDGE))
+    assert judge.asked == ["id40"] and events == []
+    assert (scored.run / layout.SCORES_JSONL).read_bytes() == before
+
+
+@pytest.mark.parametrize("changed", ["revised_response", "base_response", "messages"])
+def test_a_changed_text_is_scored_again_and_nothing_else(changed: str, scored: Context, use: Callable[[Any], Any]):
+    judge, pairs = use(Ruler()), as_pairs(40)
+    other: Any = [{"role": "user", "content": "Another question?"}] if changed == "messages" else "Another text."
+    pairs[11] = replace(pairs[11], **{changed: other})
+    _, found = run_stage(score_pairs(scored, pairs, "quality", JUDGE))
+    assert judge.asked == ["id11"]
+    assert found[11].second == -len(pairs[11].revised_response)
+    run_stage(score_pairs(scored, as_pairs(40), "quality", JUDGE))
+    assert judge.asked == ["id11"]  # put back as it was: its first score still stands
+
+
+def test_another_judge_scores_for_itself(scored: Context, context: Callable[..., Context], use: Callable[[Any], Any]):
+    judge = use(Ruler())
+    other = context(judge="reward-model", reward_model_id="owner/wise")
+    run_stage(score_pairs(other, as_pairs(40), "quality", JUDGE))
+    assert len(judge.asked) == 40
+    assert [row["judge"] for row in lines(other)] == ["demo"] * 40 + ["reward-model owner/wise"] * 40
+    known, damaged = read_scores(scored.run / layout.SCORES_JSONL, "demo")
+    assert (len(known), damaged) == (40, 0)
+
+
+def test_a_torn_tail_is_put_aside_and_scored_again_and_a_damaged_line_told(scored: Context, use: Callable[[Any], Any]):
+    path = scored.run / layout.SCORES_JSONL
+    whole = path.read_bytes().splitlines(keepends=True)
+    torn, spoilt = json.loads(whole[-1]), json.loads(whole[3])
+    path.write_bytes(b"".join([*whole[:3], b'{"judge":"demo","id":3}\n', *whole[4:-1], whole[-1][:-20]]))
+    judge = use(Ruler())
+    events, found = run_stage(score_pairs(scored, as_pairs(40), "quality", JUDGE))
+    assert sorted(judge.asked) == sorted([torn["id"], spoilt["id"]])
+    told = " ".join(event.text for event in events if isinstance(event, Message))
+    assert "1 lines of" in told and "An unfinished score" in told and "2 pairs by the judge demo; 38 are scored" in told
+    assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(40)]
+
+
+def test_a_stop_between_two_batches_keeps_what_is_scored(context: Callable[..., Context], use: Callable[[Any], Any]):
+    made, judge = context(judge="demo"), use(Ruler())
+    working = score_pairs(made, as_pairs(40), "quality", JUDGE)
+    with pytest.raises(Stopped):
+        for event in working:
+            if isinstance(event, Progress):
+                made.stop.request("the test asks")
+    assert len(judge.asked) == len(lines(made)) == scores_module.CASES_AT_ONCE
+    first = list(judge.asked)
+    events, _ = run_stage(score_pairs(context(judge="demo"), as_pairs(40), "quality", JUDGE))
+    assert sorted(judge.asked) == sorted(f"id{i}" for i in range(40)) and judge.asked[:16] == first
+    progress = [(event.done, event.total) for event in events if isinstance(event, Progress)]
+    assert progress == [(32, 40), (40, 40)]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from engine.core.config import load_config
+from engine.run.context import Context
+from engine.run.folder import Run
+from tests.pairs.test_scores import Ruler, as_pairs
+from engine.pairs.judges.scores import score_pairs
+folder = Path(sys.argv[1])
+def hold(cases):
+    if len(judge.asked) == 32:
+        print("two batches", flush=True)
+        sys.stdin.read()
+judge = Ruler(hold)
+context = Context(load_config({"output_dir": folder, "judge": "demo"}, environment={}), Run(folder))
+list(score_pairs(context, as_pairs(40), "quality", lambda *_: judge))
+"""
+
+
+def test_after_a_kill_only_what_was_not_acknowledged_is_scored(
+    context: Callable[..., Context], use: Callable[[Any], Any]
+):
+    made, judge, root = context(judge="demo"), use(Ruler()), Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(made.run.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+    ) as child:  # fmt: skip
+        assert child.stdout is not None and child.stdout.readline() == "two batches\n"
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    acknowledged = {row["id"] for row in lines(made)}
+    assert len(acknowledged) == 32
+    run_stage(score_pairs(made, as_pairs(40), "quality", JUDGE))
+    assert len(judge.asked) == 8 and set(judge.asked).isdisjoint(acknowledged)
+    assert len(lines(made)) == 40
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(context: Callable[..., Context], use: Callable[[Any], Any]):
+    full = RuntimeError("CUDA out of memory. Tried to allocate")
+    judge = use(Ruler(lambda cases: full if len(cases) > 5 else None))
+    _, found = run_stage(score_pairs(context(judge="demo"), as_pairs(20), "quality", JUDGE))
+    assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(20)]
+    assert sorted(judge.asked) == sorted(f"id{i}" for i in range(20))
+
+
+def test_what_the_judge_raises_is_passed_on_and_what_it_scored_before_is_kept(
+    context: Callable[..., Context], use: Callable[[Any], Any]
+):
+    broken = NetworkError("The server is gone.")
+    judge = use(Ruler(lambda cases: broken if len(judge.asked) == 16 else None))
+    made = context(judge="demo")
+    with pytest.raises(NetworkError, match="is gone"):
+        run_stage(score_pairs(made, as_pairs(20), "quality", JUDGE))
+    assert len(lines(made)) == 16
+
+
+def test_the_longest_are_scored_first_and_the_order_is_the_same_every_time():
+    cases = [case_of(pair) for pair in as_pairs(12)]
+    ordered = longest_first(cases)
+    lengths = [len(c.conversation[0]["content"]) + len(c.first) + len(c.second) for c in ordered]
+    assert lengths == sorted(lengths, reverse=True)
+    assert longest_first(list(reversed(cases))) == ordered
+
+
+# -- the stage quality -------------------------------------------------------------------------------------------------
+
+
+def with_pairs(context: Context, records: list[dict[str, Any]]) -> Context:
+    path = context.run / layout.PAIRS_JSONL
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in records))
+    return context
+
+
+def report_of(context: Context) -> dict[str, Any]:
+    return json.loads((context.run / layout.PAIRS_REPORT).read_text())
+
+
+def test_the_stage_scores_usable_pairs_and_the_gate_reads_the_scores(
+    context: Callable[..., Context], use: Callable[[Any], Any]
+):
+    records = rows(30)
+    records[4]["revised_response"] = records[4]["base_response"]  # cannot train: nobody is asked about it
+    records[9]["base_score"], records[9]["revised_score"] = 0.5, 0.25  # the file's own: the judge's goes before it
+    made, judge = with_pairs(context(judge="demo", min_pairs=5), records), use(Ruler())
+    before = (made.run / layout.PAIRS_JSONL).read_bytes()
+    events, result = run_stage(quality.run(made))
+    assert (made.run / layout.PAIRS_JSONL).read_bytes() == before
+    assert sorted(judge.asked) == sorted(f"id{i}" for i in range(30) if i != 4)
+    assert report_of(made)["figures"]["improved_share"] == 1.0
+    assert report_of(made)["judge"] == result.facts["judge"]
+    assert report_of(made)["judge"] | {"not_scored": None} == {
+        "name": "demo", "scored": 29, "better": 29, "equal": 0, "worse": 0, "not_scored": None, "on_the_letters": None
+    }  # fmt: skip
+    check = next(event for event in events if isinstance(event, Check) and event.name == "judge")
+    assert (check.status, check.detail) == ("ok", "demo: 29 better, 0 equal, 0 worse")
+    assert not any("Nothing scored" in event.text for event in events if isinstance(event, Message))
+
+
+def test_an_edited_pair_is_scored_again_when_the_stage_is_done_again_and_its_outputs_put_aside(
+    context: Callable[..., Context], use: Callable[[Any], Any]
+):
+    made, judge = with_pairs(context(judge="demo", min_pairs=5), rows(30)), use(Ruler())
+    run_stage(quality.run(made))
+    judge.asked.clear()
+    edit = {"id": "id3", "action": "edit", "text": "Ask somebody who knows.", "time": 1}
+    (made.run / layout.EDITS_JSONL).write_text(json.dumps(edit) + "\n")
+    assert made.run.set_aside(*quality.OUTPUTS) is not None  # what the pipeline does
+    run_stage(quality.run(made))
+    assert judge.asked == ["id3"]
+    assert report_of(made)["judge"]["scored"] == 30
+
+
+def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_told_apart(
+    context: Callable[..., Context], use: Callable[[Any], Any]
+):
+    class Torn(Ruler):
+        def score(self, cases: Sequence[Case]) -> list[Scores]:
+            kinds = {0: Scores(0.25, 0.75), 1: Scores(0.5, 0.5), 2: Scores(0.625, 0.375), 3: Scores(None, None, WHY)}
+            return [kinds[min(int(case.id[2:]) % 10, 3)] for case in cases]
+
+    WHY = {"not scored": "longer than the 48 tokens that the judge reads", "tokens": 50}
+    made = with_pairs(context(judge="demo", min_pairs=5), rows(30))
+    use(Torn())
+    with pytest.raises(DataError, match=r"improved share is 33\.3% \(at least 60\.0%\)"):
+        events = []
+        for event in quality.run(made):
+            events.append(event)
+    checks = {event.name: event for event in events if isinstance(event, Check)}
+    assert checks["judge"].detail == "demo: 3 better, 3 equal, 3 worse, 21 not scored"
+    assert checks["judge"].status == "warning"
+    assert checks["not scored: longer than the 48 tokens that the judge reads"].detail == "21"
+
+
+def test_a_judge_that_can_score_nothing_is_an_error(context: Callable[..., Context], use: Callable[[Any], Any]):
+    class Blind(Ruler):
+        def score(self, cases: Sequence[Case]) -> list[Scores]:
+            return [Scores(None, None, {"not scored": "too dark"}) for _ in cases]
+
+    use(Blind())
+    with pytest.raises(PreconditionError, match="could score none of 30 pairs") as refused:
+        run_stage(quality.run(with_pairs(context(judge="demo", min_pairs=5), rows(30))))
+    assert "too dark" in refused.value.why
+
+
+def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(context: Callable[..., Context]):
+    records = rows(30)
+    made = with_pairs(context(judge="none", min_pairs=5), records)
+    events, _ = run_stage(quality.run(made))
+    assert report_of(made)["figures"]["improved_share"] is None and report_of(made)["judge"] is None
+    assert any("Nothing scored these pairs" in event.text for event in events if isinstance(event, Message))
+    for row in records[:20]:
+        row["base_score"], row["revised_score"] = 0.125, 0.875
+    made.run.set_aside(*quality.OUTPUTS)
+    events, _ = run_stage(quality.run(with_pairs(made, records)))
+    assert report_of(made)["figures"]["improved_share"] == 1.0
+    assert any("20 scores are the pairs file's own" in event.text for event in events if isinstance(event, Message))
+    assert not (made.run / layout.SCORES_JSONL).exists()
+
+
+def test_a_damaged_line_needs_a_decision_and_a_torn_one_was_never_acknowledged(context: Callable[..., Context]):
+    made = with_pairs(context(judge="none", min_pairs=5), rows(30))
+    pairs, edits = made.run / layout.PAIRS_JSONL, made.run / layout.EDITS_JSONL
+    with pairs.open("a") as file:
+        file.write('{"id": "id30", "prompt": "torn')
+    run_stage(quality.run(made))
+    assert report_of(made)["pairs"] == 30
+    edits.write_text('{"id": "id1", "action": "reject", "time": 1}\n{"id": "id2", "action": "rej\n')
+    with pytest.raises(DamagedState, match=r"Line 2 of .*edits\.jsonl is damaged"):
+        run_stage(quality.run(made))
+    edits.unlink()
+    with pairs.open("a") as file:
+        file.write("\n")
+    with pytest.raises(DamagedState, match=r"Line 31 of .*pairs\.jsonl is damaged"):
+        run_stage(quality.run(made))
+
+
+def test_a_judge_that_hardly_answers_with_a_letter_is_doubted(
+    context: Callable[..., Context], use: Callable[[Any], Any]
+):
+    class Mumbling(Ruler):
+        def score(self, cases: Sequence[Case]) -> list[Scores]:
+            return [Scores(0.25, 0.75, {"on_the_letters": 0.125 if case.id == "id1" else 0.0625}) for case in cases]
+
+    use(Mumbling())
+    made = with_pairs(context(judge="demo", min_pairs=5), rows(30))
+    events, _ = run_stage(quality.run(made))
+    assert any("a probability of 6.5%" in event.text for event in events if isinstance(event, Message))
+    assert report_of(made)["judge"]["on_the_letters"] == pytest.approx((0.125 + 29 * 0.0625) / 30, abs=1e-6)
+
+
+def test_the_stage_is_stale_for_another_judge_and_another_server(context: Callable[..., Context]):
+    server = {"judge": "server", "server_url": "http://127.0.0.1:9/v1"}
+    seen = [
+        json.dumps(quality.depends_on(context(**options)), sort_keys=True)
+        for options in (
+            {},
+            {"server_model": "wise"},
+            {"judge": "self"},
+            {**server, "server_model": "wise"},
+            {**server, "server_model": "wiser"},
+        )
+    ]
+    assert seen[0] == seen[1] and len(set(seen)) == 4
+
+
+def test_the_demos_judge_finds_the_revisions_of_its_grammar_better(context: Callable[..., Context]):
+    random, records = Random(5), []
+    constitution = load_constitution(ASSETS / "constitution.yaml")
+    for number, question in enumerate(questions(held_out=False)[:60]):
+        answer = draw_answer(random, question, STAGE2_MIX)
+        _, revision = criticise(answer, constitution.draw(random), random.choice(question.topic.good))
+        texts = {"prompt": question.core, "base_response": answer.text, "revised_response": revision}
+        asked = [{"role": "user", "content": question.core}]
+        records.append({**rows(1)[0], **texts, "id": f"q{number}", "messages": asked})
+    made = with_pairs(context(judge="demo", min_pairs=5), records)
+    with contextlib.suppress(DataError):  # what else the gate finds is not this test's
+        run_stage(quality.run(made))
+    judged = report_of(made)["judge"]
+    assert judged["scored"] > 40 and judged["better"] == judged["scored"]
+    assert {row["revised_score"] for row in lines(made)} <= {0.9, 1.0}
+
+
+# -- the verdict -------------------------------------------------------------------------------------------------------
+
+
+def test_the_verdicts_figures_leave_out_what_the_judge_could_not_score():
+    prompts: Any = [[{"role": "user", "content": f"How do I mend thing {i}?"}] for i in range(4)]
+    stage2 = [Reply(f"Kick the thing number {i} twice.", True, 5) for i in range(4)]
+    stage3 = [Reply(f"Glue the thing number {i} gently.", True, 6) for i in range(4)]
+    judged = JudgedAnswers("j", "a judge", [0.125, None, 0.75, 0.5], [0.25, None, 0.375, 0.5], None)
+    comparison, figures = compare(prompts, stage2, stage3, judged)
+    assert comparison.differences == [0.125, -0.375, 0.0] and comparison.prompts == 4
+    assert (figures["wins"], figures["ties"], figures["losses"], figures["not_judged"]) == (1, 1, 1, 1)
+    assert figures["stage2_mean_score"] == pytest.approx((0.125 + 0.75 + 0.5) / 3)
+    assert figures["stage2_flawed_share"] is None
+    told = JudgedAnswers(
+        "j", "a judge", [0.5] * 4, [0.25] * 4, ([True, True, True, False], [True, False, False, False])
+    )
+    _, figures = compare(prompts, stage2, stage3, told)
+    assert (figures["stage2_flawed_share"], figures["stage3_flawed_share"]) == (0.75, 0.25)
+    _, figures = compare(prompts, stage2, stage3, None)
+    assert figures["stage2_mean_score"] is None and "wins" not in figures
+
+
+def test_a_judgement_counts_each_outcome():
+    given = [Scores(1.0, 2.0), Scores(3.0, 2.5), Scores(4.0, 4.0), Scores(None, None, {"not scored": "why"})]
+    told = Judgement.of("j", [*given, given[0]])
+    assert told.sentence == "j: 2 better, 1 equal, 1 worse, 1 not scored"
+    assert told.scored == 4 and told.as_dict()["not_scored"] == {"why": 1}

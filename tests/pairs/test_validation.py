@@ -1,0 +1,478 @@
+"""`stage3-tui validate`: any pairs file, whatever state it is in, judged to its end in little memory."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from engine.core.errors import ConfigError
+from engine.pairs.assessment.assess import Verdict
+from engine.pairs.assessment.validation import Validation, validate
+from engine.pairs.data.edits import write_edit
+from engine.pairs.data.pair_files import pair_of, read_pairs
+from engine.pairs.data.record import Pair
+from engine.storage.jsonl import LONGEST_LINE, BadLine, dumps, read_jsonl
+from tests.conftest import needs_shared_data
+from tests.support.good_pairs import META, row, write_rows
+from tui.cli import main
+
+Lines = list[Verdict | BadLine]
+
+
+@pytest.fixture
+def judge(config) -> Callable[..., tuple[Validation, Lines]]:
+    """Validates a file with a gate that four pairs open."""
+
+    def judge(path: Path, *, export: Path | None = None, force: bool = False, **options: Any):
+        lines: Lines = []
+        given = config(**{"min_pairs": 4, **options})
+        return validate(path, given, lines.append, export=export, force=force), lines
+
+    return judge
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """Six pairs that open the gate."""
+    return write_rows(tmp_path / "pairs.jsonl", map(row, range(6)))
+
+
+# -- what a pairs file may look like ----------------------------------------------------------------------------------
+
+P, DRAFT, REVISION = "How cold is it?", "Cold.", "About four degrees."
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ASKED = [said("user", P)]
+
+
+@pytest.mark.parametrize(
+    "of_a_stranger",
+    [
+        {"prompt": P, "base_response": DRAFT, "revised_response": REVISION},
+        {
+            "prompt": P,
+            "base_response": DRAFT,
+            "revised_response": REVISION,
+            "base_score": None,
+            "messages": None,
+            "id": 7,
+        },
+        {"prompt": P, "chosen": REVISION, "rejected": DRAFT},
+        {"prompt": f"\n\nHuman: {P}\n\nAssistant:", "chosen": f" {REVISION}", "rejected": f" {DRAFT}"},
+        {"prompt": ASKED, "chosen": [said("assistant", REVISION)], "rejected": [said("assistant", DRAFT)]},
+        {"prompt": ASKED, "chosen": [said("assistant", REVISION)], "rejected": DRAFT},
+        {"chosen": [*ASKED, said("assistant", REVISION)], "rejected": [*ASKED, said("assistant", DRAFT)]},
+        {"prompt": P, "chosen": [*ASKED, said("assistant", REVISION)], "rejected": [*ASKED, said("assistant", DRAFT)]},
+        {"chosen": f"\n\nHuman: {P}\n\nAssistant: {REVISION}", "rejected": f"\n\nHuman: {P}\n\nAssistant: {DRAFT}"},
+        {"messages": ASKED, "chosen": REVISION, "rejected": DRAFT, "margin": 0.3},
+    ],
+    ids=lambda row: "-".join(f"{key}:{type(value).__name__}" for key, value in row.items()),
+)
+def test_every_shape_of_a_pair_is_the_same_pair(of_a_stranger: dict[str, Any]):
+    read = pair_of(0, json.loads(dumps(of_a_stranger)))
+    assert isinstance(read, Pair), read
+    assert (read.prompt, read.messages) == (P, ASKED)
+    assert (read.base_response, read.revised_response, read.preferred) == (DRAFT, REVISION, REVISION)
+
+
+def test_turns_of_the_assistant_in_a_row_are_one_reply():
+    twice = f"\n\nHuman: {P}\n\nAssistant: Well.\n\nAssistant: {REVISION}"
+    read = pair_of(0, {"chosen": twice, "rejected": f"\n\nHuman: {P}\n\nAssistant: {DRAFT}"})
+    assert isinstance(read, Pair)
+    assert (read.messages, read.revised_response) == (ASKED, f"Well.\n\n{REVISION}")
+
+
+def test_a_reply_that_simulates_further_turns_is_not_cut_to_its_last_one():
+    leak = "Cold.\n\nHuman: How cold?\n\nAssistant: Very."
+    read = pair_of(0, {"prompt": P, "chosen": leak, "rejected": DRAFT})
+    assert isinstance(read, Pair) and read.revised_response == leak
+
+
+def test_our_own_lines_say_which_principles_made_the_pair_and_all_of_the_notebooks_did():
+    def made_by(**keys: Any) -> tuple[str, ...]:
+        read = pair_of(0, row(1, principle_ids=["a", "b", "c", "d"], **keys))
+        assert isinstance(read, Pair)
+        return read.made_by
+
+    assert made_by() == ("a", "b", "c", "d")
+    assert made_by(attempts=4, made_by=["b", "d"]) == ("b", "d")
+    assert made_by(attempts=4, made_by=[]) == ()
+
+
+NO_PAIRS: dict[str, tuple[Any, str]] = {
+    "nothing": ({}, "neither base_response"),
+    "a key lacks": ({"prompt": P, "base_response": DRAFT}, "'revised_response' is missing"),
+    "another lacks": ({"prompt": P, "chosen": DRAFT}, "'rejected' is missing"),
+    "null": (row(1, prompt=None), "prompt is null"),
+    "a number": (row(1, revised_response=3), "revised_response is a number"),
+    "a list": (row(1, base_response=["a"]), "base_response is a list"),
+    "no score": (row(1, base_score="high"), "base_score is a text"),
+    "true as a score": (row(1, base_score=True), "base_score is true or false"),
+    "a choice that is none": (row(1, chosen="maybe"), "chosen is neither"),
+    "messages of nobody": (row(1, messages=[{"content": "a"}]), r"messages\[0\] has no role"),
+    "messages without text": (row(1, messages=[said("user", P), {"role": "user", "content": None}]), r"messages\[1\]"),
+    "messages that are none": (row(1, messages={"role": "user"}), "messages is an object"),
+    "messages that wait for nothing": (row(1, messages=[said("assistant", "Hello.")]), "no user's turn"),
+    "principles": (row(1, principle_ids="HP1"), "principle_ids is a text"),
+    "a principle": (row(1, principle_ids=[None]), "principle_ids is null"),
+    "finish": (row(1, finish={"revision": 1}), "finish"),
+    "half a character": (row(1, revised_response="half \ud83d"), "half a character"),
+    "an endless status": (row(1, status="x" * 1000), "longer than"),
+    "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt"),
+    "an empty prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "no prompt"),
+    "two conversations": (
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
+        "different conversations",
+    ),
+    "the user's last word": ({"chosen": ASKED, "rejected": ASKED}, "does not end with the assistant's"),
+    "no messages": ({"prompt": P, "chosen": [], "rejected": []}, "does not end with the assistant's"),
+}
+
+
+@pytest.mark.parametrize(("bad", "reason"), NO_PAIRS.values(), ids=NO_PAIRS)
+def test_a_row_that_is_no_pair_says_why(bad: dict[str, Any], reason: str):
+    read = pair_of(9, bad)
+    assert isinstance(read, BadLine) and read.line == 9
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(read.reason)
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+LINE = dumps(row(1)).encode()
+DAMAGE: dict[str, tuple[bytes, str]] = {
+    "no JSON": (b"{oops", "not JSON"),
+    "a list": (b"[1]", "a list"),
+    "null": (b"null", "null"),
+    "a text": (b'"hello"', "a text"),
+    "NaN": (LINE[:-1] + b',"base_score":NaN}', "NaN"),
+    "Infinity": (LINE[:-1] + b',"base_score":-Infinity}', "Infinity"),
+    "a number beyond all": (LINE[:-1] + b',"base_score":1e999}', "finite"),
+    "an integer beyond floats": (LINE[:-1] + b',"base_score":' + b"9" * 400 + b"}", "finite"),
+    "5000 digits": (LINE[:-1] + b',"base_score":' + b"9" * 5000 + b"}", "thousands of digits"),
+    "nested": (LINE[:-1] + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+    "nested objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
+    "twice the same key": (LINE[:-1] + b',"prompt":"another"}', "stands twice"),
+    "no UTF-8": (LINE[:40] + b"\xff" + LINE[41:], "no UTF-8"),
+    "a surrogate in UTF-8": (LINE[:40] + b"\xed\xa0\x80" + LINE[43:], "no UTF-8"),
+    "a hole": (LINE[:40] + b"\0" * 30 + LINE[70:], "NUL bytes"),
+    "a hole in front": (b"\0" * 64 + LINE, "NUL bytes"),
+    "two records on one line": (LINE + LINE, "Extra data"),
+    "UTF-16": ('{"prompt": "x"}'.encode("utf-16-le"), "NUL bytes"),
+    "half a character, escaped": (LINE.replace(b"gently", b"\\ud83d"), "half a character"),
+    "too long": (b'{"prompt": "' + b"x" * LONGEST_LINE + b'"}', "longer than 16 MiB"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_line_is_named_and_the_rest_is_judged(tmp_path: Path, judge, damage: bytes, reason: str):
+    path = tmp_path / "pairs.jsonl"
+    rows = [dumps(row(i)).encode() for i in range(5)]
+    path.write_bytes(b"\n".join([*rows[:3], damage, *rows[3:], b""]))
+    result, lines = judge(path)
+    assert [line.line for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert [bad.line for bad in result.bad_lines] == [3] and reason in result.bad_lines[0].reason
+    assert isinstance(lines[3], BadLine) and all(isinstance(line, Verdict) for line in lines[:3] + lines[4:])
+    assert result.report["pairs"] == 5 and result.report["figures"]["training_pairs"] == 5
+    assert not result.report["gate"]["open"] and result.report["gate"]["failed"] == ["bad_lines"]
+    assert result.refusal is not None and int(result.refusal.exit_code) == 9
+
+
+def test_a_torn_last_line_is_named_and_a_whole_one_without_newline_is_a_pair(good: Path, judge):
+    whole = good.read_bytes()
+    good.write_bytes(whole.rstrip(b"\n"))
+    assert judge(good)[0].open
+    good.write_bytes(whole[:-3])
+    result, _ = judge(good)
+    assert [bad.line for bad in result.bad_lines] == [5] and "torn" in result.bad_lines[0].reason
+    assert [line for line, _ in read_pairs(good, last_line_may_lack_newline=False)] == [0, 1, 2, 3, 4]
+
+
+def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_no_damage(tmp_path: Path, judge):
+    rows = [row(i, revised_response=f"Glue\u2028thing {i}\x85 gently.") for i in range(4)]
+    lines = [json.dumps(each, ensure_ascii=False) for each in rows]
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([lines[0], "", "   ", *lines[1:], ""]).encode())
+    result, verdicts = judge(path)
+    assert result.open and [verdict.line for verdict in verdicts] == [0, 3, 4, 5]
+
+
+def test_any_records_cut_anywhere_read_back_as_those_that_are_whole(tmp_path: Path):
+    random = Random(4)
+    path = tmp_path / "x.jsonl"
+    for _ in range(60):
+        records = [_any_record(random) for _ in range(random.randrange(1, 5))]
+        data = "".join(dumps(record) + "\n" for record in records).encode()
+        for cut in {0, len(data), *(random.randrange(len(data)) for _ in range(12))}:
+            path.write_bytes(data[:cut])
+            assert [record for _, record in read_jsonl(path)] == records[: data[:cut].count(b"\n")]
+
+
+def _any_record(random: Random) -> dict[str, Any]:
+    characters = 'aé\u2028\x85\0\n\r\t"\\{}[],:😀\ud800\ufeff\x7f'
+
+    def text() -> str:
+        return "".join(random.choice(characters) for _ in range(random.randrange(8)))
+
+    def anything(depth: int) -> Any:
+        plain: list[Callable[[], Any]] = [
+            text, lambda: None, lambda: True, lambda: random.randrange(-(10**20), 10**20), random.random, lambda: -1e300,
+        ]  # fmt: skip
+        if depth < 3:
+            plain += [
+                lambda: [anything(depth + 1) for _ in range(random.randrange(3))],
+                lambda: {text(): anything(depth + 1) for _ in range(random.randrange(3))},
+            ]
+        return random.choice(plain)()
+
+    return {text(): anything(0) for _ in range(random.randrange(4))}
+
+
+def test_a_file_with_any_bytes_overwritten_is_judged_to_its_end(tmp_path: Path, judge):
+    random = Random(5)
+    clean = "".join(dumps(row(i, base_score=0.5, messages=[said("user", "é")])) + "\n" for i in range(4)).encode()
+    path = tmp_path / "pairs.jsonl"
+    for _ in range(100):
+        data = bytearray(clean)
+        for _ in range(random.randrange(1, 6)):
+            data[random.randrange(len(data))] = random.choice(b'\0\n\r"\\{}[],:\xff\xed 0aeN')
+        path.write_bytes(data)
+        result, lines = judge(path)
+        there = [number for number, line in enumerate(bytes(data).split(b"\n")) if line.strip()]
+        assert [line.line for line in lines] == there
+        assert result.report["pairs"] + result.report["figures"]["bad_lines"] == len(there)
+
+
+# -- files, pipes, and what is none -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["missing", "a folder", "empty", "blank", "an empty archive"])
+def test_where_there_is_no_pair_to_read_it_says_so_and_exits_2(tmp_path: Path, what: str, capsys):
+    path = tmp_path / "pairs.jsonl"
+    contents = {"empty": b"", "blank": b"\n \r\n\n", "an empty archive": gzip.compress(b"")}
+    if what in contents:
+        path.write_bytes(contents[what])
+    elif what == "a folder":
+        path.mkdir()
+    assert main(["validate", str(path), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("failed: ") and str(path) in printed.err
+
+
+def test_a_run_folder_is_answered_with_the_pairs_file_in_it(tmp_path: Path, judge):
+    (tmp_path / "pairs").mkdir()
+    write_rows(tmp_path / "pairs" / "pairs.jsonl", [row(1)])
+    with pytest.raises(ConfigError) as caught:
+        judge(tmp_path)
+    assert "pairs/pairs.jsonl" in caught.value.what_to_do
+
+
+def test_a_compressed_file_is_read_whatever_its_name_and_one_cut_short_is_damaged(good: Path, judge):
+    plain = judge(good)[1]
+    packed = gzip.compress(good.read_bytes())
+    good.write_bytes(packed)
+    assert judge(good)[1] == plain
+    good.write_bytes(packed[:-20])
+    result, lines = judge(good)
+    assert "compressed data" in result.bad_lines[0].reason and not result.open
+    assert lines[: len(lines) - 1] == plain[: len(lines) - 1]
+
+
+def test_a_dash_is_standard_input(good: Path, judge, monkeypatch: pytest.MonkeyPatch):
+    plain = judge(good)[1]
+    for data in (good.read_bytes(), gzip.compress(good.read_bytes())):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+        assert judge(Path("-"))[1] == plain
+
+
+def test_memory_does_not_grow_with_the_texts(tmp_path: Path, config):
+    path = tmp_path / "pairs.jsonl"
+
+    def peak(pairs: int) -> int:
+        long = (" ".join(map(str, range(i, i + 10_000))) for i in range(pairs))
+        write_rows(path, (row(i, revised_response=text) for i, text in enumerate(long)))
+        tracemalloc.start()
+        try:
+            validate(path, config())
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(2)  # what is imported and compiled at first use
+    assert peak(30) < 1.3 * peak(5)
+
+
+# -- what lies beside the file ----------------------------------------------------------------------------------------
+
+
+def test_what_people_decided_beside_the_file_counts_and_is_told(good: Path, judge, capsys):
+    edits = good.with_name("edits.jsonl")
+    for pair_id, action in (("id1", "reject"), ("id2", "flip"), ("elsewhere", "reject")):
+        write_edit(edits, pair_id, action)
+    result, lines = judge(good)
+    assert lines[1].reasons == ("rejected",) and not lines[1].usable
+    people = result.report["people"]
+    assert (people["decided"], people["rejected"], people["flipped"], people["not_here"]) == (2, 1, 1, 1)
+    main(["validate", str(good)])
+    printed = capsys.readouterr().out
+    assert "people decided about 2 pairs" in printed and "1 that are not in this file" in printed
+
+
+def test_a_damaged_decision_shuts_the_gate_and_names_its_line(good: Path, judge):
+    edits = good.with_name("edits.jsonl")
+    write_edit(edits, "id1", "reject")
+    with edits.open("a") as file:
+        file.write('{"id": "id2", "action": "rejcet"}\n')
+    result, _ = judge(good, accept_quality="never mind")
+    assert result.report["gate"]["failed"] == ["bad_edits"]
+    assert result.refusal is not None and "Line 2 of" in result.refusal.what and "edits.jsonl" in result.refusal.what
+
+
+def test_the_scores_of_the_last_judge_count_where_the_texts_are_those_that_it_read(good: Path, judge):
+    from engine.pairs.judges.scores import case_of, key_of
+
+    pairs = [each for _, each in read_pairs(good) if isinstance(each, Pair)]
+    pairs[2] = replace(pairs[2], revised_response="Screw thing 2 to the wall.")
+    rows = [
+        {"id": each.id, "judge": who, "texts": key_of(case_of(each))[1], "base_score": first, "revised_score": 0.5}
+        for who, first in (("old", 0.9), ("new", 0.1))
+        for each in pairs
+    ]
+    write_rows(good.with_name("scores.jsonl"), rows)
+    write_edit(good.with_name("edits.jsonl"), "id1", "edit", "Tape thing 1 to the wall.")
+    write_edit(good.with_name("edits.jsonl"), "id2", "edit", "Screw thing 2 to the wall.")
+    report = judge(good)[0].report
+    assert (report["scored_by"], report["scored"], report["figures"]["improved_share"]) == ("new", 5, 1.0)
+
+
+# -- the training set, written ----------------------------------------------------------------------------------------
+
+
+def test_the_export_is_what_trains_after_peoples_edits_and_loads_in_plain_datasets(tmp_path: Path, good: Path, judge):
+    from datasets import load_dataset
+
+    write_edit(good.with_name("edits.jsonl"), "id0", "reject")
+    write_edit(good.with_name("edits.jsonl"), "id1", "flip")
+    with good.open("a") as file:
+        file.write(dumps(row(7, revised_response=META)) + "\n")
+    out = tmp_path / "train.jsonl"
+    result, _ = judge(good, export=out)
+    assert result.report["export"] == {"path": str(out), "pairs": 5, "written": True}
+    loaded = load_dataset("json", data_files=str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert sorted(loaded.column_names) == ["chosen", "prompt", "rejected"] and len(loaded) == 5
+    assert loaded[0]["chosen"] == [said("assistant", row(1)["base_response"])]
+    assert loaded[1]["prompt"] == [said("user", row(2)["prompt"])]
+    assert all(isinstance(each, Pair) for _, each in read_pairs(out))
+
+
+def test_nothing_is_exported_while_the_gate_is_shut_unless_a_person_opens_it(tmp_path: Path, good: Path, capsys):
+    out = tmp_path / "train.jsonl"
+    command = ["validate", str(good), "--export", str(out)]
+    before = set(tmp_path.iterdir())
+    assert main(command) == 9
+    assert "is not written" in capsys.readouterr().out and set(tmp_path.iterdir()) == before
+    assert main([*command, "--accept-quality", "to try it out"]) == 0
+    printed = capsys.readouterr()
+    assert "opened by a person (to try it out)" in printed.out and printed.err == ""
+    assert len(out.read_text().splitlines()) == 6
+
+
+def test_an_export_replaces_no_file_without_force_and_never_what_it_reads(tmp_path: Path, good: Path, judge):
+    out = tmp_path / "train.jsonl"
+    out.write_text("mine")
+    with pytest.raises(ConfigError, match="exists"):
+        judge(good, export=out)
+    assert out.read_text() == "mine"
+    judge(good, export=out, force=True)
+    assert len(out.read_text().splitlines()) == 6
+    write_edit(good.with_name("edits.jsonl"), "id0", "note", "keep")
+    (tmp_path / "link.jsonl").symlink_to(good)
+    (tmp_path / "hard.jsonl").hardlink_to(good)
+    before = good.read_bytes()
+    for name in ("pairs.jsonl", "link.jsonl", "hard.jsonl", "edits.jsonl"):
+        with pytest.raises(ConfigError, match="one of the files that are read"):
+            judge(good, export=tmp_path / name, force=True)
+    assert good.read_bytes() == before
+
+
+def test_an_export_goes_to_an_ordinary_file_in_a_folder_that_is_there(tmp_path: Path, good: Path, judge):
+    for place, reason in (
+        (tmp_path, "a folder"),
+        (tmp_path / "no" / "x", "no folder"),
+        (Path("/dev/null"), "ordinary"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            judge(good, export=place, force=True)
+
+
+def test_a_file_that_is_bad_from_the_middle_leaves_no_half_export(tmp_path: Path, good: Path, judge):
+    with good.open("a") as file:
+        file.write("{oops\n")
+    result, _ = judge(good, export=tmp_path / "train.jsonl", accept_quality="a dry run")
+    assert not result.open and result.report["export"]["written"] is False
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs.jsonl"}
+
+
+# -- what is printed --------------------------------------------------------------------------------------------------
+
+
+def test_the_document_for_machines_has_a_verdict_of_every_line_also_when_there_are_many(tmp_path: Path, capsys):
+    many = 30_000
+    short = [{"prompt": f"p{i}", "base_response": "a", "revised_response": ""} for i in range(many)]
+    path = write_rows(tmp_path / "pairs.jsonl", short)
+    with path.open("a") as file:
+        file.write("{oops\n")
+    assert main(["validate", str(path), "--json"]) == 9
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert list(told)[:3] == ["pairs", "figures", "gate"] and told["pairs"] == many
+    assert {"open", "failed"} <= set(told["gate"]) and told["gate"]["open"] is False
+    assert [verdict["line"] for verdict in told["verdicts"]] == list(range(many + 1))
+    assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in told["verdicts"])
+    assert told["verdicts"][0] == {"line": 0, "usable": False, "reasons": told["verdicts"][0]["reasons"]}
+    assert told["verdicts"][-1]["usable"] is False and "not JSON" in told["verdicts"][-1]["reasons"][0]
+    assert printed.err.startswith("failed: The gate is shut") and f"{path} that are no pair: 1" in printed.err
+
+
+def test_people_are_told_the_lines_from_1_the_figures_and_an_example_of_each_reason(tmp_path: Path, good: Path, capsys):
+    hostile = row(7, prompt="[red]\x1b[31mask", revised_response=META)
+    with good.open("a") as file:
+        file.write(dumps(hostile) + "\n{oops\n")
+    assert main(["validate", str(good)]) == 9
+    printed = capsys.readouterr().out
+    assert "line 8: not JSON" in printed
+    assert "training pairs" in printed and "(at least 100)" in printed
+    assert "left out: 1 meta" in printed and "for example line 7" in printed
+    assert "[red]␛[31mask" in printed and "\x1b" not in printed
+    for word in ("asked", "draft", "revised"):
+        assert f"    {word}" in printed
+
+
+def test_the_options_that_validate_does_not_use_are_none_of_its(good: Path, capsys):
+    assert main(["validate", str(good), "--judge", "self"]) == 2
+    assert main(["validate", str(good), "--min-eval-pairs", "3"]) == 2
+    capsys.readouterr()
+
+
+def test_the_notebooks_published_pairs_are_refused(config):
+    lines: Lines = []
+    result = validate(needs_shared_data("gemma-2b-it-pairs.jsonl"), config(), lines.append)
+    assert result.report["pairs"] == 1291
+    assert result.report["figures"]["byte_identical"] == 488
+    assert not result.open and "usable_share" in result.report["gate"]["failed"]
+    assert [verdict.line for verdict in lines] == list(range(1291))
+    assert result.report["figures"]["shared_prompt_share"] < 0.05

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from engine.core.events import (
+    KINDS,
+    Check,
+    CheckpointSaved,
+    EvalDone,
+    Forecast,
+    GpuReading,
+    Message,
+    PairFailed,
+    PairMade,
+    Progress,
+    RunStarted,
+    StageFinished,
+    StageStale,
+    StageStarted,
+    Telemetry,
+    TrainStep,
+    event_from_dict,
+)
+from engine.run.journal import Entry, Journal, read_entries
+from engine.run.state import RunState, fold
+
+
+def step(number: int, loss: float = 0.5) -> TrainStep:
+    return TrainStep(number, 9, loss, 0.3, -0.2, 0.5, 0.75, 1e-3, 1.25, 321.0)
+
+
+def state_after(*events: object) -> RunState:
+    return fold(Entry(seq, 100.0 + seq, event) for seq, event in enumerate(events))
+
+
+def test_the_kinds_of_the_contract_are_all_there():
+    contract = (
+        "stage_started stage_finished progress pair_made pair_failed train_step eval_done checkpoint_saved telemetry "
+        "message run_finished"
+    )
+    assert set(contract.split()) <= set(KINDS)
+
+
+def test_every_kind_survives_the_journal(tmp_path: Path):
+    said = [
+        StageStarted("pairs"),
+        PairMade("x", "why?", "draft", "better", principle_ids=("kind",)),
+        step(3),
+        Telemetry((GpuReading(0, "T4", 7, 15),), 1, 2, 3),
+        Message("info", "line\nwith \x1b"),
+    ]
+    journal = Journal(tmp_path / "events.jsonl")
+    for event in said:
+        journal.append(event)
+    assert [entry.event for entry in read_entries(tmp_path / "events.jsonl")] == said
+    assert [entry.seq for entry in read_entries(tmp_path / "events.jsonl")] == [0, 1, 2, 3, 4]
+    journal.close()
+    assert Journal(tmp_path / "events.jsonl").append(step(4)).seq == 5
+
+
+def test_a_nan_in_an_event_is_written_as_a_word(tmp_path: Path):
+    journal = Journal(tmp_path / "events.jsonl")
+    journal.append(step(1, loss=float("nan")))
+    assert json.loads((tmp_path / "events.jsonl").read_text())["loss"] == "nan"
+
+
+def test_an_event_of_a_newer_version_is_passed_over_and_its_new_fields_dropped():
+    assert event_from_dict({"kind": "telepathy"}) is None
+    assert event_from_dict({"kind": "message", "level": "info", "text": "x", "colour": "red"}) == Message("info", "x")
+
+
+def test_a_stage_runs_finishes_and_keeps_its_checks():
+    state = state_after(
+        StageStarted("adapter"),
+        Check("adapter", "rank", "ok", "8"),
+        Check("adapter", "rank", "warning", "9"),
+        StageFinished("adapter", "done", "fine"),
+    )
+    stage = state.stages["adapter"]
+    assert (stage.status, stage.summary, stage.elapsed(999)) == ("done", "fine", 3.0)
+    assert [check.detail for check in stage.checks] == ["9"]
+
+
+def test_a_stage_that_an_earlier_process_finished_keeps_what_it_showed():
+    state = state_after(
+        StageStarted("adapter"),
+        Check("adapter", "rank", "ok", "8"),
+        StageFinished("adapter", "done", "fine"),
+        RunStarted("/run", "1", 2, "host"),
+        StageFinished("adapter", "skipped", "fine", reused=True),
+    )
+    assert state.stages["adapter"].status == "done"
+    assert state.stages["adapter"].checks
+
+
+def test_a_stage_whose_process_died_waits_again():
+    state = state_after(StageStarted("pairs"), RunStarted("/run", "1", 2, "host"))
+    assert state.stages["pairs"].status == "waiting"
+
+
+def test_steps_that_are_done_again_after_a_resume_replace_the_old_telling():
+    state = state_after(step(1, 0.9), step(2, 0.8), step(3, 0.7), CheckpointSaved(2, "a"), step(2, 0.6), step(3, 0.5))
+    assert [(s.step, s.loss) for s in state.train_steps] == [(1, 0.9), (2, 0.6), (3, 0.5)]
+
+
+def test_steps_are_the_progress_of_training_at_the_rate_of_this_process():
+    state = state_after(
+        step(1), RunStarted("/run", "1", 2, "host"), StageStarted("training"), step(3), step(4), step(5)
+    )
+    progress = state.stages["training"].progress
+    assert (progress.done, progress.total, progress.rate, progress.seconds_left) == (5, 9, 1.0, 4.0)
+    answers = Progress("training", 1, 40, "answers")
+    assert state.apply(answers, 110.0).stages["training"].progress == answers
+
+
+def test_a_stage_that_goes_on_keeps_the_pairs_that_an_earlier_process_told():
+    state = state_after(
+        StageStarted("pairs"),
+        PairMade("x", "p", "a", "b"),
+        RunStarted("/run", "1", 2, "host"),
+        StageStarted("pairs"),
+        PairMade("y", "p", "a", "b"),
+    )
+    assert state.pairs_made == 2 and len(state.newest_pairs) == 2
+
+
+def test_a_stage_that_does_not_hold_any_more_shows_nothing_of_what_it_made():
+    """Before a curve, a verdict or a count of the run before was on the screen until new ones came."""
+    state = state_after(
+        StageFinished("preflight", "done"),
+        Forecast({"pairs": 60.0}, {}),
+        PairMade("x", "p", "a", "b"),
+        PairFailed("y", "p", "meta"),
+        step(1),
+        CheckpointSaved(1, "c"),
+        EvalDone("better"),
+        StageFinished("training", "done", "fine"),
+        *(StageStale(name, "seed: 1 became 2") for name in ("preflight", "pairs", "quality", "training", "packaging")),
+    )
+    assert (state.pairs_made, dict(state.pair_failures), state.newest_pairs) == (0, {}, ())
+    assert (state.train_steps, state.checkpoints, state.evaluation, state.forecast) == ((), (), None, None)
+    assert {state.stages[name].status for name in ("preflight", "training")} == {"waiting"}
+
+
+def test_a_stage_is_expected_to_take_what_the_forecast_says_and_later_what_its_own_pace_says():
+    state = state_after(Forecast({"pairs": 600.0}, {"training": 7e9}, on_gpu=True, gpu=1))
+    assert state.expected_seconds("pairs", 101.0) == 600.0
+    assert state.expected_seconds("quality", 101.0) is None
+    state = state.apply(StageStarted("pairs"), 110.0).apply(Progress("pairs", 5, 20, "pairs", 0.5, 30.0), 120.0)
+    assert state.expected_seconds("pairs", 125.0) == 45.0
+
+
+def test_what_a_stage_left_stays_with_it_when_it_is_reused():
+    left = {"rank": 8, "target_modules": ("q_proj",)}
+    state = state_after(StageFinished("adapter", "done", "fine", facts=left))
+    assert state.stages["adapter"].facts == left
+    state = state.apply(StageFinished("adapter", "skipped", "fine", reused=True), 9.0)
+    assert state.stages["adapter"].facts == left
+
+
+def test_a_stage_that_was_skipped_is_not_called_done_when_it_is_reused():
+    state = state_after(StageFinished("credentials", "skipped", "No token is needed."))
+    state = state.apply(StageFinished("credentials", "skipped", "No token is needed.", reused=True), 9.0)
+    assert (state.stages["credentials"].status, state.stages["credentials"].reused) == ("skipped", True)
+
+
+def test_the_latest_stage_is_the_one_that_began_or_ended_last():
+    state = state_after(StageStarted("adapter"), StageFinished("adapter", "failed", "no"))
+    assert (state.latest, state.current) == ("adapter", None)
+    assert state.apply(StageFinished("pairs", "skipped", "fine", reused=True), 9.0).latest == "adapter"
+
+
+def test_failures_are_counted_by_reason():
+    failed = PairFailed("x", "why?", "meta")
+    state = state_after(StageStarted("pairs"), failed, PairMade("y", "p", "a", "b"), failed)
+    assert (state.pairs_made, dict(state.pair_failures)) == (1, {"meta": 2})
+
+
+def test_an_entry_seen_twice_changes_nothing():
+    entry = Entry(7, 1.0, PairMade("y", "p", "a", "b"))
+    assert RunState().apply_entry(entry).apply_entry(entry).pairs_made == 1
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_has_a_sentence_or_speaks_for_itself(kind: str):
+    assert fields(KINDS[kind])

@@ -1,0 +1,130 @@
+"""A standstill is noticed, told and written down; nothing is ended for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core.errors import ExitCode
+from engine.core.events import Event, Message, Progress, RunFinished, RunStarted, StageStarted, Stalled
+from engine.core.layout import RUN_LOG
+from engine.core.stage_table import STAGES
+from engine.pipeline import loop
+from engine.pipeline.session import Session
+from engine.run import watchdog
+from engine.run.context import Context
+from engine.run.journal import Entry
+from engine.run.state import RunState
+from engine.run.watchdog import LEAST_SECONDS, TIMES_THE_LONGEST, StallWatch
+from engine.stages.base import StageResult
+from tests.pipeline.test_loop import Small
+from tui.widgets.status_lines import title_line
+
+
+class Watched:
+    """A watch with a clock that the test turns."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now, self.said = 1_000.0, []
+        self.log = folder / "run.log"
+        self.watch = StallWatch(self.said.append, self.log, lambda: self.now)
+
+    def after(self, seconds: float, event: Event | None = None) -> list[Event]:
+        """What is said when an event comes, or somebody looks, so much later."""
+        self.now += seconds
+        self.said.clear()
+        if event is not None:
+            self.watch.heard(event)
+        self.watch.look()
+        return list(self.said)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    made = Watched(tmp_path)
+    made.after(1, StageStarted("training"))
+    return made
+
+
+def a_step(number: int) -> Progress:
+    return Progress("training", number, 99, "steps")
+
+
+def test_a_long_silence_is_told_once_and_its_end_too(watched: Watched):
+    watched.after(3, a_step(1))
+    assert watched.after(LEAST_SECONDS - 1) == []
+    stalled, message = watched.after(2)
+    assert stalled == Stalled("training", LEAST_SECONDS + 1)
+    assert isinstance(message, Message) and message.level == "warning" and "5.0 min" in message.text
+    assert watched.after(600) == []
+    going_on, message = watched.after(1, a_step(2))
+    assert going_on == Stalled("training", 0.0)
+    assert isinstance(message, Message) and "after 15.0 min" in message.text
+
+
+def test_what_took_long_before_may_take_as_long_again(watched: Watched):
+    slow = LEAST_SECONDS / 2
+    watched.after(slow, a_step(1))
+    assert watched.after(TIMES_THE_LONGEST * slow - 1) == []
+    assert watched.after(2) != []
+
+
+def test_what_one_stage_took_says_nothing_of_the_next(watched: Watched):
+    watched.after(LEAST_SECONDS - 1, a_step(1))
+    watched.after(1, StageStarted("packaging"))
+    assert watched.after(LEAST_SECONDS + 1) != []
+
+
+def test_a_stage_may_wait_for_a_person(watched: Watched):
+    watched.after(1, StageStarted("credentials"))
+    assert watched.after(3 * LEAST_SECONDS) == []
+
+
+def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_goes_on(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    let_go = threading.Event()
+
+    class Hangs(Small):
+        def run(self, context: Context) -> Any:
+            yield Progress("toolchain", 1, 2, "things")
+            a_lock_that_nobody_gives_back(let_go)
+            yield Progress("toolchain", 2, 2, "things")
+            return StageResult("done")
+
+    stages = {name: Small(name) for name in STAGES} | {"toolchain": Hangs("toolchain")}
+    monkeypatch.setattr(loop, "load_stage", stages.__getitem__)
+    monkeypatch.setattr(watchdog, "LEAST_SECONDS", 0.3)
+    states, shown = [RunState()], []
+
+    def listen(entry: Entry) -> None:
+        states.append(states[-1].apply_entry(entry))
+        if isinstance(entry.event, Stalled):
+            shown.append(title_line(states[-1], "run", "", entry.time, 100).plain)
+            let_go.set()
+
+    at_work = context()
+    at_work.run.acquire()
+    session = Session(at_work, listen)
+    try:
+        assert session.run(until="toolchain") is ExitCode.DONE
+    finally:
+        session.close()
+        at_work.run.release()
+    assert "no sign for" in shown[0] and "no sign for" not in shown[1]
+    assert "a_lock_that_nobody_gives_back" in (at_work.run / RUN_LOG).read_text()
+
+
+def a_lock_that_nobody_gives_back(let_go: threading.Event) -> None:
+    assert let_go.wait(20)
+
+
+def test_the_end_of_a_process_is_no_standstill():
+    state = RunState().apply(RunStarted("run", "0", 1, "here"), 1.0).apply(Stalled("pairs", 400.0), 500.0)
+    assert state.stalled_since == 100.0
+    assert state.apply(RunFinished(143, "stopped"), 501.0).stalled_since is None
+    assert state.apply(RunStarted("run", "0", 2, "here"), 502.0).stalled_since is None

@@ -1,0 +1,392 @@
+"""Stage 4: versions read from real metadata, a uv of the test's own, and the device tried in a real child."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core.config import load_config
+from engine.core.errors import DiskError, NetworkError, PreconditionError, Stage3Error
+from engine.core.events import Check, Event
+from engine.machine import install as installing
+from engine.machine import probe, requirements
+from engine.machine.conflicts import find_conflicts
+from engine.machine.torch_build import TorchBuild
+from engine.process import kill
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.stages import dependencies
+from engine.stages.base import StageResult
+
+FOUND = {"torch": "2.13.0", "cuda": None, "device": "cpu", "name": "CPU", "seconds": 1.0}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of installed packages before all others."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A child that says at once that the CPU computes; counts how often it was asked."""
+    asked: list[str] = []
+
+    def answer(device: str, *_: Any) -> dict[str, Any]:
+        asked.append(device)
+        return dict(FOUND)
+
+    monkeypatch.setattr(dependencies, "try_device", answer)
+    return asked
+
+
+def install(site: Path, name: str, version: str, *requires: str) -> None:
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {line}" for line in requires),
+    ]
+    (folder / "METADATA").write_text("\n".join(lines) + "\n")
+
+
+def context(tmp_path: Path, **options: Any) -> Context:
+    return Context(config=load_config({"device": "cpu", **options}, environment={}), run=Run(tmp_path / "run"))
+
+
+def drive(context: Context) -> tuple[StageResult | Stage3Error, dict[str, Check], list[Event]]:
+    events: list[Event] = []
+    stage = dependencies.run(context)
+    while True:
+        try:
+            events.append(next(stage))
+        except StopIteration as end:
+            context.run.record_stage("dependencies", status="done", result=dict(end.value.facts))
+            outcome = end.value
+            break
+        except Stage3Error as error:
+            outcome = error
+            break
+    return outcome, {event.name: event for event in events if isinstance(event, Check)}, events
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_installed_stands_beside_what_is_needed(tmp_path: Path, site: Path, no_probe: list[str]) -> None:
+    install(
+        site,
+        "stage3-tui",
+        "0.1",
+        "made-up-torch>=2.8,<2.14",
+        "tomli>=99; python_version < '3'",
+        "pytest>=99; extra == 'dev'",
+    )
+    install(site, "made-up-torch", "2.13.0+cpu")
+    result, checks, _ = drive(context(tmp_path))
+    assert isinstance(result, StageResult)
+    assert (checks["made-up-torch"].status, checks["made-up-torch"].detail) == ("ok", "2.13.0+cpu; needs <2.14,>=2.8")
+    assert "tomli" not in checks and "pytest" not in checks
+
+
+def test_missing_and_too_old_packages_are_refused_with_the_line_that_installs_them(
+    tmp_path: Path, site: Path, no_probe: list[str]
+) -> None:
+    install(site, "stage3-tui", "0.1", "made-up-trl>=2", "made-up-peft>=1")
+    install(site, "made-up-trl", "1.9")
+    error, checks, _ = drive(context(tmp_path))
+    assert isinstance(error, PreconditionError) and error.exit_code == 3
+    assert f"uv pip install --python {sys.executable} 'made-up-trl>=2' 'made-up-peft>=1'" in error.what_to_do
+    assert (checks["made-up-trl"].detail, checks["made-up-peft"].detail) == ("1.9; needs >=2", "missing; needs >=1")
+    assert no_probe == []
+
+
+def test_without_metadata_nothing_is_read_and_that_is_said(
+    tmp_path: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "DISTRIBUTION", "made-up-name-of-nothing")
+    result, checks, _ = drive(context(tmp_path))
+    assert isinstance(result, StageResult) and checks["requirements"].status == "warning"
+    assert "not read" in result.summary
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, set()),
+        ({"load_in_4bit": True}, {"made-up-bits"}),
+        ({"report_to": "tensorboard"}, {"made-up-board"}),
+        ({"load_in_4bit": True, "report_to": "tensorboard"}, {"made-up-bits", "made-up-board"}),
+    ],
+)
+def test_an_extra_is_needed_where_an_option_asks_for_it_and_nowhere_else(
+    tmp_path: Path, site: Path, no_probe: list[str], options: dict[str, Any], asked: set[str]
+) -> None:
+    install(
+        site,
+        "stage3-tui",
+        "0.1",
+        "packaging>=24",
+        "made-up-bits>=1; extra == 'bitsandbytes'",
+        "made-up-board>=2; extra == 'tensorboard'",
+        "made-up-dev>=3; extra == 'dev'",
+    )
+    outcome, checks, _ = drive(context(tmp_path, **options))
+    assert {name for name in checks if name.startswith("made-up")} == asked
+    assert isinstance(outcome, PreconditionError if asked else StageResult)
+    if "made-up-bits" in asked:
+        assert checks["made-up-bits"].detail == "missing; needs >=1, for --load-in-4bit"
+
+
+def test_the_extras_of_the_options_are_extras_of_the_package() -> None:
+    for extra in requirements.EXTRAS:
+        plain = requirements.requirements_of("stage3-tui", "")
+        assert [item for item in requirements.requirements_of("stage3-tui", extra.name) if item not in plain]
+
+
+def test_conflicts_of_what_the_run_needs_are_named_and_those_of_others_counted(
+    tmp_path: Path, site: Path, no_probe: list[str]
+) -> None:
+    install(site, "stage3-tui", "0.1", "made-up-a>=1")
+    install(site, "made-up-a", "1.0", "made-up.B>=2", "made-up-c; extra == 'more'")
+    install(site, "made_up_b", "2.5", "made-up-d<1")
+    install(site, "made_up_d", "1.5", "not a requirement (")
+    install(site, "made-up-other", "1.0", "made-up-b<2")
+    _, checks, _ = drive(context(tmp_path))
+    assert checks["conflicts"].status == "warning"
+    named = "made-up-d has a requirement that cannot be read: not a requirement (; made-up-b 2.5 needs made-up-d<1, there is 1.5"
+    named = named.replace("made-up-d has", "made_up_d has").replace("made-up-b 2.5", "made_up_b 2.5")
+    assert set(find_conflicts().of_the_run) == set(named.split("; "))
+    assert "made-up-other 1.0 needs made-up-b<2, there is 2.5" in find_conflicts().of_others
+    assert (
+        "between other packages here" in checks["conflicts"].detail
+        and "made-up-other" not in checks["conflicts"].detail
+    )
+
+
+def test_of_two_packages_of_one_name_the_one_that_is_imported_counts(tmp_path: Path, site: Path) -> None:
+    install(site, "stage3-tui", "0.1", "textual>=8")  # before the one in the environment
+    install(site, "textual", "7.0")
+    assert find_conflicts().of_the_run == ("stage3-tui 0.1 needs textual>=8, there is 7.0",)
+
+
+# -- installing --------------------------------------------------------------------------------------------------------
+
+
+def fake_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "uv").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def installs(site: Path, version: str = "2.1") -> str:
+    """Shell that installs made-up-trl as a package manager would."""
+    made = site / f"made_up_trl-{version}.dist-info"
+    return f"/bin/mkdir {made}; printf 'Name: made-up-trl\\nVersion: {version}\\n' > {made}/METADATA"
+
+
+@pytest.fixture
+def lacks_trl(site: Path) -> Path:
+    install(site, "stage3-tui", "0.1", "made-up-trl[more]>=2")
+    return site
+
+
+def test_install_lets_uv_install_into_this_python_and_looks_again(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fake_uv(tmp_path, monkeypatch, f'echo "got $* in $PWD"; {installs(lacks_trl)}')
+    result, checks, events = drive(context(tmp_path, install=True))
+    assert isinstance(result, StageResult) and checks["made-up-trl"].detail == "2.1; needs >=2"
+    # From the root folder: a uv.toml of the current one could name another index.
+    assert f"uv: got pip install --python {sys.executable} made-up-trl[more]>=2 in /'" in str(events)
+
+
+def test_nothing_is_installed_without_install(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_uv(tmp_path, monkeypatch, f"touch {tmp_path}/ran")
+    error, _, _ = drive(context(tmp_path))
+    assert isinstance(error, PreconditionError) and "without --install" in error.why
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_torch_comes_as_the_driver_wants_it_where_uv_knows_how(
+    tmp_path: Path, site: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    install(site, "stage3-tui", "0.1", "torch>=99")
+    helps = "echo '      --torch-backend <BACKEND>'" if knows else "echo '      --index <URL>'"
+    fake_uv(tmp_path, monkeypatch, f'[ "$3" = --help ] && {{ {helps}; exit; }}; echo "got $*"')
+    _, _, events = drive(context(tmp_path, install=True))
+    assert ("--torch-backend=auto torch>=99" in str(events)) is knows
+    assert ("This uv does not know --torch-backend=auto" in str(events)) is not knows
+
+
+def test_a_build_script_gets_no_token(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GH_TOKEN",
+                 "UV_PUBLISH_TOKEN", "UV_INDEX_PRIVATE_PASSWORD", "STAGE3_SERVER_TOKEN", "OPENAI_API_KEY"):  # fmt: skip
+        monkeypatch.setenv(name, "hf_canary")
+    monkeypatch.setenv("UV_INDEX_URL", "https://mirror.example.org/simple")
+    fake_uv(tmp_path, monkeypatch, f"/usr/bin/env > {tmp_path}/seen; {installs(lacks_trl)}")
+    drive(context(tmp_path, install=True))
+    seen = (tmp_path / "seen").read_text()
+    assert "hf_canary" not in seen
+    assert "UV_INDEX_URL=https://mirror.example.org/simple" in seen and "HF_HUB_DISABLE_IMPLICIT_TOKEN=1" in seen
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "todo"),
+    [
+        ("echo 'No solution found when resolving dependencies'; exit 1", PreconditionError, "Loosen"),
+        ("echo 'no wheels with a matching Python version tag'; exit 1", PreconditionError, "uv venv --python"),
+        ("echo 'Permission denied (os error 13)' >&2; exit 2", PreconditionError, "environment of your own"),
+        ("echo 'error sending request for url: dns error' >&2; exit 2", NetworkError, "proxy"),
+        (
+            "echo 'Failed to fetch: `https://x`'; echo 'No space left on device (os error 28)'; exit 2",
+            DiskError,
+            "cache",
+        ),
+        ("exit 0", PreconditionError, "made-up-trl"),
+        ("kill -9 $$", PreconditionError, "memory ran out"),
+    ],
+)
+def test_an_installation_that_fails_says_why(
+    tmp_path: Path,
+    lacks_trl: Path,
+    no_probe: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    kind: type[Stage3Error],
+    todo: str,
+) -> None:
+    fake_uv(tmp_path, monkeypatch, script)
+    error, _, _ = drive(context(tmp_path, install=True))
+    assert type(error) is kind and todo in error.what_to_do
+
+
+def test_without_uv_the_way_to_get_it_is_told(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installing, "find_uv", lambda: None)
+    error, _, _ = drive(context(tmp_path, install=True))
+    assert isinstance(error, PreconditionError) and "astral.sh/uv" in error.why
+
+
+def test_an_installation_that_hangs_is_ended_and_one_that_failed_may_be_tried_again(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installing, "INSTALL_SECONDS", 0.5)
+    monkeypatch.setattr(kill, "GRACE_SECONDS", 0.2)
+    fake_uv(tmp_path, monkeypatch, f"[ -e {tmp_path}/second ] || exec sleep 977; {installs(lacks_trl)}")
+    error, _, _ = drive(context(tmp_path, install=True))
+    assert isinstance(error, NetworkError) and "no end after" in error.why
+    (tmp_path / "second").touch()
+    assert isinstance(drive(context(tmp_path, install=True))[0], StageResult)
+
+
+def test_what_uv_prints_is_bounded_and_drives_no_terminal(
+    tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    megabyte = f"{sys.executable} -S -c \"print('x' * (1 << 20))\""
+    fake_uv(tmp_path, monkeypatch, f"{megabyte}; printf '\\033]52;c;eA==\\007 \\377 down\\n'; exit 1")
+    error, _, events = drive(context(tmp_path, install=True))
+    assert isinstance(error, PreconditionError)
+    assert "␛]52;c;eA==␇ \ufffd down" in error.why and "\x1b" not in error.why and len(error.why) < 1000
+    assert max(len(getattr(event, "text", "")) for event in events) < 5000
+
+
+# -- the device --------------------------------------------------------------------------------------------------------
+
+
+def test_the_device_really_computes_in_a_child_that_has_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit('the torch of the current folder')")
+    result, checks, _ = drive(context(tmp_path))
+    assert isinstance(result, StageResult), result
+    assert checks["imports"].status == checks["device computes"].status == "ok"
+    assert result.facts["probe"]["device"] == "cpu" and result.facts["probe"]["seconds"] > 0
+
+
+def test_the_same_environment_is_not_tried_twice_but_another_is(tmp_path: Path, no_probe: list[str]) -> None:
+    given = context(tmp_path)
+    drive(given)
+    _, checks, _ = drive(given)
+    assert no_probe == ["cpu"] and "as tried before" in checks["device computes"].detail
+    drive(context(tmp_path, device="auto"))
+    assert no_probe == ["cpu", "auto"]
+
+
+def test_a_device_that_is_not_there_is_refused_with_what_to_do() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    failure = probe.probe("cuda:1")["failure"]
+    assert "sees no CUDA device" in failure["what"] and "--device cpu" in failure["what_to_do"]
+
+
+def test_a_wrong_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    equal = torch.equal
+    monkeypatch.setattr(torch, "equal", lambda a, b: equal(a + 1e-3, b))
+    assert "wrongly" in probe.probe("cpu")["failure"]["what"]
+
+
+def test_an_import_that_breaks_is_named_with_its_words() -> None:
+    failure = probe.probe("cpu", (("json", "loads"), ("json", "no_such_thing")))["failure"]
+    assert failure["where"] == "imports" and "json.no_such_thing" in failure["what"]
+
+
+def test_what_an_option_needs_is_imported_too(tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "IMPORTS", (("json", "loads"),))  # nothing heavy: this one is about the other
+    install(site, "stage3-tui", "0.1", "bitsandbytes>=1; extra == 'bitsandbytes'")
+    install(site, "bitsandbytes", "1.0")
+    (site / "bitsandbytes").mkdir()
+    (site / "bitsandbytes/__init__.py").write_text("raise RuntimeError('libcudart.so.12 is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    error, checks, _ = drive(context(tmp_path, load_in_4bit=True))
+    assert isinstance(error, PreconditionError) and "libcudart.so.12 is missing" in error.what
+    assert checks["imports"].status == "failed" and "--reinstall bitsandbytes" in error.what_to_do
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("echo 'Fatal Python error: Segmentation fault' >&2; kill -11 $$", "Segmentation fault"),
+        ("exec sleep 976", "no end after"),
+        ("echo 'stage3-probe {broken'; exit 1", "exit code 1"),
+    ],
+)
+def test_a_trial_that_crashes_or_hangs_is_a_failure_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.5)
+    error, checks, _ = drive(context(tmp_path))
+    assert isinstance(error, PreconditionError) and told in error.what
+    assert checks["device computes"].status == "failed"
+
+
+def test_a_build_that_does_not_fit_the_driver_warns_and_does_not_refuse() -> None:
+    check = dependencies._driver_check("auto", TorchBuild("2.13.0", "13.0"), "570.86.10")
+    assert check.status == "warning" and "580" in check.detail
+    assert dependencies._driver_check("auto", TorchBuild("2.13.0"), None).status == "ok"

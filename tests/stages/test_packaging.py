@@ -1,0 +1,151 @@
+"""The stage packaging: what it proves before the archive gets its name, what it tells, and when it does nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from engine.core import layout
+from engine.core.errors import DamagedState, Stage3Error, Stopped, UnsafeError
+from engine.core.events import Check
+from engine.packaging import fresh_process
+from engine.packaging.archive import build_archive, existing_archive, hash_file
+from engine.packaging.fresh_process import load_archive
+from engine.run.context import Context
+from engine.stages import packaging as stage
+from engine.storage.files import sha256_of_file
+from tests.conftest import run_stage
+from tests.support.finished_run import CARD, WEIGHTS, copied, write_pairs
+
+
+@pytest.fixture
+def context(trained: Context, tmp_path: Path) -> Context:
+    return copied(trained, tmp_path / "run")
+
+
+def test_the_stage_tells_all_that_brings_the_archive_home(context: Context, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.7 51000 192.0.2.44 2222")
+    events, result = run_stage(stage.run(context))
+    details = {event.name: event.detail for event in events if isinstance(event, Check)}
+    assert "changes a logit" in details["loads"]
+    assert details["bring it home"].startswith("scp -P 2222 ") and "@192.0.2.44:" in details["bring it home"]
+    assert details["check and unpack"] == "sha256sum -c run_artifacts.zip.sha256 && unzip run_artifacts.zip"
+    facts = json.loads(json.dumps(dict(result.facts)))  # as run.json keeps them
+    assert facts["sha256"] == details["sha256"] == sha256_of_file(context.run.archive)
+    assert facts["archive"] == str(context.run.archive) and facts["bytes"] == context.run.archive.stat().st_size
+    assert [WEIGHTS, (context.run / WEIGHTS).stat().st_size] in facts["contents"]
+    assert len(facts["contents"]) == facts["files"] > 10
+    assert facts["scp"] == details["bring it home"]
+    assert (facts["check"], facts["unzip"]) == tuple(details["check and unpack"].split(" && "))
+    assert facts["load"] == [details["load the base"], details["load the adapter"]]
+
+
+def test_a_finished_stage_holds_as_long_as_its_archive_is_there(context: Context):
+    build_archive(context.run)
+    before = stage.depends_on(context)
+    context.run.record_stage("packaging", status="done")
+    assert stage.depends_on(context) == before
+    context.run.archive.unlink()
+    assert stage.depends_on(context) != before
+
+
+def test_an_archive_of_the_same_files_is_not_made_again(context: Context, monkeypatch: pytest.MonkeyPatch):
+    made = build_archive(context.run)
+    written = context.run.archive.stat().st_mtime_ns
+    # The machine has changed meanwhile, which is no reason to pack again.
+    context.run.record_stage("toolchain", status="done", result={"uv": "99"})
+    monkeypatch.setattr(stage, "build_archive", lambda *_, **__: pytest.fail("it was packed again"))
+    events, result = run_stage(stage.run(context))
+    assert result.facts["sha256"] == made.sha256 and context.run.archive.stat().st_mtime_ns == written
+    assert any("not made again" in getattr(event, "text", "") for event in events)
+
+
+@pytest.mark.parametrize(
+    "what", ["a file", "a new file", "the archive", "its hash", "the recorded hash", "another training"]
+)
+def test_an_archive_that_is_of_something_else_is_made_again(what: str, context: Context):
+    build_archive(context.run)
+    assert existing_archive(context.run) is not None
+    if what == "a file":
+        (context.run / CARD).write_text("# Another card\n")
+    if what == "a new file":
+        (context.run / layout.EDITS_JSONL).write_text('{"id":"pair1","action":"accept","time":1}\n')
+    if what == "the archive":
+        context.run.archive.write_bytes(context.run.archive.read_bytes()[:-1])
+    if what == "its hash":
+        hash_file(context.run).unlink()
+    if what == "the recorded hash":
+        context.run.record_stage("packaging", result={"sha256": "0" * 64})
+    if what == "another training":
+        context.run.record_stage("training", result={"tensors_sha256": "of another adapter"})
+    assert existing_archive(context.run) is None
+
+
+def test_what_was_accepted_or_left_out_is_told_in_the_stages_table(context: Context):
+    key = "AKIA" + "IOSFODNN7EXAMPLE"
+    rows = [{"id": f"p{number}", "prompt": f"{key} of the manual"} for number in range(2)]
+    write_pairs(context.run / layout.PAIRS_JSONL, rows)
+    write_pairs(context.run / layout.EDITS_JSONL, [{"id": "p0", "action": "reject", "time": 1}])
+    (context.run / layout.ADAPTER_DIR / "notes.txt").write_text("mine")
+    build_archive(context.run, accept_lookalikes=True)
+    with pytest.raises(UnsafeError, match="the pair p1"):
+        run_stage(stage.run(context))
+    context.config = context.config.model_copy(update={"accept_lookalikes": "it is Amazon's own example"})
+    events, _ = run_stage(stage.run(context))
+    told = {event.name: event.detail for event in events if isinstance(event, Check) and event.status == "warning"}
+    assert set(told) == {"notes.txt", "pair p0", f"{layout.PAIRS_JSONL}:2"}
+    assert told[f"{layout.PAIRS_JSONL}:2"].endswith("an AWS access key; accepted: it is Amazon's own example")
+
+
+# -- the fresh process ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factor", "reason"), [(float("nan"), "NaN or infinity"), (0.0, "Every lora_B of the adapter is zero")]
+)
+def test_an_adapter_of_nan_or_of_nothing_is_not_packed(factor: float, reason: str, context: Context):
+    tensors = {name: tensor * factor for name, tensor in load_file(context.run / WEIGHTS).items()}
+    save_file(tensors, context.run / WEIGHTS)
+    request = {"base_model_id": context.config.base_model_id, "device": "cpu", "dtype": "float32"}
+    with pytest.raises(Stage3Error, match=reason):
+        build_archive(context.run, lambda part: load_archive({**request, "archive": str(part)}) and None)
+    assert_nothing_was_left(context)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("""echo '{"effect": 0.7, "tensors_sha256": "of something else"}'""", "the training recorded as it was"),
+        ("""echo '{"error": "Every lora_B of the adapter is zero."}'""", "Every lora_B of the adapter is zero."),
+        ("echo Killed >&2; exit 137", "exit code 137: Killed"),
+        ("echo hello", "It ended without an answer."),
+        ("", "It ended without an answer."),
+        ("echo '[7]'", "Its answer is none."),
+    ],
+)
+def test_what_the_fresh_process_says_against_an_adapter_keeps_the_archive_from_its_name(
+    script: str, reason: str, context: Context, monkeypatch: pytest.MonkeyPatch
+):
+    python = context.run.folder.parent / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(fresh_process.sys, "executable", str(python))
+    context.run.record_stage("training", result={"tensors_sha256": "as it was"})
+    with pytest.raises(DamagedState) as refused:
+        run_stage(stage.run(context))
+    assert reason in refused.value.why and refused.value.what_to_do
+    assert_nothing_was_left(context)
+
+
+def test_a_request_to_stop_ends_the_fresh_process_and_leaves_no_archive(context: Context):
+    context.stop.request("SIGTERM")
+    with pytest.raises(Stopped):
+        run_stage(stage.run(context))
+    assert_nothing_was_left(context)
+
+
+def assert_nothing_was_left(context: Context) -> None:
+    assert [path.name for path in context.run.folder.parent.iterdir() if "zip" in path.name] == []

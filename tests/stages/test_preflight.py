@@ -1,0 +1,273 @@
+"""What the preflight chooses by trying, what it refuses, and what it says would fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.core import layout
+from engine.core.errors import PreconditionError
+from engine.core.events import Check, Message
+from engine.demo.preset import demo_defaults
+from engine.dpo.planning.forecast import Machine
+from engine.dpo.planning.plan import TrainingPlan
+from engine.dpo.training import trl_trainer
+from engine.models import loading, number_format
+from engine.models.chat_template import conversation_ids
+from engine.models.loading import in_4bit, load_base, load_policy, load_tokenizer, resolve_dtype, restore_adapter
+from engine.models.number_format import choose_dtype, overflow_in_float16
+from engine.models.tensors import adapter_tensors, hash_tensors
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.stages import adapter as adapter_stage
+from engine.stages import preflight
+from tests.conftest import run_stage
+from tests.dpo.test_forecast import GEMMA_2B as GEMMA
+from tests.support.tiny_models import build_adapter, build_base, build_context, pairs
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def demo(tmp_path: Path, config: Callable[..., Any]) -> Callable[..., Context]:
+    """A demo run whose stage adapter is done."""
+
+    def made(**options: Any) -> Context:
+        values = {**demo_defaults(), "num_examples": 8, "split": "train[:8]", "output_dir": tmp_path / "run", **options}
+        context = Context(config(**values), Run(tmp_path / "run"))
+        _, result = run_stage(adapter_stage.run(context))
+        context.run.record_stage("adapter", status="done", result=dict(result.facts))
+        return context
+
+    return made
+
+
+def checks(events: list[Any]) -> dict[str, str]:
+    return {event.name: event.detail for event in events if isinstance(event, Check)}
+
+
+def a_machine(gib: float, device: str = "cpu") -> Callable[..., Machine]:
+    return lambda _: Machine(device, int(gib * GIB), int(gib * GIB), 0, 64 * GIB)
+
+
+def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[..., Context]):
+    context = demo()
+    events, result = run_stage(preflight.run(context))
+    facts = json.loads(json.dumps(dict(result.facts)))  # what run.json keeps
+    plan = TrainingPlan.from_dict(facts["plan"])
+    assert plan is not None and (plan.micro_batch, plan.accumulation, plan.reference) == (8, 1, "up front")
+    assert set(plan.why) == {"micro_batch", "gradient_checkpointing", "reference", "dtype"} and all(plan.why.values())
+    assert facts["dtype"] == "float32" and facts["memory"]["activations"] > 0
+    assert facts["forecast"]["seconds_training"] > 0 and facts["forecast"]["peak_bytes"] > 100 << 20
+    told = checks(events)
+    assert {"number format", "memory", "plan", "resume", "archive", "forecast: memory, training"} <= told.keys()
+    assert not (context.run / "preflight").exists()
+
+
+def test_a_plan_that_does_not_fit_the_longest_pair_is_lowered_until_it_does(
+    demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    real = trl_trainer.Stage3Trainer.compute_loss
+
+    def small(self: Any, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+        if self.side_by_side > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
+        return real(self, model, inputs, *args, **more)
+
+    monkeypatch.setattr(trl_trainer.Stage3Trainer, "compute_loss", small)
+    events, result = run_stage(preflight.run(demo()))
+    plan = TrainingPlan.from_dict(result.facts["plan"])
+    assert plan is not None and (plan.micro_batch, plan.accumulation) == (2, 4)
+    assert plan.why["micro_batch"] == "4 was tried, and did not fit"
+    said = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert len(said) == 2 and all("Tried to allocate 1.95 GiB" in text for text in said)
+
+
+def test_a_pair_that_does_not_fit_at_all_is_refused_with_what_would(
+    demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    def never(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
+
+    monkeypatch.setattr(trl_trainer.Stage3Trainer, "compute_loss", never)
+    with pytest.raises(PreconditionError, match="does not fit") as refused:
+        run_stage(preflight.run(demo()))
+    assert "--max-length 128" in refused.value.what_to_do and "activations" in refused.value.why
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_tried(
+    demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preflight, "machine_of", a_machine(0.01))
+    with pytest.raises(PreconditionError, match=r"training needs 0\.\d GiB at its peak, and there are 0\.0") as refused:
+        run_stage(preflight.run(demo(cpu_ref_model=False, gradient_checkpointing=False)))
+    assert refused.value.exit_code == 3
+    for way in ("--gradient-checkpointing (0.", "--cpu-ref-model (0.", "--max-length 128 (0."):
+        assert way in refused.value.what_to_do
+
+
+def test_on_a_gpu_4_bits_are_among_what_would_fit(demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
+    context = demo()
+    grounds = preflight.Grounds(
+        replace(context, config=context.config.model_copy(update={"dtype": "bfloat16"})),
+        replace(GEMMA, layers=18),
+        Machine("cuda", 4 * GIB, 4 * GIB, 600 << 20, 64 * GIB),
+        "",
+    )
+    with pytest.raises(PreconditionError, match=r"and there are 4\.0") as refused:
+        preflight._require_memory(grounds)
+    assert "--load-in-4bit (" in refused.value.what_to_do
+
+
+def test_a_computer_is_not_filled_to_the_brim_and_a_gpu_nearly(demo: Callable[..., Context]):
+    context = demo(max_length=64)
+    config = context.config.model_copy(update={"dtype": "float32"})
+    for device, most in (("cpu", 0.6), ("cuda", 0.92)):
+        grounds = preflight.Grounds(replace(context, config=config), GEMMA, a_machine(30, device)(None), "")
+        assert grounds.needed(grounds.choose()) <= most * 30 * GIB
+
+
+# -- the number format -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tiny")
+    base = build_base(folder / "base")
+    return base, build_adapter(folder / "adapter", base)
+
+
+def half_policy(context: Context, tiny: tuple[Path, Path], scale: float = 1.0) -> Any:
+    base = load_base(context.config.model_copy(update={"dtype": "float16"}))
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if "gate_proj" in name or "up_proj" in name:
+                parameter.mul_(scale)
+    return load_policy(base, tiny[1], trainable=True)
+
+
+def prompt_ids(context: Context) -> list[list[int]]:
+    tokenizer = load_tokenizer(context.config)
+    return [conversation_ids(tokenizer, row["prompt"], reply_wanted=True) for row in pairs(3)]  # type: ignore[arg-type]
+
+
+def test_float16_is_proved_on_the_real_adapter_and_refused_where_it_overflows(tiny: tuple[Path, Path], tmp_path: Path):
+    context = build_context(tmp_path / "run", *tiny)
+    assert overflow_in_float16(half_policy(context, tiny), prompt_ids(context)) == ""
+    assert "not finite" in overflow_in_float16(half_policy(context, tiny, scale=3000.0), prompt_ids(context))
+
+
+def test_a_gradient_that_overflows_counts_as_well(tiny: tuple[Path, Path], tmp_path: Path):
+    context = build_context(tmp_path / "run", *tiny)
+    policy = half_policy(context, tiny)
+    next(p for n, p in policy.named_parameters() if "lora_B" in n).register_hook(lambda gradient: gradient / 0)
+    assert "1 gradients" in overflow_in_float16(policy, prompt_ids(context))
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "overflow", "expected"),
+    [(True, "", "bfloat16"), (False, "", "float16"), (False, "a prompt gives NaN", "float32")],
+)
+def test_on_a_gpu_the_format_is_chosen_by_what_it_has_and_what_was_tried(
+    has_bfloat16: bool, overflow: str, expected: str, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(number_format, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(number_format, "gpu_has_bfloat16", lambda _: has_bfloat16)
+    dtype, why = choose_dtype(config(), lambda: overflow)
+    assert dtype == expected and why and overflow in why
+    assert choose_dtype(config(dtype="float16"), lambda: "not asked")[0] == "float16"
+
+
+def test_what_the_preflight_found_holds_for_the_whole_run(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(loading, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(loading, "gpu_has_bfloat16", lambda _: False)
+    run = config(output_dir=tmp_path / "run")
+    assert resolve_dtype(run) == torch.float32  # before it: what is always right
+    Run(tmp_path / "run").record_stage("preflight", status="done", result={"dtype": "float16"})
+    assert resolve_dtype(run) == torch.float16
+
+
+# -- 4 bits ------------------------------------------------------------------------------------------------------------
+
+
+def test_4_bits_without_a_gpu_are_refused(config: Callable[..., Any]):
+    with pytest.raises(PreconditionError, match="the device is cpu"):
+        load_base(config(load_in_4bit=True, device="cpu"))
+
+
+def test_4_bits_without_bitsandbytes_name_the_extra(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    import importlib.util
+
+    monkeypatch.setattr(loading, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PreconditionError, match="bitsandbytes") as refused:
+        in_4bit(config(load_in_4bit=True), torch.bfloat16)
+    assert "stage3-tui[bitsandbytes]" in refused.value.what_to_do
+
+
+def test_4_bits_compute_in_16(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    import importlib.util
+
+    monkeypatch.setattr(loading, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(PreconditionError, match="float32"):
+        in_4bit(config(load_in_4bit=True), torch.float32)
+
+
+def test_an_adapter_that_trl_rounded_is_what_it_was_again(tiny: tuple[Path, Path], tmp_path: Path):
+    context = build_context(tmp_path / "run", *tiny)
+    policy = load_policy(load_base(context.config), tiny[1], trainable=True)
+    policy.load_adapter(str(tiny[1]), adapter_name="ref")
+    before = hash_tensors(adapter_tensors(policy, "default"))
+    for name, parameter in policy.named_parameters():
+        if ".default." in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    restore_adapter(policy, "ref")
+    assert hash_tensors(adapter_tensors(policy, "default")) == before
+    assert any(parameter.requires_grad for name, parameter in policy.named_parameters() if ".default." in name)
+
+
+# -- tensorboard -------------------------------------------------------------------------------------------------------
+
+
+def test_the_figures_of_each_step_are_written_for_tensorboard():
+    from engine.dpo.training.callbacks import Figures
+
+    class Writer:
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, float, int]] = []
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.seen.append((name, value, step))
+
+        def flush(self) -> None: ...
+
+    class State:
+        global_step = 3
+
+    writer: Any = Writer()
+    Figures(writer).on_log(None, State(), None, logs={"loss": 0.5, "note": "text"})  # type: ignore[arg-type]
+    assert writer.seen == [("train/loss", 0.5, 3)]
+
+
+def test_tensorboard_that_is_not_installed_names_the_extra(
+    tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import sys
+
+    from engine.dpo.training.trainer import train
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    context = build_context(tmp_path / "run", *tiny, report_to="tensorboard")
+    with pytest.raises(PreconditionError, match="tensorboard") as refused:
+        run_stage(train(context, pairs(4)))
+    assert "stage3-tui[tensorboard]" in refused.value.what_to_do
+    assert not (context.run / layout.CHECKPOINTS_DIR / "checkpoint-1").exists()

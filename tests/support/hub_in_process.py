@@ -1,0 +1,34 @@
+"""The fake Hub in the place of the real one, for tests in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
+
+from engine import hub
+from engine.hub import requests, tokens
+from tests.support.fake_hub import FakeHub
+from tests.support.fake_hub_push import FakeHubPush
+
+CANARY = "hf_CanaryCanaryCanaryCanary"
+
+
+def use(fake: FakeHub | FakeHubPush, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Send this process to `fake`, make it wait for next to nothing, and give it a home of its own, without a login."""
+    monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
+    template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(hf_api.api, "endpoint", fake.endpoint)  # read from the environment when it was imported
+    monkeypatch.setattr(transformers_hub, "_hf_api", None)  # made once a process, for the Hub of that moment
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
+    monkeypatch.setattr(requests, "RETRY_WAITS_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(tokens, "_remembered", [])
+    for name in hub.TOKEN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))

@@ -1,0 +1,129 @@
+"""The wizard without an engine that computes: sessions that wait to be let go, and what a person reads of a screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event as Flag
+
+import pytest
+from textual.pilot import Pilot
+
+from engine.core.config import Stage3Config
+from engine.core.errors import ExitCode
+from engine.core.events import Progress, RunFinished, RunStarted, StageFinished, StageStarted
+from engine.core.stage_table import STAGES
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.journal import Entry
+from tests.support.made_up_run import make_run
+from tui.runs.runner import Runner
+from tui.wizard.app import Wizard
+
+
+class FakeSession:
+    """Says that its stages begin, and works on the last one until it is asked to stop, or let go."""
+
+    def __init__(self, context: Context, listener: Callable[[Entry], None]) -> None:
+        self.context, self.listener = context, listener
+        self.seq = 10_000
+        self.asked: list[tuple[str, str | None]] = []
+        self.let_go = Flag()
+        self.closed = False
+
+    def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
+        self.asked.append((until, redo_from))
+        self._say(RunStarted("folder", "0", 1, "h", "", STAGES))
+        self._say(StageStarted(until))
+        while not self.let_go.wait(0.01):
+            self._say(Progress(until, 1, 10, "things"))
+            if self.context.stop.requested:
+                self._say(StageFinished(until, "stopped", "The run was stopped.", what="stopped", exit_code=143))
+                self._say(RunFinished(143, "stopped"))
+                return ExitCode.TERMINATED
+        self._say(StageFinished(until, "done", "All is well."))
+        self._say(RunFinished(0, "All is well."))
+        return ExitCode.DONE
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _say(self, event: object) -> None:
+        self.seq += 1
+        self.listener(Entry(self.seq, time.time(), event))
+
+
+class Sessions:
+    """A session factory that keeps what it made."""
+
+    def __init__(self, kind: type[FakeSession] = FakeSession) -> None:
+        self.made: list[FakeSession] = []
+        self._kind = kind
+
+    def __call__(self, context: Context, listener: Callable[[Entry], None]) -> FakeSession:
+        self.made.append(self._kind(context, listener))
+        return self.made[-1]
+
+    @property
+    def last(self) -> FakeSession:
+        return self.made[-1]
+
+
+@pytest.fixture
+def sessions() -> Iterator[Sessions]:
+    made = Sessions()
+    yield made
+    for session in made.made:
+        session.let_go.set()
+
+
+@pytest.fixture
+def runner(tmp_path: Path, config: Callable[..., Stage3Config], sessions: Sessions) -> Runner:
+    """A run that has not begun."""
+    folder = tmp_path / "run"
+    return Runner(config(output_dir=folder), Run(folder), session_factory=sessions)
+
+
+@pytest.fixture
+def finished(tmp_path: Path, config: Callable[..., Stage3Config], sessions: Sessions) -> Runner:
+    """A run with all ten stages behind it."""
+    folder = make_run(tmp_path / "run", pairs=40)
+    return Runner(config(output_dir=folder), Run(folder), session_factory=sessions)
+
+
+async def until(pilot: Pilot, holds: Callable[[], object], what: str = "it", seconds: float = 10) -> None:
+    """Wait for something to come about; the screen goes on meanwhile."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"{what} did not come about within {seconds:.0f} seconds"
+        await pilot.pause(0.03)
+
+
+async def look_at(pilot: Pilot, app: Wizard, stage: str) -> None:
+    """Go to a stage by its digit, and wait until it is drawn."""
+    await pilot.press(str((STAGES.index(stage) + 1) % 10))
+    await until(pilot, lambda: app.main.selected == stage and app.main.is_whole, stage)
+    await pilot.pause()
+
+
+async def turn_to(pilot: Pilot, app: Wizard, page: str) -> None:
+    """Go to a view of the stage by its key."""
+    for _ in app.main.view.pages:
+        if app.main.view.page == page:
+            break
+        await pilot.press("v")
+        await pilot.pause()
+    assert app.main.view.page == page
+    await app.tick()
+    await pilot.pause()
+
+
+def screen_text(app: Wizard) -> str:
+    """What a person reads."""
+    strips = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+
+def is_open(app: Wizard, screen: type) -> bool:
+    return isinstance(app.screen, screen)

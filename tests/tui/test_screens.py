@@ -1,0 +1,235 @@
+"""Every screen over a made-up run: what it shows, at which size, and that foreign text stays text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from engine.core import layout
+from engine.core.events import Forecast, StageFinished, StageStarted
+from engine.core.stage_table import STAGE, STAGES
+from engine.run.folder import Run
+from engine.run.state import RunState
+from tests.support.idle_wizard import is_open, look_at, screen_text, turn_to, until
+from tests.support.made_up_run import HOSTILE, RAW_SEQUENCES, failed_run, make_run, write_pairs
+from tui.formatting import place
+from tui.keys import KEYS
+from tui.runs.runner import Runner
+from tui.runs.watcher import Watcher
+from tui.screens.log import LogScreen
+from tui.screens.stage_descriptions import PLANS, plan_of
+from tui.widgets.rail import flat_number_at, flat_rail, tall_rail
+from tui.widgets.status_lines import seconds_to_go
+from tui.wizard.app import Wizard, first_stage
+
+SIZES = [(80, 24), (160, 48)]
+PICTURE = "{0[0]}x{0[1]}".format
+
+
+@pytest.mark.parametrize("size", SIZES, ids=PICTURE)
+async def test_every_view_of_every_stage_opens_and_shows_hostile_text_as_text(finished: Runner, size: tuple[int, int]):
+    app = Wizard(finished)
+    async with app.run_test(size=size) as pilot:
+        for stage in STAGES:
+            await look_at(pilot, app, stage)
+            for page in app.main.view.pages:
+                await turn_to(pilot, app, page)
+                await pilot.pause(0.1)
+                text = screen_text(app)
+                assert STAGE[stage].title in text and f" {page} " in text
+                assert not any(raw in text for raw in RAW_SEQUENCES)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=PICTURE)
+async def test_a_failure_says_what_why_and_what_to_do(tmp_path: Path, config, size):
+    folder = failed_run(tmp_path / "run")
+    app = Wizard(Runner(config(output_dir=folder), Run(folder)))
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: "settings/tokens" in screen_text(app))
+        text = screen_text(app)
+        assert app.main.selected == "credentials"
+        for part in (
+            "The token was refused [/].",
+            "The Hub said: 401 ␛]52;c;AAAA",
+            "run.log",
+            "✗ failed",
+        ):
+            assert part in text
+        assert not any(raw in text for raw in RAW_SEQUENCES)
+
+
+async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, config):
+    folder = make_run(tmp_path / "run", through="training", pairs=20)
+    app = Wizard(Watcher(Run(folder), config(output_dir=folder)))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await look_at(pilot, app, "training")
+        await until(pilot, lambda: "watching" in screen_text(app))
+        await pilot.press("r", "a")
+        await pilot.pause()
+        assert not {"run_stage", "run_all", "redo"} & {key.action for key in KEYS if key.label and app.possible(key)}
+        await turn_to(pilot, app, "Options")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "another process's" in screen_text(app)
+
+
+async def test_clicks_in_hostile_text_do_nothing(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await look_at(pilot, app, "workspace")
+        await pilot.press("l")
+        await until(pilot, lambda: is_open(app, LogScreen))
+        await until(pilot, lambda: "[@click" in screen_text(app), "the hostile text")
+        shown, window = screen_text(app).splitlines(), app.screen.query_one(".window").region
+        places = [
+            (line.index(mark) + 1, y)
+            for y, line in enumerate(shown)
+            for mark in ("[@click", "[/", "[red")
+            if mark in line and (line.index(mark) + 1, y) in window
+        ]
+        assert len(places) >= 3
+        for place in places:
+            await pilot.click(offset=place)
+        assert app.is_running and is_open(app, LogScreen)
+
+
+async def test_a_small_terminal_gets_a_plain_sentence(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(79, 24)) as pilot:
+        await until(pilot, lambda: "needs 80 and 24" in " ".join(screen_text(app).split()))
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: "needs 80" not in screen_text(app))
+        await pilot.resize_terminal(40, 10)
+        await pilot.pause(0.2)
+        assert app.is_running
+
+
+async def test_under_100_columns_the_rail_is_one_line(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(99, 30)) as pilot:
+        await until(pilot, lambda: "0✓ Packaging done" in screen_text(app))
+        await pilot.resize_terminal(100, 30)
+        await until(pilot, lambda: "10 ✓ Packaging" in screen_text(app))
+
+
+# -- what a stage will do ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_says_what_it_will_do_with_these_options(stage: str, config):
+    told = plan_of(stage, config(), RunState())
+    assert set(PLANS) == set(STAGES) and all(sentence.endswith(".") for sentence in told)
+
+
+def test_a_plan_names_the_options_and_the_forecast(config):
+    state = RunState().apply(Forecast({"pairs": 2880.0}, {}), 1.0)
+    told = " ".join(plan_of("pairs", config(num_examples=37, dataset="mine.jsonl"), state))
+    assert "37 prompts of mine.jsonl" in told and "48m" in told
+    assert "0.25" in " ".join(plan_of("training", config(beta=0.25), state))
+
+
+async def test_before_it_ran_a_stage_offers_what_can_be_done(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await look_at(pilot, app, "pairs")
+        await until(pilot, lambda: "2,500 prompts" in screen_text(app))
+        assert "run all" in screen_text(app) and "options" in screen_text(app)
+
+
+# -- the rail ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_rail_tells_every_state_in_a_word_and_a_glyph(finished: Runner):
+    state = finished.snapshot()
+    tall = [line.plain for line in tall_rail(state, "pairs", 1.79e9, 34, 2)]
+    assert len(tall) == 20 and all(len(line) == 34 for line in tall)
+    assert "✓ Workspace" in tall[0] and "done" in tall[1]
+    assert "↷ Credentials" in tall[4] and "skipped" in tall[5]
+    flat = flat_rail(state, "pairs", 80)
+    assert flat.cell_length <= 80 and "7✓ Pairs done" in flat.plain
+
+
+@pytest.mark.parametrize(
+    ("outcome", "glyph"), [("failed", "✗"), ("refused", "⊘"), ("stopped", "■"), ("skipped", "↷"), ("done", "✓")]
+)
+def test_the_rail_shows_how_a_stage_ended(runner: Runner, outcome, glyph):
+    state = runner.snapshot().apply(StageStarted("pairs"), 1.0)
+    assert "▶ Pairs" in tall_rail(state, "pairs", 2.0, 34, 1)[6].plain
+    state = state.apply(StageFinished("pairs", outcome, "x"), 5.0)
+    for height in (1, 2):
+        row = " ".join(line.plain for line in tall_rail(state, "pairs", 9.0, 34, height)[6 * height : 7 * height])
+        assert f"{glyph} Pairs" in row
+        assert outcome in row or "4s" in row
+
+
+def test_the_rail_has_elapsed_and_forecast_times():
+    state = RunState().apply(Forecast({"pairs": 2880.0, "training": 7500.0}, {}), 1.0)
+    rows = [line.plain for line in tall_rail(state, "pairs", 2.0, 34, 1)]
+    assert rows[6].rstrip().endswith("~48m") and rows[8].rstrip().endswith("~2h 05m")
+    state = state.apply(StageStarted("pairs"), 100.0)
+    assert tall_rail(state, "pairs", 160.0, 34, 1)[6].plain.rstrip().endswith("1m 00s of ~48m")
+    assert seconds_to_go(state, 160.0) == 2820.0 + 7500.0
+    assert seconds_to_go(RunState(), 1.0) is None
+
+
+def test_a_click_on_the_flat_rail_finds_its_stage(runner: Runner):
+    state = runner.snapshot()
+    plain = flat_rail(state, "pairs", 80).plain
+    assert flat_number_at(state, "pairs", 80, plain.index("Pairs")) == 6
+    assert flat_number_at(state, "pairs", 80, plain.index("0·")) == 9
+    assert flat_number_at(state, "pairs", 80, 79) is None
+
+
+async def test_a_run_folder_at_home_is_shown_as_a_shell_would(finished: Runner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(finished.run.folder.parent))
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await until(pilot, lambda: " ~/run " in screen_text(app))
+        monkeypatch.setenv("HOME", str(finished.run.folder / "else"))
+    assert place(finished.run.folder) == str(finished.run.folder)
+
+
+async def test_a_click_on_the_rail_looks_at_a_stage(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: app.main.is_whole)
+        await pilot.pause(0.2)
+        await pilot.click("#rail", offset=(10, 1 + 2 * 3))
+        await until(pilot, lambda: app.main.selected == "dependencies")
+
+
+def test_the_first_screen_is_where_the_run_stands(runner: Runner, finished: Runner):
+    assert first_stage(runner.snapshot()) == "workspace"
+    assert first_stage(finished.snapshot()) == "packaging"
+
+
+# -- nothing is parsed -------------------------------------------------------------------------------------------------
+
+
+def test_the_markup_of_hostile_text_is_never_parsed():
+    """No widget of ours takes text as markup: Static and Label are given Content, or `markup=False`."""
+    for path in (Path(__file__).parents[2] / "tui").rglob("*.py"):
+        source = path.read_text()
+        assert "from_markup" not in source and "markup=True" not in source, path
+        for call in re.findall(r"\b(?:Static|Label|Button|Option|Checkbox)\(([^\n]*)", source):
+            plain = (
+                not call
+                or call.startswith((")", "id="))
+                or "Content" in call
+                or "markup=False" in call
+                or "_prompt" in call
+            )
+            assert plain, f"{path}: {call}"
+        for title in re.findall(r"border_(?:sub)?title = ([^\n]*)", source):
+            assert title.startswith("Content("), f"{path}: {title}"
+
+
+def test_hostile_text_is_in_the_made_up_run(tmp_path: Path):
+    """Otherwise the tests above prove nothing."""
+    folder = make_run(tmp_path / "run", pairs=60)
+    journal = (folder / layout.EVENTS_JSONL).read_text()
+    assert all(ascii(text)[1:-1].split("\\")[0] in journal for text in HOSTILE)
+    write_pairs(tmp_path / "pairs.jsonl", 70)
+    assert "\\u001b]52" in (tmp_path / "pairs.jsonl").read_text()

@@ -1,0 +1,438 @@
+"""The wizard on a real pseudo-terminal: raw bytes, signals, a shell, and a terminal that stalls or goes away."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.core import layout
+from engine.core.layout import STOP_REQUEST
+from engine.core.stage_table import STAGE, STAGES
+from engine.pairs.data.edits import read_edits
+from engine.run.folder import Run
+from tests.support.made_up_run import HOSTILE, make_run
+from tests.support.pseudo_terminal import (
+    LEAVES_ALTERNATE_SCREEN,
+    LEAVES_MOUSE,
+    ROOT,
+    SHOWS_CURSOR,
+    WIZARD,
+    PseudoTerminal,
+    demo,
+)
+from tui.terminal.driver import LAST_WRITES_SECONDS
+
+COLOURS = {str(n) for n in (*range(30, 39), *range(40, 49), *range(90, 98), *range(100, 108))}
+
+
+@pytest.fixture
+def open_terminals() -> Iterator[list[PseudoTerminal]]:
+    opened: list[PseudoTerminal] = []
+    yield opened
+    for terminal in opened:
+        terminal.kill()
+
+
+@pytest.fixture
+def wizard(tmp_path: Path, open_terminals: list[PseudoTerminal]):
+    """Opens the wizard over a new demo run in tmp_path/run, or over what is there, and waits for its first screen."""
+
+    def start(*arguments: str, first: str = "Workspace", **options) -> PseudoTerminal:
+        terminal = PseudoTerminal(demo(tmp_path / "run", *arguments), **options)
+        open_terminals.append(terminal)
+        terminal.wait_for(first)
+        return terminal
+
+    return start
+
+
+def owner(folder: Path) -> dict | None:
+    return Run(folder).owner()
+
+
+def status_of(folder: Path) -> set[str]:
+    return {stage["status"] for stage in Run(folder).manifest["stages"].values()}
+
+
+def sequences(raw: bytes) -> set[str]:
+    """The numbers of all colour and style sequences."""
+    return {code for sgr in re.findall(rb"\x1b\[([\d;]*)m", raw) for code in sgr.decode().split(";")}
+
+
+# -- leaving -----------------------------------------------------------------------------------------------------------
+
+
+def test_q_leaves_a_clean_terminal_and_the_run_free(wizard, tmp_path: Path):
+    terminal = wizard()
+    terminal.press("q")
+    assert terminal.end() == 0
+    for restored in (LEAVES_ALTERNATE_SCREEN, SHOWS_CURSOR, LEAVES_MOUSE, b"\x1b[23;0t"):
+        assert restored in terminal.seen
+    assert owner(tmp_path / "run") is None
+
+
+def test_sigterm_restores_the_terminal_and_exits_143(wizard):
+    terminal = wizard()
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert terminal.end() == 143
+    assert LEAVES_ALTERNATE_SCREEN in terminal.seen and SHOWS_CURSOR in terminal.seen
+
+
+def test_sigterm_while_it_works_saves_first(wizard, tmp_path: Path):
+    terminal = wizard()
+    terminal.press("a")
+    terminal.wait_for("running 4/10")
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert terminal.end() == 143
+    assert "stopped" in status_of(tmp_path / "run") and owner(tmp_path / "run") is None
+
+
+def test_a_closed_terminal_ends_an_idle_wizard_and_nothing_spins(wizard):
+    terminal = wizard()
+    child = terminal.child
+    terminal.hang_up()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert not alive
+    os.waitpid(terminal.pid, 0)
+
+
+def test_a_closed_terminal_leaves_the_run_running_and_stop_ends_it(wizard, tmp_path: Path):
+    terminal = wizard()
+    terminal.press("a")
+    terminal.wait_for("running 4/10")
+    child = terminal.child
+    terminal.hang_up()
+    os.waitpid(terminal.pid, 0)
+    held = owner(tmp_path / "run")
+    assert held is not None and held["pid"] == child.pid
+    (tmp_path / "run" / STOP_REQUEST).touch()
+    _, alive = psutil.wait_procs([child], timeout=40)
+    assert not alive
+    assert "stopped" in status_of(tmp_path / "run")
+
+
+def test_where_the_hang_up_is_ignored_the_end_of_input_is_noticed_and_nothing_spins(tmp_path: Path, open_terminals):
+    """As under nohup: nobody sends a signal, and a dead terminal reads as an endless end of file."""
+    nohup = ["sh", "-c", 'trap "" HUP; exec "$0" "$@"', *demo(tmp_path / "run")]
+    terminal = PseudoTerminal(nohup)
+    open_terminals.append(terminal)
+    terminal.wait_for("Workspace")
+    child = terminal.child
+    before = sum(child.cpu_times()[:2])
+    terminal.hang_up()
+    started = time.monotonic()
+    used = before
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() - started < 20:
+        used = sum(child.cpu_times()[:2])
+        time.sleep(0.05)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert used - before < 3.0, "of a processor's time, from the hang-up to the end"
+
+
+# -- a terminal that does not read -------------------------------------------------------------------------------------
+
+
+def test_a_terminal_that_stopped_reading_gets_the_whole_screen_when_it_reads_again(wizard):
+    terminal = wizard()
+    for _ in range(40):  # of a screen that is drawn anew each time, nobody reads a byte
+        for key in "9150":
+            terminal.press(key)
+            time.sleep(0.03)
+    terminal.press("3")
+    time.sleep(1.0)
+    terminal.wait_for("Credentials waiting")
+    terminal.until(lambda: "settings/tokens" in terminal.text and "Packaging" not in terminal.text.splitlines()[2])
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
+def test_sigterm_is_heard_although_the_terminal_does_not_read(wizard):
+    terminal = wizard(columns=200, rows=50)
+    for _ in range(30):
+        for key in "91":
+            terminal.press(key)
+            time.sleep(0.04)
+    os.kill(terminal.pid, signal.SIGTERM)
+    started = time.monotonic()
+    while time.monotonic() - started < 15:
+        pid, status = os.waitpid(terminal.pid, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.05)
+    assert pid and os.waitstatus_to_exitcode(status) == 143
+    assert time.monotonic() - started < 10 + 2 * LAST_WRITES_SECONDS
+
+
+# -- the shell ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(tmp_path: Path, open_terminals: list[PseudoTerminal]) -> PseudoTerminal:
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash here, whose jobs this is about")
+    terminal = PseudoTerminal(["bash", "--norc", "--noprofile", "-i"], PS1="ready> ", HISTFILE="")
+    open_terminals.append(terminal)
+    terminal.wait_for("ready>")
+    return terminal
+
+
+def test_ctrl_z_gives_the_shell_back_and_fg_the_whole_screen(shell: PseudoTerminal, tmp_path: Path):
+    shell.press(" ".join(demo(tmp_path / "run")) + "\n")
+    shell.wait_for("Workspace")
+    shell.press("\x1a")
+    shell.wait_for("Stopped")
+    shell.press("echo from the $((1 + 1))nd shell\n")
+    shell.wait_for("from the 2nd shell")
+    shell.press("fg\n")
+    shell.wait_for("? help")
+    shell.wait_for("Workspace")
+    shell.press("9")
+    shell.wait_for("Training waiting")
+    shell.press("q")
+    shell.wait_for("ready>")
+
+
+def test_after_ctrl_z_what_runs_goes_on_and_fg_shows_it(shell: PseudoTerminal, tmp_path: Path):
+    shell.press(" ".join(demo(tmp_path / "run")) + "\n")
+    shell.wait_for("Workspace")
+    shell.press("a")
+    shell.wait_for("running 4/10")
+    shell.press("\x1a")
+    shell.wait_for("The run goes on. fg brings the screen back.")
+    shell.wait_for("Stopped")
+    events = tmp_path / "run" / layout.EVENTS_JSONL
+    told = events.read_text().count("\n")
+    shell.until(lambda: events.read_text().count("\n") > told + 2, "three seconds of work, without the screen")
+    shell.press("jobs\n")
+    shell.wait_for("tui.cli")
+    assert "running" not in shell.text, "nothing is drawn over the shell"
+    shell.press("fg\n")
+    shell.wait_for("? help")
+    shell.wait_for("running")
+    shell.press("q")
+    shell.wait_for("What becomes of the run?")
+    shell.press("s")
+    shell.wait_for("ready>", seconds=60)
+    assert "stopped" in status_of(tmp_path / "run")
+
+
+def test_bg_draws_nothing_and_fg_still_brings_it_back(shell: PseudoTerminal, tmp_path: Path):
+    shell.press(" ".join(demo(tmp_path / "run")) + "\n")
+    shell.wait_for("Workspace")
+    shell.press("a")
+    shell.wait_for("running 4/10")
+    shell.press("\x1a")
+    shell.wait_for("Stopped")
+    shell.press("bg\n")
+    shell.wait_for("&")
+    shell.press("echo still $((40 + 2))\n")
+    shell.wait_for("still 42")
+    shell.press("fg\n")
+    shell.wait_for("? help")
+    shell.press("q")
+    shell.wait_for("What becomes of the run?")
+    shell.press("s")
+    shell.wait_for("ready>", seconds=60)
+
+
+def test_ctrl_z_without_a_shell_comes_back_by_itself(wizard):
+    terminal = wizard()
+    terminal.press("a")
+    terminal.wait_for("running 4/10")
+    terminal.press("\x1a")
+    terminal.wait_for("The run goes on.")
+    terminal.wait_for("There is no shell to go back to.")
+    terminal.press("q")
+    terminal.wait_for("What becomes of the run?")
+    terminal.press("s")
+    assert terminal.end(60) in (0, 143)
+
+
+def test_the_editor_of_a_person_gets_the_terminal_and_the_screen_comes_back(tmp_path: Path, open_terminals):
+    make_run(tmp_path / "run", pairs=3)
+    editor = tmp_path / "ed"
+    editor.write_text('#!/bin/sh\necho "editing on $(tty)"\nread line\necho "$line" > "$1"\n')
+    editor.chmod(0o755)
+    terminal = PseudoTerminal(demo(tmp_path / "run"), EDITOR=str(editor))
+    open_terminals.append(terminal)
+    terminal.wait_for("Packaging done")
+    terminal.press("b")
+    terminal.wait_for("accept")
+    terminal.press("E")
+    terminal.wait_for("editing on /dev/pts/")
+    terminal.press("Written at the prompt of an editor.\n")
+    terminal.wait_for("accept")
+    terminal.until(lambda: len(read_edits(tmp_path / "run" / layout.EDITS_JSONL)) == 1, "the edit")
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------------
+
+
+def test_hostile_text_of_dataset_and_model_reaches_the_terminal_on_no_screen(tmp_path: Path, open_terminals):
+    make_run(tmp_path / "run", pairs=70)
+    terminal = PseudoTerminal(demo(tmp_path / "run"), columns=120, rows=40)
+    open_terminals.append(terminal)
+    terminal.wait_for("Packaging")
+    for number, stage in enumerate(STAGES, start=1):
+        terminal.press(str(number % 10))
+        terminal.until(lambda stage=stage: f"  {STAGE[stage].title}" in terminal.text, stage)
+        for _ in range(3):
+            terminal.press("v")
+            terminal.read(0.3)
+    terminal.press("b")
+    terminal.wait_for("Gate")
+    for key in ("\r", "j", "G", "e", "\x1b", "\x1b", "/", "[/]\r", "\x1b", "l", "\t", "\x1b", "?", "\x1b"):
+        terminal.press(key)
+        terminal.rest(0.4)
+    terminal.press("q")
+    terminal.end()
+    for payload in (
+        b"\x1b]52",
+        b"\x1bc",
+        b"\x1b[2J\x1bc",
+        "\u202e".encode(),
+        b"\xc2\x9b",
+        b"\xed\xa0\x80",
+    ):
+        assert payload not in terminal.seen, payload
+    assert "␛]52;c;AAAA".encode() in terminal.seen, "it was there, and is spelt out"
+    assert len(HOSTILE) == 10
+
+
+def test_bytes_that_are_no_text_end_nothing(wizard):
+    """A mouse report of an old kind, after tmux was attached again, and half a character."""
+    terminal = wizard()
+    terminal.press(b"\x1b[M \xc8\xc8\xff\xfe\xe4\xb8")
+    terminal.read(0.5)
+    terminal.escape()
+    terminal.press("9")
+    terminal.wait_for("Training waiting")
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
+def test_a_storm_of_sizes_leaves_a_screen_that_fits(wizard):
+    terminal = wizard()
+    for columns, rows in ((40, 10), (200, 50), (79, 23), (120, 30), (20, 5), (100, 34)) * 3:
+        terminal.resize(columns, rows)
+        terminal.read(0.02)
+    terminal.resize(80, 24)
+    terminal.wait_for("1· Workspace waiting")
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
+def test_no_color_gives_no_colour_at_all(wizard):
+    terminal = wizard(NO_COLOR="1")
+    terminal.press("9q")
+    assert terminal.end() == 0
+    assert sequences(terminal.seen) and not sequences(terminal.seen) & COLOURS
+    assert "7" in sequences(terminal.seen), "what is selected is seen all the same"
+
+
+def test_a_terminal_with_256_colours_gets_those(wizard):
+    terminal = wizard(TERM="xterm-256color")
+    terminal.press("9q")
+    assert terminal.end() == 0
+    text = terminal.seen.decode(errors="replace")
+    assert "38;5" in text and "48;5" in text and "38;2" not in text and "48;2" not in text
+
+
+def test_a_terminal_with_sixteen_colours_gets_the_theme_made_for_it_and_a_selection_in_reverse(wizard):
+    terminal = wizard(TERM="xterm")
+    terminal.press("9q")
+    assert terminal.end() == 0
+    codes = sequences(terminal.seen)
+    assert codes & COLOURS and not codes & {"38", "48"}
+    assert "7" in codes and not codes & {"105", "45"}, "the ground of a selection is reverse video, no colour"
+
+
+def test_a_locale_without_other_letters_gets_ascii_alone(wizard):
+    terminal = wizard(first="Workspace waiting", LC_ALL="C")
+    terminal.press("9?")
+    terminal.wait_for("- Keys -")
+    terminal.escape()
+    terminal.press("q")
+    assert terminal.end() == 0
+    assert terminal.seen.isascii()
+
+
+def test_ascii_can_be_asked_for_and_refused(wizard):
+    for arguments, environment, ascii_alone in ((("--ascii",), {}, True), (("--no-ascii",), {"LANG": "C"}, False)):
+        terminal = wizard(*arguments, **environment)
+        terminal.press("q")
+        assert terminal.end() == 0
+        assert terminal.seen.isascii() is ascii_alone
+
+
+def test_without_the_mouse_no_mode_of_it_is_asked_for(wizard):
+    terminal = wizard("--no-mouse")
+    terminal.press("q")
+    assert terminal.end() == 0
+    assert not re.search(rb"\x1b\[\?100[0236]", terminal.seen)
+
+
+def test_the_title_tells_the_stage_and_the_end_rings_and_notifies(wizard):
+    terminal = wizard()
+    terminal.press("a")
+    terminal.until(lambda: b"\x1b]0;4/10 Dependencies" in terminal.seen, "the title")
+    terminal.press("s")
+    terminal.until(lambda: b"\x07\x1b]9;stage3-tui: ended with exit code 143" in terminal.seen, "the bell")
+    terminal.until(
+        lambda: terminal.seen.rindex(b"]0;stage3-tui\x07") > terminal.seen.rindex(b"]0;4/10"), "the plain title"
+    )
+    terminal.press("q")
+    assert terminal.end() == 143
+
+
+def test_a_pasted_token_shows_nowhere_in_the_bytes_and_in_no_file(wizard, tmp_path: Path):
+    terminal = wizard()
+    terminal.press("3")
+    terminal.wait_for("Tab, then type or paste")
+    terminal.press("\t")
+    terminal.wait_for("Type or paste the token here")
+    terminal.paste("  hf_canaryOfThePaste0123456789\r\n")
+    terminal.wait_for("••••••••")
+    terminal.press("\r")
+    terminal.wait_for("✓ 3 of 10 stages done")
+    terminal.press("q")
+    terminal.end()
+    files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert files and not any(b"canaryOfThePaste" in data for data in (terminal.seen, *files))
+
+
+# -- where there is nothing to draw on ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("term", ["dumb", ""])
+def test_a_terminal_that_cannot_draw_is_refused_with_what_to_use(tmp_path: Path, open_terminals, term: str):
+    terminal = PseudoTerminal(demo(tmp_path / "run"), TERM=term)
+    open_terminals.append(terminal)
+    assert terminal.end() == 2
+    assert b"--auto" in terminal.seen and LEAVES_ALTERNATE_SCREEN not in terminal.seen
+
+
+def test_without_a_terminal_it_says_what_to_use():
+    done = subprocess.run(
+        [*WIZARD, "--demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2 and "--auto" in done.stderr
+
+
+def test_torch_is_not_imported_before_a_stage_needs_it(wizard):
+    terminal = wizard()
+    maps = Path(f"/proc/{terminal.child.pid}/maps").read_text()
+    assert "libtorch" not in maps
+    terminal.press("q")
+    terminal.end()

@@ -1,0 +1,191 @@
+"""The whole wizard over a small real demo run, from the first screen to the archive: with keys alone and a token, all of it from
+a Hub; and with the mouse alone.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pytest
+from textual.pilot import Pilot
+
+from engine.core import layout
+from engine.core.config import Stage3Config, load_config
+from engine.core.stage_table import STAGES
+from engine.demo.preset import demo_defaults
+from engine.pairs.data.edits import read_edits
+from engine.run.folder import Run
+from tests.support.demo_on_hub import REPOSITORIES, options_from_the_hub, put_demo_on
+from tests.support.fake_hub import FakeHub, fake_hub
+from tests.support.hub_in_process import CANARY, use
+from tests.support.idle_wizard import is_open, screen_text, until
+from tui.pair_browser.browser import PairBrowser
+from tui.runs.runner import Runner
+from tui.screens.base import options_of
+from tui.screens.dialogs import Help, Question
+from tui.widgets.token_field import FILLED
+from tui.wizard.app import Wizard, WizardEnd
+
+SMALL = {"num_examples": 48, "split": "train[:48]", "min_pairs": 20, "num_train_epochs": 1.0, "save_steps": 4}
+LONG = 240.0
+"""Seconds that all ten stages may take on a busy machine."""
+
+
+@pytest.fixture
+def small_demo(tmp_path: Path) -> Iterator[Callable[..., Runner]]:
+    made: list[Runner] = []
+
+    def start(preset: Mapping[str, object]) -> Runner:
+        folder = tmp_path / "stage3_constitutional"
+        config: Stage3Config = load_config({**SMALL, "output_dir": folder}, preset=dict(preset), environment={})
+        run = Run(folder)
+        run.acquire()
+        made.append(Runner(config, run))
+        return made[-1]
+
+    yield start
+    for runner in made:
+        runner.stop("the test is over")
+        runner.join(60)
+        runner.run.release()
+
+
+def assert_the_run_is_whole(runner: Runner, *, credentials: str = "skipped") -> None:
+    statuses = {name: runner.run.stage(name)["status"] for name in STAGES}
+    assert statuses == {**dict.fromkeys(STAGES, "done"), "credentials": credentials}
+    with zipfile.ZipFile(runner.run.archive) as archive:
+        assert any(name.endswith("adapter_model.safetensors") for name in archive.namelist())
+
+
+async def click_on(
+    pilot: Pilot, app: Wizard, text: str, then: Callable[[], object], *, rows: range = range(100), seconds: float = 10
+) -> None:
+    """Click where a person reads `text`, until what that is to bring about is there: things move while a run goes on."""
+    end = time.monotonic() + seconds
+    while not then():
+        assert time.monotonic() < end, f"clicks on {text!r} brought nothing about; the screen is\n{screen_text(app)}"
+        places = [
+            (line.index(text), y) for y, line in enumerate(screen_text(app).splitlines()) if text in line and y in rows
+        ]
+        if places:
+            x, y = places[0]
+            await pilot.click(offset=(x + len(text) // 2, y))
+        await pilot.pause(0.25)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.chdir(tmp_path)
+    with fake_hub() as server:
+        put_demo_on(server)
+        use(server, monkeypatch, tmp_path / "home")
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "home" / "hub"))  # for the process that loads the archive
+        yield server
+
+
+async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
+    runner = small_demo(options_from_the_hub())
+    app = Wizard(runner)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "nothing is cloned" in screen_text(app))
+        await pilot.press("question_mark")
+        await until(pilot, lambda: is_open(app, Help))
+        await pilot.press("escape", "t", "down", "enter")
+        await until(pilot, lambda: app.screen is app.main and app.theme == app.theme_names[1])
+
+        await pilot.press("7", "o")
+        await until(pilot, lambda: app.main.view.STAGE == "pairs" and app.main.view.page == "Options")
+        await until(pilot, lambda: "num_examples" in screen_text(app))
+        down = [option.name for option in options_of("pairs")].index("num_examples")
+        await pilot.press(*"j" * down, "enter", "ctrl+u", *"44", "enter")
+        await until(pilot, lambda: runner.config.num_examples == 44)
+
+        await pilot.press("escape", "7", "r")
+        await until(
+            pilot, lambda: "someone/tiny may not be read without a token" in screen_text(app), "a refusal", LONG
+        )
+        assert f"{hub.endpoint}/someone/tiny" in screen_text(app), "the page to open"
+        await until(pilot, lambda: not runner.running)
+        await pilot.press("tab", *CANARY)
+        await until(pilot, lambda: FILLED in screen_text(app))
+        assert CANARY[:8] not in screen_text(app)
+        await pilot.press("enter")
+        await until(
+            pilot, lambda: runner.run.stage("credentials").get("status") == "done", "the token to be taken", LONG
+        )
+        await until(pilot, lambda: "someone may read" in screen_text(app))
+        for repo, _ in REPOSITORIES.values():
+            assert re.search(rf"✓ .*{repo}", screen_text(app)), screen_text(app)
+
+        await until(pilot, lambda: not runner.running)
+        await pilot.press("7", "r")
+        await until(pilot, lambda: runner.running)
+        await until(pilot, lambda: not runner.running, "seven stages", LONG)
+        await until(pilot, lambda: "usable of 44 prompts" in screen_text(app))
+        await pilot.press("b")
+        await until(pilot, lambda: app.main.view.query("#browser"))
+        browser = app.main.view.query_one(PairBrowser)
+        await until(pilot, lambda: browser.pairs.count == 44 and not browser.store.unjudged and browser.pairs.has_focus)
+        await pilot.press("x", "j", "m", *"fine", "ctrl+s")
+        edits = runner.run / layout.EDITS_JSONL
+        await until(pilot, lambda: len(read_edits(edits)) == 2)
+
+        await pilot.press("a")
+        await until(
+            pilot, lambda: runner.running and runner.snapshot().latest in ("quality", "training"), "quality", LONG
+        )
+        await pilot.press("1")  # back to a finished stage, while another one runs
+        await until(pilot, lambda: app.main.selected == "workspace" and "free disk" in screen_text(app))
+        await pilot.press("f")
+        await until(pilot, lambda: not runner.running, "the other stages", LONG)
+        assert_the_run_is_whole(runner, credentials="done")
+        assert runner.run.result("quality")["left_out"] == {"rejected": 1}
+        await until(pilot, lambda: "✓ finished" in screen_text(app) and "scp " in screen_text(app))
+        await pilot.press("9", "v")
+        await until(pilot, lambda: app.main.selected == "training")
+        await pilot.press("c", "q")
+        await until(pilot, lambda: app.return_value is not None)
+    assert app.return_value is WizardEnd.FINISHED
+
+
+async def test_with_the_mouse_alone(small_demo):
+    runner = small_demo(demo_defaults())
+    app = Wizard(runner)
+    footer = range(39, 40)
+    async with app.run_test(size=(130, 40)) as pilot:
+        on = partial(click_on, pilot, app)
+        await until(pilot, lambda: "nothing is cloned" in screen_text(app))
+        await pilot.pause(0.5)
+        await on("Training", lambda: app.main.selected == "training")
+        await on(" Options ", lambda: "learning_rate" in screen_text(app))
+        await on("save_steps", lambda: "A checkpoint every so many" in screen_text(app), rows=range(8, 30))
+        await on("? help", lambda: is_open(app, Help), rows=footer)
+        await pilot.click(offset=(0, 0))
+        await until(pilot, lambda: app.screen is app.main)
+
+        await on("a run all", lambda: runner.running, rows=footer)
+        await until(pilot, lambda: runner.snapshot().pairs_made, "a pair", LONG)
+        await on("q quit", lambda: is_open(app, Question), rows=footer)
+        await on("stay", lambda: app.screen is app.main)
+        await on("Quality", lambda: app.main.selected == "quality", rows=range(30))
+        await on(" Pairs ", lambda: app.main.view.query("#browser"), rows=range(4, 9))
+        browser = app.main.view.query_one(PairBrowser)
+        await until(pilot, lambda: browser.pairs.count == 48, "all pairs", LONG)
+        await pilot.click("#pair-list", offset=(20, 3))
+        await until(pilot, lambda: browser.pairs.cursor == 3)
+        await on("/ filter", lambda: app.main.focused is not None and app.main.focused.id == "pair-filter", rows=footer)
+
+        await until(pilot, lambda: not runner.running, "all ten stages", LONG)
+        assert_the_run_is_whole(runner)
+        await on("Packaging", lambda: app.main.selected == "packaging")
+        await on("scp ", lambda: app.clipboard.startswith("scp "))
+        await on("q quit", lambda: app.return_value is not None, rows=footer)
+    assert app.return_value is WizardEnd.FINISHED
+    assert not (runner.run / layout.EDITS_JSONL).exists()

@@ -1,0 +1,551 @@
+"""The wizard through its keys: stages walked, the engine in its thread, windows, and how the screen ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.widgets import Input
+
+from engine.core.config import Stage3Config
+from engine.core.errors import DiskError, ExitCode
+from engine.core.events import Message, Progress, StageFinished, StageStarted
+from engine.core.stage_table import STAGES
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.journal import Entry
+from tests.support.idle_wizard import FakeSession, Sessions, is_open, look_at, screen_text, turn_to, until
+from themes import chosen
+from tui.keys import KEYS, PLACES, bindings, footer_keys, help_rows, keys_markdown
+from tui.pair_browser.browser import PairBrowser
+from tui.runs.runner import Runner
+from tui.screens.dialogs import Help, Question, Window, help_lines
+from tui.screens.log import LogScreen
+from tui.screens.main import MainScreen
+from tui.screens.themes import ThemePicker
+from tui.terminal import sequences
+from tui.widgets.options_editor import OptionRows
+from tui.widgets.row_list import RowList
+from tui.widgets.text_field import TextField
+from tui.wizard import notifications
+from tui.wizard.app import Wizard, WizardEnd
+
+OWNERS = {
+    "app": Wizard,
+    "stage": MainScreen,
+    "list": RowList,
+    "pairs": PairBrowser,
+    "options": OptionRows,
+    "text": TextField,
+    "field": Input,
+    "window": Window,
+}
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", sorted(OWNERS))
+def test_the_table_of_keys_is_what_is_bound(place: str):
+    owner = OWNERS[place]
+    bound = {
+        (key, one.action) for key, all_of_key in owner._merge_bindings().key_to_bindings.items() for one in all_of_key
+    }
+    mine = [key for key in KEYS if key.where == place and not key.action.startswith("app.")]
+    table = {(name, key.action) for key in mine for name in key.keys.split(",")}
+    assert table <= bound
+    if place == "app":
+        assert bound == table
+    for key in KEYS:
+        if key in mine:
+            assert hasattr(owner, f"action_{key.action.partition('(')[0]}"), key
+
+
+def test_every_key_has_a_sentence_in_the_help_and_the_readme():
+    sentences = {sentence for _, _, sentence in help_rows()}
+    for key in KEYS:
+        assert key.where in PLACES
+        if not key.action.startswith("go"):
+            assert key.sentence in sentences
+    assert all(f"`{shown}`" in keys_markdown() for _, shown, _ in help_rows())
+    assert len(bindings("app")) == sum(key.where == "app" for key in KEYS)
+
+
+def test_nobody_relies_on_keys_that_docker_or_a_terminal_takes():
+    names = {name for key in KEYS for name in key.keys.split(",")}
+    assert not {"ctrl+p", "ctrl+q", "ctrl+i", "ctrl+m", "ctrl+b"} & names
+
+
+def test_no_key_means_two_things_in_one_place():
+    for place in OWNERS:
+        names = [name for key in KEYS if key.where == place for name in key.keys.split(",")]
+        assert len(names) == len(set(names))
+
+
+def test_the_footer_begins_with_what_has_the_focus_and_ends_with_help():
+    offered = footer_keys(("pairs", "stage", "app"))
+    assert offered[0].where == "pairs" and offered[-1].action == "help"
+    assert not any(key.where == "options" for key in offered)
+
+
+def test_the_help_begins_with_the_keys_of_what_has_the_focus():
+    told = [line.plain for line in help_lines(("options", "list", "stage", "app"), 90)]
+    assert told[0].startswith("Among the options  what has the focus")
+    assert next(i for i, line in enumerate(told) if line.startswith("Among the pairs")) > 5
+
+
+async def test_stages_are_walked_with_letters_brackets_and_digits(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 40)) as pilot:
+        for keys, stage in (
+            (("0",), 9),
+            (("k",), 8),
+            (("up",), 7),
+            (("left_square_bracket",), 6),
+            (("j", "down"), 8),
+            (("1", "k"), 0),
+        ):
+            for key in keys:
+                await pilot.press(key)
+                await pilot.pause(0.05)
+            await until(pilot, lambda stage=stage: app.main.selected == STAGES[stage] and app.main.view is not None)
+
+
+async def test_views_are_turned_with_v_and_by_a_click_on_their_names(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await look_at(pilot, app, "training")
+        await until(pilot, lambda: app.main.view.page == "Verdict")
+        await pilot.press("v")
+        assert app.main.view.page == "Options"
+        await pilot.press("V", "V")
+        assert app.main.view.page == "Curves"
+        await until(pilot, lambda: "Curves  Verdict" in screen_text(app))
+        line = next(y for y, line in enumerate(screen_text(app).splitlines()) if "Curves  Verdict" in line)
+        column = screen_text(app).splitlines()[line].index("Options")
+        await pilot.click(offset=(column + 1, line))
+        await until(pilot, lambda: app.main.view.page == "Options")
+
+
+async def test_a_click_in_the_footer_is_the_key_that_stands_there(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: "? help" in screen_text(app))
+        footer = screen_text(app).splitlines()[-1]
+        await pilot.click(offset=(footer.index("? help") + 1, 39))
+        await until(pilot, lambda: is_open(app, Help))
+
+
+async def test_windows_open_with_their_keys_and_close_with_esc_with_their_keys_and_by_a_click_beside_them(
+    finished: Runner,
+):
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        for key, screen in (("question_mark", Help), ("l", LogScreen), ("t", ThemePicker)):
+            for close in ("escape", key, None):
+                await pilot.press(key)
+                await until(pilot, lambda screen=screen: is_open(app, screen))
+                if close is None:
+                    await pilot.click(offset=(0, 0))
+                else:
+                    await pilot.press(close)
+                await until(pilot, lambda: app.screen is app.main)
+
+
+async def test_the_palette_goes_to_a_stage(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("ctrl+k")
+        await until(pilot, lambda: app.screen is not app.main)
+        await pilot.press(*"go to train")
+        await pilot.pause(0.5)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.main.selected == "training")
+
+
+# -- themes ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_theme_is_worn_while_the_cursor_is_on_it_and_kept_by_enter(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        worn = set()
+        await pilot.press("t")
+        await until(pilot, lambda: is_open(app, ThemePicker))
+        for _ in app.theme_names:
+            await pilot.press("down")
+            await pilot.pause(0.05)
+            worn.add(app.theme)
+        assert worn == set(app.theme_names)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is app.main)
+        assert app.theme == "midnight", "Esc leaves it as it was"
+        await pilot.press("t", "down", "enter")
+        await until(pilot, lambda: app.screen is app.main)
+        assert app.theme == app.theme_names[1]
+    async with Wizard(finished).run_test(size=(100, 30)) as pilot:
+        assert pilot.app.theme == app.theme_names[1], "it is kept for the next start"
+    finished.config = finished.config.model_copy(update={"theme": "contrast"})
+    async with Wizard(finished).run_test(size=(100, 30)) as pilot:
+        assert pilot.app.theme == "contrast", "what is asked for comes first"
+
+
+@pytest.mark.parametrize("kept", ["gone", "", "\udcff[/]"])
+async def test_a_kept_theme_that_is_gone_is_no_fault(finished: Runner, kept: str):
+    chosen.keep("midnight").write_bytes(kept.encode(errors="surrogateescape"))
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)):
+        assert app.theme == "midnight"
+
+
+async def test_a_theme_that_cannot_be_kept_is_worn_and_that_is_said(finished: Runner, monkeypatch, tmp_path: Path):
+    (tmp_path / "in the way").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "in the way"))
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("t", "down", "enter")
+        await until(pilot, lambda: any("could not be kept" in notice.message for notice in app._notifications))
+        assert app.theme == app.theme_names[1]
+
+
+async def test_no_color_means_the_plain_theme(finished: Runner, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)):
+        assert app.theme == "ansi"
+
+
+async def test_a_broken_user_theme_and_an_unknown_one_are_notices(tmp_path, config, monkeypatch):
+    folder = tmp_path / "config" / "stage3-tui" / "themes"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text("[colours]\nprimary = '[/]'\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    app = Wizard(Runner(config(output_dir=tmp_path / "run", theme="no such theme"), Run(tmp_path / "run")))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.pause(0.2)
+        assert app.theme == "midnight"
+        assert len(app._notifications) == 2
+
+
+async def test_where_there_is_little_room_one_notice_is_shown_at_a_time(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        app.say("Notice one")
+        app.say("Notice two")
+        await until(pilot, lambda: "Notice two" in screen_text(app))
+        assert "Notice one" not in screen_text(app)
+
+
+# -- the engine --------------------------------------------------------------------------------------------------------
+
+
+async def test_r_runs_up_to_the_stage_that_is_looked_at(runner: Runner, sessions: Sessions):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await look_at(pilot, app, "dependencies")
+        await pilot.press("r")
+        await until(pilot, lambda: runner.snapshot().current is not None)
+        assert sessions.last.asked == [("dependencies", None)]
+        await pilot.press("r", "a")
+        assert len(sessions.made) == 1, "one engine at a time"
+        sessions.last.let_go.set()
+        await until(pilot, lambda: not runner.running)
+        assert runner.exit_code is ExitCode.DONE and sessions.last.closed
+        await pilot.press("r")
+        await until(pilot, lambda: len(sessions.made) == 2, "a second start")
+
+
+async def test_what_can_be_done_is_offered_in_the_stage_and_a_click_does_it(runner: Runner, sessions: Sessions):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await look_at(pilot, app, "adapter")
+        await until(pilot, lambda: " r  run " in screen_text(app))
+        shown = screen_text(app).splitlines()
+        y = next(y for y, line in enumerate(shown) if " r  run " in line)
+        await pilot.click(offset=(shown[y].index(" r  run ") + 1, y))
+        await until(pilot, lambda: sessions.made and sessions.last.asked == [("adapter", None)])
+
+
+async def test_the_view_follows_the_running_stage_until_somebody_looks_elsewhere(runner: Runner, sessions: Sessions):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: app.main.selected == "packaging")
+        await pilot.press("2")
+        await until(pilot, lambda: app.main.selected == "toolchain")
+        await pilot.pause(0.5)
+        assert app.main.selected == "toolchain" and not app.main.following
+        await pilot.press("f")
+        await until(pilot, lambda: app.main.selected == "packaging")
+
+
+async def test_redo_asks_first(finished: Runner, sessions: Sessions):
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await look_at(pilot, app, "quality")
+        await pilot.press("R")
+        await until(pilot, lambda: is_open(app, Question))
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is app.main)
+        assert not sessions.made
+        await pilot.press("R")
+        await until(pilot, lambda: is_open(app, Question))
+        await pilot.press("y")
+        await until(pilot, lambda: sessions.made and sessions.last.asked == [("quality", "quality")])
+
+
+async def test_a_session_that_breaks_is_told_on_the_screen(tmp_path, config):
+    def broken(context: Context, listener: object) -> FakeSession:
+        raise DiskError("The disk is full.", "No space left [/].", "Free some.")
+
+    runner = Runner(config(output_dir=tmp_path), Run(tmp_path), session_factory=broken)
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: runner.exit_code is ExitCode.DISK)
+        assert "The disk is full." in runner.snapshot().messages[-1][1].text
+        await until(pilot, lambda: any("The disk is full." in notice.message for notice in app._notifications))
+
+
+@pytest.mark.parametrize(
+    ("looked_at", "notices"), [("workspace", []), ("pairs", ["The run: 1 of 10 stages done. All is well."])]
+)
+async def test_an_end_is_a_notice_where_its_stage_is_not_looked_at(
+    runner: Runner, sessions: Sessions, looked_at: str, notices: list[str]
+):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await look_at(pilot, app, "workspace")
+        await pilot.press("r")
+        await until(pilot, lambda: app.seen.running)
+        await look_at(pilot, app, looked_at)
+        app.clear_notifications()
+        sessions.last.let_go.set()
+        await until(pilot, lambda: "✓ 1 of 10 stages done" in screen_text(app))  # and not: the run has finished
+        await pilot.pause(0.2)
+        assert [notice.message for notice in app._notifications] == notices
+
+
+def test_an_event_that_cannot_be_folded_does_not_stop_the_engine(runner: Runner):
+    runner._listen(Entry(1, 1.0, StageStarted("no such stage")))
+    runner._listen(Entry(2, 1.0, StageFinished("no such stage", "done")))
+    runner._listen(Entry(3, 2.0, Message("info", "still here")))
+    assert runner.snapshot().messages[-1][1].text == "still here"
+
+
+async def test_a_flood_of_events_is_drawn_by_the_clock_and_the_keys_are_heard(
+    tmp_path: Path, config: Callable[..., Stage3Config]
+):
+    class Flood(FakeSession):
+        def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
+            self._say(StageStarted("pairs"))
+            for number in range(20_000):
+                self._say(Progress("pairs", number + 1, 20_000, "pairs"))
+            self.let_go.wait(20)
+            return ExitCode.DONE
+
+    made = Sessions(Flood)
+    runner = Runner(config(output_dir=tmp_path / "run"), Run(tmp_path / "run"), session_factory=made)
+    app = Wizard(runner)
+    drawn = []
+    async with app.run_test(size=(100, 30)) as pilot:
+        draw = app.main.draw
+
+        async def counted(*arguments: Any) -> bool:
+            drawn.append(app.seen.stages["pairs"].progress)
+            return await draw(*arguments)
+
+        app.main.draw = counted
+        await pilot.press("a", "1")
+        await until(pilot, lambda: app.main.selected == "workspace")
+        await until(pilot, lambda: app.seen.stages["pairs"].progress == Progress("pairs", 20_000, 20_000, "pairs"))
+        made.last.let_go.set()
+    assert 1 < len(drawn) < 200
+
+
+async def test_a_run_outside_tmux_says_that_the_terminal_may_go(finished: Runner, monkeypatch):
+    monkeypatch.delenv("TMUX", raising=False)
+    monkeypatch.delenv("STY", raising=False)
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: any(notifications.SAFE in notice.message for notice in app._notifications))
+
+
+async def test_inside_tmux_nothing_is_said(finished: Runner, monkeypatch):
+    monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: finished.running)
+        await pilot.pause(0.4)
+        assert not any(notifications.SAFE in notice.message for notice in app._notifications)
+
+
+async def test_where_a_logout_ends_the_run_that_is_said_inside_tmux_too(finished: Runner, monkeypatch):
+    monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
+    looked = StageFinished("toolchain", "done", facts={"ends_at_logout": True})
+    finished._state = finished._state.apply(looked, 1.0)
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: [notice.message for notice in app._notifications] == [notifications.ENDED_AT_LOGOUT])
+
+
+# -- how it ends -------------------------------------------------------------------------------------------------------
+
+
+async def test_q_quits_when_nothing_runs(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("q")
+        await pilot.pause()
+    assert app.return_value is WizardEnd.FINISHED
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+c"])
+async def test_q_asks_while_the_engine_runs_and_it_may_be_left_running(runner: Runner, sessions: Sessions, key: str):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: runner.running)
+        await pilot.press(key)
+        await until(pilot, lambda: is_open(app, Question))
+        await pilot.press("b")
+        await until(pilot, lambda: app.screen is app.main)
+        await pilot.press(key)
+        await until(pilot, lambda: is_open(app, Question))
+        await pilot.press("l")
+        await pilot.pause()
+    assert app.return_value is WizardEnd.LEFT_RUNNING
+    assert runner.running, "the engine goes on without the screen"
+    sessions.last.let_go.set()
+    runner.join(5)
+    assert runner.exit_code is ExitCode.DONE
+
+
+async def test_stop_and_save_ends_the_engine_and_then_the_screen(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: runner.running)
+        await pilot.press("q")
+        await until(pilot, lambda: is_open(app, Question))
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: not runner.running)
+        await until(pilot, lambda: app.return_value is not None)
+    assert app.return_value is WizardEnd.STOPPED
+    assert runner.exit_code is ExitCode.TERMINATED
+
+
+async def test_s_stops_the_engine_and_the_screen_stays(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: runner.snapshot().current is not None)
+        await pilot.press("s")
+        await until(pilot, lambda: not runner.running)
+        await until(pilot, lambda: "■ stopped" in screen_text(app))
+        assert app.is_running
+
+
+async def test_a_hang_up_leaves_the_engine_running(runner: Runner, sessions: Sessions):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: runner.running)
+        app.ending.hang_up()
+        await pilot.pause()
+    assert app.return_value is WizardEnd.LEFT_RUNNING and runner.running
+
+
+async def test_a_hang_up_with_nothing_running_ends_with_129(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        app.ending.hang_up()
+        await pilot.pause()
+    assert app.return_value is WizardEnd.HUNG_UP and app.return_code == 129
+
+
+async def test_a_signal_stops_and_leaves(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: runner.running)
+        app.ending.by_signal("SIGINT", ExitCode.INTERRUPTED)
+        await until(pilot, lambda: app.return_value is not None)
+    assert app.return_value is WizardEnd.STOPPED
+
+
+async def test_a_second_signal_leaves_at_once(tmp_path, config):
+    class Deaf(FakeSession):
+        def run(self, **asked: object) -> ExitCode:
+            self.let_go.wait(20)
+            return ExitCode.DONE
+
+    made: list[Deaf] = []
+
+    def factory(context: Context, listener: object) -> Deaf:
+        made.append(Deaf(context, listener))
+        return made[-1]
+
+    runner = Runner(config(output_dir=tmp_path), Run(tmp_path), session_factory=factory)
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: made)
+        app.ending.by_signal("SIGTERM", ExitCode.TERMINATED)
+        await pilot.pause(0.3)
+        assert app.return_value is None, "the first one waits for the engine"
+        app.ending.by_signal("SIGTERM", ExitCode.TERMINATED)
+        await pilot.pause()
+    assert (app.return_value, app.return_code) == (WizardEnd.STOPPED, 143)
+    made[0].let_go.set()
+
+
+def test_a_terminal_that_is_no_terminal_is_gone(tmp_path: Path):
+    parent = os.getppid()
+    with (tmp_path / "file").open("w") as file:
+        assert sequences.terminal_is_gone(file.fileno(), parent)
+    outer, inner = os.openpty()
+    assert not sequences.terminal_is_gone(inner, parent)
+    assert sequences.terminal_is_gone(inner, parent + 1)
+    os.close(outer)
+    assert sequences.terminal_is_gone(inner, parent)
+    os.close(inner)
+
+
+async def test_c_copies_the_scp_line_and_says_where_it_stands(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await look_at(pilot, app, "packaging")
+        await pilot.press("c")
+        await pilot.pause()
+        assert app.clipboard.startswith("scp root@gpu-box:")
+        assert (finished.run / "logs/copied.txt").read_text().strip() == app.clipboard
+
+
+async def test_a_click_on_a_line_of_the_archive_copies_that_line(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await look_at(pilot, app, "packaging")
+        await until(pilot, lambda: "unzip stage3" in screen_text(app))
+        shown = screen_text(app).splitlines()
+        y = next(y for y, line in enumerate(shown) if "unzip stage3" in line)
+        await pilot.click(offset=(shown[y].index("unzip") + 2, y))
+        await until(pilot, lambda: app.clipboard.startswith("unzip stage3"))
+
+
+async def test_the_charts_zoom_to_the_newest_steps(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(160, 48)) as pilot:
+        await look_at(pilot, app, "training")
+        await turn_to(pilot, app, "Curves")
+        await until(pilot, lambda: "Accuracy" in screen_text(app))
+        await pilot.press("z")
+        await until(pilot, lambda: "the newer half" in screen_text(app))
+        assert "104" in screen_text(app)
+        await pilot.press("z", "z")
+        await until(pilot, lambda: "newer half" not in screen_text(app))

@@ -1,0 +1,221 @@
+"""Runs that must not go well end as they must: with their exit code, what and why, and nothing good lost.
+
+Each goes through the pipeline, as `--auto` does, so that what is recorded is what a person gets to see.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from engine.core import layout
+from engine.core.errors import ExitCode
+from engine.dpo.training import trainer, trl_trainer
+from engine.dpo.training.checkpoints import by_step, fault_of
+from engine.pairs.data.edits import write_edit
+from engine.pipeline import loop
+from engine.run.context import Context
+from tests.conftest import run_stage
+from tests.support import good_pairs
+from tests.support.tiny_models import build_context, pairs, write_rows
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., Context]
+
+
+@pytest.fixture
+def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
+    """A run over the tiny models with training and held-out pairs in place."""
+
+    def build(**options: Any) -> Context:
+        context = build_context(tmp_path / "run", *stage2, **{"eval_harmless_prompts": 2, **options})
+        write_rows(context.run / layout.TRAIN_JSONL, pairs(16))
+        write_rows(context.run / layout.EVAL_JSONL, pairs(20)[16:])
+        return context
+
+    return build
+
+
+def ended(context: Context, monkeypatch: pytest.MonkeyPatch, *stages: str) -> tuple[ExitCode, str]:
+    """The exit code of these stages, and the three sentences that stand in run.json."""
+    monkeypatch.setattr(loop, "STAGES", stages)
+    _, code = run_stage(loop.run_pipeline(context, until=stages[-1]))
+    error = json.loads((context.run / layout.RUN_JSON).read_text())["error"]
+    if not error:
+        return code, ""
+    assert error["exit_code"] == code and error["what_to_do"]
+    return code, f"{error['what']} {error['why']} {error['what_to_do']}"
+
+
+def test_the_same_run_with_nothing_wrong_ends_well(make: Make, monkeypatch: pytest.MonkeyPatch):
+    assert ended(make(), monkeypatch, "adapter", "training") == (ExitCode.DONE, "")
+
+
+# -- the pairs ---------------------------------------------------------------------------------------------------------
+
+
+def with_pairs(context: Context, rows: list[dict[str, Any]]) -> Context:
+    (context.run / layout.PAIRS_JSONL).parent.mkdir(parents=True, exist_ok=True)
+    good_pairs.write_rows(context.run / layout.PAIRS_JSONL, rows)
+    return context
+
+
+def identical(number: int) -> dict[str, Any]:
+    same = f"Kick thing {number} as hard as you possibly can, twice."
+    return good_pairs.row(number, base_response=same, revised_response=same)
+
+
+def test_identical_pairs_are_refused_by_the_gate(make: Make, monkeypatch: pytest.MonkeyPatch):
+    context = with_pairs(make(min_pairs=10), [identical(i) for i in range(30)])
+    code, told = ended(context, monkeypatch, "quality", "training")
+    assert code == 9
+    assert "usable share is 0.0% (at least 50.0%)" in told and "training pairs is 0 (at least 10)" in told
+
+
+def test_a_person_who_opens_the_gate_for_identical_pairs_trains_on_nothing(make: Make, monkeypatch: pytest.MonkeyPatch):
+    context = with_pairs(make(min_pairs=10, accept_quality="let me"), [identical(i) for i in range(30)])
+    code, told = ended(context, monkeypatch, "quality", "training")
+    assert code == 9 and "0 usable pairs cannot be parted into training and held-out" in told
+
+
+def test_identical_replies_in_a_training_file_are_refused_by_their_line(make: Make, monkeypatch: pytest.MonkeyPatch):
+    context = make()
+    rows = pairs(16)
+    rows[4] = {**rows[4], "rejected": rows[4]["chosen"]}
+    write_rows(context.run / layout.TRAIN_JSONL, rows)
+    code, told = ended(context, monkeypatch, "adapter", "training")
+    assert code == 9 and "Line 5 of" in told and "Both replies are the same" in told
+
+
+def test_a_set_of_one_pair_is_refused_by_the_gate_and_beyond_it(make: Make, monkeypatch: pytest.MonkeyPatch):
+    code, told = ended(with_pairs(make(), [good_pairs.row(0)]), monkeypatch, "quality", "training")
+    assert code == 9 and "training pairs is 1 (at least 100)" in told
+    insisting = with_pairs(make(accept_quality="it is all I have"), [good_pairs.row(0)])
+    code, told = ended(insisting, monkeypatch, "quality", "training")
+    assert code == 9 and "1 usable pairs cannot be parted into training and held-out" in told
+
+
+def test_swapped_labels_are_refused_by_the_gate_where_something_scored(make: Make, monkeypatch: pytest.MonkeyPatch):
+    scored = [good_pairs.row(i, base_score=0.25, revised_score=0.75) for i in range(30)]
+    context = with_pairs(make(min_pairs=10, min_eval_pairs=4), scored)
+    assert ended(context, monkeypatch, "quality")[0] == ExitCode.DONE
+    for row in scored:
+        write_edit(context.run / layout.EDITS_JSONL, row["id"], "flip")
+    code, told = ended(context, monkeypatch, "quality", "training")
+    assert code == 9 and "improved share is 0.0% (at least 60.0%)" in told
+
+
+def test_pairs_that_are_all_too_long_are_named_with_the_length_that_they_need(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+):
+    context = make(max_length=16, max_too_long_share=1.0)
+    code, told = ended(context, monkeypatch, "adapter", "training")
+    assert code == 9
+    assert "16 of 16 pairs (100.0%) exceed --max-length 16: row 0 (" in told and "and 8 more" in told
+    assert "Use --max-length " in told
+    assert by_step(context.run / layout.CHECKPOINTS_DIR) == []
+
+
+# -- the adapter and the reference -------------------------------------------------------------------------------------
+
+
+def test_an_adapter_of_another_base_is_refused_before_anything_is_made(
+    make: Make, stage2: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    wider = Path(shutil.copytree(stage2[0], tmp_path / "wider"))
+    settings = json.loads((wider / "config.json").read_text())
+    (wider / "config.json").write_text(json.dumps({**settings, "intermediate_size": 56}))
+    code, told = ended(make(base_model_id=str(wider)), monkeypatch, "adapter", "training")
+    assert code == 3
+    assert "does not fit" in told and "--base-model-id" in told and "--adapter-path" in told
+
+
+def test_a_fresh_lora_over_the_bare_base_is_no_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
+    def fresh(base: Any, folder: Path, *, trainable: bool) -> Any:
+        return get_peft_model(base, LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"]))
+
+    context = make()
+    monkeypatch.setattr(trainer, "load_policy", fresh)
+    code, told = ended(context, monkeypatch, "training")
+    assert code == 8
+    assert "The reference is not the Stage 2 adapter." in told and "Nothing was trained." in told
+    recorded = context.run.result("adapter")["tensors_sha256"]
+    assert f"the stage adapter recorded {recorded}" in told
+
+
+def test_a_loss_that_asks_the_bare_base_is_no_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
+    import trl.trainer.dpo_trainer as dpo
+
+    monkeypatch.setattr(dpo, "use_adapter", lambda model, adapter_name: model.disable_adapter())
+    context = make()
+    code, told = ended(context, monkeypatch, "training")
+    assert code == 8 and "not ln 2 = 0.693147" in told
+    assert by_step(context.run / layout.CHECKPOINTS_DIR) == []
+
+
+# -- the numbers -------------------------------------------------------------------------------------------------------
+
+
+def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_goes_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+):
+    real, poisoned = trl_trainer.Stage3Trainer.training_step, []
+
+    def poison(self: Any, model: Any, *inputs: Any, **more: Any) -> torch.Tensor:
+        loss: torch.Tensor = real(self, model, *inputs, **more)
+        if self.state.global_step == 2 and not poisoned:
+            gradient = next(p.grad for n, p in model.named_parameters() if "lora_B" in n and p.grad is not None)
+            gradient[1, 2] = math.nan
+            poisoned.append(True)
+        return loss
+
+    monkeypatch.setattr(trl_trainer.Stage3Trainer, "training_step", poison)
+    context = make()
+    code, told = ended(context, monkeypatch, "training")
+    assert code == 8 and "At step 3 the gradient norm is nan." in told and "--dtype" in told
+    (kept,) = by_step(context.run / layout.CHECKPOINTS_DIR)
+    assert kept.name == "checkpoint-2" and not fault_of(
+        kept, json.loads((kept / "manifest.json").read_text())["fingerprint"]
+    )
+    assert not (context.run / layout.ADAPTER_DIR).exists()
+    assert ended(context, monkeypatch, "training") == (ExitCode.DONE, "")  # the gradient is good this time
+    assert json.loads((context.run / layout.METRICS_JSON).read_text())["train"]["steps"] == 4
+
+
+def test_a_training_that_changes_nothing_is_stopped_unless_it_was_asked_to(make: Make, monkeypatch: pytest.MonkeyPatch):
+    code, told = ended(make(learning_rate=1e-30), monkeypatch, "adapter", "training")
+    assert code == 8 and "The adapter did not change" in told and "--learning-rate (now 1e-30)" in told
+    context = make(learning_rate=0.0)
+    assert ended(context, monkeypatch, "adapter", "training") == (ExitCode.DONE, "")
+    assert context.run.result("training")["verdict"] == "no different"
+
+
+# -- as a person types it ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--max-length", "16"), 9, "exceed --max-length 16"),
+        (("--num-examples", "1"), 9, "training pairs is 1 (at least 80)"),
+    ],
+)
+def test_auto_says_it_on_stderr_in_three_lines(options: tuple[str, ...], code: int, words: str, tmp_path: Path):
+    command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--output-dir", str(tmp_path / "run"), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=280)
+    assert done.returncode == code, done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["failed", "why", "next"]
+    assert words in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,248 @@
+"""A token through the whole program, in which every stage fails once and tells the token to whoever listens: it is found nowhere.
+
+Run folder, logs, events, screenshots, archive, pickles, caches; bytes on the terminal; arguments and environment of every child.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.core import layout
+from engine.core.events import RunFinished, StageFinished
+from engine.core.stage_table import STAGES
+from engine.run.folder import Run
+from engine.run.journal import read_entries
+from tests.support.demo_on_hub import REPOSITORIES, options_from_the_hub, put_demo_on
+from tests.support.fake_hub import FakeHub, fake_hub
+from tests.support.git_repositories import make_upstream
+from tests.support.planted_failures import PLANTED
+from tests.support.pseudo_terminal import OF_ANOTHER_TERMINAL, ROOT, PseudoTerminal
+from tests.tui.test_walk import LONG, SMALL
+from tui.widgets.token_field import FILLED
+
+GIVEN, STALE = "hf_Zq7Xw9Kp2Lm5Nt8RvYb3Jd6", "hf_Gs4Hc1Fu0Ea8Wk2Vn5Tq9Mx"
+"""The token that is used, and another one that the environment holds."""
+WINDOW = 8
+"""So many characters of it in a row are a leak."""
+PROGRAM = [sys.executable, "-m", "tests.support.planted_failures"]
+
+
+def _traces(token: str) -> Iterator[bytes]:
+    """The token's parts, as they are, backwards, wide, and in base64 at each of its three offsets."""
+    secret = token.removeprefix("hf_")
+    for text in (secret, secret[::-1]):
+        yield from (text[i : i + WINDOW].encode() for i in range(len(text) - WINDOW + 1))
+    yield from (secret[i : i + WINDOW].encode("utf-16-le") for i in range(len(secret) - WINDOW + 1))
+    for offset in range(3):
+        encoded = base64.b64encode(b"x" * offset + token.encode())
+        yield encoded[4 + 4 * (offset > 0) : -4]
+
+
+LEAK = re.compile(b"|".join(re.escape(trace) for token in (GIVEN, STALE) for trace in _traces(token)))
+
+
+class Children:
+    """Looks at all that a process starts, many times a second, for as long as it lives."""
+
+    def __init__(self, root: int) -> None:
+        self.commands: set[str] = set()
+        self.leaks: list[str] = []
+        self._root, self._over = psutil.Process(root), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.05):
+            try:
+                found = self._root.children(recursive=True)
+            except psutil.NoSuchProcess:
+                return
+            for process in (self._root, *found):
+                self._look_at(process.pid)
+
+    def _look_at(self, pid: int) -> None:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:  # it has ended
+            return
+        self.commands.add(command.replace(b"\0", b" ").decode(errors="replace"))
+        is_ours = b"tests.support.planted_failures" in command  # it was given the variable by whoever started it
+        if LEAK.search(command) or (LEAK.search(environment) and not is_ours):
+            self.leaks.append(f"{pid}: {command!r}")
+
+
+def leaks_in(folder: Path) -> list[str]:
+    """Files in which a trace of a token is; archives, and what torch saves, are opened."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            parts = [path.read_bytes()]
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as packed:
+                    parts += [packed.read(name) for name in packed.namelist()]
+            found += [str(path) for part in parts if LEAK.search(part)]
+    return found
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """The demo's models and prompts; its first answers repeat the token that it was given."""
+    with fake_hub() as server:
+        put_demo_on(server)
+        server.account = ["echo", "ok"]
+        server.repos[REPOSITORIES["adapter_path"][0]] = {"head": ["echo", "ok"]}
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path, hub: FakeHub) -> dict[str, str]:
+    """The environment of a person in `tmp_path`, where all that the program writes lies; with a token of last year."""
+    for name in ("home", "tmp", "work", "bin"):
+        (tmp_path / name).mkdir()
+    spy_on("git", tmp_path)
+    foreign = ("HF_", "HUGGING", "STAGE3_", "XDG_", "PYTEST", "TERM")
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in OF_ANOTHER_TERMINAL}
+    return {
+        **ours,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path / "tmp"),
+        "HF_HOME": str(tmp_path / "home/hf"),
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": STALE,
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def spy_on(program: str, folder: Path) -> None:
+    """Put in its place one that writes down what it was given, for children that end before anybody can look at them."""
+    spy = folder / "bin" / program
+    notes = folder / f"{program}.seen"
+    spy.write_text(
+        f'#!/bin/sh\ncat /proc/$$/cmdline /proc/$$/environ >> "{notes}"\nexec {shutil.which(program)} "$@"\n'
+    )
+    spy.chmod(0o755)
+
+
+def arguments(tmp_path: Path) -> list[str]:
+    places = {"output_dir": tmp_path / "work/run", "repo_url": make_upstream(tmp_path / "repo")}
+    options = {**options_from_the_hub(), **SMALL, **places}
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def assert_every_stage_failed_once_and_then_all_was_done(run: Path) -> None:
+    ends = [entry.event for entry in read_entries(run / layout.EVENTS_JSONL)]
+    failed = [end.stage for end in ends if isinstance(end, StageFinished) and end.outcome == "failed"]
+    assert [stage for stage in STAGES if stage not in failed] == []
+    assert failed.count("credentials") == 2 and failed.count("adapter") == 2, "the Hub's answers repeated the token"
+    log = (run / layout.RUN_LOG).read_text()
+    assert log.count(f"{PLANTED} with ***") >= len(STAGES), "the failures stand in the log, without the token"
+    assert {Run(run).stage(stage)["status"] for stage in STAGES} == {"done"}
+
+
+def assert_children_were_looked_at(children: Children, folder: Path) -> None:
+    assert children.leaks == []
+    assert b"clone" in (folder / "git.seen").read_bytes(), (
+        "git's arguments and environment are among the files that are read"
+    )
+    for child in ("engine.machine.probe", "engine.packaging"):
+        assert any(child in command for command in children.commands), (child, children.commands)
+
+
+def test_auto_shows_a_token_nowhere_though_every_stage_fails(tmp_path: Path, place: dict[str, str]):
+    (tmp_path / "home/token").write_text(GIVEN)
+    (tmp_path / "home/token").chmod(0o600)
+    command = [*PROGRAM, "--auto", "--token-file", str(tmp_path / "home/token"), *arguments(tmp_path)]
+    done = subprocess.Popen(command, cwd=tmp_path / "work", env=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    children = Children(done.pid)
+    output, _ = done.communicate(timeout=LONG)
+    children.end()
+    (tmp_path / "home/token").unlink()
+    assert done.returncode == 0, output.decode()[-2000:]
+    assert_every_stage_failed_once_and_then_all_was_done(tmp_path / "work/run")
+    assert PLANTED in output.decode() and not LEAK.search(output)
+    assert_children_were_looked_at(children, tmp_path)
+    assert leaks_in(tmp_path) == []
+
+
+def test_the_wizard_shows_a_token_nowhere_though_every_stage_fails(
+    tmp_path: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in set(os.environ) - set(place):
+        monkeypatch.delenv(name)
+    run = tmp_path / "work/run"
+    terminal = PseudoTerminal([*PROGRAM, *arguments(tmp_path)], columns=100, rows=40, cwd=tmp_path / "work", **place)
+    children = Children(terminal.pid)
+    try:
+        terminal.wait_for("Workspace")
+        terminal.press("3")
+        terminal.wait_for("Token")
+        terminal.press("\t")
+        terminal.wait_for("Type or paste the token here")
+        terminal.paste(f"  {GIVEN[:9]}")
+        terminal.press(GIVEN[9:])
+        terminal.wait_for(FILLED)
+        save_screenshot(terminal, run)
+        terminal.press("\t")
+        terminal.wait_for("Enter use it")
+        terminal.press("\r")
+        run_on_until_all_is_done(terminal, run)
+        save_screenshot(terminal, run)
+        terminal.press("q")
+        terminal.end()
+    finally:
+        children.end()
+        terminal.kill()
+    assert_every_stage_failed_once_and_then_all_was_done(run)
+    assert not LEAK.search(terminal.seen)
+    assert_children_were_looked_at(children, tmp_path)
+    assert len(list((run / "logs").glob("screen-*.svg"))) >= len(STAGES)
+    assert leaks_in(tmp_path) == []
+
+
+def run_on_until_all_is_done(terminal: PseudoTerminal, run: Path) -> None:
+    """Press a after each failure, and keep a picture of it."""
+    for ends in range(1, 3 * len(STAGES)):
+        terminal.until(lambda ends=ends: len(finished(run)) == ends, f"end {ends}", LONG)
+        if finished(run)[-1].exit_code == 0 and Run(run).stage(STAGES[-1]).get("status") == "done":
+            return
+        save_screenshot(terminal, run)
+        terminal.press("a")
+    raise AssertionError("it never succeeded")
+
+
+def finished(run: Path) -> list[RunFinished]:
+    events = run / layout.EVENTS_JSONL
+    return [e.event for e in read_entries(events) if isinstance(e.event, RunFinished)] if events.exists() else []
+
+
+def save_screenshot(terminal: PseudoTerminal, run: Path) -> None:
+    """By the palette of commands. They are named by the second."""
+    before = set((run / "logs").glob("screen-*.svg"))
+    terminal.escape()
+    terminal.press("\x0b")
+    terminal.wait_for("Search for commands")
+    terminal.press("screenshot")
+    terminal.until(lambda: "SVG" in terminal.text and "Open the log" not in terminal.text, "the command")
+    terminal.rest(0.2)
+    terminal.press("\r")
+    terminal.until(lambda: set((run / "logs").glob("screen-*.svg")) != before, "a screenshot")
+    terminal.wait_for("Saved as")

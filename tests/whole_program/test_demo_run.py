@@ -1,0 +1,184 @@
+"""The whole of it, as a newcomer sees it: `stage3-tui --auto --demo` in a process of its own, and what it leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from engine.core import layout
+from engine.core.events import RunStarted, TrainStep
+from engine.core.stage_table import STAGES
+from engine.run.journal import read_entries
+from engine.run.state import fold
+from tests.support.pseudo_terminal import WIZARD, PseudoTerminal
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+LOAD = """
+import sys, torch, transformers, peft
+base, adapter = sys.argv[1:]
+model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
+chat = [{"role": "user", "content": "How do I clean the oven?"}]
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+with torch.no_grad():
+    on = model(**ids).logits
+    with model.disable_adapter():
+        off = model(**ids).logits
+print(float((on - off).abs().max()))
+"""
+
+
+def demo(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder), *options]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=folder.parent
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "stage3"
+    finish(demo(folder))
+    return folder
+
+
+def test_all_ten_stages_pass_and_the_verdict_is_better(finished: Path):
+    state = fold(read_entries(finished / layout.EVENTS_JSONL))
+    outcomes = {name: stage.status for name, stage in state.stages.items()}
+    assert outcomes == {name: "skipped" if name == "credentials" else "done" for name in STAGES}
+    assert state.evaluation is not None and state.evaluation.verdict == "better"
+    assert state.finished is not None and state.finished.exit_code == 0
+
+
+def test_training_began_at_ln_2_and_the_margin_grew(finished: Path):
+    steps = fold(read_entries(finished / layout.EVENTS_JSONL)).train_steps
+    assert abs(steps[0].loss - 0.693147) < 1e-4
+    assert steps[-1].margin > 0.1 > steps[0].margin
+    assert [step.step for step in steps] == list(range(1, steps[-1].total_steps + 1))
+
+
+def test_the_run_folder_is_the_one_of_the_contract(finished: Path):
+    for name in (
+        layout.RUN_JSON, layout.PAIRS_JSONL, layout.PAIRS_REPORT, layout.TRAIN_JSONL, layout.EVAL_JSONL, layout.EVENTS_JSONL,
+        layout.RUN_LOG, layout.EVALUATION_REPORT, layout.METRICS_JSON, "models/lora_adapters/adapter_model.safetensors",
+        "models/lora_adapters/adapter_config.json", "models/lora_adapters/README.md",
+        "models/lora_adapters/tokenizer_config.json",
+    ):  # fmt: skip
+        assert (finished / name).is_file(), name
+    assert not (finished / "preflight").exists()
+    assert not list(finished.rglob("*.bin"))
+
+
+def test_the_training_set_loads_in_plain_datasets(finished: Path):
+    from datasets import load_dataset
+
+    rows = load_dataset("json", data_files=str(finished / layout.TRAIN_JSONL), split="train")
+    assert set(rows.column_names) == {"prompt", "chosen", "rejected"}
+    assert rows[0]["chosen"][0]["role"] == "assistant" != rows[0]["prompt"][-1]["role"]
+    held = load_dataset("json", data_files=str(finished / layout.EVAL_JSONL), split="train")
+    assert {str(row["prompt"]) for row in rows}.isdisjoint({str(row["prompt"]) for row in held})
+
+
+def test_the_archive_unpacks_beside_itself_and_loads_with_plain_peft(finished: Path, tmp_path: Path):
+    archive = finished.with_name("stage3_artifacts.zip")
+    digest, name = archive.with_name(archive.name + ".sha256").read_text().split()
+    assert (len(digest), name.lstrip("*")) == (64, archive.name)
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path)
+    adapter = tmp_path / "stage3" / "models" / "lora_adapters"
+    base = ROOT / "engine" / "demo" / "assets" / "base"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(base), str(adapter)],
+        capture_output=True, text=True, check=True, cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert float(done.stdout) > 0.1
+
+
+def test_killed_in_pairs_and_in_training_the_run_ends_with_the_same_bytes(finished: Path, tmp_path: Path):
+    folder = tmp_path / "stage3"
+    shutil.copytree(finished, folder)
+    journal = folder / layout.EVENTS_JSONL
+    for kind, enough, options in (("pair_made", 65, ("--from", "pairs")), ("train_step", 33, ())):
+        before = how_often(kind, journal)
+        process = demo(folder, *options)
+        wait_for(journal, kind, before + enough, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(demo(folder))
+    for name in (layout.PAIRS_JSONL, layout.TRAIN_JSONL, "models/lora_adapters/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    told = [getattr(entry.event, "text", "") for entry in read_entries(journal)]
+    assert any("Going on from checkpoint-" in text for text in told)
+
+
+def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothing(finished: Path, tmp_path: Path):
+    folder = tmp_path / "stage3"
+    shutil.copytree(finished, folder)
+    epochs = ("--num-train-epochs", "300")
+    terminal = PseudoTerminal([*WIZARD, "--demo", "--output-dir", str(folder), *epochs], columns=200, rows=50)
+    try:
+        terminal.wait_for("Packaging")
+        terminal.press("a")
+        terminal.until(lambda: len(step_times(folder)) > 20, "twenty steps", 120)
+        terminal.wait_for("Reward margin")
+        read_from = time.time()
+        terminal.rest(4)
+        stalled_from = time.time()
+        time.sleep(5)
+        stalled_to = time.time()
+        times = step_times(folder)
+        read = sum(read_from < when <= stalled_from for when in times) / (stalled_from - read_from)
+        stalled = sum(stalled_from < when <= stalled_to for when in times) / (stalled_to - stalled_from)
+        # With a screen that the engine waits for it is none at all; the half leaves room for a busy machine.
+        assert read > 0 and stalled > read / 2, (
+            f"{read:.1f} steps a second while it read, {stalled:.1f} while it did not"
+        )
+        newest = len(times)
+        terminal.until(lambda: newest <= step_on_screen(terminal.text), "the newest step on the screen")
+        os.kill(terminal.pid, signal.SIGTERM)
+        assert terminal.end(60) == 143
+    finally:
+        terminal.kill()
+
+
+def step_times(folder: Path) -> list[float]:
+    """When each step of the last start was told."""
+    entries = list(read_entries(folder / layout.EVENTS_JSONL))
+    last_start = max(index for index, entry in enumerate(entries) if isinstance(entry.event, RunStarted))
+    return [entry.time for entry in entries[last_start:] if isinstance(entry.event, TrainStep)]
+
+
+def step_on_screen(text: str) -> int:
+    found = re.search(r"step ([\d,]+) /", text)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def how_often(kind: str, journal: Path) -> int:
+    return journal.read_bytes().count(f'"kind":"{kind}"'.encode())
+
+
+def wait_for(journal: Path, kind: str, enough: int, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 200
+    while time.monotonic() < end:
+        if how_often(kind, journal) >= enough:
+            return
+        assert process.poll() is None, f"it ended before {enough} {kind}"
+        time.sleep(0.02)
+    raise AssertionError(f"no {enough} {kind} in time")

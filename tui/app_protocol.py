@@ -1,0 +1,77 @@
+"""The application as screens, widgets and its own helpers see it. They know this much of it and no more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from textual.dom import DOMNode
+from textual.timer import Timer
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
+    from engine.run.state import RunState
+    from engine.security.secrets import Secret
+    from tui.keys import Key
+    from tui.runs.run_source import RunSource, WizardEnd
+    from tui.terminal.driver import WizardDriver
+
+
+class WizardApp(Protocol):
+    """What `tui.wizard.app.Wizard` offers."""
+
+    source: RunSource
+    seen: RunState
+    """The state that is on the screen."""
+
+    @property
+    def stage_on_screen(self) -> str:
+        """The stage whose view is shown."""
+
+    @property
+    def own_driver(self) -> WizardDriver | None:
+        """The driver of a real terminal; None without one."""
+
+    @property
+    def return_code(self) -> int | None:
+        """The exit code so far, as Textual keeps it."""
+
+    def exit(self, result: WizardEnd | None = None, return_code: int = 0) -> None:
+        """End the screen."""
+
+    def push_screen(self, screen: Any, callback: Any = None) -> Any:
+        """Show a screen on top of this one."""
+
+    def set_interval(self, interval: float, callback: Any) -> Timer:
+        """Call back every `interval` seconds."""
+
+    def write_sequence(self, sequence: str) -> None:
+        """Send an escape sequence to the terminal; nothing where there is none."""
+
+    def tick_soon(self) -> None:
+        """Draw what there is to be drawn before the next poll."""
+
+    def possible(self, key: Key) -> bool:
+        """Whether a key does something now."""
+
+    def say(self, text: str, severity: Any = "information") -> None:
+        """Show a notice for a few seconds."""
+
+    def copy(self, text: str, what: str) -> None:
+        """Put a text on the terminal's clipboard, and say what it is."""
+
+    def use_theme(self, name: str) -> None:
+        """Wear a theme."""
+
+    def use_config(self, config: Stage3Config) -> None:
+        """Take the options of a form."""
+
+    def use_token(self, token: Secret) -> None:
+        """Give a token to the engine, and check it."""
+
+    def log_in(self) -> None:
+        """Fetch a token with a browser."""
+
+
+def wizard_of(node: DOMNode) -> WizardApp:
+    """The wizard that a screen or a widget is part of."""
+    return cast(WizardApp, node.app)

@@ -1,0 +1,135 @@
+"""`--auto`: the ten stages without a terminal. The engine works in a thread; this one prints, and hears signals."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from threading import Lock, Thread
+
+from engine.core.config import Stage3Config
+from engine.core.errors import RestartNeeded, Stage3Error
+from engine.core.layout import EVENTS_JSONL, RUN_LOG
+from engine.process.environment import log_to_file, quiet_libraries
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.journal import Entry, read_entries
+from engine.run.state import RunState, fold
+from engine.security.secrets import Secret
+from engine.storage.jsonl import dumps
+from tui.commands.console import AutoPrinter, LinePrinter, LivePrinter
+from tui.process.print_error import tell
+from tui.process.reexec import command_of, in_a_fresh_process
+from tui.process.signals import hear_signals
+
+REFRESH_SECONDS = 0.25
+
+
+def run_auto(
+    config: Stage3Config, *, until: str, redo_from: str | None, json: bool, token: Secret | None = None
+) -> int:
+    """Run the stages and print what happens. Raises Stage3Error before the run has begun (locked, damaged)."""
+    quiet_libraries()
+    run = Run(config.output_dir)
+    run.acquire()
+    log_to_file(run / RUN_LOG)
+    context = Context(config=config, run=run, token=token)
+    follower = Follower(run, _printer(json))
+    hear_signals(lambda reason, code: context.stop.request(reason, code))
+    try:
+        return _work(context, follower, until, redo_from)
+    except RestartNeeded:
+        command = command_of(run.folder, auto=True, until=until, json=json)
+    finally:
+        follower.close()
+        run.release()
+    return in_a_fresh_process(command, context.token)
+
+
+class Follower:
+    """Folds events as the engine makes them, and lets a printer show them; a closed or dead output never stops a run."""
+
+    def __init__(self, run: Run, printer: AutoPrinter) -> None:
+        self._lock = Lock()
+        self._printer: AutoPrinter | None = printer
+        self.state: RunState = fold(read_entries(run / EVENTS_JSONL))
+
+    def __call__(self, entry: Entry) -> None:
+        with self._lock:
+            self.state = self.state.apply_entry(entry)
+            self._print(lambda printer: printer.show(entry, self.state))
+
+    def refresh(self) -> None:
+        with self._lock:
+            self._print(lambda printer: printer.refresh(self.state))
+
+    def close(self) -> None:
+        with self._lock:
+            self._print(lambda printer: printer.close(self.state))
+
+    def _print(self, act: Callable[[AutoPrinter], None]) -> None:
+        if self._printer is None:
+            return
+        try:
+            act(self._printer)
+        except OSError:  # the reader of the pipe, or the terminal, is gone
+            self._printer = None
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+
+
+def _work(context: Context, follower: Follower, until: str, redo_from: str | None) -> int:
+    from engine.pipeline.session import Session
+
+    codes: list[int] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        session = Session(context, follower)
+        try:
+            codes.append(int(session.run(until=until, redo_from=redo_from)))
+        except BaseException as error:  # carried to the main thread, which raises it
+            errors.append(error)
+        finally:
+            session.close()
+
+    engine = Thread(target=work, name="engine")
+    engine.start()
+    while engine.is_alive():
+        engine.join(REFRESH_SECONDS)
+        follower.refresh()
+    if errors:
+        raise errors[0]
+    _tell_failure(follower.state)
+    return codes[0]
+
+
+def _tell_failure(state: RunState) -> None:
+    """What failed, why and what to do, on stderr."""
+    failure = next((stage.failure for stage in state.stages.values() if stage.failure is not None), None)
+    if failure is not None and state.finished is not None and state.finished.exit_code:
+        error = Stage3Error(f"{failure.what} (stage {failure.stage})", failure.why, failure.what_to_do)
+        try:
+            tell(error)
+        except OSError:
+            return  # stderr is gone as well; run.json has the same three fields
+
+
+class JsonPrinter:
+    """The events, one JSON object a line, and nothing else."""
+
+    def show(self, entry: Entry, state: RunState) -> None:
+        from engine.run.journal import finite
+
+        print(dumps(finite(entry.as_dict())), flush=True)
+
+    def refresh(self, state: RunState) -> None:
+        """Events are printed as they come."""
+
+    def close(self, state: RunState) -> None:
+        sys.stdout.flush()
+
+
+def _printer(json: bool) -> AutoPrinter:
+    if json:
+        return JsonPrinter()
+    return LivePrinter() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else LinePrinter()

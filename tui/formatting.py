@@ -1,0 +1,114 @@
+"""Numbers and foreign text as people read them. Pure functions; everything that is not ours goes through `foreign`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from textual.content import Content
+
+from engine.security.sanitize import visible, visible_line
+
+TEXT_SHOWN = 6_000
+"""Longer foreign text is cut on the screen, and says by how much: a megabyte in one widget takes seconds to lay out."""
+
+
+def line(text: object, style: str = "", limit: int = 400) -> Content:
+    """Foreign text in one line, as text and never as markup."""
+    return Content.styled(visible_line(str(text)[: 4 * limit], limit), style)
+
+
+def foreign(text: object, style: str = "", limit: int = TEXT_SHOWN) -> Content:
+    """Foreign text with its newlines, as text and never as markup."""
+    whole = str(text)
+    shown = Content.styled(visible(whole[:limit]).expandtabs(4), style)
+    if len(whole) <= limit:
+        return shown
+    return shown + Content.styled(f" … {len(whole) - limit:,} more characters", "$muted")
+
+
+def place(folder: Path) -> str:
+    """A path as a shell's prompt has it: `~` for the home folder."""
+    try:
+        return str(Path("~") / folder.relative_to(Path.home()))
+    except (ValueError, RuntimeError):  # it lies elsewhere; nobody is at home
+        return str(folder)
+
+
+def number(value: Any) -> float:
+    """A figure of an event as a float; NaN where it is none (a journal writes NaN and infinities as text)."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def figure(value: Any, digits: int = 3) -> str:
+    """A figure in few characters: 0.693, 12.4, 5.0e-05 (5e-05 with two digits or fewer), 1,250; `nan` where there is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    x = number(value)
+    if not math.isfinite(x):
+        return str(x)
+    if x != 0 and abs(x) < 10**-digits:
+        return f"{x:.{int(digits > 2)}e}"
+    return f"{x:,.{digits}f}" if abs(x) < 1000 else f"{x:,.0f}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """4s, 3m 12s, 1h 02m, 2d 03h."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d {whole % 86_400 // 3600:02d}h"
+
+
+def coarse(seconds: float | None) -> str:
+    """A forecast, no finer than it is worth: 40s, 12m, 3h 40m, 2d 3h."""
+    if seconds is None or not math.isfinite(seconds) or seconds <= 0:
+        return ""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)}s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes}m"
+    hours = minutes // 60
+    return f"{hours}h {minutes % 60:02d}m" if hours < 24 else f"{hours // 24}d {hours % 24}h"
+
+
+def rate(per_second: float | None, unit: str) -> str:
+    """How fast, in the unit of time that gives a readable figure: 12.5 pairs/s, 3.1 pairs/min."""
+    speed = number(per_second)
+    if not math.isfinite(speed) or speed <= 0:
+        return ""
+    if speed >= 1:
+        return f"{figure(speed, 1)} {unit}/s"
+    if speed * 60 >= 1:
+        return f"{speed * 60:.1f} {unit}/min"
+    return f"{speed * 3600:.1f} {unit}/h"
+
+
+def memory(size: float | None) -> str:
+    """512 MiB, 61.2 GiB."""
+    if size is None:
+        return "?"
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= factor:
+            amount = size / factor
+            return f"{amount:.1f} {unit}" if amount < 100 else f"{amount:.0f} {unit}"
+    return f"{size:.0f} B"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

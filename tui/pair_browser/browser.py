@@ -1,0 +1,407 @@
+"""Every pair of a run: a filter, a list, the pair under its cursor, and the gate that moves with what people decide."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.timer import Timer
+from textual.widgets import Input
+
+from engine.core.errors import Stage3Error
+from engine.pairs.assessment.gate import Figure, figures
+from engine.pairs.data.edits import Action
+from tui.app_protocol import wizard_of
+from tui.formatting import line, plural
+from tui.keys import bindings
+from tui.pair_browser.gate_strip import gate_lines
+from tui.pair_browser.pair_list import PairList, header_text
+from tui.pair_browser.pair_text import pair_lines
+from tui.pair_browser.query import HINT, Order
+from tui.pair_browser.store import PairStore
+from tui.runs.run_source import RunSource
+from tui.widgets.layout import fit, paragraph, spread
+from tui.widgets.row_list import RowList
+from tui.widgets.text_field import TextField
+from tui.widgets.text_view import Paper, clickable
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
+
+LOOK_SECONDS = 0.7
+TYPING_SECONDS = 0.08
+"""A filter waits so long for the next letter."""
+SLOW_LIST = 20_000
+"""From so many rows on, a list that depends on verdicts is arranged when all are there, and not with each piece."""
+FREE_STAGES = ("workspace", "toolchain", "credentials", "dependencies", "adapter", "preflight", "pairs")
+"""While one of these runs, pairs may be decided about: none of them reads the decisions."""
+
+log = logging.getLogger(__name__)
+
+
+class PairBrowser(Vertical):
+    """Enter gives the pair the whole room, Esc takes it back."""
+
+    BINDINGS = bindings("pairs")
+    PLACE = "pairs"
+
+    class Decided(Message):
+        """Something was written to `edits.jsonl`."""
+
+    def __init__(self, source: RunSource, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._source = source
+        self.store = PairStore(source.run)
+        self._before: dict[str, float | None] = {}
+        """The gate's figures before the first decision that was made here."""
+        self._typing: Timer | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Paper(id="gate-strip")
+        field = Input(placeholder=HINT, id="pair-filter", select_on_focus=False)
+        field.cursor_blink = False
+        yield field
+        with Vertical(id="pair-panes"):
+            with Vertical(id="pair-left"):
+                yield Paper(id="pair-count")
+                yield Paper(id="pair-header")
+                yield PairList(self.store.rows, id="pair-list")
+            with VerticalScroll(id="pair-detail", can_focus=False):
+                yield Paper(id="pair-text")
+                yield TextField(id="pair-editor")
+
+    def on_mount(self) -> None:
+        self.query_one("#pair-filter").display = False
+        self.query_one(TextField).display = False
+        self.set_interval(LOOK_SECONDS, self.look)
+        self.look()
+
+    @property
+    def pairs(self) -> PairList:
+        return self.query_one(PairList)
+
+    @property
+    def editor(self) -> TextField:
+        return self.query_one(TextField)
+
+    @property
+    def _config(self) -> Stage3Config:
+        return self._source.config
+
+    # -- reading and judging ------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Read what is new, unless nobody can see it or a look is under way."""
+        if self.is_attached and self._is_visible() and not self._looking():
+            self._look()
+
+    def _is_visible(self) -> bool:
+        return all(node.display for node in self.ancestors_with_self if hasattr(node, "display"))
+
+    def _looking(self) -> bool:
+        return any(worker.group == "pairs" and worker.is_running for worker in self.workers if worker.node is self)
+
+    @work(group="pairs", exclusive=True, description="reads pairs.jsonl", exit_on_error=False)
+    async def _look(self) -> None:
+        try:
+            await self._read_all()
+            await self._judge_all()
+        except OSError as error:
+            log.warning("the pairs could not be read: %s", error)
+
+    async def _read_all(self) -> None:
+        store, pairs = self.store, self.pairs
+        while news := await asyncio.to_thread(store.read):
+            store.take(news)
+            if news.begun_anew:
+                pairs.use(store.rows)
+            elif news.rows:
+                pairs.take_new()
+            if news.scores or news.edits is not None:
+                pairs.refresh()
+                self.show_pair()
+            self._draw_strips()
+            if not news.rows:
+                break
+
+    async def _judge_all(self) -> None:
+        store, pairs = self.store, self.pairs
+        while batch := store.next_to_judge(pairs.indices_on_screen()):
+            store.take_findings(await asyncio.to_thread(store.judge, batch))
+            depends = bool(pairs.query_.parts) or pairs.order != Order()
+            if depends and (len(store.rows) < SLOW_LIST or not store.unjudged):
+                pairs.rearrange()
+            pairs.refresh()
+            self._draw_strips()
+            if pairs.index in {index for index, _, _ in batch}:
+                self.show_pair()
+
+    # -- the filter and the order -------------------------------------------------------------------------------------
+
+    def action_filter(self) -> None:
+        field = self.query_one("#pair-filter", Input)
+        field.display = True
+        field.focus()
+
+    @on(Input.Changed, "#pair-filter")
+    def _typed(self, event: Input.Changed) -> None:
+        event.stop()
+        if self._typing is not None:
+            self._typing.stop()
+        self._typing = self.set_timer(TYPING_SECONDS, self._filter)
+
+    def _filter(self) -> None:
+        self.pairs.filter(self.query_one("#pair-filter", Input).value)
+        self._draw_strips()
+
+    @on(Input.Submitted, "#pair-filter")
+    def _filtered(self, event: Input.Submitted) -> None:
+        event.stop()
+        self._filter()
+        event.input.display = bool(event.value)
+        self.pairs.focus()
+
+    def action_sort(self, by: int) -> None:
+        self._sort(self.pairs.order.next(by))
+
+    def action_reverse(self) -> None:
+        self._sort(self.pairs.order.turned())
+
+    def _sort(self, order: Order) -> None:
+        self.pairs.sort(order)
+        self._draw_strips()
+
+    def step_back(self) -> bool:
+        """One step back: the editor left, the filter closed, the pair made small again, the list left."""
+        if self.editor.display:
+            self._leave_editor()
+            return True
+        field = self.query_one("#pair-filter", Input)
+        if field.display:
+            field.value = ""
+            field.display = False
+            self._filter()
+            self.pairs.focus()
+            return True
+        if self.has_class("-zoomed"):
+            self.remove_class("-zoomed")
+            return True
+        return False
+
+    # -- the pair under the cursor ------------------------------------------------------------------------------------
+
+    @on(RowList.Moved)
+    def _moved(self, event: RowList.Moved) -> None:
+        event.stop()
+        self.show_pair()
+
+    @on(RowList.Opened)
+    def _opened(self, event: RowList.Opened) -> None:
+        event.stop()
+        self.toggle_class("-zoomed")
+
+    def show_pair(self) -> None:
+        """Read the record under the cursor from disk again, and show all of it."""
+        row = self.pairs.row
+        paper = self.query_one("#pair-text", Paper)
+        if row is None:
+            paper.put(None, None)
+            return
+        key = (row.line, row.decision, row.reasons, row.usable, row.gain, row.score)
+        try:
+            record = self.store.record(row.line)
+        except (OSError, ValueError) as error:
+            text = line(f"This line could not be read: {error}", "$check-warning")
+            paper.put((row.line, "unreadable"), lambda width: paragraph(text, width))
+            return
+        shown = row
+        paper.put(key, lambda width: pair_lines(record, shown, width))
+        if self._shown_line != row.line:
+            self._shown_line = row.line
+            self.query_one("#pair-detail").scroll_home(animate=False)
+
+    _shown_line: object = None
+
+    def scroll_detail(self, pages: int) -> None:
+        detail = self.query_one("#pair-detail")
+        detail.scroll_relative(y=pages * max(detail.size.height - 1, 1), animate=False)
+
+    def action_flagged(self, by: int) -> None:
+        if not self.pairs.next_flagged(by):
+            self._say("No pair is flagged that nobody has decided about.")
+
+    # -- decisions ----------------------------------------------------------------------------------------------------
+
+    def action_decide(self, action: Action) -> None:
+        if (index := self._index_to_decide()) is not None:
+            self._decide(index, action)
+
+    def action_undo(self) -> None:
+        if self._refuses():
+            return
+        try:
+            index = self.store.undo(self.pairs.index)
+        except (OSError, ValueError, Stage3Error) as error:
+            self._say(f"It could not be taken back: {error}", "error")
+            return
+        if index is None:
+            self._say("There is no decision to take back.")
+            return
+        self.pairs.show_index(index)
+        self._decided(f"Pair {self.store.rows[index].line.number + 1:,}: the last decision is taken back.")
+
+    def _decide(self, index: int, action: Action, text: str | None = None, field: str | None = None) -> bool:
+        before = self._figures()
+        try:
+            self.store.decide(index, action, text, field)
+        except (OSError, ValueError, Stage3Error) as error:
+            self._say(f"The decision could not be kept: {error}", "error")
+            return False
+        self._before = self._before or {figure.name: figure.value for figure in before}
+        row = self.store.rows[index]
+        self._decided(f"Pair {row.line.number + 1:,}: {TOLD[action]}.")
+        return True
+
+    def _decided(self, told: str) -> None:
+        self.pairs.refresh()
+        self.show_pair()
+        self._draw_strips()
+        self._say(told)
+        self.post_message(self.Decided())
+
+    def _index_to_decide(self) -> int | None:
+        if self._refuses():
+            return None
+        if self.pairs.index is None:
+            self._say("There is no pair under the cursor.")
+        return self.pairs.index
+
+    def _refuses(self) -> bool:
+        """Say why nothing can be decided now; False where it can."""
+        current = self._source.snapshot().current
+        if self._source.read_only:
+            self._say("This run is another process's: decisions are made there.")
+        elif self._source.running and current is not None and current.name not in FREE_STAGES:
+            self._say(f"Decisions wait until {current.name} has ended: it works on the pairs as they are. s stops it.")
+        else:
+            return False
+        return True
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def action_edit(self) -> None:
+        self._edit("revised_response")
+
+    def action_note(self) -> None:
+        if (index := self._index_to_decide()) is not None:
+            decision = self.store.rows[index].decision
+            self._open_editor(index, "note", "" if decision is None else decision.note)
+
+    @work(group="editor", exclusive=True, description="waits for an editor", exit_on_error=False)
+    async def action_edit_outside(self) -> None:
+        from tui.terminal.external_editor import edit_outside
+
+        if (index := self._index_to_decide()) is None:
+            return
+        before = self._text_now(index, "revised_response")
+        try:
+            text = await edit_outside(wizard_of(self).own_driver, self._source.run.folder, before)
+        except (OSError, ValueError) as error:
+            self._say(str(error), "error")
+            return
+        if text is None or text == before:
+            self._say("Nothing was changed.")
+        else:
+            self._decide(index, "edit", text, "revised_response")
+
+    def _edit(self, field: str) -> None:
+        if (index := self._index_to_decide()) is not None:
+            self._open_editor(index, field, self._text_now(index, field))
+
+    def _text_now(self, index: int, field: str) -> str:
+        """The text of a field as people left it."""
+        row = self.store.rows[index]
+        edited = None if row.decision is None else getattr(row.decision, field)
+        return edited if edited is not None else str(self.store.record(row.line).get(field) or "")
+
+    def _open_editor(self, index: int, field: str, text: str) -> None:
+        title = f"{WRITTEN[field]} of pair {self.store.rows[index].line.number + 1:,}"
+        self.editor.open(index, field, title, text, has_other=field != "note")
+        self.query_one("#pair-text").display = False
+        self.add_class("-writing")
+
+    def _leave_editor(self) -> None:
+        self.editor.display = False
+        self.query_one("#pair-text").display = True
+        self.remove_class("-writing")
+        self.pairs.focus()
+
+    @on(TextField.Left)
+    def _editor_left(self, event: TextField.Left) -> None:
+        event.stop()
+        self._leave_editor()
+
+    @on(TextField.Other)
+    def _editor_other(self, event: TextField.Other) -> None:
+        event.stop()
+        other = "base_response" if event.field == "revised_response" else "revised_response"
+        self._open_editor(event.index, other, self._text_now(event.index, other))
+
+    @on(TextField.Kept)
+    def _editor_kept(self, event: TextField.Kept) -> None:
+        event.stop()
+        if event.field == "note":
+            kept = self._decide(event.index, "note", event.text)
+        else:
+            kept = self._decide(event.index, "edit", event.text, event.field)
+        if kept:
+            self._leave_editor()
+
+    # -- drawing ------------------------------------------------------------------------------------------------------
+
+    def _figures(self) -> list[Figure]:
+        return figures(self.store.review.counts, self._config)
+
+    def _draw_strips(self) -> None:
+        pairs, store, config = self.pairs, self.store, self._config
+        found, before, unjudged, total = self._figures(), dict(self._before), store.unjudged, len(store.rows)
+        accepted = config.accept_quality is not None
+        key = (tuple(found), tuple(before.items()), unjudged, total, accepted)
+        self.query_one("#gate-strip", Paper).put(
+            key, lambda width: gate_lines(found, accepted, before, unjudged, total, width)
+        )
+        query, order = pairs.query_, pairs.order
+        told = f"{pairs.shown:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
+        self.query_one("#pair-count", Paper).put(
+            (told, query.problem, query.text), lambda width: [count_line(told, query.text, query.problem, width)]
+        )
+        self.query_one("#pair-header", Paper).put(order, lambda width: [header_text(width - 1, order)])
+
+    def _say(self, text: str, severity: str = "information") -> None:
+        wizard_of(self).say(text, severity)
+
+
+TOLD: dict[str, str] = {
+    "accept": "accepted",
+    "reject": "rejected",
+    "flip": "draft and revision change places",
+    "edit": "the new text is kept",
+    "note": "the note is kept",
+}
+WRITTEN: dict[str, str] = {"revised_response": "Revision", "base_response": "Draft", "note": "Note"}
+
+
+def count_line(told: str, filtered: str, problem: str, width: int) -> Content:
+    """How many pairs are shown, and what the filter is, or what of it cannot be read."""
+    if problem:
+        return fit(Content.assemble((told, "$foreground"), "   ", (f"✗ {problem}", "$check-failed")), width)
+    hint = clickable(Content.assemble(("/", "bold $key"), (" filter", "$muted")), "screen.press('slash')")
+    if not filtered:
+        return spread(Content.styled(told, "$foreground"), hint, width)
+    return fit(Content.assemble((told, "$foreground"), ("   filter ", "$muted"), line(filtered, "$accent", 100)), width)

@@ -1,0 +1,88 @@
+"""The gate in a line or two beside the pairs: its figures as they are now, and how they moved since somebody began to decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from textual.content import Content
+
+from engine.pairs.assessment.gate import Figure, failed
+from tui.widgets.layout import EMPTY
+from tui.widgets.marks import CHECK_MARKS
+
+SHORT = {
+    "usable_share": "usable",
+    "training_pairs": "to train",
+    "longer_share": "longer",
+    "shared_prompt_share": "shared",
+    "improved_share": "improved",
+    "identical_share": "identical",
+    "meta_share": "meta",
+    "principle_share": "one principle",
+}
+WITH_THRESHOLDS = 120
+"""Cells from which each figure has its threshold beside it."""
+
+
+def gate_lines(
+    figures: Sequence[Figure], accepted: bool, before: Mapping[str, float | None], unjudged: int, total: int, width: int
+) -> list[Content]:
+    """The gate, its figures, and how far the detectors are.
+
+    before    the figures when the first decision was made, by name; what moved since is shown
+    unjudged  rows that the detectors have not looked at yet
+    """
+    if not total:
+        return [Content.styled("Gate: no pairs yet.", "$muted")]
+    if unjudged:
+        head = Content.styled(f"Gate: looking, {total - unjudged:,} of {total:,}  ", "$check-warning")
+    else:
+        head = _standing(figures, accepted)
+    return _wrapped([head, *(_chip(figure, before, width >= WITH_THRESHOLDS) for figure in figures)], width)
+
+
+def _standing(figures: Sequence[Figure], accepted: bool) -> Content:
+    if not failed(list(figures)):
+        return Content.styled("Gate ✓ open  ", "bold $check-ok")
+    if accepted:
+        return Content.styled("Gate ✓ opened by a person  ", "bold $check-warning")
+    return Content.styled("Gate ⊘ shut  ", "bold $check-failed")
+
+
+def _chip(figure: Figure, before: Mapping[str, float | None], with_threshold: bool) -> Content:
+    status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
+    mark = CHECK_MARKS[status]
+    sign = "≥" if figure.bound == "at least" else "≤"
+    return Content.assemble(
+        (f"{mark.glyph} ", f"bold {mark.style}"),
+        (f"{SHORT[figure.name]} ", "$muted"),
+        (number(figure.value), "bold" if figure.passes is not False else f"bold {mark.style}"),
+        (_moved(figure, before), "$accent"),
+        (f" {sign} {number(figure.threshold)}" if with_threshold else "", "$muted"),
+        "   ",
+    )
+
+
+def _moved(figure: Figure, before: Mapping[str, float | None]) -> str:
+    was = before.get(figure.name)
+    if was is None or figure.value is None or was == figure.value:
+        return ""
+    moved = figure.value - was
+    if not isinstance(figure.threshold, float):
+        return f" ({moved:+,.0f})"
+    return f" ({100 * moved:+.1f})" if abs(moved) >= 0.0005 else f" ({'+' if moved > 0 else '-'})"
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "not scored"
+    return f"{100 * value:.1f} %" if isinstance(value, float) else f"{value:,}"
+
+
+def _wrapped(pieces: Sequence[Content], width: int) -> list[Content]:
+    lines = [EMPTY]
+    for piece in pieces:
+        if lines[-1] and lines[-1].cell_length + piece.rstrip().cell_length > width:
+            lines.append(EMPTY)
+        lines[-1] = lines[-1] + piece
+    return [line.rstrip().truncate(width, ellipsis=True) for line in lines]

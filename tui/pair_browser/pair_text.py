@@ -1,0 +1,86 @@
+"""One pair as text: the conversation, the critique, and draft against revision with the changed words marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from textual.content import Content
+
+from engine.pairs.data.edits import Decision
+from tui.formatting import foreign, line, plural
+from tui.pair_browser.rows import PairRow, text_of
+from tui.widgets.layout import EMPTY, paragraph
+from tui.widgets.marks import PAIR_MARKS
+from tui.widgets.side_by_side import compared
+from tui.widgets.stage_sections import section
+
+
+def pair_lines(record: Mapping[str, Any], row: PairRow, width: int) -> list[Content]:
+    """All of a record of `pairs.jsonl`, as people left it; every key may be missing, or of another type."""
+    decision = row.decision or Decision()
+    lines = [_first_line(record, row).truncate(width, ellipsis=True)]
+    facts = _facts(record, row)
+    if facts:
+        lines += paragraph(Content.styled(facts, "$muted"), width)
+    if decision.note:
+        lines += paragraph(Content.assemble(("Note  ", "bold $accent"), foreign(decision.note)), width)
+    lines += [EMPTY, section("Conversation", "", width), *_conversation(record, width)]
+    draft = text_of(record, "base_response") if decision.base_response is None else decision.base_response
+    revision = text_of(record, "revised_response") if decision.revised_response is None else decision.revised_response
+    lines += [EMPTY, *compared(draft, revision, width, _names(record, decision))]
+    critique = text_of(record, "critic_notes")
+    if critique:
+        lines += [EMPTY, section("Critique", "", width), *paragraph(foreign(critique), width)]
+    return lines
+
+
+def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
+    """Draft and revision, each with what is to be known of it."""
+    draft_is_better = (record.get("chosen") == "base") != decision.flipped
+    names = []
+    for name, edited, better in (
+        ("Draft", decision.base_response is not None, draft_is_better),
+        ("Revision", decision.revised_response is not None, False),
+    ):
+        said = [word for word, holds in (("edited", edited), ("trains as the better one", better)) if holds]
+        names.append(f"{name} ({', '.join(said)})" if said else name)
+    return names[0], names[1]
+
+
+def _first_line(record: Mapping[str, Any], row: PairRow) -> Content:
+    attempts = record.get("attempts")
+    against = ", ".join(line(reason, limit=40).plain for reason in row.reasons)
+    mark = PAIR_MARKS[row.word]
+    return Content.assemble(
+        (f"Pair {row.line.number + 1:,}   ", "bold $heading"),
+        (f"{mark.glyph} {mark.word}", mark.style if "bold" in mark.style else f"bold {mark.style}"),
+        (f"   {against}" if against else "", "$pair-bad"),
+        (f"   {plural(attempts, 'attempt')}" if isinstance(attempts, int) else "", "$muted"),
+    )
+
+
+def _facts(record: Mapping[str, Any], row: PairRow) -> str:
+    facts = []
+    if row.principles:
+        facts.append("principles " + ", ".join(row.principles))
+    if row.score is not None and row.gain is not None:
+        facts.append(f"scored {row.score - row.gain:.2f} → {row.score:.2f}")
+    finish = record.get("finish")
+    if isinstance(finish, Mapping):
+        facts += [line(f"{step} {how}", limit=40).plain for step, how in finish.items() if how != "stopped"]
+    if row.id:
+        facts.append(line(row.id, limit=40).plain)
+    return " · ".join(facts)
+
+
+def _conversation(record: Mapping[str, Any], width: int) -> list[Content]:
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages:
+        messages = [{"role": "user", "content": record.get("prompt") or ""}]
+    lines = []
+    for message in messages:
+        role = message.get("role", "?") if isinstance(message, Mapping) else "?"
+        content = message.get("content", "") if isinstance(message, Mapping) else message
+        lines += paragraph(Content.assemble(line(role, "bold $muted", 12), "  ", foreign(content)), width)
+    return lines

@@ -1,0 +1,177 @@
+"""The browser's filter and its order: a small language that reads as it is typed, and the columns to sort by.
+
+heating !landlord reason:meta verdict:rejected principle:HP003 gain>0.2 draft<200 note:
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tui.pair_browser.rows import PairRow
+
+Predicate = Callable[[PairRow], bool]
+
+_NUMBERS: dict[str, Callable[[PairRow], float | None]] = {
+    "line": lambda row: row.line.number + 1,
+    "gain": lambda row: row.gain,
+    "score": lambda row: row.score,
+    "draft": lambda row: row.draft,
+    "revision": lambda row: row.revision,
+}
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": lambda one, other: one >= other,
+    "<=": lambda one, other: one <= other,
+    ">": lambda one, other: one > other,
+    "<": lambda one, other: one < other,
+    "=": lambda one, other: one == other,
+}
+_VERDICTS: dict[str, Predicate] = {
+    "usable": lambda row: row.usable,
+    "out": lambda row: not row.usable,
+    "flagged": lambda row: row.flagged,
+    "decided": lambda row: row.decided,
+    "accepted": lambda row: row.word == "accepted",
+    "rejected": lambda row: row.word == "rejected",
+    "swapped": lambda row: row.decision is not None and row.decision.flipped,
+    "edited": lambda row: row.decision is not None and row.decision.edited,
+}
+_NUMBER_TERM = re.compile(rf"({'|'.join(_NUMBERS)})(>=|<=|>|<|=)(.*)", re.IGNORECASE)
+_WORD_TERM = re.compile(r"(reason|verdict|principle|note):(.*)", re.IGNORECASE)
+
+HINT = "words  !word  reason:meta  verdict:flagged  principle:HP003  gain>0.2  draft<200  note:"
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a filter asks for: every part must hold."""
+
+    text: str = ""
+    words: tuple[str, ...] = ()
+    """Must stand in the pair's texts."""
+    without: tuple[str, ...] = ()
+    parts: tuple[Predicate, ...] = ()
+    problem: str = ""
+    """What of it cannot be read; the rest holds all the same."""
+
+    def __bool__(self) -> bool:
+        return bool(self.words or self.without or self.parts)
+
+    def matches(self, row: PairRow) -> bool:
+        searched = row.searched
+        return (
+            all(word in searched for word in self.words)
+            and not any(word in searched for word in self.without)
+            and all(part(row) for part in self.parts)
+        )
+
+    def among(self, rows: Sequence[PairRow], indices: Iterable[int]) -> list[int]:
+        """Those of `indices` whose rows match, in their order. Words first, each in a pass of its own: they are cheap."""
+        found: Iterable[int] = indices
+        for word in self.words:
+            found = [index for index in found if word in rows[index].searched]
+        for word in self.without:
+            found = [index for index in found if word not in rows[index].searched]
+        for part in self.parts:
+            found = [index for index in found if part(rows[index])]
+        return list(found)
+
+    def narrows(self, other: Query) -> bool:
+        """Whether all that this one finds, the other one finds as well: as when one more letter was typed."""
+        if self.parts or other.parts or self.without != other.without:
+            return False
+        return all(any(word in longer for longer in self.words) for word in other.words)
+
+
+def parse(text: str) -> Query:
+    """Read a filter. Nothing raises: what cannot be read is told in `problem`, because it is read at every letter."""
+    words: list[str] = []
+    without: list[str] = []
+    parts: list[Predicate] = []
+    problems: list[str] = []
+    for term in text.split():
+        negated, term = (True, term[1:]) if term.startswith("!") else (False, term)
+        if not term:
+            continue
+        part, problem = _part(term)
+        if problem:
+            problems.append(problem)
+        elif part is None:
+            (without if negated else words).append(term.casefold())
+        else:
+            parts.append(_not(part) if negated else part)
+    return Query(text, tuple(words), tuple(without), tuple(parts), problems[0] if problems else "")
+
+
+def _not(part: Predicate) -> Predicate:
+    return lambda row: not part(row)
+
+
+def _part(term: str) -> tuple[Predicate | None, str]:
+    """(the predicate of a term, why it cannot be read); neither for a plain word."""
+    if found := _NUMBER_TERM.fullmatch(term):
+        return _number_part(*found.groups())
+    if not (found := _WORD_TERM.fullmatch(term)):
+        return None, ""
+    name, value = found[1].lower(), found[2].casefold()
+    if name == "note":
+        return (
+            lambda row: row.decision is not None and bool(row.decision.note) and value in row.decision.note.casefold()
+        ), ""
+    if name == "reason":
+        return (lambda row: any(one.startswith(value) for one in row.reasons)), ""
+    if name == "principle":
+        return (lambda row: any(one.casefold().startswith(value) for one in row.principles)), ""
+    wanted = [holds for word, holds in _VERDICTS.items() if value and word.startswith(value)]
+    if not wanted:
+        return None, f"verdict: is one of {', '.join(_VERDICTS)}"
+    return wanted[0], ""
+
+
+def _number_part(name: str, sign: str, value: str) -> tuple[Predicate | None, str]:
+    of, compare = _NUMBERS[name.lower()], _COMPARE[sign]
+    try:
+        limit = float(value)
+    except ValueError:
+        return None, f"{name.lower()}{sign} needs a number, as in {name.lower()}{sign}1"
+    return (lambda row: (given := of(row)) is not None and compare(given, limit)), ""
+
+
+# -- order ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Order:
+    """A column to sort by, and which way."""
+
+    column: str = "line"
+    reverse: bool = False
+
+    def next(self, by: int) -> Order:
+        """By the next column, in the way that is most often wanted: the worst gain first, the longest text first."""
+        columns = list(COLUMNS)
+        column = columns[(columns.index(self.column) + by) % len(columns)]
+        return Order(column, column in ("draft", "revision"))
+
+    def turned(self) -> Order:
+        return Order(self.column, not self.reverse)
+
+    def sort(self, rows: Sequence[PairRow], indices: list[int]) -> list[int]:
+        """Rows that say nothing of the column come last, whichever way; equal ones stay in the order of their lines."""
+        key = COLUMNS[self.column]
+        told = [index for index in indices if key(rows[index]) is not None]
+        untold = [index for index in indices if key(rows[index]) is None]
+        return sorted(told, key=lambda index: key(rows[index]), reverse=self.reverse) + untold
+
+
+COLUMNS: dict[str, Callable[[PairRow], Any]] = {
+    "line": lambda row: row.line.number,
+    "verdict": lambda row: (row.word, row.reasons),
+    "gain": lambda row: row.gain,
+    "score": lambda row: row.score,
+    "draft": lambda row: row.draft,
+    "revision": lambda row: row.revision,
+    "prompt": lambda row: row.prompt.casefold() or None,
+}

@@ -1,0 +1,112 @@
+"""What the list keeps of a pair: enough to draw a row, to filter and to sort. The record itself stays on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.pairs.data.edits import Decision
+from engine.pairs.data.record import OK
+from engine.security.sanitize import visible_line
+from engine.storage.jsonl import BadLine
+from tui.formatting import number
+from tui.runs.tail import Line
+
+PROMPT_KEPT = 240
+SEARCHED = 400
+"""Characters of the prompt and of each answer that a filter looks at."""
+DAMAGED = "damaged"
+
+Word = Literal["usable", "out", "accepted", "rejected", "swapped", "edited"]
+"""How a pair stands, in a word: as people decided, else as the detectors find."""
+
+
+@dataclass(slots=True)
+class PairRow:
+    """One line of `pairs.jsonl`, and what became known of it since."""
+
+    line: Line
+    id: str
+    prompt: str
+    searched: str
+    """Case folded."""
+    principles: tuple[str, ...]
+    draft: int
+    """Characters."""
+    revision: int
+    gain: float | None = None
+    """How much better a judge found the revision; None where nothing scored."""
+    score: float | None = None
+    """The revision's score."""
+    usable: bool = True
+    reasons: tuple[str, ...] = ()
+    """Why the detectors are against it; what the record says of itself until they looked."""
+    judged: bool = False
+    """The detectors have looked."""
+    decision: Decision | None = None
+    scored_by_file: bool = False
+    """The scores stand in the record itself."""
+
+    @property
+    def word(self) -> Word:
+        decision = self.decision
+        if decision is not None and decision.accepted is not None:
+            return "accepted" if decision.accepted else "rejected"
+        if decision is not None and decision.flipped:
+            return "swapped"
+        if decision is not None and decision.edited:
+            return "edited"
+        return "usable" if self.usable else "out"
+
+    @property
+    def decided(self) -> bool:
+        """Whether a person decided what becomes of it; a note alone decides nothing."""
+        return self.word not in ("usable", "out")
+
+    @property
+    def flagged(self) -> bool:
+        """Something speaks against it, and nobody has decided yet."""
+        return not self.decided and (bool(self.reasons) or (self.gain is not None and self.gain <= 0))
+
+
+def pair_row(line: Line) -> PairRow:
+    """The row of one line of `pairs.jsonl`, whoever wrote it: every key may be missing, or of another type."""
+    record = line.record
+    place = Line(line.number, line.offset, line.length, {})
+    if isinstance(record, BadLine):
+        said = visible_line(record.reason, PROMPT_KEPT)
+        return PairRow(place, "", said, DAMAGED, (), 0, 0, usable=False, reasons=(DAMAGED,), judged=True)
+    texts = [text_of(record, key) for key in ("prompt", "base_response", "revised_response")]
+    principles = record.get("made_by") or record.get("principle_ids")
+    names = tuple(visible_line(str(one), 40) for one in principles) if isinstance(principles, (list, tuple)) else ()
+    status = visible_line(str(record.get("status") or OK), 24)
+    score, gain = scores_of(record)
+    return PairRow(
+        place,
+        str(record.get("id") or ""),
+        visible_line(texts[0][: 2 * PROMPT_KEPT], PROMPT_KEPT),
+        " ".join(text[:SEARCHED] for text in texts).casefold(),
+        names,
+        len(texts[1]),
+        len(texts[2]),
+        gain,
+        score,
+        status == OK,
+        () if status == OK else (status,),
+        scored_by_file=score is not None,
+    )
+
+
+def text_of(record: Mapping[str, Any], key: str) -> str:
+    value = record.get(key)
+    return "" if value is None else str(value)
+
+
+def scores_of(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """(the revision's score, how much better it is than the draft's); None where the record says none."""
+    if record.get("base_score") is None or record.get("revised_score") is None:
+        return None, None
+    score = number(record["revised_score"])
+    gain = score - number(record["base_score"])
+    return (score, gain) if gain == gain else (None, None)

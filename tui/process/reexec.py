@@ -1,0 +1,50 @@
+"""Going on in a fresh process: this one is replaced by a new one (exec), which takes the run up where it stands.
+
+Memory that a CUDA context holds, or has cut to pieces, is given back at the end of a process only (pytorch#18853), and a
+context that broke stays broken (pytorch#2300). The process keeps its number and its place: what waits for it, a shell
+or a scheduler, sees one process from start to end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from engine.security.secrets import Secret
+
+
+def command_of(folder: Path, *, auto: bool, until: str, json: bool = False) -> list[str]:
+    """What goes on with the run in `folder`: this program as it was started, with the options that the run recorded."""
+    program = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]]
+    chosen = [flag for flag, wanted in {"--auto": auto, "--json": json}.items() if wanted]
+    return [*program, "--restarted", *chosen, "--until", until, "--output-dir", str(folder)]
+
+
+def in_a_fresh_process(command: list[str], token: Secret | None) -> NoReturn:
+    """Replace this process by `command`; the caller has released the run and left the terminal as it was."""
+    for number in (int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if number > 2:  # the driver frees what its files hold when the last of them is closed
+            _close_at_exec(number)
+    if token is not None:
+        command = [*command, "--token-fd", str(_on_a_pipe(token.reveal()))]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], command)
+
+
+def _on_a_pipe(text: str) -> int:
+    """The end to read from: neither the list of processes nor a file ever shows the text."""
+    read, write = os.pipe()
+    os.write(write, text.encode() + b"\n")
+    os.close(write)
+    os.set_inheritable(read, True)
+    return read
+
+
+def _close_at_exec(number: int) -> None:
+    try:
+        os.set_inheritable(number, False)
+    except OSError:
+        return  # the listing's own, closed by now

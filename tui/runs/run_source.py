@@ -1,0 +1,94 @@
+"""What the wizard draws from: a run of this process (`tui.runs.runner`), or of another one (`tui.runs.watcher`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from engine.core.errors import ExitCode
+from engine.run.state import RunState, StageState
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
+    from engine.run.folder import Run
+    from engine.security.secrets import Secret
+
+
+class WizardEnd(Enum):
+    """How the screen came to its end."""
+
+    FINISHED = "finished"
+    """A person left it, and nothing was running."""
+    LEFT_RUNNING = "left running"
+    """The engine goes on: a person chose that, or the terminal went away, or the screen itself broke."""
+    STOPPED = "stopped"
+    """Asked to stop. The engine may still be saving: join it, unless `at_once` was asked for."""
+    HUNG_UP = "hung up"
+    """The terminal went away, and nothing was running."""
+    CRASHED = "crashed"
+    """The screen broke, and nothing was running; a plain sentence was printed."""
+    RESTARTS = "restarts"
+    """The run goes on in a fresh process, and so does the screen."""
+
+
+class RunSource(Protocol):
+    """A run as the screen sees it. Nothing here blocks."""
+
+    read_only: bool
+    """This process does not own the run: it may look, and ask the owner to stop."""
+    run: Run
+    config: Stage3Config
+
+    @property
+    def running(self) -> bool: ...
+
+    @property
+    def exit_code(self) -> ExitCode | None: ...
+
+    def open(self) -> None:
+        """The screen is there and will look."""
+
+    def close(self) -> None:
+        """The screen is gone. What runs goes on."""
+
+    def snapshot(self) -> RunState:
+        """The newest state; the same object as long as nothing happened."""
+
+    def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
+        """Ask the engine to finish its step, save and stop. Returns at once."""
+
+
+class RunDriver(RunSource, Protocol):
+    """A run that this process owns; `read_only` is False."""
+
+    @property
+    def restart_until(self) -> str | None:
+        """Not None when the engine has ended to go on in a fresh process, up to that stage."""
+
+    def start(self, *, until: str = ..., redo_from: str | None = None) -> None: ...
+
+    def set_token(self, token: Secret) -> None: ...
+
+    def set_config(self, config: Stage3Config) -> None: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+def at_rest(state: RunState) -> RunState:
+    """`state` for a run that no process works on: a stage that was running when its process ended is waiting again."""
+    if not state.running and state.current is None:
+        return state
+    stages = {name: _interrupted(stage, state.last_time) for name, stage in state.stages.items()}
+    return replace(state, running=False, stages=stages)
+
+
+def _interrupted(stage: StageState, when: float) -> StageState:
+    if stage.status != "running":
+        return stage
+    return replace(
+        stage,
+        status="waiting",
+        finished=when,
+        summary="Interrupted: its process ended. It goes on from what is on disk.",
+    )

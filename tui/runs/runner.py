@@ -1,0 +1,145 @@
+"""The worker thread under the wizard, and the snapshot that the screen polls.
+
+The engine's listener folds each event under a lock and returns: it never waits for the screen, so a terminal that
+stalls, or goes away, costs the training nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Lock, Thread
+from typing import Any
+
+from engine.core import layout
+from engine.core.config import Stage3Config
+from engine.core.errors import ExitCode, RestartNeeded
+from engine.core.events import Message, RunFinished
+from engine.core.stage_table import STAGES
+from engine.machine.error_mapping import as_stage3_error
+from engine.pipeline.session import Listener, Session, failure_of
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.journal import Entry, read_entries
+from engine.run.state import RunState
+from engine.run.stop import StopToken
+from engine.security.secrets import Secret
+from tui.runs.run_source import at_rest
+
+log = logging.getLogger(__name__)
+
+SessionFactory = Callable[[Context, Listener], Any]
+
+
+class Runner:
+    """A run that this process owns: the caller has acquired `run`, and releases it after `join`."""
+
+    read_only = False
+
+    def __init__(
+        self,
+        config: Stage3Config,
+        run: Run,
+        *,
+        token: Secret | None = None,
+        session_factory: SessionFactory = Session,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.exit_code: ExitCode | None = None
+        """Of the last start that came to its end."""
+        self.restart_until: str | None = None
+        """Up to which stage the run is to go on in a fresh process; None where this one will do."""
+        self._token = token
+        self._context: Context | None = None
+        """Of the newest start."""
+        self._session_factory = session_factory
+        self._lock = Lock()
+        self._thread: Thread | None = None
+        self._stop = StopToken()
+        self._state = at_rest(_folded(run))
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def open(self) -> None:
+        """Nothing to do: the state is folded as it happens."""
+
+    def close(self) -> None:
+        """Nothing to do: what runs goes on, and `join` waits for it."""
+
+    def snapshot(self) -> RunState:
+        with self._lock:
+            return self._state
+
+    def start(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> None:
+        """Run the pipeline in the engine's thread. Raises RuntimeError while it runs already."""
+        if self.running:
+            raise RuntimeError("the engine runs already")
+        self.exit_code = None
+        self._stop = StopToken()  # a token that was used stays used
+        self._context = Context(self.config, self.run, self._stop, self._token)
+        self._thread = Thread(target=self._work, args=(self._context, until, redo_from), name="engine", daemon=False)
+        self._thread.start()
+
+    def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
+        self._stop.request(reason, exit_code)
+
+    @property
+    def token(self) -> Secret | None:
+        """The one in use: given, or found or fetched by the newest start."""
+        return self._token if self._context is None else self._context.token
+
+    def join(self, timeout: float | None = None) -> None:
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def set_token(self, token: Secret) -> None:
+        """Used from the next start on."""
+        self._token = token
+
+    def set_config(self, config: Stage3Config) -> None:
+        """Used from the next start on."""
+        self.config = config
+
+    def _work(self, context: Context, until: str, redo_from: str | None) -> None:
+        try:
+            session = self._session_factory(context, self._listen)
+            try:
+                self.exit_code = session.run(until=until, redo_from=redo_from)
+            finally:
+                session.close()
+        except RestartNeeded:
+            self.restart_until = until
+        except Exception as error:  # a thread that raises is seen by nobody: the screen has to be told
+            log.exception("the session broke")
+            self._tell_of(error)
+
+    def _listen(self, entry: Entry) -> None:
+        try:
+            with self._lock:
+                self._state = self._state.apply_entry(entry)
+        except Exception:  # what the screen cannot show must not stop what it shows
+            log.exception("an event could not be folded: %s", entry.event.kind())
+
+    def _tell_of(self, error: Exception) -> None:
+        """Put a failure that no journal could take into the snapshot."""
+        known = as_stage3_error(error)
+        code = known.exit_code if known is not None else ExitCode.BUG
+        now = time.time()
+        with self._lock:
+            state = self._state.apply(Message("error", failure_of(error)), now)
+            self._state = at_rest(state.apply(RunFinished(int(code), failure_of(error)), now))
+        self.exit_code = code
+
+
+def _folded(run: Run) -> RunState:
+    state = RunState()
+    for entry in read_entries(run / layout.EVENTS_JSONL):
+        try:
+            state = state.apply_entry(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("event %d of the journal is passed over: %r", entry.seq, error)
+    return state

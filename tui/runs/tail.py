@@ -1,0 +1,90 @@
+"""Reading a JSONL file that somebody else appends to: each time, the whole lines that are new."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.storage.jsonl import BadLine, loads, parsed_line
+
+BLOCK_BYTES = 4 << 20
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One whole line: where it is in the file, and what it says."""
+
+    number: int
+    offset: int
+    length: int
+    record: dict[str, Any] | BadLine
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one look at the file gave."""
+
+    lines: list[Line] = field(default_factory=list)
+    begun_anew: bool = False
+    """The file is another one than before (or shorter): forget what it said."""
+
+
+class JsonlTail:
+    """Remembers how far it has read. A torn last line, and a file that is not there yet, wait for the next look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._number = 0
+        self._inode: int | None = None
+
+    def read(self) -> Piece:
+        """The next whole lines, at most about four megabytes of them; no lines when there are none yet."""
+        try:
+            with self.path.open("rb") as file:
+                begun_anew = self._notice_another_file(os.fstat(file.fileno()))
+                file.seek(self._offset)
+                block = file.read(BLOCK_BYTES)
+                if len(block) == BLOCK_BYTES and b"\n" not in block:
+                    block += file.readline()  # a line longer than a block
+        except FileNotFoundError:
+            return Piece(begun_anew=self._forget())
+        return Piece(self._lines(block[: block.rfind(b"\n") + 1]), begun_anew)
+
+    def _notice_another_file(self, stat: os.stat_result) -> bool:
+        another = self._inode is not None and (stat.st_ino != self._inode or stat.st_size < self._offset)
+        if another:
+            self._forget()
+        self._inode = stat.st_ino
+        return another
+
+    def _forget(self) -> bool:
+        had_read = self._offset > 0
+        self._offset, self._number, self._inode = 0, 0, None
+        return had_read
+
+    def _lines(self, block: bytes) -> list[Line]:
+        lines = []
+        for raw in block.split(b"\n")[:-1]:
+            if raw.strip():
+                lines.append(
+                    Line(self._number, self._offset, len(raw), parsed_line(self._number, raw.removeprefix(BOM)))
+                )
+            self._number += 1
+            self._offset += len(raw) + 1
+        return lines
+
+
+def read_line(path: Path, line: Line) -> dict[str, Any]:
+    """The record of `line`, read again from disk. Raises OSError or ValueError when it is not there any more."""
+    with path.open("rb") as file:
+        file.seek(line.offset)
+        record = loads(file.read(line.length))
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record

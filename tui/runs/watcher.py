@@ -1,0 +1,105 @@
+"""`attach`: a run of another process, read from its journal; it may be asked to stop, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Event as Flag
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
+
+from engine.core import layout
+from engine.core.errors import ExitCode
+from engine.run.folder import Run
+from engine.run.journal import entry_from_dict
+from engine.run.state import RunState
+from engine.storage.files import write_atomically
+from tui.runs.run_source import at_rest
+from tui.runs.tail import JsonlTail
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
+
+POLL_SECONDS = 0.25
+OWNER_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Reads `logs/events.jsonl` as it grows, in a thread of its own between `open` and `close`."""
+
+    read_only = True
+
+    def __init__(self, run: Run, config: Stage3Config) -> None:
+        self.run = run
+        self.config = config
+        self._tail = JsonlTail(run / layout.EVENTS_JSONL)
+        self._lock = Lock()
+        self._state = RunState()
+        self._resting: tuple[RunState, RunState] | None = None
+        self._owner_alive, self._owner_asked = False, 0.0
+        self._done = Flag()
+        self._thread = Thread(target=self._poll, name="watcher", daemon=True)
+        self.read()
+
+    def open(self) -> None:
+        """Start to follow the journal."""
+        self._thread.start()
+
+    def close(self) -> None:
+        self._done.set()
+
+    @property
+    def running(self) -> bool:
+        """Whether a live process holds the run; asked at most once a second."""
+        now = time.monotonic()
+        if now - self._owner_asked >= OWNER_SECONDS:
+            self._owner_alive, self._owner_asked = self.run.owner() is not None, now
+        return self._owner_alive
+
+    @property
+    def exit_code(self) -> ExitCode | None:
+        finished = self.snapshot().finished
+        if finished is None or self.running:
+            return None
+        return ExitCode(finished.exit_code) if finished.exit_code in ExitCode._value2member_map_ else ExitCode.BUG
+
+    def snapshot(self) -> RunState:
+        with self._lock:
+            state = self._state
+        if self.running:
+            return state
+        if self._resting is None or self._resting[0] is not state:
+            self._resting = (state, at_rest(state))
+        return self._resting[1]
+
+    def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
+        """Leave the request in the run folder, where the owner looks for it."""
+        write_atomically(self.run / layout.STOP_REQUEST, f"{reason}\n".encode())
+
+    def read(self) -> int:
+        """Fold what is new; the number of new lines."""
+        piece = self._tail.read()
+        state = RunState() if piece.begun_anew else self._state
+        for line in piece.lines:
+            entry = entry_from_dict(line.record)
+            if entry is None:
+                continue
+            try:
+                state = state.apply_entry(entry)
+            except (KeyError, TypeError, ValueError) as error:
+                log.warning("event %d of the journal is passed over: %r", entry.seq, error)
+        with self._lock:
+            self._state = state
+        return len(piece.lines)
+
+    def _poll(self) -> None:
+        while not self._done.is_set():
+            try:
+                new_lines = self.read()
+            except OSError as error:  # a network file system that hiccups: the next look may do better
+                log.warning("the journal could not be read: %s", error)
+                new_lines = 0
+            if not new_lines:
+                self._done.wait(POLL_SECONDS)

@@ -1,0 +1,74 @@
+"""A text in the editor that a person chose for such things, while the screen waits and what runs goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from engine.process.children import environment_without_secrets
+from tui.terminal.driver import WizardDriver
+
+FALLBACKS = ("sensible-editor", "nano", "vim", "vi")
+
+
+def editor_command() -> list[str]:
+    """The words of $VISUAL or $EDITOR, else an editor that is there. Raises ValueError with a sentence."""
+    for name in ("VISUAL", "EDITOR"):
+        if words := shlex.split(os.environ.get(name, "")):
+            return words
+    found = next((path for name in FALLBACKS if (path := shutil.which(name))), None)
+    if found is None:
+        raise ValueError("There is no editor: set EDITOR, or press e to edit here.")
+    return [found]
+
+
+async def edit_outside(driver: WizardDriver | None, folder: Path, text: str) -> str | None:
+    """The text after somebody edited it; None where the editor said that it failed, or nothing is left of the text.
+
+    driver   of the terminal that the editor gets while it runs; without one it gets none
+
+    Raises ValueError where there is no editor or it cannot be started, OSError where the file cannot be written.
+    """
+    command = editor_command()
+    handle, name = tempfile.mkstemp(prefix="edit-", suffix=".txt", dir=folder / "pairs")  # mode 0600
+    path = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text if text.endswith("\n") else text + "\n")
+        code = await _with_the_terminal(driver, [*command, name])
+        edited = path.read_text(encoding="utf-8", errors="backslashreplace")
+    except (FileNotFoundError, PermissionError) as error:
+        raise ValueError(f"{command[0]} could not be started: {error.strerror}.") from error
+    finally:
+        path.unlink(missing_ok=True)
+    if code != 0 or not edited.strip():
+        return None
+    return edited if text.endswith("\n") else edited.removesuffix("\n")
+
+
+async def _with_the_terminal(driver: WizardDriver | None, command: list[str]) -> int:
+    """Run a program on the terminal; the screen is aside, and signals are still heard."""
+    if driver is None:
+        screen = (subprocess.DEVNULL, subprocess.DEVNULL)
+    else:
+        screen = (driver.fileno, driver.terminal_file)
+        driver.go_aside("")
+    try:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            command,
+            stdin=screen[0],
+            stdout=screen[1],
+            stderr=screen[1],
+            env=environment_without_secrets(),
+            check=False,
+        )
+    finally:
+        if driver is not None:
+            driver.come_back()
+    return done.returncode

@@ -1,0 +1,66 @@
+"""Escape sequences that Textual has no method for, and what is known about the terminal."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from pathlib import Path
+
+from engine.security.sanitize import visible_line
+
+GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
+PUSH_TITLE, POP_TITLE = "\x1b[22;0t", "\x1b[23;0t"
+"""XTWINOPS: the terminal saves its title, and restores it."""
+
+
+def title(text: str) -> str:
+    """Sets the window's title (OSC 0)."""
+    return f"\x1b]0;{visible_line(text, 120)}\x07"
+
+
+def notification(text: str) -> str:
+    """A bell (which tmux shows as a flag), and a desktop notification where the terminal has them (OSC 9)."""
+    return f"\x07\x1b]9;{visible_line(text, 200)}\x07"
+
+
+def draws_ascii_alone() -> bool:
+    """Whether the terminal, or what the locale says of it, has no other characters. A locale that says nothing (as in most
+    containers) says nothing of the terminal either.
+    """
+    if os.environ.get("TERM") == "linux":
+        return True
+    named = next((value for name in ("LC_ALL", "LC_CTYPE", "LANG") if (value := os.environ.get(name))), "")
+    return bool(named) and "utf" not in named.lower()
+
+
+def terminal_is_gone(input_file: int, parent: int) -> bool:
+    """Whether the terminal hung up, or the process that this one was started from is no more.
+
+    Where SIGHUP is ignored (nohup), nothing else says so, and reading a dead terminal costs half a core.
+    """
+    if os.getppid() != parent:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(input_file, select.POLLIN)
+        hung_up = any(event & GONE for _, event in poll.poll(0))
+        return hung_up or not os.isatty(input_file)
+    except (OSError, ValueError):
+        return True
+
+
+def standard_input() -> int | None:
+    """The file number of standard input, or None where it is closed."""
+    try:
+        return None if sys.__stdin__ is None else sys.__stdin__.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+def saved_copy(folder: Path, text: str) -> Path:
+    """Put a text beside the run as well: over SSH and tmux a clipboard often stays empty."""
+    path = folder / "logs" / "copied.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    return path

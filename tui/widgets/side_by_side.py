@@ -1,0 +1,35 @@
+"""Two texts side by side, or one above the other, with the words marked that only one of them has."""
+
+from __future__ import annotations
+
+from textual.content import Content
+
+from engine.security.sanitize import visible
+from tui.formatting import TEXT_SHOWN
+from tui.widgets.diff import word_diff
+from tui.widgets.layout import EMPTY, beside, paragraph
+from tui.widgets.stage_sections import section
+
+SIDE_BY_SIDE = 84
+"""Narrower than this, the two are stacked."""
+GAP = 3
+
+
+def compared(before: str, after: str, width: int, names: tuple[str, str] = ("Draft", "Revision")) -> list[Content]:
+    """`before` and `after`, foreign texts, each under its name."""
+    old, new, common = word_diff(visible(before[:TEXT_SHOWN]).expandtabs(4), visible(after[:TEXT_SHOWN]).expandtabs(4))
+    said = "identical" if before == after else "" if common is None else f"{100 * common:.0f} % of the words in common"
+    old = old or Content.styled("(nothing)", "$muted")
+    new = new or Content.styled("(nothing)", "$muted")
+    if width < SIDE_BY_SIDE:
+        return [
+            section(names[0], "", width),
+            *paragraph(old, width),
+            EMPTY,
+            section(names[1], said, width),
+            *paragraph(new, width),
+        ]
+    half = (width - GAP) // 2
+    left = [section(names[0], "", half), *paragraph(old, half)]
+    right = [section(names[1], said, width - half - GAP), *paragraph(new, width - half - GAP)]
+    return beside(left, right, half, GAP)

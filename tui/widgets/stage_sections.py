@@ -1,0 +1,202 @@
+"""The parts that every stage's screen is made of. Pure functions from the state to lines of a known width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from textual.content import Content
+
+from engine.core.events import Check, Progress, StageFinished
+from engine.core.stage_table import STAGE, STAGES
+from engine.run.state import StageState
+from tui.formatting import coarse, duration, foreign, line, plural, rate
+from tui.keys import KEYS
+from tui.widgets.gauge import bar
+from tui.widgets.layout import EMPTY, Column, fit, paragraph, spread, table
+from tui.widgets.marks import CHECK_MARKS, STAGE_MARKS, UNKNOWN
+from tui.widgets.text_view import clickable
+
+
+def heading(
+    stage: StageState,
+    pages: Sequence[str],
+    page: str,
+    now: float,
+    expected: float | None,
+    width: int,
+    *,
+    compact: bool = False,
+) -> list[Content]:
+    """The stage's name, how it stands and how long it takes, what it does, and its views; on few lines when `compact`."""
+    name = STAGE[stage.name]
+    mark = STAGE_MARKS.get(stage.status, UNKNOWN)
+    left = Content.assemble((f"{STAGES.index(stage.name) + 1}  ", "$muted"), (name.title, "bold $heading"))
+    told = f"{mark.glyph} {mark.word}" + (" earlier" if stage.reused else "")
+    right = Content.assemble(
+        (told, f"bold {mark.style}"), (f"  {times(stage.elapsed(now), expected)}".rstrip(), "$muted")
+    )
+    sentence = line(name.sentence, "$muted")
+    if compact:
+        lines = [spread(left + Content("   ") + sentence, right, width)]
+    else:
+        lines = [spread(left, right, width), *paragraph(sentence, width)]
+    if len(pages) > 1:
+        lines += [*([] if compact else [EMPTY]), tabs(pages, page)]
+    return lines
+
+
+def tabs(pages: Sequence[str], page: str) -> Content:
+    """The views of a stage; a click turns to one."""
+    shown = [
+        clickable(
+            Content.styled(f" {title} ", "bold $heading on $rail-selected" if title == page else "$muted"),
+            f"screen.turn_to('{title}')",
+        )
+        for title in pages
+    ]
+    next_view = Content.assemble(("  v", "bold $key"), (" next view", "$muted"))
+    return EMPTY.join(shown) + clickable(next_view, "screen.turn(1)")
+
+
+def times(elapsed: float | None, expected: float | None) -> str:
+    """How long it has taken, and how long it will take in all: `12m 03s of ~48m`."""
+    took, whole = duration(elapsed), coarse(expected)
+    if not whole:
+        return took
+    return f"{took} of ~{whole}" if took else f"~{whole}"
+
+
+OFFERS: dict[str, tuple[str, ...]] = {
+    "waiting": ("run_stage", "run_all", "options"),
+    "done": ("redo", "run_all"),
+    "skipped": ("redo", "run_all"),
+    "failed": ("run_stage", "options", "log"),
+    "refused": ("run_stage", "options", "browse"),
+    "stopped": ("run_stage", "run_all"),
+}
+"""What can be done about a stage that does not run, by its status: actions of `tui.keys`."""
+
+
+def offered(status: str) -> tuple[str, ...]:
+    return OFFERS.get(status, ())
+
+
+def offers(actions: Sequence[str], width: int) -> list[Content]:
+    """The actions as words that can be clicked, each with its key."""
+    by_action = {key.action: key for key in KEYS}
+    pieces = [
+        clickable(
+            Content.assemble((f" {key.shown} ", "bold $key on $rail-selected"), (f" {key.label}   ", "$foreground")),
+            f"{'app' if key.where == 'app' else 'screen'}.{key.action}",
+        )
+        for key in (by_action[action] for action in actions)
+    ]
+    return [EMPTY.join(pieces).truncate(width, ellipsis=True)] if pieces else []
+
+
+def failure_box(failure: StageFinished, log_path: str, width: int) -> list[Content]:
+    """What failed, why, what to do next, and where the log is."""
+    rows = [
+        ("What", failure.what or failure.summary, "bold $stage-failed" if failure.outcome != "stopped" else "bold"),
+        ("Why", failure.why, "$foreground"),
+        ("Next", failure.what_to_do, "bold $foreground"),
+        ("Log", log_path, "$muted"),
+    ]
+    return table(
+        [(Content.styled(label, "$muted"), foreign(text, style, 2_000)) for label, text, style in rows if text],
+        (Column(6), Column()),
+        width,
+    )
+
+
+def progress_line(progress: Progress, width: int) -> list[Content]:
+    """The bar, the count, how fast and how long yet."""
+    share = progress.done / progress.total if progress.total else 0.0
+    unit = line(progress.unit, limit=20).plain
+    count = f"{progress.done:,} / {progress.total:,} {unit}" if progress.total else f"{progress.done:,} {unit}"
+    left = duration(progress.seconds_left)
+    notes = [rate(progress.rate, unit), f"{left} left" if left and progress.done < progress.total else ""]
+    told = Content.assemble(
+        (f" {100 * share:3.0f} %", "bold"),
+        (f"  {count}", "$foreground"),
+        *((f"  {note}", "$muted") for note in notes if note),
+    )
+    lines = (
+        [bar(share, max(width - told.cell_length, 10)) + told]
+        if width - told.cell_length >= 20
+        else [
+            bar(share, width),
+            fit(told[1:], width),
+        ]
+    )
+    if progress.note:
+        lines.append(line(progress.note, "$muted").truncate(width, ellipsis=True))
+    return lines
+
+
+def checks_table(checks: Iterable[Check], width: int) -> list[Content]:
+    """A line a check: how it went, its name, what was found."""
+    rows = []
+    for check in checks:
+        mark = CHECK_MARKS.get(check.status, UNKNOWN)
+        loud = check.status in ("failed", "warning")
+        rows.append(
+            (
+                Content.styled(mark.glyph, f"bold {mark.style}"),
+                line(check.name, f"bold {mark.style}" if loud else "$foreground", 60),
+                foreign(check.detail, "$foreground" if loud else "$muted", 1_200),
+            )
+        )
+    return table(rows, (Column(1), Column(34 if width >= 90 else 24), Column()), width)
+
+
+def checks_count(checks: Sequence[Check]) -> str:
+    """How many went how: `12 ok · 1 warning`."""
+    counts = {status: sum(check.status == status for check in checks) for status in CHECK_MARKS}
+    return " · ".join(f"{count} {CHECK_MARKS[status].word}" for status, count in counts.items() if count)
+
+
+def section(title: str, note: str, width: int) -> Content:
+    """A quiet line above a part."""
+    head = Content.assemble((title, "bold $heading"), (f"  {note}" if note else "", "$muted"), " ")
+    head = head.truncate(width, ellipsis=True)
+    return head + Content.styled("─" * max(width - head.cell_length, 0), "$rule")
+
+
+def histogram(counts: Mapping[str, int], width: int, most: int) -> list[Content]:
+    """How often each reason occurred, the commonest first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown, others = ordered[:most], ordered[most:]
+    top = max((count for _, count in shown), default=1)
+    label_width = min(max((len(name) for name, _ in shown), default=0), 22)
+    room = max(width - label_width - 9, 4)
+    lines = [
+        Content.assemble(
+            fit(line(name, "$foreground", 22), label_width),
+            (f"{count:>7,}  ", "$foreground"),
+            bar(count / top, room, style="$pair-bad"),
+        )
+        for name, count in shown
+    ]
+    if others:
+        lines.append(
+            Content.styled(f"and {plural(len(others), 'other reason')}: {sum(n for _, n in others):,}", "$muted")
+        )
+    return lines
+
+
+def card(title: str, rows: Sequence[tuple[str, Content]], width: int) -> list[Content]:
+    """Labels and values in a frame, as wide as they are and no wider than `width`."""
+    labels = max((len(label) for label, _ in rows), default=0)
+    inside = min(max([labels + 2 + value.cell_length for _, value in rows] + [len(title) + 2]), width - 4)
+    room = max(inside - labels - 2, 8)
+    lines = [
+        Content.assemble(("╭─ ", "$rule"), (title, "bold $heading"), (f" {'─' * (inside - len(title) - 1)}╮", "$rule"))
+    ]
+    for label, value in rows:
+        for number, piece in enumerate(paragraph(value, room)):
+            named = f"{label if number == 0 else '':<{labels}}  "
+            lines.append(
+                Content.assemble(("│ ", "$rule"), (named, "$muted"), fit(piece, room), (" │", "$rule")).truncate(width)
+            )
+    return [*lines, Content.styled(f"╰{'─' * (inside + 2)}╯", "$rule")]

@@ -1,0 +1,108 @@
+"""The three single lines of the screen: title, machine, keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from engine.core.stage_table import STAGE, STAGES
+from engine.run.state import RunState
+from tui.formatting import coarse, duration, line
+from tui.keys import Key
+from tui.widgets.gauge import short_memory
+from tui.widgets.layout import EMPTY, fit, spread
+from tui.widgets.marks import STAGE_MARKS
+from tui.widgets.rail import share_done
+from tui.widgets.text_view import clickable
+
+ALWAYS = ("leave", "help")
+ROOM_FOR_HOST, ROOM_FOR_MORE = 100, 130
+"""Cells from which the name of the machine stands there too, and longer bars."""
+
+
+def title_line(state: RunState, run_name: str, standing: str, now: float, width: int) -> Content:
+    """What this is, which run, and how it stands."""
+    left = Content.assemble((" stage3-tui ", "bold $accent"), (" ", ""), line(run_name, "$foreground", 60))
+    return spread(left, _standing(state, standing, now) + Content(" "), width)
+
+
+def status_line(state: RunState, host: str, folder: str, width: int) -> Content:
+    """The machine: its GPU or why there is none, its memory, and where the run is."""
+    machine = Content.assemble((f" {host}  " if width >= ROOM_FOR_HOST else " ", "$muted"))
+    reading = state.telemetry[-1] if state.telemetry else None
+    if reading is not None:
+        forecast = state.forecast
+        machine = machine + short_memory(reading, forecast, 16 if width >= ROOM_FOR_MORE else 6)
+    else:
+        machine = machine + Content.styled("no readings yet", "$muted")
+    room = width - machine.cell_length - 4
+    place = line(folder)
+    if place.cell_length > room > 12:
+        place = Content("…") + place[-(room - 1) :]
+    return spread(machine, place.stylize("$muted") + Content(" "), width) if room > 12 else fit(machine, width)
+
+
+def keys_line(keys: Sequence[Key], width: int) -> Content:
+    """As many keys as there is room for. Those that are always there, and leave, stand at the right: what comes and goes with the
+    run must not push them under a mouse that is on its way.
+    """
+    pieces = {
+        key: clickable(
+            Content.assemble((f" {key.shown}", "bold $key"), (f" {key.label} ", "$muted")),
+            f"screen.press('{key.keys}')",
+        )
+        for key in keys
+    }
+    right = EMPTY.join([pieces[key] for key in keys if key.action in ALWAYS])
+    shown = EMPTY
+    for key, piece in pieces.items():
+        if key.action not in ALWAYS and shown.cell_length + piece.cell_length + right.cell_length <= width - 2:
+            shown = shown + piece
+    return spread(shown, right, width) if right else fit(shown, width)
+
+
+def seconds_to_go(state: RunState, now: float) -> float | None:
+    """What is left of the running stage and of the forecast stages after it; None where nobody knows."""
+    current = state.current
+    if current is None:
+        return None
+    here = state.expected_seconds(current.name, now)
+    elapsed = current.elapsed(now) or 0.0
+    later = [
+        seconds
+        for name in STAGES[STAGES.index(current.name) + 1 :]
+        if state.stages[name].status == "waiting" and (seconds := state.expected_seconds(name, now)) is not None
+    ]
+    left = max(here - elapsed, 0.0) if here is not None else 0.0
+    return left + sum(later) if here is not None or later else None
+
+
+def how_far(state: RunState) -> str:
+    """In words, of a run that came to the end that it was asked for."""
+    return "finished" if state.next_stage is None else f"{STAGES.index(state.next_stage)} of {len(STAGES)} stages done"
+
+
+def _standing(state: RunState, standing: str, now: float) -> Content:
+    if standing:
+        rest = _standing(state, "", now)
+        return Content.assemble(line(standing, "$check-warning"), ("  ·  ", "$muted"), rest)
+    current = state.current
+    if current is not None:
+        number = STAGES.index(current.name) + 1
+        share = share_done(current)
+        text = f"▶ running {number}/10 {STAGE[current.name].title}{' ' + share if share else ''}"
+        to_go = coarse(seconds_to_go(state, now))
+        elapsed = duration(current.elapsed(now)) + (f" · ~{to_go} to go" if to_go else "")
+        silent = f"no sign for {duration(now - state.stalled_since)}  ·  " if state.stalled_since is not None else ""
+        return Content.assemble((silent, "$check-warning"), (text, "$stage-running"), (f"  {elapsed}", "$muted"))
+    finished = state.finished
+    if finished is None:
+        return Content.styled("nothing runs", "$muted")
+    if finished.exit_code == 0:
+        return Content.styled(f"✓ {how_far(state)}", "$stage-done")
+    broken = next((stage for stage in state.stages.values() if stage.failure is not None), None)
+    if broken is None:
+        return Content.styled(f"ended with exit code {finished.exit_code}", "$stage-failed")
+    mark = STAGE_MARKS[broken.status]
+    return Content.assemble((f"{mark.glyph} {mark.word} in {STAGE[broken.name].title}", mark.style))

@@ -1,0 +1,440 @@
+"""The wizard: one application over one run. It polls a snapshot and draws; the engine never waits for it."""
+
+from __future__ import annotations
+
+from tui.terminal import textual_env  # noqa: F401
+
+# isort: split
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from textual.app import App, SystemCommand
+from textual.filter import LineFilter
+from textual.screen import Screen
+
+from engine.core.errors import ExitCode
+from engine.core.layout import RUN_LOG
+from engine.core.stage_table import STAGE, STAGE_TABLE, STAGES
+from engine.run.state import RunState
+from engine.security.sanitize import visible_line
+from themes.chosen import chosen_last, keep
+from themes.loader import DEFAULT, as_textual, default_variables, find_themes
+from tui.keys import Key, bindings
+from tui.runs.run_source import RunDriver, RunSource, WizardEnd
+from tui.screens.main import MainScreen
+from tui.terminal import sequences
+from tui.terminal.ascii_only import AsciiOnly
+from tui.terminal.driver import WizardDriver
+from tui.terminal.reverse_video import ReverseVideo
+from tui.wizard.notifications import Telling
+from tui.wizard.shutdown import ASKED_HERE, Ending
+from tui.wizard.suspend import Aside
+
+if TYPE_CHECKING:
+    from textual.driver import Driver
+    from textual.types import CSSPathType
+
+    from engine.core.config import Stage3Config
+    from engine.security.secrets import Secret
+    from tui.app_protocol import WizardApp
+
+POLL_SECONDS = 0.15
+ROOM_FOR_NOTICES = 30
+"""With fewer lines the newest notice alone is shown."""
+PLAIN_THEME = "ansi"
+SCREENS = Path(__file__).parents[1] / "screens"
+
+log = logging.getLogger(__name__)
+
+
+def run_wizard(source: RunSource) -> tuple[WizardEnd, int]:
+    """Draw `source` on this terminal until somebody, or the terminal, ends it: how it ended, and the screen's exit code.
+    What runs may go on: see WizardEnd.
+    """
+    wizard = Wizard(source)
+    source.open()
+    try:
+        wizard.run(mouse=source.config.mouse)
+    except Exception:
+        log.exception("the screen could not be drawn")
+        wizard.crashed = wizard.crashed or "The screen could not be drawn."
+    finally:
+        source.close()
+    if wizard.crashed:
+        on_its_own = "The run goes on without it." if source.running and not source.read_only else "Nothing is lost."
+        print(f"{wizard.crashed} {on_its_own} The traceback is in {source.run / RUN_LOG}.", file=sys.__stderr__)
+        end = WizardEnd.LEFT_RUNNING if source.running and not source.read_only else WizardEnd.CRASHED
+        return end, int(ExitCode.BUG)
+    return wizard.return_value or WizardEnd.FINISHED, wizard.return_code or 0
+
+
+class Wizard(App[WizardEnd], inherit_bindings=False):
+    TITLE = "stage3-tui"
+    CSS_PATH: ClassVar[CSSPathType | None] = [
+        SCREENS / f"{name}.tcss" for name in ("base", "main", "credentials", "pairs", "training", "dialogs")
+    ]
+    BINDINGS = bindings("app")
+    COMMAND_PALETTE_BINDING = "ctrl+k"
+    ENABLE_COMMAND_PALETTE = True
+    NOTIFICATION_TIMEOUT = 6
+
+    def __init__(self, source: RunSource) -> None:
+        # Textual chooses its filter here, before the theme: without native colours NO_COLOR came out black on black.
+        plain = bool(os.environ.get("NO_COLOR"))
+        super().__init__(ansi_color=True if plain else None)
+        self.source = source
+        self.seen = source.snapshot()
+        """The state that is on the screen."""
+        self.crashed = ""
+        """A plain sentence about what broke the screen; empty as long as it stands."""
+        self.ending, self.aside, self.telling = Ending(self), Aside(self), Telling(self)
+        self._drawn: tuple[object, ...] | None = None
+        """What the last drawing depended on."""
+        self._themes, self._theme_problems = find_themes()
+        kept = chosen_last()
+        begun_with = source.config.theme or (kept if kept in self._themes else DEFAULT)
+        self._first_theme = PLAIN_THEME if plain else begun_with
+        wanted = source.config.ascii
+        self._reverse_video = ReverseVideo()
+        self._ascii = AsciiOnly(enabled=sequences.draws_ascii_alone() if wanted is None else wanted)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def get_driver_class(self) -> type[Driver]:
+        return WizardDriver
+
+    def get_default_screen(self) -> Screen[None]:
+        return MainScreen(self.source, first_stage(self.seen))
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return default_variables()
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        own = (self._reverse_video, *super().get_line_filters(), self._ascii)
+        return [one for one in own if one.enabled]
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Everything that the command palette offers."""
+        main = self.main
+        for stage in STAGE_TABLE:
+            yield SystemCommand(f"Go to {stage.title}", stage.sentence, partial(main.look_at, stage.name))
+        browse = partial(self.call_later, main.action_browse)
+        yield SystemCommand("Browse the pairs", "All of them, with what speaks against each.", browse)
+        for name in self.theme_names:
+            yield SystemCommand(f"Theme: {name}", "How it looks.", partial(self.keep_theme, name))
+        yield SystemCommand("Save a screenshot", "An SVG in the run folder's logs.", self.save_screenshot_file)
+        yield SystemCommand("Choose a theme", "Previewed as you move.", self.action_themes)
+        copied = "Through the terminal, and into logs/copied.txt."
+        yield SystemCommand("Copy the run folder's path", copied, self.copy_folder)
+        yield SystemCommand("Open the log", "Messages, and the end of run.log.", self.action_log)
+        yield SystemCommand("Keys", "Every key and what it does.", self.action_help)
+
+    def on_mount(self) -> None:
+        for found in self._themes.values():
+            self.register_theme(as_textual(found))
+        self.use_theme(self._first_theme)
+        if not self.is_headless and self.console.color_system == "standard" and not self.current_theme.ansi:
+            self.use_theme(PLAIN_THEME)  # of sixteen colours the nearest are too often the same for text and ground
+        for problem in self._theme_problems:
+            self.say(problem, "warning")
+        if not self.is_headless:
+            self.ending.hear()
+            self.write_sequence(sequences.PUSH_TITLE)
+        self.call_after_refresh(self.tick)
+        self.set_interval(POLL_SECONDS, self.tick)
+
+    def on_unmount(self) -> None:
+        self.write_sequence(sequences.POP_TITLE)
+
+    @property
+    def main(self) -> MainScreen:
+        return cast(MainScreen, self.screen_stack[0])
+
+    @property
+    def stage_on_screen(self) -> str:
+        return self.main.selected
+
+    def write_sequence(self, sequence: str) -> None:
+        if self._driver is not None and not self.is_headless:
+            self._driver.write(sequence)  # Textual has no public way to send a sequence of one's own
+
+    @property
+    def own_driver(self) -> WizardDriver | None:
+        """The driver of a real terminal; None without one."""
+        return self._driver if isinstance(self._driver, WizardDriver) else None
+
+    @property
+    def driver_of_run(self) -> RunDriver | None:
+        """The run as something that can be started; None where it is only watched."""
+        return None if self.source.read_only else cast(RunDriver, self.source)
+
+    # -- drawing ------------------------------------------------------------------------------------------------------
+
+    def tick_soon(self) -> None:
+        self.call_later(self.tick)
+
+    async def tick(self) -> None:
+        """Look at the run, and draw what has changed."""
+        state, now, running = self.source.snapshot(), time.time(), self.source.running
+        if self.ending.came(running):
+            return
+        self.seen = state
+        self._paint_what_was_missed()
+        await self._draw(state, running, now)
+        self.telling.about(state, running)
+
+    async def _draw(self, state: RunState, running: bool, now: float) -> None:
+        """Draw, unless nothing has changed: on most ticks nothing has."""
+        main = self.main
+        depends_on = (
+            state,
+            int(now) if running else int(now / 5),
+            main.selected,
+            main.view,
+            main.view and main.view.page,
+            main.following,
+            main.places(),
+            self.standing,
+            self.size,
+            self.source.config,
+        )
+        if self._drawn is not None and all(
+            old is new or old == new for old, new in zip(self._drawn, depends_on, strict=True)
+        ):
+            return
+        with self.batch_update():
+            whole = await main.draw(state, self.standing, now)
+        self._drawn = depends_on if whole else None
+
+    def _paint_what_was_missed(self) -> None:
+        """A terminal that stopped reading, or was the shell's, gets the whole screen when it is there again."""
+        driver = self.own_driver
+        if driver is not None and driver.missed and driver.reads:
+            driver.missed = False
+            self.refresh(layout=True)
+
+    @property
+    def standing(self) -> str:
+        if self.ending.stopping:
+            return f"■ {self.ending.stopping}"
+        return "watching, read-only" if self.source.read_only else ""
+
+    def possible(self, key: Key) -> bool:
+        """Whether a key does something now; the footer shows those."""
+        running, mine, view = self.source.running, not self.source.read_only, self.main.view
+        match key.action:
+            case "run_stage" | "run_all":
+                return mine and not running
+            case "redo":
+                return mine and not running and self.seen.stages[self.main.selected].status != "waiting"
+            case "stop":
+                return running and not self.ending.stopping
+            case "follow":
+                return running and not self.main.following
+            case "options":
+                return view is not None and view.OPTIONS in view.pages and view.page != view.OPTIONS
+            case "zoom":
+                return view is not None and view.page == getattr(view, "CURVES", None)
+            case "log_in":
+                return mine and not running and self.main.selected == "credentials"
+            case "browse":
+                return self.seen.pairs_made > 0 and (view is None or view.page != getattr(view, "PAIRS", None))
+            case "default":
+                return mine
+        return mine if key.where == "pairs" and key.label not in ("filter", "sort", "next ✗") else True
+
+    # -- the engine ---------------------------------------------------------------------------------------------------
+
+    def action_run_stage(self) -> None:
+        self._start(until=self.main.selected)
+
+    def action_run_all(self) -> None:
+        self._start()
+
+    def action_redo(self) -> None:
+        from tui.screens.dialogs import Answer, Question
+
+        stage = self.main.selected
+        if not self._may_start():
+            return
+        text = "This stage and what follows are done again. What they made is put aside in superseded/, not deleted."
+        answers = (
+            Answer("y", "do it again", "only this stage now; a runs the rest"),
+            Answer("b", "leave it", "as it is"),
+        )
+
+        def answered(answer: str | None) -> None:
+            if answer == "y":
+                self._start(until=stage, redo_from=stage)
+
+        self.push_screen(Question(f"Do {STAGE[stage].title} again?", text, answers), answered)
+
+    def action_stop(self) -> None:
+        if not self.source.running:
+            self.say("Nothing runs.")
+        else:
+            self.ending.stop(ASKED_HERE)
+
+    def _may_start(self) -> bool:
+        driver = self.driver_of_run
+        if driver is None:
+            self.say("This run is another process's: it can be watched, and asked to stop.")
+        elif driver.running:
+            self.say("The engine runs already; s stops it.")
+        return driver is not None and not driver.running
+
+    def _start(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> None:
+        if self._may_start():
+            cast(RunDriver, self.source).start(until=until, redo_from=redo_from)
+            self.main.follow()
+
+    def use_config(self, config: Stage3Config) -> None:
+        """What a form gave; it is used from the next start on."""
+        driver = self.driver_of_run
+        if driver is not None:
+            driver.set_config(config)
+            if driver.running:
+                self.say("Used from the next start on; what runs goes on with what it began with.")
+            self.tick_soon()
+
+    def use_token(self, token: Secret) -> None:
+        """Give the token to the engine, and check it."""
+        driver = self.driver_of_run
+        if driver is not None:
+            driver.set_token(token)
+            if driver.running:
+                self.say("The token is used from the next start on.")
+            else:
+                self._start(until="credentials")
+
+    def log_in(self) -> None:
+        """With a browser: the stage credentials shows a page and a code."""
+        if self._may_start():
+            self.use_config(self.source.config.model_copy(update={"device_login": True}))
+            self._start(until="credentials")
+
+    # -- leaving ------------------------------------------------------------------------------------------------------
+
+    def action_leave(self) -> None:
+        self.ending.ask()
+
+    async def action_quit(self) -> None:
+        self.ending.ask()
+
+    def action_aside(self) -> None:
+        self.aside.go()
+
+    # -- windows ------------------------------------------------------------------------------------------------------
+
+    def action_log(self) -> None:
+        from tui.screens.log import LogScreen
+
+        self.push_screen(LogScreen(self.source))
+
+    def action_help(self) -> None:
+        from tui.screens.dialogs import Help
+
+        self.push_screen(Help(self.main.places()))
+
+    def action_themes(self) -> None:
+        from tui.screens.themes import ThemePicker
+
+        def chosen(name: str | None) -> None:
+            if name is not None:
+                self.keep_theme(name)
+
+        self.push_screen(ThemePicker(self.theme_names, self.theme), chosen)
+
+    async def action_back(self) -> None:
+        """Esc: out of a field, a window inside the page, or a list."""
+        view = self.main.view
+        if view is None or not view.step_back():
+            self.screen.set_focus(None)
+
+    # -- what others ask for ------------------------------------------------------------------------------------------
+
+    @property
+    def theme_names(self) -> list[str]:
+        return list(self._themes)
+
+    def use_theme(self, name: str) -> None:
+        if name not in self._themes:
+            self.say(f"There is no theme {name!r}; there are {', '.join(self._themes)}.", "warning")
+            name = DEFAULT
+        self.theme = name
+
+    def keep_theme(self, name: str) -> None:
+        """Wear it, and from the next start on."""
+        self.use_theme(name)
+        try:
+            keep(name)
+        except (OSError, RuntimeError) as error:
+            self.say(
+                f"Theme {name}, for now: it could not be kept ({error}). `--theme {name}` begins with it.", "warning"
+            )
+        else:
+            self.say(f"Theme {name}, from now on.")
+
+    def copy(self, text: str, what: str) -> None:
+        """To the clipboard of the terminal (OSC 52). Nobody confirms it, so a file has it as well."""
+        self.copy_to_clipboard(text)
+        where = ""
+        if not self.source.read_only:
+            with suppress(OSError):  # the clipboard has it all the same
+                where = f" It also stands in {sequences.saved_copy(self.source.run.folder, text)}."
+        self.say(f"Sent {what} to the terminal's clipboard.{where}")
+
+    def copy_folder(self) -> None:
+        self.copy(str(self.source.run.folder), "the run folder's path")
+
+    def save_screenshot_file(self) -> None:
+        folder = self.source.run / "logs"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = self.save_screenshot(f"screen-{time.strftime('%Y%m%d-%H%M%S')}.svg", str(folder))
+        except OSError as error:
+            self.say(f"The screenshot could not be saved: {error}", "error")
+        else:
+            self.say(f"Saved as {path}")
+
+    def on_notify(self) -> None:
+        """Before a notice is shown (Textual's own handler comes after this one)."""
+        if self.size.height < ROOM_FOR_NOTICES:
+            self.clear_notifications()  # a second one would hide the screen that they are about
+
+    def say(self, text: str, severity: Any = "information") -> None:
+        """A notice for a few seconds; whatever is in it is text."""
+        self.notify(visible_line(text, 400), severity=severity, markup=False)
+
+    # -- when the screen itself breaks --------------------------------------------------------------------------------
+
+    def _fatal_error(self) -> None:
+        """Textual would print the traceback with the values of all local variables, and so perhaps a token."""
+        error = sys.exc_info()[1] or self._exception
+        log.error("the screen broke", exc_info=error)
+        self.crashed = f"The screen broke: {type(error).__name__}."
+        self._close_messages_no_wait()
+
+
+def first_stage(state: RunState) -> str:
+    """What to look at first: what runs, else what has not been done, else the end."""
+    if state.current is not None:
+        return state.current.name
+    return state.next_stage or STAGES[-1]
+
+
+if TYPE_CHECKING:
+
+    def _is_what_screens_ask_for(wizard: Wizard) -> WizardApp:
+        return wizard
+
+
+__all__ = ["Wizard", "WizardEnd", "run_wizard"]

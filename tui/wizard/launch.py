@@ -1,0 +1,106 @@
+"""The wizard's process: the run taken, the engine's thread under the screen, and what happens when the screen ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.core.config import Stage3Config
+from engine.core.errors import ExitCode, Stage3Error
+from engine.core.layout import RUN_LOG
+from engine.process.environment import log_to_file, quiet_libraries
+from engine.run.folder import Run
+from engine.security.secrets import Secret
+from tui.process.print_error import tell
+from tui.process.reexec import command_of, in_a_fresh_process
+from tui.process.supervisor import Leaver, supervise
+from tui.runs.run_source import WizardEnd
+
+if TYPE_CHECKING:
+    from tui.runs.runner import Runner
+
+
+def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_until: str | None = None) -> int:
+    """The wizard on this terminal; returns the exit code of the command. With `start_until` the run starts at once."""
+
+    def farewell(pid: int) -> None:
+        print(f"The run goes on as process {pid}.")
+        print(f"Watch it: stage3-tui attach {config.output_dir}    stop it: stage3-tui stop {config.output_dir}")
+
+    return supervise(lambda leaver: _wizard(config, token, leaver, start_until), farewell)
+
+
+def attach(config: Stage3Config, folder: Path) -> int:
+    """The same screens over somebody else's run, read-only but for stop."""
+    from tui.runs.watcher import Watcher
+    from tui.wizard.app import run_wizard
+
+    give_the_screen_its_own_file(None)
+    _, code = run_wizard(Watcher(Run(folder), config))
+    return code
+
+
+def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver, start_until: str | None) -> int:
+    quiet_libraries()
+    run = Run(config.output_dir)
+    try:
+        run.acquire()
+    except Stage3Error as error:
+        tell(error)
+        return int(error.exit_code)
+    log_to_file(run / RUN_LOG)
+    give_the_screen_its_own_file(run / RUN_LOG)
+    from tui.runs.runner import Runner
+
+    runner = Runner(config, run, token=token)
+    try:
+        if start_until is not None:
+            runner.start(until=start_until)
+        end, code = _screen_then_engine(runner, leaver)
+    finally:
+        run.release()
+    if runner.restart_until is None or end not in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING):
+        return code
+    without_screen = end is WizardEnd.LEFT_RUNNING
+    if not without_screen:
+        give_the_screen_back()
+    return in_a_fresh_process(command_of(run.folder, auto=without_screen, until=runner.restart_until), runner.token)
+
+
+def _screen_then_engine(runner: Runner, leaver: Leaver) -> tuple[WizardEnd, int]:
+    from tui.process.signals import hear_signals
+    from tui.wizard.app import run_wizard
+
+    end, screen_code = run_wizard(runner)
+    if end is WizardEnd.LEFT_RUNNING:
+        hear_signals(runner.stop)
+        leaver.leave()
+    if end is WizardEnd.STOPPED and runner.running and screen_code:
+        os._exit(screen_code)  # the second signal: at once; what is acknowledged is on disk
+    runner.join()
+    return end, screen_code or int(runner.exit_code or ExitCode.DONE)
+
+
+def give_the_screen_its_own_file(log: Path | None) -> None:
+    """Let the screen draw on a file of its own, and send what children and C libraries write to fd 1 and 2 to the log.
+
+    Textual redirects `sys.stdout` and `sys.stderr`, not the file descriptors: one line from a library would tear the screen.
+    """
+    tty = os.fdopen(os.dup(2 if sys.stderr.isatty() else 1), "w", encoding="utf-8")
+    sys.__stderr__ = sys.__stdout__ = tty  # type: ignore[misc, assignment]
+    target = os.open(
+        log if log is not None else os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
+    )
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+def give_the_screen_back() -> None:
+    """Put the terminal where it was, on the file descriptors of output and errors, for the process that comes after."""
+    sys.stdout.flush()
+    terminal = sys.__stderr__.fileno()  # type: ignore[union-attr]
+    os.dup2(terminal, 1)
+    os.dup2(terminal, 2)

@@ -1,0 +1,106 @@
+"""How the screen comes to its end: q, a signal, a terminal that goes away; and what becomes of what runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from engine.core.errors import ExitCode, Stage3Error
+from tui.runs.run_source import WizardEnd
+from tui.terminal import sequences
+
+if TYPE_CHECKING:
+    from tui.app_protocol import WizardApp
+
+TERMINAL_SECONDS = 2.0
+"""How often is looked whether the terminal is still there."""
+ASKED_HERE = "asked in the wizard"
+
+
+class Ending:
+    """Decides when the wizard exits, and with what."""
+
+    def __init__(self, wizard: WizardApp) -> None:
+        self._wizard, self._source = wizard, wizard.source
+        self._leaving: WizardEnd | None = None
+        self._signalled = False
+        self._started_from = os.getppid()
+        self.stopping = ""
+        """What the title says while the engine stops; empty while it does not."""
+
+    def hear(self) -> None:
+        """Hear signals, and watch the terminal. Call it in the event loop."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self.hang_up)
+        for number, code in ((signal.SIGTERM, ExitCode.TERMINATED), (signal.SIGINT, ExitCode.INTERRUPTED)):
+            loop.add_signal_handler(number, self.by_signal, signal.Signals(number).name, code)
+        self._wizard.set_interval(TERMINAL_SECONDS, self._look_at_terminal)
+
+    def came(self, running: bool) -> bool:
+        """Exit where the end that was wanted has come."""
+        wizard = self._wizard
+        if running:
+            return False
+        self.stopping = ""
+        if self._leaving is None and getattr(self._source, "restart_until", None) is not None:
+            wizard.exit(WizardEnd.RESTARTS)
+        elif self._leaving is not None:
+            wizard.exit(self._leaving, return_code=wizard.return_code or 0)
+        else:
+            return False
+        return True
+
+    def ask(self) -> None:
+        """q: quit; ask first where that would be about the engine as well."""
+        from tui.screens.dialogs import Answer, Question
+
+        if self._source.read_only or not self._source.running:
+            self._wizard.exit(WizardEnd.FINISHED)
+            return
+        answers = (
+            Answer("l", "leave it running", "the run goes on; stage3-tui attach shows it"),
+            Answer("s", "stop and save", "finish the step, write everything, then quit"),
+            Answer("b", "stay", "back to the screen"),
+        )
+
+        def answered(answer: str | None) -> None:
+            if answer == "l":
+                self._wizard.exit(WizardEnd.LEFT_RUNNING)
+            elif answer == "s":
+                self._leaving = WizardEnd.STOPPED
+                self.stop(ASKED_HERE)
+
+        self._wizard.push_screen(Question("The engine is running", "What becomes of the run?", answers), answered)
+
+    def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
+        """Ask the engine to save and stop; the screen stays, unless it was to end as well."""
+        try:
+            self._source.stop(reason, exit_code)
+        except (OSError, Stage3Error) as error:
+            self._wizard.say(f"The run could not be asked to stop: {error}", "error")
+            return
+        self.stopping = "stopping: finishing the step, saving"
+        self._wizard.tick_soon()
+
+    def hang_up(self) -> None:
+        """The terminal is gone: the screen ends, the engine goes on."""
+        if self._source.running and not self._source.read_only and self._leaving is None:
+            self._wizard.exit(WizardEnd.LEFT_RUNNING)
+        else:
+            self._wizard.exit(self._leaving or WizardEnd.HUNG_UP, return_code=int(ExitCode.HANGUP))
+
+    def by_signal(self, name: str, code: ExitCode) -> None:
+        """Stop, save and leave; the second time at once."""
+        if self._signalled or self._source.read_only or not self._source.running:
+            self._wizard.exit(WizardEnd.STOPPED, return_code=int(code))
+            return
+        self._signalled = True
+        self._leaving = WizardEnd.STOPPED
+        self.stop(name, code)
+
+    def _look_at_terminal(self) -> None:
+        input_file = sequences.standard_input()
+        if input_file is None or sequences.terminal_is_gone(input_file, self._started_from):
+            self.hang_up()
