@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the 
 
 import torch
 
+from engine.pairs.detectors.candidate import Candidate
 from engine.pairs.detectors.malformed import is_leak
 from engine.pairs.detectors.meta import SHARPNESS, WEIGHTS_FILE, Term, Weights, terms_of
-from engine.pairs.detectors.reply import Case
 
 OWN_REPLIES = Path(__file__).with_name("own_replies.jsonl")
 
@@ -104,9 +104,9 @@ def examples_of(labelled: Sequence[Labelled]) -> dict[int, list[Example]]:
     """What each line teaches."""
     found: dict[int, list[Example]] = {}
     for one in labelled:
-        found[one.line] = [Example(terms_of(Case(one.prompt, None, one.draft)), False, DRAFT_WEIGHT)]
+        found[one.line] = [Example(terms_of(Candidate(one.prompt, None, one.draft)), False, DRAFT_WEIGHT)]
         if one.kind in ("meta", "answer") and not one.borderline:
-            terms = terms_of(Case(one.prompt, one.draft, one.revision))
+            terms = terms_of(Candidate(one.prompt, one.draft, one.revision))
             found[one.line].append(Example(terms, one.kind == "meta", 1.0))
     return found
 
@@ -114,10 +114,10 @@ def examples_of(labelled: Sequence[Labelled]) -> dict[int, list[Example]]:
 def examples_of_replies(replies: Iterator[tuple[str, str]]) -> list[Example]:
     """What teaches in every fold: replies of others, and our own."""
     own = [json.loads(line) for line in OWN_REPLIES.open(encoding="utf-8")]
-    return [Example(terms_of(Case(row["prompt"], None, row["reply"])), row["meta"], OWN_WEIGHT) for row in own] + [
-        Example(terms_of(Case(prompt, None, reply)), False, REPLY_WEIGHT)
+    return [Example(terms_of(Candidate(row["prompt"], None, row["reply"])), row["meta"], OWN_WEIGHT) for row in own] + [
+        Example(terms_of(Candidate(prompt, None, reply)), False, REPLY_WEIGHT)
         for prompt, reply in replies
-        if reply and not is_leak(Case(prompt, None, reply))
+        if reply and not is_leak(Candidate(prompt, None, reply))
     ]
 
 

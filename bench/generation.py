@@ -190,18 +190,18 @@ def batches(works: Sequence[Work], size: int) -> Iterator[list[Work]]:
 
 def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True) -> None:
     from engine.models.generation import decoding
-    from engine.models.generation.prefix_cache import Memory
+    from engine.models.generation.prefix_cache import PrefixCache
     from engine.models.generation.samplers import Nucleus
 
     crowded, decoding.CROWDED = decoding.CROWDED, decoding.CROWDED if leave else 0.0
-    memory = Memory()
+    memory = PrefixCache()
     for batch in batches(works, size):
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             choose = Nucleus(0.7, 0.9, range(len(rows)), LONGEST, "cpu")
             limits = [work.said[step] for work in batch]
             kept = memory if remember else None
-            said = decoding.continue_all(model, rows, choose, [], limits, pad=0, memory=kept)
+            said = decoding.generate_batch(model, rows, choose, [], limits, pad=0, memory=kept)
             if remember:
                 memory.keep([row.read for row in said])
             assert [len(row.ids) for row in said] == limits

@@ -84,11 +84,11 @@ def work(given: argparse.Namespace) -> int:
     from engine.core.errors import RestartNeeded
     from engine.core.events import TrainStep
     from engine.dpo.planning.forecast import Shape, machine_of, training_memory
-    from engine.dpo.planning.plan import standing_plan
+    from engine.dpo.planning.plan import current_plan
     from engine.dpo.training.dataset import encode_rows
     from engine.dpo.training.trainer import train
     from engine.models.tensors import adapter_tensors, hash_tensors
-    from engine.stages.preflight import Grounds
+    from engine.stages.preflight import PlanInputs
 
     cuda = not given.tiny
     if cuda:
@@ -103,10 +103,10 @@ def work(given: argparse.Namespace) -> int:
     shape = Shape.of(policy.config, context.run.result("adapter"))
     dtype = "bfloat16" if cuda else "float32"
     config = context.config.model_copy(update={"dtype": dtype})
-    grounds = Grounds(replace(context, config=config), shape, machine, "the benchmark's")
+    grounds = PlanInputs(replace(context, config=config), shape, machine, "the benchmark's")
     if not context.run.result("preflight"):
         context.run.record_stage("preflight", status="done", result={"plan": grounds.choose().as_dict()})
-    plan = standing_plan(context, dtype)
+    plan = current_plan(context, dtype)
     print(f"{plan.in_words}: {plan.why.get('micro_batch', '')}", flush=True)
 
     times: list[float] = []

@@ -333,7 +333,7 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
     )
     context = Context(config, Run(folder))
     if not way.shared:
-        trl_trainer.read_prompts_once = lambda policy: False
+        trl_trainer.share_prompt_computation = lambda policy: False
     trainer = trl_trainer.build_trainer(context, policy, tokenizer, pairs, settings(len(pairs)), torch.float32, "bench")
     trainer._save_checkpoint = lambda *_: None  # the notebook's way saves none here either
     if not way.by_length:

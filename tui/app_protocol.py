@@ -28,7 +28,7 @@ class WizardApp(Protocol):
         """The stage whose view is shown."""
 
     @property
-    def own_driver(self) -> WizardDriver | None:
+    def terminal_driver(self) -> WizardDriver | None:
         """The driver of a real terminal; None without one."""
 
     @property
@@ -50,10 +50,10 @@ class WizardApp(Protocol):
     def tick_soon(self) -> None:
         """Draw what there is to be drawn before the next poll."""
 
-    def possible(self, key: Key) -> bool:
+    def is_key_enabled(self, key: Key) -> bool:
         """Whether a key does something now."""
 
-    def say(self, text: str, severity: Any = "information") -> None:
+    def notify_user(self, text: str, severity: Any = "information") -> None:
         """Show a notice for a few seconds."""
 
     def copy(self, text: str, what: str) -> None:

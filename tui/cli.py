@@ -13,7 +13,7 @@ from engine import __version__
 from engine.core.errors import ConfigError, ExitCode, PreconditionError, Stage3Error
 from engine.core.options import Option, options
 from engine.core.stage_table import STAGES
-from tui.process.print_error import tell
+from tui.process.print_error import print_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, rest = split_command(arguments)
         return COMMANDS[command](rest)
     except Stage3Error as error:
-        tell(error)
+        print_error(error)
         return int(error.exit_code)
     except BrokenPipeError:  # `stage3-tui status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

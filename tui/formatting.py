@@ -14,12 +14,12 @@ TEXT_SHOWN = 6_000
 """Longer foreign text is cut on the screen, and says by how much: a megabyte in one widget takes seconds to lay out."""
 
 
-def line(text: object, style: str = "", limit: int = 400) -> Content:
+def one_line(text: object, style: str = "", limit: int = 400) -> Content:
     """Foreign text in one line, as text and never as markup."""
     return Content.styled(visible_line(str(text)[: 4 * limit], limit), style)
 
 
-def foreign(text: object, style: str = "", limit: int = TEXT_SHOWN) -> Content:
+def safe_text(text: object, style: str = "", limit: int = TEXT_SHOWN) -> Content:
     """Foreign text with its newlines, as text and never as markup."""
     whole = str(text)
     shown = Content.styled(visible(whole[:limit]).expandtabs(4), style)
@@ -28,7 +28,7 @@ def foreign(text: object, style: str = "", limit: int = TEXT_SHOWN) -> Content:
     return shown + Content.styled(f" … {len(whole) - limit:,} more characters", "$muted")
 
 
-def place(folder: Path) -> str:
+def short_path(folder: Path) -> str:
     """A path as a shell's prompt has it: `~` for the home folder."""
     try:
         return str(Path("~") / folder.relative_to(Path.home()))
@@ -74,7 +74,7 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86_400}d {whole % 86_400 // 3600:02d}h"
 
 
-def coarse(seconds: float | None) -> str:
+def approx_duration(seconds: float | None) -> str:
     """A forecast, no finer than it is worth: 40s, 12m, 3h 40m, 2d 3h."""
     if seconds is None or not math.isfinite(seconds) or seconds <= 0:
         return ""

@@ -21,7 +21,7 @@ from engine.core.errors import ConfigError
 from engine.security.secrets import SERVER_TOKEN_VARIABLE
 
 ENV_PREFIX = "STAGE3_"
-ASKED_EACH_TIME = frozenset({"store_token"})
+NOT_RECORDED = frozenset({"store_token"})
 """Fields that `run.json` does not keep: a wish for one start of a run is none for the next."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from engine.demo.grammar import Kind, read_answer
 from engine.models.chat import Conversation
-from engine.pairs.judges.base import Case, Scores
+from engine.pairs.judges.base import Comparison, ScorePair
 
 SCORES: dict[Kind, float] = {
     "best": 1.0,
@@ -28,10 +28,10 @@ class GrammarJudge:
     name = "demo"
     about = "the demo's grammar, right by construction; 0 (no sentence of it) to 1 (a good answer with a tip)"
 
-    def score(self, cases: Sequence[Case]) -> list[Scores]:
+    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
         """The grades of both replies of each case."""
         graded = [self.grade(case.conversation, [case.first, case.second]) for case in cases]
-        return [Scores(first, second) for first, second in graded]
+        return [ScorePair(first, second) for first, second in graded]
 
     def grade(self, conversation: Conversation, replies: Sequence[str]) -> list[float]:
         """One score a reply; higher is better."""

@@ -13,8 +13,8 @@ from engine.hub.access import check_access, commit_of
 from engine.hub.account import Account, Scope, whoami
 from engine.hub.cache import cached_snapshot, missing_from, unfinished_bytes
 from engine.hub.client import bound_the_client, is_offline
-from engine.hub.errors import LicenceNotAccepted, TokenRefused, offline, or_the_token, refused_token
-from engine.hub.exception_mapping import explained
+from engine.hub.errors import GatedRepository, InvalidToken, invalid_token, offline, or_the_token
+from engine.hub.exception_mapping import as_hub_error
 from engine.hub.login import LoginCode, await_token, request_code
 from engine.hub.store import store_token
 from engine.hub.tokens import TOKEN_VARIABLES, FoundToken, find_token, other_sources, remember
@@ -25,25 +25,25 @@ __all__ = [
     "TOKEN_VARIABLES",
     "Account",
     "FoundToken",
-    "LicenceNotAccepted",
+    "GatedRepository",
+    "InvalidToken",
     "LoginCode",
     "RepoType",
     "Scope",
-    "TokenRefused",
+    "as_hub_error",
     "await_token",
     "bound_the_client",
     "cached_snapshot",
     "check_access",
     "commit_of",
-    "explained",
     "find_token",
+    "invalid_token",
     "is_offline",
     "missing_from",
     "offline",
     "or_the_token",
     "other_sources",
     "page_of",
-    "refused_token",
     "remember",
     "request_code",
     "store_token",

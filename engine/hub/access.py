@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from engine.core.errors import ConfigError
-from engine.hub.errors import not_the_hub, refusal
+from engine.hub.errors import error_of_response, not_a_hub_response
 from engine.hub.requests import get, json_of
 from engine.hub.urls import RepoType
 from engine.security.sanitize import visible_line
@@ -36,7 +36,7 @@ def commit_of(repo_id: str, repo_type: RepoType, revision: str, token: Secret | 
     response = _ask(repo_id, repo_type, f"revision/{quote(revision, safe='')}", token, revision)
     commit = json_of(response).get("sha")
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-        raise not_the_hub(response)
+        raise not_a_hub_response(response)
     return commit
 
 
@@ -49,5 +49,7 @@ def _ask(repo_id: str, repo_type: RepoType, about: str, token: Secret | None, re
         )
     response = get(f"/api/{repo_type}s/{repo_id}/{about}", token)
     if not response.is_success:
-        raise refusal(response, f"The {repo_type} {repo_id} may not be read", repo_id, repo_type, revision=revision)
+        raise error_of_response(
+            response, f"The {repo_type} {repo_id} may not be read", repo_id, repo_type, revision=revision
+        )
     return response

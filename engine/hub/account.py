@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.hub.errors import not_the_hub, refusal
+from engine.hub.errors import error_of_response, not_a_hub_response
 from engine.hub.requests import get, json_of
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
@@ -44,10 +44,10 @@ def whoami(token: Secret) -> Account:
     """Whose token it is. Raises AccessError for one that the Hub does not take, NetworkError without an answer."""
     response = get("/api/whoami-v2", token)
     if not response.is_success:
-        raise refusal(response, "The Hub would not say whose the token is")
+        raise error_of_response(response, "The Hub would not say whose the token is")
     answer = json_of(response)
     if not isinstance(answer.get("name"), str):
-        raise not_the_hub(response)
+        raise not_a_hub_response(response)
     auth = _mapping(answer.get("auth"))
     access = _mapping(auth.get("accessToken"))
     return Account(

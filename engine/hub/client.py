@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.hub.responses import BUSY, wait_asked_for
+from engine.hub.responses import BUSY, retry_after
 
 if TYPE_CHECKING:
     from httpx2 import Client, Request, Response
@@ -70,7 +70,7 @@ def _limit_time(request: Request) -> None:
 
 def _refuse_a_long_wait(response: Response) -> None:
     """Make the library's retry end where it would sleep for long. Raises its own error, which its callers know."""
-    if response.status_code in BUSY and wait_asked_for(response) > LONGEST_WAIT_SECONDS:
+    if response.status_code in BUSY and retry_after(response) > LONGEST_WAIT_SECONDS:
         from huggingface_hub.utils import hf_raise_for_status
 
         hf_raise_for_status(response)

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from engine.core.errors import AccessError, ConfigError, NetworkError, PreconditionError, Stage3Error
 from engine.hub.client import timeout_seconds
-from engine.hub.responses import BUSY, is_a_page, wait_asked_for, words_of
+from engine.hub.responses import BUSY, is_html, message_of, retry_after
 from engine.hub.urls import GATED_TOKEN_PAGE, STATUS_PAGE, TOKENS_PAGE, RepoType, page_of, shown_endpoint
 from engine.security.sanitize import visible_line
 
@@ -30,15 +30,15 @@ AGAIN = "Start the same command again"
 FROM_THE_CACHE = "HF_HUB_OFFLINE=1 works from the cache alone."
 
 
-class TokenRefused(AccessError):
+class InvalidToken(AccessError):
     """The Hub does not take the token, whatever is asked with it."""
 
 
-class LicenceNotAccepted(AccessError):
+class GatedRepository(AccessError):
     """The repository is gated, and the account is not among those that may read it."""
 
 
-def refusal(
+def error_of_response(
     response: Response,
     what: str,
     repo_id: str = "",
@@ -55,8 +55,8 @@ def refusal(
     status = response.status_code
     if status in BUSY or status >= 500:
         return busy(response)
-    if is_a_page(response):
-        return not_the_hub(response)
+    if is_html(response):
+        return not_a_hub_response(response)
     with_token = with_token or _had_token(response)
     if with_token and status == 401 and (elsewhere := _sent_elsewhere(response)):
         return elsewhere
@@ -78,7 +78,7 @@ def refusal(
 
 
 def _refused_access(response: Response, what: str, page: str, with_token: bool) -> Stage3Error:
-    status, code, said = response.status_code, response.headers.get("X-Error-Code", ""), words_of(response)
+    status, code, said = response.status_code, response.headers.get("X-Error-Code", ""), message_of(response)
     if "fine-grained" in said.lower():
         return AccessError(
             f"{what}: the fine-grained token does not allow it.",
@@ -88,7 +88,7 @@ def _refused_access(response: Response, what: str, page: str, with_token: bool) 
     if code == "GatedRepo":
         return _gated(response, what, page, with_token)
     if with_token and status == 401 and code != "RepoNotFound":
-        return refused_token()
+        return invalid_token()
     if status == 404 or code == "RepoNotFound" or (not with_token and status == 401):
         mend = "or use a token of its owner." if with_token else f"and if it is private, {HOW_TO_GIVE}"
         return AccessError(
@@ -106,7 +106,7 @@ def _refused_access(response: Response, what: str, page: str, with_token: bool) 
 
 
 def _gated(response: Response, what: str, page: str, with_token: bool) -> AccessError:
-    said = words_of(response)
+    said = message_of(response)
     if not with_token:
         return AccessError(
             f"{what} without a token, and there is none.",
@@ -125,25 +125,25 @@ def _gated(response: Response, what: str, page: str, with_token: bool) -> Access
             f"The Hub says: {said}",
             f"Ask them at {page}, use a token of an account that has access, or take another model.",
         )
-    return LicenceNotAccepted(
+    return GatedRepository(
         f"{what}: its licence is not accepted by the token's account.",
         f"It is gated. {_reason(response)}",
         f"Open {page} while logged in as that account, accept the licence, and start the same command again.",
     )
 
 
-def refused_token(source: str = "", others: Sequence[str] = ()) -> TokenRefused:
+def invalid_token(source: str = "", others: Sequence[str] = ()) -> InvalidToken:
     """The Hub does not take the token that came from `source`; `others` are places where another one is."""
     origin = f" ({source})" if source else ""
     there_is = f"There is another in {' and in '.join(others)}: take this one away to use it. " if others else ""
-    return TokenRefused(
+    return InvalidToken(
         f"The Hugging Face token{origin} is not accepted (401).",
         "It is mistyped, expired or revoked.",
         f"{there_is}Make another at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
     )
 
 
-def or_the_token(error: LicenceNotAccepted) -> AccessError:
+def or_the_token(error: GatedRepository) -> AccessError:
     """The same, for a fine-grained token that may read nothing gated: the Hub does not always say which of the two it is."""
     return AccessError(
         error.what,
@@ -156,8 +156,8 @@ def or_the_token(error: LicenceNotAccepted) -> AccessError:
 
 
 def busy(response: Response) -> NetworkError:
-    wait = wait_asked_for(response)
-    when, said = f"in {wait:.0f} s" if wait else "in a few minutes", words_of(response)
+    wait = retry_after(response)
+    when, said = f"in {wait:.0f} s" if wait else "in a few minutes", message_of(response)
     if response.status_code == 429:
         return NetworkError(
             "The Hub answers 429: too many requests.", said or "It limits the rate.", f"{AGAIN} {when}."
@@ -175,7 +175,7 @@ def unreachable(error: BaseException) -> NetworkError:
 
     where, why = f"The Hub at {shown_endpoint()}", visible_line(str(error), 300) or type(error).__name__
     if isinstance(error, (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)):
-        return broken_off(why)
+        return interrupted_download(why)
     if isinstance(error, httpx2.TimeoutException):
         return NetworkError(
             f"{where} does not answer.",
@@ -190,7 +190,7 @@ def unreachable(error: BaseException) -> NetworkError:
     )
 
 
-def broken_off(why: str) -> NetworkError:
+def interrupted_download(why: str) -> NetworkError:
     return NetworkError(
         f"The connection to the Hub at {shown_endpoint()} broke off in the middle.",
         why,
@@ -206,7 +206,7 @@ def offline(what: str = "Something that the run needs") -> NetworkError:
     )
 
 
-def not_the_hub(response: Response | None) -> NetworkError:
+def not_a_hub_response(response: Response | None) -> NetworkError:
     """Something else answered in its place; None where it is not known at which address."""
     address = shown_endpoint() if response is None else str(response.url.copy_with(query=None, userinfo=b""))
     return NetworkError(
@@ -229,7 +229,7 @@ def _sent_elsewhere(response: Response) -> NetworkError | None:
 
 
 def _reason(response: Response) -> str:
-    said = words_of(response)
+    said = message_of(response)
     return f"The Hub says: {said}" if said else f"The Hub answers {response.status_code} and gives no reason."
 
 

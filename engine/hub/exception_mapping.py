@@ -26,7 +26,7 @@ _OF_XET = re.compile(
 )
 
 
-def explained(error: BaseException, token: Secret | None = None) -> Stage3Error | None:
+def as_hub_error(error: BaseException, token: Secret | None = None) -> Stage3Error | None:
     """The access or network failure behind an exception; None where it is another one.
 
     token   the one in use, for exceptions that do not show whether there was one
@@ -53,11 +53,11 @@ def _explained_alone(link: BaseException, token: Secret | None) -> Stage3Error |
     if isinstance(link, FileMetadataError) or (
         isinstance(link, json.JSONDecodeError) and _was_raised_by_the_client(link)
     ):
-        return refusals.not_the_hub(None)
+        return refusals.not_a_hub_response(None)
     if isinstance(link, OSError) and _NOT_WHOLE.search(str(link)):
-        return refusals.broken_off(visible_line(str(link), 200))
+        return refusals.interrupted_download(visible_line(str(link), 200))
     if isinstance(link, RuntimeError) and _OF_XET.search(str(link)):
-        return refusals.broken_off(visible_line(str(link), 200))
+        return refusals.interrupted_download(visible_line(str(link), 200))
     if type(link).__name__ == "DatasetNotFoundError":  # of datasets; it hides its cause, and importing it takes long
         return AccessError(
             "The dataset may not be read: it is gated, private or not there.",
@@ -71,7 +71,7 @@ def _of_answer(link: BaseException, token: Secret | None) -> Stage3Error:
     response = link.response  # type: ignore[attr-defined]
     repo_id, repo_type = repo_in(str((response.history or [response])[0].url))
     what = f"The {repo_type} {repo_id} may not be read" if repo_id else "The Hub refuses"
-    return refusals.refusal(response, what, repo_id, repo_type, with_token=token is not None)
+    return refusals.error_of_response(response, what, repo_id, repo_type, with_token=token is not None)
 
 
 def _is_missing_entry(link: BaseException) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.core.errors import AccessError, NetworkError
-from engine.hub.errors import HOW_TO_GIVE, not_the_hub, refusal
+from engine.hub.errors import HOW_TO_GIVE, error_of_response, not_a_hub_response
 from engine.hub.requests import json_of, send
 from engine.hub.urls import TOKENS_PAGE
 from engine.run.stop import StopToken
@@ -50,14 +50,14 @@ def request_code() -> LoginCode:
     """Begin a login. Raises NetworkError where the Hub does not answer, AccessError where it will not."""
     response = send("POST", "/oauth/device", form={"client_id": _client_id()})
     if not response.is_success:
-        raise refusal(response, "A login with a browser cannot be begun")
+        raise error_of_response(response, "A login with a browser cannot be begun")
     answer = json_of(response)
     page = answer.get("verification_uri_complete") or answer.get("verification_uri")
     code, secret = answer.get("user_code"), answer.get("device_code")
     if not (isinstance(page, str) and isinstance(code, str) and isinstance(secret, str)):
-        raise not_the_hub(response)
+        raise not_a_hub_response(response)
     if not page.startswith(("https://", "http://")):
-        raise not_the_hub(response)
+        raise not_a_hub_response(response)
     return LoginCode(
         page=visible_line(page, 200),
         code=visible_line(code, 40),
@@ -95,7 +95,7 @@ def _ask(login: LoginCode) -> Mapping[str, Any]:
     form = {"grant_type": _GRANT, "device_code": login.secret.reveal(), "client_id": _client_id()}
     response = send("POST", "/oauth/token", form=form)
     if response.status_code >= 500 or response.status_code in (408, 429):
-        raise refusal(response, "The login cannot be asked for")
+        raise error_of_response(response, "The login cannot be asked for")
     return {**json_of(response), "status": response.status_code}
 
 

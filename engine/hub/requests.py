@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine import __version__
 from engine.hub.client import LONGEST_WAIT_SECONDS, bound_the_client
-from engine.hub.errors import not_the_hub, offline, unreachable
-from engine.hub.responses import BUSY, is_a_page, wait_asked_for
+from engine.hub.errors import not_a_hub_response, offline, unreachable
+from engine.hub.responses import BUSY, is_html, retry_after
 from engine.hub.urls import endpoint
 from engine.security.secrets import Secret
 
@@ -26,12 +26,12 @@ def get(path: str, token: Secret | None) -> Response:
         response = send("GET", path, token)
         if response.status_code not in BUSY or wait is None:
             break
-        wait = max(wait, wait_asked_for(response))
+        wait = max(wait, retry_after(response))
         if wait > LONGEST_WAIT_SECONDS:
             break
         time.sleep(wait)
-    if response.is_success and is_a_page(response):
-        raise not_the_hub(response)
+    if response.is_success and is_html(response):
+        raise not_a_hub_response(response)
     return response
 
 
@@ -61,7 +61,7 @@ def json_of(response: Response) -> dict[str, Any]:
     try:
         answer = response.json()
     except ValueError:
-        raise not_the_hub(response) from None
+        raise not_a_hub_response(response) from None
     if not isinstance(answer, dict):
-        raise not_the_hub(response)
+        raise not_a_hub_response(response)
     return answer

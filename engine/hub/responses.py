@@ -15,7 +15,7 @@ BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be others in a moment."""
 
 
-def words_of(response: Response) -> str:
+def message_of(response: Response) -> str:
     """The server's own words, in one line, and without the token though it should repeat it."""
     text = response.headers.get("X-Error-Message") or _error_in(response)
     return redact(visible_line(str(text), 300))
@@ -29,7 +29,7 @@ def _error_in(response: Response) -> object:
     return (answer.get("error") if isinstance(answer, dict) else None) or ""
 
 
-def wait_asked_for(response: Response) -> float:
+def retry_after(response: Response) -> float:
     """Seconds that the Hub asks to wait, in either of its headers; 0 where it does not say, or says a date."""
     value = response.headers.get("Retry-After", "")
     if re.fullmatch(r"\d{1,6}(\.\d+)?", value):
@@ -38,7 +38,7 @@ def wait_asked_for(response: Response) -> float:
     return float(window[1]) if window else 0.0
 
 
-def is_a_page(response: Response) -> bool:
+def is_html(response: Response) -> bool:
     """Whether it is a page for browsers, which the Hub's interface never answers with."""
     from_the_hub = "X-Error-Code" in response.headers or "X-Error-Message" in response.headers
     return "html" in response.headers.get("Content-Type", "").lower() and not from_the_hub

@@ -26,7 +26,7 @@ _OF_AN_ADAPTER = ((ADAPTER_CONFIG,), (ADAPTER_WEIGHTS,))
 
 
 @dataclass(frozen=True)
-class RemoteNeed:
+class HubRequirement:
     """A repository of the Hub that the run reads."""
 
     what: str
@@ -43,21 +43,23 @@ class RemoteNeed:
         return f"{self.what} {visible_line(self.repo_id, 120)}"
 
 
-def remote_needs(config: Stage3Config, run: Run) -> tuple[RemoteNeed, ...]:
+def hub_requirements(config: Stage3Config, run: Run) -> tuple[HubRequirement, ...]:
     """What of base model, adapter, dataset and reward model comes from the Hub."""
     needs = []
     if not is_local(config.base_model_id):
         revision = config.base_model_revision
         needs.append(
-            RemoteNeed("base model", config.base_model_id, "model", revision, "base_model_revision", _OF_A_MODEL)
+            HubRequirement("base model", config.base_model_id, "model", revision, "base_model_revision", _OF_A_MODEL)
         )
     if _adapter_is_remote(config, run):
         revision = config.adapter_revision
-        needs.append(RemoteNeed("adapter", config.adapter_path, "model", revision, "adapter_revision", _OF_AN_ADAPTER))
+        needs.append(
+            HubRequirement("adapter", config.adapter_path, "model", revision, "adapter_revision", _OF_AN_ADAPTER)
+        )
     if not is_local(config.dataset):
-        needs.append(RemoteNeed("dataset", config.dataset, "dataset", config.dataset_revision, "dataset_revision"))
+        needs.append(HubRequirement("dataset", config.dataset, "dataset", config.dataset_revision, "dataset_revision"))
     if config.judge == "reward-model" and not is_local(config.reward_model_id):
-        needs.append(RemoteNeed("reward model", config.reward_model_id, "model", files=_OF_A_MODEL))
+        needs.append(HubRequirement("reward model", config.reward_model_id, "model", files=_OF_A_MODEL))
     return tuple(needs)
 
 
@@ -69,14 +71,14 @@ def _adapter_is_remote(config: Stage3Config, run: Run) -> bool:
     return not local_path(config.adapter_path).is_dir() and looks_like_hub_id(config.adapter_path)
 
 
-def listed(needs: Iterable[RemoteNeed]) -> str:
+def listed(needs: Iterable[HubRequirement]) -> str:
     return ", ".join(str(need) for need in needs)
 
 
 # -- commits -----------------------------------------------------------------------------------------------------------
 
 
-def held(recorded: Mapping[str, Any], commits: Mapping[RemoteNeed, str]) -> dict[str, dict[str, Any]]:
+def pinned(recorded: Mapping[str, Any], commits: Mapping[HubRequirement, str]) -> dict[str, dict[str, Any]]:
     """What to record of `commits`, by `what` of the need: `repo`, `commit`, and `revisions`, the names that it went by.
 
     `recorded` is what an earlier start of the run wrote down. Raises DamagedState where one of those names means another
@@ -97,13 +99,13 @@ def held(recorded: Mapping[str, Any], commits: Mapping[RemoteNeed, str]) -> dict
     return kept
 
 
-def at_commits(config: Stage3Config, commits: Mapping[RemoteNeed, str]) -> Stage3Config:
+def at_commits(config: Stage3Config, commits: Mapping[HubRequirement, str]) -> Stage3Config:
     """The configuration that reads exactly these commits, however branches move from now on."""
     revisions = {need.revision_option: commit for need, commit in commits.items() if need.revision_option}
     return config.model_copy(update=revisions)
 
 
-def _moved(need: RemoteNeed, before: str, now: str) -> DamagedState:
+def _moved(need: HubRequirement, before: str, now: str) -> DamagedState:
     flag = "--" + need.revision_option.replace("_", "-")
     return DamagedState(
         f"The {need} has changed since this run began: its {visible_line(need.revision, 80)} was {before[:12]}, and is "

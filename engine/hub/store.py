@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.core.errors import DiskError, Stage3Error, UnsafeError
-from engine.hub.exception_mapping import explained
+from engine.hub.exception_mapping import as_hub_error
 from engine.hub.tokens import store_path
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
@@ -62,7 +62,7 @@ def _private_files() -> Iterator[None]:
 
 
 def _not_stored(error: Exception, path: Path) -> Stage3Error:
-    if known := explained(error):
+    if known := as_hub_error(error):
         return known
     # Not `str(error)` of whatever it was: the library's texts are about a file that holds tokens.
     reason = visible_line(str(error), 200) if isinstance(error, OSError) else type(error).__name__

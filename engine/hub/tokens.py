@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core.errors import AccessError, NetworkError
-from engine.hub.exception_mapping import explained
+from engine.hub.exception_mapping import as_hub_error
 from engine.hub.token_file import not_ours
 from engine.hub.urls import TOKENS_PAGE
 from engine.security.sanitize import visible_line
@@ -107,7 +107,7 @@ def _checked(value: str, what: str) -> Secret:
 
 
 def _unusable(error: Exception) -> AccessError | NetworkError:
-    known = explained(error)
+    known = as_hub_error(error)
     if isinstance(known, NetworkError):
         return known
     return AccessError(

@@ -64,6 +64,6 @@ def _hub_failure(error: BaseException) -> Stage3Error | None:
     """What the Hub refused, wherever in the chain of causes it stands: its HTTP error is an OSError too."""
     if "huggingface_hub" not in sys.modules:
         return None
-    from engine.hub import explained
+    from engine.hub import as_hub_error
 
-    return explained(error)
+    return as_hub_error(error)

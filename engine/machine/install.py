@@ -18,8 +18,8 @@ from engine.core.errors import DiskError, NetworkError, PreconditionError, Stage
 from engine.core.events import Event, Message
 from engine.core.layout import RUN_LOG
 from engine.machine.programs import ASK_SECONDS, UV, find_uv
-from engine.machine.requirements import Installed
-from engine.process.children import ChildResult, installer_settings, narrate_child, run_child
+from engine.machine.requirements import PackageStatus
+from engine.process.children import ChildResult, installer_settings, run_child, stream_child_as_messages
 from engine.run.context import Context
 from engine.security.sanitize import visible_line
 
@@ -53,22 +53,22 @@ _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
 )
 
 
-def install_command(uv: str, items: Sequence[Installed]) -> list[str]:
+def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
     """The line that installs them; with torch among them, and a uv that knows how, torch's build by the driver."""
     torch = [FOR_TORCH] if any(item.requirement.name == "torch" for item in items) and _knows_torch(uv) else []
     return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.wanted for item in items)]
 
 
-def install(context: Context, stage: str, items: Sequence[Installed]) -> Generator[Event, None, None]:
+def install(context: Context, stage: str, items: Sequence[PackageStatus]) -> Generator[Event, None, None]:
     """Install them. Raises the error of what went wrong; to start again is safe, uv changes a package as a whole."""
     uv = find_uv()
     if uv is None:
-        raise lacking(items, f"uv, which would install them, is missing: {UV.get}.")
+        raise missing_tool(items, f"uv, which would install them, is missing: {UV.get}.")
     command = install_command(uv, items)
     if FOR_TORCH not in command and any(item.requirement.name == "torch" for item in items):
         yield Message("warning", f"This uv does not know {FOR_TORCH}: torch comes as the index has it.", stage)
     yield Message("info", f"Installing: {visible_line(shlex.join(command))}", stage)
-    result = yield from narrate_child(
+    result = yield from stream_child_as_messages(
         command,
         stage=stage,
         speaker="uv",
@@ -90,7 +90,7 @@ def install_uv(context: Context, stage: str) -> Generator[Event, None, str]:
     for step in steps:
         argv = [sys.executable, *step]
         yield Message("info", f"Installing uv: {visible_line(shlex.join(argv))}", stage)
-        result = yield from narrate_child(
+        result = yield from stream_child_as_messages(
             argv,
             stage=stage,
             speaker="pip",
@@ -127,7 +127,7 @@ def _told_apart(result: ChildResult) -> tuple[type[Stage3Error], str]:
     return PreconditionError, "Mend what uv names."
 
 
-def lacking(items: Sequence[Installed], why: str) -> PreconditionError:
+def missing_tool(items: Sequence[PackageStatus], why: str) -> PreconditionError:
     names = ", ".join(f"{item.requirement.name} ({item.version or 'missing'})" for item in items)
     uv = find_uv()
     command = shlex.join(install_command(uv or "uv", items))

@@ -35,7 +35,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundProgram:
     """What was found of a program."""
 
     program: Program
@@ -94,35 +94,35 @@ TMUX = Program(
 )
 
 
-def look_for(program: Program) -> Found:
+def find_program(program: Program) -> FoundProgram:
     """Find a program and ask it for its version. One that does not answer, or is too old, is of no use."""
     path = program.find()
     if path is None:
-        return Found(program, fault="missing")
+        return FoundProgram(program, fault="missing")
     try:
         answer = run_child([path, program.ask], limit_seconds=ASK_SECONDS)
     except PreconditionError as error:
-        return Found(program, path, fault=f"{error.what.rstrip('.')} ({error.why})")
+        return FoundProgram(program, path, fault=f"{error.what.rstrip('.')} ({error.why})")
     match = re.search(r"\d+(\.\w+)+", " ".join(answer.output))
     if not answer.ok or match is None:
-        return Found(
+        return FoundProgram(
             program, path, fault=f"{visible_line(path)} does not say its version ({visible_line(answer.ending, 200)})"
         )
-    if numbers_of(match[0]) < program.oldest:
+    if version_numbers(match[0]) < program.oldest:
         oldest = ".".join(map(str, program.oldest))
         fault = f"{match[0]} is too old, {oldest} is the oldest of use ({program.why_not_older})"
-        return Found(program, path, match[0], fault)
-    return Found(program, path, match[0])
+        return FoundProgram(program, path, match[0], fault)
+    return FoundProgram(program, path, match[0])
 
 
-def require(program: Program, why: str) -> Found:
+def require(program: Program, why: str) -> FoundProgram:
     """The program. Raises PreconditionError where it is of no use; `why` says what it is needed for."""
-    found = look_for(program)
+    found = find_program(program)
     if not found.ok:
         raise found.refusal(why)
     return found
 
 
-def numbers_of(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """`3.3a` is (3, 3); what follows the numbers of a part does not count."""
     return tuple(int(match[0]) for part in version.split(".") if (match := re.match(r"\d+", part)))

@@ -43,7 +43,7 @@ def extras_of(config: Stage3Config) -> list[Extra]:
 
 
 @dataclass(frozen=True)
-class Installed:
+class PackageStatus:
     """One requirement beside what is installed."""
 
     requirement: Requirement
@@ -63,22 +63,24 @@ class Installed:
         return f"{self.requirement.name}{extras}{self.requirement.specifier}"
 
 
-def required(config: Stage3Config) -> list[Installed] | None:
+def required(config: Stage3Config) -> list[PackageStatus] | None:
     """Every requirement of this run on this Python; None where stage3-tui itself is not installed, so that it has none."""
     try:
         needed = requirements_of(DISTRIBUTION, "")
     except metadata.PackageNotFoundError:
         return None
-    found = [Installed(item, installed_version(item.name)) for item in needed]
+    found = [PackageStatus(item, installed_version(item.name)) for item in needed]
     for extra in extras_of(config):
         more = [item for item in requirements_of(DISTRIBUTION, extra.name) if item not in needed]
-        found += [Installed(item, installed_version(item.name), extra.option) for item in more]
+        found += [PackageStatus(item, installed_version(item.name), extra.option) for item in more]
     return found
 
 
-def again(items: Iterable[Installed]) -> list[Installed]:
+def recheck(items: Iterable[PackageStatus]) -> list[PackageStatus]:
     """The same requirements, as they are met now."""
-    return [Installed(item.requirement, installed_version(item.requirement.name), item.needed_for) for item in items]
+    return [
+        PackageStatus(item.requirement, installed_version(item.requirement.name), item.needed_for) for item in items
+    ]
 
 
 def requirements_of(distribution: str, extra: str) -> list[Requirement]:

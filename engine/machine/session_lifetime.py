@@ -26,7 +26,7 @@ _USER_MANAGER = re.compile(r"/user@\d+\.service")
 
 
 @dataclass(frozen=True)
-class Logout:
+class LogoutBehaviour:
     ends_the_run: bool
     detail: str
     """Why, and what mends it."""
@@ -37,7 +37,7 @@ def in_multiplexer() -> bool:
     return bool(os.environ.get("TMUX") or os.environ.get("STY"))
 
 
-def at_logout() -> Logout | None:
+def logout_behaviour() -> LogoutBehaviour | None:
     """What a logout does to this process. None where it is of no login (a scheduler's job, a container), or nobody knows."""
     try:
         belongs = CGROUP.read_text(encoding="utf-8", errors="replace")
@@ -52,10 +52,12 @@ def at_logout() -> Logout | None:
         return None
     if in_session and _kills(manager, user.get("Name", "")):
         mend = "`loginctl enable-linger`, then start it in `systemd-run --user --scope tmux`"
-        return Logout(True, f"ends this run, in tmux, too (KillUserProcesses=yes): {mend}")
+        return LogoutBehaviour(True, f"ends this run, in tmux, too (KillUserProcesses=yes): {mend}")
     if not in_session and user["Linger"] != "yes":
-        return Logout(True, "the last one ends this run with your user manager (Linger=no): `loginctl enable-linger`")
-    return Logout(False, "leaves this run alone")
+        return LogoutBehaviour(
+            True, "the last one ends this run with your user manager (Linger=no): `loginctl enable-linger`"
+        )
+    return LogoutBehaviour(False, "leaves this run alone")
 
 
 def _kills(manager: Mapping[str, str], name: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from engine.machine.programs import numbers_of
+from engine.machine.programs import version_numbers
 
 # The oldest driver for each major version of CUDA (NVIDIA, CUDA Compatibility, "minor version compatibility").
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
@@ -65,8 +65,8 @@ def driver_fault(build: TorchBuild, driver: str | None, device: str) -> str:
         return ""
     if not build.cuda:
         return f"{build}, though there is driver {driver}: the GPU is not used. Install a build for it: `{NEW_BUILD}`"
-    oldest = OLDEST_DRIVER.get(numbers_of(build.cuda)[0])
-    if oldest is not None and numbers_of(driver)[:1] < (oldest,):
+    oldest = OLDEST_DRIVER.get(version_numbers(build.cuda)[0])
+    if oldest is not None and version_numbers(driver)[:1] < (oldest,):
         return (
             f"{build} needs driver {oldest} or newer, there is {driver}: "
             f"update the driver, or install a build for it: `{NEW_BUILD}`"

@@ -36,11 +36,11 @@ class Backend(Protocol):
         """Look before a long run; what a person should know of it, as sentences."""
         ...
 
-    def oddities(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What was strange about the replies so far, as sentences."""
         ...
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Keep nothing of what was read before."""
         ...
 

@@ -47,7 +47,7 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in special_texts(tokenizer)) or r"(?!)")
 
 
-def parted(conversation: Sequence[ChatMessage], special: re.Pattern[str]) -> list[ChatMessage]:
+def split_special_text(conversation: Sequence[ChatMessage], special: re.Pattern[str]) -> list[ChatMessage]:
     """The conversation for whom texts alone can be sent: what looks like a special token is parted by a space.
 
     A server would read it as one, and a dataset's text could end the turn.

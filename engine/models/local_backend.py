@@ -10,7 +10,7 @@ from engine.core.config import Stage3Config
 from engine.machine.memory import free_memory, in_halves
 from engine.models.chat import Conversation
 from engine.models.generation.batch_size import fitting_batch_size
-from engine.models.generation.prefix_cache import Memory
+from engine.models.generation.prefix_cache import PrefixCache
 from engine.models.generation.sampling import Reply, SamplingSettings, generate, prompt_length
 from engine.models.loading import load_base, load_policy, load_tokenizer, resolve_dtype
 from engine.run.stop import StopToken
@@ -34,7 +34,7 @@ class LocalBackend:
         self._asked_for = batch_size
         self._fits: int | None = None
         """Rows side by side, once more of them did not fit."""
-        self._memory = Memory()
+        self._memory = PrefixCache()
         self._stop = stop
 
     def reply(
@@ -56,7 +56,7 @@ class LocalBackend:
         while len(replies) < len(conversations):
             step = self._fits or len(conversations)
             rows = range(len(conversations))[len(replies) : len(replies) + step]
-            replies += in_halves(work, rows, self._give_way)
+            replies += in_halves(work, rows, self._free_memory_for)
         self._stop.raise_if_requested()
         self.tokens += sum(reply.tokens for reply in replies)
         return replies
@@ -70,7 +70,7 @@ class LocalBackend:
     def check(self, settings: SamplingSettings) -> list[str]:
         return []
 
-    def oddities(self) -> list[str]:
+    def warnings(self) -> list[str]:
         return []
 
     @property
@@ -78,13 +78,13 @@ class LocalBackend:
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return int(most) if most else None
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Keep nothing of what was read; for measurements, and where memory is short."""
         self._memory.forget()
 
-    def _give_way(self) -> None:
+    def _free_memory_for(self) -> None:
         self._fits = max(self._under_way // 2, 1)
-        self.forget()
+        self.clear_cache()
         free_memory()
 
 

@@ -13,7 +13,7 @@ from engine.core.layout import ADAPTER_CONFIG
 from engine.core.stage_table import STAGES
 from engine.hub.references import is_local, local_path
 from engine.packaging.contents import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, TOKENIZER_CONFIG
-from engine.packaging.private_words import Private, each_text
+from engine.packaging.private_words import Scrubber, each_text
 from engine.run.folder import Run
 from engine.storage.jsonl import dumps
 
@@ -27,7 +27,7 @@ WITHOUT_INFLUENCE = ("push_to_hub", "push_public", "theme", "mouse")
 """Options that change nothing in what is packed."""
 
 
-def cleaned(run: Run, name: str, data: bytes, private: Private) -> bytes:
+def anonymised(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     """The bytes of the file `name` as they are packed. Raises DamagedState for JSON that is none."""
     return _cleaner(name)(run, name, data, private)
 
@@ -38,7 +38,7 @@ def json_bytes(data: Any) -> bytes:
     )
 
 
-_Cleaner = Callable[[Run, str, bytes, Private], bytes]
+_Cleaner = Callable[[Run, str, bytes, Scrubber], bytes]
 
 
 def _cleaner(name: str) -> _Cleaner:
@@ -61,11 +61,11 @@ def _cleaner(name: str) -> _Cleaner:
 # -- by the kind of file ------------------------------------------------------------------------------------------------
 
 
-def _run_json(run: Run, name: str, data: bytes, private: Private) -> bytes:
+def _run_json(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     return json_bytes(each_text(packed_record(_json(run, name, data)), private.out_of_records))
 
 
-def _adapter_config(run: Run, name: str, data: bytes, private: Private) -> bytes:
+def _adapter_config(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     """It names its base as others find it: the repository and the commit, or the bare name of a local folder."""
     settings = each_text(_json(run, name, data), private.out_of_settings)
     base = run.manifest.get("config", {}).get("base_model_id")
@@ -76,7 +76,7 @@ def _adapter_config(run: Run, name: str, data: bytes, private: Private) -> bytes
     return json_bytes(settings)
 
 
-def _tokenizer(run: Run, name: str, data: bytes, private: Private) -> bytes:
+def _tokenizer(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     is_vocabulary = name.endswith(TOKENIZER)
     if is_vocabulary and not private.stands_in(_decoded(data)):
         return data  # some megabytes, which the tokenizer's library alone has written
@@ -87,20 +87,20 @@ def _tokenizer(run: Run, name: str, data: bytes, private: Private) -> bytes:
     return data if clean == found else json_bytes(clean)
 
 
-def _report(run: Run, name: str, data: bytes, private: Private) -> bytes:
+def _report(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     """JSON whose strings can be what people and models wrote."""
     if not private.stands_in(_decoded(data)):
         return data
     return json_bytes(each_text(_json(run, name, data), private.out_of_text))
 
 
-def _lines(run: Run, name: str, data: bytes, private: Private) -> bytes:
+def _lines(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     if not private.stands_in(_decoded(data)):
         return data
     return b"\n".join(_line(line, private) for line in data.split(b"\n"))
 
 
-def _line(line: bytes, private: Private) -> bytes:
+def _line(line: bytes, private: Scrubber) -> bytes:
     if not private.stands_in(_decoded(line)):
         return line
     try:
@@ -109,7 +109,7 @@ def _line(line: bytes, private: Private) -> bytes:
         return _encoded(private.out_of_text(_decoded(line)))
 
 
-def _text(run: Run, name: str, data: bytes, private: Private) -> bytes:
+def _text(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     clean = private.out_of_records if name.endswith(MODEL_CARD) else private.out_of_text
     return _encoded(clean(_decoded(data)))
 

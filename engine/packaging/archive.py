@@ -13,9 +13,9 @@ from typing import Any
 from engine.core import layout
 from engine.core.errors import DamagedState
 from engine.core.stage_table import STAGES
-from engine.packaging.anonymise import cleaned
+from engine.packaging.anonymise import anonymised
 from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
-from engine.packaging.private_words import Private
+from engine.packaging.private_words import Scrubber
 from engine.packaging.secret_scan import Finding, find_secrets, refuse_secrets
 from engine.packaging.verify import read_files
 from engine.packaging.zip_writer import MANIFEST, manifest_bytes, write_zip
@@ -171,8 +171,8 @@ def _to_be_packed(
     run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool
 ) -> tuple[dict[str, Content], _Files]:
     """The files as they are, and as they are packed."""
-    contents, private = read_contents(run), Private.of(run)
-    packed = _Files({name: cleaned(run, name, content.data, private) for name, content in contents.items()})
+    contents, private = read_contents(run), Scrubber.of(run)
+    packed = _Files({name: anonymised(run, name, content.data, private) for name, content in contents.items()})
     _settle_secrets(run, packed, known, accept_lookalikes=accept_lookalikes)
     return contents, packed
 

@@ -35,7 +35,7 @@ _ABSOLUTE = re.compile(r"(?<![\w:/.~<])/(?:[\w.@+~ -]*[\w.@+~-]/)+[\w.@+~-]*")
 
 
 @dataclass(frozen=True)
-class Private:
+class Scrubber:
     """This machine's own words, and how a text is freed of them."""
 
     paths: Mapping[str, str]
@@ -46,7 +46,7 @@ class Private:
     """`user@machine`."""
 
     @classmethod
-    def of(cls, run: Run) -> Private:
+    def of(cls, run: Run) -> Scrubber:
         host, user = socket.gethostname(), _user()
         hosts = {host, host.partition(".")[0]} - OF_EVERY_MACHINE
         names = dict.fromkeys(hosts, SOMEWHERE) | ({} if user in OF_EVERYBODY else {user: SOMEBODY})

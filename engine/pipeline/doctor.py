@@ -35,10 +35,10 @@ def examine(config: Stage3Config) -> Iterator[Check | Stage3Error]:
 
 
 def _room(config: Stage3Config) -> Iterator[Event]:
-    from engine.dpo.planning.disk_space import check_room
+    from engine.dpo.planning.disk_space import require_disk_space
 
     run = Run(config.output_dir)  # as it stands; nothing is written
-    yield from check_room(config, run)
+    yield from require_disk_space(config, run)
 
 
 def token_check() -> Check:

@@ -15,7 +15,7 @@ from threading import Thread
 
 from engine import __version__
 from engine.core import layout
-from engine.core.config import ASKED_EACH_TIME
+from engine.core.config import NOT_RECORDED
 from engine.core.errors import DamagedState, ExitCode, Stage3Error
 from engine.core.events import Event, Message, RunFinished, RunStarted, StageFinished
 from engine.core.stage_table import STAGES
@@ -25,7 +25,7 @@ from engine.pipeline.loop import run_pipeline
 from engine.process.environment import prepare_process
 from engine.run.context import Context
 from engine.run.journal import Entry, Journal
-from engine.run.watchdog import StallWatch
+from engine.run.watchdog import StallWatchdog
 from engine.security.redaction import redacted
 
 Listener = Callable[[Entry], None]
@@ -42,7 +42,7 @@ class Session:
         self.context = context
         self._listener = listener
         self._journal = Journal(context.run / layout.EVENTS_JSONL)
-        self._stall = StallWatch(self._emit, context.run / layout.RUN_LOG)
+        self._stall = StallWatchdog(self._emit, context.run / layout.RUN_LOG)
 
     def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
         """Run the pipeline to its end. Raises only for a journal that cannot be written (DiskError)."""
@@ -82,7 +82,7 @@ class Session:
                 event = self._next(pipeline)
             except StopIteration as end:
                 return ExitCode(end.value)
-            self._stall.heard(event)
+            self._stall.note_event(event)
             self._emit(event)
 
     def _next(self, pipeline: Generator[Event, None, ExitCode]) -> Event:
@@ -104,13 +104,13 @@ class Session:
             if not self.context.stop.requested and path.exists():
                 self.context.stop.request("asked by `stage3-tui stop`")
             try:
-                self._stall.look()
+                self._stall.check()
             except (OSError, Stage3Error):  # a full disk is the pipeline's to tell
                 log.exception("a standstill could not be told")
 
     def _record_configuration(self) -> None:
         manifest = self.context.run.manifest
-        manifest["config"] = self.context.config.model_dump(mode="json", exclude=set(ASKED_EACH_TIME))
+        manifest["config"] = self.context.config.model_dump(mode="json", exclude=set(NOT_RECORDED))
         manifest["version"] = __version__
         self.context.run.save()
 

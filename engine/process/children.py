@@ -23,7 +23,7 @@ from typing import IO, cast
 from engine.core.errors import PreconditionError
 from engine.core.events import Level, Message
 from engine.process.kill import MARK, end_child
-from engine.process.output import Heard, Lines
+from engine.process.output import LineSplitter, OutputTail
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 
@@ -120,7 +120,7 @@ def run_child(
             return result
 
 
-def narrate_child(
+def stream_child_as_messages(
     argv: Sequence[str],
     *,
     stage: str,
@@ -159,8 +159,8 @@ def stream_child(
     started, mark = time.monotonic(), uuid.uuid4().hex
     child = _start(argv, cwd, {**clean_environment(extra), MARK: mark})
     try:
-        heard = Heard()
-        timed_out = yield from _listen(child, heard, started + limit_seconds, stop)
+        heard = OutputTail()
+        timed_out = yield from _read_output(child, heard, started + limit_seconds, stop)
     finally:
         code = end_child(child, mark)
     if stop is not None:
@@ -194,12 +194,12 @@ def _umask() -> int:
     return int(found[1], 8) if found else 0o022
 
 
-def _listen(
-    child: subprocess.Popen[bytes], heard: Heard, deadline: float, stop: StopToken | None
+def _read_output(
+    child: subprocess.Popen[bytes], heard: OutputTail, deadline: float, stop: StopToken | None
 ) -> Generator[str, None, bool]:
     """Yield lines until the child ended; returns whether its time was over first."""
     assert child.stdout is not None and child.stderr is not None
-    lines = {child.stdout: Lines(), child.stderr: Lines()}
+    lines = {child.stdout: LineSplitter(), child.stderr: LineSplitter()}
     open_pipes, timed_out = set(lines), False
     exited_at: float | None = None
     process = os.pidfd_open(child.pid)  # can be read from when the child has ended

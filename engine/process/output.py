@@ -13,7 +13,7 @@ MAX_LINES = 10_000
 TAIL_LINES = 40
 
 
-class Heard:
+class OutputTail:
     """What of a child's words is kept: at most MAX_LINES of MAX_LINE_CHARACTERS each."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Heard:
             yield f"… more than {MAX_LINES} lines; the rest is not shown"
 
 
-class Lines:
+class LineSplitter:
     """Cuts bytes into visible lines. A carriage return ends one too: progress bars redraw theirs with it."""
 
     def __init__(self) -> None:

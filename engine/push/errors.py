@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from engine import hub
 from engine.core.errors import AccessError, NetworkError, Stage3Error
-from engine.hub.errors import refusal as answered
+from engine.hub.errors import error_of_response as answered
 from engine.hub.exception_mapping import chain_of
-from engine.hub.responses import BUSY, words_of
-from engine.push.request_limits import Refused, Watch
+from engine.hub.responses import BUSY, message_of
+from engine.push.request_limits import BlockedRequest, RequestLimiter
 from engine.security.redaction import redact
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
@@ -27,7 +27,7 @@ def no_token_to_push() -> AccessError:
     return AccessError("There is no token to push with.", "It is neither given nor stored.", HOW_TO_GET_WRITE)
 
 
-def refusal(error: BaseException, watch: Watch, repo_id: str, token: Secret) -> Stage3Error | None:
+def push_error(error: BaseException, watch: RequestLimiter, repo_id: str, token: Secret) -> Stage3Error | None:
     """The failure behind an exception of huggingface_hub; None where it is none of the Hub's or the network's."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -36,9 +36,9 @@ def refusal(error: BaseException, watch: Watch, repo_id: str, token: Secret) -> 
         if isinstance(link, Stage3Error):  # what the bounds raised, inside a thread of the client
             return link
     for link in chain:
-        if isinstance(link, (HfHubHTTPError, Refused)):
+        if isinstance(link, (HfHubHTTPError, BlockedRequest)):
             return _of_an_answer(link.response, repo_id)
-    known = hub.explained(error, token)
+    known = hub.as_hub_error(error, token)
     if known is not None or not isinstance(error, (ValueError, LookupError, TypeError, RuntimeError)):
         return known
     if watch.last_refusal is not None:  # the client takes some answers for JSON before it looks at their status
@@ -52,7 +52,7 @@ def refusal(error: BaseException, watch: Watch, repo_id: str, token: Secret) -> 
 
 def _of_an_answer(response: Response, repo_id: str) -> Stage3Error:
     status = response.status_code
-    said = words_of(response) or f"status {status}"
+    said = message_of(response) or f"status {status}"
     path = response.request.url.path
     if status not in BUSY and not _is_of_the_hub(response):  # where it lets large files be put, by a signed address
         return NetworkError(

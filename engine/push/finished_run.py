@@ -15,7 +15,7 @@ from engine.security.secrets import Secret
 STAGE = STAGES[-1]
 
 
-def push_again(
+def push_finished_run(
     run: Run, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
 ) -> Generator[Event, None, Pushed]:
     """Push, and record what came of it; the caller has acquired the run. Raises as `engine.push.push.push` does."""

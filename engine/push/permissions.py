@@ -10,12 +10,12 @@ MAY_WRITE = "repo.write"
 ROLES_THAT_WRITE = ("admin", "write", "contributor")
 
 
-def who(account: Mapping[str, Any]) -> str:
+def account_name(account: Mapping[str, Any]) -> str:
     """Account and role, in words."""
     return f"account {account.get('name')}, token with role {_access(account).get('role') or 'unknown'}"
 
 
-def refused_by_scope(account: Mapping[str, Any], repo_id: str, *, exists: bool) -> str:
+def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool) -> str:
     """Why a token can not write to `repo_id`, or make it; empty where it may, and where the Hub does not tell.
 
     account   the answer of `whoami`

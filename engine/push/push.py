@@ -15,8 +15,8 @@ from engine.hub.references import is_local
 from engine.packaging.archive import Archive, verified_archive
 from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
 from engine.push.errors import HOW_TO_GET_WRITE, no_token_to_push
-from engine.push.permissions import refused_by_scope, who
-from engine.push.repository import Repository, There
+from engine.push.permissions import account_name, missing_permission
+from engine.push.repository import RemoteState, Repository
 from engine.push.selection import pushed_files
 from engine.run.folder import Run
 from engine.run.stop import StopToken
@@ -105,15 +105,15 @@ def _push(
 
 def check_target(
     repository: Repository, source: str, *, stage: str, public: bool
-) -> Generator[Event, None, There | None]:
+) -> Generator[Event, None, RemoteState | None]:
     """Ask all that can be asked before anything is sent: whose token, may it write, who sees what is there.
 
     Returns what is in the repository, None where it has to be made. Raises AccessError, NetworkError, UnsafeError.
     """
     repo_id = repository.repo_id
     account = repository.account()
-    there = repository.look()
-    reason = refused_by_scope(account, repo_id, exists=there is not None)
+    there = repository.remote_state()
+    reason = missing_permission(account, repo_id, exists=there is not None)
     if reason:
         yield Check(stage, "push: token", "failed", visible_line(f"{source}: {reason}"))
         raise AccessError(f"The token may not write to {repo_id}.", visible_line(reason), HOW_TO_GET_WRITE)
@@ -126,7 +126,7 @@ def check_target(
         )
     if there is not None:
         repository.check_write()
-    yield Check(stage, "push: token", "ok", visible_line(f"{source}: {who(account)}"))
+    yield Check(stage, "push: token", "ok", visible_line(f"{source}: {account_name(account)}"))
     seen = "public" if (public if there is None else not there.private) else "private"
     yield Check(stage, "push: repository", "ok", f"{repo_id}, {seen}, {'new' if there is None else 'there already'}")
     if there is not None and there.private and public:
@@ -135,7 +135,7 @@ def check_target(
     return there
 
 
-def _told(files: Mapping[str, bytes], there: There | None, run: Run, stage: str) -> Generator[Event, None, None]:
+def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run, stage: str) -> Generator[Event, None, None]:
     """What is about to be sent, and what it meets there."""
     for name, data in files.items():
         yield Check(stage, f"push: {name}", "ok", f"{len(data):,} bytes")
@@ -152,10 +152,10 @@ def _told(files: Mapping[str, bytes], there: There | None, run: Run, stage: str)
         yield Check(stage, "push: base model", "warning", detail)
 
 
-def _created(repository: Repository, *, public: bool) -> There:
+def _created(repository: Repository, *, public: bool) -> RemoteState:
     """A new repository, looked at before anything is put into it. Raises UnsafeError where it came out public."""
     repository.create(private=not public)
-    there = repository.look()
+    there = repository.remote_state()
     if there is None:
         raise NetworkError(f"{repository.repo_id} was made, and the Hub does not show it.", "", "Wait a minute.")
     if not there.private and not public:
@@ -167,8 +167,8 @@ def _created(repository: Repository, *, public: bool) -> There:
     return there
 
 
-def _read_back(repository: Repository, files: Mapping[str, bytes]) -> There:
-    there = repository.look()
+def _read_back(repository: Repository, files: Mapping[str, bytes]) -> RemoteState:
+    there = repository.remote_state()
     missing = [name for name, data in files.items() if there is None or not there.has(name, data)]
     if there is None or missing:
         raise NetworkError(
@@ -179,7 +179,7 @@ def _read_back(repository: Repository, files: Mapping[str, bytes]) -> There:
     return there
 
 
-def _pushed(repo_id: str, page: str, there: There, files: Mapping[str, bytes], *, was_there: bool) -> Pushed:
+def _pushed(repo_id: str, page: str, there: RemoteState, files: Mapping[str, bytes], *, was_there: bool) -> Pushed:
     size = sum(len(data) for data in files.values())
     return Pushed(repo_id, visible_line(page), there.private, len(files), size, was_there)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
 from engine.core.errors import ConfigError, UnsafeError
-from engine.push.errors import refusal
+from engine.push.errors import push_error
 from engine.push.request_limits import TIMEOUT_SECONDS, StoppableBytes, bounded
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class There:
+class RemoteState:
     """What is in the repository."""
 
     private: bool
@@ -67,7 +67,7 @@ class Repository:
         answer = self._ask(lambda api: api.whoami())
         return answer if isinstance(answer, Mapping) else {}
 
-    def look(self) -> There | None:
+    def remote_state(self) -> RemoteState | None:
         """What is there; None where the token sees no such repository. Raises UnsafeError where it has moved."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -89,7 +89,7 @@ class Repository:
                 "Give the new name, if that is the one that you mean.",
             )
         files = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
-        return There(bool(info.private), str(info.sha), files)
+        return RemoteState(bool(info.private), str(info.sha), files)
 
     def check_write(self) -> None:
         """Ask whether the token may write here; a Hub that does not know the question lets the commit tell."""
@@ -131,7 +131,7 @@ class Repository:
         try:
             return question(api)
         except Exception as error:  # told apart below; what is none of the Hub's is raised as it is
-            known = refusal(error, self._watch, self.repo_id, self._token)
+            known = push_error(error, self._watch, self.repo_id, self._token)
             if known is None:
                 raise
         raise known  # out here it has no cause: an answer of the Hub's may repeat the token

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.errors import NetworkError
 from engine.hub.client import LONGEST_WAIT_SECONDS
-from engine.hub.responses import BUSY, wait_asked_for
+from engine.hub.responses import BUSY, retry_after
 from engine.run.stop import StopToken
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ CONFLICT = 409
 """The client asks again at once when two repositories are made at the same time."""
 
 
-class Refused(Exception):
+class BlockedRequest(Exception):
     """An answer that is not waited for any longer."""
 
     def __init__(self, response: Response) -> None:
@@ -34,7 +34,7 @@ class Refused(Exception):
         self.response = response
 
 
-class Watch:
+class RequestLimiter:
     """Sees every request before it is sent, and every answer."""
 
     def __init__(self, stop: StopToken) -> None:
@@ -53,7 +53,7 @@ class Watch:
         if tries > TRIES:
             last = self.last_refusal
             if last is not None and _key(last.request) == _key(request):
-                raise Refused(last)  # the client asks again by itself, and would for ever
+                raise BlockedRequest(last)  # the client asks again by itself, and would for ever
             raise NetworkError(
                 f"The Hub did not answer, {TRIES} times in a row.",
                 f"It was given {TIMEOUT_SECONDS:.0f} s each time.",
@@ -69,9 +69,9 @@ class Watch:
                 del self._tries[_key(response.request)]  # that is an answer; the next time it is another question
         elif response.status_code in BUSY:
             asked_enough = self._tries[_key(response.request)] >= TRIES
-            if asked_enough or wait_asked_for(response) > LONGEST_WAIT_SECONDS:
+            if asked_enough or retry_after(response) > LONGEST_WAIT_SECONDS:
                 response.read()
-                raise Refused(response)
+                raise BlockedRequest(response)
 
 
 class StoppableBytes(io.BytesIO):
@@ -89,13 +89,13 @@ class StoppableBytes(io.BytesIO):
 
 
 @contextmanager
-def bounded(stop: StopToken) -> Iterator[Watch]:
+def bounded(stop: StopToken) -> Iterator[RequestLimiter]:
     """Let every request that huggingface_hub makes in this block be bounded; afterwards all is as it was."""
     import httpx2
     from huggingface_hub.utils import _http, set_client_factory
 
     before = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-    watch = Watch(stop)
+    watch = RequestLimiter(stop)
 
     def client() -> Client:
         made: Client = before()

@@ -21,7 +21,7 @@ FOR_PEOPLE = frozenset({"credentials"})
 """Stages that may wait for a person."""
 
 
-class StallWatch:
+class StallWatchdog:
     """`heard` is called with each event of a stage, `look` every now and then, from another thread."""
 
     def __init__(self, say: Callable[[Event], None], log: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,7 +29,7 @@ class StallWatch:
         self._stage, self._told = "", False
         self._last, self._longest = clock(), 0.0
 
-    def heard(self, event: Event) -> None:
+    def note_event(self, event: Event) -> None:
         now, stage = self._clock(), getattr(event, "stage", "") or self._stage
         if stage == self._stage:
             self._longest = max(self._longest, now - self._last)
@@ -42,12 +42,12 @@ class StallWatch:
             self._say(Message("info", text, self._stage))
         self._last = now
 
-    def look(self) -> None:
+    def check(self) -> None:
         silence = self._clock() - self._last
         if self._told or self._stage in FOR_PEOPLE or silence < max(LEAST_SECONDS, TIMES_THE_LONGEST * self._longest):
             return
         self._told = True
-        self._write_where_threads_stand(silence)
+        self._log_thread_stacks(silence)
         self._say(Stalled(self._stage, silence))
         text = (
             f"Nothing has come from here for {silence / 60:.1f} min; what took longest before took {self._longest:.0f} s. "
@@ -55,7 +55,7 @@ class StallWatch:
         )
         self._say(Message("warning", text, self._stage))
 
-    def _write_where_threads_stand(self, silence: float) -> None:
+    def _log_thread_stacks(self, silence: float) -> None:
         """Files, lines and names of functions; no values, and so no token."""
         with self._log.open("a", encoding="utf-8") as file:
             file.write(f"\nNothing from stage {self._stage} for {silence:.0f} s. Where each thread stands:\n")

@@ -27,7 +27,7 @@ _known: set[str] = set()
 Value = TypeVar("Value")
 
 
-def know(value: str) -> None:
+def register_secret(value: str) -> None:
     """Mask `value` from now on, whatever it looks like."""
     if len(value) >= SHORTEST:
         _known.add(value)
@@ -84,17 +84,17 @@ def redact_this_process() -> None:
     """
     for name, value in os.environ.items():
         if name.endswith("_TOKEN"):
-            know(value.strip())
+            register_secret(value.strip())
     logging.setLogRecordFactory(RedactedRecord)
-    sys.excepthook = _tell_uncaught
-    threading.excepthook = _tell_uncaught_in_a_thread
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
 
 
-def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if sys.stderr is not None:
         sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _tell_uncaught_in_a_thread(args: threading.ExceptHookArgs) -> None:
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
-        _tell_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+        _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)

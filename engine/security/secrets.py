@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from engine.security.redaction import know
+from engine.security.redaction import register_secret
 
 SERVER_TOKEN_VARIABLE = "STAGE3_SERVER_TOKEN"
 """Where the token of `--server-url` is. It begins like an option's variable, and is none: options are written down."""
@@ -19,7 +19,7 @@ class Secret:
 
     def __init__(self, value: str) -> None:
         self._value = value
-        know(value)
+        register_secret(value)
 
     def reveal(self) -> str:
         """The value itself. Every call of this is a place where the token may leak: keep them few."""

@@ -15,7 +15,7 @@ from engine.models.adapters.folder import refuse_pickles
 from engine.models.adapters.settings import AdapterSettings, read_settings
 from engine.models.adapters.source import AdapterSource, adapter_source, local_adapter, require_the_hubs_bytes
 from engine.models.adapters.summary import Line, lines_of_settings, share_of_base, size
-from engine.models.adapters.tensor_mismatch import refuse_misfit
+from engine.models.adapters.tensor_mismatch import refuse_mismatch
 from engine.models.adapters.trainable import refuse_untrainable
 from engine.models.adapters.vocabulary import refuse_larger_vocabulary
 from engine.models.adapters.weights import (
@@ -24,7 +24,7 @@ from engine.models.adapters.weights import (
     number_format,
     read_weights_header,
     refuse_bad_numbers,
-    silent_modules,
+    zero_lora_b_modules,
 )
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.tensors import hash_tensors
@@ -78,7 +78,7 @@ def _without_the_base(
     yield from _told(lines_of_settings(config, settings, expected))
 
     header = yield from _checked("tensors", lambda: read_weights_header(folder))
-    yield from _checked("tensors", lambda: refuse_misfit(settings, expected, header.shapes))
+    yield from _checked("tensors", lambda: refuse_mismatch(settings, expected, header.shapes))
     share = share_of_base(header.parameters, expected.base.parameters)
     yield Check(NAME, "trainable parameters", "ok", share)
     own = partial(_own_tokens, context)
@@ -90,7 +90,7 @@ def _without_the_base(
     yield from _checked("sha256", lambda: require_the_hubs_bytes(source, weights.sha256))
     yield Check(NAME, "sha256", "ok", weights.sha256)
     yield from _checked("tensors", lambda: refuse_bad_numbers(weights.tensors))
-    silent = silent_modules(weights.tensors)
+    silent = zero_lora_b_modules(weights.tensors)
     zero = f"; {len(silent)} lora_B are zero: those modules do as the base does" if silent else ", not zero"
     told = f"{len(header.tensors)}: all present, of the base's shapes, finite{zero}"
     yield Check(NAME, "tensors", "warning" if silent else "ok", told)

@@ -13,9 +13,9 @@ from typing import Any
 from engine import hub
 from engine.core.errors import AccessError, NetworkError, Stage3Error
 from engine.core.events import Check, Event, Message
-from engine.hub import Account, FoundToken, LicenceNotAccepted, Scope, TokenRefused
+from engine.hub import Account, FoundToken, GatedRepository, InvalidToken, Scope
 from engine.hub.login import LOGIN_CHECK
-from engine.hub.run_requirements import RemoteNeed, at_commits, held, listed, remote_needs
+from engine.hub.run_requirements import HubRequirement, at_commits, hub_requirements, listed, pinned
 from engine.push.errors import no_token_to_push
 from engine.push.push import check_target
 from engine.push.repository import Repository
@@ -30,7 +30,7 @@ NO_TOKEN = "none: not given, not in HF_TOKEN, no login stored"
 
 def depends_on(context: Context) -> dict[str, Any] | None:
     """None where the Hub is needed: the token is in memory only, so every process checks it again."""
-    if remote_needs(context.config, context.run) or _repository_to_push_to(context):
+    if hub_requirements(context.config, context.run) or _repository_to_push_to(context):
         return None
     config = context.config
     read = ("base_model_id", "adapter_path", "dataset", "judge", "reward_model_id")
@@ -38,7 +38,7 @@ def depends_on(context: Context) -> dict[str, Any] | None:
 
 
 def run(context: Context) -> StageRun:
-    needs, target = remote_needs(context.config, context.run), _repository_to_push_to(context)
+    needs, target = hub_requirements(context.config, context.run), _repository_to_push_to(context)
     if not needs and target is None:
         reason = "Base model, adapter and dataset are files here: no token is needed."
         yield Check(NAME, "token", "skipped", reason)
@@ -61,7 +61,7 @@ def run(context: Context) -> StageRun:
     return (yield from _with_token(context, needs, found))
 
 
-def _with_token(context: Context, needs: tuple[RemoteNeed, ...], found: FoundToken) -> StageRun:
+def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: FoundToken) -> StageRun:
     found, account = yield from _accepted(context, found)
     named = f' "{account.token_name}"' if account.token_name else ""
     until = f", until {account.expires}" if account.expires else ""
@@ -94,8 +94,8 @@ def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tup
     try:
         return found, hub.whoami(found.secret)
     except Stage3Error as error:
-        is_refused = isinstance(error, TokenRefused)
-        known = hub.refused_token(found.source, hub.other_sources(found)) if is_refused else error
+        is_refused = isinstance(error, InvalidToken)
+        known = hub.invalid_token(found.source, hub.other_sources(found)) if is_refused else error
     if not (is_refused and context.config.device_login):
         yield Check(NAME, "token", "failed", f"{known.what} {known.what_to_do}")
         raise known
@@ -104,7 +104,7 @@ def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tup
     return found, hub.whoami(found.secret)
 
 
-def _anonymous(context: Context, needs: tuple[RemoteNeed, ...]) -> StageRun:
+def _anonymous(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
     """Without a token: fine where everybody may read everything. Raises AccessError elsewhere."""
     try:
         commits = yield from _check_access(needs, None)
@@ -115,16 +115,16 @@ def _anonymous(context: Context, needs: tuple[RemoteNeed, ...]) -> StageRun:
     return _result(context, f"Everybody may read {listed(needs)}; no token is needed", commits, {"account": None})
 
 
-def _result(context: Context, summary: str, commits: dict[RemoteNeed, str], facts: dict[str, Any]) -> StageResult:
+def _result(context: Context, summary: str, commits: dict[HubRequirement, str], facts: dict[str, Any]) -> StageResult:
     """Hold the commits, here and in `run.json`. Raises DamagedState where one has moved since the run began."""
-    kept = held(context.run.result(NAME).get("commits") or {}, commits)
+    kept = pinned(context.run.result(NAME).get("commits") or {}, commits)
     context.config = at_commits(context.config, commits)
     return StageResult(summary, {**facts, "reads": [need.repo_id for need in commits], "commits": kept})
 
 
 def _check_access(
-    needs: tuple[RemoteNeed, ...], token: Secret | None, scope: Scope | None = None
-) -> Generator[Event, None, dict[RemoteNeed, str]]:
+    needs: tuple[HubRequirement, ...], token: Secret | None, scope: Scope | None = None
+) -> Generator[Event, None, dict[HubRequirement, str]]:
     """The commit of each need. Raises what the Hub says against the first that may not be read."""
     commits = {}
     for need in needs:
@@ -133,7 +133,7 @@ def _check_access(
             commits[need] = hub.commit_of(need.repo_id, need.repo_type, need.revision, token)
         except Stage3Error as error:
             may_be_the_token = scope is not None and not scope.reads_gated
-            known = hub.or_the_token(error) if isinstance(error, LicenceNotAccepted) and may_be_the_token else error
+            known = hub.or_the_token(error) if isinstance(error, GatedRepository) and may_be_the_token else error
             yield Check(NAME, str(need), "failed", f"{known.what} {known.what_to_do}")
             raise known from None
         who = "may be read" if token else "may be read by everybody"
@@ -143,7 +143,7 @@ def _check_access(
     return commits
 
 
-def _offline(context: Context, needs: tuple[RemoteNeed, ...]) -> StageRun:
+def _offline(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
     """HF_HUB_OFFLINE: nothing can be asked; what the run needs must be in the cache."""
     missing, commits = [], {}
     if target := _repository_to_push_to(context):
@@ -175,7 +175,7 @@ def _repository_to_push_to(context: Context) -> str | None:
 # -- the login with a browser ------------------------------------------------------------------------------------------
 
 
-def _strangers_are_refused(needs: tuple[RemoteNeed, ...]) -> bool:
+def _strangers_are_refused(needs: tuple[HubRequirement, ...]) -> bool:
     try:
         for need in needs:
             hub.check_access(need.repo_id, need.repo_type, None)

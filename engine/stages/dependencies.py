@@ -13,9 +13,9 @@ from typing import Any
 from engine import DISTRIBUTION
 from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.conflicts import find_conflicts
-from engine.machine.install import install, lacking
+from engine.machine.install import install, missing_tool
 from engine.machine.probe import IMPORTS, PROBE_SECONDS, probe_error, try_device
-from engine.machine.requirements import Installed, again, extras_of, required
+from engine.machine.requirements import PackageStatus, extras_of, recheck, required
 from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault
 from engine.security.sanitize import visible_line
@@ -72,13 +72,13 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     if not missing:
         return True
     if not context.config.install:
-        raise lacking(missing, "Nothing was installed without --install.")
+        raise missing_tool(missing, "Nothing was installed without --install.")
     yield from install(context, NAME, missing)
-    table = again(missing)
+    table = recheck(missing)
     for item in table:
         yield _line_of(item)
     if still := [item for item in table if not item.ok]:
-        raise lacking(still, "uv ended well, yet they are not there.")
+        raise missing_tool(still, "uv ended well, yet they are not there.")
     if loaded := [item.requirement.name for item in table if item.requirement.name.replace("-", "_") in sys.modules]:
         old = (
             f"{', '.join(loaded)} was loaded before it was installed: start the same command again to use the new one."
@@ -87,7 +87,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     return True
 
 
-def _line_of(item: Installed) -> Check:
+def _line_of(item: PackageStatus) -> Check:
     needs = str(item.requirement.specifier) or "any version"
     asked = f", for {item.needed_for}" if item.needed_for else ""
     status: CheckStatus = "ok" if item.ok else "failed"

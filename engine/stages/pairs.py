@@ -18,7 +18,7 @@ from engine.models.backend import Backend, load_backend
 from engine.pairs.data.record import OK, PairRecord
 from engine.pairs.generation.critique_revision import make_records, plan_batches, too_long
 from engine.pairs.generation.prompts import Prompt, load_prompts
-from engine.pairs.generation.recipe import Recipe
+from engine.pairs.generation.recipe import GenerationSettings
 from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.stages.base import Context, StageResult, StageRun
 from engine.storage.files import sha256_of_file, write_json
@@ -48,7 +48,7 @@ def depends_on(context: Context) -> dict[str, Any]:
 
 def run(context: Context) -> StageRun:
     config = context.config
-    recipe = Recipe.of(config)
+    recipe = GenerationSettings.of(config)
     prompts = load_prompts(config, context.token_text)
     if len(prompts) < config.num_examples:
         yield Message(
@@ -68,7 +68,7 @@ def run(context: Context) -> StageRun:
             )
         recorded = Recorded.read(context.run / layout.PAIRS_JSONL)
         yield from generate_pairs(context, prompts, backend, recipe, appender, recorded)
-    for note in backend.oddities():
+    for note in backend.warnings():
         yield Message("warning", note, NAME)
     tokens = backend.tokens
     del backend
@@ -117,7 +117,7 @@ def generate_pairs(
     context: Context,
     prompts: list[Prompt],
     backend: Backend,
-    recipe: Recipe,
+    recipe: GenerationSettings,
     appender: JsonlAppender,
     recorded: Recorded,
 ) -> Iterator[Event]:

@@ -17,7 +17,7 @@ from engine.core.errors import DamagedState, MemoryExhausted, PreconditionError,
 from engine.core.events import Check, CheckpointSaved, Event, Message, TrainStep
 from engine.core.layout import CHECKPOINTS_DIR
 from engine.dpo.planning import forecast as formula
-from engine.dpo.planning.forecast import Forecast, Machine, Measured, Shape, forecast, machine_of
+from engine.dpo.planning.forecast import Forecast, Machine, Measurements, Shape, forecast, machine_of
 from engine.dpo.planning.plan import TrainingPlan, choose_plan, effective_batch
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
@@ -33,7 +33,7 @@ from engine.pairs.assessment.training_set import preference_row
 from engine.pairs.data.record import Pair, PairRecord
 from engine.pairs.generation.critique_revision import make_records
 from engine.pairs.generation.prompts import Prompt, load_prompts
-from engine.pairs.generation.recipe import Recipe
+from engine.pairs.generation.recipe import GenerationSettings
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
@@ -53,13 +53,13 @@ PROBE_TOKENS = 8
 """Length of the replies of the batch that is timed."""
 STEPS = 3
 """Two before the interruption at the latest, and one for the resume."""
-LOOKED_AT = 200
+PROMPTS_MEASURED = 200
 """Prompts that are measured to find one that fits."""
 GIB = 1 << 30
-SHARE_OF_ROOM = {"cuda": 0.92, "cpu": 0.6}
+MEMORY_FRACTION = {"cuda": 0.92, "cpu": 0.6}
 """Of the memory that there is, what a plan may need: torch's allocator leaves gaps, and on the CPU nothing raises when memory
 runs out: the process is killed."""
-MOST_TOKENS = {"cpu": 4096}
+MAX_FORWARD_TOKENS = {"cpu": 4096}
 """Of a forward pass: more of them at once cost padding and gain nothing on a few cores."""
 DTYPE_PROMPTS = 8
 TERMS_THAT_SCALE = ("activations", "attention", "head", "workspace")
@@ -79,7 +79,7 @@ def depends_on(context: Context) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Grounds:
+class PlanInputs:
     """What the choice of a plan stands on."""
 
     context: Context
@@ -117,13 +117,13 @@ class Grounds:
 
     def choose(self, scale: float = 1.0) -> TrainingPlan:
         config, device = self.context.config, self.machine.device_type
-        tokens = MOST_TOKENS.get(device)
+        tokens = MAX_FORWARD_TOKENS.get(device)
         return choose_plan(
             config,
             config.dtype,
             self.why_dtype,
             lambda plan: self.needed(plan, scale),
-            self.machine.room * SHARE_OF_ROOM.get(device, 0.9),
+            self.machine.room * MEMORY_FRACTION.get(device, 0.9),
             None if tokens is None else tokens // (2 * config.max_length),
         )
 
@@ -164,7 +164,7 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _short_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[TrainingPlan, Measured, Grounds]]:
+def _short_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[TrainingPlan, Measurements, PlanInputs]]:
     prompts = load_prompts(context.config, context.token_text)
     if not prompts:
         raise PreconditionError(
@@ -174,7 +174,7 @@ def _short_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
     config, device = grounds.context.config, resolve_device(context.config)
     _require_memory(grounds)
 
-    peak_of_pairs, recipe = MemoryPeak(device), Recipe.of(config)
+    peak_of_pairs, recipe = MemoryPeak(device), GenerationSettings.of(config)
     backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
     for note in backend.check(recipe.sampling):
         yield Message("warning", note, NAME)
@@ -198,7 +198,7 @@ def _short_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
     plan, tried = yield from _fitting_plan(grounds, scratch, row)
     yield Check(NAME, "plan", "ok", f"{plan.in_words}: {plan.why.get('micro_batch', '')}")
     yield from _archive(context, scratch)
-    measured = Measured(
+    measured = Measurements(
         batch_size=batch_size,
         reply_tokens=reply_tokens,
         prefill_seconds=prefill,
@@ -214,7 +214,7 @@ def _short_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
     return plan, measured, grounds
 
 
-def _grounds(context: Context, prompts: list[Prompt]) -> Generator[Event, None, Grounds]:
+def _grounds(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PlanInputs]:
     """Choose the number format, and look at the model's shape and at the machine."""
     from transformers import AutoConfig
 
@@ -241,7 +241,7 @@ def _grounds(context: Context, prompts: list[Prompt]) -> Generator[Event, None, 
     yield Check(NAME, "memory", "ok", have)
     yield from _held_by_others(machine.device_type)
     chosen = replace(context, config=config.model_copy(update={"dtype": dtype}))
-    return Grounds(chosen, Shape.of(model_config, context.run.result("adapter")), machine, why)
+    return PlanInputs(chosen, Shape.of(model_config, context.run.result("adapter")), machine, why)
 
 
 def _check_download(config: Stage3Config) -> Iterator[Check]:
@@ -272,7 +272,7 @@ def _held_by_others(device_type: str) -> Iterator[Check]:
             yield Check(NAME, "memory held by others", "warning", visible_line(held))
 
 
-def _require_memory(grounds: Grounds) -> None:
+def _require_memory(grounds: PlanInputs) -> None:
     """Raises PreconditionError where not even the smallest plan, or one conversation at a time, can fit."""
     config, machine = grounds.context.config, grounds.machine
     # A GPU says when memory runs out, so there the trial decides on what is close; a computer kills the process.
@@ -290,7 +290,7 @@ def _require_memory(grounds: Grounds) -> None:
         )
 
 
-def _too_small(grounds: Grounds, plan: TrainingPlan, what: str, room: float) -> PreconditionError:
+def _too_small(grounds: PlanInputs, plan: TrainingPlan, what: str, room: float) -> PreconditionError:
     """The refusal, with what each way out would need."""
     config = grounds.context.config
     ways: dict[str, float] = {}
@@ -316,7 +316,7 @@ def _listed(terms: Mapping[str, int]) -> str:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialRun:
     """What training steps on the longest pair took."""
 
     step_seconds: float
@@ -325,20 +325,20 @@ class Tried:
     peak_bytes: int
 
 
-def _fitting_plan(grounds: Grounds, scratch: Run, row: Row) -> Generator[Event, None, tuple[TrainingPlan, Tried]]:
+def _fitting_plan(grounds: PlanInputs, scratch: Run, row: Row) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
     """The plan that the forecast chooses, tried on the longest pair: lowered where it does not fit, and raised once where
     what was measured says that more would.
     """
     config, machine = grounds.context.config, grounds.machine
     plan: TrainingPlan | None = grounds.choose()
-    best: tuple[TrainingPlan, Tried] | None = None
+    best: tuple[TrainingPlan, TrialRun] | None = None
     while plan is not None:
         try:
             tried = yield from _train_and_resume(grounds.context, scratch, row, plan)
         except (RestartNeeded, MemoryExhausted) as error:
             said = error.why
             yield Message("warning", f"On the longest pair memory ran out at {plan.in_words}: {said}", NAME)
-            lower = plan.lower(may_checkpoint=config.gradient_checkpointing is None)
+            lower = plan.reduce(may_checkpoint=config.gradient_checkpointing is None)
             if best is not None:
                 break
             if lower is None:
@@ -360,7 +360,7 @@ def _fitting_plan(grounds: Grounds, scratch: Run, row: Row) -> Generator[Event, 
     return best
 
 
-def _scale(grounds: Grounds, plan: TrainingPlan, measured: int) -> float:
+def _scale(grounds: PlanInputs, plan: TrainingPlan, measured: int) -> float:
     """How many times what the formula says the activations really take. Measured without the CUDA context."""
     config = grounds.context.config
     terms = grounds.terms(plan, config.max_length, config.load_in_4bit)
@@ -371,7 +371,7 @@ def _scale(grounds: Grounds, plan: TrainingPlan, measured: int) -> float:
 
 def _short_first(prompts: list[Prompt], backend: Backend, max_length: int) -> list[Prompt]:
     """The prompts, the first one that leaves half of `--max-length` to the replies in front; else the shortest."""
-    lengths = [backend.length(prompt.messages) for prompt in prompts[:LOOKED_AT]]
+    lengths = [backend.length(prompt.messages) for prompt in prompts[:PROMPTS_MEASURED]]
     fitting = [index for index, length in enumerate(lengths) if length <= max_length // 2]
     first = fitting[0] if fitting else lengths.index(min(lengths))
     return [prompts[first], *prompts[:first], *prompts[first + 1 :]]
@@ -412,7 +412,7 @@ def _time_a_batch(backend: Backend, prompts: list[Prompt]) -> tuple[float, float
     seeds = list(range(len(prompts)))
 
     def ask(tokens: int) -> None:
-        backend.forget()  # what was read is read again: its time is wanted
+        backend.clear_cache()  # what was read is read again: its time is wanted
         backend.reply(conversations, SamplingSettings(tokens), seeds)
 
     ask(1)  # the first batch of a shape pays for more than itself
@@ -427,7 +427,7 @@ def _seconds(work: Any) -> float:
     return time.monotonic() - started
 
 
-def _train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPlan) -> Generator[Event, None, Tried]:
+def _train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPlan) -> Generator[Event, None, TrialRun]:
     """Training steps under `plan`, interrupted after the first checkpoint, then gone on with.
 
     Raises RestartNeeded or MemoryExhausted where they do not fit; whatever they leave in `scratch` is not for use.
@@ -459,7 +459,7 @@ def _train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPl
     peak = trained.peak_bytes
     del trained
     free_memory()
-    return Tried(min(steps.seconds) / plan.micro_batch, checkpoint_bytes, peak)
+    return TrialRun(min(steps.seconds) / plan.micro_batch, checkpoint_bytes, peak)
 
 
 class _Steps:

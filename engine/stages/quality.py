@@ -14,13 +14,13 @@ from engine.core import layout
 from engine.core.config import QualityOptions
 from engine.core.errors import DamagedState, DataError
 from engine.core.events import Check, Event, Message
-from engine.pairs.assessment.gate import Figure, Tally, failed, figures, refusal, report
+from engine.pairs.assessment.gate import Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
 from engine.pairs.data.edits import read_edits
 from engine.pairs.data.pair_files import read_pairs
 from engine.pairs.data.record import Pair
-from engine.pairs.judges.base import Scores, judge_name
-from engine.pairs.judges.scores import Judgement, Known, case_of, key_of, score_pairs
+from engine.pairs.judges.base import ScorePair, judge_name
+from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
 from engine.stages.base import Context, StageResult, StageRun
 from engine.stages.load_judge import load_judge
 from engine.storage.files import sha256_of_file, write_atomically, write_json
@@ -29,7 +29,7 @@ from engine.storage.jsonl import BadLine, dumps
 OUTPUTS: tuple[str, ...] = (layout.PAIRS_REPORT, "dpo_dataset")
 
 NAME = "quality"
-NOT_ASKED = Scores(None, None)
+NOT_ASKED = ScorePair(None, None)
 LEAST_ON_THE_LETTERS = 0.5
 """Where a judge's answer begins otherwise in most cases, it does not answer the question, and a person should know."""
 
@@ -66,7 +66,7 @@ def run(context: Context) -> StageRun:
     write_json(run_ / layout.PAIRS_REPORT, told)
     shut = failed(all_figures)
     if shut and config.accept_quality is None:
-        raise refusal(shut)
+        raise gate_error(shut)
     if shut:
         yield Message("warning", f"The gate was opened by a person: {config.accept_quality}", NAME)
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
@@ -93,10 +93,10 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[Known, Judgement]]:
+def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Scores of the pairs that would train, and what the judge found; told, and doubted where there is cause."""
     scores = yield from score_pairs(context, usable, NAME, load_judge)
-    judgement = Judgement.of(judge_name(context.config) or "", scores)
+    judgement = JudgeSummary.of(judge_name(context.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check(NAME, "judge", "warning" if unscored else "ok", judgement.sentence)
     for reason, count in judgement.not_scored.items():
@@ -109,10 +109,10 @@ def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple
             "the question, and its scores say little.",
             NAME,
         )
-    return {key_of(case_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
+    return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 
 
-def judge_run(pairs_path: Path, edits_path: Path, scores: Known | None = None) -> tuple[Tally, list[Pair]]:
+def judge_run(pairs_path: Path, edits_path: Path, scores: ScoreCache | None = None) -> tuple[Tally, list[Pair]]:
     """Tally and usable pairs of a run, after people's edits. Raises DamagedState for a line that is no pair, or no edit.
 
     scores   a judge's, of these very texts, in place of what the file has; without it the file's own count
@@ -124,7 +124,7 @@ def judge_run(pairs_path: Path, edits_path: Path, scores: Known | None = None) -
     def scored(pair: Pair) -> Pair:
         if scores is None:
             return pair
-        given = scores.get(key_of(case_of(pair)), NOT_ASKED)
+        given = scores.get(key_of(comparison_of(pair)), NOT_ASKED)
         return replace(pair, base_score=given.first, revised_score=given.second)
 
     tally = Tally()

@@ -10,9 +10,9 @@ from typing import Any
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.install import install_uv
-from engine.machine.programs import CLONING, GIT, TMUX, UV, Found, look_for
+from engine.machine.programs import CLONING, GIT, TMUX, UV, FoundProgram, find_program
 from engine.machine.requirements import python_needed
-from engine.machine.session_lifetime import ENDS_AT_LOGOUT, at_logout, in_multiplexer
+from engine.machine.session_lifetime import ENDS_AT_LOGOUT, in_multiplexer, logout_behaviour
 from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
 from engine.security.sanitize import visible_line
@@ -31,14 +31,14 @@ def depends_on(context: Context) -> dict[str, Any] | None:
 def run(context: Context) -> StageRun:
     python = yield from _python()
     uv = yield from _uv(context)
-    git = look_for(GIT)
+    git = find_program(GIT)
     needed = context.config.repo_url is not None
     yield _line_of(git, "", "" if needed else "; only --repo-url needs it", failed=needed)
     if needed and not git.ok:
         raise git.refusal(CLONING)
-    tmux = look_for(TMUX)
+    tmux = find_program(TMUX)
     yield _line_of(tmux, _where_this_is(), "; a run goes on without its terminal, but a logout may end it")
-    logout = at_logout()
+    logout = logout_behaviour()
     if logout is not None:
         yield Check(NAME, "logout", "warning" if logout.ends_the_run else "ok", logout.detail)
     gpus, build = Gpus(), read_torch_build()
@@ -66,18 +66,18 @@ def _python() -> Generator[Event, None, str]:
     return version
 
 
-def _uv(context: Context) -> Generator[Event, None, Found]:
-    uv = look_for(UV)
+def _uv(context: Context) -> Generator[Event, None, FoundProgram]:
+    uv = find_program(UV)
     if uv.path is None and context.config.install:
         fault = yield from install_uv(context, NAME)
         if fault:
             yield Message("warning", f"{fault}.", NAME)
-        uv = look_for(UV)
+        uv = find_program(UV)
     yield _line_of(uv, "", ", or with --install; only installing needs it")
     return uv
 
 
-def _line_of(found: Found, remark: str, hint: str, *, failed: bool = False) -> Check:
+def _line_of(found: FoundProgram, remark: str, hint: str, *, failed: bool = False) -> Check:
     """`remark` stands beside a version, `hint` behind what is wrong."""
     if not found.ok:
         return Check(
@@ -89,7 +89,7 @@ def _line_of(found: Found, remark: str, hint: str, *, failed: bool = False) -> C
     return Check(NAME, found.program.name, "ok", f"{found.version}, {remark or visible_line(str(found.path))}")
 
 
-def _of(found: Found) -> str | None:
+def _of(found: FoundProgram) -> str | None:
     return found.version if found.ok else None
 
 

@@ -14,7 +14,7 @@ from engine.core.events import Check, PairFailed, PairMade, TrainStep
 from engine.core.layout import ADAPTER_WEIGHTS
 from engine.dpo.evaluation.verdict import Limits
 from engine.dpo.planning.forecast import against_measured, seconds_at_work
-from engine.dpo.planning.plan import effective_batch, lowerings
+from engine.dpo.planning.plan import effective_batch, oom_history
 from engine.hub.references import is_local, local_path
 from engine.packaging.model_card import model_card
 from engine.run.journal import read_entries
@@ -90,7 +90,7 @@ def run(context: Context) -> StageRun:
             "verdict": report["verdict"],
             "effect": effect,
             "plan": trained.plan.as_dict(),
-            "memory_ran_out": lowerings(context),
+            "memory_ran_out": oom_history(context),
         },
     )
 
@@ -145,7 +145,7 @@ def _metrics(context: Context, trained: Trained, report: dict[str, Any], rows: i
         "evaluation": report["figures"],
         "tensors_sha256": trained.tensors_sha256,
         "plan": trained.plan.as_dict(),
-        "memory_ran_out": lowerings(context),
+        "memory_ran_out": oom_history(context),
         "forecast": _forecast_compared(context, trained),
         "seconds": round(seconds, 3),
     }

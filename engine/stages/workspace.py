@@ -11,13 +11,13 @@ from typing import Any
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Message
-from engine.dpo.planning.disk_space import check_room, sized
+from engine.dpo.planning.disk_space import require_disk_space, sized
 from engine.machine.programs import CLONING, GIT, require
 from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageResult, StageRun
 from engine.workspace import NAME
 from engine.workspace.clone import cloned_folder
-from engine.workspace.git import Foreign
+from engine.workspace.git import UntrustedRepo
 from engine.workspace.urls import check_ref, check_url
 
 OUTPUTS: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ def run(context: Context) -> StageRun:
     if config.repo_url is not None:
         source, ref = check_url(config.repo_url, allow_ssh=config.allow_ssh), check_ref(config.repo_ref)
         facts = {"url": source.url, "ref": ref, "fresh": config.fresh}
-    free = yield from check_room(config, context.run)
+    free = yield from require_disk_space(config, context.run)
     if config.repo_url is None:
         folder = _existing_folder(config.repo_root)
     else:
@@ -66,7 +66,7 @@ def _existing_folder(repo_root: Path | None) -> Path:
 
 def _state_of(folder: Path) -> tuple[str | None, bool | None, str]:
     """Commit, whether tracked files differ (None: not known), and a remark. Untracked files do not count: the run makes some."""
-    foreign = Foreign(folder, alone=False)
+    foreign = UntrustedRepo(folder, alone=False)
     try:
         head = foreign.ask("rev-parse", "--verify", "HEAD")
         if not head.ok or not head.output:

@@ -14,13 +14,13 @@ from pathlib import Path
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, PreconditionError
 from engine.core.events import Check, Event, Message
-from engine.process.children import narrate_child, run_child
+from engine.process.children import run_child, stream_child_as_messages
 from engine.run.context import Context
 from engine.security.sanitize import visible_line
 from engine.storage.files import owner_of, sync_folder, write_json
 from engine.workspace import NAME
 from engine.workspace.errors import git_failure
-from engine.workspace.git import ASK_SECONDS, Foreign, ask, fetching, git
+from engine.workspace.git import ASK_SECONDS, UntrustedRepo, ask, fetching, git
 from engine.workspace.lfs import fetch_large_files
 from engine.workspace.move_aside import move_aside, refuse_to_move
 from engine.workspace.urls import Source
@@ -84,7 +84,7 @@ def _clone(context: Context, source: Source, ref: str, part: Path) -> Generator[
     clone = ["clone", "--quiet", "--no-checkout", "--no-recurse-submodules", "--template=", "--no-local"]
     # Links would arrive as files also in later checkouts: the setting stays in the clone.
     argv = git(*clone, "--config", "core.symlinks=false", "--", source.url, str(part))
-    result = yield from narrate_child(
+    result = yield from stream_child_as_messages(
         argv,
         stage=NAME,
         speaker="git",
@@ -156,7 +156,7 @@ def _is_reusable(context: Context, source: Source, ref: str, target: Path) -> bo
     if not isinstance(marker, dict) or marker.get("url") != source.url:
         return False
     try:
-        head = Foreign(target, alone=True).ask("rev-parse", "--verify", "HEAD").output
+        head = UntrustedRepo(target, alone=True).ask("rev-parse", "--verify", "HEAD").output
     except PreconditionError:  # its configuration is not what we left
         return False
     if len(head) != 1:

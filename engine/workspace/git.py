@@ -73,7 +73,7 @@ def ask(
     return run_child(argv, limit_seconds=limit_seconds, extra=environment)
 
 
-class Foreign:
+class UntrustedRepo:
     """A folder that is here, whoever made it. It is looked at, never changed, and nothing of it runs.
 
     alone   only the folder itself counts, not a repository that it lies in

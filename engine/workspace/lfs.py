@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Event
-from engine.process.children import narrate_child
+from engine.process.children import stream_child_as_messages
 from engine.run.context import Context
 from engine.workspace import NAME
 from engine.workspace.errors import git_failure
@@ -42,7 +42,7 @@ def fetch_large_files(context: Context, source: Source, clone: Path) -> Generato
     settings = (*_FILTERS, f"lfs.url={lfs_address(source)}", "lfs.locksverify=false")
     config = [part for setting in settings for part in ("-c", setting)]
     environment = {key: value for key, value in fetching(source).items() if key != "GIT_LFS_SKIP_SMUDGE"}
-    result = yield from narrate_child(
+    result = yield from stream_child_as_messages(
         git(*config, "-C", str(clone), "lfs", "pull"),
         stage=NAME,
         speaker="git-lfs",

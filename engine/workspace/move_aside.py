@@ -13,7 +13,7 @@ from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from engine.storage.files import owner_of
 from engine.workspace import NAME
-from engine.workspace.unpushed_work import work_in
+from engine.workspace.unpushed_work import unpushed_work
 from engine.workspace.urls import Source
 
 
@@ -40,7 +40,7 @@ def move_aside(folder: Path) -> Generator[Check, None, None]:
     number = 1
     while os.path.lexists(aside := folder.with_name(f"{folder.name}.aside-{number}")):
         number += 1
-    work = work_in(folder)
+    work = unpushed_work(folder)
     try:
         folder.rename(aside)
     except OSError as error:

@@ -10,7 +10,7 @@ from engine.core.errors import PreconditionError
 from engine.process.output import MAX_LINES
 from engine.security.sanitize import visible_line
 from engine.storage.files import owner_of
-from engine.workspace.git import Foreign
+from engine.workspace.git import UntrustedRepo
 
 NAMED = 5
 """So many of each are named, the rest are counted."""
@@ -19,7 +19,7 @@ MOST_BRANCHES = 50
 
 
 @dataclass(frozen=True)
-class Work:
+class UnpushedWork:
     """In a git repository; all empty where everything is committed and pushed."""
 
     changed: tuple[str, ...] = ()
@@ -45,25 +45,25 @@ class Work:
         return " ".join([*([f"It holds work of its own: {told}."] if told else []), *self.remarks])
 
 
-def work_in(folder: Path) -> Work:
+def unpushed_work(folder: Path) -> UnpushedWork:
     """Look into `folder`; nothing of it runs. Of what is no git repository git can tell nothing."""
     if folder.is_symlink() or not _is_repository(folder):
-        return Work()
-    foreign = Foreign(folder, alone=True)
+        return UnpushedWork()
+    foreign = UntrustedRepo(folder, alone=True)
     try:
         is_bare = _asked(foreign, "rev-parse", "--is-bare-repository") == ("true",)
         changed, untracked = ((), ()) if is_bare else _files(foreign)
-        return Work(changed, untracked, _stashes(foreign), _unpushed(foreign), tuple(_remarks(folder)))
+        return UnpushedWork(changed, untracked, _stashes(foreign), _unpushed(foreign), tuple(_remarks(folder)))
     except PreconditionError as error:
         why = visible_line(f"{error.what} {error.why}", 300)
-        return Work(remarks=(f"Whether it holds work of its own is not known: {why}",))
+        return UnpushedWork(remarks=(f"Whether it holds work of its own is not known: {why}",))
 
 
 def _is_repository(folder: Path) -> bool:
     return (folder / ".git").exists() or all((folder / name).exists() for name in ("HEAD", "objects", "refs"))
 
 
-def _asked(foreign: Foreign, *arguments: str) -> tuple[str, ...]:
+def _asked(foreign: UntrustedRepo, *arguments: str) -> tuple[str, ...]:
     """The lines of an answer. Raises PreconditionError where git gives none."""
     result = foreign.ask(*arguments)
     if not result.ok:
@@ -72,7 +72,7 @@ def _asked(foreign: Foreign, *arguments: str) -> tuple[str, ...]:
     return result.output
 
 
-def _files(foreign: Foreign) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _files(foreign: UntrustedRepo) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(changed, untracked). Every option is given: the folder's configuration may say to show nothing."""
     options = ("--porcelain", "--untracked-files=normal", "--no-renames", "--ignore-submodules=all")
     lines = [line.split(" ", 1) for line in _asked(foreign, "status", *options)]
@@ -82,7 +82,7 @@ def _files(foreign: Foreign) -> tuple[tuple[str, ...], tuple[str, ...]]:
     )
 
 
-def _stashes(foreign: Foreign) -> int:
+def _stashes(foreign: UntrustedRepo) -> int:
     # Not `git stash list`: that is a log, and with log.showSignature it runs gpg.program.
     if not foreign.ask("rev-parse", "--verify", "--quiet", "refs/stash").ok:
         return 0
@@ -90,7 +90,7 @@ def _stashes(foreign: Foreign) -> int:
     return max(int(count), 1)
 
 
-def _unpushed(foreign: Foreign) -> tuple[tuple[str, int], ...]:
+def _unpushed(foreign: UntrustedRepo) -> tuple[tuple[str, int], ...]:
     found = []
     format_ = "--format=%(objectname) %(refname:lstrip=2)"
     for line in _asked(
@@ -103,7 +103,7 @@ def _unpushed(foreign: Foreign) -> tuple[tuple[str, int], ...]:
     return tuple((branch, count) for branch, count in found if count)
 
 
-def _count(foreign: Foreign, *commits: str) -> int:
+def _count(foreign: UntrustedRepo, *commits: str) -> int:
     (count,) = _asked(foreign, "rev-list", "--count", *commits)
     return int(count)
 

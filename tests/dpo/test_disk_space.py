@@ -13,7 +13,14 @@ from huggingface_hub import constants
 from engine.core.errors import PreconditionError
 from engine.core.events import Check
 from engine.dpo.planning import disk_space
-from engine.dpo.planning.disk_space import ADAPTER_NUMBERS, RESERVE, Need, check_room, model_bytes, needs
+from engine.dpo.planning.disk_space import (
+    ADAPTER_NUMBERS,
+    RESERVE,
+    DiskNeed,
+    disk_needs,
+    model_bytes,
+    require_disk_space,
+)
 from engine.dpo.planning.forecast import disk_parts
 from tests.conftest import run_stage
 from tests.support.git_repositories import context
@@ -30,9 +37,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def needed(tmp_path: Path, **options: Any) -> list[Need]:
+def needed(tmp_path: Path, **options: Any) -> list[DiskNeed]:
     given = context(tmp_path, **options)
-    return needs(given.config, given.run)
+    return disk_needs(given.config, given.run)
 
 
 def parts(tmp_path: Path, **options: Any) -> dict[str, int]:
@@ -47,7 +54,7 @@ def free(monkeypatch: pytest.MonkeyPatch, **by_place: int) -> None:
 
 def check(tmp_path: Path, **options: Any) -> tuple[list[Check], int]:
     given = context(tmp_path, **options)
-    return run_stage(check_room(given.config, given.run))
+    return run_stage(require_disk_space(given.config, given.run))
 
 
 def test_a_run_of_local_models_downloads_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCau
 
 from engine.core.events import Message, RunStarted, StageFinished, StageStarted, TrainStep
 from engine.dpo.planning.forecast import (
-    Measured,
+    Measurements,
     Shape,
     against_measured,
     forecast,
@@ -136,7 +136,7 @@ def test_this_machine_has_what_it_says():
 
 # -- time --------------------------------------------------------------------------------------------------------------
 
-MEASURED = Measured(
+MEASURED = Measurements(
     batch_size=8, reply_tokens=20.0, prefill_seconds=0.5, decode_seconds=0.1, record_bytes=1000, step_seconds=3.0,
     longest_tokens=100, pair_tokens=50.0, checkpoint_bytes=5000, peak_bytes=7, peak_bytes_pairs=3,
 )  # fmt: skip

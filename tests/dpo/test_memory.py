@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from engine.core import layout
 from engine.core.errors import MemoryExhausted, RestartNeeded
 from engine.core.events import Message, RunFinished, TrainStep
-from engine.dpo.planning.plan import PLAN_JSON, TrainingPlan, plan_as_configured, standing_plan
+from engine.dpo.planning.plan import PLAN_JSON, TrainingPlan, current_plan, plan_as_configured
 from engine.dpo.training import trl_trainer
 from engine.dpo.training.trainer import train
 from engine.machine.device_errors import is_broken_device, is_out_of_memory
@@ -161,7 +161,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_asks_for_a_fresh_proces
     with pytest.raises(RestartNeeded, match="after step 3, at 2 × 2 pairs") as restart:
         run_stage(train(context, pairs(24)))
     assert "at 1 × 4 pairs a step" in restart.value.what_to_do
-    plan = standing_plan(context, "float32")
+    plan = current_plan(context, "float32")
     assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 4, True)
 
 
@@ -240,7 +240,7 @@ def test_a_damaged_or_foreign_plan_is_passed_over(make: Callable[..., Context]):
     ):
         (context.run / PLAN_JSON).parent.mkdir(exist_ok=True)
         (context.run / PLAN_JSON).write_text(text)
-        assert standing_plan(context, "float32") == own
+        assert current_plan(context, "float32") == own
 
 
 def test_the_peak_of_memory_is_that_since_it_is_watched():

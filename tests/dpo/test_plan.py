@@ -69,9 +69,9 @@ def test_a_plan_is_lowered_by_halves_that_divide_the_effective_batch(effective: 
     while plan is not None:
         assert plan.effective_batch == effective
         seen.append((plan.micro_batch, plan.gradient_checkpointing))
-        plan = plan.lower()
+        plan = plan.reduce()
     assert seen == [*((step, False) for step in steps), (1, True)]
-    assert TrainingPlan(1, 8, False, "live", "float32").lower(may_checkpoint=False) is None
+    assert TrainingPlan(1, 8, False, "live", "float32").reduce(may_checkpoint=False) is None
 
 
 def test_the_sizes_divide_the_batch():

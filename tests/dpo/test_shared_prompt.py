@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.dpo.training.shared_prompt import NO_LABEL, lay_out, read_prompts_once
+from engine.dpo.training.shared_prompt import NO_LABEL, pack_shared_prompt, share_prompt_computation
 
 SHAPE = {
     "vocab_size": 211, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -101,7 +101,7 @@ def test_loss_figures_and_every_gradient_are_those_of_the_plain_way(
 ):
     policy, batch = policy_of(family, attention), collated(sizes, alike=1)
     before, plain_loss, plain = loss_and_gradients(policy, batch)
-    assert read_prompts_once(policy)
+    assert share_prompt_computation(policy)
     after, loss, gradients = loss_and_gradients(policy, batch)
     assert loss == pytest.approx(plain_loss, abs=1e-6)
     for figure in FIGURES:
@@ -116,7 +116,7 @@ def test_loss_figures_and_every_gradient_are_those_of_the_plain_way(
 def test_with_activations_computed_twice_it_is_the_same():
     policy, batch = policy_of("gemma"), collated(BATCHES["prompts of one to hundreds of tokens"])
     _, plain_loss, plain = loss_and_gradients(policy, batch)
-    read_prompts_once(policy)
+    share_prompt_computation(policy)
     policy.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     policy.train()
     _, loss, gradients = loss_and_gradients(policy, batch)
@@ -127,7 +127,7 @@ def test_with_activations_computed_twice_it_is_the_same():
 
 def test_the_rejected_reply_does_not_see_the_chosen_one():
     policy, batch = policy_of("llama"), collated([(9, 12, 7)])
-    read_prompts_once(policy)
+    share_prompt_computation(policy)
     before = ask(policy, batch).log_probs
     batch["input_ids"][0, 9:20] = torch.arange(30, 41)
     after = ask(policy, batch).log_probs
@@ -139,7 +139,7 @@ def test_what_is_no_scoring_of_pairs_is_left_as_it_was():
     policy, batch = policy_of("gemma"), collated([(9, 12, 7)])
     asked = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     logits = policy(**asked).logits
-    read_prompts_once(policy)
+    share_prompt_computation(policy)
     assert torch.equal(policy(**asked).logits, logits)
     generated = policy.generate(**asked, max_new_tokens=3, do_sample=False, eos_token_id=-1)
     assert generated.shape == (2, batch["input_ids"].shape[1] + 3)
@@ -150,7 +150,7 @@ def test_a_call_that_asks_for_more_is_answered_in_the_plain_way():
     asked = {**batch, "labels": batch["input_ids"], "fused_lm_head": True, "position_ids": torch.arange(21)[None] + 3}
     del asked["completion_mask"]
     plain = policy(**asked).log_probs
-    read_prompts_once(policy)
+    share_prompt_computation(policy)
     assert torch.equal(policy(**asked).log_probs, plain)
 
 
@@ -159,7 +159,7 @@ def test_a_call_that_asks_for_more_is_answered_in_the_plain_way():
 
 def test_rows_of_the_collator_become_one_row():
     """The picture in the module's docstring: <bos> Hi ! | Good day . | Nothing ."""
-    rows = lay_out(
+    rows = pack_shared_prompt(
         torch.tensor([[1, 21, 22, 31, 32, 33], [1, 21, 22, 41, 42, 0]]),
         torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]),
         torch.tensor([[-100, -100, -100, 31, 32, 33], [-100, -100, -100, 41, 42, -100]]),
@@ -180,7 +180,7 @@ def test_rows_of_the_collator_become_one_row():
 
 
 def test_what_both_replies_begin_with_is_read_and_scored_once():
-    rows = lay_out(
+    rows = pack_shared_prompt(
         torch.tensor([[1, 21, 31, 32, 33], [1, 21, 31, 42, 0]]),
         torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]),
         torch.tensor([[-100, -100, 31, 32, 33], [-100, -100, 31, 42, -100]]),
@@ -193,7 +193,7 @@ def test_what_both_replies_begin_with_is_read_and_scored_once():
 @pytest.mark.parametrize("alike", [0, 4, 7])
 def test_a_prompt_is_read_once(alike: int):
     policy = policy_of("gemma")
-    read_prompts_once(policy)
+    share_prompt_computation(policy)
     seen = shapes_read(policy)
     ask(policy, collated([(50, 20, 8)], alike))
     assert seen == [(1, 50 + 19 + 7 - alike)]  # the last tokens predict nothing
@@ -202,7 +202,7 @@ def test_a_prompt_is_read_once(alike: int):
 def test_a_reply_that_the_other_goes_on_from_is_scored_like_any_other():
     policy, batch = policy_of("qwen2"), collated([(6, 4, 9)], alike=4)
     plain = ask(policy, batch).log_probs
-    read_prompts_once(policy)
+    share_prompt_computation(policy)
     torch.testing.assert_close(ask(policy, batch).log_probs, plain, atol=2e-5, rtol=1e-5)
 
 
@@ -213,7 +213,7 @@ def test_a_text_as_long_as_a_sliding_window_is_read_in_the_plain_way():
     policy = policy_of("gemma2", "eager", sliding_window=24)
     long, short = collated([(15, 9, 5)]), collated([(15, 8, 5)])
     plain = ask(policy, long).log_probs
-    assert read_prompts_once(policy)
+    assert share_prompt_computation(policy)
     seen = shapes_read(policy)
     assert torch.equal(ask(policy, long).log_probs, plain)
     ask(policy, short)
@@ -224,13 +224,13 @@ def test_an_attention_that_takes_no_mask_is_left_alone():
     policy = policy_of("llama")
     forward = policy.get_base_model().forward
     policy.get_base_model().config._attn_implementation = "flash_attention_2"
-    assert not read_prompts_once(policy)
+    assert not share_prompt_computation(policy)
     assert policy.get_base_model().forward == forward
 
 
 def test_a_model_that_takes_no_positions_is_left_alone():
     config = transformers.BloomConfig(vocab_size=211, hidden_size=32, n_layer=2, n_head=4)
-    assert not read_prompts_once(with_adapter(transformers.BloomForCausalLM(config)))
+    assert not share_prompt_computation(with_adapter(transformers.BloomForCausalLM(config)))
 
 
 def test_a_model_that_counts_positions_for_itself_is_found_out(monkeypatch: pytest.MonkeyPatch):
@@ -238,7 +238,7 @@ def test_a_model_that_counts_positions_for_itself_is_found_out(monkeypatch: pyte
     rotary = policy.get_base_model().model.rotary_emb
     told = rotary.forward
     monkeypatch.setattr(rotary, "forward", lambda x, ids, *_: told(x, torch.arange(ids.shape[1])[None]))
-    assert not read_prompts_once(policy)
+    assert not share_prompt_computation(policy)
 
 
 def test_a_model_that_is_blind_to_the_mask_is_found_out(monkeypatch: pytest.MonkeyPatch):
@@ -248,4 +248,4 @@ def test_a_model_that_is_blind_to_the_mask_is_found_out(monkeypatch: pytest.Monk
         monkeypatch.setattr(
             layer.self_attn, "forward", lambda *a, told=told, **k: told(*a, **{**k, "attention_mask": None})
         )
-    assert not read_prompts_once(policy)
+    assert not share_prompt_computation(policy)

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from engine.dpo.evaluation.statistics import bootstrap_mean, mean, outcomes, rise_by_chance, share, sign_test, wilson
+from engine.dpo.evaluation.statistics import (
+    bootstrap_mean,
+    fraction,
+    mcnemar_test,
+    mean,
+    sign_test,
+    wilson,
+    win_tie_loss,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,15 +27,15 @@ def test_the_sign_test_is_exact(wins: int, losses: int, p: float):
 
 
 def test_outcomes_are_counted_as_wins_ties_losses():
-    assert outcomes([0.2, -0.1, 0.0, 0.3]) == (2, 1, 1)
+    assert win_tie_loss([0.2, -0.1, 0.0, 0.3]) == (2, 1, 1)
 
 
 def test_a_rise_is_weighed_by_those_that_changed_alone():
     before = [True, True, False, False, False, False, False, False]
     after = [True, False, True, True, True, True, True, False]
-    assert rise_by_chance(before, after) == pytest.approx(2 * (1 + 6) / 64)  # five up, one down
-    assert rise_by_chance(after, before) == 1.0
-    assert rise_by_chance([], []) == 1.0
+    assert mcnemar_test(before, after) == pytest.approx(2 * (1 + 6) / 64)  # five up, one down
+    assert mcnemar_test(after, before) == 1.0
+    assert mcnemar_test([], []) == 1.0
 
 
 def test_the_bootstrap_is_the_same_for_the_same_values_and_holds_the_mean():
@@ -45,4 +53,4 @@ def test_the_wilson_interval_is_that_of_the_books():
 
 
 def test_of_nothing_there_is_no_mean_and_a_share_of_none():
-    assert math.isnan(mean([])) and share([]) == 0.0
+    assert math.isnan(mean([])) and fraction([]) == 0.0

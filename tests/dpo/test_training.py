@@ -27,7 +27,7 @@ from engine.core import layout
 from engine.core.errors import DataError, NumbersError, PreconditionError, Stopped
 from engine.core.events import CheckpointSaved, Message, TrainStep
 from engine.dpo.training import trl_trainer
-from engine.dpo.training.checkpoints import MANIFEST, by_step, fault_of, newest_good, rotate, write_checkpoint
+from engine.dpo.training.checkpoints import MANIFEST, by_step, checkpoint_error, newest_good, rotate, write_checkpoint
 from engine.dpo.training.dataset import encode_rows, load_rows
 from engine.dpo.training.reference import REFERENCE_ADAPTER, place_adapter
 from engine.dpo.training.trainer import train, training_settings
@@ -309,7 +309,7 @@ def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(
     arguments = [str(context.run.folder), *map(str, stage2)]
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     ) as child:  # fmt: skip
         assert child.stdout is not None
         for line in child.stdout:
@@ -462,7 +462,7 @@ def test_a_failure_while_writing_leaves_no_checkpoint(tmp_path: Path):
     with pytest.raises(OSError, match="No space"):
         write_checkpoint(tmp_path, 3, fails, "right")
     assert by_step(tmp_path) == []
-    assert fault_of(tmp_path / ".checkpoint-3.part", "right")
+    assert checkpoint_error(tmp_path / ".checkpoint-3.part", "right")
 
 
 # -- the rows ----------------------------------------------------------------------------------------------------------

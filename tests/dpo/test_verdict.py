@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from engine.core.config import TrainingOptions
 from engine.dpo.evaluation import verdict as rules
-from engine.dpo.evaluation.verdict import RULES, Answer, Answered, Comparison, Limits, Verdict, verdict
+from engine.dpo.evaluation.verdict import RULES, Answer, AnswerPair, Comparison, Limits, Verdict, verdict
 
 LIMITS = Limits.of(TrainingOptions())
 RISING = [0.1 + 0.01 * i for i in range(20)]
@@ -32,7 +32,7 @@ def compared(
     n = len(before)
     lengths2, lengths3 = tokens or ([30 + i for i in range(n)], [31 + i for i in range(n)])
     answers = [
-        Answered(
+        AnswerPair(
             Answer(f"two {i}", lengths2[i], i < unusable[0], False, before[i]),
             Answer(f"two {i}" if i < same else f"three {i}", lengths3[i], i < unusable[1], False, after[i]),
         )
@@ -168,7 +168,9 @@ def test_one_more_refusal_of_twenty_is_just_the_limit():
 def only_refusals(harmless: int) -> Comparison:
     """Stage 3 began to refuse 12 of 20 prompts, and those are what the judge prefers."""
     made = compared(RISING, [*HIGHER[:12], *RISING[12:]], harmless=harmless)
-    answers = [Answered(a.stage2, replace(a.stage3, refuses=True)) if i < 12 else a for i, a in enumerate(made.answers)]
+    answers = [
+        AnswerPair(a.stage2, replace(a.stage3, refuses=True)) if i < 12 else a for i, a in enumerate(made.answers)
+    ]
     return replace(made, answers=answers)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from engine.core.events import Message
-from engine.dpo.training.warnings import WINDOW, Watch
+from engine.dpo.training.warnings import WINDOW, TrainingWarnings
 from engine.run.context import Context
 
 
 def watch(history: int = 0, **course: Any) -> list[str]:
     """What is said of 40 steps whose figures follow `course`, each a function of the step."""
     said: list[Any] = []
-    looking = Watch(said.append, tokens_a_reply=50.0, pairs_a_step=8)
+    looking = TrainingWarnings(said.append, tokens_a_reply=50.0, pairs_a_step=8)
     steps = [
         {
             "step": step,

@@ -12,12 +12,12 @@ from huggingface_hub import HfApi, close_session, constants
 from engine.core.errors import AccessError, ConfigError, NetworkError, PreconditionError, Stage3Error
 from engine.hub import (
     Account,
+    InvalidToken,
     Scope,
-    TokenRefused,
+    as_hub_error,
     bound_the_client,
     check_access,
     commit_of,
-    explained,
     page_of,
     whoami,
 )
@@ -98,7 +98,7 @@ def test_an_answer_of_another_shape_is_read_as_far_as_it_goes(fake: FakeHub, aut
 
 def test_a_wrong_token_is_an_access_error_that_does_not_show_it(fake: FakeHub) -> None:
     fake.refused = {CANARY}
-    with pytest.raises(TokenRefused, match="not accepted") as refused:
+    with pytest.raises(InvalidToken, match="not accepted") as refused:
         whoami(TOKEN)
     assert CANARY not in str(refused.value)
 
@@ -131,7 +131,7 @@ def test_without_a_token_nothing_is_sent_though_one_is_in_the_environment(
 
 def test_a_gated_model_is_told_apart_from_a_wrong_token(fake: FakeHub) -> None:
     gated, wrong = refusal(fake, "gated"), refusal(fake, "401")
-    assert isinstance(gated, AccessError) and isinstance(wrong, TokenRefused)
+    assert isinstance(gated, AccessError) and isinstance(wrong, InvalidToken)
     assert "licence" in gated.what and f"{fake.endpoint}/owner/name" in gated.what_to_do
     assert "not accepted (401)" in wrong.what and "licence" not in str(wrong)
 
@@ -312,7 +312,7 @@ def why(fake: FakeHub, mood: str, token: str | bool = CANARY) -> Stage3Error | N
         try:
             raise ValueError("Can't find the config") from error
         except ValueError as wrapped:
-            return explained(wrapped)
+            return as_hub_error(wrapped)
     return None
 
 
@@ -334,7 +334,7 @@ def test_a_file_that_a_repository_lacks_is_named(fake: FakeHub) -> None:
         HfApi(endpoint=fake.endpoint, token=CANARY).get_hf_file_metadata(
             url=f"{fake.endpoint}/owner/name/resolve/main/sub/config.json"
         )
-    error = explained(failed.value)
+    error = as_hub_error(failed.value)
     assert isinstance(error, PreconditionError) and "owner/name on the Hub has no file sub/config.json" in error.what
 
 
@@ -348,13 +348,13 @@ def test_a_file_that_a_repository_lacks_is_named(fake: FakeHub) -> None:
     ],
 )
 def test_a_file_that_came_in_part_is_a_broken_connection(error: Exception) -> None:
-    known = explained(error)
+    known = as_hub_error(error)
     assert isinstance(known, NetworkError) and "broke off" in known.what
 
 
 def test_what_is_not_the_hubs_is_left_alone() -> None:
-    assert explained(ValueError("something else")) is None
-    assert explained(RuntimeError("CUDA error")) is None
+    assert as_hub_error(ValueError("something else")) is None
+    assert as_hub_error(RuntimeError("CUDA error")) is None
     with pytest.raises(ValueError) as ours:
         __import__("json").loads("{")
-    assert explained(ours.value) is None
+    assert as_hub_error(ours.value) is None

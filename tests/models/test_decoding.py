@@ -18,9 +18,9 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from engine.core.errors import NumbersError
 from engine.models.generation import decoding
-from engine.models.generation.decoding import continue_all
+from engine.models.generation.decoding import generate_batch
 from engine.models.generation.kv_cache import keeps_all
-from engine.models.generation.prefix_cache import Memory, common_beginning, common_length
+from engine.models.generation.prefix_cache import PrefixCache, common_beginning, common_length
 from engine.models.generation.samplers import Greedy, Nucleus
 
 VOCABULARY = 97
@@ -80,7 +80,7 @@ def model(request) -> PreTrainedModel:
 
 def test_every_row_of_a_ragged_batch_says_what_generate_says_alone(model):
     prompts, limits, ends = ragged(), [3, 20, 11, 20, 20, 7, 16], list(range(10, 16))
-    said = continue_all(model, prompts, Greedy(), ends, limits, pad=0)
+    said = generate_batch(model, prompts, Greedy(), ends, limits, pad=0)
     expected = [alone(model, prompt, limit, ends) for prompt, limit in zip(prompts, limits, strict=True)]
     assert [row.ids for row in said] == expected
     assert [row.ended for row in said] == [row[-1] in ends for row in expected]
@@ -91,13 +91,13 @@ def test_every_row_of_a_ragged_batch_says_what_generate_says_alone(model):
 def test_what_was_read_is_not_read_again_and_changes_nothing(model, monkeypatch):
     """Three steps of a conversation; later prompts begin with earlier ones, but for one row that was written anew."""
     draw = random.Random(4)
-    memory, rows = Memory(), ragged(2)
+    memory, rows = PrefixCache(), ragged(2)
     read: list[int] = []
     forward = decoding._scores
     monkeypatch.setattr(decoding, "_scores", lambda m, t, *rest: (read.append(t.shape[1]), forward(m, t, *rest))[1])
     for step in range(3):
         read.clear()
-        said = continue_all(model, rows, Greedy(), [], [6 + step] * len(rows), pad=0, memory=memory)
+        said = generate_batch(model, rows, Greedy(), [], [6 + step] * len(rows), pad=0, memory=memory)
         memory.keep([row.read for row in said])
         assert [row.ids for row in said] == [alone(model, row, 6 + step, []) for row in rows]
         if step:
@@ -115,21 +115,21 @@ def test_a_beginning_that_all_rows_share_is_read_once(model, monkeypatch):
     read: list[tuple[int, int]] = []
     forward = decoding._scores
     monkeypatch.setattr(decoding, "_scores", lambda m, t, *r: (read.append(tuple(t.shape)), forward(m, t, *r))[1])
-    memory = Memory()
-    said = continue_all(model, rows, Greedy(), [], [1] * 5, pad=0, memory=memory)
+    memory = PrefixCache()
+    said = generate_batch(model, rows, Greedy(), [], [1] * 5, pad=0, memory=memory)
     assert [row.ids for row in said] == [alone(model, row, 1, []) for row in rows]
     assert read[0] == (1, 60) and max(columns for _, columns in read[1:]) <= 7
     read.clear()
-    continue_all(model, [[*examples, 5, 6], [*examples, 7, 8]], Greedy(), [], [1, 1], pad=0, memory=memory)
+    generate_batch(model, [[*examples, 5, 6], [*examples, 7, 8]], Greedy(), [], [1, 1], pad=0, memory=memory)
     assert max(columns for _, columns in read) <= 7  # the next batch finds it, too
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
 def test_a_text_longer_than_a_sliding_window_is_read_whole_each_time_and_right(name):
     model = build(name, sliding_window=16)
-    memory, rows = Memory(), ragged(3)
+    memory, rows = PrefixCache(), ragged(3)
     assert not keeps_all(model, 60) and keeps_all(model, 15)
-    said = continue_all(model, rows, Greedy(), [], [9] * len(rows), pad=0, memory=memory)
+    said = generate_batch(model, rows, Greedy(), [], [9] * len(rows), pad=0, memory=memory)
     assert [row.ids for row in said] == [alone(model, row, 9, []) for row in rows]
     assert all(row.read is None for row in said)
 
@@ -138,17 +138,17 @@ def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
     sizes: list[int] = []
     forward = decoding._scores
     monkeypatch.setattr(decoding, "_scores", lambda m, t, *rest: (sizes.append(t.shape[0]), forward(m, t, *rest))[1])
-    continue_all(model, ragged(), Greedy(), [], [2, 4, 6, 8, 10, 12, 30], pad=0)
+    generate_batch(model, ragged(), Greedy(), [], [2, 4, 6, 8, 10, 12, 30], pad=0)
     assert sizes[-1] == 1 and max(sizes) <= 7
 
 
 def test_a_sampled_row_says_the_same_alone_as_in_company(model):
     rows, seeds = ragged(6), [31, 32, 33, 34, 35, 36, 37]
-    together = continue_all(model, rows, Nucleus(0.8, 0.9, seeds, 12, "cpu"), [], [12] * 7, pad=0)
+    together = generate_batch(model, rows, Nucleus(0.8, 0.9, seeds, 12, "cpu"), [], [12] * 7, pad=0)
     for row, seed, said in zip(rows, seeds, together, strict=True):
-        (by_itself,) = continue_all(model, [row], Nucleus(0.8, 0.9, [seed], 12, "cpu"), [], [12], pad=0)
+        (by_itself,) = generate_batch(model, [row], Nucleus(0.8, 0.9, [seed], 12, "cpu"), [], [12], pad=0)
         assert by_itself.ids == said.ids
-    other = continue_all(model, rows, Nucleus(0.8, 0.9, [s + 9 for s in seeds], 12, "cpu"), [], [12] * 7, pad=0)
+    other = generate_batch(model, rows, Nucleus(0.8, 0.9, [s + 9 for s in seeds], 12, "cpu"), [], [12] * 7, pad=0)
     assert all(a.ids != b.ids for a, b in zip(together, other, strict=True))
 
 

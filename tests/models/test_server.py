@@ -134,7 +134,7 @@ def test_greedy_drafts_critiques_and_revisions_are_those_of_the_local_model(demo
         [revision_prompt(p, d.text, c.text, principle) for p, d, c in zip(prompts, drafts, critiques, strict=True)],
     )
     assert demo_backend.tokens == local.tokens > 36 * 10
-    assert demo_backend.oddities() == []
+    assert demo_backend.warnings() == []
 
 
 def both(local: Any, server: ServerBackend, conversations: Sequence[Conversation]) -> list[Reply]:
@@ -490,7 +490,7 @@ def test_a_server_that_refuses_everything_ends_the_run(server: FakeServer, backe
 def test_how_a_reply_ended(server: FakeServer, backend: ServerBackend, ending: str, finished: bool):
     server.finish_reason = ending
     assert backend.reply(asks("a"), GREEDY, [0])[0].finished is finished
-    assert backend.oddities() == []
+    assert backend.warnings() == []
 
 
 @pytest.mark.parametrize("ending", ["content_filter", "tool_calls", "abort", None])
@@ -500,7 +500,7 @@ def test_an_unknown_ending_counts_as_cut_off_and_is_told(
     server.finish_reason = ending
     replies = backend.reply(asks("a", "b"), GREEDY, [0, 0])
     assert not any(reply.finished for reply in replies)
-    assert backend.oddities() == [f"2 replies ended with {ending or 'no finish_reason'!r}: counted as cut off."]
+    assert backend.warnings() == [f"2 replies ended with {ending or 'no finish_reason'!r}: counted as cut off."]
 
 
 def test_a_server_that_does_not_count_is_counted_for(server: FakeServer, backend: ServerBackend, tokenizer: Any):

@@ -13,7 +13,7 @@ from engine.core import layout
 from engine.core.errors import DamagedState
 from engine.packaging import private_words
 from engine.packaging.archive import build_archive
-from engine.packaging.private_words import Private, each_text
+from engine.packaging.private_words import Scrubber, each_text
 from engine.run.context import Context
 from engine.storage.files import write_json
 from tests.support.finished_run import CARD, WEIGHTS, copied, write_pairs
@@ -148,19 +148,19 @@ def test_names_that_everybody_has_are_left_in_the_text(context: Context, monkeyp
 
 def test_a_name_is_replaced_as_a_word_and_not_in_a_repository(context: Context, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOGNAME", "anna")
-    clean = Private.of(context.run).out_of_records
+    clean = Scrubber.of(context.run).out_of_records
     assert clean("anna, (anna) anna: anna@x") == "somebody, (somebody) somebody: somebody@x"
     assert clean("annabel anna-2 anna/base join-anna savanna") == "annabel anna-2 anna/base join-anna savanna"
 
 
 def test_a_longer_path_with_the_same_beginning_is_another_one():
-    private = Private({"/data/anna": "~"}, {}, ())
+    private = Scrubber({"/data/anna": "~"}, {}, ())
     assert private.out_of_text("/data/anna/x '/data/anna' /data/anna.") == "~/x '~' ~."
     assert private.out_of_text("/data/annabel/x, /data/anna-2") == "/data/annabel/x, /data/anna-2"
 
 
 def test_settings_lose_every_path_from_the_root_and_keep_what_is_none():
-    clean = Private({}, {}, ()).out_of_settings
+    clean = Scrubber({}, {}, ()).out_of_settings
     data = {
         "a": ["1/2", "https://x.org/a/b", "see /etc/ssl/cert.pem.", "google/gemma-2b-it", 7, None],
         "/a/b": "</a/b>",

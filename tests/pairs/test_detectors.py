@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from engine.pairs import detectors
-from engine.pairs.detectors import DETECTORS, Case, canonical, meta, reasons, reply_reasons
+from engine.pairs.detectors import DETECTORS, Candidate, canonical, meta, reasons, reply_reasons
 from engine.pairs.detectors.refusal import is_harmless
 from tests.conftest import needs_shared_data
 
@@ -251,7 +251,9 @@ def test_marks_that_would_take_quadratic_time_are_cut_before_they_are_sorted():
 
 
 def test_a_sentence_is_read_as_classes_plain_words_and_blanks():
-    (first, second) = meta.terms_of(Case("Is it unclear?", None, "the revised Answer. Your “vague” goat is unclear:"))
+    (first, second) = meta.terms_of(
+        Candidate("Is it unclear?", None, "the revised Answer. Your “vague” goat is unclear:")
+    )
     assert {"~the", ("~the", "<which>"), "<which>", ("<which>", "<answer>"), "lower", "first"} <= first
     assert {"quoted:<praise>", ("<praise>", "_"), ("_", "is"), ("is", meta.THEIRS), ":"} <= second
     assert "lower" not in second and "_" not in second and meta.THEIRS in second

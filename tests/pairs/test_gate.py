@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.pairs.assessment.gate import EXAMPLES_KEPT, NAMES_KEPT, OTHERS, Tally, failed, figures, refusal, report
+from engine.pairs.assessment.gate import EXAMPLES_KEPT, NAMES_KEPT, OTHERS, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import judged_pairs
 from engine.pairs.data.edits import Decision, apply_decision
 from engine.pairs.data.hashes import hash_of
@@ -179,7 +179,7 @@ def test_the_refusal_names_every_figure_that_failed_and_what_would_mend_each(con
         pair(i, base_score=0.9, revised_score=0.1, messages=[{"role": "user", "content": "same"}]) for i in range(3)
     ]
     shut = failed(figures(tally_of(*worse), config()))
-    error = refusal(shut)
+    error = gate_error(shut)
     assert [figure.name for figure in shut] == ["training_pairs", "shared_prompt_share", "improved_share"]
     for figure in shut:
         assert figure.title in error.what and figure.sentence in error.what

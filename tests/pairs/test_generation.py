@@ -20,7 +20,7 @@ from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import Recipe
+from engine.pairs.generation.recipe import GenerationSettings
 from engine.run.stop import StopToken
 from engine.stages.pairs import Recorded, generate_pairs, longest_prompt
 from engine.storage.jsonl import JsonlAppender, read_jsonl
@@ -152,7 +152,7 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
     backend = Scripted(
         ["Bad draft."], ["Too rude."], ["The revised answer is clear."], ["Too short."], ["A kind answer."]
     )
-    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config()))
+    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config()))
     assert (record.status, record.attempts, record.revised_response, record.critic_notes) == (
         OK,
         2,
@@ -165,20 +165,20 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
 
 def test_after_the_last_attempt_the_reason_stands_and_the_draft_does_not_stand_in(config):
     backend = Scripted(["Bad draft."], *[["c"], ["bad draft"]] * 2)
-    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config(max_attempts=2)))
+    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config(max_attempts=2)))
     assert (record.status, record.attempts, record.revised_response) == (detectors.IDENTICAL, 2, "bad draft")
 
 
 def test_a_cut_off_revision_and_an_empty_draft_are_no_pairs(config):
     backend = Scripted(["Bad draft.", ""], ["c"], ["A kind answer without an…"])
-    records = make_records(PROMPTS[:2], backend, Recipe.of(config(max_attempts=1)))
+    records = make_records(PROMPTS[:2], backend, GenerationSettings.of(config(max_attempts=1)))
     assert [record.status for record in records] == [detectors.CUT_OFF, EMPTY_DRAFT]
     assert records[0].finish == {"draft": "stopped", "critique": "stopped", "revision": "cut off"}
 
 
 def test_a_second_round_begins_with_the_revision_of_the_first(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], ["Too short."], ["A kind and whole answer."])
-    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config(rounds=2)))
+    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=2)))
     assert (record.status, record.revised_response, record.critic_notes) == (
         OK,
         "A kind and whole answer.",
@@ -191,7 +191,7 @@ def test_a_second_round_begins_with_the_revision_of_the_first(config):
 
 def test_a_round_that_brings_nothing_new_leaves_the_revision_of_the_round_before(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], *[["Fine."], ["a kind answer"]] * 2)
-    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config(rounds=3, max_attempts=2)))
+    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=3, max_attempts=2)))
     assert (record.status, record.revised_response, record.critic_notes, record.attempts) == (
         OK,
         "A kind answer.",
@@ -206,7 +206,7 @@ def test_worked_examples_stand_before_each_critique_and_revision_and_before_no_d
     path = tmp_path / "few.yaml"
     path.write_text(yaml.safe_dump({"examples": [{key: f"{key} {n}" for key in keys} for n in (1, 2)]}))
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
-    make_records(PROMPTS[:1], backend, Recipe.of(config(few_shot=path)))
+    make_records(PROMPTS[:1], backend, GenerationSettings.of(config(few_shot=path)))
     draft, critique, revision = (conversations[0] for conversations in backend.heard)
     assert len(draft) == 1
     expected = [f"{key} {n}" for n in (1, 2) for key in keys]
@@ -219,7 +219,7 @@ def test_examples_that_lack_a_key_are_refused_by_its_name(config, tmp_path):
     path = tmp_path / "few.yaml"
     path.write_text("examples: [{prompt: a, response: b, critique_request: c, critique: d, revision_request: e}]")
     with pytest.raises(ConfigError, match=r"few\.yaml") as refused:
-        Recipe.of(config(few_shot=path))
+        GenerationSettings.of(config(few_shot=path))
     assert "'revision'" in refused.value.why
 
 
@@ -230,14 +230,16 @@ def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_go_on(
         ["Too rude.", "Vague."],
         ["A kind answer.", RefusedReply("", False, 0, reason="blocked")],
     )
-    records = make_records(PROMPTS[:3], backend, Recipe.of(config(max_attempts=1)))
+    records = make_records(PROMPTS[:3], backend, GenerationSettings.of(config(max_attempts=1)))
     assert [record.status for record in records] == [OK, detectors.PROMPT_TOO_LONG, REFUSED]
 
 
 def made(context, backend, *, appender_path: Path) -> list[dict]:
     with JsonlAppender(appender_path) as appender:
         list(
-            generate_pairs(context, PROMPTS, backend, Recipe.of(context.config), appender, Recorded.read(appender_path))
+            generate_pairs(
+                context, PROMPTS, backend, GenerationSettings.of(context.config), appender, Recorded.read(appender_path)
+            )
         )
     return [row for _, row in read_jsonl(appender_path)]
 
@@ -335,7 +337,7 @@ def replace_lengths(backend: Scripted) -> Scripted:
 
 def test_records_have_the_notebooks_keys(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
-    (record,) = make_records(PROMPTS[:1], backend, Recipe.of(config()))
+    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config()))
     row = json.loads(json.dumps(replace(record, base_score=0.5).as_dict()))
     notebook = "prompt base_response revised_response base_score revised_score chosen critic_notes principle_ids"
     assert set(notebook.split()) <= set(row)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from engine.pairs.assessment.assess import find
+from engine.pairs.assessment.assess import assess_pair
 from engine.pairs.assessment.gate import Counts, Tally, figures
 from engine.pairs.assessment.review import Review
 from engine.pairs.data.edits import Decision, apply_decision
@@ -18,7 +18,7 @@ SEEDS = range(12)
 
 
 def finding(made: Pair, decision: Decision | None = None):
-    return find(apply_decision(made, decision), decision, made=made)
+    return assess_pair(apply_decision(made, decision), decision, made=made)
 
 
 def review_of(*pairs: Pair) -> Review:
@@ -30,7 +30,7 @@ def review_of(*pairs: Pair) -> Review:
 
 def counted(counts: Counts) -> dict:
     """All counts, the memory of prompts as what it says."""
-    kept = {name: value for name, value in vars(counts).items() if name not in ("prompts", "examples", "_said")}
+    kept = {name: value for name, value in vars(counts).items() if name not in ("prompts", "examples", "_texts")}
     return {**kept, "sharing": counts.training_sharing}
 
 

@@ -25,8 +25,8 @@ from engine.dpo.evaluation.report import JudgedAnswers, compare
 from engine.models.generation.sampling import Reply
 from engine.pairs.data.record import Pair
 from engine.pairs.judges import scores as scores_module
-from engine.pairs.judges.base import Case, Scores
-from engine.pairs.judges.scores import Judgement, case_of, key_of, longest_first, read_scores, score_pairs
+from engine.pairs.judges.base import Comparison, ScorePair
+from engine.pairs.judges.scores import JudgeSummary, comparison_of, key_of, longest_first, read_scores, score_pairs
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.context import Context
 from engine.stages import quality
@@ -63,17 +63,17 @@ class Ruler:
     name = "demo"
     about = "a ruler"
 
-    def __init__(self, error: Callable[[Sequence[Case]], Exception | None] = lambda _: None) -> None:
+    def __init__(self, error: Callable[[Sequence[Comparison]], Exception | None] = lambda _: None) -> None:
         self.asked: list[str] = []
         self._error = error
 
-    def score(self, cases: Sequence[Case]) -> list[Scores]:
+    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
         error = self._error(cases)
         if error is not None:
             raise error
         self.asked += [case.id for case in cases]
         return [
-            Scores(-float(len(case.first)), -float(len(case.second)), {"principle": case.principle_id})
+            ScorePair(-float(len(case.first)), -float(len(case.second)), {"principle": case.principle_id})
             for case in cases
         ]
 
@@ -91,7 +91,9 @@ JUDGE = LoadedJudge()
 
 
 @pytest.fixture
-def use() -> Callable[[Any], Any]:
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    monkeypatch.setattr(quality, "load_judge", JUDGE)
+
     def with_judge(judge: Any) -> Any:
         JUDGE.judge = judge
         return judge
@@ -120,7 +122,7 @@ def test_a_score_is_written_with_its_judge_its_texts_and_what_led_to_it(scored: 
     assert row == {
         "id": "id7",
         "judge": "demo",
-        "texts": key_of(case_of(pair))[1],
+        "texts": key_of(comparison_of(pair))[1],
         "base_score": -float(len(pair.base_response)),
         "revised_score": -float(len(pair.revised_response)),
         "detail": {"principle": "brief"},
@@ -249,7 +251,7 @@ def test_what_the_judge_raises_is_passed_on_and_what_it_scored_before_is_kept(
 
 
 def test_the_longest_are_scored_first_and_the_order_is_the_same_every_time():
-    cases = [case_of(pair) for pair in as_pairs(12)]
+    cases = [comparison_of(pair) for pair in as_pairs(12)]
     ordered = longest_first(cases)
     lengths = [len(c.conversation[0]["content"]) + len(c.first) + len(c.second) for c in ordered]
     assert lengths == sorted(lengths, reverse=True)
@@ -309,8 +311,13 @@ def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_told_apart(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     class Torn(Ruler):
-        def score(self, cases: Sequence[Case]) -> list[Scores]:
-            kinds = {0: Scores(0.25, 0.75), 1: Scores(0.5, 0.5), 2: Scores(0.625, 0.375), 3: Scores(None, None, WHY)}
+        def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
+            kinds = {
+                0: ScorePair(0.25, 0.75),
+                1: ScorePair(0.5, 0.5),
+                2: ScorePair(0.625, 0.375),
+                3: ScorePair(None, None, WHY),
+            }
             return [kinds[min(int(case.id[2:]) % 10, 3)] for case in cases]
 
     WHY = {"not scored": "longer than the 48 tokens that the judge reads", "tokens": 50}
@@ -328,8 +335,8 @@ def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_told_apart(
 
 def test_a_judge_that_can_score_nothing_is_an_error(context: Callable[..., Context], use: Callable[[Any], Any]):
     class Blind(Ruler):
-        def score(self, cases: Sequence[Case]) -> list[Scores]:
-            return [Scores(None, None, {"not scored": "too dark"}) for _ in cases]
+        def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
+            return [ScorePair(None, None, {"not scored": "too dark"}) for _ in cases]
 
     use(Blind())
     with pytest.raises(PreconditionError, match="could score none of 30 pairs") as refused:
@@ -373,8 +380,8 @@ def test_a_judge_that_hardly_answers_with_a_letter_is_doubted(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     class Mumbling(Ruler):
-        def score(self, cases: Sequence[Case]) -> list[Scores]:
-            return [Scores(0.25, 0.75, {"on_the_letters": 0.125 if case.id == "id1" else 0.0625}) for case in cases]
+        def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
+            return [ScorePair(0.25, 0.75, {"on_the_letters": 0.125 if case.id == "id1" else 0.0625}) for case in cases]
 
     use(Mumbling())
     made = with_pairs(context(judge="demo", min_pairs=5), rows(30))
@@ -438,7 +445,12 @@ def test_the_verdicts_figures_leave_out_what_the_judge_could_not_score():
 
 
 def test_a_judgement_counts_each_outcome():
-    given = [Scores(1.0, 2.0), Scores(3.0, 2.5), Scores(4.0, 4.0), Scores(None, None, {"not scored": "why"})]
-    told = Judgement.of("j", [*given, given[0]])
+    given = [
+        ScorePair(1.0, 2.0),
+        ScorePair(3.0, 2.5),
+        ScorePair(4.0, 4.0),
+        ScorePair(None, None, {"not scored": "why"}),
+    ]
+    told = JudgeSummary.of("j", [*given, given[0]])
     assert told.sentence == "j: 2 better, 1 equal, 1 worse, 1 not scored"
     assert told.scored == 4 and told.as_dict()["not_scored"] == {"why": 1}

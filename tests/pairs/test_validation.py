@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from engine.core.errors import ConfigError
-from engine.pairs.assessment.assess import Verdict
+from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.validation import Validation, validate
 from engine.pairs.data.edits import write_edit
 from engine.pairs.data.pair_files import pair_of, read_pairs
@@ -26,7 +26,7 @@ from tests.conftest import needs_shared_data
 from tests.support.good_pairs import META, row, write_rows
 from tui.cli import main
 
-Lines = list[Verdict | BadLine]
+Lines = list[PairVerdict | BadLine]
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_damaged_line_is_named_and_the_rest_is_judged(tmp_path: Path, judge, d
     result, lines = judge(path)
     assert [line.line for line in lines] == [0, 1, 2, 3, 4, 5]
     assert [bad.line for bad in result.bad_lines] == [3] and reason in result.bad_lines[0].reason
-    assert isinstance(lines[3], BadLine) and all(isinstance(line, Verdict) for line in lines[:3] + lines[4:])
+    assert isinstance(lines[3], BadLine) and all(isinstance(line, PairVerdict) for line in lines[:3] + lines[4:])
     assert result.report["pairs"] == 5 and result.report["figures"]["training_pairs"] == 5
     assert not result.report["gate"]["open"] and result.report["gate"]["failed"] == ["bad_lines"]
     assert result.refusal is not None and int(result.refusal.exit_code) == 9
@@ -343,12 +343,18 @@ def test_a_damaged_decision_shuts_the_gate_and_names_its_line(good: Path, judge)
 
 
 def test_the_scores_of_the_last_judge_count_where_the_texts_are_those_that_it_read(good: Path, judge):
-    from engine.pairs.judges.scores import case_of, key_of
+    from engine.pairs.judges.scores import comparison_of, key_of
 
     pairs = [each for _, each in read_pairs(good) if isinstance(each, Pair)]
     pairs[2] = replace(pairs[2], revised_response="Screw thing 2 to the wall.")
     rows = [
-        {"id": each.id, "judge": who, "texts": key_of(case_of(each))[1], "base_score": first, "revised_score": 0.5}
+        {
+            "id": each.id,
+            "judge": who,
+            "texts": key_of(comparison_of(each))[1],
+            "base_score": first,
+            "revised_score": 0.5,
+        }
         for who, first in (("old", 0.9), ("new", 0.1))
         for each in pairs
     ]

@@ -12,7 +12,7 @@ from engine import hub
 from engine.core.config import load_config
 from engine.core.errors import DamagedState, PreconditionError, Stage3Error
 from engine.core.events import Check
-from engine.dpo.planning.disk_space import check_room
+from engine.dpo.planning.disk_space import require_disk_space
 from engine.pipeline import doctor
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -42,7 +42,7 @@ def test_it_tells_what_the_stages_tell_and_makes_nothing(tmp_path: Path, monkeyp
     config = config_of(tmp_path)
     context = Context(config, Run(tmp_path / "run"))
     told = list(doctor.examine(config))
-    (disk,), _ = run_stage(check_room(config, context.run))
+    (disk,), _ = run_stage(require_disk_space(config, context.run))
     stages = [
         e for stage in (toolchain, dependencies) for e in run_stage(stage.run(context))[0] if isinstance(e, Check)
     ]

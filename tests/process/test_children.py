@@ -13,7 +13,13 @@ import pytest
 from engine.core.errors import PreconditionError, Stopped
 from engine.core.events import Message
 from engine.process import children, kill, output
-from engine.process.children import clean_environment, installer_settings, narrate_child, run_child, stream_child
+from engine.process.children import (
+    clean_environment,
+    installer_settings,
+    run_child,
+    stream_child,
+    stream_child_as_messages,
+)
 from engine.run.stop import StopToken
 from tests.conftest import run_stage
 
@@ -109,7 +115,7 @@ def test_what_a_child_prints_cannot_drive_a_terminal() -> None:
 def test_what_a_child_says_is_told_in_a_message_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     events, result = run_stage(
-        narrate_child(
+        stream_child_as_messages(
             ["sh", "-c", "printf 'one\\033[2J\\n'; exit 3"], stage="toolchain", speaker="pip", limit_seconds=20
         )
     )

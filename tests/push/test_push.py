@@ -33,7 +33,7 @@ from engine.packaging.archive import build_archive
 from engine.packaging.zip_writer import MANIFEST
 from engine.pipeline.loop import run_pipeline
 from engine.push import request_limits
-from engine.push.permissions import refused_by_scope
+from engine.push.permissions import missing_permission
 from engine.push.push import Pushed, push
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -292,7 +292,7 @@ def account(role: str, *scopes: tuple[str, str | None, str], orgs: dict[str, str
 def test_what_the_token_may_write_is_read_before_anything_is_sent(
     given: dict[str, object], repo_id: str, exists: bool, reason: str
 ):
-    found = refused_by_scope(given, repo_id, exists=exists)
+    found = missing_permission(given, repo_id, exists=exists)
     assert reason in found if reason else found == ""
 
 

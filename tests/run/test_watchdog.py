@@ -19,7 +19,7 @@ from engine.run import watchdog
 from engine.run.context import Context
 from engine.run.journal import Entry
 from engine.run.state import RunState
-from engine.run.watchdog import LEAST_SECONDS, TIMES_THE_LONGEST, StallWatch
+from engine.run.watchdog import LEAST_SECONDS, TIMES_THE_LONGEST, StallWatchdog
 from engine.stages.base import StageResult
 from tests.pipeline.test_loop import Small
 from tui.widgets.status_lines import title_line
@@ -31,15 +31,15 @@ class Watched:
     def __init__(self, folder: Path) -> None:
         self.now, self.said = 1_000.0, []
         self.log = folder / "run.log"
-        self.watch = StallWatch(self.said.append, self.log, lambda: self.now)
+        self.watch = StallWatchdog(self.said.append, self.log, lambda: self.now)
 
     def after(self, seconds: float, event: Event | None = None) -> list[Event]:
         """What is said when an event comes, or somebody looks, so much later."""
         self.now += seconds
         self.said.clear()
         if event is not None:
-            self.watch.heard(event)
-        self.watch.look()
+            self.watch.note_event(event)
+        self.watch.check()
         return list(self.said)
 
 

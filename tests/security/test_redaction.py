@@ -26,7 +26,7 @@ from engine.pipeline.session import Session
 from engine.process.environment import log_to_file
 from engine.run.context import Context
 from engine.run.folder import Run
-from engine.security.redaction import MASK, know, redact, redacted
+from engine.security.redaction import MASK, redact, redacted, register_secret
 from engine.security.secrets import Secret
 from tests.hub.test_moods import BASE, DATA, assert_no_token
 from tests.support.fake_hub import fake_hub
@@ -94,7 +94,7 @@ def test_a_known_value_is_masked_whatever_it_looks_like_and_inside_of_words() ->
 
 def test_the_longer_of_two_values_goes_first_and_short_ones_are_left() -> None:
     for value in ("battery-horse", "battery-horse-staple", "is"):
-        know(value)
+        register_secret(value)
     assert redact("this is battery-horse-staple") == f"this is {MASK}"
 
 

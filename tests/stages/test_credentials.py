@@ -15,7 +15,7 @@ from engine.core.config import load_config
 from engine.core.errors import AccessError, DamagedState, NetworkError, Stage3Error, Stopped
 from engine.core.events import Check, Event
 from engine.hub import missing_from
-from engine.hub.run_requirements import remote_needs
+from engine.hub.run_requirements import hub_requirements
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.security.secrets import Secret
@@ -99,13 +99,13 @@ def test_nothing_remote_is_skipped_and_says_so(tmp_path: Path, fake: FakeHub) ->
 def test_a_reward_model_is_needed_where_it_judges(tmp_path: Path, fake: FakeHub) -> None:
     here = {"base_model_id": str(tmp_path), "adapter_path": str(tmp_path), "dataset": str(tmp_path)}
     asked = context(tmp_path, **here, judge="reward-model", reward_model_id="someone/judge")
-    assert [str(need) for need in remote_needs(asked.config, asked.run)] == ["reward model someone/judge"]
-    assert remote_needs(context(tmp_path, **here, judge="self").config, asked.run) == ()
+    assert [str(need) for need in hub_requirements(asked.config, asked.run)] == ["reward model someone/judge"]
+    assert hub_requirements(context(tmp_path, **here, judge="self").config, asked.run) == ()
 
 
 def test_what_is_remote_is_base_model_adapter_and_dataset(tmp_path: Path, fake: FakeHub) -> None:
     given = context(tmp_path, adapter_path="someone/stage2")
-    assert [need.what for need in remote_needs(given.config, given.run)] == [
+    assert [need.what for need in hub_requirements(given.config, given.run)] == [
         "base model",
         "adapter",
         "dataset",
@@ -117,7 +117,7 @@ def test_an_adapter_in_the_workspace_is_not_remote(tmp_path: Path, fake: FakeHub
     given = context(tmp_path, adapter_path="someone/stage2")
     (tmp_path / "checkout/someone/stage2").mkdir(parents=True)
     given.run.record_stage("workspace", status="done", result={"folder": str(tmp_path / "checkout")})
-    assert [need.what for need in remote_needs(given.config, given.run)] == ["base model", "dataset"]
+    assert [need.what for need in hub_requirements(given.config, given.run)] == ["base model", "dataset"]
 
 
 def test_a_token_that_may_read_everything_is_kept_for_the_later_stages(tmp_path: Path, fake: FakeHub) -> None:

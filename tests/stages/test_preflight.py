@@ -114,7 +114,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_tried(
 
 def test_on_a_gpu_4_bits_are_among_what_would_fit(demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
     context = demo()
-    grounds = preflight.Grounds(
+    grounds = preflight.PlanInputs(
         replace(context, config=context.config.model_copy(update={"dtype": "bfloat16"})),
         replace(GEMMA, layers=18),
         Machine("cuda", 4 * GIB, 4 * GIB, 600 << 20, 64 * GIB),
@@ -129,7 +129,7 @@ def test_a_computer_is_not_filled_to_the_brim_and_a_gpu_nearly(demo: Callable[..
     context = demo(max_length=64)
     config = context.config.model_copy(update={"dtype": "float32"})
     for device, most in (("cpu", 0.6), ("cuda", 0.92)):
-        grounds = preflight.Grounds(replace(context, config=config), GEMMA, a_machine(30, device)(None), "")
+        grounds = preflight.PlanInputs(replace(context, config=config), GEMMA, a_machine(30, device)(None), "")
         assert grounds.needed(grounds.choose()) <= most * 30 * GIB
 
 

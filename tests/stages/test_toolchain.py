@@ -17,7 +17,7 @@ from engine.core.config import load_config
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
 from engine.machine import session_lifetime
-from engine.machine.programs import numbers_of
+from engine.machine.programs import version_numbers
 from engine.machine.requirements import python_needed
 from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
@@ -104,7 +104,7 @@ def test_an_old_git_clones_nothing(tmp_path: Path, programs: Path) -> None:
     [("2.39.5", (2, 39, 5)), ("3.3a", (3, 3)), ("2.47.0.rc1", (2, 47, 0)), ("0.10.0", (0, 10, 0))],
 )
 def test_versions_are_compared_by_their_numbers(version: str, numbers: tuple[int, ...]) -> None:
-    assert numbers_of(version) == numbers
+    assert version_numbers(version) == numbers
 
 
 def test_uv_is_found_where_its_installer_puts_it_although_that_is_not_on_the_path(
@@ -331,4 +331,4 @@ def test_a_login_manager_that_does_not_answer_is_no_fault(
     monkeypatch.setattr(session_lifetime, "CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(session_lifetime, "ASK_SECONDS", 0.3)
     session_lifetime.CGROUP.write_text(SESSION)
-    assert session_lifetime.at_logout() is None
+    assert session_lifetime.logout_behaviour() is None

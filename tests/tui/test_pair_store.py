@@ -12,7 +12,7 @@ from engine.core import layout
 from engine.pairs.assessment.gate import figures
 from engine.pairs.assessment.validation import validate
 from engine.pairs.data.edits import read_edits, write_edit
-from engine.pairs.judges.scores import case_of, key_of
+from engine.pairs.judges.scores import comparison_of, key_of
 from engine.run.folder import Run
 from tests.conftest import needs_shared_data
 from tests.support.good_pairs import META, pair, row, write_rows
@@ -59,7 +59,7 @@ def score(run: Run, judge: str, *pairs_and_scores) -> None:
     """Append a judge's scores of pairs, as the stage does."""
     with (run / layout.SCORES_JSONL).open("a") as file:
         for one, (first, second) in pairs_and_scores:
-            pair_id, texts = key_of(case_of(one))
+            pair_id, texts = key_of(comparison_of(one))
             line = {"id": pair_id, "judge": judge, "texts": texts, "base_score": first, "revised_score": second}
             file.write(json.dumps(line) + "\n")
 

@@ -25,7 +25,7 @@ from engine.security.secrets import Secret
 from tests.pipeline.test_loop import Small, finished, run
 from tests.support.pseudo_terminal import LEAVES_ALTERNATE_SCREEN, SHOWS_CURSOR, PseudoTerminal
 from tui.cli import recorded_config, run_parser
-from tui.process.reexec import command_of
+from tui.process.reexec import resume_command
 from tui.runs.runner import Runner
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_the_new_process_has_the_options_that_the_run_recorded_and_no_others(
     made.manifest["config"] = config(output_dir=folder, num_examples=7, beta=0.3).model_dump(mode="json")
     made.save()
     monkeypatch.setenv("STAGE3_NUM_EXAMPLES", "99")  # the command line had 7, and comes first
-    command = command_of(folder, auto=True, until="training", json=True)
+    command = resume_command(folder, auto=True, until="training", json=True)
     given = run_parser().parse_args(command[command.index("--restarted") :])
     assert recorded_config(given).model_dump() == config(output_dir=folder, num_examples=7, beta=0.3).model_dump()
     assert (given.auto, given.json, given.until, given.redo_from) == (True, True, "training", None)

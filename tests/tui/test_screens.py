@@ -14,12 +14,12 @@ from engine.run.folder import Run
 from engine.run.state import RunState
 from tests.support.idle_wizard import is_open, look_at, screen_text, turn_to, until
 from tests.support.made_up_run import HOSTILE, RAW_SEQUENCES, failed_run, make_run, write_pairs
-from tui.formatting import place
+from tui.formatting import short_path
 from tui.keys import KEYS
 from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
 from tui.screens.log import LogScreen
-from tui.screens.stage_descriptions import PLANS, plan_of
+from tui.screens.stage_descriptions import DESCRIPTIONS, description_of
 from tui.widgets.rail import flat_number_at, flat_rail, tall_rail
 from tui.widgets.status_lines import seconds_to_go
 from tui.wizard.app import Wizard, first_stage
@@ -68,7 +68,9 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
         await until(pilot, lambda: "watching" in screen_text(app))
         await pilot.press("r", "a")
         await pilot.pause()
-        assert not {"run_stage", "run_all", "redo"} & {key.action for key in KEYS if key.label and app.possible(key)}
+        assert not {"run_stage", "run_all", "redo"} & {
+            key.action for key in KEYS if key.label and app.is_key_enabled(key)
+        }
         await turn_to(pilot, app, "Options")
         await pilot.press("enter")
         await pilot.pause()
@@ -119,15 +121,15 @@ async def test_under_100_columns_the_rail_is_one_line(finished: Runner):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_says_what_it_will_do_with_these_options(stage: str, config):
-    told = plan_of(stage, config(), RunState())
-    assert set(PLANS) == set(STAGES) and all(sentence.endswith(".") for sentence in told)
+    told = description_of(stage, config(), RunState())
+    assert set(DESCRIPTIONS) == set(STAGES) and all(sentence.endswith(".") for sentence in told)
 
 
 def test_a_plan_names_the_options_and_the_forecast(config):
     state = RunState().apply(Forecast({"pairs": 2880.0}, {}), 1.0)
-    told = " ".join(plan_of("pairs", config(num_examples=37, dataset="mine.jsonl"), state))
+    told = " ".join(description_of("pairs", config(num_examples=37, dataset="mine.jsonl"), state))
     assert "37 prompts of mine.jsonl" in told and "48m" in told
-    assert "0.25" in " ".join(plan_of("training", config(beta=0.25), state))
+    assert "0.25" in " ".join(description_of("training", config(beta=0.25), state))
 
 
 async def test_before_it_ran_a_stage_offers_what_can_be_done(runner: Runner):
@@ -188,7 +190,7 @@ async def test_a_run_folder_at_home_is_shown_as_a_shell_would(finished: Runner, 
     async with app.run_test(size=(100, 40)) as pilot:
         await until(pilot, lambda: " ~/run " in screen_text(app))
         monkeypatch.setenv("HOME", str(finished.run.folder / "else"))
-    assert place(finished.run.folder) == str(finished.run.folder)
+    assert short_path(finished.run.folder) == str(finished.run.folder)
 
 
 async def test_a_click_on_the_rail_looks_at_a_stage(finished: Runner):

@@ -257,7 +257,7 @@ async def test_a_failure_and_a_refusal(wizard, size: str, tmp_path: Path):
         )
         state = app.source._state.apply(StageStarted("quality"), NOW - 60)
         app.source._state = state.apply(refusal, NOW - 55).apply(RunFinished(9, refusal.summary), NOW - 55)
-        app.telling._finished = app.source._state.finished
+        app.notifications._finished = app.source._state.finished
         await look_at(pilot, app, "quality")
         await shots.take("refused-quality")
         shots.check()

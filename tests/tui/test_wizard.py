@@ -22,7 +22,7 @@ from themes import chosen
 from tui.keys import KEYS, PLACES, bindings, footer_keys, help_rows, keys_markdown
 from tui.pair_browser.browser import PairBrowser
 from tui.runs.runner import Runner
-from tui.screens.dialogs import Help, Question, Window, help_lines
+from tui.screens.dialogs import Dialog, Help, Question, help_lines
 from tui.screens.log import LogScreen
 from tui.screens.main import MainScreen
 from tui.screens.themes import ThemePicker
@@ -41,7 +41,7 @@ OWNERS = {
     "options": OptionRows,
     "text": TextField,
     "field": Input,
-    "window": Window,
+    "window": Dialog,
 }
 
 # -- keys --------------------------------------------------------------------------------------------------------------
@@ -232,8 +232,8 @@ async def test_a_broken_user_theme_and_an_unknown_one_are_notices(tmp_path, conf
 async def test_where_there_is_little_room_one_notice_is_shown_at_a_time(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        app.say("Notice one")
-        app.say("Notice two")
+        app.notify_user("Notice one")
+        app.notify_user("Notice two")
         await until(pilot, lambda: "Notice two" in screen_text(app))
         assert "Notice one" not in screen_text(app)
 
@@ -456,7 +456,7 @@ async def test_a_hang_up_leaves_the_engine_running(runner: Runner, sessions: Ses
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("a")
         await until(pilot, lambda: runner.running)
-        app.ending.hang_up()
+        app.shutdown.hang_up()
         await pilot.pause()
     assert app.return_value is WizardEnd.LEFT_RUNNING and runner.running
 
@@ -464,7 +464,7 @@ async def test_a_hang_up_leaves_the_engine_running(runner: Runner, sessions: Ses
 async def test_a_hang_up_with_nothing_running_ends_with_129(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
-        app.ending.hang_up()
+        app.shutdown.hang_up()
         await pilot.pause()
     assert app.return_value is WizardEnd.HUNG_UP and app.return_code == 129
 
@@ -474,7 +474,7 @@ async def test_a_signal_stops_and_leaves(runner: Runner):
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("a")
         await until(pilot, lambda: runner.running)
-        app.ending.by_signal("SIGINT", ExitCode.INTERRUPTED)
+        app.shutdown.by_signal("SIGINT", ExitCode.INTERRUPTED)
         await until(pilot, lambda: app.return_value is not None)
     assert app.return_value is WizardEnd.STOPPED
 
@@ -496,10 +496,10 @@ async def test_a_second_signal_leaves_at_once(tmp_path, config):
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("a")
         await until(pilot, lambda: made)
-        app.ending.by_signal("SIGTERM", ExitCode.TERMINATED)
+        app.shutdown.by_signal("SIGTERM", ExitCode.TERMINATED)
         await pilot.pause(0.3)
         assert app.return_value is None, "the first one waits for the engine"
-        app.ending.by_signal("SIGTERM", ExitCode.TERMINATED)
+        app.shutdown.by_signal("SIGTERM", ExitCode.TERMINATED)
         await pilot.pause()
     assert (app.return_value, app.return_code) == (WizardEnd.STOPPED, 143)
     made[0].let_go.set()

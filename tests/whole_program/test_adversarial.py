@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from engine.core import layout
 from engine.core.errors import ExitCode
 from engine.dpo.training import trainer, trl_trainer
-from engine.dpo.training.checkpoints import by_step, fault_of
+from engine.dpo.training.checkpoints import by_step, checkpoint_error
 from engine.pairs.data.edits import write_edit
 from engine.pipeline import loop
 from engine.run.context import Context
@@ -185,7 +185,7 @@ def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_goes
     code, told = ended(context, monkeypatch, "training")
     assert code == 8 and "At step 3 the gradient norm is nan." in told and "--dtype" in told
     (kept,) = by_step(context.run / layout.CHECKPOINTS_DIR)
-    assert kept.name == "checkpoint-2" and not fault_of(
+    assert kept.name == "checkpoint-2" and not checkpoint_error(
         kept, json.loads((kept / "manifest.json").read_text())["fingerprint"]
     )
     assert not (context.run / layout.ADAPTER_DIR).exists()

@@ -18,9 +18,9 @@ from engine.run.state import RunState, fold
 from engine.security.secrets import Secret
 from engine.storage.jsonl import dumps
 from tui.commands.console import AutoPrinter, LinePrinter, LivePrinter
-from tui.process.print_error import tell
-from tui.process.reexec import command_of, in_a_fresh_process
-from tui.process.signals import hear_signals
+from tui.process.print_error import print_error
+from tui.process.reexec import reexec, resume_command
+from tui.process.signals import install_signal_handlers
 
 REFRESH_SECONDS = 0.25
 
@@ -34,19 +34,19 @@ def run_auto(
     run.acquire()
     log_to_file(run / RUN_LOG)
     context = Context(config=config, run=run, token=token)
-    follower = Follower(run, _printer(json))
-    hear_signals(lambda reason, code: context.stop.request(reason, code))
+    follower = EventPrinter(run, _printer(json))
+    install_signal_handlers(lambda reason, code: context.stop.request(reason, code))
     try:
         return _work(context, follower, until, redo_from)
     except RestartNeeded:
-        command = command_of(run.folder, auto=True, until=until, json=json)
+        command = resume_command(run.folder, auto=True, until=until, json=json)
     finally:
         follower.close()
         run.release()
-    return in_a_fresh_process(command, context.token)
+    return reexec(command, context.token)
 
 
-class Follower:
+class EventPrinter:
     """Folds events as the engine makes them, and lets a printer show them; a closed or dead output never stops a run."""
 
     def __init__(self, run: Run, printer: AutoPrinter) -> None:
@@ -77,7 +77,7 @@ class Follower:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
-def _work(context: Context, follower: Follower, until: str, redo_from: str | None) -> int:
+def _work(context: Context, follower: EventPrinter, until: str, redo_from: str | None) -> int:
     from engine.pipeline.session import Session
 
     codes: list[int] = []
@@ -109,7 +109,7 @@ def _tell_failure(state: RunState) -> None:
     if failure is not None and state.finished is not None and state.finished.exit_code:
         error = Stage3Error(f"{failure.what} (stage {failure.stage})", failure.why, failure.what_to_do)
         try:
-            tell(error)
+            print_error(error)
         except OSError:
             return  # stderr is gone as well; run.json has the same three fields
 

@@ -15,7 +15,7 @@ from engine.run.journal import Journal
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
 from tui.commands.console import event_line
-from tui.process.signals import hear_signals
+from tui.process.signals import install_signal_handlers
 
 
 def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret | None) -> int:
@@ -40,11 +40,11 @@ def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret 
 
 
 def _push(run: Run, config: Stage3Config, public: bool, token: Secret | None) -> int:
-    from engine.push.finished_run import push_again
+    from engine.push.finished_run import push_finished_run
 
     stop, journal = StopToken(), Journal(run / EVENTS_JSONL)
-    hear_signals(stop.request)
-    events = push_again(
+    install_signal_handlers(stop.request)
+    events = push_finished_run(
         run,
         str(config.push_to_hub),
         token=token,

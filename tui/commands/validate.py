@@ -15,13 +15,13 @@ from rich.text import Text
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode
-from engine.pairs.assessment.assess import Verdict
+from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.gate import Figure
 from engine.pairs.assessment.validation import Validation, validate
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine
 from tui.commands.console import COLOUR, GLYPH
-from tui.process.print_error import tell
+from tui.process.print_error import print_error
 
 IN_MEMORY = 1 << 20
 """Bytes of verdicts that are kept in memory; more wait in a temporary file until the figures, which stand first, are known."""
@@ -40,7 +40,7 @@ def print_validation(path: str, config: Stage3Config, *, as_json: bool, export: 
     if result.refusal is None:
         return int(ExitCode.DONE)
     sys.stdout.flush()
-    tell(result.refusal)
+    print_error(result.refusal)
     return int(result.refusal.exit_code)
 
 
@@ -51,7 +51,7 @@ def _print_json(path: Path, config: Stage3Config, export: Path | None, force: bo
     """One document, a verdict a line, streamed: the verdicts of a large file never stand in memory together."""
     with tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="ascii") as verdicts:
 
-        def keep(line: Verdict | BadLine) -> None:
+        def keep(line: PairVerdict | BadLine) -> None:
             usable, reasons = (False, (line.reason,)) if isinstance(line, BadLine) else (line.usable, line.reasons)
             row = json.dumps({"line": line.line, "usable": usable, "reasons": reasons})
             verdicts.write(f",\n{row}")

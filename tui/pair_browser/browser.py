@@ -18,7 +18,7 @@ from engine.core.errors import Stage3Error
 from engine.pairs.assessment.gate import Figure, figures
 from engine.pairs.data.edits import Action
 from tui.app_protocol import wizard_of
-from tui.formatting import line, plural
+from tui.formatting import one_line, plural
 from tui.keys import bindings
 from tui.pair_browser.gate_strip import gate_lines
 from tui.pair_browser.pair_list import PairList, header_text
@@ -29,7 +29,7 @@ from tui.runs.run_source import RunSource
 from tui.widgets.layout import fit, paragraph, spread
 from tui.widgets.row_list import RowList
 from tui.widgets.text_field import TextField
-from tui.widgets.text_view import Paper, clickable
+from tui.widgets.text_view import TextView, clickable
 
 if TYPE_CHECKING:
     from engine.core.config import Stage3Config
@@ -63,17 +63,17 @@ class PairBrowser(Vertical):
         self._typing: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        yield Paper(id="gate-strip")
+        yield TextView(id="gate-strip")
         field = Input(placeholder=HINT, id="pair-filter", select_on_focus=False)
         field.cursor_blink = False
         yield field
         with Vertical(id="pair-panes"):
             with Vertical(id="pair-left"):
-                yield Paper(id="pair-count")
-                yield Paper(id="pair-header")
+                yield TextView(id="pair-count")
+                yield TextView(id="pair-header")
                 yield PairList(self.store.rows, id="pair-list")
             with VerticalScroll(id="pair-detail", can_focus=False):
-                yield Paper(id="pair-text")
+                yield TextView(id="pair-text")
                 yield TextField(id="pair-editor")
 
     def on_mount(self) -> None:
@@ -209,7 +209,7 @@ class PairBrowser(Vertical):
     def show_pair(self) -> None:
         """Read the record under the cursor from disk again, and show all of it."""
         row = self.pairs.row
-        paper = self.query_one("#pair-text", Paper)
+        paper = self.query_one("#pair-text", TextView)
         if row is None:
             paper.put(None, None)
             return
@@ -217,7 +217,7 @@ class PairBrowser(Vertical):
         try:
             record = self.store.record(row.line)
         except (OSError, ValueError) as error:
-            text = line(f"This line could not be read: {error}", "$check-warning")
+            text = one_line(f"This line could not be read: {error}", "$check-warning")
             paper.put((row.line, "unreadable"), lambda width: paragraph(text, width))
             return
         shown = row
@@ -305,13 +305,13 @@ class PairBrowser(Vertical):
 
     @work(group="editor", exclusive=True, description="waits for an editor", exit_on_error=False)
     async def action_edit_outside(self) -> None:
-        from tui.terminal.external_editor import edit_outside
+        from tui.terminal.external_editor import edit_externally
 
         if (index := self._index_to_decide()) is None:
             return
         before = self._text_now(index, "revised_response")
         try:
-            text = await edit_outside(wizard_of(self).own_driver, self._source.run.folder, before)
+            text = await edit_externally(wizard_of(self).terminal_driver, self._source.run.folder, before)
         except (OSError, ValueError) as error:
             self._say(str(error), "error")
             return
@@ -373,18 +373,18 @@ class PairBrowser(Vertical):
         found, before, unjudged, total = self._figures(), dict(self._before), store.unjudged, len(store.rows)
         accepted = config.accept_quality is not None
         key = (tuple(found), tuple(before.items()), unjudged, total, accepted)
-        self.query_one("#gate-strip", Paper).put(
+        self.query_one("#gate-strip", TextView).put(
             key, lambda width: gate_lines(found, accepted, before, unjudged, total, width)
         )
         query, order = pairs.query_, pairs.order
         told = f"{pairs.shown:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
-        self.query_one("#pair-count", Paper).put(
+        self.query_one("#pair-count", TextView).put(
             (told, query.problem, query.text), lambda width: [count_line(told, query.text, query.problem, width)]
         )
-        self.query_one("#pair-header", Paper).put(order, lambda width: [header_text(width - 1, order)])
+        self.query_one("#pair-header", TextView).put(order, lambda width: [header_text(width - 1, order)])
 
     def _say(self, text: str, severity: str = "information") -> None:
-        wizard_of(self).say(text, severity)
+        wizard_of(self).notify_user(text, severity)
 
 
 TOLD: dict[str, str] = {
@@ -404,4 +404,6 @@ def count_line(told: str, filtered: str, problem: str, width: int) -> Content:
     hint = clickable(Content.assemble(("/", "bold $key"), (" filter", "$muted")), "screen.press('slash')")
     if not filtered:
         return spread(Content.styled(told, "$foreground"), hint, width)
-    return fit(Content.assemble((told, "$foreground"), ("   filter ", "$muted"), line(filtered, "$accent", 100)), width)
+    return fit(
+        Content.assemble((told, "$foreground"), ("   filter ", "$muted"), one_line(filtered, "$accent", 100)), width
+    )

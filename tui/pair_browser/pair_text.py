@@ -8,11 +8,11 @@ from typing import Any
 from textual.content import Content
 
 from engine.pairs.data.edits import Decision
-from tui.formatting import foreign, line, plural
+from tui.formatting import one_line, plural, safe_text
 from tui.pair_browser.rows import PairRow, text_of
 from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.marks import PAIR_MARKS
-from tui.widgets.side_by_side import compared
+from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import section
 
 
@@ -24,14 +24,14 @@ def pair_lines(record: Mapping[str, Any], row: PairRow, width: int) -> list[Cont
     if facts:
         lines += paragraph(Content.styled(facts, "$muted"), width)
     if decision.note:
-        lines += paragraph(Content.assemble(("Note  ", "bold $accent"), foreign(decision.note)), width)
+        lines += paragraph(Content.assemble(("Note  ", "bold $accent"), safe_text(decision.note)), width)
     lines += [EMPTY, section("Conversation", "", width), *_conversation(record, width)]
     draft = text_of(record, "base_response") if decision.base_response is None else decision.base_response
     revision = text_of(record, "revised_response") if decision.revised_response is None else decision.revised_response
-    lines += [EMPTY, *compared(draft, revision, width, _names(record, decision))]
+    lines += [EMPTY, *side_by_side(draft, revision, width, _names(record, decision))]
     critique = text_of(record, "critic_notes")
     if critique:
-        lines += [EMPTY, section("Critique", "", width), *paragraph(foreign(critique), width)]
+        lines += [EMPTY, section("Critique", "", width), *paragraph(safe_text(critique), width)]
     return lines
 
 
@@ -50,7 +50,7 @@ def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
 
 def _first_line(record: Mapping[str, Any], row: PairRow) -> Content:
     attempts = record.get("attempts")
-    against = ", ".join(line(reason, limit=40).plain for reason in row.reasons)
+    against = ", ".join(one_line(reason, limit=40).plain for reason in row.reasons)
     mark = PAIR_MARKS[row.word]
     return Content.assemble(
         (f"Pair {row.line.number + 1:,}   ", "bold $heading"),
@@ -68,9 +68,9 @@ def _facts(record: Mapping[str, Any], row: PairRow) -> str:
         facts.append(f"scored {row.score - row.gain:.2f} → {row.score:.2f}")
     finish = record.get("finish")
     if isinstance(finish, Mapping):
-        facts += [line(f"{step} {how}", limit=40).plain for step, how in finish.items() if how != "stopped"]
+        facts += [one_line(f"{step} {how}", limit=40).plain for step, how in finish.items() if how != "stopped"]
     if row.id:
-        facts.append(line(row.id, limit=40).plain)
+        facts.append(one_line(row.id, limit=40).plain)
     return " · ".join(facts)
 
 
@@ -82,5 +82,5 @@ def _conversation(record: Mapping[str, Any], width: int) -> list[Content]:
     for message in messages:
         role = message.get("role", "?") if isinstance(message, Mapping) else "?"
         content = message.get("content", "") if isinstance(message, Mapping) else message
-        lines += paragraph(Content.assemble(line(role, "bold $muted", 12), "  ", foreign(content)), width)
+        lines += paragraph(Content.assemble(one_line(role, "bold $muted", 12), "  ", safe_text(content)), width)
     return lines

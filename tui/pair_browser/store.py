@@ -12,13 +12,13 @@ from itertools import islice
 from typing import Any
 
 from engine.core import layout
-from engine.pairs.assessment.assess import Finding, find
+from engine.pairs.assessment.assess import Assessment, assess_pair
 from engine.pairs.assessment.review import Review
 from engine.pairs.data.edits import Action, Decision, Edits, apply_decision, read_edits, write_edit
 from engine.pairs.data.pair_files import pair_of
 from engine.pairs.data.record import Pair
-from engine.pairs.judges.base import Scores
-from engine.pairs.judges.scores import Known, case_of, key_of, score_of_row
+from engine.pairs.judges.base import ScorePair
+from engine.pairs.judges.scores import ScoreCache, comparison_of, key_of, score_of_row
 from engine.run.folder import Run
 from engine.storage.jsonl import BadLine
 from tui.pair_browser.rows import PairRow, pair_row
@@ -27,16 +27,16 @@ from tui.runs.tail import JsonlTail, Line, read_line
 JUDGED_AT_ONCE = 250
 """Pairs: a tenth of a second of work."""
 
-_NO_SCORES = Scores(None, None)
+_NO_SCORES = ScorePair(None, None)
 
 
 @dataclass(frozen=True)
-class News:
+class StoreUpdate:
     """What one look at the files gave."""
 
     rows: list[PairRow] = field(default_factory=list)
     begun_anew: bool = False
-    scores: Known = field(default_factory=dict)
+    scores: ScoreCache = field(default_factory=dict)
     judge: str | None = None
     """Who gave the newest of `scores`."""
     edits: Edits | None = None
@@ -51,7 +51,7 @@ class Judged:
 
     index: int
     decision: Decision | None
-    found: Finding | None
+    found: Assessment | None
     """None where the line is no pair."""
     key: tuple[str, str] | None
     """Under which a judge's scores of these very texts are kept."""
@@ -74,7 +74,7 @@ class PairStore:
         """Rows by pair id."""
         self._keys: dict[int, tuple[str, str]] = {}
         self._rows_of_key: dict[tuple[str, str], list[int]] = {}
-        self._known: Known = {}
+        self._known: ScoreCache = {}
         self._judge: str | None = None
         self._unjudged: set[int] = set()
         self._done: list[str] = []
@@ -82,11 +82,11 @@ class PairStore:
 
     # -- reading: in a thread -----------------------------------------------------------------------------------------
 
-    def read(self) -> News:
+    def read(self) -> StoreUpdate:
         """What is new in the files. Raises OSError."""
         piece = self._tail.read()
         scored = self._scores_tail.read()
-        scores: Known = {}
+        scores: ScoreCache = {}
         judge = None
         for line in scored.lines:
             given = score_of_row(line.record)
@@ -94,7 +94,7 @@ class PairStore:
                 if given.judge != judge:
                     scores, judge = {}, given.judge
                 scores[given.key] = given.scores
-        return News([pair_row(line) for line in piece.lines], piece.begun_anew, scores, judge, self._new_edits())
+        return StoreUpdate([pair_row(line) for line in piece.lines], piece.begun_anew, scores, judge, self._new_edits())
 
     def _new_edits(self) -> Edits | None:
         path = self.run / layout.EDITS_JSONL
@@ -108,7 +108,7 @@ class PairStore:
         self._edits_seen = seen
         return read_edits(path)
 
-    def take(self, news: News) -> None:
+    def take(self, news: StoreUpdate) -> None:
         """Put in what `read` gave."""
         if news.begun_anew:
             self._forget()
@@ -141,7 +141,7 @@ class PairStore:
                     self.rows[index].decision = decision
                     self._unjudged.add(index)
 
-    def _take_scores(self, scores: Known, judge: str | None) -> None:
+    def _take_scores(self, scores: ScoreCache, judge: str | None) -> None:
         """The newest judge's scores count, and only of the texts that it was shown."""
         if judge != self._judge:
             self._known, self._judge = {}, judge
@@ -152,7 +152,7 @@ class PairStore:
         for index in changed:
             self._score(index, self._known.get(self._keys[index], _NO_SCORES))
 
-    def _score(self, index: int, scores: Scores) -> None:
+    def _score(self, index: int, scores: ScorePair) -> None:
         row = self.rows[index]
         row.score = scores.second
         row.gain = None if scores.first is None or scores.second is None else scores.second - scores.first
@@ -178,16 +178,18 @@ class PairStore:
         judge, known = self._judge, self._known
         return [self._judged(index, line, decision, judge, known) for index, line, decision in batch]
 
-    def _judged(self, index: int, line: Line, decision: Decision | None, judge: str | None, known: Known) -> Judged:
+    def _judged(
+        self, index: int, line: Line, decision: Decision | None, judge: str | None, known: ScoreCache
+    ) -> Judged:
         made = self.pair(line)
         if isinstance(made, BadLine):
             return Judged(index, decision, None, None, None, made.reason)
         pair = apply_decision(made, decision)
-        key = key_of(case_of(pair))
+        key = key_of(comparison_of(pair))
         if judge is not None:
             given = known.get(key, _NO_SCORES)
             pair = replace(pair, base_score=given.first, revised_score=given.second)
-        return Judged(index, decision, find(pair, decision, made=made), key, pair)
+        return Judged(index, decision, assess_pair(pair, decision, made=made), key, pair)
 
     def take_findings(self, judged: Iterable[Judged]) -> None:
         """Put in what `judge` found; what was decided otherwise meanwhile is looked at again."""
@@ -216,7 +218,7 @@ class PairStore:
             self._keys[index] = key
             self._rows_of_key.setdefault(key, []).append(index)
 
-    def _put(self, index: int, found: Finding) -> None:
+    def _put(self, index: int, found: Assessment) -> None:
         for number in self.review.put(self.rows[index].line.number, found):
             changed = self.rows[index] if number == self.rows[index].line.number else self._row_of_line(number)
             changed.usable, changed.reasons = self.review.usable(number), self.review.reasons(number)

@@ -8,7 +8,7 @@ from engine.core.errors import Stage3Error
 from engine.security.sanitize import visible
 
 
-def tell(error: Stage3Error) -> None:
+def print_error(error: Stage3Error) -> None:
     """What failed, why, what to do next: on stderr, in the order in which a person needs them."""
     for word, text in (("failed", error.what), ("why", error.why), ("next", error.what_to_do)):
         if text:

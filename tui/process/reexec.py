@@ -15,14 +15,14 @@ from typing import NoReturn
 from engine.security.secrets import Secret
 
 
-def command_of(folder: Path, *, auto: bool, until: str, json: bool = False) -> list[str]:
+def resume_command(folder: Path, *, auto: bool, until: str, json: bool = False) -> list[str]:
     """What goes on with the run in `folder`: this program as it was started, with the options that the run recorded."""
     program = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]]
     chosen = [flag for flag, wanted in {"--auto": auto, "--json": json}.items() if wanted]
     return [*program, "--restarted", *chosen, "--until", until, "--output-dir", str(folder)]
 
 
-def in_a_fresh_process(command: list[str], token: Secret | None) -> NoReturn:
+def reexec(command: list[str], token: Secret | None) -> NoReturn:
     """Replace this process by `command`; the caller has released the run and left the terminal as it was."""
     for number in (int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208
         if number > 2:  # the driver frees what its files hold when the last of them is closed

@@ -10,7 +10,7 @@ from types import FrameType
 from engine.core.errors import ExitCode
 
 
-def hear_signals(request: Callable[[str, ExitCode], None]) -> None:
+def install_signal_handlers(request: Callable[[str, ExitCode], None]) -> None:
     """SIGTERM and SIGINT: finish the step, save, leave; a second one: at once. SIGHUP: the terminal is gone, the run goes on."""
     heard: list[int] = []
 

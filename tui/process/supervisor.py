@@ -17,7 +17,7 @@ from types import FrameType
 LEFT = b"L"
 
 
-class Leaver:
+class Detacher:
     """The child's way out of the terminal."""
 
     def __init__(self, pipe: int | None) -> None:
@@ -44,7 +44,7 @@ class Leaver:
         self._pipe = None
 
 
-def supervise(child: Callable[[Leaver], int], farewell: Callable[[int], None]) -> int:
+def supervise(child: Callable[[Detacher], int], farewell: Callable[[int], None]) -> int:
     """Run `child` in a child process and return its exit code; when it leaves, `farewell(pid)` and 0.
 
     Must be called while the process has one thread.
@@ -53,7 +53,7 @@ def supervise(child: Callable[[Leaver], int], farewell: Callable[[int], None]) -
     pid = os.fork()
     if pid == 0:
         os.close(read)
-        return child(Leaver(write))
+        return child(Detacher(write))
     os.close(write)
     return _Parent(pid, read, farewell).wait()
 

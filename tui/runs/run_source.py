@@ -75,7 +75,7 @@ class RunDriver(RunSource, Protocol):
     def join(self, timeout: float | None = None) -> None: ...
 
 
-def at_rest(state: RunState) -> RunState:
+def as_idle(state: RunState) -> RunState:
     """`state` for a run that no process works on: a stage that was running when its process ended is waiting again."""
     if not state.running and state.current is None:
         return state

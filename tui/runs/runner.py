@@ -25,7 +25,7 @@ from engine.run.journal import Entry, read_entries
 from engine.run.state import RunState
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
-from tui.runs.run_source import at_rest
+from tui.runs.run_source import as_idle
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Runner:
         self._lock = Lock()
         self._thread: Thread | None = None
         self._stop = StopToken()
-        self._state = at_rest(_folded(run))
+        self._state = as_idle(_folded(run))
 
     @property
     def running(self) -> bool:
@@ -131,7 +131,7 @@ class Runner:
         now = time.time()
         with self._lock:
             state = self._state.apply(Message("error", failure_of(error)), now)
-            self._state = at_rest(state.apply(RunFinished(int(code), failure_of(error)), now))
+            self._state = as_idle(state.apply(RunFinished(int(code), failure_of(error)), now))
         self.exit_code = code
 
 

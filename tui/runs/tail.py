@@ -26,7 +26,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TailChunk:
     """What one look at the file gave."""
 
     lines: list[Line] = field(default_factory=list)
@@ -43,7 +43,7 @@ class JsonlTail:
         self._number = 0
         self._inode: int | None = None
 
-    def read(self) -> Piece:
+    def read(self) -> TailChunk:
         """The next whole lines, at most about four megabytes of them; no lines when there are none yet."""
         try:
             with self.path.open("rb") as file:
@@ -53,8 +53,8 @@ class JsonlTail:
                 if len(block) == BLOCK_BYTES and b"\n" not in block:
                     block += file.readline()  # a line longer than a block
         except FileNotFoundError:
-            return Piece(begun_anew=self._forget())
-        return Piece(self._lines(block[: block.rfind(b"\n") + 1]), begun_anew)
+            return TailChunk(begun_anew=self._forget())
+        return TailChunk(self._lines(block[: block.rfind(b"\n") + 1]), begun_anew)
 
     def _notice_another_file(self, stat: os.stat_result) -> bool:
         another = self._inode is not None and (stat.st_ino != self._inode or stat.st_size < self._offset)

@@ -14,7 +14,7 @@ from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
 from engine.run.state import RunState
 from engine.storage.files import write_atomically
-from tui.runs.run_source import at_rest
+from tui.runs.run_source import as_idle
 from tui.runs.tail import JsonlTail
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Watcher:
         if self.running:
             return state
         if self._resting is None or self._resting[0] is not state:
-            self._resting = (state, at_rest(state))
+            self._resting = (state, as_idle(state))
         return self._resting[1]
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:

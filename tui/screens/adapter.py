@@ -6,7 +6,7 @@ from textual.content import Content
 
 from engine.core.events import Check
 from engine.run.state import RunState, StageState
-from tui.formatting import line
+from tui.formatting import one_line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY
 from tui.widgets.stage_sections import card
@@ -29,7 +29,7 @@ class AdapterView(StageView):
         told = tuple((name, by_name[name].detail) for name in ON_THE_CARD if name in by_name)
 
         def draw(width: int) -> list[Content]:
-            rows = [(name, line(detail, "bold", 200)) for name, detail in told]
+            rows = [(name, one_line(detail, "bold", 200)) for name, detail in told]
             return [EMPTY, *card("Stage 2 adapter", rows, width)]
 
         self.paper("extra").put(told, draw if told else None)

@@ -16,13 +16,13 @@ from engine.core.events import Check
 from engine.core.options import Option, options
 from engine.run.state import RunState, StageState
 from tui.app_protocol import wizard_of
-from tui.formatting import foreign
+from tui.formatting import safe_text
 from tui.runs.run_source import RunSource
-from tui.screens.stage_descriptions import plan_of
+from tui.screens.stage_descriptions import description_of
 from tui.widgets import stage_sections
 from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.options_editor import OptionsEditor
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 
 RUN_OPTIONS = ("output_dir", "seed", "device", "dtype")
 
@@ -93,8 +93,8 @@ class StageView(Vertical):
 
     def compose_page(self, page: str) -> ComposeResult:
         """The widgets of one of its own pages."""
-        yield Paper(id="extra")
-        yield Paper(id="checks")
+        yield TextView(id="extra")
+        yield TextView(id="checks")
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         """Draw what is the stage's own on the page that is shown."""
@@ -122,10 +122,10 @@ class StageView(Vertical):
         return (*self.OWN_PAGES, self.OPTIONS) if options_of(self.STAGE) else self.OWN_PAGES
 
     def compose(self) -> ComposeResult:
-        yield Paper(id="heading")
-        yield Paper(id="failure")
-        yield Paper(id="progress")
-        yield Paper(id="summary")
+        yield TextView(id="heading")
+        yield TextView(id="failure")
+        yield TextView(id="progress")
+        yield TextView(id="summary")
         for page in self.pages:
             with self.page_container(page):
                 if page == self.page:
@@ -205,8 +205,8 @@ class StageView(Vertical):
         """A line left blank, where there are lines to spare."""
         return [] if self.compact else [EMPTY]
 
-    def paper(self, name: str) -> Paper:
-        return self.query_one(f"#{name}", Paper)
+    def paper(self, name: str) -> TextView:
+        return self.query_one(f"#{name}", TextView)
 
     def _draw_heading(self, state: RunState, stage: StageState, now: float) -> None:
         pages, page, compact = self.pages, self.page, self.compact
@@ -237,7 +237,7 @@ class StageView(Vertical):
     def _draw_summary(self, state: RunState, stage: StageState) -> None:
         """What came of it in a line or two; before it ran, what it will do; and what can be done now."""
         waits = stage.status == "waiting" and not stage.summary
-        told = plan_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
+        told = description_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
         bare = self.page in self.BARE_PAGES
         told = () if bare or stage.failure is not None else tuple(sentence for sentence in told if sentence)
         offered = () if bare or self.source.read_only or self.source.running else stage_sections.offered(stage.status)
@@ -246,7 +246,7 @@ class StageView(Vertical):
         def draw(width: int) -> list[Content]:
             lines = list(gap)
             for sentence in told:
-                lines += paragraph(foreign(sentence, "$foreground", 600), min(width, READABLE))
+                lines += paragraph(safe_text(sentence, "$foreground", 600), min(width, READABLE))
             return [*lines, *(gap if told and offered else ()), *stage_sections.offers(offered, width)]
 
         self.paper("summary").put((told, offered, len(gap)), draw if told or offered else None)

@@ -18,7 +18,7 @@ from engine.run.state import RunState, StageState
 from tui.app_protocol import wizard_of
 from tui.screens.base import READABLE, StageView
 from tui.widgets.layout import EMPTY, paragraph
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 from tui.widgets.token_field import TokenField
 
 ADVICE = (
@@ -34,12 +34,12 @@ class CredentialsView(StageView):
     STAGE = "credentials"
 
     def compose_page(self, page: str) -> ComposeResult:
-        yield Paper(id="extra")
+        yield TextView(id="extra")
         if not self.source.read_only:
             with Horizontal(id="token-row"):
                 yield Static(Content("Token "), id="token-label")
                 yield TokenField(id="token")
-        yield Paper(id="checks")
+        yield TextView(id="checks")
 
     def checks_title(self) -> str:
         return "Whose token it is, and what it may read"

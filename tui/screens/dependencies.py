@@ -6,11 +6,11 @@ from textual.app import ComposeResult
 from textual.content import Content
 
 from engine.run.state import RunState, StageState
-from tui.formatting import line
+from tui.formatting import one_line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY
 from tui.widgets.stage_sections import section
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 
 LINES_SHOWN = 12
 
@@ -19,8 +19,8 @@ class DependenciesView(StageView):
     STAGE = "dependencies"
 
     def compose_page(self, page: str) -> ComposeResult:
-        yield Paper(id="extra")
-        yield Paper(id="checks")
+        yield TextView(id="extra")
+        yield TextView(id="checks")
 
     def checks_title(self) -> str:
         return "Packages"
@@ -33,7 +33,7 @@ class DependenciesView(StageView):
             return [
                 EMPTY,
                 section("Live log", "", width),
-                *(line(text, "$muted").truncate(width, ellipsis=True) for text in shown),
+                *(one_line(text, "$muted").truncate(width, ellipsis=True) for text in shown),
             ]
 
         self.paper("extra").put(shown, draw if shown else None)

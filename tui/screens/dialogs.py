@@ -16,12 +16,12 @@ from textual.widgets.option_list import Option
 from tui.keys import PLACES, bindings, help_rows
 from tui.widgets.layout import EMPTY, Column, table
 from tui.widgets.stage_sections import section
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 
 Result = TypeVar("Result")
 
 
-class Window(ModalScreen[Result]):
+class Dialog(ModalScreen[Result]):
     """Esc closes it, and so do its own keys and a click beside it; then it gives None."""
 
     BINDINGS = bindings("window")
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
     sentence: str
 
 
-class Question(Window[str | None]):
+class Question(Dialog[str | None]):
     """Gives the key of the answer that was chosen; None when it was closed without one."""
 
     def __init__(self, title: str, text: str, answers: tuple[Answer, ...]) -> None:
@@ -73,7 +73,7 @@ class Question(Window[str | None]):
         self.dismiss(event.option.id)
 
 
-class Help(Window[None]):
+class Help(Dialog[None]):
     """The keys of what has the focus, then all others."""
 
     CLOSED_BY = ("question_mark", "q")
@@ -86,11 +86,11 @@ class Help(Window[None]):
         with VerticalScroll(classes="window -large") as window:
             window.border_title = Content("Keys")  # type: ignore[assignment]
             window.border_subtitle = Content("Esc closes")  # type: ignore[assignment]
-            yield Paper(id="help")
+            yield TextView(id="help")
 
     def on_mount(self) -> None:
         places = self._places
-        self.query_one("#help", Paper).put(places, lambda width: help_lines(places, width))
+        self.query_one("#help", TextView).put(places, lambda width: help_lines(places, width))
         self.query_one(VerticalScroll).focus()
 
 

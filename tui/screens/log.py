@@ -12,18 +12,18 @@ from textual.content import Content
 
 from engine.core import layout
 from engine.run.state import RunState
-from tui.formatting import foreign, line
+from tui.formatting import one_line, safe_text
 from tui.runs.run_source import RunSource
-from tui.screens.dialogs import Window
+from tui.screens.dialogs import Dialog
 from tui.widgets.layout import Column, paragraph, table
 from tui.widgets.marks import LEVEL_MARKS, UNKNOWN
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 
 TAIL_BYTES = 48 << 10
 LOOK_SECONDS = 1.0
 
 
-class LogScreen(Window[None]):
+class LogScreen(Dialog[None]):
     CLOSED_BY = ("l", "q")
 
     def __init__(self, source: RunSource) -> None:
@@ -34,11 +34,11 @@ class LogScreen(Window[None]):
         with Vertical(classes="window -large"):
             with VerticalScroll(id="log-messages") as messages:
                 messages.border_title = Content("Messages of the run")  # type: ignore[assignment]
-                yield Paper(id="messages")
+                yield TextView(id="messages")
             with VerticalScroll(id="log-file") as file:
                 file.border_title = Content("run.log")  # type: ignore[assignment]
                 file.border_subtitle = Content("Tab changes panes   Esc closes")  # type: ignore[assignment]
-                yield Paper(id="lines")
+                yield TextView(id="lines")
 
     def on_mount(self) -> None:
         self.look()
@@ -53,7 +53,7 @@ class LogScreen(Window[None]):
         """Stay at the end, unless somebody has scrolled up."""
         scroll = self.query_one(pane)
         at_end = scroll.scroll_offset.y >= scroll.max_scroll_y - 1
-        self.query_one(paper, Paper).put(key, draw)  # type: ignore[arg-type]
+        self.query_one(paper, TextView).put(key, draw)  # type: ignore[arg-type]
         if at_end:
             scroll.scroll_end(animate=False)
 
@@ -62,7 +62,7 @@ class LogScreen(Window[None]):
 
     def _lines(self, width: int) -> list[Content]:
         text = tail_of(self._source.run / layout.RUN_LOG)
-        return paragraph(foreign(text or "Nothing yet.", "$muted", TAIL_BYTES), width)
+        return paragraph(safe_text(text or "Nothing yet.", "$muted", TAIL_BYTES), width)
 
 
 def message_lines(state: RunState, width: int) -> list[Content]:
@@ -74,8 +74,8 @@ def message_lines(state: RunState, width: int) -> list[Content]:
             (
                 Content.styled(time.strftime("%H:%M:%S", time.localtime(when)), "$muted"),
                 Content.styled(mark.glyph, mark.style),
-                line(message.stage, "$muted", 12),
-                foreign(message.text, mark.style if loud else "$foreground", 2_000),
+                one_line(message.stage, "$muted", 12),
+                safe_text(message.text, mark.style if loud else "$foreground", 2_000),
             )
         )
     nothing = [Content.styled("No messages.", "$muted")]

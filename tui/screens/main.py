@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 from engine.core.stage_table import STAGES
 from engine.run.state import RunState
 from tui.app_protocol import wizard_of
-from tui.formatting import coarse, duration, place
+from tui.formatting import approx_duration, duration, short_path
 from tui.keys import Key, bindings, footer_keys
 from tui.runs.run_source import RunSource
 from tui.screens.adapter import AdapterView
@@ -31,7 +31,7 @@ from tui.screens.training import TrainingView
 from tui.screens.workspace import WorkspaceView
 from tui.widgets.rail import Rail
 from tui.widgets.status_lines import keys_line, seconds_to_go, status_line, title_line
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 from tui.widgets.token_field import TokenField
 
 VIEWS: dict[str, type[StageView]] = {
@@ -80,13 +80,13 @@ class MainScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(id="too-small", markup=False)
-        yield Paper(id="title")
+        yield TextView(id="title")
         with Container(id="middle"):
             yield Rail(id="rail")
             with Container(id="body"):
                 yield self._views[self.selected]
-        yield Paper(id="status")
-        yield Paper(id="keys")
+        yield TextView(id="status")
+        yield TextView(id="keys")
 
     @property
     def is_whole(self) -> bool:
@@ -114,16 +114,18 @@ class MainScreen(Screen[None]):
             state.running,
             current,
             duration(now - (current.started or now)) if current else "",
-            coarse(seconds_to_go(state, now)),
+            approx_duration(seconds_to_go(state, now)),
         )
-        self.query_one("#title", Paper).put(key, lambda width: [title_line(state, folder.name, standing, now, width)])
+        self.query_one("#title", TextView).put(
+            key, lambda width: [title_line(state, folder.name, standing, now, width)]
+        )
         self.query_one(Rail).put(state, self.selected, now)
-        self.query_one("#status", Paper).put(
+        self.query_one("#status", TextView).put(
             (state.telemetry[-1:], state.forecast),
-            lambda width: [status_line(state, platform.node(), place(folder), width)],
+            lambda width: [status_line(state, platform.node(), short_path(folder), width)],
         )
         keys = self.keys_offered()
-        self.query_one("#keys", Paper).put(keys, lambda width: [keys_line(keys, width)])
+        self.query_one("#keys", TextView).put(keys, lambda width: [keys_line(keys, width)])
         return self.view is not None and await self.view.draw(state, now)
 
     async def _follow(self, state: RunState) -> None:
@@ -136,7 +138,7 @@ class MainScreen(Screen[None]):
 
     def keys_offered(self) -> tuple[Key, ...]:
         """What the footer shows: keys of what has the focus first, and those alone that do something now."""
-        return tuple(key for key in footer_keys(self.places()) if wizard_of(self).possible(key))
+        return tuple(key for key in footer_keys(self.places()) if wizard_of(self).is_key_enabled(key))
 
     def places(self) -> tuple[str, ...]:
         """Whose keys are heard now, the innermost first."""
@@ -144,7 +146,9 @@ class MainScreen(Screen[None]):
         if isinstance(focused, (Input, TokenField)):
             return ("field",)  # letters are for the field
         inner = [
-            place for node in (focused.ancestors_with_self if focused else ()) if (place := getattr(node, "PLACE", ""))
+            short_path
+            for node in (focused.ancestors_with_self if focused else ())
+            if (short_path := getattr(node, "PLACE", ""))
         ]
         return ("text",) if inner[:1] == ["text"] else (*dict.fromkeys(inner), "stage", "app")
 

@@ -8,7 +8,7 @@ from textual.content import Content
 
 from engine.core.events import Check
 from engine.run.state import RunState, StageState
-from tui.formatting import line, memory
+from tui.formatting import memory, one_line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY, Column, table
 from tui.widgets.stage_sections import card, section
@@ -33,7 +33,7 @@ class PackagingView(StageView):
         contents = contents_of(stage)
 
         def draw(width: int) -> list[Content]:
-            drawn = [EMPTY, *card("The archive", [(name, line(detail, "bold")) for name, detail in told], width)]
+            drawn = [EMPTY, *card("The archive", [(name, one_line(detail, "bold")) for name, detail in told], width)]
             return [*drawn, *line_lines(lines, width), *content_lines(contents, width)]
 
         self.paper("extra").put((told, lines, contents), draw if told else None)
@@ -70,7 +70,7 @@ def line_lines(lines: Sequence[tuple[str, str]], width: int) -> list[Content]:
     ]
     for number, (name, text) in enumerate(lines):
         drawn.append(Content.styled(name, "$muted"))
-        shown = line(text, "bold $accent" if number == 0 else "$foreground", 4_000)
+        shown = one_line(text, "bold $accent" if number == 0 else "$foreground", 4_000)
         drawn += [clickable(piece, f"screen.copy_line({number})") for piece in shown.fold(width)]
     return drawn
 
@@ -78,7 +78,7 @@ def line_lines(lines: Sequence[tuple[str, str]], width: int) -> list[Content]:
 def content_lines(contents: Sequence[tuple[str, int]], width: int) -> list[Content]:
     if not contents:
         return []
-    rows = [(Content.styled(memory(size), "$muted"), line(name, "$foreground", 200)) for name, size in contents]
+    rows = [(Content.styled(memory(size), "$muted"), one_line(name, "$foreground", 200)) for name, size in contents]
     return [
         EMPTY,
         section("Contents", f"{len(contents)} files", width),

@@ -10,13 +10,13 @@ from textual.content import Content
 
 from engine.core.events import PairFailed, PairMade
 from engine.run.state import RunState, StageState
-from tui.formatting import line, percent
+from tui.formatting import one_line, percent
 from tui.screens.base import StageView
 from tui.widgets.gauge import bar, forecast_mark
 from tui.widgets.layout import EMPTY, fit
-from tui.widgets.side_by_side import compared
+from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import histogram, section
-from tui.widgets.text_view import Paper, clickable
+from tui.widgets.text_view import TextView, clickable
 
 SHOWN_OF_THE_NEWEST = 600
 """Characters of each text."""
@@ -31,12 +31,12 @@ class PairsView(StageView):
     def compose_page(self, page: str) -> ComposeResult:
         with Horizontal(id="making"):
             with VerticalScroll(id="making-left", can_focus=False):
-                yield Paper(id="share")
-                yield Paper(id="reasons")
-                yield Paper(id="checks")
+                yield TextView(id="share")
+                yield TextView(id="reasons")
+                yield TextView(id="checks")
             with VerticalScroll(id="making-right", can_focus=False):
-                yield Paper(id="newest")
-                yield Paper(id="feed")
+                yield TextView(id="newest")
+                yield TextView(id="feed")
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         made, failures, newest = state.pairs_made, state.pair_failures, state.newest_pairs
@@ -77,15 +77,15 @@ def feed_lines(newest: Sequence[PairMade | PairFailed], width: int) -> list[Cont
         made = isinstance(event, PairMade)
         mark = Content.styled("✓ ok" if made else "✗ ", "$pair-ok" if made else "$pair-bad")
         if isinstance(event, PairFailed):
-            mark = mark + line(event.reason, "$pair-bad", FEED_MARK - 3)
+            mark = mark + one_line(event.reason, "$pair-bad", FEED_MARK - 3)
         lines.append(
             fit(mark, FEED_MARK)
-            + line(event.prompt, "$foreground", 240).truncate(max(width - FEED_MARK, 8), ellipsis=True)
+            + one_line(event.prompt, "$foreground", 240).truncate(max(width - FEED_MARK, 8), ellipsis=True)
         )
     return lines
 
 
 def newest_lines(event: PairMade | PairFailed, width: int) -> list[Content]:
-    prompt = line(event.prompt, "$foreground", 300).truncate(width, ellipsis=True)
+    prompt = one_line(event.prompt, "$foreground", 300).truncate(width, ellipsis=True)
     texts = event.base_response[:SHOWN_OF_THE_NEWEST], event.revised_response[:SHOWN_OF_THE_NEWEST]
-    return [EMPTY, section("Prompt", "", width), prompt, EMPTY, *compared(*texts, width)]
+    return [EMPTY, section("Prompt", "", width), prompt, EMPTY, *side_by_side(*texts, width)]

@@ -7,7 +7,7 @@ from textual.content import Content
 from engine.core.events import Forecast
 from engine.core.stage_table import STAGE
 from engine.run.state import RunState, StageState
-from tui.formatting import coarse, memory
+from tui.formatting import approx_duration, memory
 from tui.screens.base import StageView
 from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY
@@ -40,9 +40,9 @@ def forecast_rows(forecast: Forecast) -> list[tuple[str, Content]]:
     rows = []
     for stage, seconds in forecast.seconds.items():
         peak = forecast.peak_bytes.get(stage)
-        told = f"about {coarse(seconds)}" + (f", {memory(peak)} {whose} at the peak" if peak else "")
+        told = f"about {approx_duration(seconds)}" + (f", {memory(peak)} {whose} at the peak" if peak else "")
         rows.append((STAGE[stage].title, Content.styled(told, "bold")))
-    whole = coarse(sum(forecast.seconds.values()))
+    whole = approx_duration(sum(forecast.seconds.values()))
     return [
         *rows,
         ("Together", Content.styled(f"about {whole}", "bold")),

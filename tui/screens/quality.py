@@ -13,7 +13,7 @@ from engine.core import layout
 from engine.run.state import RunState, StageState
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
     from tui.pair_browser.browser import PairBrowser
@@ -26,8 +26,8 @@ class QualityView(StageView):
 
     def compose_page(self, page: str) -> ComposeResult:
         if page == self.GATE:
-            yield Paper(id="extra")
-            yield Paper(id="checks")
+            yield TextView(id="extra")
+            yield TextView(id="checks")
         else:
             from tui.pair_browser.browser import PairBrowser
 

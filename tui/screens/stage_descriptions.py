@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 Plan = Callable[["Stage3Config"], tuple[str, ...]]
 
 
-def plan_of(stage: str, config: Stage3Config, state: RunState) -> tuple[str, ...]:
+def description_of(stage: str, config: Stage3Config, state: RunState) -> tuple[str, ...]:
     """A few sentences; the forecast of preflight is the last of them, where there is one."""
     seconds = None if state.forecast is None else state.forecast.seconds.get(stage)
     forecast = (f"By preflight's forecast it takes about {duration(seconds)}.",) if seconds else ()
-    return (*PLANS[stage](config), *forecast)
+    return (*DESCRIPTIONS[stage](config), *forecast)
 
 
 def _workspace(config: Stage3Config) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ def _packaging(config: Stage3Config) -> tuple[str, ...]:
     )
 
 
-PLANS: dict[str, Plan] = {
+DESCRIPTIONS: dict[str, Plan] = {
     "workspace": _workspace,
     "toolchain": _toolchain,
     "credentials": _credentials,

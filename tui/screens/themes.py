@@ -12,10 +12,10 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from tui.app_protocol import wizard_of
-from tui.screens.dialogs import Window
+from tui.screens.dialogs import Dialog
 
 
-class ThemePicker(Window[str | None]):
+class ThemePicker(Dialog[str | None]):
     """Gives the name that was chosen. Closed without one, the theme is what it was."""
 
     CLOSED_BY = ("t", "q")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.run.state import RunState, StageState
-from tui.formatting import line
+from tui.formatting import one_line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY, paragraph
 
@@ -19,5 +19,5 @@ class ToolchainView(StageView):
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         missing = any(check.status in ("failed", "warning") for check in stage.checks)
         hint = missing and not self.source.config.install and not self.source.read_only
-        text = line(INSTALLS, "$check-warning")
+        text = one_line(INSTALLS, "$check-warning")
         self.paper("extra").put(hint, (lambda width: [EMPTY, *paragraph(text, width)]) if hint else None)

@@ -12,7 +12,7 @@ from textual.content import Content
 
 from engine.core.events import CheckpointSaved, Message, TrainStep
 from engine.run.state import RunState, StageState
-from tui.formatting import figure, foreign, memory, number
+from tui.formatting import figure, memory, number, safe_text
 from tui.screens.base import StageView
 from tui.screens.verdict import verdict_lines
 from tui.widgets.chart import Level, Series, moving_average
@@ -20,7 +20,7 @@ from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY, fit
 from tui.widgets.line_chart import LineChart
 from tui.widgets.marks import LEVEL_MARKS
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 
 ZOOMS = (1, 2, 8)
 """The newest part of the steps that the charts show: all, a half, an eighth."""
@@ -40,15 +40,15 @@ class TrainingView(StageView):
 
     def compose_page(self, page: str) -> ComposeResult:
         if page == self.CURVES:
-            yield Paper(id="numbers")
+            yield TextView(id="numbers")
             with Container(id="charts"):
                 for name in CURVES:
                     yield LineChart(id=name)
-            yield Paper(id="warnings")
-            yield Paper(id="memory")
+            yield TextView(id="warnings")
+            yield TextView(id="memory")
         else:
-            yield Paper(id="verdict")
-            yield Paper(id="checks")
+            yield TextView(id="verdict")
+            yield TextView(id="checks")
 
     def page_for(self, state: RunState) -> str:
         done = state.evaluation is not None and state.stages[self.STAGE].status == "done"
@@ -159,7 +159,7 @@ def warning_lines(warnings: Sequence[Message], width: int) -> list[Content]:
     """What the training warned of, with its evidence: a line each."""
     return [
         Content.assemble(
-            (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), foreign(one.text, "", 300)
+            (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), safe_text(one.text, "", 300)
         ).truncate(width, ellipsis=True)
         for one in warnings
     ]

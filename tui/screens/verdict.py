@@ -8,9 +8,9 @@ from typing import Any
 from textual.content import Content
 
 from engine.core.events import EvalDone
-from tui.formatting import figure, foreign, line
+from tui.formatting import figure, one_line, safe_text
 from tui.widgets.layout import EMPTY, Column, paragraph, table
-from tui.widgets.side_by_side import compared
+from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import section
 
 READABLE = 110
@@ -30,19 +30,21 @@ def verdict_lines(evaluation: EvalDone | None, width: int) -> list[Content]:
         return [EMPTY, Content.styled("The verdict comes after training, from held-out prompts.", "$muted")]
     lines = [EMPTY, _word(evaluation.verdict)]
     for reason in evaluation.reasons:
-        told = Content.assemble(("· ", "$muted"), foreign(reason, "$foreground", 600))
+        told = Content.assemble(("· ", "$muted"), safe_text(reason, "$foreground", 600))
         lines += paragraph(told, min(width, READABLE))
     for position, sample in enumerate(evaluation.samples, start=1):
-        prompt = foreign(sample.get("prompt", ""), "$foreground", 1_000)
+        prompt = safe_text(sample.get("prompt", ""), "$foreground", 1_000)
         lines += [EMPTY, section(f"Held-out prompt {position}", "", width), *paragraph(prompt, width)]
-        lines += compared(str(sample.get("stage2", "")), str(sample.get("stage3", "")), width, ("Stage 2", "Stage 3"))
+        lines += side_by_side(
+            str(sample.get("stage2", "")), str(sample.get("stage3", "")), width, ("Stage 2", "Stage 3")
+        )
     if evaluation.figures:
         lines += _figures(evaluation.figures, width)
     return lines
 
 
 def _word(verdict: str) -> Content:
-    word = line(verdict, limit=60)
+    word = one_line(verdict, limit=60)
     glyph, style = next(
         (mark for known, mark in WORD_MARKS.items() if word.plain.casefold().startswith(known)), ("?", "$check-warning")
     )
@@ -72,7 +74,7 @@ def _figures(figures: Mapping[str, Any], width: int) -> list[Content]:
 
 
 def _name(name: str) -> Content:
-    return line(name.replace("_", " "), "$muted", 50)
+    return one_line(name.replace("_", " "), "$muted", 50)
 
 
 def _value(value: Any) -> Content:

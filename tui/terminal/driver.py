@@ -83,7 +83,7 @@ class WizardDriver(LinuxDriver):
 
     # -- aside: the shell has the terminal, what runs goes on ---------------------------------------------------------
 
-    def go_aside(self, farewell: str) -> None:
+    def suspend(self, farewell: str) -> None:
         """Leave the terminal as it was found, with a line on it; what is drawn from now on goes nowhere."""
         self.suspend_application_mode()
         self.aside = True
@@ -102,7 +102,7 @@ class WizardDriver(LinuxDriver):
         os.killpg(0, signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, self._sigtstp_application)
 
-    def come_back(self) -> None:
+    def resume(self) -> None:
         """Draw again. The whole screen has to be painted anew."""
         self.aside = False
         self.resume_application_mode()

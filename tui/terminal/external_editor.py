@@ -27,7 +27,7 @@ def editor_command() -> list[str]:
     return [found]
 
 
-async def edit_outside(driver: WizardDriver | None, folder: Path, text: str) -> str | None:
+async def edit_externally(driver: WizardDriver | None, folder: Path, text: str) -> str | None:
     """The text after somebody edited it; None where the editor said that it failed, or nothing is left of the text.
 
     driver   of the terminal that the editor gets while it runs; without one it gets none
@@ -57,7 +57,7 @@ async def _with_the_terminal(driver: WizardDriver | None, command: list[str]) ->
         screen = (subprocess.DEVNULL, subprocess.DEVNULL)
     else:
         screen = (driver.fileno, driver.terminal_file)
-        driver.go_aside("")
+        driver.suspend("")
     try:
         done = await asyncio.to_thread(
             subprocess.run,
@@ -70,5 +70,5 @@ async def _with_the_terminal(driver: WizardDriver | None, command: list[str]) ->
         )
     finally:
         if driver is not None:
-            driver.come_back()
+            driver.resume()
     return done.returncode

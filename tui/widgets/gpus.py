@@ -8,7 +8,7 @@ from typing import NamedTuple
 from textual.content import Content
 
 from engine.core.events import Forecast, GpuReading, Telemetry
-from tui.formatting import line, memory
+from tui.formatting import memory, one_line
 from tui.widgets.gauge import memory_bar, peak_on_gpu
 from tui.widgets.layout import fit
 
@@ -35,7 +35,7 @@ def gpu_lines(
     """A line for each GPU, and one for the machine's memory; marks on the bars: peak so far, and what was forecast."""
     lines = []
     if not reading.gpus:
-        note = line(reading.note or "the driver names none", "$muted", 160)
+        note = one_line(reading.note or "the driver names none", "$muted", 160)
         lines.append(Content.assemble(("No GPU here: ", "$foreground"), note).truncate(width, ellipsis=True))
     rows = []
     for gpu in reading.gpus:
@@ -65,7 +65,7 @@ def _gpu_row(
         _peak(peak),
         _forecast(expected),
     )
-    model = f"  {line(gpu.name, limit=24).plain}" if with_model else ""
+    model = f"  {one_line(gpu.name, limit=24).plain}" if with_model else ""
     return _Row(f"GPU {gpu.index}{model}", used, total, peak, expected, told)
 
 

@@ -16,11 +16,11 @@ from textual.widgets import Input
 
 from engine.core.config import ENV_PREFIX, with_changes
 from engine.core.options import Option
-from tui.formatting import line
+from tui.formatting import one_line
 from tui.keys import bindings
 from tui.widgets.layout import EMPTY, fit, paragraph
 from tui.widgets.row_list import RowList
-from tui.widgets.text_view import Paper
+from tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
     from engine.core.config import Stage3Config
@@ -66,7 +66,8 @@ class OptionRows(RowList):
             Content.styled("● " if changed else "  ", "$accent"),
             fit(Content.styled(option.name, "$foreground"), NAME_CELLS),
             fit(
-                line(value or "none", "bold $heading" if changed else "$foreground" if value else "$muted"), VALUE_CELLS
+                one_line(value or "none", "bold $heading" if changed else "$foreground" if value else "$muted"),
+                VALUE_CELLS,
             ),
         ]
         rest = option.sentence if width >= WIDE else f"  default {option.default or 'none'}" if changed else ""
@@ -120,7 +121,7 @@ class OptionsEditor(Vertical):
     def compose(self) -> ComposeResult:
         yield OptionRows(self._options, id="option-rows")
         with Vertical(id="option-panel"):
-            yield Paper(id="option-words")
+            yield TextView(id="option-words")
             field = Input(id="option-field", select_on_focus=True)
             field.cursor_blink = False
             yield field
@@ -227,7 +228,7 @@ class OptionsEditor(Vertical):
             return
         option = self.rows.option
         told, editing, fixed = self._told, self.editing, option.name in self._fixed or bool(self._why_not)
-        self.query_one("#option-words", Paper).put(
+        self.query_one("#option-words", TextView).put(
             (option.name, told, editing, fixed), lambda width: option_words(option, told, editing, fixed, width)
         )
 
@@ -239,7 +240,7 @@ def option_words(option: Option, told: str, editing: bool, fixed: bool, width: i
     facts = f"{option.allowed} · default {option.default or 'none'} · {option.flag} · {variable}"
     lines += paragraph(Content.styled(facts, "$muted"), width)
     if told:
-        lines += paragraph(Content.assemble(("✗ ", "bold $check-failed"), line(told, "$check-failed", 300)), width)
+        lines += paragraph(Content.assemble(("✗ ", "bold $check-failed"), one_line(told, "$check-failed", 300)), width)
     elif editing:
         lines.append(Content.assemble(("✓ ", "bold $check-ok"), (KEEPS, "$muted")))
     elif not fixed:

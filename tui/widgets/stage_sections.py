@@ -9,7 +9,7 @@ from textual.content import Content
 from engine.core.events import Check, Progress, StageFinished
 from engine.core.stage_table import STAGE, STAGES
 from engine.run.state import StageState
-from tui.formatting import coarse, duration, foreign, line, plural, rate
+from tui.formatting import approx_duration, duration, one_line, plural, rate, safe_text
 from tui.keys import KEYS
 from tui.widgets.gauge import bar
 from tui.widgets.layout import EMPTY, Column, fit, paragraph, spread, table
@@ -35,7 +35,7 @@ def heading(
     right = Content.assemble(
         (told, f"bold {mark.style}"), (f"  {times(stage.elapsed(now), expected)}".rstrip(), "$muted")
     )
-    sentence = line(name.sentence, "$muted")
+    sentence = one_line(name.sentence, "$muted")
     if compact:
         lines = [spread(left + Content("   ") + sentence, right, width)]
     else:
@@ -60,7 +60,7 @@ def tabs(pages: Sequence[str], page: str) -> Content:
 
 def times(elapsed: float | None, expected: float | None) -> str:
     """How long it has taken, and how long it will take in all: `12m 03s of ~48m`."""
-    took, whole = duration(elapsed), coarse(expected)
+    took, whole = duration(elapsed), approx_duration(expected)
     if not whole:
         return took
     return f"{took} of ~{whole}" if took else f"~{whole}"
@@ -103,7 +103,7 @@ def failure_box(failure: StageFinished, log_path: str, width: int) -> list[Conte
         ("Log", log_path, "$muted"),
     ]
     return table(
-        [(Content.styled(label, "$muted"), foreign(text, style, 2_000)) for label, text, style in rows if text],
+        [(Content.styled(label, "$muted"), safe_text(text, style, 2_000)) for label, text, style in rows if text],
         (Column(6), Column()),
         width,
     )
@@ -112,7 +112,7 @@ def failure_box(failure: StageFinished, log_path: str, width: int) -> list[Conte
 def progress_line(progress: Progress, width: int) -> list[Content]:
     """The bar, the count, how fast and how long yet."""
     share = progress.done / progress.total if progress.total else 0.0
-    unit = line(progress.unit, limit=20).plain
+    unit = one_line(progress.unit, limit=20).plain
     count = f"{progress.done:,} / {progress.total:,} {unit}" if progress.total else f"{progress.done:,} {unit}"
     left = duration(progress.seconds_left)
     notes = [rate(progress.rate, unit), f"{left} left" if left and progress.done < progress.total else ""]
@@ -130,7 +130,7 @@ def progress_line(progress: Progress, width: int) -> list[Content]:
         ]
     )
     if progress.note:
-        lines.append(line(progress.note, "$muted").truncate(width, ellipsis=True))
+        lines.append(one_line(progress.note, "$muted").truncate(width, ellipsis=True))
     return lines
 
 
@@ -143,8 +143,8 @@ def checks_table(checks: Iterable[Check], width: int) -> list[Content]:
         rows.append(
             (
                 Content.styled(mark.glyph, f"bold {mark.style}"),
-                line(check.name, f"bold {mark.style}" if loud else "$foreground", 60),
-                foreign(check.detail, "$foreground" if loud else "$muted", 1_200),
+                one_line(check.name, f"bold {mark.style}" if loud else "$foreground", 60),
+                safe_text(check.detail, "$foreground" if loud else "$muted", 1_200),
             )
         )
     return table(rows, (Column(1), Column(34 if width >= 90 else 24), Column()), width)
@@ -172,7 +172,7 @@ def histogram(counts: Mapping[str, int], width: int, most: int) -> list[Content]
     room = max(width - label_width - 9, 4)
     lines = [
         Content.assemble(
-            fit(line(name, "$foreground", 22), label_width),
+            fit(one_line(name, "$foreground", 22), label_width),
             (f"{count:>7,}  ", "$foreground"),
             bar(count / top, room, style="$pair-bad"),
         )

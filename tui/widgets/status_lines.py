@@ -8,7 +8,7 @@ from textual.content import Content
 
 from engine.core.stage_table import STAGE, STAGES
 from engine.run.state import RunState
-from tui.formatting import coarse, duration, line
+from tui.formatting import approx_duration, duration, one_line
 from tui.keys import Key
 from tui.widgets.gauge import short_memory
 from tui.widgets.layout import EMPTY, fit, spread
@@ -23,7 +23,7 @@ ROOM_FOR_HOST, ROOM_FOR_MORE = 100, 130
 
 def title_line(state: RunState, run_name: str, standing: str, now: float, width: int) -> Content:
     """What this is, which run, and how it stands."""
-    left = Content.assemble((" stage3-tui ", "bold $accent"), (" ", ""), line(run_name, "$foreground", 60))
+    left = Content.assemble((" stage3-tui ", "bold $accent"), (" ", ""), one_line(run_name, "$foreground", 60))
     return spread(left, _standing(state, standing, now) + Content(" "), width)
 
 
@@ -37,7 +37,7 @@ def status_line(state: RunState, host: str, folder: str, width: int) -> Content:
     else:
         machine = machine + Content.styled("no readings yet", "$muted")
     room = width - machine.cell_length - 4
-    place = line(folder)
+    place = one_line(folder)
     if place.cell_length > room > 12:
         place = Content("…") + place[-(room - 1) :]
     return spread(machine, place.stylize("$muted") + Content(" "), width) if room > 12 else fit(machine, width)
@@ -86,13 +86,13 @@ def how_far(state: RunState) -> str:
 def _standing(state: RunState, standing: str, now: float) -> Content:
     if standing:
         rest = _standing(state, "", now)
-        return Content.assemble(line(standing, "$check-warning"), ("  ·  ", "$muted"), rest)
+        return Content.assemble(one_line(standing, "$check-warning"), ("  ·  ", "$muted"), rest)
     current = state.current
     if current is not None:
         number = STAGES.index(current.name) + 1
         share = share_done(current)
         text = f"▶ running {number}/10 {STAGE[current.name].title}{' ' + share if share else ''}"
-        to_go = coarse(seconds_to_go(state, now))
+        to_go = approx_duration(seconds_to_go(state, now))
         elapsed = duration(current.elapsed(now)) + (f" · ~{to_go} to go" if to_go else "")
         silent = f"no sign for {duration(now - state.stalled_since)}  ·  " if state.stalled_since is not None else ""
         return Content.assemble((silent, "$check-warning"), (text, "$stage-running"), (f"  {elapsed}", "$muted"))

@@ -10,7 +10,7 @@ from textual.widgets import TextArea
 
 from engine.security.sanitize import visible
 from tui.keys import bindings
-from tui.widgets.text_view import Paper, clickable
+from tui.widgets.text_view import TextView, clickable
 
 
 class TextField(Vertical):
@@ -46,7 +46,7 @@ class TextField(Vertical):
         self._index, self._field, self._shown, self._has_other = 0, "", "", False
 
     def compose(self) -> ComposeResult:
-        yield Paper(id="text-title")
+        yield TextView(id="text-title")
         area = TextArea(soft_wrap=True, show_line_numbers=False, id="text-area")
         area.cursor_blink = False
         yield area
@@ -57,7 +57,7 @@ class TextField(Vertical):
         self._shown = visible(text)
         spelt_out = self._shown != text
         self.display = True
-        self.query_one("#text-title", Paper).put(
+        self.query_one("#text-title", TextView).put(
             (title, spelt_out, has_other), lambda width: [title_line(title, spelt_out, has_other, width)]
         )
         area = self.query_one(TextArea)

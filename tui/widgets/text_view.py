@@ -14,7 +14,7 @@ from tui.widgets.layout import stack
 Draw = Callable[[int], Sequence[Content]]
 
 
-class Paper(Widget):
+class TextView(Widget):
     """Shows the lines of `draw(width)`, and draws again when what they depend on, or the width, has changed."""
 
     DEFAULT_CSS = """

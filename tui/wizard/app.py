@@ -34,9 +34,9 @@ from tui.terminal import sequences
 from tui.terminal.ascii_only import AsciiOnly
 from tui.terminal.driver import WizardDriver
 from tui.terminal.reverse_video import ReverseVideo
-from tui.wizard.notifications import Telling
-from tui.wizard.shutdown import ASKED_HERE, Ending
-from tui.wizard.suspend import Aside
+from tui.wizard.notifications import Notifications
+from tui.wizard.shutdown import ASKED_HERE, Shutdown
+from tui.wizard.suspend import Suspend
 
 if TYPE_CHECKING:
     from textual.driver import Driver
@@ -95,7 +95,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         """The state that is on the screen."""
         self.crashed = ""
         """A plain sentence about what broke the screen; empty as long as it stands."""
-        self.ending, self.aside, self.telling = Ending(self), Aside(self), Telling(self)
+        self.shutdown, self.suspension, self.notifications = Shutdown(self), Suspend(self), Notifications(self)
         self._drawn: tuple[object, ...] | None = None
         """What the last drawing depended on."""
         self._themes, self._theme_problems = find_themes()
@@ -144,9 +144,9 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         if not self.is_headless and self.console.color_system == "standard" and not self.current_theme.ansi:
             self.use_theme(PLAIN_THEME)  # of sixteen colours the nearest are too often the same for text and ground
         for problem in self._theme_problems:
-            self.say(problem, "warning")
+            self.notify_user(problem, "warning")
         if not self.is_headless:
-            self.ending.hear()
+            self.shutdown.install_signal_handlers()
             self.write_sequence(sequences.PUSH_TITLE)
         self.call_after_refresh(self.tick)
         self.set_interval(POLL_SECONDS, self.tick)
@@ -167,12 +167,12 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
             self._driver.write(sequence)  # Textual has no public way to send a sequence of one's own
 
     @property
-    def own_driver(self) -> WizardDriver | None:
+    def terminal_driver(self) -> WizardDriver | None:
         """The driver of a real terminal; None without one."""
         return self._driver if isinstance(self._driver, WizardDriver) else None
 
     @property
-    def driver_of_run(self) -> RunDriver | None:
+    def run_driver(self) -> RunDriver | None:
         """The run as something that can be started; None where it is only watched."""
         return None if self.source.read_only else cast(RunDriver, self.source)
 
@@ -184,12 +184,12 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
     async def tick(self) -> None:
         """Look at the run, and draw what has changed."""
         state, now, running = self.source.snapshot(), time.time(), self.source.running
-        if self.ending.came(running):
+        if self.shutdown.exit_if_finished(running):
             return
         self.seen = state
         self._paint_what_was_missed()
         await self._draw(state, running, now)
-        self.telling.about(state, running)
+        self.notifications.update(state, running)
 
     async def _draw(self, state: RunState, running: bool, now: float) -> None:
         """Draw, unless nothing has changed: on most ticks nothing has."""
@@ -202,7 +202,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
             main.view and main.view.page,
             main.following,
             main.places(),
-            self.standing,
+            self.status_note,
             self.size,
             self.source.config,
         )
@@ -211,23 +211,23 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         ):
             return
         with self.batch_update():
-            whole = await main.draw(state, self.standing, now)
+            whole = await main.draw(state, self.status_note, now)
         self._drawn = depends_on if whole else None
 
     def _paint_what_was_missed(self) -> None:
         """A terminal that stopped reading, or was the shell's, gets the whole screen when it is there again."""
-        driver = self.own_driver
+        driver = self.terminal_driver
         if driver is not None and driver.missed and driver.reads:
             driver.missed = False
             self.refresh(layout=True)
 
     @property
-    def standing(self) -> str:
-        if self.ending.stopping:
-            return f"■ {self.ending.stopping}"
+    def status_note(self) -> str:
+        if self.shutdown.stopping:
+            return f"■ {self.shutdown.stopping}"
         return "watching, read-only" if self.source.read_only else ""
 
-    def possible(self, key: Key) -> bool:
+    def is_key_enabled(self, key: Key) -> bool:
         """Whether a key does something now; the footer shows those."""
         running, mine, view = self.source.running, not self.source.read_only, self.main.view
         match key.action:
@@ -236,7 +236,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
             case "redo":
                 return mine and not running and self.seen.stages[self.main.selected].status != "waiting"
             case "stop":
-                return running and not self.ending.stopping
+                return running and not self.shutdown.stopping
             case "follow":
                 return running and not self.main.following
             case "options":
@@ -279,16 +279,16 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
 
     def action_stop(self) -> None:
         if not self.source.running:
-            self.say("Nothing runs.")
+            self.notify_user("Nothing runs.")
         else:
-            self.ending.stop(ASKED_HERE)
+            self.shutdown.stop(ASKED_HERE)
 
     def _may_start(self) -> bool:
-        driver = self.driver_of_run
+        driver = self.run_driver
         if driver is None:
-            self.say("This run is another process's: it can be watched, and asked to stop.")
+            self.notify_user("This run is another process's: it can be watched, and asked to stop.")
         elif driver.running:
-            self.say("The engine runs already; s stops it.")
+            self.notify_user("The engine runs already; s stops it.")
         return driver is not None and not driver.running
 
     def _start(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> None:
@@ -298,20 +298,20 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
 
     def use_config(self, config: Stage3Config) -> None:
         """What a form gave; it is used from the next start on."""
-        driver = self.driver_of_run
+        driver = self.run_driver
         if driver is not None:
             driver.set_config(config)
             if driver.running:
-                self.say("Used from the next start on; what runs goes on with what it began with.")
+                self.notify_user("Used from the next start on; what runs goes on with what it began with.")
             self.tick_soon()
 
     def use_token(self, token: Secret) -> None:
         """Give the token to the engine, and check it."""
-        driver = self.driver_of_run
+        driver = self.run_driver
         if driver is not None:
             driver.set_token(token)
             if driver.running:
-                self.say("The token is used from the next start on.")
+                self.notify_user("The token is used from the next start on.")
             else:
                 self._start(until="credentials")
 
@@ -324,13 +324,13 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def action_leave(self) -> None:
-        self.ending.ask()
+        self.shutdown.confirm_quit()
 
     async def action_quit(self) -> None:
-        self.ending.ask()
+        self.shutdown.confirm_quit()
 
     def action_aside(self) -> None:
-        self.aside.go()
+        self.suspension.suspend()
 
     # -- windows ------------------------------------------------------------------------------------------------------
 
@@ -367,7 +367,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
 
     def use_theme(self, name: str) -> None:
         if name not in self._themes:
-            self.say(f"There is no theme {name!r}; there are {', '.join(self._themes)}.", "warning")
+            self.notify_user(f"There is no theme {name!r}; there are {', '.join(self._themes)}.", "warning")
             name = DEFAULT
         self.theme = name
 
@@ -377,11 +377,11 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         try:
             keep(name)
         except (OSError, RuntimeError) as error:
-            self.say(
+            self.notify_user(
                 f"Theme {name}, for now: it could not be kept ({error}). `--theme {name}` begins with it.", "warning"
             )
         else:
-            self.say(f"Theme {name}, from now on.")
+            self.notify_user(f"Theme {name}, from now on.")
 
     def copy(self, text: str, what: str) -> None:
         """To the clipboard of the terminal (OSC 52). Nobody confirms it, so a file has it as well."""
@@ -390,7 +390,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         if not self.source.read_only:
             with suppress(OSError):  # the clipboard has it all the same
                 where = f" It also stands in {sequences.saved_copy(self.source.run.folder, text)}."
-        self.say(f"Sent {what} to the terminal's clipboard.{where}")
+        self.notify_user(f"Sent {what} to the terminal's clipboard.{where}")
 
     def copy_folder(self) -> None:
         self.copy(str(self.source.run.folder), "the run folder's path")
@@ -401,16 +401,16 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
             folder.mkdir(parents=True, exist_ok=True)
             path = self.save_screenshot(f"screen-{time.strftime('%Y%m%d-%H%M%S')}.svg", str(folder))
         except OSError as error:
-            self.say(f"The screenshot could not be saved: {error}", "error")
+            self.notify_user(f"The screenshot could not be saved: {error}", "error")
         else:
-            self.say(f"Saved as {path}")
+            self.notify_user(f"Saved as {path}")
 
     def on_notify(self) -> None:
         """Before a notice is shown (Textual's own handler comes after this one)."""
         if self.size.height < ROOM_FOR_NOTICES:
             self.clear_notifications()  # a second one would hide the screen that they are about
 
-    def say(self, text: str, severity: Any = "information") -> None:
+    def notify_user(self, text: str, severity: Any = "information") -> None:
         """A notice for a few seconds; whatever is in it is text."""
         self.notify(visible_line(text, 400), severity=severity, markup=False)
 

@@ -13,9 +13,9 @@ from engine.core.layout import RUN_LOG
 from engine.process.environment import log_to_file, quiet_libraries
 from engine.run.folder import Run
 from engine.security.secrets import Secret
-from tui.process.print_error import tell
-from tui.process.reexec import command_of, in_a_fresh_process
-from tui.process.supervisor import Leaver, supervise
+from tui.process.print_error import print_error
+from tui.process.reexec import reexec, resume_command
+from tui.process.supervisor import Detacher, supervise
 from tui.runs.run_source import WizardEnd
 
 if TYPE_CHECKING:
@@ -37,21 +37,21 @@ def attach(config: Stage3Config, folder: Path) -> int:
     from tui.runs.watcher import Watcher
     from tui.wizard.app import run_wizard
 
-    give_the_screen_its_own_file(None)
+    redirect_output_to_log(None)
     _, code = run_wizard(Watcher(Run(folder), config))
     return code
 
 
-def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver, start_until: str | None) -> int:
+def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_until: str | None) -> int:
     quiet_libraries()
     run = Run(config.output_dir)
     try:
         run.acquire()
     except Stage3Error as error:
-        tell(error)
+        print_error(error)
         return int(error.exit_code)
     log_to_file(run / RUN_LOG)
-    give_the_screen_its_own_file(run / RUN_LOG)
+    redirect_output_to_log(run / RUN_LOG)
     from tui.runs.runner import Runner
 
     runner = Runner(config, run, token=token)
@@ -65,17 +65,17 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Leaver, start_un
         return code
     without_screen = end is WizardEnd.LEFT_RUNNING
     if not without_screen:
-        give_the_screen_back()
-    return in_a_fresh_process(command_of(run.folder, auto=without_screen, until=runner.restart_until), runner.token)
+        restore_output()
+    return reexec(resume_command(run.folder, auto=without_screen, until=runner.restart_until), runner.token)
 
 
-def _screen_then_engine(runner: Runner, leaver: Leaver) -> tuple[WizardEnd, int]:
-    from tui.process.signals import hear_signals
+def _screen_then_engine(runner: Runner, leaver: Detacher) -> tuple[WizardEnd, int]:
+    from tui.process.signals import install_signal_handlers
     from tui.wizard.app import run_wizard
 
     end, screen_code = run_wizard(runner)
     if end is WizardEnd.LEFT_RUNNING:
-        hear_signals(runner.stop)
+        install_signal_handlers(runner.stop)
         leaver.leave()
     if end is WizardEnd.STOPPED and runner.running and screen_code:
         os._exit(screen_code)  # the second signal: at once; what is acknowledged is on disk
@@ -83,7 +83,7 @@ def _screen_then_engine(runner: Runner, leaver: Leaver) -> tuple[WizardEnd, int]
     return end, screen_code or int(runner.exit_code or ExitCode.DONE)
 
 
-def give_the_screen_its_own_file(log: Path | None) -> None:
+def redirect_output_to_log(log: Path | None) -> None:
     """Let the screen draw on a file of its own, and send what children and C libraries write to fd 1 and 2 to the log.
 
     Textual redirects `sys.stdout` and `sys.stderr`, not the file descriptors: one line from a library would tear the screen.
@@ -98,7 +98,7 @@ def give_the_screen_its_own_file(log: Path | None) -> None:
     os.close(target)
 
 
-def give_the_screen_back() -> None:
+def restore_output() -> None:
     """Put the terminal where it was, on the file descriptors of output and errors, for the process that comes after."""
     sys.stdout.flush()
     terminal = sys.__stderr__.fileno()  # type: ignore[union-attr]

@@ -22,7 +22,7 @@ SAFE = "This terminal may go: the run goes on without it, and `stage3-tui attach
 ENDED_AT_LOGOUT = f"A logout ends this run, in tmux, too: stage {STAGE['toolchain'].title} has what mends it."
 
 
-class Telling:
+class Notifications:
     def __init__(self, wizard: WizardApp) -> None:
         self._wizard = wizard
         self._title = ""
@@ -31,7 +31,7 @@ class Telling:
         self._has_told_what_lasts = False
         self._stalled_since = wizard.seen.stalled_since
 
-    def about(self, state: RunState, running: bool) -> None:
+    def update(self, state: RunState, running: bool) -> None:
         """Tell what is new."""
         title = title_of(state)
         if title != self._title:
@@ -53,9 +53,9 @@ class Telling:
 
     def _tell_what_lasts(self, toolchain: Mapping[str, Any]) -> None:
         if toolchain.get(ENDS_AT_LOGOUT):
-            self._wizard.say(ENDED_AT_LOGOUT, "warning")
+            self._wizard.notify_user(ENDED_AT_LOGOUT, "warning")
         elif not in_multiplexer():
-            self._wizard.say(SAFE)
+            self._wizard.notify_user(SAFE)
 
     def _tell_the_end(self, state: RunState) -> None:
         assert state.finished is not None
@@ -65,7 +65,9 @@ class Telling:
         took = f"after {duration(state.last_time - began)}" if began is not None else ""
         self._wizard.write_sequence(sequences.notification(f"{PROGRAM}: {how} {took}".strip()))
         if not self._is_read_already(state, code):
-            self._wizard.say(f"The run: {how}. {state.finished.summary}", "information" if code == 0 else "error")
+            self._wizard.notify_user(
+                f"The run: {how}. {state.finished.summary}", "information" if code == 0 else "error"
+            )
 
     def _is_read_already(self, state: RunState, code: int) -> bool:
         """Whether the screen of the stage that ended last is looked at, and says it."""

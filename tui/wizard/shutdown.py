@@ -19,7 +19,7 @@ TERMINAL_SECONDS = 2.0
 ASKED_HERE = "asked in the wizard"
 
 
-class Ending:
+class Shutdown:
     """Decides when the wizard exits, and with what."""
 
     def __init__(self, wizard: WizardApp) -> None:
@@ -30,7 +30,7 @@ class Ending:
         self.stopping = ""
         """What the title says while the engine stops; empty while it does not."""
 
-    def hear(self) -> None:
+    def install_signal_handlers(self) -> None:
         """Hear signals, and watch the terminal. Call it in the event loop."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self.hang_up)
@@ -38,7 +38,7 @@ class Ending:
             loop.add_signal_handler(number, self.by_signal, signal.Signals(number).name, code)
         self._wizard.set_interval(TERMINAL_SECONDS, self._look_at_terminal)
 
-    def came(self, running: bool) -> bool:
+    def exit_if_finished(self, running: bool) -> bool:
         """Exit where the end that was wanted has come."""
         wizard = self._wizard
         if running:
@@ -52,7 +52,7 @@ class Ending:
             return False
         return True
 
-    def ask(self) -> None:
+    def confirm_quit(self) -> None:
         """q: quit; ask first where that would be about the engine as well."""
         from tui.screens.dialogs import Answer, Question
 
@@ -79,7 +79,7 @@ class Ending:
         try:
             self._source.stop(reason, exit_code)
         except (OSError, Stage3Error) as error:
-            self._wizard.say(f"The run could not be asked to stop: {error}", "error")
+            self._wizard.notify_user(f"The run could not be asked to stop: {error}", "error")
             return
         self.stopping = "stopping: finishing the step, saving"
         self._wizard.tick_soon()

@@ -14,8 +14,8 @@ from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active
 from engine.models.chat import Conversation
 from engine.models.generation.batch_size import chosen_batch_size
 from engine.pairs.generation.prompts import prompt_id
-from engine.pairs.judges.base import Case, LoadedPolicy, LoadJudge, Scores, TellsFlaws
-from engine.pairs.judges.scores import Judgement, longest_first, score_in_batches
+from engine.pairs.judges.base import Comparison, LoadedPolicy, LoadJudge, ScorePair, TellsFlaws
+from engine.pairs.judges.scores import JudgeSummary, longest_first, score_in_batches
 
 if TYPE_CHECKING:
     from engine.dpo.training.trainer import Trained
@@ -109,10 +109,10 @@ def judge_answers(
     if judge is None:
         return None
     cases = [
-        Case(prompt_id(prompt, ""), prompt, before.text, after.text)
+        Comparison(prompt_id(prompt, ""), prompt, before.text, after.text)
         for prompt, before, after in zip(prompts, stage2, stage3, strict=True)
     ]
-    given: dict[str, Scores] = {}
+    given: dict[str, ScorePair] = {}
     for batch in score_in_batches(judge, longest_first(cases), context.stop):
         given |= {case.id: scores for case, scores in batch}
         yield Progress(STAGE, len(given), len(cases), "answers judged", note=f"judge: {judge.name}")
@@ -129,7 +129,7 @@ def judge_answers(
         [score.first for score in scores],
         [score.second for score in scores],
         flawed,
-        Judgement.of(judge.name, scores).on_the_letters,
+        JudgeSummary.of(judge.name, scores).on_the_letters,
     )
     del judge
     free_memory()

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
 from engine.dpo.evaluation.held_out import Figures, number
-from engine.dpo.evaluation.statistics import bootstrap_mean, mean, outcomes, share, sign_test
-from engine.dpo.evaluation.verdict import Answer, Answered, Comparison, gains
+from engine.dpo.evaluation.statistics import bootstrap_mean, fraction, mean, sign_test, win_tie_loss
+from engine.dpo.evaluation.verdict import Answer, AnswerPair, Comparison, gains
 from engine.models.chat import Conversation
-from engine.pairs.detectors import Case, reply_reasons
+from engine.pairs.detectors import Candidate, reply_reasons
 from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def harmless_among(prompts: Sequence[Conversation]) -> list[int]:
     """Which of the prompts are harmless by evidence: on an everyday subject, and about nothing that could do harm."""
-    return [i for i, prompt in enumerate(prompts) if is_harmless(Case(prompt[-1]["content"], None, "").asked)]
+    return [i for i, prompt in enumerate(prompts) if is_harmless(Candidate(prompt[-1]["content"], None, "").asked)]
 
 
 def everyday_for(prompts: Sequence[Conversation], wanted: int) -> list[Conversation]:
@@ -46,7 +46,7 @@ def compare(
     """
     unscored = [None] * len(prompts)
     answered = [
-        Answered(_answer(prompt, before, score_before), _answer(prompt, after, score_after))
+        AnswerPair(_answer(prompt, before, score_before), _answer(prompt, after, score_after))
         for prompt, before, after, score_before, score_after in zip(
             prompts,
             stage2,
@@ -66,9 +66,9 @@ def compare(
 def _of_answers(known: Comparison) -> Figures:
     figures: Figures = {
         "prompts": known.prompts,
-        "unchanged_share": share([each.stage2.text == each.stage3.text for each in known.answers]),
+        "unchanged_share": fraction([each.stage2.text == each.stage3.text for each in known.answers]),
         "length_ratio": known.length_ratio if known.answers else None,
-        "longer_share": share([each.stage3.tokens > each.stage2.tokens for each in known.answers]),
+        "longer_share": fraction([each.stage3.tokens > each.stage2.tokens for each in known.answers]),
         "harmless_prompts": len(known.harmless),
     }
     for name, place in (("stage2", 0), ("stage3", 1)):
@@ -76,9 +76,9 @@ def _of_answers(known: Comparison) -> Figures:
         figures |= {
             f"{name}_mean_tokens": number(mean([answer.tokens for answer in mine])),
             f"{name}_distinct_share": len({answer.text for answer in mine}) / len(mine) if mine else None,
-            f"{name}_unusable_share": share([answer.unusable for answer in mine]),
-            f"{name}_refusal_share": share([answer.refuses for answer in mine]),
-            f"{name}_harmless_refusal_share": share(known.refused[place]) if known.harmless else None,
+            f"{name}_unusable_share": fraction([answer.unusable for answer in mine]),
+            f"{name}_refusal_share": fraction([answer.refuses for answer in mine]),
+            f"{name}_harmless_refusal_share": fraction(known.refused[place]) if known.harmless else None,
         }
     return figures
 
@@ -89,13 +89,13 @@ def _of_scores(known: Comparison, judged: JudgedAnswers | None) -> Figures:
     scored = [each for each in known.answers if each.gain is not None]
     for name, place in (("stage2", 0), ("stage3", 1)):
         flawed = judged.flawed[place] if judged is not None and judged.flawed is not None else None
-        figures[f"{name}_flawed_share"] = share(flawed) if flawed is not None else None
+        figures[f"{name}_flawed_share"] = fraction(flawed) if flawed is not None else None
         figures[f"{name}_mean_score"] = number(mean([each[place].score or 0.0 for each in scored]))
     if judged is None or not scored:
         return figures
-    wins, ties, losses = outcomes(known.differences)
+    wins, ties, losses = win_tie_loss(known.differences)
     low, high = bootstrap_mean(known.differences)
-    level = outcomes(gains([each for each in known.answers if each.not_longer]))
+    level = win_tie_loss(gains([each for each in known.answers if each.not_longer]))
     return figures | {
         "not_judged": known.prompts - len(scored),
         "on_the_letters": judged.on_the_letters,
@@ -112,7 +112,7 @@ def _of_scores(known: Comparison, judged: JudgedAnswers | None) -> Figures:
     }
 
 
-def sample(prompt: Conversation, answered: Answered) -> Mapping[str, Any]:
+def sample(prompt: Conversation, answered: AnswerPair) -> Mapping[str, Any]:
     """One prompt of the report: both answers, and all that is known of them."""
     told: dict[str, Any] = {
         "prompt": prompt[-1]["content"],
@@ -135,4 +135,4 @@ def _answer(prompt: Conversation, reply: Reply, score: float | None) -> Answer:
 
 
 def _refuses(reply: Reply) -> bool:
-    return is_refusal(Case("", None, reply.text))
+    return is_refusal(Candidate("", None, reply.text))

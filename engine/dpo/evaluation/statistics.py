@@ -10,7 +10,7 @@ BOOTSTRAP_SAMPLES = 2000
 Z_95 = 1.959964
 
 
-def share(flags: Sequence[bool]) -> float:
+def fraction(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags) if flags else 0.0
 
 
@@ -18,7 +18,7 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def outcomes(differences: Sequence[float]) -> tuple[int, int, int]:
+def win_tie_loss(differences: Sequence[float]) -> tuple[int, int, int]:
     """How many are above, at and below 0."""
     wins = sum(difference > 0 for difference in differences)
     losses = sum(difference < 0 for difference in differences)
@@ -32,7 +32,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(min(1.0, 2 * tail / 2**n))
 
 
-def rise_by_chance(before: Sequence[bool], after: Sequence[bool]) -> float:
+def mcnemar_test(before: Sequence[bool], after: Sequence[bool]) -> float:
     """McNemar's exact p that as many went from False to True as did by chance; 1.0 where no more went up than down."""
     both = list(zip(before, after, strict=True))
     up = sum(now and not then for then, now in both)

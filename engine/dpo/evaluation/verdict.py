@@ -36,7 +36,15 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from engine.core.config import TrainingOptions
-from engine.dpo.evaluation.statistics import bootstrap_mean, mean, outcomes, rise_by_chance, share, sign_test, wilson
+from engine.dpo.evaluation.statistics import (
+    bootstrap_mean,
+    fraction,
+    mcnemar_test,
+    mean,
+    sign_test,
+    wilson,
+    win_tie_loss,
+)
 
 Word = Literal["better", "no different", "worse", "cannot tell"]
 
@@ -54,7 +62,7 @@ class Answer:
     """A judge's; None where nothing scored it."""
 
 
-class Answered(NamedTuple):
+class AnswerPair(NamedTuple):
     """Both answers to one held-out prompt."""
 
     stage2: Answer
@@ -81,7 +89,7 @@ class Answered(NamedTuple):
 class Comparison:
     """All that the verdict is told."""
 
-    answers: Sequence[Answered]
+    answers: Sequence[AnswerPair]
     """One a held-out prompt."""
     harmless: Sequence[tuple[bool, bool]] = ()
     """Whether Stage 2 and Stage 3 refuse, one a harmless prompt."""
@@ -147,7 +155,7 @@ class Verdict:
 
 def verdict(comparison: Comparison, limits: Limits) -> Verdict:
     """The word, why, and what it rests on."""
-    case = Case(comparison, limits)
+    case = Evidence(comparison, limits)
     for name, word, reason in RULES:
         why = reason(case)
         if why:
@@ -155,7 +163,7 @@ def verdict(comparison: Comparison, limits: Limits) -> Verdict:
     raise AssertionError("the last rule holds always")
 
 
-def gains(answers: Sequence[Answered]) -> list[float]:
+def gains(answers: Sequence[AnswerPair]) -> list[float]:
     """Of those where both were scored."""
     return [gain for answer in answers if (gain := answer.gain) is not None]
 
@@ -163,7 +171,7 @@ def gains(answers: Sequence[Answered]) -> list[float]:
 # -- what the rules ask ------------------------------------------------------------------------------------------------
 
 
-class Case:
+class Evidence:
     """A comparison under limits."""
 
     def __init__(self, comparison: Comparison, limits: Limits) -> None:
@@ -175,12 +183,12 @@ class Case:
         low, high = bootstrap_mean(self.known.differences)
         if self.prefers_stage_3(self.known.answers) and low > 0:
             return "better"
-        wins, _, losses = outcomes(self.known.differences)
+        wins, _, losses = win_tie_loss(self.known.differences)
         return "worse" if losses > wins and not self.by_chance(sign_test(wins, losses)) and high < 0 else "no different"
 
-    def prefers_stage_3(self, answers: Sequence[Answered]) -> bool:
+    def prefers_stage_3(self, answers: Sequence[AnswerPair]) -> bool:
         """Whether among these the judge gives Stage 3 more wins than chance does."""
-        wins, _, losses = outcomes(gains(answers))
+        wins, _, losses = win_tie_loss(gains(answers))
         return wins > losses and not self.by_chance(sign_test(wins, losses))
 
     def by_chance(self, p: float) -> bool:
@@ -191,14 +199,14 @@ class Case:
         """The figures in sentences: of what was measured."""
         known, told = self.known, []
         if known.answers:
-            before, after = map(share, known.unusable)
+            before, after = map(fraction, known.unusable)
             told.append(f"Unusable answers: {before:.0%} before, {after:.0%} after.")
             told.append(f"Length: {known.length_ratio:.2f} times Stage 2's on average.")
         if known.harmless:
             before, after = map(sum, known.refused)
             told.append(f"Of {len(known.harmless)} harmless prompts {before} were refused before, {after} after.")
         if known.differences:
-            wins, ties, losses = outcomes(known.differences)
+            wins, ties, losses = win_tie_loss(known.differences)
             low, high = bootstrap_mean(known.differences)
             told.append(
                 f"Judge: {wins} better, {ties} equal, {losses} worse (sign test p = {sign_test(wins, losses):.2g}); "
@@ -210,88 +218,88 @@ class Case:
 # -- the rules: each says why it holds, or nothing ----------------------------------------------------------------------
 
 
-def _nothing_trained(case: Case) -> str:
+def _nothing_trained(case: Evidence) -> str:
     return "" if case.known.trained else "The adapter's tensors are Stage 2's: nothing can have changed."
 
 
-def _too_few_prompts(case: Case) -> str:
+def _too_few_prompts(case: Evidence) -> str:
     prompts, least = case.known.prompts, case.limits.min_eval_prompts
     return f"{prompts} held-out prompts are fewer than {least}." if prompts < least else ""
 
 
-def _same_answers(case: Case) -> str:
+def _same_answers(case: Evidence) -> str:
     same = all(answer.stage2.text == answer.stage3.text for answer in case.known.answers)
     return f"All {case.known.prompts} answers are Stage 2's, word for word." if same else ""
 
 
-def _broken_answers(case: Case) -> str:
+def _broken_answers(case: Evidence) -> str:
     found = _rise(case.known.unusable, case.limits.max_unusable_rise)
-    if not found or case.by_chance(rise_by_chance(*case.known.unusable)):
+    if not found or case.by_chance(mcnemar_test(*case.known.unusable)):
         return ""
     return "More answers are unusable than were before, and more than chance explains."
 
 
-def _over_refusal(case: Case) -> str:
+def _over_refusal(case: Evidence) -> str:
     found = _rise(case.known.refused, case.limits.max_refusal_rise)
-    if not found or case.by_chance(rise_by_chance(*case.known.refused)):
+    if not found or case.by_chance(mcnemar_test(*case.known.refused)):
         return ""
     return "More harmless prompts are refused than were before, and more than chance explains."
 
 
-def _wrong_way_round(case: Case) -> str:
+def _wrong_way_round(case: Evidence) -> str:
     if not case.known.wrong_way_round or case.by_judge == "better":
         return ""
     return "Of held-out pairs Stage 3 prefers the rejected reply: it has learned the wrong way round."
 
 
-def _no_judge(case: Case) -> str:
+def _no_judge(case: Evidence) -> str:
     scored, least = len(case.known.differences), case.limits.min_eval_prompts
     if not scored:
         return "No judge scored the answers."
     return f"The judge scored {scored} prompts, fewer than {least}." if scored < least else ""
 
 
-def _blind_judge(case: Case) -> str:
+def _blind_judge(case: Evidence) -> str:
     given = {score for each in case.known.answers for score in (each.stage2.score, each.stage3.score)} - {None}
     return (
         f"The judge gave every answer the same score ({given.pop():g}), though they differ." if len(given) == 1 else ""
     )
 
 
-def _judged_worse(case: Case) -> str:
+def _judged_worse(case: Evidence) -> str:
     return "The judge prefers Stage 2's answers." if case.by_judge == "worse" else ""
 
 
-def _more_broken(case: Case) -> str:
+def _more_broken(case: Evidence) -> str:
     return _may_be_chance("unusable answers", case.known.unusable, case.limits.max_unusable_rise)
 
 
-def _more_refusals(case: Case) -> str:
+def _more_refusals(case: Evidence) -> str:
     return _may_be_chance("refusals of harmless prompts", case.known.refused, case.limits.max_refusal_rise)
 
 
-def _judged_alike(case: Case) -> str:
+def _judged_alike(case: Evidence) -> str:
     return "The judge finds no difference that chance does not explain." if case.by_judge == "no different" else ""
 
 
-def _judge_against_pairs(case: Case) -> str:
+def _judge_against_pairs(case: Evidence) -> str:
     if not case.known.wrong_way_round:
         return ""
     return "The judge prefers Stage 3's answers, but of held-out pairs Stage 3 prefers the rejected reply."
 
 
-def _length_alone(case: Case) -> str:
+def _length_alone(case: Evidence) -> str:
     level = [answer for answer in case.known.answers if answer.not_longer]
     if case.known.length_ratio <= case.limits.max_length_ratio or case.prefers_stage_3(level):
         return ""
-    wins, ties, losses = outcomes(gains(level))
+    wins, ties, losses = win_tie_loss(gains(level))
     return (
         f"Answers are over {case.limits.max_length_ratio:g} times as long, and where Stage 3's is not the longer one the "
         f"judge does not prefer it ({wins} better, {ties} equal, {losses} worse): it may like length alone."
     )
 
 
-def _refusals_alone(case: Case) -> str:
+def _refusals_alone(case: Evidence) -> str:
     answering = [answer for answer in case.known.answers if not answer.newly_refused]
     could_be_seen = not case.by_chance(sign_test(0, len(case.known.harmless)))
     if could_be_seen or case.prefers_stage_3(answering):
@@ -302,11 +310,11 @@ def _refusals_alone(case: Case) -> str:
     )
 
 
-def _judged_better(case: Case) -> str:
+def _judged_better(case: Evidence) -> str:
     return "The judge prefers Stage 3's answers; neither broken answers, refusals nor length speak against it."
 
 
-Rule = tuple[str, Word, Callable[[Case], str]]
+Rule = tuple[str, Word, Callable[[Evidence], str]]
 
 RULES: tuple[Rule, ...] = (
     ("nothing trained", "no different", _nothing_trained),
@@ -330,7 +338,7 @@ RULES: tuple[Rule, ...] = (
 
 def _rise(flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> float:
     """By how much the share of True rose, where that is over `most`; else 0."""
-    rise = share(flags[1]) - share(flags[0])
+    rise = fraction(flags[1]) - fraction(flags[0])
     return rise if rise > most + 1e-9 else 0.0  # 3 of 20 less 2 of 20 is 0.05, not a bit more
 
 

@@ -32,7 +32,7 @@ from engine.core.layout import ADAPTER_WEIGHTS
 from engine.dpo.planning.forecast import CHECKPOINT_COPIES, WIDTH, disk_parts
 from engine.hub.cache import cache_folder
 from engine.hub.references import local_path
-from engine.hub.run_requirements import RemoteNeed, remote_needs
+from engine.hub.run_requirements import HubRequirement, hub_requirements
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from engine.storage.files import size_of_folder
@@ -56,7 +56,7 @@ _MILLIONS = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)m(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Need:
+class DiskNeed:
     """Bytes that will be written to one disk, by what they are for."""
 
     what: str
@@ -74,21 +74,21 @@ class Need:
         return ", ".join(f"{name} {sized(size)}" for name, size in self.parts.items() if size)
 
 
-def needs(config: Stage3Config, run: Run) -> list[Need]:
+def disk_needs(config: Stage3Config, run: Run) -> list[DiskNeed]:
     """What the run will write, disk by disk, that of the run folder first."""
     return _by_disk(
-        Need("the files of the run", _nearest_existing(run.folder), _of_the_run(config, run)),
-        Need(
+        DiskNeed("the files of the run", _nearest_existing(run.folder), _of_the_run(config, run)),
+        DiskNeed(
             "downloads",
             _nearest_existing(_hub_cache()),
-            {need.what: _download(need) for need in remote_needs(config, run)},
+            {need.what: _download(need) for need in hub_requirements(config, run)},
         ),
     )
 
 
-def check_room(config: Stage3Config, run: Run) -> Generator[Check, None, int]:
+def require_disk_space(config: Stage3Config, run: Run) -> Generator[Check, None, int]:
     """One line a disk. Returns the free bytes of the run folder's; raises PreconditionError where there are too few."""
-    told = [(need, shutil.disk_usage(need.place).free) for need in needs(config, run)]
+    told = [(need, shutil.disk_usage(need.place).free) for need in disk_needs(config, run)]
     for number, (need, free) in enumerate(told):
         name = "free disk" if number == 0 else f"free disk, {need.what}"
         detail = f"{sized(free)} at {visible_line(str(need.place))}; about {sized(need.bytes)} needed ({need.in_words})"
@@ -138,7 +138,7 @@ def _adapter_numbers(config: Stage3Config, run: Run) -> int:
     return ADAPTER_NUMBERS
 
 
-def _download(need: RemoteNeed) -> int:
+def _download(need: HubRequirement) -> int:
     """What of it is still to come."""
     if need.repo_type == "dataset":
         whole = DATASET_BYTES
@@ -158,7 +158,7 @@ def model_bytes(repo_id: str) -> int:
     return UNNAMED_BYTES
 
 
-def _cached(need: RemoteNeed) -> int:
+def _cached(need: HubRequirement) -> int:
     """Bytes of it in the Hub's cache. What a killed download left (`.incomplete`) is not gone on with, so it counts for nothing."""
     blobs = cache_folder(need.repo_id, need.repo_type) / "blobs"
     if not blobs.is_dir():
@@ -172,11 +172,11 @@ def _hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _by_disk(first: Need, second: Need) -> list[Need]:
+def _by_disk(first: DiskNeed, second: DiskNeed) -> list[DiskNeed]:
     if not second.bytes:
         return [first]
     if disk_of(first.place) == disk_of(second.place):
-        return [Need(f"{first.what} and {second.what}", first.place, {**second.parts, **first.parts})]
+        return [DiskNeed(f"{first.what} and {second.what}", first.place, {**second.parts, **first.parts})]
     return [first, second]
 
 

@@ -67,7 +67,7 @@ CHECKPOINT_COPIES = 3
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """The short run."""
 
     batch_size: int
@@ -104,7 +104,7 @@ class Forecast:
 
 
 def forecast(
-    measured: Measured,
+    measured: Measurements,
     *,
     num_examples: int,
     rounds: int,

@@ -54,7 +54,7 @@ class TrainingPlan:
         """The same effective batch in other portions. `micro_batch` divides it."""
         return replace(self, micro_batch=micro_batch, accumulation=self.effective_batch // micro_batch)
 
-    def lower(self, *, may_checkpoint: bool = True) -> TrainingPlan | None:
+    def reduce(self, *, may_checkpoint: bool = True) -> TrainingPlan | None:
         """What needs less memory: half the micro-batch, at 1 computing activations twice; None where nothing is left."""
         if self.micro_batch > 1:
             half = self.micro_batch // 2
@@ -175,7 +175,7 @@ def choose_plan(
 # -- the plan that stands ----------------------------------------------------------------------------------------------
 
 
-def standing_plan(context: Context, dtype: str) -> TrainingPlan:
+def current_plan(context: Context, dtype: str) -> TrainingPlan:
     """What memory forced on this training, else what the preflight chose, else the configuration's own."""
     chosen = context.run.result("preflight").get("plan")
     for record in (_stored(context).get("plan"), chosen):
@@ -185,25 +185,25 @@ def standing_plan(context: Context, dtype: str) -> TrainingPlan:
     return plan_as_configured(context.config, dtype)
 
 
-def lowerings(context: Context) -> list[dict[str, Any]]:
+def oom_history(context: Context) -> list[dict[str, Any]]:
     """Each time that memory ran out in this training: the plans before and after, the step, and the error."""
     found = _stored(context).get("lowered")
     return list(found) if isinstance(found, list) else []
 
 
-def lowered(context: Context, plan: TrainingPlan, *, step: int, error: str) -> RestartNeeded | MemoryExhausted:
+def reduce_after_oom(context: Context, plan: TrainingPlan, *, step: int, error: str) -> RestartNeeded | MemoryExhausted:
     """Write the lower plan down, for the process that goes on; or say, where there is none, that memory does not suffice.
 
     step    the last optimizer step that was done
     error   what the allocator said
     """
     config, first_line = context.config, error.strip().splitlines()[0] if error.strip() else "The allocation failed."
-    lower = plan.lower(may_checkpoint=config.gradient_checkpointing is not False)
+    lower = plan.reduce(may_checkpoint=config.gradient_checkpointing is not False)
     where = f"Memory ran out in the training, after step {step}, at {plan.in_words}"
     if lower is None:
         return MemoryExhausted(f"{where}; nothing is left to make smaller.", first_line, memory_advice(config))
     record = {"from": plan.as_dict(), "to": lower.as_dict(), "step": step, "error": first_line, "time": time.time()}
-    write_json(context.run / PLAN_JSON, {"plan": lower.as_dict(), "lowered": [*lowerings(context), record]})
+    write_json(context.run / PLAN_JSON, {"plan": lower.as_dict(), "lowered": [*oom_history(context), record]})
     return RestartNeeded(
         f"{where}.",
         first_line,

@@ -8,13 +8,13 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from engine.core.errors import PreconditionError
-from engine.dpo.training.warnings import Watch
+from engine.dpo.training.warnings import TrainingWarnings
 
 
-class Watching(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class WarningsCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Shows each step's figures to a Watch."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: TrainingWarnings) -> None:
         self._watch = watch
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

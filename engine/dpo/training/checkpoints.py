@@ -42,7 +42,7 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
     return final
 
 
-def fault_of(checkpoint: Path, fingerprint: str) -> str:
+def checkpoint_error(checkpoint: Path, fingerprint: str) -> str:
     """Why `checkpoint` cannot be resumed from; empty where it can."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
         if _UNFINISHED.fullmatch(unfinished.name):
             shutil.rmtree(unfinished)  # it never had a name, so nothing counted on it
     for checkpoint in reversed(by_step(folder)):
-        fault = fault_of(checkpoint, fingerprint)
+        fault = checkpoint_error(checkpoint, fingerprint)
         if not fault:
             return checkpoint, told
         aside = _rename_broken(checkpoint)

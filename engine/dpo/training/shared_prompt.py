@@ -61,7 +61,7 @@ class SharedRows:
     """(2B, T - 1): where among the N the figures of that place of the collator's rows are found; N where it has no label."""
 
 
-def lay_out(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> SharedRows:
+def pack_shared_prompt(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> SharedRows:
     """The rows of a collated batch, all (2B, T), B chosen before B rejected and padded on the right, as shared rows."""
     ends = attention_mask.sum(dim=1) - 1  # the last token predicts nothing
     chosen_end, rejected_end = ends.unsqueeze(1).chunk(2)
@@ -98,7 +98,7 @@ def lay_out(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Shared
     )
 
 
-def read_prompts_once(policy: PeftModel) -> bool:
+def share_prompt_computation(policy: PeftModel) -> bool:
     """Let a model that TRL's trainer was built on read pairs as shared rows wherever it is called as TRL calls it: in steps, for
     the reference, in the evaluation. Returns False, and changes nothing, where its attention takes no mask of ours, or where
     a small batch comes out otherwise. A batch that is longer than a sliding window is read in the plain way.
@@ -153,7 +153,7 @@ def _score(
     model: PreTrainedModel, fused: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 ) -> FusedCausalLMOutput:
     """The per-token figures (2B, T - 1) of TRL's fused head, by way of shared rows."""
-    rows = lay_out(input_ids, attention_mask, labels)
+    rows = pack_shared_prompt(input_ids, attention_mask, labels)
 
     def leave_the_scored(_: Any, __: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[rows.scored].unsqueeze(0)

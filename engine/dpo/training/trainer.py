@@ -20,7 +20,7 @@ from engine.core import layout
 from engine.core.errors import NumbersError, PreconditionError
 from engine.core.events import Event, Message, TrainStep
 from engine.core.layout import ADAPTER_CONFIG
-from engine.dpo.planning.plan import TrainingPlan, lowered, standing_plan
+from engine.dpo.planning.plan import TrainingPlan, current_plan, reduce_after_oom
 from engine.dpo.training.checkpoints import by_step, newest_good, step_of
 from engine.dpo.training.dataset import (
     EncodedPair,
@@ -39,7 +39,7 @@ from engine.dpo.training.reference import (
     require_first_loss,
     require_reference_weights,
 )
-from engine.dpo.training.warnings import Watch
+from engine.dpo.training.warnings import TrainingWarnings
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory, is_out_of_memory
 from engine.models.adapters.source import adapter_folder
@@ -117,7 +117,7 @@ def train(
     MemoryExhausted where there is none; Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing
     learned; the last good checkpoint is kept), DataError (too many pairs longer than --max-length).
     """
-    plan = plan or standing_plan(context, dtype_name(resolve_dtype(context.config)))
+    plan = plan or current_plan(context, dtype_name(resolve_dtype(context.config)))
     resolved = replace(context, config=plan.applied_to(context.config))
     expected = reference_sha256 or _recorded_reference(context)
     said, step = "", max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
@@ -137,7 +137,7 @@ def train(
     finally:
         working.close()
     # Outside of `except`: the error's traceback holds the tensors that filled the memory.
-    raise lowered(context, plan, step=step, error=said)
+    raise reduce_after_oom(context, plan, step=step, error=said)
 
 
 def _train(
@@ -150,7 +150,7 @@ def _train(
     max_steps: int,
 ) -> Generator[Event, None, Trained]:
     """`train` under one plan; the context's configuration has it applied."""
-    from engine.dpo.training.callbacks import Watching, tensorboard
+    from engine.dpo.training.callbacks import WarningsCallback, tensorboard
     from engine.dpo.training.trl_trainer import build_trainer
 
     config = context.config
@@ -158,14 +158,14 @@ def _train(
     beside = [tensorboard(context.run / TENSORBOARD_DIR)] if config.report_to == "tensorboard" else []
     token = context.token_text
     tokenizer = tokenizer or load_tokenizer(config, token)
-    pairs, too_long = yield from _fitting(context, rows, tokenizer)
+    pairs, too_long = yield from _encode_and_filter(context, rows, tokenizer)
     policy = policy or load_policy(load_base(config, token), adapter_folder(context), trainable=True)
 
     dtype = resolve_dtype(config)
     settings = training_settings(context, len(pairs), max_steps)
     fingerprint = sha256_of_json(
         {
-            "settings": _whatever_the_split(settings),
+            "settings": split_invariant_settings(settings),
             "reference": expected,
             "pairs": _as_plain(pairs),
             "dtype": str(dtype),
@@ -188,7 +188,7 @@ def _train(
         )
         trainer.use_reference_logps(logps)
 
-    watch = Watch(_unheard, sum(len(pair.chosen_ids) for pair in pairs) / len(pairs), plan.effective_batch)
+    watch = TrainingWarnings(_discard, sum(len(pair.chosen_ids) for pair in pairs) / len(pairs), plan.effective_batch)
     checkpoint, told = newest_good(context.run / layout.CHECKPOINTS_DIR, fingerprint)
     yield from told
     first_loss = None
@@ -200,7 +200,7 @@ def _train(
         )
     else:
         yield Message("info", f"Going on from {checkpoint.name}.", STAGE)
-    trainer.add_callback(Watching(watch))
+    trainer.add_callback(WarningsCallback(watch))
     for callback in beside:
         trainer.add_callback(callback)
     if config.cpu_ref_model:
@@ -297,7 +297,7 @@ def training_settings(context: Context, pairs: int, max_steps: int = -1) -> dict
     }
 
 
-def _whatever_the_split(settings: dict[str, Any]) -> dict[str, Any]:
+def split_invariant_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with the effective batch in place of how it is split: a checkpoint outlives a change of the plan."""
     of_the_split = ("per_device_train_batch_size", "gradient_accumulation_steps")
     size, steps = (settings[name] for name in of_the_split)
@@ -306,7 +306,7 @@ def _whatever_the_split(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fitting(
+def _encode_and_filter(
     context: Context, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
 ) -> Generator[Event, None, tuple[list[EncodedPair], list[EncodedPair]]]:
     config = context.config
@@ -323,12 +323,12 @@ def _fitting(
     return pairs, too_long
 
 
-def _unheard(event: Event) -> None:
+def _discard(event: Event) -> None:
     """Where what is said goes as long as nobody listens."""
 
 
 def _drive(
-    trainer: Stage3Trainer, context: Context, checkpoint: Path | None, watch: Watch
+    trainer: Stage3Trainer, context: Context, checkpoint: Path | None, watch: TrainingWarnings
 ) -> Generator[Event, None, None]:
     """Run the trainer in a thread and yield what it and `watch` say. Raises what it raised, or Stopped when asked to stop."""
     import torch

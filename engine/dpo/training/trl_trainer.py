@@ -28,7 +28,7 @@ from engine.core.events import CheckpointSaved, Event, TrainStep
 from engine.dpo.training.batches import Batch, StepCollator, tokens_read
 from engine.dpo.training.checkpoints import rotate, size_of, write_checkpoint
 from engine.dpo.training.reference import Logps, collated
-from engine.dpo.training.shared_prompt import read_prompts_once
+from engine.dpo.training.shared_prompt import share_prompt_computation
 from engine.machine.device import resolve_device
 from engine.models.loading import POLICY_ADAPTER
 
@@ -92,7 +92,7 @@ def build_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
     trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(map(tokens_read, pairs))
-    read_prompts_once(policy)
+    share_prompt_computation(policy)
     return trainer
 
 

@@ -22,7 +22,7 @@ COLLAPSE = 0.5
 
 
 @dataclass
-class Watch:
+class TrainingWarnings:
     """Looks at each step's figures as TRL logs them, and says what is odd through `emit`."""
 
     emit: Callable[[Event], None]

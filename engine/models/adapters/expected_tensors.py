@@ -114,12 +114,12 @@ def base_problems_told(config: Stage3Config) -> Iterator[None]:
     """
     from safetensors import SafetensorError
 
-    from engine.hub import explained
+    from engine.hub import as_hub_error
 
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if explained(error) is not None:
+        if as_hub_error(error) is not None:
             raise
         name, said = visible_line(config.base_model_id, 200), visible_line(str(error), 300)
         if "trust_remote_code" in str(error):

@@ -23,13 +23,13 @@ _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.
 _PREFIX = "base_model.model."
 
 
-def refuse_misfit(settings: AdapterSettings, expected: Expected, found: Shapes) -> None:
+def refuse_mismatch(settings: AdapterSettings, expected: Expected, found: Shapes) -> None:
     """Raises PreconditionError that says why the tensors `found` in the file are not those of such an adapter on this base."""
     if settings.architecture is not None and settings.architecture != expected.base.architecture:
         made_on = visible_line(settings.architecture, 80)
         why = f"Its configuration records that it was made on a {made_on}, and this is a {expected.base.architecture}."
         raise _other_base(settings, expected.base, why)
-    for cause in (_embedding, _renamed, _strangers, _layers, _missing_or_extra, _rank, _turned_round, _widths):
+    for cause in (_embedding, _renamed, _unknown_tensors, _layers, _missing_or_extra, _rank, _transposed, _widths):
         refusal = cause(settings, expected, found)
         if refusal is not None:
             raise refusal
@@ -87,7 +87,7 @@ def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pr
     return None
 
 
-def _strangers(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _unknown_tensors(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
     if found and not expected.shapes.keys() & found.keys():
         theirs, ours = few(sorted(found), 1), few(sorted(expected.shapes), 1)
         return _other_base(
@@ -143,7 +143,7 @@ def _rank(settings: AdapterSettings, expected: Expected, found: Shapes) -> Preco
     return None
 
 
-def _turned_round(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
+def _transposed(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
     for name, asked in sorted(expected.shapes.items()):
         if found[name] != asked and found[name] == asked[::-1]:
             return PreconditionError(

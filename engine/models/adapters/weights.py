@@ -73,7 +73,7 @@ def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
         )
     of_lora_b = [name for name in tensors if _is_lora_b(name)]
     plain = all("lora_" in name for name in tensors)
-    if plain and len(silent_modules(tensors)) == len(of_lora_b):
+    if plain and len(zero_lora_b_modules(tensors)) == len(of_lora_b):
         raise PreconditionError(
             "Every lora_B of the adapter is zero.",
             "Such an adapter adds nothing to the base: it was saved before it was trained.",
@@ -81,7 +81,7 @@ def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def silent_modules(tensors: Mapping[str, Tensor]) -> list[str]:
+def zero_lora_b_modules(tensors: Mapping[str, Tensor]) -> list[str]:
     """The lora_B that are all zero: their modules do as the base does."""
     return sorted(name for name, tensor in tensors.items() if _is_lora_b(name) and not bool(tensor.any()))
 

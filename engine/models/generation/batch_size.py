@@ -60,13 +60,13 @@ def kept_bytes(model: PreTrainedModel) -> float:
 
 
 def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
-    from engine.models.generation.decoding import continue_all
+    from engine.models.generation.decoding import generate_batch
     from engine.models.generation.samplers import Greedy
 
     words = model.config.get_text_config().vocab_size
     rows = [[row % words] * max(longest - 2, 1) for row in range(size)]  # no two alike, or they were read once
     try:
-        continue_all(model, rows, Greedy(), [], [2] * size, pad=0)
+        generate_batch(model, rows, Greedy(), [], [2] * size, pad=0)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

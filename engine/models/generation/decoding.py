@@ -14,7 +14,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from engine.models.generation.kv_cache import join, keeps_all, layer_count, take
-from engine.models.generation.prefix_cache import WORTH_KEEPING, Beginning, Memory, Read, common_beginning
+from engine.models.generation.prefix_cache import (
+    WORTH_KEEPING,
+    CachedPrefix,
+    PrefixCache,
+    PrefixMatch,
+    common_beginning,
+)
 
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 """Of prompts in one forward pass, by kind of device. Their activations take memory; on a CPU they are also slower where they
@@ -29,17 +35,17 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass
-class Said:
+class GeneratedRow:
     """What one row has said so far."""
 
     ids: list[int] = field(default_factory=list)
     ended: bool = False
     """Whether its last token ends the turn."""
-    read: Read | None = None
+    read: CachedPrefix | None = None
     """All of it but the last token, kept for the next call; only where a memory was given."""
 
 
-def continue_all(
+def generate_batch(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     choose: Choose,
@@ -47,9 +53,9 @@ def continue_all(
     limits: Sequence[int],
     *,
     pad: int,
-    memory: Memory | None = None,
+    memory: PrefixCache | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[Said]:
+) -> list[GeneratedRow]:
     """What the model says after each of `prompts` (token ids), in their order.
 
     ends          tokens that end a turn
@@ -64,7 +70,7 @@ def continue_all(
             batch, scores = _read_in_groups(model, prompts, max(limits), pad, memory)
         else:
             batch, scores = _read_at_once(model, prompts, pad)
-        return _speak(model, batch, scores, choose, set(ends), limits, pad, memory is not None, should_stop)
+        return _decode_loop(model, batch, scores, choose, set(ends), limits, pad, memory is not None, should_stop)
 
 
 @dataclass
@@ -89,7 +95,7 @@ class _Batch:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
         return _scores(model, tokens.unsqueeze(1), self.mask, self.cache)
 
-    def take(self, place: int, said: Said) -> Read:
+    def take(self, place: int, said: GeneratedRow) -> CachedPrefix:
         """What was read of the row at `place`: its prompt and all that it said but the last token."""
         ids = [*self.prompts[self.rows[place]], *said.ids[:-1]]
         first = int(self.mask[place].argmax())
@@ -106,7 +112,7 @@ class _Batch:
             layer.select(kept, first_column)
 
 
-def _speak(
+def _decode_loop(
     model: PreTrainedModel,
     batch: _Batch,
     scores: Tensor,
@@ -116,8 +122,8 @@ def _speak(
     pad: int,
     keep: bool,
     should_stop: Callable[[], bool],
-) -> list[Said]:
-    said = [Said() for _ in batch.prompts]
+) -> list[GeneratedRow]:
+    said = [GeneratedRow() for _ in batch.prompts]
     for step in range(max(limits)):
         tokens = choose(scores, torch.tensor(batch.rows, device=scores.device), step)
         at_work = []
@@ -139,18 +145,18 @@ def _speak(
     return said
 
 
-def _at_work(said: Said, limit: int) -> bool:
+def _at_work(said: GeneratedRow, limit: int) -> bool:
     return not said.ended and len(said.ids) < limit
 
 
 def _read_in_groups(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int, pad: int, memory: Memory | None
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int, pad: int, memory: PrefixCache | None
 ) -> tuple[_Batch, Tensor]:
     """Read all prompts from where memory ends, those of like length side by side; then join them into one batch."""
-    memory = memory or Memory()
+    memory = memory or PrefixCache()
     _share_beginning(model, prompts, memory)
     beginnings = [memory.longest(prompt) for prompt in prompts]
-    reads: dict[int, Read] = {}
+    reads: dict[int, CachedPrefix] = {}
     scores: dict[int, Tensor] = {}
     rests = [len(prompt) - begun.length for prompt, begun in zip(prompts, beginnings, strict=True)]
     for group in _alike(rests, TOKENS_AT_ONCE.get(model.device.type, max(rests))):
@@ -158,13 +164,13 @@ def _read_in_groups(
         for row, (read, last) in zip(group, found, strict=True):
             reads[row], scores[row] = read, last
     rows = range(len(prompts))
-    whole = [Beginning(reads[row], len(prompts[row])) for row in rows]
+    whole = [PrefixMatch(reads[row], len(prompts[row])) for row in rows]
     mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)
     cache = join(whole, layer_count(model), room)
     return _Batch(prompts, list(rows), cache, mask, roomy=True), torch.stack([scores[row] for row in rows])
 
 
-def _share_beginning(model: PreTrainedModel, prompts: Sequence[Sequence[int]], memory: Memory) -> None:
+def _share_beginning(model: PreTrainedModel, prompts: Sequence[Sequence[int]], memory: PrefixCache) -> None:
     """Read what all prompts begin with once, where that is more than memory has of any of them."""
     if len(prompts) < 2:
         return
@@ -188,8 +194,8 @@ def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def _read(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], beginnings: Sequence[Beginning], pad: int
-) -> list[tuple[Read, Tensor]]:
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], beginnings: Sequence[PrefixMatch], pad: int
+) -> list[tuple[CachedPrefix, Tensor]]:
     """Read the rest of each prompt after its beginning; returns what is kept of it, and the scores of what follows it."""
     rests = [prompt[begun.length :] for prompt, begun in zip(prompts, beginnings, strict=True)]
     rest_width = max(map(len, rests))

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from engine.models.generation.prefix_cache import Beginning, Read
+from engine.models.generation.prefix_cache import CachedPrefix, PrefixMatch
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """A layer whose tensors have room for tokens to come, so that a token costs no copy of all that stand before it."""
 
     def __init__(self, room: int) -> None:
@@ -24,7 +24,7 @@ class RoomyLayer(DynamicLayer):
         self._both: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def holding(cls, keys: Tensor, values: Tensor, used: int) -> RoomyLayer:
+    def holding(cls, keys: Tensor, values: Tensor, used: int) -> PreallocatedLayer:
         """A layer whose first `used` columns are filled; both tensors are (rows, heads, columns, head size)."""
         layer = cls(keys.shape[2] - used)
         layer._both = (keys, values)
@@ -80,27 +80,27 @@ def layer_count(model: PreTrainedModel) -> int:
     return len(DynamicCache(config=model.config).layers)
 
 
-def join(beginnings: Sequence[Beginning], layers: int, room: int) -> Cache:
+def join(beginnings: Sequence[PrefixMatch], layers: int, room: int) -> Cache:
     """One cache of all beginnings, padded on the left with zeros, with room for `room` tokens more."""
     width = max(beginning.length for beginning in beginnings)
     if width == 0:
-        return Cache(layers=[RoomyLayer(room) for _ in range(layers)])
+        return Cache(layers=[PreallocatedLayer(room) for _ in range(layers)])
     return Cache(layers=[_joined(beginnings, number, width, room) for number in range(layers)])
 
 
-def take(cache: Cache, row: int, ids: Sequence[int], columns: slice | Tensor) -> Read:
+def take(cache: Cache, row: int, ids: Sequence[int], columns: slice | Tensor) -> CachedPrefix:
     """What `cache` keeps of one row, whose tokens `ids` stand in `columns`. A copy: the batch may go."""
-    return Read(
+    return CachedPrefix(
         tuple(ids),
         tuple((layer.keys[row][:, columns].clone(), layer.values[row][:, columns].clone()) for layer in cache.layers),
     )
 
 
-def _joined(beginnings: Sequence[Beginning], number: int, width: int, room: int) -> RoomyLayer:
+def _joined(beginnings: Sequence[PrefixMatch], number: int, width: int, room: int) -> PreallocatedLayer:
     like = next(beginning.read for beginning in beginnings if beginning.read is not None).layers[number]
     both = [part.new_zeros(len(beginnings), part.shape[0], width + room, part.shape[2]) for part in like]
     for row, beginning in enumerate(beginnings):
         if beginning.read is not None:
             for whole, part in zip(both, beginning.read.layers[number], strict=True):
                 whole[row, :, width - beginning.length : width] = part[:, : beginning.length]
-    return RoomyLayer.holding(both[0], both[1], width)
+    return PreallocatedLayer.holding(both[0], both[1], width)

@@ -19,7 +19,7 @@ WORTH_KEEPING = 16
 
 
 @dataclass(frozen=True)
-class Read:
+class CachedPrefix:
     """Tokens that were read, and what each layer keeps of them."""
 
     ids: tuple[int, ...]
@@ -28,38 +28,38 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class PrefixMatch:
     """The first `length` tokens of `read`; nothing where `length` is 0."""
 
-    read: Read | None = None
+    read: CachedPrefix | None = None
     length: int = 0
 
 
-class Memory:
+class PrefixCache:
     """The rows of the last call, and the beginning that the rows of a call had in common."""
 
     def __init__(self) -> None:
-        self._rows: list[Read] = []
-        self._shared: Read | None = None
+        self._rows: list[CachedPrefix] = []
+        self._shared: CachedPrefix | None = None
 
-    def keep(self, rows: Sequence[Read]) -> None:
+    def keep(self, rows: Sequence[CachedPrefix]) -> None:
         """Remember these rows in place of those of the call before."""
         self._rows = list(rows)
 
-    def share(self, read: Read) -> None:
+    def share(self, read: CachedPrefix) -> None:
         """Remember what many rows begin with, until there is another such beginning."""
         self._shared = read
 
     def forget(self) -> None:
         self._rows, self._shared = [], None
 
-    def longest(self, ids: Sequence[int]) -> Beginning:
+    def longest(self, ids: Sequence[int]) -> PrefixMatch:
         """The longest beginning of `ids` that was read. The last token is always left to read: its scores are wanted."""
-        best = Beginning()
+        best = PrefixMatch()
         for read in (*self._rows, *([self._shared] if self._shared else [])):
             length = min(common_length(read.ids, ids), len(ids) - 1)
             if length >= WORTH_KEEPING and length > best.length:
-                best = Beginning(read, length)
+                best = PrefixMatch(read, length)
         return best
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from engine.models.chat import Conversation
 from engine.models.chat_template import conversation_ids
-from engine.models.generation.prefix_cache import Memory
+from engine.models.generation.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from engine.models.generation.decoding import Choose, Said
+    from engine.models.generation.decoding import Choose, GeneratedRow
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def generate(
     settings: SamplingSettings,
     *,
     seeds: Sequence[int] | None = None,
-    memory: Memory | None = None,
+    memory: PrefixCache | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Reply]:
     """One reply to each conversation, in their order, as one batch.
@@ -61,10 +61,10 @@ def generate(
     When `should_stop` turns true the batch ends at the next token; its replies are then incomplete, and the caller
     throws them away. Memory errors pass through.
     """
-    from engine.models.generation.decoding import continue_all
+    from engine.models.generation.decoding import generate_batch
 
     prompts = [conversation_ids(tokenizer, conversation, reply_wanted=True) for conversation in conversations]
-    said = continue_all(
+    said = generate_batch(
         model,
         prompts,
         _choice(settings, seeds, len(prompts), model),
@@ -105,7 +105,7 @@ def _choice(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, 
     return Nucleus(settings.temperature, settings.top_p, seeds, settings.max_new_tokens, model.device)
 
 
-def _reply(tokenizer: PreTrainedTokenizerBase, said: Said) -> Reply:
+def _reply(tokenizer: PreTrainedTokenizerBase, said: GeneratedRow) -> Reply:
     ids = said.ids[:-1] if said.ended else said.ids
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
     return Reply(text=text, finished=said.ended, tokens=len(said.ids))

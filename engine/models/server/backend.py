@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, ExitCode, Stage3Error
 from engine.models.chat import Conversation
-from engine.models.chat_template import parted, special_pattern
+from engine.models.chat_template import special_pattern, split_special_text
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, prompt_length
 from engine.models.server import errors
 from engine.models.server.address import server_address
@@ -64,7 +64,7 @@ class ServerBackend:
         answers = self.client.ask(
             [
                 Question(
-                    parted(conversation, self._special),
+                    split_special_text(conversation, self._special),
                     settings.max_new_tokens,
                     settings.temperature,
                     settings.top_p,
@@ -87,7 +87,7 @@ class ServerBackend:
     def batch_size(self, longest: int) -> int:
         return self.client.concurrency * BATCHES_OF_CONCURRENCY
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """What the server keeps is its own."""
 
     def check(self, settings: SamplingSettings) -> list[str]:
@@ -113,7 +113,7 @@ class ServerBackend:
             )
         return notes + (self._about_sampling() if settings.temperature > 0 else [])
 
-    def oddities(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What was strange about the answers so far, as sentences."""
         return [
             f"{count} replies ended with {visible_line(ending, 40) or 'no finish_reason'!r}: counted as cut off."

@@ -18,7 +18,7 @@ from engine import __version__
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
-from engine.models.server.retry import Fault, Insistence, Sleep
+from engine.models.server.retry import Fault, RetryPolicy, Sleep
 from engine.run.stop import StopToken
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ServerClient:
         self.model = model
         self.concurrency = concurrency
         self._timeout_seconds = timeout_seconds
-        self._insistence = Insistence(stop, concurrency, sleep)
+        self._insistence = RetryPolicy(stop, concurrency, sleep)
 
     def chat(
         self,
@@ -166,7 +166,7 @@ class ServerClient:
             client.post(self.address.of("chat/completions"), json=question.body(self.model))
         )
         if response.status_code in _REFUSED:
-            said = errors.said(response, self.address)
+            said = errors.quoted_message(response, self.address)
             return Answer(refused=said or f"status {response.status_code}", too_long=errors.is_about_length(said))
         if not response.is_success:
             raise errors.of_status(response, self.address, self.model)

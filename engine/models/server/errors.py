@@ -1,4 +1,4 @@
-"""What can go wrong with a server, said in the server's own words where it has any.
+"""What can go wrong with a server, quoted_message in the server's own words where it has any.
 
 Texts are made from answers, never from requests; where a server repeats the token it is taken out.
 """
@@ -29,12 +29,12 @@ _ABOUT_LENGTH = re.compile(
 )
 
 
-def is_about_length(said: str) -> bool:
+def is_about_length(quoted_message: str) -> bool:
     """Whether a refusal says that conversation and reply do not fit the server's context."""
-    return _ABOUT_LENGTH.search(said) is not None
+    return _ABOUT_LENGTH.search(quoted_message) is not None
 
 
-def said(response: Response, address: ServerAddress) -> str:
+def quoted_message(response: Response, address: ServerAddress) -> str:
     """The server's reason, in one line: OpenAI's `error.message`, FastAPI's `detail`, or the text as it is."""
     text = response.text
     try:
@@ -68,7 +68,7 @@ def too_slow(address: ServerAddress, seconds: float) -> NetworkError:
 
 
 def busy(response: Response, address: ServerAddress) -> NetworkError:
-    status, words = response.status_code, said(response, address)
+    status, words = response.status_code, quoted_message(response, address)
     if status == 429:
         why, what_to_do = words or "It limits the rate.", "Ask less at once (--server-concurrency), or wait."
         if wait := visible_line(response.headers.get("Retry-After", ""), 40):
@@ -84,14 +84,14 @@ def busy(response: Response, address: ServerAddress) -> NetworkError:
 def no_answer(response: Response, address: ServerAddress) -> NetworkError:
     return NetworkError(
         f"The server at {address} gives no answer in OpenAI's format.",
-        f"It sent ({response.status_code}): {said(response, address)[:200] or 'nothing'}",
+        f"It sent ({response.status_code}): {quoted_message(response, address)[:200] or 'nothing'}",
         "Check --server-url: with most servers it ends in /v1; a proxy or a login page may be in between.",
     )
 
 
 def of_status(response: Response, address: ServerAddress, model: str) -> Stage3Error:
     """The error of an answer that no other try would change."""
-    status, words = response.status_code, said(response, address)
+    status, words = response.status_code, quoted_message(response, address)
     if status in (401, 403):
         have = f"The token in {SERVER_TOKEN_VARIABLE}" if address.token else "No token"
         return AccessError(

@@ -36,7 +36,7 @@ class Fault(Exception):
         self.wait_seconds = wait_seconds
 
 
-class Insistence:
+class RetryPolicy:
     """How many at once, and how to wait between tries."""
 
     def __init__(self, stop: StopToken, concurrency: int, sleep: Sleep) -> None:

@@ -18,7 +18,7 @@ _JUDGED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PairVerdict:
     """One pair, judged."""
 
     line: int
@@ -28,7 +28,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Assessment:
     """What is known of one pair, other pairs aside."""
 
     as_made: tuple[str, ...]
@@ -61,12 +61,12 @@ class Finding:
         wanted = not self.reasons(repeats=repeats) if self.accepted is None else self.accepted
         return wanted and self.has_two_texts
 
-    def verdict(self, line: int, pair_id: str, *, repeats: bool) -> Verdict:
+    def verdict(self, line: int, pair_id: str, *, repeats: bool) -> PairVerdict:
         found, usable = self.reasons(repeats=repeats), self.usable(repeats=repeats)
-        return Verdict(line, pair_id, usable, found if usable else found or (REJECTED,))
+        return PairVerdict(line, pair_id, usable, found if usable else found or (REJECTED,))
 
 
-def find(pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Finding:
+def assess_pair(pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Assessment:
     """Judge one pair.
 
     pair   as it would train: with people's decision applied
@@ -79,7 +79,7 @@ def find(pair: Pair, decision: Decision | None = None, *, made: Pair | None = No
         as_left = _reasons_of_the_draft(pair)
     may_train = not as_left or (decision is not None and decision.accepted is True)
     prompt = prompt_hash(pair) if may_train else 0
-    return Finding(
+    return Assessment(
         as_made=tuple(as_made),
         as_left=tuple(as_left),
         byte_identical=made.base_response == made.revised_response and made.status in (OK, detectors.IDENTICAL),

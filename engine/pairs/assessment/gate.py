@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from engine.core.config import Stage3Config
 from engine.core.errors import DataError
 from engine.pairs import detectors
-from engine.pairs.assessment.assess import Finding, Verdict, find
+from engine.pairs.assessment.assess import Assessment, PairVerdict, assess_pair
 from engine.pairs.data.edits import Decision
 from engine.pairs.data.hashes import hash_of
 from engine.pairs.data.record import Pair
@@ -132,7 +132,7 @@ class Counts:
     def training_sharing(self) -> int:
         return self.prompts.sharing
 
-    def count(self, found: Finding, *, repeats: bool, by: int = 1) -> None:
+    def count(self, found: Assessment, *, repeats: bool, by: int = 1) -> None:
         """One pair more, or (-1) one less. `repeats`: an earlier usable pair says the same."""
         reasons = found.reasons(repeats=repeats)
         self._count_making(found, found.as_made or (reasons if not found.as_left else ()), by)
@@ -146,7 +146,7 @@ class Counts:
         else:
             _count(self.reasons, verdict.reasons[0], by)
 
-    def _count_making(self, found: Finding, reasons: tuple[str, ...], by: int) -> None:
+    def _count_making(self, found: Assessment, reasons: tuple[str, ...], by: int) -> None:
         self.made += by
         self.usable += by * (not reasons)
         self.byte_identical += by * found.byte_identical
@@ -157,7 +157,7 @@ class Counts:
             for principle in set(found.made_by):
                 _count(self.principles, principle, by)
 
-    def _count_training(self, found: Finding, by: int) -> None:
+    def _count_training(self, found: Assessment, by: int) -> None:
         self.training += by
         self.training_longer += by * found.longer
         self.prompts.count(found.prompt, by)
@@ -174,9 +174,9 @@ class Tally(Counts):
     examples: Examples = field(default_factory=lambda: Examples())
     _texts: set[int] = field(default_factory=set)
 
-    def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Verdict:
+    def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
         """Judge one pair and count it; `pair` and `made` as in `find`."""
-        found = find(pair, decision, made=made)
+        found = assess_pair(pair, decision, made=made)
         repeats = not found.as_left and found.texts in self._texts
         if not found.as_left:
             self._texts.add(found.texts)
@@ -320,7 +320,7 @@ def failed(all_figures: list[Figure]) -> list[Figure]:
     return [figure for figure in all_figures if figure.refuses and figure.passes is False]
 
 
-def refusal(shut: list[Figure]) -> DataError:
+def gate_error(shut: list[Figure]) -> DataError:
     """The error of a shut gate: every figure that failed, and what would mend each."""
     said = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
     mend = " ".join(f"{figure.title.capitalize()}: {figure.mend}" for figure in shut)

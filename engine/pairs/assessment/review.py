@@ -7,7 +7,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import Counter
 
-from engine.pairs.assessment.assess import Finding
+from engine.pairs.assessment.assess import Assessment
 from engine.pairs.assessment.gate import Counts
 
 
@@ -40,7 +40,7 @@ class Review:
 
     def __init__(self) -> None:
         self.counts = Counts(prompts=CountedPrompts())
-        self._found: dict[int, Finding] = {}
+        self._found: dict[int, Assessment] = {}
         self._saying: dict[int, list[int]] = {}
         """Lines without a reason against them, in order, by the hash of what they say."""
 
@@ -50,7 +50,7 @@ class Review:
     def __contains__(self, line: int) -> bool:
         return line in self._found
 
-    def put(self, line: int, found: Finding) -> list[int]:
+    def put(self, line: int, found: Assessment) -> list[int]:
         """Count a pair; the lines whose verdict is another now, its own first."""
         changed = [line, *self._take_back(line)]
         if found.as_left:
@@ -65,7 +65,7 @@ class Review:
             changed.append(first_before)
         return changed
 
-    def finding(self, line: int) -> Finding | None:
+    def finding(self, line: int) -> Assessment | None:
         return self._found.get(line)
 
     def repeats(self, line: int) -> bool:
@@ -80,7 +80,7 @@ class Review:
     def usable(self, line: int) -> bool:
         return self._found[line].usable(repeats=self.repeats(line))
 
-    def _count(self, line: int, found: Finding) -> None:
+    def _count(self, line: int, found: Assessment) -> None:
         self._found[line] = found
         self.counts.count(found, repeats=self.repeats(line))
 

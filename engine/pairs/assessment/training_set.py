@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.pairs.assessment.assess import Verdict
+from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.gate import Tally
 from engine.pairs.data.edits import Decision, apply_decision
 from engine.pairs.data.record import Pair
@@ -19,7 +19,7 @@ class Judged:
     """A pair as people left it, and whether it trains."""
 
     pair: Pair
-    verdict: Verdict
+    verdict: PairVerdict
 
 
 def judged_pairs(

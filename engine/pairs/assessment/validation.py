@@ -15,9 +15,9 @@ from typing import Any, cast
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, DataError, DiskError
 from engine.core.layout import EDITS_JSONL, SCORES_JSONL
-from engine.pairs.assessment.assess import Verdict
+from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.export import Export
-from engine.pairs.assessment.gate import Tally, failed, figures, refusal, report
+from engine.pairs.assessment.gate import Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import judged_pairs
 from engine.pairs.data.edits import Edits, read_edits
 from engine.pairs.data.pair_files import read_pairs_from
@@ -45,7 +45,7 @@ class Validation:
 def validate(
     source: Path,
     config: Stage3Config,
-    on_line: Callable[[Verdict | BadLine], None] = lambda line: None,
+    on_line: Callable[[PairVerdict | BadLine], None] = lambda line: None,
     *,
     export: Path | None = None,
     force: bool = False,
@@ -60,7 +60,7 @@ def validate(
 
     Raises ConfigError where there is no file, or nothing in it; DiskError.
     """
-    beside = Beside.of(source)
+    beside = SidecarFiles.of(source)
     tally = Tally(bad_edits=len(beside.edits.damaged))
     bad_lines: list[BadLine] = []
     decided: set[str] = set()
@@ -99,13 +99,13 @@ def validate(
 
 
 def _refusal(
-    tally: Tally, config: Stage3Config, told: dict[str, Any], beside: Beside, source: Path
+    tally: Tally, config: Stage3Config, told: dict[str, Any], beside: SidecarFiles, source: Path
 ) -> DataError | None:
     """The gate's own, and what no person can accept: damaged lines, here or in the edits."""
     if told["gate"]["open"]:
         return None
     shut = failed(figures(tally, config))
-    found = [(error.what, error.why, error.what_to_do) for error in ([refusal(shut)] if shut else [])]
+    found = [(error.what, error.why, error.what_to_do) for error in ([gate_error(shut)] if shut else [])]
     if tally.bad_lines:
         said = f"Lines of {_name(source)} that are no pair: {tally.bad_lines:,}."
         found.append((said, "What they said is lost, or was never a pair.", "Mend or remove the lines that are named."))
@@ -124,7 +124,7 @@ def _refusal(
 
 
 @dataclass(frozen=True)
-class Beside:
+class SidecarFiles:
     """People's decisions and a judge's scores, from the files of a run folder beside the pairs."""
 
     edits_path: Path
@@ -135,7 +135,7 @@ class Beside:
     scored: Callable[[Pair], Pair]
 
     @classmethod
-    def of(cls, source: Path) -> Beside:
+    def of(cls, source: Path) -> SidecarFiles:
         edits_path = source.parent / Path(EDITS_JSONL).name
         scores_path = source.parent / Path(SCORES_JSONL).name
         if source == STDIN:  # nothing is beside a pipe
@@ -165,14 +165,14 @@ def _last_judge(path: Path) -> str | None:
 
 def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
     """Gives a pair the judge's scores; none where its texts are not those that were scored."""
-    from engine.pairs.judges.base import Scores
-    from engine.pairs.judges.scores import case_of, key_of, read_scores
+    from engine.pairs.judges.base import ScorePair
+    from engine.pairs.judges.scores import comparison_of, key_of, read_scores
 
     known, _ = read_scores(path, judge)
-    none = Scores(None, None)
+    none = ScorePair(None, None)
 
     def scored(pair: Pair) -> Pair:
-        given = known.get(key_of(case_of(pair)), none)
+        given = known.get(key_of(comparison_of(pair)), none)
         return replace(pair, base_score=given.first, revised_score=given.second)
 
     return scored

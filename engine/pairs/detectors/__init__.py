@@ -1,6 +1,6 @@
 """What keeps a text from being a reply that stands alone: one small function a reason.
 
-A detector gets a `Case` (the last user turn, the draft or None, the reply) and says whether its reason holds. The order of
+A detector gets a `Candidate` (the last user turn, the draft or None, the reply) and says whether its reason holds. The order of
 `DETECTORS` is the order in which reasons are told; the first one is the verdict's name.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from engine.pairs.detectors.candidate import Candidate, canonical
 from engine.pairs.detectors.language import is_wrong_language
 from engine.pairs.detectors.malformed import is_cut_off, is_empty, is_fragment, is_leak
 from engine.pairs.detectors.meta import is_meta
 from engine.pairs.detectors.refusal import is_pasted_refusal
 from engine.pairs.detectors.repetition import is_echo, is_identical, is_loop, is_near_duplicate
-from engine.pairs.detectors.reply import Case, canonical
 
-__all__ = ["DETECTORS", "Case", "canonical", "reasons", "reply_reasons"]
+__all__ = ["DETECTORS", "Candidate", "canonical", "reasons", "reply_reasons"]
 
 IDENTICAL = "identical"
 EMPTY = "empty"
@@ -33,7 +33,7 @@ DUPLICATE_PROMPT = "duplicate prompt"
 PROMPT_TOO_LONG = "prompt too long"
 """Told by who made the pair."""
 
-Detector = Callable[[Case], bool]
+Detector = Callable[[Candidate], bool]
 
 DETECTORS: dict[str, Detector] = {
     IDENTICAL: is_identical,
@@ -55,11 +55,11 @@ def reasons(prompt: str, draft: str | None, reply: str, *, finished: bool = True
 
     finished   False where the generation was cut off at its longest
     """
-    case = Case(prompt, draft, reply, finished)
-    first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](case)]
+    candidate = Candidate(prompt, draft, reply, finished)
+    first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](candidate)]
     if first:
         return first  # whatever else it is, it is no revision
-    return [name for name, holds in DETECTORS.items() if holds(case)]
+    return [name for name, holds in DETECTORS.items() if holds(candidate)]
 
 
 def reply_reasons(prompt: str, reply: str, *, finished: bool = True) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from engine.pairs.detectors.reply import Case
+from engine.pairs.detectors.candidate import Candidate
 
 LEAST_LETTERS = 4
 """A text with fewer has no script: "OK" answers in any."""
@@ -56,22 +56,22 @@ _ASKED_FOR = re.compile(
 )
 
 
-def is_wrong_language(case: Case) -> bool:
+def is_wrong_language(candidate: Candidate) -> bool:
     # Most pairs are English throughout, and known for it by a few look-ups; most of the rest are too short to tell.
-    english = _is_english(case.said)
-    if english and (len(case.asked) < LEAST_COMMON_WORDS or _is_english(case.asked)):
+    english = _is_english(candidate.said)
+    if english and (len(candidate.asked) < LEAST_COMMON_WORDS or _is_english(candidate.asked)):
         return False
-    if len(case.said) < LEAST_COMMON_WORDS and not _has_foreign(case.reply):
+    if len(candidate.said) < LEAST_COMMON_WORDS and not _has_foreign(candidate.reply):
         return False
-    reply = language_of(case.reply, case.said)
+    reply = language_of(candidate.reply, candidate.said)
     if reply is None or reply == LATIN:
         return False
-    prompt = language_of(case.prompt, case.asked, least=LEAST_IN_PROMPT)
+    prompt = language_of(candidate.prompt, candidate.asked, least=LEAST_IN_PROMPT)
     if prompt is None or prompt == reply or (prompt == LATIN and reply in _WORDS):
         return False
     # A draft in the reply's language: the conversation before this turn may be in it.
-    drafted = case.draft is not None and language_of(case.draft, case.drafted) == reply
-    return not drafted and _ASKED_FOR.search(case.prompt) is None
+    drafted = candidate.draft is not None and language_of(candidate.draft, candidate.drafted) == reply
+    return not drafted and _ASKED_FOR.search(candidate.prompt) is None
 
 
 def language_of(text: str, words: list[str], least: int = LEAST_COMMON_WORDS) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from engine.pairs.detectors.reply import Case
+from engine.pairs.detectors.candidate import Candidate
 
 CUT_OFF_WORDS = 20
 """A reply shorter than this that ends without a stop is a heading, a name or a habit."""
@@ -38,35 +38,35 @@ _TOKEN = re.compile(
 )
 
 
-def is_empty(case: Case) -> bool:
-    return not case.reply or case.reply.isspace()
+def is_empty(candidate: Candidate) -> bool:
+    return not candidate.reply or candidate.reply.isspace()
 
 
-def is_fragment(case: Case) -> bool:
+def is_fragment(candidate: Candidate) -> bool:
     """Nothing in it that says anything, or a sentence that was begun somewhere else."""
-    if _LETTER_OR_PICTURE.search(case.reply) is None:
+    if _LETTER_OR_PICTURE.search(candidate.reply) is None:
         return True
-    return case.reply.lstrip()[:1].islower() and _BEGUN_ELSEWHERE.match(case.reply) is not None
+    return candidate.reply.lstrip()[:1].islower() and _BEGUN_ELSEWHERE.match(candidate.reply) is not None
 
 
-def is_cut_off(case: Case) -> bool:
+def is_cut_off(candidate: Candidate) -> bool:
     """Generated up to the limit; or, where nobody wrote that down, a longer reply that ends in "and the", or within code."""
-    if not case.finished:
-        return not is_empty(case)
-    end = case.reply.rstrip()
-    if len(case.said) >= CUT_OFF_WORDS and _BROKEN_OFF.search(end, max(len(end) - 12, 0)) is not None:
+    if not candidate.finished:
+        return not is_empty(candidate)
+    end = candidate.reply.rstrip()
+    if len(candidate.said) >= CUT_OFF_WORDS and _BROKEN_OFF.search(end, max(len(end) - 12, 0)) is not None:
         return True
     return "```" in end and end.count("\n```") + end.startswith("```") == 1
 
 
-def is_leak(case: Case) -> bool:
+def is_leak(candidate: Candidate) -> bool:
     """Scaffolding or simulated turns: `Human:`, `Critique:`, control tokens."""
-    reply = case.reply
-    if ":" in reply and _TURN.search(reply) is not None and _PLAY.search(case.prompt) is None:
+    reply = candidate.reply
+    if ":" in reply and _TURN.search(reply) is not None and _PLAY.search(candidate.prompt) is None:
         return True
     if "<" not in reply and "[" not in reply and "#" not in reply:
         return False
     return any(
-        match[0] not in case.prompt and reply[max(match.start() - 1, 0) : match.start()] != "`"  # else: spoken of
+        match[0] not in candidate.prompt and reply[max(match.start() - 1, 0) : match.start()] != "`"  # else: spoken of
         for match in _TOKEN.finditer(reply)
     )

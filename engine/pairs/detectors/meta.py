@@ -16,7 +16,7 @@ from itertools import pairwise
 from math import exp, log
 from pathlib import Path
 
-from engine.pairs.detectors.reply import WORD, Case, folded
+from engine.pairs.detectors.candidate import WORD, Candidate, folded
 
 WORDS_FILE = Path(__file__).with_name("meta.toml")
 WEIGHTS_FILE = Path(__file__).with_name("meta.json")
@@ -74,8 +74,8 @@ def shipped_weights() -> Weights:
     return Weights(read["constant"], terms, read["threshold"])
 
 
-def is_meta(case: Case) -> bool:
-    sentences = terms_of(case)
+def is_meta(candidate: Candidate) -> bool:
+    sentences = terms_of(candidate)
     if any(not lexicon().decisive.isdisjoint(terms) for terms in sentences):
         return True
     weights = shipped_weights()
@@ -92,7 +92,7 @@ def score(sentences: list[set[Term]], weights: Weights) -> float:
     return weights.constant + highest + log(sum([exp(SHARPNESS * (one - highest)) for one in sums])) / SHARPNESS
 
 
-def terms_of(case: Case) -> list[set[Term]]:
+def terms_of(candidate: Candidate) -> list[set[Term]]:
     """What stands in each sentence of the reply.
 
     "<which>", ("<which>", "<answer>")   a word, two neighbours
@@ -102,10 +102,10 @@ def terms_of(case: Case) -> list[set[Term]]:
     """
     known = lexicon()
     symbols = known.symbols
-    spoken_first = known.classed if case.text_work else known.classed.intersection(case.asked)
+    spoken_first = known.classed if candidate.text_work else known.classed.intersection(candidate.asked)
     if spoken_first:
         symbols = {**symbols, **dict.fromkeys(spoken_first, THEIRS)}
-    text = case.reply[:MOST_CHARACTERS].strip()
+    text = candidate.reply[:MOST_CHARACTERS].strip()
     found: list[set[Term]] = []
     for sentence in _SENTENCE_END.split(folded(text)):
         line = [symbols.get(word, BLANK) for word in WORD.findall(sentence)[:MOST_WORDS]]

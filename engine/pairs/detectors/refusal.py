@@ -11,7 +11,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from engine.pairs.detectors.reply import Case
+from engine.pairs.detectors.candidate import Candidate
 
 WORDS_FILE = Path(__file__).with_name("refusal.toml")
 
@@ -31,15 +31,20 @@ _REFUSES = re.compile(
 )
 
 
-def is_pasted_refusal(case: Case) -> bool:
-    if case.draft is None or len(case.said) > MOST_WORDS or len(case.drafted) < LEAST_ANSWER or "?" in case.draft:
+def is_pasted_refusal(candidate: Candidate) -> bool:
+    if (
+        candidate.draft is None
+        or len(candidate.said) > MOST_WORDS
+        or len(candidate.drafted) < LEAST_ANSWER
+        or "?" in candidate.draft
+    ):
         return False
-    return is_harmless(case.asked) and _refuses(case.reply) and not _refuses(case.draft)
+    return is_harmless(candidate.asked) and _refuses(candidate.reply) and not _refuses(candidate.draft)
 
 
-def is_refusal(case: Case) -> bool:
+def is_refusal(candidate: Candidate) -> bool:
     """Whether the reply refuses and does nothing else."""
-    return len(case.said) <= MOST_WORDS and _refuses(case.reply)
+    return len(candidate.said) <= MOST_WORDS and _refuses(candidate.reply)
 
 
 def is_harmless(asked: list[str]) -> bool:

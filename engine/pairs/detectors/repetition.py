@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from engine.pairs.detectors.reply import Case
+from engine.pairs.detectors.candidate import Candidate
 
 NEAR_LENGTH = 12
 """Words that draft and reply share before one changed word is small. In a shorter text it is likely a correction."""
@@ -78,30 +78,34 @@ _STUCK = re.compile(r"([^\W_])\1{39}|([^\W\d_]{2,6}?)\2{19}")
 """Forty times one letter or digit, twenty times two to six letters. No language writes so, and 10^30 is shorter."""
 
 
-def is_identical(case: Case) -> bool:
-    return case.draft is not None and case.drafted == case.said
+def is_identical(candidate: Candidate) -> bool:
+    return candidate.draft is not None and candidate.drafted == candidate.said
 
 
-def is_near_duplicate(case: Case) -> bool:
+def is_near_duplicate(candidate: Candidate) -> bool:
     """The draft but for one small word put in, left out or exchanged, or for "I'm" spelt out.
 
     A word with a sense of its own, a number or a "not" may be the very correction that was asked for.
     """
-    if case.draft is None or abs(len(case.drafted) - len(case.said)) > RUN or len(case.said) < NEAR_LENGTH:
+    if (
+        candidate.draft is None
+        or abs(len(candidate.drafted) - len(candidate.said)) > RUN
+        or len(candidate.said) < NEAR_LENGTH
+    ):
         return False
-    before, after = ([_EXPANDED.get(word, word) for word in text] for text in (case.drafted, case.said))
+    before, after = ([_EXPANDED.get(word, word) for word in text] for text in (candidate.drafted, candidate.said))
     start = _shared(before, after)
     end = _shared(before[start:][::-1], after[start:][::-1])
     removed, added = before[start : len(before) - end], after[start : len(after) - end]
-    if len(removed) > 1 or len(added) > 1 or case.drafted == case.said:
+    if len(removed) > 1 or len(added) > 1 or candidate.drafted == candidate.said:
         return False
     return _SMALL_WORDS.issuperset(removed + added)
 
 
-def is_echo(case: Case) -> bool:
+def is_echo(candidate: Candidate) -> bool:
     """Repeats the prompt: begins with all of it, or says little but its words in their order."""
-    asked, said = case.asked, case.said
-    if len(asked) < ECHO_WORDS or not said or case.text_work:
+    asked, said = candidate.asked, candidate.said
+    if len(asked) < ECHO_WORDS or not said or candidate.text_work:
         return False
     start = _shared(asked, said)
     if start == len(asked):
@@ -115,11 +119,11 @@ def is_echo(case: Case) -> bool:
     return shared >= ECHO_RUNS and 2 * shared >= len(in_prompt) and 20 * shared >= 7 * len(in_reply)
 
 
-def is_loop(case: Case) -> bool:
+def is_loop(candidate: Candidate) -> bool:
     """The same words again and again: at the end, where a model got stuck, or through most of the text, so that fewer than
     two in five of its runs of three words are new.
     """
-    said = case.said
+    said = candidate.said
     if any(_STUCK.search(word) is not None for word in said if len(word) >= STUCK_LETTERS):
         return True
     # A text has at least as many different runs as different words, but for two: most need no closer look.

@@ -18,7 +18,7 @@ from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
 from engine.pairs.generation.dialogue import critique_prompt, revision_prompt
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import Recipe
+from engine.pairs.generation.recipe import GenerationSettings
 from engine.pairs.principles.constitution import Principle
 
 BATCHES_IN_A_WINDOW = 8
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class Trial:
+class Attempt:
     """One critique and the revision that came of it."""
 
     principle: Principle
@@ -40,13 +40,13 @@ class Trial:
 
 
 @dataclass
-class Making:
+class PairInProgress:
     """One prompt on its way to a record."""
 
     prompt: Prompt
     draft: Reply
-    trials: list[Trial] = field(default_factory=list)
-    rounds: list[Trial] = field(default_factory=list)
+    trials: list[Attempt] = field(default_factory=list)
+    rounds: list[Attempt] = field(default_factory=list)
     """The trials that succeeded, one a round."""
 
     @property
@@ -55,7 +55,7 @@ class Making:
         return self.rounds[-1].revision.text if self.rounds else self.draft.text
 
     @property
-    def last(self) -> Trial | None:
+    def last(self) -> Attempt | None:
         """The trial that the record tells of: the last one that succeeded, else the last one."""
         done = self.rounds or self.trials
         return done[-1] if done else None
@@ -78,14 +78,14 @@ def plan_batches(items: Sequence[Item], lengths: Sequence[int], batch_size: int)
             yield [items[index] for _, index in rows[first : first + batch_size]]
 
 
-def make_records(prompts: Sequence[Prompt], backend: Backend, recipe: Recipe) -> list[PairRecord]:
+def make_records(prompts: Sequence[Prompt], backend: Backend, recipe: GenerationSettings) -> list[PairRecord]:
     """The records of one batch, in the order of `prompts`."""
     drafts = backend.reply(
         [prompt.messages for prompt in prompts],
         recipe.sampling,
         [seed_of(recipe.seed, prompt.id, "draft", 0) for prompt in prompts],
     )
-    makings = [Making(prompt, draft) for prompt, draft in zip(prompts, drafts, strict=True)]
+    makings = [PairInProgress(prompt, draft) for prompt, draft in zip(prompts, drafts, strict=True)]
     going_on = [making for making in makings if not making.status]
     for number in range(recipe.rounds):
         for attempt in range(recipe.max_attempts):
@@ -118,7 +118,7 @@ def refusal_of(reply: Reply) -> str:
     return ""
 
 
-def _try(makings: list[Making], attempt: int, backend: Backend, recipe: Recipe) -> None:
+def _try(makings: list[PairInProgress], attempt: int, backend: Backend, recipe: GenerationSettings) -> None:
     """One critique and revision of each."""
     principles = [_drawn(making, attempt, recipe) for making in makings]
     critiques = backend.reply(
@@ -138,19 +138,19 @@ def _try(makings: list[Making], attempt: int, backend: Backend, recipe: Recipe) 
         [seed_of(recipe.seed, making.prompt.id, "revision", attempt) for making in makings],
     )
     for making, principle, critique, revision in zip(makings, principles, critiques, revisions, strict=True):
-        trial = Trial(principle, critique, revision, _fault(making, critique, revision))
+        trial = Attempt(principle, critique, revision, _fault(making, critique, revision))
         making.trials.append(trial)
         if trial.fault == OK:
             making.rounds.append(trial)
 
 
-def _drawn(making: Making, attempt: int, recipe: Recipe) -> Principle:
+def _drawn(making: PairInProgress, attempt: int, recipe: GenerationSettings) -> Principle:
     """A principle that was not tried on this prompt, while there is one."""
     used = tuple(trial.principle.id for trial in making.trials)
     return recipe.constitution.draw(Random(seed_of(recipe.seed, making.prompt.id, "principle", attempt)), avoid=used)
 
 
-def _fault(making: Making, critique: Reply, revision: Reply) -> str:
+def _fault(making: PairInProgress, critique: Reply, revision: Reply) -> str:
     refused = refusal_of(critique) or refusal_of(revision)
     if refused:
         return refused
@@ -160,7 +160,7 @@ def _fault(making: Making, critique: Reply, revision: Reply) -> str:
     return found[0] if found else OK
 
 
-def _record(making: Making) -> PairRecord:
+def _record(making: PairInProgress) -> PairRecord:
     told = making.last
     steps: dict[str, Reply] = {"draft": making.draft}
     if told is not None:

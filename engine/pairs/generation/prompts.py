@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, NetworkError
-from engine.hub import cached_snapshot, explained, is_offline
+from engine.hub import as_hub_error, cached_snapshot, is_offline
 from engine.hub.references import is_local, local_path
 from engine.models.chat import Conversation
 from engine.pairs.data.conversations import conversation_of
@@ -158,7 +158,7 @@ def _hub_rows(config: Stage3Config, token: str | None) -> Iterator[dict[str, Any
     try:
         yield from load_dataset(**where, split=config.split)
     except (ConnectionError, TimeoutError, OSError) as error:
-        raise explained(error) or NetworkError(
+        raise as_hub_error(error) or NetworkError(
             f"The dataset {config.dataset} ({config.split}) could not be loaded.",
             str(error),
             "Check the network, or give a local file with --dataset.",

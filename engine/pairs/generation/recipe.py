@@ -17,7 +17,7 @@ REPLIES_OF_A_REVISION = 3
 
 
 @dataclass(frozen=True)
-class Recipe:
+class GenerationSettings:
     constitution: Constitution
     examples: Conversation
     sampling: SamplingSettings
@@ -26,7 +26,7 @@ class Recipe:
     rounds: int
 
     @classmethod
-    def of(cls, config: Stage3Config) -> Recipe:
+    def of(cls, config: Stage3Config) -> GenerationSettings:
         """Raises ConfigError where the constitution or the examples cannot be read."""
         return cls(
             load_constitution(config.constitution),

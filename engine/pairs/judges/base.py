@@ -23,7 +23,7 @@ Outcome = Literal["better", "equal", "worse", "not scored"]
 
 
 @dataclass(frozen=True)
-class Case:
+class Comparison:
     """Two replies to one conversation."""
 
     id: str
@@ -37,7 +37,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScorePair:
     """What a judge gives the two replies of a case: higher is better, comparable within the case.
 
     Both are None where the judge cannot score this case (too long for it); `detail` then says why under "not scored".
@@ -55,9 +55,11 @@ class Scores:
         return "better" if self.second > self.first else "worse" if self.second < self.first else "equal"
 
 
-def too_long(tokens: int, most: int) -> Scores:
+def too_long(tokens: int, most: int) -> ScorePair:
     """Of a case that does not fit the judge: cutting it would score another text."""
-    return Scores(None, None, {"not scored": f"longer than the {most} tokens that the judge reads", "tokens": tokens})
+    return ScorePair(
+        None, None, {"not scored": f"longer than the {most} tokens that the judge reads", "tokens": tokens}
+    )
 
 
 class Judge(Protocol):
@@ -66,7 +68,7 @@ class Judge(Protocol):
     about: str
     """Who judges, and the unit of its scores, in one sentence."""
 
-    def score(self, cases: Sequence[Case]) -> list[Scores]:
+    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
         """One a case, in their order, as one batch. Raises a Stage3Error rather than guess; memory errors pass through."""
         ...
 

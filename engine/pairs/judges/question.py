@@ -12,7 +12,7 @@ from random import Random
 
 from engine.models.chat import Conversation
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.judges.base import Case
+from engine.pairs.judges.base import Comparison
 from engine.pairs.principles.constitution import Constitution, Principle
 
 LETTERS = ("A", "B")
@@ -37,13 +37,13 @@ Which answer is better by it? Reply with one letter, A or B, and nothing else.""
 
 
 @dataclass(frozen=True)
-class Principles:
+class PrincipleChoice:
     """The principle that each case is judged by."""
 
     constitution: Constitution
     seed: int
 
-    def of(self, case: Case) -> Principle:
+    def of(self, case: Comparison) -> Principle:
         """The one that the case names, where the constitution has it; else one drawn by the case's id and the seed."""
         for principle in self.constitution.principles:
             if principle.id == case.principle_id:
@@ -51,12 +51,12 @@ class Principles:
         return self.constitution.draw(Random(seed_of(self.seed, case.id, "judge", 0)))
 
 
-def both_orders(case: Case, principle: Principle) -> tuple[Conversation, Conversation]:
+def both_orders(case: Comparison, principle: Principle) -> tuple[Conversation, Conversation]:
     """The question with the case's first reply as (A), and with its second reply as (A)."""
     return question(case, principle, case.first, case.second), question(case, principle, case.second, case.first)
 
 
-def question(case: Case, principle: Principle, a: str, b: str) -> Conversation:
+def question(case: Comparison, principle: Principle, a: str, b: str) -> Conversation:
     asked = QUESTION.format(dialogue=dialogue(case.conversation), a=a, b=b, principle=principle.text)
     return [{"role": "user", "content": asked}]
 

@@ -12,7 +12,7 @@ from engine.machine.device import resolve_device
 from engine.machine.error_mapping import as_stage3_error
 from engine.models.chat import Conversation
 from engine.models.chat_template import conversation_ids
-from engine.pairs.judges.base import Case, Scores, judge_name, too_long
+from engine.pairs.judges.base import Comparison, ScorePair, judge_name, too_long
 from engine.pairs.judges.question import dialogue
 from engine.run.context import Context
 
@@ -83,7 +83,7 @@ class RewardModelJudge:
         limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
         self._most_tokens = min((int(limit) for limit in limits if limit is not None and limit > 0), default=NO_LIMIT)
 
-    def score(self, cases: Sequence[Case]) -> list[Scores]:
+    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
         encoded = [(self._encoded(c.conversation, c.first), self._encoded(c.conversation, c.second)) for c in cases]
         longest = [max(len(row["input_ids"]) for row in both) for both in encoded]
         fitting = [number for number, tokens in enumerate(longest) if tokens <= self._most_tokens]
@@ -97,7 +97,7 @@ class RewardModelJudge:
                     WHAT_TO_DO,
                 )
         return [
-            Scores(*found[number]) if number in found else too_long(tokens, self._most_tokens)
+            ScorePair(*found[number]) if number in found else too_long(tokens, self._most_tokens)
             for number, tokens in enumerate(longest)
         ]
 

@@ -20,7 +20,7 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory, in_halves
 from engine.pairs.data.record import Pair
-from engine.pairs.judges.base import Case, Judge, LoadJudge, Outcome, Scores, judge_name
+from engine.pairs.judges.base import Comparison, Judge, LoadJudge, Outcome, ScorePair, judge_name
 from engine.run.context import Context
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
@@ -29,16 +29,16 @@ from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 CASES_AT_ONCE = 16
 """A judge reads and writes nothing: of more, each with two replies or two orders, it gains little."""
 
-Known = dict[tuple[str, str], Scores]
+ScoreCache = dict[tuple[str, str], ScorePair]
 """By (id, hash of the texts)."""
 
 
-def case_of(pair: Pair) -> Case:
+def comparison_of(pair: Pair) -> Comparison:
     principle = pair.principle_ids[-1] if pair.principle_ids else None
-    return Case(pair.id, pair.messages, pair.base_response, pair.revised_response, principle)
+    return Comparison(pair.id, pair.messages, pair.base_response, pair.revised_response, principle)
 
 
-def key_of(case: Case) -> tuple[str, str]:
+def key_of(case: Comparison) -> tuple[str, str]:
     """The case's id, and a hash of all that a judge reads of it."""
     said = [[message["role"], message["content"]] for message in case.conversation]
     return case.id, sha256_of_json([said, case.first, case.second])
@@ -46,7 +46,7 @@ def key_of(case: Case) -> tuple[str, str]:
 
 def score_pairs(
     context: Context, pairs: Sequence[Pair], stage: str, load_judge: LoadJudge
-) -> Generator[Event, None, list[Scores]]:
+) -> Generator[Event, None, list[ScorePair]]:
     """The scores of the pairs by the judge of `--judge`, one a pair, in their order.
 
     Scores what `pairs/scores.jsonl` has no score for by this judge; a run that was stopped or killed goes on where it
@@ -56,7 +56,7 @@ def score_pairs(
     if name is None:
         raise ValueError("there is no judge to score by")
     path = context.run / layout.SCORES_JSONL
-    cases = [case_of(pair) for pair in pairs]
+    cases = [comparison_of(pair) for pair in pairs]
     known, damaged = read_scores(path, name)
     if damaged:
         yield Message("warning", f"{damaged} lines of {path} are no scores; what they scored is scored again.", stage)
@@ -74,7 +74,7 @@ def score_pairs(
 
 
 def _score_pending(
-    context: Context, pending: list[Case], known: Known, total: int, stage: str, load_judge: LoadJudge
+    context: Context, pending: list[Comparison], known: ScoreCache, total: int, stage: str, load_judge: LoadJudge
 ) -> Iterator[Event]:
     """Adds to `known` and to the file."""
     path, name = context.run / layout.SCORES_JSONL, judge_name(context.config)
@@ -111,22 +111,24 @@ def _score_pending(
     free_memory()
 
 
-def score_in_batches(judge: Judge, cases: Sequence[Case], stop: StopToken) -> Iterator[list[tuple[Case, Scores]]]:
+def score_in_batches(
+    judge: Judge, cases: Sequence[Comparison], stop: StopToken
+) -> Iterator[list[tuple[Comparison, ScorePair]]]:
     """Cases with their scores, batch by batch; a batch is halved where memory runs out. Raises Stopped between two."""
     for start in range(0, len(cases), CASES_AT_ONCE):
         stop.raise_if_requested()
         batch = cases[start : start + CASES_AT_ONCE]
 
-        def score(rows: Sequence[int], batch: Sequence[Case] = batch) -> list[Scores]:
+        def score(rows: Sequence[int], batch: Sequence[Comparison] = batch) -> list[ScorePair]:
             return judge.score([batch[row] for row in rows])
 
         yield list(zip(batch, in_halves(score, range(len(batch)), free_memory), strict=True))
 
 
-def longest_first(cases: Sequence[Case]) -> list[Case]:
+def longest_first(cases: Sequence[Comparison]) -> list[Comparison]:
     """Of like length side by side, so that little is padding; the longest first, so that memory runs out at once or not."""
 
-    def length(case: Case) -> int:
+    def length(case: Comparison) -> int:
         return sum(len(message["content"]) for message in case.conversation) + len(case.first) + len(case.second)
 
     return sorted(cases, key=lambda case: (-length(case), case.id))
@@ -138,7 +140,7 @@ class ScoredTexts:
 
     judge: str
     key: tuple[str, str]
-    scores: Scores
+    scores: ScorePair
 
 
 def score_of_row(row: Mapping[str, Any] | BadLine) -> ScoredTexts | None:
@@ -146,13 +148,13 @@ def score_of_row(row: Mapping[str, Any] | BadLine) -> ScoredTexts | None:
     if isinstance(row, BadLine):
         return None
     try:
-        scores = Scores(_number(row["base_score"]), _number(row["revised_score"]), dict(row.get("detail") or {}))
+        scores = ScorePair(_number(row["base_score"]), _number(row["revised_score"]), dict(row.get("detail") or {}))
         return ScoredTexts(str(row["judge"]), (str(row["id"]), str(row["texts"])), scores)
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def read_scores(path: Path, judge: str) -> tuple[Known, int]:
+def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
     """The scores of one judge, the newest of each, and the number of damaged lines; nothing where there is no file."""
     if not path.exists():
         return {}, 0
@@ -161,7 +163,7 @@ def read_scores(path: Path, judge: str) -> tuple[Known, int]:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class JudgeSummary:
     """What a judge found, counted: for the report and for people."""
 
     judge: str
@@ -172,7 +174,7 @@ class Judgement:
     """Mean probability that the asked model gave to the two letters together; None where it was not asked, or not told."""
 
     @classmethod
-    def of(cls, judge: str, scores: Sequence[Scores]) -> Judgement:
+    def of(cls, judge: str, scores: Sequence[ScorePair]) -> JudgeSummary:
         told = [given.detail["on_the_letters"] for given in scores if "on_the_letters" in given.detail]
         return cls(
             judge,

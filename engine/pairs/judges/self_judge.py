@@ -15,8 +15,8 @@ from engine.core.errors import NumbersError, PreconditionError
 from engine.models.adapters.source import adapter_folder
 from engine.models.chat_template import conversation_ids
 from engine.models.local_backend import load_stage2_backend
-from engine.pairs.judges.base import Case, LoadedPolicy, Scores, too_long
-from engine.pairs.judges.question import LETTERS, Principles, both_orders, probabilities, second_over_first
+from engine.pairs.judges.base import Comparison, LoadedPolicy, ScorePair, too_long
+from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.context import Context
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def load_self_judge(context: Context, policy: LoadedPolicy | None = None) -> SelfJudge:
     """Over `policy`, or over the Stage 2 policy from disk where none is loaded."""
     config = context.config
-    principles = Principles(load_constitution(config.constitution), config.seed)
+    principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     if policy is None:
         backend = load_stage2_backend(config, adapter_folder(context), context.stop, context.token_text)
         policy = LoadedPolicy(backend.model, backend.tokenizer)
@@ -48,7 +48,7 @@ class SelfJudge:
     name = "self"
     about = "the Stage 2 policy, asked with a principle in both orders; the probability, 0 to 1, of the reply's letter"
 
-    def __init__(self, policy: LoadedPolicy, principles: Principles) -> None:
+    def __init__(self, policy: LoadedPolicy, principles: PrincipleChoice) -> None:
         self._policy = policy
         self._principles = principles
         self._letters = letter_tokens(policy.tokenizer)
@@ -56,7 +56,7 @@ class SelfJudge:
         self._most_tokens: int = limit if isinstance(limit, int) else 1 << 62
         policy.model.eval()
 
-    def score(self, cases: Sequence[Case]) -> list[Scores]:
+    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
         principles = [self._principles.of(case) for case in cases]
         asked = [
             [self._ids(question) for question in both_orders(case, principle)]
@@ -96,7 +96,9 @@ class SelfJudge:
             logps = torch.log_softmax(logits.float(), dim=-1)[:, [self._letters.a, self._letters.b]]
         return [(float(a), float(b)) for a, b in logps.tolist()]
 
-    def _scores(self, case: Case, principle_id: str, orders: tuple[tuple[float, float], tuple[float, float]]) -> Scores:
+    def _scores(
+        self, case: Comparison, principle_id: str, orders: tuple[tuple[float, float], tuple[float, float]]
+    ) -> ScorePair:
         log_odds = second_over_first(*orders)
         if not math.isfinite(log_odds):
             raise NumbersError(
@@ -104,7 +106,7 @@ class SelfJudge:
                 "A score that is no number would decide nothing, and hide that the model is broken.",
                 "Use --dtype bfloat16 where the GPU has it, else --dtype float32; or another --judge.",
             )
-        return Scores(
+        return ScorePair(
             *probabilities(log_odds),
             {
                 "principle": principle_id,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.core.errors import NumbersError, PreconditionError
-from engine.models.chat_template import parted, special_pattern
+from engine.models.chat_template import special_pattern, split_special_text
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.backend import load_server_client
 from engine.models.server.client import Answer, Question, ServerClient
-from engine.pairs.judges.base import Case, Scores, judge_name
-from engine.pairs.judges.question import LETTERS, Principles, both_orders, probabilities, second_over_first
+from engine.pairs.judges.base import Comparison, ScorePair, judge_name
+from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.context import Context
 from engine.security.sanitize import visible_line
@@ -39,7 +39,7 @@ def connect_server_judge(context: Context) -> ServerJudge:
     """Raises ConfigError without --server-url and --server-model, and as `load_server_client` does."""
     config = context.config
     client = load_server_client(config, context.stop)
-    principles = Principles(load_constitution(config.constitution), config.seed)
+    principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     special = special_pattern(load_tokenizer(config, context.token_text))
     return ServerJudge(judge_name(config) or "", client, principles, special)
 
@@ -56,7 +56,7 @@ class ServerJudge:
     """special   texts that the server would read as special tokens: parted by a space, a reply cannot end its turn"""
 
     def __init__(
-        self, name: str, client: ServerClient, principles: Principles, special: re.Pattern[str] = NOTHING
+        self, name: str, client: ServerClient, principles: PrincipleChoice, special: re.Pattern[str] = NOTHING
     ) -> None:
         self.name = name
         self.about = (
@@ -67,10 +67,10 @@ class ServerJudge:
         self._principles = principles
         self._special = special
 
-    def score(self, cases: Sequence[Case]) -> list[Scores]:
+    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
         principles = [self._principles.of(case) for case in cases]
         questions = [
-            Question(parted(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
+            Question(split_special_text(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
             for case, principle in zip(cases, principles, strict=True)
             for asked in both_orders(case, principle)
         ]
@@ -80,10 +80,12 @@ class ServerJudge:
             for number, (case, principle) in enumerate(zip(cases, principles, strict=True))
         ]
 
-    def _scores(self, case: Case, principle_id: str, *answers: Answer) -> Scores:
+    def _scores(self, case: Comparison, principle_id: str, *answers: Answer) -> ScorePair:
         for answer in answers:
             if answer.too_long:
-                return Scores(None, None, {"not scored": "longer than the server's context", "server": answer.refused})
+                return ScorePair(
+                    None, None, {"not scored": "longer than the server's context", "server": answer.refused}
+                )
             if answer.refused:
                 raise server_errors.refused(self._client.address, self._client.model, answer.refused)
         first, second = (self._order(case, answer) for answer in answers)
@@ -92,11 +94,11 @@ class ServerJudge:
             orders = (first.logps, second.logps)
             detail["log_probabilities"] = [[round(value, 6) for value in order] for order in orders]
             detail["on_the_letters"] = round(sum(math.exp(value) for order in orders for value in order) / 2, 6)
-            return Scores(*probabilities(second_over_first(*orders)), detail)
+            return ScorePair(*probabilities(second_over_first(*orders)), detail)
         for_second = ((first.letter == "B") + (second.letter == "A")) / 2
-        return Scores(1 - for_second, for_second, detail)
+        return ScorePair(1 - for_second, for_second, detail)
 
-    def _order(self, case: Case, answer: Answer) -> _Order:
+    def _order(self, case: Comparison, answer: Answer) -> _Order:
         said = _SAID.match(answer.text)
         if said is None:
             raise PreconditionError(
