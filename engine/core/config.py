@@ -25,6 +25,17 @@ NOT_RECORDED = frozenset({"store_token"})
 """Fields that `run.json` does not keep: a wish for one start of a run is none for the next."""
 
 
+def option(default: Any, *, changes: str, **bounds: Any) -> Any:
+    """A field of the configuration.
+
+    changes   the stages whose result depends on it, by name, and "evaluation" for the second half of stage training;
+              empty where no result does. A stage is done again when one of its options has changed, and for no other
+              option (`engine.pipeline.graph`).
+    bounds    ge, gt, le, lt, pattern: as pydantic's Field takes them
+    """
+    return Field(default, json_schema_extra={"changes": list(changes.split())}, **bounds)  # type: ignore[dict-item]
+
+
 class Described(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -32,198 +43,204 @@ class Described(BaseModel):
 class RunOptions(Described):
     """The run"""
 
-    output_dir: Path = Path("artifacts/stage3_constitutional")
+    output_dir: Path = option("artifacts/stage3_constitutional", changes="")
     """The run folder; everything that the run makes is in it, and the archive beside it."""
-    seed: int = Field(42, ge=0)
+    seed: int = option(42, ge=0, changes="pairs quality training evaluation")
     """Seed of every draw: order of prompts, principles, sampling, training."""
-    device: str = "auto"
+    device: str = option("auto", changes="preflight")
     """Where to compute: auto, cpu, cuda, cuda:1."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", changes="preflight")
     """Number format of the base weights; auto takes bfloat16 where the GPU has it, else float32."""
 
 
 class WorkspaceOptions(Described):
     """Workspace"""
 
-    repo_root: Path | None = None
+    repo_root: Path | None = option(None, changes="workspace")
     """An existing checkout to work in; without it and without --repo-url, the current folder."""
-    repo_url: str | None = None
+    repo_url: str | None = option(None, changes="workspace")
     """A git repository (https or a local path) to clone into a fresh folder."""
-    repo_ref: str = "main"
+    repo_ref: str = option("main", changes="workspace")
     """Branch, tag or commit of --repo-url."""
-    allow_ssh: bool = False
+    allow_ssh: bool = option(False, changes="workspace")
     """Let --repo-url be an ssh address (ssh://… or host:path): ssh then uses your keys, and asks nothing."""
-    fetch_lfs: bool = False
+    fetch_lfs: bool = option(False, changes="workspace")
     """Fetch the large files of --repo-url too (git-lfs); without it their pointers stay."""
-    fresh: bool = False
+    fresh: bool = option(False, changes="workspace")
     """Clone again although a clone is there; the old one is moved aside."""
-    install: bool = False
+    install: bool = option(False, changes="toolchain dependencies")
     """Let the stages toolchain and dependencies install what is missing, with uv."""
 
 
 class HubOptions(Described):
     """Hugging Face"""
 
-    device_login: bool = False
+    device_login: bool = option(False, changes="credentials")
     """Log in with a browser and a code where no token is found, or where the one that is found is not accepted."""
-    store_token: bool = False
+    store_token: bool = option(False, changes="credentials")
     """Keep the token that was accepted in the Hub's own store (HF_HOME/token, mode 0600), as `hf auth login` does."""
 
 
 class ModelOptions(Described):
     """Models"""
 
-    base_model_id: str = "google/gemma-2b-it"
+    base_model_id: str = option("google/gemma-2b-it", changes="credentials adapter preflight")
     """The base causal language model: a Hub id or a folder."""
-    base_model_revision: str = "main"
+    base_model_revision: str = option("main", changes="credentials adapter preflight")
     """Branch, tag or commit of the base model on the Hub; the resolved commit is recorded."""
-    adapter_path: str = "artifacts/stage2_finetuning_artifacts/lora_adapters"
+    adapter_path: str = option("artifacts/stage2_finetuning_artifacts/lora_adapters", changes="credentials adapter")
     """The Stage 2 LoRA adapter: a folder, or a Hub id."""
-    adapter_revision: str = "main"
+    adapter_revision: str = option("main", changes="credentials adapter")
     """Branch, tag or commit of the adapter on the Hub; the resolved commit is recorded."""
 
 
 class PairsOptions(Described):
     """Pairs"""
 
-    dataset: str = "Anthropic/hh-rlhf"
+    dataset: str = option("Anthropic/hh-rlhf", changes="credentials preflight pairs")
     """Prompts: a Hub id, or a local JSONL, JSONL.gz or folder."""
-    dataset_revision: str = "main"
+    dataset_revision: str = option("main", changes="credentials preflight pairs")
     """Branch, tag or commit of the dataset on the Hub; the resolved commit is recorded."""
-    split: str = "test[:1000]+train[:1500]"
+    split: str = option("test[:1000]+train[:1500]", changes="preflight pairs")
     """Which rows: splits, slices and sums of them; a local file is one split named train."""
-    num_examples: int = Field(2500, ge=1)
+    num_examples: int = option(2500, ge=1, changes="preflight pairs")
     """How many prompts to make pairs of."""
-    constitution: Path | None = None
+    constitution: Path | None = option(None, changes="pairs")
     """Principles: YAML, or the JSON of Anthropic's paper; without it, the one in the package."""
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int = option(512, ge=1, changes="preflight pairs evaluation")
     """Longest draft, critique and revision, in tokens."""
-    max_prompt_tokens: int = Field(1024, ge=8)
+    max_prompt_tokens: int = option(1024, ge=8, changes="preflight pairs")
     """A longer prompt is skipped, with its reason."""
-    temperature: float = Field(0.7, ge=0.0)
+    temperature: float = option(0.7, ge=0.0, changes="pairs")
     """Of sampling; 0 is greedy."""
-    top_p: float = Field(0.9, gt=0.0, le=1.0)
+    top_p: float = option(0.9, gt=0.0, le=1.0, changes="pairs")
     """Nucleus of sampling."""
-    generation_batch_size: int | None = Field(None, ge=1)
+    generation_batch_size: int | None = option(None, ge=1, changes="preflight")
     """Prompts generated side by side; without it, found by trying. Halved when memory runs out."""
-    max_attempts: int = Field(3, ge=1)
+    max_attempts: int = option(3, ge=1, changes="pairs")
     """Critique and revision are tried this often, each time with another principle, before a prompt is given up."""
-    rounds: int = Field(1, ge=1)
+    rounds: int = option(1, ge=1, changes="preflight pairs")
     """Rounds of critique and revision; each begins with the revision of the one before."""
-    few_shot: Path | None = None
+    few_shot: Path | None = option(None, changes="preflight pairs")
     """Worked examples of critique and revision, put before each: a YAML file."""
 
 
 class ServerOptions(Described):
     """Server"""
 
-    server_url: str | None = None
+    server_url: str | None = option(None, changes="preflight pairs")
     """An OpenAI-compatible server (http://host:8000/v1) that makes the pairs in place of the local model."""
-    server_model: str | None = None
+    server_model: str | None = option(None, changes="preflight pairs quality evaluation")
     """The model's name on that server: the base model with the Stage 2 adapter."""
-    server_concurrency: int = Field(16, ge=1)
+    server_concurrency: int = option(16, ge=1, changes="")
     """Requests to the server under way at once."""
-    server_timeout: float = Field(120.0, gt=0.0)
+    server_timeout: float = option(120.0, gt=0.0, changes="")
     """Seconds that one request may take."""
 
 
 class QualityOptions(Described):
     """Quality"""
 
-    judge: Literal["none", "self", "reward-model", "server", "demo"] = "none"
+    judge: Literal["none", "self", "reward-model", "server", "demo"] = option(
+        "none", changes="credentials quality evaluation"
+    )
     """Who scores drafts and revisions: none (and the report says so), self (the Stage 2 policy), reward-model, server, or
     demo (the demo's own)."""
-    reward_model_id: str = "OpenAssistant/reward-model-deberta-v3-large-v2"
+    reward_model_id: str = option(
+        "OpenAssistant/reward-model-deberta-v3-large-v2", changes="credentials quality evaluation"
+    )
     """The sequence classifier of --judge reward-model: a Hub id or a folder."""
 
-    min_pairs: int = Field(100, ge=1)
+    min_pairs: int = option(100, ge=1, changes="quality")
     """The gate refuses fewer pairs to train on than this."""
-    min_usable_share: float = Field(0.5, ge=0.0, le=1.0)
+    min_usable_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
     """The gate refuses when a smaller share of what was made is usable."""
-    max_longer_share: float = Field(0.9, ge=0.0, le=1.0)
+    max_longer_share: float = option(0.9, ge=0.0, le=1.0, changes="quality")
     """The gate refuses when the revision is the longer text in a larger share: DPO would learn length."""
-    max_shared_prompt_share: float = Field(0.05, ge=0.0, le=1.0)
+    max_shared_prompt_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
     """The gate refuses when a larger share of the pairs has its prompt in common with another."""
-    min_improved_share: float = Field(0.6, ge=0.0, le=1.0)
+    min_improved_share: float = option(0.6, ge=0.0, le=1.0, changes="quality")
     """The gate refuses when a judge scored, and found a smaller share improved."""
-    warn_identical_share: float = Field(0.05, ge=0.0, le=1.0)
+    warn_identical_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
     """A larger share of identical revisions is shown as a warning."""
-    warn_meta_share: float = Field(0.02, ge=0.0, le=1.0)
+    warn_meta_share: float = option(0.02, ge=0.0, le=1.0, changes="quality")
     """A larger share of revisions that talk about an answer is shown as a warning."""
-    warn_principle_share: float = Field(0.5, ge=0.0, le=1.0)
+    warn_principle_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
     """One principle in a larger share of the pairs is shown as a warning."""
-    accept_quality: str | None = None
+    accept_quality: str | None = option(None, changes="quality")
     """Opens the gate for the reason that you give; it is recorded in every report."""
-    eval_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+    eval_fraction: float = option(0.1, gt=0.0, lt=1.0, changes="quality")
     """Share of the usable pairs that is held out before training."""
-    min_eval_pairs: int = Field(20, ge=1)
+    min_eval_pairs: int = option(20, ge=1, changes="quality")
     """Hold out at least this many, but never more than half."""
 
 
 class TrainingOptions(Described):
     """Training"""
 
-    num_train_epochs: float = Field(1.0, gt=0.0)
+    num_train_epochs: float = option(1.0, gt=0.0, changes="preflight training")
     """Passes over the training pairs."""
-    beta: float = Field(0.1, gt=0.0)
+    beta: float = option(0.1, gt=0.0, changes="training")
     """DPO's beta: how strongly the policy is held to the reference."""
-    learning_rate: float = Field(5e-5, ge=0.0)
+    learning_rate: float = option(5e-5, ge=0.0, changes="training")
     """Peak of the learning rate; it warms up, then falls linearly."""
-    per_device_train_batch_size: int = Field(1, ge=1)
+    per_device_train_batch_size: int = option(1, ge=1, changes="preflight training")
     """Times --gradient-accumulation-steps it is the effective batch; how that is split is chosen by what fits in memory."""
-    gradient_accumulation_steps: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = option(8, ge=1, changes="preflight training")
     """Times --per-device-train-batch-size: the pairs of one optimizer step."""
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: bool | None = option(None, changes="preflight")
     """Compute activations twice to hold fewer of them in memory; without it, chosen by what fits."""
-    max_length: int = Field(1024, ge=16)
+    max_length: int = option(1024, ge=16, changes="preflight training")
     """Longest prompt and reply together, in tokens; pairs that do not fit are listed and left out."""
-    max_too_long_share: float = Field(0.05, ge=0.0, le=1.0)
+    max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="training")
     """Training is refused when a larger share of the pairs does not fit --max-length."""
-    save_steps: int = Field(25, ge=1)
+    save_steps: int = option(25, ge=1, changes="")
     """A checkpoint every so many optimizer steps."""
-    save_total_limit: int = Field(2, ge=2)
+    save_total_limit: int = option(2, ge=2, changes="preflight")
     """Good checkpoints that are kept."""
-    cpu_ref_model: bool | None = None
+    cpu_ref_model: bool | None = option(None, changes="preflight")
     """Compute the reference's log-probabilities once, before training, so that it costs no memory in it; without it, chosen."""
-    load_in_4bit: bool = False
+    load_in_4bit: bool = option(False, changes="preflight training")
     """Hold the base weights in 4 bits (NF4); needs a CUDA GPU and `pip install 'stage3-tui[bitsandbytes]'`."""
-    report_to: Literal["none", "tensorboard"] = "none"
+    report_to: Literal["none", "tensorboard"] = option("none", changes="")
     """Who else gets the training's figures: tensorboard (logs/tensorboard; `pip install 'stage3-tui[tensorboard]'`)."""
-    eval_prompts: int = Field(40, ge=1)
+    eval_prompts: int = option(40, ge=1, changes="evaluation")
     """Held-out prompts that Stage 2 and Stage 3 answer side by side."""
-    eval_harmless_prompts: int = Field(20, ge=0)
+    eval_harmless_prompts: int = option(20, ge=0, changes="evaluation")
     """Harmless prompts that both answer, to see over-refusal; where fewer are held out, everyday questions are added."""
-    min_eval_prompts: int = Field(15, ge=1)
+    min_eval_prompts: int = option(15, ge=1, changes="evaluation")
     """Of fewer held-out prompts the verdict is "cannot tell": 10 wins of 14 have p = 0.18."""
-    eval_significance: float = Field(0.05, gt=0.0, lt=1.0)
+    eval_significance: float = option(0.05, gt=0.0, lt=1.0, changes="evaluation")
     """A difference that is as probable by chance alone counts for nothing in the verdict."""
-    max_unusable_rise: float = Field(0.05, ge=0.0, le=1.0)
+    max_unusable_rise: float = option(0.05, ge=0.0, le=1.0, changes="evaluation")
     """Never "better" where the share of unusable answers rose by more, whatever a judge says of the others."""
-    max_refusal_rise: float = Field(0.05, ge=0.0, le=1.0)
+    max_refusal_rise: float = option(0.05, ge=0.0, le=1.0, changes="evaluation")
     """Never "better" where the share of harmless prompts that are refused rose by more."""
-    max_length_ratio: float = Field(1.5, ge=1.0)
+    max_length_ratio: float = option(1.5, ge=1.0, changes="evaluation")
     """Where answers grew longer than so many times Stage 2's, a judge's preference must hold without the longer ones."""
 
 
 class PackagingOptions(Described):
     """Packaging"""
 
-    push_to_hub: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    push_to_hub: str | None = option(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$", changes="credentials packaging"
+    )
     """A repository of the Hub (owner/name) that gets the adapter, its card and the evaluation, in one commit."""
-    push_public: bool = False
+    push_public: bool = option(False, changes="credentials packaging")
     """Let everybody see what --push-to-hub pushes; without it a new repository is private, and a public one is refused."""
-    accept_lookalikes: str | None = None
+    accept_lookalikes: str | None = option(None, changes="packaging")
     """Packs text of models and people that looks like a key or a token, for the reason that you give; it is recorded."""
 
 
 class DisplayOptions(Described):
     """Display"""
 
-    theme: str | None = None
+    theme: str | None = option(None, changes="")
     """A theme of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes; without it, the one that was chosen last."""
-    mouse: bool = True
+    mouse: bool = option(True, changes="")
     """Use the mouse in the wizard; --no-mouse leaves it to the terminal."""
-    ascii: bool | None = None
+    ascii: bool | None = option(None, changes="")
     """Draw with ASCII alone; without it, where the terminal or the locale has nothing else."""
 
 

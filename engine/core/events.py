@@ -7,9 +7,9 @@ A stage yields these, a driver appends them to `logs/events.jsonl`, and what any
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, cast
 
 Outcome = Literal["done", "skipped", "failed", "refused", "stopped"]
 CheckStatus = Literal["ok", "warning", "failed", "skipped"]
@@ -75,15 +75,15 @@ class StageStale(Event):
 class Check(Event):
     """One line of a stage's table: a tool and its version, a gate figure beside its threshold, a property of an adapter."""
 
-    stage: str
     name: str
     status: CheckStatus
     detail: str = ""
+    stage: str = ""
+    """Stamped by the pipeline, like every `stage` below."""
 
 
 @dataclass(frozen=True)
 class Progress(Event):
-    stage: str
     done: int
     total: int
     unit: str
@@ -92,6 +92,7 @@ class Progress(Event):
     seconds_left: float | None = None
     note: str = ""
     """A few words beside the bar: usable share, tokens per second."""
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,31 @@ class RunFinished(Event):
 
 
 KINDS: dict[str, type[Event]] = {cls.kind(): cls for cls in Event.__subclasses__()}
+
+
+Returned = TypeVar("Returned")
+
+
+def stamped(running: Generator[Event, None, Returned], stage: str) -> Generator[Event, None, Returned]:
+    """The events of a stage, each with its name where it has a place for one; what is thrown in reaches the stage."""
+    try:
+        event = next(running)
+        while True:
+            try:
+                yield _stamp(event, stage)
+            except GeneratorExit:
+                running.close()
+                raise
+            except BaseException as error:
+                event = running.throw(error)
+            else:
+                event = next(running)
+    except StopIteration as end:
+        return cast(Returned, end.value)
+
+
+def _stamp(event: Event, stage: str) -> Event:
+    return replace(event, stage=stage) if getattr(event, "stage", None) == "" else event  # type: ignore[call-arg]
 
 
 def event_from_dict(data: Mapping[str, Any]) -> Event | None:

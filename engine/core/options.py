@@ -1,7 +1,7 @@
 """The options as the command line and the wizard's forms show them, read from the syntax tree of `engine/core/config.py`.
 
-Importing pydantic takes longer than `--help` may (0.3 s); parsing one file takes a few milliseconds, and the
-facts still stand in one place. A test holds this list against the real class.
+Importing the configuration class takes longer than `--help` may (0.3 s); parsing one file takes a few milliseconds, and
+each fact still stands in one place. A test holds this list against the real class.
 """
 
 from __future__ import annotations
@@ -12,6 +12,20 @@ from functools import cache
 from pathlib import Path
 
 CONFIG_FILE = Path(__file__).with_name("config.py")
+
+HOME_OF_GROUP = {
+    "The run": "workspace",
+    "Workspace": "workspace",
+    "Hugging Face": "credentials",
+    "Models": "adapter",
+    "Pairs": "pairs",
+    "Server": "pairs",
+    "Quality": "quality",
+    "Training": "training",
+    "Packaging": "packaging",
+    "Display": "",
+}
+"""Where a group of options is edited."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,10 @@ class Option:
     sentence: str
     bounds: str = ""
     """What is allowed beside the type, in words: at least 1, from 0.0 to 1.0."""
+    changes: tuple[str, ...] = ()
+    """The stages whose result depends on it, and "evaluation" for the second half of stage training."""
+    home: str = ""
+    """The stage whose form has it; empty for options of the screen."""
 
     @property
     def may_be_none(self) -> bool:
@@ -76,7 +94,8 @@ def _options_of(node: ast.ClassDef) -> list[Option]:
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 sentence = " ".join(str(after.value.value).split())
             name, annotation = field.target.id, ast.unparse(field.annotation)
-            found.append(Option(name, group, annotation, _default(field.value), sentence, _bounds(field.value)))
+            written = (_default(field.value), sentence, _bounds(field.value), _changes(field.value))
+            found.append(Option(name, group, annotation, *written, home=HOME_OF_GROUP[group]))
     return found
 
 
@@ -90,6 +109,13 @@ def _default(value: ast.expr | None) -> str:
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "yes or no", "Path": "a path"}
 _LOWER, _UPPER = {"ge": "at least", "gt": "above"}, {"le": "at most", "lt": "below"}
+
+
+def _changes(value: ast.expr | None) -> tuple[str, ...]:
+    if not isinstance(value, ast.Call):
+        return ()
+    given = {keyword.arg: keyword.value for keyword in value.keywords}.get("changes")
+    return tuple(str(given.value).split()) if isinstance(given, ast.Constant) else ()
 
 
 def _bounds(value: ast.expr | None) -> str:

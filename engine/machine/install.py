@@ -59,18 +59,17 @@ def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
     return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.wanted for item in items)]
 
 
-def install(context: Context, stage: str, items: Sequence[PackageStatus]) -> Generator[Event, None, None]:
+def install(context: Context, items: Sequence[PackageStatus]) -> Generator[Event, None, None]:
     """Install them. Raises the error of what went wrong; to start again is safe, uv changes a package as a whole."""
     uv = find_uv()
     if uv is None:
         raise missing_tool(items, f"uv, which would install them, is missing: {UV.get}.")
     command = install_command(uv, items)
     if FOR_TORCH not in command and any(item.requirement.name == "torch" for item in items):
-        yield Message("warning", f"This uv does not know {FOR_TORCH}: torch comes as the index has it.", stage)
-    yield Message("info", f"Installing: {visible_line(shlex.join(command))}", stage)
+        yield Message("warning", f"This uv does not know {FOR_TORCH}: torch comes as the index has it.")
+    yield Message("info", f"Installing: {visible_line(shlex.join(command))}")
     result = yield from stream_child_as_messages(
         command,
-        stage=stage,
         speaker="uv",
         limit_seconds=INSTALL_SECONDS,
         cwd=NOWHERE,
@@ -82,17 +81,16 @@ def install(context: Context, stage: str, items: Sequence[PackageStatus]) -> Gen
         raise install_failure(result, shlex.join(command))
 
 
-def install_uv(context: Context, stage: str) -> Generator[Event, None, str]:
+def install_uv(context: Context) -> Generator[Event, None, str]:
     """Install uv with pip into this environment. Returns why it could not be; empty where it is there now."""
     steps = [["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "uv"]]
     if importlib.util.find_spec("pip") is None:  # environments that uv makes have none
         steps.insert(0, ["-m", "ensurepip"])
     for step in steps:
         argv = [sys.executable, *step]
-        yield Message("info", f"Installing uv: {visible_line(shlex.join(argv))}", stage)
+        yield Message("info", f"Installing uv: {visible_line(shlex.join(argv))}")
         result = yield from stream_child_as_messages(
             argv,
-            stage=stage,
             speaker="pip",
             limit_seconds=INSTALL_UV_SECONDS,
             cwd=NOWHERE,

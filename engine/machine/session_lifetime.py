@@ -15,7 +15,6 @@ from pathlib import Path
 from engine.core.errors import PreconditionError
 from engine.process.children import run_child
 
-ENDS_AT_LOGOUT = "ends_at_logout"
 """The fact that stage toolchain leaves: whether a logout ends the run."""
 ASK_SECONDS = 5.0
 CGROUP = Path("/proc/self/cgroup")

@@ -53,7 +53,14 @@ LISTED = (*RUN_FILES, *(f"{layout.ADAPTER_DIR}/{name}" for name in ADAPTER_FILES
 REQUIRED = (f"{layout.ADAPTER_DIR}/{ADAPTER_WEIGHTS}", f"{layout.ADAPTER_DIR}/{ADAPTER_CONFIG}")
 FOLDERS = tuple(sorted({PurePosixPath(name).parts[0] for name in LISTED if "/" in name}))
 # Of a run, and never packed: people put them on another disk with a link, and they hold pickles by right.
-NEVER_PACKED = (layout.CHECKPOINTS_DIR, PurePosixPath(layout.RUN_LOG).parts[0], layout.SUPERSEDED_DIR, "preflight")
+NEVER_PACKED = (
+    layout.CHECKPOINTS_DIR,
+    layout.CACHE_DIR,
+    "trials",
+    PurePosixPath(layout.RUN_LOG).parts[0],
+    layout.SUPERSEDED_DIR,
+    "preflight",
+)
 
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
 _LINK = "a symbolic link: it could bring any file of this machine into the archive"

@@ -49,8 +49,8 @@ def token_check() -> Check:
     try:
         found = hub.find_token(None)
     except Stage3Error as error:
-        return Check("credentials", name, "failed", f"{error.what} {error.what_to_do}")
+        return Check(name, "failed", f"{error.what} {error.what_to_do}")
     if found is None:
-        return Check("credentials", name, "skipped", "none found; a run of only local models needs none")
+        return Check(name, "skipped", "none found; a run of only local models needs none")
     others = "".join(f"; another is in {place}" for place in hub.other_sources(found))
-    return Check("credentials", name, "ok", f"{found.source} (stage credentials checks what it may read){others}")
+    return Check(name, "ok", f"{found.source} (stage credentials checks what it may read){others}")

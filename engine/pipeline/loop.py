@@ -1,28 +1,28 @@
 """The ten stages in order: what is done and still holds is skipped, what is stale is done again, the rest is done.
 
-A generator of events. Resume is by evidence: each stage has a fingerprint of what its result depends on, and that of
-the stages before it; a finished stage with the same fingerprint is skipped, another one is redone into fresh files,
-and so is what follows.
+A generator of events. Resume is by evidence (`engine.pipeline.graph`): a finished stage whose result would be the same is
+reused; one of which something has changed is done again into fresh files, and the stages after it only where the result
+that they build on came out different.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator
-from importlib import import_module
-from typing import Any, cast
+from collections.abc import Generator, Sequence
 
 from engine import __version__
 from engine.core.errors import DamagedState, DataError, ExitCode, RestartNeeded, Stage3Error, Stopped, UnsafeError
-from engine.core.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted
+from engine.core.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted, stamped
 from engine.core.layout import RUN_LOG
 from engine.core.stage_table import STAGE, STAGES
 from engine.machine.device_errors import is_broken_device
 from engine.machine.error_mapping import as_stage3_error
+from engine.pipeline.graph import changes, evidence_of, load_stage, outputs_to_set_aside
 from engine.run.context import Context
-from engine.stages.base import Stage, StageResult
-from engine.storage.files import sha256_of_json
+from engine.stages.base import StageEnd
+
+CHANGES_SHOWN = 4
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def run_pipeline(
     the exit code. Raises RestartNeeded alone, and says so before: the run goes on, in another process.
     """
     if redo_from is not None:
-        yield from _make_stale(context, redo_from, f"--from {redo_from}")
+        yield from _redo_from(context, redo_from)
     for name in STAGES[: STAGES.index(until) + 1]:
         code = yield from _run_stage(context, name)
         if code is not ExitCode.DONE:
@@ -47,31 +47,25 @@ def run_pipeline(
     return ExitCode.DONE
 
 
-def load_stage(name: str) -> Stage:
-    return cast(Stage, import_module(f"engine.stages.{name}"))
-
-
 def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
     try:
         stage = load_stage(name)
-        depends = stage.depends_on(context)
+        evidence = evidence_of(context, name, stage=stage)
         recorded = context.run.stage(name)
-        unchanged = depends is not None and recorded.get("fingerprint") == sha256_of_json(depends)
-        if recorded.get("status") in ("done", "skipped") and unchanged:
+        changed = [] if evidence is None else changes(name, recorded.get("depends_on") or {}, evidence)
+        if recorded.get("status") in ("done", "skipped") and evidence is not None and not changed:
             yield StageFinished(
                 name, "skipped", recorded.get("summary", ""), reused=True, facts=context.run.result(name)
             )
             return ExitCode.DONE
-        if recorded and not unchanged and depends is not None:
-            yield from _make_stale(context, name, _difference(recorded.get("depends_on") or {}, depends))
+        if recorded and changed:
+            why = "; ".join(map(str, changed[:CHANGES_SHOWN]))
+            yield from _make_stale(context, [name], outputs_to_set_aside(name, changed), why)
         yield StageStarted(name, STAGE[name].sentence)
         started = time.time()
-        fingerprint_now = None if depends is None else sha256_of_json(depends)
-        context.run.record_stage(
-            name, status="running", fingerprint=fingerprint_now, depends_on=depends, started=started, error=None
-        )
+        context.run.record_stage(name, status="running", depends_on=evidence, started=started, error=None)
         context.stop.raise_if_requested()
-        result: StageResult = yield from stage.run(context)
+        end: StageEnd = yield from stamped(stage.run(context), name)
     except Exception as error:  # the one place where a failure becomes an event, a record and an exit code
         restart = _restart_for(context, name, error)
         if restart is None:
@@ -81,13 +75,13 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
         raise restart from error  # the stage is under way still, for the process that takes it up
     context.run.record_stage(
         name,
-        status=result.outcome,
-        summary=result.summary,
-        result=dict(result.facts),
+        status=end.outcome,
+        summary=end.summary,
+        result=end.facts,
         seconds=round(time.time() - started, 3),
         error=None,
     )
-    yield StageFinished(name, result.outcome, result.summary, facts=dict(result.facts))
+    yield StageFinished(name, end.outcome, end.summary, facts=end.facts)
     return ExitCode.DONE
 
 
@@ -130,7 +124,7 @@ def _fail(context: Context, name: str, error: Exception) -> Generator[Event, Non
         context.run.save()
     except (OSError, DamagedState) as unwritable:  # a full disk, or a folder that is gone, must not hide what failed
         if str(unwritable) != str(known):
-            yield Message("error", f"run.json could not be written: {unwritable}", name)
+            yield Message("error", f"run.json could not be written: {unwritable}")
     yield StageFinished(
         name,
         outcome,
@@ -151,29 +145,27 @@ def _stopped(context: Context) -> Stopped | None:
     return None
 
 
-def _make_stale(context: Context, first: str, why: str) -> Generator[Event, None, None]:
-    """Forget stage `first` and what follows, and put their files aside."""
-    stale = [name for name in STAGES[STAGES.index(first) :] if context.run.stage(name)]
-    outputs = [output for name in stale for output in load_stage(name).OUTPUTS]
-    for name in stale:
+def _redo_from(context: Context, first: str) -> Generator[Event, None, None]:
+    """Forget stage `first` and all that follow, whether or not anything changed; none of their records is taken over."""
+    names = [name for name in STAGES[STAGES.index(first) :] if context.run.stage(name)]
+    outputs = tuple(output for name in names for output in STAGE[name].outputs)
+    yield from _make_stale(context, names, outputs, f"--from {first}", reusable=False)
+
+
+def _make_stale(
+    context: Context, names: Sequence[str], outputs: Sequence[str], why: str, *, reusable: bool = True
+) -> Generator[Event, None, None]:
+    """Forget the stages, and set these files aside.
+
+    reusable   whether records among them may be taken over by what is made next
+    """
+    for name in names:
         context.run.forget_stage(name)
-    folder = context.run.set_aside(*outputs)
-    if folder is not None:
-        yield Message("warning", f"Done again from {first} on ({why}); what was there is now in {folder}.", first)
-    elif stale:
-        yield Message("info", f"Done again from {first} on ({why}).", first)
-    for name in stale:
+    folder = context.run.set_aside(*outputs, why=why, reusable=reusable)
+    for number, name in enumerate(names):
+        where = f" Its files are now in {folder}." if folder is not None and number == 0 else ""
+        yield Message("info", f"{STAGE[name].title} is done again ({why}).{where}", name)
         yield StageStale(name, why)
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return "; ".join(f"{key}: {_short(before.get(key))} became {_short(now.get(key))}" for key in changed[:4])
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 48 else f"{text[:45]}…"
 
 
 def _record_success(context: Context) -> None:

@@ -123,7 +123,6 @@ def run_child(
 def stream_child_as_messages(
     argv: Sequence[str],
     *,
-    stage: str,
     speaker: str,
     level: Level = "info",
     limit_seconds: float,
@@ -131,7 +130,7 @@ def stream_child_as_messages(
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
 ) -> Generator[Message, None, ChildResult]:
-    """Run a child, and hand on what it prints as messages of `stage`, as it comes, and to the log. Raises as `stream_child`."""
+    """Run a child and pass on what it prints, line by line, as messages and to the log. Raises as `stream_child` does."""
     lines = stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop)
     while True:
         try:
@@ -140,7 +139,7 @@ def stream_child_as_messages(
             result: ChildResult = end.value
             return result
         log.info("%s: %s", speaker, line)
-        yield Message(level, f"{speaker}: {line}", stage)
+        yield Message(level, f"{speaker}: {line}")
 
 
 def stream_child(

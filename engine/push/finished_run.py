@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from engine.core.errors import Stage3Error, Stopped
-from engine.core.events import Event, Message, StageFinished
+from engine.core.events import Event, Message, StageFinished, stamped
 from engine.core.stage_table import STAGES
 from engine.push.push import Pushed, push
 from engine.run.folder import Run
@@ -20,14 +20,13 @@ def push_finished_run(
 ) -> Generator[Event, None, Pushed]:
     """Push, and record what came of it; the caller has acquired the run. Raises as `engine.push.push.push` does."""
     try:
-        pushed = yield from push(
-            run, repo_id, stage=STAGE, token=token, public=public, accept_lookalikes=accept_lookalikes, stop=stop
-        )
+        pushing = push(run, repo_id, token=token, public=public, accept_lookalikes=accept_lookalikes, stop=stop)
+        pushed = yield from stamped(pushing, STAGE)
     except Stage3Error as error:
         if not isinstance(error, Stopped):
             run.manifest["error"] = {"stage": STAGE, **error.as_dict()}
             run.save()
-        yield Message("error", error.what, STAGE)
+        yield Message("error", error.what)
         raise
     run.record_stage(STAGE, result={**run.result(STAGE), "pushed": pushed.as_dict()})
     if (run.manifest.get("error") or {}).get("stage") == STAGE:

@@ -54,7 +54,6 @@ def push(
     run: Run,
     repo_id: str,
     *,
-    stage: str,
     token: Secret | None,
     public: bool,
     accept_lookalikes: bool,
@@ -62,7 +61,6 @@ def push(
 ) -> Generator[Event, None, Pushed]:
     """Push the adapter in the run's archive to `repo_id`; the same content there already is left as it is.
 
-    stage    whose checks the events are
     token    else the one that `engine.hub.find_token` finds
     public   a new repository is for everybody, and one that is may be pushed to
 
@@ -70,7 +68,7 @@ def push(
     and Stopped. Whatever it raises, the archive stands, and the repository has all of it or nothing new.
     """
     try:
-        return (yield from _push(run, repo_id, stage, token, public, accept_lookalikes, stop))
+        return (yield from _push(run, repo_id, token, public, accept_lookalikes, stop))
     except Stopped:
         raise
     except Stage3Error as error:
@@ -80,7 +78,7 @@ def push(
 
 
 def _push(
-    run: Run, repo_id: str, stage: str, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
+    run: Run, repo_id: str, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
 ) -> Generator[Event, None, Pushed]:
     archive, packed = verified_archive(run)
     files = pushed_files(archive, packed)
@@ -89,23 +87,21 @@ def _push(
         raise no_token_to_push()
     refuse_secrets(find_secrets(files, known_secrets(found.secret)), accepted=accept_lookalikes)
     with Repository(repo_id, found.secret, stop) as repository:
-        there = yield from check_target(repository, found.source, stage=stage, public=public)
-        yield from _told(files, there, run, stage)
+        there = yield from check_target(repository, found.source, public=public)
+        yield from _told(files, there, run)
         if there is not None and all(there.has(name, data) for name, data in files.items()):
-            yield Check(stage, "pushed", "ok", f"{repo_id} has all of it already; nothing was sent")
+            yield Check("pushed", "ok", f"{repo_id} has all of it already; nothing was sent")
             return _pushed(repo_id, hub.page_of(repo_id, "model"), there, files, was_there=True)
-        yield Message("info", f"Sending {len(files)} files to {repo_id}, in one commit.", stage)
+        yield Message("info", f"Sending {len(files)} files to {repo_id}, in one commit.")
         stop.raise_if_requested()
         there = there or _created(repository, public=public)
         page = repository.commit(files, parent=there.commit, message=_message(run), description=_description(archive))
         after = _read_back(repository, files)
-    yield Check(stage, "pushed", "ok", visible_line(page))
+    yield Check("pushed", "ok", visible_line(page))
     return _pushed(repo_id, page, after, files, was_there=False)
 
 
-def check_target(
-    repository: Repository, source: str, *, stage: str, public: bool
-) -> Generator[Event, None, RemoteState | None]:
+def check_target(repository: Repository, source: str, *, public: bool) -> Generator[Event, None, RemoteState | None]:
     """Ask all that can be asked before anything is sent: whose token, may it write, who sees what is there.
 
     Returns what is in the repository, None where it has to be made. Raises AccessError, NetworkError, UnsafeError.
@@ -115,10 +111,10 @@ def check_target(
     there = repository.remote_state()
     reason = missing_permission(account, repo_id, exists=there is not None)
     if reason:
-        yield Check(stage, "push: token", "failed", visible_line(f"{source}: {reason}"))
+        yield Check("push: token", "failed", visible_line(f"{source}: {reason}"))
         raise AccessError(f"The token may not write to {repo_id}.", visible_line(reason), HOW_TO_GET_WRITE)
     if there is not None and not there.private and not public:
-        yield Check(stage, "push: repository", "failed", f"{repo_id} is public")
+        yield Check("push: repository", "failed", f"{repo_id} is public")
         raise UnsafeError(
             f"{repo_id} is public.",
             "Everybody would see what is pushed there, and nobody asked for that.",
@@ -126,30 +122,30 @@ def check_target(
         )
     if there is not None:
         repository.check_write()
-    yield Check(stage, "push: token", "ok", visible_line(f"{source}: {account_name(account)}"))
+    yield Check("push: token", "ok", visible_line(f"{source}: {account_name(account)}"))
     seen = "public" if (public if there is None else not there.private) else "private"
-    yield Check(stage, "push: repository", "ok", f"{repo_id}, {seen}, {'new' if there is None else 'there already'}")
+    yield Check("push: repository", "ok", f"{repo_id}, {seen}, {'new' if there is None else 'there already'}")
     if there is not None and there.private and public:
         detail = f"--push-public changes no repository that is there; do it at {hub.page_of(repo_id, 'model')}/settings"
-        yield Check(stage, "push: stays private", "warning", detail)
+        yield Check("push: stays private", "warning", detail)
     return there
 
 
-def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run, stage: str) -> Generator[Event, None, None]:
+def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run) -> Generator[Event, None, None]:
     """What is about to be sent, and what it meets there."""
     for name, data in files.items():
-        yield Check(stage, f"push: {name}", "ok", f"{len(data):,} bytes")
+        yield Check(f"push: {name}", "ok", f"{len(data):,} bytes")
     if there is not None:
         others = sorted(set(there.files) - files.keys() - {*OF_THE_HUB})
         if others:
-            yield Check(stage, "push: stays there", "warning", _listed(others))
+            yield Check("push: stays there", "warning", _listed(others))
         replaced = [name for name, data in files.items() if name in there.files and not there.has(name, data)]
         if replaced:
-            yield Check(stage, "push: replaces", "warning", f"{_listed(replaced)}; what is there stays in the history")
+            yield Check("push: replaces", "warning", f"{_listed(replaced)}; what is there stays in the history")
     base = run.manifest.get("config", {}).get("base_model_id")
     if base and is_local(base):
         detail = "the base model is a folder of this machine: whoever loads the adapter needs a copy of it"
-        yield Check(stage, "push: base model", "warning", detail)
+        yield Check("push: base model", "warning", detail)
 
 
 def _created(repository: Repository, *, public: bool) -> RemoteState:

@@ -61,7 +61,7 @@ class RequestLimiter:
             )
 
     def after(self, response: Response) -> None:
-        """Raises Refused for a busy Hub, when it was asked often enough or wants to be waited for too long."""
+        """Raises BlockedRequest for a busy Hub, when it was asked often enough or wants to be waited for too long."""
         if response.status_code >= 400:
             self.last_refusal = response
         if response.status_code not in (*BUSY, CONFLICT):

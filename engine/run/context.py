@@ -1,10 +1,12 @@
-"""What a run gives to whoever works on it."""
+"""State shared by all stages of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from engine.core.config import Stage3Config
+from engine.core.layout import CACHE_DIR
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
@@ -17,6 +19,13 @@ class Context:
     stop: StopToken = field(default_factory=StopToken)
     token: Secret | None = None
     """The Hugging Face token, in memory only; set by whoever started the run, checked by the stage credentials."""
+
+    cache_folder: Path | None = None
+    """Where results are kept by what made them; without it, in the run folder. A trial uses that of its sweep."""
+
+    @property
+    def cache(self) -> Path:
+        return self.cache_folder or self.run / CACHE_DIR
 
     @property
     def token_text(self) -> str | None:

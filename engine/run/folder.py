@@ -14,6 +14,7 @@ import psutil
 
 from engine.core import layout
 from engine.core.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.run.results import Results
 from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
 from engine.storage.files import keep_others_from_writing, owner_of, write_json
@@ -87,14 +88,25 @@ class Run:
         self.manifest["stages"].pop(name, None)
         self.save()
 
-    def set_aside(self, *relative: str) -> Path | None:
-        """Move files of the run that are to be made again into `superseded/N/`; None where there were none."""
+    @property
+    def results(self) -> Results:
+        """The same, typed."""
+        return Results(self.manifest["stages"])
+
+    def set_aside(self, *relative: str, why: str, reusable: bool = True) -> Path | None:
+        """Move files of the run that are to be made again into `superseded/N/`; None where there were none.
+
+        why        written beside them, for people and for `stage3-tui clean`
+        reusable   whether what is in them may be taken over by what is made next
+        """
         there = [name for name in relative if (self / name).exists()]
         if not there:
             return None
         number = 1
         while (folder := self / layout.SUPERSEDED_DIR / str(number)).exists():
             number += 1
+        folder.mkdir(parents=True)
+        write_json(folder / layout.SUPERSEDED_NOTE, {"why": why, "reusable": reusable, "files": there})
         for name in there:
             if not (self / name).exists():
                 continue  # it went with the folder that holds it

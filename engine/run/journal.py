@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from engine.core.events import Event, Telemetry, event_from_dict
+from engine.core.events import Event, PairFailed, PairMade, Telemetry, event_from_dict
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 
@@ -41,8 +41,10 @@ class Journal:
     def append(self, event: Event) -> Entry:
         with self._lock:
             entry = Entry(self._next, round(time.time(), 3), event)
-            # Telemetry comes every second and is worth no disk flush; a pair's own sync is in pairs.jsonl.
-            self._appender.append(finite(entry.as_dict()), sync=not isinstance(event, Telemetry))
+            # Telemetry comes every second and is worth no disk flush; a pair has its own, in pairs.jsonl.
+            self._appender.append(
+                finite(entry.as_dict()), sync=not isinstance(event, (Telemetry, PairMade, PairFailed))
+            )
             self._next += 1
         return entry
 

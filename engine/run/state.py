@@ -152,7 +152,11 @@ class RunState:
 
     @apply.register(StageStale)
     def _(self, event: StageStale, time: float) -> RunState:
-        state = self._with_stage(StageState(event.stage))
+        begun = self.stages[event.stage]
+        afresh = StageState(event.stage)
+        if begun.status == "running":  # it set its own files aside, and is at work
+            afresh = replace(afresh, status="running", sentence=begun.sentence, started=begun.started)
+        state = self._with_stage(afresh)
         if event.stage == "preflight":
             return replace(state, forecast=None)
         if event.stage == "pairs":
@@ -249,7 +253,7 @@ def _progress_of(step: TrainStep, first: tuple[int, float], now: float) -> Progr
     since, started = first
     rate = (step.step - since) / (now - started) if step.step > since and now > started else None
     left = (step.total_steps - step.step) / rate if rate else None
-    return Progress("training", step.step, step.total_steps, "steps", rate, left)
+    return Progress(step.step, step.total_steps, "steps", rate, left)
 
 
 def _interrupted(status: StageStatus) -> StageStatus:

@@ -39,7 +39,7 @@ class StallWatchdog:
             text = f"It goes on, after {(now - self._last) / 60:.1f} min without a sign."
             self._told = False
             self._say(Stalled(self._stage, 0.0))
-            self._say(Message("info", text, self._stage))
+            self._say(Message("info", text))
         self._last = now
 
     def check(self) -> None:
@@ -53,7 +53,7 @@ class StallWatchdog:
             f"Nothing has come from here for {silence / 60:.1f} min; what took longest before took {self._longest:.0f} s. "
             f"It may still be at work. Where each thread stands is in {self._log.name}; s stops the run as soon as it moves."
         )
-        self._say(Message("warning", text, self._stage))
+        self._say(Message("warning", text))
 
     def _log_thread_stacks(self, silence: float) -> None:
         """Files, lines and names of functions; no values, and so no token."""

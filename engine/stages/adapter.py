@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,38 +29,37 @@ from engine.models.adapters.weights import (
 )
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.tensors import hash_tensors
+from engine.run.results import AdapterResult
 from engine.security.sanitize import visible_line
-from engine.stages.base import Context, StageResult, StageRun
+from engine.stages.base import Context, StageEnd, StageRun
 from engine.storage.files import sha256_of_file
-
-NAME = "adapter"
-OUTPUTS: tuple[str, ...] = ()
 
 Found = TypeVar("Found")
 
 
-def depends_on(context: Context) -> dict[str, Any] | None:
-    """On the files of a local adapter; of one on the Hub, on the revision, whose commit is resolved once and recorded."""
-    config = context.config
-    base = {"base_model_id": config.base_model_id, "base_model_revision": config.base_model_revision}
-    local = local_adapter(context)
+def evidence(context: Context) -> dict[str, Any]:
+    """A local adapter counts by its files, wherever they lie; one on the Hub by its revision, whose commit is resolved once."""
+    config, local = context.config, local_adapter(context)
     if local is None:
-        return {"adapter": config.adapter_path, "adapter_revision": config.adapter_revision, **base}
-    return {"adapter": _hash(local / ADAPTER_WEIGHTS), "adapter_config": _hash(local / ADAPTER_CONFIG), **base}
+        return {"adapter_path": config.adapter_path, "adapter_revision": config.adapter_revision}
+    return {"the adapter's weights": _hash(local / ADAPTER_WEIGHTS), ADAPTER_CONFIG: _hash(local / ADAPTER_CONFIG)}
+
+
+READ_AS = {"adapter_path": lambda config: None, "adapter_revision": lambda config: None}  # `evidence` has them
 
 
 def run(context: Context) -> StageRun:
     source = yield from _checked("folder", lambda: adapter_source(context))
-    yield Check(NAME, "folder", "ok", str(source))
+    yield Check("folder", "ok", str(source))
     settings, expected, weights = yield from _without_the_base(context, source)
     context.stop.raise_if_requested()
     tensors_sha256 = hash_tensors(weights.tensors)
-    facts = _facts(context, source, settings, expected, weights) | {"tensors_sha256": tensors_sha256}
+    result = _result(context, source, settings, expected, weights, tensors_sha256)
     del weights
     found = yield from _with_the_base(context, source, settings, tensors_sha256)
-    return StageResult(
-        f"rank {settings.lora.r}, {facts['trainable_parameters']:,} parameters, effect {found['effect']:.3g}",
-        facts | found,
+    return StageEnd(
+        f"rank {result.rank}, {result.trainable_parameters:,} parameters, effect {found['effect']:.3g}",
+        replace(result, **found),
     )
 
 
@@ -69,9 +69,9 @@ def _without_the_base(
     """All that needs no weight of the base: the folder, the configuration, names and shapes, the adapter's own numbers."""
     config, folder = context.config, source.folder
     for name in (yield from _checked("folder", lambda: refuse_pickles(folder))):
-        yield Check(NAME, visible_line(name, 80), "warning", "a pickle of the trainer's; it is not opened")
+        yield Check(visible_line(name, 80), "warning", "a pickle of the trainer's; it is not opened")
     for name in source.not_downloaded:
-        yield Check(NAME, visible_line(name, 80), "warning", "a pickle in the repository; it is not downloaded")
+        yield Check(visible_line(name, 80), "warning", "a pickle in the repository; it is not downloaded")
     settings = yield from _checked("configuration", lambda: read_settings(folder))
     yield from _checked("configuration", lambda: refuse_untrainable(settings))
     expected = yield from _checked("base model", lambda: expected_adapter(config, settings, context.token_text))
@@ -80,20 +80,20 @@ def _without_the_base(
     header = yield from _checked("tensors", lambda: read_weights_header(folder))
     yield from _checked("tensors", lambda: refuse_mismatch(settings, expected, header.shapes))
     share = share_of_base(header.parameters, expected.base.parameters)
-    yield Check(NAME, "trainable parameters", "ok", share)
+    yield Check("trainable parameters", "ok", share)
     own = partial(_own_tokens, context)
     for name in (yield from _checked("vocabulary", lambda: refuse_larger_vocabulary(folder, expected.base, own))):
-        yield Check(NAME, name, "warning", "it cannot be read; the base's own tokenizer is the one that is used")
+        yield Check(name, "warning", "it cannot be read; the base's own tokenizer is the one that is used")
 
     weights = yield from _checked("tensors", lambda: load_weights(folder))
-    yield Check(NAME, "size", "ok", f"{size(weights.bytes)}, {number_format(header)}")
+    yield Check("size", "ok", f"{size(weights.bytes)}, {number_format(header)}")
     yield from _checked("sha256", lambda: require_the_hubs_bytes(source, weights.sha256))
-    yield Check(NAME, "sha256", "ok", weights.sha256)
+    yield Check("sha256", "ok", weights.sha256)
     yield from _checked("tensors", lambda: refuse_bad_numbers(weights.tensors))
     silent = zero_lora_b_modules(weights.tensors)
     zero = f"; {len(silent)} lora_B are zero: those modules do as the base does" if silent else ", not zero"
     told = f"{len(header.tensors)}: all present, of the base's shapes, finite{zero}"
-    yield Check(NAME, "tensors", "warning" if silent else "ok", told)
+    yield Check("tensors", "warning" if silent else "ok", told)
     return settings, expected, weights
 
 
@@ -111,15 +111,15 @@ def _with_the_base(
     commit = getattr(base.config, "_commit_hash", None)
     parameters = sum(parameter.numel() for parameter in base.parameters())
     at = f" {commit}" if commit else ""
-    yield Check(NAME, "base model", "ok", f"{config.base_model_id}{at}, {parameters:,} parameters")
+    yield Check("base model", "ok", f"{config.base_model_id}{at}, {parameters:,} parameters")
 
     before = logits_of(base, tokenizer)
     policy = load_policy(base, source.folder)
     note = yield from _checked("effect", lambda: refuse_rounded(policy, tensors_sha256))
     if note:
-        yield Check(NAME, "number format", "warning", note)
+        yield Check("number format", "warning", note)
     effect = yield from _checked("effect", lambda: effect_on_logits(policy, tokenizer, before))
-    yield Check(NAME, "effect", "ok", f"switching it on changes a logit by up to {effect:.4g}")
+    yield Check("effect", "ok", f"switching it on changes a logit by up to {effect:.4g}")
     return {"effect": effect, "base_model_commit": commit, "base_parameters": parameters}
 
 
@@ -128,28 +128,34 @@ def _own_tokens(context: Context) -> int:
         return len(load_tokenizer(context.config, context.token_text))
 
 
-def _facts(
-    context: Context, source: AdapterSource, settings: AdapterSettings, expected: Expected, weights: Weights
-) -> dict[str, Any]:
+def _result(
+    context: Context,
+    source: AdapterSource,
+    settings: AdapterSettings,
+    expected: Expected,
+    weights: Weights,
+    tensors_sha256: str,
+) -> AdapterResult:
     lora = settings.lora
-    return {
-        "folder": str(source.folder),
-        "adapter_id": source.repo_id,
-        "adapter_revision": source.revision,
-        "adapter_commit": source.commit,
-        "adapter_sha256": weights.sha256,
-        "rank": lora.r,
-        "alpha": lora.lora_alpha,
-        "rank_pattern": dict(lora.rank_pattern or {}),
-        "alpha_pattern": dict(lora.alpha_pattern or {}),
-        "variant": settings.variant,
-        "target_modules": expected.target_modules,
-        "modules_to_save": sorted(lora.modules_to_save or []),
-        "trainable_parameters": weights.header.parameters,
-        "bytes": weights.bytes,
-        "named_base": settings.named_base,
-        "base_model_id": context.config.base_model_id,
-    }
+    return AdapterResult(
+        tensors_sha256=tensors_sha256,
+        base_model_id=context.config.base_model_id,
+        folder=str(source.folder),
+        adapter_id=source.repo_id,
+        adapter_revision=source.revision,
+        adapter_commit=source.commit,
+        adapter_sha256=weights.sha256,
+        rank=lora.r,
+        alpha=lora.lora_alpha,
+        rank_pattern=dict(lora.rank_pattern or {}),
+        alpha_pattern=dict(lora.alpha_pattern or {}),
+        variant=settings.variant,
+        target_modules=tuple(expected.target_modules),
+        modules_to_save=tuple(sorted(lora.modules_to_save or [])),
+        trainable_parameters=weights.header.parameters,
+        bytes=weights.bytes,
+        named_base=settings.named_base,
+    )
 
 
 def _checked(line: str, work: Callable[[], Found]) -> Generator[Event, None, Found]:
@@ -157,13 +163,13 @@ def _checked(line: str, work: Callable[[], Found]) -> Generator[Event, None, Fou
     try:
         return work()
     except Stage3Error as error:
-        yield Check(NAME, line, "failed", error.what)
+        yield Check(line, "failed", error.what)
         raise
 
 
 def _told(lines: Iterable[Line]) -> Generator[Event, None, None]:
     for name, status, detail in lines:
-        yield Check(NAME, name, status, detail)
+        yield Check(name, status, detail)
 
 
 def _hash(path: Any) -> str | None:

@@ -19,42 +19,39 @@ from engine.hub.run_requirements import HubRequirement, at_commits, hub_requirem
 from engine.push.errors import no_token_to_push
 from engine.push.push import check_target
 from engine.push.repository import Repository
+from engine.run.results import CredentialsResult
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
-from engine.stages.base import Context, StageResult, StageRun
+from engine.stages.base import Context, StageEnd, StageRun
 
-OUTPUTS: tuple[str, ...] = ()
-NAME = "credentials"
 NO_TOKEN = "none: not given, not in HF_TOKEN, no login stored"
 
 
-def depends_on(context: Context) -> dict[str, Any] | None:
+def evidence(context: Context) -> dict[str, Any] | None:
     """None where the Hub is needed: the token is in memory only, so every process checks it again."""
     if hub_requirements(context.config, context.run) or _repository_to_push_to(context):
         return None
-    config = context.config
-    read = ("base_model_id", "adapter_path", "dataset", "judge", "reward_model_id")
-    return {option: getattr(config, option) for option in read}
+    return {}
 
 
 def run(context: Context) -> StageRun:
     needs, target = hub_requirements(context.config, context.run), _repository_to_push_to(context)
     if not needs and target is None:
         reason = "Base model, adapter and dataset are files here: no token is needed."
-        yield Check(NAME, "token", "skipped", reason)
-        return StageResult(reason, {"account": None}, outcome="skipped")
+        yield Check("token", "skipped", reason)
+        return StageEnd(reason, CredentialsResult(), outcome="skipped")
     hub.bound_the_client()
     if hub.is_offline():
         return (yield from _offline(context, needs))
     try:
         found = hub.find_token(context.token)
     except Stage3Error as error:
-        yield Check(NAME, "token", "failed", f"{error.what} {error.what_to_do}")
+        yield Check("token", "failed", f"{error.what} {error.what_to_do}")
         raise
     if found is None and context.config.device_login and (target or _strangers_are_refused(needs)):
         found = yield from _log_in(context)
     if found is None and target is not None:
-        yield Check(NAME, "token", "failed", NO_TOKEN)
+        yield Check("token", "failed", NO_TOKEN)
         raise no_token_to_push()
     if found is None:
         return (yield from _anonymous(context, needs))
@@ -66,16 +63,14 @@ def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: Foun
     named = f' "{account.token_name}"' if account.token_name else ""
     until = f", until {account.expires}" if account.expires else ""
     whose = f"account {account.name}, token{named} with role {account.role}{until}"
-    yield Check(NAME, "token", "ok", f"{found.source}: {whose}")
+    yield Check("token", "ok", f"{found.source}: {whose}")
     if account.scope is not None:
-        yield Check(
-            NAME, "scope", "ok" if account.scope.reads_gated else "warning", visible_line(str(account.scope), 400)
-        )
+        yield Check("scope", "ok" if account.scope.reads_gated else "warning", visible_line(str(account.scope), 400))
     commits = yield from _check_access(needs, found.secret, account.scope)
     target = _repository_to_push_to(context)
     if target is not None:  # now, and not after hours of training
         with Repository(target, found.secret, context.stop) as repository:
-            yield from check_target(repository, found.source, stage=NAME, public=context.config.push_public)
+            yield from check_target(repository, found.source, public=context.config.push_public)
     context.token = found.secret
     yield from _clear_stale_variables(found.secret)
     if context.config.store_token:
@@ -89,7 +84,7 @@ def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: Foun
 def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tuple[FoundToken, Account]]:
     """A token that the Hub takes: the one found, or, where the person wants that, one of a login.
 
-    Raises TokenRefused, and what else the Hub says.
+    Raises InvalidToken, and what else the Hub says.
     """
     try:
         return found, hub.whoami(found.secret)
@@ -97,9 +92,9 @@ def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tup
         is_refused = isinstance(error, InvalidToken)
         known = hub.invalid_token(found.source, hub.other_sources(found)) if is_refused else error
     if not (is_refused and context.config.device_login):
-        yield Check(NAME, "token", "failed", f"{known.what} {known.what_to_do}")
+        yield Check("token", "failed", f"{known.what} {known.what_to_do}")
         raise known
-    yield Check(NAME, "token", "warning", known.what)
+    yield Check("token", "warning", known.what)
     found = yield from _log_in(context)
     return found, hub.whoami(found.secret)
 
@@ -109,17 +104,18 @@ def _anonymous(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
     try:
         commits = yield from _check_access(needs, None)
     except AccessError:
-        yield Check(NAME, "token", "failed", NO_TOKEN)
+        yield Check("token", "failed", NO_TOKEN)
         raise
-    yield Check(NAME, "token", "skipped", "none, and none is needed: everybody may read what the run needs")
+    yield Check("token", "skipped", "none, and none is needed: everybody may read what the run needs")
     return _result(context, f"Everybody may read {listed(needs)}; no token is needed", commits, {"account": None})
 
 
-def _result(context: Context, summary: str, commits: dict[HubRequirement, str], facts: dict[str, Any]) -> StageResult:
+def _result(context: Context, summary: str, commits: dict[HubRequirement, str], facts: dict[str, Any]) -> StageEnd:
     """Hold the commits, here and in `run.json`. Raises DamagedState where one has moved since the run began."""
-    kept = pinned(context.run.result(NAME).get("commits") or {}, commits)
+    before = context.run.results.credentials
+    kept = pinned({} if before is None else before.commits, commits)
     context.config = at_commits(context.config, commits)
-    return StageResult(summary, {**facts, "reads": [need.repo_id for need in commits], "commits": kept})
+    return StageEnd(summary, CredentialsResult(reads=tuple(need.repo_id for need in commits), commits=kept, **facts))
 
 
 def _check_access(
@@ -134,12 +130,12 @@ def _check_access(
         except Stage3Error as error:
             may_be_the_token = scope is not None and not scope.reads_gated
             known = hub.or_the_token(error) if isinstance(error, GatedRepository) and may_be_the_token else error
-            yield Check(NAME, str(need), "failed", f"{known.what} {known.what_to_do}")
+            yield Check(str(need), "failed", f"{known.what} {known.what_to_do}")
             raise known from None
         who = "may be read" if token else "may be read by everybody"
-        yield Check(NAME, str(need), "ok", f"{who}; {need.revision} is {commits[need][:12]}")
+        yield Check(str(need), "ok", f"{who}; {need.revision} is {commits[need][:12]}")
         if left := hub.unfinished_bytes(need.repo_id, need.repo_type):
-            yield Message("info", f"{left / 1e9:.1f} GB of downloads of {need} that broke off lie in the cache.", NAME)
+            yield Message("info", f"{left / 1e9:.1f} GB of downloads of {need} that broke off lie in the cache.")
     return commits
 
 
@@ -147,19 +143,17 @@ def _offline(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
     """HF_HUB_OFFLINE: nothing can be asked; what the run needs must be in the cache."""
     missing, commits = [], {}
     if target := _repository_to_push_to(context):
-        yield Check(NAME, "push", "warning", f"offline: whether the token may write to {target} was not asked")
+        yield Check("push", "warning", f"offline: whether the token may write to {target} was not asked")
     for need in needs:
         snapshot = hub.cached_snapshot(need.repo_id, need.repo_type, need.revision)
         files = hub.missing_from(snapshot, need.files) if snapshot else ()
         if snapshot is None or files:
             lacks = f"lacks {', '.join(files)}" if files else f"has no {need.revision} of it"
-            yield Check(NAME, str(need), "failed", f"offline, and the cache {lacks}")
+            yield Check(str(need), "failed", f"offline, and the cache {lacks}")
             missing.append(f"{need} ({lacks.removeprefix('lacks ')})" if files else str(need))
             continue
         commits[need] = snapshot.name
-        yield Check(
-            NAME, str(need), "warning", f"offline: {snapshot.name[:12]} is in the cache, access was not checked"
-        )
+        yield Check(str(need), "warning", f"offline: {snapshot.name[:12]} is in the cache, access was not checked")
     if missing:
         raise hub.offline(", ".join(missing))
     return _result(context, f"Offline; {listed(needs)} from the cache", commits, {"account": None, "offline": True})
@@ -168,8 +162,9 @@ def _offline(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
 def _repository_to_push_to(context: Context) -> str | None:
     """None where nothing is to be pushed, or nothing any more."""
     target = context.config.push_to_hub
-    pushed = context.run.result("packaging").get("pushed") or {}
-    return target if pushed.get("repo_id") != target else None
+    packed = context.run.results.packaging
+    pushed = None if packed is None or packed.pushed is None else packed.pushed.get("repo_id")
+    return target if pushed != target else None
 
 
 # -- the login with a browser ------------------------------------------------------------------------------------------
@@ -188,13 +183,13 @@ def _log_in(context: Context) -> Generator[Event, None, FoundToken]:
     """Show a page and a code, and wait until the person has been there. Raises as `hub.await_token` does."""
     login = hub.request_code()
     how = f"open {login.page} in any browser, and enter the code {login.code} within {login.seconds / 60:.0f} min"
-    yield Check(NAME, LOGIN_CHECK, "warning", how)
+    yield Check(LOGIN_CHECK, "warning", how)
     try:
         token = hub.await_token(login, context.stop)
     except (AccessError, NetworkError) as error:
-        yield Check(NAME, LOGIN_CHECK, "failed", error.what)
+        yield Check(LOGIN_CHECK, "failed", error.what)
         raise
-    yield Check(NAME, LOGIN_CHECK, "ok", "done; the token is in memory")
+    yield Check(LOGIN_CHECK, "ok", "done; the token is in memory")
     return hub.remember(FoundToken(token, "the login with a browser"))
 
 
@@ -206,8 +201,8 @@ def _stored(found: FoundToken) -> Check:
     try:
         place = hub.store_token(found.secret)
     except Stage3Error as error:
-        return Check(NAME, "stored token", "warning", f"{error.what} {error.why} {error.what_to_do}")
-    return Check(NAME, "stored token", "ok", f"{place}, readable by you alone; `hf auth logout` removes it")
+        return Check("stored token", "warning", f"{error.what} {error.why} {error.what_to_do}")
+    return Check("stored token", "ok", f"{place}, readable by you alone; `hf auth logout` removes it")
 
 
 def _clear_stale_variables(used: Secret) -> Generator[Event, None, None]:
@@ -217,4 +212,4 @@ def _clear_stale_variables(used: Secret) -> Generator[Event, None, None]:
         if value is not None and value.strip().strip("'\"") != used.reveal():
             del os.environ[variable]
             text = f"{variable} held another token than the one in use; it is ignored in this process."
-            yield Message("warning", text, NAME)
+            yield Message("warning", text)

@@ -18,18 +18,9 @@ from engine.machine.probe import IMPORTS, PROBE_SECONDS, probe_error, try_device
 from engine.machine.requirements import PackageStatus, extras_of, recheck, required
 from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault
+from engine.run.results import DependenciesResult
 from engine.security.sanitize import visible_line
-from engine.stages.base import Context, StageResult, StageRun
-
-OUTPUTS: tuple[str, ...] = ()
-NAME = "dependencies"
-
-
-def depends_on(context: Context) -> dict[str, Any] | None:
-    """Never reused as a whole: another host or a newer textual must not undo a run's pairs. The probe's result is kept
-    while `environment_of` stays the same.
-    """
-    return None
+from engine.stages.base import Context, StageEnd, StageRun
 
 
 def environment_of(context: Context) -> dict[str, Any]:
@@ -46,17 +37,15 @@ def environment_of(context: Context) -> dict[str, Any]:
 def run(context: Context) -> StageRun:
     were_read = yield from _check_requirements(context)
     yield from _check_conflicts()
-    before, environment = context.run.result(NAME), environment_of(context)
-    if before.get("environment") == environment and before.get("probe"):
-        found = before["probe"]
+    before, environment = context.run.results.dependencies, environment_of(context)
+    if before is not None and before.environment == environment and before.probe:
+        found = dict(before.probe)
         name = visible_line(str(found["name"]))
-        yield Check(NAME, "device computes", "ok", f"{name}, as tried before; nothing has changed since")
+        yield Check("device computes", "ok", f"{name}, as tried before; nothing has changed since")
     else:
         found = yield from _check_device(context)
     present = "All present" if were_read else "Requirements were not read"
-    return StageResult(
-        f"{present}; {visible_line(str(found['name']))} computes", {"environment": environment, "probe": found}
-    )
+    return StageEnd(f"{present}; {visible_line(str(found['name']))} computes", DependenciesResult(environment, found))
 
 
 def _check_requirements(context: Context) -> Generator[Event, None, bool]:
@@ -64,7 +53,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     table = required(context.config)
     if table is None:
         detail = f"{DISTRIBUTION} is not installed here: what it needs was not read. `uv pip install -e .` installs it"
-        yield Check(NAME, "requirements", "warning", detail)
+        yield Check("requirements", "warning", detail)
         return False
     for item in table:
         yield _line_of(item)
@@ -73,7 +62,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
         return True
     if not context.config.install:
         raise missing_tool(missing, "Nothing was installed without --install.")
-    yield from install(context, NAME, missing)
+    yield from install(context, missing)
     table = recheck(missing)
     for item in table:
         yield _line_of(item)
@@ -83,7 +72,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
         old = (
             f"{', '.join(loaded)} was loaded before it was installed: start the same command again to use the new one."
         )
-        yield Message("warning", old, NAME)
+        yield Message("warning", old)
     return True
 
 
@@ -91,34 +80,32 @@ def _line_of(item: PackageStatus) -> Check:
     needs = str(item.requirement.specifier) or "any version"
     asked = f", for {item.needed_for}" if item.needed_for else ""
     status: CheckStatus = "ok" if item.ok else "failed"
-    return Check(
-        NAME, item.requirement.name, status, visible_line(f"{item.version or 'missing'}; needs {needs}{asked}")
-    )
+    return Check(item.requirement.name, status, visible_line(f"{item.version or 'missing'}; needs {needs}{asked}"))
 
 
 def _check_conflicts() -> Generator[Event, None, None]:
     found = find_conflicts()
-    yield Check(NAME, "conflicts", "warning" if found.of_the_run else "ok", visible_line(str(found)))
+    yield Check("conflicts", "warning" if found.of_the_run else "ok", visible_line(str(found)))
 
 
 def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:
     """Import and compute in a child. Returns what it found: device, name, torch, cuda, seconds."""
     config = context.config
-    yield Message("info", f"Trying the imports and a computation on the device, {PROBE_SECONDS:.0f} s at most.", NAME)
+    yield Message("info", f"Trying the imports and a computation on the device, {PROBE_SECONDS:.0f} s at most.")
     more = [extra.imports for extra in extras_of(config)]
     found = try_device(config.device, more, context.stop)
     failure = found.get("failure") or {}
     if failure.get("where") == "imports":
-        yield Check(NAME, "imports", "failed", visible_line(str(failure.get("what")), 400))
+        yield Check("imports", "failed", visible_line(str(failure.get("what")), 400))
         raise probe_error(failure)
     if "cuda" in found:
-        yield Check(NAME, "imports", "ok", ", ".join(module for module, _ in (*IMPORTS, *more)))
+        yield Check("imports", "ok", ", ".join(module for module, _ in (*IMPORTS, *more)))
         yield _driver_check(config.device, TorchBuild(str(found["torch"]), found["cuda"]), Gpus().driver_version())
     if failure:
-        yield Check(NAME, "device computes", "failed", visible_line(str(failure.get("what")), 400))
+        yield Check("device computes", "failed", visible_line(str(failure.get("what")), 400))
         raise probe_error(failure)
     detail = f"{found['name']} ({found['device']}), torch {found['torch']}, matmul right, {found['seconds']:.1f} s"
-    yield Check(NAME, "device computes", "ok", visible_line(detail))
+    yield Check("device computes", "ok", visible_line(detail))
     return found
 
 
@@ -126,4 +113,4 @@ def _driver_check(device: str, build: TorchBuild, driver: str | None) -> Check:
     """torch's build against the driver. Only warns: whether the wanted device computes is tried, not concluded."""
     fault = driver_fault(build, driver, device)
     detail = fault or f"{build}; {f'driver {driver}' if driver else 'no NVIDIA driver'}"
-    return Check(NAME, "torch and driver", "warning" if fault else "ok", visible_line(detail))
+    return Check("torch and driver", "warning" if fault else "ok", visible_line(detail))

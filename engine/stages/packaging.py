@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,29 @@ from engine.packaging.fresh_process import load_in_fresh_process
 from engine.packaging.model_card import load_lines
 from engine.packaging.secret_scan import known_secrets
 from engine.push.push import push
+from engine.run.results import PackagingResult
 from engine.security.sanitize import visible_line
-from engine.stages.base import Context, StageResult, StageRun
+from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.training import base_name
 from engine.storage.files import sha256_of_file
 
-NAME = "packaging"
-OUTPUTS: tuple[str, ...] = ()
+READ_AS = {"push_public": lambda config: config.push_public if config.push_to_hub else None}
 
 
-def depends_on(context: Context) -> dict[str, Any] | None:
-    run, config = context.run, context.config
-    done_but_gone = run.stage(NAME).get("status") == "done" and not run.archive.is_file()
+def evidence(context: Context) -> dict[str, Any]:
+    """What would be packed now, and whether the archive is still the one that was made."""
+    run = context.run
     packed = [name for name in packed_names(run) if name != layout.RUN_JSON]
+    made = run.results.packaging
     return {
-        "training": run.result("training"),
-        "files": {name: sha256_of_file(run / name) for name in packed if (run / name).is_file()},
-        # An archive that was moved or deleted is made again; its bytes come out the same.
-        **({"archive": "gone"} if done_but_gone else {}),
-        **({"push_to_hub": config.push_to_hub, "push_public": config.push_public} if config.push_to_hub else {}),
+        "the files to pack": {name: sha256_of_file(run / name) for name in packed if (run / name).is_file()},
+        **({} if made is None or is_whole(run.archive, made.sha256) else {"the archive": "gone or changed"}),
     }
+
+
+def is_whole(archive: Path, sha256: str) -> bool:
+    """Whether the archive is there, as a file of its own, with the bytes that it had when it was made."""
+    return archive.is_file() and not archive.is_symlink() and sha256_of_file(archive) == sha256
 
 
 def run(context: Context) -> StageRun:
@@ -46,18 +50,17 @@ def run(context: Context) -> StageRun:
     yield from _told(archive, loads, facts, config.accept_lookalikes)
     summary = f"{archive.path.name}: {archive.bytes:,} bytes, {len(archive.contents)} files"
     if config.push_to_hub is None:
-        return StageResult(summary, facts)
-    folder.record_stage(NAME, result=facts)  # the archive stands, whatever becomes of the push
+        return StageEnd(summary, facts)
+    folder.record_stage("packaging", result=facts.as_dict())  # the archive stands, whatever becomes of the push
     pushed = yield from push(
         folder,
         config.push_to_hub,
-        stage=NAME,
         token=context.token,
         public=config.push_public,
         accept_lookalikes=config.accept_lookalikes is not None,
         stop=context.stop,
     )
-    return StageResult(f"{summary}; {pushed.in_words}", {**facts, "pushed": pushed.as_dict()})
+    return StageEnd(f"{summary}; {pushed.in_words}", replace(facts, pushed=pushed.as_dict()))
 
 
 def _made_or_found(context: Context) -> Generator[Event, None, tuple[Archive, str]]:
@@ -65,9 +68,9 @@ def _made_or_found(context: Context) -> Generator[Event, None, tuple[Archive, st
     known, accepted = known_secrets(context.token), context.config.accept_lookalikes is not None
     found = existing_archive(context.run, known=known, accept_lookalikes=accepted)
     if found is not None:
-        yield Message("info", "The archive of these files is there already, and whole; it is not made again.", NAME)
+        yield Message("info", "The archive of these files is there already, and whole; it is not made again.")
         return found, "it was loaded in a fresh process before it got its name"
-    yield Message("info", "Packing, then loading the archive in a fresh process.", NAME)
+    yield Message("info", "Packing, then loading the archive in a fresh process.")
     effects: list[float] = []
     made = build_archive(
         context.run, lambda part: effects.append(_load(context, part)), known=known, accept_lookalikes=accepted
@@ -78,51 +81,56 @@ def _made_or_found(context: Context) -> Generator[Event, None, tuple[Archive, st
 def _load(context: Context, part: Path) -> float:
     """The effect of the adapter in the archive; raises what keeps it from its name."""
     free_memory()  # the process that loads it needs room on the same device
+    trained = context.run.results.training
     return load_in_fresh_process(
         part,
         context.config,
-        base_commit=context.run.result("adapter").get("base_model_commit"),
-        expected_tensors=context.run.result("training").get("tensors_sha256"),
+        base_commit=_base_commit(context),
+        expected_tensors=None if trained is None else trained.tensors_sha256,
         stop=context.stop,
     )
 
 
-def _told(archive: Archive, loads: str, facts: dict[str, Any], why_accepted: str | None) -> Iterator[Event]:
+def _told(archive: Archive, loads: str, facts: PackagingResult, why_accepted: str | None) -> Iterator[Event]:
     for name in archive.left_out:
-        yield Check(NAME, visible_line(name), "warning", "not on the list of what is packed; left out")
+        yield Check(visible_line(name), "warning", "not on the list of what is packed; left out")
     for pair in archive.withheld:
         detail = "rejected, and holds what looks like a secret; left out of pairs.jsonl"
-        yield Check(NAME, visible_line(f"pair {pair}", 40), "warning", detail)
+        yield Check(visible_line(f"pair {pair}", 40), "warning", detail)
     for finding in archive.accepted:
         detail = visible_line(f"{finding.what}; accepted: {why_accepted}")
-        yield Check(NAME, f"{finding.file}:{finding.line}", "warning", detail)
-    yield Check(NAME, "archive", "ok", visible_line(str(archive.path)))
-    yield Check(NAME, "size", "ok", f"{archive.bytes:,} bytes, {len(archive.contents)} files")
-    yield Check(NAME, "contents", "ok", _in_short(archive))
-    yield Check(NAME, "sha256", "ok", archive.sha256)
-    yield Check(NAME, "loads", "ok", loads)
-    yield Check(NAME, "bring it home", "ok", facts["scp"])
-    yield Check(NAME, "check and unpack", "ok", f"{facts['check']} && {facts['unzip']}")
-    for name, line in zip(("load the base", "load the adapter"), facts["load"], strict=True):
-        yield Check(NAME, name, "ok", line)
+        yield Check(f"{finding.file}:{finding.line}", "warning", detail)
+    yield Check("archive", "ok", visible_line(str(archive.path)))
+    yield Check("size", "ok", f"{archive.bytes:,} bytes, {len(archive.contents)} files")
+    yield Check("contents", "ok", _in_short(archive))
+    yield Check("sha256", "ok", archive.sha256)
+    yield Check("loads", "ok", loads)
+    yield Check("bring it home", "ok", facts.scp)
+    yield Check("check and unpack", "ok", f"{facts.check} && {facts.unzip}")
+    for name, line in zip(("load the base", "load the adapter"), facts.load, strict=True):
+        yield Check(name, "ok", line)
 
 
-def _facts(context: Context, archive: Archive) -> dict[str, Any]:
+def _base_commit(context: Context) -> str | None:
+    adapter = context.run.results.adapter
+    return None if adapter is None else adapter.base_model_commit
+
+
+def _facts(context: Context, archive: Archive) -> PackagingResult:
     """What a screen needs to show the archive, and a person to bring it home."""
     hashes = hash_file(context.run)
-    commit = context.run.result("adapter").get("base_model_commit")
     adapter = f"{context.run.folder.name}/{layout.ADAPTER_DIR}"
-    return {
-        "archive": str(archive.path),
-        "sha256": archive.sha256,
-        "bytes": archive.bytes,
-        "files": len(archive.contents),
-        "contents": [list(member) for member in archive.contents],
-        "scp": scp_line_of_this_machine([archive.path, hashes]),
-        "check": check_line(hashes),
-        "unzip": unzip_line(archive.path),
-        "load": list(load_lines(base_name(context), commit, adapter)),
-    }
+    return PackagingResult(
+        archive=str(archive.path),
+        sha256=archive.sha256,
+        bytes=archive.bytes,
+        files=len(archive.contents),
+        contents=tuple(archive.contents),
+        scp=scp_line_of_this_machine([archive.path, hashes]),
+        check=check_line(hashes),
+        unzip=unzip_line(archive.path),
+        load=tuple(load_lines(base_name(context), _base_commit(context), adapter)),
+    )
 
 
 def _in_short(archive: Archive) -> str:

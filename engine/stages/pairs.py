@@ -4,46 +4,39 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from engine.core import layout
 from engine.core.errors import PreconditionError
-from engine.core.events import Event, Message, PairFailed, PairMade, Progress
+from engine.core.events import Event, Message, PairFailed, PairMade, Progress, StageStale
 from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.pairs.data.record import OK, PairRecord
 from engine.pairs.generation.critique_revision import make_records, plan_batches, too_long
+from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt, load_prompts
 from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.superseded import carry_decisions, reusable_records
 from engine.pairs.principles.constitution import DEFAULT_PATH
-from engine.stages.base import Context, StageResult, StageRun
+from engine.run.results import PairsResult
+from engine.stages.base import Context, StageEnd, StageRun
 from engine.storage.files import sha256_of_file, write_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
-OUTPUTS: tuple[str, ...] = ("pairs",)
-
-NAME = "pairs"
+IDS_SHOWN = 5
 LEAST_ROOM = 16
 """Tokens that must be left to a prompt."""
 
 
-def depends_on(context: Context) -> dict[str, Any]:
-    """Not on the batch size: a record's text does not, and whoever runs out of memory may go on with a smaller one."""
-    config = context.config
-    generation = (
-        "dataset dataset_revision split num_examples seed base_model_id base_model_revision max_new_tokens max_prompt_tokens "
-        "temperature top_p max_attempts rounds dtype server_url server_model"
-    )
-    return {
-        **{field: getattr(config, field) for field in generation.split()},
-        "constitution": sha256_of_file(config.constitution or DEFAULT_PATH),
-        "few_shot": sha256_of_file(config.few_shot) if config.few_shot else None,
-        "adapter": context.run.result("adapter").get("tensors_sha256"),
-    }
+READ_AS = {
+    "constitution": lambda config: sha256_of_file(config.constitution or DEFAULT_PATH),
+    "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
+    "server_url": lambda config: config.server_url is not None,
+    "server_model": lambda config: config.server_model if config.server_url else None,
+}
 
 
 def run(context: Context) -> StageRun:
@@ -55,34 +48,102 @@ def run(context: Context) -> StageRun:
             "warning",
             f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
             f"{config.num_examples}: the run makes what there is.",
-            NAME,
         )
-    yield Message("info", _where(context), NAME)
-    backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
-    for note in backend.check(recipe.sampling):
-        yield Message("warning", note, NAME)
+    identity = RecordIdentity.of(config, recipe, context.run.results)
+    yield from _set_aside_what_no_longer_holds(context, prompts, identity)
     with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
         if appender.torn:
             yield Message(
-                "warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}.", NAME
+                "warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}."
             )
         recorded = Recorded.read(context.run / layout.PAIRS_JSONL)
-        yield from generate_pairs(context, prompts, backend, recipe, appender, recorded)
+        taken_over = yield from _take_over(context, prompts, identity, appender, recorded)
+        tokens = 0
+        if any(prompt.id not in recorded.ids for prompt in prompts):
+            tokens = yield from _generate_missing(context, prompts, recipe, identity, appender, recorded)
+    yield from _carry_decisions(context)
+    return StageEnd(
+        f"{recorded.ok} usable of {recorded.total} prompts ({recorded.ok / max(recorded.total, 1):.0%})",
+        PairsResult(
+            pairs_sha256=sha256_of_file(context.run / layout.PAIRS_JSONL),
+            records=recorded.total,
+            ok=recorded.ok,
+            taken_over=taken_over,
+            generated_tokens=tokens,
+        ),
+    )
+
+
+def _set_aside_what_no_longer_holds(
+    context: Context, prompts: list[Prompt], identity: RecordIdentity
+) -> Iterator[Event]:
+    """Keep `pairs.jsonl` where each of its records is wanted as it is; else begin a new file. Nothing is deleted."""
+    path, wanted = context.run / layout.PAIRS_JSONL, {prompt.id: prompt for prompt in prompts}
+    if not path.is_file():
+        return
+    total = others = 0
+    for _, record in read_jsonl(path):
+        if isinstance(record, BadLine):
+            return  # stage quality reports it, and names the line
+        prompt = wanted.get(str(record.get("id")))
+        total += 1
+        others += prompt is None or not identity.holds(prompt, record)
+    if not others:
+        return
+    why = f"{others} of {total} records were made for other prompts or in another way"
+    folder = context.run.set_aside(layout.PAIRS_JSONL, layout.EDITS_JSONL, why=why)
+    yield StageStale("pairs", why)
+    yield Message("info", f"{why[0].upper()}{why[1:]}; the old set is now in {folder}.")
+
+
+def _take_over(
+    context: Context, prompts: list[Prompt], identity: RecordIdentity, appender: JsonlAppender, recorded: Recorded
+) -> Generator[Event, None, int]:
+    """Take the records over that an earlier set of this run has; returns how many records were there already."""
+    missing = {prompt.id: prompt for prompt in prompts if prompt.id not in recorded.ids}
+    for data in reusable_records(context.run, missing, identity):
+        yield _acknowledge(PairRecord(**data), appender, recorded)
+        context.stop.raise_if_requested()
+    if recorded.total:
+        yield Message("info", f"{recorded.total} of {len(prompts)} records are there already.")
+    return recorded.total
+
+
+def _generate_missing(
+    context: Context,
+    prompts: list[Prompt],
+    recipe: GenerationSettings,
+    identity: RecordIdentity,
+    appender: JsonlAppender,
+    recorded: Recorded,
+) -> Generator[Event, None, int]:
+    """Make what is missing; returns how many tokens that took."""
+    yield Message("info", _where(context))
+    backend = load_backend(context.config, adapter_folder(context), context.stop, context.token_text)
+    for note in backend.check(recipe.sampling):
+        yield Message("warning", note)
+    yield from generate_pairs(context, prompts, backend, recipe, identity, appender, recorded)
     for note in backend.warnings():
-        yield Message("warning", note, NAME)
+        yield Message("warning", note)
     tokens = backend.tokens
     del backend
     free_memory()
-    counts = Recorded.read(context.run / layout.PAIRS_JSONL)
-    return StageResult(
-        f"{counts.ok} usable of {counts.total} prompts ({counts.ok / max(counts.total, 1):.0%})",
-        {
-            "pairs_sha256": sha256_of_file(context.run / layout.PAIRS_JSONL),
-            "records": counts.total,
-            "ok": counts.ok,
-            "generated_tokens": tokens,
-        },
-    )
+    return tokens
+
+
+def _carry_decisions(context: Context) -> Iterator[Event]:
+    found = carry_decisions(context.run)
+    if found is None:
+        return
+    if found.carried:
+        yield Message("info", f"The decisions about {found.carried} pairs were kept: their texts are the same.")
+    if found.lost:
+        shown = ", ".join(found.lost[:IDS_SHOWN]) + (", …" if len(found.lost) > IDS_SHOWN else "")
+        yield Message(
+            "warning",
+            f"The decisions about {len(found.lost)} pairs do not apply: their texts changed, or they left the set ({shown}). "
+            "They are kept with the old set in superseded/.",
+        )
 
 
 def _where(context: Context) -> str:
@@ -118,6 +179,7 @@ def generate_pairs(
     prompts: list[Prompt],
     backend: Backend,
     recipe: GenerationSettings,
+    identity: RecordIdentity,
     appender: JsonlAppender,
     recorded: Recorded,
 ) -> Iterator[Event]:
@@ -131,17 +193,20 @@ def generate_pairs(
     most = longest_prompt(context.config.max_prompt_tokens, backend.context_length, beside)
     for prompt, length in zip(prompts, lengths, strict=True):
         if length > most and prompt.id not in recorded.ids:
-            yield _acknowledge(too_long(prompt, length, most), appender, recorded)
+            record = replace(too_long(prompt, length, most), made_with=identity.key_of_too_long(prompt))
+            yield _acknowledge(record, appender, recorded)
     fitting = [index for index, length in enumerate(lengths) if length <= most]
     if all(prompts[index].id in recorded.ids for index in fitting):
         return
     longest = max(lengths[index] for index in fitting) + beside
     size = _planned_batch_size(context, backend, longest)
+    tokens = {prompts[index].id: lengths[index] for index in fitting}
     for batch in plan_batches([prompts[i] for i in fitting], [lengths[i] for i in fitting], size):
         if all(prompt.id in recorded.ids for prompt in batch):
             continue
-        for record in make_records(batch, backend, recipe):
-            if record.id not in recorded.ids:
+        for prompt, made in zip(batch, make_records(batch, backend, recipe), strict=True):
+            if made.id not in recorded.ids:
+                record = replace(made, made_with=identity.key(prompt), prompt_tokens=tokens[prompt.id])
                 yield _acknowledge(record, appender, recorded)
         yield clock.progress(recorded, backend)
         context.stop.raise_if_requested()
@@ -164,12 +229,14 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
 
 
 def _planned_batch_size(context: Context, backend: Backend, longest: int) -> int:
-    """The batch size of the plan that the first start wrote: a run that goes on makes the same batches."""
+    """The batch size that the first start wrote down, while it fits: a run that goes on makes the same batches."""
     if context.config.generation_batch_size:
         return context.config.generation_batch_size
     path = context.run / layout.PAIRS_PLAN
     if path.exists():
-        return int(json.loads(path.read_text(encoding="ascii"))["batch_size"])
+        plan = json.loads(path.read_text(encoding="ascii"))
+        if plan["longest_tokens"] >= longest:
+            return int(plan["batch_size"])
     size = backend.batch_size(longest)
     write_json(path, {"batch_size": size, "longest_tokens": longest})
     return size
@@ -209,4 +276,4 @@ class Clock:
         tokens = backend.tokens
         speed = f"{tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
         note = ", ".join(part for part in (share, speed) if part)
-        return Progress(NAME, recorded.total, self._total, "pairs", rate, left, note)
+        return Progress(recorded.total, self._total, "pairs", rate, left, note)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import layout
-from engine.core.config import QualityOptions
 from engine.core.errors import DamagedState, DataError
 from engine.core.events import Check, Event, Message
 from engine.pairs.assessment.gate import Figure, Tally, failed, figures, gate_error, report
@@ -21,27 +20,28 @@ from engine.pairs.data.pair_files import read_pairs
 from engine.pairs.data.record import Pair
 from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
-from engine.stages.base import Context, StageResult, StageRun
+from engine.run.results import QualityResult
+from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import load_judge
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 from engine.storage.jsonl import BadLine, dumps
 
-OUTPUTS: tuple[str, ...] = (layout.PAIRS_REPORT, "dpo_dataset")
-
-NAME = "quality"
 NOT_ASKED = ScorePair(None, None)
 LEAST_ON_THE_LETTERS = 0.5
 """Where a judge's answer begins otherwise in most cases, it does not answer the question, and a person should know."""
 
 
-def depends_on(context: Context) -> dict[str, Any]:
+READ_AS = {
+    "judge": lambda config: judge_name(config),
+    # In the judge's name, where they count.
+    "server_model": lambda config: None,
+    "reward_model_id": lambda config: None,
+}
+
+
+def evidence(context: Context) -> dict[str, Any]:
     edits = context.run / layout.EDITS_JSONL
-    return {
-        "pairs": context.run.result("pairs").get("pairs_sha256"),
-        "edits": sha256_of_file(edits) if edits.exists() else None,
-        **{field: getattr(context.config, field) for field in QualityOptions.model_fields},
-        **({"server": judge_name(context.config)} if context.config.judge == "server" else {}),
-    }
+    return {"people's decisions": sha256_of_file(edits) if edits.exists() else None}
 
 
 def run(context: Context) -> StageRun:
@@ -55,20 +55,18 @@ def run(context: Context) -> StageRun:
     for figure in all_figures:
         yield check_of(figure)
     if judgement is None and tally.training_scored == 0:
-        yield Message("info", "Nothing scored these pairs: no judge is set (--judge).", NAME)
+        yield Message("info", "Nothing scored these pairs: no judge is set (--judge).")
     elif judgement is None:
-        yield Message(
-            "info", f"No judge is set (--judge): {tally.training_scored} scores are the pairs file's own.", NAME
-        )
+        yield Message("info", f"No judge is set (--judge): {tally.training_scored} scores are the pairs file's own.")
     for reason, count in tally.reasons.most_common():
-        yield Check(NAME, f"left out: {reason}", "skipped", str(count))
+        yield Check(f"left out: {reason}", "skipped", str(count))
     told = {**report(tally, config), "judge": None if judgement is None else judgement.as_dict()}
     write_json(run_ / layout.PAIRS_REPORT, told)
     shut = failed(all_figures)
     if shut and config.accept_quality is None:
         raise gate_error(shut)
     if shut:
-        yield Message("warning", f"The gate was opened by a person: {config.accept_quality}", NAME)
+        yield Message("warning", f"The gate was opened by a person: {config.accept_quality}")
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
     if not train or not held_out:
         raise DataError(
@@ -78,36 +76,35 @@ def run(context: Context) -> StageRun:
         )
     _write_rows(run_ / layout.TRAIN_JSONL, train)
     _write_rows(run_ / layout.EVAL_JSONL, held_out)
-    yield Check(NAME, "held out", "ok", f"{len(held_out)} pairs, by prompt, before training")
-    return StageResult(
+    yield Check("held out", "ok", f"{len(held_out)} pairs, by prompt, before training")
+    return StageEnd(
         f"{len(train)} pairs to train on, {len(held_out)} held out, {tally.made - len(usable)} left out",
-        {
-            "train_sha256": sha256_of_file(run_ / layout.TRAIN_JSONL),
-            "eval_sha256": sha256_of_file(run_ / layout.EVAL_JSONL),
-            "train": len(train),
-            "held_out": len(held_out),
-            "left_out": dict(tally.reasons),
-            "accepted_for": config.accept_quality if shut else None,
-            "judge": told["judge"],
-        },
+        QualityResult(
+            train_sha256=sha256_of_file(run_ / layout.TRAIN_JSONL),
+            eval_sha256=sha256_of_file(run_ / layout.EVAL_JSONL),
+            train=len(train),
+            held_out=len(held_out),
+            left_out=dict(tally.reasons),
+            accepted_for=config.accept_quality if shut else None,
+            judge=told["judge"],
+        ),
     )
 
 
 def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Scores of the pairs that would train, and what the judge found; told, and doubted where there is cause."""
-    scores = yield from score_pairs(context, usable, NAME, load_judge)
+    scores = yield from score_pairs(context, usable, load_judge)
     judgement = JudgeSummary.of(judge_name(context.config) or "", scores)
     unscored = len(usable) - judgement.scored
-    yield Check(NAME, "judge", "warning" if unscored else "ok", judgement.sentence)
+    yield Check("judge", "warning" if unscored else "ok", judgement.sentence)
     for reason, count in judgement.not_scored.items():
-        yield Check(NAME, f"not scored: {reason}", "skipped", str(count))
+        yield Check(f"not scored: {reason}", "skipped", str(count))
     letters = judgement.on_the_letters
     if letters is not None and letters < LEAST_ON_THE_LETTERS:
         yield Message(
             "warning",
             f"Asked for A or B, the judge gives the two letters together a probability of {letters:.1%}: it hardly answers "
             "the question, and its scores say little.",
-            NAME,
         )
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 
@@ -148,7 +145,7 @@ def _damaged(path: Path, bad: BadLine, why: str) -> DamagedState:
 def check_of(figure: Figure) -> Check:
     """A figure of the gate as a line of the stage's table."""
     status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
-    return Check(NAME, figure.title, status, figure.sentence)  # type: ignore[arg-type]
+    return Check(figure.title, status, figure.sentence)  # type: ignore[arg-type]
 
 
 def _write_rows(path: Path, pairs: Iterable[Pair]) -> None:

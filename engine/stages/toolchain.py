@@ -12,20 +12,14 @@ from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.install import install_uv
 from engine.machine.programs import CLONING, GIT, TMUX, UV, FoundProgram, find_program
 from engine.machine.requirements import python_needed
-from engine.machine.session_lifetime import ENDS_AT_LOGOUT, in_multiplexer, logout_behaviour
+from engine.machine.session_lifetime import in_multiplexer, logout_behaviour
 from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
+from engine.run.results import ToolchainResult
 from engine.security.sanitize import visible_line
-from engine.stages.base import Context, StageResult, StageRun
+from engine.stages.base import Context, StageEnd, StageRun
 
-OUTPUTS: tuple[str, ...] = ()
-NAME = "toolchain"
 GIB = 1 << 30
-
-
-def depends_on(context: Context) -> dict[str, Any] | None:
-    """Never reused: looking takes a moment, and an updated tmux must not undo a run's pairs."""
-    return None
 
 
 def run(context: Context) -> StageRun:
@@ -40,23 +34,27 @@ def run(context: Context) -> StageRun:
     yield _line_of(tmux, _where_this_is(), "; a run goes on without its terminal, but a logout may end it")
     logout = logout_behaviour()
     if logout is not None:
-        yield Check(NAME, "logout", "warning" if logout.ends_the_run else "ok", logout.detail)
+        yield Check("logout", "warning" if logout.ends_the_run else "ok", logout.detail)
     gpus, build = Gpus(), read_torch_build()
     driver = yield from _driver(gpus, context.config.device)
     yield _cuda(build, driver, context.config.device)
-    versions = {"python": python, "uv": _of(uv), "git": _of(git), "tmux": _of(tmux), "driver": driver}
+    versions: dict[str, Any] = {"python": python, "uv": _of(uv), "git": _of(git), "tmux": _of(tmux), "driver": driver}
     there = [f"{name} {version}" for name, version in versions.items() if version]
     missing = [name for name, version in versions.items() if not version]
-    lasts = {ENDS_AT_LOGOUT: logout is not None and logout.ends_the_run}
-    facts = {**versions, **lasts, "executable": sys.executable, "torch": None if build is None else build.__dict__}
-    return StageResult(", ".join(there) + (f"; without {', '.join(missing)}" if missing else ""), facts)
+    result = ToolchainResult(
+        **versions,
+        ends_at_logout=logout is not None and logout.ends_the_run,
+        executable=sys.executable,
+        torch=None if build is None else build.__dict__,
+    )
+    return StageEnd(", ".join(there) + (f"; without {', '.join(missing)}" if missing else ""), result)
 
 
 def _python() -> Generator[Event, None, str]:
     version, needed = platform.python_version(), python_needed()
     fits = needed is None or needed.contains(version, prereleases=True)
     fault = "" if fits else f"; the run needs {needed}: `uv venv --python 3.11` makes an environment of it"
-    yield Check(NAME, "python", "ok" if fits else "failed", f"{version} at {visible_line(sys.executable)}{fault}")
+    yield Check("python", "ok" if fits else "failed", f"{version} at {visible_line(sys.executable)}{fault}")
     if not fits:
         raise PreconditionError(
             f"Python {version} does not fit.",
@@ -69,9 +67,9 @@ def _python() -> Generator[Event, None, str]:
 def _uv(context: Context) -> Generator[Event, None, FoundProgram]:
     uv = find_program(UV)
     if uv.path is None and context.config.install:
-        fault = yield from install_uv(context, NAME)
+        fault = yield from install_uv(context)
         if fault:
-            yield Message("warning", f"{fault}.", NAME)
+            yield Message("warning", f"{fault}.")
         uv = find_program(UV)
     yield _line_of(uv, "", ", or with --install; only installing needs it")
     return uv
@@ -81,12 +79,11 @@ def _line_of(found: FoundProgram, remark: str, hint: str, *, failed: bool = Fals
     """`remark` stands beside a version, `hint` behind what is wrong."""
     if not found.ok:
         return Check(
-            NAME,
             found.program.name,
             "failed" if failed else "warning",
             f"{found.fault}; get it with {found.program.get}{hint}",
         )
-    return Check(NAME, found.program.name, "ok", f"{found.version}, {remark or visible_line(str(found.path))}")
+    return Check(found.program.name, "ok", f"{found.version}, {remark or visible_line(str(found.path))}")
 
 
 def _of(found: FoundProgram) -> str | None:
@@ -105,12 +102,12 @@ def _driver(gpus: Gpus, device: str) -> Generator[Event, None, str | None]:
         hint = "get it at https://www.nvidia.com/drivers; without it the CPU computes, slowly"
         status: CheckStatus = "warning" if is_needed else "skipped"
         why = visible_line(gpus.note, 200) or "it does not answer"
-        yield Check(NAME, "NVIDIA driver", status, f"{why}; {hint if is_needed else '--device cpu needs none'}")
+        yield Check("NVIDIA driver", status, f"{why}; {hint if is_needed else '--device cpu needs none'}")
         return None
     version = visible_line(version, 60)
-    yield Check(NAME, "NVIDIA driver", "ok", version)
+    yield Check("NVIDIA driver", "ok", version)
     if gpus.note:
-        yield Check(NAME, "GPU", "warning", visible_line(gpus.note, 200))
+        yield Check("GPU", "warning", visible_line(gpus.note, 200))
     for gpu in gpus.read():
         if gpu.memory_total_bytes is None or gpu.memory_used_bytes is None:
             memory = "its memory is not told"
@@ -120,12 +117,12 @@ def _driver(gpus: Gpus, device: str) -> Generator[Event, None, str | None]:
         holders = gpus.held_by_others(gpu.index)
         status = "warning" if holders and device != "cpu" else "ok"
         held = f"; held by {', '.join(str(holder) for holder in holders)}" if holders else ""
-        yield Check(NAME, f"GPU {gpu.index}", status, f"{visible_line(gpu.name, 60)}, {memory}{visible_line(held)}")
+        yield Check(f"GPU {gpu.index}", status, f"{visible_line(gpu.name, 60)}, {memory}{visible_line(held)}")
     return version
 
 
 def _cuda(build: TorchBuild | None, driver: str | None, device: str) -> Check:
     if build is None:
-        return Check(NAME, "CUDA of torch", "warning", "torch is not installed; stage dependencies can, with --install")
+        return Check("CUDA of torch", "warning", "torch is not installed; stage dependencies can, with --install")
     fault = driver_fault(build, driver, device)
-    return Check(NAME, "CUDA of torch", "warning" if fault else "ok", visible_line(fault or str(build)))
+    return Check("CUDA of torch", "warning" if fault else "ok", visible_line(fault or str(build)))

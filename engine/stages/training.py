@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +11,20 @@ from engine.core import layout
 from engine.core.errors import NumbersError
 from engine.core.events import Check, PairFailed, PairMade, TrainStep
 from engine.core.layout import ADAPTER_WEIGHTS
-from engine.dpo.evaluation.verdict import Limits
 from engine.dpo.planning.forecast import against_measured, seconds_at_work
 from engine.dpo.planning.plan import effective_batch, oom_history
 from engine.hub.references import is_local, local_path
 from engine.packaging.model_card import model_card
+from engine.pairs.judges.base import judge_name
 from engine.run.journal import read_entries
-from engine.stages.base import Context, StageResult, StageRun
+from engine.run.results import AdapterResult, TrainingResult
+from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import load_judge
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 
 if TYPE_CHECKING:
     from engine.dpo.training.trainer import Trained
 
-NAME = "training"
-OUTPUTS = (layout.CHECKPOINTS_DIR, layout.ADAPTER_DIR, "evaluation", layout.METRICS_JSON, layout.REFERENCE_LOGPS)
 HYPERPARAMETERS = (
     "num_train_epochs",
     "beta",
@@ -37,26 +35,24 @@ HYPERPARAMETERS = (
     "dtype",
     "load_in_4bit",
 )
-EVALUATION_OPTIONS = (
-    "eval_prompts",
-    "eval_harmless_prompts",
-    "max_new_tokens",
-    "judge",
-    "reward_model_id",
-    *(limit.name for limit in fields(Limits)),
-)
+
+READ_AS = {
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
+    "judge": judge_name,
+    # In the judge's name, where they count.
+    "server_model": lambda config: None,
+    "reward_model_id": lambda config: None,
+}
 
 
-def depends_on(context: Context) -> dict[str, Any] | None:
-    config = context.config
-    return {
-        "train": _hash(context.run / layout.TRAIN_JSONL),
-        "eval": _hash(context.run / layout.EVAL_JSONL),
-        "adapter": context.run.result("adapter").get("tensors_sha256"),
-        "base": [config.base_model_id, context.run.result("adapter").get("base_model_commit")],
-        "effective_batch": effective_batch(config),  # how it is split changes nothing that is learned
-        **{name: getattr(config, name) for name in (*HYPERPARAMETERS, *EVALUATION_OPTIONS)},
-    }
+def evidence(context: Context) -> dict[str, Any]:
+    """Where a file is not what stage quality wrote, the file counts."""
+    quality = context.run.results.quality
+    written = (
+        {} if quality is None else {layout.TRAIN_JSONL: quality.train_sha256, layout.EVAL_JSONL: quality.eval_sha256}
+    )
+    found = {name: _hash(context.run / name) for name in (layout.TRAIN_JSONL, layout.EVAL_JSONL)}
+    return {name: sha256 for name, sha256 in found.items() if sha256 != written.get(name)}
 
 
 def run(context: Context) -> StageRun:
@@ -65,33 +61,34 @@ def run(context: Context) -> StageRun:
     from engine.dpo.training.trainer import train
 
     started = time.monotonic()
-    stage2 = context.run.result("adapter")
+    stage2 = context.run.results.adapter
+    assert stage2 is not None  # the pipeline ran stage adapter
     rows, held_out = load_rows(context.run / layout.TRAIN_JSONL), load_rows(context.run / layout.EVAL_JSONL)
-    trained = yield from train(context, rows, reference_sha256=stage2["tensors_sha256"])
+    trained = yield from train(context, rows, reference_sha256=stage2.tensors_sha256)
     effect = _save(context, trained, stage2)
-    whose = "not Stage 2's" if trained.tensors_sha256 != stage2["tensors_sha256"] else "Stage 2's own"
-    yield Check(NAME, "adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
+    whose = "not Stage 2's" if trained.tensors_sha256 != stage2.tensors_sha256 else "Stage 2's own"
+    yield Check("adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
     report = yield from evaluate(context, trained, held_out, load_judge)
     compared = _forecast_compared(context, trained)
     for name, figures in compared.items():
-        yield Check(NAME, f"forecast: {name}", "ok", _in_words(name, figures))
+        yield Check(f"forecast: {name}", "ok", _in_words(name, figures))
     metrics = _metrics(context, trained, report, len(rows), time.monotonic() - started)
     card = _card(context, trained, report, stage2)
     write_atomically(context.run / layout.ADAPTER_DIR / "README.md", card.encode("utf-8", errors="backslashreplace"))
     write_json(context.run / layout.METRICS_JSON, metrics)
-    return StageResult(
+    return StageEnd(
         f"{trained.steps} steps, final loss {trained.losses[-1]:.4f}; Stage 3 against Stage 2: {report['verdict']}",
-        {
-            "tensors_sha256": trained.tensors_sha256,
-            "adapter_sha256": sha256_of_file(context.run / layout.ADAPTER_DIR / ADAPTER_WEIGHTS),
-            "steps": trained.steps,
-            "final_loss": trained.losses[-1],
-            "verdict": report["verdict"],
-            "effect": effect,
-            "plan": trained.plan.as_dict(),
-            "memory_ran_out": oom_history(context),
-        },
+        TrainingResult(
+            tensors_sha256=trained.tensors_sha256,
+            adapter_sha256=sha256_of_file(context.run / layout.ADAPTER_DIR / ADAPTER_WEIGHTS),
+            steps=trained.steps,
+            final_loss=trained.losses[-1],
+            verdict=report["verdict"],
+            effect=effect,
+            plan=trained.plan.as_dict(),
+            memory_ran_out=tuple(oom_history(context)),
+        ),
     )
 
 
@@ -101,7 +98,7 @@ def base_name(context: Context) -> str:
     return local_path(name).name if is_local(name) else name
 
 
-def _save(context: Context, trained: Trained, stage2: dict[str, Any]) -> float:
+def _save(context: Context, trained: Trained, stage2: AdapterResult) -> float:
     """Write the Stage 3 adapter and prove the file: the trained tensors, finite, with an effect."""
     from engine.dpo.training.trainer import save_adapter
     from engine.models.adapters.effect import effect_on_logits
@@ -110,7 +107,7 @@ def _save(context: Context, trained: Trained, stage2: dict[str, Any]) -> float:
 
     folder = context.run / layout.ADAPTER_DIR
     folder.parent.mkdir(parents=True, exist_ok=True)
-    save_adapter(trained, folder, base_name=base_name(context), base_revision=stage2.get("base_model_commit"))
+    save_adapter(trained, folder, base_name=base_name(context), base_revision=stage2.base_model_commit)
     tensors = file_tensors(folder / ADAPTER_WEIGHTS)
     refuse_bad_numbers(tensors)
     if hash_tensors(tensors) != trained.tensors_sha256:
@@ -156,10 +153,11 @@ def _forecast_compared(context: Context, trained: Trained) -> dict[str, dict[str
     entries = list(read_entries(context.run / layout.EVENTS_JSONL))
     measured = {
         "seconds_pairs": seconds_at_work(entries, "pairs", (PairMade, PairFailed)),
-        "seconds_training": seconds_at_work(entries, NAME, (TrainStep,)),
+        "seconds_training": seconds_at_work(entries, "training", (TrainStep,)),
         "peak_bytes": float(trained.peak_bytes),
     }
-    return against_measured(context.run.result("preflight").get("forecast", {}), measured)
+    preflight = context.run.results.preflight
+    return against_measured({} if preflight is None else preflight.forecast, measured)
 
 
 def _in_words(name: str, figures: dict[str, float]) -> str:
@@ -183,7 +181,7 @@ def _pairs_report(context: Context) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: dict[str, Any]) -> str:
+def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: AdapterResult) -> str:
     config = context.config
     dataset = local_path(config.dataset).name if is_local(config.dataset) else config.dataset
     hyperparameters = {name: getattr(config, name) for name in HYPERPARAMETERS} | {
@@ -193,7 +191,7 @@ def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: di
     }
     return model_card(
         base=base_name(context),
-        revision=stage2.get("base_model_commit"),
+        revision=stage2.base_model_commit,
         data={
             "dataset": dataset,
             "split": config.split,
@@ -205,7 +203,7 @@ def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: di
         hyperparameters={**hyperparameters, "optimizer steps": trained.steps, "final loss": trained.losses[-1]},
         evaluation=report,
         versions=_versions(),
-        hashes={"Stage 2 tensors": stage2["tensors_sha256"], "Stage 3 tensors": trained.tensors_sha256},
+        hashes={"Stage 2 tensors": stage2.tensors_sha256, "Stage 3 tensors": trained.tensors_sha256},
     )
 
 

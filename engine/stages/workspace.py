@@ -13,27 +13,20 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Check, Message
 from engine.dpo.planning.disk_space import require_disk_space, sized
 from engine.machine.programs import CLONING, GIT, require
+from engine.run.results import WorkspaceResult
 from engine.security.sanitize import visible_line
-from engine.stages.base import Context, StageResult, StageRun
-from engine.workspace import NAME
+from engine.stages.base import Context, StageEnd, StageRun
 from engine.workspace.clone import cloned_folder
 from engine.workspace.git import UntrustedRepo
 from engine.workspace.urls import check_ref, check_url
 
-OUTPUTS: tuple[str, ...] = ()
-
-
-def depends_on(context: Context) -> dict[str, Any] | None:
-    """Never reused: free disk changes by itself, and the current folder's next commit must not undo a run's pairs."""
-    return None
-
 
 def run(context: Context) -> StageRun:
     config = context.config
-    facts: dict[str, Any] = {}
+    asked: dict[str, Any] = {}
     if config.repo_url is not None:
         source, ref = check_url(config.repo_url, allow_ssh=config.allow_ssh), check_ref(config.repo_ref)
-        facts = {"url": source.url, "ref": ref, "fresh": config.fresh}
+        asked = {"url": source.url, "ref": ref, "fresh": config.fresh}
     free = yield from require_disk_space(config, context.run)
     if config.repo_url is None:
         folder = _existing_folder(config.repo_root)
@@ -42,15 +35,15 @@ def run(context: Context) -> StageRun:
         folder = yield from cloned_folder(context, source, ref)
     commit, dirty, remark = _state_of(folder)
     short = visible_line(str(folder))
-    yield Check(NAME, "folder", "ok", short)
-    yield Check(NAME, "commit", "ok" if commit else "warning", f"{commit}, {remark}" if commit else remark)
-    before = context.run.result(NAME)
-    if before and (before.get("folder"), before.get("commit")) != (str(folder), commit):
-        was = f"{before.get('folder')} at {before.get('commit')}"
-        yield Message("info", f"The workspace was {visible_line(was)}; it is {short} at {commit}.", NAME)
+    yield Check("folder", "ok", short)
+    yield Check("commit", "ok" if commit else "warning", f"{commit}, {remark}" if commit else remark)
+    before = context.run.results.workspace
+    if before is not None and (before.folder, before.commit) != (str(folder), commit):
+        was = f"{before.folder} at {before.commit}"
+        yield Message("info", f"The workspace was {visible_line(was)}; it is {short} at {commit}.")
     at = f" at {commit[:12]}{', with changes' if dirty else ''}" if commit else ", no git checkout"
-    facts |= {"folder": str(folder), "commit": commit, "dirty": dirty, "free_bytes": free}
-    return StageResult(f"{short}{at}; {sized(free)} free", facts)
+    result = WorkspaceResult(folder=str(folder), commit=commit, dirty=dirty, free_bytes=free, **asked)
+    return StageEnd(f"{short}{at}; {sized(free)} free", result)
 
 
 def _existing_folder(repo_root: Path | None) -> Path:

@@ -41,22 +41,22 @@ def cloned_folder(context: Context, source: Source, ref: str) -> Generator[Event
     """The folder of a clone of `source` at `ref`. Raises a Stage3Error where there can be none; then nothing has its name."""
     target = target_of(context.config, source)
     if _is_reusable(context, source, ref, target):
-        yield Check(NAME, "clone", "ok", f"ours, at {visible_line(ref)} already: used again")
+        yield Check("clone", "ok", f"ours, at {visible_line(ref)} already: used again")
         return target
     if os.path.lexists(target):
         refuse_to_move(target, source, context.run)
     for left in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
         what = f"{visible_line(str(left))} is of a clone that was killed, or that another process makes just now"
-        yield Message("warning", f"{what}; in the first case it may be removed.", NAME)
+        yield Message("warning", f"{what}; in the first case it may be removed.")
     with _holder(target) as holder:
         part = Path(holder) / target.name
-        yield Message("info", f"Cloning {source.shown} at {visible_line(ref)}.", NAME)
+        yield Message("info", f"Cloning {source.shown} at {visible_line(ref)}.")
         commit = yield from _clone(context, source, ref, part)
         if os.path.lexists(target):
             yield from move_aside(target)
         part.rename(target)
         sync_folder(target.parent)
-    yield Check(NAME, "clone", "ok", f"{source.shown} at {visible_line(ref)} = {commit}")
+    yield Check("clone", "ok", f"{source.shown} at {visible_line(ref)} = {commit}")
     return target
 
 
@@ -86,7 +86,6 @@ def _clone(context: Context, source: Source, ref: str, part: Path) -> Generator[
     argv = git(*clone, "--config", "core.symlinks=false", "--", source.url, str(part))
     result = yield from stream_child_as_messages(
         argv,
-        stage=NAME,
         speaker="git",
         level="debug",
         limit_seconds=CLONE_SECONDS,

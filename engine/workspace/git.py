@@ -1,7 +1,7 @@
 """git, asked so that a repository which others made runs nothing here, and git asks nobody anything.
 
 Two kinds of call: one that fetches (`Source`: nothing of this person's configuration, one protocol), and one that looks at a
-folder which is there (`Foreign`: no protocol at all). What such a folder's own configuration could start is switched off on
+folder which is there (`UntrustedRepo`: no protocol at all). What such a folder's own configuration could start is switched off on
 the command line, which goes before it.
 """
 

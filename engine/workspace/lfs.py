@@ -11,7 +11,6 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Event
 from engine.process.children import stream_child_as_messages
 from engine.run.context import Context
-from engine.workspace import NAME
 from engine.workspace.errors import git_failure
 from engine.workspace.git import fetching, git
 from engine.workspace.urls import Source
@@ -44,7 +43,6 @@ def fetch_large_files(context: Context, source: Source, clone: Path) -> Generato
     environment = {key: value for key, value in fetching(source).items() if key != "GIT_LFS_SKIP_SMUDGE"}
     result = yield from stream_child_as_messages(
         git(*config, "-C", str(clone), "lfs", "pull"),
-        stage=NAME,
         speaker="git-lfs",
         level="debug",
         limit_seconds=LFS_SECONDS,

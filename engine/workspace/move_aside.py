@@ -12,7 +12,6 @@ from engine.core.events import Check
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from engine.storage.files import owner_of
-from engine.workspace import NAME
 from engine.workspace.unpushed_work import unpushed_work
 from engine.workspace.urls import Source
 
@@ -52,4 +51,4 @@ def move_aside(folder: Path) -> Generator[Check, None, None]:
     was = (
         f"{visible_line(str(folder))} was in the way and is now {visible_line(str(aside))}; nothing in it was changed."
     )
-    yield Check(NAME, "moved aside", "warning", f"{was} {work}".strip())
+    yield Check("moved aside", "warning", f"{was} {work}".strip())

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from engine.core.config import Stage3Config, load_config
 from engine.core.errors import DamagedState
 from engine.models.downloads import Verified, verify_base
-from engine.stages import preflight
+from engine.preflight.machine import check_download
 from tests.conftest import run_stage
 
 REPO, COMMIT = "owner/model", "c0ffee" + "0" * 34
@@ -93,7 +93,7 @@ def config(revision: str = "main") -> Stage3Config:
 
 
 def check() -> list[object]:
-    return run_stage(preflight._check_download(config()))[0]
+    return run_stage(check_download(config()))[0]
 
 
 def test_two_downloads_at_once_without_locks_leave_what_was_meant_and_damage_is_found(cache: Path) -> None:

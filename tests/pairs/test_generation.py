@@ -19,6 +19,7 @@ from engine.models.local_backend import LocalBackend, load_stage2_backend
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
+from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.run.stop import StopToken
@@ -234,11 +235,20 @@ def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_go_on(
     assert [record.status for record in records] == [OK, detectors.PROMPT_TOO_LONG, REFUSED]
 
 
+IDENTITY = RecordIdentity("settings", max_prompt_tokens=30)
+
+
 def made(context, backend, *, appender_path: Path) -> list[dict]:
     with JsonlAppender(appender_path) as appender:
         list(
             generate_pairs(
-                context, PROMPTS, backend, GenerationSettings.of(context.config), appender, Recorded.read(appender_path)
+                context,
+                PROMPTS,
+                backend,
+                GenerationSettings.of(context.config),
+                IDENTITY,
+                appender,
+                Recorded.read(appender_path),
             )
         )
     return [row for _, row in read_jsonl(appender_path)]
@@ -311,7 +321,7 @@ def test_the_batch_size_is_halved_until_the_longest_rows_fit(loaded, monkeypatch
         if len(rows) > 16:
             raise RuntimeError("CUDA out of memory. Tried to allocate")
 
-    monkeypatch.setattr(decoding, "continue_all", narrow)
+    monkeypatch.setattr(decoding, "generate_batch", narrow)
     monkeypatch.setattr(type(model), "device", type("Card", (), {"type": "cuda"}), raising=False)
     assert batch_size.fitting_batch_size(model, 50) == 16
     assert tried == [(64, 48, 64), (32, 48, 32), (16, 48, 16)]

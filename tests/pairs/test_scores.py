@@ -19,6 +19,7 @@ import pytest
 from engine.core import layout
 from engine.core.errors import DamagedState, DataError, NetworkError, PreconditionError, Stopped
 from engine.core.events import Check, Message, Progress
+from engine.core.stage_table import STAGE
 from engine.demo.grammar import STAGE2_MIX, criticise, draw_answer, questions
 from engine.demo.preset import ASSETS
 from engine.dpo.evaluation.report import JudgedAnswers, compare
@@ -28,6 +29,7 @@ from engine.pairs.judges import scores as scores_module
 from engine.pairs.judges.base import Comparison, ScorePair
 from engine.pairs.judges.scores import JudgeSummary, comparison_of, key_of, longest_first, read_scores, score_pairs
 from engine.pairs.principles.constitution import load_constitution
+from engine.pipeline.graph import evidence_of
 from engine.run.context import Context
 from engine.stages import quality
 from tests.conftest import run_stage
@@ -106,7 +108,7 @@ def scored(context: Callable[..., Context], use: Callable[[Any], Any]) -> Contex
     """A run with 40 pairs of which all are scored."""
     made = context(judge="demo")
     use(Ruler())
-    run_stage(score_pairs(made, as_pairs(40), "quality", JUDGE))
+    run_stage(score_pairs(made, as_pairs(40), JUDGE))
     return made
 
 
@@ -135,11 +137,11 @@ def test_what_is_scored_is_not_asked_again_and_comes_back_in_the_order_of_the_pa
 ):
     judge = use(Ruler())
     backwards = list(reversed(as_pairs(41)))
-    _, found = run_stage(score_pairs(scored, backwards, "quality", JUDGE))
+    _, found = run_stage(score_pairs(scored, backwards, JUDGE))
     assert judge.asked == ["id40"]
     assert [given.second for given in found] == [-len(pair.revised_response) for pair in backwards]
     before = (scored.run / layout.SCORES_JSONL).read_bytes()
-    events, _ = run_stage(score_pairs(scored, backwards, "quality", JUDGE))
+    events, _ = run_stage(score_pairs(scored, backwards, JUDGE))
     assert judge.asked == ["id40"] and events == []
     assert (scored.run / layout.SCORES_JSONL).read_bytes() == before
 
@@ -149,17 +151,17 @@ def test_a_changed_text_is_scored_again_and_nothing_else(changed: str, scored: C
     judge, pairs = use(Ruler()), as_pairs(40)
     other: Any = [{"role": "user", "content": "Another question?"}] if changed == "messages" else "Another text."
     pairs[11] = replace(pairs[11], **{changed: other})
-    _, found = run_stage(score_pairs(scored, pairs, "quality", JUDGE))
+    _, found = run_stage(score_pairs(scored, pairs, JUDGE))
     assert judge.asked == ["id11"]
     assert found[11].second == -len(pairs[11].revised_response)
-    run_stage(score_pairs(scored, as_pairs(40), "quality", JUDGE))
+    run_stage(score_pairs(scored, as_pairs(40), JUDGE))
     assert judge.asked == ["id11"]  # put back as it was: its first score still stands
 
 
 def test_another_judge_scores_for_itself(scored: Context, context: Callable[..., Context], use: Callable[[Any], Any]):
     judge = use(Ruler())
     other = context(judge="reward-model", reward_model_id="owner/wise")
-    run_stage(score_pairs(other, as_pairs(40), "quality", JUDGE))
+    run_stage(score_pairs(other, as_pairs(40), JUDGE))
     assert len(judge.asked) == 40
     assert [row["judge"] for row in lines(other)] == ["demo"] * 40 + ["reward-model owner/wise"] * 40
     known, damaged = read_scores(scored.run / layout.SCORES_JSONL, "demo")
@@ -172,7 +174,7 @@ def test_a_torn_tail_is_put_aside_and_scored_again_and_a_damaged_line_told(score
     torn, spoilt = json.loads(whole[-1]), json.loads(whole[3])
     path.write_bytes(b"".join([*whole[:3], b'{"judge":"demo","id":3}\n', *whole[4:-1], whole[-1][:-20]]))
     judge = use(Ruler())
-    events, found = run_stage(score_pairs(scored, as_pairs(40), "quality", JUDGE))
+    events, found = run_stage(score_pairs(scored, as_pairs(40), JUDGE))
     assert sorted(judge.asked) == sorted([torn["id"], spoilt["id"]])
     told = " ".join(event.text for event in events if isinstance(event, Message))
     assert "1 lines of" in told and "An unfinished score" in told and "2 pairs by the judge demo; 38 are scored" in told
@@ -181,14 +183,14 @@ def test_a_torn_tail_is_put_aside_and_scored_again_and_a_damaged_line_told(score
 
 def test_a_stop_between_two_batches_keeps_what_is_scored(context: Callable[..., Context], use: Callable[[Any], Any]):
     made, judge = context(judge="demo"), use(Ruler())
-    working = score_pairs(made, as_pairs(40), "quality", JUDGE)
+    working = score_pairs(made, as_pairs(40), JUDGE)
     with pytest.raises(Stopped):
         for event in working:
             if isinstance(event, Progress):
                 made.stop.request("the test asks")
     assert len(judge.asked) == len(lines(made)) == scores_module.CASES_AT_ONCE
     first = list(judge.asked)
-    events, _ = run_stage(score_pairs(context(judge="demo"), as_pairs(40), "quality", JUDGE))
+    events, _ = run_stage(score_pairs(context(judge="demo"), as_pairs(40), JUDGE))
     assert sorted(judge.asked) == sorted(f"id{i}" for i in range(40)) and judge.asked[:16] == first
     progress = [(event.done, event.total) for event in events if isinstance(event, Progress)]
     assert progress == [(32, 40), (40, 40)]
@@ -209,7 +211,7 @@ def hold(cases):
         sys.stdin.read()
 judge = Ruler(hold)
 context = Context(load_config({"output_dir": folder, "judge": "demo"}, environment={}), Run(folder))
-list(score_pairs(context, as_pairs(40), "quality", lambda *_: judge))
+list(score_pairs(context, as_pairs(40), lambda *_: judge))
 """
 
 
@@ -226,7 +228,7 @@ def test_after_a_kill_only_what_was_not_acknowledged_is_scored(
         assert child.wait() == -signal.SIGKILL
     acknowledged = {row["id"] for row in lines(made)}
     assert len(acknowledged) == 32
-    run_stage(score_pairs(made, as_pairs(40), "quality", JUDGE))
+    run_stage(score_pairs(made, as_pairs(40), JUDGE))
     assert len(judge.asked) == 8 and set(judge.asked).isdisjoint(acknowledged)
     assert len(lines(made)) == 40
 
@@ -234,7 +236,7 @@ def test_after_a_kill_only_what_was_not_acknowledged_is_scored(
 def test_a_batch_too_large_for_the_memory_is_halved(context: Callable[..., Context], use: Callable[[Any], Any]):
     full = RuntimeError("CUDA out of memory. Tried to allocate")
     judge = use(Ruler(lambda cases: full if len(cases) > 5 else None))
-    _, found = run_stage(score_pairs(context(judge="demo"), as_pairs(20), "quality", JUDGE))
+    _, found = run_stage(score_pairs(context(judge="demo"), as_pairs(20), JUDGE))
     assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(20)]
     assert sorted(judge.asked) == sorted(f"id{i}" for i in range(20))
 
@@ -246,7 +248,7 @@ def test_what_the_judge_raises_is_passed_on_and_what_it_scored_before_is_kept(
     judge = use(Ruler(lambda cases: broken if len(judge.asked) == 16 else None))
     made = context(judge="demo")
     with pytest.raises(NetworkError, match="is gone"):
-        run_stage(score_pairs(made, as_pairs(20), "quality", JUDGE))
+        run_stage(score_pairs(made, as_pairs(20), JUDGE))
     assert len(lines(made)) == 16
 
 
@@ -301,7 +303,7 @@ def test_an_edited_pair_is_scored_again_when_the_stage_is_done_again_and_its_out
     judge.asked.clear()
     edit = {"id": "id3", "action": "edit", "text": "Ask somebody who knows.", "time": 1}
     (made.run / layout.EDITS_JSONL).write_text(json.dumps(edit) + "\n")
-    assert made.run.set_aside(*quality.OUTPUTS) is not None  # what the pipeline does
+    assert made.run.set_aside(*STAGE["quality"].outputs, why="edits") is not None  # what the pipeline does
     run_stage(quality.run(made))
     assert judge.asked == ["id3"]
     assert report_of(made)["judge"]["scored"] == 30
@@ -352,7 +354,7 @@ def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(
     assert any("Nothing scored these pairs" in event.text for event in events if isinstance(event, Message))
     for row in records[:20]:
         row["base_score"], row["revised_score"] = 0.125, 0.875
-    made.run.set_aside(*quality.OUTPUTS)
+    made.run.set_aside(*STAGE["quality"].outputs, why="edits")
     events, _ = run_stage(quality.run(with_pairs(made, records)))
     assert report_of(made)["figures"]["improved_share"] == 1.0
     assert any("20 scores are the pairs file's own" in event.text for event in events if isinstance(event, Message))
@@ -393,7 +395,7 @@ def test_a_judge_that_hardly_answers_with_a_letter_is_doubted(
 def test_the_stage_is_stale_for_another_judge_and_another_server(context: Callable[..., Context]):
     server = {"judge": "server", "server_url": "http://127.0.0.1:9/v1"}
     seen = [
-        json.dumps(quality.depends_on(context(**options)), sort_keys=True)
+        json.dumps(evidence_of(context(**options), "quality"), sort_keys=True)
         for options in (
             {},
             {"server_model": "wise"},

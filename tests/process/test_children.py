@@ -115,11 +115,9 @@ def test_what_a_child_prints_cannot_drive_a_terminal() -> None:
 def test_what_a_child_says_is_told_in_a_message_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     events, result = run_stage(
-        stream_child_as_messages(
-            ["sh", "-c", "printf 'one\\033[2J\\n'; exit 3"], stage="toolchain", speaker="pip", limit_seconds=20
-        )
+        stream_child_as_messages(["sh", "-c", "printf 'one\\033[2J\\n'; exit 3"], speaker="pip", limit_seconds=20)
     )
-    assert events == [Message("info", "pip: one␛[2J", "toolchain")] and result.code == 3
+    assert events == [Message("info", "pip: one␛[2J")] and result.code == 3
     assert "pip: one␛[2J" in caplog.text
 
 

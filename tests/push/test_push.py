@@ -86,7 +86,7 @@ def context(finished: Context, tmp_path: Path) -> Context:
 
 def pushed(run: Run, repo_id: str = REPO, *, public: bool = False, **others: object) -> tuple[list[object], Pushed]:
     arguments = {"token": TOKEN, "accept_lookalikes": False, "stop": StopToken(), **others}
-    return run_stage(push(run, repo_id, stage="packaging", public=public, **arguments))  # type: ignore[arg-type]
+    return run_stage(push(run, repo_id, public=public, **arguments))  # type: ignore[arg-type]
 
 
 def refused(kind: type[Stage3Error], run: Run, repo_id: str = REPO, **arguments: object) -> Stage3Error:
@@ -128,9 +128,7 @@ def test_a_push_makes_a_private_repository_with_one_commit(context: Context, hub
 
 
 def test_what_is_sent_is_told_before_anything_is_sent(context: Context, hub: FakeHubPush):
-    events = push(
-        context.run, REPO, stage="packaging", public=False, token=TOKEN, accept_lookalikes=False, stop=StopToken()
-    )
+    events = push(context.run, REPO, public=False, token=TOKEN, accept_lookalikes=False, stop=StopToken())
     for event in events:
         if isinstance(event, Check) and event.name == f"push: {IN_THE_REPO[-1]}":
             assert set(hub.steps) == {"whoami", "info"}
@@ -411,9 +409,7 @@ def test_a_commit_whose_answer_was_lost_is_found_done_the_next_time(context: Con
 
 def test_a_repository_that_changes_meanwhile_is_not_overwritten(context: Context, hub: FakeHubPush):
     hub.repos[REPO] = Repo()
-    events = push(
-        context.run, REPO, stage="packaging", public=False, token=TOKEN, accept_lookalikes=False, stop=StopToken()
-    )
+    events = push(context.run, REPO, public=False, token=TOKEN, accept_lookalikes=False, stop=StopToken())
     with pytest.raises(NetworkError, match="changed by somebody else"):
         for _ in events:
             hub.repos[REPO].files["theirs.txt"] = b"just now"

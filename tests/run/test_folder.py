@@ -15,13 +15,11 @@ import pytest
 from engine.core.errors import DamagedState, DiskError, ExitCode, RunLocked, UnsafeError
 from engine.core.events import Event, Message, StageFinished
 from engine.core.layout import LOCK_FILE, RUN_JSON
-from engine.core.stage_table import STAGES
 from engine.machine.error_mapping import as_stage3_error
-from engine.pipeline import loop
 from engine.pipeline.session import Session
 from engine.run.context import Context
 from engine.run.folder import Run
-from tests.pipeline.test_loop import Small
+from tests.support.small_stages import SmallStage, small_stages
 
 HOLD = """
 import sys
@@ -82,12 +80,12 @@ def test_what_is_set_aside_is_moved_not_deleted(tmp_path: Path):
     run = Run(tmp_path)
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "pairs.jsonl").write_text("first")
-    first = run.set_aside("pairs", "models")
+    first = run.set_aside("pairs", "models", why="temperature: 0.7 became 1")
     (tmp_path / "pairs").mkdir()
-    second = run.set_aside("pairs")
+    second = run.set_aside("pairs", why="again")
     assert first is not None and (first / "pairs" / "pairs.jsonl").read_text() == "first"
     assert second not in (None, first)
-    assert run.set_aside("pairs") is None
+    assert run.set_aside("pairs", why="again") is None
 
 
 # -- links, modes, owners ----------------------------------------------------------------------------------------------
@@ -241,7 +239,7 @@ def test_a_run_whose_folder_is_moved_away_ends_and_goes_on_when_it_is_back(
 ):
     folder = context().run.folder
 
-    class Moves(Small):
+    class Moves(SmallStage):
         def run(self, context: Context) -> Iterator[Event]:
             yield Message("info", "before", "pairs")
             if self.ran == 0:
@@ -249,8 +247,8 @@ def test_a_run_whose_folder_is_moved_away_ends_and_goes_on_when_it_is_back(
             yield Message("info", "after", "pairs")
             return (yield from super().run(context))
 
-    stages = {name: Small(name) for name in STAGES} | {"pairs": Moves("pairs")}
-    monkeypatch.setattr(loop, "load_stage", stages.__getitem__)
+    stages = small_stages(monkeypatch)
+    stages["pairs"] = Moves("pairs")
 
     def run(at_work: Context) -> tuple[ExitCode, list[Event]]:
         heard: list[Event] = []

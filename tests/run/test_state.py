@@ -76,8 +76,8 @@ def test_an_event_of_a_newer_version_is_passed_over_and_its_new_fields_dropped()
 def test_a_stage_runs_finishes_and_keeps_its_checks():
     state = state_after(
         StageStarted("adapter"),
-        Check("adapter", "rank", "ok", "8"),
-        Check("adapter", "rank", "warning", "9"),
+        Check("rank", "ok", "8", stage="adapter"),
+        Check("rank", "warning", "9", stage="adapter"),
         StageFinished("adapter", "done", "fine"),
     )
     stage = state.stages["adapter"]
@@ -88,7 +88,7 @@ def test_a_stage_runs_finishes_and_keeps_its_checks():
 def test_a_stage_that_an_earlier_process_finished_keeps_what_it_showed():
     state = state_after(
         StageStarted("adapter"),
-        Check("adapter", "rank", "ok", "8"),
+        Check("rank", "ok", "8", stage="adapter"),
         StageFinished("adapter", "done", "fine"),
         RunStarted("/run", "1", 2, "host"),
         StageFinished("adapter", "skipped", "fine", reused=True),
@@ -113,7 +113,7 @@ def test_steps_are_the_progress_of_training_at_the_rate_of_this_process():
     )
     progress = state.stages["training"].progress
     assert (progress.done, progress.total, progress.rate, progress.seconds_left) == (5, 9, 1.0, 4.0)
-    answers = Progress("training", 1, 40, "answers")
+    answers = Progress(1, 40, "answers", stage="training")
     assert state.apply(answers, 110.0).stages["training"].progress == answers
 
 
@@ -150,7 +150,7 @@ def test_a_stage_is_expected_to_take_what_the_forecast_says_and_later_what_its_o
     state = state_after(Forecast({"pairs": 600.0}, {"training": 7e9}, on_gpu=True, gpu=1))
     assert state.expected_seconds("pairs", 101.0) == 600.0
     assert state.expected_seconds("quality", 101.0) is None
-    state = state.apply(StageStarted("pairs"), 110.0).apply(Progress("pairs", 5, 20, "pairs", 0.5, 30.0), 120.0)
+    state = state.apply(StageStarted("pairs"), 110.0).apply(Progress(5, 20, "pairs", 0.5, 30.0, stage="pairs"), 120.0)
     assert state.expected_seconds("pairs", 125.0) == 45.0
 
 

@@ -12,16 +12,14 @@ import pytest
 from engine.core.errors import ExitCode
 from engine.core.events import Event, Message, Progress, RunFinished, RunStarted, StageStarted, Stalled
 from engine.core.layout import RUN_LOG
-from engine.core.stage_table import STAGES
-from engine.pipeline import loop
 from engine.pipeline.session import Session
 from engine.run import watchdog
 from engine.run.context import Context
 from engine.run.journal import Entry
 from engine.run.state import RunState
 from engine.run.watchdog import LEAST_SECONDS, TIMES_THE_LONGEST, StallWatchdog
-from engine.stages.base import StageResult
-from tests.pipeline.test_loop import Small
+from engine.stages.base import StageEnd
+from tests.support.small_stages import Made, SmallStage, small_stages
 from tui.widgets.status_lines import title_line
 
 
@@ -51,7 +49,7 @@ def watched(tmp_path: Path) -> Watched:
 
 
 def a_step(number: int) -> Progress:
-    return Progress("training", number, 99, "steps")
+    return Progress(number, 99, "steps", stage="training")
 
 
 def test_a_long_silence_is_told_once_and_its_end_too(watched: Watched):
@@ -89,15 +87,15 @@ def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_goes_on(
 ):
     let_go = threading.Event()
 
-    class Hangs(Small):
+    class Hangs(SmallStage):
         def run(self, context: Context) -> Any:
-            yield Progress("toolchain", 1, 2, "things")
+            yield Progress(1, 2, "things", stage="toolchain")
             a_lock_that_nobody_gives_back(let_go)
-            yield Progress("toolchain", 2, 2, "things")
-            return StageResult("done")
+            yield Progress(2, 2, "things", stage="toolchain")
+            return StageEnd("done", Made(1))
 
-    stages = {name: Small(name) for name in STAGES} | {"toolchain": Hangs("toolchain")}
-    monkeypatch.setattr(loop, "load_stage", stages.__getitem__)
+    stages = small_stages(monkeypatch)
+    stages["toolchain"] = Hangs("toolchain")
     monkeypatch.setattr(watchdog, "LEAST_SECONDS", 0.3)
     states, shown = [RunState()], []
 

@@ -102,7 +102,7 @@ def test_the_longer_of_two_values_goes_first_and_short_ones_are_left() -> None:
     ("event", "clean"),
     [
         (Message("info", f"token {CANARY}"), Message("info", f"token {MASK}")),
-        (Check("credentials", CANARY, "ok", CANARY), Check("credentials", MASK, "ok", MASK)),
+        (Check(CANARY, "ok", CANARY, stage="credentials"), Check(MASK, "ok", MASK, stage="credentials")),
         (
             EvalDone("better", (CANARY, "x"), {"a": 1.0}, ({"prompt": CANARY},)),
             EvalDone("better", (MASK, "x"), {"a": 1.0}, ({"prompt": MASK},)),

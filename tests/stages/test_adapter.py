@@ -82,16 +82,16 @@ def test_another_alpha_in_the_configuration_makes_the_stage_stale(stage2: Stage2
     """The weights are the same; what they do is not."""
     folder = copy_of(stage2[1], tmp_path)
     context = build_context(tmp_path / "run", stage2[0], folder)
-    before = stage.depends_on(context)
+    before = stage.evidence(context)
     settings(lora_alpha=70)(folder)
-    assert stage.depends_on(context) != before
+    assert stage.evidence(context) != before
 
 
 def test_target_modules_of_a_pattern_are_told_by_their_names(stage2: Stage2, tmp_path: Path):
     adapter = build_adapter(tmp_path / "adapter", stage2[0], target_modules=r".*\.(q|v)_proj")
     events, result = run_stage(stage.run(build_context(tmp_path / "run", stage2[0], adapter)))
     assert line(events, "target modules") == ("ok", "q_proj, v_proj")
-    assert result.facts["target_modules"] == ["q_proj", "v_proj"]  # what the forecast of memory reads
+    assert result.facts["target_modules"] == ("q_proj", "v_proj")  # what the forecast of memory reads
 
 
 # -- nearly good: accepted, and told -----------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_a_base_that_loading_the_adapter_changes_is_noticed(stage2: Stage2, tmp_
 
 
 def test_tensors_that_peft_would_put_in_the_base_itself_are_not_let_through(stage2: Stage2, tmp_path: Path):
-    """What `refuse_misfit` says of an embedding that comes along: PEFT takes it, without a word, in place of the base's."""
+    """What `refuse_mismatch` says of an embedding that comes along: PEFT takes it, without a word, in place of the base's."""
     folder = copy_of(stage2[1], tmp_path)
     added(**{"base_model.model.model.embed_tokens.weight": torch.full((400, 24), 0.25)})(folder)
     context = build_context(tmp_path / "run", stage2[0], folder)

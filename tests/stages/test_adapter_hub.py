@@ -81,13 +81,13 @@ def test_later_stages_read_the_recorded_commit_though_the_branch_moves(
     record(context)
     settings(lora_alpha=99)(adapter)
     assert hub.push(REPO, adapter) != first
-    depends = stage.depends_on(context)
+    depends = stage.evidence(context)
     hub.requests.clear()
     folder = adapter_folder(context)
     assert folder.name == first
     assert '"lora_alpha": 7' in (folder / CONFIG).read_text()
     assert hub.requests == []  # what is in the cache of a commit is not asked for again
-    assert stage.depends_on(context) == depends  # and so the stage is not done again
+    assert stage.evidence(context) == depends  # and so the stage is not done again
 
 
 def test_another_revision_is_another_adapter(hub: FilesHub, make: Callable[..., Context], adapter: Path):
@@ -96,7 +96,7 @@ def test_another_revision_is_another_adapter(hub: FilesHub, make: Callable[..., 
     second, context = hub.push(REPO, adapter, branch="better"), make()
     record(context)
     other = Context(context.config.model_copy(update={"adapter_revision": "better"}), context.run)
-    assert stage.depends_on(other) != stage.depends_on(context)
+    assert stage.evidence(other) != stage.evidence(context)
     assert adapter_folder(other).name == second
     by_commit = Context(context.config.model_copy(update={"adapter_revision": first}), context.run)
     assert adapter_folder(by_commit).name == first

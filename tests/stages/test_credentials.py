@@ -16,11 +16,12 @@ from engine.core.errors import AccessError, DamagedState, NetworkError, Stage3Er
 from engine.core.events import Check, Event
 from engine.hub import missing_from
 from engine.hub.run_requirements import hub_requirements
+from engine.pipeline.graph import evidence_of
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.security.secrets import Secret
 from engine.stages import credentials
-from engine.stages.base import StageResult
+from engine.stages.base import StageEnd
 from tests.support.fake_hub import FIRST_COMMIT, FakeHub, fake_hub
 from tests.support.fake_hub_push import FakeHubPush, fake_hub_push
 from tests.support.hub_in_process import CANARY, use
@@ -45,7 +46,7 @@ def context(tmp_path: Path, *, token: str | None = None, **options: Any) -> Cont
     return Context(config, Run(tmp_path / "run"), token=Secret(token) if token else None)
 
 
-def drive(context: Context) -> tuple[StageResult | Stage3Error, list[Event]]:
+def drive(context: Context) -> tuple[StageEnd | Stage3Error, list[Event]]:
     """Run the stage; its result or its error, and its events, none of which shows the token."""
     events: list[Event] = []
     stage = credentials.run(context)
@@ -80,7 +81,7 @@ def again(before: Context, **options: Any) -> Context:
 def recorded(context: Context) -> Context:
     """Drive the stage, and write down what it found, as the pipeline does."""
     result, _ = drive(context)
-    assert isinstance(result, StageResult), result
+    assert isinstance(result, StageEnd), result
     context.run.record_stage("credentials", status="done", result=dict(result.facts))
     return context
 
@@ -89,10 +90,10 @@ def test_nothing_remote_is_skipped_and_says_so(tmp_path: Path, fake: FakeHub) ->
     (tmp_path / "data.jsonl").touch()
     local = context(tmp_path, base_model_id=str(tmp_path), adapter_path=str(tmp_path), dataset="data.jsonl")
     result, _ = drive(local)
-    assert isinstance(result, StageResult) and result.outcome == "skipped" and "no token is needed" in result.summary
-    depends_on = credentials.depends_on(local)
-    assert depends_on is not None
-    assert {"base_model_id": str(tmp_path), "dataset": "data.jsonl"}.items() <= depends_on.items()
+    assert isinstance(result, StageEnd) and result.outcome == "skipped" and "no token is needed" in result.summary
+    evidence = evidence_of(local, "credentials")
+    assert evidence is not None
+    assert {"base_model_id": str(tmp_path), "dataset": "data.jsonl"}.items() <= evidence.items()
     assert fake.requests == []
 
 
@@ -110,7 +111,7 @@ def test_what_is_remote_is_base_model_adapter_and_dataset(tmp_path: Path, fake: 
         "adapter",
         "dataset",
     ]
-    assert credentials.depends_on(given) is None
+    assert credentials.evidence(given) is None
 
 
 def test_an_adapter_in_the_workspace_is_not_remote(tmp_path: Path, fake: FakeHub) -> None:
@@ -123,7 +124,7 @@ def test_an_adapter_in_the_workspace_is_not_remote(tmp_path: Path, fake: FakeHub
 def test_a_token_that_may_read_everything_is_kept_for_the_later_stages(tmp_path: Path, fake: FakeHub) -> None:
     given = context(tmp_path, token=CANARY)
     result, events = drive(given)
-    assert isinstance(result, StageResult) and result.facts["account"] == "someone"
+    assert isinstance(result, StageEnd) and result.facts["account"] == "someone"
     assert checks(events) == {"token": "ok", f"base model {BASE}": "ok", f"dataset {DATA}": "ok"}
     assert given.token is not None and given.token.reveal() == CANARY
 
@@ -175,7 +176,7 @@ def test_without_a_token_a_gated_model_asks_for_one_in_every_way_there_is(tmp_pa
 def test_without_a_token_public_repositories_pass(tmp_path: Path, fake: FakeHub) -> None:
     given = context(tmp_path)
     result, events = drive(given)
-    assert isinstance(result, StageResult) and "no token is needed" in result.summary
+    assert isinstance(result, StageEnd) and "no token is needed" in result.summary
     assert checks(events)["token"] == "skipped" and given.token is None
 
 
@@ -267,7 +268,7 @@ def test_a_token_that_cannot_be_stored_does_not_end_the_run(tmp_path: Path, fake
     (tmp_path / "home").write_text("a file in the way")
     given = context(tmp_path, token=CANARY, store_token=True)
     result, events = drive(given)
-    assert isinstance(result, StageResult) and given.token is not None
+    assert isinstance(result, StageEnd) and given.token is not None
     assert checks(events)["stored token"] == "warning" and "could not be stored" in detail(events, "stored token")
 
 
@@ -283,7 +284,7 @@ def test_without_a_token_a_login_shows_page_and_code_and_goes_on_with_its_token(
     fake.auth = {"type": "oauth", "expiresAt": "2027-01-01"}
     given = context(tmp_path, device_login=True)
     result, events = drive(given)
-    assert isinstance(result, StageResult) and result.facts["source"] == "the login with a browser"
+    assert isinstance(result, StageEnd) and result.facts["source"] == "the login with a browser"
     shown = [event for event in events if isinstance(event, Check) and event.name == credentials.LOGIN_CHECK]
     assert [event.status for event in shown] == ["warning", "ok"]
     assert f"{fake.endpoint}/device" in shown[0].detail and "ABCD-1234" in shown[0].detail
@@ -323,7 +324,7 @@ def test_a_refused_token_leads_to_the_login_where_one_is_wanted(tmp_path: Path, 
     fake.refused = {CANARY}
     given = context(tmp_path, token=CANARY, device_login=True)
     result, _ = drive(given)
-    assert isinstance(result, StageResult) and given.token is not None and given.token.reveal() == FROM_BROWSER
+    assert isinstance(result, StageEnd) and given.token is not None and given.token.reveal() == FROM_BROWSER
 
 
 def test_a_login_that_was_refused_ends_the_stage(tmp_path: Path, fake: FakeHub) -> None:
@@ -424,7 +425,7 @@ def test_offline_passes_with_what_is_in_the_cache_and_names_what_is_not(
     (snapshot / "model-2.safetensors").touch()
     given = context(tmp_path)
     result, events = drive(given)
-    assert isinstance(result, StageResult) and "cache" in result.summary
+    assert isinstance(result, StageEnd) and "cache" in result.summary
     assert checks(events) == {f"base model {BASE}": "warning", f"dataset {DATA}": "warning"}
     assert given.config.base_model_revision == FIRST_COMMIT
     assert fake.requests == []
@@ -476,7 +477,7 @@ def local_and_pushed(tmp_path: Path, token: str | None = CANARY) -> Context:
 
 def test_a_token_that_may_write_is_found_good_and_nothing_is_made(tmp_path: Path, push_hub: FakeHubPush) -> None:
     result, events = drive(local_and_pushed(tmp_path))
-    assert isinstance(result, StageResult) and result.summary == "someone may write to someone/stage3"
+    assert isinstance(result, StageEnd) and result.summary == "someone may write to someone/stage3"
     assert "new" in detail(events, "push: repository") and "create" not in push_hub.steps
 
 
@@ -497,4 +498,4 @@ def test_what_was_pushed_already_needs_no_token(tmp_path: Path, push_hub: FakeHu
     done = local_and_pushed(tmp_path, token=None)
     done.run.record_stage("packaging", status="done", result={"pushed": {"repo_id": "someone/stage3"}})
     result, _ = drive(done)
-    assert isinstance(result, StageResult) and result.outcome == "skipped"
+    assert isinstance(result, StageEnd) and result.outcome == "skipped"

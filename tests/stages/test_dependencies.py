@@ -20,7 +20,7 @@ from engine.process import kill
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import dependencies
-from engine.stages.base import StageResult
+from engine.stages.base import StageEnd
 
 FOUND = {"torch": "2.13.0", "cuda": None, "device": "cpu", "name": "CPU", "seconds": 1.0}
 
@@ -63,7 +63,7 @@ def context(tmp_path: Path, **options: Any) -> Context:
     return Context(config=load_config({"device": "cpu", **options}, environment={}), run=Run(tmp_path / "run"))
 
 
-def drive(context: Context) -> tuple[StageResult | Stage3Error, dict[str, Check], list[Event]]:
+def drive(context: Context) -> tuple[StageEnd | Stage3Error, dict[str, Check], list[Event]]:
     events: list[Event] = []
     stage = dependencies.run(context)
     while True:
@@ -93,7 +93,7 @@ def test_what_is_installed_stands_beside_what_is_needed(tmp_path: Path, site: Pa
     )
     install(site, "made-up-torch", "2.13.0+cpu")
     result, checks, _ = drive(context(tmp_path))
-    assert isinstance(result, StageResult)
+    assert isinstance(result, StageEnd)
     assert (checks["made-up-torch"].status, checks["made-up-torch"].detail) == ("ok", "2.13.0+cpu; needs <2.14,>=2.8")
     assert "tomli" not in checks and "pytest" not in checks
 
@@ -115,7 +115,7 @@ def test_without_metadata_nothing_is_read_and_that_is_said(
 ) -> None:
     monkeypatch.setattr(requirements, "DISTRIBUTION", "made-up-name-of-nothing")
     result, checks, _ = drive(context(tmp_path))
-    assert isinstance(result, StageResult) and checks["requirements"].status == "warning"
+    assert isinstance(result, StageEnd) and checks["requirements"].status == "warning"
     assert "not read" in result.summary
 
 
@@ -142,7 +142,7 @@ def test_an_extra_is_needed_where_an_option_asks_for_it_and_nowhere_else(
     )
     outcome, checks, _ = drive(context(tmp_path, **options))
     assert {name for name in checks if name.startswith("made-up")} == asked
-    assert isinstance(outcome, PreconditionError if asked else StageResult)
+    assert isinstance(outcome, PreconditionError if asked else StageEnd)
     if "made-up-bits" in asked:
         assert checks["made-up-bits"].detail == "missing; needs >=1, for --load-in-4bit"
 
@@ -208,7 +208,7 @@ def test_install_lets_uv_install_into_this_python_and_looks_again(
     monkeypatch.chdir(tmp_path)
     fake_uv(tmp_path, monkeypatch, f'echo "got $* in $PWD"; {installs(lacks_trl)}')
     result, checks, events = drive(context(tmp_path, install=True))
-    assert isinstance(result, StageResult) and checks["made-up-trl"].detail == "2.1; needs >=2"
+    assert isinstance(result, StageEnd) and checks["made-up-trl"].detail == "2.1; needs >=2"
     # From the root folder: a uv.toml of the current one could name another index.
     assert f"uv: got pip install --python {sys.executable} made-up-trl[more]>=2 in /'" in str(events)
 
@@ -295,7 +295,7 @@ def test_an_installation_that_hangs_is_ended_and_one_that_failed_may_be_tried_ag
     error, _, _ = drive(context(tmp_path, install=True))
     assert isinstance(error, NetworkError) and "no end after" in error.why
     (tmp_path / "second").touch()
-    assert isinstance(drive(context(tmp_path, install=True))[0], StageResult)
+    assert isinstance(drive(context(tmp_path, install=True))[0], StageEnd)
 
 
 def test_what_uv_prints_is_bounded_and_drives_no_terminal(
@@ -319,7 +319,7 @@ def test_the_device_really_computes_in_a_child_that_has_no_token(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "torch.py").write_text("raise SystemExit('the torch of the current folder')")
     result, checks, _ = drive(context(tmp_path))
-    assert isinstance(result, StageResult), result
+    assert isinstance(result, StageEnd), result
     assert checks["imports"].status == checks["device computes"].status == "ok"
     assert result.facts["probe"]["device"] == "cpu" and result.facts["probe"]["seconds"] > 0
 

@@ -44,12 +44,18 @@ def test_the_stage_tells_all_that_brings_the_archive_home(context: Context, monk
 
 
 def test_a_finished_stage_holds_as_long_as_its_archive_is_there(context: Context):
-    build_archive(context.run)
-    before = stage.depends_on(context)
-    context.run.record_stage("packaging", status="done")
-    assert stage.depends_on(context) == before
+    made = build_archive(context.run)
+    before = stage.evidence(context)
+    context.run.record_stage("packaging", status="done", result={"sha256": made.sha256})
+    assert stage.evidence(context) == before
+    whole = context.run.archive.read_bytes()
+    context.run.archive.write_bytes(whole[:1000])
+    assert stage.evidence(context) != before
     context.run.archive.unlink()
-    assert stage.depends_on(context) != before
+    assert stage.evidence(context) != before
+    context.run.archive.with_suffix(".elsewhere").write_bytes(whole)
+    context.run.archive.symlink_to(context.run.archive.with_suffix(".elsewhere"))
+    assert stage.evidence(context) != before, "a link is no archive"
 
 
 def test_an_archive_of_the_same_files_is_not_made_again(context: Context, monkeypatch: pytest.MonkeyPatch):

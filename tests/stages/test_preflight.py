@@ -23,6 +23,8 @@ from engine.models.chat_template import conversation_ids
 from engine.models.loading import in_4bit, load_base, load_policy, load_tokenizer, resolve_dtype, restore_adapter
 from engine.models.number_format import choose_dtype, overflow_in_float16
 from engine.models.tensors import adapter_tensors, hash_tensors
+from engine.preflight import machine
+from engine.preflight.plan_search import PlanInputs, require_memory
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import adapter as adapter_stage
@@ -104,7 +106,7 @@ def test_a_pair_that_does_not_fit_at_all_is_refused_with_what_would(
 def test_what_cannot_fit_is_refused_before_anything_is_tried(
     demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(preflight, "machine_of", a_machine(0.01))
+    monkeypatch.setattr(machine, "machine_of", a_machine(0.01))
     with pytest.raises(PreconditionError, match=r"training needs 0\.\d GiB at its peak, and there are 0\.0") as refused:
         run_stage(preflight.run(demo(cpu_ref_model=False, gradient_checkpointing=False)))
     assert refused.value.exit_code == 3
@@ -114,14 +116,14 @@ def test_what_cannot_fit_is_refused_before_anything_is_tried(
 
 def test_on_a_gpu_4_bits_are_among_what_would_fit(demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
     context = demo()
-    grounds = preflight.PlanInputs(
+    inputs = PlanInputs(
         replace(context, config=context.config.model_copy(update={"dtype": "bfloat16"})),
         replace(GEMMA, layers=18),
         Machine("cuda", 4 * GIB, 4 * GIB, 600 << 20, 64 * GIB),
         "",
     )
     with pytest.raises(PreconditionError, match=r"and there are 4\.0") as refused:
-        preflight._require_memory(grounds)
+        require_memory(inputs)
     assert "--load-in-4bit (" in refused.value.what_to_do
 
 
@@ -129,8 +131,8 @@ def test_a_computer_is_not_filled_to_the_brim_and_a_gpu_nearly(demo: Callable[..
     context = demo(max_length=64)
     config = context.config.model_copy(update={"dtype": "float32"})
     for device, most in (("cpu", 0.6), ("cuda", 0.92)):
-        grounds = preflight.PlanInputs(replace(context, config=config), GEMMA, a_machine(30, device)(None), "")
-        assert grounds.needed(grounds.choose()) <= most * 30 * GIB
+        inputs = PlanInputs(replace(context, config=config), GEMMA, a_machine(30, device)(None), "")
+        assert inputs.needed(inputs.choose()) <= most * 30 * GIB
 
 
 # -- the number format -------------------------------------------------------------------------------------------------

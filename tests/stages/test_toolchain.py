@@ -21,10 +21,11 @@ from engine.machine.programs import version_numbers
 from engine.machine.requirements import python_needed
 from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
+from engine.preflight.machine import gpu_memory_held_by_others
 from engine.run.context import Context
 from engine.run.folder import Run
-from engine.stages import preflight, toolchain
-from engine.stages.base import StageResult
+from engine.stages import toolchain
+from engine.stages.base import StageEnd
 from tests.support.fake_nvml import FakeNvml, holder
 
 
@@ -43,7 +44,7 @@ def program(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def drive(tmp_path: Path, **options: Any) -> tuple[StageResult, dict[str, Check], list[Event]]:
+def drive(tmp_path: Path, **options: Any) -> tuple[StageEnd, dict[str, Check], list[Event]]:
     context = Context(config=load_config(options, environment={}), run=Run(tmp_path / "run"))
     events: list[Event] = []
     stage = toolchain.run(context)
@@ -219,9 +220,9 @@ def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
 
 def test_preflight_names_them_too_where_a_gpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(holder(1 << 22, 3 << 30)))
-    (check,) = preflight._held_by_others("cuda")
+    (check,) = gpu_memory_held_by_others("cuda")
     assert check.status == "warning" and f"GPU 0: process {1 << 22} (outside" in check.detail
-    assert list(preflight._held_by_others("cpu")) == []
+    assert list(gpu_memory_held_by_others("cpu")) == []
 
 
 def test_a_driver_that_fails_halfway_leaves_out_what_it_does_not_say(

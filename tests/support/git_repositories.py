@@ -14,7 +14,7 @@ from engine.core.events import Check, Event
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import workspace
-from engine.stages.base import StageResult
+from engine.stages.base import StageEnd
 
 OF_NOBODY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 """The tests' own git reads no configuration of this machine."""
@@ -48,7 +48,7 @@ def context(tmp_path: Path, **options: Any) -> Context:
     return Context(config=load_config(options, environment={}), run=Run(tmp_path / "run"))
 
 
-def drive(given: Context) -> tuple[StageResult, list[Event]]:
+def drive(given: Context) -> tuple[StageEnd, list[Event]]:
     """Run the stage, and record its facts as the pipeline does."""
     events: list[Event] = []
     stage = workspace.run(given)

@@ -37,7 +37,7 @@ class FakeSession:
         self._say(RunStarted("folder", "0", 1, "h", "", STAGES))
         self._say(StageStarted(until))
         while not self.let_go.wait(0.01):
-            self._say(Progress(until, 1, 10, "things"))
+            self._say(Progress(1, 10, "things", stage=until))
             if self.context.stop.requested:
                 self._say(StageFinished(until, "stopped", "The run was stopped.", what="stopped", exit_code=143))
                 self._say(RunFinished(143, "stopped"))

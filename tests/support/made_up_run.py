@@ -165,14 +165,14 @@ def _telemetry(seconds: float, gpu: bool) -> Telemetry:
 
 
 def _stage_events(stage: str, folder: Path, pairs: int) -> Iterator[tuple[float, Event]]:
-    yield from ((0.4, Check(stage, name, status, detail)) for name, status, detail in CHECKS.get(stage, ()))
+    yield from ((0.4, Check(name, status, detail, stage=stage)) for name, status, detail in CHECKS.get(stage, ()))
     if stage == "workspace":
         yield 0.1, Message("info", "The folder is used as it is: nothing in it is changed.", stage)
         yield 0.1, Message("warning", f"A file has a name that wants something: {HOSTILE[2]} {HOSTILE[1]}", stage)
     if stage == "dependencies":
         yield from ((0.2, Message("info", f"Downloading torch part {i}", stage)) for i in range(5))
     if stage == "preflight":
-        yield 3.0, Progress(stage, 3, 5, "trials", 0.2, 10.0, "one DPO step on the longest pair")
+        yield 3.0, Progress(3, 5, "trials", 0.2, 10.0, "one DPO step on the longest pair", stage=stage)
     if stage == "pairs":
         yield from _pair_events(pairs)
     if stage == "training":
@@ -192,7 +192,7 @@ def _pair_events(count: int) -> Iterator[tuple[float, Event]]:
             keys = ("id", "prompt", "base_response", "revised_response")
             yield 12.0, PairFailed(**{key: record[key] for key in keys}, reason=record["status"], attempts=3)
         left = (2500 - number - 1) * 12.0
-        yield 0.0, Progress("pairs", number + 1, 2500, "prompts", 1 / 12, left, f"{HOSTILE[0]} batch of 16")
+        yield 0.0, Progress(number + 1, 2500, "prompts", 1 / 12, left, f"{HOSTILE[0]} batch of 16", stage="pairs")
 
 
 def _training_events() -> Iterator[tuple[float, Event]]:
@@ -216,7 +216,7 @@ def _training_events() -> Iterator[tuple[float, Event]]:
                 epoch=step / 206,
             ),
         )
-        yield 0.0, Progress("training", step, 206, "steps", 1 / 6, (206 - step) * 6.0)
+        yield 0.0, Progress(step, 206, "steps", 1 / 6, (206 - step) * 6.0, stage="training")
         if step % 25 == 0:
             yield 0.2, CheckpointSaved(step, f"checkpoints/checkpoint-{step}", 81 << 20)
     figures = {"prompts": 40, "wins": 24, "losses": 9, "ties": 7, "mean gain": 0.214, "scored": None}

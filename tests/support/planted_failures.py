@@ -34,7 +34,7 @@ def failing_once(name: str, run: Callable[[Context], Any]) -> Callable[[Context]
             return (yield from run(context))
         failed.append(name)
         token = context.token.reveal() if context.token is not None else "no token"
-        yield Check(name, "planted", "warning", f"Authorization: Bearer {token}")
+        yield Check("planted", "warning", f"Authorization: Bearer {token}", stage=name)
         yield Message("warning", f"about to fail with {token}", name)
         logging.getLogger("some.library").error("refused: %s", token)
         raise RuntimeError(f"{PLANTED} with {token}") from OSError(f"Bearer {token}")

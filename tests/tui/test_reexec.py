@@ -16,14 +16,13 @@ import pytest
 from engine.core.errors import ExitCode, RestartNeeded, Stage3Error
 from engine.core.events import Message, RunFinished
 from engine.core.layout import EVENTS_JSONL, STOP_REQUEST
-from engine.core.stage_table import STAGES
 from engine.pipeline import loop
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.journal import read_entries
 from engine.security.secrets import Secret
-from tests.pipeline.test_loop import Small, finished, run
 from tests.support.pseudo_terminal import LEAVES_ALTERNATE_SCREEN, SHOWS_CURSOR, PseudoTerminal
+from tests.support.small_stages import SmallStage, finished_stages, run_all, small_stages
 from tui.cli import recorded_config, run_parser
 from tui.process.reexec import resume_command
 from tui.runs.runner import Runner
@@ -33,10 +32,8 @@ BROKEN = "CUDA error: an illegal memory access was encountered\nCUDA kernel erro
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Small]:
-    made = {name: Small(name) for name in STAGES}
-    monkeypatch.setattr(loop, "load_stage", made.__getitem__)
-    return made
+def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, SmallStage]:
+    return small_stages(monkeypatch)
 
 
 def until_restart(context: Context) -> list[Any]:
@@ -57,7 +54,7 @@ def test_a_stage_that_needs_a_fresh_process_is_no_failure_and_goes_on_there(stag
     assert not [event for event in said if isinstance(event, RunFinished)]
     assert at_work.run.stage("training")["status"] == "running" and at_work.run.manifest.get("error") is None
     stages["training"].failure = None
-    _, code = run(Context(at_work.config, Run(at_work.run.folder)))
+    _, code = run_all(Context(at_work.config, Run(at_work.run.folder)))
     assert code is ExitCode.DONE and stages["training"].ran == 2 and stages["quality"].ran == 1
     assert not (at_work.run / "superseded").exists()
 
@@ -67,23 +64,26 @@ def test_a_broken_device_gets_one_fresh_process_a_stage_and_is_a_failure_then(st
     at_work = context()
     until_restart(at_work)
     again = Context(at_work.config, Run(at_work.run.folder))
-    events, code = run(again)
+    events, code = run_all(again)
     assert code is ExitCode.BUG and stages["pairs"].ran == 2
-    assert "xid" in finished(events)["pairs"].what_to_do and "illegal memory access" in finished(events)["pairs"].why
+    assert (
+        "xid" in finished_stages(events)["pairs"].what_to_do
+        and "illegal memory access" in finished_stages(events)["pairs"].why
+    )
 
 
 def test_a_request_to_stop_comes_before_a_restart(stages: Any, context: Any):
     at_work = context()
 
-    class Asked(Small):
+    class Asked(SmallStage):
         def run(self, context: Context) -> Any:
             yield Message("info", "at work", self.name)
             context.stop.request("SIGTERM", ExitCode.TERMINATED)
             raise RestartNeeded("Memory ran out.")
 
     stages["training"] = Asked("training")
-    events, code = run(at_work)
-    assert code == 143 and finished(events)["training"].outcome == "stopped"
+    events, code = run_all(at_work)
+    assert code == 143 and finished_stages(events)["training"].outcome == "stopped"
 
 
 def test_the_new_process_has_the_options_that_the_run_recorded_and_no_others(
@@ -104,13 +104,13 @@ FRESH = """
 import os, sys
 from pathlib import Path
 from engine.security.secrets import Secret
-from tui.process.reexec import in_a_fresh_process
+from tui.process.reexec import reexec
 if len(sys.argv) == 1:
     kept = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(kept, True)
     os.environ["KEPT"] = str(kept)
     print("first", os.getpid(), flush=True)
-    in_a_fresh_process([sys.executable, *sys.orig_argv[1:], "again"], Secret("hf_secret"))
+    reexec([sys.executable, *sys.orig_argv[1:], "again"], Secret("hf_secret"))
 try:
     os.fstat(int(os.environ["KEPT"]))
     left = "open"
@@ -218,7 +218,7 @@ def stage_status(folder: Path, stage: str) -> str:
         return ""
 
 
-def test_the_wizard_comes_back_in_a_fresh_process_and_the_run_goes_on_by_itself(tmp_path: Path):
+def test_the_wizard_comes_back_reexec_and_the_run_goes_on_by_itself(tmp_path: Path):
     folder = tmp_path / "run"
     opened = spent(folder)
     opened.press("a")

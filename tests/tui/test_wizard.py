@@ -342,7 +342,7 @@ async def test_a_flood_of_events_is_drawn_by_the_clock_and_the_keys_are_heard(
         def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
             self._say(StageStarted("pairs"))
             for number in range(20_000):
-                self._say(Progress("pairs", number + 1, 20_000, "pairs"))
+                self._say(Progress(number + 1, 20_000, "pairs", stage="pairs"))
             self.let_go.wait(20)
             return ExitCode.DONE
 
@@ -360,7 +360,9 @@ async def test_a_flood_of_events_is_drawn_by_the_clock_and_the_keys_are_heard(
         app.main.draw = counted
         await pilot.press("a", "1")
         await until(pilot, lambda: app.main.selected == "workspace")
-        await until(pilot, lambda: app.seen.stages["pairs"].progress == Progress("pairs", 20_000, 20_000, "pairs"))
+        await until(
+            pilot, lambda: app.seen.stages["pairs"].progress == Progress(20_000, 20_000, "pairs", stage="pairs")
+        )
         made.last.let_go.set()
     assert 1 < len(drawn) < 200
 

@@ -69,7 +69,8 @@ class Rail(Widget):
 def tall_rail(state: RunState, selected: str, now: float, width: int, row_height: int) -> list[Content]:
     """A row a stage, and under it a second one with its status in a word where there is room."""
     lines = []
-    for number, (name, title, _) in enumerate(STAGE_TABLE, start=1):
+    for number, spec in enumerate(STAGE_TABLE, start=1):
+        name, title = spec.name, spec.title
         stage = state.stages[name]
         mark = STAGE_MARKS.get(stage.status, UNKNOWN)
         chosen = name == selected
@@ -118,7 +119,8 @@ def flat_number_at(state: RunState, selected: str, width: int, x: int) -> int | 
 
 def _flat_pieces(state: RunState, selected: str, width: int) -> list[Content]:
     pieces = []
-    for number, (name, title, _) in enumerate(STAGE_TABLE, start=1):
+    for number, spec in enumerate(STAGE_TABLE, start=1):
+        name, title = spec.name, spec.title
         stage = state.stages[name]
         mark = STAGE_MARKS.get(stage.status, UNKNOWN)
         chosen = name == selected

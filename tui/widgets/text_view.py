@@ -18,8 +18,8 @@ class TextView(Widget):
     """Shows the lines of `draw(width)`, and draws again when what they depend on, or the width, has changed."""
 
     DEFAULT_CSS = """
-    Paper { height: auto; width: 1fr; text-wrap: nowrap; text-overflow: clip; }
-    Paper.-empty { display: none; }
+    TextView { height: auto; width: 1fr; text-wrap: nowrap; text-overflow: clip; }
+    TextView.-empty { display: none; }
     """
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002

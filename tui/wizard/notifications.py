@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine.core.stage_table import STAGE, STAGES
-from engine.machine.session_lifetime import ENDS_AT_LOGOUT, in_multiplexer
+from engine.machine.session_lifetime import in_multiplexer
 from engine.run.state import RunState
 from tui.formatting import duration
 from tui.terminal import sequences
@@ -52,7 +52,7 @@ class Notifications:
         self._stalled_since = state.stalled_since
 
     def _tell_what_lasts(self, toolchain: Mapping[str, Any]) -> None:
-        if toolchain.get(ENDS_AT_LOGOUT):
+        if toolchain.get("ends_at_logout"):
             self._wizard.notify_user(ENDED_AT_LOGOUT, "warning")
         elif not in_multiplexer():
             self._wizard.notify_user(SAFE)

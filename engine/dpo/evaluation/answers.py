@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.core import layout
 from engine.core.events import Event, Progress
 from engine.dpo.training.dataset import Row
-from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active
+from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, policy_key
 from engine.models.chat import Conversation
 from engine.models.generation.batch_size import chosen_batch_size
 from engine.pairs.generation.prompts import prompt_id
 from engine.pairs.judges.base import Comparison, LoadedPolicy, LoadJudge, ScorePair, TellsFlaws
 from engine.pairs.judges.scores import JudgeSummary, longest_first, score_in_batches
+from engine.storage.files import sha256_of_json
+from engine.storage.keyed_cache import KeyedCache
 
 if TYPE_CHECKING:
     from engine.dpo.training.trainer import Trained
@@ -46,16 +49,21 @@ def everyday_prompts() -> tuple[str, ...]:
 def answers(
     context: Context, trained: Trained, prompts: Sequence[Conversation], adapter: str, most_tokens: int | None = None
 ) -> Generator[Event, None, list[Reply]]:
-    """Greedy answers under one adapter, in batches that are halved where memory runs out. Raises Stopped.
+    """Greedy answers under one adapter, in batches that are halved where memory runs out; those that this policy has given
+    before come from the cache. Raises Stopped.
 
     most_tokens   of an answer; without it, --max-new-tokens
     """
     from engine.machine.memory import free_memory, in_halves
-    from engine.models.generation.sampling import SamplingSettings, generate
+    from engine.models.generation.sampling import Reply, SamplingSettings, generate
 
     limit = context.config.max_new_tokens
     settings = SamplingSettings(limit if most_tokens is None else min(limit, most_tokens))
     which = "Stage 2" if adapter == REFERENCE_ADAPTER else "Stage 3"
+    cache = KeyedCache(context.cache / layout.ANSWERS)
+    policy = policy_key(context, trained.stage2_sha256 if adapter == REFERENCE_ADAPTER else trained.tensors_sha256)
+    keys = [sha256_of_json([policy, asdict(settings), prompt]) for prompt in prompts]
+    known = cache.read(keys)
     found: list[Reply] = []
 
     def answer(indices: Sequence[int]) -> list[Reply]:
@@ -70,9 +78,14 @@ def answers(
 
     for start in range(0, len(prompts), chosen_batch_size(context.config)):
         batch = range(start, min(start + chosen_batch_size(context.config), len(prompts)))
-        found += in_halves(answer, batch, free_memory)
+        if all(keys[index] in known for index in batch):
+            found += [Reply(**known[keys[index]]) for index in batch]
+        else:  # whole, because an answer may depend, in its last bits, on the shape of its batch
+            answered = in_halves(answer, batch, free_memory)
+            cache.append({keys[index]: asdict(reply) for index, reply in zip(batch, answered, strict=True)})
+            found += answered
         context.stop.raise_if_requested()
-        yield Progress(STAGE, len(found), len(prompts), "answers", note=which)
+        yield Progress(len(found), len(prompts), "answers", note=which)
     return found
 
 
@@ -115,7 +128,7 @@ def judge_answers(
     given: dict[str, ScorePair] = {}
     for batch in score_in_batches(judge, longest_first(cases), context.stop):
         given |= {case.id: scores for case, scores in batch}
-        yield Progress(STAGE, len(given), len(cases), "answers judged", note=f"judge: {judge.name}")
+        yield Progress(len(given), len(cases), "answers judged", note=f"judge: {judge.name}")
     flawed = None
     if isinstance(judge, TellsFlaws):
         flawed = (

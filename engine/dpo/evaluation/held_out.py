@@ -124,7 +124,7 @@ def log_ratios(
         for of_chosen, of_rejected in zip(chosen, rejected, strict=True):
             pair = pairs[len(found)]
             found.append(LogRatios(of_chosen, of_rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
-        yield Progress(STAGE, len(found), len(pairs), unit)
+        yield Progress(len(found), len(pairs), unit)
         context.stop.raise_if_requested()
     return found
 

@@ -92,7 +92,7 @@ def require_disk_space(config: Stage3Config, run: Run) -> Generator[Check, None,
     for number, (need, free) in enumerate(told):
         name = "free disk" if number == 0 else f"free disk, {need.what}"
         detail = f"{sized(free)} at {visible_line(str(need.place))}; about {sized(need.bytes)} needed ({need.in_words})"
-        yield Check(NAME, name, "ok" if free >= need.bytes else "failed", f"{detail}; preflight measures")
+        yield Check(name, "ok" if free >= need.bytes else "failed", f"{detail}; preflight measures")
     for need, free in told:
         if free < need.bytes:
             raise PreconditionError(

@@ -75,7 +75,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
         if not fault:
             return checkpoint, told
         aside = _rename_broken(checkpoint)
-        told.append(Message("warning", f"{checkpoint.name} is not used: {fault}. It is now {aside.name}.", "training"))
+        told.append(Message("warning", f"{checkpoint.name} is not used: {fault}. It is now {aside.name}."))
     return None, told
 
 

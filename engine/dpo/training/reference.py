@@ -7,25 +7,27 @@ and reference are the same, every log-ratio is 0 and the loss is -log sigmoid(0)
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import NumbersError
 from engine.core.events import Event, Progress
 from engine.dpo.training.batches import cut_by_length, tokens_read
+from engine.models.loading import dtype_name, resolve_dtype
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.stop import StopToken
-from engine.storage.files import write_json
+from engine.storage.files import sha256_of_json
+from engine.storage.keyed_cache import KeyedCache
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from torch import Tensor
+
+    from engine.run.context import Context
 
 REFERENCE_ADAPTER = "ref"
 """The name that TRL gives to its frozen copy of the policy's adapter."""
@@ -63,6 +65,13 @@ def require_first_loss(loss: float, dtype: torch.dtype) -> None:
             "Policy and reference are the same adapter then, and no other loss is possible: the reference is another.",
             WHAT_TO_DO,
         )
+
+
+def policy_key(context: Context, adapter_sha256: str) -> str:
+    """A hash of what computes: base model, adapter and number format. Equal keys give equal numbers, up to rounding."""
+    config = context.config
+    base = [config.base_model_id, config.base_model_revision, config.load_in_4bit]
+    return sha256_of_json([adapter_sha256, *base, dtype_name(resolve_dtype(config))])
 
 
 def place_adapter(model: PeftModel, name: str, device: torch.device | str) -> None:
@@ -124,64 +133,62 @@ def reference_logps(
     *,
     batch_size: int,
     dtype: torch.dtype,
-    path: Path,
-    fingerprint: str,
+    cache: KeyedCache,
+    policy: str,
     stop: StopToken,
 ) -> Generator[Event, None, Logps]:
-    """The reference's log-probabilities of every pair, in their order, computed once and kept in `path`.
+    """The reference's log-probabilities of every pair, in their order; only of pairs that `cache` does not know.
 
     batch_size   pairs of the greatest length that are read at once; of shorter ones there are more
+    policy       what computes them: a hash of base, adapter and number format
 
-    What `path` holds is used again where it has the same fingerprint; a stopped pass goes on where it was.
     Raises Stopped after saving, and NumbersError for one that is not finite.
     """
+    keys = [sha256_of_json([policy, pair]) for pair in pairs]
+    known = cache.read(keys)
+    found = {row: (float(known[key][0]), float(known[key][1])) for row, key in enumerate(keys) if key in known}
     lengths = [tokens_read(pair) for pair in pairs]
-    found = _stored(path, fingerprint, len(pairs))
-    # From all pairs, not from those that are left: a pass that was stopped and goes on has the batches of one that was not.
+    # Cut from all pairs, not from those that are left: a pass that was stopped goes on with the same batches.
     batches = [
         [row for row in batch if row not in found]
         for batch in cut_by_length(lengths, batch_size * max(lengths, default=0))
     ]
-    total, started, told, saved = sum(lengths), time.monotonic(), 0.0, time.monotonic()
-    done, before = len(found), sum(lengths[row] for row in found)
-    read = before
+    clock = _ReferenceClock(lengths, found)
+    unsaved: dict[str, Any] = {}
+    saved = time.monotonic()
     model.eval()
     for rows in filter(None, batches):
         (batch,) = collated([pairs[row] for row in rows], collator, len(rows), model.device)
         chosen, rejected = pair_logps(model, batch, REFERENCE_ADAPTER, dtype)
         found |= zip(rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)
         _require_finite(found, rows)
-        read += sum(lengths[row] for row in rows)
-        if len(found) == len(pairs) or time.monotonic() - told > TELL_SECONDS:
-            told = time.monotonic()
-            seconds = max(told - started, 1e-9)
-            left = (total - read) * seconds / (read - before)  # by tokens, because the longest come first
-            yield Progress("training", len(found), len(pairs), "reference pairs", (len(found) - done) / seconds, left)
+        unsaved |= {keys[row]: found[row] for row in rows}
+        yield from clock.progress(found, rows)
         if stop.requested or time.monotonic() - saved > SAVE_SECONDS:
-            _store(path, fingerprint, found, len(pairs))
-            saved = time.monotonic()
+            cache.append(unsaved)
+            unsaved, saved = {}, time.monotonic()
             stop.raise_if_requested()
-    if any(batches):
-        _store(path, fingerprint, found, len(pairs))
+    cache.append(unsaved)
     return [found[row] for row in range(len(pairs))]
 
 
-def _stored(path: Path, fingerprint: str, count: int) -> dict[int, tuple[float, float]]:
-    """By row, what is kept under this fingerprint; nothing where the file is another's, or damaged: then it is made anew."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["fingerprint"] != fingerprint or len(data["logps"]) != count:
-            return {}
-        return {row: (float(pair[0]), float(pair[1])) for row, pair in enumerate(data["logps"]) if pair is not None}
-    except (ValueError, KeyError, TypeError, IndexError):
-        return {}
+class _ReferenceClock:
+    """Progress by tokens rather than by pairs, because the longest come first."""
 
+    def __init__(self, lengths: Sequence[int], found: Mapping[int, object]) -> None:
+        self._lengths, self._before = lengths, len(found)
+        self._total, self._read_before = sum(lengths), sum(lengths[row] for row in found)
+        self._read, self._started, self._told = self._read_before, time.monotonic(), 0.0
 
-def _store(path: Path, fingerprint: str, found: dict[int, tuple[float, float]], count: int) -> None:
-    """A list in the order of the rows, with null for what is not computed yet."""
-    write_json(path, {"fingerprint": fingerprint, "logps": [found.get(row) for row in range(count)]})
+    def progress(self, found: Mapping[int, object], rows: Sequence[int]) -> Iterator[Progress]:
+        self._read += sum(self._lengths[row] for row in rows)
+        now = time.monotonic()
+        if len(found) < len(self._lengths) and now - self._told <= TELL_SECONDS:
+            return
+        self._told = now
+        seconds = max(now - self._started, 1e-9)
+        left = (self._total - self._read) * seconds / (self._read - self._read_before)
+        yield Progress(len(found), len(self._lengths), "reference pairs", (len(found) - self._before) / seconds, left)
 
 
 def _require_finite(found: dict[int, tuple[float, float]], rows: Sequence[int]) -> None:

@@ -35,6 +35,7 @@ from engine.dpo.training.reference import (
     LN2,
     REFERENCE_ADAPTER,
     place_adapter,
+    policy_key,
     reference_logps,
     require_first_loss,
     require_reference_weights,
@@ -54,9 +55,9 @@ from engine.models.loading import (
 )
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.storage.files import sha256_of_json, write_json
+from engine.storage.keyed_cache import KeyedCache
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
@@ -90,6 +91,8 @@ class Trained:
     too_long: list[int]
     """Indices of rows that did not fit --max-length."""
     tensors_sha256: str
+    stage2_sha256: str
+    """Of the reference's tensors."""
     seconds: float
     plan: TrainingPlan
     peak_bytes: int
@@ -182,8 +185,8 @@ def _train(
             trainer.data_collator,
             batch_size=config.per_device_train_batch_size,
             dtype=dtype,
-            path=context.run / layout.REFERENCE_LOGPS,
-            fingerprint=_reference_fingerprint(context, expected, pairs, dtype),
+            cache=KeyedCache(context.cache / layout.REFERENCE_LOGPS),
+            policy=policy_key(context, expected),
             stop=context.stop,
         )
         trainer.use_reference_logps(logps)
@@ -196,10 +199,10 @@ def _train(
         first_loss = trainer.first_loss()
         require_first_loss(first_loss, dtype)
         yield Message(
-            "info", f"Before the first step: loss {first_loss:.6f} = ln 2; the reference is the Stage 2 adapter.", STAGE
+            "info", f"Before the first step: loss {first_loss:.6f} = ln 2; the reference is the Stage 2 adapter."
         )
     else:
-        yield Message("info", f"Going on from {checkpoint.name}.", STAGE)
+        yield Message("info", f"Going on from {checkpoint.name}.")
     trainer.add_callback(WarningsCallback(watch))
     for callback in beside:
         trainer.add_callback(callback)
@@ -210,7 +213,7 @@ def _train(
     require_reference_weights(policy, expected)
     final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
     if final == expected and config.learning_rate == 0:
-        yield Message("warning", "--learning-rate is 0: nothing was trained, and the adapter is Stage 2's.", STAGE)
+        yield Message("warning", "--learning-rate is 0: nothing was trained, and the adapter is Stage 2's.")
     elif final == expected:
         raise NumbersError(
             "The adapter did not change in the whole training.",
@@ -237,6 +240,7 @@ def _train(
         pairs=len(pairs),
         too_long=[pair.index for pair in too_long],
         tensors_sha256=final,
+        stage2_sha256=expected,
         seconds=time.monotonic() - started,
         plan=plan,
         peak_bytes=peak.bytes(),
@@ -250,20 +254,18 @@ def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
         text = (
             f"The loss of the last {len(last)} steps is {sum(last) / len(last):.3f} on average, above ln 2 = {LN2:.3f}"
         )
-        yield Message(
-            "warning", f"{text}: an untrained policy does better. Look at --learning-rate and the pairs.", STAGE
-        )
+        yield Message("warning", f"{text}: an untrained policy does better. Look at --learning-rate and the pairs.")
 
 
 def _recorded_reference(context: Context) -> str:
-    recorded = context.run.result("adapter").get("tensors_sha256")
-    if recorded is None:
+    adapter = context.run.results.adapter
+    if adapter is None:
         raise PreconditionError(
             "It is not recorded which adapter is the reference.",
             "The stage adapter verifies it and records the hash of its tensors.",
             "Run `stage3-tui --auto --until adapter` first.",
         )
-    return str(recorded)
+    return adapter.tensors_sha256
 
 
 def planned_steps(pairs: int, epochs: float, batch_size: int, accumulation: int) -> int:
@@ -312,14 +314,12 @@ def _encode_and_filter(
     config = context.config
     inert = rows_with_special_text(rows, tokenizer)
     if inert:
-        yield Message(
-            "info", f"{len(inert)} pairs hold text that looks like a special token; it is trained as text.", STAGE
-        )
+        yield Message("info", f"{len(inert)} pairs hold text that looks like a special token; it is trained as text.")
     pairs, too_long = split_by_length(encode_rows(rows, tokenizer), config.max_length)
     refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
     if too_long:
         text = f"{len(too_long)} of {len(rows)} pairs are longer than --max-length {config.max_length} and are left out"
-        yield Message("warning", f"{text}: {describe(too_long)}.", STAGE)
+        yield Message("warning", f"{text}: {describe(too_long)}.")
     return pairs, too_long
 
 
@@ -369,18 +369,6 @@ def _drive(
     if failure:
         raise failure[0]
     context.stop.raise_if_requested()
-
-
-def _reference_fingerprint(context: Context, expected: str, pairs: list[EncodedPair], dtype: torch.dtype) -> str:
-    config = context.config
-    return sha256_of_json(
-        {
-            "reference": expected,
-            "base": [config.base_model_id, config.base_model_revision],
-            "dtype": str(dtype),
-            "pairs": _as_plain(pairs),
-        }
-    )
 
 
 def _as_plain(pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:

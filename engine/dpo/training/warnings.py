@@ -88,4 +88,4 @@ class TrainingWarnings:
     def _tell(self, name: str, text: str) -> None:
         if name not in self._told:
             self._told.add(name)
-            self.emit(Message("warning", text, STAGE))
+            self.emit(Message("warning", text))

@@ -155,7 +155,7 @@ class ServerClient:
             timeout=httpx2.Timeout(None, connect=min(CONNECT_SECONDS, self._timeout_seconds)),
             limits=httpx2.Limits(
                 max_connections=None
-            ),  # `Insistence` counts; a wait for a connection would cost time of the limit
+            ),  # `RetryPolicy` counts; a wait for a connection would cost time of the limit
             verify=_certificates(),
             follow_redirects=False,
             trust_env=not self.address.is_loopback,  # HTTP_PROXY is not meant for this machine itself

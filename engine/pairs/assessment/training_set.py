@@ -56,12 +56,15 @@ def preference_row(pair: Pair) -> dict[str, Any]:
 def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[list[Pair], list[Pair]]:
     """(train, held out): `fraction` of the prompts but `at_least` so many and at most half, chosen by a hash of the prompt.
 
-    By prompt: pairs that share one are on the same side, so that nothing held out was trained on.
+    By prompt: pairs that share one are on the same side, so that nothing held out was trained on. Both sides are in an
+    order of their own: the same pairs give the same files, in whichever order they were made.
     """
-    keys = sorted({_key(pair) for pair in pairs})
+    ordered = sorted((_key(pair), pair.id, number) for number, pair in enumerate(pairs))
+    keys = list(dict.fromkeys(key for key, *_ in ordered))
     wanted = min(max(round(fraction * len(keys)), at_least), len(keys) // 2)
     held = set(keys[:wanted])
-    return [pair for pair in pairs if _key(pair) not in held], [pair for pair in pairs if _key(pair) in held]
+    train = [pairs[number] for key, _, number in ordered if key not in held]
+    return train, [pairs[number] for key, _, number in ordered if key in held]
 
 
 def _key(pair: Pair) -> str:

@@ -118,6 +118,12 @@ def read_edits(path: Path) -> Edits:
     return Edits(history.decisions(), tuple(damaged), torn=last is not None and not whole, history=history)
 
 
+def edit_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The edits of a file as they stand there, in order; damaged lines are left out."""
+    if path.exists():
+        yield from (row for _, row in read_jsonl(path) if not isinstance(row, BadLine) and not why_no_edit(row))
+
+
 def why_no_edit(row: Mapping[str, Any]) -> str:
     """Why a row is no edit; empty where it is one."""
     pair_id, action, text = row.get("id"), row.get("action"), row.get("text")

@@ -33,6 +33,9 @@ class PairRecord:
     """Of `principle_ids`, those whose critique made the revision: one a round. Empty where there is no pair."""
     finish: dict[str, str] = field(default_factory=dict)
     """Of draft, critique and revision: `stopped`, or `cut off`."""
+    made_with: str = ""
+    """A hash of all that its texts depend on (`engine.pairs.generation.identity`)."""
+    prompt_tokens: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

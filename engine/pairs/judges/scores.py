@@ -45,7 +45,7 @@ def key_of(case: Comparison) -> tuple[str, str]:
 
 
 def score_pairs(
-    context: Context, pairs: Sequence[Pair], stage: str, load_judge: LoadJudge
+    context: Context, pairs: Sequence[Pair], load_judge: LoadJudge
 ) -> Generator[Event, None, list[ScorePair]]:
     """The scores of the pairs by the judge of `--judge`, one a pair, in their order.
 
@@ -59,10 +59,10 @@ def score_pairs(
     cases = [comparison_of(pair) for pair in pairs]
     known, damaged = read_scores(path, name)
     if damaged:
-        yield Message("warning", f"{damaged} lines of {path} are no scores; what they scored is scored again.", stage)
+        yield Message("warning", f"{damaged} lines of {path} are no scores; what they scored is scored again.")
     pending = [case for case in cases if key_of(case) not in known]
     if pending:
-        yield from _score_pending(context, pending, known, len(cases), stage, load_judge)
+        yield from _score_pending(context, pending, known, len(cases), load_judge)
     scores = [known[key_of(case)] for case in cases]
     if cases and all(given.outcome == "not scored" for given in scores):
         raise PreconditionError(
@@ -74,20 +74,18 @@ def score_pairs(
 
 
 def _score_pending(
-    context: Context, pending: list[Comparison], known: ScoreCache, total: int, stage: str, load_judge: LoadJudge
+    context: Context, pending: list[Comparison], known: ScoreCache, total: int, load_judge: LoadJudge
 ) -> Iterator[Event]:
     """Adds to `known` and to the file."""
     path, name = context.run / layout.SCORES_JSONL, judge_name(context.config)
-    yield Message(
-        "info", f"Scoring {len(pending)} pairs by the judge {name}; {total - len(pending)} are scored.", stage
-    )
+    yield Message("info", f"Scoring {len(pending)} pairs by the judge {name}; {total - len(pending)} are scored.")
     judge = load_judge(context)
     assert judge is not None  # judge_name gave it a name
     started = time.monotonic()
     with JsonlAppender(path) as appender:
         if appender.torn:
             yield Message(
-                "warning", f"An unfinished score ({appender.torn} bytes) was put aside in {appender.torn_path}.", stage
+                "warning", f"An unfinished score ({appender.torn} bytes) was put aside in {appender.torn_path}."
             )
         done = 0
         for batch in score_in_batches(judge, longest_first(pending), context.stop):
@@ -106,7 +104,7 @@ def _score_pending(
             done += len(batch)
             rate = done / max(time.monotonic() - started, 1e-9)
             left = (len(pending) - done) / rate
-            yield Progress(stage, total - len(pending) + done, total, "pairs scored", rate, left, f"judge: {name}")
+            yield Progress(total - len(pending) + done, total, "pairs scored", rate, left, f"judge: {name}")
     del judge
     free_memory()
 

@@ -1,0 +1,99 @@
+"""Records and decisions of earlier sets of this run, in `superseded/`: what still holds is taken over, never made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.core import layout
+from engine.pairs.data.edits import edit_lines, read_edits
+from engine.pairs.generation.identity import RecordIdentity
+from engine.pairs.generation.prompts import Prompt
+from engine.run.folder import Run
+from engine.storage.files import write_atomically, write_json
+from engine.storage.jsonl import BadLine, dumps, read_jsonl
+
+CARRIED = "decisions-carried.json"
+"""Beside superseded edits, once they were carried over; lists the pairs whose decisions were not."""
+
+
+def reusable_records(run: Run, wanted: Mapping[str, Prompt], identity: RecordIdentity) -> Iterator[dict[str, Any]]:
+    """The records of earlier sets that the run would make again just so, one a prompt, newest set first.
+
+    wanted   the prompts that lack a record, by id
+    """
+    missing = dict(wanted)
+    for folder in _earlier_sets(run):
+        if not missing:
+            return
+        if not _note(folder).get("reusable", False):
+            continue
+        for _, record in read_jsonl(folder / layout.PAIRS_JSONL):
+            prompt = None if isinstance(record, BadLine) else missing.get(str(record.get("id")))
+            if prompt is not None and identity.holds(prompt, record):  # type: ignore[arg-type]
+                del missing[prompt.id]
+                yield record  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class CarriedDecisions:
+    """What became of the decisions about the pairs of the set before."""
+
+    carried: int
+    lost: tuple[str, ...]
+    """Ids of pairs whose texts are others now, or which are not in the set any more."""
+
+
+def carry_decisions(run: Run) -> CarriedDecisions | None:
+    """Let decisions follow their pair into the new set where its texts are the same; None where there are none to carry.
+
+    The superseded file stays as it is, so a decision that is not carried can be looked up. Decisions that were made about
+    the new set come after the carried ones. Raises DiskError.
+    """
+    folder = next((folder for folder in _earlier_sets(run) if (folder / layout.EDITS_JSONL).is_file()), None)
+    if folder is None or (folder / CARRIED).exists():
+        return None
+    decided = read_edits(folder / layout.EDITS_JSONL).decisions
+    same = _same_texts(folder / layout.PAIRS_JSONL, run / layout.PAIRS_JSONL, set(decided))
+    newer = list(edit_lines(run / layout.EDITS_JSONL))
+    lines = [edit for edit in edit_lines(folder / layout.EDITS_JSONL) if edit["id"] in same and edit not in newer]
+    if lines:
+        text = "".join(dumps(edit) + "\n" for edit in [*lines, *newer])
+        write_atomically(run / layout.EDITS_JSONL, text.encode("ascii"))
+    found = CarriedDecisions(len(same), tuple(sorted(set(decided) - same)))
+    write_json(folder / CARRIED, {"carried": found.carried, "not_carried": list(found.lost)})
+    return found
+
+
+def _same_texts(old: Path, new: Path, ids: set[str]) -> set[str]:
+    """Those pairs that have the same draft and revision in both files."""
+    before = _texts(old, ids)
+    return {pair_id for pair_id, texts in _texts(new, ids).items() if before.get(pair_id) == texts}
+
+
+def _texts(path: Path, ids: set[str]) -> dict[str, tuple[Any, Any]]:
+    if not path.is_file():
+        return {}
+    return {
+        record["id"]: (record.get("base_response"), record.get("revised_response"))
+        for _, record in read_jsonl(path)
+        if not isinstance(record, BadLine) and record.get("id") in ids
+    }
+
+
+def _earlier_sets(run: Run) -> list[Path]:
+    """The superseded folders that hold pairs, newest first."""
+    folder = run / layout.SUPERSEDED_DIR
+    numbered = [path for path in folder.glob("*") if path.name.isdecimal() and (path / layout.PAIRS_JSONL).is_file()]
+    return sorted(numbered, key=lambda path: int(path.name), reverse=True)
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    try:
+        note = json.loads((folder / layout.SUPERSEDED_NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}

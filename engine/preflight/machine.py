@@ -1,0 +1,90 @@
+"""What the run stands on before anything is tried: the download, the number format, the model's shape, free memory."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine.core.config import Stage3Config
+from engine.core.errors import DamagedState
+from engine.core.events import Check, Event
+from engine.dpo.planning.forecast import Shape, machine_of
+from engine.machine.device import resolve_device
+from engine.machine.memory import free_memory
+from engine.machine.telemetry import Gpus
+from engine.models.adapters.source import adapter_folder
+from engine.models.chat_template import conversation_ids
+from engine.models.downloads import verify_base
+from engine.models.loading import hub_arguments, load_base, load_policy, load_tokenizer
+from engine.models.number_format import choose_dtype, overflow_in_float16
+from engine.pairs.generation.prompts import Prompt
+from engine.preflight.plan_search import PlanInputs
+from engine.run.context import Context
+from engine.security.sanitize import visible_line
+
+if TYPE_CHECKING:
+    pass
+
+
+GIB = 1 << 30
+DTYPE_PROMPTS = 8
+
+
+def plan_inputs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PlanInputs]:
+    """Choose the number format, and look at the model's shape and at the machine."""
+    from transformers import AutoConfig
+
+    config, token = context.config, context.token_text
+
+    def overflow() -> str:
+        half = config.model_copy(update={"dtype": "float16"})
+        tokenizer = load_tokenizer(half, token)
+        texts = [conversation_ids(tokenizer, prompt.messages, reply_wanted=True) for prompt in prompts[:DTYPE_PROMPTS]]
+        policy = load_policy(load_base(half, token), adapter_folder(context), trainable=True)
+        try:
+            return overflow_in_float16(policy, [ids[: config.max_length] for ids in texts])
+        finally:
+            del policy
+            free_memory()
+
+    yield from check_download(config)
+    dtype, why = choose_dtype(config, overflow)
+    yield Check("number format", "ok", f"{dtype} on {resolve_device(config)}: {why}")
+    model_config = AutoConfig.from_pretrained(config.base_model_id, **hub_arguments(config, token))
+    machine = machine_of(resolve_device(config))
+    where = "the GPU" if machine.device_type == "cuda" else "this computer"
+    have = f"{machine.room / GIB:.1f} of {machine.total / GIB:.1f} GiB of {where} may be filled"
+    yield Check("memory", "ok", have)
+    yield from gpu_memory_held_by_others(machine.device_type)
+    chosen = replace(context, config=config.model_copy(update={"dtype": dtype}))
+    return PlanInputs(chosen, Shape.of(model_config, context.run.result("adapter")), machine, why)
+
+
+def check_download(config: Stage3Config) -> Iterator[Check]:
+    """Raises DamagedState where a file of the base model in the Hub's cache is not what its name says."""
+    found = verify_base(config)
+    if found.damaged:
+        names = ", ".join(str(path) for path in found.damaged)
+        yield Check("download", "failed", visible_line(f"damaged: {names}", 400))
+        raise DamagedState(
+            f"{len(found.damaged)} of {found.files} files of {config.base_model_id} in the Hub's cache are damaged.",
+            f"Their bytes are not those that their names are the hash of: {names}.",
+            f"Remove them (rm {shlex.join(map(str, found.damaged))}), then start again: they are downloaded anew.",
+        )
+    if found.files:
+        yield Check(
+            "download", "ok", f"{found.files} files, {found.bytes / GIB:.1f} GiB, each with the hash of its name"
+        )
+
+
+def gpu_memory_held_by_others(device_type: str) -> Iterator[Check]:
+    """Who else has memory of the GPUs, so that a person may end it; nobody else does."""
+    if device_type != "cuda":
+        return
+    gpus = Gpus()
+    for gpu in gpus.read():
+        if holders := gpus.held_by_others(gpu.index):
+            held = f"GPU {gpu.index}: {', '.join(map(str, holders))}"
+            yield Check("memory held by others", "warning", visible_line(held))

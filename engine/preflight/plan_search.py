@@ -1,0 +1,166 @@
+"""Which training plan fits this machine: by the forecast's formula first, then by trying it on the longest pair."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from engine.core.errors import MemoryExhausted, PreconditionError, RestartNeeded
+from engine.core.events import Event, Message
+from engine.dpo.planning import forecast as formula
+from engine.dpo.planning.forecast import Machine, Shape
+from engine.dpo.planning.plan import TrainingPlan, choose_plan
+from engine.machine.memory import free_memory
+from engine.preflight.trial import TrialRun, train_and_resume
+from engine.run.context import Context
+from engine.run.folder import Run
+
+if TYPE_CHECKING:
+    from engine.dpo.training.dataset import Row
+
+
+MEMORY_FRACTION = {"cuda": 0.92, "cpu": 0.6}
+"""Of the memory that there is, what a plan may need: torch's allocator leaves gaps, and on the CPU nothing raises when memory
+runs out: the process is killed."""
+MAX_FORWARD_TOKENS = {"cpu": 4096}
+"""Of a forward pass: more of them at once cost padding and gain nothing on a few cores."""
+TERMS_THAT_SCALE = ("activations", "attention", "head", "workspace")
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What the choice of a plan stands on."""
+
+    context: Context
+    """Its configuration has the number format that was chosen."""
+    shape: Shape
+    machine: Machine
+    why_dtype: str
+
+    def needed(self, plan: TrainingPlan, scale: float = 1.0, **other: Any) -> float:
+        """Bytes at the peak of the training. `other`: options that are to be otherwise than configured."""
+        config = self.context.config.model_copy(update=other)
+        terms = self.terms(plan, config.max_length, config.load_in_4bit)
+        return sum(size * (scale if name in TERMS_THAT_SCALE else 1.0) for name, size in terms.items())
+
+    def terms(self, plan: TrainingPlan, max_length: int, in_4bit: bool) -> dict[str, int]:
+        return formula.training_memory(
+            self.shape,
+            plan,
+            max_length=max_length,
+            context=self.machine.context,
+            in_4bit=in_4bit,
+            slack=self.machine.slack,
+        )
+
+    def generation(self, rows: int, **other: Any) -> dict[str, int]:
+        config = self.context.config.model_copy(update=other)
+        return formula.generation_memory(
+            self.shape,
+            config.dtype,
+            rows=rows,
+            longest=config.max_prompt_tokens + config.max_new_tokens,
+            context=self.machine.context,
+            in_4bit=config.load_in_4bit,
+        )
+
+    def choose(self, scale: float = 1.0) -> TrainingPlan:
+        config, device = self.context.config, self.machine.device_type
+        tokens = MAX_FORWARD_TOKENS.get(device)
+        return choose_plan(
+            config,
+            config.dtype,
+            self.why_dtype,
+            lambda plan: self.needed(plan, scale),
+            self.machine.room * MEMORY_FRACTION.get(device, 0.9),
+            None if tokens is None else tokens // (2 * config.max_length),
+        )
+
+
+def require_memory(inputs: PlanInputs) -> None:
+    """Raises PreconditionError where not even the smallest plan, or one conversation at a time, can fit."""
+    config, machine = inputs.context.config, inputs.machine
+    # A GPU says when memory runs out, so there the trial decides on what is close; a computer kills the process.
+    most = machine.total if machine.device_type == "cuda" else machine.room
+    plan = inputs.choose()
+    if (needed := inputs.needed(plan)) > most:
+        raise too_small_error(inputs, plan, f"The training needs {needed / GIB:.1f} GiB at its peak", most)
+    terms = inputs.generation(1)
+    if (needed := sum(terms.values())) > most and config.server_url is None:
+        fewer = config.max_new_tokens // 2
+        raise PreconditionError(
+            f"Making pairs needs {needed / GIB:.1f} GiB, and there are {most / GIB:.1f}.",
+            _listed(terms),
+            f"Use --max-new-tokens {fewer}, --load-in-4bit, a smaller --base-model-id, or --server-url.",
+        )
+
+
+def too_small_error(inputs: PlanInputs, plan: TrainingPlan, what: str, room: float) -> PreconditionError:
+    """The refusal, with what each way out would need."""
+    config = inputs.context.config
+    ways: dict[str, float] = {}
+    if not plan.gradient_checkpointing:
+        plan = replace(plan, gradient_checkpointing=True)
+        ways["--gradient-checkpointing"] = inputs.needed(plan)
+    if plan.reference == "live":
+        plan = replace(plan, reference="up front")
+        ways["--cpu-ref-model"] = inputs.needed(plan)
+    ways[f"--max-length {config.max_length // 2}"] = inputs.needed(plan, max_length=config.max_length // 2)
+    if inputs.machine.device_type == "cuda" and not config.load_in_4bit:
+        ways["--load-in-4bit"] = inputs.needed(plan, load_in_4bit=True)
+    told = ", ".join(f"{way} ({size / GIB:.1f} GiB)" for way, size in ways.items())
+    return PreconditionError(
+        f"{what}, and there are {room / GIB:.1f}.",
+        _listed(inputs.terms(plan, config.max_length, config.load_in_4bit)),
+        f"Use {told}, or a smaller --base-model-id.",
+    )
+
+
+def _listed(terms: Mapping[str, int]) -> str:
+    return "Its parts, in GiB: " + ", ".join(f"{name} {size / GIB:.1f}" for name, size in terms.items() if size) + "."
+
+
+def fitting_plan(inputs: PlanInputs, scratch: Run, row: Row) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
+    """The plan that the forecast chooses, tried on the longest pair: lowered where it does not fit, and raised once where
+    what was measured says that more would.
+    """
+    config, machine = inputs.context.config, inputs.machine
+    plan: TrainingPlan | None = inputs.choose()
+    best: tuple[TrainingPlan, TrialRun] | None = None
+    while plan is not None:
+        try:
+            tried = yield from train_and_resume(inputs.context, scratch, row, plan)
+        except (RestartNeeded, MemoryExhausted) as error:
+            said = error.why
+            yield Message("warning", f"On the longest pair memory ran out at {plan.in_words}: {said}")
+            lower = plan.reduce(may_checkpoint=config.gradient_checkpointing is None)
+            if best is not None:
+                break
+            if lower is None:
+                raise too_small_error(
+                    inputs, plan, f"The training of one pair does not fit ({said})", machine.room
+                ) from None
+            plan = replace(lower, why={**plan.why, "micro_batch": f"{plan.micro_batch} was tried, and did not fit"})
+            free_memory()
+            continue
+        larger = None
+        if best is None and machine.device_type == "cuda":
+            larger = inputs.choose(_scale(inputs, plan, tried.peak_bytes))
+            if larger.gradient_checkpointing > plan.gradient_checkpointing or (
+                larger.gradient_checkpointing == plan.gradient_checkpointing and larger.micro_batch <= plan.micro_batch
+            ):
+                larger = None
+        best, plan = (plan, tried), larger
+    assert best is not None
+    return best
+
+
+def _scale(inputs: PlanInputs, plan: TrainingPlan, measured: int) -> float:
+    """How many times what the formula says the activations really take. Measured without the CUDA context."""
+    config = inputs.context.config
+    terms = inputs.terms(plan, config.max_length, config.load_in_4bit)
+    growing = sum(terms[name] for name in TERMS_THAT_SCALE)
+    fixed = sum(terms.values()) - growing - terms["context"]
+    return max((measured - fixed) / growing, 0.1)

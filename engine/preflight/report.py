@@ -1,0 +1,63 @@
+"""The forecast of the whole run, as lines of the stage's table and as an event."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from engine.core import events
+from engine.core.errors import PreconditionError
+from engine.core.events import Check, Event
+from engine.dpo.planning.forecast import Forecast, Machine
+from engine.machine.telemetry import gpu_of_cuda
+from engine.run.context import Context
+
+if TYPE_CHECKING:
+    pass
+
+
+GIB = 1 << 30
+
+
+def forecast_lines(whole: Forecast, machine: Machine) -> Generator[Event, None, None]:
+    yield Check("forecast: pairs", "ok", clock(whole.seconds_pairs))
+    yield Check("forecast: training", "ok", clock(whole.seconds_training))
+    yield Check("forecast: disk", "ok", f"{whole.disk_bytes / 1e6:.0f} MB")
+    room = machine.room / GIB
+    for name, size in _peaks(whole, machine).items():
+        told = f"{size / GIB:.1f} of {room:.1f} GiB at the peak, as measured"
+        yield Check(f"forecast: memory, {name}", "ok", told)
+
+
+def _peaks(whole: Forecast, machine: Machine) -> dict[str, float]:
+    """Bytes at the peak of each long stage; what torch measures on a GPU leaves CUDA's own share out."""
+    beside = machine.context if machine.device_type == "cuda" else 0
+    return {"pairs": whole.peak_bytes_pairs + beside, "training": whole.peak_bytes + beside}
+
+
+def forecast_event(whole: Forecast, machine: Machine, device_number: int) -> Event:
+    on_gpu = machine.device_type == "cuda"
+    return events.Forecast(
+        seconds={"pairs": whole.seconds_pairs, "training": whole.seconds_training},
+        peak_bytes=_peaks(whole, machine),
+        on_gpu=on_gpu,
+        gpu=gpu_of_cuda(device_number) if on_gpu else None,
+        disk_bytes=whole.disk_bytes,
+    )
+
+
+def require_disk(context: Context, whole: Forecast) -> None:
+    free = shutil.disk_usage(context.run.folder).free
+    if whole.disk_bytes > free:
+        raise PreconditionError(
+            f"The run needs {whole.disk_bytes / GIB:.1f} GiB of disk, and {free / GIB:.1f} GiB are free.",
+            "Pairs, checkpoints and the archive would not fit.",
+            "Free some space, give another --output-dir, or make --num-examples smaller.",
+        )
+
+
+def clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,136 @@
+"""Training steps on the longest pair that the limits allow: a checkpoint, an interruption, a resume."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+from engine.core.errors import DamagedState
+from engine.core.events import Check, CheckpointSaved, Event, Message, TrainStep
+from engine.core.layout import CHECKPOINTS_DIR
+from engine.dpo.planning.plan import TrainingPlan
+from engine.machine.memory import free_memory
+from engine.pairs.assessment.training_set import preference_row
+from engine.pairs.data.record import Pair, PairRecord
+from engine.run.context import Context
+from engine.run.folder import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from engine.dpo.training.dataset import Row
+    from engine.dpo.training.trainer import Trained
+
+
+STEPS = 3
+"""Two before the interruption at the latest, and one for the resume."""
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """What training steps on the longest pair took."""
+
+    step_seconds: float
+    """Of one pair."""
+    checkpoint_bytes: int
+    peak_bytes: int
+
+
+def train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPlan) -> Generator[Event, None, TrialRun]:
+    """Training steps under `plan`, interrupted after the first checkpoint, then gone on with.
+
+    Raises RestartNeeded or MemoryExhausted where they do not fit; whatever they leave in `scratch` is not for use.
+    """
+    from engine.dpo.training.trainer import save_adapter, train
+
+    shutil.rmtree(scratch / CHECKPOINTS_DIR, ignore_errors=True)
+    small = context.config.model_copy(update={"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"})
+    short = Context(config=small, run=scratch, stop=context.stop, token=context.token)
+    for stage in ("workspace", "adapter"):
+        scratch.record_stage(stage, status="done", result=context.run.result(stage))
+    rows, one_pass = [row] * plan.micro_batch, replace(plan, accumulation=1)
+    steps = StepTimes()
+    first = train(short, rows, max_steps=STEPS, plan=one_pass)
+    checkpoint_bytes = steps.until_checkpoint(first)
+    first.close()  # as an interruption would end it: the step under way is finished, and saved
+    yield Check("training step", "ok", f"on {plan.micro_batch} × {small.max_length} tokens, loss starts at ln 2")
+    yield Check("checkpoint", "ok", f"{checkpoint_bytes / 1e6:.1f} MB")
+    free_memory()
+    trained = yield from steps.quietly(train(short, rows, max_steps=STEPS, plan=one_pass))
+    if trained.resumed_from is None:
+        raise DamagedState(
+            "The run in small did not go on from its checkpoint.",
+            "A long run that is interrupted would begin anew.",
+            "Look at logs/run.log; then start again.",
+        )
+    yield Check("resume", "ok", f"went on from step {trained.resumed_from}")
+    save_adapter(trained, scratch / "models/lora_adapters", base_name=context.config.base_model_id, base_revision=None)
+    peak = trained.peak_bytes
+    del trained
+    free_memory()
+    return TrialRun(min(steps.seconds) / plan.micro_batch, checkpoint_bytes, peak)
+
+
+class StepTimes:
+    """Times the steps of the run in small; the first is slower than the rest, and the quickest is nearest to a long run's."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = time.monotonic()
+
+    def _heard(self, event: Event) -> None:
+        now = time.monotonic()
+        if isinstance(event, TrainStep):
+            self.seconds.append(now - self._last)
+        self._last = now
+
+    def until_checkpoint(self, training: Iterator[Event]) -> int:
+        """Bytes of the first checkpoint."""
+        for event in training:
+            self._heard(event)
+            if isinstance(event, CheckpointSaved):
+                return event.bytes
+        raise DamagedState("The run in small ended without a checkpoint.", "", "Look at logs/run.log.")
+
+    def quietly(self, training: Generator[Event, None, Trained]) -> Generator[Event, None, Trained]:
+        """Run to the end; of what it says only warnings are passed on: its steps are none of the run's."""
+        while True:
+            try:
+                event = next(training)
+            except StopIteration as end:
+                return cast("Trained", end.value)
+            self._heard(event)
+            if isinstance(event, Message) and event.level == "warning":
+                yield event
+
+
+def longest_row(record: PairRecord, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Row:
+    """The pair, its words repeated until prompt and reply fill `max_length` tokens, or nearly so."""
+    from engine.dpo.training.dataset import measure_lengths
+
+    pool = (record.revised_response or record.base_response or "word").split()
+
+    def row(words: int) -> Row:
+        reply = [pool[i % len(pool)] for i in range(words)]
+        made = preference_row(
+            Pair(
+                id=record.id,
+                prompt=record.prompt,
+                messages=record.messages,
+                base_response=" ".join(reversed(reply)) + ".",
+                revised_response=" ".join(reply) + ".",
+            )
+        )
+        return cast("Row", made)
+
+    low, high = 1, max_length
+    while low < high:  # the largest number of words that fits
+        middle = (low + high + 1) // 2
+        if measure_lengths([row(middle)], tokenizer)[0] <= max_length:
+            low = middle
+        else:
+            high = middle - 1
+    return row(low)

@@ -1,0 +1,206 @@
+"""What each stage leaves for the later ones, as `run.json` keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """Base of all results. Reading one drops unknown fields (a newer version wrote them)."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Result = TypeVar("Result", bound=StageResult)
+
+
+def read_result(cls: type[Result], record: Mapping[str, Any]) -> Result | None:
+    """The result in a record of `run.json`; None where the stage left none, or not all of it."""
+    known = {f.name for f in fields(cls)}
+    try:
+        return cls(**{name: value for name, value in record.items() if name in known})
+    except TypeError:
+        return None
+
+
+@dataclass(frozen=True)
+class WorkspaceResult(StageResult):
+    folder: str
+    commit: str | None = None
+    """None where the folder is no git checkout."""
+    dirty: bool | None = None
+    """Whether tracked files differ from the commit; None where that is not known."""
+    free_bytes: int = 0
+    url: str | None = None
+    ref: str | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class ToolchainResult(StageResult):
+    """Versions; None for what is missing."""
+
+    python: str
+    uv: str | None
+    git: str | None
+    tmux: str | None
+    driver: str | None
+    ends_at_logout: bool
+    executable: str
+    torch: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class CredentialsResult(StageResult):
+    account: str | None = None
+    role: str | None = None
+    source: str | None = None
+    """Where the token came from."""
+    offline: bool = False
+    reads: tuple[str, ...] = ()
+    commits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By what is read: `repo`, `commit`, and the `revisions` that it went by."""
+
+
+@dataclass(frozen=True)
+class DependenciesResult(StageResult):
+    environment: Mapping[str, Any]
+    """What the probe depends on, and what the run was made with."""
+    probe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AdapterResult(StageResult):
+    """The Stage 2 adapter and its base model."""
+
+    tensors_sha256: str
+    base_model_id: str = ""
+    base_model_commit: str | None = None
+    """None for a local folder."""
+    folder: str = ""
+    adapter_id: str | None = None
+    adapter_revision: str | None = None
+    adapter_commit: str | None = None
+    adapter_sha256: str = ""
+    rank: int = 0
+    alpha: float = 0.0
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    variant: str = ""
+    target_modules: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    trainable_parameters: int = 0
+    bytes: int = 0
+    named_base: str | None = None
+    base_parameters: int = 0
+    effect: float = 0.0
+    """The largest change of a logit when the adapter is switched on."""
+
+
+@dataclass(frozen=True)
+class PreflightResult(StageResult):
+    dtype: str
+    """The number format that was chosen: bfloat16, float16, float32."""
+    forecast: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Bytes at the training's peak, by term of the formula."""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairsResult(StageResult):
+    pairs_sha256: str
+    records: int = 0
+    ok: int = 0
+    taken_over: int = 0
+    """Records that an earlier start, or a superseded set, had made already."""
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class QualityResult(StageResult):
+    train_sha256: str
+    eval_sha256: str
+    train: int = 0
+    held_out: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    accepted_for: str | None = None
+    judge: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingResult(StageResult):
+    tensors_sha256: str
+    adapter_sha256: str = ""
+    steps: int = 0
+    final_loss: float = 0.0
+    verdict: str = ""
+    effect: float = 0.0
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    memory_ran_out: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class PackagingResult(StageResult):
+    archive: str = ""
+    sha256: str = ""
+    bytes: int = 0
+    files: int = 0
+    contents: tuple[tuple[str, int], ...] = ()
+    scp: str = ""
+    check: str = ""
+    unzip: str = ""
+    load: tuple[str, ...] = ()
+    pushed: Mapping[str, Any] | None = None
+
+
+class Results:
+    """The recorded results of a run, typed; None for a stage that left none."""
+
+    def __init__(self, recorded: Mapping[str, Mapping[str, Any]]) -> None:
+        self._recorded = recorded
+
+    def _read(self, stage: str, cls: type[Result]) -> Result | None:
+        return read_result(cls, self._recorded.get(stage, {}).get("result") or {})
+
+    @property
+    def workspace(self) -> WorkspaceResult | None:
+        return self._read("workspace", WorkspaceResult)
+
+    @property
+    def credentials(self) -> CredentialsResult | None:
+        return self._read("credentials", CredentialsResult)
+
+    @property
+    def dependencies(self) -> DependenciesResult | None:
+        return self._read("dependencies", DependenciesResult)
+
+    @property
+    def adapter(self) -> AdapterResult | None:
+        return self._read("adapter", AdapterResult)
+
+    @property
+    def preflight(self) -> PreflightResult | None:
+        return self._read("preflight", PreflightResult)
+
+    @property
+    def pairs(self) -> PairsResult | None:
+        return self._read("pairs", PairsResult)
+
+    @property
+    def quality(self) -> QualityResult | None:
+        return self._read("quality", QualityResult)
+
+    @property
+    def training(self) -> TrainingResult | None:
+        return self._read("training", TrainingResult)
+
+    @property
+    def packaging(self) -> PackagingResult | None:
+        return self._read("packaging", PackagingResult)

@@ -1,0 +1,37 @@
+"""Results kept by what made them: an append-only JSONL file of `{"key", "value"}` lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
+
+
+class KeyedCache:
+    """Values by key. A damaged line counts as missing, so what it held is computed again; of two with one key the newer
+    holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values of those keys that are there."""
+        wanted = set(keys)
+        if not wanted or not self._path.is_file():
+            return {}
+        found = {}
+        for _, line in read_jsonl(self._path):
+            if not isinstance(line, BadLine) and line.get("key") in wanted and "value" in line:
+                found[line["key"]] = line["value"]
+        return found
+
+    def append(self, values: dict[str, Any]) -> None:
+        """Keep these; all of them are on disk when this returns. Raises DiskError."""
+        if not values:
+            return
+        with JsonlAppender(self._path) as appender:
+            for number, (key, value) in enumerate(values.items(), start=1):
+                appender.append({"key": key, "value": value}, sync=number == len(values))
