@@ -105,6 +105,18 @@ def at_commits(config: Stage3Config, commits: Mapping[HubRequirement, str]) -> S
     return config.model_copy(update=revisions)
 
 
+def at_recorded_commits(config: Stage3Config, run: Run) -> Stage3Config:
+    """The same by what an earlier start of the run recorded, without asking the Hub."""
+    credentials = run.results.credentials
+    recorded = {} if credentials is None else credentials.commits
+    found = {}
+    for need in hub_requirements(config, run):
+        pin = recorded.get(need.what) or {}
+        if pin.get("repo") == need.repo_id and need.revision in pin.get("revisions", ()):
+            found[need] = str(pin["commit"])
+    return at_commits(config, found)
+
+
 def _moved(need: HubRequirement, before: str, now: str) -> DamagedState:
     flag = "--" + need.revision_option.replace("_", "-")
     return DamagedState(

@@ -36,6 +36,17 @@ READ_AS = {
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
 }
+FIELDS_DEPEND_ON = {
+    "dtype": (
+        "dtype",
+        "device",
+        "base_model_id",
+        "base_model_revision",
+        "adapter.tensors_sha256",
+        "adapter.base_model_commit",
+    ),
+}
+"""Fields of the result that stay what they are while these do, whatever else preflight finds this time."""
 PROMPTS_MEASURED = 200
 """Prompts that are looked at to find one that fits."""
 

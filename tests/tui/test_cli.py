@@ -119,7 +119,7 @@ def test_auto_json_prints_events_and_nothing_else_and_status_tells_the_same(tmp_
 def test_the_wizard_goes_on_with_the_options_that_the_run_was_started_with(tmp_path: Path):
     import argparse
 
-    from tui.cli import config_of
+    from tui.commands.arguments import config_of
 
     run = Run(tmp_path / "run")
     run.manifest["config"] = {"num_examples": 77, "beta": 0.7, "output_dir": "elsewhere", "of_another_version": 1}

@@ -23,7 +23,8 @@ from engine.run.journal import read_entries
 from engine.security.secrets import Secret
 from tests.support.pseudo_terminal import LEAVES_ALTERNATE_SCREEN, SHOWS_CURSOR, PseudoTerminal
 from tests.support.small_stages import SmallStage, finished_stages, run_all, small_stages
-from tui.cli import recorded_config, run_parser
+from tui.commands.arguments import recorded_config
+from tui.commands.run import run_parser
 from tui.process.reexec import resume_command
 from tui.runs.runner import Runner
 

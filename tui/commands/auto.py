@@ -16,8 +16,7 @@ from engine.run.folder import Run
 from engine.run.journal import Entry, read_entries
 from engine.run.state import RunState, fold
 from engine.security.secrets import Secret
-from engine.storage.jsonl import dumps
-from tui.commands.console import AutoPrinter, LinePrinter, LivePrinter
+from tui.commands.printers import AutoPrinter, printer_for_output
 from tui.process.print_error import print_error
 from tui.process.reexec import reexec, resume_command
 from tui.process.signals import install_signal_handlers
@@ -34,7 +33,7 @@ def run_auto(
     run.acquire()
     log_to_file(run / RUN_LOG)
     context = Context(config=config, run=run, token=token)
-    follower = EventPrinter(run, _printer(json))
+    follower = EventPrinter(run, printer_for_output(json))
     install_signal_handlers(lambda reason, code: context.stop.request(reason, code))
     try:
         return _work(context, follower, until, redo_from)
@@ -112,24 +111,3 @@ def _tell_failure(state: RunState) -> None:
             print_error(error)
         except OSError:
             return  # stderr is gone as well; run.json has the same three fields
-
-
-class JsonPrinter:
-    """The events, one JSON object a line, and nothing else."""
-
-    def show(self, entry: Entry, state: RunState) -> None:
-        from engine.run.journal import finite
-
-        print(dumps(finite(entry.as_dict())), flush=True)
-
-    def refresh(self, state: RunState) -> None:
-        """Events are printed as they come."""
-
-    def close(self, state: RunState) -> None:
-        sys.stdout.flush()
-
-
-def _printer(json: bool) -> AutoPrinter:
-    if json:
-        return JsonPrinter()
-    return LivePrinter() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else LinePrinter()

@@ -9,13 +9,59 @@ from pathlib import Path
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, ExitCode
 from engine.core.layout import EVENTS_JSONL, RUN_LOG
+from engine.core.options import options
 from engine.process.environment import log_to_file, quiet_libraries
 from engine.run.folder import Run
 from engine.run.journal import Journal
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
-from tui.commands.console import event_line
+from tui.commands.arguments import (
+    add_options,
+    add_token_options,
+    config_of,
+    new_parser,
+    parse,
+    run_dir_of,
+    stored_config,
+    token_of,
+)
+from tui.commands.printers import event_line
+from tui.commands.table import PROGRAM
 from tui.process.signals import install_signal_handlers
+
+
+def main(arguments: list[str]) -> int:
+    parser = new_parser(
+        "Push the adapter of a run to the Hub: its files, its card, the evaluation and a manifest, in one commit, out of the\n"
+        "archive that the stage packaging made. A new repository is private. What is there already is not sent again.",
+        "The token comes from HF_TOKEN, the Hub's own login, --token-stdin or --token-file; it needs the right to write.",
+        usage=f"{PROGRAM} push [RUN_DIR] [REPO] [OPTIONS]",
+    )
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; else --output-dir's value")
+    parser.add_argument(
+        "repo", nargs="?", metavar="REPO", help="owner/name; else --push-to-hub's value, or the run's own"
+    )
+    add_token_options(parser)
+    add_options(parser, [option for option in options() if option.name in ("output_dir", "push_public")])
+    given = parse(parser, arguments)
+    if given.repo is None and given.run_dir is not None and is_repository(given.run_dir):
+        given.repo, given.run_dir = given.run_dir, None
+    folder = run_dir_of(given)
+    given.output_dir, asked_for_public = str(folder), bool(given.push_public)
+    if given.repo is not None:
+        given.push_to_hub = given.repo
+    config = config_of(given, goes_on=True)
+    # That another repository may be public says nothing about this one.
+    public = config.push_public if given.repo in (None, stored_config(folder).get("push_to_hub")) else asked_for_public
+    return push_run(folder, config, public=public, token=token_of(given))
+
+
+def is_repository(argument: str) -> bool:
+    """Whether a single argument is a repository (owner/name), and no folder, nor one that is misspelt."""
+    owner, slash, name = argument.partition("/")
+    return (
+        bool(owner and slash and name) and "/" not in name and not Path(argument).exists() and not Path(owner).is_dir()
+    )
 
 
 def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret | None) -> int:

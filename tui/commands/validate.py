@@ -15,12 +15,15 @@ from rich.text import Text
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode
+from engine.core.options import Option, options
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.gate import Figure
 from engine.pairs.assessment.validation import Validation, validate
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine
-from tui.commands.console import COLOUR, GLYPH
+from tui.commands.arguments import add_options, config_of, new_parser, parse
+from tui.commands.printers import COLOUR, GLYPH
+from tui.commands.table import PROGRAM
 from tui.process.print_error import print_error
 
 IN_MEMORY = 1 << 20
@@ -28,6 +31,34 @@ IN_MEMORY = 1 << 20
 BAD_LINES_SHOWN = 20
 TEXT_SHOWN = 100
 """Characters of each text of an example."""
+
+
+def main(arguments: list[str]) -> int:
+    parser = new_parser(
+        "The quality report and the gate, on any pairs file: ours, the notebook's, or TRL's (prompt, chosen, rejected, as text\n"
+        "or as messages), compressed by gzip or not; - is standard input. What people decided (edits.jsonl) and what a judge\n"
+        "scored (scores.jsonl) counts where it lies beside the file.",
+        "Exit code 0 where the gate is open, 9 where it is shut or a line is no pair.",
+        usage=f"{PROGRAM} validate PAIRS.jsonl [--json] [--export TRAIN.jsonl] [OPTIONS]",
+    )
+    parser.add_argument("pairs", metavar="PAIRS.jsonl")
+    parser.add_argument("--json", action="store_true", help="one JSON object: pairs, figures, gate, verdicts")
+    parser.add_argument(
+        "--export",
+        metavar="FILE",
+        help="write what would train, after people's edits, as TRL's prompt, chosen, rejected; only where the gate is open "
+        "or --accept-quality opens it",
+    )
+    parser.add_argument("--force", action="store_true", help="--export may replace a file")
+    add_options(parser, [option for option in options() if is_of_the_gate(option)])
+    given = parse(parser, arguments)
+    return print_validation(given.pairs, config_of(given), as_json=given.json, export=given.export, force=given.force)
+
+
+def is_of_the_gate(option: Option) -> bool:
+    """Not the judge, nor what is held out: `validate` neither scores nor parts."""
+    threshold = option.name.startswith(("min_", "max_", "warn_")) and option.name != "min_eval_pairs"
+    return option.group == "Quality" and (threshold or option.name == "accept_quality")
 
 
 def print_validation(path: str, config: Stage3Config, *, as_json: bool, export: str | None, force: bool) -> int:

@@ -1,24 +1,18 @@
-"""Plain text from the same fold that the wizard draws: `--auto`'s printers, `status`, `stop`, `doctor`."""
+"""Events as plain text: lines for logs and schedulers, or one live line on a terminal; and as JSON."""
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import textwrap
 import time
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from engine.core import layout
-from engine.core.config import Stage3Config
-from engine.core.errors import ExitCode, Stage3Error
 from engine.core.events import (
     Check,
     CheckpointSaved,
@@ -30,10 +24,10 @@ from engine.core.events import (
     TrainStep,
 )
 from engine.core.stage_table import STAGES
-from engine.run.folder import Run
-from engine.run.journal import Entry, read_entries
-from engine.run.state import RunState, StageState, fold
+from engine.run.journal import Entry, finite
+from engine.run.state import RunState
 from engine.security.sanitize import visible_line
+from engine.storage.jsonl import dumps
 
 GLYPH = {
     "waiting": "·",
@@ -123,12 +117,10 @@ def event_line(entry: Entry) -> str:
     """One event as a line of text; empty for those that are not worth one. Foreign text is made visible."""
     match entry.event:
         case StageStarted(stage=stage, sentence=sentence):
-            return f"▶ {_number(stage)} {stage}: {sentence}"
+            return f"▶ {stage_number(stage)} {stage}: {sentence}"
         case StageFinished(stage=stage, outcome=outcome, summary=summary, reused=reused):
             word = "done before" if reused else outcome
-            return (
-                f"{GLYPH[outcome if not reused else 'done']} {_number(stage)} {stage} {word}: {visible_line(summary)}"
-            )
+            return f"{GLYPH[outcome if not reused else 'done']} {stage_number(stage)} {stage} {word}: {visible_line(summary)}"
         case Check(status=status, name=name, detail=detail):
             return f"    {GLYPH[status]} {visible_line(name):{NAME_WIDTH}} {visible_line(detail)}".rstrip()
         case Progress() as progress:
@@ -183,7 +175,9 @@ def _moving_part(state: RunState) -> Group | Text:
     stage = state.current
     if stage is None:
         return Text("")
-    head = Text(f"▶ {_number(stage.name)} {stage.name}  {duration(stage.elapsed(time.time()) or 0)}  ", style="cyan")
+    head = Text(
+        f"▶ {stage_number(stage.name)} {stage.name}  {duration(stage.elapsed(time.time()) or 0)}  ", style="cyan"
+    )
     progress = stage.progress
     if progress is None or not progress.total:
         return head
@@ -204,113 +198,24 @@ def _style(entry: Entry) -> str:
     return "bold" if isinstance(event, (StageStarted, EvalDone)) else ""
 
 
-def _number(stage: str) -> str:
+def stage_number(stage: str) -> str:
     return f"{STAGES.index(stage) + 1:2}"
 
 
-# -- status and stop --------------------------------------------------------------------------------------------------
+class JsonPrinter:
+    """The events, one JSON object a line, and nothing else."""
+
+    def show(self, entry: Entry, state: RunState) -> None:
+        print(dumps(finite(entry.as_dict())), flush=True)
+
+    def refresh(self, state: RunState) -> None:
+        """Events are printed as they come."""
+
+    def close(self, state: RunState) -> None:
+        sys.stdout.flush()
 
 
-def print_status(folder: Path, *, as_json: bool) -> int:
-    run = Run(folder)
-    state = fold(read_entries(run / layout.EVENTS_JSONL))
-    owner = run.owner()
-    if as_json:
-        print(json.dumps(status_data(run, state, owner), ensure_ascii=False, indent=2))
-    else:
-        print_status_text(run, state, owner)
-    return 0
-
-
-def status_data(run: Run, state: RunState, owner: dict[str, Any] | None) -> dict[str, Any]:
-    step = state.train_steps[-1] if state.train_steps else None
-    return {
-        "run_dir": str(run.folder),
-        "running": owner is not None,
-        "owner": owner,
-        "stages": {
-            stage.name: {
-                "status": _seen_status(stage, owner),
-                "summary": stage.summary,
-                "seconds": stage.elapsed(time.time() if owner else state.last_time),
-                "progress": asdict(stage.progress) if stage.progress else None,
-            }
-            for stage in state.stages.values()
-        },
-        "pairs_made": state.pairs_made,
-        "pair_failures": dict(state.pair_failures),
-        "train_step": asdict(step) if step else None,
-        "verdict": state.evaluation.verdict if state.evaluation else None,
-        "error": run.manifest.get("error"),
-        "archive": str(run.archive) if run.archive.exists() else None,
-    }
-
-
-def print_status_text(run: Run, state: RunState, owner: dict[str, Any] | None) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
-    at_work = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "nobody works on it"
-    console.print(Text(f"{run.folder}: {at_work}"))
-    table = Table.grid(padding=(0, 2))
-    for stage in state.stages.values():
-        status = _seen_status(stage, owner)
-        text = visible_line(stage.summary)
-        if status == "running" and stage.progress:
-            text = progress_text(stage.progress)
-        if status == "running" and stage.name == "training" and state.train_steps:
-            text = step_text(state.train_steps[-1])
-        seconds = stage.elapsed(time.time() if owner else state.last_time)
-        took = duration(seconds) if seconds is not None else ""
-        cells = (f"{GLYPH[status]} {_number(stage.name)}", stage.name, status, took, text)
-        table.add_row(*(Text(cell, style=COLOUR.get(status, "")) for cell in cells))
-    console.print(table)
-    error = run.manifest.get("error")
-    if error and not owner:
-        for word, key in (("failed", "what"), ("why", "why"), ("next", "what_to_do")):
-            console.print(Text(f"{word + ':':8}{visible_line(str(error.get(key, '')))}"))
-    if state.evaluation:
-        console.print(Text(f"verdict: {state.evaluation.verdict}. {visible_line(' '.join(state.evaluation.reasons))}"))
-    if run.archive.exists():
-        console.print(Text(f"archive: {run.archive}"))
-
-
-def _seen_status(stage: StageState, owner: dict[str, Any] | None) -> str:
-    """A stage that was running when its process died is stopped, whatever the journal's last word."""
-    return "stopped" if stage.status == "running" and owner is None else stage.status
-
-
-def stop_run(folder: Path, wait_seconds: float) -> int:
-    """Ask, then wait until the process has let go of the run."""
-    run = Run(folder)
-    owner = run.owner()
-    if owner is None:
-        print(f"Nobody works on {run.folder}.")
-        return int(ExitCode.DONE)
-    (run / layout.STOP_REQUEST).touch()
-    print(f"Asked process {owner['pid']} on {owner['host']} to save and stop.", flush=True)
-    end = time.monotonic() + wait_seconds
-    while run.owner() is not None:
-        if time.monotonic() > end:
-            print("It has not stopped yet: it finishes its step first. Look again with `stage3-tui status`.")
-            return int(ExitCode.DONE)
-        time.sleep(0.2)
-    print("It has stopped; everything is saved.")
-    return int(ExitCode.DONE)
-
-
-# -- doctor -----------------------------------------------------------------------------------------------------------
-
-
-def print_doctor(config: Stage3Config) -> int:
-    """What stages toolchain and dependencies find, and GPU, disk and token, without a run."""
-    from engine.pipeline.doctor import examine
-
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    worst = ExitCode.DONE
-    for finding in examine(config):
-        if isinstance(finding, Stage3Error):
-            worst = finding.exit_code
-            console.print(Text(f"✗ {visible_line(str(finding))}", style="red"))
-        else:
-            line = f"{GLYPH[finding.status]} {visible_line(finding.name):{NAME_WIDTH}} {visible_line(finding.detail)}"
-            console.print(Text(line, style=COLOUR.get(finding.status, "")))
-    return int(worst)
+def printer_for_output(json: bool) -> AutoPrinter:
+    if json:
+        return JsonPrinter()
+    return LivePrinter() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else LinePrinter()

@@ -1,0 +1,156 @@
+"""What a command would do, without doing it: stage by stage reused, done again and why, with a forecast where there is one.
+
+Reads the run folder and writes nothing. It asks the same questions as the pipeline (`engine.pipeline.graph`), with what an
+earlier start recorded; where a stage's inputs are themselves made again, it says on what the answer depends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from engine.core.config import Stage3Config
+from engine.core.errors import Stage3Error
+from engine.core.stage_table import STAGE, STAGES
+from engine.dpo.planning.forecast import Forecast, Measurements, forecast
+from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
+from engine.hub.run_requirements import at_recorded_commits
+from engine.pipeline.graph import changes, evidence_of, load_stage
+from engine.run.context import Context
+
+REDONE = "--from"
+Action = Literal["every time", "reused", "new", "goes on", "again", "open", "unknown"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    name: str
+    action: Action
+    """`open`: reused if the stages before it come out as they were. `unknown`: it cannot be said without running."""
+    why: str = ""
+    seconds: float | None = None
+    """By preflight's forecast, else as long as it took the last time; None where nobody knows."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def planned_stages(context: Context, *, until: str = STAGES[-1], redo_from: str | None = None) -> list[PlannedStage]:
+    """The stages up to `until`, as `run_pipeline` with the same arguments would take them."""
+    context = replace(context, config=at_recorded_commits(context.config, context.run))
+    names = STAGES[: STAGES.index(until) + 1]
+    redone = set() if redo_from is None else set(STAGES[STAGES.index(redo_from) :])
+    planned: list[PlannedStage] = []
+    open_results: dict[str, str] = {}
+    for name in names:
+        stage = _plan_stage(context, name, name in redone, open_results)
+        open_results |= _results_left_open(stage, context)
+        planned.append(stage)
+    return [_with_forecast(context, stage) for stage in planned]
+
+
+def _plan_stage(context: Context, name: str, redone: bool, open_results: Mapping[str, str]) -> PlannedStage:
+    recorded = context.run.stage(name)
+    if STAGE[name].every_time:
+        return PlannedStage(name, "every time", "a look at this machine")
+    if redone and recorded:
+        return PlannedStage(name, "again", REDONE)
+    try:
+        evidence = evidence_of(context, name)
+    except (Stage3Error, OSError) as error:
+        return PlannedStage(name, "unknown", str(error))
+    if evidence is None:
+        return PlannedStage(name, "every time", "the token is in memory only")
+    if not recorded:
+        return PlannedStage(name, "new")
+    found = changes(name, recorded.get("depends_on") or {}, evidence)
+    awaited = list(dict.fromkeys(open_results[key] for key in STAGE[name].inputs if key in open_results))
+    own = [change for change in found if change.key not in open_results]
+    if own:
+        return PlannedStage(name, "again", "; ".join(map(str, own)))
+    if recorded.get("status") not in ("done", "skipped"):
+        return PlannedStage(name, "goes on", f"it {recorded.get('status')}")
+    if awaited:
+        return PlannedStage(name, "open", f"reused if {_listed(awaited)} come out the same")
+    return PlannedStage(name, "reused", str(recorded.get("summary", "")))
+
+
+def _results_left_open(stage: PlannedStage, context: Context) -> dict[str, str]:
+    """The results of the stage that later ones build on and that nobody knows before it has run, with their names."""
+    if stage.action in ("reused", "every time"):
+        return {}
+    inputs = {key: called for spec in STAGE.values() for key, called in spec.inputs.items()}
+    mine = {key: called for key, called in inputs.items() if key.partition(".")[0] == stage.name}
+    settled = _settled_results(stage.name, context)
+    return {key: called for key, called in mine.items() if key.partition(".")[2] not in settled}
+
+
+def _settled_results(name: str, context: Context) -> set[str]:
+    """The fields of a stage's result that stay what they are, whatever else it finds this time."""
+    stage, recorded = load_stage(name), context.run.stage(name)
+    evidence = evidence_of(context, name) if recorded.get("result") else None
+    if evidence is None:
+        return set()
+    changed = {change.key for change in changes(name, recorded.get("depends_on") or {}, evidence)}
+    depends = getattr(stage, "FIELDS_DEPEND_ON", {})
+    return {field for field, keys in depends.items() if not changed & set(keys)}
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+# -- how long it takes -------------------------------------------------------------------------------------------------
+
+
+def _with_forecast(context: Context, stage: PlannedStage) -> PlannedStage:
+    if stage.action == "reused":
+        return replace(stage, seconds=0.0)
+    if stage.name == "pairs":
+        return _pairs_counted(context, stage)
+    if stage.name == "training" and (whole := run_forecast(context, context.config.num_examples)):
+        return replace(stage, seconds=whole.seconds_training)
+    last = context.run.stage(stage.name).get("seconds")
+    return replace(stage, seconds=last if isinstance(last, (int, float)) else None)
+
+
+def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
+    """How many records are there, how many an earlier set has, and how many have to be made."""
+    from engine.pairs.generation.inventory import take_inventory
+
+    try:
+        found = take_inventory(context, afresh=stage.why == REDONE)
+    except (Stage3Error, OSError):
+        return stage  # the prompts or the adapter cannot be read yet
+    told = ", ".join(part for part in (stage.why if stage.action == "again" else "", found.in_words) if part)
+    if not found.missing:
+        return replace(stage, why=told, seconds=0.0)
+    whole = run_forecast(context, found.missing)
+    return replace(stage, why=told, seconds=None if whole is None else whole.seconds_pairs)
+
+
+def run_forecast(context: Context, pairs: int) -> Forecast | None:
+    """What preflight's measurements say of the run with this configuration; None before a preflight."""
+    preflight = context.run.results.preflight
+    if preflight is None or not preflight.measured:
+        return None
+    known = {f.name for f in fields(Measurements)}
+    config: Stage3Config = context.config
+    plan = TrainingPlan.from_dict(preflight.plan) or plan_as_configured(config, preflight.dtype)
+    return forecast(
+        Measurements(**{key: value for key, value in preflight.measured.items() if key in known}),
+        num_examples=pairs,
+        rounds=config.rounds,
+        max_new_tokens=config.max_new_tokens,
+        epochs=config.num_train_epochs,
+        save_total_limit=config.save_total_limit,
+        plan=plan,
+    )
+
+
+def in_words(planned: list[PlannedStage]) -> Iterator[str]:
+    """One sentence a stage that is not simply reused."""
+    for stage in planned:
+        if stage.action in ("again", "open"):
+            yield f"{STAGE[stage.name].title}: {stage.action} ({stage.why})"

@@ -1,0 +1,161 @@
+"""What the commands' parsers share: options as flags, the configuration and the token that they give."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from engine.core.errors import ConfigError
+from engine.core.options import Option, options
+from engine.core.stage_table import STAGES
+from tui.commands.table import PROGRAM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.core.config import Stage3Config
+
+
+def add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Which run it is, and which stages of it."""
+    parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="the last stage to run")
+    parser.add_argument(
+        "--from", dest="redo_from", choices=STAGES, metavar="STAGE", help="do this stage and what follows again"
+    )
+    parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
+
+
+def add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("--token-stdin", action="store_true", help="read the Hugging Face token from standard input")
+    parser.add_argument("--token-file", metavar="FILE", help="read it from a file that only you can read (mode 0600)")
+
+
+def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> None:
+    """The fields of the configuration as options; values stay text here, the configuration class reads them."""
+    groups: dict[str, Any] = {}
+    for option in chosen:
+        group = groups.setdefault(option.group, parser.add_argument_group(option.group))
+        sentence = option.sentence.replace("%", "%%") + (f" [{option.default}]" if option.default else "")
+        if option.is_flag:
+            group.add_argument(
+                option.flag, action=argparse.BooleanOptionalAction, default=None, dest=option.name, help=sentence
+            )
+        else:
+            metavar = "|".join(option.choices) or option.name.rpartition("_")[2].upper()
+            group.add_argument(option.flag, default=None, dest=option.name, metavar=metavar, help=sentence)
+
+
+def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Config:
+    """The configuration of the arguments. With `goes_on`, what the run in the output folder was started with takes the
+    place of the defaults: `stage3-tui` after `stage3-tui --demo` goes on with the demo.
+    """
+    from pathlib import Path
+
+    from engine.core.config import load_config
+
+    names = {option.name for option in options()}
+    values = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    preset = None
+    if getattr(given, "demo", False):
+        from engine.demo.preset import demo_defaults
+
+        preset = demo_defaults()
+    toml = getattr(given, "config", None)
+    file = Path(toml) if toml else None
+    config = load_config(values, toml=file, preset=preset)
+    stored = stored_config(config.output_dir) if goes_on and preset is None else {}
+    return load_config(values, toml=file, preset=stored) if stored else config
+
+
+def recorded_config(given: argparse.Namespace) -> Stage3Config:
+    """The configuration that the run recorded, and nothing else: it was resolved when the run began. Raises DamagedState."""
+    from pathlib import Path
+
+    from engine.core.config import load_config
+
+    folder = Path(given.output_dir)
+    return load_config({**stored_config(folder), "output_dir": folder}, environment={})
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in `folder`; empty where there is none. Raises DamagedState."""
+    from engine.run.folder import Run
+
+    known = {option.name for option in options()} - {"output_dir"}
+    return {key: value for key, value in Run(folder).manifest["config"].items() if key in known}
+
+
+def token_of(given: argparse.Namespace) -> Any:
+    """The token from standard input or a file, as a Secret; None where neither was asked for."""
+    from engine.hub.token_file import read_token_file
+    from engine.security.secrets import Secret
+
+    if getattr(given, "token_fd", None) is not None:
+        with os.fdopen(given.token_fd, encoding="utf-8") as pipe:
+            return Secret(pipe.readline().strip())
+    if given.token_stdin:
+        return Secret(sys.stdin.readline().strip())
+    return read_token_file(given.token_file) if given.token_file else None
+
+
+def require_terminal() -> None:
+    """The wizard needs a terminal that can draw. Raises ConfigError."""
+    advice = f"Use `{PROGRAM} --auto`, or `{PROGRAM} status` to look at a run."
+    if not (sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())):
+        raise ConfigError(
+            "The wizard needs a terminal, and there is none here.", "Input or output is no terminal.", advice
+        )
+    if os.environ.get("TERM", "dumb") in ("dumb", ""):
+        raise ConfigError("The wizard cannot draw on this terminal.", f"TERM is {os.environ.get('TERM')!r}.", advice)
+
+
+def run_dir_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = new_parser(description, "", usage=f"{PROGRAM} {command} [RUN_DIR] [OPTIONS]")
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; else --output-dir's value")
+    add_options(parser, [option for option in options() if option.name in ("output_dir", "theme", "mouse")])
+    return parser
+
+
+def run_dir_of(given: argparse.Namespace) -> Any:
+    """The run folder that a command is about. Raises ConfigError where there is no run."""
+    from pathlib import Path
+
+    from engine.core.layout import EVENTS_JSONL, RUN_JSON
+
+    folder = Path(given.run_dir) if given.run_dir else config_of(given).output_dir
+    if not (folder / RUN_JSON).exists() and not (folder / EVENTS_JSONL).exists():
+        raise ConfigError(f"There is no run in {folder}.", "It has no run.json.", "Give the folder of a run.")
+    return folder
+
+
+def new_parser(description: str, epilogue: str, *, usage: str) -> argparse.ArgumentParser:
+    return _Parser(
+        prog=PROGRAM,
+        usage=usage,
+        description=description,
+        epilog=epilogue,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}.", "", f"`{PROGRAM} --help` lists commands and options.")
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse; an option that is not known is an error that names the nearest one."""
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        known = [string for action in parser._actions for string in action.option_strings]
+        nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {nearest[0]}?" if nearest else f"`{PROGRAM} --help` lists them all."
+        raise ConfigError(f"{flag!r} is no option here.", "", hint)
+    return given

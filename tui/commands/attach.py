@@ -1,0 +1,18 @@
+"""`stage3-tui attach`: watch a run from another terminal."""
+
+from __future__ import annotations
+
+from tui.commands.arguments import config_of, parse, require_terminal, run_dir_of, run_dir_parser
+
+
+def main(arguments: list[str]) -> int:
+    parser = run_dir_parser(
+        "attach", "Watch a run from another terminal: the wizard's screens, read-only but for stop."
+    )
+    given = parse(parser, arguments)
+    require_terminal()
+    from tui.wizard.launch import attach
+
+    folder = run_dir_of(given)
+    given.output_dir = str(folder)
+    return attach(config_of(given, goes_on=True), folder)

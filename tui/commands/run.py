@@ -1,0 +1,63 @@
+"""`stage3-tui` without a command: the wizard, or the ten stages with --auto."""
+
+from __future__ import annotations
+
+import argparse
+
+from engine import __version__
+from engine.core.errors import ConfigError
+from engine.core.options import options
+from tui.commands.arguments import (
+    add_options,
+    add_run_options,
+    add_token_options,
+    config_of,
+    new_parser,
+    parse,
+    recorded_config,
+    require_terminal,
+    token_of,
+)
+from tui.commands.table import PROGRAM, summary
+
+DESCRIPTION = "Stage 3 of Constitutional AI, from a Stage 2 LoRA adapter to a packed Stage 3 adapter."
+
+EPILOGUE = """\
+Each option can also stand in the environment (STAGE3_NUM_EXAMPLES) or in a TOML file (--config): the command line comes
+first, then the environment, then the file.
+
+Exit codes: 0 done, 1 a bug, 2 usage, 3 a precondition is missing, 4 token or access, 5 network or Hub, 6 disk,
+7 out of memory, 8 numbers went bad, 9 the data cannot teach, 10 damaged state, 11 another process has this run,
+12 refused for safety, 129/130/143 stopped by a signal, saved.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    parser = run_parser()
+    given = parse(parser, arguments)
+    if given.json and not given.auto:
+        raise ConfigError("--json goes with --auto.", "The wizard draws a screen.", f"{PROGRAM} --auto --json")
+    config = recorded_config(given) if given.restarted else config_of(given, goes_on=not given.auto)
+    if given.auto:
+        from tui.commands.auto import run_auto
+
+        return run_auto(config, until=given.until, redo_from=given.redo_from, json=given.json, token=token_of(given))
+    require_terminal()
+    from tui.wizard.launch import run_wizard_process
+
+    return run_wizard_process(config, token_of(given), start_until=given.until if given.restarted else None)
+
+
+def run_parser() -> argparse.ArgumentParser:
+    parser = new_parser(f"{DESCRIPTION}\n\n{summary()}\n", EPILOGUE, usage=f"{PROGRAM} [COMMAND] [OPTIONS]")
+    way = parser.add_argument_group("How to run")
+    way.add_argument("--auto", action="store_true", help="run without a terminal")
+    way.add_argument("--json", action="store_true", help="with --auto: events on stdout, one JSON object a line")
+    add_run_options(way)
+    add_token_options(way)
+    # How `tui.process.reexec` goes on with a run in a fresh process.
+    way.add_argument("--restarted", action="store_true", help=argparse.SUPPRESS)
+    way.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
+    way.add_argument("--version", "-V", action="version", version=f"{PROGRAM} {__version__}")
+    add_options(parser, options())
+    return parser

@@ -1,0 +1,95 @@
+"""`stage3-tui status`: one screen of text about a run, or the same as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engine.core import layout
+from engine.run.folder import Run
+from engine.run.journal import read_entries
+from engine.run.state import RunState, StageState, fold
+from engine.security.sanitize import visible_line
+from tui.commands.arguments import parse, run_dir_of, run_dir_parser
+from tui.commands.printers import COLOUR, GLYPH, duration, progress_text, stage_number, step_text
+
+
+def main(arguments: list[str]) -> int:
+    parser = run_dir_parser("status", "One screen of text about a run.")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    given = parse(parser, arguments)
+    return print_status(run_dir_of(given), as_json=given.json)
+
+
+def print_status(folder: Path, *, as_json: bool) -> int:
+    run = Run(folder)
+    state = fold(read_entries(run / layout.EVENTS_JSONL))
+    owner = run.owner()
+    if as_json:
+        print(json.dumps(status_data(run, state, owner), ensure_ascii=False, indent=2))
+    else:
+        print_status_text(run, state, owner)
+    return 0
+
+
+def status_data(run: Run, state: RunState, owner: dict[str, Any] | None) -> dict[str, Any]:
+    step = state.train_steps[-1] if state.train_steps else None
+    return {
+        "run_dir": str(run.folder),
+        "running": owner is not None,
+        "owner": owner,
+        "stages": {
+            stage.name: {
+                "status": _seen_status(stage, owner),
+                "summary": stage.summary,
+                "seconds": stage.elapsed(time.time() if owner else state.last_time),
+                "progress": asdict(stage.progress) if stage.progress else None,
+            }
+            for stage in state.stages.values()
+        },
+        "pairs_made": state.pairs_made,
+        "pair_failures": dict(state.pair_failures),
+        "train_step": asdict(step) if step else None,
+        "verdict": state.evaluation.verdict if state.evaluation else None,
+        "error": run.manifest.get("error"),
+        "archive": str(run.archive) if run.archive.exists() else None,
+    }
+
+
+def print_status_text(run: Run, state: RunState, owner: dict[str, Any] | None) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    at_work = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "nobody works on it"
+    console.print(Text(f"{run.folder}: {at_work}"))
+    table = Table.grid(padding=(0, 2))
+    for stage in state.stages.values():
+        status = _seen_status(stage, owner)
+        text = visible_line(stage.summary)
+        if status == "running" and stage.progress:
+            text = progress_text(stage.progress)
+        if status == "running" and stage.name == "training" and state.train_steps:
+            text = step_text(state.train_steps[-1])
+        seconds = stage.elapsed(time.time() if owner else state.last_time)
+        took = duration(seconds) if seconds is not None else ""
+        cells = (f"{GLYPH[status]} {stage_number(stage.name)}", stage.name, status, took, text)
+        table.add_row(*(Text(cell, style=COLOUR.get(status, "")) for cell in cells))
+    console.print(table)
+    error = run.manifest.get("error")
+    if error and not owner:
+        for word, key in (("failed", "what"), ("why", "why"), ("next", "what_to_do")):
+            console.print(Text(f"{word + ':':8}{visible_line(str(error.get(key, '')))}"))
+    if state.evaluation:
+        console.print(Text(f"verdict: {state.evaluation.verdict}. {visible_line(' '.join(state.evaluation.reasons))}"))
+    if run.archive.exists():
+        console.print(Text(f"archive: {run.archive}"))
+
+
+def _seen_status(stage: StageState, owner: dict[str, Any] | None) -> str:
+    """A stage that was running when its process died is stopped, whatever the journal's last word."""
+    return "stopped" if stage.status == "running" and owner is None else stage.status

@@ -1,0 +1,37 @@
+"""`stage3-tui stop`: ask a run to save and stop."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from engine.core import layout
+from engine.core.errors import ExitCode
+from engine.run.folder import Run
+from tui.commands.arguments import parse, run_dir_of, run_dir_parser
+
+
+def main(arguments: list[str]) -> int:
+    parser = run_dir_parser("stop", "Ask a run to finish its step, save and stop.")
+    parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for it [60]")
+    given = parse(parser, arguments)
+    return stop_run(run_dir_of(given), given.wait)
+
+
+def stop_run(folder: Path, wait_seconds: float) -> int:
+    """Ask, then wait until the process has let go of the run."""
+    run = Run(folder)
+    owner = run.owner()
+    if owner is None:
+        print(f"Nobody works on {run.folder}.")
+        return int(ExitCode.DONE)
+    (run / layout.STOP_REQUEST).touch()
+    print(f"Asked process {owner['pid']} on {owner['host']} to save and stop.", flush=True)
+    end = time.monotonic() + wait_seconds
+    while run.owner() is not None:
+        if time.monotonic() > end:
+            print("It has not stopped yet: it finishes its step first. Look again with `stage3-tui status`.")
+            return int(ExitCode.DONE)
+        time.sleep(0.2)
+    print("It has stopped; everything is saved.")
+    return int(ExitCode.DONE)

@@ -1,0 +1,42 @@
+"""The commands: what each is called, what it takes and what it does. `--help`, the README and the man page say what this says."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PROGRAM = "stage3-tui"
+
+
+class Command(NamedTuple):
+    module: str
+    """In `tui.commands`; its `main(arguments)` runs the command."""
+    usage: str
+    sentence: str
+
+
+COMMANDS: dict[str, Command] = {
+    "attach": Command("attach", "attach [RUN_DIR]", "watch a run from another terminal; may ask it to stop"),
+    "stop": Command("stop", "stop [RUN_DIR]", "ask a run to save and stop"),
+    "status": Command("status", "status [RUN_DIR]", "one screen of text (--json for machines)"),
+    "plan": Command("plan", "plan [OPTIONS]", "what --auto with these options would do: done, reused, again and why"),
+    "validate": Command(
+        "validate", "validate PAIRS.jsonl", "the quality report and the gate, on any pairs file (--json)"
+    ),
+    "push": Command(
+        "push", "push [RUN_DIR] [REPO]", "push the adapter of a finished run to the Hub, in one commit; private"
+    ),
+    "doctor": Command("doctor", "doctor", "what this machine can run: driver, VRAM, disk, versions, token"),
+}
+
+WITHOUT_COMMAND: tuple[tuple[str, str], ...] = (
+    ("", "the wizard; goes on with the run in --output-dir where it stands"),
+    ("--auto", "all ten stages without a terminal, for scripts and schedulers"),
+    ("--demo", "with or without --auto: the embedded model; offline, no GPU, no token"),
+)
+
+
+def summary() -> str:
+    """One line for each way to call the program."""
+    ways = [*WITHOUT_COMMAND, *((command.usage, command.sentence) for command in COMMANDS.values())]
+    width = max(len(usage) for usage, _ in ways) + 2
+    return "\n".join(f"  {PROGRAM} {usage:{width}}{sentence}" for usage, sentence in ways)
