@@ -208,6 +208,8 @@ class TrainingOptions(Described):
     """Held-out prompts that Stage 2 and Stage 3 answer side by side."""
     eval_harmless_prompts: int = option(20, ge=0, changes="evaluation")
     """Harmless prompts that both answer, to see over-refusal; where fewer are held out, everyday questions are added."""
+    eval_part: Literal["all", "first", "second"] = option("all", changes="evaluation")
+    """Which half of the held-out pairs is evaluated: a sweep chooses on the first and decides on the second."""
     min_eval_prompts: int = option(15, ge=1, changes="evaluation")
     """Of fewer held-out prompts the verdict is "cannot tell": 10 wins of 14 have p = 0.18."""
     eval_significance: float = option(0.05, gt=0.0, lt=1.0, changes="evaluation")

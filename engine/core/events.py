@@ -155,6 +155,44 @@ class TrainStep(Event):
 
 
 @dataclass(frozen=True)
+class TrialStarted(Event):
+    """One training of a sweep begins, or goes on, in a folder of its own."""
+
+    name: str
+    number: int
+    """Counted from 1."""
+    total: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What it is trained with, where trials differ."""
+    run_dir: str = ""
+
+
+@dataclass(frozen=True)
+class TrialStep(Event):
+    """One optimizer step of a trial; the whole of it is in the trial's own journal."""
+
+    trial: str
+    step: int
+    total_steps: int
+    loss: float
+    margin: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class TrialFinished(Event):
+    name: str
+    outcome: Outcome
+    summary: str = ""
+    verdict: str = ""
+    figures: Mapping[str, float | int | None] = field(default_factory=dict)
+    """As `EvalDone` has them, on the part of the held-out pairs that chooses."""
+    reused: bool = False
+    final_loss: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class EvalDone(Event):
     """Stage 2 against Stage 3 on held-out prompts; the whole of it is in `evaluation/report.json`."""
 

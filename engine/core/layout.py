@@ -26,6 +26,8 @@ LOCK_FILE = "logs/lock"
 SUPERSEDED_DIR = "superseded"
 SUPERSEDED_NOTE = "note.json"
 """In each folder of it: why its files were set aside, and whether their records may be taken over."""
+TRIALS_DIR = "trials"
+SWEEP_REPORT = "trials/sweep.json"
 ARCHIVE_SUFFIX = "_artifacts.zip"
 
 

@@ -37,14 +37,20 @@ def run_pipeline(
     """
     if redo_from is not None:
         yield from _redo_from(context, redo_from)
-    for name in STAGES[: STAGES.index(until) + 1]:
+    code, last = yield from run_stages(context, STAGES[: STAGES.index(until) + 1])
+    if code is ExitCode.DONE:
+        record_success(context)
+    yield RunFinished(int(code), context.run.stage(last).get("summary", ""))
+    return code
+
+
+def run_stages(context: Context, names: Sequence[str]) -> Generator[Event, None, tuple[ExitCode, str]]:
+    """Run these stages as far as they go well: the exit code, and the stage that ran last."""
+    for name in names:
         code = yield from _run_stage(context, name)
         if code is not ExitCode.DONE:
-            yield RunFinished(int(code), context.run.stage(name).get("summary", ""))
-            return code
-    _record_success(context)
-    yield RunFinished(0, context.run.stage(until).get("summary", ""))
-    return ExitCode.DONE
+            return code, name
+    return ExitCode.DONE, names[-1]
 
 
 def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
@@ -168,7 +174,7 @@ def _make_stale(
         yield StageStale(name, why)
 
 
-def _record_success(context: Context) -> None:
+def record_success(context: Context) -> None:
     context.run.manifest["error"] = None
     context.run.manifest["version"] = __version__
     context.run.save()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from threading import Event as Flag
 from threading import Thread
 
@@ -29,6 +29,7 @@ from engine.run.watchdog import StallWatchdog
 from engine.security.redaction import redacted
 
 Listener = Callable[[Entry], None]
+Pipeline = Generator[Event, None, ExitCode]
 
 WATCH_SECONDS = 0.25
 
@@ -45,17 +46,22 @@ class Session:
         self._stall = StallWatchdog(self._emit, context.run / layout.RUN_LOG)
 
     def run(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> ExitCode:
-        """Run the pipeline to its end. Raises only for a journal that cannot be written (DiskError)."""
+        """Run the ten stages, or some of them, to the end. Raises only for a journal that cannot be written (DiskError)."""
+        stages = STAGES[: STAGES.index(until) + 1]
+        return self.drive(run_pipeline(self.context, until=until, redo_from=redo_from), stages)
+
+    def drive(self, pipeline: Pipeline, stages: Sequence[str]) -> ExitCode:
+        """Run a pipeline to its end, which looks at these stages. Raises as `run` does."""
         prepare_process(self.context.config)
         (self.context.run / layout.STOP_REQUEST).unlink(missing_ok=True)
-        self._record_configuration()
+        record_configuration(self.context)
         self._emit(
             RunStarted(
                 run_dir=str(self.context.run.folder),
                 version=__version__,
                 pid=os.getpid(),
                 host=socket.gethostname(),
-                stages=STAGES[: STAGES.index(until) + 1],
+                stages=tuple(stages),
             )
         )
         if self._journal.torn_bytes:
@@ -66,7 +72,7 @@ class Session:
         watcher.start()
         sampler.start()
         try:
-            return self._run_to_the_end(until, redo_from)
+            return self._run_to_the_end(pipeline)
         finally:
             done.set()
             sampler.stop()
@@ -75,8 +81,7 @@ class Session:
     def close(self) -> None:
         self._journal.close()
 
-    def _run_to_the_end(self, until: str, redo_from: str | None) -> ExitCode:
-        pipeline = run_pipeline(self.context, until=until, redo_from=redo_from)
+    def _run_to_the_end(self, pipeline: Pipeline) -> ExitCode:
         while True:
             try:
                 event = self._next(pipeline)
@@ -85,7 +90,7 @@ class Session:
             self._stall.note_event(event)
             self._emit(event)
 
-    def _next(self, pipeline: Generator[Event, None, ExitCode]) -> Event:
+    def _next(self, pipeline: Pipeline) -> Event:
         """The pipeline's next event. A run folder that is gone is a failure of the stage that works on it."""
         event = next(pipeline)
         try:
@@ -108,11 +113,12 @@ class Session:
             except (OSError, Stage3Error):  # a full disk is the pipeline's to tell
                 log.exception("a standstill could not be told")
 
-    def _record_configuration(self) -> None:
-        manifest = self.context.run.manifest
-        manifest["config"] = self.context.config.model_dump(mode="json", exclude=set(NOT_RECORDED))
-        manifest["version"] = __version__
-        self.context.run.save()
+
+def record_configuration(context: Context) -> None:
+    """What the run is made with, in `run.json`."""
+    context.run.manifest["config"] = context.config.model_dump(mode="json", exclude=set(NOT_RECORDED))
+    context.run.manifest["version"] = __version__
+    context.run.save()
 
 
 def failure_of(error: BaseException) -> str:

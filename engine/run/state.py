@@ -29,6 +29,9 @@ from engine.core.events import (
     Stalled,
     Telemetry,
     TrainStep,
+    TrialFinished,
+    TrialStarted,
+    TrialStep,
 )
 from engine.core.stage_table import STAGES
 from engine.run.journal import Entry
@@ -64,6 +67,19 @@ class StageState:
 
 
 @dataclass(frozen=True)
+class TrialState:
+    """One training of a sweep."""
+
+    name: str
+    number: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    run_dir: str = ""
+    started: float | None = None
+    steps: tuple[TrialStep, ...] = ()
+    finished: TrialFinished | None = None
+
+
+@dataclass(frozen=True)
 class RunState:
     stages: Mapping[str, StageState] = field(default_factory=lambda: {name: StageState(name) for name in STAGES})
     run: RunStarted | None = None
@@ -79,6 +95,9 @@ class RunState:
     """The first optimizer step of the process at work, and when it was told: the rate counts from there."""
     checkpoints: tuple[CheckpointSaved, ...] = ()
     evaluation: EvalDone | None = None
+    trials: Mapping[str, TrialState] = field(default_factory=dict)
+    """Of the newest sweep, by name, in their order."""
+    trials_total: int = 0
     forecast: Forecast | None = None
     telemetry: tuple[Telemetry, ...] = ()
     """The newest readings, oldest first."""
@@ -200,6 +219,22 @@ class RunState:
         state = self._with_stage(replace(self.stages["training"], progress=_progress_of(event, first, time)))
         return replace(state, train_steps=(*kept, event), first_step_seen=first)
 
+    @apply.register(TrialStarted)
+    def _(self, event: TrialStarted, time: float) -> RunState:
+        begun = TrialState(event.name, event.number, event.options, event.run_dir, started=time)
+        earlier = {} if event.number == 1 else self.trials
+        return replace(self, trials={**earlier, event.name: begun}, trials_total=event.total)
+
+    @apply.register(TrialStep)
+    def _(self, event: TrialStep, time: float) -> RunState:
+        trial = self.trials[event.trial]
+        kept = tuple(step for step in trial.steps if step.step < event.step)
+        return self._with_trial(replace(trial, steps=(*kept, event)))
+
+    @apply.register(TrialFinished)
+    def _(self, event: TrialFinished, time: float) -> RunState:
+        return self._with_trial(replace(self.trials[event.name], finished=event))
+
     @apply.register(CheckpointSaved)
     def _(self, event: CheckpointSaved, time: float) -> RunState:
         kept = tuple(saved for saved in self.checkpoints if saved.step < event.step)
@@ -236,6 +271,9 @@ class RunState:
     @apply.register(RunFinished)
     def _(self, event: RunFinished, time: float) -> RunState:
         return replace(self, running=False, finished=event, stalled_since=None)
+
+    def _with_trial(self, trial: TrialState) -> RunState:
+        return replace(self, trials={**self.trials, trial.name: trial})
 
     def _with_stage(self, stage: StageState) -> RunState:
         return replace(self, stages={**self.stages, stage.name: stage})

@@ -88,6 +88,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "report_to":                  ("tensorboard",    NOTHING),
     "eval_prompts":               (9,                VERDICT),
     "eval_harmless_prompts":      (3,                VERDICT),
+    "eval_part":                  ("first",          VERDICT),
     "min_eval_prompts":           (4,                VERDICT),
     "eval_significance":          (0.1,              VERDICT),
     "max_unusable_rise":          (0.1,              VERDICT),

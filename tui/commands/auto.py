@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from threading import Lock, Thread
+from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
 from engine.core.errors import RestartNeeded, Stage3Error
@@ -21,6 +22,9 @@ from tui.process.print_error import print_error
 from tui.process.reexec import reexec, resume_command
 from tui.process.signals import install_signal_handlers
 
+if TYPE_CHECKING:
+    from engine.pipeline.session import Session
+
 REFRESH_SECONDS = 0.25
 
 
@@ -28,6 +32,28 @@ def run_auto(
     config: Stage3Config, *, until: str, redo_from: str | None, json: bool, token: Secret | None = None
 ) -> int:
     """Run the stages and print what happens. Raises Stage3Error before the run has begun (locked, damaged)."""
+
+    def stages(session: Session) -> int:
+        return int(session.run(until=until, redo_from=redo_from))
+
+    def again(run: Run) -> list[str]:
+        return resume_command(run.folder, auto=True, until=until, json=json)
+
+    return run_and_print(config, stages, again, json=json, token=token)
+
+
+def run_and_print(
+    config: Stage3Config,
+    work: Callable[[Session], int],
+    again: Callable[[Run], list[str]],
+    *,
+    json: bool,
+    token: Secret | None,
+) -> int:
+    """Take the run, let `work` drive its session, and print what happens; returns the exit code.
+
+    again   the command that goes on with the run in a fresh process
+    """
     quiet_libraries()
     run = Run(config.output_dir)
     run.acquire()
@@ -36,9 +62,9 @@ def run_auto(
     follower = EventPrinter(run, printer_for_output(json))
     install_signal_handlers(lambda reason, code: context.stop.request(reason, code))
     try:
-        return _work(context, follower, until, redo_from)
+        return _work(context, follower, work)
     except RestartNeeded:
-        command = resume_command(run.folder, auto=True, until=until, json=json)
+        command = again(run)
     finally:
         follower.close()
         run.release()
@@ -76,7 +102,7 @@ class EventPrinter:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
-def _work(context: Context, follower: EventPrinter, until: str, redo_from: str | None) -> int:
+def _work(context: Context, follower: EventPrinter, drive: Callable[[Session], int]) -> int:
     from engine.pipeline.session import Session
 
     codes: list[int] = []
@@ -85,7 +111,7 @@ def _work(context: Context, follower: EventPrinter, until: str, redo_from: str |
     def work() -> None:
         session = Session(context, follower)
         try:
-            codes.append(int(session.run(until=until, redo_from=redo_from)))
+            codes.append(drive(session))
         except BaseException as error:  # carried to the main thread, which raises it
             errors.append(error)
         finally:
@@ -104,10 +130,14 @@ def _work(context: Context, follower: EventPrinter, until: str, redo_from: str |
 
 def _tell_failure(state: RunState) -> None:
     """What failed, why and what to do, on stderr."""
+    if state.finished is None or not state.finished.exit_code:
+        return
     failure = next((stage.failure for stage in state.stages.values() if stage.failure is not None), None)
-    if failure is not None and state.finished is not None and state.finished.exit_code:
+    if failure is not None:
         error = Stage3Error(f"{failure.what} (stage {failure.stage})", failure.why, failure.what_to_do)
-        try:
-            print_error(error)
-        except OSError:
-            return  # stderr is gone as well; run.json has the same three fields
+    else:
+        error = Stage3Error(state.finished.summary, "", "The log has the rest: logs/run.log in the run folder.")
+    try:
+        print_error(error)
+    except OSError:
+        return  # stderr is gone as well; run.json has the same three fields

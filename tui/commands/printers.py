@@ -22,6 +22,9 @@ from engine.core.events import (
     StageFinished,
     StageStarted,
     TrainStep,
+    TrialFinished,
+    TrialStarted,
+    TrialStep,
 )
 from engine.core.stage_table import STAGES
 from engine.run.journal import Entry, finite
@@ -81,7 +84,7 @@ class LinePrinter:
         sys.stdout.flush()
 
     def _line(self, entry: Entry) -> str:
-        if isinstance(entry.event, (Progress, TrainStep)):
+        if isinstance(entry.event, (Progress, TrainStep, TrialStep)):
             if entry.time - self._last_progress < LINE_SECONDS:
                 return ""
             self._last_progress = entry.time
@@ -97,7 +100,7 @@ class LivePrinter:
         self._live.start()
 
     def show(self, entry: Entry, state: RunState) -> None:
-        if not isinstance(entry.event, (Progress, TrainStep)):
+        if not isinstance(entry.event, (Progress, TrainStep, TrialStep)):
             line = event_line(entry)
             if line:
                 indent = " " * (DETAIL_COLUMN if isinstance(entry.event, Check) else TEXT_COLUMN)
@@ -134,6 +137,12 @@ def event_line(entry: Entry) -> str:
         case Message(level=level, text=text) if level != "debug":
             mark = {"warning": "!", "error": "✗"}.get(level, " ")
             return f"    {mark} {visible_line(text)}"
+        case TrialStarted(name=name, number=number, total=total):
+            return f"  ▷ trial {number}/{total}  {name}"
+        case TrialStep(trial=trial, step=step, total_steps=total, loss=loss, margin=margin):
+            return f"    {trial}  step {step}/{total}  loss {loss:.4f}  margin {margin:+.4f}"
+        case TrialFinished(name=name, outcome=outcome, summary=summary, reused=reused):
+            return f"  {GLYPH[outcome]} trial {name} {'done before' if reused else outcome}: {visible_line(summary)}"
         case _:
             return ""
 

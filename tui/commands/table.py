@@ -19,6 +19,9 @@ COMMANDS: dict[str, Command] = {
     "stop": Command("stop", "stop [RUN_DIR]", "ask a run to save and stop"),
     "status": Command("status", "status [RUN_DIR]", "one screen of text (--json for machines)"),
     "plan": Command("plan", "plan [OPTIONS]", "what --auto with these options would do: done, reused, again and why"),
+    "sweep": Command(
+        "sweep", "sweep --beta 0.1,0.3 …", "several trainings on the same pairs, compared; --pick best packs one"
+    ),
     "validate": Command(
         "validate", "validate PAIRS.jsonl", "the quality report and the gate, on any pairs file (--json)"
     ),

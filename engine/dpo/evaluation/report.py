@@ -16,7 +16,7 @@ from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
 from engine.models.loading import POLICY_ADAPTER
 from engine.models.tensors import adapter_tensors, hash_tensors
-from engine.storage.files import write_json
+from engine.storage.files import sha256_of_json, write_json
 
 __all__ = ["JudgedAnswers", "compare", "evaluate", "judge_answers"]
 
@@ -28,11 +28,21 @@ if TYPE_CHECKING:
 SHOWN_SAMPLES = 5
 
 
+def part_of(rows: Sequence[Row], part: str) -> Sequence[Row]:
+    """All rows, or every second prompt of them with its rows: the two halves share no prompt."""
+    if part == "all":
+        return rows
+    prompts = [sha256_of_json(row["prompt"]) for row in rows]
+    wanted = set(list(dict.fromkeys(prompts))[0 if part == "first" else 1 :: 2])
+    return [row for row, prompt in zip(rows, prompts, strict=True) if prompt in wanted]
+
+
 def evaluate(
     context: Context, trained: Trained, rows: Sequence[Row], load_judge: LoadJudge
 ) -> Generator[Event, None, dict[str, Any]]:
     """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped."""
     config = context.config
+    rows = part_of(rows, config.eval_part)
     held_out = yield from held_out_rewards(context, trained, rows)
     prompts = distinct_prompts(rows, config.eval_prompts)
     stage2 = yield from answers(context, trained, prompts, REFERENCE_ADAPTER)
@@ -62,6 +72,7 @@ def evaluate(
         "reasons": list(found.reasons),
         "judge": None if judged is None else judged.judge,
         "judge_about": None if judged is None else judged.about,
+        "part": config.eval_part,
         "limits": asdict(limits),
         "figures": figures,
         "decoding": {"temperature": 0.0, "max_new_tokens": config.max_new_tokens},

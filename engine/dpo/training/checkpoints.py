@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from engine.core.events import Message
@@ -77,6 +77,26 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
         aside = _rename_broken(checkpoint)
         told.append(Message("warning", f"{checkpoint.name} is not used: {fault}. It is now {aside.name}."))
     return None, told
+
+
+def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None:
+    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None where there is none.
+
+    The same data and settings give the same training, so nothing of it has to be done twice.
+    """
+    found = [
+        checkpoint for other in others for checkpoint in by_step(other) if not checkpoint_error(checkpoint, fingerprint)
+    ]
+    if not found:
+        return None
+    newest = max(found, key=step_of)
+    part, final = folder / f".{newest.name}.part", folder / newest.name
+    shutil.rmtree(part, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    shutil.copytree(newest, part)
+    part.rename(final)
+    sync_folder(folder)
+    return newest
 
 
 def rotate(folder: Path, keep: int) -> None:

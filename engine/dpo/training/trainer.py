@@ -21,7 +21,7 @@ from engine.core.errors import NumbersError, PreconditionError
 from engine.core.events import Event, Message, TrainStep
 from engine.core.layout import ADAPTER_CONFIG
 from engine.dpo.planning.plan import TrainingPlan, current_plan, reduce_after_oom
-from engine.dpo.training.checkpoints import by_step, newest_good, step_of
+from engine.dpo.training.checkpoints import adopt, by_step, newest_good, step_of
 from engine.dpo.training.dataset import (
     EncodedPair,
     Row,
@@ -54,6 +54,7 @@ from engine.models.loading import (
     restore_adapter,
 )
 from engine.models.tensors import adapter_tensors, hash_tensors
+from engine.run.superseded import is_reusable, superseded_folders
 from engine.storage.files import sha256_of_json, write_json
 from engine.storage.keyed_cache import KeyedCache
 
@@ -194,6 +195,11 @@ def _train(
     watch = TrainingWarnings(_discard, sum(len(pair.chosen_ids) for pair in pairs) / len(pairs), plan.effective_batch)
     checkpoint, told = newest_good(context.run / layout.CHECKPOINTS_DIR, fingerprint)
     yield from told
+    if checkpoint is None:
+        elsewhere = adopt(context.run / layout.CHECKPOINTS_DIR, earlier_trainings(context), fingerprint)
+        if elsewhere is not None:
+            checkpoint = context.run / layout.CHECKPOINTS_DIR / elsewhere.name
+            yield Message("info", f"The same training was done before; it goes on from {elsewhere}.")
     first_loss = None
     if checkpoint is None:
         first_loss = trainer.first_loss()
@@ -245,6 +251,19 @@ def _train(
         plan=plan,
         peak_bytes=peak.bytes(),
     )
+
+
+def earlier_trainings(context: Context) -> list[Path]:
+    """Folders of checkpoints beside the run's own: of its trials, of the run that this is a trial of, and superseded ones."""
+    folders = (
+        [context.run.folder] if context.cache_folder is None else [context.run.folder, context.cache_folder.parent]
+    )
+    found: list[Path] = []
+    for folder in folders:
+        found += [folder / layout.CHECKPOINTS_DIR] if folder != context.run.folder else []
+        found += sorted((folder / layout.TRIALS_DIR).glob(f"*/{layout.CHECKPOINTS_DIR}"))
+        found += [old / layout.CHECKPOINTS_DIR for old in superseded_folders(folder) if is_reusable(old)]
+    return found
 
 
 def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:

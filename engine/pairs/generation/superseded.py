@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from engine.pairs.data.edits import edit_lines, read_edits
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt
 from engine.run.folder import Run
+from engine.run.superseded import is_reusable, superseded_folders
 from engine.storage.files import write_atomically, write_json
 from engine.storage.jsonl import BadLine, dumps, read_jsonl
 
@@ -29,7 +29,7 @@ def reusable_records(run: Run, wanted: Mapping[str, Prompt], identity: RecordIde
     for folder in _earlier_sets(run):
         if not missing:
             return
-        if not _note(folder).get("reusable", False):
+        if not is_reusable(folder):
             continue
         for _, record in read_jsonl(folder / layout.PAIRS_JSONL):
             prompt = None if isinstance(record, BadLine) else missing.get(str(record.get("id")))
@@ -86,14 +86,4 @@ def _texts(path: Path, ids: set[str]) -> dict[str, tuple[Any, Any]]:
 
 def _earlier_sets(run: Run) -> list[Path]:
     """The superseded folders that hold pairs, newest first."""
-    folder = run / layout.SUPERSEDED_DIR
-    numbered = [path for path in folder.glob("*") if path.name.isdecimal() and (path / layout.PAIRS_JSONL).is_file()]
-    return sorted(numbered, key=lambda path: int(path.name), reverse=True)
-
-
-def _note(folder: Path) -> dict[str, Any]:
-    try:
-        note = json.loads((folder / layout.SUPERSEDED_NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
+    return [folder for folder in superseded_folders(run.folder) if (folder / layout.PAIRS_JSONL).is_file()]

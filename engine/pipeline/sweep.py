@@ -1,0 +1,225 @@
+"""A sweep: pairs and quality once, then one training a trial, all evaluated on the same half of the held-out pairs.
+
+The best of many trials looks better than it is on the pairs that chose it (the winner's curse). So trials are compared on
+the first half, and the one that is picked gets its verdict on the second.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.core import layout
+from engine.core.errors import ConfigError, DataError, ExitCode, RestartNeeded
+from engine.core.events import (
+    Event,
+    Message,
+    Outcome,
+    RunFinished,
+    StageFinished,
+    TrainStep,
+    TrialFinished,
+    TrialStarted,
+    TrialStep,
+)
+from engine.core.stage_table import STAGES
+from engine.machine.error_mapping import as_stage3_error
+from engine.pipeline.loop import record_success, run_stages
+from engine.pipeline.session import record_configuration
+from engine.pipeline.trials import Trial, share_inputs, trial_context
+from engine.run.context import Context
+from engine.run.journal import Journal
+from engine.security.redaction import redacted
+from engine.storage.files import write_json
+
+BEFORE_TRAINING = STAGES[: STAGES.index("training")]
+FROM_TRAINING = STAGES[STAGES.index("training") :]
+BEST = "best"
+GOES_ON_AFTER = (ExitCode.NUMBERS, ExitCode.DATA)
+"""A trial that ends so says something about its options; any other failure would meet the next trial too."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """One row of the table."""
+
+    name: str
+    options: dict[str, Any]
+    outcome: Outcome
+    summary: str = ""
+    verdict: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    final_loss: float | None = None
+    seconds: float | None = None
+
+
+def run_sweep(context: Context, trials: Sequence[Trial], pick: str | None = None) -> Generator[Event, None, ExitCode]:
+    """The stages before training, the trials, and, with `pick` ("best", or a trial's name), training and packaging of
+    the one that is chosen. Ends with RunFinished, and returns the exit code. Raises RestartNeeded as `run_pipeline` does.
+    """
+    try:
+        return (yield from _sweep(context, trials, pick))
+    except RestartNeeded:
+        raise
+    except Exception as error:  # what breaks between two stages: a full disk, a trial's folder that is taken
+        known = as_stage3_error(error)
+        if known is None:
+            raise
+        log.info("the sweep ended: %s", known, exc_info=error)
+        yield Message("error", str(known), "training")
+        yield RunFinished(int(known.exit_code), known.what)
+        return known.exit_code
+
+
+def _sweep(context: Context, trials: Sequence[Trial], pick: str | None) -> Generator[Event, None, ExitCode]:
+    code, last = yield from run_stages(context, BEFORE_TRAINING)
+    if code is not ExitCode.DONE:
+        yield RunFinished(int(code), context.run.stage(last).get("summary", ""))
+        return code
+    outcomes: list[TrialOutcome] = []
+    for number, trial in enumerate(trials, start=1):
+        code, outcome = yield from _run_trial(context, trial, number, len(trials))
+        outcomes.append(outcome)
+        write_report(context, outcomes)
+        if code is not ExitCode.DONE and code not in GOES_ON_AFTER:
+            yield RunFinished(int(code), f"trial {trial.name}: {outcome.summary}")
+            return code
+    if pick is None:
+        record_success(context)
+        yield RunFinished(0, f"{len(trials)} trials; pick one with --pick best or --pick NAME")
+        return ExitCode.DONE
+    return (yield from _train_the_picked(context, trials, outcomes, pick))
+
+
+def _run_trial(
+    context: Context, trial: Trial, number: int, total: int
+) -> Generator[Event, None, tuple[ExitCode, TrialOutcome]]:
+    """Train and evaluate one trial; its own journal has every event."""
+    own, started = trial_context(context, trial), time.monotonic()
+    own.run.acquire()
+    try:
+        share_inputs(context, own)
+        record_configuration(own)
+        yield TrialStarted(trial.name, number, total, dict(trial.options), str(own.run.folder))
+        journal, reused = Journal(own.run / layout.EVENTS_JSONL), False
+        stages = run_stages(own, ("training",))
+        try:
+            while True:
+                event = next(stages)
+                journal.append(redacted(event))
+                reused = reused or (isinstance(event, StageFinished) and event.reused)
+                yield from _told_to_the_sweep(trial, event)
+        except StopIteration as end:
+            code, _ = end.value
+        finally:
+            journal.close()
+        outcome = _outcome_of(own, trial, None if reused else time.monotonic() - started)
+    finally:
+        own.run.release()
+    yield TrialFinished(reused=reused, **{key: value for key, value in asdict(outcome).items() if key != "options"})
+    return code, outcome
+
+
+def _told_to_the_sweep(trial: Trial, event: Event) -> Generator[Event, None, None]:
+    if isinstance(event, TrainStep):
+        yield TrialStep(trial.name, event.step, event.total_steps, event.loss, event.margin, event.accuracy)
+    elif isinstance(event, Message) and event.level in ("warning", "error"):
+        yield Message(event.level, f"{trial.name}: {event.text}", "training")
+
+
+def _outcome_of(own: Context, trial: Trial, seconds: float | None) -> TrialOutcome:
+    recorded, result = own.run.stage("training"), own.run.results.training
+    return TrialOutcome(
+        name=trial.name,
+        options=dict(trial.options),
+        outcome=recorded.get("status", "failed"),
+        summary=str(recorded.get("summary", "")),
+        verdict="" if result is None else result.verdict,
+        figures=_figures_of(own),
+        final_loss=None if result is None else result.final_loss,
+        seconds=recorded.get("seconds") if seconds is None else round(seconds, 3),
+    )
+
+
+def _figures_of(own: Context) -> dict[str, Any]:
+    try:
+        report = json.loads((own.run / layout.EVALUATION_REPORT).read_text(encoding="utf-8"))
+        return dict(report["figures"])
+    except (OSError, ValueError, KeyError, TypeError):  # it did not come to an evaluation
+        return {}
+
+
+def write_report(context: Context, outcomes: Sequence[TrialOutcome], picked: str | None = None) -> None:
+    table = {"trials": [asdict(outcome) for outcome in outcomes], "picked": picked, "rule": RULE}
+    write_json(context.run / layout.SWEEP_REPORT, table)
+
+
+# -- the choice --------------------------------------------------------------------------------------------------------
+
+RULE = (
+    "Trials that ended and are not worse than Stage 2; of them the highest mean change of the judge's score, without a "
+    "judge the highest held-out accuracy, then the highest margin; the earlier of two that are equal."
+)
+
+
+def best_of(outcomes: Sequence[TrialOutcome]) -> TrialOutcome | None:
+    """By RULE; None where no trial may be picked."""
+    ended = [each for each in outcomes if each.outcome == "done" and each.verdict not in ("worse", "")]
+
+    def merit(each: TrialOutcome) -> tuple[float, float, float]:
+        figures = each.figures
+        return tuple(_value(figures.get(key)) for key in ("score_change", "reward_accuracy", "margin"))  # type: ignore[return-value]
+
+    return max(ended, key=merit, default=None)
+
+
+def _value(figure: Any) -> float:
+    return float(figure) if isinstance(figure, (int, float)) else float("-inf")
+
+
+def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
+    """The trial of that name or number (from 1), or the best. Raises ConfigError for one that is not there, DataError where
+    no trial may be picked.
+    """
+    if pick != BEST:
+        named = next((each for number, each in enumerate(outcomes, 1) if pick in (each.name, str(number))), None)
+        if named is None:
+            names = ", ".join(each.name for each in outcomes)
+            raise ConfigError(f"--pick {pick!r} is not a trial of this sweep.", f"It has {names}.", "Give one of them.")
+        return named
+    found = best_of(outcomes)
+    if found is None:
+        raise DataError(
+            "No trial can be picked.",
+            "Each of them failed, or made the model worse than Stage 2.",
+            "Try other options, or look at the pairs (`stage3-tui`, then b).",
+        )
+    return found
+
+
+def _train_the_picked(
+    context: Context, trials: Sequence[Trial], outcomes: Sequence[TrialOutcome], pick: str
+) -> Generator[Event, None, ExitCode]:
+    """Stages training and packaging with the picked trial's options: its checkpoint is taken over, its verdict is new."""
+    chosen = picked_of(outcomes, pick)
+    write_report(context, outcomes, chosen.name)
+    options = next(trial.options for trial in trials if trial.name == chosen.name)
+    yield Message(
+        "info",
+        f"Picked {chosen.name}. The best of {len(outcomes)} trials looks better than it is on the pairs that chose it, so "
+        "its verdict comes from the held-out pairs that no trial has seen.",
+        "training",
+    )
+    context.config = context.config.model_copy(update={**options, "eval_part": "second"})
+    record_configuration(context)
+    code, last = yield from run_stages(context, FROM_TRAINING)
+    if code is ExitCode.DONE:
+        record_success(context)
+    yield RunFinished(int(code), context.run.stage(last).get("summary", ""))
+    return code

@@ -1,0 +1,28 @@
+"""What a run set aside, in `superseded/1`, `superseded/2`, …: nothing is deleted, and what still holds may be taken over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.core import layout
+
+
+def superseded_folders(run_folder: Path) -> list[Path]:
+    """Newest first."""
+    numbered = [path for path in (run_folder / layout.SUPERSEDED_DIR).glob("*") if path.name.isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name), reverse=True)
+
+
+def is_reusable(folder: Path) -> bool:
+    """Whether what is in it may be taken over: not after `--from`, and not where nobody says so."""
+    return _note(folder).get("reusable") is True
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    try:
+        note = json.loads((folder / layout.SUPERSEDED_NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}

@@ -1,0 +1,172 @@
+"""`stage3-tui sweep`: several trainings on one set of pairs, compared on the same held-out prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engine.core import layout
+from engine.core.errors import ConfigError
+from engine.core.options import options
+from engine.core.stage_table import STAGES
+from engine.run.folder import Run
+from engine.security.sanitize import visible_line
+from tui.commands.arguments import add_options, add_token_options, config_of, new_parser, parse, token_of
+from tui.commands.auto import run_and_print
+from tui.commands.table import PROGRAM
+from tui.formatting import duration
+
+if TYPE_CHECKING:
+    import argparse
+
+    from engine.core.config import Stage3Config
+    from engine.pipeline.session import Session
+    from engine.pipeline.trials import Trial
+
+VERDICT_STYLE = {"better": "green", "worse": "red"}
+DEFAULT_TRIALS_HELP = "a TOML file: [grid] with a list for each option, or [[trial]] tables"
+
+
+def main(arguments: list[str]) -> int:
+    from engine.pipeline.trials import checked, options_to_try
+
+    given = parse(sweep_parser(), arguments)
+    grid = {name: text.split(",") for name in options_to_try() if "," in (text := str(getattr(given, name) or ""))}
+    for name in grid:
+        setattr(given, name, None)
+    config = config_of(given)
+    trials = checked(config, _trials(grid, given.trials))
+    config = with_two_halves(config, given)
+    return run_sweep_and_print(config, trials, given)
+
+
+def sweep_parser() -> argparse.ArgumentParser:
+    parser = new_parser(
+        "Train several times on one set of pairs: stages workspace to quality once, then one training for every combination\n"
+        "of the values that you give, each in a folder of its own (trials/NAME), all evaluated on the same half of the\n"
+        "held-out pairs. An interrupted sweep goes on with the same command. --pick best (or --pick NAME) makes the chosen\n"
+        "trial the run's own training, gives it its verdict on the other half, and packs it.",
+        "For example: stage3-tui sweep --beta 0.05,0.1,0.3 --learning-rate 5e-6,5e-5 --pick best",
+        usage=f"{PROGRAM} sweep --OPTION VALUE,VALUE… [OPTIONS]",
+    )
+    parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
+    parser.add_argument("--trials", metavar="FILE", help=DEFAULT_TRIALS_HELP)
+    parser.add_argument(
+        "--pick", metavar="best|NAME", help="train nothing more: take this trial, judge it anew and pack it"
+    )
+    parser.add_argument("--json", action="store_true", help="events on stdout, one JSON object a line")
+    parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
+    parser.add_argument("--token-fd", type=int, help="==SUPPRESS==")
+    add_token_options(parser)
+    add_options(parser, options())
+    return parser
+
+
+def _trials(grid: dict[str, list[str]], file: str | None) -> list[Trial]:
+    from engine.pipeline.trials import options_to_try, trials_of_grid, trials_of_toml
+
+    if file is not None:
+        if grid:
+            raise ConfigError(
+                "--trials and lists of values do not go together.", "", "Put the lists into the file's [grid]."
+            )
+        return trials_of_toml(Path(file))
+    if not grid:
+        raise ConfigError(
+            "A sweep needs several values of at least one option.",
+            "None was given a list.",
+            f"For example --beta 0.05,0.1. It can vary {', '.join(options_to_try())}.",
+        )
+    return trials_of_grid(grid)
+
+
+def with_two_halves(config: Stage3Config, given: argparse.Namespace) -> Stage3Config:
+    """Twice as many held-out pairs, unless their number was given: one half chooses, the other decides."""
+    if given.min_eval_pairs is not None or given.eval_fraction is not None:
+        return config
+    doubled = {"min_eval_pairs": 2 * config.min_eval_pairs, "eval_fraction": min(2 * config.eval_fraction, 0.5)}
+    return config.model_copy(update=doubled)
+
+
+def run_sweep_and_print(config: Stage3Config, trials: list[Trial], given: argparse.Namespace) -> int:
+    def sweep(session: Session) -> int:
+        from engine.pipeline.sweep import run_sweep
+
+        return int(session.drive(run_sweep(session.context, trials, given.pick), STAGES))
+
+    def again(run: Run) -> list[str]:
+        return [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--token-stdin")]
+
+    code = run_and_print(config, sweep, again, json=given.json, token=token_of(given))
+    report = read_report(Run(config.output_dir))
+    if report is not None and not given.json:
+        print_table(report)
+    return code
+
+
+def read_report(run: Run) -> dict[str, Any] | None:
+    """`trials/sweep.json`; None where there is none that can be read."""
+    try:
+        report = json.loads((run / layout.SWEEP_REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and isinstance(report.get("trials"), list) else None
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """A row a trial: what it was trained with, what came of it. Fits 80 columns with two options."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    trials, picked = report["trials"], report.get("picked")
+    varied = list(dict.fromkeys(name for trial in trials for name in trial["options"]))
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    shown = FIGURES if console.width >= WIDE else FIGURES[:-1]
+    for title in ("", *(name.replace("_", "\n", 1) for name in varied), *shown):
+        table.add_column(title, justify="left" if title == "verdict" else "right", no_wrap=title != "verdict")
+    for number, trial in enumerate(trials, start=1):
+        mark = f"→{number}" if trial["name"] == picked else str(number)
+        values = [f"{trial['options'][name]:g}" if name in trial["options"] else "" for name in varied]
+        table.add_row(*(Text(cell) for cell in (mark, *values)), *figure_cells(trial)[: len(shown)])
+    console.print(table)
+    console.print(Text("Compared on the first half of the held-out pairs; 95 % intervals.", "dim"))
+    if picked is None:
+        hint = "Nothing is picked. Add --pick best, or --pick and a number, to pack one."
+        console.print(Text(hint, "dim"))
+
+
+WIDE = 100
+FIGURES = ("loss", "accuracy", "margin", "unusable", "refused", "length", "verdict", "took")
+
+
+def figure_cells(trial: dict[str, Any]) -> list[Text]:
+    if trial.get("outcome") != "done":
+        why = f"{trial.get('outcome')}: {visible_line(str(trial.get('summary')), 60)}"
+        return [Text("")] * (len(FIGURES) - 2) + [Text(why, "red"), Text("")]
+    figures, verdict = trial.get("figures") or {}, str(trial.get("verdict"))
+    return [
+        Text(number(trial.get("final_loss"), ".4f")),
+        with_interval(figures, "reward_accuracy", ".0%"),
+        with_interval(figures, "margin", "+.3f"),
+        Text(number(figures.get("stage3_unusable_share"), ".0%")),
+        Text(number(figures.get("stage3_harmless_refusal_share"), ".0%")),
+        Text(number(figures.get("length_ratio"), ".2f")),
+        Text(verdict, VERDICT_STYLE.get(verdict, "")),
+        Text(duration(trial["seconds"]) if trial.get("seconds") else ""),
+    ]
+
+
+def with_interval(figures: dict[str, Any], name: str, form: str) -> Text:
+    """The figure, and under it its interval."""
+    low, high = (number(figures.get(f"{name}_{end}"), form.lstrip("+")) for end in ("low", "high"))
+    text = Text(number(figures.get(name), form))
+    return text.append(f"\n{low.rstrip('%')}–{high}", "dim") if low and high else text
+
+
+def number(value: Any, form: str) -> str:
+    """Empty for what was not measured."""
+    return format(value, form) if isinstance(value, (int, float)) and value == value else ""
