@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.pairs.data.record import OK, PairRecord
+from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
 from engine.pairs.generation.critique_revision import make_records, plan_batches, too_long
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt, load_prompts
@@ -23,7 +23,7 @@ from engine.pairs.generation.superseded import carry_decisions, reusable_records
 from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
-from engine.storage.files import sha256_of_file, write_json
+from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 IDS_SHOWN = 5
@@ -157,7 +157,8 @@ def _where(context: Context) -> str:
 class Recorded:
     """What `pairs.jsonl` has so far."""
 
-    ids: set[str]
+    ids: dict[str, None]
+    """In the order of the file."""
     ok: int
 
     @property
@@ -167,10 +168,10 @@ class Recorded:
     @classmethod
     def read(cls, path: Path) -> Recorded:
         rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
-        return cls({str(row["id"]) for row in rows}, sum(row["status"] == OK for row in rows))
+        return cls(dict.fromkeys(str(row["id"]) for row in rows), sum(row["status"] == OK for row in rows))
 
     def add(self, record: PairRecord) -> None:
-        self.ids.add(record.id)
+        self.ids[record.id] = None
         self.ok += record.status == OK
 
 
@@ -195,13 +196,13 @@ def generate_pairs(
         if length > most and prompt.id not in recorded.ids:
             record = replace(too_long(prompt, length, most), made_with=identity.key_of_too_long(prompt))
             yield _acknowledge(record, appender, recorded)
-    fitting = [index for index, length in enumerate(lengths) if length <= most]
-    if all(prompts[index].id in recorded.ids for index in fitting):
+    tokens = {prompt.id: length for prompt, length in zip(prompts, lengths, strict=True) if length <= most}
+    fitting = [prompt for prompt in prompts if prompt.id in tokens]
+    if all(prompt.id in recorded.ids for prompt in fitting):
         return
-    longest = max(lengths[index] for index in fitting) + beside
-    size = _planned_batch_size(context, backend, longest)
-    tokens = {prompts[index].id: lengths[index] for index in fitting}
-    for batch in plan_batches([prompts[i] for i in fitting], [lengths[i] for i in fitting], size):
+    plan = _batch_plan(context, backend, key_of_plan(prompts, identity), recorded, max(tokens.values()) + beside)
+    to_make = prompts_to_make(fitting, recorded.ids, plan)
+    for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
         if all(prompt.id in recorded.ids for prompt in batch):
             continue
         for prompt, made in zip(batch, make_records(batch, backend, recipe), strict=True):
@@ -228,18 +229,15 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
     return min(max_prompt_tokens, context_length - beside)
 
 
-def _planned_batch_size(context: Context, backend: Backend, longest: int) -> int:
-    """The batch size that the first start wrote down, while it fits: a run that goes on makes the same batches."""
-    if context.config.generation_batch_size:
-        return context.config.generation_batch_size
-    path = context.run / layout.PAIRS_PLAN
-    if path.exists():
-        plan = json.loads(path.read_text(encoding="ascii"))
-        if plan["longest_tokens"] >= longest:
-            return int(plan["batch_size"])
-    size = backend.batch_size(longest)
-    write_json(path, {"batch_size": size, "longest_tokens": longest})
-    return size
+def _batch_plan(context: Context, backend: Backend, made_for: str, recorded: Recorded, longest: int) -> BatchPlan:
+    """The plan that an earlier start wrote for this set, else a new one. A batch size that was given always holds."""
+    path, given = context.run / layout.PAIRS_PLAN, context.config.generation_batch_size
+    found = read_plan(path, made_for)
+    if found is not None:
+        return replace(found, batch_size=given or found.batch_size)
+    plan = BatchPlan(made_for, recorded.total, given or backend.batch_size(longest), longest)
+    plan.write(path)
+    return plan
 
 
 def _acknowledge(record: PairRecord, appender: JsonlAppender, recorded: Recorded) -> PairMade | PairFailed:

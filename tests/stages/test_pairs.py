@@ -1,0 +1,199 @@
+"""Stage pairs: no record is made twice, none is lost, and decisions follow a pair as long as its texts are the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from engine.core import layout
+from engine.core.events import Message, PairFailed, PairMade
+from engine.models.chat import Conversation
+from engine.models.generation.sampling import Reply, SamplingSettings
+from engine.pairs.data.edits import read_edits, write_edit
+from engine.pairs.generation.inventory import Inventory, take_inventory
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.stages import pairs as stage
+from tests.conftest import run_stage
+
+
+class Backend:
+    """Its answers depend on seed and settings, and on who shares the batch, as a real model's do in their last bits."""
+
+    KIND: ClassVar = {1: "Kick it hard", 3: "That was rude, and", 5: "Mend it kindly with glue"}
+    tokens = 0
+    context_length = None
+
+    def __init__(self) -> None:
+        self.drafted: list[str] = []
+
+    def reply(self, talks: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]) -> list[Reply]:
+        self.drafted += [talk[-1]["content"] for talk in talks if len(talk) == 1]
+        beside = "".join(talk[0]["content"].split()[-1] for talk in talks).replace("?", ".")
+        return [
+            Reply(
+                f"{self.KIND[len(talk)]}, as number {seed % 9973} says at {settings.temperature} of {beside}", True, 5
+            )
+            for talk, seed in zip(talks, seeds, strict=True)
+        ]
+
+    def length(self, conversation: Conversation) -> int:
+        return len(conversation[0]["content"].split())
+
+    def batch_size(self, longest: int) -> int:
+        return 4
+
+    def check(self, settings: SamplingSettings) -> list[str]:
+        return []
+
+    def warnings(self) -> list[str]:
+        return []
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"How do I mend thing {n}?"}) + "\n" for n in range(30)))
+    return path
+
+
+@pytest.fixture
+def made(context: Callable[..., Context], prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs the stage with these options on the one run folder; returns what was drafted, and its events."""
+
+    def make(**options: Any) -> tuple[list[str], list[Any]]:
+        backend, at_work = Backend(), a_context(**options)
+        monkeypatch.setattr(stage, "load_backend", lambda *_: backend)
+        monkeypatch.setattr(stage, "adapter_folder", lambda _: None)
+        events, _ = run_stage(stage.run(at_work))
+        return backend.drafted, events
+
+    def a_context(**options: Any) -> Context:
+        at_work = context(
+            **{"dataset": str(prompts), "split": "train", "max_attempts": 1, "num_examples": 12, **options}
+        )
+        at_work.run.record_stage("adapter", status="done", result={"tensors_sha256": "a", "base_model_id": "b"})
+        return at_work
+
+    make.context = a_context  # type: ignore[attr-defined]
+    return make
+
+
+def records(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / layout.PAIRS_JSONL).read_text().splitlines()]
+
+
+def test_more_examples_make_only_what_is_missing(made):
+    first, _ = made(num_examples=12)
+    more, _ = made(num_examples=20)
+    assert len(first) == 12 and len(more) == 8 and not set(first) & set(more)
+    assert len(records(made.context().run)) == 20
+    assert made(num_examples=20)[0] == []
+
+
+def test_fewer_examples_are_a_selection_and_nothing_is_deleted(made):
+    made(num_examples=20)
+    run = made.context().run
+    every = {row["id"]: row for row in records(run)}
+    drafted, events = made(num_examples=12)
+    assert drafted == [] and len(records(run)) == 12
+    assert all(every[row["id"]] == row for row in records(run))
+    kept = (run.folder / "superseded/1" / layout.PAIRS_JSONL).read_text().splitlines()
+    assert len(kept) == 20
+    assert sum(isinstance(event, (PairMade, PairFailed)) for event in events) == 12, "a screen counts the new set"
+
+
+def test_going_back_to_what_was_made_before_makes_nothing(made):
+    made(num_examples=12)
+    run = made.context().run
+    before = records(run)
+    assert len(made(temperature=0.3)[0]) == 12
+    drafted, _ = made(num_examples=12)
+    assert drafted == [] and sorted(map(str, records(run))) == sorted(map(str, before))
+
+
+def test_another_split_keeps_the_prompts_that_both_have(made):
+    made(split="train[:10]", num_examples=99)
+    drafted, _ = made(split="train[5:15]", num_examples=99)
+    assert len(drafted) == 5
+
+
+def test_a_longer_limit_asks_only_what_was_too_long_before(made, prompts):
+    rows = prompts.read_text() + json.dumps({"prompt": "long " * 40}) + "\n"
+    prompts.write_text(rows)
+    made(num_examples=99, max_prompt_tokens=20)
+    statuses = {row["prompt"]: row["status"] for row in records(made.context().run)}
+    assert statuses["long " * 39 + "long"] == "prompt too long"
+    drafted, _ = made(num_examples=99, max_prompt_tokens=60)
+    assert drafted == ["long " * 39 + "long"]
+    drafted, _ = made(num_examples=99, max_prompt_tokens=20)
+    assert drafted == [] and sum(row["status"] == "prompt too long" for row in records(made.context().run)) == 1
+
+
+def test_after_from_nothing_is_taken_over(made):
+    made()
+    run = made.context().run
+    run.set_aside("pairs", why="--from pairs", reusable=False)
+    assert len(made()[0]) == 12
+
+
+def test_killed_while_records_are_taken_over_it_ends_with_the_same_file(made):
+    made(num_examples=20)
+    made(num_examples=12)
+    run = made.context().run
+    whole = (run / layout.PAIRS_JSONL).read_bytes()
+    for kept in (1, 5, 11):
+        lines = whole.splitlines(keepends=True)
+        (run / layout.PAIRS_JSONL).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        assert made(num_examples=12)[0] == [] and (run / layout.PAIRS_JSONL).read_bytes() == whole
+
+
+def test_killed_anywhere_while_more_are_made_it_ends_with_the_same_file(made):
+    made(num_examples=9)
+    made(num_examples=25)
+    run = made.context().run
+    whole = (run / layout.PAIRS_JSONL).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for kept in range(9, 25):
+        (run / layout.PAIRS_JSONL).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        made(num_examples=25)
+        assert (run / layout.PAIRS_JSONL).read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ['{"batch_size": -3}', "", "[]", "{", '{"made_for": 1}'])
+def test_a_batch_plan_that_cannot_be_used_is_passed_over(made, damage):
+    made(num_examples=9)
+    (made.context().run / layout.PAIRS_PLAN).write_text(damage)
+    made(num_examples=25)
+    assert len(records(made.context().run)) == 25
+
+
+def test_decisions_follow_a_pair_while_its_texts_are_the_same_and_are_listed_where_they_are_not(made):
+    made(num_examples=20)
+    run = made.context().run
+    ids = [row["id"] for row in records(run)]
+    for pair_id in ids:
+        write_edit(run / layout.EDITS_JSONL, pair_id, "reject")
+    made(num_examples=12)
+    kept = {row["id"] for row in records(run)}
+    assert set(read_edits(run / layout.EDITS_JSONL)) == kept
+    _, events = made(temperature=0.3)
+    assert not read_edits(run / layout.EDITS_JSONL)
+    told = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert any("decisions about 12 pairs do not apply" in text for text in told)
+    made(num_examples=12)  # back: the texts are those that were decided about
+    assert not read_edits(run / layout.EDITS_JSONL), "decisions are carried from the set before, and that had none"
+
+
+def test_the_inventory_says_what_the_stage_does(made):
+    made(num_examples=12)
+    assert take_inventory(made.context(num_examples=20)) == Inventory(12, 0, 8)
+    made(num_examples=20)
+    made(num_examples=5)
+    assert take_inventory(made.context(num_examples=12)) == Inventory(5, 7, 0)
+    assert take_inventory(made.context(num_examples=12, temperature=0.1)) == Inventory(0, 0, 12)
+    assert take_inventory(made.context(num_examples=12), afresh=True).missing == 12
