@@ -106,7 +106,7 @@ def work(given: argparse.Namespace) -> int:
     grounds = PlanInputs(replace(context, config=config), shape, machine, "the benchmark's")
     if not context.run.result("preflight"):
         context.run.record_stage("preflight", status="done", result={"plan": grounds.choose().as_dict()})
-    plan = current_plan(context, dtype)
+    plan = current_plan(context.run, context.config, dtype)
     print(f"{plan.in_words}: {plan.why.get('micro_batch', '')}", flush=True)
 
     times: list[float] = []

@@ -32,6 +32,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait would spin, and be counted
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.core.layout import CHECKPOINTS_DIR
 from engine.process.environment import quiet_libraries
 
 quiet_libraries()
@@ -334,7 +335,16 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
     context = Context(config, Run(folder))
     if not way.shared:
         trl_trainer.share_prompt_computation = lambda policy: False
-    trainer = trl_trainer.build_trainer(context, policy, tokenizer, pairs, settings(len(pairs)), torch.float32, "bench")
+    trainer = trl_trainer.build_trainer(
+        context.config,
+        context.run / CHECKPOINTS_DIR,
+        policy,
+        tokenizer,
+        pairs,
+        settings(len(pairs)),
+        torch.float32,
+        "bench",
+    )
     trainer._save_checkpoint = lambda *_: None  # the notebook's way saves none here either
     if not way.by_length:
         trainer.most_tokens = 0

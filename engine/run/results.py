@@ -20,6 +20,8 @@ Result = TypeVar("Result", bound=StageResult)
 
 def read_result(cls: type[Result], record: Mapping[str, Any]) -> Result | None:
     """The result in a record of `run.json`; None where the stage left none, or not all of it."""
+    if not record:
+        return None
     known = {f.name for f in fields(cls)}
     try:
         return cls(**{name: value for name, value in record.items() if name in known})

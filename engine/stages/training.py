@@ -87,7 +87,7 @@ def run(context: Context) -> StageRun:
             verdict=report["verdict"],
             effect=effect,
             plan=trained.plan.as_dict(),
-            memory_ran_out=tuple(oom_history(context)),
+            memory_ran_out=tuple(oom_history(context.run)),
         ),
     )
 
@@ -142,7 +142,7 @@ def _metrics(context: Context, trained: Trained, report: dict[str, Any], rows: i
         "evaluation": report["figures"],
         "tensors_sha256": trained.tensors_sha256,
         "plan": trained.plan.as_dict(),
-        "memory_ran_out": oom_history(context),
+        "memory_ran_out": oom_history(context.run),
         "forecast": _forecast_compared(context, trained),
         "seconds": round(seconds, 3),
     }

@@ -161,7 +161,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_asks_for_a_fresh_proces
     with pytest.raises(RestartNeeded, match="after step 3, at 2 × 2 pairs") as restart:
         run_stage(train(context, pairs(24)))
     assert "at 1 × 4 pairs a step" in restart.value.what_to_do
-    plan = current_plan(context, "float32")
+    plan = current_plan(context.run, context.config, "float32")
     assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 4, True)
 
 
@@ -240,7 +240,7 @@ def test_a_damaged_or_foreign_plan_is_passed_over(make: Callable[..., Context]):
     ):
         (context.run / PLAN_JSON).parent.mkdir(exist_ok=True)
         (context.run / PLAN_JSON).write_text(text)
-        assert current_plan(context, "float32") == own
+        assert current_plan(context.run, context.config, "float32") == own
 
 
 def test_the_peak_of_memory_is_that_since_it_is_watched():

@@ -135,7 +135,7 @@ def plain_trl(
     trainer = DPOTrainer(
         model=load_policy(load_base(context.config), stage2[1], trainable=True),
         args=DPOConfig(
-            output_dir=str(folder / "plain"), **training_settings(context, 21, 20), use_cpu=True, bf16=False,
+            output_dir=str(folder / "plain"), **training_settings(context.config, 21, 20), use_cpu=True, bf16=False,
             gradient_checkpointing=True, logging_steps=1, save_strategy="no", disable_tqdm=True, report_to="none",
         ),
         train_dataset=Dataset.from_list(ROWS[:21]),
@@ -197,12 +197,12 @@ def test_a_reference_that_the_loss_does_not_see_is_refused_by_the_first_loss(
 
 def test_kept_log_probabilities_of_another_reference_are_refused_by_the_first_loss(make: Callable[..., Context]):
     context = make(cpu_ref_model=True)
-    path = context.run / layout.REFERENCE_LOGPS
+    path = context.cache / layout.REFERENCE_LOGPS
     run_stage(train(context, ROWS[:4]))
     shutil.rmtree(context.run / layout.CHECKPOINTS_DIR)
-    kept = json.loads(path.read_text())
-    kept["logps"] = [[chosen - 1.5, rejected] for chosen, rejected in kept["logps"]]
-    path.write_text(json.dumps(kept))
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    shifted = [{**line, "value": [line["value"][0] - 1.5, line["value"][1]]} for line in kept]
+    path.write_text("".join(json.dumps(line) + "\n" for line in shifted))
     with pytest.raises(NumbersError, match="not ln 2"):
         run_stage(train(context, ROWS[:4]))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from trl import DPOTrainer
 
+from engine.core import layout
 from engine.core.errors import NumbersError, Stopped
 from engine.core.events import Progress, TrainStep
 from engine.dpo.training import reference
@@ -23,6 +24,7 @@ from engine.dpo.training.trl_trainer import Stage3Trainer, build_trainer
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.run.context import Context
 from engine.run.stop import StopToken
+from engine.storage.keyed_cache import KeyedCache
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs
 
@@ -198,22 +200,23 @@ def trainer(make: Callable[..., Context]) -> Any:
     policy = load_policy(load_base(context.config), Path(context.config.adapter_path), trainable=True)
     tokens = plain(context)
     made = build_trainer(
-        context,
+        context.config,
+        context.run / layout.CHECKPOINTS_DIR,
         policy,
         load_tokenizer(context.config),
         tokens,
-        training_settings(context, len(tokens)),
+        training_settings(context.config, len(tokens)),
         torch.float32,
         "x",
     )
     return context, made, tokens
 
 
-def logps(trainer: Any, batch_size: int, name: str = "logps.json", fingerprint: str = "right") -> Any:
+def logps(trainer: Any, batch_size: int, name: str = "logps.jsonl", policy: str = "right") -> Any:
     context, made, tokens = trainer
     return reference_logps(
-        made.model, tokens, made.data_collator, batch_size=batch_size, dtype=torch.float32, path=context.run / name,
-        fingerprint=fingerprint, stop=context.stop,
+        made.model, tokens, made.data_collator, batch_size=batch_size, dtype=torch.float32,
+        cache=KeyedCache(context.run / name), policy=policy, stop=context.stop,
     )  # fmt: skip
 
 
@@ -226,7 +229,7 @@ def test_the_references_figures_are_trls_and_in_the_order_of_the_rows(trainer: A
         theirs.append((chosen.item(), rejected.item()))
     assert len({round(value, 3) for pair in theirs for value in pair}) == 44
     for batch_size in (1, 3, 100):
-        events, ours = run_stage(logps(trainer, batch_size, f"{batch_size}.json"))
+        events, ours = run_stage(logps(trainer, batch_size, f"{batch_size}.jsonl"))
         assert [value for pair in ours for value in pair] == pytest.approx(
             [v for pair in theirs for v in pair], abs=5e-5
         )
@@ -252,21 +255,21 @@ def test_short_pairs_are_read_side_by_side(trainer: Any, monkeypatch: pytest.Mon
 
 def test_a_pass_that_was_stopped_goes_on_and_leaves_the_same_bytes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     context, *_ = trainer
-    _, expected = run_stage(logps(trainer, 2, "undisturbed.json"))
+    _, expected = run_stage(logps(trainer, 2, "undisturbed.jsonl"))
     working = logps(trainer, 2)
     next(working)
     context.stop.request("the test asks")
     with pytest.raises(Stopped):
         next(working)
     context.stop = StopToken()
-    kept = json.loads((context.run / "logps.json").read_text())["logps"]
-    done = [row for row, pair in enumerate(kept) if pair is not None]
-    assert 0 < len(done) < 22 and done != list(range(len(done)))  # the longest came first
+    done = (context.run / "logps.jsonl").read_text().splitlines()
+    assert 0 < len(done) < 22
     asked = watch_rows(monkeypatch)
     _, found = run_stage(logps(trainer, 2))
     assert sum(asked) == 22 - len(done)
     assert found == expected
-    assert (context.run / "logps.json").read_bytes() == (context.run / "undisturbed.json").read_bytes()
+    lines = [(context.run / name).read_text().splitlines() for name in ("logps.jsonl", "undisturbed.jsonl")]
+    assert sorted(lines[0]) == sorted(lines[1])
 
 
 def test_what_is_kept_is_not_computed_again(trainer: Any, monkeypatch: pytest.MonkeyPatch):
@@ -276,28 +279,37 @@ def test_what_is_kept_is_not_computed_again(trainer: Any, monkeypatch: pytest.Mo
     assert asked == []
 
 
+def test_of_another_policy_nothing_is_taken(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    run_stage(logps(trainer, 2))
+    asked = watch_rows(monkeypatch)
+    run_stage(logps(trainer, 2, policy="another"))
+    assert sum(asked) == 22
+
+
+def test_a_decision_about_a_pair_computes_that_pair_alone(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    run_stage(logps(trainer, 2))
+    trainer[2][3]["chosen_ids"] = trainer[2][3]["chosen_ids"][::-1]
+    asked = watch_rows(monkeypatch)
+    run_stage(logps(trainer, 2))
+    assert asked == [1]
+
+
 @pytest.mark.parametrize(
     "damage",
-    [
-        lambda data: {**data, "fingerprint": "of another"},
-        lambda data: {**data, "logps": data["logps"][:21]},
-        lambda data: {**data, "logps": [[1.0]] * 22},
-        lambda data: data["logps"],
-        lambda data: "{",
-    ],
-    ids=["another's", "a row short", "half a pair", "a list", "cut"],
+    ["{", "[]", '{"key": 3}', '{"value": [1.0, 2.0]}', "half a pair", "text"],
 )
-def test_what_is_not_as_it_was_kept_is_computed_anew(
-    damage: Callable[[Any], Any], trainer: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_damaged_line_of_the_cache_is_computed_anew(damage: str, trainer: Any, monkeypatch: pytest.MonkeyPatch):
     context, *_ = trainer
     _, expected = run_stage(logps(trainer, 2))
-    path = context.run / "logps.json"
-    damaged = damage(json.loads(path.read_text()))
-    path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+    path = context.run / "logps.jsonl"
+    first, *others = path.read_text().splitlines()
+    key = json.loads(first)["key"]
+    line = {"half a pair": {"key": key, "value": [1.0]}, "text": {"key": key, "value": "x"}}.get(damage)
+    path.write_text("\n".join([damage if line is None else json.dumps(line), *others]) + "\n")
     asked = watch_rows(monkeypatch)
-    assert run_stage(logps(trainer, 2))[1] == expected
-    assert sum(asked) == 22
+    _, found = run_stage(logps(trainer, 2))
+    assert [v for pair in found for v in pair] == pytest.approx([v for pair in expected for v in pair], abs=1e-5)
+    assert sum(asked) == 1
 
 
 def test_a_row_that_is_not_finite_is_named(trainer: Any, monkeypatch: pytest.MonkeyPatch):

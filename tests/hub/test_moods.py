@@ -95,7 +95,7 @@ def test_the_stage_says_what_why_and_what_to_do(
     stage = credentials.run(context)
     if case.code == 0:
         events, result = run_stage(stage)
-        assert result.facts["reads"] == [BASE, DATA]
+        assert result.facts["reads"] == (BASE, DATA)
         assert (context.token is not None) == case.token
     else:
         events = []

@@ -86,7 +86,7 @@ def test_a_good_adapter_is_accepted_with_the_right_facts(name: str, stage2: tupl
     events, result = run_stage(stage.run(build_context(tmp_path / "run", stage2[0], adapter)))
     facts, data = result.facts, (adapter / WEIGHTS).read_bytes()
     assert facts["effect"] > 0.1
-    assert (facts["rank"], facts["alpha"], facts["target_modules"]) == (3, 7, good.targets)
+    assert (facts["rank"], facts["alpha"], facts["target_modules"]) == (3, 7, tuple(good.targets))
     assert facts["trainable_parameters"] == good.parameters
     assert (facts["bytes"], facts["adapter_sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     told = {event.name: event.detail for event in events}

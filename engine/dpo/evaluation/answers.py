@@ -61,7 +61,9 @@ def answers(
     settings = SamplingSettings(limit if most_tokens is None else min(limit, most_tokens))
     which = "Stage 2" if adapter == REFERENCE_ADAPTER else "Stage 3"
     cache = KeyedCache(context.cache / layout.ANSWERS)
-    policy = policy_key(context, trained.stage2_sha256 if adapter == REFERENCE_ADAPTER else trained.tensors_sha256)
+    policy = policy_key(
+        context.config, trained.stage2_sha256 if adapter == REFERENCE_ADAPTER else trained.tensors_sha256
+    )
     keys = [sha256_of_json([policy, asdict(settings), prompt]) for prompt in prompts]
     known = cache.read(keys)
     found: list[Reply] = []

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import MemoryExhausted, RestartNeeded
-from engine.run.context import Context
+from engine.run.folder import Run
 from engine.storage.files import write_json
 
 PLAN_JSON = f"{layout.CHECKPOINTS_DIR}/plan.json"
@@ -175,35 +175,37 @@ def choose_plan(
 # -- the plan that stands ----------------------------------------------------------------------------------------------
 
 
-def current_plan(context: Context, dtype: str) -> TrainingPlan:
+def current_plan(run: Run, config: Stage3Config, dtype: str) -> TrainingPlan:
     """What memory forced on this training, else what the preflight chose, else the configuration's own."""
-    chosen = context.run.result("preflight").get("plan")
-    for record in (_stored(context).get("plan"), chosen):
+    preflight = run.results.preflight
+    for record in (_stored(run).get("plan"), None if preflight is None else preflight.plan):
         plan = TrainingPlan.from_dict(record)
-        if plan is not None and plan.effective_batch == effective_batch(context.config):
+        if plan is not None and plan.effective_batch == effective_batch(config):
             return plan
-    return plan_as_configured(context.config, dtype)
+    return plan_as_configured(config, dtype)
 
 
-def oom_history(context: Context) -> list[dict[str, Any]]:
+def oom_history(run: Run) -> list[dict[str, Any]]:
     """Each time that memory ran out in this training: the plans before and after, the step, and the error."""
-    found = _stored(context).get("lowered")
+    found = _stored(run).get("lowered")
     return list(found) if isinstance(found, list) else []
 
 
-def reduce_after_oom(context: Context, plan: TrainingPlan, *, step: int, error: str) -> RestartNeeded | MemoryExhausted:
+def reduce_after_oom(
+    run: Run, config: Stage3Config, plan: TrainingPlan, *, step: int, error: str
+) -> RestartNeeded | MemoryExhausted:
     """Write the lower plan down, for the process that goes on; or say, where there is none, that memory does not suffice.
 
     step    the last optimizer step that was done
     error   what the allocator said
     """
-    config, first_line = context.config, error.strip().splitlines()[0] if error.strip() else "The allocation failed."
+    first_line = error.strip().splitlines()[0] if error.strip() else "The allocation failed."
     lower = plan.reduce(may_checkpoint=config.gradient_checkpointing is not False)
     where = f"Memory ran out in the training, after step {step}, at {plan.in_words}"
     if lower is None:
         return MemoryExhausted(f"{where}; nothing is left to make smaller.", first_line, memory_advice(config))
     record = {"from": plan.as_dict(), "to": lower.as_dict(), "step": step, "error": first_line, "time": time.time()}
-    write_json(context.run / PLAN_JSON, {"plan": lower.as_dict(), "lowered": [*oom_history(context), record]})
+    write_json(run / PLAN_JSON, {"plan": lower.as_dict(), "lowered": [*oom_history(run), record]})
     return RestartNeeded(
         f"{where}.",
         first_line,
@@ -224,9 +226,9 @@ def memory_advice(config: Stage3Config) -> str:
     return f"Use {', '.join(ways)}, or a smaller base model; the run goes on from its last checkpoint."
 
 
-def _stored(context: Context) -> dict[str, Any]:
+def _stored(run: Run) -> dict[str, Any]:
     try:
-        data = json.loads((context.run / PLAN_JSON).read_text(encoding="utf-8"))
+        data = json.loads((run / PLAN_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-    from engine.run.context import Context
+    from engine.core.config import Stage3Config
 
 REFERENCE_ADAPTER = "ref"
 """The name that TRL gives to its frozen copy of the policy's adapter."""
@@ -67,9 +67,8 @@ def require_first_loss(loss: float, dtype: torch.dtype) -> None:
         )
 
 
-def policy_key(context: Context, adapter_sha256: str) -> str:
+def policy_key(config: Stage3Config, adapter_sha256: str) -> str:
     """A hash of what computes: base model, adapter and number format. Equal keys give equal numbers, up to rounding."""
-    config = context.config
     base = [config.base_model_id, config.base_model_revision, config.load_in_4bit]
     return sha256_of_json([adapter_sha256, *base, dtype_name(resolve_dtype(config))])
 
@@ -146,7 +145,7 @@ def reference_logps(
     """
     keys = [sha256_of_json([policy, pair]) for pair in pairs]
     known = cache.read(keys)
-    found = {row: (float(known[key][0]), float(known[key][1])) for row, key in enumerate(keys) if key in known}
+    found = {row: pair for row, key in enumerate(keys) if (pair := _kept_pair(known.get(key))) is not None}
     lengths = [tokens_read(pair) for pair in pairs]
     # Cut from all pairs, not from those that are left: a pass that was stopped goes on with the same batches.
     batches = [
@@ -170,6 +169,13 @@ def reference_logps(
             stop.raise_if_requested()
     cache.append(unsaved)
     return [found[row] for row in range(len(pairs))]
+
+
+def _kept_pair(value: Any) -> tuple[float, float] | None:
+    """What the cache keeps of a pair; None where that is no pair of numbers: then it is computed anew."""
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, float) for one in value):
+        return None
+    return value[0], value[1]
 
 
 class _ReferenceClock:

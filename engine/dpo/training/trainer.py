@@ -59,11 +59,14 @@ from engine.storage.files import sha256_of_json, write_json
 from engine.storage.keyed_cache import KeyedCache
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+    from engine.core.config import Stage3Config
     from engine.dpo.training.trl_trainer import Stage3Trainer
     from engine.run.context import Context
+    from engine.run.stop import StopToken
 
 WARMUP_SHARE = 0.1
 STAGE = "training"
@@ -121,7 +124,7 @@ def train(
     MemoryExhausted where there is none; Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing
     learned; the last good checkpoint is kept), DataError (too many pairs longer than --max-length).
     """
-    plan = plan or current_plan(context, dtype_name(resolve_dtype(context.config)))
+    plan = plan or current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
     resolved = replace(context, config=plan.applied_to(context.config))
     expected = reference_sha256 or _recorded_reference(context)
     said, step = "", max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
@@ -141,7 +144,21 @@ def train(
     finally:
         working.close()
     # Outside of `except`: the error's traceback holds the tensors that filled the memory.
-    raise reduce_after_oom(context, plan, step=step, error=said)
+    raise reduce_after_oom(context.run, context.config, plan, step=step, error=said)
+
+
+@dataclass
+class _Prepared:
+    """All that the steps need: the trainer over its pairs, with the reference in place."""
+
+    policy: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    trainer: Stage3Trainer
+    pairs: list[EncodedPair]
+    too_long: list[EncodedPair]
+    dtype: torch.dtype
+    fingerprint: str
+    """Of everything that the trained numbers depend on, but not of how a batch is split."""
 
 
 def _train(
@@ -154,88 +171,32 @@ def _train(
     max_steps: int,
 ) -> Generator[Event, None, Trained]:
     """`train` under one plan; the context's configuration has it applied."""
-    from engine.dpo.training.callbacks import WarningsCallback, tensorboard
-    from engine.dpo.training.trl_trainer import build_trainer
+    from engine.dpo.training.callbacks import WarningsCallback
 
     config = context.config
     started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
-    beside = [tensorboard(context.run / TENSORBOARD_DIR)] if config.report_to == "tensorboard" else []
-    token = context.token_text
-    tokenizer = tokenizer or load_tokenizer(config, token)
-    pairs, too_long = yield from _encode_and_filter(context, rows, tokenizer)
-    policy = policy or load_policy(load_base(config, token), adapter_folder(context), trainable=True)
-
-    dtype = resolve_dtype(config)
-    settings = training_settings(context, len(pairs), max_steps)
-    fingerprint = sha256_of_json(
-        {
-            "settings": split_invariant_settings(settings),
-            "reference": expected,
-            "pairs": _as_plain(pairs),
-            "dtype": str(dtype),
-        }
-    )
-    trainer = build_trainer(context, policy, tokenizer, _as_plain(pairs), settings, dtype, fingerprint)
-    require_reference_weights(policy, expected)
-    if config.load_in_4bit:
-        restore_adapter(policy, REFERENCE_ADAPTER)
-    if config.cpu_ref_model:
-        logps = yield from reference_logps(
-            policy,
-            _as_plain(pairs),
-            trainer.data_collator,
-            batch_size=config.per_device_train_batch_size,
-            dtype=dtype,
-            cache=KeyedCache(context.cache / layout.REFERENCE_LOGPS),
-            policy=policy_key(context, expected),
-            stop=context.stop,
-        )
-        trainer.use_reference_logps(logps)
-
-    watch = TrainingWarnings(_discard, sum(len(pair.chosen_ids) for pair in pairs) / len(pairs), plan.effective_batch)
-    checkpoint, told = newest_good(context.run / layout.CHECKPOINTS_DIR, fingerprint)
-    yield from told
-    if checkpoint is None:
-        elsewhere = adopt(context.run / layout.CHECKPOINTS_DIR, earlier_trainings(context), fingerprint)
-        if elsewhere is not None:
-            checkpoint = context.run / layout.CHECKPOINTS_DIR / elsewhere.name
-            yield Message("info", f"The same training was done before; it goes on from {elsewhere}.")
-    first_loss = None
-    if checkpoint is None:
-        first_loss = trainer.first_loss()
-        require_first_loss(first_loss, dtype)
-        yield Message(
-            "info", f"Before the first step: loss {first_loss:.6f} = ln 2; the reference is the Stage 2 adapter."
-        )
-    else:
-        yield Message("info", f"Going on from {checkpoint.name}.")
-    trainer.add_callback(WarningsCallback(watch))
-    for callback in beside:
-        trainer.add_callback(callback)
-    if config.cpu_ref_model:
-        place_adapter(policy, REFERENCE_ADAPTER, "cpu")  # no step looks at it: its log-probabilities are known
-    yield from _drive(trainer, context, checkpoint, watch)
-    place_adapter(policy, REFERENCE_ADAPTER, policy.device)
-    require_reference_weights(policy, expected)
-    final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
-    if final == expected and config.learning_rate == 0:
-        yield Message("warning", "--learning-rate is 0: nothing was trained, and the adapter is Stage 2's.")
-    elif final == expected:
-        raise NumbersError(
-            "The adapter did not change in the whole training.",
-            f"Its tensors are still those of Stage 2 ({final}).",
-            f"Look at --learning-rate (now {config.learning_rate}) and at the pairs.",
-        )
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    callbacks = _reporting_callbacks(context)
+    prepared = yield from _prepare(context, rows, expected, policy, tokenizer, max_steps)
+    yield from _place_reference(context, prepared, expected)
+    checkpoint = yield from _checkpoint_to_resume(context, prepared.fingerprint)
+    first_loss = yield from _begin(prepared, checkpoint)
+    watch = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
+    for callback in [WarningsCallback(watch), *callbacks]:
+        prepared.trainer.add_callback(callback)
+    yield from _drive(prepared.trainer, context.stop, checkpoint, watch)
+    final = yield from _prove_it_learned(prepared, expected, config.learning_rate)
+    history = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in history]
     yield from _warn_of_divergence(losses)
-    policy.eval()
-    policy.config.use_cache = True  # checkpointing of activations had switched it off; answers are to come now
-    steps, collator = trainer.state.global_step, trainer.data_collator
-    del trainer  # and with it the optimizer
+    steps, collator = prepared.trainer.state.global_step, prepared.trainer.data_collator
+    trained, pairs, too_long = prepared.policy, len(prepared.pairs), [pair.index for pair in prepared.too_long]
+    tokenizer = prepared.tokenizer
+    trained.eval()
+    trained.config.use_cache = True  # checkpointing of activations had switched it off; answers are to come now
+    del prepared  # and with it the optimizer
     free_memory()
     return Trained(
-        model=policy,
+        model=trained,
         tokenizer=tokenizer,
         collator=collator,
         steps=steps,
@@ -243,14 +204,121 @@ def _train(
         margins=[float(entry["rewards/margins"]) for entry in history],
         first_loss=first_loss,
         resumed_from=None if checkpoint is None else step_of(checkpoint),
-        pairs=len(pairs),
-        too_long=[pair.index for pair in too_long],
+        pairs=pairs,
+        too_long=too_long,
         tensors_sha256=final,
         stage2_sha256=expected,
         seconds=time.monotonic() - started,
         plan=plan,
         peak_bytes=peak.bytes(),
     )
+
+
+def _reporting_callbacks(context: Context) -> list[TrainerCallback]:
+    """Raises PreconditionError where tensorboard is asked for and missing: before anything is loaded."""
+    from engine.dpo.training.callbacks import tensorboard
+
+    return [tensorboard(context.run / TENSORBOARD_DIR)] if context.config.report_to == "tensorboard" else []
+
+
+def _prepare(
+    context: Context,
+    rows: Sequence[Row],
+    expected: str,
+    policy: PeftModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_steps: int,
+) -> Generator[Event, None, _Prepared]:
+    from engine.dpo.training.trl_trainer import build_trainer
+
+    config, token = context.config, context.token_text
+    tokenizer = tokenizer or load_tokenizer(config, token)
+    pairs, too_long = yield from _encode_and_filter(config, rows, tokenizer)
+    policy = policy or load_policy(load_base(config, token), adapter_folder(context), trainable=True)
+    dtype, plain = resolve_dtype(config), _as_plain(pairs)
+    settings = training_settings(config, len(pairs), max_steps)
+    fingerprint = sha256_of_json(
+        {
+            "settings": split_invariant_settings(settings),
+            "reference": expected,
+            "pairs": plain,
+            "dtype": str(dtype),
+        }
+    )
+    folder = context.run / layout.CHECKPOINTS_DIR
+    trainer = build_trainer(config, folder, policy, tokenizer, plain, settings, dtype, fingerprint)
+    return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint)
+
+
+def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Generator[Event, None, None]:
+    """Prove that the reference is the Stage 2 adapter and, where it is computed up front, compute it and move it away."""
+    config, policy, trainer = context.config, prepared.policy, prepared.trainer
+    require_reference_weights(policy, expected)
+    if config.load_in_4bit:
+        restore_adapter(policy, REFERENCE_ADAPTER)
+    if not config.cpu_ref_model:
+        return
+    logps = yield from reference_logps(
+        policy,
+        _as_plain(prepared.pairs),
+        trainer.data_collator,
+        batch_size=config.per_device_train_batch_size,
+        dtype=prepared.dtype,
+        cache=KeyedCache(context.cache / layout.REFERENCE_LOGPS),
+        policy=policy_key(config, expected),
+        stop=context.stop,
+    )
+    trainer.use_reference_logps(logps)
+
+
+def _checkpoint_to_resume(context: Context, fingerprint: str) -> Generator[Event, None, Path | None]:
+    """The newest good checkpoint of this training: its own, else one of the same training that was done elsewhere."""
+    folder = context.run / layout.CHECKPOINTS_DIR
+    checkpoint, told = newest_good(folder, fingerprint)
+    yield from told
+    if checkpoint is not None:
+        return checkpoint
+    elsewhere = adopt(folder, earlier_trainings(context), fingerprint)
+    if elsewhere is None:
+        return None
+    yield Message("info", f"The same training was done before; it goes on from {elsewhere}.")
+    return folder / elsewhere.name
+
+
+def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, None, float | None]:
+    """The loss before the first step, which must be ln 2; None where the training goes on from a checkpoint."""
+    first_loss = None
+    if checkpoint is None:
+        first_loss = prepared.trainer.first_loss()
+        require_first_loss(first_loss, prepared.dtype)
+        text = f"Before the first step: loss {first_loss:.6f} = ln 2; the reference is the Stage 2 adapter."
+        yield Message("info", text)
+    else:
+        yield Message("info", f"Going on from {checkpoint.name}.")
+    if prepared.trainer.precompute_ref_logps:
+        place_adapter(prepared.policy, REFERENCE_ADAPTER, "cpu")  # its log-probabilities are known: no step looks at it
+    return first_loss
+
+
+def _prove_it_learned(prepared: _Prepared, expected: str, learning_rate: float) -> Generator[Event, None, str]:
+    """The hash of the trained tensors. Raises NumbersError where the reference changed, or the adapter did not."""
+    policy = prepared.policy
+    place_adapter(policy, REFERENCE_ADAPTER, policy.device)
+    require_reference_weights(policy, expected)
+    final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
+    if final == expected and learning_rate == 0:
+        yield Message("warning", "--learning-rate is 0: nothing was trained, and the adapter is Stage 2's.")
+    elif final == expected:
+        raise NumbersError(
+            "The adapter did not change in the whole training.",
+            f"Its tensors are still those of Stage 2 ({final}).",
+            f"Look at --learning-rate (now {learning_rate}) and at the pairs.",
+        )
+    return final
+
+
+def _mean_reply_tokens(pairs: Sequence[EncodedPair]) -> float:
+    return sum(len(pair.chosen_ids) for pair in pairs) / len(pairs)
 
 
 def earlier_trainings(context: Context) -> list[Path]:
@@ -293,9 +361,8 @@ def planned_steps(pairs: int, epochs: float, batch_size: int, accumulation: int)
     return math.ceil(epochs * per_epoch)
 
 
-def training_settings(context: Context, pairs: int, max_steps: int = -1) -> dict[str, Any]:
+def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> dict[str, Any]:
     """Everything that changes what the training computes, as DPOConfig takes it."""
-    config = context.config
     steps = (
         max_steps
         if max_steps > 0
@@ -328,9 +395,8 @@ def split_invariant_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode_and_filter(
-    context: Context, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+    config: Stage3Config, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
 ) -> Generator[Event, None, tuple[list[EncodedPair], list[EncodedPair]]]:
-    config = context.config
     inert = rows_with_special_text(rows, tokenizer)
     if inert:
         yield Message("info", f"{len(inert)} pairs hold text that looks like a special token; it is trained as text.")
@@ -347,7 +413,7 @@ def _discard(event: Event) -> None:
 
 
 def _drive(
-    trainer: Stage3Trainer, context: Context, checkpoint: Path | None, watch: TrainingWarnings
+    trainer: Stage3Trainer, stop: StopToken, checkpoint: Path | None, watch: TrainingWarnings
 ) -> Generator[Event, None, None]:
     """Run the trainer in a thread and yield what it and `watch` say. Raises what it raised, or Stopped when asked to stop."""
     import torch
@@ -373,7 +439,7 @@ def _drive(
     trainer.add_callback(
         StepEvents(
             said.put,
-            stop_wanted=lambda: context.stop.requested or abandoned.is_set(),
+            stop_wanted=lambda: stop.requested or abandoned.is_set(),
             skipped=lambda: bool(trainer.accelerator.optimizer_step_was_skipped),
         )
     )
@@ -387,7 +453,7 @@ def _drive(
         worker.join()
     if failure:
         raise failure[0]
-    context.stop.raise_if_requested()
+    stop.raise_if_requested()
 
 
 def _as_plain(pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:

@@ -36,14 +36,15 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from engine.run.context import Context
+    from engine.core.config import Stage3Config
 
 MAX_SKIPPED_STEPS = 20
 """In float16 the loss scaler leaves steps out until its scale fits; more of them in a row than this are no search."""
 
 
 def build_trainer(
-    context: Context,
+    config: Stage3Config,
+    folder: Path,
     policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[dict[str, Any]],
@@ -53,11 +54,12 @@ def build_trainer(
 ) -> Stage3Trainer:
     """The trainer over `pairs` (token ids). From here on `policy` has the frozen copy "ref" beside "default".
 
+    folder     of the checkpoints
     settings   as DPOConfig takes them. Their batch size times their accumulation is the effective batch; the batch size
                says how many of the longest pairs fit in memory: a pass has that many tokens, so of shorter pairs more
     """
     disable_progress_bar()
-    config, device = context.config, resolve_device(context.config)
+    device = resolve_device(config)
     if device.index:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # accelerate takes the first GPU otherwise
     side_by_side = settings["per_device_train_batch_size"]
@@ -68,7 +70,7 @@ def build_trainer(
     }
     with without_warnings():
         arguments = DPOConfig(
-            output_dir=str(context.run / layout.CHECKPOINTS_DIR),
+            output_dir=str(folder),
             **(settings | whole_steps),
             save_strategy="steps",
             save_steps=config.save_steps,
