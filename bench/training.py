@@ -328,6 +328,7 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
     from engine.dpo.training.reference import reference_logps
     from engine.run.context import Context
     from engine.run.folder import Run
+    from engine.storage.keyed_cache import KeyedCache
 
     config = Stage3Config(
         output_dir=folder, device="cpu", dtype="float32", gradient_checkpointing=way.recompute, save_steps=10**6
@@ -353,7 +354,7 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
         if way.once:
             working = reference_logps(
                 policy, pairs, trainer.data_collator, batch_size=1 if way.by_length else 0, dtype=torch.float32,
-                path=folder / "logps.json", fingerprint="bench", stop=context.stop,
+                cache=KeyedCache(folder / "logps.jsonl"), policy="bench", stop=context.stop,
             )  # fmt: skip
             while True:
                 try:
