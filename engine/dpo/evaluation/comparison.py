@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from engine.core.statistics import bootstrap_mean, fraction, mean, sign_test, win_tie_loss
 from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
 from engine.dpo.evaluation.held_out import Figures, number
-from engine.dpo.evaluation.statistics import bootstrap_mean, fraction, mean, sign_test, win_tie_loss
 from engine.dpo.evaluation.verdict import Answer, AnswerPair, Comparison, gains
 from engine.models.chat import Conversation
 from engine.pairs.detectors import Candidate, reply_reasons

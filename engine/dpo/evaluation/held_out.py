@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Progress
-from engine.dpo.evaluation.statistics import bootstrap_mean, mean, wilson
+from engine.core.statistics import bootstrap_mean, mean, wilson
 from engine.dpo.training.dataset import EncodedPair, Row, encode_rows, split_by_length
 from engine.dpo.training.reference import REFERENCE_ADAPTER, collated, pair_logps
 from engine.models.loading import POLICY_ADAPTER, resolve_dtype

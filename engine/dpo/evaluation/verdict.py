@@ -36,7 +36,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from engine.core.config import TrainingOptions
-from engine.dpo.evaluation.statistics import (
+from engine.core.statistics import (
     bootstrap_mean,
     fraction,
     mcnemar_test,

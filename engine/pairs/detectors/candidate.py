@@ -78,7 +78,7 @@ _TEXT_WORK = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of `text`, without what a reader would not call a difference: candidate, punctuation, Unicode form."""
+    """The words of `text`, without what a reader would not call a difference: case, punctuation, Unicode form."""
     return WORD.findall(folded(text))
 
 
@@ -94,7 +94,7 @@ def folded(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    """`text` without what a reader would not call a difference: candidate, space, punctuation, Unicode form."""
+    """`text` without what a reader would not call a difference: case, space, punctuation, Unicode form."""
     return " ".join(words(text))
 
 

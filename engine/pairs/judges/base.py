@@ -34,6 +34,8 @@ class Comparison:
     """The revision, or Stage 3's answer."""
     principle_id: str | None = None
     """The principle that the revision was made by; a judge that needs one draws it where there is none."""
+    criterion: str | None = None
+    """What to judge by, in place of a principle of the constitution."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ class PrincipleChoice:
     seed: int
 
     def of(self, case: Comparison) -> Principle:
-        """The one that the case names, where the constitution has it; else one drawn by the case's id and the seed."""
+        """Its own criterion; else the principle that it names, where the constitution has it; else one drawn by its id."""
+        if case.criterion is not None:
+            return Principle("criterion", case.criterion, "", "")
         for principle in self.constitution.principles:
             if principle.id == case.principle_id:
                 return principle

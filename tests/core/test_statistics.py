@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from engine.dpo.evaluation.statistics import (
+from engine.core.statistics import (
     bootstrap_mean,
     fraction,
     mcnemar_test,
