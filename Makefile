@@ -47,7 +47,7 @@ pictures: $(STAMP)
 	$(BIN)/python docs/pictures.py
 
 snapshots: $(STAMP)
-	rm -rf tests/snapshots
+	rm -rf tests/tui/snapshots
 	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest tests/tui/test_snapshots.py
 
 $(TOOLS)/bin/uv:

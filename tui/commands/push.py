@@ -5,16 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, ExitCode
 from engine.core.layout import EVENTS_JSONL, RUN_LOG
 from engine.core.options import options
-from engine.process.environment import log_to_file, quiet_libraries
-from engine.run.folder import Run
-from engine.run.journal import Journal
-from engine.run.stop import StopToken
-from engine.security.secrets import Secret
 from tui.commands.arguments import (
     add_options,
     add_token_options,
@@ -25,9 +20,12 @@ from tui.commands.arguments import (
     stored_config,
     token_of,
 )
-from tui.commands.printers import event_line
 from tui.commands.table import PROGRAM
-from tui.process.signals import install_signal_handlers
+
+if TYPE_CHECKING:  # pydantic and rich would slow --help
+    from engine.core.config import Stage3Config
+    from engine.run.folder import Run
+    from engine.security.secrets import Secret
 
 
 def main(arguments: list[str]) -> int:
@@ -75,6 +73,9 @@ def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret 
             "None was given, and the run was started without --push-to-hub.",
             f"`stage3-tui push {folder} OWNER/NAME`",
         )
+    from engine.process.environment import log_to_file, quiet_libraries
+    from engine.run.folder import Run
+
     quiet_libraries()
     run = Run(folder)
     run.acquire()
@@ -87,6 +88,10 @@ def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret 
 
 def _push(run: Run, config: Stage3Config, public: bool, token: Secret | None) -> int:
     from engine.push.finished_run import push_finished_run
+    from engine.run.journal import Journal
+    from engine.run.stop import StopToken
+    from tui.commands.printers import event_line
+    from tui.process.signals import install_signal_handlers
 
     stop, journal = StopToken(), Journal(run / EVENTS_JSONL)
     install_signal_handlers(stop.request)
