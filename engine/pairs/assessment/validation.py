@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, DataError, DiskError
-from engine.core.layout import EDITS_JSONL, SCORES_JSONL
+from engine.core.layout import EDITS_JSONL, RELEVANCE_JSONL, SCORES_JSONL
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.export import Export
 from engine.pairs.assessment.gate import Tally, failed, figures, gate_error, report
@@ -22,6 +22,7 @@ from engine.pairs.assessment.training_set import judged_pairs
 from engine.pairs.data.edits import Edits, read_edits
 from engine.pairs.data.pair_files import read_pairs_from
 from engine.pairs.data.record import Pair
+from engine.pairs.relevance.kept import Relevances, read_relevance, with_relevance
 from engine.storage.jsonl import BadLine, read_jsonl
 
 STDIN = Path("-")
@@ -70,7 +71,7 @@ def validate(
             if isinstance(pair, Pair):
                 if pair.id in beside.edits:
                     decided.add(pair.id)
-                yield line, pair
+                yield line, with_relevance(pair, beside.relevances)
                 continue
             tally.bad_lines += 1
             if len(bad_lines) < BAD_LINES_KEPT:
@@ -79,7 +80,7 @@ def validate(
 
     inputs = (source, beside.edits_path, beside.scores_path)
     with opened(source) as file, Export(export, inputs, force=force) if export else nullcontext() as out:
-        for judged in judged_pairs(pairs(file), beside.edits, tally, beside.scored):
+        for judged in judged_pairs(pairs(file), beside.edits, tally, beside.completed):
             on_line(judged.verdict)
             if out is not None and judged.verdict.usable:
                 out.add(judged.pair)
@@ -133,16 +134,23 @@ class SidecarFiles:
     judge: str | None
     """Whose scores count: the last that scored."""
     scored: Callable[[Pair], Pair]
+    relevances: Relevances
+    """As stage quality measured them."""
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
         edits_path = source.parent / Path(EDITS_JSONL).name
         scores_path = source.parent / Path(SCORES_JSONL).name
         if source == STDIN:  # nothing is beside a pipe
-            return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair)
+            return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair, {})
         judge = _last_judge(scores_path)
         scored = (lambda pair: pair) if judge is None else _by(judge, scores_path)
-        return cls(edits_path, read_edits(edits_path), scores_path, judge, scored)
+        relevances = read_relevance(source.parent / Path(RELEVANCE_JSONL).name)
+        return cls(edits_path, read_edits(edits_path), scores_path, judge, scored, relevances)
+
+    def completed(self, pair: Pair) -> Pair:
+        """A pair as people left it, with what a judge and a model found of its texts."""
+        return with_relevance(self.scored(pair), self.relevances)
 
     def as_dict(self, decided: set[str]) -> dict[str, Any]:
         """What is told of the edits: pairs decided about, decisions about pairs that are not here, damage."""
