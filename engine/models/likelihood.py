@@ -24,6 +24,8 @@ def reply_logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[f
 
     Rows of like length are read side by side; a batch is halved where memory runs out.
     """
+    if not rows:
+        return []
     vocabulary = int(model.config.get_text_config().vocab_size)
     by_length = sorted(range(len(rows)), key=lambda row: sum(map(len, rows[row])))
     found: dict[int, float] = {}

@@ -29,7 +29,7 @@ def measure_pairs(
     missing = {key: pair for pair in pairs if (key := key_of_reply(pair.messages, pair.revised_response)) not in known}
     if not missing:
         return known
-    yield Message("info", f"Measuring how much {len(missing)} revisions depend on their prompts, with {model}.")
+    yield Message("info", f"Measuring how much {len(missing)} revisions depend on their prompts, with the base model.")
     meter, started, done = load(), time.monotonic(), 0
     by_length = sorted(missing, key=lambda key: (sum(len(m["content"]) for m in missing[key].messages), key))
     for start in range(0, len(by_length), PAIRS_AT_ONCE):
