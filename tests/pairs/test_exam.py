@@ -163,7 +163,14 @@ def test_the_demos_judge_is_examined_in_its_own_sentences_and_knows_nothing_else
 @pytest.fixture
 def server(context: Callable[..., Context]) -> Callable[..., Context]:
     return lambda **more: context(
-        **{"judge": "server", "server_url": "http://127.0.0.1:9/v1", "server_model": "wise", "min_pairs": 5, **more}
+        **{
+            "judge": "server",
+            "server_url": "http://127.0.0.1:9/v1",
+            "server_model": "wise",
+            "min_pairs": 5,
+            "relevance": False,
+            **more,
+        }
     )
 
 
