@@ -35,6 +35,12 @@ def local_splits(path: Path, given_with: str = "") -> dict[str, list[Path]]:
     )
 
 
+def has_rows(path: Path) -> bool:
+    """Whether there is a file of rows that is not empty."""
+    files = _data_files(path) if path.is_dir() else [path]
+    return any(file.is_file() and file.stat().st_size > 0 for file in files)
+
+
 def rows_of_files(paths: Iterable[Path]) -> Iterator[NumberedRow]:
     """The rows of several files as one, counted through. Raises OSError, ConfigError."""
     first = 0

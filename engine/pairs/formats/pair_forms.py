@@ -4,7 +4,7 @@ one its draft.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.models.chat import Conversation
@@ -19,7 +19,6 @@ Reply = tuple[Conversation | None, str]
 """(the conversation in front of the reply, where the value has one; the reply)."""
 
 NAMES_OF_TWO = (
-    ("chosen", "rejected"),
     ("chosen_response", "rejected_response"),
     ("response_chosen", "response_rejected"),
     ("chosen_answer", "rejected_answer"),
@@ -28,11 +27,11 @@ NAMES_OF_TWO = (
     ("preferred_response", "dispreferred_response"),
     ("better", "worse"),
     ("better_response", "worse_response"),
-    ("winner_response", "loser_response"),
     ("response_j", "response_k"),
     ("positive", "negative"),
 )
-"""What the better and the worse reply are called; `response_j` is the better one in stack-exchange-paired."""
+"""What the better and the worse reply are called: `chosen_response` by Argilla, `preferred_output` by OpenAI, `response_j` by
+stack-exchange-paired."""
 ANSWERS = ("answers", "responses", "completions", "generations", "candidates", "outputs", "output", "summaries")
 TEXTS = ("answer", "response", "text", "completion", "content", "output", "value", "generation")
 SCORES = ("overall_score", "score", "rating", "reward", "fine-grained_score")
@@ -44,8 +43,21 @@ RANKS = ("rank", "ranks", "ranking")
 # -- two replies, the better one named ---------------------------------------------------------------------------------
 
 
-def _two_named(better: str, worse: str) -> Callable[[Row], Pair]:
-    return lambda row: pair_of_replies(row, row[better], row[worse], better, worse)
+def _two_named(row: Row) -> Pair:
+    better, worse = _first_of(row, NAMES_OF_TWO)
+    return pair_of_replies(row, row[better], row[worse], better, worse)
+
+
+def _first_of(row: Row, names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The first of these sets of columns that the row has all of. Raises ValueError."""
+    found = next((each for each in names if all(row.get(name) is not None for name in each)), None)
+    if found is None:
+        raise ValueError(f"it has no two replies that belong together, like {' and '.join(names[0][:2])}")
+    return found
+
+
+def _chosen_rejected(row: Row) -> Pair:
+    return pair_of_replies(row, row["chosen"], row["rejected"], "chosen", "rejected")
 
 
 def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_key: str) -> Pair:
@@ -189,14 +201,12 @@ def _answers(row: Row) -> tuple[str, list[Any]]:
 FIRST, SECOND = 1.0, -1.0
 
 
-def _scored_two(first: str, second: str, first_score: str, second_score: str) -> Callable[[Row], Pair]:
-    def read(row: Row) -> Pair:
-        scores = [number_in(row[name], name) for name in (first_score, second_score)]
-        if scores[0] == scores[1]:
-            raise ValueError(f"{first_score} and {second_score} are the same: neither reply is the better one")
-        return _ordered(row, first, second, scores[0] - scores[1])
-
-    return read
+def _scored_two(row: Row) -> Pair:
+    first, second, *names = _first_of(row, SCORED_TWO)
+    scores = [number_in(row[name], name) for name in names]
+    if scores[0] == scores[1]:
+        raise ValueError(f"{names[0]} and {names[1]} are the same: neither reply is the better one")
+    return _ordered(row, first, second, scores[0] - scores[1])
 
 
 def _choice(first: str, second: str, choice: str, prefers: Callable[[Any], float]) -> Callable[[Row], Pair]:
@@ -240,17 +250,16 @@ def _letter(value: Any) -> float:
     return {"a": FIRST, "b": SECOND}.get(words[-1] if words else "", 0.0)
 
 
-CHOICES: tuple[tuple[str, str, str, Callable[[Any], float], str], ...] = (
-    ("response_0", "response_1", "better_response_id", _from_zero, "PKU-SafeRLHF"),
-    ("response_1", "response_2", "preference_strength", _signed, "HelpSteer2"),
-    ("response1", "response2", "overall_preference", _signed, "HelpSteer3"),
-    ("human_ref_A", "human_ref_B", "labels", _is_first, "SHP"),
-    ("conversation_a", "conversation_b", "winner", _letter, "LMSYS arena"),
-    ("response_a", "response_b", "winner", _letter, "arenas"),
-    ("response_a", "response_b", "preference", _letter, "arenas"),
-    ("answer_a", "answer_b", "winner", _letter, "arenas"),
-    ("output_1", "output_2", "preference", _from_one, "AlpacaEval"),
+CHOICES: tuple[tuple[str, str, str, str, Callable[[Any], float], str], ...] = (
+    ("safe-rlhf", "response_0", "response_1", "better_response_id", _from_zero, "PKU-SafeRLHF"),
+    ("helpsteer2", "response_1", "response_2", "preference_strength", _signed, "HelpSteer2"),
+    ("helpsteer3", "response1", "response2", "overall_preference", _signed, "HelpSteer3"),
+    ("shp", "human_ref_A", "human_ref_B", "labels", _is_first, "SHP"),
+    ("arena", "conversation_a", "conversation_b", "winner", _letter, "LMSYS arena; a tie is left out"),
+    ("arena-responses", "response_a", "response_b", "winner", _letter, "arenas of other makers"),
+    ("alpaca-eval", "output_1", "output_2", "preference", _from_one, "AlpacaEval"),
 )
+"""(form, first reply, second reply, the column that says which is better, how, whose)."""
 SCORED_TWO = (
     ("answer_0", "answer_1", "score_0", "score_1"),
     ("response_0", "response_1", "score_0", "score_1"),
@@ -287,49 +296,53 @@ def _kto(row: Row) -> Pair:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def _named(name: str, better: str, worse: str, who: str, *, either: bool = False) -> Form[Pair]:
-    told_by = ((better, worse),) if either else ((better,), (worse,))
-    return Form(name, told_by, _two_named(better, worse), who)
+def _columns(names: Sequence[tuple[str, ...]], place: int) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each[place] for each in names))
 
-
-CHOSEN_REJECTED = _named(
-    "chosen-rejected",
-    "chosen",
-    "rejected",
-    "TRL, UltraFeedback, orca, hh-rlhf, ShareGPT and Alpaca of LLaMA-Factory: texts, messages or transcripts, the prompt beside "
-    "them (every form of prompts below) or in front of both",
-    either=True,
-)
 
 PAIR_FORMS: tuple[Form[Pair], ...] = (
     Form("draft-revision", (("base_response", "revised_response"),), own_pair, "this program, and the notebook"),
-    CHOSEN_REJECTED,
-    *(
-        _named(f"{better}-{worse}".replace("_", "-"), better, worse, who)
-        for (better, worse), who in zip(
-            NAMES_OF_TWO[1:],
-            (
-                "Argilla", "summaries of many", "summaries of many", "OpenAI's preference files", "several", "several", "several",
-                "several", "several", "stack-exchange-paired: j is the better one", "several",
-            ),
-            strict=True,
-        )
+    Form(
+        "chosen-rejected",
+        (("chosen", "rejected"),),
+        _chosen_rejected,
+        "TRL, UltraFeedback, orca, hh-rlhf, LLaMA-Factory (ShareGPT and Alpaca): texts, messages or transcripts; the prompt in "
+        "a column of its own (any form of prompts) or in front of both",
+    ),
+    Form(
+        "better-worse",
+        (_columns(NAMES_OF_TWO, 0), _columns(NAMES_OF_TWO, 1)),
+        _two_named,
+        "Argilla, OpenAI's preference files, stack-exchange-paired",
     ),
     *(
-        Form(f"{first}-{second}-{choice}".replace("_", "-").casefold(), ((first,), (second,), (choice,)),
-             _choice(first, second, choice, prefers), who)
-        for first, second, choice, prefers, who in CHOICES
+        Form(name, ((first,), (second,), (choice,)), _choice(first, second, choice, prefers), who)
+        for name, first, second, choice, prefers, who in CHOICES
     ),
-    *(
-        Form(f"scored-{first}-{second}".replace("_", "-"), ((first,), (second,), (first_score,), (second_score,)),
-             _scored_two(first, second, first_score, second_score), "WebGPT comparisons" if first == "answer_0" else "several")
-        for first, second, first_score, second_score in SCORED_TWO
+    Form(
+        "scored-two",
+        tuple(_columns(SCORED_TWO, place) for place in range(4)),
+        _scored_two,
+        "WebGPT comparisons; equal scores are left out",
     ),
     Form("summaries", (("summaries",), ("choice",)), _summaries, "summarize_from_feedback"),
-    Form("rated", (ANSWERS, (*LISTS_OF_SCORES, *RANKS)), _rated, "distilabel, Argilla: a list of replies and one of scores"),
-    Form("ranked", (tuple(name for name in ANSWERS if name != "output"),), _ranked,
-         "Nectar, UltraFeedback: a list of replies, each with rank or score; the best against the worst"),
+    Form(
+        "rated",
+        (ANSWERS, (*LISTS_OF_SCORES, *RANKS)),
+        _rated,
+        "distilabel, Argilla: a list of replies and one of scores; the best against the worst",
+    ),
+    Form(
+        "ranked",
+        (tuple(name for name in ANSWERS if name != "output"),),
+        _ranked,
+        "Nectar, UltraFeedback: a list of replies, each with a rank or a score; the best against the worst",
+    ),
     Form("alpaca-ranking", (("output",),), _in_order, "LLaMA-Factory: a list of replies, the better one first"),
-    Form("kto", (("label", "kto_tag"), ("completion", "response", "messages", "conversations", "prompt")), _kto,
-         "TRL and LLaMA-Factory for KTO: refused, since nothing is paired"),
-)  # fmt: skip
+    Form(
+        "kto",
+        (("label", "kto_tag"), ("completion", "response", "messages", "conversations", "prompt")),
+        _kto,
+        "TRL and LLaMA-Factory for KTO: refused, since nothing is paired",
+    ),
+)

@@ -211,7 +211,9 @@ class BadRows:
     def messages(self, source: str) -> Iterator[Message]:
         """What is to be told of them; nothing where there are none."""
         if self.count:
-            told = f"{self.count:,} of {self.rows:,} rows of {source} are no {self.what} and were left out: {self.named}."
+            told = (
+                f"{self.count:,} of {self.rows:,} rows of {source} are no {self.what} and were left out: {self.named}."
+            )
             yield Message("warning", visible_line(told, 2000))
 
     def refuse(self, source: str, most: float | None) -> None:
