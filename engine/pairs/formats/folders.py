@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
 from engine.core.errors import ConfigError
+from engine.core.layout import RUN_JSON
 from engine.pairs.formats.containers import DATA_SUFFIXES, NumberedRow, rows_of
 from engine.pairs.formats.streams import without_packing
 
@@ -52,12 +53,15 @@ def rows_of_files(paths: Iterable[Path]) -> Iterator[NumberedRow]:
 
 
 def _data_files(folder: Path) -> list[Path]:
+    """The files of rows below a folder; those of a run that lies in it are not the dataset's."""
+    of_runs = {file.parent for file in folder.rglob(RUN_JSON)}
     return sorted(
         file
         for file in folder.rglob("*")
         if file.is_file()
         and PurePath(without_packing(file.name)).suffix.lower() in DATA_SUFFIXES
         and file.name not in _ABOUT
+        and not of_runs.intersection(file.parents)
         and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
     )
 
