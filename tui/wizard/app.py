@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from engine.security.secrets import Secret
     from tui.app_protocol import WizardApp
 
+MAKING = STAGES[STAGES.index("adapter") :]
+"""The stages that make something; those before look at this machine."""
 POLL_SECONDS = 0.15
 ROOM_FOR_NOTICES = 30
 """With fewer lines the newest notice alone is shown."""
@@ -134,6 +136,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         yield SystemCommand("Choose a theme", "Previewed as you move.", self.action_themes)
         copied = "Through the terminal, and into logs/copied.txt."
         yield SystemCommand("Copy the run folder's path", copied, self.copy_folder)
+        yield SystemCommand("Show the plan", "What a start would do, and why.", self.action_plan)
         yield SystemCommand("Open the log", "Messages, and the end of run.log.", self.action_log)
         yield SystemCommand("Keys", "Every key and what it does.", self.action_help)
 
@@ -254,10 +257,31 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
     # -- the engine ---------------------------------------------------------------------------------------------------
 
     def action_run_stage(self) -> None:
-        self._start(until=self.main.selected)
+        self._show_plan_then_start(self.main.selected)
 
     def action_run_all(self) -> None:
-        self._start()
+        self._show_plan_then_start(STAGES[-1])
+
+    def action_plan(self) -> None:
+        if self._may_start():
+            self._open_plan(STAGES[-1])
+
+    def _show_plan_then_start(self, until: str) -> None:
+        """A first start begins at once; where something was made, a person sees what becomes of it first."""
+        names = MAKING[: max(STAGES.index(until) - STAGES.index(MAKING[0]) + 1, 0)]
+        if any(self.seen.stages[name].status in ("done", "skipped") for name in names) and self._may_start():
+            self._open_plan(until)
+        else:
+            self._start(until=until)
+
+    def _open_plan(self, until: str) -> None:
+        from tui.screens.plan import PlanWindow
+
+        def answered(start: bool | None) -> None:
+            if start:
+                self._start(until=until)
+
+        self.push_screen(PlanWindow(lambda: cast(RunDriver, self.source).plan(until), may_start=True), answered)
 
     def action_redo(self) -> None:
         from tui.screens.dialogs import Answer, Question
