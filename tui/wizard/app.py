@@ -117,7 +117,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     def on_mount(self) -> None:
         self.wear_first_theme()
-        for problem in self._theme_problems:
+        for problem in self.theme_problems:
             self.notify_user(problem, "warning")
         if not self.is_headless:
             self.shutdown.install_signal_handlers()
@@ -358,11 +358,11 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     @property
     def theme_names(self) -> list[str]:
-        return list(self._themes)
+        return list(self.themes_found)
 
     def use_theme(self, name: str) -> None:
-        if name not in self._themes:
-            self.notify_user(f"There is no theme {name!r}; there are {', '.join(self._themes)}.", "warning")
+        if name not in self.themes_found:
+            self.notify_user(f"There is no theme {name!r}; there are {', '.join(self.themes_found)}.", "warning")
         super().use_theme(name)
 
     def keep_theme(self, name: str) -> None:

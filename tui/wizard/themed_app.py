@@ -35,9 +35,9 @@ class ThemedApp(App[Result], inherit_bindings=False):
         # Textual chooses its filter here, before the theme: without native colours NO_COLOR came out black on black.
         plain = bool(os.environ.get("NO_COLOR"))
         super().__init__(ansi_color=True if plain else None)
-        self._themes, self._theme_problems = find_themes()
+        self.themes_found, self.theme_problems = find_themes()
         kept = chosen_last()
-        begun_with = config.theme or (kept if kept in self._themes else DEFAULT)
+        begun_with = config.theme or (kept if kept in self.themes_found else DEFAULT)
         self._first_theme = PLAIN_THEME if plain else begun_with
         self._reverse_video = ReverseVideo()
         self._ascii = AsciiOnly(enabled=sequences.draws_ascii_alone() if config.ascii is None else config.ascii)
@@ -53,11 +53,11 @@ class ThemedApp(App[Result], inherit_bindings=False):
         return [one for one in own if one.enabled]
 
     def wear_first_theme(self) -> None:
-        for found in self._themes.values():
+        for found in self.themes_found.values():
             self.register_theme(as_textual(found))
         self.use_theme(self._first_theme)
         if not self.is_headless and self.console.color_system == "standard" and not self.current_theme.ansi:
             self.use_theme(PLAIN_THEME)  # of sixteen colours the nearest are too often the same for text and ground
 
     def use_theme(self, name: str) -> None:
-        self.theme = name if name in self._themes else DEFAULT
+        self.theme = name if name in self.themes_found else DEFAULT
