@@ -4,7 +4,7 @@ counting a finding, and taking it back, costs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.pairs import detectors
 from engine.pairs.data.edits import Decision
@@ -108,6 +108,8 @@ def reasons_of(pair: Pair) -> list[str]:
         critique=pair.critic_notes,
         relevance=pair.relevance,
     )
+    if not found and pair.status == detectors.REQUEST:
+        found = [pair.status]  # of a constitution that the file does not name: found when it was made
     return found or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
 
 
@@ -116,7 +118,7 @@ def training_reasons(pair: Pair, decision: Decision) -> list[str]:
     reply is a good reason to prefer the draft.
     """
     if not decision.flipped or pair.chosen != "base" or pair.status not in _JUDGED_BY_TEXT:
-        return reasons_of(pair)
+        return reasons_of(replace(pair, status=OK) if decision.edited and pair.status == detectors.REQUEST else pair)
     finished = pair.finish.get("draft") != "cut off"
     return detectors.reasons(pair.prompt, pair.revised_response, pair.base_response, finished=finished)
 
