@@ -47,6 +47,8 @@ class Assessment:
     """The preferred text is the longer one."""
     gain: float | None
     """How much better a judge finds what people left as the better one; None where nothing scored."""
+    relevant: bool | None = None
+    """Whether the revision, as it was made, depends on its prompt; None where nobody measured it."""
     accepted: bool | None = None
     """By a person; None where the detectors decide."""
     flipped: bool = False
@@ -89,6 +91,7 @@ def assess_pair(pair: Pair, decision: Decision | None = None, *, made: Pair | No
         has_two_texts=bool(pair.base_response.strip() and pair.revised_response.strip()),
         longer=len(pair.preferred) > len(pair.dispreferred),
         gain=gain_of(pair, decision),
+        relevant=None if made.relevance is None else detectors.OFF_TOPIC not in as_made,
         accepted=None if decision is None else decision.accepted,
         flipped=decision is not None and decision.flipped,
         edited=decision is not None and decision.edited,
