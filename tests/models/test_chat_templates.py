@@ -12,7 +12,7 @@ from engine.core.errors import PreconditionError
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.templates.behaviour import behaviour_of
-from engine.models.templates.thoughts import is_empty_thought, opens_thought, without_thought
+from engine.models.templates.thoughts import closes_thought, opens_thought, without_thought
 from tests.support.templates import tokenizer_with
 
 PUBLISHED = Path(trl.__file__).parent / "chat_templates"
@@ -196,7 +196,14 @@ def test_a_thought_is_no_part_of_a_draft(text: str, left: str):
     assert without_thought(text) == left
 
 
-@pytest.mark.parametrize("text", ["<think>\n\n</think>\n\n", "<|channel>thought\n<channel|>", "[THINK][/THINK]"])
-def test_an_empty_thought_says_nothing_and_is_closed(text: str):
-    assert is_empty_thought(text) and not opens_thought(text)
-    assert not is_empty_thought(text.replace("\n", " so \n", 1) if "\n" in text else "[THINK]so[/THINK]")
+@pytest.mark.parametrize(
+    "text", ["<think>\n\n</think>\n\n", "<|channel>thought\n<channel|>", "[THINK][/THINK]", "</think>"]
+)
+def test_a_thought_that_is_closed_is_told_from_an_open_one(text: str):
+    assert closes_thought(text) and not opens_thought(text)
+    assert not closes_thought("Close the valve.")
+
+
+@pytest.mark.parametrize("text", ["</think><think>\n", "<|START_THINKING|>", "<seed:think>", "[THINK]"])
+def test_a_thought_that_stands_open_is_told(text: str):
+    assert opens_thought(text) and not closes_thought(text)
