@@ -26,6 +26,7 @@ PATH_OPTIONS = (
     "base_model_id",
     "adapter_path",
     "dataset",
+    "pairs",
     "repo_root",
     "repo_url",
     "constitution",
