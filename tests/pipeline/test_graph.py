@@ -43,9 +43,11 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "base_model_revision":        ("dev",            "credentials adapter preflight"),
     "adapter_path":               ("other",          "credentials adapter"),
     "adapter_revision":           ("dev",            "credentials"),
+    "chat_template":              ("gemma",          "preflight pairs quality training"),
     "dataset":                    ("other/data",     "credentials preflight pairs"),
     "dataset_revision":           ("dev",            "credentials preflight pairs"),
     "split":                      ("train",          "preflight pairs"),
+    "pairs":                      ("few.yaml",       "credentials preflight pairs"),
     "form":                       ("hh",             "credentials preflight pairs"),
     "columns":                    ("prompt=asked",   "credentials preflight pairs"),
     "max_bad_rows":               (0.1,              "credentials preflight pairs"),
@@ -65,6 +67,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "server_timeout":             (9.0,              NOTHING),
     "judge":                      ("demo",           "credentials quality training (evaluation)"),
     "reward_model_id":            ("other/judge",    "credentials"),
+    "relevance":                  (False,            GATE),
     "min_pairs":                  (3,                GATE),
     "min_usable_share":           (0.1,              GATE),
     "max_longer_share":           (0.8,              GATE),
@@ -108,7 +111,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
 
 MAKES_OTHER_RECORDS = {
     "seed", "dtype", "base_model_id", "constitution", "max_new_tokens", "temperature", "top_p", "max_attempts", "rounds",
-    "few_shot", "server_url",
+    "few_shot", "server_url", "chat_template",
 }  # fmt: skip
 """Whatever else is changed, each record that there is for a prompt stays as it is; a base model and a number format count by
 what stages adapter and preflight recorded of them."""
