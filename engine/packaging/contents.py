@@ -109,7 +109,7 @@ def refuse_changed(run: Run, contents: dict[str, Content]) -> None:
         raise DamagedState(
             f"{run / changed[0]} changed while it was packed.",
             "The archive would hold files of two moments.",
-            "See what writes there, then start the same command again.",
+            "See what writes there, then run the same command again.",
         )
 
 
@@ -183,7 +183,7 @@ def read_file(run: Run, name: str) -> Content:
         file = _opened_below(run.folder, PurePosixPath(name).parts)
     except FileNotFoundError as error:
         raise DamagedState(
-            f"{run / name} was there, and is gone.", str(error), "Start the same command again."
+            f"{run / name} was there, and is gone.", str(error), "Run the same command again."
         ) from error
     except OSError as error:  # a link, a socket: what was looked at a moment ago was replaced
         raise _unsafe(run / name, f"no regular file ({error.strerror})") from error

@@ -1,6 +1,6 @@
-"""Stage 8: every pair judged and, where a judge is set, scored; the gate, the report, and the data set that trains.
+"""Stage 8: check every pair, score it if a judge is set; then the gate, the report and the training set.
 
-Scores are no output of this stage: `pairs/scores.jsonl` stays when it is done again, and only what it lacks is scored.
+Scores are not an output of this stage: `pairs/scores.jsonl` stays when it is done again, and only missing ones are added.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from engine.storage.jsonl import BadLine, dumps
 
 NOT_ASKED = ScorePair(None, None)
 LEAST_ON_THE_LETTERS = 0.5
-"""Where a judge's answer begins otherwise in most cases, it does not answer the question, and a person should know."""
+"""Below this probability the judge mostly answers something else than A or B; warn."""
 
 
 READ_AS = {
     "judge": lambda config: judge_name(config),
-    # In the judge's name, where they count.
+    # Part of the judge's name, where relevant.
     "server_model": lambda config: None,
     "reward_model_id": lambda config: None,
 }
@@ -55,9 +55,9 @@ def run(context: Context) -> StageRun:
     for figure in all_figures:
         yield check_of(figure)
     if judgement is None and tally.training_scored == 0:
-        yield Message("info", "Nothing scored these pairs: no judge is set (--judge).")
+        yield Message("info", "No judge is set (--judge): the pairs have no scores.")
     elif judgement is None:
-        yield Message("info", f"No judge is set (--judge): {tally.training_scored} scores are the pairs file's own.")
+        yield Message("info", f"No judge is set (--judge): {tally.training_scored} scores come from the pairs file.")
     for reason, count in tally.reasons.most_common():
         yield Check(f"left out: {reason}", "skipped", str(count))
     told = {**report(tally, config), "judge": None if judgement is None else judgement.as_dict()}
@@ -66,12 +66,12 @@ def run(context: Context) -> StageRun:
     if shut and config.accept_quality is None:
         raise gate_error(shut)
     if shut:
-        yield Message("warning", f"The gate was opened by a person: {config.accept_quality}")
+        yield Message("warning", f"You opened the gate (--accept-quality): {config.accept_quality}")
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
     if not train or not held_out:
         raise DataError(
-            f"{len(usable)} usable pairs cannot be parted into training and held-out.",
-            "There must be at least one on each side: without held-out pairs nobody would know whether training helped.",
+            f"{len(usable)} usable pairs are too few to split into training and held-out sets.",
+            "Each set needs at least one: without held-out pairs, the effect of training cannot be measured.",
             "Make more pairs: raise --num-examples.",
         )
     _write_rows(run_ / layout.TRAIN_JSONL, train)
@@ -92,7 +92,7 @@ def run(context: Context) -> StageRun:
 
 
 def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
-    """Scores of the pairs that would train, and what the judge found; told, and doubted where there is cause."""
+    """Score the pairs that would train, report the summary, and warn if the scores look doubtful."""
     scores = yield from score_pairs(context, usable, load_judge)
     judgement = JudgeSummary.of(judge_name(context.config) or "", scores)
     unscored = len(usable) - judgement.scored
@@ -103,20 +103,20 @@ def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple
     if letters is not None and letters < LEAST_ON_THE_LETTERS:
         yield Message(
             "warning",
-            f"Asked for A or B, the judge gives the two letters together a probability of {letters:.1%}: it hardly answers "
-            "the question, and its scores say little.",
+            f"The judge gives A and B a joint probability of only {letters:.1%}: it rarely answers the question, so its "
+            "scores mean little.",
         )
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 
 
 def judge_run(pairs_path: Path, edits_path: Path, scores: ScoreCache | None = None) -> tuple[Tally, list[Pair]]:
-    """Tally and usable pairs of a run, after people's edits. Raises DamagedState for a line that is no pair, or no edit.
+    """Tally and usable pairs of a run, after edits. Raises DamagedState for an invalid line.
 
-    scores   a judge's, of these very texts, in place of what the file has; without it the file's own count
+    scores   a judge's scores of these texts, instead of those in the file
     """
     decisions = read_edits(edits_path)
     if decisions.damaged:
-        raise _damaged(edits_path, decisions.damaged[0], "What somebody decided may be lost in it.")
+        raise _damaged(edits_path, decisions.damaged[0], "A decision about a pair may be lost in it.")
 
     def scored(pair: Pair) -> Pair:
         if scores is None:
@@ -132,18 +132,18 @@ def judge_run(pairs_path: Path, edits_path: Path, scores: ScoreCache | None = No
 def _whole_pairs(path: Path) -> Iterator[tuple[int, Pair]]:
     for line, pair in read_pairs(path, last_line_may_lack_newline=False):
         if isinstance(pair, BadLine):
-            raise _damaged(path, pair, "The program writes whole lines: something else changed the file.")
+            raise _damaged(path, pair, "stage3-tui writes whole lines, so something else changed the file.")
         yield line, pair
 
 
 def _damaged(path: Path, bad: BadLine, why: str) -> DamagedState:
     return DamagedState(
-        f"Line {bad.line + 1} of {path} is damaged: {bad.reason}.", why, "Mend or remove that line, then start again."
+        f"Line {bad.line + 1} of {path} is damaged: {bad.reason}.", why, "Repair or remove that line, then start again."
     )
 
 
 def check_of(figure: Figure) -> Check:
-    """A figure of the gate as a line of the stage's table."""
+    """A gate figure as a line of the stage's table."""
     status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
     return Check(figure.title, status, figure.sentence)  # type: ignore[arg-type]
 

@@ -120,7 +120,7 @@ def _verify(source: Source, commit: str, part: Path) -> None:
             f"The files of the clone are not those of {commit}.",
             f"{visible_line(', '.join(different.output) or different.ending, 200)}: something changed what was written, "
             "or the disk does not keep it.",
-            "Start the same command again, or give another --repo-root.",
+            "Run the same command again, or give another --repo-root.",
         )
 
 

@@ -10,7 +10,7 @@ from engine.security.sanitize import visible_line
 
 # The first that fits counts: a full disk also ends a transfer, and a refused login a connection.
 _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
-    (r"No space left|Disk quota|os error 28", DiskError, "Free some space, then start the same command again."),
+    (r"No space left|Disk quota|os error 28", DiskError, "Free some space, then run the same command again."),
     (
         r"dubious ownership|safe\.directory",
         PreconditionError,
@@ -48,10 +48,10 @@ def git_failure(what: str, result: ChildResult) -> Stage3Error:
     """What a person can do about a call of git that failed. `what`: a sentence without its full stop."""
     why = f"git: {visible_line(result.ending, 600)}"
     if result.timed_out:
-        return NetworkError(f"{what}.", why, "Check the network, then start the same command again.")
+        return NetworkError(f"{what}.", why, "Check the network, then run the same command again.")
     if result.killed_by:
         why = f"By somebody, or because memory ran out. {why}"
-        return NetworkError(f"{what}.", why, "Start the same command again; nothing half-cloned was kept.")
+        return NetworkError(f"{what}.", why, "Run the same command again; nothing half-cloned was kept.")
     said = " ".join(result.tail)
     for pattern, kind, what_to_do in _WORDS:
         if re.search(pattern, said, re.IGNORECASE):

@@ -351,13 +351,13 @@ def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(
     made = with_pairs(context(judge="none", min_pairs=5), records)
     events, _ = run_stage(quality.run(made))
     assert report_of(made)["figures"]["improved_share"] is None and report_of(made)["judge"] is None
-    assert any("Nothing scored these pairs" in event.text for event in events if isinstance(event, Message))
+    assert any("the pairs have no scores" in event.text for event in events if isinstance(event, Message))
     for row in records[:20]:
         row["base_score"], row["revised_score"] = 0.125, 0.875
     made.run.set_aside(*STAGE["quality"].outputs, why="edits")
     events, _ = run_stage(quality.run(with_pairs(made, records)))
     assert report_of(made)["figures"]["improved_share"] == 1.0
-    assert any("20 scores are the pairs file's own" in event.text for event in events if isinstance(event, Message))
+    assert any("20 scores come from the pairs file" in event.text for event in events if isinstance(event, Message))
     assert not (made.run / layout.SCORES_JSONL).exists()
 
 

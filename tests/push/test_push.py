@@ -324,20 +324,20 @@ WRITES = ("create", "preupload", "batch", "verify", "commit")
 @pytest.mark.parametrize(
     ("step", "mood", "kind", "told"),
     [
-        ("whoami", "401", AccessError, "token is not accepted"),
+        ("whoami", "401", AccessError, "rejected the token"),
         ("whoami", "429", NetworkError, "429: too many requests"),
-        ("whoami", "portal", NetworkError, "is not the Hub's"),
-        ("whoami", "cut", NetworkError, "broke off in the middle"),
+        ("whoami", "portal", NetworkError, "is not from the Hub"),
+        ("whoami", "cut", NetworkError, "was interrupted"),
         ("info", "503", NetworkError, "503"),
         ("info", "403 no", AccessError, "may not write to someone/stage3"),
         ("yaml", "503", NetworkError, "503"),
         ("yaml", "400 bad card", NetworkError, "does not take what is pushed"),
-        *((step, "401", AccessError, "token is not accepted") for step in WRITES),
+        *((step, "401", AccessError, "rejected the token") for step in WRITES),
         *((step, "403 not yours", AccessError, "may not write to someone/stage3") for step in WRITES),
         *((step, "404 who?", AccessError, "knows no someone/stage3") for step in WRITES),
         *((step, "503", NetworkError, "503") for step in WRITES),
         *((step, "busy for an hour", NetworkError, "429") for step in WRITES),
-        *((step, "cut", NetworkError, "broke off in the middle") for step in ("create", "commit")),
+        *((step, "cut", NetworkError, "was interrupted") for step in ("create", "commit")),
         *((step, "echo", AccessError, "may not write") for step in WRITES),
         *(
             ("upload", mood, NetworkError, "storage behind the Hub refused")
@@ -347,8 +347,8 @@ WRITES = ("create", "preupload", "batch", "verify", "commit")
         ("create", "402 pay", AccessError, "may not write"),
         ("create", "409 there is one", AccessError, "this token does not see it"),
         ("create", "409 Cannot create repo: another conflicting operation is in progress", NetworkError, "changed by"),
-        ("preupload", "portal", NetworkError, "is not the Hub's"),
-        ("batch", "portal", NetworkError, "is not the Hub's"),
+        ("preupload", "portal", NetworkError, "is not from the Hub"),
+        ("batch", "portal", NetworkError, "is not from the Hub"),
         ("commit", "409", NetworkError, "changed by somebody else"),
         ("commit", "412", NetworkError, "changed by somebody else"),
         ("commit", "400 secret found in README.md", NetworkError, "does not take what is pushed"),
@@ -373,7 +373,7 @@ def test_a_refusal_at_any_step_is_told_and_leaves_the_archive_and_no_half_reposi
 @pytest.mark.parametrize("step", ["whoami", "create", "commit"])
 def test_a_hub_that_hangs_is_waited_for_so_long_and_no_longer(step: str, context: Context, hub: FakeHubPush):
     hub.moods[step] = "hang"
-    assert "Nothing came for" in refused(NetworkError, context.run).why
+    assert "No data for" in refused(NetworkError, context.run).why
 
 
 def test_an_upload_that_hangs_is_tried_again_and_then_given_up(context: Context, hub: FakeHubPush):
@@ -386,7 +386,7 @@ def test_no_hub_at_all_is_a_network_error(context: Context, hub: FakeHubPush, mo
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        assert "cannot be reached" in refused(NetworkError, context.run).what
+        assert "Cannot reach the Hub" in refused(NetworkError, context.run).what
 
 
 def test_offline_says_which_variable_forbids_it(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):

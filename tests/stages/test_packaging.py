@@ -31,14 +31,14 @@ def test_the_stage_tells_all_that_brings_the_archive_home(context: Context, monk
     events, result = run_stage(stage.run(context))
     details = {event.name: event.detail for event in events if isinstance(event, Check)}
     assert "changes a logit" in details["loads"]
-    assert details["bring it home"].startswith("scp -P 2222 ") and "@192.0.2.44:" in details["bring it home"]
+    assert details["fetch it"].startswith("scp -P 2222 ") and "@192.0.2.44:" in details["fetch it"]
     assert details["check and unpack"] == "sha256sum -c run_artifacts.zip.sha256 && unzip run_artifacts.zip"
     facts = json.loads(json.dumps(dict(result.facts)))  # as run.json keeps them
     assert facts["sha256"] == details["sha256"] == sha256_of_file(context.run.archive)
     assert facts["archive"] == str(context.run.archive) and facts["bytes"] == context.run.archive.stat().st_size
     assert [WEIGHTS, (context.run / WEIGHTS).stat().st_size] in facts["contents"]
     assert len(facts["contents"]) == facts["files"] > 10
-    assert facts["scp"] == details["bring it home"]
+    assert facts["scp"] == details["fetch it"]
     assert (facts["check"], facts["unzip"]) == tuple(details["check and unpack"].split(" && "))
     assert facts["load"] == [details["load the base"], details["load the adapter"]]
 
@@ -66,7 +66,7 @@ def test_an_archive_of_the_same_files_is_not_made_again(context: Context, monkey
     monkeypatch.setattr(stage, "build_archive", lambda *_, **__: pytest.fail("it was packed again"))
     events, result = run_stage(stage.run(context))
     assert result.facts["sha256"] == made.sha256 and context.run.archive.stat().st_mtime_ns == written
-    assert any("not made again" in getattr(event, "text", "") for event in events)
+    assert any("intact archive" in getattr(event, "text", "") for event in events)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_a_checkout_is_recorded_with_its_commit_and_its_changes(tmp_path: Path, 
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PreconditionError, match="nowhere is no folder"):
+    with pytest.raises(PreconditionError, match="nowhere is not a folder"):
         drive(context(tmp_path, repo_root=tmp_path / "nowhere"))
 
 

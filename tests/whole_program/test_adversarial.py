@@ -86,7 +86,7 @@ def test_identical_pairs_are_refused_by_the_gate(make: Make, monkeypatch: pytest
 def test_a_person_who_opens_the_gate_for_identical_pairs_trains_on_nothing(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = with_pairs(make(min_pairs=10, accept_quality="let me"), [identical(i) for i in range(30)])
     code, told = ended(context, monkeypatch, "quality", "training")
-    assert code == 9 and "0 usable pairs cannot be parted into training and held-out" in told
+    assert code == 9 and "0 usable pairs are too few to split into training and held-out sets" in told
 
 
 def test_identical_replies_in_a_training_file_are_refused_by_their_line(make: Make, monkeypatch: pytest.MonkeyPatch):
@@ -103,7 +103,7 @@ def test_a_set_of_one_pair_is_refused_by_the_gate_and_beyond_it(make: Make, monk
     assert code == 9 and "training pairs is 1 (at least 100)" in told
     insisting = with_pairs(make(accept_quality="it is all I have"), [good_pairs.row(0)])
     code, told = ended(insisting, monkeypatch, "quality", "training")
-    assert code == 9 and "1 usable pairs cannot be parted into training and held-out" in told
+    assert code == 9 and "1 usable pairs are too few to split into training and held-out sets" in told
 
 
 def test_swapped_labels_are_refused_by_the_gate_where_something_scored(make: Make, monkeypatch: pytest.MonkeyPatch):

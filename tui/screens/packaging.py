@@ -15,8 +15,8 @@ from tui.widgets.stage_sections import card, section
 from tui.widgets.text_view import clickable
 
 ON_THE_CARD = ("archive", "size", "sha256", "loads")
-LINES = ("bring it home", "check and unpack", "unpack", "load the base", "load the adapter", "load")
-"""Checks whose detail is a line to type somewhere else."""
+LINES = ("fetch it", "bring it home", "check and unpack", "unpack", "load the base", "load the adapter", "load")
+"""Checks whose detail is a line to type elsewhere; "bring it home", "unpack" and "load" are names of earlier versions."""
 COPYING = "c copies the first line, a click the one under it; logs/copied.txt has it too"
 
 
