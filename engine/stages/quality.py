@@ -19,6 +19,8 @@ from engine.pairs.data.edits import read_edits
 from engine.pairs.data.pair_files import read_pairs
 from engine.pairs.data.record import Pair
 from engine.pairs.judges.base import ScorePair, judge_name
+from engine.pairs.judges.exam import LEAST_ON_THE_LETTERS
+from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
@@ -27,9 +29,6 @@ from engine.storage.files import sha256_of_file, write_atomically, write_json
 from engine.storage.jsonl import BadLine, dumps
 
 NOT_ASKED = ScorePair(None, None)
-LEAST_ON_THE_LETTERS = 0.5
-"""Below this probability the judge mostly answers something else than A or B; warn."""
-
 
 READ_AS = {
     "judge": lambda config: judge_name(config),
@@ -47,20 +46,20 @@ def evidence(context: Context) -> dict[str, Any]:
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
     tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL)
-    judgement = None
-    if config.judge != "none":
-        scores, judgement = yield from _score(context, usable)
+    examined, judgement = (yield from examined_judge(context, load_judge)), None
+    if examined.believed is not None:
+        scores, judgement = yield from _score(examined, usable)
         tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores)
     all_figures = figures(tally, config)
     for figure in all_figures:
         yield check_of(figure)
-    if judgement is None and tally.training_scored == 0:
-        yield Message("info", "No judge is set (--judge): the pairs have no scores.")
-    elif judgement is None:
-        yield Message("info", f"No judge is set (--judge): {tally.training_scored} scores come from the pairs file.")
+    if judgement is None:
+        own = f" {tally.training_scored} scores come from the pairs file." if tally.training_scored else ""
+        yield Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
     for reason, count in tally.reasons.most_common():
         yield Check(f"left out: {reason}", "skipped", str(count))
-    told = {**report(tally, config), "judge": None if judgement is None else judgement.as_dict()}
+    judged = None if judgement is None else judgement.as_dict()
+    told = {**report(tally, config), "judge": judged, "exams": examined.as_dict()}
     write_json(run_ / layout.PAIRS_REPORT, told)
     shut = failed(all_figures)
     if shut and config.accept_quality is None:
@@ -91,10 +90,11 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
-    """Score the pairs that would train, report the summary, and warn if the scores look doubtful."""
-    scores = yield from score_pairs(context, usable, load_judge)
-    judgement = JudgeSummary.of(judge_name(context.config) or "", scores)
+def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
+    """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
+    scores = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
+    examined.release()
+    judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check("judge", "warning" if unscored else "ok", judgement.sentence)
     for reason, count in judgement.not_scored.items():
@@ -103,7 +103,7 @@ def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple
     if letters is not None and letters < LEAST_ON_THE_LETTERS:
         yield Message(
             "warning",
-            f"The judge gives A and B a joint probability of only {letters:.1%}: it rarely answers the question, so its "
+            f"For these pairs, the judge gives A and B a joint probability of only {letters:.1%}, less than in its exam: its "
             "scores mean little.",
         )
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement

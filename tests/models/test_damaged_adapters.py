@@ -236,7 +236,7 @@ TENSORS = {
     "DoRA in the configuration alone": refused(settings(use_dora=True), r"missing \(.*lora_magnitude_vector", AGAIN),
     "another rank": refused(settings(r=5), "have rank 3, but its configuration says 5", AGAIN),
     "a tensor turned round": refused(
-        each(lambda n, t: (n, t.T.contiguous() if n == f"{DOWN}A.weight" else t)), r"transposed: \(40, 3\) instead of \(3, 40\)", AGAIN
+        each(lambda n, t: (n, t.T.contiguous() if n == f"{DOWN}A.weight" else t)), r"transposed: \(40, 3\) instead", AGAIN
     ),
     "a tensor with a dimension more": refused(
         each(lambda n, t: (n, t[None] if n == f"{DOWN}B.weight" else t)), r"1 of 16 tensors have the wrong shape", OTHER_BASE
