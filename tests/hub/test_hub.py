@@ -144,7 +144,7 @@ def test_a_gated_model_without_a_token_asks_for_one(fake: FakeHub) -> None:
 def test_who_has_asked_is_not_told_to_ask(fake: FakeHub) -> None:
     waiting, rejected = refusal(fake, "awaiting"), refusal(fake, "rejected")
     assert "got no reply yet" in waiting.what and "awaiting a review" in waiting.why
-    assert "authors refused" in rejected.what
+    assert "authors rejected" in rejected.what
     for error in (waiting, rejected):
         assert isinstance(error, AccessError) and f"{fake.endpoint}/owner/name" in error.what_to_do
 
@@ -325,7 +325,7 @@ def test_the_librarys_wrapped_errors_are_told_apart_too(fake: FakeHub) -> None:
     nobody = why(fake, "members", token=False)
     assert isinstance(nobody, AccessError) and "without a token" in nobody.what
     page = why(fake, "portal")
-    assert isinstance(page, NetworkError) and "not the Hub's" in page.what
+    assert isinstance(page, NetworkError) and "not from the Hub" in page.what
 
 
 def test_a_file_that_a_repository_lacks_is_named(fake: FakeHub) -> None:

@@ -122,7 +122,7 @@ def test_a_repository_without_an_adapter_is_told_by_its_listing(
 ):
     (adapter / name).rename(adapter / "runs" / name)
     hub.push(REPO, adapter)
-    with pytest.raises(PreconditionError, match=f"There is no {name} in {REPO}"):
+    with pytest.raises(PreconditionError, match=f"{REPO} .* has no {name}"):
         adapter_source(make())
     assert hub.downloads() == []
 

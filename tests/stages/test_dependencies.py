@@ -295,7 +295,7 @@ def test_an_installation_that_hangs_is_ended_and_one_that_failed_may_be_tried_ag
     monkeypatch.setattr(kill, "GRACE_SECONDS", 0.2)
     fake_uv(tmp_path, monkeypatch, f"[ -e {tmp_path}/second ] || exec sleep 977; {installs(lacks_trl)}")
     error, _, _ = drive(context(tmp_path, install=True))
-    assert isinstance(error, NetworkError) and "no end after" in error.why
+    assert isinstance(error, NetworkError) and "timed out after" in error.why
     (tmp_path / "second").touch()
     assert isinstance(drive(context(tmp_path, install=True))[0], StageEnd)
 
@@ -371,7 +371,7 @@ def test_what_an_option_needs_is_imported_too(tmp_path: Path, site: Path, monkey
     ("script", "told"),
     [
         ("echo 'Fatal Python error: Segmentation fault' >&2; kill -11 $$", "Segmentation fault"),
-        ("exec sleep 976", "no end after"),
+        ("exec sleep 976", "timed out after"),
         ("echo 'stage3-probe {broken'; exit 1", "exit code 1"),
     ],
 )

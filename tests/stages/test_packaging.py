@@ -127,9 +127,9 @@ def test_an_adapter_of_nan_or_of_nothing_is_not_packed(factor: float, reason: st
         ("""echo '{"effect": 0.7, "tensors_sha256": "of something else"}'""", "the training recorded as it was"),
         ("""echo '{"error": "Every lora_B of the adapter is zero."}'""", "Every lora_B of the adapter is zero."),
         ("echo Killed >&2; exit 137", "exit code 137: Killed"),
-        ("echo hello", "It ended without an answer."),
-        ("", "It ended without an answer."),
-        ("echo '[7]'", "Its answer is none."),
+        ("echo hello", "It ended without output."),
+        ("", "It ended without output."),
+        ("echo '[7]'", "Its output is invalid."),
     ],
 )
 def test_what_the_fresh_process_says_against_an_adapter_keeps_the_archive_from_its_name(

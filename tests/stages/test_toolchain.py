@@ -294,7 +294,7 @@ BATCH_JOB = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n"
     ("belongs", "manager", "linger", "status", "told"),
     [
         (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "no", "warning", "systemd-run --user --scope tmux"),
-        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "yes", "warning", "in tmux, too"),
+        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "yes", "warning", "even in tmux"),
         (SESSION, "KillUserProcesses=no\nKillExcludeUsers=root", "no", "ok", "does not end this run"),
         (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root anna", "no", "ok", "does not end this run"),
         (SESSION, "KillUserProcesses=yes\nKillOnlyUsers=guest", "no", "ok", "does not end this run"),

@@ -100,7 +100,7 @@ async def test_the_output_folder_is_not_edited_here(runner: Runner):
     async with app.run_test(size=(100, 40)) as pilot:
         editor = await editor_of(pilot, app, "workspace", "output_dir")
         await pilot.press("enter")
-        await until(pilot, lambda: "where the program is started" in screen_text(app))
+        await until(pilot, lambda: "on the command line" in screen_text(app))
         assert not editor.editing
 
 

@@ -1,4 +1,4 @@
-"""Prompts: a dataset on the Hub or here, a split expression, and the conversation before the last assistant turn."""
+"""Prompts: a dataset on the Hub or local, a split expression, and the conversation before the last assistant turn."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load_prompts(config: Stage3Config, token: str | None = None) -> list[Prompt]
         messages = conversation_of(row)
         if messages is None:
             raise ConfigError(
-                f"Row {number} of {config.dataset} ({config.split}) has no conversation that waits for an answer.",
+                f"Row {number} of {config.dataset} ({config.split}) has no conversation that ends with a user's turn.",
                 f"Its columns are {', '.join(sorted(row))}.",
                 "A row needs `chosen` in the form of hh-rlhf, or `messages`, or `prompt`.",
             )
@@ -74,8 +74,8 @@ def parse_split(expression: str) -> list[SplitTerm]:
         match = _SPLIT_TERM.match(part)
         if match is None:
             raise ConfigError(
-                f"--split {expression!r}: {part.strip()!r} is no split.",
-                "A split is a name, and perhaps a slice of it.",
+                f"--split {expression!r}: {part.strip()!r} is not a split.",
+                "A split is a name with an optional slice.",
                 'Write it like "train", "test[:1000]" or "test[:1000]+train[10%:20%]".',
             )
         terms.append(SplitTerm(match[1], match[2] or "", match[3] or ""))
@@ -118,7 +118,9 @@ def _local_rows(config: Stage3Config, terms: list[SplitTerm]) -> Iterator[dict[s
         rows = [row for _, row in read_rows(files[term.name])]
         for number, row in enumerate(rows):
             if isinstance(row, BadLine):
-                raise ConfigError(f"Line {number + 1} of {files[term.name]} is {row.reason}.", "", "Mend or remove it.")
+                raise ConfigError(
+                    f"Line {number + 1} of {files[term.name]} is {row.reason}.", "", "Repair or remove that line."
+                )
         yield from [row for row in rows if isinstance(row, dict)][slice_of(term, len(rows))]
 
 
@@ -131,9 +133,9 @@ def local_splits(path: Path) -> dict[str, Path]:
     elif path.is_file():
         return {"train": path}
     raise ConfigError(
-        f"--dataset {path}: there is no JSONL or JSONL.gz there.",
-        "A local dataset is a file, or a folder with one file a split.",
-        "Give another path, or a Hub id like Anthropic/hh-rlhf.",
+        f"--dataset {path} has no JSONL or JSONL.gz file.",
+        "A local dataset is a file, or a folder with one file per split.",
+        "Pass another path, or a Hub id like Anthropic/hh-rlhf.",
     )
 
 
@@ -146,7 +148,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
         with gzip.open(path) as file:
             yield from read_records(file, last_line_may_lack_newline=True)  # type: ignore[arg-type]
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read.", str(error), "Fetch it again, or give another file.") from error
+        raise ConfigError(f"Cannot read {path}.", str(error), "Download it again, or pass another file.") from error
 
 
 def _hub_rows(config: Stage3Config, token: str | None) -> Iterator[dict[str, Any]]:
@@ -159,7 +161,7 @@ def _hub_rows(config: Stage3Config, token: str | None) -> Iterator[dict[str, Any
         yield from load_dataset(**where, split=config.split)
     except (ConnectionError, TimeoutError, OSError) as error:
         raise as_hub_error(error) or NetworkError(
-            f"The dataset {config.dataset} ({config.split}) could not be loaded.",
+            f"Cannot load the dataset {config.dataset} ({config.split}).",
             str(error),
-            "Check the network, or give a local file with --dataset.",
+            "Check the network, or pass a local file with --dataset.",
         ) from error
