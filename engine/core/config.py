@@ -98,11 +98,17 @@ class PairsOptions(Described):
     """Pairs"""
 
     dataset: str = option("Anthropic/hh-rlhf", changes="credentials preflight pairs")
-    """Prompts: a Hub id, or a local JSONL file, JSONL.gz file or folder."""
+    """Prompts: a Hub id, or a local file or folder: JSON, JSON lines, CSV, Parquet, Arrow or text, compressed or not."""
     dataset_revision: str = option("main", changes="credentials preflight pairs")
     """Branch, tag or commit of the dataset on the Hub. The run records the resolved commit."""
     split: str = option("test[:1000]+train[:1500]", changes="preflight pairs")
     """Rows to use: splits, slices and sums of them. A local file has one split, train."""
+    form: str | None = option(None, changes="credentials preflight pairs")
+    """Form of the rows, by name (docs/files-you-have.md lists the forms). Default: detected from their columns."""
+    columns: str | None = option(None, changes="credentials preflight pairs")
+    """The file's names for the columns of a form: prompt=question,chosen=good,rejected=bad."""
+    max_bad_rows: float | None = option(None, ge=0.0, le=1.0, changes="credentials preflight pairs")
+    """Refuse a file if a larger share of its rows is not a prompt or pair. Default: 0.5; in `validate`, none."""
     num_examples: int = option(2500, ge=1, changes="preflight pairs")
     """Number of prompts to make pairs from."""
     constitution: Path | None = option(None, changes="pairs")
