@@ -83,7 +83,7 @@ def test_a_gate_that_its_figures_opened_says_that_nobody_had_to(config: Any):
 def test_a_gate_that_a_person_opened_says_why_and_what_failed(config: Any):
     opened = config(min_pairs=50, accept_quality="a trial | run")
     told = section(card(pairs_report=pairs_report(opened, good=9, meta=4)), "The gate")
-    assert "Shut by its figures, and but opened with the reason: a trial \\| run" in told
+    assert "Shut by its figures, but opened with the reason: a trial \\| run" in told
     assert "| training pairs | 9 | ≥ 50 | refuses |" in told and "| meta share | 0.3077 | ≤ 0.02 | warning |" in told
 
 
