@@ -41,6 +41,7 @@ KEYS: tuple[Key, ...] = (
     Key("app", "r", "r", "run_stage", "run", "Run this stage, and any unfinished stage before it.", RUN),
     Key("app", "a", "a", "run_all", "run all", "Run all ten stages.", RUN),
     Key("app", "R", "R", "redo", "redo", "Do this stage and all later ones again; old files are set aside.", RUN),
+    Key("app", "p", "p", "plan", "", "Plan: what a start would do (done, reused, again and why), and how long.", RUN),
     Key("app", "s", "s", "stop", "stop", "Stop and save: finish the step, write everything, end the run.", RUN),
     Key(
         "app",

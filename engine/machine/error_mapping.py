@@ -35,7 +35,8 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
         return MemoryExhausted(
             "Memory ran out.",
             str(error).splitlines()[0] if str(error) else "The allocation failed.",
-            "Lower --generation-batch-size, --per-device-train-batch-size or --max-length; the run continues from here.",
+            "Lower --generation-batch-size or, in training, --per-device-train-batch-size or --max-length, and run the same "
+            "command again: it keeps pairs and scores.",
         )
     if is_broken_device(error):
         return Stage3Error(

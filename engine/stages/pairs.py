@@ -230,11 +230,13 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
 
 
 def _batch_plan(context: Context, backend: Backend, made_for: str, recorded: Recorded, longest: int) -> BatchPlan:
-    """The plan that an earlier start wrote for this set, else a new one. A given batch size takes precedence."""
+    """The plan that an earlier start wrote for this set, else a new one; also a new one for another given batch size, because
+    batches of that size, cut from the whole set, could contain recorded prompts.
+    """
     path, given = context.run / layout.PAIRS_PLAN, context.config.generation_batch_size
     found = read_plan(path, made_for)
-    if found is not None:
-        return replace(found, batch_size=given or found.batch_size)
+    if found is not None and given in (None, found.batch_size):
+        return found
     plan = BatchPlan(made_for, recorded.total, given or backend.batch_size(longest), longest)
     plan.write(path)
     return plan

@@ -222,14 +222,17 @@ def reduce_after_oom(
 
 def memory_advice(config: Stage3Config) -> str:
     """What makes a training smaller than any plan can."""
-    ways = [f"--max-length {max(config.max_length // 2, 16)} (now {config.max_length})"]
-    if config.gradient_checkpointing is False:
-        ways.insert(0, "--gradient-checkpointing")
-    if not config.load_in_4bit:
-        ways.append("--load-in-4bit")
+    same = ["--gradient-checkpointing"] if config.gradient_checkpointing is False else []
     if config.cpu_ref_model is False:
-        ways.append("--cpu-ref-model")
-    return f"Use {', '.join(ways)}, or a smaller base model; the run continues from its last checkpoint."
+        same.append("--cpu-ref-model")
+    other = [f"--max-length {max(config.max_length // 2, 16)} (now {config.max_length})"]
+    if not config.load_in_4bit:
+        other.append("--load-in-4bit")
+    resumes = f"Use {' or '.join(same)}: training continues from its last checkpoint. Or use" if same else "Use"
+    return (
+        f"{resumes} {' or '.join(other)}: training starts again, on the same pairs. A smaller base model also needs less, but "
+        "makes its own pairs."
+    )
 
 
 def _stored(run: Run) -> dict[str, Any]:
