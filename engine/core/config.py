@@ -103,6 +103,8 @@ class PairsOptions(Described):
     """Branch, tag or commit of the dataset on the Hub. The run records the resolved commit."""
     split: str = option("test[:1000]+train[:1500]", changes="preflight pairs")
     """Rows to use: splits, slices and sums of them. A local file has one split, train."""
+    pairs: Path | None = option(None, changes="credentials preflight pairs")
+    """File or folder of existing preference pairs. Stage pairs imports them instead of generating."""
     form: str | None = option(None, changes="credentials preflight pairs")
     """Form of the rows, by name (docs/files-you-have.md lists the forms). Default: detected from their columns."""
     columns: str | None = option(None, changes="credentials preflight pairs")
