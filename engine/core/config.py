@@ -92,6 +92,8 @@ class ModelOptions(Described):
     """Stage 2 LoRA adapter: a folder or a Hub id."""
     adapter_revision: str = option("main", changes="credentials adapter")
     """Branch, tag or commit of the adapter on the Hub. The run records the resolved commit."""
+    chat_template: str | None = option(None, changes="preflight pairs quality training")
+    """Chat template of the Stage 2 training, if the base model has none or another: a file, gemma or chatml."""
 
 
 class PairsOptions(Described):
