@@ -166,6 +166,8 @@ class QualityOptions(Described):
     """The gate refuses a set with fewer training pairs."""
     min_usable_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
     """The gate refuses a set if a smaller share of its pairs is usable."""
+    min_relevant_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
+    """The gate refuses a set if a smaller share of its measured revisions depends on the prompt."""
     max_longer_share: float = option(0.9, ge=0.0, le=1.0, changes="quality")
     """The gate refuses a set if the chosen text is longer in a larger share: DPO would learn length."""
     max_shared_prompt_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
