@@ -28,7 +28,7 @@ OTHER_MESSAGES = ("How do I keep basil alive indoors?", "My brother never listen
 """A question and a statement, about nothing in particular."""
 TOKENS_READ = 24
 """Of a reply. What it is about shows early, and a whole long reply would cost what its generation did."""
-LONGEST_PROMPT = 256
+LONGEST_PROMPT = 128
 """Tokens: of a longer conversation the end is read."""
 
 
