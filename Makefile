@@ -27,9 +27,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
 
-# What needs no whole run, no terminal and no server: under a minute.
-FAST := core run storage security themes process packaging/test_model_card.py pairs/test_detectors.py pairs/test_gate.py \
-	pairs/test_edits.py dpo/test_plan.py dpo/test_verdict.py dpo/test_warnings.py tui/test_chart.py tui/test_pair_query.py pipeline/test_loop.py
+# What imports no torch and starts no whole run: under a minute.
+FAST := core run storage themes process/test_children.py security/test_sanitize.py pairs/test_detectors.py pairs/test_gate.py \
+	pairs/test_edits.py dpo/test_plan.py dpo/test_verdict.py tui/test_chart.py tui/test_pair_query.py pipeline/test_loop.py
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE) $(addprefix tests/,$(FAST))
 
