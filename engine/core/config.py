@@ -105,6 +105,13 @@ class PairsOptions(Described):
     """Which rows: splits, slices and sums of them; a local file is one split named train."""
     num_examples: int = option(2500, ge=1, changes="preflight pairs")
     """How many prompts to make pairs of."""
+    method: Literal["critique-revision", "contrast", "best-of-n"] = option(
+        "critique-revision", changes="preflight pairs"
+    )
+    """How a pair is made: the policy revises its own draft (critique-revision), answers under a principle and under its
+    opposite (contrast), or a judge orders several drafts (best-of-n)."""
+    num_drafts: int = option(4, ge=2, changes="preflight pairs")
+    """Drafts of each prompt with --method best-of-n; the best one is chosen, the worst one rejected."""
     constitution: Path | None = option(None, changes="pairs")
     """Principles: YAML, or the JSON of Anthropic's paper; without it, the one in the package."""
     max_new_tokens: int = option(512, ge=1, changes="preflight pairs evaluation")
@@ -142,7 +149,7 @@ class QualityOptions(Described):
     """Quality"""
 
     judge: Literal["none", "self", "reward-model", "server", "demo"] = option(
-        "none", changes="credentials quality evaluation"
+        "none", changes="credentials pairs quality evaluation"
     )
     """Who scores drafts and revisions: none (and the report says so), self (the Stage 2 policy), reward-model, server, or
     demo (the demo's own)."""

@@ -16,6 +16,7 @@ from engine.core.stage_table import STAGE, STAGES
 from engine.dpo.planning.forecast import Forecast, Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
 from engine.hub.run_requirements import at_recorded_commits
+from engine.pairs.generation.effort import readings_of_a_pair, replies_of_a_pair
 from engine.pipeline.graph import changes, evidence_of, load_stage
 from engine.run.context import Context
 
@@ -141,7 +142,8 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
     return forecast(
         Measurements(**{key: value for key, value in preflight.measured.items() if key in known}),
         num_examples=pairs,
-        rounds=config.rounds,
+        replies=replies_of_a_pair(config),
+        readings=readings_of_a_pair(config),
         max_new_tokens=config.max_new_tokens,
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,

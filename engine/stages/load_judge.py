@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.pairs.generation.methods import needs_judge
 from engine.pairs.judges.base import Judge, LoadedPolicy
 
 if TYPE_CHECKING:
+    from engine.models.backend import Backend
     from engine.run.context import Context
 
 
@@ -34,3 +36,11 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
             from engine.demo.judge import GrammarJudge
 
             return GrammarJudge()
+
+
+def ordering_judge(context: Context, backend: Backend) -> Judge | None:
+    """The judge that the method makes pairs with; None where it needs none. The policy is not loaded twice for it."""
+    if not needs_judge(context.config):
+        return None
+    model, tokenizer = getattr(backend, "model", None), getattr(backend, "tokenizer", None)
+    return load_judge(context, LoadedPolicy(model, tokenizer) if model is not None and tokenizer is not None else None)

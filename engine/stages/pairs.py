@@ -1,4 +1,4 @@
-"""Stage 7: draft, critique and revision for every prompt, each record on disk before it is counted."""
+"""Stage 7: a pair of every prompt by `--method`, each record on disk before it is counted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.pairs.data.record import OK, PairRecord
 from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
-from engine.pairs.generation.critique_revision import make_records, plan_batches, too_long
+from engine.pairs.generation.critique_revision import plan_batches, too_long
 from engine.pairs.generation.identity import RecordIdentity
+from engine.pairs.generation.methods import MakeRecords, needs_judge, record_maker, refuse_what_cannot_work
 from engine.pairs.generation.prompts import Prompt, load_prompts
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions, reusable_records
+from engine.pairs.judges.base import judge_name
 from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
+from engine.stages.load_judge import ordering_judge
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
@@ -36,11 +39,14 @@ READ_AS = {
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     "server_url": lambda config: config.server_url is not None,
     "server_model": lambda config: config.server_model if config.server_url else None,
+    "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
+    "judge": lambda config: judge_name(config) if needs_judge(config) else None,
 }
 
 
 def run(context: Context) -> StageRun:
     config = context.config
+    refuse_what_cannot_work(config)
     recipe = GenerationSettings.of(config)
     prompts = load_prompts(config, context.token_text)
     if len(prompts) < config.num_examples:
@@ -122,11 +128,12 @@ def _generate_missing(
     backend = load_backend(context.config, adapter_folder(context), context.stop, context.token_text)
     for note in backend.check(recipe.sampling):
         yield Message("warning", note)
-    yield from generate_pairs(context, prompts, backend, recipe, identity, appender, recorded)
+    make = record_maker(backend, recipe, ordering_judge(context, backend), context.stop)
+    yield from generate_pairs(context, prompts, backend, recipe, make, identity, appender, recorded)
     for note in backend.warnings():
         yield Message("warning", note)
     tokens = backend.tokens
-    del backend
+    del backend, make
     free_memory()
     return tokens
 
@@ -180,6 +187,7 @@ def generate_pairs(
     prompts: list[Prompt],
     backend: Backend,
     recipe: GenerationSettings,
+    make: MakeRecords,
     identity: RecordIdentity,
     appender: JsonlAppender,
     recorded: Recorded,
@@ -205,7 +213,7 @@ def generate_pairs(
     for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
         if all(prompt.id in recorded.ids for prompt in batch):
             continue
-        for prompt, made in zip(batch, make_records(batch, backend, recipe), strict=True):
+        for prompt, made in zip(batch, make(batch), strict=True):
             if made.id not in recorded.ids:
                 record = replace(made, made_with=identity.key(prompt), prompt_tokens=tokens[prompt.id])
                 yield _acknowledge(record, appender, recorded)

@@ -17,7 +17,8 @@ from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer
-from engine.pairs.generation.critique_revision import make_records
+from engine.pairs.generation.effort import readings_of_a_pair, replies_of_a_pair
+from engine.pairs.generation.methods import record_maker, refuse_what_cannot_work
 from engine.pairs.generation.prompts import Prompt, load_prompts
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.preflight.machine import plan_inputs
@@ -29,10 +30,12 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.results import PreflightResult
 from engine.stages.base import StageEnd, StageRun
+from engine.stages.load_judge import ordering_judge
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
 READ_AS = {
+    "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
 }
@@ -52,6 +55,7 @@ PROMPTS_MEASURED = 200
 
 
 def run(context: Context) -> StageRun:
+    refuse_what_cannot_work(context.config)
     scratch = context.run / "preflight"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -62,7 +66,8 @@ def run(context: Context) -> StageRun:
     whole = forecast(
         measured,
         num_examples=config.num_examples,
-        rounds=config.rounds,
+        replies=replies_of_a_pair(config),
+        readings=readings_of_a_pair(config),
         max_new_tokens=config.max_new_tokens,
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
@@ -101,9 +106,10 @@ def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
         yield Message("warning", note)
     prompts = _short_first(prompts, backend, config.max_length)
     started = time.monotonic()
-    record = make_records(prompts[:1], backend, recipe)[0]
+    make = record_maker(backend, recipe, ordering_judge(context, backend), context.stop)
+    record = make(prompts[:1])[0]
     yield Check("one pair", "ok", f"{time.monotonic() - started:.1f} s, {backend.tokens} tokens: {record.status}")
-    reply_tokens = backend.tokens / max(1 + 2 * record.attempts, 1)
+    reply_tokens = backend.tokens / max(replies_of_a_pair(config, record.attempts), 1)
     batch_size = backend.batch_size(config.max_prompt_tokens + recipe.beside_the_prompt(backend))
     size = min(batch_size, len(prompts))
     prefill, decode = time_batch(backend, prompts[:size])
@@ -112,7 +118,7 @@ def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
     tokenizer = load_tokenizer(config, context.token_text)
     row = longest_row(record, tokenizer, config.max_length)
     bytes_of_pairs = peak_of_pairs.bytes()
-    del backend
+    del backend, make
     free_memory()
     context.stop.raise_if_requested()
 

@@ -51,6 +51,10 @@ def run(context: Context) -> StageRun:
     if config.judge != "none":
         scores, judgement = yield from _score(context, usable)
         tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores)
+    if judgement is not None and "best-of-n" in tally.methods:
+        yield Message(
+            "info", "A judge chose the best of each prompt's drafts: that it finds them improved says nothing."
+        )
     all_figures = figures(tally, config)
     for figure in all_figures:
         yield check_of(figure)

@@ -20,6 +20,7 @@ from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
 from engine.pairs.generation.identity import RecordIdentity
+from engine.pairs.generation.methods import record_maker
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.run.stop import StopToken
@@ -245,7 +246,8 @@ def made(context, backend, *, appender_path: Path) -> list[dict]:
                 context,
                 PROMPTS,
                 backend,
-                GenerationSettings.of(context.config),
+                recipe := GenerationSettings.of(context.config),
+                record_maker(backend, recipe, None, StopToken()),
                 IDENTITY,
                 appender,
                 Recorded.read(appender_path),

@@ -47,6 +47,8 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "dataset_revision":           ("dev",            "credentials preflight pairs"),
     "split":                      ("train",          "preflight pairs"),
     "num_examples":               (12,               "preflight pairs"),
+    "method":                     ("contrast",       "preflight pairs"),
+    "num_drafts":                 (7,                NOTHING),
     "constitution":               ("principles.yaml", "pairs"),
     "max_new_tokens":             (64,               "preflight pairs training (evaluation)"),
     "max_prompt_tokens":          (99,               "preflight pairs"),
@@ -105,7 +107,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
 
 MAKES_OTHER_RECORDS = {
     "seed", "dtype", "base_model_id", "constitution", "max_new_tokens", "temperature", "top_p", "max_attempts", "rounds",
-    "few_shot", "server_url",
+    "few_shot", "server_url", "method",
 }  # fmt: skip
 """Whatever else is changed, each record that there is for a prompt stays as it is; a base model and a number format count by
 what stages adapter and preflight recorded of them."""

@@ -75,12 +75,32 @@ def _preflight(config: Stage3Config) -> tuple[str, ...]:
     )
 
 
+def _critique_revision(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
+    return "drafts an answer, criticises it in the light of a principle, and revises it.", (
+        f"A revision that is no reply of its own is tried again, {plural(config.max_attempts, 'attempt')} in all.",
+    )
+
+
+def _contrast(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
+    return "answers under a principle, which is chosen, and under its opposite, which is rejected.", (
+        f"Where the chosen answer is no reply of its own both are tried again, {plural(config.max_attempts, 'attempt')} in all.",
+    )
+
+
+def _best_of_n(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
+    told = f"writes {config.num_drafts} drafts, and the judge {config.judge} chooses the best one and rejects the worst one."
+    return told, ()
+
+
+METHODS = {"critique-revision": _critique_revision, "contrast": _contrast, "best-of-n": _best_of_n}
+
+
 def _pairs(config: Stage3Config) -> tuple[str, ...]:
     who = f"{config.server_model} on {config.server_url}" if config.server_url else "the Stage 2 policy"
+    how, again = METHODS[config.method](config)
     return (
-        f"Takes {config.num_examples:,} prompts of {config.dataset} ({config.split}). To each, {who} drafts an answer, "
-        "criticises it in the light of a principle, and revises it.",
-        f"A revision that is no reply of its own is tried again, {plural(config.max_attempts, 'attempt')} in all.",
+        f"Takes {config.num_examples:,} prompts of {config.dataset} ({config.split}). To each, {who} {how}",
+        *again,
         "Every pair is on disk before it is counted: stopping costs nothing.",
     )
 

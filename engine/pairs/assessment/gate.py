@@ -172,11 +172,15 @@ class Tally(Counts):
     """Counts over pairs as they go by, in memory that does not grow with their texts: two hashes a pair."""
 
     examples: Examples = field(default_factory=lambda: Examples())
+    methods: Counter[str] = field(default_factory=Counter)
+    """How the pairs were made, where their file says it."""
     _texts: set[int] = field(default_factory=set)
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
         """Judge one pair and count it; `pair` and `made` as in `find`."""
         found = assess_pair(pair, decision, made=made)
+        if pair.method:
+            _count(self.methods, pair.method, 1)
         repeats = not found.as_left and found.texts in self._texts
         if not found.as_left:
             self._texts.add(found.texts)
@@ -254,7 +258,7 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_usable_share,
             "at least",
             True,
-            "A process that fails more often than not is not trusted with the rest: use a better model or constitution.",
+            "A process that fails more often than not is not trusted with the rest: use another --method, model or constitution.",
         ),
         Figure(
             "training_pairs",
@@ -343,6 +347,7 @@ def report(tally: Tally, config: Stage3Config) -> dict[str, Any]:
     accepted = config.accept_quality is not None and tally.training > 0
     return {
         "pairs": tally.made,
+        "methods": dict(tally.methods.most_common()),
         "figures": {
             "byte_identical": tally.byte_identical,
             "usable": tally.usable,

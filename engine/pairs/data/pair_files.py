@@ -85,6 +85,7 @@ def _notebook_pair(row: dict[str, Any]) -> Pair:
         base_score=_score(row, "base_score"),
         revised_score=_score(row, "revised_score"),
         finish=_finish(row.get("finish")),
+        method=_name(row.get("method") or "", "method"),
     )
 
 

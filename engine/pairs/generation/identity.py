@@ -7,7 +7,7 @@ its neighbours only in the last bits of floating point.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from engine.core.config import Stage3Config
@@ -29,8 +29,7 @@ class RecordIdentity:
 
     @classmethod
     def of(cls, config: Stage3Config, recipe: GenerationSettings, results: Results) -> RecordIdentity:
-        made_by = {**asdict(recipe), "generator": _generator(config, results)}
-        made_by["constitution"].pop("source")  # where it lies says nothing about what it says
+        made_by = {**recipe.made_by(), "generator": _generator(config, results)}
         return cls(sha256_of_json(made_by), config.max_prompt_tokens)
 
     def key(self, prompt: Prompt) -> str:
