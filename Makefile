@@ -46,6 +46,15 @@ demo-model: $(STAMP)
 pictures: $(STAMP)
 	$(BIN)/python docs/pictures.py
 
+.PHONY: docs
+docs: $(BIN)/mkdocs
+	$(BIN)/python docs/tables.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(BIN)/mkdocs: $(STAMP)
+	$(UV) pip install --quiet --python $(BIN)/python --editable '.[docs]'
+	touch $@
+
 snapshots: $(STAMP)
 	rm -rf tests/tui/snapshots
 	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest tests/tui/test_snapshots.py

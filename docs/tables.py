@@ -1,20 +1,24 @@
-"""Write the README's tables from the program's own: the stages, the keys. `--check` only says whether they are true.
+"""Write the tables of the documentation from the program's own: stages, keys, commands, options.
 
     python docs/tables.py [--check]
 
-A table stands between `<!-- NAME -->` and `<!-- end NAME -->`.
+A table stands between `<!-- NAME -->` and `<!-- end NAME -->` on its page. With `--check` nothing is written, and the exit
+code is 1 if a page differs.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from engine.core.options import Option, options
 from engine.core.stage_table import STAGE_TABLE
+from tui.commands.table import summary
 from tui.keys import keys_markdown
 
-README = Path(__file__).parents[1] / "README.md"
+FOLDER = Path(__file__).parent
 
 
 def stage_table() -> str:
@@ -22,27 +26,55 @@ def stage_table() -> str:
     return "\n".join(["| # | stage | what it does |", "|---|---|---|", *rows])
 
 
-TABLES = {"stages": stage_table, "keys": keys_markdown}
+def command_table() -> str:
+    lines = "\n".join(line.removeprefix("  ") for line in summary().splitlines())
+    return f"```\n{lines}\n```"
 
 
-def filled(text: str) -> str:
-    """`text` with every table as the program has it now."""
-    for name, table in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"README.md has no place for the table {name!r}")
-        body = table().strip()
-        text = pattern.sub(lambda match, body=body: match[1] + body + match[2], text)
-    return text
+def option_tables() -> str:
+    groups = dict.fromkeys(option.group for option in options())
+    return "\n\n".join(option_table(group) for group in groups)
+
+
+def option_table(group: str) -> str:
+    rows = [option_row(option) for option in options() if option.group == group]
+    return "\n".join(
+        [f"## {group}", "", "| option | default | what it does | stages done again |", "|---|---|---|---|", *rows]
+    )
+
+
+def option_row(option: Option) -> str:
+    default = f"`{option.default}`" if option.default else ""
+    cells = (f"`{option.flag}`", default, option.sentence.replace("|", "\\|"), ", ".join(option.changes))
+    return f"| {' | '.join(cells)} |"
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "stages": ("stages.md", stage_table),
+    "keys": ("wizard.md", keys_markdown),
+    "commands": ("commands.md", command_table),
+    "options": ("options.md", option_tables),
+}
+"""Name of a table → its page, and what writes it."""
+
+
+def filled(name: str, page: str, table: Callable[[], str]) -> tuple[str, str]:
+    """(the page as it is, the page with its table as the program has it now)."""
+    text = (FOLDER / page).read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"docs/{page} has no place for the table {name!r}")
+    return text, pattern.sub(lambda match: f"{match[1]}{table().strip()}\n{match[2]}", text)
 
 
 def main() -> int:
-    before = README.read_text(encoding="utf-8")
-    after = filled(before)
-    if "--check" in sys.argv:
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
-    return 0
+    differing = 0
+    for name, (page, table) in TABLES.items():
+        before, after = filled(name, page, table)
+        differing += before != after
+        if "--check" not in sys.argv:
+            (FOLDER / page).write_text(after, encoding="utf-8")
+    return int(differing > 0 and "--check" in sys.argv)
 
 
 if __name__ == "__main__":

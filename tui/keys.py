@@ -1,4 +1,4 @@
-"""Every key, once: this table makes the bindings, the footer, the help screen and the README's list."""
+"""Every key, once: this table makes the bindings, the footer, the help screen and the table in docs/wizard.md."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def help_rows(places: Iterable[str] = PLACES) -> list[tuple[str, str, str]]:
 
 
 def keys_markdown() -> str:
-    """The table for the README."""
+    """The table for docs/wizard.md."""
     lines = ["| key | what it does |", "|---|---|"]
     lines += [f"| `{key}` | {sentence} |" for _, key, sentence in help_rows()]
     return "\n".join(lines) + "\n"

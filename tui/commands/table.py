@@ -1,4 +1,4 @@
-"""The commands: what each is called, what it takes and what it does. `--help`, the README and the man page say what this says."""
+"""The commands: what each is called, what it takes and what it does. `--help`, the documentation and the man page say what this says."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""What the site has beside the pages of docs/: the documents that stand elsewhere in the repository, as pages of their own.
+
+MkDocs calls these functions (`hooks` in mkdocs.yml). Links between documents are those of the repository, so that they work there too;
+here they are rewritten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+ROOT = Path(__file__).parents[1]
+
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "bench/RESULTS.md": "results.md",
+}
+"""Document of the repository → page of the site."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    from mkdocs.structure.files import File
+
+    for document, page in PAGES.items():
+        text = (ROOT / document).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=with_site_links(text)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return with_site_links(markdown)
+
+
+def with_site_links(text: str) -> str:
+    """`text` with links to documents of the repository as links to pages of the site."""
+    for document, page in PAGES.items():
+        for written in (document, f"../{document}"):
+            text = text.replace(f"]({written}", f"]({page}")
+    return text.replace("](docs/", "](")
