@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 from engine.core import layout
-from engine.core.errors import PreconditionError
-from engine.core.events import Event, Message, PairFailed, PairMade, Progress, StageStale
+from engine.core.events import Event, Message, StageStale
 from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
-from engine.models.backend import Backend, load_backend
-from engine.pairs.data.record import OK, PairRecord
-from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
-from engine.pairs.generation.critique_revision import plan_batches, too_long
+from engine.models.backend import load_backend
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import MakeRecords, needs_judge, record_maker, refuse_what_cannot_work
+from engine.pairs.generation.making import (
+    RUN_SET,
+    Maker,
+    OpenSet,
+    Recorded,
+    generate_pairs,
+    set_aside_what_no_longer_holds,
+    take_over,
+    torn_line,
+)
+from engine.pairs.generation.methods import needs_judge, record_maker, refuse_what_cannot_work
 from engine.pairs.generation.prompts import Prompt, load_prompts
 from engine.pairs.generation.recipe import GenerationSettings
-from engine.pairs.generation.superseded import carry_decisions, reusable_records
+from engine.pairs.generation.superseded import carry_decisions
 from engine.pairs.judges.base import judge_name
 from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import ordering_judge
 from engine.storage.files import sha256_of_file
-from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
+from engine.storage.jsonl import JsonlAppender
 
 IDS_SHOWN = 5
-LEAST_ROOM = 16
-"""Tokens that must be left to a prompt."""
 
 
 READ_AS = {
@@ -56,17 +57,20 @@ def run(context: Context) -> StageRun:
             f"{config.num_examples}: the run makes what there is.",
         )
     identity = RecordIdentity.of(config, recipe, context.run.results)
-    yield from _set_aside_what_no_longer_holds(context, prompts, identity)
+    why = set_aside_what_no_longer_holds(context, RUN_SET, prompts, identity)
+    if why:
+        yield StageStale("pairs", why.partition(";")[0])
+        yield Message("info", f"{why[0].upper()}{why[1:]}.")
     with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
-        if appender.torn:
-            yield Message(
-                "warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}."
-            )
-        recorded = Recorded.read(context.run / layout.PAIRS_JSONL)
-        taken_over = yield from _take_over(context, prompts, identity, appender, recorded)
+        yield from torn_line(appender)
+        open_set = OpenSet(RUN_SET, appender, Recorded.read(context.run / layout.PAIRS_JSONL))
+        recorded = open_set.recorded
+        taken_over = yield from take_over(context, open_set, prompts, identity)
+        if recorded.total:
+            yield Message("info", f"{recorded.total} of {len(prompts)} records are there already.")
         tokens = 0
         if any(prompt.id not in recorded.ids for prompt in prompts):
-            tokens = yield from _generate_missing(context, prompts, recipe, identity, appender, recorded)
+            tokens = yield from _generate_missing(context, prompts, recipe, identity, open_set)
     yield from _carry_decisions(context)
     return StageEnd(
         f"{recorded.ok} usable of {recorded.total} prompts ({recorded.ok / max(recorded.total, 1):.0%})",
@@ -80,48 +84,8 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _set_aside_what_no_longer_holds(
-    context: Context, prompts: list[Prompt], identity: RecordIdentity
-) -> Iterator[Event]:
-    """Keep `pairs.jsonl` where each of its records is wanted as it is; else begin a new file. Nothing is deleted."""
-    path, wanted = context.run / layout.PAIRS_JSONL, {prompt.id: prompt for prompt in prompts}
-    if not path.is_file():
-        return
-    total = others = 0
-    for _, record in read_jsonl(path):
-        if isinstance(record, BadLine):
-            return  # stage quality reports it, and names the line
-        prompt = wanted.get(str(record.get("id")))
-        total += 1
-        others += prompt is None or not identity.holds(prompt, record)
-    if not others:
-        return
-    why = f"{others} of {total} records were made for other prompts or in another way"
-    folder = context.run.set_aside(layout.PAIRS_JSONL, layout.EDITS_JSONL, why=why)
-    yield StageStale("pairs", why)
-    yield Message("info", f"{why[0].upper()}{why[1:]}; the old set is now in {folder}.")
-
-
-def _take_over(
-    context: Context, prompts: list[Prompt], identity: RecordIdentity, appender: JsonlAppender, recorded: Recorded
-) -> Generator[Event, None, int]:
-    """Take the records over that an earlier set of this run has; returns how many records were there already."""
-    missing = {prompt.id: prompt for prompt in prompts if prompt.id not in recorded.ids}
-    for data in reusable_records(context.run, missing, identity):
-        yield _acknowledge(PairRecord(**data), appender, recorded)
-        context.stop.raise_if_requested()
-    if recorded.total:
-        yield Message("info", f"{recorded.total} of {len(prompts)} records are there already.")
-    return recorded.total
-
-
 def _generate_missing(
-    context: Context,
-    prompts: list[Prompt],
-    recipe: GenerationSettings,
-    identity: RecordIdentity,
-    appender: JsonlAppender,
-    recorded: Recorded,
+    context: Context, prompts: list[Prompt], recipe: GenerationSettings, identity: RecordIdentity, open_set: OpenSet
 ) -> Generator[Event, None, int]:
     """Make what is missing; returns how many tokens that took."""
     yield Message("info", _where(context))
@@ -129,11 +93,12 @@ def _generate_missing(
     for note in backend.check(recipe.sampling):
         yield Message("warning", note)
     make = record_maker(backend, recipe, ordering_judge(context, backend), context.stop)
-    yield from generate_pairs(context, prompts, backend, recipe, make, identity, appender, recorded)
+    maker = Maker(backend, recipe, make, identity)
+    yield from generate_pairs(context, prompts, maker, open_set)
     for note in backend.warnings():
         yield Message("warning", note)
     tokens = backend.tokens
-    del backend, make
+    del backend, make, maker
     free_memory()
     return tokens
 
@@ -158,128 +123,3 @@ def _where(context: Context) -> str:
     if config.server_url:
         return f"{config.server_model} on {config.server_url} makes the pairs."
     return f"Loading {config.base_model_id} with the Stage 2 adapter."
-
-
-@dataclass
-class Recorded:
-    """What `pairs.jsonl` has so far."""
-
-    ids: dict[str, None]
-    """In the order of the file."""
-    ok: int
-
-    @property
-    def total(self) -> int:
-        return len(self.ids)
-
-    @classmethod
-    def read(cls, path: Path) -> Recorded:
-        rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
-        return cls(dict.fromkeys(str(row["id"]) for row in rows), sum(row["status"] == OK for row in rows))
-
-    def add(self, record: PairRecord) -> None:
-        self.ids[record.id] = None
-        self.ok += record.status == OK
-
-
-def generate_pairs(
-    context: Context,
-    prompts: list[Prompt],
-    backend: Backend,
-    recipe: GenerationSettings,
-    make: MakeRecords,
-    identity: RecordIdentity,
-    appender: JsonlAppender,
-    recorded: Recorded,
-) -> Iterator[Event]:
-    """Make what is not recorded yet. A batch of which some records are there is made again whole, because a row's text
-    may depend, in its last bits, on the shape of its batch; what is there already stays as it is.
-    """
-    clock = Clock(recorded.total, len(prompts))
-    yield clock.progress(recorded, backend)
-    lengths = [backend.length(prompt.messages) for prompt in prompts]
-    beside = recipe.beside_the_prompt(backend)
-    most = longest_prompt(context.config.max_prompt_tokens, backend.context_length, beside)
-    for prompt, length in zip(prompts, lengths, strict=True):
-        if length > most and prompt.id not in recorded.ids:
-            record = replace(too_long(prompt, length, most), made_with=identity.key_of_too_long(prompt))
-            yield _acknowledge(record, appender, recorded)
-    tokens = {prompt.id: length for prompt, length in zip(prompts, lengths, strict=True) if length <= most}
-    fitting = [prompt for prompt in prompts if prompt.id in tokens]
-    if all(prompt.id in recorded.ids for prompt in fitting):
-        return
-    plan = _batch_plan(context, backend, key_of_plan(prompts, identity), recorded, max(tokens.values()) + beside)
-    to_make = prompts_to_make(fitting, recorded.ids, plan)
-    for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
-        if all(prompt.id in recorded.ids for prompt in batch):
-            continue
-        for prompt, made in zip(batch, make(batch), strict=True):
-            if made.id not in recorded.ids:
-                record = replace(made, made_with=identity.key(prompt), prompt_tokens=tokens[prompt.id])
-                yield _acknowledge(record, appender, recorded)
-        yield clock.progress(recorded, backend)
-        context.stop.raise_if_requested()
-
-
-def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: int) -> int:
-    """The most tokens of a prompt: what the option allows, and what leaves the model room for all that comes beside it.
-
-    Raises PreconditionError where nothing is left.
-    """
-    if context_length is None:
-        return max_prompt_tokens
-    if context_length - beside < LEAST_ROOM:
-        raise PreconditionError(
-            f"The model reads {context_length} tokens, and {beside} of them are spoken for.",
-            "Draft, critique, revision, their requests and the examples stand in one conversation with the prompt.",
-            "Give a smaller --max-new-tokens, or fewer examples with --few-shot.",
-        )
-    return min(max_prompt_tokens, context_length - beside)
-
-
-def _batch_plan(context: Context, backend: Backend, made_for: str, recorded: Recorded, longest: int) -> BatchPlan:
-    """The plan that an earlier start wrote for this set, else a new one. A batch size that was given always holds."""
-    path, given = context.run / layout.PAIRS_PLAN, context.config.generation_batch_size
-    found = read_plan(path, made_for)
-    if found is not None:
-        return replace(found, batch_size=given or found.batch_size)
-    plan = BatchPlan(made_for, recorded.total, given or backend.batch_size(longest), longest)
-    plan.write(path)
-    return plan
-
-
-def _acknowledge(record: PairRecord, appender: JsonlAppender, recorded: Recorded) -> PairMade | PairFailed:
-    appender.append(record.as_dict())
-    recorded.add(record)
-    if record.status != OK:
-        return PairFailed(
-            record.id, record.prompt, record.status, record.base_response, record.revised_response, record.attempts
-        )
-    return PairMade(
-        id=record.id,
-        prompt=record.prompt,
-        base_response=record.base_response,
-        revised_response=record.revised_response,
-        critic_notes=record.critic_notes,
-        principle_ids=record.principle_ids,
-        attempts=record.attempts,
-    )
-
-
-class Clock:
-    """Rate and time left, over what this process made: what was there before it started took no time of its."""
-
-    def __init__(self, already: int, total: int) -> None:
-        self._already, self._total = already, total
-        self._started = time.monotonic()
-
-    def progress(self, recorded: Recorded, backend: Backend) -> Progress:
-        seconds = time.monotonic() - self._started
-        made = recorded.total - self._already
-        rate = made / seconds if made and seconds > 0 else None
-        left = (self._total - recorded.total) / rate if rate else None
-        share = f"{recorded.ok / recorded.total:.0%} usable" if recorded.total else ""
-        tokens = backend.tokens
-        speed = f"{tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
-        note = ", ".join(part for part in (share, speed) if part)
-        return Progress(recorded.total, self._total, "pairs", rate, left, note)

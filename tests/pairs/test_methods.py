@@ -230,7 +230,7 @@ def test_a_file_keeps_the_method_and_the_texts_have_its_names():
     record = PairRecord(
         "a", "Why?", [{"role": "user", "content": "Why?"}], RUDE, KIND, "", ("calm",), 1, OK, method="contrast"
     )
-    pair = pair_of(0, record.as_dict())
+    pair = pair_of(0, json.loads(json.dumps(record.as_dict())))
     assert pair.method == "contrast" and pair.preferred == KIND  # type: ignore[union-attr]
     assert names_of_the_texts("contrast") == ("Under the opposite", "Under the principle")
     assert names_of_the_texts(["contrast"]) == names_of_the_texts("") == ("Draft", "Revision")
