@@ -105,6 +105,8 @@ class PairsOptions(Described):
     """Which rows: splits, slices and sums of them; a local file is one split named train."""
     num_examples: int = option(2500, ge=1, changes="preflight pairs")
     """How many prompts to make pairs of."""
+    target_pairs: int | None = option(None, ge=1, changes="preflight pairs")
+    """Draw prompts until so many usable pairs are there, in place of --num-examples."""
     method: Literal["critique-revision", "contrast", "best-of-n"] = option(
         "critique-revision", changes="preflight pairs"
     )
@@ -130,6 +132,8 @@ class PairsOptions(Described):
     """Rounds of critique and revision; each begins with the revision of the one before."""
     few_shot: Path | None = option(None, changes="preflight pairs")
     """Worked examples of critique and revision, put before each: a YAML file."""
+    pilot_prompts: int = option(24, ge=0, changes="preflight")
+    """Preflight makes pairs of so many prompts, judges them, and refuses if they leave no hope for the gate; 0: of one alone."""
 
 
 class ServerOptions(Described):
@@ -197,10 +201,10 @@ class TrainingOptions(Described):
     """Times --per-device-train-batch-size: the pairs of one optimizer step."""
     gradient_checkpointing: bool | None = option(None, changes="preflight")
     """Compute activations twice to hold fewer of them in memory; without it, chosen by what fits."""
-    max_length: int = option(1024, ge=16, changes="preflight training")
+    max_length: int = option(1024, ge=16, changes="preflight quality training")
     """Longest prompt and reply together, in tokens; pairs that do not fit are listed and left out."""
-    max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="training")
-    """Training is refused when a larger share of the pairs does not fit --max-length."""
+    max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="quality training")
+    """The gate, and training, refuse when a larger share of the pairs does not fit --max-length."""
     save_steps: int = option(25, ge=1, changes="")
     """A checkpoint every so many optimizer steps."""
     save_total_limit: int = option(2, ge=2, changes="preflight")

@@ -9,13 +9,16 @@ from engine.core.events import Event, Message, StageStale
 from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import load_backend
+from engine.pairs.assessment.outlook import Outlook, require_hope
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.making import (
     RUN_SET,
+    Look,
     Maker,
     OpenSet,
     Recorded,
     generate_pairs,
+    generate_until,
     set_aside_what_no_longer_holds,
     take_over,
     torn_line,
@@ -50,7 +53,7 @@ def run(context: Context) -> StageRun:
     refuse_what_cannot_work(config)
     recipe = GenerationSettings.of(config)
     prompts = load_prompts(config, context.token_text)
-    if len(prompts) < config.num_examples:
+    if config.target_pairs is None and len(prompts) < config.num_examples:
         yield Message(
             "warning",
             f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
@@ -69,9 +72,15 @@ def run(context: Context) -> StageRun:
         if recorded.total:
             yield Message("info", f"{recorded.total} of {len(prompts)} records are there already.")
         tokens = 0
-        if any(prompt.id not in recorded.ids for prompt in prompts):
+        if _wanting(context, prompts, recorded):
             tokens = yield from _generate_missing(context, prompts, recipe, identity, open_set)
     yield from _carry_decisions(context)
+    if config.target_pairs and recorded.ok < config.target_pairs:
+        yield Message(
+            "warning",
+            f"All {len(prompts)} prompts of {config.dataset} ({config.split}) are used up, and {recorded.ok} usable pairs came "
+            f"of them, not {config.target_pairs}: the run goes on with what there is.",
+        )
     return StageEnd(
         f"{recorded.ok} usable of {recorded.total} prompts ({recorded.ok / max(recorded.total, 1):.0%})",
         PairsResult(
@@ -84,6 +93,29 @@ def run(context: Context) -> StageRun:
     )
 
 
+def _wanting(context: Context, prompts: list[Prompt], recorded: Recorded) -> bool:
+    """Whether there is anything left to make."""
+    if context.config.target_pairs and recorded.ok >= context.config.target_pairs:
+        return False
+    return any(prompt.id not in recorded.ids for prompt in prompts)
+
+
+def _look(context: Context, prompts: int | None) -> Look:
+    """After each batch: go on only as long as the gate can be passed, or a person accepts that it cannot."""
+    outlook = Outlook(context.config, prompts)
+
+    def look(recorded: Recorded) -> None:
+        require_hope(
+            outlook.estimates(recorded.ok, recorded.asked, recorded.too_long),
+            context.config,
+            what=f"After {recorded.total} prompts there is no hope left that the gate will open",
+            why="The rest would be made as these were, and training would refuse them; nothing that was made is lost.",
+            look_at=str(context.run / layout.PAIRS_JSONL),
+        )
+
+    return look
+
+
 def _generate_missing(
     context: Context, prompts: list[Prompt], recipe: GenerationSettings, identity: RecordIdentity, open_set: OpenSet
 ) -> Generator[Event, None, int]:
@@ -94,7 +126,10 @@ def _generate_missing(
         yield Message("warning", note)
     make = record_maker(backend, recipe, ordering_judge(context, backend), context.stop)
     maker = Maker(backend, recipe, make, identity)
-    yield from generate_pairs(context, prompts, maker, open_set)
+    if context.config.target_pairs:
+        yield from generate_until(context, prompts, maker, open_set, context.config.target_pairs, _look(context, None))
+    else:
+        yield from generate_pairs(context, prompts, maker, open_set, _look(context, len(prompts)))
     for note in backend.warnings():
         yield Message("warning", note)
     tokens = backend.tokens

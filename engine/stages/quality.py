@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import layout
-from engine.core.errors import DamagedState, DataError
+from engine.core.errors import DamagedState, DataError, Stage3Error
 from engine.core.events import Check, Event, Message
-from engine.pairs.assessment.gate import Figure, Tally, failed, figures, gate_error, report
+from engine.pairs.assessment.gate import KNOWN_WITHOUT_A_JUDGE, Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
 from engine.pairs.data.edits import read_edits
 from engine.pairs.data.pair_files import read_pairs
@@ -48,9 +48,16 @@ def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
     tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL)
     judgement = None
+    yield from measure_lengths_of(context, tally, usable)
+    beyond_mending = [figure for figure in failed(figures(tally, config)) if figure.name in KNOWN_WITHOUT_A_JUDGE]
+    if beyond_mending and config.accept_quality is None:
+        yield from (check_of(figure) for figure in figures(tally, config))
+        write_json(run_ / layout.PAIRS_REPORT, {**report(tally, config), "judge": None})
+        raise gate_error(failed(figures(tally, config)))
     if config.judge != "none":
         scores, judgement = yield from _score(context, usable)
         tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores)
+        yield from measure_lengths_of(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
         yield Message(
             "info", "A judge chose the best of each prompt's drafts: that it finds them improved says nothing."
@@ -93,6 +100,25 @@ def run(context: Context) -> StageRun:
             judge=told["judge"],
         ),
     )
+
+
+def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> Iterator[Event]:
+    """Count the pairs of the training part that training would leave out as too long, as it will find them itself."""
+    if context.run.results.preflight is None:
+        return  # nobody has read the models yet
+    from engine.dpo.training.dataset import measure_lengths
+    from engine.models.loading import load_tokenizer
+
+    config = context.config
+    train, _ = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
+    rows = [preference_row(pair) for pair in train]
+    try:
+        tokenizer = load_tokenizer(config, context.token_text)
+        lengths = measure_lengths(rows, tokenizer)  # type: ignore[arg-type]
+    except Stage3Error as error:
+        yield Message("warning", f"The pairs' lengths were not measured, which training will do: {error.what}")
+        return
+    tally.measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
 
 
 def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:

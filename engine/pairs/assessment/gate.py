@@ -122,6 +122,10 @@ class Counts:
     accepted_by_people: int = 0
     flipped_by_people: int = 0
     edited_by_people: int = 0
+    measured: int | None = None
+    """Pairs that would be trained on, their lengths measured in tokens; None where nobody measured."""
+    too_long: int = 0
+    """Of these, the ones that do not fit --max-length."""
     bad_lines: int = 0
     """Lines that are no pair."""
     bad_edits: int = 0
@@ -292,6 +296,7 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             True,
             "The judge finds too few revisions better than their drafts: look at the pairs, then at the constitution.",
         ),
+        *too_long_figures(tally, config),
         Figure(
             "identical_share",
             _share(tally.any_reason[detectors.IDENTICAL], tally.made),
@@ -317,6 +322,26 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             "One principle stands behind most pairs: give the others more weight.",
         ),
     ]
+
+
+def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
+    """Known to who has the model's tokenizer: training leaves such pairs out, and refuses where they are too many."""
+    if tally.measured is None:
+        return []
+    return [
+        Figure(
+            "too_long_share",
+            _share(tally.too_long, tally.measured),
+            config.max_too_long_share,
+            "at most",
+            True,
+            "Training would leave too many pairs out: raise --max-length where memory allows it, or lower --max-prompt-tokens.",
+        )
+    ]
+
+
+KNOWN_WITHOUT_A_JUDGE = ("usable_share", "training_pairs", "too_long_share")
+"""Figures that no score can mend."""
 
 
 def failed(all_figures: list[Figure]) -> list[Figure]:

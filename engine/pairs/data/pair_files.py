@@ -7,6 +7,7 @@ What is read is checked here, once: every text of a `Pair` is a text that can be
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Iterator
 from io import BufferedReader
 from math import isfinite
@@ -16,8 +17,8 @@ from typing import Any, BinaryIO, cast
 from engine.models.chat import ChatMessage, Conversation
 from engine.pairs.data.conversations import conversation_of
 from engine.pairs.data.hashes import hash_of
-from engine.pairs.data.record import OK, Pair
-from engine.storage.jsonl import BadLine, read_records
+from engine.pairs.data.record import OK, Pair, PairRecord
+from engine.storage.jsonl import BadLine, dumps, read_records
 
 GZIP_MAGIC = b"\x1f\x8b"
 LONGEST_NAME = 200
@@ -57,6 +58,14 @@ def pair_of(number: int, row: dict[str, Any]) -> Pair | BadLine:
     except (TypeError, ValueError) as error:
         return BadLine(number, f"no pair: {error}")
     return BadLine(number, "no pair: it has neither base_response and revised_response nor chosen and rejected")
+
+
+def pair_of_record(record: PairRecord) -> Pair:
+    """The pair of a record that was just made. Raises ValueError where its texts cannot be a pair's."""
+    pair = pair_of(0, json.loads(dumps(record.as_dict())))
+    if isinstance(pair, BadLine):
+        raise ValueError(pair.reason)
+    return pair
 
 
 # -- ours and the notebook's ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
 from engine.core import layout
@@ -27,6 +28,10 @@ from engine.pairs.generation.superseded import reusable_records
 from engine.run.context import Context
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
+LEAST_DRAWN = 16
+"""Prompts of a round of `generate_until`, so that the last rounds are batches."""
+LEAST_SHARE = 0.05
+"""Of usable pairs, that a round of it reckons with: a first round without any must not draw without end."""
 LEAST_ROOM = 16
 """Tokens that must be left to a prompt."""
 
@@ -49,8 +54,8 @@ PILOT_SET = SetFiles(layout.PILOT_PAIRS, layout.PILOT_PLAN)
 class Recorded:
     """What the file of a set has so far."""
 
-    ids: dict[str, None]
-    """In the order of the file."""
+    ids: dict[str, str]
+    """With what became of each (`PairRecord.status`), in the order of the file."""
     ok: int
     too_long: int = 0
     """Prompts that the model was not asked."""
@@ -67,13 +72,17 @@ class Recorded:
     @classmethod
     def read(cls, path: Path) -> Recorded:
         rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
-        statuses = [row["status"] for row in rows]
-        return cls(dict.fromkeys(str(row["id"]) for row in rows), statuses.count(OK), statuses.count(PROMPT_TOO_LONG))
+        ids = {str(row["id"]): str(row["status"]) for row in rows}
+        statuses = list(ids.values())
+        return cls(ids, statuses.count(OK), statuses.count(PROMPT_TOO_LONG))
 
     def add(self, record: PairRecord) -> None:
-        self.ids[record.id] = None
+        self.ids[record.id] = record.status
         self.ok += record.status == OK
         self.too_long += record.status == PROMPT_TOO_LONG
+
+    def usable_of(self, prompts: Sequence[Prompt]) -> int:
+        return sum(self.ids.get(prompt.id) == OK for prompt in prompts)
 
 
 @dataclass(frozen=True)
@@ -195,6 +204,29 @@ def generate_pairs(
         yield clock.progress(recorded, backend)
         context.stop.raise_if_requested()
         look(recorded)
+
+
+def generate_until(
+    context: Context,
+    prompts: Sequence[Prompt],
+    maker: Maker,
+    open_set: OpenSet,
+    target: int,
+    look: Look = lambda recorded: None,
+) -> Iterator[Event]:
+    """Draw prompts, in their order, until `target` of them gave a usable pair, or none are left.
+
+    In rounds: each draws as many as the share so far says are needed. What a round draws follows from the records of the
+    rounds before, so that a run that was killed draws the same.
+    """
+    drawn = 0
+    while drawn < len(prompts):
+        usable = open_set.recorded.usable_of(prompts[:drawn])
+        if usable >= target:
+            return
+        share = max(usable / drawn, LEAST_SHARE) if drawn else 1.0
+        drawn = min(drawn + max(ceil((target - usable) / share), LEAST_DRAWN), len(prompts))
+        yield from generate_pairs(context, prompts[:drawn], maker, open_set, look)
 
 
 def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: int) -> int:

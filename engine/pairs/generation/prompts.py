@@ -45,7 +45,8 @@ class Prompt:
 
 
 def load_prompts(config: Stage3Config, token: str | None = None) -> list[Prompt]:
-    """The prompts of `--dataset` and `--split`, shuffled by `--seed`, without doubles, at most `--num-examples`.
+    """The prompts of `--dataset` and `--split`, shuffled by `--seed`, without doubles, at most `--num-examples`; all of
+    them with `--target-pairs`.
 
     Raises ConfigError for a split, file or row that cannot be read, NetworkError when the Hub does not answer.
     """
@@ -64,7 +65,7 @@ def load_prompts(config: Stage3Config, token: str | None = None) -> list[Prompt]
         found.setdefault(prompt.id, prompt)
     prompts = list(found.values())
     Random(config.seed).shuffle(prompts)
-    return prompts[: config.num_examples]
+    return prompts if config.target_pairs else prompts[: config.num_examples]
 
 
 def parse_split(expression: str) -> list[SplitTerm]:
