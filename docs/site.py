@@ -1,7 +1,7 @@
 """What the site has beside the pages of docs/: the documents that stand elsewhere in the repository, as pages of their own.
 
-MkDocs calls these functions (`hooks` in mkdocs.yml). Links between documents are those of the repository, so that they work there too;
-here they are rewritten.
+MkDocs calls these functions (`hooks` in mkdocs.yml). Links between documents are those of the repository, so that they work there
+too; here they are rewritten.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ Only for --demo: whatever the grammar doesn't say scores 0.0, however good it is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
-from engine.demo.grammar import Kind, read_answer
+from engine.demo.grammar import Kind, Question, answers, questions, read_answer
 from engine.models.chat import Conversation
 from engine.pairs.judges.base import Comparison, ScorePair
+from engine.pairs.judges.exam import Exam, ExamItem
 
 SCORES: dict[Kind, float] = {
     "best": 1.0,
@@ -37,6 +39,37 @@ class GrammarJudge:
         """One score a reply; higher is better."""
         return [SCORES[read_answer(conversation, reply)] for reply in replies]
 
+    def own_exam(self) -> Exam:
+        """It knows the grammar and nothing else, so it is examined in the grammar's own sentences: that it passes says that the
+        demo's parts fit together, and nothing about any other text.
+        """
+        return grammar_exam()
+
     def flawed(self, conversation: Conversation, reply: str) -> bool:
         """Whether the reply is anything but a good answer to the conversation's question."""
         return read_answer(conversation, reply) not in ("best", "good")
+
+
+EXAM_QUESTIONS = 60
+WORSE: tuple[Kind, ...] = ("careless", "curt", "rude")
+
+
+def grammar_exam() -> Exam:
+    """A good answer against a bad one of each kind, and against a good answer to another question."""
+    random, asked = Random(0), questions(held_out=True)
+    return Exam(
+        "sentences of the demo's grammar, the only ones that it knows",
+        "The answer should be kind, safe and useful.",
+        tuple(_exam_item(random, asked, number) for number in range(EXAM_QUESTIONS)),
+    )
+
+
+def _exam_item(random: Random, asked: Sequence[Question], number: int) -> ExamItem:
+    question = asked[number % len(asked)]
+    other = next(each for each in asked if (each.topic.id, each.word) != (question.topic.id, question.word))
+    said = answers(question.topic, question.word)
+    better = random.choice([answer.text for answer in said if answer.kind == "good"])
+    kind = (*WORSE, "astray")[number % 4]
+    elsewhere = [answer.text for answer in answers(other.topic, other.word) if answer.kind == "good"]
+    worse = random.choice([answer.text for answer in said if answer.kind == kind] or elsewhere)
+    return ExamItem(kind, question.core, better, worse)

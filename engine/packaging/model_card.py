@@ -84,9 +84,27 @@ In this folder{_where_the_base_is(base, revision)}:
 
 
 def _judge(evaluation: Mapping[str, Any]) -> str:
+    exams = [_exam(exam) for exam in evaluation.get("exams", [])]
     if evaluation.get("judge") is None:
-        return "No judge: nothing scored the answers."
-    return f"Judge: {_inline(evaluation['judge'])} ({_inline(evaluation.get('judge_about', 'nothing is told of it'))})."
+        return "\n\n".join(["No judge: nothing scored the answers.", *exams])
+    told = f"Judge: {_inline(evaluation['judge'])} ({_inline(evaluation.get('judge_about', 'nothing is told of it'))})."
+    return "\n\n".join([told, *exams])
+
+
+def _exam(exam: Mapping[str, Any]) -> str:
+    """What a judge's exam found: its scores count where it passed."""
+    about = f"{_inline(exam['judge'])} {'passed' if exam['passed'] else 'failed'} its exam ({_inline(exam['exam'])})."
+    figures = {
+        "comparisons with known answers": exam["asked"],
+        "accuracy": exam["accuracy"],
+        "accuracy, 95 % interval": f"{exam['accuracy_low']:.4g} to {exam['accuracy_high']:.4g}",
+        **{f"accuracy on {kind}": share for kind, share in exam["by_kind"].items()},
+        "chose the longer answer": exam["longer_chosen"],
+        "the longer answer is right": exam["longer_is_better"],
+        "chose the first place": exam["first_place_chosen"],
+        "probability on the letters": exam["on_the_letters"],
+    }
+    return f"{about}\n\n{_table({name: value for name, value in figures.items() if value is not None})}"
 
 
 def _where_the_base_is(base: str, revision: str | None) -> str:

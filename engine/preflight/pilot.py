@@ -35,7 +35,8 @@ from engine.pairs.generation.making import (
     torn_line,
 )
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.judges.base import LoadJudge, ScorePair, judge_name
+from engine.pairs.judges.base import LoadJudge, ScorePair
+from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import score_pairs
 from engine.run.context import Context
 from engine.storage.files import write_json
@@ -81,8 +82,10 @@ def judge_pilot(
     rows: list[Row] = [preference_row(pair) for pair in usable]  # type: ignore[misc]
     too_long = sum(length > config.max_length for length in measure_lengths(rows, tokenizer))
     scores: Mapping[str, ScorePair] = {}
-    if usable and judge_name(config) is not None:
-        given = yield from score_pairs(context, usable, load_judge)
+    examined = (yield from examined_judge(context, load_judge)) if usable else ExaminedJudge(context)
+    if examined.believed is not None:
+        given = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
+        examined.release()
         scores = dict(zip((pair.id for pair in usable), given, strict=True))
     outcomes = [score.outcome for score in scores.values() if score.outcome != "not scored"]
     estimates = [
@@ -97,7 +100,7 @@ def judge_pilot(
     reasons = {each.pair.id: each.verdict.reasons for each in judged}
     shown = tuple(_shown(pair, reasons[pair.id], scores.get(pair.id)) for pair in pairs[:PAIRS_SHOWN])
     figures = tuple(estimate.as_dict() for estimate in estimates)
-    told = {"prompts": len(pairs), "method": config.method, "judge": judge_name(config), "figures": figures}
+    told = {"prompts": len(pairs), "method": config.method, "exams": examined.as_dict(), "figures": figures}
     write_json(context.run / layout.PILOT_REPORT, {**told, "left_out": dict(tally.reasons.most_common())})
     yield PilotDone(len(pairs), figures, shown)
     return estimates

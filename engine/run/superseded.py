@@ -17,10 +17,11 @@ def superseded_folders(run_folder: Path) -> list[Path]:
 
 def is_reusable(folder: Path) -> bool:
     """Whether what is in it may be taken over: not after `--from`, and not where nobody says so."""
-    return _note(folder).get("reusable") is True
+    return note_of(folder).get("reusable") is True
 
 
-def _note(folder: Path) -> dict[str, Any]:
+def note_of(folder: Path) -> dict[str, Any]:
+    """What was written beside the files when they were set aside; empty where nothing readable was."""
     try:
         note = json.loads((folder / layout.SUPERSEDED_NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

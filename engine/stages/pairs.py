@@ -28,10 +28,11 @@ from engine.pairs.generation.prompts import Prompt, load_prompts
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions
 from engine.pairs.judges.base import judge_name
+from engine.pairs.judges.examination import ExaminedJudge
 from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
-from engine.stages.load_judge import ordering_judge
+from engine.stages.load_judge import load_judge, ordering_judge, policy_of
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import JsonlAppender
 
@@ -51,7 +52,8 @@ READ_AS = {
 def run(context: Context) -> StageRun:
     config = context.config
     refuse_what_cannot_work(config)
-    recipe = GenerationSettings.of(config)
+    examined = yield from ordering_judge(context)
+    recipe = GenerationSettings.of(config if examined is None else examined.context.config)
     prompts = load_prompts(config, context.token_text)
     if config.target_pairs is None and len(prompts) < config.num_examples:
         yield Message(
@@ -73,7 +75,7 @@ def run(context: Context) -> StageRun:
             yield Message("info", f"{recorded.total} of {len(prompts)} records are there already.")
         tokens = 0
         if _wanting(context, prompts, recorded):
-            tokens = yield from _generate_missing(context, prompts, recipe, identity, open_set)
+            tokens = yield from _generate_missing(context, prompts, recipe, examined, identity, open_set)
     yield from _carry_decisions(context)
     if config.target_pairs and recorded.ok < config.target_pairs:
         yield Message(
@@ -117,14 +119,20 @@ def _look(context: Context, prompts: int | None) -> Look:
 
 
 def _generate_missing(
-    context: Context, prompts: list[Prompt], recipe: GenerationSettings, identity: RecordIdentity, open_set: OpenSet
+    context: Context,
+    prompts: list[Prompt],
+    recipe: GenerationSettings,
+    examined: ExaminedJudge | None,
+    identity: RecordIdentity,
+    open_set: OpenSet,
 ) -> Generator[Event, None, int]:
     """Make what is missing; returns how many tokens that took."""
     yield Message("info", _where(context))
     backend = load_backend(context.config, adapter_folder(context), context.stop, context.token_text)
     for note in backend.check(recipe.sampling):
         yield Message("warning", note)
-    make = record_maker(backend, recipe, ordering_judge(context, backend), context.stop)
+    judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
+    make = record_maker(backend, recipe, judge, context.stop)
     maker = Maker(backend, recipe, make, identity)
     if context.config.target_pairs:
         yield from generate_until(context, prompts, maker, open_set, context.config.target_pairs, _look(context, None))
@@ -133,7 +141,7 @@ def _generate_missing(
     for note in backend.warnings():
         yield Message("warning", note)
     tokens = backend.tokens
-    del backend, make, maker
+    del backend, judge, make, maker
     free_memory()
     return tokens
 

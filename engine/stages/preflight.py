@@ -37,7 +37,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.results import PreflightResult
 from engine.stages.base import StageEnd, StageRun
-from engine.stages.load_judge import load_judge, ordering_judge
+from engine.stages.load_judge import load_judge, ordering_judge, policy_of
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
@@ -150,11 +150,13 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     context   its configuration has the number format that was chosen
     """
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
-    recipe = GenerationSettings.of(config)
+    examined = yield from ordering_judge(context)
+    recipe = GenerationSettings.of(config if examined is None else examined.context.config)
     backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
     for note in backend.check(recipe.sampling):
         yield Message("warning", note)
-    make = record_maker(backend, recipe, ordering_judge(context, backend), context.stop)
+    judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
+    make = record_maker(backend, recipe, judge, context.stop)
     short_first, started = _short_first(prompts, backend, config.max_length), time.monotonic()
     if config.pilot_prompts:
         identity = RecordIdentity.of(config, recipe, context.run.results, dtype=config.dtype)
@@ -183,7 +185,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         decode_seconds=decode,
         peak_bytes=peak.bytes(),
     )
-    del backend, make
+    del backend, judge, make
     free_memory()
     context.stop.raise_if_requested()
     if config.pilot_prompts:

@@ -19,6 +19,8 @@ from engine.pairs.data.edits import read_edits
 from engine.pairs.data.pair_files import read_pairs
 from engine.pairs.data.record import Pair
 from engine.pairs.judges.base import ScorePair, judge_name
+from engine.pairs.judges.exam import LEAST_ON_THE_LETTERS
+from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
@@ -27,9 +29,6 @@ from engine.storage.files import sha256_of_file, write_atomically, write_json
 from engine.storage.jsonl import BadLine, dumps
 
 NOT_ASKED = ScorePair(None, None)
-LEAST_ON_THE_LETTERS = 0.5
-"""Where a judge's answer begins otherwise in most cases, it does not answer the question, and a person should know."""
-
 
 READ_AS = {
     "judge": lambda config: judge_name(config),
@@ -47,15 +46,13 @@ def evidence(context: Context) -> dict[str, Any]:
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
     tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL)
-    judgement = None
     yield from measure_lengths_of(context, tally, usable)
-    beyond_mending = [figure for figure in failed(figures(tally, config)) if figure.name in KNOWN_WITHOUT_A_JUDGE]
-    if beyond_mending and config.accept_quality is None:
-        yield from (check_of(figure) for figure in figures(tally, config))
-        write_json(run_ / layout.PAIRS_REPORT, {**report(tally, config), "judge": None})
-        raise gate_error(failed(figures(tally, config)))
-    if config.judge != "none":
-        scores, judgement = yield from _score(context, usable)
+    beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in KNOWN_WITHOUT_A_JUDGE]
+    asks_nobody = bool(beyond_mending) and config.accept_quality is None
+    examined = ExaminedJudge(context) if asks_nobody else (yield from examined_judge(context, load_judge))
+    judgement = None
+    if examined.believed is not None:
+        scores, judgement = yield from _score(examined, usable)
         tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores)
         yield from measure_lengths_of(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
@@ -65,13 +62,15 @@ def run(context: Context) -> StageRun:
     all_figures = figures(tally, config)
     for figure in all_figures:
         yield check_of(figure)
-    if judgement is None and tally.training_scored == 0:
-        yield Message("info", "Nothing scored these pairs: no judge is set (--judge).")
+    if asks_nobody:
+        yield Message("info", f"No judge was asked: no score would mend the {' and the '.join(beyond_mending)}.")
     elif judgement is None:
-        yield Message("info", f"No judge is set (--judge): {tally.training_scored} scores are the pairs file's own.")
+        own = f" {tally.training_scored} scores are the pairs file's own." if tally.training_scored else ""
+        yield Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
     for reason, count in tally.reasons.most_common():
         yield Check(f"left out: {reason}", "skipped", str(count))
-    told = {**report(tally, config), "judge": None if judgement is None else judgement.as_dict()}
+    judged = None if judgement is None else judgement.as_dict()
+    told = {**report(tally, config), "judge": judged, "exams": examined.as_dict()}
     write_json(run_ / layout.PAIRS_REPORT, told)
     shut = failed(all_figures)
     if shut and config.accept_quality is None:
@@ -121,10 +120,13 @@ def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> It
     tally.measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
 
 
-def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
-    """Scores of the pairs that would train, and what the judge found; told, and doubted where there is cause."""
-    scores = yield from score_pairs(context, usable, load_judge)
-    judgement = JudgeSummary.of(judge_name(context.config) or "", scores)
+def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
+    """Scores of the pairs that would train, by a judge that is believed, and what it found; told, and doubted where there
+    is cause.
+    """
+    scores = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
+    examined.release()
+    judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check("judge", "warning" if unscored else "ok", judgement.sentence)
     for reason, count in judgement.not_scored.items():
@@ -133,8 +135,8 @@ def _score(context: Context, usable: list[Pair]) -> Generator[Event, None, tuple
     if letters is not None and letters < LEAST_ON_THE_LETTERS:
         yield Message(
             "warning",
-            f"Asked for A or B, the judge gives the two letters together a probability of {letters:.1%}: it hardly answers "
-            "the question, and its scores say little.",
+            f"Asked for A or B about these pairs, the judge gives the two letters together a probability of {letters:.1%}, "
+            "less than in its exam: its scores of them say little.",
         )
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 

@@ -31,6 +31,7 @@ from engine.dpo.training.trainer import train
 from engine.models.generation.sampling import Reply
 from engine.models.local_backend import load_stage2_backend
 from engine.pairs.generation.prompts import prompt_id
+from engine.pairs.judges import exam
 from engine.pairs.judges.base import Comparison, LoadedPolicy, ScorePair, judge_name
 from engine.pairs.judges.question import PrincipleChoice, both_orders, dialogue, probabilities, second_over_first
 from engine.pairs.judges.reward_model import RewardModelJudge, load_reward_model
@@ -244,14 +245,18 @@ def test_a_template_where_the_letters_have_no_place_is_refused(was: str, becomes
     assert why in refused.value.why
 
 
-def test_in_the_verdict_the_judge_is_stage_2_and_its_adapter_is_put_back(make: Callable[..., Context]):
+def test_in_the_verdict_the_judge_is_stage_2_and_its_adapter_is_put_back(
+    make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exam, "LEAST_ACCURACY", 0.0)  # a model of random numbers would not pass
+    monkeypatch.setattr(exam, "LEAST_ON_THE_LETTERS", 0.0)
     context = make(judge="self")
     rows = pairs(8)
     _, trained = run_stage(train(context, rows))
     prompts = [row["prompt"] for row in pairs(14)[8:]]
     stage2 = [Reply(case.first, True, 3) for case in cases(14)[8:]]
     stage3 = [Reply(case.second, True, 4) for case in cases(14)[8:]]
-    _, judged = run_stage(judge_answers(context, trained, prompts, stage2, stage3, load_judge))
+    _, (judged, _) = run_stage(judge_answers(context, trained, prompts, stage2, stage3, load_judge))
     assert trained.model.active_adapter == "default"
     from_disk = load_judge(context)
     assert from_disk is not None and judged.judge == from_disk.name == "self" and judged.flawed is None
@@ -523,10 +528,11 @@ def test_a_server_that_tells_letters_alone_counts_one_and_a_half_where_the_order
 
 
 @pytest.mark.parametrize("text", ["", "Both are fine.", "A good answer is", "<think>\nB", "b"])
-def test_an_answer_that_is_no_letter_is_an_error_that_quotes_it(text: str, make: Callable[..., Context]):
-    with serving(lambda _: chat(text)) as (url, _), pytest.raises(PreconditionError, match="pair id0") as refused:
-        judge_at(url, make).score(cases(1))
-    assert repr(text[:4])[1:-1] in refused.value.what
+def test_an_answer_that_is_no_letter_is_no_score_and_is_kept(text: str, make: Callable[..., Context]):
+    with serving(lambda _: chat(text)) as (url, _):
+        (given,) = judge_at(url, make).score(cases(1))
+    assert given.outcome == "not scored" and given.detail["not scored"] == "answered with neither letter"
+    assert given.detail["said"] == text.replace("\n", "⏎") or given.detail["said"] == text.replace("\n", " ")
 
 
 def test_a_log_probability_that_is_no_number_is_an_error(make: Callable[..., Context]):

@@ -27,6 +27,7 @@ from engine.models.generation.sampling import Reply
 from engine.pairs.data.record import Pair
 from engine.pairs.judges import scores as scores_module
 from engine.pairs.judges.base import Comparison, ScorePair
+from engine.pairs.judges.exam import Exam, ExamItem
 from engine.pairs.judges.scores import JudgeSummary, comparison_of, key_of, longest_first, read_scores, score_pairs
 from engine.pairs.principles.constitution import load_constitution
 from engine.pipeline.graph import evidence_of
@@ -70,14 +71,20 @@ class Ruler:
         self._error = error
 
     def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
+        if all(case.criterion for case in cases):  # its exam
+            return [ScorePair(-float(len(case.first)), -float(len(case.second))) for case in cases]
         error = self._error(cases)
         if error is not None:
             raise error
         self.asked += [case.id for case in cases]
-        return [
-            ScorePair(-float(len(case.first)), -float(len(case.second)), {"principle": case.principle_id})
-            for case in cases
-        ]
+        return [self.given(case) for case in cases]
+
+    def given(self, case: Comparison) -> ScorePair:
+        return ScorePair(-float(len(case.first)), -float(len(case.second)), {"principle": case.principle_id})
+
+    def own_exam(self) -> Exam:
+        items = tuple(ExamItem("padded", f"How long is {i}?", "So long.", f"As long as {i} is.") for i in range(20))
+        return Exam("a ruler's exam", "The shorter one.", items)
 
 
 class LoadedJudge:
@@ -313,14 +320,14 @@ def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_told_apart(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     class Torn(Ruler):
-        def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
+        def given(self, case: Comparison) -> ScorePair:
             kinds = {
                 0: ScorePair(0.25, 0.75),
                 1: ScorePair(0.5, 0.5),
                 2: ScorePair(0.625, 0.375),
                 3: ScorePair(None, None, WHY),
             }
-            return [kinds[min(int(case.id[2:]) % 10, 3)] for case in cases]
+            return kinds[min(int(case.id[2:]) % 10, 3)]
 
     WHY = {"not scored": "longer than the 48 tokens that the judge reads", "tokens": 50}
     made = with_pairs(context(judge="demo", min_pairs=5), rows(30))
@@ -337,8 +344,8 @@ def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_told_apart(
 
 def test_a_judge_that_can_score_nothing_is_an_error(context: Callable[..., Context], use: Callable[[Any], Any]):
     class Blind(Ruler):
-        def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-            return [ScorePair(None, None, {"not scored": "too dark"}) for _ in cases]
+        def given(self, case: Comparison) -> ScorePair:
+            return ScorePair(None, None, {"not scored": "too dark"})
 
     use(Blind())
     with pytest.raises(PreconditionError, match="could score none of 30 pairs") as refused:
@@ -382,8 +389,8 @@ def test_a_judge_that_hardly_answers_with_a_letter_is_doubted(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     class Mumbling(Ruler):
-        def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-            return [ScorePair(0.25, 0.75, {"on_the_letters": 0.125 if case.id == "id1" else 0.0625}) for case in cases]
+        def given(self, case: Comparison) -> ScorePair:
+            return ScorePair(0.25, 0.75, {"on_the_letters": 0.125 if case.id == "id1" else 0.0625})
 
     use(Mumbling())
     made = with_pairs(context(judge="demo", min_pairs=5), rows(30))

@@ -1,4 +1,4 @@
-"""The commands: what each is called, what it takes and what it does. `--help`, the documentation and the man page say what this says."""
+"""The commands: what each is called, what it takes and what it does. `--help` and the documentation say what this says."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(
         "sweep", "sweep --beta 0.1,0.3 …", "several trainings on the same pairs, compared; --pick best packs one"
     ),
+    "runs": Command("runs", "runs [FOLDER]", "the runs in a folder: when, model, pairs, verdict, state, size (--json)"),
+    "compare": Command(
+        "compare", "compare RUN RUN…", "options that differ, figures, curves, answers side by side (--json)"
+    ),
+    "clean": Command("clean", "clean [RUN_DIR]", "what of a run could go, and how many bytes; --yes removes it"),
     "validate": Command(
         "validate", "validate PAIRS.jsonl", "the quality report and the gate, on any pairs file (--json)"
     ),

@@ -16,6 +16,7 @@ from engine.models.chat import Conversation
 from engine.models.generation.batch_size import chosen_batch_size
 from engine.pairs.generation.prompts import prompt_id
 from engine.pairs.judges.base import Comparison, LoadedPolicy, LoadJudge, ScorePair, TellsFlaws
+from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import JudgeSummary, longest_first, score_in_batches
 from engine.storage.files import sha256_of_json
 from engine.storage.keyed_cache import KeyedCache
@@ -113,16 +114,17 @@ def judge_answers(
     stage2: Sequence[Reply],
     stage3: Sequence[Reply],
     load_judge: LoadJudge,
-) -> Generator[Event, None, JudgedAnswers | None]:
-    """The judge of `--judge` on both answers to each prompt; None without one. With --judge self it is the Stage 2
-    policy that judges, which is in memory as the reference. Raises Stopped, and what the judge raises.
+) -> Generator[Event, None, tuple[JudgedAnswers | None, ExaminedJudge]]:
+    """The judge of `--judge` on both answers to each prompt, where it passes its exam; None without one. With --judge self
+    it is the Stage 2 policy that judges, which is in memory as the reference. Raises Stopped, and what the judge raises.
     """
     from engine.machine.memory import free_memory
 
     reference = LoadedPolicy(trained.model, trained.tokenizer, lambda: adapter_active(trained.model, REFERENCE_ADAPTER))
-    judge = load_judge(context, reference)
+    examined = yield from examined_judge(context, load_judge, reference)
+    judge = examined.judge(load_judge, reference)
     if judge is None:
-        return None
+        return None, examined
     cases = [
         Comparison(prompt_id(prompt, ""), prompt, before.text, after.text)
         for prompt, before, after in zip(prompts, stage2, stage3, strict=True)
@@ -148,4 +150,4 @@ def judge_answers(
     )
     del judge
     free_memory()
-    return judged
+    return judged, examined

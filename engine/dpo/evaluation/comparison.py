@@ -37,12 +37,14 @@ def compare(
     everyday: Sequence[tuple[Reply, Reply]] = (),
     margins: Sequence[float] = (),
     trained: bool = True,
+    why_no_judge: str = "",
 ) -> tuple[Comparison, Figures]:
     """The answers as the verdict reads them, and the figures of the report.
 
     everyday   Stage 2's and Stage 3's answers to everyday questions
     margins    of the held-out pairs, for the verdict
     trained    False where the adapter's tensors are Stage 2's
+    why_no_judge   where none scored
     """
     unscored = [None] * len(prompts)
     answered = [
@@ -58,7 +60,7 @@ def compare(
     ]
     refused = [(answered[i].stage2.refuses, answered[i].stage3.refuses) for i in harmless_among(prompts)]
     refused += [(_refuses(before), _refuses(after)) for before, after in everyday]
-    comparison = Comparison(answered, refused, margins, trained)
+    comparison = Comparison(answered, refused, margins, trained, why_no_judge)
     figures = _of_answers(comparison) | {"everyday_prompts": len(everyday)} | _of_scores(comparison, judged)
     return comparison, figures
 

@@ -51,7 +51,7 @@ def evaluate(
     before = yield from answers(context, trained, everyday, REFERENCE_ADAPTER, REFUSAL_TOKENS)
     after = yield from answers(context, trained, everyday, POLICY_ADAPTER, REFUSAL_TOKENS)
     distance = yield from distance_on_own_answers(context, trained, prompts, stage2, stage3)
-    judged = yield from judge_answers(context, trained, prompts, stage2, stage3, load_judge)
+    judged, examined = yield from judge_answers(context, trained, prompts, stage2, stage3, load_judge)
 
     comparison, about_answers = compare(
         prompts,
@@ -61,6 +61,7 @@ def evaluate(
         everyday=list(zip(before, after, strict=True)),
         margins=held_out.margins,
         trained=trained.tensors_sha256 != hash_tensors(adapter_tensors(trained.model, REFERENCE_ADAPTER)),
+        why_no_judge=examined.why_none,
     )
     limits = Limits.of(config)
     found = verdict(comparison, limits)
@@ -72,6 +73,7 @@ def evaluate(
         "reasons": list(found.reasons),
         "judge": None if judged is None else judged.judge,
         "judge_about": None if judged is None else judged.about,
+        "exams": examined.as_dict(),
         "part": config.eval_part,
         "limits": asdict(limits),
         "figures": figures,

@@ -97,6 +97,8 @@ class Comparison:
     """Reward of the chosen reply less that of the rejected one, in nats, one a held-out pair."""
     trained: bool = True
     """False where the adapter's tensors are Stage 2's."""
+    why_no_judge: str = ""
+    """Where none scored the answers: that none is set, or that it failed its exam."""
 
     @property
     def prompts(self) -> int:
@@ -255,7 +257,7 @@ def _wrong_way_round(case: Evidence) -> str:
 def _no_judge(case: Evidence) -> str:
     scored, least = len(case.known.differences), case.limits.min_eval_prompts
     if not scored:
-        return "No judge scored the answers."
+        return f"No judge scored the answers. {case.known.why_no_judge}".strip()
     return f"The judge scored {scored} prompts, fewer than {least}." if scored < least else ""
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import yaml
 
 from engine.core.events import Event, Progress
-from engine.core.statistics import wilson
+from engine.core.statistics import fraction, wilson
 from engine.pairs.judges.base import Comparison, Judge, ScorePair
 from engine.pairs.judges.scores import score_in_batches
 from engine.run.stop import StopToken
@@ -40,6 +40,8 @@ class ExamItem:
 
 @dataclass(frozen=True)
 class Exam:
+    name: str
+    """Where its comparisons come from, in a few words."""
     criterion: str
     """What the judge is told to judge by."""
     items: tuple[ExamItem, ...]
@@ -59,7 +61,7 @@ class BringsOwnExam(Protocol):
 @cache
 def shipped_exam() -> Exam:
     data = yaml.safe_load(EXAM_FILE.read_text(encoding="utf-8"))
-    return Exam(data["principle"], tuple(ExamItem(**item) for item in data["comparisons"]))
+    return Exam("the exam of the package", data["principle"], tuple(ExamItem(**item) for item in data["comparisons"]))
 
 
 def exam_for(judge: Judge) -> Exam:
@@ -70,6 +72,8 @@ def exam_for(judge: Judge) -> Exam:
 class ExamResult:
     judge: str
     about: str
+    exam: str
+    """Which one."""
     asked: int
     right: int
     accuracy_low: float
@@ -78,12 +82,14 @@ class ExamResult:
     by_kind: Mapping[str, float] = field(default_factory=dict)
     """Accuracy on each kind."""
     longer_chosen: float | None = None
-    """Share of the comparisons in which the longer answer won; the better one is the longer in `longer_is_better` of them."""
+    """Share of the comparisons with a winner in which it was the longer answer; None where there was no winner."""
     longer_is_better: float = 0.0
+    """Share of the comparisons in which the better answer is the longer one: what a judge without a liking for length shows."""
     first_place_chosen: float | None = None
     """Share of the questions answered with the first place, over both orders; None for a judge that is not asked so."""
     on_the_letters: float | None = None
-    """Mean probability of the two letters together."""
+    """Mean probability of the two letters together; of a server that tells no probabilities, the share of its answers that
+    were one of them. None for a judge that is not asked for a letter."""
 
     @property
     def accuracy(self) -> float:
@@ -108,6 +114,18 @@ class ExamResult:
     def sentence(self) -> str:
         told = f"right in {self.right} of {self.asked} comparisons with known answers ({self._interval})"
         return told if self.passed else f"failed its exam: {self.why_not}"
+
+    @property
+    def likings(self) -> str:
+        """What it prefers besides the better answer, in one line; empty where nothing is known."""
+        told = []
+        if self.longer_chosen is not None:
+            told.append(f"the longer answer in {self.longer_chosen:.0%} (right would be {self.longer_is_better:.0%})")
+        if self.first_place_chosen is not None:
+            told.append(f"the first place in {self.first_place_chosen:.0%} (right would be 50%)")
+        if self.on_the_letters is not None:
+            told.append(f"{self.on_the_letters:.0%} of its probability on the letters")
+        return ", ".join(told)
 
     @property
     def _interval(self) -> str:
@@ -148,34 +166,68 @@ def comparisons_of(exam: Exam) -> list[Comparison]:
 
 
 def result_of(judge: Judge, exam: Exam, scores: Sequence[ScorePair]) -> ExamResult:
-    right, longer, kinds = 0, 0, dict.fromkeys(dict.fromkeys(item.kind for item in exam.items), (0, 0))
-    for number, (item, given) in enumerate(zip(exam.items, scores, strict=True)):
-        better_won = given.outcome == ("worse" if number % 2 == 0 else "better")
-        worse_won = given.outcome == ("better" if number % 2 == 0 else "worse")
-        right += better_won
-        longer += better_won if len(item.better) > len(item.worse) else worse_won
-        asked, won = kinds[item.kind]
-        kinds[item.kind] = (asked + 1, won + better_won)
-    low, high = wilson(right, len(scores))
+    """`scores` of `comparisons_of(exam)`, in their order; a comparison without a score counts as answered wrongly."""
+    answered = [
+        _Answered(item, *_won(number, given))
+        for number, (item, given) in enumerate(zip(exam.items, scores, strict=True))
+    ]
+    right = sum(each.better_won for each in answered)
+    low, high = wilson(right, len(answered))
     return ExamResult(
         judge=judge.name,
         about=judge.about,
-        asked=len(scores),
+        exam=exam.name,
+        asked=len(answered),
         right=right,
         accuracy_low=low,
         accuracy_high=high,
-        by_kind={kind: won / asked for kind, (asked, won) in kinds.items()},
-        longer_chosen=longer / len(scores) if scores else None,
-        longer_is_better=sum(len(item.better) > len(item.worse) for item in exam.items) / max(len(exam.items), 1),
-        first_place_chosen=_first_place_chosen(scores),
-        on_the_letters=_mean([given.detail["on_the_letters"] for given in scores if "on_the_letters" in given.detail]),
+        by_kind=_by_kind(answered),
+        longer_chosen=_mean([float(each.longer_won) for each in answered if each.better_won or each.worse_won]),
+        longer_is_better=_mean([float(each.better_is_longer) for each in answered]) or 0.0,
+        first_place_chosen=_mean([place for given in scores for place in _first_places(given)]),
+        on_the_letters=_mean([share for given in scores for share in _on_the_letters(given)]),
     )
 
 
-def _first_place_chosen(scores: Sequence[ScorePair]) -> float | None:
-    """From the log-probabilities of (A) and (B) in both orders."""
-    orders = [order for given in scores for order in given.detail.get("log_probabilities", [])]
-    return _mean([float(a > b) for a, b in orders])
+@dataclass(frozen=True)
+class _Answered:
+    item: ExamItem
+    better_won: bool
+    worse_won: bool
+
+    @property
+    def better_is_longer(self) -> bool:
+        return len(self.item.better) > len(self.item.worse)
+
+    @property
+    def longer_won(self) -> bool:
+        return self.better_won if self.better_is_longer else self.worse_won
+
+
+def _won(number: int, given: ScorePair) -> tuple[bool, bool]:
+    """Whether the better and whether the worse answer won; neither in a tie, and without a score."""
+    better, worse = (
+        ("worse", "better") if number % 2 == 0 else ("better", "worse")
+    )  # of the second, as `outcome` has it
+    return given.outcome == better, given.outcome == worse
+
+
+def _by_kind(answered: Sequence[_Answered]) -> dict[str, float]:
+    kinds = dict.fromkeys(each.item.kind for each in answered)
+    return {kind: fraction([each.better_won for each in answered if each.item.kind == kind]) for kind in kinds}
+
+
+def _first_places(given: ScorePair) -> list[float]:
+    """1 for each order in which the first place won, 0 for the others; nothing where no letter was asked for."""
+    if "log_probabilities" in given.detail:
+        return [float(a > b) for a, b in given.detail["log_probabilities"]]
+    return [float(letter == "A") for letter in given.detail.get("letters", []) if letter]
+
+
+def _on_the_letters(given: ScorePair) -> list[float]:
+    if "on_the_letters" in given.detail:
+        return [float(given.detail["on_the_letters"])]
+    return [float(bool(letter)) for letter in given.detail.get("letters", [])]
 
 
 def _mean(values: Sequence[float]) -> float | None:

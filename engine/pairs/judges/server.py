@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.core.errors import NumbersError, PreconditionError
+from engine.core.errors import NumbersError
 from engine.models.chat_template import special_pattern, split_special_text
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
@@ -26,6 +26,7 @@ from engine.security.sanitize import visible_line
 
 ANSWER_TOKENS = 4
 """Enough for "(A)" and "**A**"; what is read is where the letter stands."""
+NEITHER_LETTER = "answered with neither letter"
 TOP_LOGPROBS = 20
 """As many as OpenAI's interface and vLLM give at most."""
 
@@ -49,6 +50,7 @@ class _Order:
     """What was said in one order: the letter, and the log-probabilities of A and B where both are known."""
 
     letter: str
+    """Empty where the answer began with neither: a guess would be no score."""
     logps: tuple[float, float] | None
 
 
@@ -90,6 +92,9 @@ class ServerJudge:
                 raise server_errors.refused(self._client.address, self._client.model, answer.refused)
         first, second = (self._order(case, answer) for answer in answers)
         detail: dict[str, Any] = {"principle": principle_id, "letters": [first.letter, second.letter]}
+        if not first.letter or not second.letter:
+            said = (answers[0] if not first.letter else answers[1]).text
+            return ScorePair(None, None, {"not scored": NEITHER_LETTER, "said": visible_line(said, 120), **detail})
         if first.logps is not None and second.logps is not None:
             orders = (first.logps, second.logps)
             detail["log_probabilities"] = [[round(value, 6) for value in order] for order in orders]
@@ -101,12 +106,7 @@ class ServerJudge:
     def _order(self, case: Comparison, answer: Answer) -> _Order:
         said = _SAID.match(answer.text)
         if said is None:
-            raise PreconditionError(
-                f"The judge {self._client.model} answered {visible_line(answer.text, 120)!r} to which of two replies is "
-                f"better, A or B (pair {case.id}).",
-                "That is neither letter, and a guess would be no score.",
-                "Ask a model that follows instructions (--server-model), or use another --judge.",
-            )
+            return _Order("", None)
         logps = letter_logps(answer.choice)
         if logps is not None and not all(map(math.isfinite, logps)):
             raise NumbersError(

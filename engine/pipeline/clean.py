@@ -1,0 +1,168 @@
+"""What of a run folder could go: nothing that the archive takes, and nothing that the next start would need.
+
+Looked up without the lock; whoever removes holds the run, and looks again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.core import layout
+from engine.dpo.training.checkpoints import MANIFEST, by_step, checkpoint_error
+from engine.pairs.generation.superseded import CARRIED
+from engine.run.folder import Run
+from engine.run.listing import ENDED, is_run
+from engine.run.superseded import is_reusable, note_of, superseded_folders
+from engine.storage.files import size_of_folder
+
+Kind = Literal["superseded", "checkpoints", "caches"]
+KINDS: tuple[Kind, ...] = ("superseded", "checkpoints", "caches")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file or a folder of the run."""
+
+    path: str
+    """Relative to the run folder."""
+    kind: Kind
+    bytes: int
+    why: str
+    """What it is; of one that is kept, what needs it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    goes: tuple[Piece, ...]
+    stays: tuple[Piece, ...]
+    """What one may think that it could go, and what needs it."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(piece.bytes for piece in self.goes)
+
+    def only(self, kinds: Iterable[Kind]) -> Cleanup:
+        wanted = set(kinds)
+        return Cleanup(*(tuple(p for p in pieces if p.kind in wanted) for pieces in (self.goes, self.stays)))
+
+
+def what_could_go(run: Run) -> Cleanup:
+    """Of the run and of its trials."""
+    trials = trials_of(run)
+    found = [*_caches(run, trials)]
+    for one in (run, *trials):
+        found += [*_superseded(run, one), *_checkpoints(run, one)]
+    ordered = sorted(found, key=lambda each: (KINDS.index(each[0].kind), each[0].path))
+    return Cleanup(tuple(p for p, goes in ordered if goes), tuple(p for p, goes in ordered if not goes))
+
+
+def remove(run: Run, pieces: Iterable[Piece]) -> None:
+    """Remove these. The caller has acquired the run, and its trials. Raises OSError."""
+    for piece in pieces:
+        path = run / piece.path
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def trials_of(run: Run) -> list[Run]:
+    return [Run(path) for path in sorted((run / layout.TRIALS_DIR).glob("*")) if is_run(path)]
+
+
+def _has_ended(run: Run, stage: str) -> bool:
+    return run.stage(stage).get("status") in ENDED
+
+
+def _piece(run: Run, path: Path, kind: Kind, why: str) -> Piece:
+    size = size_of_folder(path) if path.is_dir() else path.lstat().st_size
+    return Piece(path.relative_to(run.folder).as_posix(), kind, size, why)
+
+
+# -- what was set aside ------------------------------------------------------------------------------------------------
+
+
+def _superseded(run: Run, one: Run) -> Iterator[tuple[Piece, bool]]:
+    for folder in superseded_folders(one.folder):
+        needed = _needed_of_superseded(one, folder)
+        yield (
+            _piece(run, folder, "superseded", needed or str(note_of(folder).get("why", "")) or "set aside"),
+            not needed,
+        )
+
+
+def _needed_of_superseded(run: Run, folder: Path) -> str:
+    """What needs it; empty for nothing."""
+    has_pairs, has_checkpoints = ((folder / name).exists() for name in (layout.PAIRS_JSONL, layout.CHECKPOINTS_DIR))
+    if has_pairs and is_reusable(folder) and not _has_ended(run, "pairs"):
+        return "stage pairs has not ended, and takes records from it"
+    if has_checkpoints and not _has_ended(run, "training"):
+        return "stage training has not ended, and may go on from a checkpoint in it"
+    if (folder / layout.EDITS_JSONL).is_file() and _lost_decisions(folder):
+        return "a person's decisions are in it that no pair of today has"
+    return ""
+
+
+def _lost_decisions(folder: Path) -> bool:
+    """Whether decisions were not carried over to the set that followed; also where nobody has looked yet."""
+    try:
+        return bool(json.loads((folder / CARRIED).read_text(encoding="utf-8"))["not_carried"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def _checkpoints(run: Run, one: Run) -> Iterator[tuple[Piece, bool]]:
+    """While training is under way all stay, since the newest may turn out damaged; then the newest whole one does: with it a
+    new evaluation trains nothing.
+    """
+    folder = one / layout.CHECKPOINTS_DIR
+    for path in sorted([*folder.glob("broken-checkpoint-*"), *folder.glob(".checkpoint-*.part")]):
+        yield _piece(run, path, "checkpoints", "not whole: no start goes on from it"), True
+    checkpoints = by_step(folder)
+    newest = next((path for path in reversed(checkpoints) if _is_whole(path)), None)
+    under_way = not _has_ended(one, "training")
+    for path in checkpoints:
+        if under_way or newest is None:
+            yield _piece(run, path, "checkpoints", "stage training has not ended"), False
+        elif path == newest:
+            yield _piece(run, path, "checkpoints", "with the newest another evaluation trains nothing"), False
+        else:
+            yield _piece(run, path, "checkpoints", "training has ended, and there is a newer one"), True
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        fingerprint = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return not checkpoint_error(checkpoint, fingerprint)
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+
+CACHES = {
+    layout.REFERENCE_LOGPS: "log-probabilities of the reference: another training on these pairs computes them again",
+    layout.ANSWERS: "answers of the evaluation: another evaluation makes them again",
+}
+
+
+def _caches(run: Run, trials: list[Run]) -> Iterator[tuple[Piece, bool]]:
+    under_way = not _has_ended(run, "training") or not all(_has_ended(trial, "training") for trial in trials)
+    for name, why in CACHES.items():
+        path = run / layout.CACHE_DIR / name
+        if path.is_file():
+            yield (
+                _piece(run, path, "caches", "stage training has not ended, and reads it" if under_way else why),
+                not under_way,
+            )

@@ -1,0 +1,151 @@
+"""Runs below a folder: what each is made with, how far it came and what came of it. Reads, and takes no lock."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.core import layout
+from engine.core.errors import DamagedState
+from engine.core.stage_table import STAGES
+from engine.run.folder import Run
+from engine.storage.files import size_of_folder
+
+State = Literal["running", "done", "failed", "refused", "stopped", "interrupted", "unfinished", "damaged"]
+
+DEEPEST = 6
+"""Folders below the one that is searched."""
+ENDED = ("done", "skipped")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run, as a list shows it."""
+
+    folder: Path
+    state: State
+    """`interrupted`: its process died. `unfinished`: all that was asked for is done, and stages are left."""
+    stage: str = ""
+    """Where it is, or where it ended; empty where it is done."""
+    when: float | None = None
+    """Seconds since the epoch of its last sign of life; None where nobody knows."""
+    model: str = ""
+    pairs: int | None = None
+    """Usable ones; while they are made, the records so far. None before the first."""
+    verdict: str = ""
+    bytes: int = 0
+    """With trials and archive."""
+    trials: tuple[RunFacts, ...] = ()
+
+
+def runs_below(folder: Path) -> list[RunFacts]:
+    """Every run in `folder` and below it, the newest first; trials stand with the run of their sweep. Links are not followed."""
+    found = [facts_of(path) for path in run_folders(folder)]
+    return sorted(found, key=lambda run: (-(run.when or 0.0), str(run.folder)))
+
+
+def run_folders(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
+    """Run folders, none inside another. What may not be read is passed over."""
+    if is_run(folder):
+        yield folder
+    elif depth:
+        for inner in _folders_in(folder):
+            yield from run_folders(inner, depth - 1)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has worked there. Other programs write a `run.json`, too."""
+    try:
+        manifest = json.loads((folder / layout.RUN_JSON).read_text(encoding="utf-8"))
+        return isinstance(manifest, dict) and "stages" in manifest
+    except (OSError, ValueError):
+        return (folder / layout.EVENTS_JSONL).is_file()
+
+
+def facts_of(folder: Path) -> RunFacts:
+    size = size_of_folder(folder)
+    try:
+        run = Run(folder)
+    except DamagedState:
+        return RunFacts(folder, "damaged", when=_changed(folder / layout.RUN_JSON), bytes=size)
+    state, stage = state_of(run)
+    training = run.results.training
+    return RunFacts(
+        folder,
+        state,
+        stage,
+        when=_last_sign(run, state),
+        model=Path(str(run.manifest["config"].get("base_model_id", ""))).name,
+        pairs=_pairs(run),
+        verdict="" if training is None else training.verdict,
+        bytes=size + (run.archive.stat().st_size if run.archive.is_file() else 0),
+        trials=tuple(facts_of(trial) for trial in _folders_in(run / layout.TRIALS_DIR) if is_run(trial)),
+    )
+
+
+def state_of(run: Run) -> tuple[State, str]:
+    """What became of it, and at which stage."""
+    recorded = {name: str(run.stage(name).get("status", "")) for name in _stages_of(run)}
+    if run.owner() is not None:
+        return "running", next((name for name, status in recorded.items() if status == "running"), "")
+    undone = next((name for name, status in recorded.items() if status not in ENDED), None)
+    if undone is None:
+        return "done", ""
+    states: dict[str, State] = {
+        "running": "interrupted", "failed": "failed", "refused": "refused", "stopped": "stopped",
+    }  # fmt: skip
+    return states.get(recorded[undone], "unfinished"), undone
+
+
+def _stages_of(run: Run) -> tuple[str, ...]:
+    """The stages that the run is to do: a trial ends with its training."""
+    is_trial = run.folder.parent.name == layout.TRIALS_DIR
+    return STAGES[: STAGES.index("training") + 1] if is_trial else STAGES
+
+
+def _last_sign(run: Run, state: State) -> float | None:
+    """A copied folder keeps what is recorded, and its files are as new as the copy."""
+    ended = [
+        stage["started"] + (stage.get("seconds") or 0.0)
+        for stage in run.manifest["stages"].values()
+        if isinstance(stage.get("started"), (int, float))
+    ]
+    if ended and state != "running":
+        return float(max(ended))
+    return _changed(run / layout.EVENTS_JSONL) or _changed(run / layout.RUN_JSON)
+
+
+def _changed(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _pairs(run: Run) -> int | None:
+    result: Any = run.results.pairs
+    if result is not None:
+        return int(result.ok)
+    try:
+        with (run / layout.PAIRS_JSONL).open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except OSError:
+        return None
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """By name, without links and hidden ones."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [
+                entry.path
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+            ]
+    except OSError:
+        return []
+    return [Path(path) for path in sorted(found)]

@@ -1,0 +1,158 @@
+"""`clean` removes what neither the archive nor the next start needs, and nothing while a process has the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.core import layout
+from engine.core.errors import RunLocked
+from engine.dpo.training.checkpoints import write_checkpoint
+from engine.packaging.contents import LISTED
+from engine.pairs.generation.superseded import CARRIED
+from engine.pipeline.clean import KINDS, Cleanup, what_could_go
+from engine.run.folder import Run
+from tests.run.test_listing import made_run
+from tui.commands.clean import clean
+
+
+def paths(found: Cleanup) -> tuple[list[str], list[str]]:
+    return [piece.path for piece in found.goes], [piece.path for piece in found.stays]
+
+
+def checkpoint(run: Run, step: int) -> Path:
+    return write_checkpoint(
+        run / layout.CHECKPOINTS_DIR,
+        step,
+        lambda folder: (folder / "optimizer.pt").write_bytes(b"0" * step) and None,
+        "f",
+    )
+
+
+def set_aside(run: Run, name: str, text: str = "{}\n", **note: object) -> Path:
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).write_text(text)
+    folder = run.set_aside(name, why="the seed became 2", **note)  # type: ignore[arg-type]
+    assert folder is not None
+    return folder
+
+
+def caches(run: Run) -> None:
+    (run / layout.CACHE_DIR).mkdir()
+    for name in (layout.ANSWERS, layout.REFERENCE_LOGPS):
+        (run / layout.CACHE_DIR / name).write_text("{}\n")
+
+
+def test_of_a_finished_run_old_checkpoints_caches_and_what_was_set_aside_go(tmp_path: Path):
+    run = made_run(tmp_path / "run")
+    for step in (2, 4, 6):
+        checkpoint(run, step)
+    set_aside(run, layout.PAIRS_JSONL)
+    caches(run)
+    goes, stays = paths(what_could_go(run))
+    assert goes == [
+        "superseded/1", "checkpoints/checkpoint-2", "checkpoints/checkpoint-4", "cache/answers.jsonl",
+        "cache/reference_logps.jsonl",
+    ]  # fmt: skip
+    assert stays == ["checkpoints/checkpoint-6"]
+    went = clean(run, KINDS)
+    assert paths(went)[0] == goes and not any((run / path).exists() for path in goes)
+    assert (run / "checkpoints/checkpoint-6/optimizer.pt").is_file()
+    assert paths(what_could_go(run)) == ([], stays)
+
+
+def test_the_newest_checkpoint_that_is_whole_stays(tmp_path: Path):
+    run = made_run(tmp_path / "run")
+    checkpoint(run, 2)
+    (checkpoint(run, 4) / "optimizer.pt").write_bytes(b"torn")
+    assert paths(what_could_go(run)) == (["checkpoints/checkpoint-4"], ["checkpoints/checkpoint-2"])
+    (run / "checkpoints/checkpoint-2/manifest.json").unlink()
+    assert paths(what_could_go(run))[0] == []
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "stopped"])
+def test_while_training_is_under_way_its_checkpoints_and_caches_stay_and_broken_ones_go(status: str, tmp_path: Path):
+    run = made_run(tmp_path / "run", "training", status)
+    for step in (2, 4):
+        checkpoint(run, step)
+    (run / "checkpoints/broken-checkpoint-3").mkdir()
+    (run / "checkpoints/.checkpoint-5.part").mkdir()
+    set_aside(run, f"{layout.CHECKPOINTS_DIR}-old")
+    checkpoint_of_before = run.folder / "superseded/1" / layout.CHECKPOINTS_DIR
+    checkpoint_of_before.mkdir()
+    caches(run)
+    goes, stays = paths(what_could_go(run))
+    assert goes == ["checkpoints/.checkpoint-5.part", "checkpoints/broken-checkpoint-3"]
+    assert "superseded/1" in stays and "cache/answers.jsonl" in stays and "checkpoints/checkpoint-2" in stays
+
+
+def test_pairs_that_were_set_aside_stay_until_stage_pairs_has_taken_over_what_holds(tmp_path: Path):
+    run = made_run(tmp_path / "run", "pairs", "stopped")
+    set_aside(run, layout.PAIRS_JSONL)
+    set_aside(run, layout.PAIRS_JSONL, reusable=False)
+    assert paths(what_could_go(run)) == (["superseded/2"], ["superseded/1"])
+    run.record_stage("pairs", status="done")
+    assert paths(what_could_go(run)) == (["superseded/1", "superseded/2"], [])
+
+
+def test_decisions_that_follow_no_pair_stay(tmp_path: Path):
+    run = made_run(tmp_path / "run")
+    folder = set_aside(run, layout.EDITS_JSONL)
+    assert paths(what_could_go(run)) == ([], ["superseded/1"])
+    (folder / CARRIED).write_text(json.dumps({"carried": 2, "not_carried": ["x"]}))
+    assert paths(what_could_go(run)) == ([], ["superseded/1"])
+    (folder / CARRIED).write_text(json.dumps({"carried": 3, "not_carried": []}))
+    assert paths(what_could_go(run)) == (["superseded/1"], [])
+
+
+def test_of_a_sweep_the_trials_are_cleaned_too_and_the_cache_waits_for_the_last_training(tmp_path: Path):
+    run = made_run(tmp_path / "run", "quality")
+    caches(run)
+    for name in ("a", "b"):
+        trial = made_run(run / "trials" / name, "training")
+        for step in (2, 4):
+            checkpoint(trial, step)
+    goes, stays = paths(what_could_go(run))
+    assert goes == ["trials/a/checkpoints/checkpoint-2", "trials/b/checkpoints/checkpoint-2"]
+    assert "cache/answers.jsonl" in stays
+    run.record_stage("training", status="done")
+    assert "cache/answers.jsonl" in paths(what_could_go(run))[0]
+
+
+@pytest.mark.parametrize("held", ["", "trials/a"])
+def test_nothing_is_removed_while_a_process_has_the_run_or_a_trial(held: str, tmp_path: Path):
+    run = made_run(tmp_path / "run")
+    made_run(run / "trials" / "a", "training")
+    checkpoint(run, 2)
+    checkpoint(run, 4)
+    other = Run(run / held)
+    other.acquire()
+    try:
+        with pytest.raises(RunLocked):
+            clean(Run(run.folder), KINDS)
+    finally:
+        other.release()
+    assert (run / "checkpoints/checkpoint-2").is_dir()
+
+
+def test_nothing_that_the_archive_takes_could_go(tmp_path: Path):
+    run = made_run(tmp_path / "run")
+    for name in LISTED:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (run / name).exists():
+            (run / name).write_text("{}\n")
+    checkpoint(run, 2)
+    caches(run)
+    clean(run, KINDS)
+    assert all((run / name).is_file() for name in LISTED)
+
+
+def test_only_one_kind_can_be_asked_for(tmp_path: Path):
+    run = made_run(tmp_path / "run")
+    checkpoint(run, 2)
+    checkpoint(run, 4)
+    caches(run)
+    clean(run, ("caches",))
+    assert (run / "checkpoints/checkpoint-2").is_dir() and not (run / "cache/answers.jsonl").exists()

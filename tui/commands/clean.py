@@ -1,0 +1,102 @@
+"""`stage3-tui clean`: what of a run could go, and how many bytes; with --yes it goes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import textwrap
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from engine.core.errors import ExitCode
+from engine.run.folder import Run
+from engine.security.sanitize import visible_line
+from tui.commands.arguments import parse, run_dir_of, run_dir_parser
+from tui.commands.table import PROGRAM
+from tui.formatting import memory
+
+if TYPE_CHECKING:
+    from engine.pipeline.clean import Cleanup, Kind, Piece
+
+TITLES: dict[Kind, str] = {"superseded": "Set aside", "checkpoints": "Checkpoints", "caches": "Caches"}
+INDENT = " " * 14
+
+
+def main(arguments: list[str]) -> int:
+    from engine.pipeline.clean import KINDS, what_could_go
+
+    parser = run_dir_parser(
+        "clean",
+        "What of a run could go, and how many bytes: what was set aside, old checkpoints, caches. Nothing that the archive or\n"
+        "the next start needs. Nothing is removed without --yes, and nothing while a process has the run.",
+    )
+    parser.add_argument("--yes", action="store_true", help="remove it")
+    parser.add_argument("--only", choices=KINDS, action="append", help="only this kind; may be given twice")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    given = parse(parser, arguments)
+    run, kinds = Run(run_dir_of(given)), given.only or KINDS
+    found = clean(run, kinds) if given.yes else what_could_go(run).only(kinds)
+    if given.json:
+        print(json.dumps(as_data(run, found, removed=given.yes), indent=2))
+    else:
+        print_cleanup(run, found, removed=given.yes)
+    return int(ExitCode.DONE)
+
+
+def clean(run: Run, kinds: tuple[Kind, ...]) -> Cleanup:
+    """Remove what could go, with the run and its trials held; returns what went. Raises RunLocked, OSError."""
+    from engine.pipeline.clean import remove, trials_of, what_could_go
+
+    with ExitStack() as held:
+        for one in (run, *trials_of(run)):
+            one.acquire()
+            held.callback(one.release)
+        found = what_could_go(run).only(kinds)
+        remove(run, found.goes)
+    return found
+
+
+def as_data(run: Run, found: Cleanup, *, removed: bool) -> dict[str, Any]:
+    return {
+        "run_dir": str(run.folder),
+        "removed": removed,
+        "bytes": found.bytes,
+        "goes": [piece.as_dict() for piece in found.goes],
+        "stays": [piece.as_dict() for piece in found.stays],
+    }
+
+
+def print_cleanup(run: Run, found: Cleanup, *, removed: bool) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    for kind, title in TITLES.items():
+        pieces = [piece for piece in found.goes if piece.kind == kind]
+        if pieces:
+            console.print(Text(f"{title}: {memory(sum(piece.bytes for piece in pieces))}", "bold"))
+            _print_pieces(console, pieces)
+    if found.stays:
+        console.print(Text("Stays:", "bold"))
+        _print_pieces(console, found.stays)
+    console.print(Text(_conclusion(run, found, removed)), soft_wrap=True)
+
+
+def _print_pieces(console: Console, pieces: list[Piece] | tuple[Piece, ...]) -> None:
+    for piece in pieces:
+        console.print(Text(f"  {memory(piece.bytes):>10}  {visible_line(piece.path)}"), soft_wrap=True)
+        why = textwrap.fill(
+            visible_line(piece.why), max(console.width, 40), initial_indent=INDENT, subsequent_indent=INDENT
+        )
+        console.print(Text(why, "dim"))
+
+
+def _conclusion(run: Run, found: Cleanup, removed: bool) -> str:
+    if not found.goes:
+        return "Nothing of this run could go."
+    if removed:
+        return f"{memory(found.bytes)} are free now."
+    owner = run.owner()
+    if owner is not None:
+        return f"{memory(found.bytes)} could go when process {owner['pid']} has let go of the run."
+    return f"{memory(found.bytes)} could go; `{PROGRAM} clean {shlex.quote(str(run.folder))} --yes` removes them."
