@@ -7,7 +7,7 @@ here, after minutes.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.core import layout
@@ -65,7 +65,7 @@ def make_pilot(context: Context, prompts: Sequence[Prompt], maker: Maker) -> Gen
     return [pair for _, pair in read_pairs(path, last_line_may_lack_newline=False) if not isinstance(pair, BadLine)]
 
 
-def _without_pairs(events: Generator[Event, None, Any]) -> Generator[Event, None, None]:
+def _without_pairs(events: Iterable[Event]) -> Iterator[Event]:
     """The run counts its pairs by these events, and will tell of the pilot's again when it takes them over."""
     for event in events:
         if not isinstance(event, PairMade | PairFailed):

@@ -19,6 +19,7 @@ from engine.pairs.generation.making import (
     Recorded,
     generate_pairs,
     generate_until,
+    is_complete,
     set_aside_what_no_longer_holds,
     take_over,
     torn_line,
@@ -74,7 +75,7 @@ def run(context: Context) -> StageRun:
         if recorded.total:
             yield Message("info", f"{recorded.total} of {len(prompts)} records are there already.")
         tokens = 0
-        if _wanting(context, prompts, recorded):
+        if not is_complete(prompts, recorded, config.target_pairs):
             tokens = yield from _generate_missing(context, prompts, recipe, examined, identity, open_set)
     yield from _carry_decisions(context)
     if config.target_pairs and recorded.ok < config.target_pairs:
@@ -93,13 +94,6 @@ def run(context: Context) -> StageRun:
             generated_tokens=tokens,
         ),
     )
-
-
-def _wanting(context: Context, prompts: list[Prompt], recorded: Recorded) -> bool:
-    """Whether there is anything left to make."""
-    if context.config.target_pairs and recorded.ok >= context.config.target_pairs:
-        return False
-    return any(prompt.id not in recorded.ids for prompt in prompts)
 
 
 def _look(context: Context, prompts: int | None) -> Look:

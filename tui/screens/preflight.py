@@ -26,6 +26,11 @@ class PreflightView(StageView):
     STAGE = "preflight"
     OVERVIEW, PILOT = OWN_PAGES = ("Overview", "Pilot")
 
+    def page_for(self, state: RunState) -> str:
+        """The pilot's pairs, where it was they that ended the stage."""
+        refused = state.stages[self.STAGE].status == "refused" and state.pilot is not None
+        return self.PILOT if refused else self.OVERVIEW
+
     def compose_page(self, page: str) -> ComposeResult:
         if page == self.PILOT:
             yield TextView(id="pilot")
@@ -87,7 +92,7 @@ def pilot_lines(pilot: PilotDone | None, width: int) -> list[Content]:
 def figure_lines(figure: Mapping[str, Any], width: int) -> list[Content]:
     name = str(figure["name"]).replace("_", " ")
     threshold = float(figure["threshold"])
-    asked = f"   gate {figure['bound']} {percent(threshold)}"
+    asked = f"   gate ┃{percent(threshold)}"
     if figure["share"] is None:
         return [Content.assemble((name, "bold"), ("  nothing measured", "$muted"), (asked, "$muted"))]
     style = "$check-failed" if figure["hopeless"] else "$pair-ok"

@@ -45,11 +45,10 @@ class Drafted:
     @property
     def comparisons(self) -> list[Comparison]:
         """Each usable draft with the first one."""
-        first, *others = self.usable or [None]
+        usable = self.usable
         return [
-            Comparison(f"{self.prompt.id}:{n}", self.prompt.messages, first.text, other.text, self.principle.id)
-            for n, other in enumerate(others, start=1)
-            if first is not None
+            Comparison(f"{self.prompt.id}:{n}", self.prompt.messages, usable[0].text, other.text, self.principle.id)
+            for n, other in enumerate(usable[1:], start=1)
         ]
 
 

@@ -219,14 +219,28 @@ def generate_until(
     In rounds: each draws as many as the share so far says are needed. What a round draws follows from the records of the
     rounds before, so that a run that was killed draws the same.
     """
+    for drawn in draws(prompts, open_set.recorded, target):
+        yield from generate_pairs(context, prompts[:drawn], maker, open_set, look)
+
+
+def draws(prompts: Sequence[Prompt], recorded: Recorded, target: int) -> Iterator[int]:
+    """How many prompts are drawn after each round; the records of a round are looked at when the next one is asked for."""
     drawn = 0
     while drawn < len(prompts):
-        usable = open_set.recorded.usable_of(prompts[:drawn])
+        usable = recorded.usable_of(prompts[:drawn])
         if usable >= target:
             return
         share = max(usable / drawn, LEAST_SHARE) if drawn else 1.0
         drawn = min(drawn + max(ceil((target - usable) / share), LEAST_DRAWN), len(prompts))
-        yield from generate_pairs(context, prompts[:drawn], maker, open_set, look)
+        yield drawn
+
+
+def is_complete(prompts: Sequence[Prompt], recorded: Recorded, target: int | None) -> bool:
+    """Whether nothing is left to make. A round that was begun is finished, although there may be enough already: so a run
+    that was killed ends with what one that was not has.
+    """
+    rounds = [len(prompts)] if target is None else draws(prompts, recorded, target)
+    return all(prompt.id in recorded.ids for drawn in rounds for prompt in prompts[:drawn])
 
 
 def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: int) -> int:
