@@ -16,7 +16,7 @@ from engine.core.stage_table import STAGE, STAGES
 from engine.dpo.planning.forecast import Forecast, Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
 from engine.hub.run_requirements import at_recorded_commits
-from engine.pairs.generation.effort import readings_of_a_pair, replies_of_a_pair
+from engine.pairs.generation.effort import prompts_expected, readings_of_a_pair, replies_of_a_pair
 from engine.pipeline.graph import changes, evidence_of, load_stage
 from engine.run.context import Context
 
@@ -110,7 +110,7 @@ def _with_forecast(context: Context, stage: PlannedStage) -> PlannedStage:
         return replace(stage, seconds=0.0)
     if stage.name == "pairs":
         return _pairs_counted(context, stage)
-    if stage.name == "training" and (whole := run_forecast(context, context.config.num_examples)):
+    if stage.name == "training" and (whole := run_forecast(context, prompts_expected(context.config))):
         return replace(stage, seconds=whole.seconds_training)
     last = context.run.stage(stage.name).get("seconds")
     return replace(stage, seconds=last if isinstance(last, (int, float)) else None)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
-from engine.core.statistics import mean
+from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
 from engine.machine.device import resolve_device
@@ -21,7 +21,7 @@ from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer
 from engine.pairs.data.pair_files import pair_of_record
 from engine.pairs.data.record import OK, Pair
-from engine.pairs.generation.effort import readings_of_a_pair, replies_of_a_pair
+from engine.pairs.generation.effort import prompts_expected, readings_of_a_pair, replies_of_a_pair
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.making import Maker
 from engine.pairs.generation.methods import record_maker, refuse_what_cannot_work
@@ -67,13 +67,13 @@ def run(context: Context) -> StageRun:
     scratch = context.run / "preflight/trial"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        plan, measured, inputs = yield from _trial_run(context, Run(scratch))
+        plan, measured, inputs, usable_share = yield from _trial_run(context, Run(scratch))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     config = context.config
     whole = forecast(
         measured,
-        num_examples=config.num_examples,
+        num_examples=prompts_expected(config, usable_share),
         replies=replies_of_a_pair(config),
         readings=readings_of_a_pair(config),
         max_new_tokens=config.max_new_tokens,
@@ -98,7 +98,9 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[TrainingPlan, Measurements, PlanInputs]]:
+def _trial_run(
+    context: Context, scratch: Run
+) -> Generator[Event, None, tuple[TrainingPlan, Measurements, PlanInputs, float]]:
     yield from check_template(context.config, context.token_text)
     prompts = load_prompts(context.config, context.token_text)
     if not prompts:
@@ -129,7 +131,7 @@ def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
         peak_bytes=tried.peak_bytes,
         peak_bytes_pairs=made.peak_bytes,
     )
-    return plan, measured, inputs
+    return plan, measured, inputs, made.usable_share
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class PairsInSmall:
     prefill_seconds: float
     decode_seconds: float
     peak_bytes: int
+    usable_share: float
 
 
 def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
@@ -186,6 +189,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         prefill_seconds=prefill,
         decode_seconds=decode,
         peak_bytes=peak.bytes(),
+        usable_share=fraction([pair.status == OK for pair in pairs]),
     )
     del backend, judge, make
     free_memory()

@@ -16,6 +16,7 @@ from engine.demo.judge import GrammarJudge
 from engine.demo.preset import ASSETS
 from engine.models.loading import load_tokenizer
 from engine.pairs.data.record import Pair
+from engine.pairs.generation.effort import prompts_expected
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.making import Maker
 from engine.pairs.generation.methods import record_maker
@@ -169,6 +170,11 @@ def test_the_screen_gets_some_pairs_with_what_was_found_of_each(run_of):
     (done,) = [event for event in events if isinstance(event, PilotDone)]
     assert done.pairs == 24 and len(done.shown) == 12
     assert done.shown[0]["reasons"] == ["identical"] and done.shown[0]["prompt"].startswith("How do I mend")
+
+
+def test_a_target_forecasts_the_prompts_that_the_pilots_share_asks_for(config):
+    assert prompts_expected(config(num_examples=70)) == 70
+    assert prompts_expected(config(num_examples=70, target_pairs=100), usable_share=0.8) == 125
 
 
 # -- stage pairs stops early, and draws towards a target -----------------------------------------------------------------

@@ -98,8 +98,12 @@ METHODS = {"critique-revision": _critique_revision, "contrast": _contrast, "best
 def _pairs(config: Stage3Config) -> tuple[str, ...]:
     who = f"{config.server_model} on {config.server_url}" if config.server_url else "the Stage 2 policy"
     how, again = METHODS[config.method](config)
+    source = f"of {config.dataset} ({config.split})"
+    takes = f"Takes {config.num_examples:,} prompts {source}."
+    if config.target_pairs:
+        takes = f"Takes prompts {source} until {config.target_pairs:,} pairs are usable."
     return (
-        f"Takes {config.num_examples:,} prompts of {config.dataset} ({config.split}). To each, {who} {how}",
+        f"{takes} To each, {who} {how}",
         *again,
         "Every pair is on disk before it is counted: stopping costs nothing.",
     )

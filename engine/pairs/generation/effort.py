@@ -1,6 +1,8 @@
-"""What one pair takes, by the method that makes it: replies, and readings of its prompt."""
+"""What one pair takes, by the method that makes it: replies, and readings of its prompt; and how many prompts a run takes."""
 
 from __future__ import annotations
+
+from math import ceil
 
 from engine.core.config import Stage3Config
 
@@ -21,6 +23,13 @@ def replies_of_a_pair(config: Stage3Config, attempts: int | None = None) -> int:
             return config.num_drafts
         case _:
             return 1 + REPLIES_IN_A_ROUND * attempts
+
+
+def prompts_expected(config: Stage3Config, usable_share: float = 1.0) -> int:
+    """That the run takes: --num-examples, or as many as --target-pairs needs at this share of usable ones."""
+    if config.target_pairs is None:
+        return config.num_examples
+    return ceil(config.target_pairs / max(usable_share, config.min_usable_share, 0.01))
 
 
 def readings_of_a_pair(config: Stage3Config) -> float:
