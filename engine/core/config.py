@@ -201,9 +201,9 @@ class TrainingOptions(Described):
     """Times --per-device-train-batch-size: the pairs of one optimizer step."""
     gradient_checkpointing: bool | None = option(None, changes="preflight")
     """Compute activations twice to hold fewer of them in memory; without it, chosen by what fits."""
-    max_length: int = option(1024, ge=16, changes="preflight quality training")
+    max_length: int = option(1024, ge=16, changes="preflight training")
     """Longest prompt and reply together, in tokens; pairs that do not fit are listed and left out."""
-    max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="quality training")
+    max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="training")
     """The gate, and training, refuse when a larger share of the pairs does not fit --max-length."""
     save_steps: int = option(25, ge=1, changes="")
     """A checkpoint every so many optimizer steps."""

@@ -158,5 +158,5 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
 def _where(context: Context) -> str:
     config = context.config
     if config.server_url:
-        return f"{config.server_model} on {config.server_url} makes the pairs."
-    return f"Loading {config.base_model_id} with the Stage 2 adapter."
+        return f"{config.server_model} on {config.server_url} makes the pairs by {config.method}."
+    return f"Loading {config.base_model_id} with the Stage 2 adapter, which makes the pairs by {config.method}."

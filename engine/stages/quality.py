@@ -102,7 +102,10 @@ def run(context: Context) -> StageRun:
 
 
 def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> Iterator[Event]:
-    """Count the pairs of the training part that training would leave out as too long, as it will find them itself."""
+    """Count the pairs of the training part that training would leave out as too long, as it will find them itself.
+
+    The sets that this stage writes do not depend on it: another --max-length is preflight's and training's to look at.
+    """
     if context.run.results.preflight is None:
         return  # nobody has read the models yet
     from engine.dpo.training.dataset import measure_lengths
