@@ -22,8 +22,8 @@ from engine.pairs.assessment.outlook import (
     usable_estimate,
 )
 from engine.pairs.assessment.training_set import judged_pairs, preference_row
-from engine.pairs.data.pair_files import read_pairs
 from engine.pairs.data.record import Pair
+from engine.pairs.formats.reading import read_pairs
 from engine.pairs.generation.making import (
     PILOT_SET,
     Maker,

@@ -25,7 +25,7 @@ from engine.pairs.generation.making import (
     torn_line,
 )
 from engine.pairs.generation.methods import needs_judge, record_maker, refuse_what_cannot_work
-from engine.pairs.generation.prompts import Prompt, load_prompts
+from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions
 from engine.pairs.judges.base import judge_name
@@ -55,7 +55,9 @@ def run(context: Context) -> StageRun:
     refuse_what_cannot_work(config)
     examined = yield from ordering_judge(context)
     recipe = GenerationSettings.of(config if examined is None else examined.context.config)
-    prompts = load_prompts(config, context.token_text)
+    found = read_prompts(config, context.token_text)
+    prompts = found.prompts
+    yield from found.bad.messages(config.dataset)
     if config.target_pairs is None and len(prompts) < config.num_examples:
         yield Message(
             "warning",

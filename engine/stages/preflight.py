@@ -19,8 +19,8 @@ from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer
-from engine.pairs.data.pair_files import pair_of_record
 from engine.pairs.data.record import OK, Pair
+from engine.pairs.formats.own_form import pair_of_record
 from engine.pairs.generation.effort import prompts_expected, readings_of_a_pair, replies_of_a_pair
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.making import Maker

@@ -13,8 +13,8 @@ from engine.core.errors import ConfigError
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
 from engine.pairs import detectors
-from engine.pairs.data.pair_files import pair_of
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord, names_of_the_texts
+from engine.pairs.formats.own_form import pair_of_record
 from engine.pairs.generation.best_of_n import NO_DIFFERENCE
 from engine.pairs.generation.critique_revision import REFUSED
 from engine.pairs.generation.effort import replies_of_a_pair
@@ -230,7 +230,7 @@ def test_a_file_keeps_the_method_and_the_texts_have_its_names():
     record = PairRecord(
         "a", "Why?", [{"role": "user", "content": "Why?"}], RUDE, KIND, "", ("calm",), 1, OK, method="contrast"
     )
-    pair = pair_of(0, json.loads(json.dumps(record.as_dict())))
-    assert pair.method == "contrast" and pair.preferred == KIND  # type: ignore[union-attr]
+    pair = pair_of_record(record)
+    assert pair.method == "contrast" and pair.preferred == KIND
     assert names_of_the_texts("contrast") == ("Under the opposite", "Under the principle")
     assert names_of_the_texts(["contrast"]) == names_of_the_texts("") == ("Draft", "Revision")
