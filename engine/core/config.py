@@ -168,6 +168,8 @@ class QualityOptions(Described):
     )
     """The sequence classifier of --judge reward-model: a Hub id or a folder."""
 
+    relevance: bool = option(True, changes="quality")
+    """Measure with the base model whether each revision depends on its prompt; what would fit any message is left out."""
     min_pairs: int = option(100, ge=1, changes="quality")
     """The gate refuses fewer pairs to train on than this."""
     min_usable_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")

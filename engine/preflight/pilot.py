@@ -21,7 +21,7 @@ from engine.pairs.assessment.outlook import (
     too_long_estimate,
     usable_estimate,
 )
-from engine.pairs.assessment.training_set import judged_pairs, preference_row
+from engine.pairs.assessment.training_set import Judged, judged_pairs, preference_row
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import read_pairs
 from engine.pairs.generation.making import (
@@ -38,6 +38,8 @@ from engine.pairs.generation.prompts import Prompt
 from engine.pairs.judges.base import LoadJudge, ScorePair
 from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import score_pairs
+from engine.pairs.relevance.kept import with_relevance
+from engine.pairs.relevance.of_pairs import measure_relevance
 from engine.run.context import Context
 from engine.storage.files import write_json
 from engine.storage.jsonl import BadLine, JsonlAppender
@@ -76,8 +78,11 @@ def judge_pilot(
     context: Context, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, load_judge: LoadJudge
 ) -> Generator[Event, None, list[Estimate]]:
     """What the pilot says of the whole set, figure by figure; also in `preflight/report.json`."""
-    config, tally = context.config, Tally()
-    judged = list(judged_pairs(enumerate(pairs), {}, tally))
+    config = context.config
+    tally, judged = _found(pairs)
+    if config.relevance and any(each.verdict.usable for each in judged):
+        known = yield from measure_relevance(context, [each.pair for each in judged if each.verdict.usable])
+        tally, judged = _found([with_relevance(pair, known) for pair in pairs])
     usable = [each.pair for each in judged if each.verdict.usable]
     rows: list[Row] = [preference_row(pair) for pair in usable]  # type: ignore[misc]
     too_long = sum(length > config.max_length for length in measure_lengths(rows, tokenizer))
@@ -104,6 +109,11 @@ def judge_pilot(
     write_json(context.run / layout.PILOT_REPORT, {**told, "left_out": dict(tally.reasons.most_common())})
     yield PilotDone(len(pairs), figures, shown)
     return estimates
+
+
+def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[Judged]]:
+    tally = Tally()
+    return tally, list(judged_pairs(enumerate(pairs), {}, tally))
 
 
 def require_hope_of(context: Context, estimates: Sequence[Estimate]) -> Generator[Event, None, None]:

@@ -22,6 +22,9 @@ from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import LEAST_ON_THE_LETTERS
 from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
+from engine.pairs.relevance.kept import Relevances, with_relevance
+from engine.pairs.relevance.of_pairs import measure_relevance
+from engine.run.folder import Run
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import load_judge
@@ -45,7 +48,11 @@ def evidence(context: Context) -> dict[str, Any]:
 
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
-    tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL)
+    tally, usable = judge_run(run_)
+    relevances: Relevances = {}
+    if config.relevance and usable:
+        relevances = yield from measure_relevance(context, usable)
+        tally, usable = judge_run(run_, relevances=relevances)
     yield from measure_lengths_of(context, tally, usable)
     beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in KNOWN_WITHOUT_A_JUDGE]
     asks_nobody = bool(beyond_mending) and config.accept_quality is None
@@ -53,7 +60,7 @@ def run(context: Context) -> StageRun:
     judgement = None
     if examined.believed is not None:
         scores, judgement = yield from _score(examined, usable)
-        tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores)
+        tally, usable = judge_run(run_, scores, relevances)
         yield from measure_lengths_of(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
         yield Message(
@@ -144,23 +151,29 @@ def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 
 
-def judge_run(pairs_path: Path, edits_path: Path, scores: ScoreCache | None = None) -> tuple[Tally, list[Pair]]:
+def judge_run(
+    run: Run, scores: ScoreCache | None = None, relevances: Relevances | None = None
+) -> tuple[Tally, list[Pair]]:
     """Tally and usable pairs of a run, after people's edits. Raises DamagedState for a line that is no pair, or no edit.
 
-    scores   a judge's, of these very texts, in place of what the file has; without it the file's own count
+    scores       a judge's, of these very texts, in place of what the file has; without it the file's own count
+    relevances   of the revisions; what is missing was not measured
     """
+    pairs_path, edits_path = run / layout.PAIRS_JSONL, run / layout.EDITS_JSONL
     decisions = read_edits(edits_path)
     if decisions.damaged:
         raise _damaged(edits_path, decisions.damaged[0], "What somebody decided may be lost in it.")
 
     def scored(pair: Pair) -> Pair:
+        pair = with_relevance(pair, relevances or {})
         if scores is None:
             return pair
         given = scores.get(key_of(comparison_of(pair)), NOT_ASKED)
         return replace(pair, base_score=given.first, revised_score=given.second)
 
     tally = Tally()
-    judged = judged_pairs(_whole_pairs(pairs_path), decisions, tally, scored)
+    made = ((line, with_relevance(pair, relevances or {})) for line, pair in _whole_pairs(pairs_path))
+    judged = judged_pairs(made, decisions, tally, scored)
     return tally, [each.pair for each in judged if each.verdict.usable]
 
 

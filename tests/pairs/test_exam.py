@@ -163,7 +163,14 @@ def test_the_demos_judge_is_examined_in_its_own_sentences_and_knows_nothing_else
 @pytest.fixture
 def server(context: Callable[..., Context]) -> Callable[..., Context]:
     return lambda **more: context(
-        **{"judge": "server", "server_url": "http://127.0.0.1:9/v1", "server_model": "wise", "min_pairs": 5, **more}
+        **{
+            "judge": "server",
+            "server_url": "http://127.0.0.1:9/v1",
+            "server_model": "wise",
+            "min_pairs": 5,
+            "relevance": False,
+            **more,
+        }
     )
 
 
@@ -228,7 +235,7 @@ def test_a_judge_that_passes_has_its_exam_in_the_report_and_on_the_screen(
     use: Callable[[Any], Any],  # noqa: F811
 ):
     use(Ruler())
-    made = with_pairs(context(judge="demo", min_pairs=5), rows(30))
+    made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30))
     events, _ = run_stage(quality.run(made))
     (exam,) = report_of(made)["exams"]
     assert exam["passed"] and exam["asked"] == exam["right"] == 20 and exam["exam"] == "a ruler's exam"

@@ -69,6 +69,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "server_timeout":             (9.0,              NOTHING),
     "judge":                      ("demo",           "credentials quality training (evaluation)"),
     "reward_model_id":            ("other/judge",    "credentials"),
+    "relevance":                  (False,            GATE),
     "min_pairs":                  (3,                GATE),
     "min_usable_share":           (0.1,              GATE),
     "max_longer_share":           (0.8,              GATE),

@@ -49,7 +49,14 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_of(context: Callable[..., Context], prompts: Path) -> Callable[..., Context]:
     def at_work(**options: Any) -> Context:
-        values = {"dataset": str(prompts), "split": "train", "max_attempts": 1, "num_examples": 60, "min_pairs": 1}
+        values = {
+            "dataset": str(prompts),
+            "split": "train",
+            "max_attempts": 1,
+            "num_examples": 60,
+            "min_pairs": 1,
+            "relevance": False,
+        }
         made = context(**{**values, "base_model_id": str(ASSETS / "base"), "dtype": "float32", **options})
         made.run.record_stage("adapter", status="done", result={"tensors_sha256": "a", "base_model_id": "b"})
         return made
@@ -162,6 +169,16 @@ def test_a_believed_judge_scores_the_pilot_and_stage_quality_finds_its_scores(ru
     assert (improved["successes"], improved["n"]) == (0, 24), "no sentence of the grammar: neither is better"
     scored = [json.loads(line) for line in (context.run / layout.SCORES_JSONL).read_text().splitlines()]
     assert {row["id"] for row in scored} == {pair.id for pair in pairs}
+
+
+def test_what_would_fit_any_prompt_is_measured_in_the_pilot_and_not_again(run_of):
+    context = run_of(relevance=True)
+    pairs = pilot(context, Backend())[1]
+    judged(context, pairs)
+    kept = (context.run / layout.RELEVANCE_JSONL).read_text().splitlines()
+    assert len(kept) == 24
+    judged(context, pairs)
+    assert (context.run / layout.RELEVANCE_JSONL).read_text().splitlines() == kept
 
 
 def test_the_screen_gets_some_pairs_with_what_was_found_of_each(run_of):

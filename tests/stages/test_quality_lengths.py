@@ -32,7 +32,13 @@ def made(context: Callable[..., Context]) -> Callable[..., Context]:
     """A run with 40 pairs, every fourth of them long."""
 
     def of(*, read_models: bool = True, **options: Any) -> Context:
-        values = {"base_model_id": str(ASSETS / "base"), "min_pairs": 5, "max_longer_share": 1.0, "max_length": 80}
+        values = {
+            "base_model_id": str(ASSETS / "base"),
+            "min_pairs": 5,
+            "max_longer_share": 1.0,
+            "max_length": 80,
+            "relevance": False,
+        }
         at_work = context(**{**values, **options})
         if read_models:
             at_work.run.record_stage("preflight", status="done", result={"dtype": "float32"})

@@ -78,6 +78,8 @@ class Pair:
     finish: dict[str, str] = field(default_factory=dict)
     method: str = ""
     """How it was made; empty where the file does not say."""
+    relevance: float | None = None
+    """How much likelier its prompt makes the revision, in nats; None where nobody measured it."""
 
     @property
     def preferred(self) -> str:
