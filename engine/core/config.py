@@ -103,6 +103,8 @@ class PairsOptions(Described):
     """Branch, tag or commit of the dataset on the Hub; the resolved commit is recorded."""
     split: str = option("test[:1000]+train[:1500]", changes="preflight pairs")
     """Which rows: splits, slices and sums of them; a local file is one split named train."""
+    pairs: Path | None = option(None, changes="credentials preflight pairs")
+    """Preference pairs from elsewhere, a file or a folder: stage pairs imports them, and nothing is generated."""
     form: str | None = option(None, changes="credentials preflight pairs")
     """How rows say a prompt or a pair, by name (docs/files-you-have.md lists the forms); without it, told by their columns."""
     columns: str | None = option(None, changes="credentials preflight pairs")

@@ -10,6 +10,7 @@ from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import load_backend
 from engine.pairs.assessment.outlook import Outlook, require_hope
+from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.making import (
     RUN_SET,
@@ -33,6 +34,7 @@ from engine.pairs.judges.examination import ExaminedJudge
 from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
+from engine.stages.import_pairs import import_pairs
 from engine.stages.load_judge import load_judge, ordering_judge, policy_of
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import JsonlAppender
@@ -43,6 +45,7 @@ IDS_SHOWN = 5
 READ_AS = {
     "constitution": lambda config: sha256_of_file(config.constitution or DEFAULT_PATH),
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
+    "pairs": lambda config: hash_of_files(config.pairs),
     "server_url": lambda config: config.server_url is not None,
     "server_model": lambda config: config.server_model if config.server_url else None,
     "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
@@ -52,6 +55,10 @@ READ_AS = {
 
 def run(context: Context) -> StageRun:
     config = context.config
+    if config.pairs is not None:
+        imported = yield from import_pairs(context, config.pairs.expanduser())
+        yield from _carry_decisions(context)
+        return imported
     refuse_what_cannot_work(config)
     examined = yield from ordering_judge(context)
     recipe = GenerationSettings.of(config if examined is None else examined.context.config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
@@ -20,12 +20,13 @@ from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer
 from engine.pairs.data.record import OK, Pair
+from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.own_form import pair_of_record
 from engine.pairs.generation.effort import prompts_expected, readings_of_a_pair, replies_of_a_pair
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.making import Maker
 from engine.pairs.generation.methods import record_maker, refuse_what_cannot_work
-from engine.pairs.generation.prompts import Prompt, load_prompts
+from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.preflight.machine import plan_inputs
 from engine.preflight.pilot import judge_pilot, make_pilot, require_hope_of
@@ -43,6 +44,7 @@ from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
 READ_AS = {
+    "pairs": lambda config: hash_of_files(config.pairs),
     "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
@@ -73,7 +75,7 @@ def run(context: Context) -> StageRun:
     config = context.config
     whole = forecast(
         measured,
-        num_examples=prompts_expected(config, usable_share),
+        num_examples=prompts_expected(config, usable_share) if config.pairs is None else pairs_wanted(config),
         replies=replies_of_a_pair(config),
         readings=readings_of_a_pair(config),
         max_new_tokens=config.max_new_tokens,
@@ -81,6 +83,8 @@ def run(context: Context) -> StageRun:
         save_total_limit=config.save_total_limit,
         plan=plan,
     )
+    if config.pairs is not None:
+        whole = replace(whole, seconds_pairs=0.0)  # they are there already
     yield from forecast_lines(whole, inputs.machine)
     yield forecast_event(whole, inputs.machine, resolve_device(config).index or 0)
     require_disk(context, whole)
@@ -163,7 +167,8 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
     make = record_maker(backend, recipe, judge, context.stop)
     short_first, started = _short_first(prompts, backend, config.max_length), time.monotonic()
-    if config.pilot_prompts:
+    wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
+    if wants_pilot:
         identity = RecordIdentity.of(config, recipe, context.run.results, dtype=config.dtype)
         maker = Maker(backend, recipe, make, identity)
         pairs = yield from make_pilot(context, prompts[: config.pilot_prompts], maker)
@@ -194,7 +199,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     del backend, judge, make
     free_memory()
     context.stop.raise_if_requested()
-    if config.pilot_prompts:
+    if wants_pilot:
         tokenizer = load_tokenizer(config, context.token_text)
         yield from require_hope_of(context, (yield from judge_pilot(context, pairs, tokenizer, load_judge)))
     return made

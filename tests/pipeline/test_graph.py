@@ -46,6 +46,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "dataset":                    ("other/data",     "credentials preflight pairs"),
     "dataset_revision":           ("dev",            "credentials preflight pairs"),
     "split":                      ("train",          "preflight pairs"),
+    "pairs":                      ("few.yaml",       "credentials preflight pairs"),
     "form":                       ("hh",             "credentials preflight pairs"),
     "columns":                    ("prompt=asked",   "credentials preflight pairs"),
     "max_bad_rows":               (0.1,              "credentials preflight pairs"),

@@ -199,7 +199,7 @@ def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
 @contextmanager
 def opened(source: Path, split: str | None = None) -> Iterator[Iterator[NumberedRow]]:
     """The rows of the source. Raises ConfigError where it cannot be opened, DiskError while it is read."""
-    advice = "Give the path of a file with one pair a row, or a dataset on the Hub (owner/name)."
+    advice = "Give a file with one pair a row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
     try:
         if source.is_dir() and (run := _advice_for_a_folder(source)):
             raise ConfigError(f"{source} is the folder of a run.", "", run)

@@ -21,7 +21,7 @@ the prompt's id, the step and the attempt: a run that was killed and started aga
 
 def needs_judge(config: Stage3Config) -> bool:
     """Whether the pairs themselves are made with a judge's help."""
-    return config.method == "best-of-n"
+    return config.method == "best-of-n" and config.pairs is None
 
 
 def refuse_what_cannot_work(config: Stage3Config) -> None:
