@@ -49,8 +49,10 @@ class PairRecord:
     """A hash of all that its texts depend on (`engine.pairs.generation.identity`)."""
     prompt_tokens: int | None = None
     method: str = "critique-revision"
-    """How it was made (`--method`; empty where it was imported and its file does not say). `base_response` is the rejected text of every method, `revised_response` the chosen one:
-    draft and revision, the answers under the opposite and under the principle, the worst and the best draft."""
+    """How it was made (`--method`); empty where it was imported and its file does not say.
+
+    `base_response` is the rejected text of every method, `revised_response` the chosen one: draft and revision, the answers under
+    the opposite and under the principle, the worst and the best draft."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
