@@ -9,6 +9,7 @@ from engine.core.events import Event, Message, StageStale
 from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import load_backend
+from engine.models.templates.given import template_key
 from engine.pairs.assessment.outlook import Outlook, require_hope
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.generation.identity import RecordIdentity
@@ -43,6 +44,7 @@ IDS_SHOWN = 5
 
 
 READ_AS = {
+    "chat_template": template_key,
     "constitution": lambda config: sha256_of_file(config.constitution or DEFAULT_PATH),
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     "pairs": lambda config: hash_of_files(config.pairs),

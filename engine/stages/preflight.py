@@ -19,6 +19,7 @@ from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer
+from engine.models.templates.given import template_key
 from engine.pairs.data.record import OK, Pair
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.own_form import pair_of_record
@@ -44,6 +45,7 @@ from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
 READ_AS = {
+    "chat_template": template_key,
     "pairs": lambda config: hash_of_files(config.pairs),
     "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,

@@ -13,6 +13,7 @@ from typing import Any
 from engine.core import layout
 from engine.core.errors import DamagedState, DataError, Stage3Error
 from engine.core.events import Check, Event, Message
+from engine.models.templates.given import template_key
 from engine.pairs.assessment.gate import KNOWN_WITHOUT_A_JUDGE, Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
 from engine.pairs.data.edits import read_edits
@@ -34,6 +35,7 @@ from engine.storage.jsonl import BadLine, dumps
 NOT_ASKED = ScorePair(None, None)
 
 READ_AS = {
+    "chat_template": template_key,
     "judge": lambda config: judge_name(config),
     # In the judge's name, where they count.
     "server_model": lambda config: None,
