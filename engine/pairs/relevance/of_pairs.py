@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from engine.core import layout
@@ -11,7 +12,14 @@ from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory
 from engine.models.loading import load_base, load_tokenizer
 from engine.pairs.data.record import Pair
-from engine.pairs.relevance.kept import MeasuredReply, Relevances, keep_relevance, key_of_reply, read_relevance
+from engine.pairs.relevance.kept import (
+    MeasuredReply,
+    Relevances,
+    keep_relevance,
+    key_of_reply,
+    read_relevance,
+    with_relevance,
+)
 from engine.pairs.relevance.measure import Answer, RelevanceMeter
 from engine.run.context import Context
 from engine.run.stop import StopToken
@@ -65,3 +73,20 @@ def measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, 
     )
     free_memory()
     return found
+
+
+def measured_as_they_come(
+    pairs: Iterable[tuple[int, Pair]], meter: RelevanceMeter, known: dict[str, float]
+) -> Iterator[tuple[int, Pair]]:
+    """(line, pair with the relevance of its revision), in their order, in memory that the texts don't fill.
+
+    known   what was measured before; what is measured here is put there
+    """
+    lines = iter(pairs)
+    while batch := list(islice(lines, PAIRS_AT_ONCE)):
+        missing = {
+            key: pair for _, pair in batch if (key := key_of_reply(pair.messages, pair.revised_response)) not in known
+        }
+        nats = meter.measure([Answer(pair.messages, pair.revised_response) for pair in missing.values()])
+        known.update({key: value for key, value in zip(missing, nats, strict=True) if value is not None})
+        yield from ((line, with_relevance(pair, known)) for line, pair in batch)
