@@ -129,7 +129,7 @@ def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> It
     except Stage3Error as error:
         yield Message("warning", f"The pairs' lengths were not measured, which training will do: {error.what}")
         return
-    tally.measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
+    tally.lengths_measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
 
 
 def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:

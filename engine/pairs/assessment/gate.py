@@ -125,7 +125,7 @@ class Counts:
     accepted_by_people: int = 0
     flipped_by_people: int = 0
     edited_by_people: int = 0
-    measured: int | None = None
+    lengths_measured: int | None = None
     """Pairs that would be trained on, their lengths measured in tokens; None where nobody measured."""
     too_long: int = 0
     """Of these, the ones that do not fit --max-length."""
@@ -339,12 +339,12 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
 
 def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
     """Known to who has the model's tokenizer: training leaves such pairs out, and refuses where they are too many."""
-    if tally.measured is None:
+    if tally.lengths_measured is None:
         return []
     return [
         Figure(
             "too_long_share",
-            _share(tally.too_long, tally.measured),
+            _share(tally.too_long, tally.lengths_measured),
             config.max_too_long_share,
             "at most",
             True,
