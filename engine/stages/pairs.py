@@ -71,7 +71,7 @@ def run(context: Context) -> StageRun:
         yield Message(
             "warning",
             f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
-            f"{config.num_examples}: the run makes what there is.",
+            f"{config.num_examples}: making pairs from those.",
         )
     identity = RecordIdentity.of(config, recipe, context.run.results)
     why = set_aside_what_no_longer_holds(context, RUN_SET, prompts, identity)
@@ -84,7 +84,7 @@ def run(context: Context) -> StageRun:
         recorded = open_set.recorded
         taken_over = yield from take_over(context, open_set, prompts, identity)
         if recorded.total:
-            yield Message("info", f"{recorded.total} of {len(prompts)} records are there already.")
+            yield Message("info", f"Reusing {recorded.total} of {len(prompts)} records.")
         tokens = 0
         if not is_complete(prompts, recorded, config.target_pairs):
             tokens = yield from _generate_missing(context, prompts, recipe, examined, identity, open_set)
@@ -131,7 +131,7 @@ def _generate_missing(
     identity: RecordIdentity,
     open_set: OpenSet,
 ) -> Generator[Event, None, int]:
-    """Make what is missing; returns how many tokens that took."""
+    """Make the missing records; returns the number of generated tokens."""
     yield Message("info", _where(context))
     backend = load_backend(context.config, adapter_folder(context), context.stop, context.token_text)
     for note in backend.check(recipe.sampling):
@@ -156,18 +156,18 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
     if found is None:
         return
     if found.carried:
-        yield Message("info", f"The decisions about {found.carried} pairs were kept: their texts are the same.")
+        yield Message("info", f"Kept the decisions about {found.carried} pairs: their texts are unchanged.")
     if found.lost:
         shown = ", ".join(found.lost[:IDS_SHOWN]) + (", …" if len(found.lost) > IDS_SHOWN else "")
         yield Message(
             "warning",
-            f"The decisions about {len(found.lost)} pairs do not apply: their texts changed, or they left the set ({shown}). "
-            "They are kept with the old set in superseded/.",
+            f"Dropped the decisions about {len(found.lost)} pairs: their texts changed, or they left the set ({shown}). "
+            "They are still with the old set in superseded/.",
         )
 
 
 def _where(context: Context) -> str:
     config = context.config
     if config.server_url:
-        return f"{config.server_model} on {config.server_url} makes the pairs by {config.method}."
+        return f"{config.server_model} on {config.server_url} generates the pairs by {config.method}."
     return f"Loading {config.base_model_id} with the Stage 2 adapter, which makes the pairs by {config.method}."

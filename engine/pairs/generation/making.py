@@ -135,7 +135,7 @@ def set_aside_what_no_longer_holds(
         others += prompt is None or not identity.holds(prompt, record)
     if not others:
         return ""
-    why = f"{others} of {total} records were made for other prompts or in another way"
+    why = f"{others} of {total} records were made from other prompts or with other settings"
     folder = context.run.set_aside(files.pairs, *files.beside, why=why)
     return f"{why}; the old set is now in {folder}"
 
@@ -252,9 +252,9 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
         return max_prompt_tokens
     if context_length - beside < LEAST_ROOM:
         raise PreconditionError(
-            f"The model reads {context_length} tokens, and {beside} of them are spoken for.",
-            "Draft, critique, revision, their requests and the examples stand in one conversation with the prompt.",
-            "Give a smaller --max-new-tokens, or fewer examples with --few-shot.",
+            f"The model's context of {context_length} tokens has no room for a prompt: {beside} are needed for other text.",
+            "Draft, critique, revision, their requests and the worked examples share one conversation with the prompt.",
+            "Lower --max-new-tokens, or give fewer examples in --few-shot.",
         )
     return min(max_prompt_tokens, context_length - beside)
 
@@ -294,4 +294,4 @@ class Clock:
 def torn_line(appender: JsonlAppender) -> Iterator[Message]:
     """What a person should know of a file whose last line was not finished."""
     if appender.torn:
-        yield Message("warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}.")
+        yield Message("warning", f"Moved an unfinished record ({appender.torn} bytes) to {appender.torn_path}.")
