@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from engine.models.chat import ChatMessage
 
@@ -24,6 +26,20 @@ class Asking:
     """Whether a system message stands in the first user turn: the template refuses or ignores one of its own."""
 
 
+_DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
+
+
+def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def fix_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
+    """Render with `day` as today from now on. Six published templates write the date: a run that goes on past midnight would
+    have another prompt in front of each reply.
+    """
+    _DATES[tokenizer] = day
+
+
 class TemplateRefusal(Exception):
     """The template raised an error of its own."""
 
@@ -41,10 +57,16 @@ def render(
                 tokenize=False,
                 add_generation_prompt=reply_wanted,
                 **asking.switches,
+                **_today(tokenizer),
             )
         )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # what a template can raise
         raise TemplateRefusal(str(error) or type(error).__name__) from error
+
+
+def _today(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    day = _DATES.get(tokenizer)
+    return {} if day is None else {"strftime_now": day.strftime}
 
 
 def as_asked(conversation: Sequence[ChatMessage], asking: Asking) -> list[dict[str, Any]]:
