@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -26,6 +27,7 @@ class Asking:
     """Whether a system message stands in the first user turn: the template refuses or ignores one of its own."""
 
 
+_ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
 
 
@@ -57,16 +59,19 @@ def render(
                 tokenize=False,
                 add_generation_prompt=reply_wanted,
                 **asking.switches,
-                **_today(tokenizer),
+                **_with_the_date(tokenizer),
             )
         )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # what a template can raise
         raise TemplateRefusal(str(error) or type(error).__name__) from error
 
 
-def _today(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _with_the_date(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The template with the date written in; as an argument transformers takes texts and numbers only, and no function."""
     day = _DATES.get(tokenizer)
-    return {} if day is None else {"strftime_now": day.strftime}
+    if day is None:
+        return {}
+    return {"chat_template": _ASKS_DATE.sub(lambda asked: repr(day.strftime(asked[2])), tokenizer.get_chat_template())}
 
 
 def as_asked(conversation: Sequence[ChatMessage], asking: Asking) -> list[dict[str, Any]]:
