@@ -18,7 +18,7 @@ from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
-from engine.models.loading import load_tokenizer
+from engine.models.loading import load_tokenizer, run_date
 from engine.models.templates.given import template_key
 from engine.pairs.data.record import OK, Pair
 from engine.pairs.formats.folders import hash_of_files
@@ -100,6 +100,7 @@ def run(context: Context) -> StageRun:
             plan=plan.as_dict(),
             memory=inputs.terms(plan, config.max_length, config.load_in_4bit),
             machine=inputs.machine.__dict__,
+            date=run_date(config).isoformat(),
         ),
     )
 
