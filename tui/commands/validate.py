@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +31,9 @@ from tui.commands.arguments import add_options, add_token_options, config_of, ne
 from tui.commands.printers import COLOUR, GLYPH
 from tui.commands.table import PROGRAM
 from tui.process.print_error import print_error
+
+if TYPE_CHECKING:
+    from engine.pairs.relevance.measure import RelevanceMeter
 
 IN_MEMORY = 1 << 20
 """Bytes of verdicts that are kept in memory; more wait in a temporary file until the figures, which stand first, are known."""
@@ -63,9 +66,10 @@ def main(arguments: list[str]) -> int:
         help="push what --export writes, with a card, to a dataset of the Hub; a new one is private",
     )
     add_token_options(parser)
-    of_a_push = ("push_public", "accept_lookalikes")
-    add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in of_a_push])
+    more = (*OF_THE_MODEL, "push_public", "accept_lookalikes")
+    add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in more])
     given = parse(parser, arguments)
+    config = config_of(given)
     if given.push_dataset and not given.export:
         raise ConfigError(
             "--push-dataset is given, and --export is not.",
@@ -75,14 +79,15 @@ def main(arguments: list[str]) -> int:
     judged = partial(
         validate,
         Path(given.pairs),
-        config_of(given),
+        config,
+        meter=load_meter(config) if given.base_model_id is not None else None,
         export=Path(given.export) if given.export else None,
         force=given.force,
         split=given.split,
     )
     push = None
     if given.push_dataset:
-        push = partial(_push, given.push_dataset, config_of(given), token_of(given))
+        push = partial(_push, given.push_dataset, config, token_of(given))
     return print_validation(judged, as_json=given.json, push=push)
 
 
@@ -91,6 +96,18 @@ def forms() -> str:
     return "\n".join(wrap(", ".join(form.name for form in PAIR_FORMS), 100))
 
 
+def load_meter(config: Stage3Config) -> RelevanceMeter:
+    """The base model, and how it measures whether a revision depends on its prompt."""
+    from engine.models.loading import load_base, load_tokenizer
+    from engine.pairs.relevance.measure import RelevanceMeter
+    from engine.process.environment import quiet_libraries
+
+    quiet_libraries()
+    return RelevanceMeter(load_base(config), load_tokenizer(config))
+
+
+OF_THE_MODEL = ("base_model_id", "base_model_revision", "device", "dtype", "chat_template")
+"""With --base-model-id it is measured whether revisions depend on their prompts."""
 OF_THE_ROWS = ("form", "columns", "max_bad_rows")
 
 
@@ -186,6 +203,14 @@ def _print_report(result: Validation) -> None:
     )
     _print_figures(console, report)
     _print_counts(console, report)
+    if report["relevance"]["measured"] == 0:
+        console.print(
+            Text(
+                "not measured: whether a revision depends on its prompt. --base-model-id MODEL measures it; without, a text "
+                "that would fit any message counts as usable",
+                style="dim",
+            )
+        )
     _print_examples(console, report["examples"])
     _print_bad_lines(console, result.bad_lines, figures["bad_lines"])
     console.print(Text(_conclusion(report), style="bold"))

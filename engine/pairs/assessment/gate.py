@@ -60,7 +60,7 @@ class Figure:
     @property
     def sentence(self) -> str:
         if self.value is None:
-            return f"nothing scored ({self.bound} {_number(self.threshold)})"
+            return f"not measured ({self.bound} {_number(self.threshold)})"
         value, threshold = _number(self.value), _number(self.threshold)
         if value == threshold and self.passes is False:  # missed by a hair
             value = f"{self.value:.4%}"
@@ -113,6 +113,9 @@ class Counts:
     principles: Counter[str] = field(default_factory=Counter)
     """How many pairs each had a part in: the principles of the attempt that made the revision."""
     with_principles: int = 0
+    measured: int = 0
+    """Revisions, as they were made, of which it is known whether they depend on their prompt."""
+    relevant: int = 0
     training: int = 0
     training_longer: int = 0
     training_scored: int = 0
@@ -150,6 +153,8 @@ class Counts:
         self.made += by
         self.usable += by * (not reasons)
         self.byte_identical += by * found.byte_identical
+        self.measured += by * (found.relevant is not None)
+        self.relevant += by * (found.relevant is True)
         for reason in reasons:
             _count(self.any_reason, reason, by)
         if found.made_by:
@@ -265,6 +270,14 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             "Too few are left to train on: make more pairs (raise --num-examples, or widen --split).",
         ),
         Figure(
+            "relevant_share",
+            _share(tally.relevant, tally.measured) if tally.measured else None,
+            config.min_relevant_share,
+            "at least",
+            True,
+            "Too many revisions would fit any message: use a better model, another --method, or a critic.",
+        ),
+        Figure(
             "longer_share",
             _share(tally.training_longer, tally.training),
             config.max_longer_share,
@@ -374,6 +387,7 @@ def report(tally: Tally, config: Stage3Config) -> dict[str, Any]:
             "edited": tally.edited_by_people,
             "damaged_edits": tally.bad_edits,
         },
+        "relevance": {"measured": tally.measured, "relevant": tally.relevant},
         "scored": tally.training_scored,
         "tied": tally.training_tied,
         "examples": tally.examples.as_dict(),
