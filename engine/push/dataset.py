@@ -41,9 +41,9 @@ def push_dataset(
     with Repository(repo_id, found.secret, stop, repo_type="dataset") as repository:
         there = yield from check_target(repository, found.source, public=public)
         if there is not None and all(there.has(name, data) for name, data in files.items()):
-            yield Check("pushed", "ok", f"{repo_id} has all of it already; nothing was sent")
-            return pushed(repository, hub.page_of(repo_id, "dataset"), there, files, was_there=True)
-        yield Message("info", f"Sending {len(files)} files to {repo_id}, in one commit.")
+            yield Check("pushed", "ok", f"{repo_id} already has all files; nothing sent")
+            return pushed(repository, repository.page, there, files, was_there=True)
+        yield Message("info", f"Sending {len(files)} files to {repo_id} in one commit.")
         stop.raise_if_requested()
         there = there or created(repository, public=public)
         told = f"Written and pushed by stage3-tui {__version__}."

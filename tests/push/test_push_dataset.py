@@ -55,7 +55,7 @@ def test_what_would_train_goes_to_a_private_dataset_with_a_card(name: str, pairs
     assert all("/datasets/" in request.other_headers for request in hub.requests if request.step in ("info", "commit"))
     assert CANARY not in told.out + told.err and "pushed" in told.err
     assert push(pairs, name, "--force") == 0
-    assert len(repo.commits) == 1 and "has all of it already" in capsys.readouterr().err
+    assert len(repo.commits) == 1 and "already has all files" in capsys.readouterr().err
 
 
 def test_the_parquet_file_is_what_plain_trl_loads(pairs: Path, hub: FakeHubPush):
