@@ -12,7 +12,6 @@ from tui.widgets.marks import CHECK_MARKS
 
 SHORT = {
     "usable_share": "usable",
-    "relevant_share": "relevant",
     "training_pairs": "to train",
     "longer_share": "longer",
     "shared_prompt_share": "shared",
