@@ -85,7 +85,7 @@ tags: [lora, dpo, constitutional-ai]
 # Stage 3 "constitutional" LoRA adapter
 
 Trained by [stage3-tui](https://pypi.org/project/stage3-tui/): DPO of a Stage 2 LoRA adapter against itself, on pairs of
-its own drafts and revisions."""
+its own answers."""
 
 
 def _judge(evaluation: Mapping[str, Any]) -> str:
@@ -125,7 +125,8 @@ def counts_of(report: Mapping[str, Any]) -> dict[str, Any]:
     left_out = {f"left out: {reason}": count for reason, count in report.get("left_out", {}).items()}
     people = {f"{what} by people": count for what, count in report.get("people", {}).items() if count}
     figures = report.get("figures", {})
-    return {"pairs made": report.get("pairs"), "pairs usable": figures.get("usable"), **left_out, **people}
+    methods = {f"pairs by {method}": count for method, count in report.get("methods", {}).items()}
+    return {"pairs made": report.get("pairs"), **methods, "pairs usable": figures.get("usable"), **left_out, **people}
 
 
 def gate_text(gate: Mapping[str, Any]) -> str:

@@ -125,6 +125,10 @@ class Counts:
     accepted_by_people: int = 0
     flipped_by_people: int = 0
     edited_by_people: int = 0
+    lengths_measured: int | None = None
+    """Pairs that would be trained on, their lengths measured in tokens; None where nobody measured."""
+    too_long: int = 0
+    """Of these, the ones that do not fit --max-length."""
     bad_lines: int = 0
     """Lines that are no pair."""
     bad_edits: int = 0
@@ -177,11 +181,15 @@ class Tally(Counts):
     """Counts over pairs as they go by, in memory that does not grow with their texts: two hashes a pair."""
 
     examples: Examples = field(default_factory=lambda: Examples())
+    methods: Counter[str] = field(default_factory=Counter)
+    """How the pairs were made, where their file says it."""
     _texts: set[int] = field(default_factory=set)
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
         """Judge one pair and count it; `pair` and `made` as in `find`."""
         found = assess_pair(pair, decision, made=made)
+        if pair.method:
+            _count(self.methods, pair.method, 1)
         repeats = not found.as_left and found.texts in self._texts
         if not found.as_left:
             self._texts.add(found.texts)
@@ -259,7 +267,7 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_usable_share,
             "at least",
             True,
-            "A process that fails more often than not is not trusted with the rest: use a better model or constitution.",
+            "A process that fails more often than not is not trusted with the rest: use another --method, model or constitution.",
         ),
         Figure(
             "training_pairs",
@@ -301,6 +309,7 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             True,
             "The judge finds too few revisions better than their drafts: look at the pairs, then at the constitution.",
         ),
+        *too_long_figures(tally, config),
         Figure(
             "identical_share",
             _share(tally.any_reason[detectors.IDENTICAL], tally.made),
@@ -326,6 +335,26 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             "One principle stands behind most pairs: give the others more weight.",
         ),
     ]
+
+
+def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
+    """Known to who has the model's tokenizer: training leaves such pairs out, and refuses where they are too many."""
+    if tally.lengths_measured is None:
+        return []
+    return [
+        Figure(
+            "too_long_share",
+            _share(tally.too_long, tally.lengths_measured),
+            config.max_too_long_share,
+            "at most",
+            True,
+            "Training would leave too many pairs out: raise --max-length where memory allows it, or lower --max-prompt-tokens.",
+        )
+    ]
+
+
+KNOWN_WITHOUT_A_JUDGE = ("usable_share", "training_pairs", "too_long_share")
+"""Figures that no score can mend."""
 
 
 def failed(all_figures: list[Figure]) -> list[Figure]:
@@ -364,6 +393,7 @@ def report(tally: Tally, config: Stage3Config) -> dict[str, Any]:
     accepted = config.accept_quality is not None and tally.training > 0
     return {
         "pairs": tally.made,
+        "methods": dict(tally.methods.most_common()),
         "figures": {
             "byte_identical": tally.byte_identical,
             "usable": tally.usable,
