@@ -15,6 +15,7 @@ SHORT = {
     "training_pairs": "to train",
     "longer_share": "longer",
     "shared_prompt_share": "shared",
+    "relevant_share": "relevant",
     "improved_share": "improved",
     "identical_share": "identical",
     "meta_share": "meta",
@@ -55,7 +56,7 @@ def _chip(figure: Figure, before: Mapping[str, float | None], with_threshold: bo
     sign = "≥" if figure.bound == "at least" else "≤"
     return Content.assemble(
         (f"{mark.glyph} ", f"bold {mark.style}"),
-        (f"{SHORT[figure.name]} ", "$muted"),
+        (f"{SHORT.get(figure.name, figure.name.replace('_', ' '))} ", "$muted"),
         (number(figure.value), "bold" if figure.passes is not False else f"bold {mark.style}"),
         (_moved(figure, before), "$accent"),
         (f" {sign} {number(figure.threshold)}" if with_threshold else "", "$muted"),
