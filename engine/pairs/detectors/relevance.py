@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from engine.pairs.detectors.candidate import Candidate
+from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
 LEAST_RELEVANCE = (15.0, 9.0, 5.0)
 """Nats that are asked of a reply with no telling word, with one, and with more (`bench/detectors.py` measures them)."""
@@ -21,9 +22,12 @@ def is_off_topic(candidate: Candidate) -> bool:
     """Of a revision alone, and only where its relevance was measured.
 
     People do ask "What do you mean?", and as an answer that may be sent. As the better half of a pair it teaches a model to
-    say so whatever it is told.
+    say so whatever it is told. A refusal may be the same for all that is refused, where the prompt may ask for harm; over a
+    harmless one it is another detector's (`refusal`).
     """
     if candidate.draft is None or candidate.relevance is None:
+        return False
+    if is_refusal(candidate) and not is_harmless(candidate.asked):
         return False
     telling = len(set(candidate.said) - common_words())
     return candidate.relevance < LEAST_RELEVANCE[min(telling, len(LEAST_RELEVANCE) - 1)]
