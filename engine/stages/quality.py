@@ -49,17 +49,18 @@ def run(context: Context) -> StageRun:
     examined, judgement = (yield from examined_judge(context, load_judge)), None
     if examined.believed is not None:
         scores, judgement = yield from _score(examined, usable)
-        tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores)
-    all_figures = figures(tally, config)
+        tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores, config.min_gain)
+    judged = judgement is not None
+    all_figures = figures(tally, config, judged=judged)
     for figure in all_figures:
         yield check_of(figure)
     if judgement is None:
-        own = f" {tally.training_scored} scores are the pairs file's own." if tally.training_scored else ""
+        own = f" {tally.scored} scores are the pairs file's own." if tally.scored else ""
         yield Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
     for reason, count in tally.reasons.most_common():
         yield Check(f"left out: {reason}", "skipped", str(count))
-    judged = None if judgement is None else judgement.as_dict()
-    told = {**report(tally, config), "judge": judged, "exams": examined.as_dict()}
+    found = None if judgement is None else judgement.as_dict()
+    told = {**report(tally, config, judged=judged), "judge": found, "exams": examined.as_dict()}
     write_json(run_ / layout.PAIRS_REPORT, told)
     shut = failed(all_figures)
     if shut and config.accept_quality is None:
@@ -111,10 +112,13 @@ def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 
 
-def judge_run(pairs_path: Path, edits_path: Path, scores: ScoreCache | None = None) -> tuple[Tally, list[Pair]]:
-    """Tally and usable pairs of a run, after people's edits. Raises DamagedState for a line that is no pair, or no edit.
+def judge_run(
+    pairs_path: Path, edits_path: Path, scores: ScoreCache | None = None, min_gain: float | None = None
+) -> tuple[Tally, list[Pair]]:
+    """Tally of a run, and the pairs that train, after people's edits. Raises DamagedState for a line that is no pair, or no edit.
 
-    scores   a judge's, of these very texts, in place of what the file has; without it the file's own count
+    scores     a judge's, of these very texts, in place of what the file has; without it the file's own count
+    min_gain   what these scores must be better by for a pair to train
     """
     decisions = read_edits(edits_path)
     if decisions.damaged:
@@ -126,7 +130,7 @@ def judge_run(pairs_path: Path, edits_path: Path, scores: ScoreCache | None = No
         given = scores.get(key_of(comparison_of(pair)), NOT_ASKED)
         return replace(pair, base_score=given.first, revised_score=given.second)
 
-    tally = Tally()
+    tally = Tally(min_gain=min_gain)
     judged = judged_pairs(_whole_pairs(pairs_path), decisions, tally, scored)
     return tally, [each.pair for each in judged if each.verdict.usable]
 

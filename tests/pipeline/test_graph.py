@@ -67,6 +67,8 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "max_longer_share":           (0.8,              GATE),
     "max_shared_prompt_share":    (0.1,              GATE),
     "min_improved_share":         (0.5,              GATE),
+    "min_gain":                   (0.1,              GATE),
+    "min_sample_share":           (0.6,              GATE),
     "warn_identical_share":       (0.1,              GATE),
     "warn_meta_share":            (0.1,              GATE),
     "warn_principle_share":       (0.4,              GATE),

@@ -16,6 +16,7 @@ SHORT = {
     "longer_share": "longer",
     "shared_prompt_share": "shared",
     "improved_share": "improved",
+    "better_by_people": "by people",
     "identical_share": "identical",
     "meta_share": "meta",
     "principle_share": "one principle",
@@ -56,7 +57,10 @@ def _chip(figure: Figure, before: Mapping[str, float | None], with_threshold: bo
     return Content.assemble(
         (f"{mark.glyph} ", f"bold {mark.style}"),
         (f"{SHORT[figure.name]} ", "$muted"),
-        (number(figure.value), "bold" if figure.passes is not False else f"bold {mark.style}"),
+        (
+            number(figure.value, "not decided" if figure.needed else "not scored"),
+            "bold" if figure.passes is not False else f"bold {mark.style}",
+        ),
         (_moved(figure, before), "$accent"),
         (f" {sign} {number(figure.threshold)}" if with_threshold else "", "$muted"),
         "   ",
@@ -73,9 +77,9 @@ def _moved(figure: Figure, before: Mapping[str, float | None]) -> str:
     return f" ({100 * moved:+.1f})" if abs(moved) >= 0.0005 else f" ({'+' if moved > 0 else '-'})"
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, nothing: str = "not scored") -> str:
     if value is None:
-        return "not scored"
+        return nothing
     return f"{100 * value:.1f} %" if isinstance(value, float) else f"{value:,}"
 
 
