@@ -9,6 +9,7 @@ from typing import Protocol
 from engine.core.config import Stage3Config
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import Reply, SamplingSettings
+from engine.models.server.roles import critic_server, policy_server
 from engine.run.stop import StopToken
 
 
@@ -52,10 +53,21 @@ class Backend(Protocol):
 
 def load_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> Backend:
     """The server of `--server-url`, else the local model with the Stage 2 adapter."""
-    if config.server_url is not None:
+    server = policy_server(config)
+    if server is not None:
         from engine.models.server.backend import load_server_backend
 
-        return load_server_backend(config, stop, token)
+        return load_server_backend(config, server, stop, token)
     from engine.models.local_backend import load_stage2_backend
 
     return load_stage2_backend(config, adapter, stop, token)
+
+
+def load_critic(config: Stage3Config, stop: StopToken, token: str | None) -> Backend | None:
+    """The server of `--critic-url`, which writes critiques and revisions; None where the policy does."""
+    server = critic_server(config)
+    if server is None:
+        return None
+    from engine.models.server.backend import load_server_backend
+
+    return load_server_backend(config, server, stop, token)

@@ -36,6 +36,8 @@ READ_AS = {
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     "server_url": lambda config: config.server_url is not None,
     "server_model": lambda config: config.server_model if config.server_url else None,
+    "critic_url": lambda config: config.critic_url is not None,
+    "critic_model": lambda config: config.critic_model if config.critic_url else None,
 }
 
 

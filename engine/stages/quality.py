@@ -34,6 +34,7 @@ READ_AS = {
     "judge": lambda config: judge_name(config),
     # In the judge's name, where they count.
     "server_model": lambda config: None,
+    "judge_model": lambda config: None,
     "reward_model_id": lambda config: None,
 }
 

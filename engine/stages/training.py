@@ -41,6 +41,7 @@ READ_AS = {
     "judge": judge_name,
     # In the judge's name, where they count.
     "server_model": lambda config: None,
+    "judge_model": lambda config: None,
     "reward_model_id": lambda config: None,
 }
 

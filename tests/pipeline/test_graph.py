@@ -58,6 +58,12 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "few_shot":                   ("few.yaml",       "preflight pairs"),
     "server_url":                 ("http://h/v1",    "preflight pairs"),
     "server_model":               ("m",              PREFLIGHT),
+    "critic_url":                 ("http://h/v1",    "preflight pairs"),
+    "critic_model":               ("m",              PREFLIGHT),
+    "critic_api_key_env":         ("OTHER_TOKEN",    NOTHING),
+    "judge_url":                  ("http://h/v1",    NOTHING),
+    "judge_model":                ("m",              NOTHING),
+    "judge_api_key_env":          ("OTHER_TOKEN",    NOTHING),
     "server_concurrency":         (3,                NOTHING),
     "server_timeout":             (9.0,              NOTHING),
     "judge":                      ("demo",           "credentials quality training (evaluation)"),
@@ -107,7 +113,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
 
 MAKES_OTHER_RECORDS = {
     "seed", "dtype", "base_model_id", "constitution", "max_new_tokens", "temperature", "top_p", "max_attempts", "rounds",
-    "few_shot", "server_url",
+    "few_shot", "server_url", "critic_url",
 }  # fmt: skip
 """Whatever else is changed, each record that there is for a prompt stays as it is; a base model and a number format count by
 what stages adapter and preflight recorded of them."""

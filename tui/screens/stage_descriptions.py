@@ -86,9 +86,10 @@ def _pairs(config: Stage3Config) -> tuple[str, ...]:
 
 
 def _quality(config: Stage3Config) -> tuple[str, ...]:
-    judge = (
-        "Nobody scores them (the option judge)." if config.judge == "none" else f"The judge {config.judge} scores them."
-    )
+    judge = {
+        "none": "Nobody scores them (the option judge).",
+        "auto": "A judge that passes its exam scores them: a server, the reward model or the policy itself.",
+    }.get(config.judge, f"The judge {config.judge} scores them, where it passes its exam.")
     return (
         f"Looks at every pair for what makes it useless. {judge}",
         f"Training is refused with under {config.min_usable_share:.0%} usable of what was made, or fewer than "

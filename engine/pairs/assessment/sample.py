@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from engine.core.statistics import wilson
@@ -10,11 +11,11 @@ SAMPLE = 30
 """Pairs. Where 21 of them or more are better, the lower end of the interval lies above one half."""
 
 
+@dataclass
 class Sample:
     """What people said of the usable pairs as they were made, each by the hash of its id: better, not better, or nothing yet."""
 
-    def __init__(self) -> None:
-        self._said: dict[int, bool | None] = {}
+    _said: dict[int, bool | None] = field(default_factory=dict)
 
     def count(self, order: int, better: bool | None, by: int) -> None:
         """One pair more, or (-1) one less."""

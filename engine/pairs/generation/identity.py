@@ -30,6 +30,8 @@ class RecordIdentity:
     @classmethod
     def of(cls, config: Stage3Config, recipe: GenerationSettings, results: Results) -> RecordIdentity:
         made_by = {**asdict(recipe), "generator": _generator(config, results)}
+        if config.critic_url is not None:
+            made_by["critic"] = config.critic_model
         made_by["constitution"].pop("source")  # where it lies says nothing about what it says
         return cls(sha256_of_json(made_by), config.max_prompt_tokens)
 
