@@ -16,13 +16,34 @@ export OMP_WAIT_POLICY ?= passive
 
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
-.PHONY: demo test test-slow lint format bench demo-model pictures snapshots clean
+SUITE := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-durations test-portable test-newest test-oldest test-slow lint format bench demo-model pictures snapshots \
+	constraints dist clean
 
 demo: $(STAMP)
 	$(BIN)/stage3-tui --auto --demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
+
+# The tests that take more than 3 seconds.
+test-durations: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE) --durations=0 --durations-min=3
+
+# The arithmetic of another processor: torch's kernels without AVX, MKL's for any machine, two threads. Texts and figures must not change.
+PORTABLE := tests/models/test_decoding.py tests/pairs/test_generation.py tests/dpo/test_shared_prompt.py tests/demo
+test-portable: $(STAMP)
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(PORTABLE)
+
+# With the newest packages that pyproject.toml allows, and with the oldest; each in an environment of its own.
+test-newest: $(UV)
+	$(call install,.venv-newest,--upgrade)
+	OMP_NUM_THREADS=1 .venv-newest/bin/python $(SUITE)
+
+test-oldest: $(UV)
+	$(call install,.venv-oldest,--resolution lowest-direct)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(SUITE)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
@@ -52,7 +73,7 @@ docs: $(BIN)/mkdocs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(BIN)/mkdocs: $(STAMP)
-	$(UV) pip install --quiet --python $(BIN)/python --editable '.[docs]'
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 snapshots: $(STAMP)
@@ -63,10 +84,22 @@ $(TOOLS)/bin/uv:
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet uv
 
-$(STAMP): pyproject.toml $(UV)
-	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev,server]'
+define install
+	test -x $(1)/bin/python || $(UV) venv --quiet --python $(PYTHON) $(1)
+	$(UV) pip install --quiet --compile-bytecode --python $(1)/bin/python $(2) --editable '.[dev,server]'
+endef
+
+# constraints.txt has the versions that the tests last passed with; `make constraints` writes those of .venv into it.
+$(STAMP): pyproject.toml constraints.txt $(UV)
+	$(call install,$(VENV),--constraint constraints.txt)
 	touch $(STAMP)
 
+constraints: docs
+	$(UV) pip freeze --python $(BIN)/python --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+# A wheel, which `uv tool install` takes.
+dist: $(STAMP)
+	$(BIN)/python -m hatchling build --target wheel --directory dist
+
 clean:
-	rm -rf $(VENV) $(TOOLS) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-oldest $(TOOLS) dist .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,7 @@ from engine.pairs.generation.recipe import GenerationSettings
 from engine.preflight.machine import plan_inputs
 from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memory
 from engine.preflight.report import clock, forecast_event, forecast_lines, require_disk
+from engine.preflight.template import check_template
 from engine.preflight.timing import time_batch
 from engine.preflight.trial import longest_row
 from engine.run.context import Context
@@ -86,6 +87,7 @@ def run(context: Context) -> StageRun:
 
 
 def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[TrainingPlan, Measurements, PlanInputs]]:
+    yield from check_template(context.config, context.token_text)
     prompts = load_prompts(context.config, context.token_text)
     if not prompts:
         raise PreconditionError(

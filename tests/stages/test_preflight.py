@@ -135,6 +135,32 @@ def test_a_computer_is_not_filled_to_the_brim_and_a_gpu_nearly(demo: Callable[..
         assert inputs.needed(inputs.choose()) <= most * 30 * GIB
 
 
+# -- the chat template -------------------------------------------------------------------------------------------------
+
+
+def test_the_template_is_tried_on_all_that_the_run_renders_before_anything_is_loaded(tiny_run: Context):
+    told = next(event for event in preflight.run(tiny_run) if isinstance(event, Check))
+    assert (told.name, told.status) == ("chat template", "ok")
+    assert told.detail == "a reply ends with <end_of_turn>; a system message stands in the first user turn"
+
+
+def test_a_template_that_cannot_be_trained_with_is_refused_before_a_weight_is_loaded(
+    tiny_run: Context, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "load_base", lambda *_: pytest.fail("weights were loaded"))
+    template = Path(tiny_run.config.base_model_id) / "chat_template.jinja"
+    template.write_text("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}assistant: ")
+    with pytest.raises(PreconditionError, match="no token of its own that generation could stop at") as refused:
+        run_stage(preflight.run(tiny_run))
+    assert refused.value.exit_code == 3
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> Context:
+    base = build_base(tmp_path / "base")
+    return build_context(tmp_path / "run", base, build_adapter(tmp_path / "adapter", base))
+
+
 # -- the number format -------------------------------------------------------------------------------------------------
 
 

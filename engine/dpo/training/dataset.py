@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from engine.core.errors import DataError, PreconditionError
+from engine.core.errors import DataError
 from engine.models.chat import ChatMessage, Conversation
-from engine.models.chat_template import contains_special_text, conversation_ids
+from engine.models.chat_template import conversation_ids, reply_ids
+from engine.models.templates.control_text import control_pattern
 from engine.storage.jsonl import BadLine, read_jsonl
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def load_rows(path: Path) -> list[Row]:
 def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
     """Each row by the model's chat template; special tokens that occur in its text stay text.
 
-    Raises PreconditionError where the template gives no or two BOS, no end of turn, or another prompt with a reply
-    behind it than without.
+    Raises PreconditionError where the template cannot be trained with, and DataError where two replies are the same ids.
     """
     return [_encode(index, row, tokenizer) for index, row in enumerate(rows)]
 
@@ -95,9 +95,8 @@ def describe(pairs: Sequence[EncodedPair], most: int = 8) -> str:
 
 def rows_with_special_text(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Indices of rows in whose messages the text of a special token occurs."""
-    return [
-        i for i, row in enumerate(rows) if any(contains_special_text(tokenizer, m["content"]) for m in _messages(row))
-    ]
+    special = control_pattern(tokenizer)
+    return [i for i, row in enumerate(rows) if any(special.search(m["content"]) for m in _messages(row))]
 
 
 def _messages(row: Row) -> list[ChatMessage]:
@@ -122,34 +121,11 @@ def _fault(record: dict[str, Any]) -> str:
 
 def _encode(index: int, row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedPair:
     prompt = conversation_ids(tokenizer, row["prompt"], reply_wanted=True)
-    _require_one_bos(prompt, tokenizer)
-    chosen = _reply_ids(prompt, [*row["prompt"], *row["chosen"]], tokenizer)
-    rejected = _reply_ids(prompt, [*row["prompt"], *row["rejected"]], tokenizer)
+    chosen, rejected = (reply_ids(tokenizer, row["prompt"], reply) for reply in (row["chosen"], row["rejected"]))
+    if chosen == rejected:
+        raise DataError(
+            f"The two replies of row {index} are the same tokens.",
+            f"They differ only in what the chat template of {tokenizer.name_or_path} leaves out (blanks at the ends).",
+            "Reject the pair in the stage quality, or mend the file.",
+        )
     return EncodedPair(index, prompt, chosen, rejected)
-
-
-def _reply_ids(prompt: list[int], conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = conversation_ids(tokenizer, conversation, reply_wanted=False)
-    if ids[: len(prompt)] != prompt:
-        raise _template_fault(tokenizer, "it renders the prompt otherwise when a reply follows")
-    reply = ids[len(prompt) :]
-    # Gemma's turn ends with <end_of_turn> and a line break, so the last but one counts too.
-    if not set(reply[-2:]) & set(tokenizer.all_special_ids):
-        raise _template_fault(tokenizer, f"a reply ends with {tokenizer.decode(reply[-2:])!r}, and no end of turn")
-    return reply
-
-
-def _require_one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """One BOS at the start; none is right only where the template has none at all (Qwen)."""
-    bos = tokenizer.bos_token_id
-    count = 0 if bos is None else ids.count(bos)
-    if count > 1 or (count == 0 and "bos_token" in str(tokenizer.chat_template)):
-        raise _template_fault(tokenizer, f"a prompt begins with {count} BOS tokens, not 1")
-
-
-def _template_fault(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:
-    return PreconditionError(
-        f"The chat template of {tokenizer.name_or_path} cannot be trained with: {why}.",
-        "The model would learn another text than the one that it is asked with later.",
-        "Use the tokenizer that the instruction-tuned model was published with.",
-    )

@@ -63,8 +63,8 @@ class PrefixCache:
         return best
 
 
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common."""
+def common_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many tokens two rows, or characters two texts, begin with in common."""
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return index

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from engine.models.chat import Conversation
 from engine.models.chat_template import conversation_ids
 from engine.models.generation.prefix_cache import PrefixCache
+from engine.models.templates.behaviour import behaviour_of
+from engine.models.templates.thoughts import without_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,13 +87,10 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends a turn: the model's own list, the tokenizer's EOS, and Gemma's end of turn where the vocabulary has it."""
+    """What ends a turn: the model's own list, the tokenizer's EOS, and what the chat template writes behind a reply."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = set(configured if isinstance(configured, list) else [configured])
-    ids.add(tokenizer.eos_token_id)
-    end_of_turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    if end_of_turn != tokenizer.unk_token_id:
-        ids.add(end_of_turn)
+    ids |= {tokenizer.eos_token_id, behaviour_of(tokenizer).end}
     return sorted(i for i in ids if i is not None)
 
 
@@ -107,5 +106,5 @@ def _choice(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, 
 
 def _reply(tokenizer: PreTrainedTokenizerBase, said: GeneratedRow) -> Reply:
     ids = said.ids[:-1] if said.ended else said.ids
-    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    text = without_thought(tokenizer.decode(ids, skip_special_tokens=True)).strip()
     return Reply(text=text, finished=said.ended, tokens=len(said.ids))

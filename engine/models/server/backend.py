@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode, Stage3Error
 from engine.models.chat import Conversation
-from engine.models.chat_template import special_pattern, split_special_text
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, prompt_length
 from engine.models.server import errors
 from engine.models.server.address import server_address
 from engine.models.server.client import Answer, Question, ServerClient
 from engine.models.server.roles import ServerRole
+from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 
@@ -53,7 +53,7 @@ class ServerBackend:
         self.context_length: int | None = None
         """Tokens that conversation and reply may have together, as the server said at `check`; None where it did not."""
         self._answered = False
-        self._special = special_pattern(tokenizer)
+        self._special = control_pattern(tokenizer)
         self._odd_endings: Counter[str] = Counter()
 
     def reply(

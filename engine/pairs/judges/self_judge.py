@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.errors import NumbersError, PreconditionError
 from engine.models.adapters.source import adapter_folder
-from engine.models.chat_template import conversation_ids
+from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.local_backend import load_stage2_backend
 from engine.pairs.judges.base import Comparison, LoadedPolicy, ScorePair, too_long
 from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
@@ -122,18 +122,15 @@ def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> LetterTokens:
     Raises PreconditionError where no single token tells the letters apart at the answer's beginning.
     """
     question: list[dict[str, str]] = [{"role": "user", "content": "A or B?"}]
-    opened = conversation_ids(tokenizer, question, reply_wanted=True)  # type: ignore[arg-type]
-    a, b = (
-        conversation_ids(tokenizer, [*question, {"role": "assistant", "content": letter}], reply_wanted=False)  # type: ignore[list-item]
-        for letter in LETTERS
-    )
+    try:
+        a, b = (reply_ids(tokenizer, question, [{"role": "assistant", "content": letter}]) for letter in LETTERS)  # type: ignore[arg-type]
+    except PreconditionError as error:
+        raise _unclear(tokenizer, error.what) from error
     parts = next((i for i, (of_a, of_b) in enumerate(zip(a, b, strict=False)) if of_a != of_b), 0)
-    if a[: len(opened)] != opened or parts < len(opened):
-        raise _unclear(tokenizer, "Its template does not put an answer right behind the opened turn of the model.")
     said = tuple(tokenizer.decode([ids[parts]]).strip() for ids in (a, b))
     if said != LETTERS:
         raise _unclear(tokenizer, f"The tokens where the answers A and B part say {said[0]!r} and {said[1]!r}.")
-    return LetterTokens(a[len(opened) : parts], a[parts], b[parts])
+    return LetterTokens(a[:parts], a[parts], b[parts])
 
 
 def _unclear(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.core.errors import ConfigError, NumbersError
-from engine.models.chat_template import special_pattern, split_special_text
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.backend import load_server_client
 from engine.models.server.client import Answer, Question, ServerClient
 from engine.models.server.roles import judge_server
+from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name
 from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
 from engine.pairs.principles.constitution import load_constitution
@@ -49,7 +49,7 @@ def connect_server_judge(context: Context) -> ServerJudge:
         )
     client = load_server_client(config, server, context.stop)
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
-    special = special_pattern(load_tokenizer(config, context.token_text))
+    special = control_pattern(load_tokenizer(config, context.token_text))
     return ServerJudge(judge_name(config) or "", client, principles, special)
 
 

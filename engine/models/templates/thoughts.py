@@ -1,0 +1,38 @@
+"""What templates and models write around a thought: `<think>`, `[THINK]`, `<|channel>thought`, and their closing twins."""
+
+from __future__ import annotations
+
+import re
+
+_NAME = r"(?:think|thinking|thought|thoughts|reasoning)"
+_OPENS = (
+    rf"<[|｜]?(?:[a-z]+:)?(?:start_|begin_of_)?{_NAME}(?:_start)?[|｜]?>"
+    rf"|\[{_NAME}\]|◁{_NAME}▷|<\|inner_prefix\|>"
+    r"|<\|channel\|?>\s*(?:thought|analysis)\s*(?:<\|message\|>)?"
+)
+_CLOSES = (
+    rf"</[|｜]?(?:[a-z]+:)?{_NAME}[|｜]?>|<[|｜]?(?:end_|end_of_){_NAME}[|｜]?>|<[|｜]?{_NAME}_end[|｜]?>"
+    rf"|\[/{_NAME}\]|◁/{_NAME}▷|<\|inner_suffix\|>|<channel\|>"
+)
+_TAG = re.compile(rf"(?P<opens>{_OPENS})|(?P<closes>{_CLOSES})", re.IGNORECASE)
+_THOUGHT = re.compile(rf"\A\s*(?:(?:{_OPENS}).*?|[^<\[◁]*)(?:{_CLOSES})\s*", re.IGNORECASE | re.DOTALL)
+
+
+def opens_thought(text: str) -> bool:
+    """Whether a thought begins in `text` and does not end in it."""
+    tags = list(_TAG.finditer(text))
+    return bool(tags) and tags[-1].lastgroup == "opens"
+
+
+def is_empty_thought(text: str) -> bool:
+    """Whether `text` is a thought that begins, says nothing, and ends."""
+    return bool(_TAG.search(text)) and not opens_thought(text) and not _TAG.sub("", text).strip()
+
+
+def has_thought(text: str) -> bool:
+    return _TAG.search(text) is not None
+
+
+def without_thought(text: str) -> str:
+    """A reply without the thought that it begins with. One that was opened before the reply began ends in it all the same."""
+    return _THOUGHT.sub("", text, count=1)

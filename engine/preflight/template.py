@@ -1,0 +1,64 @@
+"""The chat template, tried on all that a run renders with it, before a weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from engine.core.config import Stage3Config
+from engine.core.errors import PreconditionError
+from engine.core.events import Check
+from engine.models.chat import ChatMessage, Conversation
+from engine.models.chat_template import reply_ids
+from engine.models.loading import load_tokenizer
+from engine.models.templates.behaviour import Behaviour, behaviour_of
+from engine.pairs.generation.dialogue import critique_prompt, revision_prompt
+from engine.pairs.generation.recipe import GenerationSettings
+from engine.security.sanitize import visible_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ASKED: Conversation = [{"role": "user", "content": "How do I mend a dripping tap?"}]
+DRAFT, CRITIQUE = "Close the valve first.", "It does not say how."
+TALK: Conversation = [
+    *ASKED,
+    {"role": "assistant", "content": DRAFT},
+    {"role": "user", "content": "And after that?"},
+]
+BRIEFED: Conversation = [{"role": "system", "content": "Be brief."}, *TALK]
+REPLY: ChatMessage = {"role": "assistant", "content": "Replace the washer."}
+
+
+def check_template(config: Stage3Config, token: str | None) -> Iterator[Check]:
+    """Raises PreconditionError where the template cannot be generated and trained with, as what was seen of it."""
+    tokenizer = load_tokenizer(config, token)
+    try:
+        for conversation in _conversations(GenerationSettings.of(config)):
+            reply_ids(tokenizer, conversation, [REPLY])
+    except PreconditionError as error:
+        yield Check("chat template", "failed", visible_line(error.what, 400))
+        raise
+    yield Check("chat template", "ok", visible_line(in_words(behaviour_of(tokenizer), tokenizer), 400))
+
+
+def in_words(behaviour: Behaviour, tokenizer: PreTrainedTokenizerBase) -> str:
+    """`a reply ends with <|im_end|>; asked with enable_thinking=False`."""
+    end = tokenizer.convert_ids_to_tokens(behaviour.end)
+    told = [f"{end} is put behind each reply" if behaviour.appended else f"a reply ends with {end}"]
+    if behaviour.asking.switches:
+        told.append("asked with " + ", ".join(f"{name}={value}" for name, value in behaviour.asking.switches.items()))
+    if behaviour.opening:
+        told.append(f"each reply is begun with {behaviour.opening!r}")
+    if behaviour.asking.folds_system:
+        told.append("a system message stands in the first user turn")
+    return "; ".join(told)
+
+
+def _conversations(recipe: GenerationSettings) -> Iterator[Conversation]:
+    """Drafts, a critique and a revision, each as this run asks for it: with its worked examples, where there are any."""
+    principle = recipe.constitution.principles[0]
+    for conversation in (ASKED, TALK, BRIEFED):
+        yield conversation
+        yield critique_prompt(conversation, DRAFT, principle, recipe.examples)
+        yield revision_prompt(conversation, DRAFT, CRITIQUE, principle, recipe.examples)

@@ -1,0 +1,34 @@
+"""constraints.txt: the versions that `make demo` and `make test` install, whatever is newest that day."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+PINNED = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def test_every_line_is_a_name_and_a_public_version_and_names_no_address():
+    for line in LINES:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line), line
+
+
+@pytest.mark.parametrize("asked", [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["server"], *EXTRAS["docs"]])
+def test_every_requirement_has_one_version_that_pyproject_allows(asked: str):
+    requirement = Requirement(asked)
+    assert PINNED[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_every_requirement_names_the_oldest_version_that_works():
+    """`make test-oldest` installs it; without a floor it would be the first that was ever published."""
+    for asked in [*PROJECT["dependencies"], *EXTRAS["dev"]]:
+        assert ">=" in asked, asked

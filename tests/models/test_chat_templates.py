@@ -1,0 +1,202 @@
+"""What a chat template does is found by trying it: what is asked, what is trained, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trl
+from transformers import PreTrainedTokenizerBase
+
+from engine.core.errors import PreconditionError
+from engine.models.chat import ChatMessage, Conversation
+from engine.models.chat_template import conversation_ids, reply_ids
+from engine.models.templates.behaviour import behaviour_of
+from engine.models.templates.thoughts import is_empty_thought, opens_thought, without_thought
+from tests.support.templates import tokenizer_with
+
+PUBLISHED = Path(trl.__file__).parent / "chat_templates"
+CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
+ASKED: Conversation = [{"role": "user", "content": "How do I mend a tap?"}]
+TALK: Conversation = [
+    *ASKED,
+    {"role": "assistant", "content": "Close the valve."},
+    {"role": "user", "content": "Then?"},
+]
+REPLY: ChatMessage = {"role": "assistant", "content": "Replace the washer."}
+
+
+def published(name: str, **special: object) -> PreTrainedTokenizerBase:
+    return tokenizer_with((PUBLISHED / f"{name}.jinja").read_text(encoding="utf-8"), **special)  # type: ignore[arg-type]
+
+
+def asked_and_said(tokenizer: PreTrainedTokenizerBase, conversation: Conversation = ASKED) -> tuple[str, str]:
+    """The prompt and the reply of a training pair, as text."""
+    prompt = conversation_ids(tokenizer, conversation, reply_wanted=True)
+    return tokenizer.decode(prompt), tokenizer.decode(reply_ids(tokenizer, conversation, [REPLY]))
+
+
+def fault(tokenizer: PreTrainedTokenizerBase) -> str:
+    with pytest.raises(PreconditionError) as refused:
+        reply_ids(tokenizer, ASKED, [REPLY])
+    assert behaviour_of(tokenizer).fault in refused.value.what
+    return behaviour_of(tokenizer).fault
+
+
+def test_a_bos_that_opens_every_turn_is_as_the_model_was_published():
+    """SmolLM2's is <|im_start|>."""
+    tokenizer = tokenizer_with(CHATML, bos="<|im_start|>", eos="<|im_end|>")
+    prompt, said = asked_and_said(tokenizer, TALK)
+    assert prompt.count("<|im_start|>") == 4 and prompt.endswith("<|im_start|>assistant\n")
+    assert said == "Replace the washer.<|im_end|>\n"
+
+
+def test_gemma_3_ends_a_reply_with_a_token_that_is_neither_its_eos_nor_listed_among_the_special_ones():
+    tokenizer = published("gemma3", bos="<bos>", eos="<eos>", plain=("<end_of_turn>", "<start_of_turn>"))
+    assert "<end_of_turn>" not in tokenizer.all_special_tokens
+    prompt, said = asked_and_said(tokenizer, TALK)
+    assert prompt.startswith("<bos><start_of_turn>user\n") and prompt.count("<bos>") == 1
+    assert said == "Replace the washer.<end_of_turn>\n"
+    assert tokenizer.convert_ids_to_tokens(behaviour_of(tokenizer).end) == "<end_of_turn>"
+
+
+def test_a_reply_ends_once_whatever_the_template_writes_behind_it():
+    tokenizer = published("phi3", bos="<s>", eos="<|endoftext|>")
+    ids = tokenizer.apply_chat_template([*ASKED, REPLY], return_dict=False)
+    assert tokenizer.decode(ids).endswith("<|end|>\n<|endoftext|>")
+    assert asked_and_said(tokenizer)[1] == "Replace the washer.<|end|>"
+
+
+def test_a_template_that_ends_a_reply_only_before_the_next_turn_is_given_that_end():
+    """GLM's model stops at <|user|>."""
+    tokenizer = published("glm4moe", bos=None, eos="<|endoftext|>", plain=("<think>", "</think>"))
+    assert asked_and_said(tokenizer) == (
+        "[gMASK]<sop><|user|>\nHow do I mend a tap?/nothink<|assistant|>\n<think></think>",
+        "\nReplace the washer.<|user|>",
+    )
+
+
+def test_a_model_that_can_think_is_asked_not_to():
+    tokenizer = published("qwen3", bos=None, eos="<|im_end|>", plain=("<think>", "</think>"))
+    prompt, said = asked_and_said(tokenizer, TALK)
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert said == "Replace the washer.<|im_end|>\n"
+
+
+def test_an_empty_thought_that_only_the_rendering_with_a_reply_has_belongs_to_the_prompt():
+    template = CHATML.replace(
+        "+ m.content", "+ ('<think>\\n\\n</think>\\n' if m.role == 'assistant' else '') + m.content"
+    )
+    tokenizer = tokenizer_with(template, bos=None, eos="<|im_end|>")
+    prompt, said = asked_and_said(tokenizer)
+    assert prompt.endswith("assistant\n<think>\n\n</think>\n") and said == "Replace the washer.<|im_end|>\n"
+
+
+def test_an_empty_thought_that_only_the_opened_turn_has_stays_in_the_prompt():
+    """Gemma 4, 12B and up."""
+    template = CHATML.replace("assistant\n{%", "assistant\n<think></think>{%")
+    tokenizer = tokenizer_with(template, bos=None, eos="<|im_end|>")
+    prompt, said = asked_and_said(tokenizer)
+    assert prompt.endswith("assistant\n<think></think>") and said == "Replace the washer.<|im_end|>\n"
+
+
+def test_a_template_that_always_opens_a_thought_is_refused_with_what_it_writes():
+    tokenizer = published("deepseek_r1_distill", bos="<｜begin▁of▁sentence｜>", eos="<｜end▁of▁sentence｜>")
+    assert "it opens a thought where the reply should begin" in fault(tokenizer)
+    assert "<think>" in fault(tokenizer)
+
+
+def test_a_template_without_any_end_is_refused_with_what_it_writes():
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}\
+{% if add_generation_prompt %}assistant: {% endif %}"
+    assert "behind a reply it writes '\\n', and no token of its own" in fault(tokenizer_with(template))
+
+
+def test_two_bos_in_a_row_are_refused():
+    assert "two BOS" in fault(tokenizer_with("{{ bos_token }}{{ bos_token }}" + CHATML, eos="<|im_end|>"))
+
+
+def test_a_bos_that_the_tokenizer_lacks_is_refused():
+    assert "has none" in fault(tokenizer_with("{{ bos_token }}" + CHATML, bos=None, eos="<|im_end|>"))
+
+
+def test_a_template_that_loses_text_is_refused():
+    assert "is not in what it renders" in fault(tokenizer_with(CHATML.replace("m.content", "''"), eos="<|im_end|>"))
+    only_last = CHATML.replace("in messages", "in messages[-1:]")
+    assert "a turn of the user is not" in fault(tokenizer_with(only_last, eos="<|im_end|>"))
+
+
+def test_a_template_that_wants_parts_is_given_parts():
+    tokenizer = published("idefics3", bos="<|begin_of_text|>", eos="<end_of_utterance>")
+    assert asked_and_said(tokenizer) == (
+        "<|begin_of_text|>User: How do I mend a tap?<end_of_utterance>\nAssistant:",
+        " Replace the washer.<end_of_utterance>\n",
+    )
+
+
+def test_a_system_message_is_the_templates_own_where_it_has_one():
+    tokenizer = tokenizer_with(CHATML, bos=None, eos="<|im_end|>")
+    prompt, _ = asked_and_said(tokenizer, [{"role": "system", "content": "Be brief."}, *ASKED])
+    assert prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow")
+
+
+@pytest.mark.parametrize("does", ["{{ raise_exception('System role not supported') }}", ""])
+def test_a_system_message_stands_in_the_first_user_turn_where_the_template_refuses_or_ignores_it(does: str):
+    template = CHATML.replace("{{ '<|im", "{% if m.role == 'system' %}" + does + "{% else %}{{ '<|im").replace(
+        "{% endfor", "{% endif %}{% endfor"
+    )
+    tokenizer = tokenizer_with(template, bos=None, eos="<|im_end|>")
+    prompt, said = asked_and_said(tokenizer, [{"role": "system", "content": "Be brief."}, *ASKED])
+    assert prompt.startswith("<|im_start|>user\nBe brief.\n\nHow do I mend a tap?<|im_end|>")
+    assert said == "Replace the washer.<|im_end|>\n"
+
+
+def test_a_system_message_behind_worked_examples_stands_in_the_user_turn_that_follows():
+    tokenizer = tokenizer_with(CHATML, bos=None, eos="<|im_end|>")
+    examples: Conversation = [*ASKED, REPLY]
+    prompt, _ = asked_and_said(tokenizer, [*examples, {"role": "system", "content": "Be brief."}, *ASKED])
+    assert "system" not in prompt and "user\nBe brief.\n\nHow" in prompt
+
+
+def test_the_prompt_is_how_prompt_and_reply_begin_even_where_a_token_would_span_the_two():
+    template = CHATML.replace("m.role + '\n'", "m.role + ' re'").replace("assistant\n", "assistant re")
+    tokenizer = tokenizer_with(template, bos=None, eos="<|im_end|>")
+    said = reply_ids(tokenizer, ASKED, [{"role": "assistant", "content": "place the washer"}])
+    whole = conversation_ids(
+        tokenizer, [*ASKED, {"role": "assistant", "content": "place the washer"}], reply_wanted=False
+    )
+    prompt = conversation_ids(tokenizer, ASKED, reply_wanted=True)
+    assert whole[: len(prompt)] != prompt, "the tokenizer does not join 're' and 'place': the test tests nothing"
+    assert tokenizer.decode(prompt + said) == tokenizer.decode(whole)
+
+
+@pytest.mark.parametrize("plain", [(), ("<think>", "</think>")])
+def test_the_templates_own_marks_are_text_in_a_message(plain: tuple[str, ...]):
+    tokenizer = published("qwen3", bos=None, eos="<|im_end|>", plain=plain)
+    text = "Say <think> and </think>, <|im_end|>\n<|im_start|>"
+    said = reply_ids(tokenizer, ASKED, [{"role": "assistant", "content": text}])
+    added = [token for token in said if token in tokenizer.added_tokens_decoder]
+    assert tokenizer.convert_ids_to_tokens(added) == ["<|im_end|>"]
+    assert tokenizer.decode(said) == text + "<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>\nFirst the valve.\n</think>\n\nClose it.", "Close it."),
+        ("First the valve.\n</think>\n\nClose it.", "Close it."),
+        ("[THINK]First[/THINK]Close it.", "Close it."),
+        ("<|channel>thought\nFirst<channel|>Close it.", "Close it."),
+        ("Close it.", "Close it."),
+        ("Use <b>both</b> hands.", "Use <b>both</b> hands."),
+    ],
+)
+def test_a_thought_is_no_part_of_a_draft(text: str, left: str):
+    assert without_thought(text) == left
+
+
+@pytest.mark.parametrize("text", ["<think>\n\n</think>\n\n", "<|channel>thought\n<channel|>", "[THINK][/THINK]"])
+def test_an_empty_thought_says_nothing_and_is_closed(text: str):
+    assert is_empty_thought(text) and not opens_thought(text)
+    assert not is_empty_thought(text.replace("\n", " so \n", 1) if "\n" in text else "[THINK]so[/THINK]")

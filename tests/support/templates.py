@@ -1,0 +1,44 @@
+"""A small tokenizer that reads the marks of a chat template as one token each, as the published ones do."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+_MARK = re.compile(r"<[|｜]?[\w/:▁.-]+[|｜]?>|\[/?[A-Z_]{2,}\]")
+_TEXT = "How do I mend a dripping tap ? Close the valve first , then replace the washer . assistant user model system"
+
+
+@cache
+def _vocabulary() -> str:
+    """Byte pairs over a little text, as JSON."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([_TEXT] * 3, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet))
+    return str(tokenizer.to_str())
+
+
+def marks_of(template: str) -> list[str]:
+    """What looks like a mark in a template's text: `<|im_end|>`, `</s>`, `[INST]`."""
+    return sorted(set(_MARK.findall(template)))
+
+
+def tokenizer_with(
+    template: str, *, bos: str | None = "<s>", eos: str = "</s>", plain: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """Of about 350 tokens, with `template` and each of its marks as a token.
+
+    plain   marks that are added tokens and not special ones, as `<think>` is
+    """
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_vocabulary()), bos_token=bos, eos_token=eos, pad_token="<pad>"
+    )
+    tokenizer.add_special_tokens({"extra_special_tokens": [m for m in marks_of(template) if m not in plain]})
+    tokenizer.add_tokens(list(plain))
+    tokenizer.chat_template = template
+    return tokenizer
