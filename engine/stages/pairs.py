@@ -150,9 +150,12 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
 
 def _where(context: Context) -> str:
     config = context.config
+    critic = (
+        f" {config.critic_model} on {config.critic_url} writes critiques and revisions." if config.critic_url else ""
+    )
     if config.server_url:
-        return f"{config.server_model} on {config.server_url} makes the pairs."
-    return f"Loading {config.base_model_id} with the Stage 2 adapter."
+        return f"{config.server_model} on {config.server_url} makes the {'drafts' if critic else 'pairs'}.{critic}"
+    return f"Loading {config.base_model_id} with the Stage 2 adapter.{critic}"
 
 
 @dataclass

@@ -77,9 +77,10 @@ def _preflight(config: Stage3Config) -> tuple[str, ...]:
 
 def _pairs(config: Stage3Config) -> tuple[str, ...]:
     who = f"{config.server_model} on {config.server_url}" if config.server_url else "the Stage 2 policy"
+    critic = f"{config.critic_model} on {config.critic_url} " if config.critic_url else ""
     return (
         f"Takes {config.num_examples:,} prompts of {config.dataset} ({config.split}). To each, {who} drafts an answer, "
-        "criticises it in the light of a principle, and revises it.",
+        f"{critic}criticises it in the light of a principle, and revises it.",
         f"A revision that is no reply of its own is tried again, {plural(config.max_attempts, 'attempt')} in all.",
         "Every pair is on disk before it is counted: stopping costs nothing.",
     )
