@@ -1,4 +1,4 @@
-"""Write the tables of the documentation from the program's own: stages, keys, commands, options.
+"""Write the tables of the documentation from the program's own: stages, keys, commands, options, forms of rows.
 
     python docs/tables.py [--check]
 
@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.core.options import Option, options
 from engine.core.stage_table import STAGE_TABLE
+from engine.pairs.formats.form import Form
+from engine.pairs.formats.pair_forms import PAIR_FORMS
+from engine.pairs.formats.prompt_forms import PROMPT_FORMS
 from tui.commands.table import summary
 from tui.keys import keys_markdown
 
@@ -49,11 +53,18 @@ def option_row(option: Option) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def form_table(forms: Sequence[Form[Any]]) -> str:
+    rows = [f"| `{form.name}` | {form.columns} | {form.who} |" for form in forms]
+    return "\n".join(["| form | columns that tell it | who has it |", "|---|---|---|", *rows])
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "stages": ("stages.md", stage_table),
     "keys": ("wizard.md", keys_markdown),
     "commands": ("commands.md", command_table),
     "options": ("options.md", option_tables),
+    "pair-forms": ("files-you-have.md", lambda: form_table(PAIR_FORMS)),
+    "prompt-forms": ("files-you-have.md", lambda: form_table(PROMPT_FORMS)),
 }
 """Name of a table → its page, and what writes it."""
 

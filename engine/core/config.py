@@ -99,11 +99,17 @@ class PairsOptions(Described):
     """Pairs"""
 
     dataset: str = option("Anthropic/hh-rlhf", changes="credentials preflight pairs")
-    """Prompts: a Hub id, or a local JSONL, JSONL.gz or folder."""
+    """Prompts: a Hub id, or a local file or folder: JSON, JSON lines, CSV, Parquet, Arrow, text, compressed or not."""
     dataset_revision: str = option("main", changes="credentials preflight pairs")
     """Branch, tag or commit of the dataset on the Hub; the resolved commit is recorded."""
     split: str = option("test[:1000]+train[:1500]", changes="preflight pairs")
     """Which rows: splits, slices and sums of them; a local file is one split named train."""
+    form: str | None = option(None, changes="credentials preflight pairs")
+    """How rows say a prompt or a pair, by name (docs/files-you-have.md lists the forms); without it, told by their columns."""
+    columns: str | None = option(None, changes="credentials preflight pairs")
+    """What the file calls the columns of a form: prompt=question,chosen=good,rejected=bad."""
+    max_bad_rows: float | None = option(None, ge=0.0, le=1.0, changes="credentials preflight pairs")
+    """Refuse a file of which a larger share of rows is no prompt, or no pair; without it 0.5, and `validate` accepts none."""
     num_examples: int = option(2500, ge=1, changes="preflight pairs")
     """How many prompts to make pairs of."""
     constitution: Path | None = option(None, changes="pairs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import sys
 import warnings
 from pathlib import Path
 
@@ -45,8 +46,29 @@ def leave_no_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
+class QuietLogger(logging.Logger):
+    """A logger that writes on no terminal, whatever a library makes of it.
+
+    transformers, datasets, torch and huggingface_hub put a handler to stderr on their loggers when they are imported, and
+    keep their records from the root's handler, which writes the run's log.
+    """
+
+    @property
+    def propagate(self) -> bool:
+        return True
+
+    @propagate.setter
+    def propagate(self, value: bool) -> None:
+        """Records always reach the run's log."""
+
+    def addHandler(self, hdlr: logging.Handler) -> None:
+        if getattr(hdlr, "stream", None) not in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            super().addHandler(hdlr)
+
+
 def log_to_file(path: Path) -> logging.Handler:
-    """Send the log of this process, and of the libraries, to `path`; nothing goes to the terminal, and no token to either."""
+    """Send the log of this process, and of the libraries that it imports from now on, to `path`; nothing goes to the
+    terminal, and no token to either."""
     redact_this_process()
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
@@ -56,5 +78,6 @@ def log_to_file(path: Path) -> logging.Handler:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    logging.setLoggerClass(QuietLogger)
     logging.captureWarnings(True)
     return handler

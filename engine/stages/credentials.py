@@ -1,4 +1,5 @@
-"""Stage 3: the Hugging Face token, what it may read, and whether it may push, checked before any download.
+"""Stage 3: the Hugging Face token, what it may read, and whether it may push, checked before any download; and the rows of
+a dataset that is here.
 
 The token is in memory only, unless --store-token asks for more. Where nothing is read from the Hub the stage is skipped;
 where everybody may read everything that the run needs, it passes without a token.
@@ -7,7 +8,7 @@ where everybody may read everything that the run needs, it passes without a toke
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from engine import hub
@@ -15,7 +16,10 @@ from engine.core.errors import AccessError, NetworkError, Stage3Error
 from engine.core.events import Check, Event, Message
 from engine.hub import Account, FoundToken, GatedRepository, InvalidToken, Scope
 from engine.hub.login import LOGIN_CHECK
+from engine.hub.references import is_local, local_path
 from engine.hub.run_requirements import HubRequirement, at_commits, hub_requirements, listed, pinned
+from engine.pairs.formats.folders import has_rows
+from engine.pairs.generation.prompts import read_prompts
 from engine.push.errors import no_token_to_push
 from engine.push.push import check_target
 from engine.push.repository import Repository
@@ -35,6 +39,7 @@ def evidence(context: Context) -> dict[str, Any] | None:
 
 
 def run(context: Context) -> StageRun:
+    yield from _local_rows(context)
     needs, target = hub_requirements(context.config, context.run), _repository_to_push_to(context)
     if not needs and target is None:
         reason = "Base model, adapter and dataset are files here: no token is needed."
@@ -56,6 +61,16 @@ def run(context: Context) -> StageRun:
     if found is None:
         return (yield from _anonymous(context, needs))
     return (yield from _with_token(context, needs, found))
+
+
+def _local_rows(context: Context) -> Iterator[Event]:
+    """Read what is on this machine now, and not after a model was loaded. Raises ConfigError, DataError."""
+    config = context.config
+    if not is_local(config.dataset) or not has_rows(local_path(config.dataset)):
+        return
+    found = read_prompts(config)
+    yield from found.bad.messages(config.dataset)
+    yield Check("prompts", "warning" if found.bad.count else "ok", f"{len(found.prompts):,} of {found.bad.rows:,} rows")
 
 
 def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: FoundToken) -> StageRun:

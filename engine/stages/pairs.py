@@ -17,7 +17,7 @@ from engine.pairs.data.record import OK, PairRecord
 from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
 from engine.pairs.generation.critique_revision import make_records, plan_batches, too_long
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.prompts import Prompt, load_prompts
+from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions, reusable_records
 from engine.pairs.principles.constitution import DEFAULT_PATH
@@ -44,7 +44,9 @@ READ_AS = {
 def run(context: Context) -> StageRun:
     config = context.config
     recipe = GenerationSettings.of(config)
-    prompts = load_prompts(config, context.token_text)
+    found = read_prompts(config, context.token_text)
+    prompts = found.prompts
+    yield from found.bad.messages(config.dataset)
     if len(prompts) < config.num_examples:
         yield Message(
             "warning",

@@ -16,8 +16,8 @@ from engine.core.events import Check, Event, Message
 from engine.pairs.assessment.gate import Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
 from engine.pairs.data.edits import read_edits
-from engine.pairs.data.pair_files import read_pairs
 from engine.pairs.data.record import Pair
+from engine.pairs.formats.reading import read_pairs
 from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import LEAST_ON_THE_LETTERS
 from engine.pairs.judges.examination import ExaminedJudge, examined_judge

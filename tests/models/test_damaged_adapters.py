@@ -390,3 +390,16 @@ def test_of_two_architectures_with_the_same_shapes_only_what_peft_wrote_down_tel
     error, told = refusal(build_context(tmp_path / "run2", families["gemma"][0], without))
     assert "cannot be read" in error.what  # the base's weights are what is missing
     assert [check.status for check in told if check.name == "named base"] == ["warning"]
+
+
+def test_a_folder_of_checkpoints_alone_names_the_newest_that_holds_an_adapter(kit: Any, tmp_path: Path):
+    training = tmp_path / "training"
+    for step in (9, 10, 20):
+        shutil.copytree(kit["plain"], training / f"checkpoint-{step}")
+    (training / "checkpoint-30").mkdir()
+    (training / "training_args.bin").write_bytes(PICKLE)
+    context = build_context(tmp_path / "run", kit["base"], kit["plain"])
+    context.config = context.config.model_copy(update={"adapter_path": str(training)})
+    error, _ = refusal(context)
+    assert error.exit_code is MISSING and "checkpoints" in error.why
+    assert error.what_to_do.endswith(f"--adapter-path {training / 'checkpoint-20'}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
+    DynamicCache,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     Qwen2Config,
 )
@@ -18,8 +22,9 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from engine.core.errors import NumbersError
 from engine.models.generation import decoding
+from engine.models.generation.batch_size import kept_bytes
 from engine.models.generation.decoding import generate_batch
-from engine.models.generation.kv_cache import keeps_all
+from engine.models.generation.kv_cache import given_cache, keeps_all
 from engine.models.generation.prefix_cache import PrefixCache, common_beginning, common_length
 from engine.models.generation.samplers import Greedy, Nucleus
 from tests.support.greedy import assert_greedy
@@ -189,3 +194,27 @@ def test_what_rows_begin_with():
     assert common_length([1, 2, 3], [1, 2]) == 2
     assert common_length([], [4]) == 0
     assert list(common_beginning([[5, 6, 7, 1], [5, 6, 9], [5, 6, 7]])) == [5, 6]
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_loop_gives_a_model_its_cache_by_the_name_that_it_has_for_it(
+    adapted: bool, recwarn: pytest.WarningsRecorder
+):
+    """No word about names that have changed reaches the terminal."""
+    warnings.simplefilter("always")
+    model = build("llama")
+    if adapted:
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    recwarn.clear()
+    assert generate_batch(model, [[5, 6, 7]], Greedy(), [], [3], pad=0)[0].ids
+    assert kept_bytes(model) > 0
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_an_older_transformers_has_the_older_name():
+    class Older(LlamaForCausalLM):
+        def forward(self, input_ids=None, past_key_values=None):
+            pass
+
+    model = Older(CONFIGS["llama"]())
+    assert list(given_cache(model, DynamicCache())) == ["past_key_values"]

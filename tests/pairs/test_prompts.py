@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.errors import ConfigError
-from engine.pairs.data.conversations import conversation_of
-from engine.pairs.generation.prompts import load_prompts, parse_split, slice_of
+from engine.core.errors import ConfigError, DataError
+from engine.models.chat import Conversation
+from engine.pairs.formats.reading import AS_TOLD
+from engine.pairs.formats.sources import parse_split, slice_of
+from engine.pairs.generation.prompts import load_prompts, read_prompts
 
 HH = "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: How do I sharpen a knife?\n\nAssistant: On a stone."
 
@@ -23,6 +25,10 @@ def dataset(path: Path, rows: int) -> Path:
     else:
         path.write_text(lines)
     return path
+
+
+def conversation_of(row: dict) -> Conversation:
+    return AS_TOLD.prompt(row)
 
 
 def asked(prompts: list) -> set[str]:
@@ -61,9 +67,10 @@ def test_turns_of_one_speaker_in_a_row_are_joined():
     assert conversation_of(row) == [{"role": "user", "content": "a\n\nb"}]
 
 
-@pytest.mark.parametrize("row", [{"chosen": ""}, {"text": "x"}, {"messages": []}, {"prompt": "  "}])
+@pytest.mark.parametrize("row", [{"chosen": ""}, {"label": "x"}, {"messages": []}, {"prompt": "  "}, {"prompt": 3}, {}])
 def test_a_row_without_a_question_is_none(row: dict):
-    assert conversation_of(row) is None
+    with pytest.raises(ValueError):
+        conversation_of(row)
 
 
 def test_splits_are_sums_of_slices():
@@ -102,8 +109,10 @@ def test_order_follows_the_seed_and_doubles_count_once(tmp_path: Path, config):
     assert len(first) == 50 and asked(first) == asked(other)
 
 
-def test_a_damaged_line_is_named(tmp_path: Path, config):
+def test_a_damaged_line_is_named_and_the_rest_is_read(tmp_path: Path, config):
     path = dataset(tmp_path / "rows.jsonl", 2)
     path.write_text(path.read_text() + "oops\n")
-    with pytest.raises(ConfigError, match="Line 3"):
-        load_prompts(config(dataset=str(path), split="train"))
+    found = read_prompts(config(dataset=str(path), split="train"))
+    assert len(found.prompts) == 2 and found.bad.count == 1 and found.bad.named.startswith("row 3: not JSON")
+    with pytest.raises(DataError, match="row 3: not JSON"):
+        load_prompts(config(dataset=str(path), split="train", max_bad_rows=0.3))

@@ -19,8 +19,8 @@ from engine.core.errors import ConfigError
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.validation import Validation, validate
 from engine.pairs.data.edits import write_edit
-from engine.pairs.data.pair_files import pair_of, read_pairs
 from engine.pairs.data.record import Pair
+from engine.pairs.formats.reading import pair_of, read_pairs
 from engine.storage.jsonl import LONGEST_LINE, BadLine, dumps, read_jsonl
 from tests.conftest import needs_shared_data
 from tests.support.good_pairs import META, row, write_rows

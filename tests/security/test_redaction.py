@@ -48,6 +48,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
     handler.close()
     root.handlers, root.level = handlers, level
     logging.setLogRecordFactory(factory)
+    logging.setLoggerClass(logging.Logger)
     logging.captureWarnings(False)
     sys.excepthook, threading.excepthook = hooks
 

@@ -6,19 +6,22 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode
 from engine.core.options import Option, options
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.gate import Figure
 from engine.pairs.assessment.validation import Validation, validate
+from engine.pairs.formats.pair_forms import PAIR_FORMS
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine
 from tui.commands.arguments import add_options, config_of, new_parser, parse
@@ -35,13 +38,14 @@ TEXT_SHOWN = 100
 
 def main(arguments: list[str]) -> int:
     parser = new_parser(
-        "The quality report and the gate, on any pairs file: ours, the notebook's, or TRL's (prompt, chosen, rejected, as text\n"
-        "or as messages), compressed by gzip or not; - is standard input. What people decided (edits.jsonl) and what a judge\n"
-        "scored (scores.jsonl) counts where it lies beside the file.",
-        "Exit code 0 where the gate is open, 9 where it is shut or a line is no pair.",
-        usage=f"{PROGRAM} validate PAIRS.jsonl [--json] [--export TRAIN.jsonl] [OPTIONS]",
+        "The quality report and the gate, on any file of pairs: JSON, JSON lines, CSV, Parquet, Arrow, compressed or not; a\n"
+        "folder of them, a dataset on the Hub, or - for standard input. What people decided (edits.jsonl, FILE.edits.jsonl) and\n"
+        "what a judge scored (scores.jsonl) counts where it lies beside the file.",
+        f"Exit code 0 where the gate is open, 9 where it is shut or a line is no pair.\n\nForms of rows (--form): {forms()}.",
+        usage=f"{PROGRAM} validate PAIRS [--json] [--export TRAIN.jsonl] [OPTIONS]",
     )
-    parser.add_argument("pairs", metavar="PAIRS.jsonl")
+    parser.add_argument("pairs", metavar="PAIRS")
+    parser.add_argument("--split", help="of a folder or a dataset; without it, all of the one, and train of the other")
     parser.add_argument("--json", action="store_true", help="one JSON object: pairs, figures, gate, verdicts")
     parser.add_argument(
         "--export",
@@ -52,21 +56,39 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="--export may replace a file")
     add_options(parser, [option for option in options() if is_of_the_gate(option)])
     given = parse(parser, arguments)
-    return print_validation(given.pairs, config_of(given), as_json=given.json, export=given.export, force=given.force)
+    judged = partial(
+        validate,
+        Path(given.pairs),
+        config_of(given),
+        export=Path(given.export) if given.export else None,
+        force=given.force,
+        split=given.split,
+    )
+    return print_validation(judged, as_json=given.json)
+
+
+def forms() -> str:
+    """The names for --form, in lines that fit a terminal."""
+    return "\n".join(wrap(", ".join(form.name for form in PAIR_FORMS), 100))
+
+
+OF_THE_ROWS = ("form", "columns", "max_bad_rows")
 
 
 def is_of_the_gate(option: Option) -> bool:
-    """Not the judge, nor what is held out: `validate` neither scores nor parts."""
+    """Not the judge, nor what is held out: `validate` neither scores nor parts. How rows are read is."""
+    if option.name in OF_THE_ROWS:
+        return True
     threshold = option.name.startswith(("min_", "max_", "warn_")) and option.name != "min_eval_pairs"
     return option.group == "Quality" and (threshold or option.name == "accept_quality")
 
 
-def print_validation(path: str, config: Stage3Config, *, as_json: bool, export: str | None, force: bool) -> int:
-    to = Path(export) if export else None
+def print_validation(judged: Callable[..., Validation], *, as_json: bool) -> int:
+    """`judged` is `validate` with all its arguments but who gets the verdicts."""
     if as_json:
-        result = _print_json(Path(path), config, to, force)
+        result = _print_json(judged)
     else:
-        result = validate(Path(path), config, export=to, force=force)
+        result = judged()
         _print_report(result)
     if result.refusal is None:
         return int(ExitCode.DONE)
@@ -78,7 +100,7 @@ def print_validation(path: str, config: Stage3Config, *, as_json: bool, export: 
 # -- for machines -----------------------------------------------------------------------------------------------------
 
 
-def _print_json(path: Path, config: Stage3Config, export: Path | None, force: bool) -> Validation:
+def _print_json(judged: Callable[..., Validation]) -> Validation:
     """One document, a verdict a line, streamed: the verdicts of a large file never stand in memory together."""
     with tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="ascii") as verdicts:
 
@@ -87,7 +109,7 @@ def _print_json(path: Path, config: Stage3Config, export: Path | None, force: bo
             row = json.dumps({"line": line.line, "usable": usable, "reasons": reasons})
             verdicts.write(f",\n{row}")
 
-        result = validate(path, config, keep, export=export, force=force)
+        result = judged(on_line=keep)
         verdicts.seek(len(","))
         sys.stdout.write(json.dumps(result.report)[:-1] + ', "verdicts": [')
         shutil.copyfileobj(verdicts, sys.stdout)

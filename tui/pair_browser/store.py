@@ -17,8 +17,8 @@ from engine.pairs.assessment.assess import Assessment, assess_pair
 from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
 from engine.pairs.assessment.review import Review
 from engine.pairs.data.edits import Action, Decision, Edits, apply_decision, read_edits, write_edit
-from engine.pairs.data.pair_files import pair_of
 from engine.pairs.data.record import Pair
+from engine.pairs.formats.reading import pair_of
 from engine.pairs.judges.base import ScorePair
 from engine.pairs.judges.scores import ScoreCache, comparison_of, key_of, score_of_row
 from engine.run.folder import Run

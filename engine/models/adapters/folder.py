@@ -99,8 +99,23 @@ def _leaves(path: Path, folder: Path) -> bool:
     return not (folder.parent.name == "snapshots" and target.parent == of_the_cache)
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Of `checkpoint-N` in a trainer's folder, the one with the most steps that holds an adapter; None where none does."""
+    found = [(int(name[1]), path) for path in folder.iterdir() if (name := _CHECKPOINT.fullmatch(path.name))]
+    return next((path for _, path in sorted(found, reverse=True) if (path / ADAPTER_WEIGHTS).is_file()), None)
+
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+
+
 def _without(folder: Path, name: str) -> tuple[str, str]:
     """Why a missing file matters, and what to do about it."""
+    newest = newest_checkpoint(folder)
+    if newest is not None:
+        return (
+            "It is the folder of a training: the adapters are in its checkpoints.",
+            f"Give the newest of them: --adapter-path {shown(newest)}",
+        )
     if name != ADAPTER_WEIGHTS:
         return "Without the adapter's configuration its weights mean nothing.", EXPORT_AGAIN
     others = sorted(path.name for path in folder.glob("*.safetensors"))

@@ -48,13 +48,16 @@ def kept_bytes(model: PreTrainedModel) -> float:
     import torch
     from transformers import DynamicCache
 
+    from engine.models.generation.kv_cache import given_cache
+
+    cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        cache = model(
+        model(
             input_ids=torch.ones(1, PROBE, dtype=torch.long, device=model.device),
-            past_key_values=DynamicCache(config=model.config),
             use_cache=True,
             logits_to_keep=1,
-        ).past_key_values
+            **given_cache(model, cache),
+        )
     kept = [tensor for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)]
     return float(sum(tensor.numel() * tensor.element_size() for tensor in kept)) / PROBE
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from engine.models.generation.kv_cache import join, keeps_all, layer_count, take
+from engine.models.generation.kv_cache import given_cache, join, keeps_all, layer_count, take
 from engine.models.generation.prefix_cache import (
     WORTH_KEEPING,
     CachedPrefix,
@@ -223,9 +223,9 @@ def _scores(model: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: Cache) 
         input_ids=tokens,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **given_cache(model, cache),
     )
     scores: Tensor = output.logits[:, -1]
     return scores

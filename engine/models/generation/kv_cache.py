@@ -5,13 +5,26 @@ Imported where it is used: it imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from engine.models.generation.prefix_cache import CachedPrefix, PrefixMatch
+
+
+def given_cache(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """`cache` under the name that the model's forward pass has for it: `cache`, before transformers 5.24 `past_key_values`."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hands all names on
+    return {_cache_name(type(plain).forward): cache}
+
+
+@lru_cache
+def _cache_name(forward: Callable[..., object]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 class PreallocatedLayer(DynamicLayer):

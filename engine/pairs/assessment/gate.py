@@ -353,6 +353,14 @@ def failed(all_figures: list[Figure]) -> list[Figure]:
     return [figure for figure in all_figures if figure.refuses and figure.passes is False]
 
 
+def damage(tally: Counts, config: Stage3Config) -> list[str]:
+    """What keeps the gate shut and no person can accept: lines that are no pair, beyond --max-bad-rows, and damaged edits."""
+    allowed = (config.max_bad_rows or 0.0) * (tally.made + tally.bad_lines)
+    return [
+        name for name, shut in (("bad_lines", tally.bad_lines > allowed), ("bad_edits", tally.bad_edits > 0)) if shut
+    ]
+
+
 def gate_error(shut: list[Figure]) -> DataError:
     """The error of a shut gate: every figure that failed, and what would mend each."""
     said = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
@@ -372,7 +380,7 @@ def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[s
     """
     all_figures = figures(tally, config, judged=judged)
     shut = [figure.name for figure in failed(all_figures)]
-    damaged = [name for name in ("bad_lines", "bad_edits") if getattr(tally, name)]
+    damaged = damage(tally, config)
     accepted = config.accept_quality is not None and tally.training > 0
     return {
         "pairs": tally.made,

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, DataError, DiskError
-from engine.core.layout import EDITS_JSONL, SCORES_JSONL
+from engine.core.layout import SCORES_JSONL
+from engine.hub.references import looks_like_hub_id
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.export import Export
-from engine.pairs.assessment.gate import Tally, failed, figures, gate_error, report
+from engine.pairs.assessment.gate import Tally, damage, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import judged_pairs
-from engine.pairs.data.edits import Edits, read_edits
-from engine.pairs.data.pair_files import read_pairs_from
+from engine.pairs.data.edits import Edits, edits_beside, read_edits
 from engine.pairs.data.record import Pair
+from engine.pairs.formats.containers import NumberedRow
+from engine.pairs.formats.reading import Reading, pairs_of
+from engine.pairs.formats.sources import STDIN, hub_rows, rows_of_place
 from engine.storage.jsonl import BadLine, read_jsonl
 
-STDIN = Path("-")
 BAD_LINES_KEPT = 100
 
 
@@ -49,24 +47,26 @@ def validate(
     *,
     export: Path | None = None,
     force: bool = False,
+    split: str | None = None,
 ) -> Validation:
     """Judge every line, after what people decided in the `edits.jsonl` beside it and with the scores beside it. Lines that
     are no pair are named, and the rest is judged.
 
-    source    a file, compressed or not, or a pipe; `-` is standard input
+    source    a file, a folder, or a dataset on the Hub; `-` is standard input
+    split     of a folder or a dataset; without it all of the one, and train of the other
     on_line   gets the verdict of every pair, and every line that is none, in their order
     export    where the training set is written in TRL's format, if the gate is open
     force     it may replace a file
 
-    Raises ConfigError where there is no file, or nothing in it; DiskError.
+    Raises ConfigError where there is no file, or nothing in it; DataError for one of KTO; DiskError; what the Hub says.
     """
-    beside = SidecarFiles.of(source)
+    beside, reading = SidecarFiles.of(source), Reading.of(config)
     tally = Tally(bad_edits=len(beside.edits.damaged))
     bad_lines: list[BadLine] = []
     decided: set[str] = set()
 
-    def pairs(file: BufferedReader) -> Iterator[tuple[int, Pair]]:
-        for line, pair in read_pairs_from(file):
+    def pairs(rows: Iterator[NumberedRow]) -> Iterator[tuple[int, Pair]]:
+        for line, pair in pairs_of(rows, reading):
             if isinstance(pair, Pair):
                 if pair.id in beside.edits:
                     decided.add(pair.id)
@@ -78,13 +78,13 @@ def validate(
             on_line(pair)
 
     inputs = (source, beside.edits_path, beside.scores_path)
-    with opened(source) as file, Export(export, inputs, force=force) if export else nullcontext() as out:
-        for judged in judged_pairs(pairs(file), beside.edits, tally, beside.scored):
+    with opened(source, split) as rows, Export(export, inputs, force=force) if export else nullcontext() as out:
+        for judged in judged_pairs(pairs(rows), beside.edits, tally, beside.scored):
             on_line(judged.verdict)
             if out is not None and judged.verdict.usable:
                 out.add(judged.pair)
         if tally.made + tally.bad_lines == 0:
-            raise ConfigError(f"There is nothing in {_name(source)}.", "", "Give a JSONL file with one pair a line.")
+            raise ConfigError(f"There is nothing in {_name(source)}.", "", "Give a file with one pair a row.")
         told = report(tally, config)
         if out is not None and told["gate"]["open"]:
             out.keep()
@@ -106,9 +106,16 @@ def _refusal(
         return None
     shut = failed(figures(tally, config))
     found = [(error.what, error.why, error.what_to_do) for error in ([gate_error(shut)] if shut else [])]
-    if tally.bad_lines:
+    if "bad_lines" in damage(tally, config):
         said = f"Lines of {_name(source)} that are no pair: {tally.bad_lines:,}."
-        found.append((said, "What they said is lost, or was never a pair.", "Mend or remove the lines that are named."))
+        found.append(
+            (
+                said,
+                "What they said is lost, or was never a pair.",
+                "Mend or remove the lines that are named, say how rows are to be read with --form or --columns, or allow a "
+                "share of them with --max-bad-rows.",
+            )
+        )
     if tally.bad_edits:
         first = beside.edits.damaged[0]
         said = f"Line {first.line + 1} of {beside.edits_path} is damaged: {first.reason}"
@@ -136,7 +143,7 @@ class SidecarFiles:
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
-        edits_path = source.parent / Path(EDITS_JSONL).name
+        edits_path = edits_beside(source)
         scores_path = source.parent / Path(SCORES_JSONL).name
         if source == STDIN:  # nothing is beside a pipe
             return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair)
@@ -182,21 +189,18 @@ def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
 
 
 @contextmanager
-def opened(source: Path) -> Iterator[BufferedReader]:
-    """The file, or standard input for `-`. Raises ConfigError where it cannot be opened, DiskError while it is read."""
-    advice = "Give the path of a JSONL file with one pair a line."
+def opened(source: Path, split: str | None = None) -> Iterator[Iterator[NumberedRow]]:
+    """The rows of the source. Raises ConfigError where it cannot be opened, DiskError while it is read."""
+    advice = "Give the path of a file with one pair a row, or a dataset on the Hub (owner/name)."
     try:
-        if source == STDIN:
-            yield cast(BufferedReader, sys.stdin.buffer)
-            return
-        with source.open("rb") as file:
-            if stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
-                raise IsADirectoryError
-            yield file
+        if source.is_dir() and (run := _advice_for_a_folder(source)):
+            raise ConfigError(f"{source} is the folder of a run.", "", run)
+        if source != STDIN and looks_like_hub_id(str(source)):
+            yield hub_rows(str(source), split or "train", "main", None)
+        else:
+            yield rows_of_place(source, split)
     except FileNotFoundError:
         raise ConfigError(f"There is no pairs file {source}.", "", advice) from None
-    except IsADirectoryError:
-        raise ConfigError(f"{source} is a folder.", "", _advice_for_a_folder(source) or advice) from None
     except PermissionError as error:
         raise ConfigError(f"{source} may not be read.", str(error.strerror), advice) from None
     except OSError as error:

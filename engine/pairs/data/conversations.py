@@ -1,57 +1,40 @@
-"""Dataset rows to conversations: `messages`, `prompt`, or hh-rlhf's transcripts."""
+"""Turns to a conversation that a chat template takes: user and assistant in alternation, the user first."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from engine.models.chat import ChatMessage, Conversation
 
-_TURN = re.compile(r"\n\n(Human|Assistant):")
+TURN = re.compile(r"\n\n(Human|Assistant):")
+_OTHER_TURN = re.compile(r"\s*###\s*(Human|User|Instruction|Assistant|Response):")
+_ASSISTANT = ("Assistant", "Response")
 
 
-def conversation_of(row: dict[str, Any]) -> Conversation | None:
-    """The conversation before the last assistant turn of a row; None where there is none.
-
-    Reads `messages` (list of role and content), `prompt` (text or messages), or hh-rlhf's `chosen`.
-    """
-    if isinstance(row.get("messages"), list):
-        return _before_the_answer(_messages(row["messages"]))
-    prompt = row.get("prompt")
-    if isinstance(prompt, list):
-        return _before_the_answer(_messages(prompt))
-    if isinstance(prompt, str):
-        return _before_the_answer(_turns(prompt)) if _TURN.search(prompt) else _asked(prompt)
-    if isinstance(row.get("chosen"), str):
-        return _before_the_answer(_turns(row["chosen"]))
-    return None
-
-
-def _asked(text: str) -> Conversation | None:
-    return [{"role": "user", "content": text.strip()}] if text.strip() else None
-
-
-def _turns(transcript: str) -> Conversation:
-    r"""hh-rlhf: `\n\nHuman: … \n\nAssistant: …`, alternating. Turns of one speaker in a row are joined: chat templates
-    demand that they alternate."""
-    parts = _TURN.split("\n\n" + transcript.lstrip())
+def transcript_turns(text: str) -> Conversation:
+    r"""hh-rlhf: `\n\nHuman: … \n\nAssistant: …`; or `### Human: … ### Assistant: …`. Turns of one speaker in a row are joined:
+    chat templates demand that they alternate."""
+    parts = TURN.split(hh_transcript(text))
     turns: Conversation = []
-    for speaker, text in zip(parts[1::2], parts[2::2], strict=True):
-        _add(turns, "user" if speaker == "Human" else "assistant", text.strip())
+    for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
+        add_turn(turns, "user" if speaker == "Human" else "assistant", said.strip())
     return turns
 
 
-def _messages(entries: list[Any]) -> Conversation:
-    turns: Conversation = []
-    for entry in entries:
-        if isinstance(entry, dict) and isinstance(entry.get("content"), str):
-            # Gemma's template refuses a system turn: what it says goes in front of the user's.
-            role = "assistant" if entry.get("role") in ("assistant", "model") else "user"
-            _add(turns, role, entry["content"].strip())
-    return turns
+def hh_transcript(text: str) -> str:
+    """A transcript in the form of hh-rlhf, whichever it has; other text comes back with two newlines in front."""
+    if _OTHER_TURN.match(text):
+        text = _OTHER_TURN.sub(lambda found: f"\n\n{'Assistant' if found[1] in _ASSISTANT else 'Human'}:", text)
+    return "\n\n" + text.lstrip()
 
 
-def _add(turns: Conversation, role: str, text: str) -> None:
+def is_transcript(text: str) -> bool:
+    return bool(TURN.search(text)) or text.lstrip().startswith(
+        ("Human:", "### Human:", "### User:", "### Instruction:")
+    )
+
+
+def add_turn(turns: Conversation, role: str, text: str) -> None:
     if not turns and role == "assistant":
         return  # a conversation begins with the user
     if turns and turns[-1]["role"] == role:
@@ -60,7 +43,10 @@ def _add(turns: Conversation, role: str, text: str) -> None:
         turns.append(ChatMessage(role=role, content=text))
 
 
-def _before_the_answer(turns: Conversation) -> Conversation | None:
+def before_the_answer(turns: Conversation) -> Conversation:
+    """The conversation before the last assistant turn. Raises ValueError where there is none."""
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
-    return turns if turns and turns[-1]["content"] else None
+    if not turns or not turns[-1]["content"]:
+        raise ValueError("there is no prompt that waits for an answer")
+    return turns

@@ -14,6 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from engine.core import layout
 from engine.pairs.data.record import OK, Pair
 from engine.storage.jsonl import BadLine, JsonlAppender, parsed_line, read_jsonl
 
@@ -65,6 +66,16 @@ class Edits(Mapping[str, Decision]):
 
     def __len__(self) -> int:
         return len(self.decisions)
+
+
+def edits_beside(pairs: Path) -> Path:
+    """Where the decisions about a file of pairs are: `edits.jsonl` beside a run's `pairs.jsonl`, or where there is one and no
+    other; else `FILE.edits.jsonl`.
+    """
+    own, of_a_run = pairs.with_name(f"{pairs.name}.edits.jsonl"), pairs.with_name(Path(layout.EDITS_JSONL).name)
+    if own.exists():
+        return own
+    return of_a_run if of_a_run.exists() or pairs.name == Path(layout.PAIRS_JSONL).name else own
 
 
 # -- writing and reading ----------------------------------------------------------------------------------------------

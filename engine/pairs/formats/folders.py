@@ -1,0 +1,75 @@
+"""Files that belong together: a folder of them as people, `datasets` and the Hub lay them out, by split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+
+from engine.core.errors import ConfigError
+from engine.core.layout import RUN_JSON
+from engine.pairs.formats.containers import DATA_SUFFIXES, NumberedRow, rows_of
+from engine.pairs.formats.streams import without_packing
+
+_SHARD = re.compile(r"[-_.]?\d{3,}(-of-\d+)?(-[0-9a-f]{16,})?$")
+_ABOUT = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
+"""Beside the data, where `datasets` saved it."""
+_NAMES_NO_SPLIT = ("data", "cache", "default", "plain_text")
+
+
+def local_splits(path: Path, given_with: str = "") -> dict[str, list[Path]]:
+    """The splits of a local dataset: a file is `train`; in a folder each file, or each set of shards, is one, named after it.
+
+    Raises ConfigError where there is no data.
+    """
+    if path.is_file() or (path.exists() and not path.is_dir()):
+        return {"train": [path]}
+    found: dict[str, list[Path]] = {}
+    for file in _data_files(path) if path.is_dir() else ():
+        found.setdefault(_split_of(file, path), []).append(file)
+    if found:
+        return found
+    raise ConfigError(
+        f"{given_with} {path}: there is no file of rows there.".strip(),
+        f"Rows are read from {', '.join(DATA_SUFFIXES)}, compressed or not.",
+        "Give a file, a folder with one file a split, or a Hub id like Anthropic/hh-rlhf.",
+    )
+
+
+def has_rows(path: Path) -> bool:
+    """Whether there is a file of rows that is not empty."""
+    files = _data_files(path) if path.is_dir() else [path]
+    return any(file.is_file() and file.stat().st_size > 0 for file in files)
+
+
+def rows_of_files(paths: Iterable[Path]) -> Iterator[NumberedRow]:
+    """The rows of several files as one, counted through. Raises OSError, ConfigError."""
+    first = 0
+    for path in paths:
+        number = -1
+        for number, row in rows_of(path):
+            yield first + number, row
+        first += number + 1
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The files of rows below a folder; those of a run that lies in it are not the dataset's."""
+    of_runs = {file.parent for file in folder.rglob(RUN_JSON)}
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file()
+        and PurePath(without_packing(file.name)).suffix.lower() in DATA_SUFFIXES
+        and file.name not in _ABOUT
+        and not of_runs.intersection(file.parents)
+        and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+    )
+
+
+def _split_of(file: Path, folder: Path) -> str:
+    """`data/train-00000-of-00002.parquet` is of train, and so is `train/data-00000-of-00001.arrow`."""
+    name = _SHARD.sub("", without_packing(file.name).split(".")[0])
+    if name and name not in _NAMES_NO_SPLIT:
+        return name
+    parents = [part for part in file.relative_to(folder).parts[:-1] if part not in _NAMES_NO_SPLIT]
+    return parents[-1] if parents else "train"

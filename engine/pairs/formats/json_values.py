@@ -1,0 +1,133 @@
+"""JSON that is not one record a line: an array of records, records over many lines, an object around the array.
+
+Read in pieces: no more than one record is in memory, however long the array is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from io import BufferedReader
+from typing import Any
+
+from engine.pairs.formats.streams import head
+from engine.storage.jsonl import LONGEST_LINE, BadLine, loads, parsed_line
+
+_BLOCK = 1 << 16
+_TOKEN = re.compile(rb'[\[\]{}",]')
+_STRING_REST = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
+_ARRAY = re.compile(rb"\s*\[\s*[\[{\]\"]")
+_SCALAR = rb'(?:"(?:[^"\\]|\\.)*"|[-+.\w]+)'
+_WRAPPED = re.compile(
+    rb'\s*\{\s*(?:"\w+"\s*:\s*' + _SCALAR + rb"\s*,\s*)*"
+    rb'"(?:data|rows|records|examples|samples|instances|items|train|test|validation)"\s*:\s*\[',
+    re.IGNORECASE,
+)
+
+
+def holds_values(file: BufferedReader, *, one_a_line: bool) -> bool:
+    """Whether a JSON text is to be read value by value, and not line by line.
+
+    one_a_line   what its name says; then only an array is told from it
+    """
+    start = head(file)
+    if _ARRAY.match(start) or start.strip() == b"[":
+        return not one_a_line or not start.lstrip().startswith(b'["')
+    if one_a_line:
+        return False
+    first, newline, _ = start.lstrip().partition(b"\n")
+    return bool(_WRAPPED.match(start)) or (bool(newline) and first.startswith(b"{") and not _is_whole(first))
+
+
+def json_values(file: BufferedReader) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    """Yield (number from 0, record or why there is none) of the array, or of the values one after another."""
+    wrapped = _WRAPPED.match(head(file))
+    opened = bool(_ARRAY.match(head(file))) or head(file).strip() == b"["
+    scanner = _Scanner(file)
+    if wrapped:
+        scanner.skip(wrapped.end())
+    elif opened:
+        scanner.skip(head(file).index(b"[") + 1)
+    number = 0
+    try:
+        for raw in scanner.values(in_array=bool(wrapped or opened)):
+            yield number, _record(number, raw)
+            number += 1
+    except EOFError as error:
+        yield number, BadLine(number, str(error))
+        return
+    if not scanner.ended:
+        yield number, BadLine(number, "the array is not closed: the file is torn")
+
+
+def _record(number: int, raw: bytes | None) -> dict[str, Any] | BadLine:
+    """A text alone is a row with the one column `text`."""
+    if raw is None:
+        return BadLine(number, _TOO_LONG)
+    return parsed_line(number, b'{"text":' + raw + b"}" if raw.startswith(b'"') else raw)
+
+
+_TOO_LONG = f"longer than {LONGEST_LINE >> 20} MiB, or a bracket is missing"
+
+
+class _Scanner:
+    """Finds where each value ends, by brackets and quotes alone: a broken value does not take the next one with it."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file, self._buffer, self._at_end = file, b"", False
+        self.ended = False
+        """The array was closed, or there is none and the last value was whole."""
+
+    def skip(self, count: int) -> None:
+        self._file.read(count)
+
+    def values(self, *, in_array: bool) -> Iterator[bytes | None]:
+        """Each value's text; None for one that is longer than a record may be, after which nothing is read."""
+        start = place = depth = 0
+        while True:
+            token = _TOKEN.search(self._buffer, place)
+            if token is None:
+                place = len(self._buffer)
+            elif token[0] == b'"':
+                rest = _STRING_REST.match(self._buffer, token.end())
+                place = rest.end() if rest else token.start()
+                token = token if rest else None
+            else:
+                place = token.end()
+            if token is None:
+                if len(self._buffer) - start > LONGEST_LINE:
+                    yield None
+                    self.ended = True
+                    return
+                self._buffer, place, start = self._buffer[start:], place - start, 0
+                if not self._more():
+                    break
+                continue
+            depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
+            if not in_array and depth < 0:
+                depth = 0  # a bracket too many: what it ends is named as damaged, and the next value is read
+            at_top = depth == 0 and (token[0] == b"," if in_array else token[0] == b"}")
+            if depth < 0 or at_top:
+                text = self._buffer[start : place if not in_array else token.start()].strip()
+                if text.strip(b","):
+                    yield text
+                start = place
+            if depth < 0:
+                self.ended = True
+                return
+        text = self._buffer[start:].strip().strip(b",")
+        self.ended = not in_array
+        if text:
+            yield text
+
+    def _more(self) -> bool:
+        block = self._file.read(max(_BLOCK, len(self._buffer)))
+        self._buffer += block
+        return bool(block)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return isinstance(loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

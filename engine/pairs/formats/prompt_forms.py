@@ -1,0 +1,127 @@
+"""How rows say a prompt: row to conversation, each form a function of the row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engine.models.chat import Conversation
+from engine.pairs.data.conversations import add_turn, before_the_answer, is_transcript, transcript_turns
+from engine.pairs.formats.form import Form, first_column
+from engine.pairs.formats.values import Row, check_text, kind, messages_in
+
+NO_PROMPT = "there is no prompt that waits for an answer"
+SYSTEM = ("system", "system_prompt")
+
+MESSAGES = ("messages", "conversation", "dialogue", "dialog", "chat")
+SHAREGPT = ("conversations",)
+PROMPT = ("prompt", "prompts")
+QUESTION = (
+    "question.full_text", "question", "query", "goal", "behavior", "user_input", "request", "user", "human", "inputs",
+)  # fmt: skip
+POST = ("history", "context", "post", "info.post")
+TEXT = ("text", "content")
+
+
+def turns_of(value: Any, key: str) -> Conversation:
+    """A conversation as it was told: a text is what the user asked, or a transcript; a list is messages. A system turn goes in
+    front of the user's: Gemma's template refuses one.
+    """
+    turns: Conversation = []
+    if isinstance(value, str):
+        check_text(value, key)
+        if is_transcript(value):
+            return transcript_turns(value)
+        add_turn(turns, "user", value.strip())
+        return turns
+    if not isinstance(value, (list, dict)):
+        raise TypeError(f"{key} is {kind(value)}, not a text and no list of messages")
+    for message in messages_in(value, key):
+        add_turn(turns, "assistant" if message["role"] == "assistant" else "user", message["content"].strip())
+    return turns
+
+
+def with_system(row: Row, turns: Conversation) -> Conversation:
+    """What a column of its own says to the system, in front of the user's first turn."""
+    said = next((text for name in SYSTEM if isinstance(text := row.get(name), str) and text.strip()), "")
+    if not said or not turns:
+        return turns
+    check_text(said, "system")
+    return [{"role": "user", "content": f"{said.strip()}\n\n{turns[0]['content']}"}, *turns[1:]]
+
+
+def _of(names: tuple[str, ...]) -> Callable[[Row], Conversation]:
+    def read(row: Row) -> Conversation:
+        key, value = first_column(row, names)
+        return with_system(row, before_the_answer(turns_of(value, key)))
+
+    return read
+
+
+def _alpaca(row: Row) -> Conversation:
+    """`instruction`, with `input` below it, after the earlier turns of `history`."""
+    turns: Conversation = []
+    history = row.get("history")
+    for pair in history if isinstance(history, list) else ():
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
+            add_turn(turns, "user", pair[0].strip())
+            add_turn(turns, "assistant", pair[1].strip())
+    key, instruction = first_column(row, ALPACA)
+    asked, more = turns_of(instruction, key), row.get("input")
+    if isinstance(more, str) and more.strip() and asked and more.strip() != asked[-1]["content"]:
+        check_text(more, "input")
+        asked[-1] = {"role": asked[-1]["role"], "content": f"{asked[-1]['content']}\n\n{more.strip()}".strip()}
+    for turn in asked:
+        add_turn(turns, turn["role"], turn["content"])
+    return with_system(row, before_the_answer(turns))
+
+
+ALPACA = ("instruction",)
+
+
+def _first_turn(row: Row) -> Conversation:
+    """Questions to be put one after another: the first waits for an answer."""
+    turns = row["turns"]
+    if not isinstance(turns, list) or not turns:
+        raise TypeError(f"turns is {kind(turns)}, not a list of texts")
+    if isinstance(turns[0], dict):
+        return with_system(row, before_the_answer(turns_of(turns, "turns")))
+    return with_system(row, before_the_answer(turns_of(turns[0], "turns[0]")))
+
+
+def _transcript(row: Row) -> Conversation:
+    key, value = first_column(row, ("transcript", "chosen", "rejected"))
+    turns = turns_of(value, key)
+    if isinstance(value, str) and not is_transcript(value):
+        raise ValueError(f"{key} is no transcript: it has neither Human: nor Assistant:")
+    return with_system(row, before_the_answer(turns))
+
+
+ASKED_FORMS: tuple[Form[Conversation], ...] = (
+    Form("messages", (MESSAGES,), _of(MESSAGES), "OpenAI, UltraChat, WildChat, LMSYS"),
+    Form("sharegpt", (SHAREGPT,), _of(SHAREGPT), "ShareGPT, LLaMA-Factory, axolotl"),
+    Form("openai", (("input.messages",),), _of(("input.messages",)), "OpenAI's preference files"),
+    Form("prompt", (PROMPT,), _of(PROMPT), "TRL, UltraFeedback, most others"),
+    Form("alpaca", (ALPACA,), _alpaca, "Alpaca, LLaMA-Factory: `input` and `history` are read with it"),
+    Form("question", (QUESTION,), _of(QUESTION), "orca, WebGPT, AdvBench, HarmBench"),
+    Form("turns", (("turns",),), _first_turn, "MT-Bench: the first of them"),
+    Form("post", (POST,), _of(POST), "SHP, HelpSteer3, summaries of posts"),
+)
+"""Those that stand beside the two replies of a pair, too."""
+
+INPUT_FORM: Form[Conversation] = Form("input", (("input",),), _of(("input",)), "instruction tuning, Argilla")
+
+PROMPT_FORMS: tuple[Form[Conversation], ...] = (
+    *ASKED_FORMS,
+    Form("transcript", (("transcript", "chosen", "rejected"),), _transcript, "hh-rlhf and its red-team-attempts"),
+    INPUT_FORM,
+    Form("text", (TEXT,), _of(TEXT), "plain text files, a prompt a line; guanaco"),
+)
+
+
+def asked_beside_replies(row: Row) -> Conversation | None:
+    """The prompt of a row that also has replies; None where no column of its own says it. Raises TypeError, ValueError."""
+    for form in (*ASKED_FORMS, INPUT_FORM):
+        if form.tells(row):
+            return form.read(row)
+    return None

@@ -1,0 +1,109 @@
+"""Rows of what a person names: a file, a folder, standard input (`-`), or a dataset on the Hub; all of it, or splits."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from io import BufferedReader
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from engine.core.errors import ConfigError, NetworkError
+from engine.hub import as_hub_error, cached_snapshot, is_offline
+from engine.pairs.formats.containers import NumberedRow, rows_from, rows_of
+from engine.pairs.formats.folders import local_splits, rows_of_files
+
+STDIN = Path("-")
+_SPLIT_TERM = re.compile(r"^\s*([\w.-]+)\s*(?:\[\s*(-?\d*%?)\s*:\s*(-?\d*%?)\s*\])?\s*$")
+
+
+class SplitTerm(NamedTuple):
+    """`test[:1000]` is ("test", "", "1000")."""
+
+    name: str
+    start: str
+    stop: str
+
+
+def parse_split(expression: str) -> list[SplitTerm]:
+    """`test[:1000]+train[:1500]`: names, slices by row or per cent, and sums of them. Raises ConfigError."""
+    terms = []
+    for part in expression.split("+"):
+        match = _SPLIT_TERM.match(part)
+        if match is None:
+            raise ConfigError(
+                f"--split {expression!r}: {part.strip()!r} is no split.",
+                "A split is a name, and perhaps a slice of it.",
+                'Write it like "train", "test[:1000]" or "test[:1000]+train[10%:20%]".',
+            )
+        terms.append(SplitTerm(match[1], match[2] or "", match[3] or ""))
+    return terms
+
+
+def slice_of(term: SplitTerm, length: int) -> slice:
+    """The rows of a term in a split of `length` rows; per cent are rounded to the nearest row."""
+
+    def bound(text: str) -> int | None:
+        if not text:
+            return None
+        return round(int(text[:-1]) * length / 100) if text.endswith("%") else int(text)
+
+    return slice(bound(term.start), bound(term.stop))
+
+
+def rows_of_splits(path: Path, expression: str, given_with: str) -> Iterator[NumberedRow]:
+    """The rows of splits of a local file or folder. Raises ConfigError."""
+    terms, files = parse_split(expression), local_splits(path, given_with)
+    for term in terms:
+        if term.name not in files:
+            raise ConfigError(
+                f"--split {expression!r}: {path} has no split {term.name!r}.",
+                f"It has {', '.join(sorted(files))}; a single file is one split named train.",
+                f'For example --split "{next(iter(sorted(files)))}[:100]".',
+            )
+        try:
+            yield from _part(files[term.name], term)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read.", str(error), "Fetch it again, or give another file.") from error
+
+
+def _part(files: list[Path], term: SplitTerm) -> Iterator[NumberedRow]:
+    """Read twice, and not kept, where the slice depends on how many rows there are."""
+    if any(character in term.start + term.stop for character in "-%"):
+        length = sum(1 for _ in rows_of_files(files))
+        start, stop, _ = slice_of(term, length).indices(length)
+        return islice(rows_of_files(files), start, max(start, stop))
+    return islice(rows_of_files(files), int(term.start or 0), int(term.stop) if term.stop else None)
+
+
+def rows_of_place(place: Path, split: str | None = None) -> Iterator[NumberedRow]:
+    """All rows of a file, of every split of a folder, or of standard input; only those of `split` where it is given.
+
+    Raises OSError, ConfigError.
+    """
+    if place == STDIN:
+        return rows_from(cast(BufferedReader, sys.stdin.buffer))
+    if split is not None:
+        return rows_of_splits(place, split, "")
+    if place.is_dir():
+        return rows_of_files(file for files in local_splits(place).values() for file in files)
+    return rows_of(place)
+
+
+def hub_rows(name: str, split: str, revision: str, token: str | None) -> Iterator[NumberedRow]:
+    """The rows of a dataset on the Hub, from its cache on disk. Raises NetworkError and what else the Hub says."""
+    from datasets import load_dataset
+
+    where: dict[str, Any] = {"path": name, "revision": revision, "token": token}
+    if is_offline() and (here := cached_snapshot(name, "dataset", revision)):
+        where = {"path": str(here)}  # by itself datasets takes the newest copy that it has, whatever the revision
+    try:
+        yield from enumerate(load_dataset(**where, split=split))
+    except (ConnectionError, TimeoutError, OSError) as error:
+        raise as_hub_error(error) or NetworkError(
+            f"The dataset {name} ({split}) could not be loaded.",
+            str(error),
+            "Check the network, or give a local file.",
+        ) from error

@@ -1,0 +1,127 @@
+"""A file or a pipe as plain UTF-8: unpacked (gzip, zstandard, bzip2, xz, told by their first bytes), and decoded (UTF-16)."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import tempfile
+import zlib
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import PurePath
+from typing import Any, BinaryIO, cast
+
+PEEKED = 1 << 12
+PACKED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
+
+
+def unpacked(file: BufferedReader) -> BufferedReader:
+    """What is in a compressed stream, or the stream itself. Reading damaged data raises EOFError."""
+    for magic, opener in _OPENERS.items():
+        if head(file).startswith(magic):
+            return io.BufferedReader(_Unpacked(opener(file)))
+    return file
+
+
+def without_packing(name: str) -> str:
+    """`rows.jsonl.gz` is rows.jsonl."""
+    return PurePath(name).stem if PurePath(name).suffix.lower() in PACKED_SUFFIXES else PurePath(name).name
+
+
+def head(file: BufferedReader) -> bytes:
+    """The first bytes, still to be read. Raises what reading raises."""
+    return file.peek(PEEKED)[:PEEKED]
+
+
+def seekable(file: BufferedReader) -> BinaryIO:
+    """The same bytes in a file that can be read from its end, as Parquet is: a pipe's go to a temporary file."""
+    if isinstance(file, BufferedReader) and isinstance(file.raw, io.FileIO) and file.seekable():
+        return file
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (gone with the last that reads it)
+    while block := file.read(1 << 20):
+        spool.write(block)
+    spool.seek(0)
+    return cast(BinaryIO, spool)
+
+
+def in_utf8(file: BufferedReader) -> BufferedReader:
+    """The text of a file as UTF-8 without a byte order mark, whichever of UTF-8 and UTF-16 it has."""
+    start = head(file)
+    encoding = _utf16_of(start)
+    if encoding is not None:
+        return io.BufferedReader(_Recoded(file, encoding))
+    if start.startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+    return file
+
+
+def _utf16_of(start: bytes) -> str | None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # Without a mark: ASCII characters with a NUL at every second place. A hole of NULs is another thing.
+    even, odd = start[0:8:2], start[1:8:2]
+    if len(odd) == 4 and not any(odd) and all(even):
+        return "utf-16-le"
+    return "utf-16-be" if len(odd) == 4 and not any(even) and all(odd) else None
+
+
+class _Unpacked(io.RawIOBase):
+    """A library's view of compressed data, with one error for what each of them says of damage."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            block = self._file.read(len(buffer))
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk
+            raise EOFError(f"the compressed data is damaged or ends here: {error}") from error
+        buffer[: len(block)] = block
+        return len(block)
+
+
+class _Recoded(io.RawIOBase):
+    """Text in another encoding as UTF-8. Half a character stays one, so that its line is named as damaged."""
+
+    def __init__(self, file: BinaryIO, encoding: str) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._waiting:
+            block = self._file.read(1 << 16)
+            try:
+                self._waiting = self._decoder.decode(block, final=not block).encode("utf-8", "surrogatepass")
+            except UnicodeDecodeError as error:
+                raise EOFError(f"the text is cut off inside a character ({error.reason})") from error
+            if not block:
+                break
+        given, self._waiting = self._waiting[: len(buffer)], self._waiting[len(buffer) :]
+        buffer[: len(given)] = given
+        return len(given)
+
+
+def _zstandard(file: BufferedReader) -> Any:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+
+
+_OPENERS: dict[bytes, Callable[[BufferedReader], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),
+    b"\x28\xb5\x2f\xfd": _zstandard,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+}
