@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from textual.content import Content
 
 from engine.security.sanitize import visible, visible_line
 
+BARS = "▁▂▃▄▅▆▇█"
 TEXT_SHOWN = 6_000
 """Longer foreign text is cut on the screen, and says by how much: a megabyte in one widget takes seconds to lay out."""
 
@@ -112,3 +114,14 @@ def memory(size: float | None) -> str:
 
 def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def bars(curve: Sequence[float], width: int, low: float, high: float) -> str:
+    """The curve in at most `width` characters; each stands for the mean of its steps."""
+    count = min(width, len(curve))
+    means = []
+    for number in range(count):
+        piece = curve[number * len(curve) // count : (number + 1) * len(curve) // count]
+        means.append(sum(piece) / len(piece))
+    span = (high - low) or 1.0
+    return "".join(BARS[min(int((mean - low) / span * len(BARS)), len(BARS) - 1)] for mean in means)

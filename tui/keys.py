@@ -41,6 +41,7 @@ KEYS: tuple[Key, ...] = (
     Key("app", "r", "r", "run_stage", "run", "Run this stage, and what comes before it and is not done.", RUN),
     Key("app", "a", "a", "run_all", "run all", "Run all ten stages.", RUN),
     Key("app", "R", "R", "redo", "redo", "Do this stage and what follows again; what was made is put aside.", RUN),
+    Key("app", "p", "p", "plan", "", "What a start would do: done, reused, made again and why, and how long.", RUN),
     Key("app", "s", "s", "stop", "stop", "Stop and save: finish the step, write everything, end the engine.", RUN),
     Key("app", "q,ctrl+c", "q", "leave", "quit", "Quit; while the engine runs, ask what becomes of it.", RUN),
     Key(

@@ -35,7 +35,8 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
         return MemoryExhausted(
             "Memory ran out.",
             str(error).splitlines()[0] if str(error) else "The allocation failed.",
-            "Make --generation-batch-size, --per-device-train-batch-size or --max-length smaller; the run goes on from here.",
+            "Make --generation-batch-size smaller, or in the training --per-device-train-batch-size or --max-length, and start "
+            "the same command again: pairs and scores that are there stay.",
         )
     if is_broken_device(error):
         return Stage3Error(

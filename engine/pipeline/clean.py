@@ -154,6 +154,7 @@ def _is_whole(checkpoint: Path) -> bool:
 CACHES = {
     layout.REFERENCE_LOGPS: "log-probabilities of the reference: another training on these pairs computes them again",
     layout.ANSWERS: "answers of the evaluation: another evaluation makes them again",
+    layout.EXAMS: "a judge's exam: another scoring examines it again",
 }
 
 

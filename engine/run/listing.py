@@ -41,10 +41,20 @@ class RunFacts:
     """With trials and archive."""
     trials: tuple[RunFacts, ...] = ()
 
+    @property
+    def state_in_words(self) -> str:
+        if self.trials and self.stage == "training" and self.state == "unfinished":
+            return "none is picked"
+        if self.trials and self.state == "running" and not self.stage:
+            return "running, trials"
+        if self.state == "unfinished":
+            return f"next: {self.stage}"
+        return f"{self.state}, {self.stage}" if self.stage else self.state
 
-def runs_below(folder: Path) -> list[RunFacts]:
+
+def runs_below(folder: Path, depth: int = DEEPEST) -> list[RunFacts]:
     """Every run in `folder` and below it, the newest first; trials stand with the run of their sweep. Links are not followed."""
-    found = [facts_of(path) for path in run_folders(folder)]
+    found = [facts_of(path) for path in run_folders(folder, depth)]
     return sorted(found, key=lambda run: (-(run.when or 0.0), str(run.folder)))
 
 

@@ -223,7 +223,7 @@ class RunState:
     def _(self, event: TrialStarted, time: float) -> RunState:
         begun = TrialState(event.name, event.number, event.options, event.run_dir, started=time)
         earlier = {} if event.number == 1 else self.trials
-        return replace(self, trials={**earlier, event.name: begun}, trials_total=event.total)
+        return replace(self, trials={**earlier, event.name: begun}, trials_total=event.total, latest="training")
 
     @apply.register(TrialStep)
     def _(self, event: TrialStep, time: float) -> RunState:

@@ -237,11 +237,13 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
 
 
 def _batch_plan(context: Context, backend: Backend, made_for: str, recorded: Recorded, longest: int) -> BatchPlan:
-    """The plan that an earlier start wrote for this set, else a new one. A batch size that was given always holds."""
+    """The plan that an earlier start wrote for this set, else a new one. Where another batch size was given, too: batches of
+    that size, cut from the whole set, could hold prompts that have their records.
+    """
     path, given = context.run / layout.PAIRS_PLAN, context.config.generation_batch_size
     found = read_plan(path, made_for)
-    if found is not None:
-        return replace(found, batch_size=given or found.batch_size)
+    if found is not None and given in (None, found.batch_size):
+        return found
     plan = BatchPlan(made_for, recorded.total, given or backend.batch_size(longest), longest)
     plan.write(path)
     return plan

@@ -13,7 +13,8 @@ from engine.core.errors import ConfigError
 from engine.pipeline.compare import Answered, Figure, compare
 from engine.storage.files import write_json
 from tests.run.test_listing import made_run
-from tui.commands.compare import bars, main
+from tui.commands.compare import main
+from tui.formatting import bars
 
 ANSWERS = {"Why?": ("Because.", "So it is."), "How?": ("Somehow.", "With care.")}
 

@@ -137,7 +137,7 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
         edits = runner.run / layout.EDITS_JSONL
         await until(pilot, lambda: len(read_edits(edits)) == 2)
 
-        await pilot.press("a")
+        await pilot.press("a", "enter")
         await until(
             pilot, lambda: runner.running and runner.snapshot().latest in ("quality", "training"), "quality", LONG
         )

@@ -372,7 +372,7 @@ async def test_a_run_outside_tmux_says_that_the_terminal_may_go(finished: Runner
     monkeypatch.delenv("STY", raising=False)
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
-        await pilot.press("a")
+        await pilot.press("a", "a")
         await until(pilot, lambda: any(notifications.SAFE in notice.message for notice in app._notifications))
 
 
@@ -380,7 +380,7 @@ async def test_inside_tmux_nothing_is_said(finished: Runner, monkeypatch):
     monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
-        await pilot.press("a")
+        await pilot.press("a", "a")
         await until(pilot, lambda: finished.running)
         await pilot.pause(0.4)
         assert not any(notifications.SAFE in notice.message for notice in app._notifications)
@@ -392,7 +392,7 @@ async def test_where_a_logout_ends_the_run_that_is_said_inside_tmux_too(finished
     finished._state = finished._state.apply(looked, 1.0)
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
-        await pilot.press("a")
+        await pilot.press("a", "a")
         await until(pilot, lambda: [notice.message for notice in app._notifications] == [notifications.ENDED_AT_LOGOUT])
 
 

@@ -62,9 +62,10 @@ def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Conf
     values = {name: value for name, value in vars(given).items() if name in names and value is not None}
     preset = None
     if getattr(given, "demo", False):
-        from engine.demo.preset import demo_defaults
+        from engine.demo.preset import EXAMPLES, demo_defaults
 
-        preset = demo_defaults()
+        asked_for = str(values.get("num_examples", os.environ.get("STAGE3_NUM_EXAMPLES", "")))
+        preset = demo_defaults(int(asked_for) if asked_for.isdecimal() else EXAMPLES)
     toml = getattr(given, "config", None)
     file = Path(toml) if toml else None
     config = load_config(values, toml=file, preset=preset)

@@ -18,12 +18,12 @@ from engine.run.listing import is_run
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import new_parser, parse
 from tui.commands.table import PROGRAM
+from tui.formatting import bars
 
 if TYPE_CHECKING:
     from engine.pipeline.compare import Answered, Compared, Figure
 
 VERDICT_STYLE = {"better": "green", "worse": "red"}
-BARS = "▁▂▃▄▅▆▇█"
 ROOM_FOR_ANSWERS = 36
 """Columns that an answer needs to stand beside others."""
 ANSWER_SHOWN = 1_200
@@ -157,17 +157,6 @@ def _print_curves(console: Console, found: Compared) -> None:
         for letter, curve in zip(letters(found), curves, strict=True):
             ends = f"{curve[0]:.3f} → {curve[-1]:.3f}" if curve else "not trained"
             console.print(Text.assemble((f"{letter}  ", "bold"), bars(curve, width, low, high), (f"  {ends}", "dim")))
-
-
-def bars(curve: Sequence[float], width: int, low: float, high: float) -> str:
-    """The curve in at most `width` characters; each stands for the mean of its steps."""
-    count = min(width, len(curve))
-    means = []
-    for number in range(count):
-        piece = curve[number * len(curve) // count : (number + 1) * len(curve) // count]
-        means.append(sum(piece) / len(piece))
-    span = (high - low) or 1.0
-    return "".join(BARS[min(int((mean - low) / span * len(BARS)), len(BARS) - 1)] for mean in means)
 
 
 def _print_answers(console: Console, found: Compared, answered: Answered) -> None:

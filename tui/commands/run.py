@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from engine import __version__
-from engine.core.errors import ConfigError
+from engine.core.errors import ConfigError, ExitCode
 from engine.core.options import options
 from tui.commands.arguments import (
     add_options,
@@ -19,6 +20,9 @@ from tui.commands.arguments import (
     token_of,
 )
 from tui.commands.table import PROGRAM, summary
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
 
 DESCRIPTION = "Stage 3 of Constitutional AI, from a Stage 2 LoRA adapter to a packed Stage 3 adapter."
 
@@ -43,9 +47,24 @@ def main(arguments: list[str]) -> int:
 
         return run_auto(config, until=given.until, redo_from=given.redo_from, json=given.json, token=token_of(given))
     require_terminal()
+    if not given.restarted and given.output_dir is None and not _is_chosen(config, arguments):
+        return int(ExitCode.DONE)
     from tui.wizard.launch import run_wizard_process
 
     return run_wizard_process(config, token_of(given), start_until=given.until if given.restarted else None)
+
+
+def _is_chosen(config: Stage3Config, arguments: list[str]) -> bool:
+    """Ask which run, where several lie beside `--output-dir`. With another one this process begins anew: what it does from here
+    on, it does with one thread, and with the options of that run. False where somebody left.
+    """
+    from tui.process.reexec import program, reexec
+    from tui.wizard.run_chooser import choose_run
+
+    folder = choose_run(config)
+    if folder is not None and folder != config.output_dir:
+        reexec([*program(), *arguments, "--output-dir", str(folder)], None)
+    return folder is not None
 
 
 def run_parser() -> argparse.ArgumentParser:

@@ -120,16 +120,6 @@ def _cells(run: RunFacts) -> list[Text]:
         Text(visible_line(run.model, 24)),
         Text("" if run.pairs is None else f"{run.pairs:,}"),
         Text(visible_line(run.verdict, 14), VERDICT_STYLE.get(run.verdict, "")),
-        Text(state_in_words(run), STYLE[run.state]),
+        Text(run.state_in_words, STYLE[run.state]),
         Text(memory(run.bytes)),
     ]
-
-
-def state_in_words(run: RunFacts) -> str:
-    if run.trials and run.stage == "training" and run.state == "unfinished":
-        return "none is picked"
-    if run.trials and run.state == "running" and not run.stage:
-        return "running, trials"
-    if run.state == "unfinished":
-        return f"next: {run.stage}"
-    return f"{run.state}, {run.stage}" if run.stage else run.state

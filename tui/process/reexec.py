@@ -17,9 +17,13 @@ from engine.security.secrets import Secret
 
 def resume_command(folder: Path, *, auto: bool, until: str, json: bool = False) -> list[str]:
     """What goes on with the run in `folder`: this program as it was started, with the options that the run recorded."""
-    program = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]]
     chosen = [flag for flag, wanted in {"--auto": auto, "--json": json}.items() if wanted]
-    return [*program, "--restarted", *chosen, "--until", until, "--output-dir", str(folder)]
+    return [*program(), "--restarted", *chosen, "--until", until, "--output-dir", str(folder)]
+
+
+def program() -> list[str]:
+    """This program as it was started, without its arguments."""
+    return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]]
 
 
 def reexec(command: list[str], token: Secret | None) -> NoReturn:

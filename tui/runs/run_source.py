@@ -11,6 +11,7 @@ from engine.run.state import RunState, StageState
 
 if TYPE_CHECKING:
     from engine.core.config import Stage3Config
+    from engine.pipeline.plan import PlannedStage
     from engine.run.folder import Run
     from engine.security.secrets import Secret
 
@@ -67,6 +68,9 @@ class RunDriver(RunSource, Protocol):
         """Not None when the engine has ended to go on in a fresh process, up to that stage."""
 
     def start(self, *, until: str = ..., redo_from: str | None = None) -> None: ...
+
+    def plan(self, until: str) -> list[PlannedStage]:
+        """What `start` with the same argument would do. Reads files, and perhaps the Hub: not for the screen's thread."""
 
     def set_token(self, token: Secret) -> None: ...
 

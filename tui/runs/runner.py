@@ -18,6 +18,7 @@ from engine.core.errors import ExitCode, RestartNeeded
 from engine.core.events import Message, RunFinished
 from engine.core.stage_table import STAGES
 from engine.machine.error_mapping import as_stage3_error
+from engine.pipeline.plan import PlannedStage, planned_stages
 from engine.pipeline.session import Listener, Session, failure_of
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -83,6 +84,9 @@ class Runner:
         self._context = Context(self.config, self.run, self._stop, self._token)
         self._thread = Thread(target=self._work, args=(self._context, until, redo_from), name="engine", daemon=False)
         self._thread.start()
+
+    def plan(self, until: str) -> list[PlannedStage]:
+        return planned_stages(Context(self.config, Run(self.run.folder), token=self._token), until=until)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
         self._stop.request(reason, exit_code)

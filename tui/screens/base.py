@@ -76,6 +76,9 @@ class StageView(Vertical):
     BARE_PAGES: ClassVar[tuple[str, ...]] = (OPTIONS,)
     """Views that need all the room: the summary, and what can be done next, do not stand above them."""
 
+    empty_pages: tuple[str, ...] = ()
+    """Of its own pages those that have nothing to show in this run."""
+
     class Turned(Message):
         """Another view of the stage is on the screen, because somebody wanted it."""
 
@@ -118,15 +121,20 @@ class StageView(Vertical):
     # -- pages --------------------------------------------------------------------------------------------------------
 
     @property
-    def pages(self) -> tuple[str, ...]:
+    def all_pages(self) -> tuple[str, ...]:
         return (*self.OWN_PAGES, self.OPTIONS) if options_of(self.STAGE) else self.OWN_PAGES
+
+    @property
+    def pages(self) -> tuple[str, ...]:
+        """Those that there is something to see on."""
+        return tuple(page for page in self.all_pages if page not in self.empty_pages)
 
     def compose(self) -> ComposeResult:
         yield TextView(id="heading")
         yield TextView(id="failure")
         yield TextView(id="progress")
         yield TextView(id="summary")
-        for page in self.pages:
+        for page in self.all_pages:
             with self.page_container(page):
                 if page == self.page:
                     yield from self._page_widgets(page)
@@ -141,7 +149,7 @@ class StageView(Vertical):
     async def turn_to(self, page: str, *, chosen: bool = True) -> None:
         self._page_chosen = self._page_chosen or chosen
         self.page = page
-        for one in self.pages:
+        for one in self.all_pages:
             self._container(one).display = one == page
         if page not in self._made and page not in self._begun:
             self._begun.add(page)

@@ -14,6 +14,7 @@ from engine.core.events import CheckpointSaved, Message, TrainStep
 from engine.run.state import RunState, StageState
 from tui.formatting import figure, memory, number, safe_text
 from tui.screens.base import StageView
+from tui.screens.trials import trial_lines
 from tui.screens.verdict import verdict_lines
 from tui.widgets.chart import Level, Series, moving_average
 from tui.widgets.gpus import gpu_lines
@@ -32,11 +33,12 @@ WARNINGS_SHOWN = 3
 
 class TrainingView(StageView):
     STAGE = "training"
-    CURVES, VERDICT = OWN_PAGES = ("Curves", "Verdict")
+    CURVES, VERDICT, TRIALS = OWN_PAGES = ("Curves", "Verdict", "Trials")
 
     _charted: object = None
     """What the charts last depended on."""
     _zoom = ZOOMS[0]
+    empty_pages: tuple[str, ...] = (TRIALS,)
 
     def compose_page(self, page: str) -> ComposeResult:
         if page == self.CURVES:
@@ -46,11 +48,19 @@ class TrainingView(StageView):
                     yield LineChart(id=name)
             yield TextView(id="warnings")
             yield TextView(id="memory")
+        elif page == self.TRIALS:
+            yield TextView(id="trials")
         else:
             yield TextView(id="verdict")
             yield TextView(id="checks")
 
+    async def draw(self, state: RunState, now: float) -> bool:
+        self.empty_pages = () if state.trials else (self.TRIALS,)
+        return await super().draw(state, now)
+
     def page_for(self, state: RunState) -> str:
+        if state.trials and state.stages[self.STAGE].status == "waiting":
+            return self.TRIALS
         done = state.evaluation is not None and state.stages[self.STAGE].status == "done"
         return self.VERDICT if done else self.CURVES
 
@@ -61,6 +71,9 @@ class TrainingView(StageView):
         if self.page == self.VERDICT:
             evaluation = state.evaluation
             self.paper("verdict").put(evaluation, lambda width: verdict_lines(evaluation, width))
+            return
+        if self.page == self.TRIALS:
+            self._draw_trials(state, now)
             return
         steps, saved, gap = state.train_steps, state.checkpoints, self.gap
         self.paper("numbers").put(
@@ -80,6 +93,11 @@ class TrainingView(StageView):
         if key != self._charted:
             self._charted = key
             self._draw_charts(steps)
+
+    def _draw_trials(self, state: RunState, now: float) -> None:
+        trials, total = tuple(state.trials.values()), state.trials_total
+        key = (trials, total, int(now) if state.running else 0)
+        self.paper("trials").put(key, lambda width: trial_lines(trials, total, now, width))
 
     def _draw_memory(self, state: RunState) -> None:
         reading = state.telemetry[-1] if state.telemetry else None

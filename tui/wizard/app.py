@@ -7,17 +7,15 @@ from tui.terminal import textual_env  # noqa: F401
 # isort: split
 
 import logging
-import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from textual.app import App, SystemCommand
-from textual.filter import LineFilter
+from textual.app import SystemCommand
 from textual.screen import Screen
 
 from engine.core.errors import ExitCode
@@ -25,31 +23,29 @@ from engine.core.layout import RUN_LOG
 from engine.core.stage_table import STAGE, STAGE_TABLE, STAGES
 from engine.run.state import RunState
 from engine.security.sanitize import visible_line
-from themes.chosen import chosen_last, keep
-from themes.loader import DEFAULT, as_textual, default_variables, find_themes
+from themes.chosen import keep
 from tui.keys import Key, bindings
 from tui.runs.run_source import RunDriver, RunSource, WizardEnd
 from tui.screens.main import MainScreen
 from tui.terminal import sequences
-from tui.terminal.ascii_only import AsciiOnly
 from tui.terminal.driver import WizardDriver
-from tui.terminal.reverse_video import ReverseVideo
 from tui.wizard.notifications import Notifications
 from tui.wizard.shutdown import ASKED_HERE, Shutdown
 from tui.wizard.suspend import Suspend
+from tui.wizard.themed_app import ThemedApp
 
 if TYPE_CHECKING:
-    from textual.driver import Driver
     from textual.types import CSSPathType
 
     from engine.core.config import Stage3Config
     from engine.security.secrets import Secret
     from tui.app_protocol import WizardApp
 
+MAKING = STAGES[STAGES.index("adapter") :]
+"""The stages that make something; those before look at this machine."""
 POLL_SECONDS = 0.15
 ROOM_FOR_NOTICES = 30
 """With fewer lines the newest notice alone is shown."""
-PLAIN_THEME = "ansi"
 SCREENS = Path(__file__).parents[1] / "screens"
 
 log = logging.getLogger(__name__)
@@ -76,7 +72,7 @@ def run_wizard(source: RunSource) -> tuple[WizardEnd, int]:
     return wizard.return_value or WizardEnd.FINISHED, wizard.return_code or 0
 
 
-class Wizard(App[WizardEnd], inherit_bindings=False):
+class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     TITLE = "stage3-tui"
     CSS_PATH: ClassVar[CSSPathType | None] = [
         SCREENS / f"{name}.tcss" for name in ("base", "main", "credentials", "pairs", "training", "dialogs")
@@ -87,9 +83,7 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
     NOTIFICATION_TIMEOUT = 6
 
     def __init__(self, source: RunSource) -> None:
-        # Textual chooses its filter here, before the theme: without native colours NO_COLOR came out black on black.
-        plain = bool(os.environ.get("NO_COLOR"))
-        super().__init__(ansi_color=True if plain else None)
+        super().__init__(source.config)
         self.source = source
         self.seen = source.snapshot()
         """The state that is on the screen."""
@@ -98,28 +92,11 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         self.shutdown, self.suspension, self.notifications = Shutdown(self), Suspend(self), Notifications(self)
         self._drawn: tuple[object, ...] | None = None
         """What the last drawing depended on."""
-        self._themes, self._theme_problems = find_themes()
-        kept = chosen_last()
-        begun_with = source.config.theme or (kept if kept in self._themes else DEFAULT)
-        self._first_theme = PLAIN_THEME if plain else begun_with
-        wanted = source.config.ascii
-        self._reverse_video = ReverseVideo()
-        self._ascii = AsciiOnly(enabled=sequences.draws_ascii_alone() if wanted is None else wanted)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def get_driver_class(self) -> type[Driver]:
-        return WizardDriver
-
     def get_default_screen(self) -> Screen[None]:
         return MainScreen(self.source, first_stage(self.seen))
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        return default_variables()
-
-    def get_line_filters(self) -> Sequence[LineFilter]:
-        own = (self._reverse_video, *super().get_line_filters(), self._ascii)
-        return [one for one in own if one.enabled]
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Everything that the command palette offers."""
@@ -134,16 +111,13 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
         yield SystemCommand("Choose a theme", "Previewed as you move.", self.action_themes)
         copied = "Through the terminal, and into logs/copied.txt."
         yield SystemCommand("Copy the run folder's path", copied, self.copy_folder)
+        yield SystemCommand("Show the plan", "What a start would do, and why.", self.action_plan)
         yield SystemCommand("Open the log", "Messages, and the end of run.log.", self.action_log)
         yield SystemCommand("Keys", "Every key and what it does.", self.action_help)
 
     def on_mount(self) -> None:
-        for found in self._themes.values():
-            self.register_theme(as_textual(found))
-        self.use_theme(self._first_theme)
-        if not self.is_headless and self.console.color_system == "standard" and not self.current_theme.ansi:
-            self.use_theme(PLAIN_THEME)  # of sixteen colours the nearest are too often the same for text and ground
-        for problem in self._theme_problems:
+        self.wear_first_theme()
+        for problem in self.theme_problems:
             self.notify_user(problem, "warning")
         if not self.is_headless:
             self.shutdown.install_signal_handlers()
@@ -254,10 +228,31 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
     # -- the engine ---------------------------------------------------------------------------------------------------
 
     def action_run_stage(self) -> None:
-        self._start(until=self.main.selected)
+        self._show_plan_then_start(self.main.selected)
 
     def action_run_all(self) -> None:
-        self._start()
+        self._show_plan_then_start(STAGES[-1])
+
+    def action_plan(self) -> None:
+        if self._may_start():
+            self._open_plan(STAGES[-1])
+
+    def _show_plan_then_start(self, until: str) -> None:
+        """A first start begins at once; where something was made, a person sees what becomes of it first."""
+        names = MAKING[: max(STAGES.index(until) - STAGES.index(MAKING[0]) + 1, 0)]
+        if any(self.seen.stages[name].status in ("done", "skipped") for name in names) and self._may_start():
+            self._open_plan(until)
+        else:
+            self._start(until=until)
+
+    def _open_plan(self, until: str) -> None:
+        from tui.screens.plan import PlanWindow
+
+        def answered(start: bool | None) -> None:
+            if start:
+                self._start(until=until)
+
+        self.push_screen(PlanWindow(lambda: cast(RunDriver, self.source).plan(until), may_start=True), answered)
 
     def action_redo(self) -> None:
         from tui.screens.dialogs import Answer, Question
@@ -363,13 +358,12 @@ class Wizard(App[WizardEnd], inherit_bindings=False):
 
     @property
     def theme_names(self) -> list[str]:
-        return list(self._themes)
+        return list(self.themes_found)
 
     def use_theme(self, name: str) -> None:
-        if name not in self._themes:
-            self.notify_user(f"There is no theme {name!r}; there are {', '.join(self._themes)}.", "warning")
-            name = DEFAULT
-        self.theme = name
+        if name not in self.themes_found:
+            self.notify_user(f"There is no theme {name!r}; there are {', '.join(self.themes_found)}.", "warning")
+        super().use_theme(name)
 
     def keep_theme(self, name: str) -> None:
         """Wear it, and from the next start on."""

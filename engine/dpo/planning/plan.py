@@ -216,14 +216,17 @@ def reduce_after_oom(
 
 def memory_advice(config: Stage3Config) -> str:
     """What makes a training smaller than any plan can."""
-    ways = [f"--max-length {max(config.max_length // 2, 16)} (now {config.max_length})"]
-    if config.gradient_checkpointing is False:
-        ways.insert(0, "--gradient-checkpointing")
-    if not config.load_in_4bit:
-        ways.append("--load-in-4bit")
+    same = ["--gradient-checkpointing"] if config.gradient_checkpointing is False else []
     if config.cpu_ref_model is False:
-        ways.append("--cpu-ref-model")
-    return f"Use {', '.join(ways)}, or a smaller base model; the run goes on from its last checkpoint."
+        same.append("--cpu-ref-model")
+    other = [f"--max-length {max(config.max_length // 2, 16)} (now {config.max_length})"]
+    if not config.load_in_4bit:
+        other.append("--load-in-4bit")
+    goes_on = f"Use {' or '.join(same)}: the training goes on from its last checkpoint. Or use" if same else "Use"
+    return (
+        f"{goes_on} {' or '.join(other)}: it begins anew, on the pairs that are there. A smaller base model needs less, too, "
+        "and makes pairs of its own."
+    )
 
 
 def _stored(run: Run) -> dict[str, Any]:

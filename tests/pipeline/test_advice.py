@@ -1,0 +1,131 @@
+"""Whoever follows an error's advice loses nothing that was made before: each advice is followed here, on the demo's model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.core import layout
+from engine.core.errors import ExitCode
+from engine.dpo.training import trl_trainer
+from engine.stages import pairs as stage_pairs
+from tests.support.short_demo import Ran, run, short_demo
+
+FULL = "CUDA out of memory. Tried to allocate 1.95 GiB."
+BATCH, SMALLER = 8, 2
+OPTIONS: dict[str, Any] = {
+    "generation_batch_size": BATCH,
+    "gradient_checkpointing": False,
+    "cpu_ref_model": False,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+}
+
+
+def records(folder: Path) -> list[str]:
+    return (folder / layout.PAIRS_JSONL).read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run on a machine with memory enough."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run(short_demo(folder, **OPTIONS)).code is ExitCode.DONE
+    return folder
+
+
+# -- in stage pairs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many records each batch made, on a device that holds one batch of BATCH, and then no more than SMALLER."""
+    real = stage_pairs.make_records
+    sizes: list[int] = []
+
+    def make(batch: Any, *args: Any) -> Any:
+        if sizes and len(batch) > SMALLER:
+            raise torch.OutOfMemoryError(FULL)
+        sizes.append(len(batch))
+        return real(batch, *args)
+
+    monkeypatch.setattr(stage_pairs, "make_records", make)
+    return sizes
+
+
+def test_memory_runs_out_in_pairs_and_with_the_smaller_batch_that_is_advised_no_record_is_made_again(
+    made: list[int], tmp_path: Path
+):
+    folder = tmp_path / "run"
+    first = run(short_demo(folder, **OPTIONS))
+    assert first.code is ExitCode.MEMORY and first.failure.stage == "pairs"
+    assert "--generation-batch-size" in first.failure.what_to_do
+    before = records(folder)
+    assert len(before) == BATCH
+
+    second = run(short_demo(folder, **{**OPTIONS, "generation_batch_size": SMALLER}))
+    assert second.code is ExitCode.DONE
+    assert records(folder)[: len(before)] == before
+    assert len(second.records) == 28 - len(before) == sum(made[1:])
+    assert not (folder / layout.SUPERSEDED_DIR).exists()
+
+
+# -- in stage training -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spent(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+    """A run whose training ran out of memory after its second step, with nothing left to make smaller."""
+    folder = tmp_path_factory.mktemp("spent") / "run"
+    shutil.copytree(whole, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        real = trl_trainer.Stage3Trainer.compute_loss
+
+        def spent(self: Any, *args: Any, **more: Any) -> Any:
+            if self.state.global_step >= 2:
+                raise torch.OutOfMemoryError(FULL)
+            return real(self, *args, **more)
+
+        patch.setattr(trl_trainer.Stage3Trainer, "compute_loss", spent)
+        shutil.rmtree(folder / layout.CHECKPOINTS_DIR)
+        manifest = json.loads((folder / layout.RUN_JSON).read_text())
+        del manifest["stages"]["training"]
+        (folder / layout.RUN_JSON).write_text(json.dumps(manifest))
+        ran = run(short_demo(folder, **OPTIONS))
+    return folder, ran
+
+
+GOES_ON, BEGINS_ANEW = 3, 1
+ADVICE = {
+    "--gradient-checkpointing": ({"gradient_checkpointing": True}, GOES_ON),
+    "--cpu-ref-model": ({"cpu_ref_model": True}, GOES_ON),
+    "--max-length 128 (now 256)": ({"max_length": 128}, BEGINS_ANEW),
+}
+"""What is advised; the options that follow it; the first optimizer step that is then done."""
+
+
+def test_what_a_training_without_memory_advises_is_what_is_followed_here(spent: tuple[Path, Ran]):
+    _, ran = spent
+    assert ran.code is ExitCode.MEMORY and ran.steps == [1, 2]
+    assert all(advice in ran.failure.what_to_do for advice in ADVICE)
+
+
+@pytest.mark.parametrize("advice", ADVICE)
+def test_memory_runs_out_in_the_training_and_after_each_advice_pairs_scores_and_steps_stay(
+    advice: str, spent: tuple[Path, Ran], tmp_path: Path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(spent[0], folder)
+    kept = (layout.PAIRS_JSONL, layout.SCORES_JSONL, layout.TRAIN_JSONL, layout.EVAL_JSONL)
+    before = {name: (folder / name).read_bytes() for name in kept}
+    changed, first_step = ADVICE[advice]
+    ran = run(short_demo(folder, **{**OPTIONS, **changed}))
+    assert ran.code is ExitCode.DONE
+    assert {"pairs", "quality"} <= ran.reused and ran.records == []
+    assert ran.steps[0] == first_step and ran.steps[-1] == 3
+    assert {name: (folder / name).read_bytes() for name in kept} == before

@@ -1,0 +1,66 @@
+"""A sweep's trials on the screen, as they go: in the wizard, and for whoever watches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.core import layout
+from engine.core.events import TrialFinished, TrialStarted, TrialStep
+from engine.run.folder import Run
+from engine.run.journal import Journal
+from engine.run.state import RunState
+from tests.support.idle_wizard import look_at, screen_text, until
+from tests.support.made_up_run import make_run
+from tui.runs.watcher import Watcher
+from tui.screens.trials import trial_lines
+from tui.wizard.app import Wizard
+
+STARTED = [TrialStarted(f"beta-{beta}", number, 3, {"beta": beta}, "trials/x") for number, beta in ((1, 0.1), (2, 0.3))]
+FIGURES = {"reward_accuracy": 0.8, "reward_accuracy_low": 0.6, "reward_accuracy_high": 0.9, "margin": 0.25}
+EVENTS = [
+    STARTED[0],
+    TrialStep("beta-0.1", 1, 2, 0.69, 0.0, 0.5),
+    TrialFinished("beta-0.1", "done", "2 steps", "better", FIGURES, final_loss=0.5, seconds=75.0),
+    STARTED[1],
+    TrialStep("beta-0.3", 7, 9, 0.61, 0.125, 0.75),
+]
+
+
+def folded() -> RunState:
+    state = RunState()
+    for event in EVENTS:
+        state = state.apply(event, 100.0)
+    return state
+
+
+def test_a_trial_that_runs_says_how_far_it_is_and_one_that_ended_what_came_of_it():
+    state = folded()
+    for width in (78, 160):
+        lines = [line.plain for line in trial_lines(state.trials.values(), state.trials_total, 130.0, width)]
+        assert all(len(line) <= width for line in lines)
+        shown = "\n".join(lines)
+        assert "1 of 3 have ended" in shown and "and 1 more, waiting" in shown
+        assert "✓ 1  beta 0.1" in shown and "better  1m 15s" in shown and "accuracy 80% (60–90%)" in shown
+        assert "▶ 2  beta 0.3" in shown and "step 7 / 9  30s" in shown and "loss 0.6100" in shown
+
+
+def test_a_trial_that_failed_says_why():
+    state = folded().apply(TrialFinished("beta-0.3", "failed", "The loss is NaN [/]."), 140.0)
+    assert any("The loss is NaN [/]." in line.plain for line in trial_lines(state.trials.values(), 3, 150.0, 78))
+
+
+async def test_whoever_watches_a_sweep_sees_its_trials_come(tmp_path: Path, config):
+    folder = make_run(tmp_path / "run", through="quality", pairs=20)
+    watcher = Watcher(Run(folder), config(output_dir=folder))
+    app = Wizard(watcher)
+    async with app.run_test(size=(100, 40)) as pilot:
+        await until(pilot, lambda: app.main.is_whole)
+        await look_at(pilot, app, "training")
+        assert "Trials" not in app.main.view.pages
+        await pilot.press("f")
+        journal = Journal(folder / layout.EVENTS_JSONL)
+        for event in EVENTS:
+            journal.append(event)
+        journal.close()
+        watcher.read()
+        await until(pilot, lambda: "▶ 2  beta 0.3" in screen_text(app) and app.main.view.page == "Trials")

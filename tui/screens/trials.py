@@ -1,0 +1,109 @@
+"""The trials of a sweep, as they go: what each is trained with, how far it is, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from textual.content import Content
+
+from engine.run.state import TrialState
+from tui.formatting import bars, duration, number, one_line
+from tui.widgets.layout import EMPTY, spread
+from tui.widgets.marks import STAGE_MARKS, UNKNOWN
+from tui.widgets.stage_sections import section
+
+VERDICT_STYLES = {"better": "bold $check-ok", "worse": "bold $check-failed"}
+ROOM_FOR_CURVES = 100
+CURVE = 48
+"""Cells of the little curve of the loss."""
+
+
+def trial_lines(trials: Iterable[TrialState], total: int, now: float, width: int) -> list[Content]:
+    """Two lines a trial, in their order."""
+    shown = list(trials)
+    ended = sum(trial.finished is not None for trial in shown)
+    lines = [EMPTY, section("Trials", f"{ended} of {total} have ended", width)]
+    for trial in shown:
+        lines += [_head(trial, now, width), _figures(trial, width)]
+    waiting = total - len(shown)
+    if waiting > 0:
+        lines.append(Content.styled(f"· and {waiting} more, waiting", "$muted"))
+    hint = "Half of the held-out pairs chooses; `stage3-tui compare` compares trials."
+    return [*lines, EMPTY, Content.styled(hint, "$muted").truncate(width, ellipsis=True)]
+
+
+def _head(trial: TrialState, now: float, width: int) -> Content:
+    mark = STAGE_MARKS.get("running" if trial.finished is None else trial.finished.outcome, UNKNOWN)
+    left = Content.assemble(
+        (f"{mark.glyph} ", f"bold {mark.style}"),
+        (f"{trial.number}  ", "$muted"),
+        one_line(_options(trial.options), "bold", 120),
+    )
+    return spread(left, _outcome(trial, now), width)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', '-')} {_value(value)}" for name, value in options.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _outcome(trial: TrialState, now: float) -> Content:
+    finished = trial.finished
+    if finished is None:
+        took = duration(None if trial.started is None else now - trial.started)
+        step = f"step {trial.steps[-1].step} / {trial.steps[-1].total_steps}" if trial.steps else "begins"
+        return Content.assemble((step, "bold $stage-running"), (f"  {took}", "$muted"))
+    word = finished.verdict or finished.outcome
+    style = VERDICT_STYLES.get(word, "bold" if finished.outcome == "done" else "bold $check-failed")
+    told = "earlier" if finished.reused else duration(finished.seconds)
+    return Content.assemble(one_line(word, style, 20), (f"  {told}", "$muted"))
+
+
+def _figures(trial: TrialState, width: int) -> Content:
+    """The newest figures of training, or what the evaluation found; a trial that failed says why."""
+    finished = trial.finished
+    if finished is not None and finished.outcome != "done":
+        return (Content("     ") + one_line(finished.summary, "$check-failed")).truncate(width, ellipsis=True)
+    told = _of_training(trial) if finished is None else _of_evaluation(finished.final_loss, finished.figures)
+    losses = [number(step.loss) for step in trial.steps]
+    losses = [loss for loss in losses if loss == loss]
+    curve = bars(losses, CURVE, min(losses), max(losses)) if losses and width >= ROOM_FOR_CURVES else ""
+    line = Content.assemble("     ", *((f"{name} {value}  ", "$foreground") for name, value in told))
+    return spread(line, Content.styled(curve, "$chart-loss"), width) if curve else line.truncate(width, ellipsis=True)
+
+
+def _of_training(trial: TrialState) -> list[tuple[str, str]]:
+    if not trial.steps:
+        return []
+    last = trial.steps[-1]
+    return [
+        ("loss", f"{number(last.loss):.4f}"),
+        ("margin", f"{number(last.margin):+.3f}"),
+        ("accuracy", f"{number(last.accuracy):.0%}"),
+    ]
+
+
+def _of_evaluation(loss: float | None, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    named = {
+        "loss": ("", ".4f", loss),
+        "accuracy": ("reward_accuracy", ".0%", None),
+        "margin": ("margin", "+.3f", None),
+    }
+    values = {name: (form, figures.get(key) if key else value) for name, (key, form, value) in named.items()}
+    return [
+        (name, format(value, form) + _interval(figures, named[name][0], form))
+        for name, (form, value) in values.items()
+        if isinstance(value, (int, float))
+    ]
+
+
+def _interval(figures: Mapping[str, Any], key: str, form: str) -> str:
+    low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
+    if not key or not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
+        return ""
+    plain = form.removeprefix("+")
+    return f" ({format(low, plain).rstrip('%')}–{format(high, plain)})"

@@ -1,0 +1,138 @@
+"""The first question where several runs lie side by side: which one. An application of its own, before a run is taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+
+from engine.run.listing import RunFacts, State, runs_below
+from tui.formatting import memory, one_line, short_path
+from tui.widgets.layout import fit
+from tui.widgets.row_list import RowList
+from tui.widgets.text_view import TextView
+from tui.wizard.themed_app import ThemedApp
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
+
+DEPTH = 2
+"""Folders below the one beside --output-dir in which runs are looked for: a home folder is not searched through."""
+WIDE = 110
+STYLES: dict[State, str] = {
+    "running": "$stage-running", "done": "$stage-done", "failed": "$stage-failed", "refused": "$stage-refused",
+    "damaged": "$stage-failed", "stopped": "$stage-stopped", "interrupted": "$stage-stopped", "unfinished": "$foreground",
+}  # fmt: skip
+VERDICT_STYLES = {"better": "$check-ok", "worse": "$check-failed"}
+
+
+def choose_run(config: Stage3Config) -> Path | None:
+    """The run folder that a person chooses among those beside `--output-dir`; that one itself where there is no choice, None
+    where somebody left.
+    """
+    beside = config.output_dir.expanduser().resolve().parent
+    found = runs_below(beside, DEPTH) if beside.is_dir() else []
+    if len(found) < 2:
+        return config.output_dir
+    return RunChooser(config, beside, found).run(mouse=config.mouse)
+
+
+class RunRows(RowList):
+    """One run a line; the last line is a new run where `--output-dir` names none of them."""
+
+    def __init__(self, beside: Path, runs: Sequence[RunFacts], new: Path | None) -> None:
+        super().__init__(id="runs")
+        self._beside, self._runs, self._new = beside, runs, new
+
+    @property
+    def shown(self) -> int:
+        return len(self._runs) + (self._new is not None)
+
+    def folder_at(self, index: int) -> Path:
+        if index < len(self._runs):
+            return self._runs[index].folder
+        assert self._new is not None
+        return self._new
+
+    def index_of(self, folder: Path) -> int:
+        folders = [self.folder_at(index) for index in range(self.shown)]
+        return folders.index(folder) if folder in folders else 0
+
+    def row_content(self, index: int, width: int) -> Content:
+        if index == len(self._runs):
+            return Content.assemble((" a new run in ", "$muted"), one_line(self.folder_at(index).name, "bold", 60))
+        return run_row(self._runs[index], self._beside, width)
+
+
+def run_row(run: RunFacts, beside: Path, width: int) -> Content:
+    """Name, when, pairs, verdict and state; with room model, trials and size, too."""
+    when = "" if run.when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))
+    cells = [
+        fit(Content.styled(when, "$muted"), 16),
+        fit(Content.styled("" if run.pairs is None else f"{run.pairs:,} pairs"), 11, right=True),
+        fit(one_line(run.verdict, VERDICT_STYLES.get(run.verdict, "$foreground"), 12), 12),
+        fit(Content.styled(run.state_in_words, STYLES[run.state]), 20 if width < WIDE else 24),
+    ]
+    if width >= WIDE:
+        trials = f"{len(run.trials)} trials" if run.trials else ""
+        cells[1:1] = [fit(one_line(run.model, "$foreground", 20), 20)]
+        cells += [
+            fit(Content.styled(trials, "$muted"), 10),
+            fit(Content.styled(memory(run.bytes), "$muted"), 10, right=True),
+        ]
+    name = one_line(run.folder.relative_to(beside), "bold", 80)
+    room = width - sum(cell.cell_length + 1 for cell in cells) - 2
+    return Content(" ") + Content(" ").join([fit(name, max(room, 8)), *cells])
+
+
+class RunChooser(ThemedApp[Path]):
+    TITLE = "stage3-tui"
+    CSS = """
+    Screen { background: $background; }
+    #head, #keys { height: auto; padding: 0 1; }
+    #head { padding: 1 1; }
+    """
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,escape,ctrl+c", "leave", "leave", show=False, priority=True)]
+
+    def __init__(self, config: Stage3Config, beside: Path, runs: Sequence[RunFacts]) -> None:
+        super().__init__(config)
+        self._own = config.output_dir.expanduser().resolve()
+        self._beside, self._runs = beside, runs
+        self._new = None if any(run.folder == self._own for run in runs) else self._own
+
+    def compose(self) -> ComposeResult:
+        yield TextView(id="head")
+        yield RunRows(self._beside, self._runs, self._new)
+        yield TextView(id="keys")
+
+    def on_mount(self) -> None:
+        self.wear_first_theme()
+        told = Content.assemble(
+            ("Which run?", "bold $heading"), (f"   {len(self._runs)} in ", "$muted"), one_line(short_path(self._beside))
+        )
+        self.query_one("#head", TextView).put("head", lambda width: [told.truncate(width, ellipsis=True)])
+        self.query_one("#keys", TextView).put("keys", lambda width: [KEYS.truncate(width, ellipsis=True)])
+        rows = self.query_one(RunRows)
+        rows.focus()
+        rows.rows_changed(0 if self._new is not None else rows.index_of(self._own))
+
+    @on(RunRows.Opened)
+    def _opened(self, event: RunRows.Opened) -> None:
+        rows = self.query_one(RunRows)
+        self.exit(rows.folder_at(rows.cursor))
+
+    def action_leave(self) -> None:
+        self.exit(None)
+
+
+KEYS = Content.assemble(
+    ("j k", "bold $key"), (" move  ", "$muted"), ("Enter", "bold $key"), (" opens it  ", "$muted"), ("q", "bold $key"),
+    (" leaves   ", "$muted"), ("--output-dir names one at once", "$muted"),
+)  # fmt: skip
