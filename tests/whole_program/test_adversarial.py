@@ -108,10 +108,11 @@ def test_a_set_of_one_pair_is_refused_by_the_gate_and_beyond_it(make: Make, monk
 
 def test_swapped_labels_are_refused_by_the_gate_where_something_scored(make: Make, monkeypatch: pytest.MonkeyPatch):
     scored = [good_pairs.row(i, base_score=0.25, revised_score=0.75) for i in range(30)]
-    context = with_pairs(make(min_pairs=10, min_eval_pairs=4), scored)
+    context = with_pairs(make(min_pairs=10, min_eval_pairs=4, accept_quality="nobody judges here"), scored)
     assert ended(context, monkeypatch, "quality")[0] == ExitCode.DONE
     for row in scored:
         write_edit(context.run / layout.EDITS_JSONL, row["id"], "flip")
+    context = with_pairs(make(min_pairs=10, min_eval_pairs=4), scored)
     code, told = ended(context, monkeypatch, "quality", "training")
     assert code == 9 and "improved share is 0.0% (at least 60.0%)" in told
 
