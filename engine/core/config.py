@@ -104,6 +104,8 @@ class PairsOptions(Described):
     """Branch, tag or commit of the dataset on the Hub; the resolved commit is recorded."""
     split: str = option("test[:1000]+train[:1500]", changes="preflight pairs")
     """Which rows: splits, slices and sums of them; a local file is one split named train."""
+    pairs: Path | None = option(None, changes="credentials preflight pairs")
+    """Preference pairs from elsewhere, a file or a folder: stage pairs imports them, and nothing is generated."""
     form: str | None = option(None, changes="credentials preflight pairs")
     """How rows say a prompt or a pair, by name (docs/files-you-have.md lists the forms); without it, told by their columns."""
     columns: str | None = option(None, changes="credentials preflight pairs")
@@ -170,6 +172,8 @@ class QualityOptions(Described):
     )
     """The sequence classifier of --judge reward-model: a Hub id or a folder."""
 
+    relevance: bool = option(True, changes="quality")
+    """Measure with the base model whether each revision depends on its prompt; what would fit any message is left out."""
     min_pairs: int = option(100, ge=1, changes="quality")
     """The gate refuses fewer pairs to train on than this."""
     min_usable_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")

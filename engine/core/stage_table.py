@@ -81,7 +81,7 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
         "quality",
         "Quality",
         "Judges every pair, and refuses a set that cannot teach.",
-        inputs={"pairs.pairs_sha256": "the pairs"},
+        inputs={"pairs.pairs_sha256": "the pairs", "adapter.base_model_commit": BASE_COMMIT},
         outputs=(layout.PAIRS_REPORT, "dpo_dataset"),
     ),
     StageSpec(

@@ -56,7 +56,7 @@ def hub_requirements(config: Stage3Config, run: Run) -> tuple[HubRequirement, ..
         needs.append(
             HubRequirement("adapter", config.adapter_path, "model", revision, "adapter_revision", _OF_AN_ADAPTER)
         )
-    if not is_local(config.dataset):
+    if config.pairs is None and not is_local(config.dataset):
         needs.append(HubRequirement("dataset", config.dataset, "dataset", config.dataset_revision, "dataset_revision"))
     if config.judge == "reward-model" and not is_local(config.reward_model_id):
         needs.append(HubRequirement("reward model", config.reward_model_id, "model", files=_OF_A_MODEL))

@@ -22,7 +22,16 @@ from engine.hub.references import is_local, local_path
 from engine.run.folder import Run
 
 SOMEBODY, SOMEWHERE = "somebody", "somewhere"
-PATH_OPTIONS = ("base_model_id", "adapter_path", "dataset", "repo_root", "repo_url", "constitution", "few_shot")
+PATH_OPTIONS = (
+    "base_model_id",
+    "adapter_path",
+    "dataset",
+    "pairs",
+    "repo_root",
+    "repo_url",
+    "constitution",
+    "few_shot",
+)
 PATH_VARIABLES = ("HOME", "PWD", "HF_HOME", "VIRTUAL_ENV")
 # Users and machines that everybody has: they tell nothing, and stand in ordinary text.
 OF_EVERYBODY = frozenset({"root", "user", "admin", "ubuntu", "debian", "runner", "ec2-user", "jovyan", "nobody"})

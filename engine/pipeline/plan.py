@@ -109,7 +109,7 @@ def _with_forecast(context: Context, stage: PlannedStage) -> PlannedStage:
         return replace(stage, seconds=0.0)
     if stage.name == "pairs":
         return _pairs_counted(context, stage)
-    if stage.name == "training" and (whole := run_forecast(context, context.config.num_examples)):
+    if stage.name == "training" and (whole := run_forecast(context, _pairs_in_the_run(context))):
         return replace(stage, seconds=whole.seconds_training)
     last = context.run.stage(stage.name).get("seconds")
     return replace(stage, seconds=last if isinstance(last, (int, float)) else None)
@@ -119,6 +119,9 @@ def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
     """How many records are there, how many an earlier set has, and how many have to be made."""
     from engine.pairs.generation.inventory import take_inventory
 
+    if context.config.pairs is not None:
+        told = f"imports {context.config.pairs.name}; nothing is generated"
+        return replace(stage, why="; ".join(part for part in (stage.why, told) if part), seconds=0.0)
     try:
         found = take_inventory(context, afresh=stage.why == REDONE)
     except (Stage3Error, OSError):
@@ -128,6 +131,13 @@ def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
         return replace(stage, why=told, seconds=0.0)
     whole = run_forecast(context, found.missing)
     return replace(stage, why=told, seconds=None if whole is None else whole.seconds_pairs)
+
+
+def _pairs_in_the_run(context: Context) -> int:
+    """Those that are there, where they were imported; else as many as are to be made."""
+    pairs = context.run.results.pairs
+    imported = context.config.pairs is not None and pairs is not None and pairs.imported is not None
+    return pairs.records if imported and pairs is not None else context.config.num_examples
 
 
 def run_forecast(context: Context, pairs: int) -> Forecast | None:

@@ -123,6 +123,8 @@ class PairsResult(StageResult):
     taken_over: int = 0
     """Records that an earlier start, or a superseded set, had made already."""
     generated_tokens: int = 0
+    imported: Mapping[str, Any] | None = None
+    """Where imported pairs came from: `name`, `sha256`, `rows`, `bad_rows`; None where the run made its own."""
 
 
 @dataclass(frozen=True)

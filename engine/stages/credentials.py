@@ -66,11 +66,13 @@ def run(context: Context) -> StageRun:
 def _local_rows(context: Context) -> Iterator[Event]:
     """Read what is on this machine now, and not after a model was loaded. Raises ConfigError, DataError."""
     config = context.config
-    if not is_local(config.dataset) or not has_rows(local_path(config.dataset)):
+    place = str(config.pairs or config.dataset)
+    if config.pairs is None and not (is_local(place) and has_rows(local_path(place))):
         return
     found = read_prompts(config)
-    yield from found.bad.messages(config.dataset)
-    yield Check("prompts", "warning" if found.bad.count else "ok", f"{len(found.prompts):,} of {found.bad.rows:,} rows")
+    yield from found.bad.messages(place)
+    good = f"{found.bad.rows - found.bad.count:,} of {found.bad.rows:,} rows"
+    yield Check("prompts" if config.pairs is None else "pairs", "warning" if found.bad.count else "ok", good)
 
 
 def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: FoundToken) -> StageRun:

@@ -14,6 +14,7 @@ from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.pairs.data.record import OK, PairRecord
+from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
 from engine.pairs.generation.critique_revision import make_records, plan_batches, too_long
 from engine.pairs.generation.identity import RecordIdentity
@@ -23,6 +24,7 @@ from engine.pairs.generation.superseded import carry_decisions, reusable_records
 from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
+from engine.stages.import_pairs import import_pairs
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
@@ -34,6 +36,7 @@ LEAST_ROOM = 16
 READ_AS = {
     "constitution": lambda config: sha256_of_file(config.constitution or DEFAULT_PATH),
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
+    "pairs": lambda config: hash_of_files(config.pairs),
     "server_url": lambda config: config.server_url is not None,
     "server_model": lambda config: config.server_model if config.server_url else None,
     "critic_url": lambda config: config.critic_url is not None,
@@ -43,6 +46,10 @@ READ_AS = {
 
 def run(context: Context) -> StageRun:
     config = context.config
+    if config.pairs is not None:
+        imported = yield from import_pairs(context, config.pairs.expanduser())
+        yield from _carry_decisions(context)
+        return imported
     recipe = GenerationSettings.of(config)
     found = read_prompts(config, context.token_text)
     prompts = found.prompts

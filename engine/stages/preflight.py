@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator
+from dataclasses import replace
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
@@ -17,8 +18,9 @@ from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer
+from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.generation.critique_revision import make_records
-from engine.pairs.generation.prompts import Prompt, load_prompts
+from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.preflight.machine import plan_inputs
 from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memory
@@ -34,6 +36,7 @@ from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
 READ_AS = {
+    "pairs": lambda config: hash_of_files(config.pairs),
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
 }
@@ -62,13 +65,15 @@ def run(context: Context) -> StageRun:
     config = context.config
     whole = forecast(
         measured,
-        num_examples=config.num_examples,
+        num_examples=pairs_wanted(config),
         rounds=config.rounds,
         max_new_tokens=config.max_new_tokens,
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
         plan=plan,
     )
+    if config.pairs is not None:
+        whole = replace(whole, seconds_pairs=0.0)  # they are there already
     yield from forecast_lines(whole, inputs.machine)
     yield forecast_event(whole, inputs.machine, resolve_device(config).index or 0)
     require_disk(context, whole)

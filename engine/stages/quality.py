@@ -13,6 +13,8 @@ from typing import Any
 from engine.core import layout
 from engine.core.errors import DamagedState, DataError
 from engine.core.events import Check, Event, Message
+from engine.machine.memory import free_memory
+from engine.models.loading import load_base, load_tokenizer
 from engine.pairs.assessment.gate import Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
 from engine.pairs.data.edits import read_edits
@@ -22,6 +24,10 @@ from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import LEAST_ON_THE_LETTERS
 from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
+from engine.pairs.relevance.kept import Relevances, with_relevance
+from engine.pairs.relevance.measure import RelevanceMeter
+from engine.pairs.relevance.of_pairs import measure_pairs
+from engine.run.folder import Run
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import load_judge
@@ -46,11 +52,15 @@ def evidence(context: Context) -> dict[str, Any]:
 
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
-    tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL)
+    tally, usable = judge_run(run_)
+    relevances: Relevances = {}
+    if config.relevance and usable:
+        relevances = yield from _measure_relevance(context, usable)
+        tally, usable = judge_run(run_, relevances=relevances)
     examined, judgement = (yield from examined_judge(context, load_judge)), None
     if examined.believed is not None:
         scores, judgement = yield from _score(examined, usable)
-        tally, usable = judge_run(run_ / layout.PAIRS_JSONL, run_ / layout.EDITS_JSONL, scores, config.min_gain)
+        tally, usable = judge_run(run_, scores, relevances, config.min_gain)
     judged = judgement is not None
     all_figures = figures(tally, config, judged=judged)
     for figure in all_figures:
@@ -113,26 +123,47 @@ def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 
 
+def _measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, None, Relevances]:
+    """Of the pairs that no detector of texts is against: reading those again would tell nothing."""
+    config = context.config
+
+    def load() -> RelevanceMeter:
+        return RelevanceMeter(load_base(config, context.token_text), load_tokenizer(config, context.token_text))
+
+    found = yield from measure_pairs(
+        usable, context.run / layout.RELEVANCE_JSONL, config.base_model_id, load, context.stop
+    )
+    free_memory()
+    return found
+
+
 def judge_run(
-    pairs_path: Path, edits_path: Path, scores: ScoreCache | None = None, min_gain: float | None = None
+    run: Run,
+    scores: ScoreCache | None = None,
+    relevances: Relevances | None = None,
+    min_gain: float | None = None,
 ) -> tuple[Tally, list[Pair]]:
     """Tally of a run, and the pairs that train, after people's edits. Raises DamagedState for a line that is no pair, or no edit.
 
-    scores     a judge's, of these very texts, in place of what the file has; without it the file's own count
-    min_gain   what these scores must be better by for a pair to train
+    scores       a judge's, of these very texts, in place of what the file has; without it the file's own count
+    relevances   of the revisions; what is missing was not measured
+    min_gain     what these scores must be better by for a pair to train
     """
+    pairs_path, edits_path = run / layout.PAIRS_JSONL, run / layout.EDITS_JSONL
     decisions = read_edits(edits_path)
     if decisions.damaged:
         raise _damaged(edits_path, decisions.damaged[0], "What somebody decided may be lost in it.")
 
     def scored(pair: Pair) -> Pair:
+        pair = with_relevance(pair, relevances or {})
         if scores is None:
             return pair
         given = scores.get(key_of(comparison_of(pair)), NOT_ASKED)
         return replace(pair, base_score=given.first, revised_score=given.second)
 
     tally = Tally(min_gain=min_gain)
-    judged = judged_pairs(_whole_pairs(pairs_path), decisions, tally, scored)
+    made = ((line, with_relevance(pair, relevances or {})) for line, pair in _whole_pairs(pairs_path))
+    judged = judged_pairs(made, decisions, tally, scored)
     return tally, [each.pair for each in judged if each.verdict.usable]
 
 

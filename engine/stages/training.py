@@ -182,6 +182,21 @@ def _pairs_report(context: Context) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def _origin_of_pairs(context: Context, dataset: str) -> dict[str, Any]:
+    """The prompts that pairs were made of, or the file that they were imported from."""
+    pairs = context.run.results.pairs
+    if pairs is None or pairs.imported is None:
+        return {"dataset": dataset, "split": context.config.split}
+    imported = pairs.imported
+    names = {
+        "name": "pairs imported from",
+        "sha256": "SHA-256 of that file",
+        "rows": "rows",
+        "bad_rows": "rows left out",
+    }
+    return {name: imported.get(key) for key, name in names.items()}
+
+
 def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: AdapterResult) -> str:
     config = context.config
     dataset = local_path(config.dataset).name if is_local(config.dataset) else config.dataset
@@ -194,8 +209,7 @@ def _card(context: Context, trained: Trained, report: dict[str, Any], stage2: Ad
         base=base_name(context),
         revision=stage2.base_model_commit,
         data={
-            "dataset": dataset,
-            "split": config.split,
+            **_origin_of_pairs(context, dataset),
             "pairs trained on": trained.pairs,
             "pairs too long to train on": len(trained.too_long),
             "pairs held out": report["figures"]["pairs"] + report["figures"]["pairs_too_long"],

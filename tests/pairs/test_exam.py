@@ -164,7 +164,14 @@ def test_the_demos_judge_is_examined_in_its_own_sentences_and_knows_nothing_else
 @pytest.fixture
 def server(context: Callable[..., Context]) -> Callable[..., Context]:
     return lambda **more: context(
-        **{"judge": "server", "server_url": "http://127.0.0.1:9/v1", "server_model": "wise", "min_pairs": 5, **more}
+        **{
+            "judge": "server",
+            "server_url": "http://127.0.0.1:9/v1",
+            "server_model": "wise",
+            "min_pairs": 5,
+            "relevance": False,
+            **more,
+        }
     )
 
 
@@ -229,7 +236,7 @@ def test_a_judge_that_passes_has_its_exam_in_the_report_and_on_the_screen(
     use: Callable[[Any], Any],  # noqa: F811
 ):
     use(Ruler())
-    made = with_pairs(context(judge="demo", min_pairs=5), rows(30))
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5, relevance=False), rows(30))
     events, _ = run_stage(quality.run(made))
     (exam,) = report_of(made)["exams"]
     assert exam["passed"] and exam["asked"] == exam["right"] == 20 and exam["exam"] == "a ruler's exam"
@@ -278,7 +285,7 @@ def local(context: Callable[..., Context], tmp_path) -> Callable[..., Context]:
     """A run that reads nothing from the Hub."""
     (tmp_path / "here").mkdir()
     here = {name: str(tmp_path / "here") for name in ("base_model_id", "adapter_path", "dataset", "reward_model_id")}
-    return lambda **more: context(**{**here, "min_pairs": 5, **more})
+    return lambda **more: context(**{**here, "min_pairs": 5, "relevance": False, **more})
 
 
 def test_auto_is_the_default_and_asks_server_reward_model_and_self_in_this_order(local: Callable[..., Context]):
@@ -341,7 +348,7 @@ def refused(context: Context) -> DataError:
 
 
 def sample_of(context: Context) -> list[str]:
-    tally, usable = quality.judge_run(context.run / layout.PAIRS_JSONL, context.run / layout.EDITS_JSONL)
+    tally, usable = quality.judge_run(context.run)
     orders = tally.sample.orders
     return sorted(
         (pair.id for pair in usable if hash_of(pair.id) in orders), key=lambda each: orders.index(hash_of(each))
@@ -403,7 +410,7 @@ def test_with_a_judge_that_is_believed_nobody_is_asked(
     use: Callable[[Any], Any],  # noqa: F811
 ):
     use(Ruler())
-    made = with_pairs(context(judge="demo", min_pairs=5), rows(60))
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5), rows(60))
     run_stage(quality.run(made))
     assert "better_by_people" not in report_of(made)["figures"]
 
@@ -428,7 +435,7 @@ def test_what_the_judge_finds_worse_or_equal_is_left_out_counted_and_shown(
     use: Callable[[Any], Any],  # noqa: F811
 ):
     use(Choosy())
-    made = with_pairs(context(judge="demo", min_pairs=5), rows(60))
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5), rows(60))
     events, _ = run_stage(quality.run(made))
     report = report_of(made)
     assert rows_of(made) == report["figures"]["training_pairs"] == 36
@@ -447,7 +454,7 @@ def test_min_gain_says_what_is_better_enough(
     use: Callable[[Any], Any],  # noqa: F811
 ):
     use(Choosy())
-    made = with_pairs(context(judge="demo", min_pairs=5, min_gain=least), rows(60))
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5, min_gain=least), rows(60))
     run_stage(quality.run(made))
     assert rows_of(made) == trains
 
@@ -457,7 +464,7 @@ def test_a_person_is_heard_over_the_judge(
     use: Callable[[Any], Any],  # noqa: F811
 ):
     use(Choosy())
-    made = with_pairs(context(judge="demo", min_pairs=5, min_improved_share=0.5), rows(60))
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5, min_improved_share=0.5), rows(60))
     decide(made, "accept", ["id0"])
     decide(made, "flip", ["id2"])  # the judge finds the draft worse, the person does not
     run_stage(quality.run(made))

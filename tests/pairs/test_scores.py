@@ -287,7 +287,7 @@ def test_the_stage_scores_usable_pairs_and_the_gate_reads_the_scores(
     records = rows(30)
     records[4]["revised_response"] = records[4]["base_response"]  # cannot train: nobody is asked about it
     records[9]["base_score"], records[9]["revised_score"] = 0.5, 0.25  # the file's own: the judge's goes before it
-    made, judge = with_pairs(context(judge="demo", min_pairs=5), records), use(Ruler())
+    made, judge = with_pairs(context(judge="demo", min_pairs=5, relevance=False), records), use(Ruler())
     before = (made.run / layout.PAIRS_JSONL).read_bytes()
     events, result = run_stage(quality.run(made))
     assert (made.run / layout.PAIRS_JSONL).read_bytes() == before
@@ -305,7 +305,7 @@ def test_the_stage_scores_usable_pairs_and_the_gate_reads_the_scores(
 def test_an_edited_pair_is_scored_again_when_the_stage_is_done_again_and_its_outputs_put_aside(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
-    made, judge = with_pairs(context(judge="demo", min_pairs=5), rows(30)), use(Ruler())
+    made, judge = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30)), use(Ruler())
     run_stage(quality.run(made))
     judge.asked.clear()
     edit = {"id": "id3", "action": "edit", "text": "Ask somebody who knows.", "time": 1}
@@ -330,7 +330,7 @@ def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_told_apart(
             return kinds[min(int(case.id[2:]) % 10, 3)]
 
     WHY = {"not scored": "longer than the 48 tokens that the judge reads", "tokens": 50}
-    made = with_pairs(context(judge="demo", min_pairs=5), rows(30))
+    made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30))
     use(Torn())
     with pytest.raises(DataError, match=r"improved share is 33\.3% \(at least 60\.0%\)"):
         events = []
@@ -349,13 +349,13 @@ def test_a_judge_that_can_score_nothing_is_an_error(context: Callable[..., Conte
 
     use(Blind())
     with pytest.raises(PreconditionError, match="could score none of 30 pairs") as refused:
-        run_stage(quality.run(with_pairs(context(judge="demo", min_pairs=5), rows(30))))
+        run_stage(quality.run(with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30))))
     assert "too dark" in refused.value.why
 
 
 def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(context: Callable[..., Context]):
     records = rows(30)
-    made = with_pairs(context(judge="none", min_pairs=5, accept_quality="a test"), records)
+    made = with_pairs(context(judge="none", min_pairs=5, relevance=False, accept_quality="a test"), records)
     events, _ = run_stage(quality.run(made))
     assert report_of(made)["figures"]["improved_share"] is None and report_of(made)["judge"] is None
     assert any("Nothing scored these pairs" in event.text for event in events if isinstance(event, Message))
@@ -369,7 +369,7 @@ def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(
 
 
 def test_a_damaged_line_needs_a_decision_and_a_torn_one_was_never_acknowledged(context: Callable[..., Context]):
-    made = with_pairs(context(judge="none", min_pairs=5, accept_quality="a test"), rows(30))
+    made = with_pairs(context(judge="none", min_pairs=5, relevance=False, accept_quality="a test"), rows(30))
     pairs, edits = made.run / layout.PAIRS_JSONL, made.run / layout.EDITS_JSONL
     with pairs.open("a") as file:
         file.write('{"id": "id30", "prompt": "torn')
@@ -393,7 +393,7 @@ def test_a_judge_that_hardly_answers_with_a_letter_is_doubted(
             return ScorePair(0.25, 0.75, {"on_the_letters": 0.125 if case.id == "id1" else 0.0625})
 
     use(Mumbling())
-    made = with_pairs(context(judge="demo", min_pairs=5), rows(30))
+    made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30))
     events, _ = run_stage(quality.run(made))
     assert any("a probability of 6.5%" in event.text for event in events if isinstance(event, Message))
     assert report_of(made)["judge"]["on_the_letters"] == pytest.approx((0.125 + 29 * 0.0625) / 30, abs=1e-6)
@@ -423,7 +423,7 @@ def test_the_demos_judge_finds_the_revisions_of_its_grammar_better(context: Call
         texts = {"prompt": question.core, "base_response": answer.text, "revised_response": revision}
         asked = [{"role": "user", "content": question.core}]
         records.append({**rows(1)[0], **texts, "id": f"q{number}", "messages": asked})
-    made = with_pairs(context(judge="demo", min_pairs=5), records)
+    made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), records)
     with contextlib.suppress(DataError):  # what else the gate finds is not this test's
         run_stage(quality.run(made))
     judged = report_of(made)["judge"]

@@ -27,9 +27,8 @@ COMMANDS: dict[str, Command] = {
         "compare", "compare RUN RUN…", "options that differ, figures, curves, answers side by side (--json)"
     ),
     "clean": Command("clean", "clean [RUN_DIR]", "what of a run could go, and how many bytes; --yes removes it"),
-    "validate": Command(
-        "validate", "validate PAIRS.jsonl", "the quality report and the gate, on any pairs file (--json)"
-    ),
+    "validate": Command("validate", "validate PAIRS", "the quality report and the gate, on any pairs file (--json)"),
+    "browse": Command("browse", "browse FILE", "look at the pairs of any file and decide about them; no run, no model"),
     "push": Command(
         "push", "push [RUN_DIR] [REPO]", "push the adapter of a finished run to the Hub, in one commit; private"
     ),

@@ -21,6 +21,7 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import pair_of
 from engine.pairs.judges.base import ScorePair
 from engine.pairs.judges.scores import ScoreCache, comparison_of, key_of, score_of_row
+from engine.pairs.relevance.kept import MeasuredReply, Relevances, measured_reply, with_relevance
 from engine.run.folder import Run
 from engine.storage.jsonl import BadLine
 from tui.pair_browser.rows import PairRow, pair_row
@@ -42,10 +43,11 @@ class StoreUpdate:
     judge: str | None = None
     """Who gave the newest of `scores`."""
     edits: Edits | None = None
+    measured: list[MeasuredReply] = field(default_factory=list)
     asks_people: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.begun_anew or self.scores or self.edits is not None)
+        return bool(self.rows or self.begun_anew or self.scores or self.measured or self.edits is not None)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class PairStore:
         self.review = Review()
         self._tail = JsonlTail(run / layout.PAIRS_JSONL)
         self._scores_tail = JsonlTail(run / layout.SCORES_JSONL)
+        self._relevance_tail = JsonlTail(run / layout.RELEVANCE_JSONL)
         self._edits_seen: tuple[int, int] | None = None
         self._edits = Edits({})
         self._indices: dict[str, list[int]] = {}
@@ -92,6 +95,7 @@ class PairStore:
         self._rows_of_key: dict[tuple[str, str], list[int]] = {}
         self._known: ScoreCache = {}
         self._judge: str | None = None
+        self._relevances: dict[str, float] = {}
         self._unjudged: set[int] = set()
         self._done: list[str] = []
         """Pairs in the order of the decisions made here, for undo."""
@@ -110,8 +114,16 @@ class PairStore:
                 if given.judge != judge:
                     scores, judge = {}, given.judge
                 scores[given.key] = given.scores
-        rows = [pair_row(line) for line in piece.lines]
-        return StoreUpdate(rows, piece.begun_anew, scores, judge, self._new_edits(), asks_people(self.run))
+        replies = [measured_reply(line.record) for line in self._relevance_tail.read().lines]
+        return StoreUpdate(
+            [pair_row(line) for line in piece.lines],
+            piece.begun_anew,
+            scores,
+            judge,
+            self._new_edits(),
+            [reply for reply in replies if reply is not None],
+            asks_people(self.run),
+        )
 
     def _new_edits(self) -> Edits | None:
         path = self.run / layout.EDITS_JSONL
@@ -143,6 +155,9 @@ class PairStore:
             self._take_edits(news.edits)
         if news.scores:
             self._take_scores(news.scores, news.judge)
+        for reply in news.measured:
+            self._relevances[reply.key] = reply.nats
+            self._unjudged.update(self._indices.get(reply.id, ()))
 
     def _forget(self) -> None:
         bad_edits, self.rows, self.review = self.review.counts.bad_edits, [], Review()
@@ -193,16 +208,23 @@ class PairStore:
 
     def judge(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[Judged]:
         """Let the detectors look. Raises OSError."""
-        judge, known = self._judge, self._known
-        return [self._judged(index, line, decision, judge, known) for index, line, decision in batch]
+        judge, known, relevances = self._judge, self._known, self._relevances
+        return [self._judged(index, line, decision, judge, known, relevances) for index, line, decision in batch]
 
     def _judged(
-        self, index: int, line: Line, decision: Decision | None, judge: str | None, known: ScoreCache
+        self,
+        index: int,
+        line: Line,
+        decision: Decision | None,
+        judge: str | None,
+        known: ScoreCache,
+        relevances: Relevances,
     ) -> Judged:
         made = self.pair(line)
         if isinstance(made, BadLine):
             return Judged(index, decision, None, None, None, made.reason)
-        pair = apply_decision(made, decision)
+        made = with_relevance(made, relevances)
+        pair = with_relevance(apply_decision(made, decision), relevances)
         key = key_of(comparison_of(pair))
         if judge is not None:
             given = known.get(key, _NO_SCORES)

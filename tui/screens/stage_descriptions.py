@@ -76,6 +76,12 @@ def _preflight(config: Stage3Config) -> tuple[str, ...]:
 
 
 def _pairs(config: Stage3Config) -> tuple[str, ...]:
+    if config.pairs is not None:
+        return (
+            f"Imports the pairs of {config.pairs.name} (the option pairs). Nothing is generated.",
+            "A row that is no pair is left out, and named.",
+            "What people decided about them beside the file is taken over.",
+        )
     who = f"{config.server_model} on {config.server_url}" if config.server_url else "the Stage 2 policy"
     critic = f"{config.critic_model} on {config.critic_url} " if config.critic_url else ""
     return (

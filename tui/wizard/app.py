@@ -55,7 +55,12 @@ def run_wizard(source: RunSource) -> tuple[WizardEnd, int]:
     """Draw `source` on this terminal until somebody, or the terminal, ends it: how it ended, and the screen's exit code.
     What runs may go on: see WizardEnd.
     """
-    wizard = Wizard(source)
+    return draw_until_the_end(Wizard(source))
+
+
+def draw_until_the_end(wizard: Wizard) -> tuple[WizardEnd, int]:
+    """`run_wizard` for an application that is made already."""
+    source = wizard.source
     source.open()
     try:
         wizard.run(mouse=source.config.mouse)

@@ -131,7 +131,14 @@ def reasons_of(pair: Pair) -> list[str]:
     if pair.status not in _JUDGED_BY_TEXT:
         return [pair.status]  # it never got a revision: nothing to look at
     finished = pair.finish.get("revision") != "cut off"
-    found = detectors.reasons(pair.prompt, pair.base_response, pair.revised_response, finished=finished)
+    found = detectors.reasons(
+        pair.prompt,
+        pair.base_response,
+        pair.revised_response,
+        finished=finished,
+        critique=pair.critic_notes,
+        relevance=pair.relevance,
+    )
     return found or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
 
 

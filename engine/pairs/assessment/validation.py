@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, DataError, DiskError
-from engine.core.layout import SCORES_JSONL
+from engine.core.layout import RELEVANCE_JSONL, SCORES_JSONL
 from engine.hub.references import looks_like_hub_id
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.export import Export
@@ -21,6 +21,7 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.containers import NumberedRow
 from engine.pairs.formats.reading import Reading, pairs_of
 from engine.pairs.formats.sources import STDIN, hub_rows, rows_of_place
+from engine.pairs.relevance.kept import Relevances, read_relevance, with_relevance
 from engine.storage.jsonl import BadLine, read_jsonl
 
 BAD_LINES_KEPT = 100
@@ -70,7 +71,7 @@ def validate(
             if isinstance(pair, Pair):
                 if pair.id in beside.edits:
                     decided.add(pair.id)
-                yield line, pair
+                yield line, with_relevance(pair, beside.relevances)
                 continue
             tally.bad_lines += 1
             if len(bad_lines) < BAD_LINES_KEPT:
@@ -79,7 +80,7 @@ def validate(
 
     inputs = (source, beside.edits_path, beside.scores_path)
     with opened(source, split) as rows, Export(export, inputs, force=force) if export else nullcontext() as out:
-        for judged in judged_pairs(pairs(rows), beside.edits, tally, beside.scored):
+        for judged in judged_pairs(pairs(rows), beside.edits, tally, beside.completed):
             on_line(judged.verdict)
             if out is not None and judged.verdict.usable:
                 out.add(judged.pair)
@@ -140,16 +141,23 @@ class SidecarFiles:
     judge: str | None
     """Whose scores count: the last that scored."""
     scored: Callable[[Pair], Pair]
+    relevances: Relevances
+    """As stage quality measured them."""
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
         edits_path = edits_beside(source)
         scores_path = source.parent / Path(SCORES_JSONL).name
         if source == STDIN:  # nothing is beside a pipe
-            return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair)
+            return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair, {})
         judge = _last_judge(scores_path)
         scored = (lambda pair: pair) if judge is None else _by(judge, scores_path)
-        return cls(edits_path, read_edits(edits_path), scores_path, judge, scored)
+        relevances = read_relevance(source.parent / Path(RELEVANCE_JSONL).name)
+        return cls(edits_path, read_edits(edits_path), scores_path, judge, scored, relevances)
+
+    def completed(self, pair: Pair) -> Pair:
+        """A pair as people left it, with what a judge and a model found of its texts."""
+        return with_relevance(self.scored(pair), self.relevances)
 
     def as_dict(self, decided: set[str]) -> dict[str, Any]:
         """What is told of the edits: pairs decided about, decisions about pairs that are not here, damage."""
@@ -191,7 +199,7 @@ def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
 @contextmanager
 def opened(source: Path, split: str | None = None) -> Iterator[Iterator[NumberedRow]]:
     """The rows of the source. Raises ConfigError where it cannot be opened, DiskError while it is read."""
-    advice = "Give the path of a file with one pair a row, or a dataset on the Hub (owner/name)."
+    advice = "Give a file with one pair a row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
     try:
         if source.is_dir() and (run := _advice_for_a_folder(source)):
             raise ConfigError(f"{source} is the folder of a run.", "", run)

@@ -61,6 +61,8 @@ class Pair:
     base_score: float | None = None
     revised_score: float | None = None
     finish: dict[str, str] = field(default_factory=dict)
+    relevance: float | None = None
+    """How much likelier its prompt makes the revision, in nats; None where nobody measured it."""
 
     @property
     def preferred(self) -> str:

@@ -13,7 +13,8 @@ from engine.pairs.detectors.language import is_wrong_language
 from engine.pairs.detectors.malformed import is_cut_off, is_empty, is_fragment, is_leak
 from engine.pairs.detectors.meta import is_meta
 from engine.pairs.detectors.refusal import is_pasted_refusal
-from engine.pairs.detectors.repetition import is_echo, is_identical, is_loop, is_near_duplicate
+from engine.pairs.detectors.relevance import is_off_topic
+from engine.pairs.detectors.repetition import is_critique, is_echo, is_identical, is_loop, is_near_duplicate
 
 __all__ = ["DETECTORS", "Candidate", "canonical", "reasons", "reply_reasons"]
 
@@ -21,12 +22,15 @@ IDENTICAL = "identical"
 EMPTY = "empty"
 META = "meta"
 ECHO = "echo"
+CRITIQUE = "critique"
 LEAK = "leak"
 FRAGMENT = "fragment"
 LOOP = "loop"
 NEAR_DUPLICATE = "near-duplicate"
 REFUSAL = "refusal"
 WRONG_LANGUAGE = "wrong language"
+OFF_TOPIC = "off-topic"
+"""Would fit any message: known only where a model measured it."""
 CUT_OFF = "cut off"
 DUPLICATE_PROMPT = "duplicate prompt"
 """Told by who sees all pairs: the gate's tally."""
@@ -41,21 +45,33 @@ DETECTORS: dict[str, Detector] = {
     META: is_meta,
     LEAK: is_leak,
     ECHO: is_echo,
+    CRITIQUE: is_critique,
     LOOP: is_loop,
     FRAGMENT: is_fragment,
     NEAR_DUPLICATE: is_near_duplicate,
     REFUSAL: is_pasted_refusal,
     WRONG_LANGUAGE: is_wrong_language,
     CUT_OFF: is_cut_off,
+    OFF_TOPIC: is_off_topic,
 }
 
 
-def reasons(prompt: str, draft: str | None, reply: str, *, finished: bool = True) -> list[str]:
+def reasons(
+    prompt: str,
+    draft: str | None,
+    reply: str,
+    *,
+    finished: bool = True,
+    critique: str = "",
+    relevance: float | None = None,
+) -> list[str]:
     """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty where it can.
 
-    finished   False where the generation was cut off at its longest
+    finished    False where the generation was cut off at its longest
+    critique    of the draft, which the reply must not repeat
+    relevance   nats by which the prompt makes the reply likelier; None where it was not measured
     """
-    candidate = Candidate(prompt, draft, reply, finished)
+    candidate = Candidate(prompt, draft, reply, finished, critique, relevance)
     first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](candidate)]
     if first:
         return first  # whatever else it is, it is no revision

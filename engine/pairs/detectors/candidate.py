@@ -107,6 +107,10 @@ class Candidate:
     reply: str
     finished: bool = True
     """False where the generation was cut off at its longest."""
+    critique: str = ""
+    """Of the draft; empty where there is none."""
+    relevance: float | None = None
+    """How much likelier the prompt makes the reply, in nats (`engine.pairs.relevance`); None where nobody measured it."""
 
     @cached_property
     def asked(self) -> list[str]:
@@ -119,6 +123,10 @@ class Candidate:
     @cached_property
     def said(self) -> list[str]:
         return self.drafted if self.reply == self.draft else words(self.reply)
+
+    @cached_property
+    def criticised(self) -> list[str]:
+        return words(self.critique)
 
     @cached_property
     def text_work(self) -> bool:

@@ -10,6 +10,7 @@ from engine.core.errors import ConfigError
 from engine.core.layout import RUN_JSON
 from engine.pairs.formats.containers import DATA_SUFFIXES, NumberedRow, rows_of
 from engine.pairs.formats.streams import without_packing
+from engine.storage.files import sha256_of_file, sha256_of_json
 
 _SHARD = re.compile(r"[-_.]?\d{3,}(-of-\d+)?(-[0-9a-f]{16,})?$")
 _ABOUT = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
@@ -73,3 +74,20 @@ def _split_of(file: Path, folder: Path) -> str:
         return name
     parents = [part for part in file.relative_to(folder).parts[:-1] if part not in _NAMES_NO_SPLIT]
     return parents[-1] if parents else "train"
+
+
+def hash_of_files(path: Path | None) -> str | None:
+    """Of the content of a file, or of a folder's files of rows under their names; None where nothing is given.
+
+    Raises ConfigError where there are none.
+    """
+    if path is None:
+        return None
+    if not path.exists():
+        raise ConfigError(
+            f"--pairs {path}: there is no such file.", "", "Give the path of a file or a folder of pairs."
+        )
+    if not path.is_dir():
+        return sha256_of_file(path)
+    files = [file for files in local_splits(path, "--pairs").values() for file in files]
+    return sha256_of_json([[str(file.relative_to(path)), sha256_of_file(file)] for file in files])

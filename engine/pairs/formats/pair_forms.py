@@ -13,7 +13,7 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.form import Form, first_column
 from engine.pairs.formats.own_form import own_pair
 from engine.pairs.formats.prompt_forms import NO_PROMPT, asked_beside_replies, with_system
-from engine.pairs.formats.values import Row, check_text, foreign_id, kind, messages_in, number_in
+from engine.pairs.formats.values import Row, check_text, id_of, kind, messages_in, number_in
 
 Reply = tuple[Conversation | None, str]
 """(the conversation in front of the reply, where the value has one; the reply)."""
@@ -69,7 +69,7 @@ def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_ke
         raise ValueError("chosen and rejected answer different conversations: they differ before the last turn")
     messages = _conversation(row, own, problem, asked_better)
     return Pair(
-        id=foreign_id(row, messages, chosen, rejected),
+        id=id_of(messages, chosen, rejected),
         prompt=messages[-1]["content"],
         messages=messages,
         base_response=rejected,

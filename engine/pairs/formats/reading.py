@@ -26,6 +26,7 @@ BAD_ROWS_KEPT = 100
 BAD_ROWS_SHOWN = 5
 MOST_BAD_IN_A_RUN = 0.5
 """Without --max-bad-rows. A file of which more is no prompt, or no pair, is another file than somebody meant."""
+NO_PAIR = "no pair: "
 NOT_A_PAIR = "not_a_pair"
 """The column that says why a row was no pair when it was read the first time."""
 
@@ -166,9 +167,9 @@ def pair_of(number: int, row: Row, reading: Reading = AS_TOLD, *, first: bool = 
                 "DPO trains on pairs: a better and a worse reply to the same prompt.",
                 "Make pairs of its prompts (--dataset FILE), or train on it with a trainer for KTO.",
             ) from None
-        return BadLine(number, f"no pair: {error}")
+        return BadLine(number, f"{NO_PAIR}{error}")
     except ValueError as error:
-        return BadLine(number, f"no pair: {error}")
+        return BadLine(number, f"{NO_PAIR}{error}")
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------

@@ -119,19 +119,8 @@ def finite(value: float, key: str) -> float:
     return number
 
 
-def foreign_id(row: Row, messages: Conversation, *replies: str) -> str:
-    """The row's own id where it has a plain one; else a hash of all its texts."""
-    value = row.get("id")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME:
-        check_text(value, "id")
-        return value
-    return id_of(messages, *replies)
-
-
 def id_of(messages: Conversation, *replies: str) -> str:
-    """For a row of a file that knows no ids."""
+    """For a row of a file whose ids, where it has any, are not ours: rows with the same id say the same."""
     return f"{hash_of(*[message['content'] for message in messages], *replies):016x}"
 
 

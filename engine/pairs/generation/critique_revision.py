@@ -154,7 +154,9 @@ def _fault(making: PairInProgress, critique: Reply, revision: Reply) -> str:
     refused = refusal_of(critique) or refusal_of(revision)
     if refused:
         return refused
-    found = detectors.reasons(making.prompt.text, making.draft.text, revision.text, finished=revision.finished)
+    found = detectors.reasons(
+        making.prompt.text, making.draft.text, revision.text, finished=revision.finished, critique=critique.text
+    )
     if not found and detectors.canonical(revision.text) == detectors.canonical(making.text):
         return detectors.IDENTICAL  # to the revision of the round before
     return found[0] if found else OK

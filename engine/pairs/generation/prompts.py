@@ -12,6 +12,7 @@ from engine.core.config import Stage3Config
 from engine.hub.references import is_local, local_path
 from engine.models.chat import Conversation
 from engine.pairs.formats.containers import NumberedRow
+from engine.pairs.formats.imported import read_imported_pairs
 from engine.pairs.formats.reading import BadRows, Reading, prompt_of
 from engine.pairs.formats.sources import hub_rows, parse_split, rows_of_splits
 from engine.storage.jsonl import BadLine
@@ -50,6 +51,8 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
     prompt, NetworkError when the Hub does not answer.
     """
     reading = Reading.of(config)
+    if config.pairs is not None:
+        return prompts_of_pairs(config)
     parse_split(config.split)
     found: dict[str, Prompt] = {}
     bad = BadRows("prompt")
@@ -65,6 +68,26 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
     prompts = list(found.values())
     Random(config.seed).shuffle(prompts)
     return PromptSet(prompts[: config.num_examples], bad)
+
+
+def prompts_of_pairs(config: Stage3Config) -> PromptSet:
+    """The prompts of `--pairs`, all of them, in its order: for stages that look at some before the pairs are imported.
+
+    Raises as `read_imported_pairs`.
+    """
+    bad = BadRows("pair")
+    found: dict[str, Prompt] = {}
+    for pair in read_imported_pairs(config, bad):
+        prompt = Prompt(prompt_id(pair.messages, ""), pair.messages)
+        found.setdefault(prompt.id, prompt)
+    return PromptSet(list(found.values()), bad)
+
+
+def pairs_wanted(config: Stage3Config) -> int:
+    """How many pairs the run is to have: `--num-examples`, or as many as `--pairs` has."""
+    if config.pairs is None:
+        return config.num_examples
+    return sum(1 for _ in read_imported_pairs(config, BadRows("pair")))
 
 
 def prompt_id(messages: Conversation, source: str) -> str:

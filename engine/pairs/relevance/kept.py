@@ -1,0 +1,72 @@
+"""Relevance of the pairs of a run, kept in `pairs/relevance.jsonl`: what was measured once is not measured again while prompt
+and revision stay the same.
+
+Append-only and synced, one line `{id, model, key, nats}`; `key` is a hash of the conversation and the revision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from engine.models.chat import Conversation
+from engine.pairs.data.record import Pair
+from engine.storage.files import sha256_of_json
+from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
+
+Relevances = Mapping[str, float]
+"""Nats by key."""
+
+
+@dataclass(frozen=True)
+class MeasuredReply:
+    """One line."""
+
+    id: str
+    """Of the pair for which it was measured."""
+    model: str
+    key: str
+    nats: float
+
+
+def key_of_reply(conversation: Conversation, reply: str) -> str:
+    return sha256_of_json([[[message["role"], message["content"]] for message in conversation], reply])
+
+
+def with_relevance(pair: Pair, known: Relevances) -> Pair:
+    """The pair with the relevance of its revision, where that is known."""
+    return replace(pair, relevance=known.get(key_of_reply(pair.messages, pair.revised_response))) if known else pair
+
+
+def measured_reply(row: Mapping[str, Any] | BadLine) -> MeasuredReply | None:
+    """What a line says; None for one that says nothing."""
+    if isinstance(row, BadLine):
+        return None
+    nats, names = row.get("nats"), [row.get(name) for name in ("id", "model", "key")]
+    if isinstance(nats, bool) or not isinstance(nats, (int, float)) or not isfinite(nats):
+        return None
+    if not all(isinstance(name, str) for name in names):
+        return None
+    pair_id, model, key = map(str, names)
+    return MeasuredReply(pair_id, model, key, float(nats))
+
+
+def read_relevance(path: Path, model: str | None = None) -> dict[str, float]:
+    """What was measured, the newest of each key; nothing where there is no file.
+
+    model   only by this one
+    """
+    if not path.is_file():
+        return {}
+    rows = (measured_reply(row) for _, row in read_jsonl(path))
+    return {row.key: row.nats for row in rows if row is not None and model in (None, row.model)}
+
+
+def keep_relevance(path: Path, measured: Sequence[MeasuredReply]) -> None:
+    """All of it is on disk when this returns. Raises DiskError."""
+    with JsonlAppender(path) as appender:
+        for number, reply in enumerate(measured, start=1):
+            appender.append(asdict(reply), sync=number == len(measured))

@@ -1,0 +1,73 @@
+"""Relevance: how much likelier its prompt makes a reply than messages about something else do.
+
+    relevance = log p(reply | its prompt) − mean over other messages of log p(reply | that message)        in nats
+
+An estimate of the pointwise mutual information of prompt and reply (Li et al. 2016, "A Diversity-Promoting Objective Function
+for Neural Conversation Models", section 3), over the reply's first tokens. A text that would follow any message has
+none, however well it reads. The sum over tokens tells more than their mean: forty words that fit anywhere must not
+outvote the three that name the subject.
+
+The other messages are always the same, so that a reply's relevance depends on nothing but itself, its prompt and the model,
+and is measured once. Messages of the set in their place tell no more (`bench/detectors.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.models.chat import Conversation
+from engine.models.chat_template import conversation_ids
+from engine.models.likelihood import Row, reply_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+OTHER_MESSAGES = ("How do I keep basil alive indoors?", "My brother never listens to me.")
+"""A question and a statement, about nothing in particular."""
+TOKENS_READ = 24
+"""Of a reply. What it is about shows early, and a whole long reply would cost what its generation did."""
+LONGEST_PROMPT = 256
+"""Tokens: of a longer conversation the end is read."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply, and what it replies to."""
+
+    conversation: Conversation
+    reply: str
+
+
+class RelevanceMeter:
+    """Measures replies with a language model, which reads them and decodes nothing."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._others = [self._prompt_ids([{"role": "user", "content": message}]) for message in OTHER_MESSAGES]
+        self.tokens_read = 0
+
+    def measure(self, answers: Sequence[Answer]) -> list[float | None]:
+        """Nats, in the order of `answers`; None for an empty reply."""
+        rows: list[Row] = []
+        places: list[list[int]] = []
+        """Of each answer: its rows, its own prompt's first."""
+        for answer in answers:
+            reply = self._tokenizer.encode(answer.reply, add_special_tokens=False)[:TOKENS_READ]
+            own = self._prompt_ids(answer.conversation)
+            prompts = [own, *(other for other in self._others if other != own)] if reply else []
+            places.append(list(range(len(rows), len(rows) + len(prompts))))
+            rows += [(prompt, reply) for prompt in prompts]
+        logps = reply_logps(self._model, rows, self._tokenizer.pad_token_id or 0)
+        self.tokens_read += sum(len(prompt) + len(reply) for prompt, reply in rows)
+        return [_difference([logps[row] for row in of_one]) for of_one in places]
+
+    def _prompt_ids(self, conversation: Conversation) -> list[int]:
+        return conversation_ids(self._tokenizer, conversation, reply_wanted=True)[-LONGEST_PROMPT:]
+
+
+def _difference(logps: Sequence[float]) -> float | None:
+    """Of the first to the mean of the others."""
+    return logps[0] - sum(logps[1:]) / (len(logps) - 1) if logps else None

@@ -1,0 +1,49 @@
+"""Measuring the pairs of a set, batch by batch, with the base model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from engine.core.events import Event, Message, Progress
+from engine.pairs.data.record import Pair
+from engine.pairs.relevance.kept import MeasuredReply, keep_relevance, key_of_reply, read_relevance
+from engine.pairs.relevance.measure import Answer, RelevanceMeter
+from engine.run.stop import StopToken
+
+PAIRS_AT_ONCE = 32
+
+
+def measure_pairs(
+    pairs: Sequence[Pair], path: Path, model: str, load: Callable[[], RelevanceMeter], stop: StopToken
+) -> Generator[Event, None, dict[str, float]]:
+    """The relevance of each pair's revision, by key; what `path` lacks is measured and kept there.
+
+    model   what the measuring model is called
+    load    loads it, where anything is left to measure
+
+    Raises Stopped between two batches, and DiskError.
+    """
+    known = read_relevance(path, model)
+    missing = {key: pair for pair in pairs if (key := key_of_reply(pair.messages, pair.revised_response)) not in known}
+    if not missing:
+        return known
+    yield Message("info", f"Measuring how much {len(missing)} revisions depend on their prompts, with the base model.")
+    meter, started, done = load(), time.monotonic(), 0
+    by_length = sorted(missing, key=lambda key: (sum(len(m["content"]) for m in missing[key].messages), key))
+    for start in range(0, len(by_length), PAIRS_AT_ONCE):
+        stop.raise_if_requested()
+        batch = by_length[start : start + PAIRS_AT_ONCE]
+        nats = meter.measure([Answer(missing[key].messages, missing[key].revised_response) for key in batch])
+        measured = [
+            MeasuredReply(missing[key].id, model, key, round(value, 4))
+            for key, value in zip(batch, nats, strict=True)
+            if value is not None
+        ]
+        keep_relevance(path, measured)
+        known.update({reply.key: reply.nats for reply in measured})
+        done += len(batch)
+        rate = done / max(time.monotonic() - started, 1e-9)
+        yield Progress(done, len(by_length), "revisions read", rate, (len(by_length) - done) / rate, "relevance")
+    return known

@@ -1,0 +1,165 @@
+"""Relevance: measured by a model that answers sensibly (the demo's), kept by text, and what it does to a pair."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.core.errors import Stopped
+from engine.demo.grammar import STAGE2_MIX, draw_answer, draw_prompt, questions
+from engine.demo.preset import ASSETS
+from engine.pairs import detectors
+from engine.pairs.assessment.assess import assess_pair
+from engine.pairs.assessment.validation import validate
+from engine.pairs.data.edits import write_edit
+from engine.pairs.detectors.relevance import LEAST_RELEVANCE, common_words
+from engine.pairs.relevance.kept import MeasuredReply, keep_relevance, key_of_reply, read_relevance, with_relevance
+from engine.pairs.relevance.measure import OTHER_MESSAGES, Answer, RelevanceMeter
+from engine.pairs.relevance.of_pairs import measure_pairs
+from engine.run.stop import StopToken
+from tests.support.good_pairs import pair, row, write_rows
+
+LOW, HIGH = LEAST_RELEVANCE[-1] - 1, LEAST_RELEVANCE[0] + 1
+
+
+@pytest.fixture(scope="module")
+def meter() -> RelevanceMeter:
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "base").eval()
+    return RelevanceMeter(model, AutoTokenizer.from_pretrained(ASSETS / "base"))
+
+
+def asked(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_depends_on_its_own_prompt_and_not_on_another(meter: RelevanceMeter):
+    random = Random(0)
+    drawn = random.sample(questions(held_out=True), 12)
+    prompts = [draw_prompt(random, question) for question in drawn]
+    replies = [draw_answer(random, question, STAGE2_MIX).text for question in drawn]
+    own = meter.measure([Answer(*one) for one in zip(prompts, replies, strict=True)])
+    swapped = meter.measure([Answer(*one) for one in zip(prompts, replies[1:] + replies[:1], strict=True)])
+    assert sum(own) / len(own) > sum(swapped) / len(swapped) + 5
+
+
+def test_what_stands_beside_a_reply_does_not_change_its_relevance(meter: RelevanceMeter):
+    first, second = Answer(asked("How do I fix a tap?"), "Close the valve."), Answer(asked("Why?"), "It is late. " * 9)
+    together = meter.measure([first, second])
+    assert together == pytest.approx([*meter.measure([first]), *meter.measure([second])], abs=1e-3)
+
+
+def test_an_empty_reply_has_none_and_a_prompt_of_the_panel_is_held_against_the_other(meter: RelevanceMeter):
+    empty, of_the_panel = meter.measure([Answer(asked("Why?"), ""), Answer(asked(OTHER_MESSAGES[0]), "Water it.")])
+    assert empty is None and of_the_panel is not None and of_the_panel != 0
+
+
+# -- keeping ----------------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A meter that counts what it is asked."""
+
+    def __init__(self, nats: float = HIGH) -> None:
+        self.nats, self.asked = nats, 0
+
+    def measure(self, answers):
+        self.asked += len(answers)
+        return [self.nats if answer.reply.strip() else None for answer in answers]
+
+
+def drain(steps):
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value
+
+
+def measured(pairs, path: Path, meter: Counting, model: str = "base") -> dict[str, float]:
+    return drain(measure_pairs(pairs, path, model, lambda: meter, StopToken()))
+
+
+def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_model_changed(tmp_path: Path):
+    path, meter, pairs = tmp_path / "relevance.jsonl", Counting(), [pair(n) for n in range(40)]
+    assert len(measured(pairs, path, meter)) == 40 and meter.asked == 40
+    assert len(measured(pairs, path, meter)) == 40 and meter.asked == 40
+    edited = [replace(pairs[0], revised_response="Glue it twice."), *pairs[1:], replace(pairs[1], id="the same again")]
+    measured(edited, path, meter)
+    assert meter.asked == 41
+    measured(pairs, path, meter, model="another")
+    assert meter.asked == 81
+
+
+def test_a_stopped_measurement_goes_on_where_it_was(tmp_path: Path):
+    path, stop, meter = tmp_path / "relevance.jsonl", StopToken(), Counting()
+    pairs = [pair(n) for n in range(40)]
+    steps = measure_pairs(pairs, path, "base", lambda: meter, stop)
+    next(steps), next(steps)
+    stop.request("SIGTERM")
+    with pytest.raises(Stopped):
+        drain(steps)
+    kept = len(read_relevance(path))
+    assert 0 < kept < 40
+    measured(pairs, path, meter)
+    assert meter.asked == 40
+
+
+def test_lines_that_are_none_are_measured_again(tmp_path: Path):
+    path = tmp_path / "relevance.jsonl"
+    path.write_text('{"id": "a", "model": "base", "key": "k", "nats": "much"}\n{"nats": NaN}\nno json\n')
+    assert read_relevance(path) == {}
+
+
+# -- judging ----------------------------------------------------------------------------------------------------------
+
+
+def reasons_of(
+    nats: float | None, reply: str = "Glue the broken thing with wood glue, gently.", **changes
+) -> tuple[str, ...]:
+    return assess_pair(replace(pair(1, revised_response=reply, **changes), relevance=nats)).as_made
+
+
+def test_a_revision_that_its_prompt_makes_no_likelier_is_off_topic():
+    assert reasons_of(LOW) == (detectors.OFF_TOPIC,)
+    assert reasons_of(HIGH) == () and reasons_of(None) == ()
+
+
+def test_a_revision_that_names_no_subject_must_be_more_relevant():
+    nats = (LEAST_RELEVANCE[0] + LEAST_RELEVANCE[-1]) / 2
+    assert reasons_of(nats) == ()
+    assert reasons_of(nats, "I think that is a good idea, and I would like to help you with it.") == (
+        detectors.OFF_TOPIC,
+    )
+
+
+def test_an_answer_that_revises_nothing_may_fit_any_message():
+    assert detectors.reasons("Mend it", None, "What do you mean?", relevance=-3.0) == []
+
+
+def test_the_common_words_name_no_subject():
+    assert {"think", "sure", "question", "help"} <= common_words()
+    assert common_words().isdisjoint({"glue", "police", "basil", "car", "tap"})
+
+
+def test_validate_counts_what_was_measured_beside_the_file_and_an_edit_makes_it_unmeasured(tmp_path: Path, config):
+    path = write_rows(tmp_path / "pairs.jsonl", [row(1), row(2)])
+    first = pair(1)
+    key = key_of_reply(first.messages, first.revised_response)
+    keep_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10)])
+    assert validate(path, config()).report["reasons"] == {detectors.OFF_TOPIC: 1}
+    write_edit(tmp_path / "edits.jsonl", first.id, "edit", "Glue it with wood glue.")
+    assert validate(path, config()).report["figures"]["training_pairs"] == 2
+
+
+def test_a_pair_gets_the_relevance_of_its_own_texts():
+    one = pair(1)
+    known = {key_of_reply(one.messages, one.revised_response): 3.0}
+    assert with_relevance(one, known).relevance == 3.0
+    assert with_relevance(replace(one, revised_response="Other."), known).relevance is None

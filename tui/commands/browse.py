@@ -1,0 +1,29 @@
+"""`stage3-tui browse FILE`: look at the pairs of any file and decide about them, without a run and without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.core.options import options
+from tui.commands.arguments import add_options, config_of, new_parser, parse, require_terminal
+from tui.commands.table import PROGRAM
+from tui.commands.validate import is_of_the_gate
+
+
+def main(arguments: list[str]) -> int:
+    parser = new_parser(
+        "The pair browser on any file of preference pairs (docs/files-you-have.md): a filter, what the detectors find, the gate.\n"
+        "The better reply stands as the revision, the worse one as the draft. The file itself is never changed: what you\n"
+        "decide goes to FILE.edits.jsonl, which `validate` and `--pairs` read.",
+        "",
+        usage=f"{PROGRAM} browse FILE [OPTIONS]",
+    )
+    parser.add_argument("file", metavar="FILE")
+    display = ("theme", "mouse", "ascii")
+    add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in display])
+    given = parse(parser, arguments)
+    config = config_of(given)
+    require_terminal()
+    from tui.wizard.pair_file import browse
+
+    return browse(Path(given.file), config)

@@ -1,0 +1,92 @@
+"""A file of pairs in the place of a run: what `stage3-tui browse FILE` draws from.
+
+The rows, whatever their form, become lines of our own in a folder that is gone afterwards; the decisions about them go
+beside the file itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event as Flag
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from engine.core import layout
+from engine.core.errors import ConfigError, ExitCode, Stage3Error
+from engine.pairs.data.edits import edits_beside
+from engine.pairs.formats.own_lines import own_lines
+from engine.pairs.formats.reading import Reading, pairs_of
+from engine.pairs.formats.sources import rows_of_place
+from engine.run.folder import Run
+from engine.run.state import RunState
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
+
+LINES_AT_ONCE = 200
+
+log = logging.getLogger(__name__)
+
+
+class PairFile:
+    """Nothing runs here, and decisions may be made."""
+
+    read_only = False
+    running = False
+    exit_code: ExitCode | None = None
+
+    def __init__(self, file: Path, config: Stage3Config) -> None:
+        """Raises ConfigError where there is nothing to read, DataError for a file of KTO."""
+        self.file, self.config = file, config
+        self.edits = edits_beside(file.resolve())
+        self.problem = ""
+        """Why the reading ended before the file did."""
+        if not file.is_file():
+            raise ConfigError(f"There is no file {file}.", "", "Give the path of a file of preference pairs.")
+        lines = own_lines(pairs_of(rows_of_place(file), Reading.of(config)))
+        try:
+            first = next(lines, None)
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read.", error.strerror or str(error), "Give another file.") from error
+        if first is None:
+            raise ConfigError(f"There is nothing in {file}.", "", "Give a file with one pair a row.")
+        self._folder = TemporaryDirectory(prefix="stage3-browse-")
+        self.run = Run(Path(self._folder.name))
+        self._lines: Iterator[str] = chain([first], lines)
+        self._state, self._done = RunState(), Flag()
+        self._thread = Thread(target=self._read, name="pair file", daemon=True)
+        for name in (layout.PAIRS_JSONL, layout.RUN_LOG):
+            (self.run / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.run / layout.EDITS_JSONL).symlink_to(self.edits)
+
+    def open(self) -> None:
+        """Begin to read; the browser shows what is there, and looks again."""
+        self._thread.start()
+
+    def close(self) -> None:
+        self._done.set()
+        self._thread.join()
+        self._folder.cleanup()
+
+    def snapshot(self) -> RunState:
+        return self._state
+
+    def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
+        """There is nothing to stop."""
+
+    def _read(self) -> None:
+        try:
+            with (self.run / layout.PAIRS_JSONL).open("w", encoding="ascii") as file:
+                for number, line in enumerate(self._lines):
+                    file.write(line)
+                    if number % LINES_AT_ONCE == 0:
+                        file.flush()
+                        if self._done.is_set():
+                            return
+        except (OSError, Stage3Error) as error:
+            self.problem = str(error)
+            log.warning("the file of pairs could not be read to its end: %s", error)

@@ -1,0 +1,70 @@
+"""The screen of `stage3-tui browse FILE`: the pair browser, and nothing of a run around it."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.content import Content
+from textual.widgets import Static
+
+from engine.run.state import RunState
+from engine.security.sanitize import visible_line
+from tui.formatting import short_path
+from tui.keys import Key
+from tui.pair_browser.browser import PairBrowser
+from tui.runs.pair_file import PairFile
+from tui.screens.base import StageView
+from tui.screens.main import MainScreen
+from tui.widgets.layout import fit, spread
+from tui.widgets.status_lines import keys_line
+from tui.widgets.text_view import TextView
+
+NOTHING_TO_RUN = {"run_stage", "run_all", "redo", "stop", "log"}
+"""Keys of the wizard that are for a run."""
+
+
+class PairFileScreen(MainScreen, inherit_bindings=False):
+    """The title, the browser, the keys."""
+
+    def __init__(self, source: PairFile) -> None:
+        super().__init__(source, "quality")
+        self.file = source
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="too-small", markup=False)
+        yield TextView(id="title")
+        with Container(id="body"):
+            yield PairBrowser(self.file)
+        yield TextView(id="status")
+        yield TextView(id="keys")
+
+    def on_mount(self) -> None:
+        self.query_one(PairBrowser).pairs.focus()
+
+    @property
+    def is_whole(self) -> bool:
+        return self.is_mounted and all(self.query(name) for name in ("#title", "PairBrowser", "#keys"))
+
+    @property
+    def view(self) -> StageView | None:
+        """No stage is looked at."""
+        return None
+
+    def places(self) -> tuple[str, ...]:
+        return tuple(place for place in super().places() if place != "stage")
+
+    def keys_offered(self) -> tuple[Key, ...]:
+        return tuple(key for key in super().keys_offered() if key.action not in NOTHING_TO_RUN)
+
+    async def draw(self, state: RunState, standing: str, now: float) -> bool:
+        if not self.is_whole:
+            return False
+        file, problem = visible_line(short_path(self.file.file), 200), visible_line(self.file.problem, 200)
+        name = Content.assemble(("stage3-tui ", "bold $accent"), (f"browse {file}", "bold $foreground"))
+        where = Content.styled(problem, "$check-failed") if problem else Content.styled("nothing runs", "$muted")
+        self.query_one("#title", TextView).put((file, problem), lambda width: [spread(name, where, width)])
+        edits = f"Decisions go to {visible_line(short_path(self.file.edits), 200)}"
+        self.query_one("#status", TextView).put(edits, lambda width: [fit(Content.styled(edits, "$muted"), width)])
+        keys = self.keys_offered()
+        self.query_one("#keys", TextView).put(keys, lambda width: [keys_line(keys, width)])
+        return True
