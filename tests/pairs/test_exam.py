@@ -236,7 +236,7 @@ def test_a_judge_that_passes_has_its_exam_in_the_report_and_on_the_screen(
     use: Callable[[Any], Any],  # noqa: F811
 ):
     use(Ruler())
-    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5, relevance=False), rows(30))
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5), rows(30))
     events, _ = run_stage(quality.run(made))
     (exam,) = report_of(made)["exams"]
     assert exam["passed"] and exam["asked"] == exam["right"] == 20 and exam["exam"] == "a ruler's exam"

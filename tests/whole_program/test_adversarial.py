@@ -39,7 +39,9 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
     """A run over the tiny models with training and held-out pairs in place."""
 
     def build(**options: Any) -> Context:
-        context = build_context(tmp_path / "run", *stage2, **{"eval_harmless_prompts": 2, **options})
+        context = build_context(
+            tmp_path / "run", *stage2, **{"eval_harmless_prompts": 2, "relevance": False, **options}
+        )
         write_rows(context.run / layout.TRAIN_JSONL, pairs(16))
         write_rows(context.run / layout.EVAL_JSONL, pairs(20)[16:])
         return context
