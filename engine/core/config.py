@@ -93,6 +93,8 @@ class ModelOptions(Described):
     """The Stage 2 LoRA adapter: a folder, or a Hub id."""
     adapter_revision: str = option("main", changes="credentials adapter")
     """Branch, tag or commit of the adapter on the Hub; the resolved commit is recorded."""
+    chat_template: str | None = option(None, changes="preflight pairs quality training")
+    """The template that the Stage 2 adapter was trained with, where the base model has none or another: a file, gemma or chatml."""
 
 
 class PairsOptions(Described):

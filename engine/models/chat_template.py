@@ -46,7 +46,7 @@ def reply_ids(
         raise template_fault(tokenizer, behaviour.fault)
     mark = mark_not_in([*conversation, *reply])
     prompt = _text(tokenizer, conversation, mark, reply_wanted=True)
-    begun = prompt.removesuffix(behaviour.only_in_prompt) + behaviour.opening
+    begun = prompt.removesuffix(behaviour.only_in_prompt) + behaviour.in_its_place + behaviour.opening
     whole = _text(tokenizer, [*conversation, *reply], mark, reply_wanted=False)
     if not whole.startswith(begun):
         raise template_fault(tokenizer, "it renders this prompt otherwise when a reply follows")

@@ -12,6 +12,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
+from engine.models.templates.given import given_template, no_template_mend
 from engine.run.folder import Run
 
 if TYPE_CHECKING:
@@ -47,15 +48,17 @@ def dtype_name(dtype: torch.dtype | str) -> str:
 
 
 def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, padding on the left. Raises PreconditionError without a chat template."""
+    """The base model's tokenizer with the template of --chat-template or its own, padding on the left. Raises PreconditionError
+    without a chat template, and ConfigError for one that cannot be read."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.base_model_id, **hub_arguments(config, token))
+    tokenizer.chat_template = given_template(config, tokenizer) or tokenizer.chat_template
     if tokenizer.chat_template is None:
         raise PreconditionError(
             f"The tokenizer of {config.base_model_id} has no chat template.",
-            "Conversations are rendered by the model's own template, for generation and training alike.",
-            "Use the instruction-tuned model (google/gemma-2b-it, not google/gemma-2b).",
+            "Conversations are rendered by a template, the same for generation and training.",
+            no_template_mend(config),
         )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:

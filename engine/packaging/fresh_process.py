@@ -16,6 +16,7 @@ from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import DamagedState, Stage3Error
 from engine.hub.references import is_local, local_path
+from engine.packaging.contents import CHAT_TEMPLATE
 from engine.packaging.verify import read_back
 from engine.process.children import run_child
 from engine.run.stop import StopToken
@@ -116,7 +117,8 @@ def load_archive(request: Mapping[str, Any]) -> dict[str, Any]:
         adapter = next(scratch.glob(f"*/{layout.ADAPTER_DIR}"))
         tensors = read_tensors(adapter)
         refuse_bad_numbers(tensors)
-        effect = effect_on_logits(load_policy(load_base(config), adapter), load_tokenizer(config))
+        packed_template = config.model_copy(update={"chat_template": str(adapter / CHAT_TEMPLATE)})
+        effect = effect_on_logits(load_policy(load_base(config), adapter), load_tokenizer(packed_template))
         return {"effect": effect, "tensors_sha256": hash_tensors(tensors)}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

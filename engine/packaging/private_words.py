@@ -31,6 +31,7 @@ PATH_OPTIONS = (
     "repo_url",
     "constitution",
     "few_shot",
+    "chat_template",
 )
 PATH_VARIABLES = ("HOME", "PWD", "HF_HOME", "VIRTUAL_ENV")
 # Users and machines that everybody has: they tell nothing, and stand in ordinary text.

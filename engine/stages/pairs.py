@@ -13,6 +13,7 @@ from engine.core.events import Event, Message, PairFailed, PairMade, Progress, S
 from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
+from engine.models.templates.given import template_key
 from engine.pairs.data.record import OK, PairRecord
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
@@ -34,6 +35,7 @@ LEAST_ROOM = 16
 
 
 READ_AS = {
+    "chat_template": template_key,
     "constitution": lambda config: sha256_of_file(config.constitution or DEFAULT_PATH),
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     "pairs": lambda config: hash_of_files(config.pairs),

@@ -18,6 +18,7 @@ from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer
+from engine.models.templates.given import template_key
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.generation.critique_revision import make_records
 from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
@@ -36,6 +37,7 @@ from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
 READ_AS = {
+    "chat_template": template_key,
     "pairs": lambda config: hash_of_files(config.pairs),
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),

@@ -15,6 +15,7 @@ from engine.core.errors import DamagedState, DataError
 from engine.core.events import Check, Event, Message
 from engine.machine.memory import free_memory
 from engine.models.loading import load_base, load_tokenizer
+from engine.models.templates.given import template_key
 from engine.pairs.assessment.gate import Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
 from engine.pairs.data.edits import read_edits
@@ -37,6 +38,7 @@ from engine.storage.jsonl import BadLine, dumps
 NOT_ASKED = ScorePair(None, None)
 
 READ_AS = {
+    "chat_template": template_key,
     "judge": lambda config: judge_name(config),
     # In the judge's name, where they count.
     "server_model": lambda config: None,

@@ -14,6 +14,7 @@ from engine.core.layout import ADAPTER_WEIGHTS
 from engine.dpo.planning.forecast import against_measured, seconds_at_work
 from engine.dpo.planning.plan import effective_batch, oom_history
 from engine.hub.references import is_local, local_path
+from engine.models.templates.given import template_key
 from engine.packaging.model_card import model_card
 from engine.pairs.judges.base import judge_name
 from engine.run.journal import read_entries
@@ -37,6 +38,7 @@ HYPERPARAMETERS = (
 )
 
 READ_AS = {
+    "chat_template": template_key,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
     "judge": judge_name,
     # In the judge's name, where they count.

@@ -178,6 +178,14 @@ def test_how_far_it_moved_is_measured_on_what_stage_3_says_and_ended(trained: tu
     assert figures["own_answer_log_ratio_per_token"] == pytest.approx(sum(ratios) / tokens, abs=1e-5)
 
 
+def test_an_answer_that_stayed_the_same_is_measured_like_any_other(trained: tuple[Context, Any]):
+    context, made = trained
+    same = [Reply("Sort the mail", True, 5)]
+    prompts: Any = [pairs(1)[0]["prompt"]]
+    _, figures = run_stage(distance_on_own_answers(context, made, prompts, same, same))
+    assert figures["own_answers_measured"] == 1 and figures["own_answer_log_ratio"] is not None
+
+
 def test_the_report_has_the_word_its_rule_its_limits_and_every_answer(
     trained: tuple[Context, Any], monkeypatch: pytest.MonkeyPatch
 ):

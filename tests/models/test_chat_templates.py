@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trl
 from transformers import PreTrainedTokenizerBase
 
-from engine.core.errors import PreconditionError
+from engine.core.config import Stage3Config
+from engine.core.errors import ConfigError, PreconditionError
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.chat_template import conversation_ids, reply_ids
+from engine.models.loading import load_tokenizer
 from engine.models.templates.behaviour import behaviour_of
-from engine.models.templates.thoughts import is_empty_thought, opens_thought, without_thought
+from engine.models.templates.thoughts import closes_thought, opens_thought, without_thought
 from tests.support.templates import tokenizer_with
+from tests.support.tiny_models import build_base
 
 PUBLISHED = Path(trl.__file__).parent / "chat_templates"
 CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
@@ -196,7 +200,69 @@ def test_a_thought_is_no_part_of_a_draft(text: str, left: str):
     assert without_thought(text) == left
 
 
-@pytest.mark.parametrize("text", ["<think>\n\n</think>\n\n", "<|channel>thought\n<channel|>", "[THINK][/THINK]"])
-def test_an_empty_thought_says_nothing_and_is_closed(text: str):
-    assert is_empty_thought(text) and not opens_thought(text)
-    assert not is_empty_thought(text.replace("\n", " so \n", 1) if "\n" in text else "[THINK]so[/THINK]")
+@pytest.mark.parametrize(
+    "text", ["<think>\n\n</think>\n\n", "<|channel>thought\n<channel|>", "[THINK][/THINK]", "</think>"]
+)
+def test_a_thought_that_is_closed_is_told_from_an_open_one(text: str):
+    assert closes_thought(text) and not opens_thought(text)
+    assert not closes_thought("Close the valve.")
+
+
+@pytest.mark.parametrize("text", ["</think><think>\n", "<|START_THINKING|>", "<seed:think>", "[THINK]"])
+def test_a_thought_that_stands_open_is_told(text: str):
+    assert opens_thought(text) and not closes_thought(text)
+
+
+# -- --chat-template ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model as it was pretrained: its tokenizer has Gemma's marks and no template."""
+    base = build_base(tmp_path_factory.mktemp("bare") / "base")
+    (base / "chat_template.jinja").unlink()
+    return base
+
+
+def with_option(bare: Path, config: Callable[..., Stage3Config], **options: object) -> PreTrainedTokenizerBase:
+    return load_tokenizer(config(base_model_id=str(bare), **options))
+
+
+def test_a_model_without_a_template_is_refused_with_the_option_that_gives_it_one(bare: Path, config, tmp_path: Path):
+    with pytest.raises(PreconditionError, match="has no chat template") as refused:
+        with_option(bare, config)
+    assert "--chat-template" in refused.value.what_to_do and "gemma or chatml" in refused.value.what_to_do
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    with pytest.raises(PreconditionError) as refused:
+        with_option(bare, config, adapter_path=str(tmp_path))
+    assert f"--chat-template {tmp_path / 'chat_template.jinja'}" in refused.value.what_to_do
+
+
+def test_gemmas_template_is_given_to_a_base_model_of_gemma(bare: Path, config):
+    tokenizer = with_option(bare, config, chat_template="gemma")
+    prompt, said = asked_and_said(tokenizer)
+    assert prompt == "<bos><start_of_turn>user\nHow do I mend a tap?<end_of_turn>\n<start_of_turn>model\n"
+    assert said == "Replace the washer.<end_of_turn>\n"
+
+
+def test_a_template_whose_marks_the_tokenizer_does_not_know_is_refused(bare: Path, config):
+    tokenizer = with_option(bare, config, chat_template="chatml")
+    assert "'<|im_end|>\\n', and no token of its own" in fault(tokenizer)
+
+
+def test_a_file_is_the_template_and_is_saved_with_the_tokenizer(bare: Path, config, tmp_path: Path):
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(CHATML.replace("<|im_end|>", "<end_of_turn>"))
+    tokenizer = with_option(bare, config, chat_template=str(mine))
+    assert asked_and_said(tokenizer)[1] == "Replace the washer.<end_of_turn>\n"
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved/chat_template.jinja").read_text() == mine.read_text()
+
+
+@pytest.mark.parametrize(("text", "why"), [(None, "FileNotFoundError"), ("hello", "does not read `messages`")])
+def test_what_is_no_template_is_refused(text: str | None, why: str, bare: Path, config, tmp_path: Path):
+    if text is not None:
+        (tmp_path / "mine.jinja").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        with_option(bare, config, chat_template=str(tmp_path / "mine.jinja"))
+    assert why in refused.value.why

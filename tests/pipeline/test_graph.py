@@ -43,6 +43,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "base_model_revision":        ("dev",            "credentials adapter preflight"),
     "adapter_path":               ("other",          "credentials adapter"),
     "adapter_revision":           ("dev",            "credentials"),
+    "chat_template":              ("gemma",          "preflight pairs quality training"),
     "dataset":                    ("other/data",     "credentials preflight pairs"),
     "dataset_revision":           ("dev",            "credentials preflight pairs"),
     "split":                      ("train",          "preflight pairs"),
@@ -118,7 +119,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
 
 MAKES_OTHER_RECORDS = {
     "seed", "dtype", "base_model_id", "constitution", "max_new_tokens", "temperature", "top_p", "max_attempts", "rounds",
-    "few_shot", "server_url", "critic_url",
+    "few_shot", "server_url", "chat_template", "critic_url",
 }  # fmt: skip
 """Whatever else is changed, each record that there is for a prompt stays as it is; a base model and a number format count by
 what stages adapter and preflight recorded of them."""

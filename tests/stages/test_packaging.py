@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_what_was_accepted_or_left_out_is_told_in_the_stages_table(context: Cont
 
 
 # -- the fresh process ----------------------------------------------------------------------------------------------------
+
+
+def test_an_archive_loads_with_the_template_in_it_over_a_base_that_has_none(context: Context, tmp_path: Path):
+    bare = Path(shutil.copytree(context.config.base_model_id, tmp_path / "bare"))
+    (bare / "chat_template.jinja").unlink()
+    request = {"base_model_id": str(bare), "device": "cpu", "dtype": "float32"}
+    found: list[float] = []
+    build_archive(context.run, lambda part: found.append(load_archive({**request, "archive": str(part)})["effect"]))
+    assert found[0] > 0
 
 
 @pytest.mark.parametrize(

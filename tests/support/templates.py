@@ -42,3 +42,30 @@ def tokenizer_with(
     tokenizer.add_tokens(list(plain))
     tokenizer.chat_template = template
     return tokenizer
+
+
+BOS_AND_EOS: tuple[tuple[str, str | None, str], ...] = (
+    # a mark in the template, and the model's BOS and EOS
+    ("<turn|>", "<bos>", "<eos>"),
+    ("<end_of_turn>", "<bos>", "<eos>"),
+    ("<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    ("<｜User｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    ("<|eot_id|>", "<|begin_of_text|>", "<|eot_id|>"),
+    ("<|eot|>", "<|begin_of_text|>", "<|eot|>"),
+    ("<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
+    ("<|return|>", "<|startoftext|>", "<|return|>"),
+    ("[gMASK]", None, "<|endoftext|>"),
+    ("<end_of_utterance>", "<|im_start|>", "<end_of_utterance>"),
+    ("[|endofturn|]", "[BOS]", "[|endofturn|]"),
+    ("<|end|>", "<s>", "<|endoftext|>"),
+)
+
+
+def published_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """With the special tokens of the model that the template was published with; what is around a thought is plain, as there."""
+    plain = tuple(mark for mark in ("<think>", "</think>") if mark in template)
+    if "<|im_end|>" in template:
+        bos = "<|startoftext|>" if "bos_token" in template else None
+        return tokenizer_with(template, bos=bos, eos="<|im_end|>", plain=plain)
+    bos, eos = next(((bos, eos) for mark, bos, eos in BOS_AND_EOS if mark in template), ("<s>", "</s>"))
+    return tokenizer_with(template, bos=bos, eos=eos, plain=plain)

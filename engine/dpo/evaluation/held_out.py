@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Progress
 from engine.core.statistics import bootstrap_mean, mean, wilson
-from engine.dpo.training.dataset import EncodedPair, Row, encode_rows, split_by_length
+from engine.dpo.training.dataset import EncodedPair, Row, encode_row, encode_rows, split_by_length
 from engine.dpo.training.reference import REFERENCE_ADAPTER, collated, pair_logps
 from engine.models.loading import POLICY_ADAPTER, resolve_dtype
 
@@ -97,7 +97,7 @@ def distance_on_own_answers(
         chosen, rejected = ([{"role": "assistant", "content": reply.text}] for reply in (after, before))
         row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}  # type: ignore[typeddict-item]
         try:
-            encoded += encode_rows([row], trained.tokenizer)
+            encoded.append(encode_row(row, trained.tokenizer))  # the two are the same where training changed nothing
         except PreconditionError:
             continue  # the template does not take what a broken model said; the count below tells
     fitting, _ = split_by_length(encoded, context.config.max_length)

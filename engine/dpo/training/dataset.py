@@ -61,7 +61,26 @@ def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list
 
     Raises PreconditionError where the template cannot be trained with, and DataError where two replies are the same ids.
     """
-    return [_encode(index, row, tokenizer) for index, row in enumerate(rows)]
+    encoded = [encode_row(row, tokenizer, index) for index, row in enumerate(rows)]
+    for pair in encoded:
+        _refuse_same_replies(pair, tokenizer)
+    return encoded
+
+
+def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> EncodedPair:
+    """One row, whose two replies may be the same. Raises PreconditionError where the template cannot be trained with."""
+    prompt = conversation_ids(tokenizer, row["prompt"], reply_wanted=True)
+    chosen, rejected = (reply_ids(tokenizer, row["prompt"], reply) for reply in (row["chosen"], row["rejected"]))
+    return EncodedPair(index, prompt, chosen, rejected)
+
+
+def _refuse_same_replies(pair: EncodedPair, tokenizer: PreTrainedTokenizerBase) -> None:
+    if pair.chosen_ids == pair.rejected_ids:
+        raise DataError(
+            f"The two replies of row {pair.index} are the same tokens.",
+            f"They differ only in what the chat template of {tokenizer.name_or_path} leaves out (blanks at the ends).",
+            "Reject the pair in the stage quality, or mend the file.",
+        )
 
 
 def measure_lengths(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -117,15 +136,3 @@ def _fault(record: dict[str, Any]) -> str:
     if record["chosen"] == record["rejected"]:
         return "Both replies are the same: such a pair teaches nothing."
     return ""
-
-
-def _encode(index: int, row: Row, tokenizer: PreTrainedTokenizerBase) -> EncodedPair:
-    prompt = conversation_ids(tokenizer, row["prompt"], reply_wanted=True)
-    chosen, rejected = (reply_ids(tokenizer, row["prompt"], reply) for reply in (row["chosen"], row["rejected"]))
-    if chosen == rejected:
-        raise DataError(
-            f"The two replies of row {index} are the same tokens.",
-            f"They differ only in what the chat template of {tokenizer.name_or_path} leaves out (blanks at the ends).",
-            "Reject the pair in the stage quality, or mend the file.",
-        )
-    return EncodedPair(index, prompt, chosen, rejected)

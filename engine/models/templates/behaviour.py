@@ -16,7 +16,7 @@ from engine.models.chat import ChatMessage, Conversation
 from engine.models.generation.prefix_cache import common_length
 from engine.models.templates.control_text import control_pattern
 from engine.models.templates.rendering import Asking, TemplateRefusal, render
-from engine.models.templates.thoughts import has_thought, is_empty_thought, opens_thought
+from engine.models.templates.thoughts import closes_thought, has_thought, opens_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 NO_THOUGHT: dict[str, Any] = {"enable_thinking": False, "thinking": False, "thinking_budget": 0}
 """The switches of published templates (Qwen, SmolLM3, GLM; DeepSeek and Granite; Seed-OSS), each given where it is named."""
 _EFFORT = "reasoning_effort"
+_GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
+"""Marks of transformers, which Jinja does not know."""
+_BEGUN_MARK = re.compile(r"<[^<>\s]*$|\[[^\[\]\s]*$")
 _NO_EFFORT = re.compile(r"""["']none["']""")
 
 _SYSTEM, _USER, _EARLIER, _AGAIN, _REPLY = "Numbat", "Wombat", "Dingo", "Quoll", "Quokka"
@@ -47,7 +50,9 @@ class Behaviour:
     control: re.Pattern[str]
     """What would be a token of the template's in the text of a message."""
     only_in_prompt: str = ""
-    """The end of the opened turn that the rendering with a reply lacks: an empty thought (Gemma 4). It stays in the prompt."""
+    """The end of the opened turn that the rendering with a reply lacks: a closed thought (Gemma 4). It stays in the prompt."""
+    in_its_place: str = ""
+    """What the rendering with a reply has there: another spelling of no thought (DeepSeek-V3.2). It is no part of the reply."""
     opening: str = ""
     """What the template writes before every reply and not when it opens the turn: an empty thought, the channel of the answer.
     It is put at the end of the prompt."""
@@ -97,10 +102,22 @@ def _observed(tokenizer: PreTrainedTokenizerBase, template: str) -> Behaviour:
 
 def switches_of(template: str) -> dict[str, Any]:
     """The template's own switches that ask the model not to think."""
-    switches = {name: value for name, value in NO_THOUGHT.items() if re.search(rf"\b{name}\b", template)}
-    if re.search(rf"\b{_EFFORT}\b", template) and _NO_EFFORT.search(template):
+    asked = _variables(template)
+    switches = {name: value for name, value in NO_THOUGHT.items() if name in asked}
+    if _EFFORT in asked and _NO_EFFORT.search(template):
         switches[_EFFORT] = "none"
     return switches
+
+
+def _variables(template: str) -> set[str]:
+    """The names that a template reads from outside; none where it cannot be read."""
+    from jinja2 import Environment, TemplateError, meta
+
+    reader = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return meta.find_undeclared_variables(reader.parse(_GENERATION.sub("", template)))
+    except TemplateError:
+        return set()
 
 
 def _form_of_content(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Behaviour:
@@ -118,12 +135,11 @@ def _form_of_content(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Beh
 
 
 def _place_of_system(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Behaviour:
+    """A turn of its own where the template writes it whether or not a reply follows; else in the first user turn."""
     for conversation in (_FIRST, _LATER):
         try:
-            text = render(tokenizer, [_said("system", _SYSTEM), *conversation], seen.asking, reply_wanted=True)
-        except TemplateRefusal:
-            text = ""
-        if _SYSTEM not in text or _USER not in text:
+            _between(tokenizer, [_said("system", _SYSTEM), *conversation], seen.asking)
+        except (TemplateRefusal, _Fault):
             return replace(seen, asking=replace(seen.asking, folds_system=True))
     return seen
 
@@ -138,13 +154,15 @@ def _around_the_reply(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Be
         told = " and ".join(repr(shown) for shown in sorted({opened or lead for opened, lead in found}))
         raise _Fault(f"it opens the model's turn otherwise from one conversation to the next ({told})")
     opened, lead = found.pop()
-    opening = lead if _shown(tokenizer, lead) or has_thought(lead) else ""
-    if opened.strip() and not is_empty_thought(opened):
+    no_reply = lead if _shown(tokenizer, lead) or has_thought(lead) else ""
+    if closes_thought(opened):
+        return replace(seen, only_in_prompt=opened, in_its_place=no_reply)
+    if opened.strip():
         raise _opened_fault(opened)
     prompt = render(tokenizer, _FIRST, seen.asking, reply_wanted=True).split(_USER)[-1]
-    if opens_thought(prompt + opening):
-        raise _opened_fault(prompt + opening)
-    return replace(seen, only_in_prompt=opened, opening=opening)
+    if opens_thought(prompt + no_reply):
+        raise _opened_fault(prompt + no_reply)
+    return replace(seen, only_in_prompt=opened, opening=no_reply)
 
 
 def _between(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, asking: Asking) -> tuple[str, str]:
@@ -158,6 +176,9 @@ def _between(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, ask
     if not reply:
         raise _Fault("the text of a reply is not in what it renders")
     shared = common_length(prompt, before)
+    mark = _BEGUN_MARK.search(prompt[:shared])
+    if shared < len(prompt) and mark:
+        shared = mark.start()  # `<|START_` is how two marks begin
     return prompt[shared:], before[shared:]
 
 

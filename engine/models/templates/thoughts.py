@@ -24,9 +24,9 @@ def opens_thought(text: str) -> bool:
     return bool(tags) and tags[-1].lastgroup == "opens"
 
 
-def is_empty_thought(text: str) -> bool:
-    """Whether `text` is a thought that begins, says nothing, and ends."""
-    return bool(_TAG.search(text)) and not opens_thought(text) and not _TAG.sub("", text).strip()
+def closes_thought(text: str) -> bool:
+    """Whether a thought ends in `text` and none stands open behind it."""
+    return has_thought(text) and not opens_thought(text)
 
 
 def has_thought(text: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
+from engine.models.templates.given import template_key
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.recipe import GenerationSettings
@@ -64,4 +65,5 @@ def _generator(config: Stage3Config, results: Results) -> list[Any]:
             "Run `stage3-tui --auto --until adapter` first.",
         )
     dtype = config.dtype if preflight is None else preflight.dtype
-    return [adapter.base_model_id, adapter.base_model_commit, adapter.tensors_sha256, dtype]
+    template = [template_key(config)] if config.chat_template else []  # keys of older runs stay what they were
+    return [adapter.base_model_id, adapter.base_model_commit, adapter.tensors_sha256, dtype, *template]

@@ -18,6 +18,7 @@ from engine.hub.references import is_local, local_path
 from engine.hub.run_requirements import hub_requirements
 from engine.machine.memory import free_memory
 from engine.models.server.roles import judge_server
+from engine.models.templates.given import template_key
 from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, judge_name
 from engine.pairs.judges.exam import BringsOwnExam, ExamResult, shipped_exam, take_exam
 from engine.pairs.judges.question import QUESTION
@@ -198,7 +199,7 @@ def _policy(config: Stage3Config, results: Results) -> list[Any]:
     dtype = config.dtype if preflight is None else preflight.dtype
     tensors = config.adapter_path if adapter is None else adapter.tensors_sha256
     commit = config.base_model_revision if adapter is None else adapter.base_model_commit
-    return [config.base_model_id, commit, tensors, dtype, config.load_in_4bit]
+    return [config.base_model_id, commit, tensors, dtype, config.load_in_4bit, template_key(config)]
 
 
 def _files(model_id: str) -> list[Any]:

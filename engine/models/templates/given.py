@@ -1,0 +1,79 @@
+"""--chat-template: the template of a model that has none, or another than its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.core.config import Stage3Config
+from engine.core.errors import ConfigError
+from engine.hub.references import is_local, local_path
+from engine.storage.files import sha256_of_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+BUILT_IN = {"gemma": GEMMA, "chatml": CHATML}
+
+
+def given_template(config: Stage3Config, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The text of the template of --chat-template, None where the option is not given. ChatML begins with the BOS where the
+    tokenizer puts one before a text by itself. Raises ConfigError for a file that cannot be read.
+    """
+    given = config.chat_template
+    if given is None:
+        return None
+    if given in BUILT_IN:
+        return ("{{ bos_token }}" if given == "chatml" and _begins_with_bos(tokenizer) else "") + BUILT_IN[given]
+    try:
+        text = Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--chat-template {given} cannot be read.",
+            f"{type(error).__name__}: {error}",
+            f"Give a file with a Jinja template, or one of {', '.join(BUILT_IN)}.",
+        ) from error
+    if "messages" not in text:
+        raise ConfigError(
+            f"--chat-template {given} is no chat template.",
+            "It does not read `messages`, so it would write the same text for every conversation.",
+            f"Give a file like the {TEMPLATE_FILE} of a published model.",
+        )
+    return text
+
+
+def template_key(config: Stage3Config) -> str | None:
+    """What the option says, for stages that depend on it: a file by its content."""
+    given = config.chat_template
+    if given is None or given in BUILT_IN or not Path(given).expanduser().is_file():
+        return given
+    return sha256_of_file(Path(given).expanduser())
+
+
+def no_template_mend(config: Stage3Config) -> str:
+    """What to do about a model without a template; the one that the Stage 2 adapter brought along is named."""
+    beside = local_path(config.adapter_path) / TEMPLATE_FILE if is_local(config.adapter_path) else None
+    found = f" The adapter has one: --chat-template {beside}." if beside is not None and beside.is_file() else ""
+    return (
+        "Say with --chat-template which one the Stage 2 adapter was trained with: a FILE, gemma or chatml; or use the "
+        f"instruction-tuned model (google/gemma-2b-it, not google/gemma-2b).{found}"
+    )
+
+
+def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer.encode("a")[:1] == [bos] and tokenizer.bos_token not in CHATML

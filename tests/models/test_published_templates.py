@@ -1,0 +1,162 @@
+"""Published chat templates: of the installed trl, and of axolotl's wheel where it can be had. None of them is in this repository.
+
+Each is accepted with the ids of TRL's DPOTrainer, or refused with what was seen of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import zipfile
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trl
+from datasets import Dataset, disable_progress_bars
+from trl import DPOConfig, DPOTrainer
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+from engine.models.chat import ChatMessage, Conversation
+from engine.models.chat_template import conversation_ids, reply_ids
+from engine.models.templates.behaviour import behaviour_of
+from engine.models.templates.rendering import as_asked
+from tests.support.templates import published_tokenizer
+
+WHEEL = "STAGE3_AXOLOTL_WHEEL"
+"""The path of axolotl's wheel, for who has it; else pip is asked for it."""
+
+ASKED: Conversation = [{"role": "user", "content": "How do I mend a tap?"}]
+REPLY: ChatMessage = {"role": "assistant", "content": "Replace the washer."}
+WORSE: ChatMessage = {"role": "assistant", "content": "I cannot say."}
+TALK: Conversation = [
+    *ASKED,
+    {"role": "assistant", "content": "Close the valve."},
+    {"role": "user", "content": "Then?"},
+]
+CONVERSATIONS: tuple[Conversation, ...] = (ASKED, TALK, [{"role": "system", "content": "Be brief."}, *TALK])
+
+REFUSED = {
+    "deepseek_r1_distill": "opens a thought where the reply should begin",
+    "deepseekv3": "opens a thought where the reply should begin",
+    "llava": "no token of its own that generation could stop at",
+}
+"""Of all of them, those that cannot work, and why. The template of `deepseekv3` in trl is that of DeepSeek-R1."""
+ENDS_ONCE = {"phi3", "phi3_5", "command_a", "command_a_rag", "command_a_tool_use"}
+"""These write more behind the end of a reply: a second end, one more turn of the model. TRL trains on it."""
+END_IS_PUT = {"glm4moe"}
+"""These write no end behind the last reply. TRL trains without any."""
+THOUGHT_IN_THE_PROMPT = {"gemma4", "gemma4_unified"}
+"""These open the turn with an empty thought that they leave out in front of a reply. TRL asks without it."""
+
+
+@cache
+def of_trl() -> dict[str, str]:
+    folder = Path(trl.__file__).parent / "chat_templates"
+    found = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.jinja")}
+    return {name: text for name, text in sorted(found.items()) if not name.endswith("_training")}
+
+
+def of_axolotl(folder: Path) -> dict[str, str]:
+    with zipfile.ZipFile(wheel(folder)) as packed:
+        names = [name for name in packed.namelist() if name.endswith(".jinja")]
+        return {Path(name).stem: packed.read(name).decode() for name in sorted(names)}
+
+
+def wheel(folder: Path) -> Path:
+    if os.environ.get(WHEEL):
+        return Path(os.environ[WHEEL])
+    pip = shutil.which("pip")
+    if pip is None:
+        pytest.skip(f"there is no pip to fetch axolotl's wheel with, and {WHEEL} names none")
+    asked = [pip, "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), "axolotl"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.skip("pip did not bring axolotl's wheel within a minute")
+    if done.returncode:
+        pytest.skip(f"pip cannot bring axolotl's wheel: {done.stderr.strip().splitlines()[-1:]}")
+    return next(folder.glob("axolotl*.whl"))
+
+
+def judged(name: str, template: str) -> str:
+    """`accepted`, or the fault; the ids of what is accepted are held against TRL's."""
+    tokenizer = published_tokenizer(template)
+    behaviour = behaviour_of(tokenizer)
+    if behaviour.fault:
+        return behaviour.fault
+    for conversation, theirs in zip(CONVERSATIONS, ids_of_trl(tokenizer), strict=True):
+        prompt = conversation_ids(tokenizer, conversation, reply_wanted=True)
+        for reply, key in ((REPLY, "chosen_ids"), (WORSE, "rejected_ids")):
+            said = reply_ids(tokenizer, conversation, [reply])
+            assert said.count(behaviour.end) == 1
+            assert_ids_of_trl(name, prompt + said, theirs["prompt_ids"] + theirs[key], tokenizer)
+    return "accepted"
+
+
+def assert_ids_of_trl(name: str, ours: list[int], theirs: list[int], tokenizer: Any) -> None:
+    behaviour = behaviour_of(tokenizer)
+    if name in THOUGHT_IN_THE_PROMPT and behaviour.only_in_prompt:
+        thought = tokenizer.encode(behaviour.only_in_prompt, add_special_tokens=False)
+        at = next(i for i in range(len(ours)) if ours[i : i + len(thought)] == thought)
+        ours = ours[:at] + ours[at + len(thought) :]
+    if name in ENDS_ONCE and theirs != ours:
+        assert ours[-1] == behaviour.end and theirs[: len(ours)] == ours
+    elif name in END_IS_PUT:
+        assert ours == [*theirs, behaviour.end]
+    else:
+        assert ours == theirs
+
+
+def ids_of_trl(tokenizer: Any) -> list[dict[str, list[int]]]:
+    """What DPOTrainer makes of the conversations, asked with the same switches."""
+    disable_progress_bars()
+    asking = behaviour_of(tokenizer).asking
+    rows = []
+    for conversation in CONVERSATIONS:
+        sides = {"prompt": conversation, "chosen": [REPLY], "rejected": [WORSE]}
+        row: dict[str, Any] = {key: as_asked(messages, asking) for key, messages in sides.items()}
+        rows.append(row | ({"chat_template_kwargs": dict(asking.switches)} if asking.switches else {}))
+    settings = DPOConfig(output_dir=".", max_length=None, report_to="none", use_cpu=True, bf16=False)
+    return list(
+        DPOTrainer._prepare_dataset(SimpleNamespace(), Dataset.from_list(rows), tokenizer, settings, "train")  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("name", of_trl())
+def test_a_template_of_trl(name: str):
+    assert REFUSED.get(name, "accepted") in judged(name, of_trl()[name])
+
+
+def test_the_templates_of_axolotl(tmp_path: Path):
+    templates = of_axolotl(tmp_path)
+    found = {name: judged(name, text) for name, text in templates.items()}
+    assert len(found) >= 30
+    assert {name: seen for name, seen in found.items() if REFUSED.get(name, "accepted") not in seen} == {}
+
+
+@pytest.mark.parametrize("name", of_trl())
+def test_the_reply_is_what_trl_masks_as_the_assistants(name: str):
+    """Where TRL has a version of the template for training, its mask says where a reply begins and ends."""
+    tokenizer = published_tokenizer(of_trl()[name])
+    behaviour = behaviour_of(tokenizer)
+    try:
+        training = get_training_chat_template(tokenizer)
+    except (ValueError, TypeError) as error:
+        pytest.skip(f"TRL has none: {error}")
+    if training is None or behaviour.fault:
+        pytest.skip("TRL has none, or the template is refused")
+    assert has_generation_markers(training)
+    masked = tokenizer.apply_chat_template(
+        as_asked([*ASKED, REPLY], behaviour.asking),
+        chat_template=training,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        **behaviour.asking.switches,
+    )
+    theirs = [token for token, said in zip(masked["input_ids"], masked["assistant_masks"], strict=True) if said]
+    ours = reply_ids(tokenizer, ASKED, [REPLY])
+    assert tokenizer.decode(ours).removesuffix(tokenizer.decode(behaviour.appended)).strip() in tokenizer.decode(theirs)
