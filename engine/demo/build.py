@@ -63,34 +63,48 @@ def fingerprint(settings: Settings, constitution: Constitution) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+Note = Callable[[str], None]
+"""Takes a line about how far it is."""
+
+
 def build(settings: Settings, out: Path) -> None:
     import torch  # heavy, and not needed for the fingerprint
-    from transformers import GenerationConfig, set_seed
     from transformers.utils import logging
-
-    from engine.demo.tokenizer import train_tokenizer
-    from engine.demo.train import add_adapter, new_base, train
 
     torch.set_num_threads(1)  # the order of sums, and so the weights, depend on it
     logging.disable_progress_bar()
-    set_seed(settings.seed)
     started = time.monotonic()
 
     def note(text: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
 
-    def say(step: int, loss: float) -> None:
-        if step % 100 == 0:
-            note(f"step {step:5d}  loss {loss:.3f} nats a token")
-
     out.mkdir(parents=True, exist_ok=True)
     (out / "constitution.yaml").write_text(_constitution_text(), encoding="utf-8")
     constitution = load_constitution(out / "constitution.yaml")
+    base, tokenizer = _build_base(settings, out / "base", constitution, note)
+    _build_adapter(settings, out / "adapter", base, tokenizer, constitution, note)
+    _write_prompts(settings, out / "prompts")
+    note(f"figures: {record(settings, out)}")
+    files = [file for file in out.rglob("*") if file.is_file()]
+    for file in files:
+        file.chmod(0o644)  # safetensors writes for the owner's eyes alone, and a wheel keeps that
+    size = sum(file.stat().st_size for file in files)
+    note(f"{size / 1e6:.2f} MB in {os.path.relpath(out)}")
 
+
+def _build_base(settings: Settings, out: Path, constitution: Constitution, note: Note) -> tuple[Any, Any]:
+    """The base model and its tokenizer, trained and saved."""
+    import torch
+    from transformers import GenerationConfig, set_seed
+
+    from engine.demo.tokenizer import train_tokenizer
+    from engine.demo.train import new_base, train
+
+    set_seed(settings.seed)
     draw, sample = _draw(constitution, BASE_MIX), Random(settings.seed)
     texts = [message["content"] for _ in range(4000) for message in draw(sample)]
     tokenizer = train_tokenizer(texts, settings.vocabulary)
-    tokenizer.save_pretrained(out / "base", save_jinja_files=False)
+    tokenizer.save_pretrained(out, save_jinja_files=False)
     note(f"tokenizer of {len(tokenizer)} tokens")
 
     base = new_base(tokenizer)
@@ -102,7 +116,7 @@ def build(settings: Settings, out: Path) -> None:
         learning_rate=settings.base_learning_rate,
         plain_share=settings.plain_share,
         seed=settings.seed + 1,
-        say=say,
+        say=_say(note),
     )
     # Stored in fp32, rounded to what bf16 can hold: a run in either precision starts from the very same weights.
     for parameter in base.parameters():
@@ -113,8 +127,17 @@ def build(settings: Settings, out: Path) -> None:
         eos_token_id=[tokenizer.eos_token_id, end_of_turn],
         pad_token_id=tokenizer.pad_token_id,
     )
-    base.save_pretrained(out / "base")
+    base.save_pretrained(out)
     note(f"base model of {base.num_parameters():,} parameters")
+    return base, tokenizer
+
+
+def _build_adapter(
+    settings: Settings, out: Path, base: Any, tokenizer: Any, constitution: Constitution, note: Note
+) -> None:
+    from transformers import set_seed
+
+    from engine.demo.train import add_adapter, train
 
     set_seed(settings.seed + 2)  # the adapter's start doesn't hang on how many numbers the base drew
     model = add_adapter(base, BASE_NAME)
@@ -125,22 +148,25 @@ def build(settings: Settings, out: Path) -> None:
         steps=settings.stage2_steps,
         learning_rate=settings.stage2_learning_rate,
         seed=settings.seed + 2,
-        say=say,
+        say=_say(note),
     )
-    model.save_pretrained(out / "adapter")
-    _tidy_adapter(out / "adapter")
+    model.save_pretrained(out)
+    _tidy_adapter(out)
 
-    (out / "prompts").mkdir(exist_ok=True)
+
+def _write_prompts(settings: Settings, out: Path) -> None:
+    out.mkdir(exist_ok=True)
     for split, rows in (("train", settings.train_rows), ("test", settings.test_rows)):
         seen = _prompts(questions(held_out=split == "test"), rows, Random(3))
-        _write_rows(out / "prompts" / f"{split}.jsonl.gz", seen, Random(settings.seed + 3))
+        _write_rows(out / f"{split}.jsonl.gz", seen, Random(settings.seed + 3))
 
-    note(f"figures: {record(settings, out)}")
-    files = [file for file in out.rglob("*") if file.is_file()]
-    for file in files:
-        file.chmod(0o644)  # safetensors writes for the owner's eyes alone, and a wheel keeps that
-    size = sum(file.stat().st_size for file in files)
-    note(f"{size / 1e6:.2f} MB in {os.path.relpath(out)}")
+
+def _say(note: Note) -> Callable[[int, float], None]:
+    def say(step: int, loss: float) -> None:
+        if step % 100 == 0:
+            note(f"step {step:5d}  loss {loss:.3f} nats a token")
+
+    return say
 
 
 def record(settings: Settings, out: Path) -> dict[str, Any]:

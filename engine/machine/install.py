@@ -20,7 +20,7 @@ from engine.core.layout import RUN_LOG
 from engine.machine.programs import ASK_SECONDS, UV, find_uv
 from engine.machine.requirements import PackageStatus
 from engine.process.children import ChildResult, installer_settings, run_child, stream_child_as_messages
-from engine.run.context import Context
+from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 
 INSTALL_SECONDS = 3600.0
@@ -59,7 +59,7 @@ def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
     return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.wanted for item in items)]
 
 
-def install(context: Context, items: Sequence[PackageStatus]) -> Generator[Event, None, None]:
+def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event, None, None]:
     """Install them. Raises the error of what went wrong; to start again is safe, uv changes a package as a whole."""
     uv = find_uv()
     if uv is None:
@@ -74,14 +74,14 @@ def install(context: Context, items: Sequence[PackageStatus]) -> Generator[Event
         limit_seconds=INSTALL_SECONDS,
         cwd=NOWHERE,
         extra={**installer_settings(), **_PATIENCE},
-        stop=context.stop,
+        stop=stop,
     )
     importlib.invalidate_caches()
     if not result.ok:
         raise install_failure(result, shlex.join(command))
 
 
-def install_uv(context: Context) -> Generator[Event, None, str]:
+def install_uv(stop: StopToken) -> Generator[Event, None, str]:
     """Install uv with pip into this environment. Returns why it could not be; empty where it is there now."""
     steps = [["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "uv"]]
     if importlib.util.find_spec("pip") is None:  # environments that uv makes have none
@@ -95,7 +95,7 @@ def install_uv(context: Context) -> Generator[Event, None, str]:
             limit_seconds=INSTALL_UV_SECONDS,
             cwd=NOWHERE,
             extra=installer_settings(),
-            stop=context.stop,
+            stop=stop,
         )
         if not result.ok:
             break

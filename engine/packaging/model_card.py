@@ -37,17 +37,7 @@ def model_card(
     """
     load = "\n".join(load_lines(base, revision, "."))
     reasons = "\n".join(f"- {_inline(reason)}" for reason in evaluation["reasons"])
-    return f"""---
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-tags: [lora, dpo, constitutional-ai]
----
-
-# Stage 3 "constitutional" LoRA adapter
-
-Trained by [stage3-tui](https://pypi.org/project/stage3-tui/): DPO of a Stage 2 LoRA adapter against itself, on pairs of
-its own drafts and revisions.
+    return f"""{_head(base)}
 
 ## Is it better than Stage 2? {str(evaluation["verdict"]).capitalize()}
 
@@ -81,6 +71,21 @@ In this folder{_where_the_base_is(base, revision)}:
 
 {_table({"base model": base, "base commit": revision or "a local folder", **hashes, **versions})}
 """
+
+
+def _head(base: str) -> str:
+    """What the Hub reads, and what this is."""
+    return f"""---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, dpo, constitutional-ai]
+---
+
+# Stage 3 "constitutional" LoRA adapter
+
+Trained by [stage3-tui](https://pypi.org/project/stage3-tui/): DPO of a Stage 2 LoRA adapter against itself, on pairs of
+its own drafts and revisions."""
 
 
 def _judge(evaluation: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
         return True
     if not context.config.install:
         raise missing_tool(missing, "Nothing was installed without --install.")
-    yield from install(context, missing)
+    yield from install(missing, context.stop)
     table = recheck(missing)
     for item in table:
         yield _line_of(item)

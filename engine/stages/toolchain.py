@@ -67,7 +67,7 @@ def _python() -> Generator[Event, None, str]:
 def _uv(context: Context) -> Generator[Event, None, FoundProgram]:
     uv = find_program(UV)
     if uv.path is None and context.config.install:
-        fault = yield from install_uv(context)
+        fault = yield from install_uv(context.stop)
         if fault:
             yield Message("warning", f"{fault}.")
         uv = find_program(UV)

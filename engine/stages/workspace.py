@@ -32,7 +32,7 @@ def run(context: Context) -> StageRun:
         folder = _existing_folder(config.repo_root)
     else:
         require(GIT, CLONING)
-        folder = yield from cloned_folder(context, source, ref)
+        folder = yield from cloned_folder(context.config, context.run, source, ref, context.stop)
     commit, dirty, remark = _state_of(folder)
     short = visible_line(str(folder))
     yield Check("folder", "ok", short)

@@ -15,7 +15,8 @@ from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, PreconditionError
 from engine.core.events import Check, Event, Message
 from engine.process.children import run_child, stream_child_as_messages
-from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 from engine.storage.files import owner_of, sync_folder, write_json
 from engine.workspace import NAME
@@ -37,21 +38,23 @@ def target_of(config: Stage3Config, source: Source) -> Path:
     return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
 
 
-def cloned_folder(context: Context, source: Source, ref: str) -> Generator[Event, None, Path]:
+def cloned_folder(
+    config: Stage3Config, run: Run, source: Source, ref: str, stop: StopToken
+) -> Generator[Event, None, Path]:
     """The folder of a clone of `source` at `ref`. Raises a Stage3Error where there can be none; then nothing has its name."""
-    target = target_of(context.config, source)
-    if _is_reusable(context, source, ref, target):
+    target = target_of(config, source)
+    if _is_reusable(source, ref, target, run, fresh=config.fresh):
         yield Check("clone", "ok", f"ours, at {visible_line(ref)} already: used again")
         return target
     if os.path.lexists(target):
-        refuse_to_move(target, source, context.run)
+        refuse_to_move(target, source, run)
     for left in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
         what = f"{visible_line(str(left))} is of a clone that was killed, or that another process makes just now"
         yield Message("warning", f"{what}; in the first case it may be removed.")
     with _holder(target) as holder:
         part = Path(holder) / target.name
         yield Message("info", f"Cloning {source.shown} at {visible_line(ref)}.")
-        commit = yield from _clone(context, source, ref, part)
+        commit = yield from _clone(source, ref, part, large_files=config.fetch_lfs, stop=stop)
         if os.path.lexists(target):
             yield from move_aside(target)
         part.rename(target)
@@ -78,7 +81,7 @@ def _holder(target: Path) -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
-def _clone(context: Context, source: Source, ref: str, part: Path) -> Generator[Event, None, str]:
+def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: StopToken) -> Generator[Event, None, str]:
     """Clone into `part`, which does not exist, and check the commit out. Returns the commit."""
     environment = fetching(source)
     clone = ["clone", "--quiet", "--no-checkout", "--no-recurse-submodules", "--template=", "--no-local"]
@@ -90,7 +93,7 @@ def _clone(context: Context, source: Source, ref: str, part: Path) -> Generator[
         level="debug",
         limit_seconds=CLONE_SECONDS,
         extra=environment,
-        stop=context.stop,
+        stop=stop,
     )
     if not result.ok:
         raise git_failure(f"{source.shown} could not be cloned", result)
@@ -99,8 +102,8 @@ def _clone(context: Context, source: Source, ref: str, part: Path) -> Generator[
     if not checkout.ok:
         raise git_failure(f"{commit} could not be checked out", checkout)
     _verify(source, commit, part)
-    if context.config.fetch_lfs:
-        yield from fetch_large_files(context, source, part)
+    if large_files:
+        yield from fetch_large_files(source, part, stop)
     marker = {"url": source.url, "ref": ref, "commit": commit, "made": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_json(part / ".git" / MARKER, marker)
     return commit
@@ -144,7 +147,7 @@ def _resolve(source: Source, ref: str, clone: Path) -> str:
 # -- used again --------------------------------------------------------------------------------------------------------
 
 
-def _is_reusable(context: Context, source: Source, ref: str, target: Path) -> bool:
+def _is_reusable(source: Source, ref: str, target: Path, run: Run, *, fresh: bool) -> bool:
     """Whether the target is a clone of ours at the wanted commit, and --fresh not asked for, or granted before."""
     if target.is_symlink():
         return False
@@ -160,11 +163,11 @@ def _is_reusable(context: Context, source: Source, ref: str, target: Path) -> bo
         return False
     if len(head) != 1:
         return False
-    recorded = context.run.result(NAME)
+    recorded = run.result(NAME)
     same = {"folder": str(target), "commit": head[0], "url": source.url, "ref": ref}
     if same.items() <= recorded.items():  # this very run made it: a branch that has moved since does not move the run
-        return not context.config.fresh or bool(recorded.get("fresh"))
-    return not context.config.fresh and head[0] == _wanted_commit(source, ref)
+        return not fresh or bool(recorded.get("fresh"))
+    return not fresh and head[0] == _wanted_commit(source, ref)
 
 
 def _wanted_commit(source: Source, ref: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.core.errors import PreconditionError
 from engine.core.events import Event
 from engine.process.children import stream_child_as_messages
-from engine.run.context import Context
+from engine.run.stop import StopToken
 from engine.workspace.errors import git_failure
 from engine.workspace.git import fetching, git
 from engine.workspace.urls import Source
@@ -26,7 +26,7 @@ _FILTERS = (
 )
 
 
-def fetch_large_files(context: Context, source: Source, clone: Path) -> Generator[Event, None, None]:
+def fetch_large_files(source: Source, clone: Path, stop: StopToken) -> Generator[Event, None, None]:
     """Put the files in the place of their pointers, from the server that goes with `source`.
 
     Raises PreconditionError without git-lfs, and what `git_failure` tells apart.
@@ -47,7 +47,7 @@ def fetch_large_files(context: Context, source: Source, clone: Path) -> Generato
         level="debug",
         limit_seconds=LFS_SECONDS,
         extra=environment,
-        stop=context.stop,
+        stop=stop,
     )
     if not result.ok:
         raise git_failure(f"The large files of {source.shown} could not be fetched", result)

@@ -144,7 +144,7 @@ def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Se
 def test_log_ratios_are_those_of_each_reply_read_alone(trained: tuple[Context, Any]):
     context, made = trained
     encoded = encode_rows(pairs(17)[12:], made.tokenizer)  # type: ignore[arg-type]
-    _, ratios = run_stage(log_ratios(context, made, encoded, "pairs"))
+    _, ratios = run_stage(log_ratios(context.config, made, encoded, "pairs", context.stop))
     for pair, ratio in zip(encoded, ratios, strict=True):
         for ids, told in ((pair.chosen_ids, ratio.chosen), (pair.rejected_ids, ratio.rejected)):
             after, before = (log_probability(made, name, pair.prompt_ids, ids) for name in ("default", "ref"))
@@ -161,7 +161,7 @@ def test_how_far_it_moved_is_measured_on_what_stage_3_says_and_ended(trained: tu
         Reply("Close the", False, 2),
         Reply("Replace the valve twice", True, 7),
     ]
-    _, figures = run_stage(distance_on_own_answers(context, made, prompts, before, after))
+    _, figures = run_stage(distance_on_own_answers(context.config, made, prompts, before, after, context.stop))
     rows: Any = [
         {"prompt": prompt, "chosen": [{"role": "assistant", "content": said.text}], "rejected": pairs(1)[0]["rejected"]}
         for prompt, said in zip(prompts, after, strict=True)

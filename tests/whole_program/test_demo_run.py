@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -10,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -39,11 +43,15 @@ print(float((on - off).abs().max()))
 """
 
 
+def command(folder: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder), *options]
+
+
 def demo(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder), *options]
     return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=folder.parent
-    )
+        command(folder, *options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        cwd=folder.parent,
+    )  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str]) -> int:
@@ -52,11 +60,39 @@ def finish(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
+@dataclass(frozen=True)
+class Demo:
+    folder: Path
+    output: str
+    errors: bytes
+    """What came on stderr, which was a terminal: libraries draw their bars nowhere else."""
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def demo_run(tmp_path_factory) -> Demo:
     folder = tmp_path_factory.mktemp("demo") / "stage3"
-    finish(demo(folder))
-    return folder
+    terminal, end = pty.openpty()
+    with Path(f"{folder}.output").open("w") as output:
+        process = subprocess.Popen(command(folder), stdout=output, stderr=end, env=ENVIRONMENT, cwd=folder.parent)
+    os.close(end)
+    errors = b""
+    with contextlib.suppress(OSError):  # how Linux tells that nobody has the other end any more
+        while data := os.read(terminal, 1 << 16):
+            errors += data
+    os.close(terminal)
+    assert process.wait(timeout=280) == 0, errors
+    return Demo(folder, Path(f"{folder}.output").read_text(), errors)
+
+
+@pytest.fixture(scope="module")
+def finished(demo_run: Demo) -> Path:
+    return demo_run.folder
+
+
+def test_no_library_writes_on_the_terminal(demo_run: Demo):
+    """Their warnings stand in the log."""
+    assert demo_run.errors == b""
+    assert all("kind" in json.loads(line) for line in demo_run.output.splitlines())
 
 
 def test_all_ten_stages_pass_and_the_verdict_is_better(finished: Path):

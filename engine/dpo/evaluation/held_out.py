@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Progress
 from engine.core.statistics import bootstrap_mean, mean, wilson
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from engine.dpo.training.trainer import Trained
     from engine.models.chat import Conversation
     from engine.models.generation.sampling import Reply
-    from engine.run.context import Context
+    from engine.run.stop import StopToken
 
 STAGE = "training"
 
@@ -73,19 +74,22 @@ class HeldOut:
         }
 
 
-def held_out_rewards(context: Context, trained: Trained, rows: Sequence[Row]) -> Generator[Event, None, HeldOut]:
+def held_out_rewards(
+    config: Stage3Config, trained: Trained, rows: Sequence[Row], stop: StopToken
+) -> Generator[Event, None, HeldOut]:
     """Both replies of every held-out pair under both models. Raises Stopped."""
-    pairs, too_long = split_by_length(encode_rows(rows, trained.tokenizer), context.config.max_length)
-    ratios = yield from log_ratios(context, trained, pairs, "held-out pairs")
-    return HeldOut(ratios, len(too_long), context.config.beta)
+    pairs, too_long = split_by_length(encode_rows(rows, trained.tokenizer), config.max_length)
+    ratios = yield from log_ratios(config, trained, pairs, "held-out pairs", stop)
+    return HeldOut(ratios, len(too_long), config.beta)
 
 
 def distance_on_own_answers(
-    context: Context,
+    config: Stage3Config,
     trained: Trained,
     prompts: Sequence[Conversation],
     stage2: Sequence[Reply],
     stage3: Sequence[Reply],
+    stop: StopToken,
 ) -> Generator[Event, None, Figures]:
     """How much more likely Stage 3 finds its own greedy answers than Stage 2 finds them, in nats: like KL(Stage 3 ‖ Stage 2),
     but of the likeliest answers, not of drawn ones. Of answers that ended and fit --max-length. Raises Stopped.
@@ -100,8 +104,8 @@ def distance_on_own_answers(
             encoded.append(encode_row(row, trained.tokenizer))  # the two are the same where training changed nothing
         except PreconditionError:
             continue  # the template does not take what a broken model said; the count below tells
-    fitting, _ = split_by_length(encoded, context.config.max_length)
-    ratios = yield from log_ratios(context, trained, fitting, "answers measured")
+    fitting, _ = split_by_length(encoded, config.max_length)
+    ratios = yield from log_ratios(config, trained, fitting, "answers measured", stop)
     own = [ratio.chosen for ratio in ratios]
     return {
         "own_answers_measured": len(own),
@@ -111,11 +115,11 @@ def distance_on_own_answers(
 
 
 def log_ratios(
-    context: Context, trained: Trained, pairs: Sequence[EncodedPair], unit: str
+    config: Stage3Config, trained: Trained, pairs: Sequence[EncodedPair], unit: str, stop: StopToken
 ) -> Generator[Event, None, list[LogRatios]]:
     """One a pair, in their order; as many side by side as the training had. Raises Stopped."""
     plain = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
-    dtype, device = resolve_dtype(trained.plan.applied_to(context.config)), trained.model.device
+    dtype, device = resolve_dtype(trained.plan.applied_to(config)), trained.model.device
     found: list[LogRatios] = []
     for batch in collated(plain, trained.collator, trained.plan.micro_batch, device):  # type: ignore[arg-type]
         stage3 = pair_logps(trained.model, batch, POLICY_ADAPTER, dtype)
@@ -125,7 +129,7 @@ def log_ratios(
             pair = pairs[len(found)]
             found.append(LogRatios(of_chosen, of_rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
         yield Progress(len(found), len(pairs), unit)
-        context.stop.raise_if_requested()
+        stop.raise_if_requested()
     return found
 
 

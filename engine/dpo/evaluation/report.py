@@ -43,14 +43,14 @@ def evaluate(
     """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped."""
     config = context.config
     rows = part_of(rows, config.eval_part)
-    held_out = yield from held_out_rewards(context, trained, rows)
+    held_out = yield from held_out_rewards(config, trained, rows, context.stop)
     prompts = distinct_prompts(rows, config.eval_prompts)
     stage2 = yield from answers(context, trained, prompts, REFERENCE_ADAPTER)
     stage3 = yield from answers(context, trained, prompts, POLICY_ADAPTER)
     everyday = everyday_for(prompts, config.eval_harmless_prompts)
     before = yield from answers(context, trained, everyday, REFERENCE_ADAPTER, REFUSAL_TOKENS)
     after = yield from answers(context, trained, everyday, POLICY_ADAPTER, REFUSAL_TOKENS)
-    distance = yield from distance_on_own_answers(context, trained, prompts, stage2, stage3)
+    distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, context.stop)
     judged, examined = yield from judge_answers(context, trained, prompts, stage2, stage3, load_judge)
 
     comparison, about_answers = compare(
