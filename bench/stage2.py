@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from engine.pairs.data.conversations import conversation_of
+from engine.pairs.data.conversations import before_the_answer, transcript_turns
 
 FIRST_ROW = 1_200
 """Of those learned from; `bench/real.py` takes its prompts from before it."""
@@ -40,9 +40,9 @@ def conversations(file: Path, side: str) -> list[list[dict[str, str]]]:
         read = [json.loads(row)[side] for row in rows][FIRST_ROW:]
     found = []
     for text in read:
-        prompt = conversation_of({"chosen": text})
+        prompt = before_the_answer(transcript_turns(text))
         reply = text.rpartition("\n\nAssistant:")[2].strip()
-        if prompt and reply:
+        if reply:
             found.append([*prompt, {"role": "assistant", "content": reply}])
     return found
 

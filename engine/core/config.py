@@ -180,6 +180,8 @@ class QualityOptions(Described):
     """The gate refuses fewer pairs to train on than this."""
     min_usable_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
     """The gate refuses when a smaller share of what was made is usable."""
+    min_relevant_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
+    """The gate refuses when a smaller share of the revisions that could be measured depends on its prompt."""
     max_longer_share: float = option(0.9, ge=0.0, le=1.0, changes="quality")
     """The gate refuses when the revision is the longer text in a larger share: DPO would learn length."""
     max_shared_prompt_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")

@@ -30,6 +30,8 @@ GERMAN = "Das ist nicht schwer: Sie tupfen den Fleck mit einem Tuch ab, und dann
         ("I have rewritten the answer to be more specific.", detectors.META),
         ("Why do you want me to critique the bleach?", detectors.META),
         ("Blot it with cold water. The original response was vague and did not address the question.", detectors.META),
+        ("Here is a new answer that follows it:\n\nBlot it with cold water.", detectors.META),
+        ("You're welcome. Here's the revised version of my reply: blot it.", detectors.META),
         ("How do I get red wine out of a carpet? Blot it.", detectors.ECHO),
         ("How do I get red wine out of a white carpet?", detectors.ECHO),
         ("Human: blot it.", detectors.LEAK),
@@ -50,6 +52,13 @@ GERMAN = "Das ist nicht schwer: Sie tupfen den Fleck mit einem Tuch ab, und dann
             detectors.LOOP,
         ),
         (f"{LONG} {LONG} {LONG} That is all.", detectors.LOOP),
+        (f"{GOOD} I am not sure that it works. {LONG} I'm afraid so. I am not sure that it works.", detectors.LOOP),
+        (
+            "I am sure I am right, but I think I am sure I am right, and I think you are sure I am right, and you think "
+            "that I think you are right, and I am right.",
+            detectors.LOOP,
+        ),
+        ("Name the words that do, and what could come of them.", detectors.REQUEST),
         ("I'm sorry, but I can't help with that.", detectors.REFUSAL),
         (GERMAN, detectors.WRONG_LANGUAGE),
         ("Промокните пятно тканью и полейте холодной водой.", detectors.WRONG_LANGUAGE),
@@ -88,6 +97,36 @@ def test_each_fault_has_its_reason(reply: str, reason: str):
 )
 def test_a_reply_that_stands_alone_has_none(reply: str):
     assert reasons(PROMPT, DRAFT, reply) == []
+
+
+def test_a_revision_that_repeats_the_critique_is_none():
+    assert reasons(PROMPT, DRAFT, GOOD, critique=GOOD) == [detectors.CRITIQUE]
+    assert reasons(PROMPT, DRAFT, f"{GOOD} Then wait.", critique=f"Better: {GOOD}") == [detectors.CRITIQUE]
+
+
+def test_what_the_draft_said_already_is_not_the_critiques_when_both_say_it():
+    draft = f"{GOOD} Or burn the carpet."
+    assert reasons(PROMPT, draft, GOOD, critique=f'"{GOOD}" is sound, but burning harms people.') == []
+
+
+def test_a_revision_that_takes_the_critiques_advice_in_its_own_words_stands():
+    assert reasons(PROMPT, DRAFT, GOOD, critique="Bleach ruins a carpet; cold water and a cloth are safer.") == []
+
+
+def test_a_revision_that_repeats_the_request_of_its_own_principle_is_none():
+    requests = ("Say which of the words are unkind to gardeners.", "Say it so that gardeners are glad of it.")
+    reply = "The words are unkind to gardeners."
+    assert reasons(PROMPT, DRAFT, reply, requests=requests) == [detectors.REQUEST]
+    assert reasons(PROMPT, DRAFT, reply) == []
+    assert (
+        reasons(
+            "Which of the words are unkind to gardeners?",
+            DRAFT,
+            f"{GOOD} Of the words are unkind to gardeners two.",
+            requests=requests,
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -163,3 +163,19 @@ def test_a_pair_gets_the_relevance_of_its_own_texts():
     known = {key_of_reply(one.messages, one.revised_response): 3.0}
     assert with_relevance(one, known).relevance == 3.0
     assert with_relevance(replace(one, revised_response="Other."), known).relevance is None
+
+
+def test_validate_measures_with_a_meter_what_nobody_measured(tmp_path: Path, config):
+    path = write_rows(tmp_path / "pairs.jsonl", [row(number) for number in range(40)])
+    unmeasured = validate(path, config())
+    assert unmeasured.report["relevance"] == {"measured": 0, "relevant": 0}
+    counting = Counting(LOW - 10)
+    told = validate(path, config(), meter=counting)  # type: ignore[arg-type]
+    assert counting.asked == 40 and told.report["relevance"] == {"measured": 40, "relevant": 0}
+    assert "relevant_share" in told.report["gate"]["failed"]
+
+
+def test_the_gate_has_no_figure_for_what_was_not_measured(tmp_path: Path, config):
+    told = validate(write_rows(tmp_path / "pairs.jsonl", [row(1)]), config())
+    (figure,) = [one for one in told.report["gate"]["figures"] if one["name"] == "relevant_share"]
+    assert figure["value"] is None and figure["passes"] is None

@@ -76,6 +76,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "relevance":                  (False,            GATE),
     "min_pairs":                  (3,                GATE),
     "min_usable_share":           (0.1,              GATE),
+    "min_relevant_share":         (0.1,              GATE),
     "max_longer_share":           (0.8,              GATE),
     "max_shared_prompt_share":    (0.1,              GATE),
     "min_improved_share":         (0.5,              GATE),

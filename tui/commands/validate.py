@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +28,10 @@ from tui.commands.arguments import add_options, config_of, new_parser, parse
 from tui.commands.printers import COLOUR, GLYPH
 from tui.commands.table import PROGRAM
 from tui.process.print_error import print_error
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
+    from engine.pairs.relevance.measure import RelevanceMeter
 
 IN_MEMORY = 1 << 20
 """Bytes of verdicts that are kept in memory; more wait in a temporary file until the figures, which stand first, are known."""
@@ -54,12 +58,14 @@ def main(arguments: list[str]) -> int:
         "or --accept-quality opens it",
     )
     parser.add_argument("--force", action="store_true", help="--export may replace a file")
-    add_options(parser, [option for option in options() if is_of_the_gate(option)])
+    add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in OF_THE_MODEL])
     given = parse(parser, arguments)
+    config = config_of(given)
     judged = partial(
         validate,
         Path(given.pairs),
-        config_of(given),
+        config,
+        meter=load_meter(config) if given.base_model_id is not None else None,
         export=Path(given.export) if given.export else None,
         force=given.force,
         split=given.split,
@@ -72,6 +78,18 @@ def forms() -> str:
     return "\n".join(wrap(", ".join(form.name for form in PAIR_FORMS), 100))
 
 
+def load_meter(config: Stage3Config) -> RelevanceMeter:
+    """The base model, and how it measures whether a revision depends on its prompt."""
+    from engine.models.loading import load_base, load_tokenizer
+    from engine.pairs.relevance.measure import RelevanceMeter
+    from engine.process.environment import quiet_libraries
+
+    quiet_libraries()
+    return RelevanceMeter(load_base(config), load_tokenizer(config))
+
+
+OF_THE_MODEL = ("base_model_id", "base_model_revision", "device", "dtype", "chat_template")
+"""With --base-model-id it is measured whether revisions depend on their prompts."""
 OF_THE_ROWS = ("form", "columns", "max_bad_rows")
 
 
@@ -132,6 +150,14 @@ def _print_report(result: Validation) -> None:
     )
     _print_figures(console, report)
     _print_counts(console, report)
+    if report["relevance"]["measured"] == 0:
+        console.print(
+            Text(
+                "not measured: whether a revision depends on its prompt. --base-model-id MODEL measures it; without, a text "
+                "that would fit any message counts as usable",
+                style="dim",
+            )
+        )
     _print_examples(console, report["examples"])
     _print_bad_lines(console, result.bad_lines, figures["bad_lines"])
     console.print(Text(_conclusion(report), style="bold"))

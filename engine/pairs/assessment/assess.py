@@ -4,7 +4,7 @@ counting a finding, and taking it back, costs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.pairs import detectors
 from engine.pairs.data.edits import Decision
@@ -50,6 +50,8 @@ class Assessment:
     """The preferred text is the longer one."""
     gain: float | None
     """How much better a judge finds what people left as the better one; None where nothing scored."""
+    relevant: bool | None = None
+    """Whether the revision, as it was made, depends on its prompt; None where nobody measured it."""
     accepted: bool | None = None
     """By a person; None where the detectors decide."""
     flipped: bool = False
@@ -118,6 +120,7 @@ def assess_pair(
         has_two_texts=bool(pair.base_response.strip() and pair.revised_response.strip()),
         longer=len(pair.preferred) > len(pair.dispreferred),
         gain=gain_of(pair, decision),
+        relevant=None if made.relevance is None else detectors.OFF_TOPIC not in as_made,
         accepted=None if decision is None else decision.accepted,
         flipped=decision is not None and decision.flipped,
         edited=decision is not None and decision.edited,
@@ -139,6 +142,8 @@ def reasons_of(pair: Pair) -> list[str]:
         critique=pair.critic_notes,
         relevance=pair.relevance,
     )
+    if not found and pair.status == detectors.REQUEST:
+        found = [pair.status]  # of a constitution that the file does not name: found when it was made
     return found or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
 
 
@@ -147,7 +152,7 @@ def training_reasons(pair: Pair, decision: Decision) -> list[str]:
     reply is a good reason to prefer the draft.
     """
     if not decision.flipped or pair.chosen != "base" or pair.status not in _JUDGED_BY_TEXT:
-        return reasons_of(pair)
+        return reasons_of(replace(pair, status=OK) if decision.edited and pair.status == detectors.REQUEST else pair)
     finished = pair.finish.get("draft") != "cut off"
     return detectors.reasons(pair.prompt, pair.revised_response, pair.base_response, finished=finished)
 

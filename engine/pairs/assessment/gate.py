@@ -67,7 +67,7 @@ class Figure:
     @property
     def sentence(self) -> str:
         if self.value is None:
-            return f"{self.note or 'nothing scored'} ({self.bound} {_number(self.threshold)})"
+            return f"{self.note or 'not measured'} ({self.bound} {_number(self.threshold)})"
         value, threshold = _number(self.value), _number(self.threshold)
         if value == threshold and self.passes is False:  # missed by a hair
             value = f"{self.value:.4%}"
@@ -120,6 +120,9 @@ class Counts:
     principles: Counter[str] = field(default_factory=Counter)
     """How many pairs each had a part in: the principles of the attempt that made the revision."""
     with_principles: int = 0
+    measured: int = 0
+    """Revisions, as they were made, of which it is known whether they depend on their prompt."""
+    relevant: int = 0
     training: int = 0
     training_longer: int = 0
     scored: int = 0
@@ -165,6 +168,8 @@ class Counts:
         if not reasons:
             self.sample.count(found.order, found.by_people, by)
         self.byte_identical += by * found.byte_identical
+        self.measured += by * (found.relevant is not None)
+        self.relevant += by * (found.relevant is True)
         for reason in reasons:
             _count(self.any_reason, reason, by)
         if found.made_by:
@@ -280,6 +285,14 @@ def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list
             "at least",
             True,
             "Too few are left to train on: make more pairs (raise --num-examples, or widen --split).",
+        ),
+        Figure(
+            "relevant_share",
+            _share(tally.relevant, tally.measured) if tally.measured else None,
+            config.min_relevant_share,
+            "at least",
+            True,
+            "Too many revisions would fit any message: use a better model, another --method, or a critic.",
         ),
         Figure(
             "longer_share",
@@ -407,6 +420,7 @@ def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[s
             "edited": tally.edited_by_people,
             "damaged_edits": tally.bad_edits,
         },
+        "relevance": {"measured": tally.measured, "relevant": tally.relevant},
         "scored": tally.scored,
         "tied": tally.tied,
         "examples": tally.examples.as_dict(),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, DataError, DiskError
@@ -21,8 +21,12 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.containers import NumberedRow
 from engine.pairs.formats.reading import Reading, pairs_of
 from engine.pairs.formats.sources import STDIN, hub_rows, rows_of_place
-from engine.pairs.relevance.kept import Relevances, read_relevance, with_relevance
+from engine.pairs.relevance.kept import read_relevance, with_relevance
+from engine.pairs.relevance.of_pairs import measured_as_they_come
 from engine.storage.jsonl import BadLine, read_jsonl
+
+if TYPE_CHECKING:
+    from engine.pairs.relevance.measure import RelevanceMeter
 
 BAD_LINES_KEPT = 100
 
@@ -49,6 +53,7 @@ def validate(
     export: Path | None = None,
     force: bool = False,
     split: str | None = None,
+    meter: RelevanceMeter | None = None,
 ) -> Validation:
     """Judge every line, after what people decided in the `edits.jsonl` beside it and with the scores beside it. Lines that
     are no pair are named, and the rest is judged.
@@ -58,6 +63,7 @@ def validate(
     on_line   gets the verdict of every pair, and every line that is none, in their order
     export    where the training set is written in TRL's format, if the gate is open
     force     it may replace a file
+    meter     measures of what nobody measured whether it depends on its prompt
 
     Raises ConfigError where there is no file, or nothing in it; DataError for one of KTO; DiskError; what the Hub says.
     """
@@ -80,7 +86,8 @@ def validate(
 
     inputs = (source, beside.edits_path, beside.scores_path)
     with opened(source, split) as rows, Export(export, inputs, force=force) if export else nullcontext() as out:
-        for judged in judged_pairs(pairs(rows), beside.edits, tally, beside.completed):
+        made = measured_as_they_come(pairs(rows), meter, beside.relevances) if meter else pairs(rows)
+        for judged in judged_pairs(made, beside.edits, tally, beside.completed):
             on_line(judged.verdict)
             if out is not None and judged.verdict.usable:
                 out.add(judged.pair)
@@ -141,7 +148,7 @@ class SidecarFiles:
     judge: str | None
     """Whose scores count: the last that scored."""
     scored: Callable[[Pair], Pair]
-    relevances: Relevances
+    relevances: dict[str, float]
     """As stage quality measured them."""
 
     @classmethod

@@ -15,6 +15,7 @@ from engine.pairs.detectors.meta import is_meta
 from engine.pairs.detectors.refusal import is_pasted_refusal
 from engine.pairs.detectors.relevance import is_off_topic
 from engine.pairs.detectors.repetition import is_critique, is_echo, is_identical, is_loop, is_near_duplicate
+from engine.pairs.detectors.request import is_request
 
 __all__ = ["DETECTORS", "Candidate", "canonical", "reasons", "reply_reasons"]
 
@@ -23,6 +24,7 @@ EMPTY = "empty"
 META = "meta"
 ECHO = "echo"
 CRITIQUE = "critique"
+REQUEST = "request"
 LEAK = "leak"
 FRAGMENT = "fragment"
 LOOP = "loop"
@@ -46,6 +48,7 @@ DETECTORS: dict[str, Detector] = {
     LEAK: is_leak,
     ECHO: is_echo,
     CRITIQUE: is_critique,
+    REQUEST: is_request,
     LOOP: is_loop,
     FRAGMENT: is_fragment,
     NEAR_DUPLICATE: is_near_duplicate,
@@ -63,15 +66,17 @@ def reasons(
     *,
     finished: bool = True,
     critique: str = "",
+    requests: tuple[str, ...] = (),
     relevance: float | None = None,
 ) -> list[str]:
     """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty where it can.
 
     finished    False where the generation was cut off at its longest
     critique    of the draft, which the reply must not repeat
+    requests    for the critique and the revision, whose words the reply must not repeat either
     relevance   nats by which the prompt makes the reply likelier; None where it was not measured
     """
-    candidate = Candidate(prompt, draft, reply, finished, critique, relevance)
+    candidate = Candidate(prompt, draft, reply, finished, critique, requests, relevance)
     first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](candidate)]
     if first:
         return first  # whatever else it is, it is no revision

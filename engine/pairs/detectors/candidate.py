@@ -109,6 +109,8 @@ class Candidate:
     """False where the generation was cut off at its longest."""
     critique: str = ""
     """Of the draft; empty where there is none."""
+    requests: tuple[str, ...] = ()
+    """For the critique and the revision, where they are known."""
     relevance: float | None = None
     """How much likelier the prompt makes the reply, in nats (`engine.pairs.relevance`); None where nobody measured it."""
 

@@ -36,6 +36,11 @@ THEIRS = "<theirs>"
 _SENTENCE_END = re.compile("(?<=[.?!:])[\\s”\"’')\\]]+|\n+")
 _QUOTED = re.compile(r"[\"“](?:not\s+|more\s+|very\s+|too\s+)?(\w+)")
 
+_ANNOUNCED = re.compile(
+    r"\bhere(?:'s| is)\b(?:\W+\w+){0,5}?\W+(?:answer|response|reply|version|revision|rewrite|message)\b[^.?!\n]{0,60}:"
+)
+"""Here is a revised answer, with everything corrected: … People do not announce what they say."""
+
 Term = str | tuple[str, str]
 
 
@@ -75,6 +80,8 @@ def shipped_weights() -> Weights:
 
 
 def is_meta(candidate: Candidate) -> bool:
+    if not candidate.text_work and _ANNOUNCED.search(folded(candidate.reply[:MOST_CHARACTERS])):
+        return True
     sentences = terms_of(candidate)
     if any(not lexicon().decisive.isdisjoint(terms) for terms in sentences):
         return True

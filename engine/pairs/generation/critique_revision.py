@@ -138,7 +138,7 @@ def _try(makings: list[PairInProgress], attempt: int, backend: Backend, recipe: 
         [seed_of(recipe.seed, making.prompt.id, "revision", attempt) for making in makings],
     )
     for making, principle, critique, revision in zip(makings, principles, critiques, revisions, strict=True):
-        trial = Attempt(principle, critique, revision, _fault(making, critique, revision))
+        trial = Attempt(principle, critique, revision, _fault(making, principle, critique, revision))
         making.trials.append(trial)
         if trial.fault == OK:
             making.rounds.append(trial)
@@ -150,12 +150,17 @@ def _drawn(making: PairInProgress, attempt: int, recipe: GenerationSettings) -> 
     return recipe.constitution.draw(Random(seed_of(recipe.seed, making.prompt.id, "principle", attempt)), avoid=used)
 
 
-def _fault(making: PairInProgress, critique: Reply, revision: Reply) -> str:
+def _fault(making: PairInProgress, principle: Principle, critique: Reply, revision: Reply) -> str:
     refused = refusal_of(critique) or refusal_of(revision)
     if refused:
         return refused
     found = detectors.reasons(
-        making.prompt.text, making.draft.text, revision.text, finished=revision.finished, critique=critique.text
+        making.prompt.text,
+        making.draft.text,
+        revision.text,
+        finished=revision.finished,
+        critique=critique.text,
+        requests=(principle.critique_request, principle.revision_request),
     )
     if not found and detectors.canonical(revision.text) == detectors.canonical(making.text):
         return detectors.IDENTICAL  # to the revision of the round before

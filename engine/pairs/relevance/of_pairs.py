@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from engine.core.events import Event, Message, Progress
 from engine.pairs.data.record import Pair
-from engine.pairs.relevance.kept import MeasuredReply, keep_relevance, key_of_reply, read_relevance
+from engine.pairs.relevance.kept import MeasuredReply, keep_relevance, key_of_reply, read_relevance, with_relevance
 from engine.pairs.relevance.measure import Answer, RelevanceMeter
 from engine.run.stop import StopToken
 
@@ -47,3 +48,20 @@ def measure_pairs(
         rate = done / max(time.monotonic() - started, 1e-9)
         yield Progress(done, len(by_length), "revisions read", rate, (len(by_length) - done) / rate, "relevance")
     return known
+
+
+def measured_as_they_come(
+    pairs: Iterable[tuple[int, Pair]], meter: RelevanceMeter, known: dict[str, float]
+) -> Iterator[tuple[int, Pair]]:
+    """(line, pair with the relevance of its revision), in their order, in memory that the texts don't fill.
+
+    known   what was measured before; what is measured here is put there
+    """
+    lines = iter(pairs)
+    while batch := list(islice(lines, PAIRS_AT_ONCE)):
+        missing = {
+            key: pair for _, pair in batch if (key := key_of_reply(pair.messages, pair.revised_response)) not in known
+        }
+        nats = meter.measure([Answer(pair.messages, pair.revised_response) for pair in missing.values()])
+        known.update({key: value for key, value in zip(missing, nats, strict=True) if value is not None})
+        yield from ((line, with_relevance(pair, known)) for line, pair in batch)

@@ -1,0 +1,204 @@
+"""How well "not a usable reply" is told from a reply, on models that the detectors were not made for.
+
+    python bench/detectors_by_model.py --data ../shared/data --cache FOLDER
+
+For each labelled set of pairs: F1 (positive is every kind but `answer`; identical revisions are left out), from
+texts alone and with relevance, which SmolLM2-135M-Instruct measures (see `bench/real_models.py`). In the last column the
+limits of relevance are fitted on the other sets, and the set that is judged had no part in them.
+
+The sets: gemma-2b-it with a Stage 2 adapter (300 pairs), SmolLM2 with one (64), SmolLM2 without (112, `bench/labelled`). The
+labels of the first are older than the kinds `critique` and `off-topic`: what would be one of these is `answer` there, and
+counts as a false alarm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+
+import torch
+
+from bench.detectors import REPLIES, Counts, counts_of, interval, objections
+from bench.real_models import model_folder
+from engine.models.chat import Conversation
+from engine.pairs import detectors
+from engine.pairs.data.conversations import before_the_answer, transcript_turns
+from engine.pairs.detectors import relevance as relevance_detector
+from engine.pairs.relevance.measure import Answer, RelevanceMeter
+
+OWN_SET = Path(__file__).with_name("labelled") / "smollm2-without-adapter.jsonl"
+HUMAN_REPLIES = 250
+"""Of those that people preferred, whose relevance is measured as if they were revisions."""
+GRID = list(product((10.0, 15.0, 20.0), (6.0, 9.0, 12.0), (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)))
+
+
+class LabelledPair(NamedTuple):
+    conversation: Conversation
+    draft: str
+    critique: str
+    revision: str
+    unusable: bool
+
+
+def hh_rows(data: Path) -> list[str]:
+    with gzip.open(data / REPLIES, "rt", encoding="utf-8") as rows:
+        return [json.loads(row)["chosen"] for row in rows]
+
+
+def shared_set(data: Path, name: str) -> list[LabelledPair]:
+    rows = [json.loads(line) for line in (data / f"{name}.jsonl").open(encoding="utf-8")]
+    labels = [json.loads(line) for line in (data / f"{name}.labels.jsonl").open(encoding="utf-8")]
+    return [labelled(rows[one["line"]], one["kind"]) for one in labels if one["kind"] != "identical"]
+
+
+def own_set(data: Path) -> list[LabelledPair]:
+    prompts = hh_rows(data)
+    found = []
+    for line in OWN_SET.open(encoding="utf-8"):
+        row = json.loads(line)
+        found.append(
+            labelled({**row, "messages": before_the_answer(transcript_turns(prompts[row["row"]]))}, row["kind"])
+        )
+    return found
+
+
+def labelled(row: dict[str, Any], kind: str) -> LabelledPair:
+    conversation = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    return LabelledPair(
+        conversation, row["base_response"], row.get("critic_notes") or "", row["revised_response"], kind != "answer"
+    )
+
+
+def load_meter(cache: Path) -> RelevanceMeter:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = model_folder("smollm2", cache)
+    return RelevanceMeter(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    )
+
+
+def measured(
+    name: str, pairs: Sequence[Answer], cache: Path, meter: Callable[[], RelevanceMeter]
+) -> list[float | None]:
+    """Kept in the cache by the name of the set: measuring takes minutes."""
+    path = cache / f"relevance-{name}.json"
+    if not path.is_file():
+        path.write_text(json.dumps(meter().measure(pairs)))
+    return list(json.loads(path.read_text()))
+
+
+def verdicts(pairs: Sequence[LabelledPair], nats: Sequence[float | None]) -> list[bool]:
+    return [
+        bool(
+            detectors.reasons(
+                one.conversation[-1]["content"], one.draft, one.revision, critique=one.critique, relevance=value
+            )
+        )
+        for one, value in zip(pairs, nats, strict=True)
+    ]
+
+
+class limits:
+    """`with limits(…)`: the detector's own are others meanwhile."""
+
+    def __init__(self, values: tuple[float, float, float]) -> None:
+        self._values = values
+
+    def __enter__(self) -> None:
+        self._before = relevance_detector.LEAST_RELEVANCE
+        relevance_detector.LEAST_RELEVANCE = self._values
+
+    def __exit__(self, *error: object) -> None:
+        relevance_detector.LEAST_RELEVANCE = self._before
+
+
+Set = tuple[list[LabelledPair], list[float | None]]
+
+
+def counts(one: Set) -> Counts:
+    return counts_of(verdicts(*one), [pair.unusable for pair in one[0]])
+
+
+def fitted_without(name: str, sets: dict[str, Set]) -> tuple[float, float, float]:
+    """The limits with the best mean F1 over the other sets."""
+    others = [one for other, one in sets.items() if other != name]
+
+    def mean_f1(values: tuple[float, float, float]) -> float:
+        with limits(values):
+            return sum(counts(one).f1 for one in others) / len(others)
+
+    return max(GRID, key=mean_f1)
+
+
+def table(sets: dict[str, Set]) -> Iterator[str]:
+    yield f"{'':24}{'n':>5}{'unusable':>10}   {'texts alone':>12}{'with relevance (95 %)':>26}{'limits fitted on the others':>32}"
+    for name, one in sets.items():
+        true = [pair.unusable for pair in one[0]]
+        alone = counts_of(verdicts(one[0], [None] * len(true)), true)
+        both = counts(one)
+        low, high = interval(verdicts(*one), true)
+        best = fitted_without(name, sets)
+        with limits(best):
+            left_out = counts(one)
+        yield (
+            f"{name:24}{len(true):5}{sum(true):10}   {alone.f1:12.3f}{both.f1:12.3f} ({low:.3f}–{high:.3f})"
+            f"{left_out.f1:14.3f} at {'/'.join(f'{value:g}' for value in best)}"
+        )
+        yield f"{'':24}{'':15}   precision {both.precision:.3f}, recall {both.recall:.3f}"
+
+
+def human_answers(data: Path) -> list[Answer]:
+    found = []
+    for text in Random(3).sample(hh_rows(data), HUMAN_REPLIES):
+        prompt = before_the_answer(transcript_turns(text))
+        found.append(Answer(prompt, text.rpartition("\n\nAssistant:")[2].strip()))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of hh-rlhf and of the labelled pairs")
+    parser.add_argument("--cache", type=Path, required=True, help="where models and measured relevances are kept")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    loaded: list[RelevanceMeter] = []
+
+    def meter() -> RelevanceMeter:
+        if not loaded:
+            loaded.append(load_meter(given.cache))
+        return loaded[0]
+
+    pairs = {
+        "gemma-2b-it, Stage 2": shared_set(given.data, "gemma-2b-it-pairs"),
+        "SmolLM2-135M, Stage 2": shared_set(given.data, "smollm2-pairs"),
+        "SmolLM2-135M, no adapter": own_set(given.data),
+    }
+    sets: dict[str, Set] = {}
+    for name, one in pairs.items():
+        answers = [Answer(pair.conversation, pair.revision) for pair in one]
+        sets[name] = (one, measured(name.replace(" ", "-"), answers, given.cache, meter))
+    print(*table(sets), sep="\n")
+    number, reasons = objections(given.data / REPLIES)
+    print(f"\n{number} replies that people preferred, texts alone: {reasons.total() / number:.1%} refused")
+    human = human_answers(given.data)
+    nats = measured("human", human, given.cache, meter)
+    off_topic = [
+        detectors.OFF_TOPIC in detectors.reasons(one.conversation[-1]["content"], "-", one.reply, relevance=value)
+        for one, value in zip(human, nats, strict=True)
+    ]
+    print(f"{len(human)} of them as if they were revisions: {sum(off_topic) / len(human):.1%} would fit any message")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

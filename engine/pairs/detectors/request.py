@@ -1,0 +1,36 @@
+"""A revision that repeats what it was asked to do, in the words of the request for a critique or a revision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+from engine.pairs.detectors.candidate import Candidate, words
+from engine.pairs.principles.constitution import load_constitution
+
+RUN = 5
+"""Words in a row. No reply of 2,312 that people preferred has as many of the shipped requests'."""
+
+
+def is_request(candidate: Candidate) -> bool:
+    """Requests of the candidate's own principle, and those of the shipped constitution, which a file does not name."""
+    if candidate.draft is None:
+        return False
+    runs = _runs(candidate.said)
+    own = candidate.requests
+    repeated = runs & shipped_requests() if not own else runs & (shipped_requests() | _runs_of(own))
+    return not repeated <= _runs(candidate.asked)
+
+
+@cache
+def shipped_requests() -> frozenset[tuple[str, ...]]:
+    principles = load_constitution(None).principles
+    return _runs_of(request for one in principles for request in (one.critique_request, one.revision_request))
+
+
+def _runs_of(texts: Iterable[str]) -> frozenset[tuple[str, ...]]:
+    return frozenset().union(*(_runs(words(text)) for text in texts))
+
+
+def _runs(text: list[str]) -> set[tuple[str, ...]]:
+    return set(zip(*(text[start:] for start in range(RUN)), strict=False))
