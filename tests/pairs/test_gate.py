@@ -57,7 +57,7 @@ def test_a_judge_that_finds_no_improvement_shuts_it_and_no_judge_does_not(config
     assert shut_by(config, *worse) == ["improved_share"]
     assert shut_by(config, *unscored) == []
     improved = next(f for f in figures(tally_of(*unscored), config()) if f.name == "improved_share")
-    assert improved.passes is None and "nothing scored" in improved.sentence
+    assert improved.passes is None and "not measured" in improved.sentence
 
 
 def test_a_prompt_that_never_got_a_revision_counts_as_made_and_not_as_usable(config):

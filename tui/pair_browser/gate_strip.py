@@ -13,6 +13,7 @@ from tui.widgets.marks import CHECK_MARKS
 SHORT = {
     "usable_share": "usable",
     "training_pairs": "to train",
+    "relevant_share": "relevant",
     "longer_share": "longer",
     "shared_prompt_share": "shared",
     "improved_share": "improved",
