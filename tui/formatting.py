@@ -1,4 +1,4 @@
-"""Numbers and foreign text as people read them. Pure functions; everything that is not ours goes through `foreign`."""
+"""Format numbers and foreign text for people. Pure functions; all foreign text goes through `safe_text` or `one_line`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.security.sanitize import visible, visible_line
 
 BARS = "▁▂▃▄▅▆▇█"
 TEXT_SHOWN = 6_000
-"""Longer foreign text is cut on the screen, and says by how much: a megabyte in one widget takes seconds to lay out."""
+"""Longer foreign text is cut on the screen, with a note: a megabyte in one widget takes seconds to lay out."""
 
 
 def one_line(text: object, style: str = "", limit: int = 400) -> Content:
@@ -31,10 +31,10 @@ def safe_text(text: object, style: str = "", limit: int = TEXT_SHOWN) -> Content
 
 
 def short_path(folder: Path) -> str:
-    """A path as a shell's prompt has it: `~` for the home folder."""
+    """A path as in a shell prompt: `~` for the home folder."""
     try:
         return str(Path("~") / folder.relative_to(Path.home()))
-    except (ValueError, RuntimeError):  # it lies elsewhere; nobody is at home
+    except (ValueError, RuntimeError):  # outside the home folder, or no home folder
         return str(folder)
 
 

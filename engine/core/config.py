@@ -1,8 +1,8 @@
-"""The one configuration class: every option with its type, its bound, its default and a sentence.
+"""The configuration: every option with its type, bounds, default and help sentence.
 
 Precedence: command line, environment (`STAGE3_NUM_EXAMPLES`), `stage3.toml` (`--config`), the `--demo` preset, default.
-The command line and the wizard's forms read the options from this file's syntax tree (`engine.core.options`), so that
-`--help` need not import pydantic.
+The command line and the wizard's forms read the options from this file's syntax tree (`engine.core.options`), so
+`--help` does not import pydantic.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from engine.security.secrets import TOKEN_VARIABLES
 ENV_PREFIX = "STAGE3_"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 NOT_RECORDED = frozenset({"store_token"})
-"""Fields that `run.json` does not keep: a wish for one start of a run is none for the next."""
+"""Fields that `run.json` does not keep: they apply to one start of a run."""
 
 
 def option(default: Any, *, changes: str, **bounds: Any) -> Any:
     """A field of the configuration.
 
     changes   the stages whose result depends on it, by name, and "evaluation" for the second half of stage training;
-              empty where no result does. A stage is done again when one of its options has changed, and for no other
-              option (`engine.pipeline.graph`).
-    bounds    ge, gt, le, lt, pattern: as pydantic's Field takes them
+              empty if it changes no result. A stage is done again when one of its own options changes, not when others
+              do (`engine.pipeline.graph`).
+    bounds    ge, gt, le, lt, pattern, as in pydantic's Field
     """
     return Field(default, json_schema_extra={"changes": list(changes.split())}, **bounds)  # type: ignore[dict-item]
 
@@ -45,104 +45,104 @@ class RunOptions(Described):
     """The run"""
 
     output_dir: Path = option("artifacts/stage3_constitutional", changes="")
-    """The run folder; everything that the run makes is in it, and the archive beside it."""
+    """The run folder. It holds everything that the run makes; the archive goes beside it."""
     seed: int = option(42, ge=0, changes="pairs quality training evaluation")
-    """Seed of every draw: order of prompts, principles, sampling, training."""
+    """Random seed for prompt order, principles, sampling and training."""
     device: str = option("auto", changes="preflight")
-    """Where to compute: auto, cpu, cuda, cuda:1."""
+    """Device to compute on: auto, cpu, cuda, cuda:1."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", changes="preflight")
-    """Number format of the base weights; auto takes bfloat16 where the GPU has it, else float32."""
+    """Number format of the base weights. auto: bfloat16 if the GPU supports it, else float32."""
 
 
 class WorkspaceOptions(Described):
     """Workspace"""
 
     repo_root: Path | None = option(None, changes="workspace")
-    """An existing checkout to work in; without it and without --repo-url, the current folder."""
+    """Existing checkout to work in. Default: the current folder, unless --repo-url is given."""
     repo_url: str | None = option(None, changes="workspace")
-    """A git repository (https or a local path) to clone into a fresh folder."""
+    """Git repository to clone into a new folder: an https address or a local path."""
     repo_ref: str = option("main", changes="workspace")
-    """Branch, tag or commit of --repo-url."""
+    """Branch, tag or commit of --repo-url to check out."""
     allow_ssh: bool = option(False, changes="workspace")
-    """Let --repo-url be an ssh address (ssh://… or host:path): ssh then uses your keys, and asks nothing."""
+    """Allow an ssh address in --repo-url (ssh://… or host:path). ssh uses your keys and never prompts."""
     fetch_lfs: bool = option(False, changes="workspace")
-    """Fetch the large files of --repo-url too (git-lfs); without it their pointers stay."""
+    """Also fetch the large files of --repo-url (git-lfs). Otherwise only their pointers are cloned."""
     fresh: bool = option(False, changes="workspace")
-    """Clone again although a clone is there; the old one is moved aside."""
+    """Clone again even if a clone exists. The old one is moved aside."""
     install: bool = option(False, changes="toolchain dependencies")
-    """Let the stages toolchain and dependencies install what is missing, with uv."""
+    """Let stages toolchain and dependencies install missing packages with uv."""
 
 
 class HubOptions(Described):
     """Hugging Face"""
 
     device_login: bool = option(False, changes="credentials")
-    """Log in with a browser and a code where no token is found, or where the one that is found is not accepted."""
+    """Log in with a browser and a code if no token is found, or if the Hub rejects it."""
     store_token: bool = option(False, changes="credentials")
-    """Keep the token that was accepted in the Hub's own store (HF_HOME/token, mode 0600), as `hf auth login` does."""
+    """Save an accepted token in the Hub's own store (HF_HOME/token, mode 0600), like `hf auth login`."""
 
 
 class ModelOptions(Described):
     """Models"""
 
     base_model_id: str = option("google/gemma-2b-it", changes="credentials adapter preflight")
-    """The base causal language model: a Hub id or a folder."""
+    """Base model, a causal language model: a Hub id or a folder."""
     base_model_revision: str = option("main", changes="credentials adapter preflight")
-    """Branch, tag or commit of the base model on the Hub; the resolved commit is recorded."""
+    """Branch, tag or commit of the base model on the Hub. The run records the resolved commit."""
     adapter_path: str = option("artifacts/stage2_finetuning_artifacts/lora_adapters", changes="credentials adapter")
-    """The Stage 2 LoRA adapter: a folder, or a Hub id."""
+    """Stage 2 LoRA adapter: a folder or a Hub id."""
     adapter_revision: str = option("main", changes="credentials adapter")
-    """Branch, tag or commit of the adapter on the Hub; the resolved commit is recorded."""
+    """Branch, tag or commit of the adapter on the Hub. The run records the resolved commit."""
     chat_template: str | None = option(None, changes="preflight pairs quality training")
-    """The template that the Stage 2 adapter was trained with, where the base model has none or another: a file, gemma or chatml."""
+    """Chat template of the Stage 2 training, if the base model has none or another: a file, gemma or chatml."""
 
 
 class PairsOptions(Described):
     """Pairs"""
 
     dataset: str = option("Anthropic/hh-rlhf", changes="credentials preflight pairs")
-    """Prompts: a Hub id, or a local file or folder: JSON, JSON lines, CSV, Parquet, Arrow, text, compressed or not."""
+    """Prompts: a Hub id, or a local file or folder: JSON, JSON lines, CSV, Parquet, Arrow or text, compressed or not."""
     dataset_revision: str = option("main", changes="credentials preflight pairs")
-    """Branch, tag or commit of the dataset on the Hub; the resolved commit is recorded."""
+    """Branch, tag or commit of the dataset on the Hub. The run records the resolved commit."""
     split: str = option("test[:1000]+train[:1500]", changes="preflight pairs")
-    """Which rows: splits, slices and sums of them; a local file is one split named train."""
+    """Rows to use: splits, slices and sums of them. A local file has one split, train."""
     pairs: Path | None = option(None, changes="credentials preflight pairs")
-    """Preference pairs from elsewhere, a file or a folder: stage pairs imports them, and nothing is generated."""
+    """File or folder of existing preference pairs. Stage pairs imports them instead of generating."""
     form: str | None = option(None, changes="credentials preflight pairs")
-    """How rows say a prompt or a pair, by name (docs/files-you-have.md lists the forms); without it, told by their columns."""
+    """Form of the rows, by name (docs/files-you-have.md lists the forms). Default: detected from their columns."""
     columns: str | None = option(None, changes="credentials preflight pairs")
-    """What the file calls the columns of a form: prompt=question,chosen=good,rejected=bad."""
+    """The file's names for the columns of a form: prompt=question,chosen=good,rejected=bad."""
     max_bad_rows: float | None = option(None, ge=0.0, le=1.0, changes="credentials preflight pairs")
-    """Refuse a file of which a larger share of rows is no prompt, or no pair; without it 0.5, and `validate` accepts none."""
+    """Refuse a file if a larger share of its rows is not a prompt or pair. Default: 0.5; in `validate`, none."""
     num_examples: int = option(2500, ge=1, changes="preflight pairs")
-    """How many prompts to make pairs of."""
+    """Number of prompts to make pairs from."""
     constitution: Path | None = option(None, changes="pairs")
-    """Principles: YAML, or the JSON of Anthropic's paper; without it, the one in the package."""
+    """File of principles: YAML, or the JSON of Anthropic's paper. Default: the constitution in the package."""
     max_new_tokens: int = option(512, ge=1, changes="preflight pairs evaluation")
-    """Longest draft, critique and revision, in tokens."""
+    """Maximum tokens in a draft, critique or revision."""
     max_prompt_tokens: int = option(1024, ge=8, changes="preflight pairs")
-    """A longer prompt is skipped, with its reason."""
+    """Maximum tokens in a prompt. Longer prompts are skipped, with the reason recorded."""
     temperature: float = option(0.7, ge=0.0, changes="pairs")
-    """Of sampling; 0 is greedy."""
+    """Sampling temperature. 0 is greedy."""
     top_p: float = option(0.9, gt=0.0, le=1.0, changes="pairs")
-    """Nucleus of sampling."""
+    """Nucleus sampling: the share of probability to sample from."""
     generation_batch_size: int | None = option(None, ge=1, changes="preflight")
-    """Prompts generated side by side; without it, found by trying. Halved when memory runs out."""
+    """Prompts in one generation batch. Default: the largest that fits. Halved if memory runs out."""
     max_attempts: int = option(3, ge=1, changes="pairs")
-    """Critique and revision are tried this often, each time with another principle, before a prompt is given up."""
+    """Attempts at critique and revision per prompt, each with another principle."""
     rounds: int = option(1, ge=1, changes="preflight pairs")
-    """Rounds of critique and revision; each begins with the revision of the one before."""
+    """Rounds of critique and revision. Each starts from the previous revision."""
     few_shot: Path | None = option(None, changes="preflight pairs")
-    """Worked examples of critique and revision, put before each: a YAML file."""
+    """YAML file of worked examples of critique and revision, shown before each critique."""
 
 
 class ServerOptions(Described):
     """Server"""
 
     server_url: str | None = option(None, changes="preflight pairs")
-    """An OpenAI-compatible server (http://host:8000/v1) that makes the pairs in place of the local model."""
+    """OpenAI-compatible server (http://host:8000/v1) that makes the pairs instead of the local model."""
     server_model: str | None = option(None, changes="preflight pairs quality evaluation")
-    """The model's name on that server: the base model with the Stage 2 adapter."""
+    """Name of the model on that server: the base model with the Stage 2 adapter."""
     critic_url: str | None = option(None, changes="preflight pairs")
     """An OpenAI-compatible server that writes critiques and revisions, while the policy drafts where it is."""
     critic_model: str | None = option(None, changes="preflight pairs")
@@ -156,9 +156,9 @@ class ServerOptions(Described):
     judge_api_key_env: str = option("STAGE3_JUDGE_TOKEN", pattern=VARIABLE, changes="")
     """The environment variable that holds the token of --judge-url."""
     server_concurrency: int = option(16, ge=1, changes="")
-    """Requests to the server under way at once."""
+    """Maximum concurrent requests to the server."""
     server_timeout: float = option(120.0, gt=0.0, changes="")
-    """Seconds that one request may take."""
+    """Timeout of one request, in seconds."""
 
 
 class QualityOptions(Described):
@@ -172,85 +172,85 @@ class QualityOptions(Described):
     reward_model_id: str = option(
         "OpenAssistant/reward-model-deberta-v3-large-v2", changes="credentials quality evaluation"
     )
-    """The sequence classifier of --judge reward-model: a Hub id or a folder."""
+    """Sequence classifier for --judge reward-model: a Hub id or a folder."""
 
     relevance: bool = option(True, changes="quality")
     """Measure with the base model whether each revision depends on its prompt; what would fit any message is left out."""
     min_pairs: int = option(100, ge=1, changes="quality")
-    """The gate refuses fewer pairs to train on than this."""
+    """The gate refuses a set with fewer training pairs."""
     min_usable_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
-    """The gate refuses when a smaller share of what was made is usable."""
+    """The gate refuses a set if a smaller share of its pairs is usable."""
     min_relevant_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
-    """The gate refuses when a smaller share of the revisions that could be measured depends on its prompt."""
+    """The gate refuses a set if a smaller share of its measured revisions depends on the prompt."""
     max_longer_share: float = option(0.9, ge=0.0, le=1.0, changes="quality")
-    """The gate refuses when the revision is the longer text in a larger share: DPO would learn length."""
+    """The gate refuses a set if the chosen text is longer in a larger share: DPO would learn length."""
     max_shared_prompt_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
-    """The gate refuses when a larger share of the pairs has its prompt in common with another."""
+    """The gate refuses a set if a larger share of its pairs has a prompt in common with another pair."""
     min_improved_share: float = option(0.6, ge=0.0, le=1.0, changes="quality")
-    """The gate refuses when a judge scored, and found a smaller share improved."""
+    """The gate refuses a set if a judge scored it and found a smaller share improved."""
     min_gain: float = option(0.0, changes="quality")
     """A pair trains only where a judge finds it better by more than this; a number below 0 lets equal and worse ones in."""
     min_sample_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
     """Without a judge that can judge: the lower end of the 95 % interval of the share that people find better must reach it."""
     warn_identical_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
-    """A larger share of identical revisions is shown as a warning."""
+    """Warn if a larger share of the revisions is identical to the draft."""
     warn_meta_share: float = option(0.02, ge=0.0, le=1.0, changes="quality")
-    """A larger share of revisions that talk about an answer is shown as a warning."""
+    """Warn if a larger share of the revisions talks about an answer instead of giving one."""
     warn_principle_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
-    """One principle in a larger share of the pairs is shown as a warning."""
+    """Warn if one principle made a larger share of the pairs."""
     accept_quality: str | None = option(None, changes="quality")
-    """Opens the gate for the reason that you give; it is recorded in every report."""
+    """Open the gate anyway, for the reason you give. Every report records it."""
     eval_fraction: float = option(0.1, gt=0.0, lt=1.0, changes="quality")
-    """Share of the usable pairs that is held out before training."""
+    """Share of the usable pairs to hold out for evaluation."""
     min_eval_pairs: int = option(20, ge=1, changes="quality")
-    """Hold out at least this many, but never more than half."""
+    """Minimum number of pairs to hold out, up to half of them."""
 
 
 class TrainingOptions(Described):
     """Training"""
 
     num_train_epochs: float = option(1.0, gt=0.0, changes="preflight training")
-    """Passes over the training pairs."""
+    """Number of passes over the training pairs."""
     beta: float = option(0.1, gt=0.0, changes="training")
-    """DPO's beta: how strongly the policy is held to the reference."""
+    """DPO's beta: higher keeps the policy closer to the reference."""
     learning_rate: float = option(5e-5, ge=0.0, changes="training")
-    """Peak of the learning rate; it warms up, then falls linearly."""
+    """Peak learning rate, after warm-up and before linear decay."""
     per_device_train_batch_size: int = option(1, ge=1, changes="preflight training")
-    """Times --gradient-accumulation-steps it is the effective batch; how that is split is chosen by what fits in memory."""
+    """Multiplied by --gradient-accumulation-steps, the pairs in one optimizer step. The program splits them by what fits."""
     gradient_accumulation_steps: int = option(8, ge=1, changes="preflight training")
-    """Times --per-device-train-batch-size: the pairs of one optimizer step."""
+    """Multiplied by --per-device-train-batch-size, the pairs in one optimizer step."""
     gradient_checkpointing: bool | None = option(None, changes="preflight")
-    """Compute activations twice to hold fewer of them in memory; without it, chosen by what fits."""
+    """Recompute activations to save memory. Default: only if needed."""
     max_length: int = option(1024, ge=16, changes="preflight training")
-    """Longest prompt and reply together, in tokens; pairs that do not fit are listed and left out."""
+    """Maximum tokens in prompt and reply together. Longer pairs are listed and left out."""
     max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="training")
-    """Training is refused when a larger share of the pairs does not fit --max-length."""
+    """Refuse to train if a larger share of the pairs exceeds --max-length."""
     save_steps: int = option(25, ge=1, changes="")
-    """A checkpoint every so many optimizer steps."""
+    """Optimizer steps between checkpoints."""
     save_total_limit: int = option(2, ge=2, changes="preflight")
-    """Good checkpoints that are kept."""
+    """Number of good checkpoints to keep."""
     cpu_ref_model: bool | None = option(None, changes="preflight")
-    """Compute the reference's log-probabilities once, before training, so that it costs no memory in it; without it, chosen."""
+    """Compute the reference's log-probabilities before training, to save memory during it. Default: chosen by what fits."""
     load_in_4bit: bool = option(False, changes="preflight training")
-    """Hold the base weights in 4 bits (NF4); needs a CUDA GPU and `pip install 'stage3-tui[bitsandbytes]'`."""
+    """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
     report_to: Literal["none", "tensorboard"] = option("none", changes="")
-    """Who else gets the training's figures: tensorboard (logs/tensorboard; `pip install 'stage3-tui[tensorboard]'`)."""
+    """Also write training figures for tensorboard, in logs/tensorboard. Needs the extra `tensorboard`."""
     eval_prompts: int = option(40, ge=1, changes="evaluation")
-    """Held-out prompts that Stage 2 and Stage 3 answer side by side."""
+    """Number of held-out prompts that Stage 2 and Stage 3 both answer."""
     eval_harmless_prompts: int = option(20, ge=0, changes="evaluation")
-    """Harmless prompts that both answer, to see over-refusal; where fewer are held out, everyday questions are added."""
+    """Number of harmless prompts that both answer, to detect over-refusal. Everyday questions fill a shortage."""
     eval_part: Literal["all", "first", "second"] = option("all", changes="evaluation")
-    """Which half of the held-out pairs is evaluated: a sweep chooses on the first and decides on the second."""
+    """Half of the held-out pairs to evaluate on. A sweep chooses on the first and reports on the second."""
     min_eval_prompts: int = option(15, ge=1, changes="evaluation")
-    """Of fewer held-out prompts the verdict is "cannot tell": 10 wins of 14 have p = 0.18."""
+    """With fewer held-out prompts, the verdict is "cannot tell": 10 wins of 14 have p = 0.18."""
     eval_significance: float = option(0.05, gt=0.0, lt=1.0, changes="evaluation")
-    """A difference that is as probable by chance alone counts for nothing in the verdict."""
+    """The verdict ignores a difference with a higher p-value."""
     max_unusable_rise: float = option(0.05, ge=0.0, le=1.0, changes="evaluation")
-    """Never "better" where the share of unusable answers rose by more, whatever a judge says of the others."""
+    """Never "better" if the share of unusable answers rose by more, whatever the judge says."""
     max_refusal_rise: float = option(0.05, ge=0.0, le=1.0, changes="evaluation")
-    """Never "better" where the share of harmless prompts that are refused rose by more."""
+    """Never "better" if the share of refused harmless prompts rose by more."""
     max_length_ratio: float = option(1.5, ge=1.0, changes="evaluation")
-    """Where answers grew longer than so many times Stage 2's, a judge's preference must hold without the longer ones."""
+    """If answers are longer than Stage 2's by more than this factor, the judge's preference must also hold on the others."""
 
 
 class PackagingOptions(Described):
@@ -259,22 +259,22 @@ class PackagingOptions(Described):
     push_to_hub: str | None = option(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$", changes="credentials packaging"
     )
-    """A repository of the Hub (owner/name) that gets the adapter, its card and the evaluation, in one commit."""
+    """Hub repository (owner/name) to push the adapter, its card and the evaluation to, in one commit."""
     push_public: bool = option(False, changes="credentials packaging")
-    """Let everybody see what --push-to-hub pushes; without it a new repository is private, and a public one is refused."""
+    """Push to a public repository. Otherwise a new repository is private, and a public one is refused."""
     accept_lookalikes: str | None = option(None, changes="packaging")
-    """Packs text of models and people that looks like a key or a token, for the reason that you give; it is recorded."""
+    """Pack text that only looks like a key or token, for the reason you give. The run records it."""
 
 
 class DisplayOptions(Described):
     """Display"""
 
     theme: str | None = option(None, changes="")
-    """A theme of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes; without it, the one that was chosen last."""
+    """Theme: one of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes. Default: the last one chosen."""
     mouse: bool = option(True, changes="")
-    """Use the mouse in the wizard; --no-mouse leaves it to the terminal."""
+    """Use the mouse in the wizard. --no-mouse leaves it to the terminal."""
     ascii: bool | None = option(None, changes="")
-    """Draw with ASCII alone; without it, where the terminal or the locale has nothing else."""
+    """Draw with ASCII only. Default: if the terminal or the locale has no Unicode."""
 
 
 class Stage3Config(
@@ -290,7 +290,7 @@ class Stage3Config(
     RunOptions,
     BaseSettings,
 ):
-    """All of it, resolved and frozen."""
+    """All options, resolved and frozen."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
@@ -331,8 +331,8 @@ def load_config(
 
 
 def with_changes(config: Stage3Config, changes: Mapping[str, Any]) -> tuple[Stage3Config | None, dict[str, str]]:
-    """The configuration with all `changes` (values, or text as on the command line), or None and why each of those that cannot
-    be cannot.
+    """The configuration with all `changes` (values, or text as on the command line), or None and a reason for each invalid
+    one.
     """
     before = {name: getattr(config, name) for name in type(config).model_fields}
     refusals = {}
@@ -345,7 +345,7 @@ def with_changes(config: Stage3Config, changes: Mapping[str, Any]) -> tuple[Stag
         return None, refusals
     try:
         return load_config({**before, **changes}, environment={}), {}
-    except ConfigError as error:  # each alone is good, together they are not
+    except ConfigError as error:  # each is valid alone, but not all together
         return None, dict.fromkeys(changes, str(error))
 
 
@@ -365,11 +365,11 @@ def _toml_values(path: Path | None) -> dict[str, Any]:
             return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
     except OSError as error:
         raise ConfigError(
-            f"The configuration {path} cannot be read.", str(error), "Give another with --config."
+            f"Cannot read the configuration {path}.", str(error), "Pass another file with --config."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"The configuration {path} is not TOML.", str(error), "Mend the line that it names."
+            f"The configuration {path} is not valid TOML.", str(error), "Correct the line it names."
         ) from error
 
 
@@ -379,9 +379,9 @@ def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise ConfigError(
-                f"{source} sets {key!r}, which is no option.",
-                "Nothing would read it.",
-                f"The nearest option is {nearest!r}; `stage3-tui --help` lists them all.",
+                f"Unknown option {key!r} in {source}.",
+                "It would have no effect.",
+                f"Did you mean {nearest!r}? `stage3-tui --help` lists all options.",
             )
 
 
@@ -405,5 +405,5 @@ def _refused(
     )
     sentence = Stage3Config.model_fields[key].description or ""
     return ConfigError(
-        f"{key} = {first['input']!r} (from {source}) cannot be.", f"{first['msg']}.", f"{key}: {sentence}"
+        f"Invalid value for {key}: {first['input']!r} (from {source}).", f"{first['msg']}.", f"{key}: {sentence}"
     )

@@ -1,8 +1,8 @@
-"""What can go wrong, said so that a person can mend it, and the exit code of each.
+"""The errors that a person can fix, and their exit codes.
 
 Stage3Error
-├── ConfigError          2   the command line, the environment or a file asks for what cannot be
-├── PreconditionError    3   something that the run needs is missing
+├── ConfigError          2   the command line, the environment or a file has an invalid value
+├── PreconditionError    3   the run needs something that is missing
 ├── AccessError          4   token or access
 ├── NetworkError         5   network or Hub
 ├── DiskError            6
@@ -46,7 +46,7 @@ class ExitCode(IntEnum):
 
 
 class Stage3Error(Exception):
-    """A failure that a person can mend. No token is in its texts, whoever wrote them.
+    """A failure that a person can fix. Its texts are redacted.
 
     what         what failed, with the value that was given
     why          why it cannot work
@@ -98,9 +98,9 @@ class MemoryExhausted(Stage3Error):
 
 
 class RestartNeeded(MemoryExhausted):
-    """This process cannot go on (its memory is spent, or its GPU context is broken), and a fresh one can, from here.
+    """This process cannot continue (its memory is exhausted, or its GPU context is broken), but a new one can.
 
-    No failure: whoever drives the run starts it again in another process. What that one needs is on disk.
+    Not a failure: the driver of the run starts it again in another process, which finds everything on disk.
     """
 
 
@@ -125,12 +125,12 @@ class UnsafeError(Stage3Error):
 
 
 class Stopped(Stage3Error):
-    """Somebody asked the run to stop, and it did, with everything saved."""
+    """The run stopped on request, with everything saved."""
 
     def __init__(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
         super().__init__(
-            f"The run was stopped ({reason}).",
-            "Everything made so far is on disk.",
-            "The same command goes on from here.",
+            f"The run stopped ({reason}).",
+            "Everything made so far is saved.",
+            "The same command continues from here.",
         )
         self.exit_code = exit_code

@@ -1,7 +1,7 @@
-"""Everything that a run says while it works: one frozen dataclass a kind.
+"""The events of a run: one frozen dataclass per kind.
 
-A stage yields these, a driver appends them to `logs/events.jsonl`, and what any screen shows is a fold of them
-(`engine.run.state`). The names of the kinds are a contract; fields may grow.
+Stages yield them, a driver appends them to `logs/events.jsonl`, and every screen shows a fold of them
+(`engine.run.state`). The names of the kinds are a contract; fields may be added.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """A process took the run folder and starts, or goes on."""
+    """A process took the run folder and starts or continues the run."""
 
     run_dir: str
     version: str
@@ -38,7 +38,7 @@ class RunStarted(Event):
     host: str
     device: str = ""
     stages: tuple[str, ...] = ()
-    """The stages that this process will look at, in order."""
+    """The stages of this process, in order."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class StageFinished(Event):
     outcome: Outcome
     summary: str = ""
     reused: bool = False
-    """The stage was finished by an earlier process, and what it depends on has not changed."""
+    """An earlier process finished the stage, and nothing that it depends on has changed."""
     what: str = ""
     why: str = ""
     what_to_do: str = ""
     exit_code: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Plain data that the stage left, as `run.json` has it: for screens that show more than a sentence."""
+    """The stage's result as plain data, as in `run.json`, for screens that show more than a sentence."""
 
 
 @dataclass(frozen=True)
 class StageStale(Event):
-    """What a stage made does not hold any more and was put aside: the stage is to be done again."""
+    """A stage's result is no longer valid. Its files were set aside, and it will be done again."""
 
     stage: str
     why: str = ""
@@ -73,7 +73,7 @@ class StageStale(Event):
 
 @dataclass(frozen=True)
 class Check(Event):
-    """One line of a stage's table: a tool and its version, a gate figure beside its threshold, a property of an adapter."""
+    """One line of a stage's table: a tool and its version, a gate figure and its threshold, a property of an adapter."""
 
     name: str
     status: CheckStatus
@@ -88,7 +88,7 @@ class Progress(Event):
     total: int
     unit: str
     rate: float | None = None
-    """Units per second, measured over what this process did."""
+    """Units per second in this process."""
     seconds_left: float | None = None
     note: str = ""
     """A few words beside the bar: usable share, tokens per second."""
@@ -97,22 +97,22 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Forecast(Event):
-    """What preflight expects of the long stages, from what it measured in small."""
+    """Preflight's forecast for the long stages, from its small-scale measurements."""
 
     seconds: Mapping[str, float]
     """By stage."""
     peak_bytes: Mapping[str, float]
-    """Memory at the peak of a stage, by stage: of the GPU, CUDA's own share included; on the CPU, of this process."""
+    """Peak memory by stage: of the GPU, including CUDA's own share; on the CPU, of this process."""
     on_gpu: bool = False
     """Whether `peak_bytes` is a GPU's memory."""
     gpu: int | None = None
-    """That GPU, as the driver counts them (`GpuReading.index`); None where that is not known."""
+    """The driver's index of that GPU (`GpuReading.index`); None if unknown."""
     disk_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
 class PairMade(Event):
-    """One prompt became one preference pair, and the pair is on disk."""
+    """A prompt became a preference pair, which is on disk."""
 
     id: str
     prompt: str
@@ -127,7 +127,7 @@ class PairMade(Event):
 
 @dataclass(frozen=True)
 class PairFailed(Event):
-    """One prompt gave no pair; its record, with the reason, is on disk."""
+    """A prompt gave no pair. Its record, with the reason, is on disk."""
 
     id: str
     prompt: str
@@ -156,20 +156,20 @@ class TrainStep(Event):
 
 @dataclass(frozen=True)
 class TrialStarted(Event):
-    """One training of a sweep begins, or goes on, in a folder of its own."""
+    """A trial of a sweep begins or continues, in its own folder."""
 
     name: str
     number: int
     """Counted from 1."""
     total: int
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What it is trained with, where trials differ."""
+    """The options in which the trials differ."""
     run_dir: str = ""
 
 
 @dataclass(frozen=True)
 class TrialStep(Event):
-    """One optimizer step of a trial; the whole of it is in the trial's own journal."""
+    """One optimizer step of a trial. The trial's own journal has the full event."""
 
     trial: str
     step: int
@@ -186,7 +186,7 @@ class TrialFinished(Event):
     summary: str = ""
     verdict: str = ""
     figures: Mapping[str, float | int | None] = field(default_factory=dict)
-    """As `EvalDone` has them, on the part of the held-out pairs that chooses."""
+    """As in `EvalDone`, on the half of the held-out pairs that chooses."""
     reused: bool = False
     final_loss: float | None = None
     seconds: float | None = None
@@ -194,7 +194,7 @@ class TrialFinished(Event):
 
 @dataclass(frozen=True)
 class EvalDone(Event):
-    """Stage 2 against Stage 3 on held-out prompts; the whole of it is in `evaluation/report.json`."""
+    """Stage 2 against Stage 3 on held-out prompts. The full report is `evaluation/report.json`."""
 
     verdict: str
     reasons: tuple[str, ...] = ()
@@ -212,7 +212,7 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True)
 class GpuReading:
-    """One GPU at one moment; None where the driver does not say."""
+    """One GPU at one moment; None for what the driver does not report."""
 
     index: int
     name: str
@@ -233,16 +233,16 @@ class Telemetry(Event):
     cpu_percent: float = 0.0
     """Of the whole machine, 0 to 100."""
     note: str = ""
-    """Why there is no GPU reading, when there is none."""
+    """Why no GPU could be read, if none was."""
 
 
 @dataclass(frozen=True)
 class Stalled(Event):
-    """A stage has said nothing for far longer than it takes otherwise (`engine.run.watchdog`)."""
+    """A stage has been silent far longer than usual (`engine.run.watchdog`)."""
 
     stage: str
     seconds: float
-    """Since it last did; 0 when it goes on."""
+    """Since its last event; 0 when it continues."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ Returned = TypeVar("Returned")
 
 
 def stamped(running: Generator[Event, None, Returned], stage: str) -> Generator[Event, None, Returned]:
-    """The events of a stage, each with its name where it has a place for one; what is thrown in reaches the stage."""
+    """Put the stage's name on each of its events that has a field for it. Exceptions thrown in reach the stage."""
     try:
         event = next(running)
         while True:
@@ -287,9 +287,9 @@ def _stamp(event: Event, stage: str) -> Event:
 
 
 def event_from_dict(data: Mapping[str, Any]) -> Event | None:
-    """Rebuild an event from a line of the journal; None for a kind that this version does not know.
+    """Rebuild an event from a line of the journal; None for an unknown kind.
 
-    Unknown fields are dropped (a newer version wrote them); a missing field raises TypeError.
+    Drops unknown fields (a newer version wrote them). Raises TypeError for a missing field.
     """
     cls = KINDS.get(str(data.get("kind")))
     if cls is None:

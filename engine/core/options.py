@@ -1,7 +1,7 @@
-"""The options as the command line and the wizard's forms show them, read from the syntax tree of `engine/core/config.py`.
+"""The options for the command line and the wizard's forms, read from the syntax tree of `engine/core/config.py`.
 
-Importing the configuration class takes longer than `--help` may (0.3 s); parsing one file takes a few milliseconds, and
-each fact still stands in one place. A test holds this list against the real class.
+Importing the configuration class would take longer than all else that `--help` does; parsing one file takes a few
+milliseconds. A test compares this list with the real class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOME_OF_GROUP = {
     "Packaging": "packaging",
     "Display": "",
 }
-"""Where a group of options is edited."""
+"""The stage whose form edits a group of options."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,28 @@ class Option:
     group: str
     annotation: str
     default: str
-    """As written in the source, without quotes; empty for None."""
+    """As in the source, without quotes; empty for None."""
     sentence: str
     bounds: str = ""
-    """What is allowed beside the type, in words: at least 1, from 0.0 to 1.0."""
+    """Bounds in words: at least 1, at least 0.0 and at most 1.0."""
     changes: tuple[str, ...] = ()
     """The stages whose result depends on it, and "evaluation" for the second half of stage training."""
     home: str = ""
-    """The stage whose form has it; empty for options of the screen."""
+    """The stage whose form shows it; empty for display options."""
 
     @property
     def may_be_none(self) -> bool:
-        """May be left to the program."""
+        """Whether the program may choose the value."""
         return self.annotation.endswith("| None")
 
     @property
     def allowed(self) -> str:
-        """What may be given, in words."""
+        """The allowed values, in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         kind = _KINDS.get(self.annotation.removesuffix(" | None"), "text")
         kind = f"{kind}, {self.bounds}" if self.bounds else kind
-        return f"{kind}, or nothing" if self.may_be_none else kind
+        return f"{kind}, or empty" if self.may_be_none else kind
 
     @property
     def flag(self) -> str:
@@ -67,7 +67,7 @@ class Option:
 
     @property
     def is_flag(self) -> bool:
-        """Given as --name or --no-name. One that may be left to the program is a flag, and no switch: it has three states."""
+        """Whether it is --name or --no-name. With a default that the program chooses it has three states: a flag, not a switch."""
         return self.annotation in ("bool", "bool | None")
 
     @property
@@ -79,7 +79,7 @@ class Option:
 
 @cache
 def options() -> tuple[Option, ...]:
-    """Every option, in the order of the file."""
+    """All options, in the order of the file."""
     tree = ast.parse(CONFIG_FILE.read_text(encoding="utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Options")]
     return tuple(option for node in classes for option in _options_of(node))

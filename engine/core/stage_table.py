@@ -1,4 +1,4 @@
-"""The ten stages, in order (a contract): what each is, which results it builds on, and which files it leaves.
+"""The ten stages in order (a contract): name, sentence, inputs and output files.
 
 Imports nothing heavy: the command line reads it.
 """
@@ -17,17 +17,17 @@ class StageSpec:
     title: str
     sentence: str
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """The results of earlier stages that its own result depends on: `stage.field`, and what that is called."""
+    """The earlier results that its own result depends on: `stage.field` → what to call it."""
     outputs: tuple[str, ...] = ()
-    """Its files in the run folder: set aside before they are made again."""
+    """Its files in the run folder. They are set aside before the stage is done again."""
     part_outputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Of these outputs, the ones to set aside where only options of one part of the stage have changed. A part is named
-    in `changes` of the options (`engine.core.config`)."""
+    """The outputs to set aside if only options of one part of the stage changed. Options name parts in `changes`
+    (`engine.core.config`)."""
     keeps_records: bool = False
-    """Its records are kept by what made them, so the stage itself decides which of them still hold; the pipeline sets its
-    files aside for `--from` alone."""
+    """The stage itself decides which of its records are still valid, by what made them. The pipeline sets its files aside
+    only for `--from`."""
     every_time: bool = False
-    """Looks at what changes by itself (free disk, a driver), in moments: never reused."""
+    """Never reused: it quickly checks things that change by themselves (free disk, a driver)."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -42,37 +42,35 @@ MODELS = {
     "adapter.base_model_commit": BASE_COMMIT,
     "preflight.dtype": "the number format",
 }
-"""What writes texts and learns."""
+"""What generates and what trains."""
 
 STAGE_TABLE: tuple[StageSpec, ...] = (
     StageSpec(
         "workspace",
         "Workspace",
-        "Finds or clones the repository and makes sure that the disk has room.",
+        "Finds or clones the repository, and checks the free disk space.",
         every_time=True,
     ),
     StageSpec("toolchain", "Toolchain", "Looks for Python, uv, git, tmux and the GPU driver.", every_time=True),
-    StageSpec(
-        "credentials", "Credentials", "Checks the Hugging Face token, and what it may read, before any download."
-    ),
+    StageSpec("credentials", "Credentials", "Checks the Hugging Face token and its permissions before any download."),
     StageSpec(
         "dependencies",
         "Dependencies",
-        "Compares installed packages with what the run needs, and tries the device.",
+        "Checks the installed packages, and tries the device.",
         every_time=True,
     ),
-    StageSpec("adapter", "Adapter", "Verifies the Stage 2 adapter: complete, finite, and with an effect."),
+    StageSpec("adapter", "Adapter", "Verifies that the Stage 2 adapter is complete, finite and has an effect."),
     StageSpec(
         "preflight",
         "Preflight",
-        "Does the long run in small and forecasts time, memory and disk.",
+        "Rehearses the run on a small scale, and forecasts time, memory and disk.",
         inputs={"adapter.tensors_sha256": STAGE2_ADAPTER, "adapter.base_model_commit": BASE_COMMIT},
         outputs=("preflight",),
     ),
     StageSpec(
         "pairs",
         "Pairs",
-        "Drafts, criticises and revises an answer to every prompt.",
+        "Drafts, critiques and revises an answer to every prompt.",
         inputs=MODELS,
         outputs=("pairs",),
         keeps_records=True,
@@ -80,14 +78,14 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
     StageSpec(
         "quality",
         "Quality",
-        "Judges every pair, and refuses a set that cannot teach.",
+        "Checks every pair, and refuses a set that cannot teach.",
         inputs={"pairs.pairs_sha256": "the pairs", "adapter.base_model_commit": BASE_COMMIT},
         outputs=(layout.PAIRS_REPORT, "dpo_dataset"),
     ),
     StageSpec(
         "training",
         "Training",
-        "Trains with DPO against the Stage 2 policy, then compares the two on held-out prompts.",
+        "Trains with DPO against the Stage 2 policy, then compares both on held-out prompts.",
         inputs={"quality.train_sha256": "the training set", "quality.eval_sha256": "the held-out set", **MODELS},
         outputs=(layout.CHECKPOINTS_DIR, layout.ADAPTER_DIR, "evaluation", layout.METRICS_JSON),
         part_outputs={"evaluation": ("evaluation", layout.METRICS_JSON)},
@@ -95,7 +93,7 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
     StageSpec(
         "packaging",
         "Packaging",
-        "Packs the adapter, and all that tells where it came from, into one archive.",
+        "Packs the adapter and its provenance into one archive.",
         inputs={"training.tensors_sha256": "the Stage 3 adapter", "training.verdict": "the verdict"},
     ),
 )

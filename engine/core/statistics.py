@@ -1,4 +1,4 @@
-"""Shares, means and small tests, exact or with an interval; all of it the same for the same figures."""
+"""Shares, means and significance tests: exact or with an interval, and deterministic."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def mean(values: Sequence[float]) -> float:
 
 
 def win_tie_loss(differences: Sequence[float]) -> tuple[int, int, int]:
-    """How many are above, at and below 0."""
+    """How many values are above, at and below 0."""
     wins = sum(difference > 0 for difference in differences)
     losses = sum(difference < 0 for difference in differences)
     return wins, len(differences) - wins - losses, losses
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p of the exact sign test; ties say nothing. 1.0 where there are no wins and no losses."""
+    """Two-sided p-value of the exact sign test. Ties are ignored; 1.0 without wins and losses."""
     n = wins + losses
     tail: int = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
     return float(min(1.0, 2 * tail / 2**n))
 
 
 def mcnemar_test(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """McNemar's exact p that as many went from False to True as did by chance; 1.0 where no more went up than down."""
+    """McNemar's exact p-value for a rise from False to True; 1.0 if no more went up than down."""
     both = list(zip(before, after, strict=True))
     up = sum(now and not then for then, now in both)
     down = sum(then and not now for then, now in both)
@@ -41,7 +41,7 @@ def mcnemar_test(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean (Efron 1979), the same for the same values. (nan, nan) of nothing."""
+    """95 % percentile bootstrap interval of the mean (Efron 1979), with a fixed seed. (nan, nan) for no values."""
     if not values:
         return math.nan, math.nan
     draw = random.Random(seed)
@@ -50,7 +50,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> tuple[float, float
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) of nothing."""
+    """95 % interval of a share (Wilson 1927); (0, 1) for no values."""
     if n == 0:
         return 0.0, 1.0
     p, z2 = successes / n, Z_95**2

@@ -1,12 +1,12 @@
-"""The Hugging Face Hub: which token, whose it is, and what it may read; every refusal told apart.
+"""The Hugging Face Hub: the token, its account, what it may read, and an error for each kind of rejection.
 
-One subject a file: `tokens` (where a token comes from), `account` (whose it is, and its scope), `access` (what may be read,
-and at which commit), `login` (with a browser and a code), `store` (keeping a token, on request), `cache` (what is here
-already), `refusals` (the error behind an answer), `explaining` (the error behind a library's exception), `requests` and
-`client` (how the Hub is asked, and for how long).
+One subject per file: `tokens` (where a token comes from), `account` (whose it is, and its scope), `access` (what it may
+read, and at which commit), `login` (with a browser and a code), `store` (keeping a token, on request), `cache` (local
+copies), `errors` (from a response), `exception_mapping` (from a library's exception), `requests` and `client` (requests
+with time limits).
 
-Error texts are made from an answer's status and headers, never from the request: the token is in no message, no cause and
-no log.
+Error texts come from a response's status and headers, never from the request, so no message, cause or log contains the
+token.
 """
 
 from engine.hub.access import check_access, commit_of

@@ -1,4 +1,4 @@
-"""What may be read, and at which commit: asked before any download."""
+"""Check read access, and resolve commits, before any download."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_access(repo_id: str, repo_type: RepoType, token: Secret | None) -> None:
-    """Return when the files of a repository may be read, with `token` or, without, by anybody.
+    """Return if `token`, or anybody without one, may read the files of a repository.
 
-    Raises ConfigError for what is no repository's name, AccessError when it may not be read, NetworkError without an
-    answer.
+    Raises ConfigError for an invalid repository name, AccessError without access, NetworkError without a response.
     """
     _ask(repo_id, repo_type, "auth-check", token)
 
 
 def commit_of(repo_id: str, repo_type: RepoType, revision: str, token: Secret | None) -> str:
-    """The commit (40 hex digits) that a branch, a tag or a commit of a repository is now. Raises as `check_access` does, and
-    ConfigError for a revision that is not there.
+    """The current commit (40 hex digits) of a branch, tag or commit. Raises as `check_access` does, and ConfigError for an
+    unknown revision.
     """
     response = _ask(repo_id, repo_type, f"revision/{quote(revision, safe='')}", token, revision)
     commit = json_of(response).get("sha")
@@ -43,13 +42,13 @@ def commit_of(repo_id: str, repo_type: RepoType, revision: str, token: Secret | 
 def _ask(repo_id: str, repo_type: RepoType, about: str, token: Secret | None, revision: str = "") -> Response:
     if not _REPO_ID.fullmatch(repo_id):
         raise ConfigError(
-            f"{visible_line(repo_id, 200)!r} is neither a path here nor a {repo_type} of the Hub.",
-            "A name on the Hub is owner/name, in letters, digits, '-', '_' and '.'.",
-            "Correct it, or give a path that exists.",
+            f"{visible_line(repo_id, 200)!r} is neither a local path nor a {repo_type} on the Hub.",
+            "A Hub name is owner/name, made of letters, digits, '-', '_' and '.'.",
+            "Correct the name, or pass an existing path.",
         )
     response = get(f"/api/{repo_type}s/{repo_id}/{about}", token)
     if not response.is_success:
         raise error_of_response(
-            response, f"The {repo_type} {repo_id} may not be read", repo_id, repo_type, revision=revision
+            response, f"No access to the {repo_type} {repo_id}", repo_id, repo_type, revision=revision
         )
     return response

@@ -1,4 +1,4 @@
-"""Whose a token is, and what it may do: as the Hub says it."""
+"""The account and the permissions of a token, from the Hub."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.security.secrets import Secret
 
 @dataclass(frozen=True)
 class Scope:
-    """What a fine-grained token may do beside reading what everybody may read."""
+    """Permissions of a fine-grained token, beyond reading public repositories."""
 
     reads_gated: bool
-    """Public gated repositories whose licence its account has accepted."""
+    """Public gated repositories whose licence the account has accepted."""
     permissions: Mapping[str, tuple[str, ...]]
-    """By what they hold for ("user someone", "model owner/name", …; "everywhere" for the global ones)."""
+    """By scope ("user someone", "model owner/name", …; "everywhere" for global ones)."""
 
     def __str__(self) -> str:
         gated = "may read gated repositories" if self.reads_gated else "may not read gated repositories"
@@ -28,23 +28,23 @@ class Scope:
 
 @dataclass(frozen=True)
 class Account:
-    """Whose token it is, as the Hub says."""
+    """The account of a token, from the Hub."""
 
     name: str
     role: str
-    """read, write, fineGrained; oauth for a login with a browser; "unknown" where the Hub does not say."""
+    """read, write, fineGrained; oauth after a browser login; "unknown" if the Hub does not say."""
     token_name: str = ""
     scope: Scope | None = None
-    """Of a fine-grained token; None for the others, whose role says it all."""
+    """Of a fine-grained token; None for others, whose role is enough."""
     expires: str = ""
-    """When a login with a browser ends, as the Hub writes it; empty where it does not say."""
+    """When a browser login expires, as the Hub writes it; empty if unknown."""
 
 
 def whoami(token: Secret) -> Account:
-    """Whose token it is. Raises AccessError for one that the Hub does not take, NetworkError without an answer."""
+    """The token's account. Raises AccessError for a rejected token, NetworkError without a response."""
     response = get("/api/whoami-v2", token)
     if not response.is_success:
-        raise error_of_response(response, "The Hub would not say whose the token is")
+        raise error_of_response(response, "The Hub did not identify the token")
     answer = json_of(response)
     if not isinstance(answer.get("name"), str):
         raise not_a_hub_response(response)

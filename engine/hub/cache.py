@@ -1,4 +1,4 @@
-"""What of the Hub is here already: at which commit, whether whole, and what downloads left that broke off."""
+"""The local Hub cache: commits, completeness, and the remains of interrupted downloads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ INDEX_SUFFIX = ".index.json"
 
 
 def cached_snapshot(repo_id: str, repo_type: RepoType, revision: str) -> Path | None:
-    """The folder, named after its commit, of what `revision` was at the last download; None where there was none, or where its
-    files are gone.
-    """
+    """The folder, named after its commit, of `revision` at the last download; None if it was never downloaded or is gone."""
     folder = cache_folder(repo_id, repo_type)
     reference = folder / "refs" / revision
     commit = revision
@@ -29,14 +27,14 @@ def cached_snapshot(repo_id: str, repo_type: RepoType, revision: str) -> Path | 
 
 
 def missing_from(snapshot: Path, wanted: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Names of files that a run would look for in vain. Each of `wanted` is one file under the names that it may have; of
-    weights in parts, every part that their index names is wanted, too.
+    """Names of files that are missing. Each item of `wanted` lists the possible names of one file; for sharded weights, every
+    shard in the index is needed, too.
     """
     return tuple(name for names in wanted for name in _missing(snapshot, names))
 
 
 def unfinished_bytes(repo_id: str, repo_type: RepoType) -> int:
-    """What processes that were killed in the middle of a download left behind: nothing takes it up again."""
+    """Remains of downloads whose process was killed; nothing resumes them."""
     blobs = cache_folder(repo_id, repo_type) / "blobs"
     return sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
 
@@ -53,11 +51,11 @@ def _parts(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return [f"{index.name} (it cannot be read)"]
+        return [f"{index.name} (unreadable)"]
 
 
 def cache_folder(repo_id: str, repo_type: RepoType) -> Path:
-    """Where the Hub's client keeps a repository, if it has it."""
+    """The cache folder of a repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{repo_type}s--{repo_id.replace('/', '--')}"

@@ -1,8 +1,8 @@
-"""The library's HTTP client, with an end to everything.
+"""The library's HTTP client, with time limits.
 
-huggingface_hub 2.4 asks for information about a repository without any time limit; it gives a silent Hub six times a minute
-before the download of a file begins; and it sleeps for as long as a busy Hub says, five times: with `Retry-After: 3600` a
-download stands still for five hours. All of this would look like a run that hangs.
+huggingface_hub 2.4 has no timeout for repository information, waits six times a minute for a silent Hub before a download
+starts, and sleeps as long as a busy Hub asks, five times: with `Retry-After: 3600` a download pauses for five hours. All of
+this would look like a run that hangs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from httpx2 import Client, Request, Response
 
 LONGEST_WAIT_SECONDS = 20.0
-"""A wait that the Hub asks for and that is above this is not waited for, it is told."""
+"""A longer Retry-After raises instead of sleeping."""
 WORK_SECONDS = 300.0
-"""For an answer to what makes the Hub work: the commit of an upload."""
+"""Timeout of requests that make the Hub work, such as the commit of an upload."""
 
 _bounded = False
 
 
 def bound_the_client() -> None:
-    """Give every request of this process to the Hub, its libraries' included, a time limit. Once; call it before the first."""
+    """Set a time limit on every request of this process to the Hub, also by libraries. Call it once, before the first."""
     global _bounded
     if not _bounded:
         from huggingface_hub import set_client_factory
@@ -33,8 +33,8 @@ def bound_the_client() -> None:
 
 
 def timeout_seconds() -> float:
-    """For the connection, and for every pause in an answer: the library's 10 s, or more where `HF_HUB_DOWNLOAD_TIMEOUT` or
-    `HF_HUB_ETAG_TIMEOUT` says so.
+    """Limit for the connection, and for every pause in a response: the library's 10 s, or more by `HF_HUB_DOWNLOAD_TIMEOUT`
+    or `HF_HUB_ETAG_TIMEOUT`.
     """
     from huggingface_hub import constants
 
@@ -61,7 +61,7 @@ def _client() -> Client:
 
 
 def _limit_time(request: Request) -> None:
-    """Put a limit where the caller set none, or a longer one."""
+    """Set the limit if the caller set none or a longer one."""
     limit = timeout_seconds() if request.method in ("GET", "HEAD") else WORK_SECONDS
     given = request.extensions.get("timeout") or {}
     limits = {phase: min(given.get(phase) or limit, limit) for phase in ("connect", "read", "write", "pool")}
@@ -69,7 +69,7 @@ def _limit_time(request: Request) -> None:
 
 
 def _refuse_a_long_wait(response: Response) -> None:
-    """Make the library's retry end where it would sleep for long. Raises its own error, which its callers know."""
+    """End the library's retries if it would sleep for long, with its own error, which its callers handle."""
     if response.status_code in BUSY and retry_after(response) > LONGEST_WAIT_SECONDS:
         from huggingface_hub.utils import hf_raise_for_status
 

@@ -1,6 +1,6 @@
-"""The error behind an answer of the Hub that is no success, and behind none at all: what, why, what to do, which page.
+"""The error for an unsuccessful or missing response of the Hub: what, why, what to do, which page.
 
-Of what kind a refusal is says the answer, not the library's exception: its GatedRepoError is a RepositoryNotFoundError.
+The response decides, not the library's exception: its GatedRepoError is a RepositoryNotFoundError.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from httpx2 import Response
 
 HOW_TO_GIVE = (
-    "give a token with HF_TOKEN, --token-stdin, --token-file FILE, `hf auth login`, --device-login, or in the wizard "
+    "pass a token with HF_TOKEN, --token-stdin, --token-file FILE, `hf auth login`, --device-login, or in the wizard "
     "(`stage3-tui`)."
 )
 TICK_THE_BOX = (
-    f'tick "Read access to contents of all public gated repos you can access" for it at {TOKENS_PAGE}, or make one that has '
-    f"it at {GATED_TOKEN_PAGE}."
+    f'tick "Read access to contents of all public gated repos you can access" for it at {TOKENS_PAGE}, or create one '
+    f"that has it at {GATED_TOKEN_PAGE}."
 )
-AGAIN = "Start the same command again"
-FROM_THE_CACHE = "HF_HUB_OFFLINE=1 works from the cache alone."
+AGAIN = "Run the same command again"
+FROM_THE_CACHE = "HF_HUB_OFFLINE=1 uses only the cache."
 
 
 class InvalidToken(AccessError):
-    """The Hub does not take the token, whatever is asked with it."""
+    """The Hub rejects the token for every request."""
 
 
 class GatedRepository(AccessError):
-    """The repository is gated, and the account is not among those that may read it."""
+    """The repository is gated, and the account has no access."""
 
 
 def error_of_response(
@@ -47,10 +47,10 @@ def error_of_response(
     revision: str = "",
     with_token: bool = False,
 ) -> Stage3Error:
-    """The error behind `response`. `what` says what was not had, and goes without a full stop.
+    """The error for `response`. `what` says what failed, without a full stop.
 
-    revision     the branch, tag or commit that was asked for, where it is known
-    with_token   a token was in use though the request does not show it
+    revision     the requested branch, tag or commit, if known
+    with_token   whether a token was in use, if the request does not show it
     """
     status = response.status_code
     if status in BUSY or status >= 500:
@@ -71,8 +71,8 @@ def error_of_response(
         name = unquote(urlsplit(str(response.url)).path.rpartition("/resolve/")[2].partition("/")[2])
         return PreconditionError(
             f"{repo_id} on the Hub has no file {visible_line(name, 200)}.",
-            "The run needs it.",
-            f"{page}/tree/main lists its files; name another repository, or another revision of it.",
+            "The run needs this file.",
+            f"{page}/tree/main lists its files; choose another repository or revision.",
         )
     return _refused_access(response, what, page, with_token)
 
@@ -81,7 +81,7 @@ def _refused_access(response: Response, what: str, page: str, with_token: bool) 
     status, code, said = response.status_code, response.headers.get("X-Error-Code", ""), message_of(response)
     if "fine-grained" in said.lower():
         return AccessError(
-            f"{what}: the fine-grained token does not allow it.",
+            f"{what}: the fine-grained token has no permission.",
             f"The Hub says: {said}",
             f"{TICK_THE_BOX[0].upper()}{TICK_THE_BOX[1:]}",
         )
@@ -92,8 +92,8 @@ def _refused_access(response: Response, what: str, page: str, with_token: bool) 
     if status == 404 or code == "RepoNotFound" or (not with_token and status == 401):
         mend = "or use a token of its owner." if with_token else f"and if it is private, {HOW_TO_GIVE}"
         return AccessError(
-            f"{what}: it is not there, or private.",
-            f"The Hub answers {status} to both{'' if with_token else ', and nobody is logged in'}.",
+            f"{what}: it does not exist or is private.",
+            f"The Hub answers {status} in both cases{'' if with_token else ', and you are not logged in'}.",
             f"Check the spelling at {page}, {mend}",
         )
     if status in (401, 403):
@@ -109,50 +109,50 @@ def _gated(response: Response, what: str, page: str, with_token: bool) -> Access
     said = message_of(response)
     if not with_token:
         return AccessError(
-            f"{what} without a token, and there is none.",
-            "It is gated: accounts accept its licence, and read it with a token.",
-            f"Accept the licence at {page}, make a token with read access at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
+            f"{what} without a token, and none was found.",
+            "It is gated: you must accept its licence and use a token.",
+            f"Accept the licence at {page}, create a token with read access at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
         )
     if "awaiting" in said.lower():
         return AccessError(
-            f"{what}: the token's account has asked for access, and nobody has answered.",
+            f"{what}: the token's account has requested access, but got no reply yet.",
             f"The Hub says: {said}",
-            f"Its authors decide; {page} shows how it stands. {AGAIN} when they have agreed.",
+            f"Its authors decide; {page} shows the state of the request. {AGAIN} once they agree.",
         )
     if "rejected" in said.lower():
         return AccessError(
-            f"{what}: its authors refused access to the token's account.",
+            f"{what}: its authors rejected the access request of the token's account.",
             f"The Hub says: {said}",
-            f"Ask them at {page}, use a token of an account that has access, or take another model.",
+            f"Ask them at {page}, use a token of an account with access, or choose another model.",
         )
     return GatedRepository(
-        f"{what}: its licence is not accepted by the token's account.",
+        f"{what}: the token's account has not accepted its licence.",
         f"It is gated. {_reason(response)}",
-        f"Open {page} while logged in as that account, accept the licence, and start the same command again.",
+        f"Open {page} while logged in as that account, accept the licence, and run the same command again.",
     )
 
 
 def invalid_token(source: str = "", others: Sequence[str] = ()) -> InvalidToken:
-    """The Hub does not take the token that came from `source`; `others` are places where another one is."""
+    """The Hub rejects the token from `source`; `others` are places with another token."""
     origin = f" ({source})" if source else ""
-    there_is = f"There is another in {' and in '.join(others)}: take this one away to use it. " if others else ""
+    there_is = f"Another one is in {' and in '.join(others)}: remove this one to use it. " if others else ""
     return InvalidToken(
-        f"The Hugging Face token{origin} is not accepted (401).",
+        f"The Hub rejected the token{origin} (401).",
         "It is mistyped, expired or revoked.",
-        f"{there_is}Make another at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
+        f"{there_is}Create a token at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
     )
 
 
 def or_the_token(error: GatedRepository) -> AccessError:
-    """The same, for a fine-grained token that may read nothing gated: the Hub does not always say which of the two it is."""
+    """The same for a fine-grained token without gated access: the Hub does not always say which of the two is the cause."""
     return AccessError(
         error.what,
-        f"{error.why} Or it is the token: it is fine-grained, and may not read gated repositories.",
-        f"{error.what_to_do} If that is done, {TICK_THE_BOX}",
+        f"{error.why} Or the token is the cause: it is fine-grained and may not read gated repositories.",
+        f"{error.what_to_do} If you have done that, {TICK_THE_BOX}",
     )
 
 
-# -- no answer, or not the Hub's ---------------------------------------------------------------------------------------
+# -- no response, or not the Hub's -------------------------------------------------------------------------------------
 
 
 def busy(response: Response) -> NetworkError:
@@ -160,17 +160,17 @@ def busy(response: Response) -> NetworkError:
     when, said = f"in {wait:.0f} s" if wait else "in a few minutes", message_of(response)
     if response.status_code == 429:
         return NetworkError(
-            "The Hub answers 429: too many requests.", said or "It limits the rate.", f"{AGAIN} {when}."
+            "The Hub answers 429: too many requests.", said or "The rate limit is reached.", f"{AGAIN} {when}."
         )
     return NetworkError(
-        f"The Hub answers {response.status_code}: it does not work at the moment.",
-        said or "The trouble is on its side.",
-        f"{AGAIN} {when}; {STATUS_PAGE} tells more.",
+        f"The Hub answers {response.status_code}: it is temporarily unavailable.",
+        said or "The problem is on its side.",
+        f"{AGAIN} {when}. Status: {STATUS_PAGE}",
     )
 
 
 def unreachable(error: BaseException) -> NetworkError:
-    """No answer, or one that broke off."""
+    """No response, or an interrupted one."""
     import httpx2
 
     where, why = f"The Hub at {shown_endpoint()}", visible_line(str(error), 300) or type(error).__name__
@@ -178,13 +178,13 @@ def unreachable(error: BaseException) -> NetworkError:
         return interrupted_download(why)
     if isinstance(error, httpx2.TimeoutException):
         return NetworkError(
-            f"{where} does not answer.",
-            f"Nothing came for {timeout_seconds():g} s.",
-            f"{AGAIN}; check the network and HTTPS_PROXY. HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer; {FROM_THE_CACHE}",
+            f"{where} does not respond.",
+            f"No data for {timeout_seconds():g} s.",
+            f"{AGAIN}, and check the network and HTTPS_PROXY. HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer; {FROM_THE_CACHE}",
         )
     hint = " A wrong clock makes certificates look invalid." if "CERTIFICATE" in why.upper() else ""
     return NetworkError(
-        f"{where} cannot be reached.",
+        f"Cannot reach the Hub at {shown_endpoint()}.",
         f"{why}{hint}",
         f"Check the network, HTTPS_PROXY and HF_ENDPOINT; {FROM_THE_CACHE}",
     )
@@ -192,45 +192,45 @@ def unreachable(error: BaseException) -> NetworkError:
 
 def interrupted_download(why: str) -> NetworkError:
     return NetworkError(
-        f"The connection to the Hub at {shown_endpoint()} broke off in the middle.",
+        f"The connection to the Hub at {shown_endpoint()} was interrupted.",
         why,
-        f"{AGAIN}: files that came whole are kept, and the others are fetched anew.",
+        f"{AGAIN}: it keeps complete files and downloads the others.",
     )
 
 
-def offline(what: str = "Something that the run needs") -> NetworkError:
+def offline(what: str = "A file that the run needs") -> NetworkError:
     return NetworkError(
-        f"{what} must come from the Hub, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids it.",
+        f"{what} must come from the Hub, but HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set.",
         "It is not in the cache.",
-        "Unset the variable, or download first where there is a network and take HF_HOME along.",
+        "Unset the variable, or download it on a machine with a network and copy HF_HOME.",
     )
 
 
 def not_a_hub_response(response: Response | None) -> NetworkError:
-    """Something else answered in its place; None where it is not known at which address."""
+    """Something other than the Hub responded; None if the address is unknown."""
     address = shown_endpoint() if response is None else str(response.url.copy_with(query=None, userinfo=b""))
     return NetworkError(
-        f"What {visible_line(address, 200)} answers is not the Hub's.",
-        "It lacks what the Hub sends: it comes from a proxy, a login page of the network, or a wrong HF_ENDPOINT.",
+        f"The response from {visible_line(address, 200)} is not from the Hub.",
+        "It may come from a proxy, a login page of the network, or a wrong HF_ENDPOINT.",
         "Open the address in a browser, and check HTTPS_PROXY and HF_ENDPOINT.",
     )
 
 
 def _sent_elsewhere(response: Response) -> NetworkError | None:
-    """The refusal of another host, which asks for a token that was not sent to it; None where it is the Hub's own."""
+    """The rejection by another host, to which no token was sent; None if it is the Hub's own."""
     if not response.history or response.url.origin == response.history[0].url.origin:
         return None
     target = f"{response.url.scheme}://{response.url.netloc.decode()}"
     return NetworkError(
-        f"The Hub at {shown_endpoint()} sends on to {visible_line(target, 200)}, which wants a token.",
-        "A token goes to the host that it was meant for, and to no other.",
-        f"Where you trust that host, set HF_ENDPOINT={visible_line(target, 200)}.",
+        f"The Hub at {shown_endpoint()} redirects to {visible_line(target, 200)}, which asks for a token.",
+        "The program sends a token only to the host that it is for.",
+        f"If you trust that host, set HF_ENDPOINT={visible_line(target, 200)}.",
     )
 
 
 def _reason(response: Response) -> str:
     said = message_of(response)
-    return f"The Hub says: {said}" if said else f"The Hub answers {response.status_code} and gives no reason."
+    return f"The Hub says: {said}" if said else f"The Hub answers {response.status_code} without a reason."
 
 
 def _had_token(response: Response) -> bool:

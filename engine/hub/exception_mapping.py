@@ -1,6 +1,6 @@
-"""The failure behind an exception of huggingface_hub, transformers, peft or datasets.
+"""Find the cause behind an exception of huggingface_hub, transformers, peft or datasets.
 
-They wrap it: a busy Hub comes out as "not in the local cache", a gated repository as "can't find the config", a login page as
+They wrap it: a busy Hub appears as "not in the local cache", a gated repository as "can't find the config", a login page as
 a JSON error.
 """
 
@@ -18,18 +18,18 @@ from engine.hub.urls import TOKENS_PAGE, repo_in
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 
-# The size of a file that came is not the one that was announced: huggingface_hub says it in an OSError without a number.
+# A file has another size than announced: huggingface_hub raises an OSError without errno.
 _NOT_WHOLE = re.compile(r"Consistency check failed: file should be of size")
-# hf_xet, which fetches large files, is written in another language and says all in a RuntimeError.
+# hf_xet, which downloads large files, reports everything as RuntimeError.
 _OF_XET = re.compile(
     r"CAS service error|Data processing error|Reqwest(Middleware)? Error|xet.*(timed out|refused)", re.I
 )
 
 
 def as_hub_error(error: BaseException, token: Secret | None = None) -> Stage3Error | None:
-    """The access or network failure behind an exception; None where it is another one.
+    """The access or network error behind an exception; None for other causes.
 
-    token   the one in use, for exceptions that do not show whether there was one
+    token   the token in use, for exceptions that do not show it
     """
     chain = list(chain_of(error))
     for link in chain:
@@ -60,9 +60,9 @@ def _explained_alone(link: BaseException, token: Secret | None) -> Stage3Error |
         return refusals.interrupted_download(visible_line(str(link), 200))
     if type(link).__name__ == "DatasetNotFoundError":  # of datasets; it hides its cause, and importing it takes long
         return AccessError(
-            "The dataset may not be read: it is gated, private or not there.",
+            "No access to the dataset: it is gated, private or does not exist.",
             visible_line(str(link), 300),
-            f"Open its page, accept its conditions while logged in, and see {TOKENS_PAGE} for what the token may read.",
+            f"Open its page, accept its conditions while logged in, and check the token's permissions at {TOKENS_PAGE}.",
         )
     return None
 
@@ -70,7 +70,7 @@ def _explained_alone(link: BaseException, token: Secret | None) -> Stage3Error |
 def _of_answer(link: BaseException, token: Secret | None) -> Stage3Error:
     response = link.response  # type: ignore[attr-defined]
     repo_id, repo_type = repo_in(str((response.history or [response])[0].url))
-    what = f"The {repo_type} {repo_id} may not be read" if repo_id else "The Hub refuses"
+    what = f"No access to the {repo_type} {repo_id}" if repo_id else "The Hub rejected the request"
     return refusals.error_of_response(response, what, repo_id, repo_type, with_token=token is not None)
 
 
@@ -81,7 +81,7 @@ def _is_missing_entry(link: BaseException) -> bool:
 
 
 def _was_raised_by_the_client(error: BaseException) -> bool:
-    """Whether the library was reading an answer: JSON of our own files is another matter."""
+    """Whether the library was reading a response, not JSON of our own files."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         if str(trace.tb_frame.f_globals.get("__name__", "")).startswith("huggingface_hub."):
@@ -91,7 +91,7 @@ def _was_raised_by_the_client(error: BaseException) -> bool:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An exception, and what led to it, newest first."""
+    """An exception and its causes, newest first."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

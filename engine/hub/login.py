@@ -1,7 +1,6 @@
-"""The login with a browser: a page and a short code, on whatever device has a browser (RFC 8628).
+"""Browser login: a page and a short code, for a browser on any device (RFC 8628).
 
-The requests are those of huggingface_hub's own `hf auth login`, with its client id. That one prints, sleeps and writes the
-token down; this one does none of it.
+Same requests and client id as huggingface_hub's `hf auth login`, but without printing, sleeping or storing the token.
 """
 
 from __future__ import annotations
@@ -20,37 +19,37 @@ from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 
 LOGIN_CHECK = "browser login"
-"""The name of the check that shows the page and the code, for as long as a login waits for its person."""
+"""Name of the check that shows page and code while a login waits."""
 LONGEST_SECONDS = 900.0
-"""A login is not waited for any longer, however long its code holds."""
+"""Longest wait for a login, even if its code is valid for longer."""
 INTERVAL_SECONDS = 5.0
-"""Between two questions whether the person is done, where the Hub does not say (RFC 8628, 3.2)."""
+"""Polling interval if the Hub gives none (RFC 8628, 3.2)."""
 SLOWER_SECONDS = 5.0
-"""Added to that where the Hub asks to slow down (RFC 8628, 3.5)."""
+"""Added to the interval when the Hub asks to slow down (RFC 8628, 3.5)."""
 
 _GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 
 @dataclass(frozen=True)
 class LoginCode:
-    """What a person needs, and what we need to ask for the outcome."""
+    """What the person needs, and what we need to poll for the result."""
 
     page: str
-    """To open in a browser; the code may stand in it already."""
+    """Page to open in a browser; it may contain the code."""
     code: str
     seconds: float
-    """How long it holds."""
+    """How long the code is valid."""
     interval: float
-    """Seconds between two questions."""
+    """Polling interval in seconds."""
     secret: Secret = field(repr=False)
-    """The long code, which stands for this login until it is done."""
+    """The long code that identifies this login while polling."""
 
 
 def request_code() -> LoginCode:
-    """Begin a login. Raises NetworkError where the Hub does not answer, AccessError where it will not."""
+    """Start a login. Raises NetworkError without a response, AccessError if the Hub rejects it."""
     response = send("POST", "/oauth/device", form={"client_id": _client_id()})
     if not response.is_success:
-        raise error_of_response(response, "A login with a browser cannot be begun")
+        raise error_of_response(response, "Cannot start a browser login")
     answer = json_of(response)
     page = answer.get("verification_uri_complete") or answer.get("verification_uri")
     code, secret = answer.get("user_code"), answer.get("device_code")
@@ -68,10 +67,10 @@ def request_code() -> LoginCode:
 
 
 def await_token(login: LoginCode, stop: StopToken) -> Secret:
-    """The token that the person let us have; in memory only.
+    """The token from the login; in memory only.
 
-    Raises AccessError when they refused or the time is over, NetworkError when the Hub answered nothing but trouble for all
-    of it, Stopped when `stop` was requested.
+    Raises AccessError if it was declined or timed out, NetworkError if the Hub gave only errors the whole time, Stopped if
+    `stop` was requested.
     """
     deadline, interval = time.monotonic() + login.seconds, login.interval
     trouble: NetworkError | None = None
@@ -82,7 +81,7 @@ def await_token(login: LoginCode, stop: StopToken) -> Secret:
             raise trouble or _too_late(login)
         try:
             answer = _ask(login)
-        except NetworkError as error:  # a moment's trouble must not end a login that a person is at
+        except NetworkError as error:  # a brief outage must not end a login in progress
             trouble = error
             continue
         trouble = None
@@ -95,39 +94,37 @@ def _ask(login: LoginCode) -> Mapping[str, Any]:
     form = {"grant_type": _GRANT, "device_code": login.secret.reveal(), "client_id": _client_id()}
     response = send("POST", "/oauth/token", form=form)
     if response.status_code >= 500 or response.status_code in (408, 429):
-        raise error_of_response(response, "The login cannot be asked for")
+        raise error_of_response(response, "Cannot poll the login")
     return {**json_of(response), "status": response.status_code}
 
 
 def _more_time(answer: Mapping[str, Any], login: LoginCode) -> float:
-    """Seconds to add to the interval. Raises AccessError for an answer that ends the login."""
+    """Seconds to add to the interval. Raises AccessError for a response that ends the login."""
     match answer.get("error"):
         case "authorization_pending":
             return 0.0
         case "slow_down":
             return SLOWER_SECONDS
         case "access_denied":
-            raise AccessError(
-                "The login with a browser was refused.", f"Somebody declined it at {login.page}.", _OTHER_WAYS
-            )
+            raise AccessError("The browser login was declined.", f"Someone declined it at {login.page}.", _OTHER_WAYS)
         case "expired_token":
             raise _too_late(login)
         case other:
             said = visible_line(f"{other or ''} {answer.get('error_description') or ''}".strip(), 200)
             raise AccessError(
-                "The login with a browser failed.",
+                "The browser login failed.",
                 f"The Hub says: {said or answer['status']}",
                 _OTHER_WAYS,
             )
 
 
-_OTHER_WAYS = f"Start it again, or make a token at {TOKENS_PAGE} and {HOW_TO_GIVE}"
+_OTHER_WAYS = f"Start it again, or create a token at {TOKENS_PAGE} and {HOW_TO_GIVE}"
 
 
 def _too_late(login: LoginCode) -> AccessError:
     return AccessError(
-        "The login with a browser was not finished in time.",
-        f"The code {login.code} held for {login.seconds / 60:.0f} min.",
+        "The browser login timed out.",
+        f"The code {login.code} was valid for {login.seconds / 60:.0f} min.",
         _OTHER_WAYS,
     )
 
@@ -138,9 +135,9 @@ def _client_id() -> str:
     client_id = getattr(constants, "DEVICE_CODE_OAUTH_CLIENT_ID", None)
     if not client_id:
         raise AccessError(
-            "This version of huggingface_hub knows no login with a browser.",
-            "It came with a later one.",
-            f"`pip install -U huggingface_hub`, or make a token at {TOKENS_PAGE} and {HOW_TO_GIVE}",
+            "This version of huggingface_hub has no browser login.",
+            "A later version added it.",
+            f"`pip install -U huggingface_hub`, or create a token at {TOKENS_PAGE} and {HOW_TO_GIVE}",
         )
     return str(client_id)
 

@@ -1,4 +1,4 @@
-"""What a model, adapter or dataset option refers to: a path here, or a repository on the Hub."""
+"""What a model, adapter or dataset option refers to: a local path, or a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def is_local(name: str) -> bool:
-    """Whether a model, adapter or dataset is a path here, not a Hub id."""
+    """Whether a model, adapter or dataset is a local path, not a Hub id."""
     return Path(name).expanduser().exists() or name.startswith(("/", "./", "../", "~"))
 
 
@@ -15,6 +15,6 @@ def local_path(name: str) -> Path:
 
 
 def looks_like_hub_id(name: str) -> bool:
-    """`owner/name`, which is no path here and no deeper path."""
+    """Whether it is `owner/name`, and not a path."""
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and not is_local(name) and not name.startswith(("artifacts/", "."))

@@ -1,4 +1,4 @@
-"""How the Hub is asked: through the library's client, in bounded time, with few tries."""
+"""Requests to the Hub: through the library's client, with time limits and few retries."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from httpx2 import Response
 
 RETRY_WAITS_SECONDS = (1.0, 4.0)
-"""Before the second and the third try of a request that met a busy or broken Hub."""
+"""Seconds before the second and third try of a request."""
 
 
 def get(path: str, token: Secret | None) -> Response:
-    """GET from the Hub; busy answers are tried again. Raises NetworkError where no answer comes, or not the Hub's."""
+    """GET from the Hub, with retries while it is busy. Raises NetworkError without a response from the Hub."""
     for wait in (*RETRY_WAITS_SECONDS, None):
         response = send("GET", path, token)
         if response.status_code not in BUSY or wait is None:
@@ -36,13 +36,13 @@ def get(path: str, token: Secret | None) -> Response:
 
 
 def send(method: str, path: str, token: Secret | None = None, form: Mapping[str, str] | None = None) -> Response:
-    """One request, one answer, whatever its status. Raises NetworkError where none comes."""
+    """One request and its response, whatever its status. Raises NetworkError without one."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import get_session
 
     bound_the_client()
-    # Not build_hf_headers: unless telemetry was off at import it asks the Hub for a registry first, with other limits.
+    # Not build_hf_headers: it may first request a registry from the Hub, with other limits.
     headers = {"User-Agent": f"stage3-tui/{__version__}"}
     if token:
         headers["Authorization"] = f"Bearer {token.reveal()}"
@@ -50,14 +50,14 @@ def send(method: str, path: str, token: Secret | None = None, form: Mapping[str,
         return get_session().request(method, f"{endpoint()}{path}", headers=headers, data=form)  # type: ignore[no-any-return]
     except OfflineModeIsEnabled:
         raise offline() from None
-    except HfHubHTTPError as refused:  # the client would not let anybody wait for as long as the Hub asked
+    except HfHubHTTPError as refused:  # the Hub asked for a longer wait than we allow
         return refused.response  # type: ignore[no-any-return]
     except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as error:
         raise unreachable(error) from None
 
 
 def json_of(response: Response) -> dict[str, Any]:
-    """The object of an answer. Raises NetworkError for what is none: then something else answered."""
+    """The JSON object of a response. Raises NetworkError if it is not one: something else responded."""
     try:
         answer = response.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""What an answer of the Hub says, whatever it was asked."""
+"""Reading responses of the Hub."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from httpx2 import Response
 
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that may be others in a moment."""
+"""Statuses worth a retry."""
 
 
 def message_of(response: Response) -> str:
-    """The server's own words, in one line, and without the token though it should repeat it."""
+    """The server's message in one line, with the token redacted."""
     text = response.headers.get("X-Error-Message") or _error_in(response)
     return redact(visible_line(str(text), 300))
 
@@ -24,13 +24,13 @@ def message_of(response: Response) -> str:
 def _error_in(response: Response) -> object:
     try:
         answer = response.json()
-    except Exception:  # not read, not there, not JSON: then it says nothing
+    except Exception:  # unread, missing or not JSON: no message
         return ""
     return (answer.get("error") if isinstance(answer, dict) else None) or ""
 
 
 def retry_after(response: Response) -> float:
-    """Seconds that the Hub asks to wait, in either of its headers; 0 where it does not say, or says a date."""
+    """Seconds that the Hub asks to wait, in either header; 0 if missing or a date."""
     value = response.headers.get("Retry-After", "")
     if re.fullmatch(r"\d{1,6}(\.\d+)?", value):
         return float(value)
@@ -39,6 +39,6 @@ def retry_after(response: Response) -> float:
 
 
 def is_html(response: Response) -> bool:
-    """Whether it is a page for browsers, which the Hub's interface never answers with."""
+    """Whether it is a web page, which the Hub's API never returns."""
     from_the_hub = "X-Error-Code" in response.headers or "X-Error-Message" in response.headers
     return "html" in response.headers.get("Content-Type", "").lower() and not from_the_hub

@@ -1,7 +1,7 @@
 """What a run reads from the Hub, and at which commits.
 
-A branch moves. What `main` was when the run began is written down in `run.json`, and loaded from then on; where it is another
-one at a later start, somebody has to decide.
+Branches move. `run.json` records the commits at the start of the run, and the run keeps loading them. If a branch has moved
+at a later start, the person decides.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class HubRequirement:
     repo_type: RepoType
     revision: str = "main"
     revision_option: str = ""
-    """The field of the configuration that says it; empty where none does, and then it is not held."""
+    """The configuration field with its revision; empty if there is none, and then it is not pinned."""
     files: tuple[tuple[str, ...], ...] = ()
-    """What is read of it: each one file, under the names that it may have."""
+    """The files that the run reads: for each, its possible names."""
 
     def __str__(self) -> str:
         return f"{self.what} {visible_line(self.repo_id, 120)}"
 
 
 def hub_requirements(config: Stage3Config, run: Run) -> tuple[HubRequirement, ...]:
-    """What of base model, adapter, dataset and reward model comes from the Hub."""
+    """Which of base model, adapter, dataset and reward model come from the Hub."""
     needs = []
     if not is_local(config.base_model_id):
         revision = config.base_model_revision
@@ -64,7 +64,7 @@ def hub_requirements(config: Stage3Config, run: Run) -> tuple[HubRequirement, ..
 
 
 def _adapter_is_remote(config: Stage3Config, run: Run) -> bool:
-    """As `engine.models.adapters.source` looks for it: here, in the workspace, then on the Hub."""
+    """As `engine.models.adapters.source` looks for it: a local path, the workspace, then the Hub."""
     workspace = run.result("workspace").get("folder")
     if workspace and (Path(workspace) / config.adapter_path).is_dir():
         return False
@@ -79,10 +79,10 @@ def listed(needs: Iterable[HubRequirement]) -> str:
 
 
 def pinned(recorded: Mapping[str, Any], commits: Mapping[HubRequirement, str]) -> dict[str, dict[str, Any]]:
-    """What to record of `commits`, by `what` of the need: `repo`, `commit`, and `revisions`, the names that it went by.
+    """What to record of `commits`, by `what` of the need: `repo`, `commit`, and `revisions`, the names used for it.
 
-    `recorded` is what an earlier start of the run wrote down. Raises DamagedState where one of those names means another
-    commit now; a name that was not used before is a wish, and no surprise.
+    `recorded` comes from an earlier start of the run. Raises DamagedState if one of its revisions now means another commit;
+    a new revision is the person's choice.
     """
     kept = {}
     for need, commit in commits.items():
@@ -100,13 +100,13 @@ def pinned(recorded: Mapping[str, Any], commits: Mapping[HubRequirement, str]) -
 
 
 def at_commits(config: Stage3Config, commits: Mapping[HubRequirement, str]) -> Stage3Config:
-    """The configuration that reads exactly these commits, however branches move from now on."""
+    """The configuration with exactly these commits as revisions."""
     revisions = {need.revision_option: commit for need, commit in commits.items() if need.revision_option}
     return config.model_copy(update=revisions)
 
 
 def at_recorded_commits(config: Stage3Config, run: Run) -> Stage3Config:
-    """The same by what an earlier start of the run recorded, without asking the Hub."""
+    """The same with the commits that an earlier start recorded, without asking the Hub."""
     credentials = run.results.credentials
     recorded = {} if credentials is None else credentials.commits
     found = {}
@@ -120,8 +120,8 @@ def at_recorded_commits(config: Stage3Config, run: Run) -> Stage3Config:
 def _moved(need: HubRequirement, before: str, now: str) -> DamagedState:
     flag = "--" + need.revision_option.replace("_", "-")
     return DamagedState(
-        f"The {need} has changed since this run began: its {visible_line(need.revision, 80)} was {before[:12]}, and is "
-        f"{now[:12]} now.",
-        "What the run has made so far was made with the first.",
-        f"Go on with that one: {flag} {before}. Or take the new one, and do again what comes of it: --from credentials.",
+        f"The {need} has changed since this run began: {visible_line(need.revision, 80)} was {before[:12]} and is now "
+        f"{now[:12]}.",
+        "The run's results so far come from the old one.",
+        f"Keep the old one with {flag} {before}, or switch to the new one with --from credentials.",
     )

@@ -1,4 +1,4 @@
-"""Keeping a token, where a person asked for it: in the Hub's own store, which `hf auth login` uses, and nowhere else."""
+"""Store a token on request: in the Hub's own store, like `hf auth login`, and nowhere else."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
 
 def store_token(token: Secret) -> Path:
-    """Log this machine in with `token`, as `hf auth login` does; git's credential helpers are left alone. Returns the file.
+    """Log this machine in with `token`, as `hf auth login` does, but without git's credential helpers. Returns the file.
 
-    The file has mode 0600 and its folder 0700, whatever the umask. Raises UnsafeError for a folder that is not ours alone,
-    DiskError where it cannot be written, and what the Hub says against the token.
+    The file has mode 0600 and its folder 0700, whatever the umask. Raises UnsafeError for a shared folder, DiskError if it
+    cannot be written, and the Hub's errors about the token.
     """
     path = store_path()
     _refuse_a_shared_folder(path.parent)
@@ -29,7 +29,7 @@ def store_token(token: Secret) -> Path:
 
     try:
         for file in (path, Path(constants.HF_STORED_TOKENS_PATH)):
-            if file.exists():  # the library narrows the mode after it has written
+            if file.exists():  # the library sets the mode only after writing
                 file.chmod(FILE_MODE)
         with _private_files():
             login(token=token.reveal(), add_to_git_credential=False)
@@ -39,21 +39,21 @@ def store_token(token: Secret) -> Path:
 
 
 def _refuse_a_shared_folder(folder: Path) -> None:
-    """The library gives the folder mode 0700: one that belongs to others, like that of temporary files, must not get it."""
+    """The library sets the folder to mode 0700, which must not happen to a shared one such as /tmp."""
     if not folder.exists():
         return
     found = folder.stat()
     if found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX:
         raise UnsafeError(
-            f"The token is not stored in {visible_line(str(folder), 200)}.",
-            "That folder is shared with others, or belongs to somebody else.",
-            "Set HF_HOME or HF_TOKEN_PATH to a place of your own, or leave --store-token out.",
+            f"Cannot store the token in {visible_line(str(folder), 200)}.",
+            "Other people share or own that folder.",
+            "Set HF_HOME or HF_TOKEN_PATH to a folder of your own, or omit --store-token.",
         )
 
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """Folders on the way to the file are made for us alone, too."""
+    """Make the folders of the file, readable only by us."""
     before = os.umask(0o077)
     try:
         yield
@@ -64,10 +64,10 @@ def _private_files() -> Iterator[None]:
 def _not_stored(error: Exception, path: Path) -> Stage3Error:
     if known := as_hub_error(error):
         return known
-    # Not `str(error)` of whatever it was: the library's texts are about a file that holds tokens.
+    # Not `str(error)`: the library's message may quote a file that holds tokens.
     reason = visible_line(str(error), 200) if isinstance(error, OSError) else type(error).__name__
     return DiskError(
-        f"The token could not be stored in {visible_line(str(path), 200)}.",
+        f"Cannot store the token in {visible_line(str(path), 200)}.",
         f"{reason}.",
-        "Make its folder writable, or leave --store-token out: the run has the token in memory.",
+        "Make its folder writable, or omit --store-token: the run has the token in memory.",
     )

@@ -11,30 +11,30 @@ from engine.storage.files import user_name
 
 
 def read_token_file(path: str) -> Secret:
-    """The first line of a file that nobody else can read. Raises AccessError or UnsafeError."""
+    """The first line of a file that only its owner can read. Raises AccessError or UnsafeError."""
     file = Path(path).expanduser()
     try:
         with file.open(encoding="utf-8") as opened:
-            mode = os.fstat(opened.fileno()).st_mode  # of what is read, not of what the name stood for before
+            mode = os.fstat(opened.fileno()).st_mode  # of the open file: the name may point elsewhere by now
             if mode & 0o077:
                 raise UnsafeError(
-                    f"The token file {file} can be read by others (mode {mode & 0o777:04o}).",
+                    f"Others can read the token file {file} (mode {mode & 0o777:04o}).",
                     "A token that others can read is not a secret.",
                     f"chmod 600 {file}",
                 )
             return Secret(opened.readline().strip())
-    except UnicodeDecodeError:  # its text would show a part of the file
+    except UnicodeDecodeError:  # its message would quote the file
         raise AccessError(
-            f"The token file {file} is no text.", "It is not UTF-8.", "Give another with --token-file."
+            f"The token file {file} is not a text file.", "It is not UTF-8.", "Pass another file with --token-file."
         ) from None
     except OSError as error:
         raise AccessError(
-            f"The token file {file} cannot be read.", f"{error}{not_ours(file)}", "Give another with --token-file."
+            f"Cannot read the token file {file}.", f"{error}{not_ours(file)}", "Pass another file with --token-file."
         ) from error
 
 
 def not_ours(file: Path) -> str:
-    """A sentence about whose a file is, where it is somebody else's; empty where it is ours, or cannot be told."""
+    """A sentence about the owner of a file; empty if it is ours or unknown."""
     try:
         owner = file.stat().st_uid
     except OSError:

@@ -1,4 +1,4 @@
-"""Which token: the one given to the run, else the variable HF_TOKEN, else the login in the Hub's own store."""
+"""Find the token: passed to the run, else in the variable HF_TOKEN, else in the Hub's own store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-GIVEN = "given to this run"
+GIVEN = "passed to this run"
 
 _remembered: list[FoundToken] = []
 
@@ -25,17 +25,17 @@ _remembered: list[FoundToken] = []
 class FoundToken:
     secret: Secret
     source: str
-    """Where it was found, for people."""
+    """Where it was found, in words."""
 
 
 def find_token(given: Secret | None) -> FoundToken | None:
-    """The token of this run: the one given to it, else that of a login with a browser in this process, else one in a variable,
-    else the Hub's own login; None where there is none.
+    """The token of this run: passed to it, else from a browser login in this process, else from a variable, else from the
+    Hub's own store; None if there is none.
 
-    Raises AccessError for one that cannot be a token.
+    Raises AccessError for an invalid one.
     """
     if given:
-        return FoundToken(_checked(given.reveal(), "the given token"), GIVEN)
+        return FoundToken(_checked(given.reveal(), "the passed token"), GIVEN)
     if _remembered:
         return _remembered[-1]
     for name in TOKEN_VARIABLES:
@@ -54,13 +54,13 @@ def find_token(given: Secret | None) -> FoundToken | None:
 
 
 def remember(found: FoundToken) -> FoundToken:
-    """Find it again in this process: a person who has logged in is not to do so again for the next stage that they start."""
+    """Remember it for this process, so that the person need not log in again for the next stage."""
     _remembered.append(found)
     return found
 
 
 def other_sources(used: FoundToken) -> tuple[str, ...]:
-    """Places where another token than `used` is, for people; a copy of it is no other."""
+    """Places, in words, with a token that differs from `used`."""
     return tuple(source for source, value in _everywhere() if value != used.secret.reveal())
 
 
@@ -73,7 +73,7 @@ def in_store() -> str:
 
 
 def store_path() -> Path:
-    """The Hub's own file with the token of whoever is logged in."""
+    """The Hub's own file with the token of the stored login."""
     from huggingface_hub import constants
 
     return Path(constants.HF_TOKEN_PATH)
@@ -85,7 +85,7 @@ def _everywhere() -> Iterator[tuple[str, str]]:
             yield in_variable(name), value
     try:
         stored = store_path().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):  # there is none, or none that we could offer
+    except (OSError, UnicodeDecodeError):  # none, or none that we can offer
         return
     if stored:
         yield in_store(), stored
@@ -97,10 +97,10 @@ def _variable(name: str) -> str:
 
 def _checked(value: str, what: str) -> Secret:
     value = value.strip().strip("'\"")
-    if not re.fullmatch(r"[\x21-\x7e]+", value):  # httpx would show it whole in its own error
+    if not re.fullmatch(r"[\x21-\x7e]+", value):  # httpx would quote it in its error
         raise AccessError(
-            f"{what[0].upper()}{what[1:]} is no token.",
-            "It is empty, or holds spaces, line breaks or characters outside ASCII.",
+            f"{what[0].upper()}{what[1:]} is not a token.",
+            "It is empty, or contains spaces, line breaks or characters outside ASCII.",
             f"Copy it again from {TOKENS_PAGE}.",
         )
     return Secret(value)
@@ -111,7 +111,7 @@ def _unusable(error: Exception) -> AccessError | NetworkError:
     if isinstance(known, NetworkError):
         return known
     return AccessError(
-        f"{in_store()[0].upper()}{in_store()[1:]} could not be used.",
-        f"{type(error).__name__} while it was read or refreshed{not_ours(store_path())}.",
-        "Log in again with `hf auth login --force`, or give a token with HF_TOKEN.",
+        f"{in_store()[0].upper()}{in_store()[1:]} is unusable.",
+        f"{type(error).__name__} while reading or refreshing it{not_ours(store_path())}.",
+        "Log in again with `hf auth login --force`, or pass a token with HF_TOKEN.",
     )

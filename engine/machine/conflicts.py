@@ -1,4 +1,4 @@
-"""Installed packages that do not go together: those that the run needs by name, the rest counted."""
+"""Installed packages that conflict: those that the run needs by name, the rest as a count."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Conflicts:
-    """Each a sentence without its full stop."""
+    """Sentences without a full stop."""
 
     of_the_run: tuple[str, ...] = ()
     """Between packages that the run needs, directly or through another."""
@@ -28,10 +28,10 @@ class Conflicts:
 
 
 def find_conflicts(needed: tuple[str, ...] = (DISTRIBUTION,)) -> Conflicts:
-    """needed   the packages that the run asks for; theirs are found through them"""
+    """needed   the packages that the run requires; their dependencies are followed"""
     distributions: dict[str, metadata.Distribution] = {}
     for distribution in metadata.distributions():
-        if distribution.name:  # the first on the path is the one that is imported
+        if distribution.name:  # the first on the path is imported
             distributions.setdefault(canonical(distribution.name), distribution)
     wants = {name: _requirements(distribution) for name, distribution in distributions.items()}
     of_the_run = _closure({canonical(name) for name in needed}, wants)
@@ -44,7 +44,7 @@ def find_conflicts(needed: tuple[str, ...] = (DISTRIBUTION,)) -> Conflicts:
 
 
 def _requirements(distribution: metadata.Distribution) -> list[Requirement | str]:
-    """What a package asks for here, extras left out; a line that cannot be read as it is."""
+    """The requirements of a package without extras; an unreadable line as it is."""
     found: list[Requirement | str] = []
     for line in distribution.requires or ():
         try:
@@ -71,9 +71,11 @@ def _conflict(
     distribution: metadata.Distribution, item: Requirement | str, distributions: dict[str, metadata.Distribution]
 ) -> str:
     if isinstance(item, str):
-        return f"{distribution.name} has a requirement that cannot be read: {item}"
+        return f"{distribution.name} has an unreadable requirement: {item}"
     other = distributions.get(canonical(item.name))
     version = other.version if other is not None else None
     if version and fits(item, version):
         return ""
-    return f"{distribution.name} {distribution.version} needs {item.name}{item.specifier}, there is {version or 'none'}"
+    return (
+        f"{distribution.name} {distribution.version} needs {item.name}{item.specifier}, installed: {version or 'none'}"
+    )

@@ -1,4 +1,4 @@
-"""The device of `--device`, and what it can compute in."""
+"""The device of `--device`, and its number formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def resolve_device(config: Stage3Config) -> torch.device:
-    """The device of `--device`. Raises PreconditionError where it is not there."""
+    """The device of `--device`. Raises PreconditionError if it does not exist."""
     import torch
 
     name = config.device
@@ -21,15 +21,15 @@ def resolve_device(config: Stage3Config) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise PreconditionError(
-            f"--device {name}: torch {torch.__version__} sees no CUDA device.",
-            "Either there is no NVIDIA GPU, or torch's CUDA build is newer than the driver.",
+            f"--device {name}: torch {torch.__version__} finds no CUDA device.",
+            "This machine has no NVIDIA GPU, or torch's CUDA build is newer than the driver.",
             "Run `stage3-tui doctor`, or use --device cpu.",
         )
     return device
 
 
 def gpu_has_bfloat16(device: torch.device) -> bool:
-    """Whether it computes in it; an older one (T4, V100) only imitates it, slowly."""
+    """Whether it supports it natively; older GPUs (T4, V100) only emulate it, slowly."""
     import torch
 
     with torch.cuda.device(device):

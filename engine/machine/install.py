@@ -1,7 +1,7 @@
-"""Installing on request: what is missing with uv, and uv itself with pip, into the environment that runs.
+"""Install missing packages on request: with uv, and uv itself with pip, into the running environment.
 
-A package's build script is a stranger's program: it gets no token (`engine.process.children`), and uv and pip start in the root
-folder, where no `pyproject.toml`, `uv.toml` or `pip.py` of a workspace speaks to them.
+Build scripts are untrusted: they get no token (`engine.process.children`), and uv and pip start in the root folder, so
+that no `pyproject.toml`, `uv.toml` or `pip.py` of a workspace affects them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from engine.security.sanitize import visible_line
 INSTALL_SECONDS = 3600.0
 INSTALL_UV_SECONDS = 600.0
 FOR_TORCH = "--torch-backend=auto"
-"""Of all builds of torch uv takes the one for this driver."""
+"""Make uv choose torch's build for this driver."""
 NOWHERE = Path("/")
 
-# A wheel of torch takes longer than uv's 30 s between two reads on many lines, and is then called a bad archive.
+# On many connections torch's wheel pauses for longer than uv's 30 s timeout, which uv reports as a bad archive.
 _PATIENCE = {"UV_HTTP_TIMEOUT": "300", "UV_NO_PROGRESS": "1"}
-# The first that fits counts: a full disk ends a download, too.
+# The first match counts: a full disk ends a download, too.
 _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
     (
         r"No space left|Disk quota|os error (28|122)",
@@ -46,27 +46,27 @@ _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
     (
         r"requires-python|does not satisfy Python|No compatible Python|no wheels? with a matching Python",
         PreconditionError,
-        "Use a Python for which the packages are made: `uv venv --python 3.11`.",
+        "Use a Python version that the packages support: `uv venv --python 3.11`.",
     ),
-    (r"No solution found|unsatisfiable|conflict", PreconditionError, "Loosen what the lines above name."),
-    (r"Permission denied|os error 13", PreconditionError, "Use an environment of your own: `uv venv`."),
+    (r"No solution found|unsatisfiable|conflict", PreconditionError, "Relax the requirements that uv names above."),
+    (r"Permission denied|os error 13", PreconditionError, "Use your own environment: `uv venv`."),
 )
 
 
 def install_command(uv: str, items: Sequence[PackageStatus]) -> list[str]:
-    """The line that installs them; with torch among them, and a uv that knows how, torch's build by the driver."""
+    """The install command; for torch, with the build that fits the driver if uv supports that."""
     torch = [FOR_TORCH] if any(item.requirement.name == "torch" for item in items) and _knows_torch(uv) else []
     return [uv, "pip", "install", "--python", sys.executable, *torch, *(item.wanted for item in items)]
 
 
 def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event, None, None]:
-    """Install them. Raises the error of what went wrong; to start again is safe, uv changes a package as a whole."""
+    """Install them. Raises the matching error; retrying is safe, because uv replaces whole packages."""
     uv = find_uv()
     if uv is None:
-        raise missing_tool(items, f"uv, which would install them, is missing: {UV.get}.")
+        raise missing_tool(items, f"Installing them needs uv, which is missing: {UV.get}.")
     command = install_command(uv, items)
     if FOR_TORCH not in command and any(item.requirement.name == "torch" for item in items):
-        yield Message("warning", f"This uv does not know {FOR_TORCH}: torch comes as the index has it.")
+        yield Message("warning", f"This uv does not know {FOR_TORCH}: installing the index's default build of torch.")
     yield Message("info", f"Installing: {visible_line(shlex.join(command))}")
     result = yield from stream_child_as_messages(
         command,
@@ -82,9 +82,9 @@ def install(items: Sequence[PackageStatus], stop: StopToken) -> Generator[Event,
 
 
 def install_uv(stop: StopToken) -> Generator[Event, None, str]:
-    """Install uv with pip into this environment. Returns why it could not be; empty where it is there now."""
+    """Install uv with pip into this environment. Returns the reason for a failure; empty on success."""
     steps = [["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "uv"]]
-    if importlib.util.find_spec("pip") is None:  # environments that uv makes have none
+    if importlib.util.find_spec("pip") is None:  # environments created by uv have none
         steps.insert(0, ["-m", "ensurepip"])
     for step in steps:
         argv = [sys.executable, *step]
@@ -100,16 +100,16 @@ def install_uv(stop: StopToken) -> Generator[Event, None, str]:
         if not result.ok:
             break
     importlib.invalidate_caches()
-    return "" if find_uv() is not None else f"uv could not be installed ({visible_line(result.ending, 300)})"
+    return "" if find_uv() is not None else f"installing uv failed ({visible_line(result.ending, 300)})"
 
 
 def install_failure(result: ChildResult, command: str) -> Stage3Error:
-    """What a person can do about an installation that failed: exit code 3, 5 or 6."""
+    """The error for a failed installation: exit code 3, 5 or 6."""
     kind, what_to_do = _told_apart(result)
     return kind(
-        "uv could not install what is missing.",
-        f"uv: {visible_line(result.ending, 800).rstrip('.')}. All of it is in {RUN_LOG}.",
-        f"{what_to_do} Then start the same command again, or try by hand: `{command}`",
+        "uv could not install the missing packages.",
+        f"uv: {visible_line(result.ending, 800).rstrip('.')}. The full output is in {RUN_LOG}.",
+        f"{what_to_do} Then run the same command again, or try by hand: `{command}`",
     )
 
 
@@ -117,24 +117,24 @@ def _told_apart(result: ChildResult) -> tuple[type[Stage3Error], str]:
     if result.timed_out:
         return NetworkError, "Check the network and the proxy."
     if result.killed_by:
-        return PreconditionError, "Somebody ended it, or memory ran out."
+        return PreconditionError, "It was killed, or memory ran out."
     said = " ".join(result.tail)
     for pattern, kind, what_to_do in _WORDS:
         if re.search(pattern, said, re.IGNORECASE):
             return kind, what_to_do
-    return PreconditionError, "Mend what uv names."
+    return PreconditionError, "Fix what uv reports."
 
 
 def missing_tool(items: Sequence[PackageStatus], why: str) -> PreconditionError:
     names = ", ".join(f"{item.requirement.name} ({item.version or 'missing'})" for item in items)
     uv = find_uv()
     command = shlex.join(install_command(uv or "uv", items))
-    return PreconditionError(f"The run needs other versions: {names}.", why, f"`{command}`, or add --install.")
+    return PreconditionError(f"The run needs other package versions: {names}.", why, f"`{command}`, or add --install.")
 
 
 def _knows_torch(uv: str) -> bool:
     try:
         answer = run_child([uv, "pip", "install", "--help"], limit_seconds=ASK_SECONDS)
     except PreconditionError:
-        return True  # there is no uv yet, and the one that is installed will
+        return True  # uv is missing, and the one we install will be new enough
     return any("--torch-backend" in line for line in answer.output)

@@ -1,4 +1,4 @@
-"""Memory that runs out: batches are halved, and what no tensor uses any more is given back."""
+"""When memory runs out: halve batches, and free unused memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 def in_halves(work: Callable[[Sequence[int]], list[T]], rows: Sequence[int], free: Callable[[], None]) -> list[T]:
-    """`work` on all rows at once, or on halves of them where memory runs out. Raises the error for a single row.
+    """`work` on all rows at once, or on halves if memory runs out. Raises the error for a single row.
 
-    The error is let go of before the retry: its traceback holds the tensors that filled the memory.
+    The error is dropped before the retry: its traceback holds the tensors that filled the memory.
     """
     try:
         return work(rows)
@@ -35,9 +35,9 @@ def in_halves(work: Callable[[Sequence[int]], list[T]], rows: Sequence[int], fre
 
 
 class MemoryPeak:
-    """The most memory that was in use since this was made: on the device where it is a GPU, else of this process, resident.
+    """Peak memory since this was created: of the GPU if there is one, else the resident memory of this process.
 
-    A GPU's is what torch's allocator had handed out; the CUDA context (some 0.5 GB) comes on top.
+    A GPU's figure is what torch's allocator handed out, without the CUDA context (about 0.5 GB).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class MemoryPeak:
 
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            # 5 makes the kernel forget the peak so far (proc(5)); where that is not allowed it is that of the process.
+            # 5 makes the kernel reset the peak (proc(5)); if that is not allowed, it is the peak of the whole process.
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -59,14 +59,14 @@ class MemoryPeak:
         try:
             status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
             return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
-        except (OSError, IndexError):  # no Linux, or a kernel that keeps this to itself
+        except (OSError, IndexError):  # not Linux, or the kernel does not report it
             import psutil
 
             return int(psutil.Process().memory_info().rss)
 
 
 def free_memory() -> None:
-    """Give back what no tensor uses any more."""
+    """Free memory that no tensor uses any more."""
     import torch
 
     gc.collect()

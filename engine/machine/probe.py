@@ -1,5 +1,5 @@
-"""Whether everything can be imported and the device really computes: tried in a child with a time limit, because a driver that
-hangs or a library that crashes must not take the run along.
+"""Try in a child process, with a time limit, whether everything can be imported and the device computes: a hanging driver or
+a crashing library must not end the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.security.sanitize import visible_line
 PROBE_SECONDS = 120.0
 PROBE_MARK = "stage3-probe "
 
-# What the later stages import. Their top modules are lazy, so the classes are named.
+# What later stages import. The top modules are lazy, so name the classes.
 IMPORTS: tuple[tuple[str, str], ...] = (
     ("torch", "Tensor"),
     ("transformers", "AutoModelForCausalLM"),
@@ -34,30 +34,31 @@ IMPORTS: tuple[tuple[str, str], ...] = (
 
 
 def try_device(device: str, more: Sequence[tuple[str, str]] = (), stop: StopToken | None = None) -> dict[str, Any]:
-    """Import IMPORTS and `more`, and compute, in a child. Returns its report (`probe`), with a `failure` in it also where it
-    crashed or hung.
-    """
+    """Import IMPORTS and `more`, and compute, in a child. Returns its report (`probe`), with a `failure` if it crashed or hung."""
     code = f"from {__name__} import report_probe; report_probe()"
-    # The folder of the package comes first on the path of `python -c`: the child runs the code that runs here.
+    # The package's folder comes first on the path of `python -c`, so the child runs the same code.
     wanted = json.dumps([*IMPORTS, *more])
     argv, cwd = [sys.executable, "-c", code, device, wanted], Path(__file__).resolve().parents[2]
     result = run_child(argv, limit_seconds=PROBE_SECONDS, cwd=cwd, stop=stop)
     report = _reported(result)
     if not result.ok and "failure" not in report:
-        report["failure"] = {"where": "device", "what": f"The trial on the device: {visible_line(result.ending, 600)}"}
+        report["failure"] = {
+            "where": "device",
+            "what": f"The test on the device failed: {visible_line(result.ending, 600)}",
+        }
     return report
 
 
 def probe_error(failure: dict[str, Any]) -> PreconditionError:
     return PreconditionError(
         visible_line(str(failure.get("what")), 600),
-        str(failure.get("why") or "Imports and a small computation were tried in a process of their own."),
-        str(failure.get("what_to_do") or "Run `stage3-tui doctor`; --device cpu leaves the GPU out."),
+        str(failure.get("why") or "The imports and a small computation ran in a separate process."),
+        str(failure.get("what_to_do") or "Run `stage3-tui doctor`, or use --device cpu to avoid the GPU."),
     )
 
 
 def _reported(result: ChildResult) -> dict[str, Any]:
-    """The report of the child; empty where it made none."""
+    """The child's report; empty if it made none."""
     for line in reversed(result.output):
         if line.startswith(PROBE_MARK):
             try:
@@ -82,17 +83,17 @@ def probe(device_name: str, imports: Sequence[tuple[str, str]] = IMPORTS) -> dic
 
     imports   (module, a name in it)
 
-    Returns device, name, torch, cuda (None for a build without) and seconds; `failure` holds where, what, why and
-    what_to_do in place of what could not be found out.
+    Returns device, name, torch, cuda (None for a build without) and seconds; after a failure, `failure` has where, what,
+    why and what_to_do.
     """
     started = time.monotonic()
     for module, attribute in imports:
         try:
             getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # whatever a broken package raises is what is to be told
-            what = f"{module}.{attribute} cannot be imported: {type(error).__name__}: {str(error)[:600]}"
-            todo = f"Install it again: `uv pip install --python {sys.executable} --reinstall {module.split('.')[0]}`"
-            return {"failure": {"where": "imports", "what": what, "why": "The run uses it.", "what_to_do": todo}}
+        except Exception as error:  # report whatever a broken package raises
+            what = f"Cannot import {module}.{attribute}: {type(error).__name__}: {str(error)[:600]}"
+            todo = f"Reinstall it: `uv pip install --python {sys.executable} --reinstall {module.split('.')[0]}`"
+            return {"failure": {"where": "imports", "what": what, "why": "The run needs it.", "what_to_do": todo}}
     import torch
 
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
@@ -105,13 +106,13 @@ def probe(device_name: str, imports: Sequence[tuple[str, str]] = IMPORTS) -> dic
         what = f"{device_name} does not compute: {type(error).__name__}: {str(error)[:600]}"
         return {**found, "failure": {"where": "device", "what": what}}
     if not is_right:
-        return {**found, "failure": {"where": "device", "what": f"{device} multiplies two matrices wrongly."}}
+        return {**found, "failure": {"where": "device", "what": f"{device} gets a matrix product wrong."}}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {**found, "device": str(device), "name": name, "seconds": round(time.monotonic() - started, 2)}
 
 
 def _multiply(device: Any, size: int = 64) -> bool:
-    """Whether a product of small whole numbers, exact in every float format in use, is what Python says it is."""
+    """Whether a product of small integers, exact in every float format, equals Python's result."""
     import torch
 
     left = [[(3 * row + column) % 5 for column in range(size)] for row in range(size)]

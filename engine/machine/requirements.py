@@ -1,4 +1,4 @@
-"""What the run needs of Python packages, by stage3-tui's own metadata, beside what is installed."""
+"""The Python packages that the run needs, from stage3-tui's own metadata, and what is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.core.config import Stage3Config
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional part of stage3-tui, and the option that asks for it."""
+    """An extra of stage3-tui, and the option that needs it."""
 
     name: str
     option: str
@@ -38,19 +38,19 @@ EXTRAS = (
 
 
 def extras_of(config: Stage3Config) -> list[Extra]:
-    """Those that the configuration asks for."""
+    """Those that the configuration needs."""
     return [extra for extra in EXTRAS if extra.is_asked_for(config)]
 
 
 @dataclass(frozen=True)
 class PackageStatus:
-    """One requirement beside what is installed."""
+    """One requirement and the installed version."""
 
     requirement: Requirement
     version: str | None
-    """None where it is not installed."""
+    """None if it is not installed."""
     needed_for: str = ""
-    """The option that asks for it; empty for what every run needs."""
+    """The option that needs it; empty if every run does."""
 
     @property
     def ok(self) -> bool:
@@ -58,13 +58,13 @@ class PackageStatus:
 
     @property
     def wanted(self) -> str:
-        """As an installer takes it: `transformers[serving]>=5.10`."""
+        """In the form that installers accept: `transformers[serving]>=5.10`."""
         extras = f"[{','.join(sorted(self.requirement.extras))}]" if self.requirement.extras else ""
         return f"{self.requirement.name}{extras}{self.requirement.specifier}"
 
 
 def required(config: Stage3Config) -> list[PackageStatus] | None:
-    """Every requirement of this run on this Python; None where stage3-tui itself is not installed, so that it has none."""
+    """All requirements of this run on this Python; None if stage3-tui itself is not installed, so they are unknown."""
     try:
         needed = requirements_of(DISTRIBUTION, "")
     except metadata.PackageNotFoundError:
@@ -77,14 +77,14 @@ def required(config: Stage3Config) -> list[PackageStatus] | None:
 
 
 def recheck(items: Iterable[PackageStatus]) -> list[PackageStatus]:
-    """The same requirements, as they are met now."""
+    """The same requirements, checked again."""
     return [
         PackageStatus(item.requirement, installed_version(item.requirement.name), item.needed_for) for item in items
     ]
 
 
 def requirements_of(distribution: str, extra: str) -> list[Requirement]:
-    """What a package asks for on this Python, with one of its extras or, for "", none. Unreadable lines are left out."""
+    """The requirements of a package on this Python, with one of its extras or, for "", none. Skips unreadable lines."""
     found = []
     for line in metadata.requires(distribution) or ():
         try:
@@ -97,7 +97,7 @@ def requirements_of(distribution: str, extra: str) -> list[Requirement]:
 
 
 def python_needed() -> SpecifierSet | None:
-    """The Python versions that stage3-tui's metadata allows; None where it does not say."""
+    """The Python versions that stage3-tui's metadata allows; None if it does not say."""
     try:
         fields = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -113,7 +113,7 @@ def installed_version(name: str) -> str | None:
 
 
 def fits(requirement: Requirement, version: str) -> bool:
-    """Pre-releases fit: whoever installed one wanted it."""
+    """Pre-releases count: whoever installed one wanted it."""
     try:
         return requirement.specifier.contains(version, prereleases=True)
     except InvalidVersion:

@@ -1,4 +1,4 @@
-"""What a run outlives: its terminal always; a logout, unless systemd's login manager ends what is left, in tmux, too.
+"""What a run survives: always its terminal; a logout, unless systemd's login manager kills remaining processes, even in tmux.
 
 KillUserProcesses, KillOnlyUsers and KillExcludeUsers: https://www.freedesktop.org/software/systemd/man/logind.conf.html
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from engine.core.errors import PreconditionError
 from engine.process.children import run_child
 
-"""The fact that stage toolchain leaves: whether a logout ends the run."""
+"""The field in stage toolchain's result: whether a logout ends the run."""
 ASK_SECONDS = 5.0
 CGROUP = Path("/proc/self/cgroup")
-"""Where the kernel says what this process belongs to."""
+"""Where the kernel lists the control groups of this process."""
 
 _SESSION = re.compile(r"/session-[\w.-]+\.scope")
 _USER_MANAGER = re.compile(r"/user@\d+\.service")
@@ -28,7 +28,7 @@ _USER_MANAGER = re.compile(r"/user@\d+\.service")
 class LogoutBehaviour:
     ends_the_run: bool
     detail: str
-    """Why, and what mends it."""
+    """Why, and how to prevent it."""
 
 
 def in_multiplexer() -> bool:
@@ -37,7 +37,7 @@ def in_multiplexer() -> bool:
 
 
 def logout_behaviour() -> LogoutBehaviour | None:
-    """What a logout does to this process. None where it is of no login (a scheduler's job, a container), or nobody knows."""
+    """What a logout does to this process. None outside a login (a scheduler's job, a container), or if unknown."""
     try:
         belongs = CGROUP.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -51,12 +51,13 @@ def logout_behaviour() -> LogoutBehaviour | None:
         return None
     if in_session and _kills(manager, user.get("Name", "")):
         mend = "`loginctl enable-linger`, then start it in `systemd-run --user --scope tmux`"
-        return LogoutBehaviour(True, f"ends this run, in tmux, too (KillUserProcesses=yes): {mend}")
+        return LogoutBehaviour(True, f"ends this run, even in tmux (KillUserProcesses=yes); to prevent it: {mend}")
     if not in_session and user["Linger"] != "yes":
         return LogoutBehaviour(
-            True, "the last one ends this run with your user manager (Linger=no): `loginctl enable-linger`"
+            True,
+            "your last logout ends this run with your user manager (Linger=no); to prevent it: `loginctl enable-linger`",
         )
-    return LogoutBehaviour(False, "leaves this run alone")
+    return LogoutBehaviour(False, "does not end this run")
 
 
 def _kills(manager: Mapping[str, str], name: str) -> bool:
@@ -65,7 +66,7 @@ def _kills(manager: Mapping[str, str], name: str) -> bool:
 
 
 def _properties(loginctl: str, *user: str) -> dict[str, str]:
-    """Of a user, or, without one, of the login manager itself; empty where it does not answer."""
+    """Properties of a user or, without one, of the login manager itself; empty without a response."""
     try:
         answer = run_child([loginctl, "show-user", *user], limit_seconds=ASK_SECONDS)
     except PreconditionError:

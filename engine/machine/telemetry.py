@@ -1,4 +1,4 @@
-"""GPU and host readings, once a second, from a thread that no training error and whose own errors no training feels."""
+"""GPU and host readings once a second, from a thread isolated from the training: neither's errors affect the other."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ INTERVAL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds memory of a GPU."""
+    """A process that holds GPU memory."""
 
     pid: int
     whose: str
-    """Owner and program, or why they are not known. Never the command line: tokens stand in those."""
+    """Owner and program, or why they are unknown. Never the command line, which may contain tokens."""
     bytes: int | None
-    """None where the driver does not say (WSL, MIG)."""
+    """None if the driver does not report it (WSL, MIG)."""
 
     def __str__(self) -> str:
         held = f", {self.bytes / (1 << 30):.1f} GiB" if self.bytes is not None else ""
@@ -35,7 +35,7 @@ class Holder:
 
 
 class Gpus:
-    """NVML, where there is one. `note` says in one line why there is no reading."""
+    """NVML, if available. `note` says in one line why there is no reading."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
@@ -49,7 +49,7 @@ class Gpus:
             self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
             if not self._handles:
                 self.note = "no NVIDIA GPU in this machine"
-        except Exception as error:  # NVML's own errors, a missing library, a driver of another version
+        except Exception as error:  # NVML's own errors, a missing library, another driver version
             self.note = f"no NVIDIA GPU telemetry: {error}"
 
     def driver_version(self) -> str | None:

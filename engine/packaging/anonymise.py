@@ -119,10 +119,10 @@ def _json(run: Run, name: str, data: bytes) -> dict[str, Any]:
         found = json.loads(data)
     except ValueError as error:
         raise DamagedState(
-            f"{run / name} is not JSON.", str(error), "Do the stage that writes it again, with --from."
+            f"{run / name} is not valid JSON.", str(error), "Do the stage that writes it again, with --from."
         ) from error
     if not isinstance(found, dict):
-        raise DamagedState(f"{run / name} holds no JSON object.", "", "Do the stage that writes it again, with --from.")
+        raise DamagedState(f"{run / name} is not a JSON object.", "", "Do the stage that writes it again, with --from.")
     return found
 
 

@@ -127,7 +127,7 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
     try:
         file = run.archive.open("rb")
     except OSError as error:
-        raise _unlike(run, f"It cannot be read: {error.strerror}.") from error
+        raise _unlike(run, f"It is unreadable: {error.strerror}.") from error
     with file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest not in expected or len(expected) > 1:
@@ -157,7 +157,7 @@ def _training_in(files: Mapping[str, bytes]) -> Any:
 
 def _unlike(run: Run, why: str) -> DamagedState:
     return DamagedState(
-        f"The archive {run.archive} is not the one that was made.",
+        f"The archive {run.archive} is not the one that this run made.",
         why,
         "Make it again with `stage3-tui --auto --from packaging`.",
     )

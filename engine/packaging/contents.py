@@ -63,7 +63,7 @@ NEVER_PACKED = (
 )
 
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
-_LINK = "a symbolic link: it could bring any file of this machine into the archive"
+_LINK = "a symbolic link, which could bring any file of this machine into the archive"
 _PICKLE_PROTOCOLS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -97,7 +97,7 @@ def read_contents(run: Run) -> dict[str, Content]:
     contents = {name: read_file(run, name) for name in packed_names(run)}
     for name in REQUIRED:
         if name not in contents:
-            raise PreconditionError(f"There is no {run / name}.", "The stage training writes it.", "Train first.")
+            raise PreconditionError(f"{run / name} does not exist.", "Stage training writes it.", "Train first.")
     return contents
 
 
@@ -108,8 +108,8 @@ def refuse_changed(run: Run, contents: dict[str, Content]) -> None:
     if changed:
         raise DamagedState(
             f"{run / changed[0]} changed while it was packed.",
-            "The archive would hold files of two moments.",
-            "See what writes there, then start the same command again.",
+            "The archive would mix files of different times.",
+            "Find out what writes there, then run the same command again.",
         )
 
 
@@ -127,14 +127,14 @@ def refuse_what_is_no_file(run: Run) -> None:
         if stat.S_ISLNK(facts.st_mode):
             raise _unsafe(path, _LINK)
         if not stat.S_ISREG(facts.st_mode):
-            raise _unsafe(path, f"no regular file: it is {_KINDS.get(stat.S_IFMT(facts.st_mode), 'something else')}")
+            raise _unsafe(path, f"not a regular file but {_KINDS.get(stat.S_IFMT(facts.st_mode), 'something else')}")
         if facts.st_nlink > 1:
-            raise _unsafe(path, "a hard link: another name of a file that lies somewhere else")
+            raise _unsafe(path, "a hard link to a file elsewhere")
         if path.suffix.lower() in PICKLE_SUFFIXES or _begins_like_a_pickle(path):
             raise UnsafeError(
                 f"{_shown(path)} is a pickle, in a folder that is packed.",
-                "Opening it can run any program; stage3-tui writes none there.",
-                "Find out where it comes from, remove it, and start again.",
+                "Opening one can run any program, and stage3-tui writes none there.",
+                "Find out where it comes from, remove it, and run the same command again.",
             )
 
 
@@ -151,9 +151,9 @@ def _looked_at(run: Run) -> Iterator[Path]:
 def _refuse_name(path: Path) -> None:
     if "\\" in path.name or path.name.startswith("..") or not path.name.isprintable():
         raise UnsafeError(
-            f"{_shown(path)} has a name that other systems read as a way to somewhere else.",
-            "It begins with two dots, or holds a backslash or control characters.",
-            "Rename or remove it, and start again.",
+            f"{_shown(path)} has a name that other systems may read as a path.",
+            "It begins with two dots, or contains a backslash or control characters.",
+            "Rename or remove it, and run the same command again.",
         )
 
 
@@ -165,8 +165,8 @@ def _begins_like_a_pickle(path: Path) -> bool:
 def _unsafe(path: Path, what: str) -> UnsafeError:
     return UnsafeError(
         f"{_shown(path)} is {what}.",
-        "Only regular files of the run are packed, and nothing else may lie among them.",
-        "Put a copy of the file there, or remove it; then start again.",
+        "Only regular files are packed, and nothing else may be among them.",
+        "Replace it with a copy of the file, or remove it, then run the same command again.",
     )
 
 
@@ -182,14 +182,12 @@ def read_file(run: Run, name: str) -> Content:
     try:
         file = _opened_below(run.folder, PurePosixPath(name).parts)
     except FileNotFoundError as error:
-        raise DamagedState(
-            f"{run / name} was there, and is gone.", str(error), "Start the same command again."
-        ) from error
+        raise DamagedState(f"{run / name} disappeared.", str(error), "Run the same command again.") from error
     except OSError as error:  # a link, a socket: what was looked at a moment ago was replaced
-        raise _unsafe(run / name, f"no regular file ({error.strerror})") from error
+        raise _unsafe(run / name, f"not a regular file ({error.strerror})") from error
     with os.fdopen(file, "rb") as opened:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise _unsafe(run / name, "no regular file")
+            raise _unsafe(run / name, "not a regular file")
         data = opened.read()
     return Content(data, sha256(data).hexdigest())
 

@@ -69,9 +69,9 @@ def load_in_fresh_process(
         )
     if expected_tensors is not None and answer["tensors_sha256"] != expected_tensors:
         raise DamagedState(
-            "The adapter in the archive is not the one that was trained.",
-            f"Its tensors have the SHA-256 {answer['tensors_sha256']}, the training recorded {expected_tensors}.",
-            "Something changed models/lora_adapters after the training: run `stage3-tui --auto --from training`.",
+            "The adapter in the archive is not the trained one.",
+            f"Its tensors have the SHA-256 {answer['tensors_sha256']}; training recorded {expected_tensors}.",
+            "Another program changed models/lora_adapters after training: run `stage3-tui --auto --from training`.",
         )
     return float(answer["effect"])
 
@@ -80,8 +80,8 @@ def _answer(output: tuple[str, ...]) -> dict[str, Any]:
     try:
         answer = json.loads(output[-1])
     except (IndexError, ValueError):
-        return {"error": "It ended without an answer."}
-    return answer if isinstance(answer, dict) else {"error": "Its answer is none."}
+        return {"error": "It ended without output."}
+    return answer if isinstance(answer, dict) else {"error": "Its output is invalid."}
 
 
 # -- in that process ----------------------------------------------------------------------------------------------------

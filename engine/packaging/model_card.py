@@ -91,7 +91,7 @@ its own drafts and revisions."""
 def _judge(evaluation: Mapping[str, Any]) -> str:
     exams = [_exam(exam) for exam in evaluation.get("exams", [])]
     if evaluation.get("judge") is None:
-        return "\n\n".join(["No judge: nothing scored the answers.", *exams])
+        return "\n\n".join(["No judge scored the answers.", *exams])
     told = f"Judge: {_inline(evaluation['judge'])} ({_inline(evaluation.get('judge_about', 'nothing is told of it'))})."
     return "\n\n".join([told, *exams])
 
@@ -115,7 +115,7 @@ def _exam(exam: Mapping[str, Any]) -> str:
 def _where_the_base_is(base: str, revision: str | None) -> str:
     if revision:
         return ""
-    return f", with the base model's folder in it as `{_inline(base)}` (or with the way to it in its place)"
+    return f", with the base model's folder in it as `{_inline(base)}` (or use its path instead)"
 
 
 def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,13 +130,13 @@ def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gate(gate: Mapping[str, Any]) -> str:
     if not gate:
-        return "There is no report of it."
+        return "No report."
     if gate.get("accepted_for") is not None and gate.get("failed"):
-        told = f"Shut by its figures, and opened by a person: {_inline(gate['accepted_for'])}"
+        told = f"Shut by its figures, but opened with the reason: {_inline(gate['accepted_for'])}"
     elif gate.get("failed"):
         told = "Shut by its figures."
     else:
-        told = "Open by its figures; no person had to open it."
+        told = "Open by its figures."
     rows = [
         f"| {_plain(figure['name'])} | {_shown(figure['value'])} | {BOUND_SIGNS.get(figure['bound'], figure['bound'])} "
         f"{_shown(figure['threshold'])} | {_passes(figure)} |"

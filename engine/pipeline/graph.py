@@ -1,8 +1,7 @@
-"""Which stages still hold, and which are done again: each by what its own result depends on, and by nothing else.
+"""Decide which stages are still valid and which are done again, each only by what its own result depends on.
 
-A stage depends on its own options, on the results of the stages that it names (by hash, not by when they were made), and
-on what it reads beside them. The declarations stand with the options (`engine.core.config`), with the stages
-(`engine.core.stage_table`) and in the stage modules.
+A stage depends on its own options, on the results of the stages that it names (by hash, not by time), and on what else it
+reads. The options (`engine.core.config`), the stage table (`engine.core.stage_table`) and the stage modules declare this.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def _input_values(run: Run, name: str) -> Evidence:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that a stage's result depends on, and that is not what it was."""
+    """An input of a stage that has changed."""
 
     key: str
     name: str

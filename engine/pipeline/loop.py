@@ -1,8 +1,8 @@
-"""The ten stages in order: what is done and still holds is skipped, what is stale is done again, the rest is done.
+"""Run the ten stages in order: reuse what is still valid, do again what is not, and do the rest.
 
 A generator of events. Resume is by evidence (`engine.pipeline.graph`): a finished stage whose result would be the same is
-reused; one of which something has changed is done again into fresh files, and the stages after it only where the result
-that they build on came out different.
+reused. If an input changed, the stage is done again into new files, and later stages only if a result that they use came
+out different.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded
         return None
     first_line = str(error).splitlines()[0]
     context.run.record_stage(name, broken_device=first_line)
-    return RestartNeeded("The GPU's context broke.", first_line, "The run goes on once in a fresh process.")
+    return RestartNeeded("The GPU's context broke.", first_line, "The run continues once in a fresh process.")
 
 
 def _fail(context: Context, name: str, error: Exception) -> Generator[Event, None, ExitCode]:
@@ -114,7 +114,7 @@ def _fail(context: Context, name: str, error: Exception) -> Generator[Event, Non
         log.error("stage %s broke", name, exc_info=error)
         known = Stage3Error(
             f"Stage {name} broke: {type(error).__name__}: {error}",
-            "This is a bug of stage3-tui, or a version of a library that it does not know.",
+            "This is a bug in stage3-tui, or an unsupported version of a library.",
             f"The traceback is in {context.run / RUN_LOG}; please report it.",
         )
     else:
@@ -130,7 +130,7 @@ def _fail(context: Context, name: str, error: Exception) -> Generator[Event, Non
         context.run.save()
     except (OSError, DamagedState) as unwritable:  # a full disk, or a folder that is gone, must not hide what failed
         if str(unwritable) != str(known):
-            yield Message("error", f"run.json could not be written: {unwritable}")
+            yield Message("error", f"Cannot write run.json: {unwritable}")
     yield StageFinished(
         name,
         outcome,
@@ -170,7 +170,7 @@ def _make_stale(
     folder = context.run.set_aside(*outputs, why=why, reusable=reusable)
     for number, name in enumerate(names):
         where = f" Its files are now in {folder}." if folder is not None and number == 0 else ""
-        yield Message("info", f"{STAGE[name].title} is done again ({why}).{where}", name)
+        yield Message("info", f"Doing {STAGE[name].title} again ({why}).{where}", name)
         yield StageStale(name, why)
 
 

@@ -65,7 +65,7 @@ class Session:
             )
         )
         if self._journal.torn_bytes:
-            self._emit(Message("warning", f"{self._journal.torn_bytes} bytes of an unfinished event were put aside."))
+            self._emit(Message("warning", f"{self._journal.torn_bytes} bytes of an unfinished event were moved aside."))
         done = Flag()
         watcher = Thread(target=self._watch, args=(done,), name="watch", daemon=True)
         sampler = Sampler(self._emit)
@@ -107,7 +107,7 @@ class Session:
         path = self.context.run / layout.STOP_REQUEST
         while not done.wait(WATCH_SECONDS):
             if not self.context.stop.requested and path.exists():
-                self.context.stop.request("asked by `stage3-tui stop`")
+                self.context.stop.request("requested by `stage3-tui stop`")
             try:
                 self._stall.check()
             except (OSError, Stage3Error):  # a full disk is the pipeline's to tell

@@ -191,14 +191,14 @@ def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
         named = next((each for number, each in enumerate(outcomes, 1) if pick in (each.name, str(number))), None)
         if named is None:
             names = ", ".join(each.name for each in outcomes)
-            raise ConfigError(f"--pick {pick!r} is not a trial of this sweep.", f"It has {names}.", "Give one of them.")
+            raise ConfigError(f"--pick {pick!r} is not a trial of this sweep.", f"It has {names}.", "Pass one of them.")
         return named
     found = best_of(outcomes)
     if found is None:
         raise DataError(
             "No trial can be picked.",
-            "Each of them failed, or made the model worse than Stage 2.",
-            "Try other options, or look at the pairs (`stage3-tui`, then b).",
+            "Each one failed, or made the model worse than Stage 2.",
+            "Try other options, or browse the pairs (`stage3-tui`, then b).",
         )
     return found
 

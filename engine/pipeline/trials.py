@@ -49,7 +49,7 @@ def trials_of_toml(path: Path) -> list[Trial]:
         with path.open("rb") as file:
             data = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The sweep {path} cannot be read.", str(error), "Give a TOML file with --trials.") from error
+        raise ConfigError(f"Cannot read the sweep {path}.", str(error), "Pass a TOML file with --trials.") from error
     grid, listed = data.get("grid", {}), data.get("trial", [])
     if not isinstance(grid, dict) or not isinstance(listed, list) or not (grid or listed):
         raise ConfigError(

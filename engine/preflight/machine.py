@@ -1,4 +1,4 @@
-"""What the run stands on before anything is tried: the download, the number format, the model's shape, free memory."""
+"""Before the rehearsal: check the download, choose the number format, read the model's shape and the free memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DTYPE_PROMPTS = 8
 
 
 def plan_inputs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PlanInputs]:
-    """Choose the number format, and look at the model's shape and at the machine."""
+    """Choose the number format; read the model's shape and the machine's memory."""
     from transformers import AutoConfig
 
     config, token = context.config, context.token_text
@@ -55,7 +55,7 @@ def plan_inputs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     model_config = AutoConfig.from_pretrained(config.base_model_id, **hub_arguments(config, token))
     machine = machine_of(resolve_device(config))
     where = "the GPU" if machine.device_type == "cuda" else "this computer"
-    have = f"{machine.room / GIB:.1f} of {machine.total / GIB:.1f} GiB of {where} may be filled"
+    have = f"{machine.room / GIB:.1f} of {machine.total / GIB:.1f} GiB of {where} can be used"
     yield Check("memory", "ok", have)
     yield from gpu_memory_held_by_others(machine.device_type)
     chosen = replace(context, config=config.model_copy(update={"dtype": dtype}))
@@ -63,28 +63,26 @@ def plan_inputs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
 
 
 def check_download(config: Stage3Config) -> Iterator[Check]:
-    """Raises DamagedState where a file of the base model in the Hub's cache is not what its name says."""
+    """Raises DamagedState if a cached file of the base model does not match the hash in its name."""
     found = verify_base(config)
     if found.damaged:
         names = ", ".join(str(path) for path in found.damaged)
         yield Check("download", "failed", visible_line(f"damaged: {names}", 400))
         raise DamagedState(
             f"{len(found.damaged)} of {found.files} files of {config.base_model_id} in the Hub's cache are damaged.",
-            f"Their bytes are not those that their names are the hash of: {names}.",
-            f"Remove them (rm {shlex.join(map(str, found.damaged))}), then start again: they are downloaded anew.",
+            f"Their content does not match the hash in their names: {names}.",
+            f"Remove them (rm {shlex.join(map(str, found.damaged))}), then run the same command again to download them.",
         )
     if found.files:
-        yield Check(
-            "download", "ok", f"{found.files} files, {found.bytes / GIB:.1f} GiB, each with the hash of its name"
-        )
+        yield Check("download", "ok", f"{found.files} files, {found.bytes / GIB:.1f} GiB, hashes match")
 
 
 def gpu_memory_held_by_others(device_type: str) -> Iterator[Check]:
-    """Who else has memory of the GPUs, so that a person may end it; nobody else does."""
+    """List other processes that hold GPU memory. The program never ends them."""
     if device_type != "cuda":
         return
     gpus = Gpus()
     for gpu in gpus.read():
         if holders := gpus.held_by_others(gpu.index):
             held = f"GPU {gpu.index}: {', '.join(map(str, holders))}"
-            yield Check("memory held by others", "warning", visible_line(held))
+            yield Check("memory used by others", "warning", visible_line(held))

@@ -1,4 +1,4 @@
-"""Which training plan fits this machine: by the forecast's formula first, then by trying it on the longest pair."""
+"""Find a training plan that fits this machine: first by the forecast's formula, then by a trial on the longest pair."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 
 MEMORY_FRACTION = {"cuda": 0.92, "cpu": 0.6}
-"""Of the memory that there is, what a plan may need: torch's allocator leaves gaps, and on the CPU nothing raises when memory
-runs out: the process is killed."""
+"""Share of the available memory that a plan may use: torch's allocator leaves gaps, and on the CPU the kernel kills a
+process whose memory runs out."""
 MAX_FORWARD_TOKENS = {"cpu": 4096}
-"""Of a forward pass: more of them at once cost padding and gain nothing on a few cores."""
+"""Pairs in one forward pass: more cost padding and gain nothing on a few cores."""
 TERMS_THAT_SCALE = ("activations", "attention", "head", "workspace")
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What the choice of a plan stands on."""
+    """What the choice of a plan depends on."""
 
     context: Context
-    """Its configuration has the number format that was chosen."""
+    """Its configuration has the chosen number format."""
     shape: Shape
     machine: Machine
     why_dtype: str
 
     def needed(self, plan: TrainingPlan, scale: float = 1.0, **other: Any) -> float:
-        """Bytes at the peak of the training. `other`: options that are to be otherwise than configured."""
+        """Peak bytes of the training. `other`: options to override."""
         config = self.context.config.model_copy(update=other)
         terms = self.terms(plan, config.max_length, config.load_in_4bit)
         return sum(size * (scale if name in TERMS_THAT_SCALE else 1.0) for name, size in terms.items())
@@ -80,9 +80,9 @@ class PlanInputs:
 
 
 def require_memory(inputs: PlanInputs) -> None:
-    """Raises PreconditionError where not even the smallest plan, or one conversation at a time, can fit."""
+    """Raises PreconditionError if not even the smallest plan, or one conversation at a time, fits."""
     config, machine = inputs.context.config, inputs.machine
-    # A GPU says when memory runs out, so there the trial decides on what is close; a computer kills the process.
+    # A GPU raises when memory runs out, so the trial can decide close cases; on a CPU the process would be killed.
     most = machine.total if machine.device_type == "cuda" else machine.room
     plan = inputs.choose()
     if (needed := inputs.needed(plan)) > most:
@@ -91,14 +91,14 @@ def require_memory(inputs: PlanInputs) -> None:
     if (needed := sum(terms.values())) > most and config.server_url is None:
         fewer = config.max_new_tokens // 2
         raise PreconditionError(
-            f"Making pairs needs {needed / GIB:.1f} GiB, and there are {most / GIB:.1f}.",
+            f"Generating pairs needs {needed / GIB:.1f} GiB, but only {most / GIB:.1f} GiB are available.",
             _listed(terms),
             f"Use --max-new-tokens {fewer}, --load-in-4bit, a smaller --base-model-id, or --server-url.",
         )
 
 
 def too_small_error(inputs: PlanInputs, plan: TrainingPlan, what: str, room: float) -> PreconditionError:
-    """The refusal, with what each way out would need."""
+    """The error, with the memory that each alternative would need."""
     config = inputs.context.config
     ways: dict[str, float] = {}
     if not plan.gradient_checkpointing:
@@ -112,7 +112,7 @@ def too_small_error(inputs: PlanInputs, plan: TrainingPlan, what: str, room: flo
         ways["--load-in-4bit"] = inputs.needed(plan, load_in_4bit=True)
     told = ", ".join(f"{way} ({size / GIB:.1f} GiB)" for way, size in ways.items())
     return PreconditionError(
-        f"{what}, and there are {room / GIB:.1f}.",
+        f"{what}, but only {room / GIB:.1f} GiB are available.",
         _listed(inputs.terms(plan, config.max_length, config.load_in_4bit)),
         f"Use {told}, or a smaller --base-model-id.",
     )
@@ -123,8 +123,8 @@ def _listed(terms: Mapping[str, int]) -> str:
 
 
 def fitting_plan(inputs: PlanInputs, scratch: Run, row: Row) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
-    """The plan that the forecast chooses, tried on the longest pair: lowered where it does not fit, and raised once where
-    what was measured says that more would.
+    """The plan that the forecast chooses, tried on the longest pair: reduced if it does not fit, and increased once if the
+    measurement shows room.
     """
     config, machine = inputs.context.config, inputs.machine
     plan: TrainingPlan | None = inputs.choose()
@@ -134,7 +134,7 @@ def fitting_plan(inputs: PlanInputs, scratch: Run, row: Row) -> Generator[Event,
             tried = yield from train_and_resume(inputs.context, scratch, row, plan)
         except (RestartNeeded, MemoryExhausted) as error:
             said = error.why
-            yield Message("warning", f"On the longest pair memory ran out at {plan.in_words}: {said}")
+            yield Message("warning", f"Memory ran out on the longest pair with {plan.in_words}: {said}")
             lower = plan.reduce(may_checkpoint=config.gradient_checkpointing is None)
             if best is not None:
                 break
@@ -142,7 +142,7 @@ def fitting_plan(inputs: PlanInputs, scratch: Run, row: Row) -> Generator[Event,
                 raise too_small_error(
                     inputs, plan, f"The training of one pair does not fit ({said})", machine.room
                 ) from None
-            plan = replace(lower, why={**plan.why, "micro_batch": f"{plan.micro_batch} was tried, and did not fit"})
+            plan = replace(lower, why={**plan.why, "micro_batch": f"{plan.micro_batch} was tried and did not fit"})
             free_memory()
             continue
         larger = None
@@ -158,7 +158,7 @@ def fitting_plan(inputs: PlanInputs, scratch: Run, row: Row) -> Generator[Event,
 
 
 def _scale(inputs: PlanInputs, plan: TrainingPlan, measured: int) -> float:
-    """How many times what the formula says the activations really take. Measured without the CUDA context."""
+    """Measured activation memory relative to the formula's, without the CUDA context."""
     config = inputs.context.config
     terms = inputs.terms(plan, config.max_length, config.load_in_4bit)
     growing = sum(terms[name] for name in TERMS_THAT_SCALE)

@@ -26,12 +26,12 @@ def forecast_lines(whole: Forecast, machine: Machine) -> Generator[Event, None, 
     yield Check("forecast: disk", "ok", f"{whole.disk_bytes / 1e6:.0f} MB")
     room = machine.room / GIB
     for name, size in _peaks(whole, machine).items():
-        told = f"{size / GIB:.1f} of {room:.1f} GiB at the peak, as measured"
+        told = f"{size / GIB:.1f} of {room:.1f} GiB at the peak, from the trial"
         yield Check(f"forecast: memory, {name}", "ok", told)
 
 
 def _peaks(whole: Forecast, machine: Machine) -> dict[str, float]:
-    """Bytes at the peak of each long stage; what torch measures on a GPU leaves CUDA's own share out."""
+    """Peak bytes of each long stage. On a GPU, torch's figure does not include CUDA's own share."""
     beside = machine.context if machine.device_type == "cuda" else 0
     return {"pairs": whole.peak_bytes_pairs + beside, "training": whole.peak_bytes + beside}
 
@@ -51,9 +51,9 @@ def require_disk(context: Context, whole: Forecast) -> None:
     free = shutil.disk_usage(context.run.folder).free
     if whole.disk_bytes > free:
         raise PreconditionError(
-            f"The run needs {whole.disk_bytes / GIB:.1f} GiB of disk, and {free / GIB:.1f} GiB are free.",
+            f"The run needs {whole.disk_bytes / GIB:.1f} GiB of disk space, but only {free / GIB:.1f} GiB are free.",
             "Pairs, checkpoints and the archive would not fit.",
-            "Free some space, give another --output-dir, or make --num-examples smaller.",
+            "Free some space, choose another --output-dir, or lower --num-examples.",
         )
 
 

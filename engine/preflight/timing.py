@@ -1,4 +1,4 @@
-"""How long a batch takes to read and to generate."""
+"""Time a batch: reading the prompts, and generating."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 PROBE_TOKENS = 8
-"""Length of the replies of the batch that is timed."""
+"""Reply length of the timed batch."""
 
 
 def time_batch(backend: Backend, prompts: list[Prompt]) -> tuple[float, float]:
-    """(seconds to read the prompts, seconds per further token), of a batch."""
+    """(seconds to read the prompts, seconds per generated token) of a batch."""
     conversations = [prompt.messages for prompt in prompts]
     seeds = list(range(len(prompts)))
 
     def ask(tokens: int) -> None:
-        backend.clear_cache()  # what was read is read again: its time is wanted
+        backend.clear_cache()  # so that reading is timed
         backend.reply(conversations, SamplingSettings(tokens), seeds)
 
-    ask(1)  # the first batch of a shape pays for more than itself
+    ask(1)  # warm-up: the first batch of a shape is slower
     one, many = (_seconds(lambda n=n: ask(n)) for n in (1, 1 + PROBE_TOKENS))
     decode = max((many - one) / PROBE_TOKENS, 1e-4)
     return one, decode

@@ -1,4 +1,4 @@
-"""Training steps on the longest pair that the limits allow: a checkpoint, an interruption, a resume."""
+"""Train on the longest pair that the limits allow: a checkpoint, an interruption, a resume."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 STEPS = 3
-"""Two before the interruption at the latest, and one for the resume."""
+"""At most two before the interruption, and one after the resume."""
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """What training steps on the longest pair took."""
+    """Measurements of training steps on the longest pair."""
 
     step_seconds: float
     """Of one pair."""
@@ -40,9 +40,9 @@ class TrialRun:
 
 
 def train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPlan) -> Generator[Event, None, TrialRun]:
-    """Training steps under `plan`, interrupted after the first checkpoint, then gone on with.
+    """Training steps under `plan`, interrupted after the first checkpoint, then resumed.
 
-    Raises RestartNeeded or MemoryExhausted where they do not fit; whatever they leave in `scratch` is not for use.
+    Raises RestartNeeded or MemoryExhausted if they do not fit; then nothing in `scratch` is usable.
     """
     from engine.dpo.training.trainer import save_adapter, train
 
@@ -55,18 +55,18 @@ def train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPla
     steps = StepTimes()
     first = train(short, rows, max_steps=STEPS, plan=one_pass)
     checkpoint_bytes = steps.until_checkpoint(first)
-    first.close()  # as an interruption would end it: the step under way is finished, and saved
+    first.close()  # like an interruption: the current step finishes and is saved
     yield Check("training step", "ok", f"on {plan.micro_batch} × {small.max_length} tokens, loss starts at ln 2")
     yield Check("checkpoint", "ok", f"{checkpoint_bytes / 1e6:.1f} MB")
     free_memory()
     trained = yield from steps.quietly(train(short, rows, max_steps=STEPS, plan=one_pass))
     if trained.resumed_from is None:
         raise DamagedState(
-            "The run in small did not go on from its checkpoint.",
-            "A long run that is interrupted would begin anew.",
-            "Look at logs/run.log; then start again.",
+            "The rehearsal did not resume from its checkpoint.",
+            "An interrupted run would start from the beginning.",
+            "See logs/run.log, then run the same command again.",
         )
-    yield Check("resume", "ok", f"went on from step {trained.resumed_from}")
+    yield Check("resume", "ok", f"resumed from step {trained.resumed_from}")
     save_adapter(trained, scratch / "models/lora_adapters", base_name=context.config.base_model_id, base_revision=None)
     peak = trained.peak_bytes
     del trained
@@ -75,7 +75,7 @@ def train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPla
 
 
 class StepTimes:
-    """Times the steps of the run in small; the first is slower than the rest, and the quickest is nearest to a long run's."""
+    """Times the steps of the rehearsal. The first is slower than the rest; the fastest is closest to a long run's."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -93,10 +93,10 @@ class StepTimes:
             self._heard(event)
             if isinstance(event, CheckpointSaved):
                 return event.bytes
-        raise DamagedState("The run in small ended without a checkpoint.", "", "Look at logs/run.log.")
+        raise DamagedState("The rehearsal ended without a checkpoint.", "", "See logs/run.log.")
 
     def quietly(self, training: Generator[Event, None, Trained]) -> Generator[Event, None, Trained]:
-        """Run to the end; of what it says only warnings are passed on: its steps are none of the run's."""
+        """Run to the end and pass on only warnings: its steps are not the run's."""
         while True:
             try:
                 event = next(training)
@@ -108,7 +108,7 @@ class StepTimes:
 
 
 def longest_row(record: PairRecord, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Row:
-    """The pair, its words repeated until prompt and reply fill `max_length` tokens, or nearly so."""
+    """The pair, with its words repeated until prompt and reply (almost) fill `max_length` tokens."""
     from engine.dpo.training.dataset import measure_lengths
 
     pool = (record.revised_response or record.base_response or "word").split()

@@ -67,7 +67,7 @@ class ChildResult:
     def ending(self) -> str:
         """A few words for an error: exit code, signal or time limit, and what it said last, no line of it at length."""
         if self.timed_out:
-            how = f"no end after {self.seconds:.0f} s"
+            how = f"timed out after {self.seconds:.0f} s"
         else:
             how = f"ended by {self.killed_by}" if self.killed_by else f"exit code {self.code}"
         last = " / ".join(visible_line(line, ENDING_CHARACTERS) for line in self.tail[-4:])
@@ -181,9 +181,9 @@ def _start(argv: Sequence[str], cwd: Path | None, environment: dict[str, str]) -
         )
     except (OSError, ValueError) as error:  # not there, not executable, no such folder, a NUL in an argument
         raise PreconditionError(
-            f"{visible_line(argv[0], 200)} could not be started.",
+            f"Cannot start {visible_line(argv[0], 200)}.",
             visible_line(str(error), 400),
-            "Install it, or put its folder on PATH.",
+            "Install it, or add its folder to PATH.",
         ) from error
 
 

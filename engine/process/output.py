@@ -30,7 +30,7 @@ class OutputTail:
         if self.count <= MAX_LINES:
             yield line
         elif self.count == MAX_LINES + 1:
-            yield f"… more than {MAX_LINES} lines; the rest is not shown"
+            yield f"… more than {MAX_LINES} lines; the rest is hidden"
 
 
 class LineSplitter:

@@ -1,4 +1,4 @@
-"""What went wrong with a push, told so that a person can mend it; the token is in none of it."""
+"""Errors of a push that a person can fix, without the token in their texts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from httpx2 import Response
 
 HOW_TO_GET_WRITE = (
-    f"Make a token at {hub.TOKENS_PAGE} with the role write, or a fine-grained one that may write to that repository, "
-    "and give it with HF_TOKEN, --token-stdin or --token-file."
+    f"Create a token at {hub.TOKENS_PAGE} with the role write, or a fine-grained one with write access to that repository, "
+    "and pass it with HF_TOKEN, --token-stdin or --token-file."
 )
 
 
 def no_token_to_push() -> AccessError:
-    return AccessError("There is no token to push with.", "It is neither given nor stored.", HOW_TO_GET_WRITE)
+    return AccessError("No token to push with.", "None was passed, and none is stored.", HOW_TO_GET_WRITE)
 
 
 def push_error(error: BaseException, watch: RequestLimiter, repo_id: str, token: Secret) -> Stage3Error | None:
@@ -44,9 +44,9 @@ def push_error(error: BaseException, watch: RequestLimiter, repo_id: str, token:
     if watch.last_refusal is not None:  # the client takes some answers for JSON before it looks at their status
         return _of_an_answer(watch.last_refusal, repo_id)
     return NetworkError(
-        "The Hub's answer is none that huggingface_hub understands.",
+        "huggingface_hub does not understand the Hub's response.",
         redact(visible_line(f"{type(error).__name__}: {error}", 300)),
-        "A proxy or a login page of the network may stand in between: check HTTPS_PROXY and HF_ENDPOINT.",
+        "It may come from a proxy or a login page of the network: check HTTPS_PROXY and HF_ENDPOINT.",
     )
 
 
@@ -56,34 +56,34 @@ def _of_an_answer(response: Response, repo_id: str) -> Stage3Error:
     path = response.request.url.path
     if status not in BUSY and not _is_of_the_hub(response):  # where it lets large files be put, by a signed address
         return NetworkError(
-            f"The storage behind the Hub refused a file for {repo_id} ({status}).",
+            f"The Hub's storage rejected a file for {repo_id} ({status}).",
             f"It says: {said}",
-            "The permission to put it there lasts for a while only: a slow line, or a wrong clock, outlives it.",
+            "The upload permission expires: a slow connection or a wrong clock can exceed it.",
         )
     if status in BUSY or status >= 500 or (status == 401 and response.headers.get("X-Error-Code") != "RepoNotFound"):
-        return answered(response, f"The token may not write to {repo_id}", repo_id, with_token=True)
+        return answered(response, f"No write access to {repo_id}", repo_id, with_token=True)
     if status in (401, 402, 403):
-        return AccessError(f"The token may not write to {repo_id}.", f"The Hub says: {said}", HOW_TO_GET_WRITE)
+        return AccessError(f"No write access to {repo_id}.", f"The Hub says: {said}", HOW_TO_GET_WRITE)
     if status == 404:
         return AccessError(
-            f"The Hub knows no {repo_id} that this token may write to.",
+            f"The Hub has no {repo_id} that this token may write to.",
             f"It says: {said}",
             f"Check the owner's name at {hub.page_of(repo_id, 'model')}. {HOW_TO_GET_WRITE}",
         )
     if status == 409 and path.endswith("/create") and "conflicting operation" not in said:
         return AccessError(
-            f"There is a {repo_id} already, and this token does not see it.",
+            f"{repo_id} exists, but this token cannot see it.",
             f"The Hub says: {said}",
-            f"Give the token read and write access to it, or push to another name. {HOW_TO_GET_WRITE}",
+            f"Give the token read and write access to it, or push under another name. {HOW_TO_GET_WRITE}",
         )
     if status in (409, 412):
         return NetworkError(
-            f"{repo_id} was changed by somebody else at the same moment.",
+            f"Someone else changed {repo_id} at the same moment.",
             f"The Hub says: {said}",
-            f"Look at {hub.page_of(repo_id, 'model')}.",
+            f"Check {hub.page_of(repo_id, 'model')}.",
         )
     return NetworkError(
-        f"The Hub does not take what is pushed to {repo_id} ({status}).",
+        f"The Hub rejected the push to {repo_id} ({status}).",
         f"It says: {said}",
         f"See {hub.page_of(repo_id, 'model')}.",
     )

@@ -24,7 +24,7 @@ def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool
     owner = repo_id.partition("/")[0]
     access = _access(account)
     if access.get("role") == "read":
-        return "The token has the role read."
+        return "The token only has the role read."
     if not exists and (reason := _refused_by_owner(account, owner)):
         return reason
     fine = access.get("fineGrained")
@@ -34,7 +34,7 @@ def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool
     if any(_covers(entity, repo_id) for entity in writes):
         return ""
     where = ", ".join(str(entity.get("name")) for entity in writes) or "nowhere"
-    return f"The fine-grained token may write to {where}, and not to {repo_id}."
+    return f"The fine-grained token may write to {where}, but not to {repo_id}."
 
 
 def _covers(entity: Mapping[str, Any], repo_id: str) -> bool:
@@ -52,7 +52,7 @@ def _refused_by_owner(account: Mapping[str, Any], owner: str) -> str:
         if _same(name, owner):
             return "" if role is None or role in ROLES_THAT_WRITE else f"In {name} its account has the role {role}."
     belongs = f", which belongs to {', '.join(orgs)}" if orgs else ""
-    return f"{owner} is neither its account ({account.get('name')}{belongs}) nor an organisation of it."
+    return f"{owner} is neither the token's account ({account.get('name')}{belongs}) nor one of its organisations."
 
 
 def _access(account: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Pushing a run's adapter: what is sent is what the verified archive holds, after all that can be asked was asked."""
+"""Push a run's adapter from the verified archive, after checking every precondition."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def push(
         raise
     except Stage3Error as error:
         command = shlex.join(["stage3-tui", "push", str(run.folder), repo_id])
-        again = f"The archive stands as it is. Then push again: `{command}`"
+        again = f"The archive is unaffected. Then push again: `{command}`"
         raise type(error)(f"Nothing was pushed. {error.what}", error.why, f"{error.what_to_do} {again}") from error
 
 
@@ -90,9 +90,9 @@ def _push(
         there = yield from check_target(repository, found.source, public=public)
         yield from _told(files, there, run)
         if there is not None and all(there.has(name, data) for name, data in files.items()):
-            yield Check("pushed", "ok", f"{repo_id} has all of it already; nothing was sent")
+            yield Check("pushed", "ok", f"{repo_id} already has all files; nothing sent")
             return _pushed(repo_id, hub.page_of(repo_id, "model"), there, files, was_there=True)
-        yield Message("info", f"Sending {len(files)} files to {repo_id}, in one commit.")
+        yield Message("info", f"Sending {len(files)} files to {repo_id} in one commit.")
         stop.raise_if_requested()
         there = there or _created(repository, public=public)
         page = repository.commit(files, parent=there.commit, message=_message(run), description=_description(archive))
@@ -112,13 +112,13 @@ def check_target(repository: Repository, source: str, *, public: bool) -> Genera
     reason = missing_permission(account, repo_id, exists=there is not None)
     if reason:
         yield Check("push: token", "failed", visible_line(f"{source}: {reason}"))
-        raise AccessError(f"The token may not write to {repo_id}.", visible_line(reason), HOW_TO_GET_WRITE)
+        raise AccessError(f"No write access to {repo_id}.", visible_line(reason), HOW_TO_GET_WRITE)
     if there is not None and not there.private and not public:
         yield Check("push: repository", "failed", f"{repo_id} is public")
         raise UnsafeError(
             f"{repo_id} is public.",
-            "Everybody would see what is pushed there, and nobody asked for that.",
-            "Give --push-public if that is what you want, or push to another name: a new repository is private.",
+            "Everybody would see the push.",
+            "Pass --push-public if you want that, or push under another name: a new repository is private.",
         )
     if there is not None:
         repository.check_write()
@@ -126,7 +126,9 @@ def check_target(repository: Repository, source: str, *, public: bool) -> Genera
     seen = "public" if (public if there is None else not there.private) else "private"
     yield Check("push: repository", "ok", f"{repo_id}, {seen}, {'new' if there is None else 'there already'}")
     if there is not None and there.private and public:
-        detail = f"--push-public changes no repository that is there; do it at {hub.page_of(repo_id, 'model')}/settings"
+        detail = (
+            f"--push-public does not change existing repositories; do it at {hub.page_of(repo_id, 'model')}/settings"
+        )
         yield Check("push: stays private", "warning", detail)
     return there
 
@@ -141,10 +143,10 @@ def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run) -> Ge
             yield Check("push: stays there", "warning", _listed(others))
         replaced = [name for name, data in files.items() if name in there.files and not there.has(name, data)]
         if replaced:
-            yield Check("push: replaces", "warning", f"{_listed(replaced)}; what is there stays in the history")
+            yield Check("push: replaces", "warning", f"{_listed(replaced)}; the old versions stay in the history")
     base = run.manifest.get("config", {}).get("base_model_id")
     if base and is_local(base):
-        detail = "the base model is a folder of this machine: whoever loads the adapter needs a copy of it"
+        detail = "the base model is a local folder: whoever loads the adapter needs a copy of it"
         yield Check("push: base model", "warning", detail)
 
 
@@ -153,11 +155,11 @@ def _created(repository: Repository, *, public: bool) -> RemoteState:
     repository.create(private=not public)
     there = repository.remote_state()
     if there is None:
-        raise NetworkError(f"{repository.repo_id} was made, and the Hub does not show it.", "", "Wait a minute.")
+        raise NetworkError(f"Created {repository.repo_id}, but the Hub does not show it yet.", "", "Wait a minute.")
     if not there.private and not public:
         raise UnsafeError(
-            f"The Hub made {repository.repo_id} public, and a private one was asked for.",
-            "Nothing was put into it.",
+            f"The Hub created {repository.repo_id} as public instead of private.",
+            "Nothing was uploaded.",
             f"Make it private at {hub.page_of(repository.repo_id, 'model')}/settings.",
         )
     return there
@@ -168,9 +170,9 @@ def _read_back(repository: Repository, files: Mapping[str, bytes]) -> RemoteStat
     missing = [name for name, data in files.items() if there is None or not there.has(name, data)]
     if there is None or missing:
         raise NetworkError(
-            f"The Hub took the commit, and does not show {_listed(missing)} as sent.",
-            "Either it is slow, or a .gitignore in the repository leaves them out.",
-            f"Look at {hub.page_of(repository.repo_id, 'model')}.",
+            f"The Hub accepted the commit, but does not show {_listed(missing)} as sent.",
+            "It is slow, or a .gitignore in the repository excludes them.",
+            f"Check {hub.page_of(repository.repo_id, 'model')}.",
         )
     return there
 

@@ -45,11 +45,11 @@ class Repository:
 
         try:
             validate_repo_id(repo_id)
-            fault = "" if "/" in repo_id else "It names no owner."
+            fault = "" if "/" in repo_id else "It has no owner."
         except HFValidationError as error:
             fault = str(error)
         if fault:
-            raise ConfigError(f"{repo_id!a} is no name of a repository.", fault, "Give owner/name.")
+            raise ConfigError(f"{repo_id!a} is not a repository name.", fault, "Pass owner/name.")
         self.repo_id = repo_id
         self._token = token
         self._stop = stop
@@ -85,8 +85,8 @@ class Repository:
         if str(info.id).lower() != self.repo_id.lower():
             raise UnsafeError(
                 f"{self.repo_id} has moved to {info.id!a}.",
-                "A push goes to the repository that was named, and to no other.",
-                "Give the new name, if that is the one that you mean.",
+                "A push only goes to the repository that you named.",
+                "Pass the new name if you mean that one.",
             )
         files = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
         return RemoteState(bool(info.private), str(info.sha), files)

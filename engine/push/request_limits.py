@@ -55,8 +55,8 @@ class RequestLimiter:
             if last is not None and _key(last.request) == _key(request):
                 raise BlockedRequest(last)  # the client asks again by itself, and would for ever
             raise NetworkError(
-                f"The Hub did not answer, {TRIES} times in a row.",
-                f"It was given {TIMEOUT_SECONDS:.0f} s each time.",
+                f"The Hub did not respond {TRIES} times in a row.",
+                f"Each request waited {TIMEOUT_SECONDS:.0f} s.",
                 "Check the network, HTTPS_PROXY and HF_ENDPOINT.",
             )
 

@@ -166,7 +166,7 @@ class Run:
         raise DamagedState(
             f"The run folder {self.folder} is not there any more.",
             "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
-            "Move it back to its place, and start the same command again; or begin a new run with another --output-dir.",
+            "Move it back to its place, and run the same command again; or begin a new run with another --output-dir.",
         )
 
     def _refuse_links_out(self) -> None:

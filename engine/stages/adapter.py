@@ -1,4 +1,4 @@
-"""Stage 5: the Stage 2 adapter is complete, finite, of this base, and changes what the base says."""
+"""Stage 5: check that the Stage 2 adapter is complete, finite, fits this base model, and changes its output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Found = TypeVar("Found")
 
 
 def evidence(context: Context) -> dict[str, Any]:
-    """A local adapter counts by its files, wherever they lie; one on the Hub by its revision, whose commit is resolved once."""
+    """A local adapter is identified by its files, wherever they are; one on the Hub by its revision, resolved once."""
     config, local = context.config, local_adapter(context)
     if local is None:
         return {"adapter_path": config.adapter_path, "adapter_revision": config.adapter_revision}
@@ -69,9 +69,9 @@ def _without_the_base(
     """All that needs no weight of the base: the folder, the configuration, names and shapes, the adapter's own numbers."""
     config, folder = context.config, source.folder
     for name in (yield from _checked("folder", lambda: refuse_pickles(folder))):
-        yield Check(visible_line(name, 80), "warning", "a pickle of the trainer's; it is not opened")
+        yield Check(visible_line(name, 80), "warning", "a trainer's pickle; never opened")
     for name in source.not_downloaded:
-        yield Check(visible_line(name, 80), "warning", "a pickle in the repository; it is not downloaded")
+        yield Check(visible_line(name, 80), "warning", "a pickle in the repository; not downloaded")
     settings = yield from _checked("configuration", lambda: read_settings(folder))
     yield from _checked("configuration", lambda: refuse_untrainable(settings))
     expected = yield from _checked("base model", lambda: expected_adapter(config, settings, context.token_text))
@@ -83,7 +83,7 @@ def _without_the_base(
     yield Check("trainable parameters", "ok", share)
     own = partial(_own_tokens, context)
     for name in (yield from _checked("vocabulary", lambda: refuse_larger_vocabulary(folder, expected.base, own))):
-        yield Check(name, "warning", "it cannot be read; the base's own tokenizer is the one that is used")
+        yield Check(name, "warning", "unreadable; the base model's tokenizer is used")
 
     weights = yield from _checked("tensors", lambda: load_weights(folder))
     yield Check("size", "ok", f"{size(weights.bytes)}, {number_format(header)}")
@@ -91,8 +91,8 @@ def _without_the_base(
     yield Check("sha256", "ok", weights.sha256)
     yield from _checked("tensors", lambda: refuse_bad_numbers(weights.tensors))
     silent = zero_lora_b_modules(weights.tensors)
-    zero = f"; {len(silent)} lora_B are zero: those modules do as the base does" if silent else ", not zero"
-    told = f"{len(header.tensors)}: all present, of the base's shapes, finite{zero}"
+    zero = f"; {len(silent)} lora_B are zero: those modules have no effect" if silent else ", not zero"
+    told = f"{len(header.tensors)}: all present, shapes match the base model, finite{zero}"
     yield Check("tensors", "warning" if silent else "ok", told)
     return settings, expected, weights
 
@@ -100,7 +100,7 @@ def _without_the_base(
 def _with_the_base(
     context: Context, source: AdapterSource, settings: AdapterSettings, tensors_sha256: str
 ) -> Generator[Event, None, dict[str, Any]]:
-    """The base with the adapter on it, loaded as every later stage loads it: it holds what the file holds, and has an effect."""
+    """Load base model and adapter as every later stage does; check that the tensors match the file and have an effect."""
     config, token = context.config, context.token_text
 
     def load() -> Any:
@@ -159,7 +159,7 @@ def _result(
 
 
 def _checked(line: str, work: Callable[[], Found]) -> Generator[Event, None, Found]:
-    """What `work` returns; where it refuses, the card says at which line."""
+    """The result of `work`. If it raises, the failed line of the table shows it."""
     try:
         return work()
     except Stage3Error as error:

@@ -1,16 +1,16 @@
-"""What every stage module has, and what it is given.
+"""The interface of a stage module.
 
 A stage is a module of this package with
 
     def run(context) -> Generator[Event, None, StageEnd]
 
-and, where its result depends on more than its options and the results of earlier stages (`engine.core.stage_table`),
+and, if its result depends on more than its options and the results of earlier stages (`engine.core.stage_table`),
 
-    def evidence(context) -> dict | None       more that its result depends on, as plain data; None: never reused
-    READ_AS: dict[str, Callable[[config], …]]  options whose value is not what counts: a file's content, a batch as a whole
+    def evidence(context) -> dict | None       what else its result depends on, as plain data; None: never reused
+    READ_AS: dict[str, Callable[[config], …]]  options that count by something else: a file by its content, a batch as a whole
 
-`run` yields events, checks `context.stop` where everything is on disk, and raises a Stage3Error when it cannot go on.
-Logging, journal, resume and drawing are the caller's; so is the stage's name on its events.
+`run` yields events, checks `context.stop` wherever everything is on disk, and raises a Stage3Error if it cannot continue.
+The caller does logging, journal, resume and drawing, and puts the stage's name on its events.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["Context", "Stage", "StageEnd", "StageRun"]
 @dataclass(frozen=True)
 class StageEnd:
     summary: str
-    """One line for the rail and the report."""
+    """One line for the list of stages and the report."""
     result: StageResult
     outcome: Outcome = "done"
-    """`done`, or `skipped` where there was nothing to do."""
+    """`done`, or `skipped` if nothing was needed."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The result as `run.json` and the journal keep it."""
+        """The result, as in `run.json` and the journal."""
         return self.result.as_dict()
 
 
@@ -44,6 +44,6 @@ StageRun = Generator[Event, None, StageEnd]
 
 
 class Stage(Protocol):
-    """The shape of a stage module."""
+    """A stage module."""
 
     def run(self, context: Context) -> StageRun: ...

@@ -1,8 +1,8 @@
-"""Stage 3: the Hugging Face token, what it may read, and whether it may push, checked before any download; and the rows of
-a dataset that is here.
+"""Stage 3: check the Hugging Face token, its read access and its right to push, before any download; and the rows of a local
+dataset.
 
-The token is in memory only, unless --store-token asks for more. Where nothing is read from the Hub the stage is skipped;
-where everybody may read everything that the run needs, it passes without a token.
+The token stays in memory, unless --store-token is given. The stage is skipped if the run reads nothing from the Hub, and
+passes without a token if everything that the run needs is public.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 from engine.stages.base import Context, StageEnd, StageRun
 
-NO_TOKEN = "none: not given, not in HF_TOKEN, no login stored"
+NO_TOKEN = "none: not passed, not in HF_TOKEN, no stored login"
 
 
 def evidence(context: Context) -> dict[str, Any] | None:
-    """None where the Hub is needed: the token is in memory only, so every process checks it again."""
+    """None if the run needs the Hub: the token is only in memory, so every process checks it again."""
     if hub_requirements(context.config, context.run) or _repository_to_push_to(context):
         return None
     return {}
@@ -42,7 +42,7 @@ def run(context: Context) -> StageRun:
     yield from _local_rows(context)
     needs, target = hub_requirements(context.config, context.run), _repository_to_push_to(context)
     if not needs and target is None:
-        reason = "Base model, adapter and dataset are files here: no token is needed."
+        reason = "Base model, adapter and dataset are local files: no token needed."
         yield Check("token", "skipped", reason)
         return StageEnd(reason, CredentialsResult(), outcome="skipped")
     hub.bound_the_client()
@@ -99,9 +99,9 @@ def _with_token(context: Context, needs: tuple[HubRequirement, ...], found: Foun
 
 
 def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tuple[FoundToken, Account]]:
-    """A token that the Hub takes: the one found, or, where the person wants that, one of a login.
+    """A token that the Hub accepts: the one found or, with --device-login, one from a login.
 
-    Raises InvalidToken, and what else the Hub says.
+    Raises InvalidToken, and the Hub's other errors.
     """
     try:
         return found, hub.whoami(found.secret)
@@ -117,18 +117,20 @@ def _accepted(context: Context, found: FoundToken) -> Generator[Event, None, tup
 
 
 def _anonymous(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
-    """Without a token: fine where everybody may read everything. Raises AccessError elsewhere."""
+    """Without a token: fine if everything is public. Raises AccessError otherwise."""
     try:
         commits = yield from _check_access(needs, None)
     except AccessError:
         yield Check("token", "failed", NO_TOKEN)
         raise
-    yield Check("token", "skipped", "none, and none is needed: everybody may read what the run needs")
-    return _result(context, f"Everybody may read {listed(needs)}; no token is needed", commits, {"account": None})
+    yield Check("token", "skipped", "none, and none needed: everything the run reads is public")
+    return _result(
+        context, f"{listed(needs)[:1].upper()}{listed(needs)[1:]}: public, no token needed", commits, {"account": None}
+    )
 
 
 def _result(context: Context, summary: str, commits: dict[HubRequirement, str], facts: dict[str, Any]) -> StageEnd:
-    """Hold the commits, here and in `run.json`. Raises DamagedState where one has moved since the run began."""
+    """Pin the commits, here and in `run.json`. Raises DamagedState if a branch has moved since the run began."""
     before = context.run.results.credentials
     kept = pinned({} if before is None else before.commits, commits)
     context.config = at_commits(context.config, commits)
@@ -138,7 +140,7 @@ def _result(context: Context, summary: str, commits: dict[HubRequirement, str], 
 def _check_access(
     needs: tuple[HubRequirement, ...], token: Secret | None, scope: Scope | None = None
 ) -> Generator[Event, None, dict[HubRequirement, str]]:
-    """The commit of each need. Raises what the Hub says against the first that may not be read."""
+    """The commit of each need. Raises the Hub's error for the first that the token may not read."""
     commits = {}
     for need in needs:
         try:
@@ -149,42 +151,42 @@ def _check_access(
             known = hub.or_the_token(error) if isinstance(error, GatedRepository) and may_be_the_token else error
             yield Check(str(need), "failed", f"{known.what} {known.what_to_do}")
             raise known from None
-        who = "may be read" if token else "may be read by everybody"
+        who = "readable" if token else "public"
         yield Check(str(need), "ok", f"{who}; {need.revision} is {commits[need][:12]}")
         if left := hub.unfinished_bytes(need.repo_id, need.repo_type):
-            yield Message("info", f"{left / 1e9:.1f} GB of downloads of {need} that broke off lie in the cache.")
+            yield Message("info", f"{left / 1e9:.1f} GB of interrupted downloads of {need} are in the cache.")
     return commits
 
 
 def _offline(context: Context, needs: tuple[HubRequirement, ...]) -> StageRun:
-    """HF_HUB_OFFLINE: nothing can be asked; what the run needs must be in the cache."""
+    """HF_HUB_OFFLINE: the cache must have everything that the run needs."""
     missing, commits = [], {}
     if target := _repository_to_push_to(context):
-        yield Check("push", "warning", f"offline: whether the token may write to {target} was not asked")
+        yield Check("push", "warning", f"offline: could not check whether the token may write to {target}")
     for need in needs:
         snapshot = hub.cached_snapshot(need.repo_id, need.repo_type, need.revision)
         files = hub.missing_from(snapshot, need.files) if snapshot else ()
         if snapshot is None or files:
-            lacks = f"lacks {', '.join(files)}" if files else f"has no {need.revision} of it"
+            lacks = f"lacks {', '.join(files)}" if files else f"does not have {need.revision}"
             yield Check(str(need), "failed", f"offline, and the cache {lacks}")
             missing.append(f"{need} ({lacks.removeprefix('lacks ')})" if files else str(need))
             continue
         commits[need] = snapshot.name
-        yield Check(str(need), "warning", f"offline: {snapshot.name[:12]} is in the cache, access was not checked")
+        yield Check(str(need), "warning", f"offline: {snapshot.name[:12]} is in the cache; access not checked")
     if missing:
         raise hub.offline(", ".join(missing))
     return _result(context, f"Offline; {listed(needs)} from the cache", commits, {"account": None, "offline": True})
 
 
 def _repository_to_push_to(context: Context) -> str | None:
-    """None where nothing is to be pushed, or nothing any more."""
+    """None if nothing is to be pushed, or the push is done."""
     target = context.config.push_to_hub
     packed = context.run.results.packaging
     pushed = None if packed is None or packed.pushed is None else packed.pushed.get("repo_id")
     return target if pushed != target else None
 
 
-# -- the login with a browser ------------------------------------------------------------------------------------------
+# -- browser login -----------------------------------------------------------------------------------------------------
 
 
 def _strangers_are_refused(needs: tuple[HubRequirement, ...]) -> bool:
@@ -197,7 +199,7 @@ def _strangers_are_refused(needs: tuple[HubRequirement, ...]) -> bool:
 
 
 def _log_in(context: Context) -> Generator[Event, None, FoundToken]:
-    """Show a page and a code, and wait until the person has been there. Raises as `hub.await_token` does."""
+    """Show a page and a code, and wait for the person to enter it. Raises as `hub.await_token` does."""
     login = hub.request_code()
     how = f"open {login.page} in any browser, and enter the code {login.code} within {login.seconds / 60:.0f} min"
     yield Check(LOGIN_CHECK, "warning", how)
@@ -206,27 +208,27 @@ def _log_in(context: Context) -> Generator[Event, None, FoundToken]:
     except (AccessError, NetworkError) as error:
         yield Check(LOGIN_CHECK, "failed", error.what)
         raise
-    yield Check(LOGIN_CHECK, "ok", "done; the token is in memory")
-    return hub.remember(FoundToken(token, "the login with a browser"))
+    yield Check(LOGIN_CHECK, "ok", "done; the token stays in memory")
+    return hub.remember(FoundToken(token, "the browser login"))
 
 
-# -- what becomes of tokens --------------------------------------------------------------------------------------------
+# -- after the check ---------------------------------------------------------------------------------------------------
 
 
 def _stored(found: FoundToken) -> Check:
-    """Store it where that was asked for. A run that has its token in memory goes on without, and says why."""
+    """Store the token if --store-token is given. A failure is only a warning: the run has the token in memory."""
     try:
         place = hub.store_token(found.secret)
     except Stage3Error as error:
         return Check("stored token", "warning", f"{error.what} {error.why} {error.what_to_do}")
-    return Check("stored token", "ok", f"{place}, readable by you alone; `hf auth logout` removes it")
+    return Check("stored token", "ok", f"{place}, readable only by you; `hf auth logout` removes it")
 
 
 def _clear_stale_variables(used: Secret) -> Generator[Event, None, None]:
-    """Drop tokens in the environment other than the one that was checked: libraries would prefer them."""
+    """Drop other tokens from the environment: libraries would prefer them to the one that was checked."""
     for variable in hub.TOKEN_VARIABLES:
         value = os.environ.get(variable)
         if value is not None and value.strip().strip("'\"") != used.reveal():
             del os.environ[variable]
-            text = f"{variable} held another token than the one in use; it is ignored in this process."
+            text = f"{variable} held a different token than the one in use; this process ignores it."
             yield Message("warning", text)

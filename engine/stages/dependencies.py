@@ -1,6 +1,6 @@
-"""Stage 4: what is installed against what the run needs, and whether the device really computes.
+"""Stage 4: check installed packages against what the run needs, and try whether the device computes.
 
-Nothing is installed without --install.
+It installs nothing without --install.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.stages.base import Context, StageEnd, StageRun
 
 
 def environment_of(context: Context) -> dict[str, Any]:
-    """What the outcome of the probe depends on, as plain data; also the record of what the run was made with."""
+    """What the probe's result depends on, as plain data; also the record of the versions that the run used."""
     return {
         "python": sys.executable,
         "host": socket.gethostname(),
@@ -41,18 +41,18 @@ def run(context: Context) -> StageRun:
     if before is not None and before.environment == environment and before.probe:
         found = dict(before.probe)
         name = visible_line(str(found["name"]))
-        yield Check("device computes", "ok", f"{name}, as tried before; nothing has changed since")
+        yield Check("device computes", "ok", f"{name}, as before; nothing has changed")
     else:
         found = yield from _check_device(context)
-    present = "All present" if were_read else "Requirements were not read"
+    present = "All present" if were_read else "Requirements not read"
     return StageEnd(f"{present}; {visible_line(str(found['name']))} computes", DependenciesResult(environment, found))
 
 
 def _check_requirements(context: Context) -> Generator[Event, None, bool]:
-    """Compare, and install where asked. Returns whether there was anything to compare with."""
+    """Compare, and install if --install is given. Returns whether the requirements could be read."""
     table = required(context.config)
     if table is None:
-        detail = f"{DISTRIBUTION} is not installed here: what it needs was not read. `uv pip install -e .` installs it"
+        detail = f"{DISTRIBUTION} is not installed, so its requirements are unknown. `uv pip install -e .` installs it"
         yield Check("requirements", "warning", detail)
         return False
     for item in table:
@@ -61,17 +61,15 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     if not missing:
         return True
     if not context.config.install:
-        raise missing_tool(missing, "Nothing was installed without --install.")
+        raise missing_tool(missing, "Without --install, nothing is installed.")
     yield from install(missing, context.stop)
     table = recheck(missing)
     for item in table:
         yield _line_of(item)
     if still := [item for item in table if not item.ok]:
-        raise missing_tool(still, "uv ended well, yet they are not there.")
+        raise missing_tool(still, "uv reported success, but they are still missing.")
     if loaded := [item.requirement.name for item in table if item.requirement.name.replace("-", "_") in sys.modules]:
-        old = (
-            f"{', '.join(loaded)} was loaded before it was installed: start the same command again to use the new one."
-        )
+        old = f"{', '.join(loaded)} was loaded before it was installed: run the same command again to use the new version."
         yield Message("warning", old)
     return True
 
@@ -91,7 +89,7 @@ def _check_conflicts() -> Generator[Event, None, None]:
 def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:
     """Import and compute in a child. Returns what it found: device, name, torch, cuda, seconds."""
     config = context.config
-    yield Message("info", f"Trying the imports and a computation on the device, {PROBE_SECONDS:.0f} s at most.")
+    yield Message("info", f"Trying the imports and a computation on the device (up to {PROBE_SECONDS:.0f} s).")
     more = [extra.imports for extra in extras_of(config)]
     found = try_device(config.device, more, context.stop)
     failure = found.get("failure") or {}
@@ -104,13 +102,13 @@ def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:
     if failure:
         yield Check("device computes", "failed", visible_line(str(failure.get("what")), 400))
         raise probe_error(failure)
-    detail = f"{found['name']} ({found['device']}), torch {found['torch']}, matmul right, {found['seconds']:.1f} s"
+    detail = f"{found['name']} ({found['device']}), torch {found['torch']}, matmul correct, {found['seconds']:.1f} s"
     yield Check("device computes", "ok", visible_line(detail))
     return found
 
 
 def _driver_check(device: str, build: TorchBuild, driver: str | None) -> Check:
-    """torch's build against the driver. Only warns: whether the wanted device computes is tried, not concluded."""
+    """torch's build against the driver. Only warns: the probe tries whether the device computes."""
     fault = driver_fault(build, driver, device)
     detail = fault or f"{build}; {f'driver {driver}' if driver else 'no NVIDIA driver'}"
     return Check("torch and driver", "warning" if fault else "ok", visible_line(detail))

@@ -1,4 +1,4 @@
-"""The judge of `--judge`. It stands above the judges and the demo, which do not know each other."""
+"""Load the judge of `--judge`: above both the judges and the demo, so that neither imports the other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | None:
-    """The judge of `--judge`, or None. `policy` is the Stage 2 policy where it is loaded; --judge self loads it otherwise.
+    """The judge of `--judge`, or None. `policy` is the Stage 2 policy if it is loaded already; else --judge self loads it.
 
-    Raises a Stage3Error, with its cause, for a judge that cannot be loaded: there is no other to fall back on.
+    Raises a Stage3Error with the cause if the judge cannot be loaded; it never falls back to another judge.
     """
     match context.config.judge:
         case "none":

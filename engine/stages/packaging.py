@@ -1,4 +1,4 @@
-"""Stage 10: one archive that loads, the lines that bring it home, and a push to the Hub where it is asked for."""
+"""Stage 10: an archive that provably loads, the commands that fetch it, and a push to the Hub if requested."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ READ_AS = {"push_public": lambda config: config.push_public if config.push_to_hu
 
 
 def evidence(context: Context) -> dict[str, Any]:
-    """What would be packed now, and whether the archive is still the one that was made."""
+    """The files to pack, and whether the archive is still the one that was made."""
     run = context.run
     packed = [name for name in packed_names(run) if name != layout.RUN_JSON]
     made = run.results.packaging
@@ -39,7 +39,7 @@ def evidence(context: Context) -> dict[str, Any]:
 
 
 def is_whole(archive: Path, sha256: str) -> bool:
-    """Whether the archive is there, as a file of its own, with the bytes that it had when it was made."""
+    """Whether the archive exists as a regular file with its original bytes."""
     return archive.is_file() and not archive.is_symlink() and sha256_of_file(archive) == sha256
 
 
@@ -51,7 +51,7 @@ def run(context: Context) -> StageRun:
     summary = f"{archive.path.name}: {archive.bytes:,} bytes, {len(archive.contents)} files"
     if config.push_to_hub is None:
         return StageEnd(summary, facts)
-    folder.record_stage("packaging", result=facts.as_dict())  # the archive stands, whatever becomes of the push
+    folder.record_stage("packaging", result=facts.as_dict())  # the archive is done, whether or not the push succeeds
     pushed = yield from push(
         folder,
         config.push_to_hub,
@@ -64,13 +64,13 @@ def run(context: Context) -> StageRun:
 
 
 def _made_or_found(context: Context) -> Generator[Event, None, tuple[Archive, str]]:
-    """The archive, and what is known of its loading."""
+    """The archive, and a sentence about its loading."""
     known, accepted = known_secrets(context.token), context.config.accept_lookalikes is not None
     found = existing_archive(context.run, known=known, accept_lookalikes=accepted)
     if found is not None:
-        yield Message("info", "The archive of these files is there already, and whole; it is not made again.")
-        return found, "it was loaded in a fresh process before it got its name"
-    yield Message("info", "Packing, then loading the archive in a fresh process.")
+        yield Message("info", "An intact archive of these files already exists; keeping it.")
+        return found, "loaded in a fresh process when it was made"
+    yield Message("info", "Packing the archive, then loading it in a fresh process.")
     effects: list[float] = []
     made = build_archive(
         context.run, lambda part: effects.append(_load(context, part)), known=known, accept_lookalikes=accepted
@@ -79,7 +79,7 @@ def _made_or_found(context: Context) -> Generator[Event, None, tuple[Archive, st
 
 
 def _load(context: Context, part: Path) -> float:
-    """The effect of the adapter in the archive; raises what keeps it from its name."""
+    """The effect of the adapter in the archive. Raises if it does not load."""
     free_memory()  # the process that loads it needs room on the same device
     trained = context.run.results.training
     return load_in_fresh_process(
@@ -93,9 +93,9 @@ def _load(context: Context, part: Path) -> float:
 
 def _told(archive: Archive, loads: str, facts: PackagingResult, why_accepted: str | None) -> Iterator[Event]:
     for name in archive.left_out:
-        yield Check(visible_line(name), "warning", "not on the list of what is packed; left out")
+        yield Check(visible_line(name), "warning", "not on the list of files to pack; left out")
     for pair in archive.withheld:
-        detail = "rejected, and holds what looks like a secret; left out of pairs.jsonl"
+        detail = "rejected, and contains what looks like a secret; left out of pairs.jsonl"
         yield Check(visible_line(f"pair {pair}", 40), "warning", detail)
     for finding in archive.accepted:
         detail = visible_line(f"{finding.what}; accepted: {why_accepted}")
@@ -105,7 +105,7 @@ def _told(archive: Archive, loads: str, facts: PackagingResult, why_accepted: st
     yield Check("contents", "ok", _in_short(archive))
     yield Check("sha256", "ok", archive.sha256)
     yield Check("loads", "ok", loads)
-    yield Check("bring it home", "ok", facts.scp)
+    yield Check("fetch it", "ok", facts.scp)
     yield Check("check and unpack", "ok", f"{facts.check} && {facts.unzip}")
     for name, line in zip(("load the base", "load the adapter"), facts.load, strict=True):
         yield Check(name, "ok", line)
@@ -117,7 +117,7 @@ def _base_commit(context: Context) -> str | None:
 
 
 def _facts(context: Context, archive: Archive) -> PackagingResult:
-    """What a screen needs to show the archive, and a person to bring it home."""
+    """What a screen needs to show the archive, and a person to fetch it."""
     hashes = hash_file(context.run)
     adapter = f"{context.run.folder.name}/{layout.ADAPTER_DIR}"
     return PackagingResult(
@@ -134,6 +134,6 @@ def _facts(context: Context, archive: Archive) -> PackagingResult:
 
 
 def _in_short(archive: Archive) -> str:
-    """How many files each folder has: `models 6, pairs 3, …`."""
+    """The number of files in each folder: `models 6, pairs 3, …`."""
     counted = Counter(name.partition("/")[0] if "/" in name else "top" for name, _ in archive.contents)
     return ", ".join(f"{folder} {count}" for folder, count in sorted(counted.items()))

@@ -1,4 +1,4 @@
-"""Stage 7: draft, critique and revision for every prompt, each record on disk before it is counted."""
+"""Stage 7: draft, critique and revision for every prompt; each record is on disk before it counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 IDS_SHOWN = 5
 LEAST_ROOM = 16
-"""Tokens that must be left to a prompt."""
+"""Minimum tokens to leave for a prompt."""
 
 
 READ_AS = {
@@ -60,15 +60,13 @@ def run(context: Context) -> StageRun:
         yield Message(
             "warning",
             f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
-            f"{config.num_examples}: the run makes what there is.",
+            f"{config.num_examples}: making pairs from those.",
         )
     identity = RecordIdentity.of(config, recipe, context.run.results)
     yield from _set_aside_what_no_longer_holds(context, prompts, identity)
     with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
         if appender.torn:
-            yield Message(
-                "warning", f"An unfinished record ({appender.torn} bytes) was put aside in {appender.torn_path}."
-            )
+            yield Message("warning", f"Moved an unfinished record ({appender.torn} bytes) to {appender.torn_path}.")
         recorded = Recorded.read(context.run / layout.PAIRS_JSONL)
         taken_over = yield from _take_over(context, prompts, identity, appender, recorded)
         tokens = 0
@@ -90,7 +88,7 @@ def run(context: Context) -> StageRun:
 def _set_aside_what_no_longer_holds(
     context: Context, prompts: list[Prompt], identity: RecordIdentity
 ) -> Iterator[Event]:
-    """Keep `pairs.jsonl` where each of its records is wanted as it is; else begin a new file. Nothing is deleted."""
+    """Keep `pairs.jsonl` if all of its records are still valid; else set it aside and start a new file."""
     path, wanted = context.run / layout.PAIRS_JSONL, {prompt.id: prompt for prompt in prompts}
     if not path.is_file():
         return
@@ -103,7 +101,7 @@ def _set_aside_what_no_longer_holds(
         others += prompt is None or not identity.holds(prompt, record)
     if not others:
         return
-    why = f"{others} of {total} records were made for other prompts or in another way"
+    why = f"{others} of {total} records were made from other prompts or with other settings"
     folder = context.run.set_aside(layout.PAIRS_JSONL, layout.EDITS_JSONL, why=why)
     yield StageStale("pairs", why)
     yield Message("info", f"{why[0].upper()}{why[1:]}; the old set is now in {folder}.")
@@ -112,13 +110,13 @@ def _set_aside_what_no_longer_holds(
 def _take_over(
     context: Context, prompts: list[Prompt], identity: RecordIdentity, appender: JsonlAppender, recorded: Recorded
 ) -> Generator[Event, None, int]:
-    """Take the records over that an earlier set of this run has; returns how many records were there already."""
+    """Reuse valid records of earlier sets of this run; returns how many records exist already."""
     missing = {prompt.id: prompt for prompt in prompts if prompt.id not in recorded.ids}
     for data in reusable_records(context.run, missing, identity):
         yield _acknowledge(PairRecord(**data), appender, recorded)
         context.stop.raise_if_requested()
     if recorded.total:
-        yield Message("info", f"{recorded.total} of {len(prompts)} records are there already.")
+        yield Message("info", f"Reusing {recorded.total} of {len(prompts)} records.")
     return recorded.total
 
 
@@ -130,7 +128,7 @@ def _generate_missing(
     appender: JsonlAppender,
     recorded: Recorded,
 ) -> Generator[Event, None, int]:
-    """Make what is missing; returns how many tokens that took."""
+    """Make the missing records; returns the number of generated tokens."""
     yield Message("info", _where(context))
     backend = load_backend(context.config, adapter_folder(context), context.stop, context.token_text)
     for note in backend.check(recipe.sampling):
@@ -149,13 +147,13 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
     if found is None:
         return
     if found.carried:
-        yield Message("info", f"The decisions about {found.carried} pairs were kept: their texts are the same.")
+        yield Message("info", f"Kept the decisions about {found.carried} pairs: their texts are unchanged.")
     if found.lost:
         shown = ", ".join(found.lost[:IDS_SHOWN]) + (", …" if len(found.lost) > IDS_SHOWN else "")
         yield Message(
             "warning",
-            f"The decisions about {len(found.lost)} pairs do not apply: their texts changed, or they left the set ({shown}). "
-            "They are kept with the old set in superseded/.",
+            f"Dropped the decisions about {len(found.lost)} pairs: their texts changed, or they left the set ({shown}). "
+            "They are still with the old set in superseded/.",
         )
 
 
@@ -165,13 +163,13 @@ def _where(context: Context) -> str:
         f" {config.critic_model} on {config.critic_url} writes critiques and revisions." if config.critic_url else ""
     )
     if config.server_url:
-        return f"{config.server_model} on {config.server_url} makes the {'drafts' if critic else 'pairs'}.{critic}"
+        return f"{config.server_model} on {config.server_url} generates the {'drafts' if critic else 'pairs'}.{critic}"
     return f"Loading {config.base_model_id} with the Stage 2 adapter.{critic}"
 
 
 @dataclass
 class Recorded:
-    """What `pairs.jsonl` has so far."""
+    """The records in `pairs.jsonl` so far."""
 
     ids: dict[str, None]
     """In the order of the file."""
@@ -200,8 +198,8 @@ def generate_pairs(
     appender: JsonlAppender,
     recorded: Recorded,
 ) -> Iterator[Event]:
-    """Make what is not recorded yet. A batch of which some records are there is made again whole, because a row's text
-    may depend, in its last bits, on the shape of its batch; what is there already stays as it is.
+    """Make the missing records. A partly recorded batch is generated again as a whole, because a row's text may depend, in
+    its last bits, on the shape of its batch; recorded ones stay as they are.
     """
     clock = Clock(recorded.total, len(prompts))
     yield clock.progress(recorded, backend)
@@ -230,24 +228,24 @@ def generate_pairs(
 
 
 def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: int) -> int:
-    """The most tokens of a prompt: what the option allows, and what leaves the model room for all that comes beside it.
+    """The maximum tokens of a prompt: the option's limit, or what the model's context leaves for it.
 
-    Raises PreconditionError where nothing is left.
+    Raises PreconditionError if too little is left.
     """
     if context_length is None:
         return max_prompt_tokens
     if context_length - beside < LEAST_ROOM:
         raise PreconditionError(
-            f"The model reads {context_length} tokens, and {beside} of them are spoken for.",
-            "Draft, critique, revision, their requests and the examples stand in one conversation with the prompt.",
-            "Give a smaller --max-new-tokens, or fewer examples with --few-shot.",
+            f"The model's context of {context_length} tokens has no room for a prompt: {beside} are needed for other text.",
+            "Draft, critique, revision, their requests and the worked examples share one conversation with the prompt.",
+            "Lower --max-new-tokens, or give fewer examples in --few-shot.",
         )
     return min(max_prompt_tokens, context_length - beside)
 
 
 def _batch_plan(context: Context, backend: Backend, made_for: str, recorded: Recorded, longest: int) -> BatchPlan:
-    """The plan that an earlier start wrote for this set, else a new one. Where another batch size was given, too: batches of
-    that size, cut from the whole set, could hold prompts that have their records.
+    """The plan that an earlier start wrote for this set, else a new one; also a new one for another given batch size, because
+    batches of that size, cut from the whole set, could contain recorded prompts.
     """
     path, given = context.run / layout.PAIRS_PLAN, context.config.generation_batch_size
     found = read_plan(path, made_for)
@@ -277,7 +275,7 @@ def _acknowledge(record: PairRecord, appender: JsonlAppender, recorded: Recorded
 
 
 class Clock:
-    """Rate and time left, over what this process made: what was there before it started took no time of its."""
+    """Rate and remaining time, from the records that this process made."""
 
     def __init__(self, already: int, total: int) -> None:
         self._already, self._total = already, total

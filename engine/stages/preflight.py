@@ -1,5 +1,5 @@
-"""Stage 6: the long run in small, on the same code: a pair, training steps on the longest pair, a checkpoint, a resume, an
-archive. It chooses the number format and the training's plan, and forecasts the whole from what it measured.
+"""Stage 6: rehearse the run on a small scale, with the same code: a pair, training steps on the longest pair, a
+checkpoint, a resume, an archive. It chooses number format and training plan, and forecasts the run from measurements.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ FIELDS_DEPEND_ON = {
         "adapter.base_model_commit",
     ),
 }
-"""Fields of the result that stay what they are while these do, whatever else preflight finds this time."""
+"""Fields of the result that keep their values while these inputs do."""
 PROMPTS_MEASURED = 200
-"""Prompts that are looked at to find one that fits."""
+"""Prompts to search for one that fits."""
 
 
 def run(context: Context) -> StageRun:
@@ -79,7 +79,7 @@ def run(context: Context) -> StageRun:
     yield from forecast_lines(whole, inputs.machine)
     yield forecast_event(whole, inputs.machine, resolve_device(config).index or 0)
     require_disk(context, whole)
-    summary = f"all steps worked; the whole takes about {clock(whole.seconds_pairs + whole.seconds_training)}"
+    summary = f"all steps worked; the run will take about {clock(whole.seconds_pairs + whole.seconds_training)}"
     return StageEnd(
         summary,
         PreflightResult(
@@ -98,7 +98,7 @@ def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
     prompts = load_prompts(context.config, context.token_text)
     if not prompts:
         raise PreconditionError(
-            f"{context.config.dataset} ({context.config.split}) has no prompts.", "", "Give another --split."
+            f"{context.config.dataset} ({context.config.split}) has no prompts.", "", "Choose another --split."
         )
     inputs = yield from plan_inputs(context, prompts)
     config, device = inputs.context.config, resolve_device(context.config)
@@ -145,7 +145,7 @@ def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
 
 
 def _short_first(prompts: list[Prompt], backend: Backend, max_length: int) -> list[Prompt]:
-    """The prompts, the first one that leaves half of `--max-length` to the replies in front; else the shortest."""
+    """The prompts, starting with one that leaves half of `--max-length` for replies, else the shortest."""
     lengths = [backend.length(prompt.messages) for prompt in prompts[:PROMPTS_MEASURED]]
     fitting = [index for index, length in enumerate(lengths) if length <= max_length // 2]
     first = fitting[0] if fitting else lengths.index(min(lengths))

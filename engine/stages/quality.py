@@ -1,6 +1,6 @@
-"""Stage 8: every pair judged and, where a judge is set, scored; the gate, the report, and the data set that trains.
+"""Stage 8: check every pair, score it if a judge is set; then the gate, the report and the training set.
 
-Scores are no output of this stage: `pairs/scores.jsonl` stays when it is done again, and only what it lacks is scored.
+Scores are not an output of this stage: `pairs/scores.jsonl` stays when it is done again, and only missing ones are added.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NOT_ASKED = ScorePair(None, None)
 READ_AS = {
     "chat_template": template_key,
     "judge": lambda config: judge_name(config),
-    # In the judge's name, where they count.
+    # Part of the judge's name, where relevant.
     "server_model": lambda config: None,
     "judge_model": lambda config: None,
     "reward_model_id": lambda config: None,
@@ -68,7 +68,7 @@ def run(context: Context) -> StageRun:
     for figure in all_figures:
         yield check_of(figure)
     if judgement is None:
-        own = f" {tally.scored} scores are the pairs file's own." if tally.scored else ""
+        own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
         yield Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
     for reason, count in tally.reasons.most_common():
         yield Check(f"left out: {reason}", "skipped", str(count))
@@ -79,12 +79,12 @@ def run(context: Context) -> StageRun:
     if shut and config.accept_quality is None:
         raise gate_error(shut)
     if shut:
-        yield Message("warning", f"The gate was opened by a person: {config.accept_quality}")
+        yield Message("warning", f"You opened the gate (--accept-quality): {config.accept_quality}")
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
     if not train or not held_out:
         raise DataError(
-            f"{len(usable)} usable pairs cannot be parted into training and held-out.",
-            "There must be at least one on each side: without held-out pairs nobody would know whether training helped.",
+            f"{len(usable)} usable pairs are too few to split into training and held-out sets.",
+            "Each set needs at least one: without held-out pairs, the effect of training cannot be measured.",
             "Make more pairs: raise --num-examples.",
         )
     _write_rows(run_ / layout.TRAIN_JSONL, train)
@@ -105,9 +105,7 @@ def run(context: Context) -> StageRun:
 
 
 def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
-    """Scores of the pairs that would train, by a judge that is believed, and what it found; told, and doubted where there
-    is cause.
-    """
+    """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
     scores = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
     examined.release()
     judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
@@ -119,14 +117,14 @@ def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None
     if letters is not None and letters < LEAST_ON_THE_LETTERS:
         yield Message(
             "warning",
-            f"Asked for A or B about these pairs, the judge gives the two letters together a probability of {letters:.1%}, "
-            "less than in its exam: its scores of them say little.",
+            f"For these pairs, the judge gives A and B a joint probability of only {letters:.1%}, less than in its exam: its "
+            "scores mean little.",
         )
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
 
 
 def _measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, None, Relevances]:
-    """Of the pairs that no detector of texts is against: reading those again would tell nothing."""
+    """Measure only pairs without a reason from the text detectors: the others are out anyway."""
     config = context.config
 
     def load() -> RelevanceMeter:
@@ -145,16 +143,16 @@ def judge_run(
     relevances: Relevances | None = None,
     min_gain: float | None = None,
 ) -> tuple[Tally, list[Pair]]:
-    """Tally of a run, and the pairs that train, after people's edits. Raises DamagedState for a line that is no pair, or no edit.
+    """Tally and usable pairs of a run, after edits. Raises DamagedState for an invalid line.
 
-    scores       a judge's, of these very texts, in place of what the file has; without it the file's own count
-    relevances   of the revisions; what is missing was not measured
-    min_gain     what these scores must be better by for a pair to train
+    scores       a judge's scores of these texts, instead of those in the file
+    relevances   of the revisions; a missing one was not measured
+    min_gain     the smallest gain by these scores, above which a pair trains
     """
     pairs_path, edits_path = run / layout.PAIRS_JSONL, run / layout.EDITS_JSONL
     decisions = read_edits(edits_path)
     if decisions.damaged:
-        raise _damaged(edits_path, decisions.damaged[0], "What somebody decided may be lost in it.")
+        raise _damaged(edits_path, decisions.damaged[0], "A decision about a pair may be lost in it.")
 
     def scored(pair: Pair) -> Pair:
         pair = with_relevance(pair, relevances or {})
@@ -172,18 +170,18 @@ def judge_run(
 def _whole_pairs(path: Path) -> Iterator[tuple[int, Pair]]:
     for line, pair in read_pairs(path, last_line_may_lack_newline=False):
         if isinstance(pair, BadLine):
-            raise _damaged(path, pair, "The program writes whole lines: something else changed the file.")
+            raise _damaged(path, pair, "stage3-tui writes whole lines, so something else changed the file.")
         yield line, pair
 
 
 def _damaged(path: Path, bad: BadLine, why: str) -> DamagedState:
     return DamagedState(
-        f"Line {bad.line + 1} of {path} is damaged: {bad.reason}.", why, "Mend or remove that line, then start again."
+        f"Line {bad.line + 1} of {path} is damaged: {bad.reason}.", why, "Repair or remove that line, then start again."
     )
 
 
 def check_of(figure: Figure) -> Check:
-    """A figure of the gate as a line of the stage's table."""
+    """A gate figure as a line of the stage's table."""
     status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
     return Check(figure.title, status, figure.sentence)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Stage 2: the programs around the run, each with its version; what is missing or too old says how to get it."""
+"""Stage 2: the programs that the run uses, with versions, and how to get those that are missing or too old."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def run(context: Context) -> StageRun:
     uv = yield from _uv(context)
     git = find_program(GIT)
     needed = context.config.repo_url is not None
-    yield _line_of(git, "", "" if needed else "; only --repo-url needs it", failed=needed)
+    yield _line_of(git, "", "" if needed else "; only needed for --repo-url", failed=needed)
     if needed and not git.ok:
         raise git.refusal(CLONING)
     tmux = find_program(TMUX)
-    yield _line_of(tmux, _where_this_is(), "; a run goes on without its terminal, but a logout may end it")
+    yield _line_of(tmux, _where_this_is(), "; a run survives its terminal, but a logout may end it")
     logout = logout_behaviour()
     if logout is not None:
         yield Check("logout", "warning" if logout.ends_the_run else "ok", logout.detail)
@@ -53,13 +53,13 @@ def run(context: Context) -> StageRun:
 def _python() -> Generator[Event, None, str]:
     version, needed = platform.python_version(), python_needed()
     fits = needed is None or needed.contains(version, prereleases=True)
-    fault = "" if fits else f"; the run needs {needed}: `uv venv --python 3.11` makes an environment of it"
+    fault = "" if fits else f"; the run needs {needed}: create an environment with `uv venv --python 3.11`"
     yield Check("python", "ok" if fits else "failed", f"{version} at {visible_line(sys.executable)}{fault}")
     if not fits:
         raise PreconditionError(
-            f"Python {version} does not fit.",
+            f"Python {version} is not supported.",
             f"The packages of the run need {needed}.",
-            "Make an environment with `uv venv --python 3.11`, and install stage3-tui there.",
+            "Create an environment with `uv venv --python 3.11`, and install stage3-tui there.",
         )
     return version
 
@@ -71,12 +71,12 @@ def _uv(context: Context) -> Generator[Event, None, FoundProgram]:
         if fault:
             yield Message("warning", f"{fault}.")
         uv = find_program(UV)
-    yield _line_of(uv, "", ", or with --install; only installing needs it")
+    yield _line_of(uv, "", ", or with --install; only needed to install packages")
     return uv
 
 
 def _line_of(found: FoundProgram, remark: str, hint: str, *, failed: bool = False) -> Check:
-    """`remark` stands beside a version, `hint` behind what is wrong."""
+    """`remark` follows the version, `hint` follows the fault."""
     if not found.ok:
         return Check(
             found.program.name,
@@ -91,18 +91,18 @@ def _of(found: FoundProgram) -> str | None:
 
 
 def _where_this_is() -> str:
-    return "this run is in it" if in_multiplexer() else "this run is not in it"
+    return "this run is inside it" if in_multiplexer() else "this run is outside it"
 
 
 def _driver(gpus: Gpus, device: str) -> Generator[Event, None, str | None]:
-    """The driver's version, each GPU with its free memory, and who else holds some of it."""
+    """The driver's version, and each GPU with its free memory and the processes that hold the rest."""
     version = gpus.driver_version()
     if version is None:
         is_needed = device != "cpu"
-        hint = "get it at https://www.nvidia.com/drivers; without it the CPU computes, slowly"
+        hint = "get it at https://www.nvidia.com/drivers; without it, the CPU is used, slowly"
         status: CheckStatus = "warning" if is_needed else "skipped"
-        why = visible_line(gpus.note, 200) or "it does not answer"
-        yield Check("NVIDIA driver", status, f"{why}; {hint if is_needed else '--device cpu needs none'}")
+        why = visible_line(gpus.note, 200) or "no response"
+        yield Check("NVIDIA driver", status, f"{why}; {hint if is_needed else 'not needed with --device cpu'}")
         return None
     version = visible_line(version, 60)
     yield Check("NVIDIA driver", "ok", version)
@@ -110,13 +110,13 @@ def _driver(gpus: Gpus, device: str) -> Generator[Event, None, str | None]:
         yield Check("GPU", "warning", visible_line(gpus.note, 200))
     for gpu in gpus.read():
         if gpu.memory_total_bytes is None or gpu.memory_used_bytes is None:
-            memory = "its memory is not told"
+            memory = "memory unknown"
         else:
             free = gpu.memory_total_bytes - gpu.memory_used_bytes
             memory = f"{free / GIB:.1f} of {gpu.memory_total_bytes / GIB:.1f} GiB free"
         holders = gpus.held_by_others(gpu.index)
         status = "warning" if holders and device != "cpu" else "ok"
-        held = f"; held by {', '.join(str(holder) for holder in holders)}" if holders else ""
+        held = f"; used by {', '.join(str(holder) for holder in holders)}" if holders else ""
         yield Check(f"GPU {gpu.index}", status, f"{visible_line(gpu.name, 60)}, {memory}{visible_line(held)}")
     return version
 

@@ -1,4 +1,4 @@
-"""Stage 9: DPO of the Stage 2 adapter against itself, then both side by side, and a verdict."""
+"""Stage 9: train the Stage 2 adapter with DPO against itself, compare both, and give a verdict."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ READ_AS = {
     "chat_template": template_key,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
     "judge": judge_name,
-    # In the judge's name, where they count.
+    # Part of the judge's name, where relevant.
     "server_model": lambda config: None,
     "judge_model": lambda config: None,
     "reward_model_id": lambda config: None,
@@ -49,7 +49,7 @@ READ_AS = {
 
 
 def evidence(context: Context) -> dict[str, Any]:
-    """Where a file is not what stage quality wrote, the file counts."""
+    """If a file differs from what stage quality wrote, the file's hash counts."""
     quality = context.run.results.quality
     written = (
         {} if quality is None else {layout.TRAIN_JSONL: quality.train_sha256, layout.EVAL_JSONL: quality.eval_sha256}
@@ -69,7 +69,7 @@ def run(context: Context) -> StageRun:
     rows, held_out = load_rows(context.run / layout.TRAIN_JSONL), load_rows(context.run / layout.EVAL_JSONL)
     trained = yield from train(context, rows, reference_sha256=stage2.tensors_sha256)
     effect = _save(context, trained, stage2)
-    whose = "not Stage 2's" if trained.tensors_sha256 != stage2.tensors_sha256 else "Stage 2's own"
+    whose = "differs from Stage 2" if trained.tensors_sha256 != stage2.tensors_sha256 else "identical to Stage 2"
     yield Check("adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
     report = yield from evaluate(context, trained, held_out, load_judge)
@@ -96,13 +96,13 @@ def run(context: Context) -> StageRun:
 
 
 def base_name(context: Context) -> str:
-    """What an adapter says of its base: the Hub id, or a local folder's name without the way to it."""
+    """The name of the base model for the adapter's configuration: the Hub id, or a local folder's name without its path."""
     name = context.config.base_model_id
     return local_path(name).name if is_local(name) else name
 
 
 def _save(context: Context, trained: Trained, stage2: AdapterResult) -> float:
-    """Write the Stage 3 adapter and prove the file: the trained tensors, finite, with an effect."""
+    """Write the Stage 3 adapter, and check the file: the trained tensors, finite, with an effect."""
     from engine.dpo.training.trainer import save_adapter
     from engine.models.adapters.effect import effect_on_logits
     from engine.models.adapters.weights import refuse_bad_numbers
@@ -115,9 +115,9 @@ def _save(context: Context, trained: Trained, stage2: AdapterResult) -> float:
     refuse_bad_numbers(tensors)
     if hash_tensors(tensors) != trained.tensors_sha256:
         raise NumbersError(
-            f"{folder / ADAPTER_WEIGHTS} does not hold what was trained.",
+            f"{folder / ADAPTER_WEIGHTS} does not contain the trained adapter.",
             "Its tensors differ from those in memory.",
-            "Start the same command again: the last checkpoint is kept.",
+            "Run the same command again: it continues from the last checkpoint.",
         )
     return effect_on_logits(trained.model, trained.tokenizer)
 
@@ -152,7 +152,7 @@ def _metrics(context: Context, trained: Trained, report: dict[str, Any], rows: i
 
 
 def _forecast_compared(context: Context, trained: Trained) -> dict[str, dict[str, float]]:
-    """What the preflight foretold against what was measured; empty where there was none."""
+    """Preflight's forecast against the measurements; empty without a forecast."""
     entries = list(read_entries(context.run / layout.EVENTS_JSONL))
     measured = {
         "seconds_pairs": seconds_at_work(entries, "pairs", (PairMade, PairFailed)),
@@ -166,11 +166,11 @@ def _forecast_compared(context: Context, trained: Trained) -> dict[str, dict[str
 def _in_words(name: str, figures: dict[str, float]) -> str:
     unit, divisor = ("GiB", 1 << 30) if "bytes" in name else ("s", 1)
     was, came = figures["forecast"] / divisor, figures["measured"] / divisor
-    return f"{was:.1f} {unit}, and it came to {came:.1f} {unit} ({figures['relative_error']:+.0%})"
+    return f"{was:.1f} {unit}; measured {came:.1f} {unit} ({figures['relative_error']:+.0%})"
 
 
 def _quality(context: Context) -> dict[str, Any]:
-    """What the stage quality counted: made, left out and why, the gate's figures; empty without its report."""
+    """The counts of stage quality: made, left out and why, the gate's figures; empty without its report."""
     report = _pairs_report(context)
     gate = {key: value for key, value in report.get("gate", {}).items() if key != "figures"}
     counted: dict[str, Any] = {

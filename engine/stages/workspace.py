@@ -1,7 +1,7 @@
-"""Stage 1: the folder to work in, its commit, and room on the disk.
+"""Stage 1: the working folder, its commit, and free disk space.
 
-A clone is made under a temporary name beside its target, checked, and renamed. A folder that is in the way is moved
-aside, never deleted; a clone of ours that is at the wanted commit already is used again.
+A clone is made under a temporary name beside its target, checked, then renamed. A folder in the way is moved aside, never
+deleted. A clone of ours at the right commit is reused.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def run(context: Context) -> StageRun:
     before = context.run.results.workspace
     if before is not None and (before.folder, before.commit) != (str(folder), commit):
         was = f"{before.folder} at {before.commit}"
-        yield Message("info", f"The workspace was {visible_line(was)}; it is {short} at {commit}.")
-    at = f" at {commit[:12]}{', with changes' if dirty else ''}" if commit else ", no git checkout"
+        yield Message("info", f"The workspace changed from {visible_line(was)} to {short} at {commit}.")
+    at = f" at {commit[:12]}{', with changes' if dirty else ''}" if commit else ", not a git checkout"
     result = WorkspaceResult(folder=str(folder), commit=commit, dirty=dirty, free_bytes=free, **asked)
     return StageEnd(f"{short}{at}; {sized(free)} free", result)
 
@@ -50,27 +50,27 @@ def _existing_folder(repo_root: Path | None) -> Path:
     folder = (repo_root or Path.cwd()).expanduser().resolve()
     if not folder.is_dir():
         raise PreconditionError(
-            f"--repo-root {visible_line(str(folder))} is no folder.",
-            "It is used as it is, and nothing is cloned without --repo-url.",
-            "Give the folder of a checkout, or add --repo-url to clone one there.",
+            f"--repo-root {visible_line(str(folder))} is not a folder.",
+            "--repo-root must be an existing folder; only --repo-url clones one.",
+            "Pass the folder of a checkout, or add --repo-url to clone one there.",
         )
     return folder
 
 
 def _state_of(folder: Path) -> tuple[str | None, bool | None, str]:
-    """Commit, whether tracked files differ (None: not known), and a remark. Untracked files do not count: the run makes some."""
+    """Commit, whether tracked files differ (None: unknown), and a remark. Untracked files are ignored: the run makes some."""
     foreign = UntrustedRepo(folder, alone=False)
     try:
         head = foreign.ask("rev-parse", "--verify", "HEAD")
         if not head.ok or not head.output:
             if "not a git repository" in " ".join(head.tail):
-                return None, False, "not a git checkout: the run cannot say which version of the files it used"
-            return None, False, f"not known: {visible_line(head.ending, 200)}"
+                return None, False, "not a git checkout: the version of the files cannot be recorded"
+            return None, False, f"unknown: {visible_line(head.ending, 200)}"
         status = foreign.ask("status", "--porcelain", "--untracked-files=no", "--no-renames", "--ignore-submodules=all")
     except PreconditionError as error:
-        return None, False, f"not known: {error.what} {error.why}"
+        return None, False, f"unknown: {error.what} {error.why}"
     if not status.ok:
-        return head.output[0], None, f"whether files were changed is not known: {visible_line(status.ending, 200)}"
+        return head.output[0], None, f"could not check for changed files: {visible_line(status.ending, 200)}"
     changed = len(status.output)
     remark = f"{changed} changed {'file' if changed == 1 else 'files'}" if changed else "no changes"
     return head.output[0], changed > 0, remark

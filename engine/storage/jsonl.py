@@ -54,7 +54,7 @@ class JsonlAppender:
                 raise DiskError(
                     f"A record of {len(line)} bytes could not be written to {self.path}.",
                     str(error),
-                    "Free some space, then start the same command again: everything acknowledged so far is kept.",
+                    "Free some space, then run the same command again: everything acknowledged so far is kept.",
                 ) from error
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A clone: made under a temporary name beside its target, checked, and renamed. One of ours that fits is used again."""
+"""A clone: made under a temporary name beside its target, checked, and renamed. A matching one of ours is reused."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def cloned_folder(
     """The folder of a clone of `source` at `ref`. Raises a Stage3Error where there can be none; then nothing has its name."""
     target = target_of(config, source)
     if _is_reusable(source, ref, target, run, fresh=config.fresh):
-        yield Check("clone", "ok", f"ours, at {visible_line(ref)} already: used again")
+        yield Check("clone", "ok", f"ours, at {visible_line(ref)} already: reused")
         return target
     if os.path.lexists(target):
         refuse_to_move(target, source, run)
     for left in sorted(target.parent.glob(f"{glob.escape(_prefix(target))}*")):
-        what = f"{visible_line(str(left))} is of a clone that was killed, or that another process makes just now"
-        yield Message("warning", f"{what}; in the first case it may be removed.")
+        what = f"{visible_line(str(left))} is of a clone that was killed, or that another process is making"
+        yield Message("warning", f"{what}; if it was killed, you can remove it.")
     with _holder(target) as holder:
         part = Path(holder) / target.name
         yield Message("info", f"Cloning {source.shown} at {visible_line(ref)}.")
@@ -75,9 +75,9 @@ def _holder(target: Path) -> tempfile.TemporaryDirectory[str]:
     except OSError as error:
         there = next(parent for parent in target.parents if parent.exists())
         raise PreconditionError(
-            f"Nothing can be made in {visible_line(str(target.parent))}.",
+            f"Cannot create a folder in {visible_line(str(target.parent))}.",
             f"{visible_line(str(error))}. {visible_line(str(there))} belongs to {owner_of(there)}.",
-            "Give another --repo-root.",
+            "Choose another --repo-root.",
         ) from error
 
 
@@ -96,11 +96,11 @@ def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: Sto
         stop=stop,
     )
     if not result.ok:
-        raise git_failure(f"{source.shown} could not be cloned", result)
+        raise git_failure(f"Cannot clone {source.shown}", result)
     commit = _resolve(source, ref, part)
     checkout = ask(part, environment, "checkout", "--quiet", "--detach", commit, limit_seconds=CLONE_SECONDS)
     if not checkout.ok:
-        raise git_failure(f"{commit} could not be checked out", checkout)
+        raise git_failure(f"Cannot check out {commit}", checkout)
     _verify(source, commit, part)
     if large_files:
         yield from fetch_large_files(source, part, stop)
@@ -120,10 +120,10 @@ def _verify(source: Source, commit: str, part: Path) -> None:
     different = ask(part, environment, "diff-index", "--name-only", "HEAD")
     if different.output or not different.ok:
         raise PreconditionError(
-            f"The files of the clone are not those of {commit}.",
-            f"{visible_line(', '.join(different.output) or different.ending, 200)}: something changed what was written, "
-            "or the disk does not keep it.",
-            "Start the same command again, or give another --repo-root.",
+            f"The files of the clone differ from {commit}.",
+            f"{visible_line(', '.join(different.output) or different.ending, 200)}: another program changed them, "
+            "or the disk is faulty.",
+            "Run the same command again, or choose another --repo-root.",
         )
 
 
@@ -138,9 +138,9 @@ def _resolve(source: Source, ref: str, clone: Path) -> str:
     branches = ask(clone, environment, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/remotes/origin")
     there = ", ".join(name for name in branches.output if name != "HEAD")
     raise ConfigError(
-        f"--repo-ref {visible_line(ref, 100)} is not in {source.shown}.",
-        f"It is no branch, tag or commit there. Its branches: {visible_line(there, 300) or 'none'}.",
-        "Give one of them, a tag, or a commit.",
+        f"{source.shown} has no {visible_line(ref, 100)} (--repo-ref).",
+        f"It is not a branch, tag or commit there. Its branches: {visible_line(there, 300) or 'none'}.",
+        "Pass one of them, a tag, or a commit.",
     )
 
 
@@ -178,6 +178,6 @@ def _wanted_commit(source: Source, ref: str) -> str | None:
     argv = git("ls-remote", "--", source.url, *names)
     result = run_child(argv, limit_seconds=ASK_SECONDS, extra=fetching(source))
     if not result.ok:
-        raise git_failure(f"{source.shown} could not be asked for {visible_line(ref)}", result)
+        raise git_failure(f"Cannot ask {source.shown} for {visible_line(ref)}", result)
     found = {name: commit for commit, _, name in (line.partition(" ") for line in result.output)}
     return next((found[name] for name in names if name in found), None)

@@ -1,4 +1,4 @@
-"""Why git gave up, told apart by its words, with the exit code and the next step of each."""
+"""Classify git's failures by its messages: exit code and next step for each."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ from engine.security.sanitize import visible_line
 
 # The first that fits counts: a full disk also ends a transfer, and a refused login a connection.
 _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
-    (r"No space left|Disk quota|os error 28", DiskError, "Free some space, then start the same command again."),
+    (r"No space left|Disk quota|os error 28", DiskError, "Free some space, then run the same command again."),
     (
         r"dubious ownership|safe\.directory",
         PreconditionError,
-        "It belongs to another user, and git does not trust it. Clone it yourself and give its folder with --repo-root.",
+        "It belongs to another user, so git does not trust it. Clone it yourself and pass its folder with --repo-root.",
     ),
     (
         r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED",
         AccessError,
-        "ssh does not know that host. Connect to it once by hand (`ssh HOST`), compare its key, then start again.",
+        "ssh does not know that host. Connect to it once by hand (`ssh HOST`), check its key, then run the same command again.",
     ),
     (
         r"could not read (Username|Password)|Authentication failed|terminal prompts disabled|error: 40[13]|access denied"
         r"|Permission denied \((publickey|password|keyboard)",
         AccessError,
-        "It is private or not there. Clone it yourself, where git knows you, and give its folder with --repo-root.",
+        "It is private or does not exist. Clone it yourself, with your own login, and pass its folder with --repo-root.",
     ),
     (
         r"repository .*(not found|does not exist)|does not appear to be a git repository",
         PreconditionError,
-        "Correct --repo-url, or clone it yourself and give --repo-root.",
+        "Correct --repo-url, or clone it yourself and pass --repo-root.",
     ),
-    (r"transport '\S+' not allowed", PreconditionError, "It leads to another protocol; give the address itself."),
+    (
+        r"transport '\S+' not allowed",
+        PreconditionError,
+        "It redirects to another protocol; pass that address directly.",
+    ),
     (
         r"Could not resolve|Failed to connect|Connection|timed out|early EOF|hung up unexpectedly|unexpected disconnect"
         r"|invalid index-pack|bad pack header|transfer closed|unable to access|RPC failed|SSL|TLS|too slow|bytes/sec"
         r"|expected flush|protocol error|Could not read from remote repository",
         NetworkError,
-        "Check the network and the proxy (https_proxy: git's own configuration is not read here), then start the same "
-        "command again; nothing half-cloned was kept.",
+        "Check the network and the proxy (https_proxy; git's own configuration is not used), then run the same command "
+        "again. No partial clone is left.",
     ),
 )
 
@@ -48,12 +52,12 @@ def git_failure(what: str, result: ChildResult) -> Stage3Error:
     """What a person can do about a call of git that failed. `what`: a sentence without its full stop."""
     why = f"git: {visible_line(result.ending, 600)}"
     if result.timed_out:
-        return NetworkError(f"{what}.", why, "Check the network, then start the same command again.")
+        return NetworkError(f"{what}.", why, "Check the network, then run the same command again.")
     if result.killed_by:
-        why = f"By somebody, or because memory ran out. {why}"
-        return NetworkError(f"{what}.", why, "Start the same command again; nothing half-cloned was kept.")
+        why = f"It was killed, or memory ran out. {why}"
+        return NetworkError(f"{what}.", why, "Run the same command again. No partial clone is left.")
     said = " ".join(result.tail)
     for pattern, kind, what_to_do in _WORDS:
         if re.search(pattern, said, re.IGNORECASE):
             return kind(f"{what}.", why, what_to_do)
-    return PreconditionError(f"{what}.", why, "Mend what git names, or clone it yourself and give --repo-root.")
+    return PreconditionError(f"{what}.", why, "Fix what git reports, or clone it yourself and pass --repo-root.")

@@ -108,10 +108,10 @@ class UntrustedRepo:
         strange = [key for key in sorted(filters) if not _FILTER_KEY.fullmatch(key)]
         if strange or len(keys) >= MAX_LINES:
             raise PreconditionError(
-                f"git does not look into {visible_line(str(self.folder))}.",
+                f"Refusing to run git in {visible_line(str(self.folder))}.",
                 f"Its configuration has {visible_line(strange[0], 100) if strange else f'{len(keys)} lines or more'}, "
                 "and git would run filters that are named there.",
-                "Look at its .git/config yourself.",
+                "Check its .git/config yourself.",
             )
         names = sorted({key.removeprefix("filter.").rpartition(".")[0] for key in filters})
         empty = ("clean=", "smudge=", "process=", "required=false")

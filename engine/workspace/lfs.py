@@ -34,8 +34,8 @@ def fetch_large_files(source: Source, clone: Path, stop: StopToken) -> Generator
     if shutil.which("git-lfs") is None:
         raise PreconditionError(
             "--fetch-lfs: git-lfs is missing.",
-            "It fetches the large files.",
-            f"Install it with {GET_LFS}, or leave it out.",
+            "git-lfs fetches the large files.",
+            f"Install it with {GET_LFS}, or omit --fetch-lfs.",
         )
     # A repository may name another server in its .lfsconfig; the command line goes before that.
     settings = (*_FILTERS, f"lfs.url={lfs_address(source)}", "lfs.locksverify=false")
@@ -50,7 +50,7 @@ def fetch_large_files(source: Source, clone: Path, stop: StopToken) -> Generator
         stop=stop,
     )
     if not result.ok:
-        raise git_failure(f"The large files of {source.shown} could not be fetched", result)
+        raise git_failure(f"Cannot fetch the large files of {source.shown}", result)
     # git reads a file again that is as young as its index, and without the filters would take it for a changed pointer.
     index = clone / ".git/index"
     os.utime(index, (index.stat().st_atime, index.stat().st_mtime + 2))

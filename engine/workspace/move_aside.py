@@ -1,4 +1,4 @@
-"""A folder in the way: moved aside, never deleted, and what it holds of its own is told."""
+"""Move a folder in the way aside, never delete it, and report any unpushed work in it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def refuse_to_move(target: Path, source: Source, run: Run) -> None:
     ):
         if path is not None and path.resolve().is_relative_to(real):
             raise PreconditionError(
-                f"{visible_line(str(target))} is in the way of the clone and holds {what}.",
-                "A folder in the way is moved aside, and this one cannot be.",
-                "Give another target with --repo-root, or leave --repo-url out to work in the folder as it is.",
+                f"{visible_line(str(target))} is in the way of the clone and contains {what}.",
+                "A folder in the way is moved aside, but this one cannot be.",
+                "Choose another target with --repo-root, or omit --repo-url to work in the folder as it is.",
             )
 
 
@@ -44,11 +44,9 @@ def move_aside(folder: Path) -> Generator[Check, None, None]:
         folder.rename(aside)
     except OSError as error:
         raise PreconditionError(
-            f"{visible_line(str(folder))} is in the way of the clone and cannot be moved aside.",
+            f"{visible_line(str(folder))} is in the way of the clone, and moving it aside failed.",
             f"{visible_line(str(error))}. It belongs to {owner_of(folder)}.",
-            "Move it yourself, or give another target with --repo-root.",
+            "Move it yourself, or choose another target with --repo-root.",
         ) from error
-    was = (
-        f"{visible_line(str(folder))} was in the way and is now {visible_line(str(aside))}; nothing in it was changed."
-    )
+    was = f"{visible_line(str(folder))} was in the way and is now {visible_line(str(aside))}, unchanged."
     yield Check("moved aside", "warning", f"{was} {work}".strip())

@@ -42,7 +42,7 @@ class UnpushedWork:
             f"on no remote: {_listed(commits)}" if commits else "",
         ]
         told = "; ".join(part for part in found if part)
-        return " ".join([*([f"It holds work of its own: {told}."] if told else []), *self.remarks])
+        return " ".join([*([f"It contains unpushed work: {told}."] if told else []), *self.remarks])
 
 
 def unpushed_work(folder: Path) -> UnpushedWork:
@@ -56,7 +56,7 @@ def unpushed_work(folder: Path) -> UnpushedWork:
         return UnpushedWork(changed, untracked, _stashes(foreign), _unpushed(foreign), tuple(_remarks(folder)))
     except PreconditionError as error:
         why = visible_line(f"{error.what} {error.why}", 300)
-        return UnpushedWork(remarks=(f"Whether it holds work of its own is not known: {why}",))
+        return UnpushedWork(remarks=(f"Cannot tell whether it contains unpushed work: {why}",))
 
 
 def _is_repository(folder: Path) -> bool:
@@ -111,12 +111,12 @@ def _count(foreign: UntrustedRepo, *commits: str) -> int:
 def _remarks(folder: Path) -> list[str]:
     told = []
     if (folder / ".git").is_file():
-        told.append("It is a linked worktree or a submodule: `git worktree repair` in it mends the link.")
+        told.append("It is a linked worktree or a submodule: `git worktree repair` in it repairs the link.")
     worktrees = folder / ".git/worktrees"
     if worktrees.is_dir() and any(worktrees.iterdir()):
-        told.append("Other worktrees are linked to it: `git worktree repair` in it mends the links.")
+        told.append("Other worktrees are linked to it: `git worktree repair` in it repairs the links.")
     if (folder / ".gitmodules").exists():
-        told.append("Its submodules were not looked into.")
+        told.append("Its submodules were not checked.")
     return told
 
 

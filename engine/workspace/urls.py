@@ -14,7 +14,7 @@ from engine.security.sanitize import visible, visible_line
 Kind = Literal["https", "path", "ssh"]
 
 GIVE_ANOTHER = (
-    "Give an https:// address without credentials, or a local path; or clone it yourself and give --repo-root."
+    "Pass an https:// address without credentials, or a local path; or clone it yourself and pass --repo-root."
 )
 _HELPER = re.compile(r"[\w+.-]*::")
 _SCP_LIKE = re.compile(r"(?:(?P<user>[^@/:]*)@)?(?P<host>\[[^\]/]*\]|[^@/:\[]+):(?P<path>.*)")
@@ -44,9 +44,9 @@ def check_url(url: str, *, allow_ssh: bool = False) -> Source:
     PreconditionError for a path where no folder is.
     """
     if not url or url.startswith("-") or visible(url) != url or re.search(r"[\n\t\\]", url):
-        raise _unsafe(url, "It is empty, starts with a dash or holds characters that no address has.")
+        raise _unsafe(url, "It is empty, starts with a dash or contains invalid characters.")
     if _HELPER.match(url):
-        raise _unsafe(url, "name:: starts a remote helper, and ext:: runs any command.")
+        raise _unsafe(url, "name:: starts a remote helper, and ext:: can run any command.")
     if "://" in url:
         return _of_address(url, allow_ssh)
     if not Path(url).expanduser().exists() and (scp := _SCP_LIKE.fullmatch(url)):
@@ -59,8 +59,8 @@ def check_ref(ref: str) -> str:
     if not ref or ref.startswith("-") or visible(ref) != ref or re.search(r"[\s~^:?*\[\\]|\.\.|@\{", ref):
         raise UnsafeError(
             f"--repo-ref {visible_line(ref, 100)!r} is refused.",
-            "It is no name of a branch, tag or commit.",
-            "Give a branch, a tag or a commit, such as main.",
+            "It is not a valid name of a branch, tag or commit.",
+            "Pass a branch, a tag or a commit, such as main.",
         )
     return ref
 
@@ -70,39 +70,37 @@ def _of_address(url: str, allow_ssh: bool) -> Source:
         parts = urlsplit(url)
         _ = parts.port  # a port that is no number is noticed only now
     except ValueError as error:
-        raise _unsafe(url, f"It cannot be read: {visible_line(str(error), 100)}.") from None
+        raise _unsafe(url, f"It is invalid: {visible_line(str(error), 100)}.") from None
     is_ssh = parts.scheme == "ssh"
     if parts.password is not None or (parts.username is not None and not is_ssh):
-        raise _unsafe(url, "It carries a name or password, which any process could read.")
+        raise _unsafe(url, "It contains a name or password, which any process could read.")
     if parts.query or parts.fragment:
-        raise _unsafe(
-            url.partition("?")[0].partition("#")[0], "What follows ? or # is no part of a repository's address."
-        )
+        raise _unsafe(url.partition("?")[0].partition("#")[0], "A repository's address has no ? or # part.")
     if is_ssh:
         _check_ssh(url, parts.username, _host_of(parts), allow_ssh)
         return Source(url, "ssh")
     if parts.scheme != "https" or not parts.hostname:
-        raise _unsafe(url, f"{visible_line(parts.scheme, 20)}:// is neither encrypted and checked, nor a path.")
+        raise _unsafe(url, f"{visible_line(parts.scheme, 20)}:// is neither an encrypted protocol nor a path.")
     if not _HOST.fullmatch(_host_of(parts)) or " " in url:
-        raise _unsafe(url, "A host's name is letters, digits, dots and dashes; others can look like it.")
+        raise _unsafe(url, "A host name has only letters, digits, dots and dashes; other characters can imitate them.")
     return Source(url, "https")
 
 
 def _of_scp(url: str, scp: re.Match[str], allow_ssh: bool) -> Source:
     if "@" in scp["path"].partition("/")[0]:  # user:password@host
-        raise _unsafe(url, "It carries a name or password, which any process could read.")
+        raise _unsafe(url, "It contains a name or password, which any process could read.")
     _check_ssh(url, scp["user"], scp["host"], allow_ssh)
     if not scp["path"] or scp["path"].startswith("-"):
-        raise _unsafe(url, "There is no path behind the colon.")
+        raise _unsafe(url, "It has no path after the colon.")
     return Source(url, "ssh")
 
 
 def _check_ssh(url: str, user: str | None, host: str, allow_ssh: bool) -> None:
     if not allow_ssh:
-        why = "It is an ssh address: ssh would use keys of yours that a clone does not need."
-        raise _unsafe(url, why, f"Add --allow-ssh where they are meant to be used. {GIVE_ANOTHER}")
+        why = "It is an ssh address, for which ssh would use your keys."
+        raise _unsafe(url, why, f"Add --allow-ssh to allow that. {GIVE_ANOTHER}")
     if (user is not None and not _USER.fullmatch(user)) or not _HOST.fullmatch(host):
-        raise _unsafe(url, "A user or a host of this form could be taken for an option of ssh.")
+        raise _unsafe(url, "ssh could mistake such a user or host for an option.")
 
 
 def _host_of(parts: SplitResult) -> str:
@@ -120,8 +118,8 @@ def _source_folder(url: str) -> Path:
     path = Path(url).expanduser().resolve()
     if not path.is_dir():
         raise PreconditionError(
-            f"--repo-url {visible_line(url, 200)} is no folder.",
+            f"--repo-url {visible_line(url, 200)} is not a folder.",
             "It has no scheme, so it is a path.",
-            "Give an https:// address or the path of a git repository.",
+            "Pass an https:// address or the path of a git repository.",
         )
     return path

@@ -59,7 +59,7 @@ def test_a_misspelt_key_names_the_nearest_one_and_where_it_stands(where: str, tm
 def test_a_value_out_of_bounds_is_refused_with_its_source_and_the_options_sentence():
     with pytest.raises(ConfigError) as caught:
         load_config(environment={"STAGE3_TOP_P": "1.5"})
-    assert "top_p = '1.5' (from the environment (STAGE3_TOP_P))" in caught.value.what
+    assert "Invalid value for top_p: '1.5' (from the environment (STAGE3_TOP_P))" in caught.value.what
     assert "Nucleus" in caught.value.what_to_do
 
 
@@ -68,10 +68,10 @@ def test_a_value_out_of_bounds_is_refused_with_its_source_and_the_options_senten
     [
         ("num_examples", "a whole number, at least 1"),
         ("top_p", "a number, above 0.0 and at most 1.0"),
-        ("generation_batch_size", "a whole number, at least 1, or nothing"),
+        ("generation_batch_size", "a whole number, at least 1, or empty"),
         ("install", "yes or no"),
         ("report_to", "one of none, tensorboard"),
-        ("repo_root", "a path, or nothing"),
+        ("repo_root", "a path, or empty"),
         ("split", "text"),
     ],
 )

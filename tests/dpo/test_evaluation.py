@@ -399,4 +399,6 @@ def test_the_demo_with_every_pair_flipped_by_a_person_is_refused_and_then_worse(
     assert accepted.returncode == 0, accepted.stderr
     assert reported(folder)["verdict"] == "worse"
     card = (folder / layout.ADAPTER_DIR / "README.md").read_text()
-    assert "opened by a person: swapped to see what comes of it" in card and "| flipped by people | 160 |" in card
+    assert (
+        "but opened with the reason: swapped to see what comes of it" in card and "| flipped by people | 160 |" in card
+    )

@@ -86,11 +86,11 @@ def test_auto_goes_on_in_fresh_processes_until_the_training_fits(two_runs: tuple
     told = [
         entry.event.text for entry in entries if isinstance(entry.event, Message) and entry.event.level == "warning"
     ]
-    assert [text.split("pairs a step")[0] for text in told if "Memory ran out" in text] == [
-        "Memory ran out in the training, after step 2, at 8 × 1 ",
-        "Memory ran out in the training, after step 2, at 4 × 2 ",
+    assert [text.split("pairs per step")[0] for text in told if "Memory ran out" in text] == [
+        "Memory ran out after step 2, with 8 × 1 ",
+        "Memory ran out after step 2, with 4 × 2 ",
     ]
-    assert "Tried to allocate 1.95 GiB" in told[-1] and "2 × 4 pairs a step" in told[-1]
+    assert "Tried to allocate 1.95 GiB" in told[-1] and "2 × 4 pairs per step" in told[-1]
     starts = [entry for entry in entries if entry.event.kind() == "run_started"]
     assert len(starts) == 3 and len({entry.event.pid for entry in starts}) == 1  # replaced, twice, in its place
     assert [entry.event.exit_code for entry in entries if isinstance(entry.event, RunFinished)] == [0]
@@ -158,9 +158,9 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_asks_for_a_fresh_proces
 ):
     spent(error, 3)
     context = make()
-    with pytest.raises(RestartNeeded, match="after step 3, at 2 × 2 pairs") as restart:
+    with pytest.raises(RestartNeeded, match="after step 3, with 2 × 2 pairs") as restart:
         run_stage(train(context, pairs(24)))
-    assert "at 1 × 4 pairs a step" in restart.value.what_to_do
+    assert "with 1 × 4 pairs per step" in restart.value.what_to_do
     plan = current_plan(context.run, context.config, "float32")
     assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 4, True)
 
@@ -190,9 +190,9 @@ def test_at_micro_batch_1_activations_are_computed_twice_and_then_it_is_an_end_w
     context = make(per_device_train_batch_size=1)
     plain = TrainingPlan(1, 2, False, "up front", "float32")
     spent(torch.OutOfMemoryError(OUT_OF_MEMORY), 0)
-    with pytest.raises(RestartNeeded, match="activations computed twice"):
+    with pytest.raises(RestartNeeded, match="activations recomputed"):
         run_stage(train(context, pairs(8), plan=plain))
-    with pytest.raises(MemoryExhausted, match="nothing is left to make smaller") as end:
+    with pytest.raises(MemoryExhausted, match="no smaller plan is left") as end:
         run_stage(train(context, pairs(8)))
     assert not isinstance(end.value, RestartNeeded) and end.value.exit_code == 7
     assert "--max-length 64 (now 128)" in end.value.what_to_do and "--load-in-4bit" in end.value.what_to_do

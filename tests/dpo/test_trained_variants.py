@@ -126,7 +126,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(name: str, make: M
 def test_an_adapter_out_of_the_bases_weights_would_train_without_a_fault_to_be_seen(way: str, make: Make):
     """First loss and hash are right, and the model that was trained is no Stage 2: hence the refusal."""
     context = make({"init_lora_weights": way})
-    with pytest.raises(PreconditionError, match="is not one of the base model as it is"):
+    with pytest.raises(PreconditionError, match="does not belong to the unchanged base model"):
         run_stage(stage.run(context))
     _, trained = run_stage(train(context, ROWS, max_steps=1))
     assert abs(trained.first_loss - math.log(2)) < 1e-6

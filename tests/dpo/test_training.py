@@ -210,7 +210,7 @@ def test_kept_log_probabilities_of_another_reference_are_refused_by_the_first_lo
 def test_a_run_whose_stage_adapter_recorded_nothing_is_refused(make: Callable[..., Context]):
     context = make()
     context.run.forget_stage("adapter")
-    with pytest.raises(PreconditionError, match="not recorded"):
+    with pytest.raises(PreconditionError, match="no record of the reference"):
         run_stage(train(context, ROWS[:4]))
 
 
@@ -234,7 +234,7 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(trl_trainer.Stage3Trainer, "compute_loss", broken)
     context = make()
-    with pytest.raises(NumbersError, match="At step 4 the loss is nan") as stopped:
+    with pytest.raises(NumbersError, match="The loss is nan at step 4") as stopped:
         run_stage(train(context, ROWS))
     assert stopped.value.exit_code == 8
     assert [path.name for path in by_step(context.run / "checkpoints")] == ["checkpoint-2"]
@@ -250,13 +250,13 @@ def test_a_nan_gradient_under_a_finite_loss_stops_the_run(make: Callable[..., Co
         return gradient * math.nan if calls == 3 else gradient
 
     next(p for n, p in policy.named_parameters() if "lora_B" in n).register_hook(poison)
-    with pytest.raises(NumbersError, match="At step 2 the gradient norm is nan"):
+    with pytest.raises(NumbersError, match="The gradient norm is nan at step 2"):
         run_stage(train(context, ROWS, policy=policy))
     assert by_step(context.run / "checkpoints") == []
 
 
 def test_a_training_that_changes_nothing_is_refused(make: Callable[..., Context]):
-    with pytest.raises(NumbersError, match="did not change"):
+    with pytest.raises(NumbersError, match="did not change the adapter"):
         run_stage(train(make(learning_rate=1e-30), ROWS[:4]))
 
 
@@ -399,7 +399,7 @@ def test_a_damaged_newest_checkpoint_is_put_aside_and_an_older_good_one_used(
     (newest / "adapter_model.safetensors").write_bytes(data)
     events, trained = run_stage(train(make(), ROWS))
     assert trained.resumed_from is not None and trained.resumed_from < int(newest.name.rpartition("-")[2])
-    assert f"{newest.name} is not used: adapter_model.safetensors is not as it was written" in told(events)
+    assert f"Skipped {newest.name}: adapter_model.safetensors has changed" in told(events)
     assert (newest.parent / f"broken-{newest.name}").is_dir()
     assert weights(context, STEPS) == undisturbed[2]
 
@@ -414,8 +414,8 @@ def checkpoint(folder: Path, step: int, fingerprint: str = "right") -> Path:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda c: (c / MANIFEST).unlink(), "no manifest"),
-    "manifest cut": (lambda c: os.truncate(c / MANIFEST, 30), "manifest cannot be read"),
-    "manifest of something else": (lambda c: (c / MANIFEST).write_text("[]"), "manifest cannot be read"),
+    "manifest cut": (lambda c: os.truncate(c / MANIFEST, 30), "manifest is unreadable"),
+    "manifest of something else": (lambda c: (c / MANIFEST).write_text("[]"), "manifest is unreadable"),
     "file missing": (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is missing"),
     "file cut": (lambda c: os.truncate(c / "optimizer.pt", 1), "optimizer.pt is not as"),
     "a byte flipped": (lambda c: (c / "optimizer.pt").write_bytes(bytes([4, 2])), "optimizer.pt is not as"),
@@ -511,7 +511,7 @@ def test_too_many_long_pairs_refuse_the_training(make: Callable[..., Context]):
     ("line", "reason"),
     [
         ("{", "not JSON"),
-        ('{"prompt": []}', "'prompt' is no list"),
+        ('{"prompt": []}', "'prompt' is not a list"),
         ('{"prompt": [{"role": "user"}], "chosen": [], "rejected": []}', "no role and content"),
     ],
 )

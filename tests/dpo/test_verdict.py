@@ -70,10 +70,10 @@ def test_every_threshold_is_an_option_with_its_default():
 def test_the_reason_comes_first_and_then_what_was_measured():
     given = found(compared(RISING, HIGHER, unusable=(3, 4), refused=(1, 2)))
     assert given.reasons == (
-        "The judge prefers Stage 3's answers; neither broken answers, refusals nor length speak against it.",
+        "The judge prefers Stage 3's answers; broken answers, refusals and length do not explain it.",
         "Unusable answers: 15% before, 20% after.",
         "Length: 1.03 times Stage 2's on average.",
-        "Of 20 harmless prompts 1 were refused before, 2 after.",
+        "Refused harmless prompts: 1 of 20 before, 2 after.",
         "Judge: 20 better, 0 equal, 0 worse (sign test p = 1.9e-06); "
         "mean change +0.366, 95 % interval +0.349 to +0.384.",
     )
@@ -114,7 +114,7 @@ def test_without_a_judge_nobody_can_tell():
 def test_a_judge_that_scored_too_few_is_none():
     before, after = [*RISING[:14], *unscored(6)], [*HIGHER[:14], *unscored(6)]
     assert word(compared(before, after)) == ("cannot tell", "no judge")
-    assert "The judge scored 14 prompts, fewer than 15." in found(compared(before, after)).reasons
+    assert "The judge scored only 14 prompts; at least 15 are needed." in found(compared(before, after)).reasons
     assert word(compared([*RISING[:15], None], [*HIGHER[:15], 0.5])) == ("better", "judged better")
 
 

@@ -61,7 +61,7 @@ def test_margins_below_zero_for_long_are_told_and_noise_about_zero_is_not():
 
 def test_chosen_replies_that_become_unlikely_are_told_in_nats_a_token():
     said = watch(chosen=lambda step: -80.0 - 2 * step)
-    assert len(said) == 1 and "0.5" in said[0] and "nats a token less likely" in said[0]
+    assert len(said) == 1 and "0.5" in said[0] and "nats per token less likely" in said[0]
     assert watch(chosen=lambda step: -80.0 - step / 2) == []
 
 
@@ -83,5 +83,5 @@ def test_a_real_training_shows_its_figures_to_the_watch(tmp_path, monkeypatch: p
     events, _ = run_stage(
         train(Context(context.config.model_copy(update={"num_train_epochs": 4.0}), context.run), pairs(24))
     )
-    said = [event.text for event in events if isinstance(event, Message) and "nats a token less likely" in event.text]
+    said = [event.text for event in events if isinstance(event, Message) and "nats per token less likely" in event.text]
     assert len(said) == 1 and "(to step 22)" in said[0]  # the warm-up begins at rate 0: so does what can be judged

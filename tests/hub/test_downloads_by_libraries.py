@@ -113,19 +113,19 @@ def test_every_way_of_reading_works_where_the_hub_does_and_where_it_sends_on(fak
 
 
 REFUSALS = {
-    "401": (4, "not accepted (401)"),
-    "gated": (4, "licence is not accepted"),
-    "awaiting": (4, "nobody has answered"),
+    "401": (4, "rejected the token (401)"),
+    "gated": (4, "has not accepted its licence"),
+    "awaiting": (4, "got no reply yet"),
     "fine-grained": (4, "fine-grained token"),
-    "403": (4, "may not be read"),
-    "404": (4, "not there, or private"),
-    "private": (4, "not there, or private"),
+    "403": (4, "No access to"),
+    "404": (4, "does not exist or is private"),
+    "private": (4, "does not exist or is private"),
     "429": (5, "429: too many requests"),
     "503": (5, "503"),
-    "portal": (5, "is not the Hub's"),
-    "short": (5, "broke off in the middle"),
+    "portal": (5, "is not from the Hub"),
+    "short": (5, "was interrupted"),
 }
-DATASETS_SAY = (4, "gated, private or not there")
+DATASETS_SAY = (4, "gated, private or does not exist")
 """datasets hides the Hub's answer behind an exception of its own."""
 
 
@@ -147,7 +147,7 @@ def test_a_download_that_hangs_comes_to_an_end(fake: FakeHub, tmp_path: Path) ->
     put(fake, "a/silent", "hang")
     put(fake, "a/stalled", {"file": "hang in the middle"})
     for outcome in download(fake, tmp_path, ("snapshot", "a/silent"), ("file", "a/silent"), ("file", "a/stalled")):
-        assert (outcome.get("exit_code"), "does not answer" in outcome.get("what", "")) == (5, True), outcome
+        assert (outcome.get("exit_code"), "does not respond" in outcome.get("what", "")) == (5, True), outcome
 
 
 def test_after_a_cut_the_next_try_completes(fake: FakeHub, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_after_a_cut_the_next_try_completes(fake: FakeHub, tmp_path: Path) -> No
     wanted = [("file", "a/cut"), ("file", "a/cut"), ("file", "a/smaller"), ("file", "a/smaller")]
     cut, again, smaller, once_more = download(fake, tmp_path, *wanted)
     for failed in (cut, smaller):
-        assert (failed.get("exit_code"), "broke off" in failed.get("what", "")) == (5, True), failed
+        assert (failed.get("exit_code"), "interrupted" in failed.get("what", "")) == (5, True), failed
     for whole in (again, once_more):
         assert whole.get("got") == CONFIG.decode(), whole
     left = [path for path in tmp_path.rglob("*.incomplete") if path.is_file()]

@@ -62,10 +62,10 @@ def test_a_moments_trouble_does_not_end_a_login(fake: FakeHub) -> None:
 @pytest.mark.parametrize(
     ("answer", "what"),
     [
-        ("access_denied", "refused"),
-        ("expired_token", "not finished in time"),
+        ("access_denied", "declined"),
+        ("expired_token", "timed out"),
         ("something_\x1b[2Jnew", "failed"),
-        ("authorization_pending", "not finished in time"),
+        ("authorization_pending", "timed out"),
     ],
 )
 def test_an_end_without_a_token_says_which(fake: FakeHub, answer: str, what: str) -> None:
@@ -120,7 +120,7 @@ def test_it_does_not_wait_for_longer_than_a_quarter_of_an_hour_and_shows_no_fore
     fake.login_seconds = 10**9
     assert request_code().seconds == 900
     fake.login_page = "javascript:alert(1)"
-    with pytest.raises(NetworkError, match="not the Hub's"):
+    with pytest.raises(NetworkError, match="not from the Hub"):
         request_code()
 
 

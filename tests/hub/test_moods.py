@@ -44,23 +44,25 @@ class Case:
 CASES = (
     Case("all is well", 0, "", "", ""),
     Case("public, and no token", 0, "", "", "", token=False),
-    Case("wrong token", 4, "(the variable HF_TOKEN) is not accepted (401)", "revoked", TOKENS_PAGE, account="401"),
-    Case("a login page", 5, "is not the Hub's", "proxy", "HTTPS_PROXY", account="portal"),
-    Case("cut in the middle", 5, "broke off in the middle", "incomplete|peer closed", "same command", account="short"),
-    Case("gated, and no token", 4, "without a token, and there is none", "gated", PAGE, base="gated", token=False),
-    Case("licence not accepted", 4, "licence is not accepted", "not in the authorized list", PAGE, base="gated"),
-    Case("not yet granted", 4, "nobody has answered", "awaiting a review", PAGE, base="awaiting"),
+    Case("wrong token", 4, "rejected the token (the variable HF_TOKEN) (401)", "revoked", TOKENS_PAGE, account="401"),
+    Case("a login page", 5, "is not from the Hub", "proxy", "HTTPS_PROXY", account="portal"),
+    Case("cut in the middle", 5, "was interrupted", "incomplete|peer closed", "same command", account="short"),
+    Case("gated, and no token", 4, "without a token, and none was found", "gated", PAGE, base="gated", token=False),
+    Case("licence not accepted", 4, "has not accepted its licence", "not in the authorized list", PAGE, base="gated"),
+    Case("not yet granted", 4, "got no reply yet", "awaiting a review", PAGE, base="awaiting"),
     Case("fine-grained without the box", 4, "fine-grained token", "Please enable", TOKENS_PAGE, base="fine-grained"),
-    Case("no right to", 4, "may not be read", "You have no ␛", PAGE, base="403"),
-    Case("not there", 4, "not there, or private", "404", PAGE, base="404"),
-    Case("private", 4, "not there, or private", "401", PAGE, base="private"),
+    Case("no right to", 4, "No access to", "You have no ␛", PAGE, base="403"),
+    Case("not there", 4, "does not exist or is private", "404", PAGE, base="404"),
+    Case("private", 4, "does not exist or is private", "401", PAGE, base="private"),
     Case("no such revision", 2, "no branch, tag or commit main", "Invalid rev", PAGE, base={"info": "no revision"}),
-    Case("too many requests", 5, "429: too many requests", "limits", "in 3600 s", base="429"),
-    Case("does not work", 5, "503", "on its side", "status.huggingface.co", base="503"),
-    Case("hangs", 5, "does not answer", "Nothing came for", "HF_HUB_DOWNLOAD_TIMEOUT", base="hang"),
+    Case("too many requests", 5, "429: too many requests", "limit", "in 3600 s", base="429"),
+    Case("temporarily unavailable", 5, "503", "on its side", "status.huggingface.co", base="503"),
+    Case("hangs", 5, "does not respond", "No data for", "HF_HUB_DOWNLOAD_TIMEOUT", base="hang"),
     Case("renamed", 0, "", "", "", base="redirect"),
     Case("sent to another host", 0, "", "", "", base="redirect elsewhere"),
-    Case("account at another host", 5, "sends on to", "to no other", "HF_ENDPOINT=", account="redirect elsewhere"),
+    Case(
+        "account at another host", 5, "redirects to", "only to the host", "HF_ENDPOINT=", account="redirect elsewhere"
+    ),
 )
 BY_NAME = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

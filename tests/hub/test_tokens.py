@@ -66,7 +66,7 @@ def test_the_given_token_comes_before_the_variables_and_those_before_the_login(
     assert source_and_value(None) == ("the variable HUGGING_FACE_HUB_TOKEN", "hf_old")
     monkeypatch.setenv("HF_TOKEN", " hf_variable\n")
     assert source_and_value(None) == ("the variable HF_TOKEN", "hf_variable")
-    assert source_and_value(Secret("'hf_given'")) == ("given to this run", "hf_given")
+    assert source_and_value(Secret("'hf_given'")) == ("passed to this run", "hf_given")
     assert fake.requests == []
 
 
@@ -83,14 +83,14 @@ def test_other_places_are_named_where_they_hold_another_token(fake: FakeHub, mon
 
 @pytest.mark.parametrize("value", ["hf_a b", "hf_ü", "hf_a\nhf_b", "''"])
 def test_what_can_be_no_token_is_refused_unseen(value: str) -> None:
-    with pytest.raises(AccessError, match="is no token") as refused:
+    with pytest.raises(AccessError, match="is not a token") as refused:
         find_token(Secret(value))
     assert value not in str(refused.value)
 
 
 def test_a_login_that_cannot_be_read_is_an_access_error(fake: FakeHub) -> None:
     Path(constants.HF_TOKEN_PATH).mkdir(parents=True)
-    with pytest.raises(AccessError, match="could not be used"):
+    with pytest.raises(AccessError, match="is unusable"):
         find_token(None)
 
 
@@ -133,7 +133,7 @@ def test_a_token_file_that_is_no_text_shows_nothing_of_itself(tmp_path: Path) ->
     path = tmp_path / "token"
     path.write_bytes(b"hf_abc\xff\xfe")
     path.chmod(0o600)
-    with pytest.raises(AccessError, match="is no text") as refused:
+    with pytest.raises(AccessError, match="is not a text file") as refused:
         read_token_file(str(path))
     assert "hf_abc" not in str(refused.value) and refused.value.__cause__ is None
 
@@ -222,14 +222,14 @@ def test_a_folder_that_is_shared_is_not_made_ours(fake: FakeHub) -> None:
     folder = Path(constants.HF_TOKEN_PATH).parent
     folder.mkdir(parents=True)
     folder.chmod(0o1777)
-    with pytest.raises(UnsafeError, match="not stored"):
+    with pytest.raises(UnsafeError, match="Cannot store the token"):
         store_token(Secret(CANARY))
     assert mode_of(folder) == 0o1777 and list(folder.iterdir()) == []
 
 
 def test_a_token_that_is_refused_is_not_stored(fake: FakeHub) -> None:
     fake.refused = {CANARY}
-    with pytest.raises(AccessError, match="not accepted"):
+    with pytest.raises(AccessError, match="rejected the token"):
         store_token(Secret(CANARY))
     assert not Path(constants.HF_TOKEN_PATH).exists()
 
@@ -237,11 +237,11 @@ def test_a_token_that_is_refused_is_not_stored(fake: FakeHub) -> None:
 def test_a_place_that_cannot_be_written_says_so(fake: FakeHub) -> None:
     Path(constants.HF_TOKEN_PATH).parent.parent.mkdir(exist_ok=True)
     Path(constants.HF_TOKEN_PATH).parent.write_text("a file in the way")
-    with pytest.raises(DiskError, match="could not be stored"):
+    with pytest.raises(DiskError, match="Cannot store the token"):
         store_token(Secret(CANARY))
 
 
 def test_a_name_of_the_token_that_the_store_cannot_hold_is_no_crash(fake: FakeHub) -> None:
     fake.auth = {"accessToken": {"role": "read", "displayName": "DEFAULT"}}
-    with pytest.raises(DiskError, match="could not be stored"):
+    with pytest.raises(DiskError, match="Cannot store the token"):
         store_token(Secret(CANARY))

@@ -77,32 +77,38 @@ def unsafe(damage: Damage, reason: str, mend: str) -> Case:
 
 FOLDER = {
     "no folder": refused(
-        shutil.rmtree, "There is no Stage 2 adapter at .*/adapter[.] Stage 3 starts from", "--adapter-path"
+        shutil.rmtree, "Found no Stage 2 adapter at .*/adapter[.] Stage 3 starts from", "--adapter-path"
     ),
     "a file where the folder should be": refused(
-        lambda folder: (shutil.rmtree(folder), folder.write_text("")), "is a file; an adapter is a folder", "its folder"
+        lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+        "is a file, but an adapter is a folder",
+        "its folder",
     ),
-    "no configuration": refused(remove(CONFIG), f"There is no {CONFIG} in", AGAIN),
-    "no weights": refused(remove(WEIGHTS), f"There is no {WEIGHTS} in .* It holds the adapter's weights", AGAIN),
+    "no configuration": refused(remove(CONFIG), f"has no {CONFIG}", AGAIN),
+    "no weights": refused(remove(WEIGHTS), f"has no {WEIGHTS}[.] That file has the adapter's weights", AGAIN),
     "a whole model in their place": refused(
-        lambda f: (f / WEIGHTS).rename(f / "model.safetensors"), "It has model.safetensors: a whole model", AGAIN
+        lambda f: (f / WEIGHTS).rename(f / "model.safetensors"), "It has model.safetensors: a full model", AGAIN
     ),
     "weights in a pickle alone": unsafe(
         both(remove(WEIGHTS), write("adapter_model.bin", PICKLE)),
-        "its weights in adapter_model.bin alone",
+        "its weights only in adapter_model.bin",
         "save it again",
     ),
     "weights in a pickle too": unsafe(
-        write("adapter_model.bin", PICKLE), f"holds adapter_model.bin beside {WEIGHTS}", "Remove it"
+        write("adapter_model.bin", PICKLE), f"contains adapter_model.bin beside {WEIGHTS}", "Remove it"
     ),
-    "another pickle": unsafe(write("extra.PKL", PICKLE), "holds extra.PKL beside", "Remove it"),
+    "another pickle": unsafe(write("extra.PKL", PICKLE), "contains extra.PKL beside", "Remove it"),
     "weights that are a link out of the folder": unsafe(
-        linked(WEIGHTS, "../elsewhere/x"), f"{WEIGHTS} is a link out of the folder", "Put a copy of the file there"
+        linked(WEIGHTS, "../elsewhere/x"),
+        f"{WEIGHTS} is a link out of the folder",
+        "Replace the link with a copy of the file",
     ),
     "a configuration that is a link out of it": unsafe(
-        linked(CONFIG, "../elsewhere/y"), f"{CONFIG} is a link out of the folder", "Put a copy of the file there"
+        linked(CONFIG, "../elsewhere/y"),
+        f"{CONFIG} is a link out of the folder",
+        "Replace the link with a copy of the file",
     ),
-    "weights that are a pipe": unsafe(fifo(WEIGHTS), "is no regular file", AGAIN),
+    "weights that are a pipe": unsafe(fifo(WEIGHTS), "is not a regular file", AGAIN),
 }
 
 SETTINGS = {
@@ -111,7 +117,7 @@ SETTINGS = {
         write(CONFIG, b'{"r": "\xe9"}'), "is not JSON.*UnicodeDecode", AGAIN
     ),
     "a configuration without bottom": refused(write(CONFIG, b"[" * 200_000), "is not JSON.*RecursionError", AGAIN),
-    "a configuration that is a list": refused(write(CONFIG, b"[]"), "no JSON object, but a list", AGAIN),
+    "a configuration that is a list": refused(write(CONFIG, b"[]"), "not a JSON object, but a list", AGAIN),
     "no peft_type": refused(without_setting("peft_type"), "has no peft_type", AGAIN),
     "IA3": refused(settings(peft_type="IA3"), "peft_type 'IA3', not 'LORA'", "peft.LoraConfig"),
     "prompt tuning": refused(settings(peft_type="PROMPT_TUNING"), "peft_type 'PROMPT_TUNING'", "peft.LoraConfig"),
@@ -119,39 +125,35 @@ SETTINGS = {
     "LoRA in small letters": refused(settings(peft_type="lora"), "peft_type 'lora'.*in capitals", "peft.LoraConfig"),
     "a rank in words": refused(settings(r="three"), "PEFT cannot use.*r = 'three'", AGAIN),
     "a rank of nothing": refused(settings(rank_pattern={"q_proj": 0}), "rank_pattern.q_proj = 0", AGAIN),
-    "a classifier's adapter": refused(
-        settings(task_type="SEQ_CLS"), "task_type 'SEQ_CLS'", "Give the adapter of Stage 2"
-    ),
-    "an unknown task": refused(settings(task_type="TELEPATHY"), "task_type 'TELEPATHY'", "Give the adapter of Stage 2"),
+    "a classifier's adapter": refused(settings(task_type="SEQ_CLS"), "task_type 'SEQ_CLS'", "Pass the Stage 2 adapter"),
+    "an unknown task": refused(settings(task_type="TELEPATHY"), "task_type 'TELEPATHY'", "Pass the Stage 2 adapter"),
     "no such target modules": refused(
-        settings(target_modules=["c_attn"]), "no place in .* It is on c_attn, and PEFT says", OTHER_BASE
+        settings(target_modules=["c_attn"]), "does not apply to .* It targets c_attn. PEFT says", OTHER_BASE
     ),
     "a pattern that is none": refused(
-        settings(target_modules="q_proj("), r"no place in .* It is on q_proj\(", OTHER_BASE
+        settings(target_modules="q_proj("), r"does not apply to .* It targets q_proj\(", OTHER_BASE
     ),
     "code named by auto_map": unsafe(
         both(settings(auto_map={"AutoModel": "model.Mine"}), write("model.py", b"raise SystemExit")),
-        "names code to run: auto_map .*model.Mine.* model.py lies beside it",
-        "transformers brings itself",
+        "names code to run: auto_map .*model.Mine.* model.py is beside it",
+        "transformers supports itself",
     ),
     "a model class of somebody": unsafe(
         settings(auto_mapping={"base_model_class": "Mine", "parent_library": "transformers_modules.someone.mine"}),
         "a model class of 'transformers_modules.someone.mine'",
-        "transformers brings itself",
+        "transformers supports itself",
     ),
     "a module to import": unsafe(
         settings(megatron_config={"x": 1}, megatron_core="os.path"),
         "megatron_core 'os.path'",
-        "transformers brings itself",
+        "transformers supports itself",
     ),
 }
 
 UNTRAINABLE = {
-    "bias": refused(
-        settings(bias="lora_only"), "cannot be trained with DPO.*bias 'lora_only'", "Train Stage 2 without it"
-    ),
+    "bias": refused(settings(bias="lora_only"), "DPO cannot train.*bias 'lora_only'", "Train Stage 2 without it"),
     "a bias in lora_B": refused(
-        settings(lora_bias=True), "has lora_bias: PEFT cannot merge it", "Train Stage 2 without it"
+        settings(lora_bias=True), "uses lora_bias: PEFT cannot merge it", "Train Stage 2 without it"
     ),
     "LoRA on the embedding": refused(
         settings(target_modules=["embed_tokens", "q_proj"]), "LoRA on the embedding", "Train Stage 2 without it"
@@ -163,18 +165,16 @@ UNTRAINABLE = {
         settings(target_modules=["lm_head", "q_proj"]), "LoRA on the head", "Train Stage 2 without it"
     ),
     "single tokens": refused(
-        settings(trainable_token_indices=[5]), "has trainable_token_indices", "Train Stage 2 without it"
+        settings(trainable_token_indices=[5]), "uses trainable_token_indices", "Train Stage 2 without it"
     ),
-    "layers repeated": refused(settings(layer_replication=[[0, 2], [1, 2]]), "has layer_replication", "without it"),
+    "layers repeated": refused(settings(layer_replication=[[0, 2], [1, 2]]), "uses layer_replication", "without it"),
     "LoRA that waits for words": refused(
-        settings(alora_invocation_tokens=[5]), "has alora_invocation_tokens", "without it"
+        settings(alora_invocation_tokens=[5]), "uses alora_invocation_tokens", "without it"
     ),
-    "PiSSA": refused(
-        settings(init_lora_weights="pissa_niter_4"), "init_lora_weights 'pissa_niter_4'", "makes a plain LoRA"
-    ),
-    "OLoRA": refused(settings(init_lora_weights="olora"), "init_lora_weights 'olora'", "makes a plain LoRA"),
+    "PiSSA": refused(settings(init_lora_weights="pissa_niter_4"), "init_lora_weights 'pissa_niter_4'", "a plain LoRA"),
+    "OLoRA": refused(settings(init_lora_weights="olora"), "init_lora_weights 'olora'", "a plain LoRA"),
     "a beginning nobody knows": refused(
-        settings(init_lora_weights="zen"), "has init_lora_weights 'zen'.*does not know it", "makes a plain LoRA"
+        settings(init_lora_weights="zen"), "has init_lora_weights 'zen'.*does not know it", "a plain LoRA"
     ),
 }
 
@@ -182,29 +182,29 @@ FILE = {
     "a git-lfs pointer": refused(write(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "git-lfs pointer", "lfs pull"),
     "a web page": refused(write(WEIGHTS, b"<!doctype html><title>404</title>"), "is a web page", ELSEWHERE),
     "an empty file": refused(write(WEIGHTS, b""), f"{WEIGHTS} is empty", ELSEWHERE),
-    "cut in the length": refused(cut(lambda data, size: 5), "cut short: of 5 bytes, the first 8", ELSEWHERE),
-    "cut in the header": refused(cut(lambda data, size: data - 100), "cut short in the header", ELSEWHERE),
-    "cut in the data": refused(cut(lambda data, size: (data + size) // 2), "cut short in the data", ELSEWHERE),
-    "cut by a byte": refused(cut(lambda data, size: size - 1), r"cut short in the data: 6,968 .* 6,967", ELSEWHERE),
+    "cut in the length": refused(cut(lambda data, size: 5), "truncated: it has 5 bytes", ELSEWHERE),
+    "cut in the header": refused(cut(lambda data, size: data - 100), "truncated in the header", ELSEWHERE),
+    "cut in the data": refused(cut(lambda data, size: (data + size) // 2), "truncated in the data", ELSEWHERE),
+    "cut by a byte": refused(cut(lambda data, size: size - 1), r"truncated in the data: 6,968 .* 6,967", ELSEWHERE),
     "an absurd header": refused(header_length_of(1 << 62), "header would be 4,611,686,018,427,387,904 bytes", ELSEWHERE),
     "a bit flipped before the header": refused(flipped(lambda data: 8), "does not begin with '{'", ELSEWHERE),
-    "a bit flipped in the header": refused(flipped(lambda data: data.index(b'"dtype"')), "header is no JSON: Exp", ELSEWHERE),
+    "a bit flipped in the header": refused(flipped(lambda data: data.index(b'"dtype"')), "not valid JSON: Exp", ELSEWHERE),
     "a bit flipped in a format's name": refused(
-        flipped(lambda data: data.index(b"F32")), "number format 'f32', which there is not", ELSEWHERE
+        flipped(lambda data: data.index(b"F32")), "unknown number format 'f32'", ELSEWHERE
     ),
     "a name twice": refused(header(first_name_twice), "Its header names .* twice", ELSEWHERE),
-    "a shape that is none": refused(header(said_otherwise("shape", [-3, 24])), r"the shape \[-3, 24\] and the place", ELSEWHERE),
-    "a shape of another size": refused(header(said_otherwise("shape", [3, 25])), r"bytes for the shape \[3, 25\]", ELSEWHERE),
-    "tensors that overlap": refused(header(moved(-4, -4)), "begins 4 bytes before the end of", ELSEWHERE),
+    "a shape that is none": refused(header(said_otherwise("shape", [-3, 24])), r"the invalid shape \[-3, 24\]", ELSEWHERE),
+    "a shape of another size": refused(header(said_otherwise("shape", [3, 25])), r"not match the shape \[3, 25\]", ELSEWHERE),
+    "tensors that overlap": refused(header(moved(-4, -4)), "overlaps .* by 4 bytes", ELSEWHERE),
     "a gap between tensors": refused(header(moved(8, 8)), "a gap of 8 bytes before", ELSEWHERE),
-    "bytes behind the end": refused(appended(b"12"), "2 bytes follow behind the last tensor", ELSEWHERE),
-    "whole numbers": refused(each(lambda n, t: (n, t.to(torch.int8))), "numbers in I8", "Before its weights are quantised"),
-    "eight-bit floats": refused(each(lambda n, t: (n, t.to(torch.float8_e4m3fn))), "in F8_E4M3", "are quantised"),
+    "bytes behind the end": refused(appended(b"12"), "2 extra bytes follow the last tensor", ELSEWHERE),
+    "whole numbers": refused(each(lambda n, t: (n, t.to(torch.int8))), "numbers in I8", "before quantising its weights"),
+    "eight-bit floats": refused(each(lambda n, t: (n, t.to(torch.float8_e4m3fn))), "in F8_E4M3", "before quantising"),
 }  # fmt: skip
 
 TENSORS = {
     "one tensor missing": refused(
-        dropped(lambda name: name == f"{Q}B.weight"), r"not complete: 1 of its 16 tensors are missing \(.*q_proj.lora_B", AGAIN
+        dropped(lambda name: name == f"{Q}B.weight"), r"incomplete: 1 of its 16 tensors are missing \(.*q_proj.lora_B", AGAIN
     ),
     "a layer missing": refused(dropped(lambda n: ".layers.0." in n), r"missing \(all of layer 0\).* 624 numbers", AGAIN),
     "the last layer missing": refused(dropped(lambda n: ".layers.1." in n), r"missing \(all of layer 1\)", AGAIN),
@@ -212,57 +212,57 @@ TENSORS = {
         both(dropped(lambda n: ".layers.0." in n), settings(r=4)), r"tensors are missing \(all of layer 0\).* 832 numbers", AGAIN
     ),
     "half of them missing": refused(dropped(every_second()), r"8 of its 16 tensors are missing \(base_model", AGAIN),
-    "saved from a wrapped model": refused(renamed(lambda n: f"module.{n}"), "hold 'module.'.*wrapped model", "unwrap_model"),
+    "saved from a wrapped model": refused(renamed(lambda n: f"module.{n}"), "contain 'module.'.*wrapped model", "unwrap_model"),
     "saved from a compiled model": refused(
-        renamed(lambda n: n.replace("model.layers", "_orig_mod.model.layers")), "hold '_orig_mod.'", "unwrap_model"
+        renamed(lambda n: n.replace("model.layers", "_orig_mod.model.layers")), "contain '_orig_mod.'", "unwrap_model"
     ),
     "saved with the adapter's name": refused(
         renamed(lambda n: n.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")),
-        "hold the adapter's own name",
+        "contain the adapter's own name",
         AGAIN,
     ),
     "names cut at the front": refused(renamed(lambda n: n.removeprefix(PREFIX)), f"do not begin with '{PREFIX}'", AGAIN),
     "names of a picture model": refused(
-        renamed(lambda n: n.replace("model.layers", "language_model.layers")), "Not one of its names is known", OTHER_BASE
+        renamed(lambda n: n.replace("model.layers", "language_model.layers")), "None of its tensor names match", OTHER_BASE
     ),
     "tensors too many": refused(
         added(**{f"{PREFIX}model.layers.1.mlp.up_proj.lora_{a}.weight": torch.ones(2, 2) for a in "AB"}),
-        "has 2 tensors more than its configuration", AGAIN,
+        "has 2 more tensors than its configuration", AGAIN,
     ),
     "a layer too many": refused(
         tensors(lambda t: {**t, **{n.replace("layers.1", "layers.7"): t[n] * 1.5 for n in t if "layers.1" in n}}),
-        "tensors of layer 7, and the base's last layer is 1", OTHER_BASE,
+        "tensors of layer 7, but the base model's last layer is 1", OTHER_BASE,
     ),
     "DoRA in the configuration alone": refused(settings(use_dora=True), r"missing \(.*lora_magnitude_vector", AGAIN),
-    "another rank": refused(settings(r=5), "have the rank 3, and its configuration says 5", AGAIN),
+    "another rank": refused(settings(r=5), "have rank 3, but its configuration says 5", AGAIN),
     "a tensor turned round": refused(
-        each(lambda n, t: (n, t.T.contiguous() if n == f"{DOWN}A.weight" else t)), r"turned round: \(40, 3\) for \(3, 40\)", AGAIN
+        each(lambda n, t: (n, t.T.contiguous() if n == f"{DOWN}A.weight" else t)), r"transposed: \(40, 3\) instead", AGAIN
     ),
     "a tensor with a dimension more": refused(
-        each(lambda n, t: (n, t[None] if n == f"{DOWN}B.weight" else t)), r"1 of 16 tensors have another shape", OTHER_BASE
+        each(lambda n, t: (n, t[None] if n == f"{DOWN}B.weight" else t)), r"1 of 16 tensors have the wrong shape", OTHER_BASE
     ),
     "made on another architecture": refused(
         settings(auto_mapping={"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama"}),
-        "made on a LlamaForCausalLM, and this is a GemmaForCausalLM", OTHER_BASE,
+        "trained on a LlamaForCausalLM, but this is a GemmaForCausalLM", OTHER_BASE,
     ),
     "more words in the embedding": refused(
-        added(**{EMBEDDING: torch.ones(408, 24)}), "another vocabulary.*with 408 rows; the base has 400 tokens", "resize_token"
+        added(**{EMBEDDING: torch.ones(408, 24)}), "different vocabulary.*408 rows; the base model has 400", "resize_token"
     ),
     "more words in a saved head": refused(
-        each(lambda n, t: (n, torch.cat([t, t[:3]]) if "lm_head" in n else t)), "lm_head.weight along, with 403 rows", "resize_",
+        each(lambda n, t: (n, torch.cat([t, t[:3]]) if "lm_head" in n else t)), "lm_head.weight with 403 rows", "resize_",
         of="whole_head",
     ),
     "the base's own embedding": refused(
-        added(**{EMBEDDING: torch.ones(400, 24)}), "brings the base's own .*embed_tokens.weight along", "save_embedding_layers"
+        added(**{EMBEDDING: torch.ones(400, 24)}), "contains the base model's own .*embed_tokens.weight", "save_embedding_layers"
     ),
     "more words in its tokenizer": refused(
-        tokenizer_of(402), "tokenizer beside the adapter.* goes up to the token 401; .* for 400", "resized"
+        tokenizer_of(402), "tokenizer beside the adapter.* goes up to token 401; .* has 400", "resized"
     ),
 }  # fmt: skip
 
 NUMBERS = {
-    "one NaN": refused(one_number("lora_A", float("nan")), r"in 1 of its 16 tensors .*lora_A.* holds NaN", "checkpoint"),
-    "one infinity": refused(one_number("lora_B", float("-inf")), "in 1 of its 16 tensors .* holds an inf", "checkpoint"),
+    "one NaN": refused(one_number("lora_A", float("nan")), r"in 1 of its 16 tensors .*lora_A.* contains NaN", "checkpoint"),
+    "one infinity": refused(one_number("lora_B", float("-inf")), "in 1 of its 16 tensors .* contains an inf", "checkpoint"),
     "a NaN in a whole module": refused(
         one_number("lm_head", float("nan")), r"in 1 of its 17 tensors \(base_model.model.lm_head.weight\)", "checkpoint",
         of="whole_head",
@@ -360,11 +360,11 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
 def test_an_adapter_of_another_family_is_refused_by_its_shapes(ours: str, theirs: str, families: Any, tmp_path: Path):
     error, told = refusal(build_context(tmp_path / "run", families[ours][0], families[theirs][1]))
     if ours == theirs:  # it fits, and what is missing are the base's weights
-        assert (error.what, told[-1].name) == (f"The base model {families[ours][0]} cannot be read.", "base model")
+        assert (error.what, told[-1].name) == (f"Cannot read the base model {families[ours][0]}.", "base model")
         assert [check.name for check in told if check.status == "ok"][-1] == "tensors"
         return
     assert isinstance(error, PreconditionError)
-    assert "does not fit" in error.what and "tensors have another shape" in error.why
+    assert "does not fit" in error.what and "tensors have the wrong shape" in error.why
     assert error.why.endswith(f"Its configuration names {families[theirs][0]}.")
     assert OTHER_BASE in error.what_to_do
     assert [check.status for check in told if check.name == "named base"] == ["warning"]
@@ -374,9 +374,9 @@ def test_an_adapter_of_a_deeper_and_of_a_flatter_base_is_told_by_its_layers(fami
     base, adapter = families["gemma"]
     deep = build_base(tmp_path / "deep", num_hidden_layers=3, hidden_size=30)
     error, _ = refusal(build_context(tmp_path / "run", base, build_adapter(tmp_path / "deep-adapter", deep)))
-    assert "It has tensors of layer 2, and the base's last layer is 1." in error.why
+    assert "It has tensors of layer 2, but the base model's last layer is 1." in error.why
     error, _ = refusal(build_context(tmp_path / "run2", deep, adapter))
-    assert "Its last layer is 1, that of the base 2; and its shapes are others." in error.why
+    assert "Its last layer is 1, the base model's is 2, and the shapes differ." in error.why
 
 
 def test_of_two_architectures_with_the_same_shapes_only_what_peft_wrote_down_tells(families: Any, tmp_path: Path):
@@ -385,10 +385,10 @@ def test_of_two_architectures_with_the_same_shapes_only_what_peft_wrote_down_tel
     llama = build_base(tmp_path / "llama", family="llama", **sizes)
     with_note = build_adapter(tmp_path / "with", llama, task_type=None)
     error, _ = refusal(build_context(tmp_path / "run", families["gemma"][0], with_note))
-    assert "made on a LlamaForCausalLM, and this is a GemmaForCausalLM." in error.why
+    assert "trained on a LlamaForCausalLM, but this is a GemmaForCausalLM." in error.why
     without = build_adapter(tmp_path / "without", llama)
     error, told = refusal(build_context(tmp_path / "run2", families["gemma"][0], without))
-    assert "cannot be read" in error.what  # the base's weights are what is missing
+    assert "Cannot read" in error.what  # the base's weights are what is missing
     assert [check.status for check in told if check.name == "named base"] == ["warning"]
 
 

@@ -129,14 +129,14 @@ def test_an_archive_is_verified_against_the_hash_beside_it_and_the_one_in_run_js
     run.record_stage("packaging", result={"sha256": made.sha256})
     assert dict(verified_archive(run)[0].contents) == dict(made.contents)
     run.record_stage("packaging", result={"sha256": "0" * 64})
-    with pytest.raises(DamagedState, match="not the one that was made"):
+    with pytest.raises(DamagedState, match="not the one that this run made"):
         verified_archive(run)
     run.record_stage("packaging", result={"sha256": made.sha256})
     run.archive.write_bytes(run.archive.read_bytes() + b"\n")
-    with pytest.raises(DamagedState, match="not the one that was made"):
+    with pytest.raises(DamagedState, match="not the one that this run made"):
         verified_archive(run)
     run.archive.unlink()
-    with pytest.raises(DamagedState, match="not the one that was made") as gone:
+    with pytest.raises(DamagedState, match="not the one that this run made") as gone:
         verified_archive(run)
     assert "--from packaging" in gone.value.what_to_do
 
@@ -145,5 +145,5 @@ def test_without_a_recorded_hash_nothing_is_certain(stage2: tuple[Path, Path], t
     run = finished_run(tmp_path / "run", stage2[0]).run
     build_archive(run)
     hash_file(run).unlink()
-    with pytest.raises(DamagedState, match="not the one that was made"):
+    with pytest.raises(DamagedState, match="not the one that this run made"):
         verified_archive(run)

@@ -81,7 +81,7 @@ def test_splits_are_sums_of_slices():
 
 @pytest.mark.parametrize("expression", ["", "train[", "train[:5", "train]5[", "train+", "train[a:b]"])
 def test_a_split_that_is_none_says_how_to_write_one(expression: str):
-    with pytest.raises(ConfigError, match="is no split"):
+    with pytest.raises(ConfigError, match="is not a split"):
         parse_split(expression)
 
 

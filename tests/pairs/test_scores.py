@@ -364,7 +364,7 @@ def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(
     made.run.set_aside(*STAGE["quality"].outputs, why="edits")
     events, _ = run_stage(quality.run(with_pairs(made, records)))
     assert report_of(made)["figures"]["improved_share"] == 1.0
-    assert any("20 scores are the pairs file's own" in event.text for event in events if isinstance(event, Message))
+    assert any("20 scores come from the pairs file" in event.text for event in events if isinstance(event, Message))
     assert not (made.run / layout.SCORES_JSONL).exists()
 
 
@@ -395,7 +395,7 @@ def test_a_judge_that_hardly_answers_with_a_letter_is_doubted(
     use(Mumbling())
     made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30))
     events, _ = run_stage(quality.run(made))
-    assert any("a probability of 6.5%" in event.text for event in events if isinstance(event, Message))
+    assert any("probability of only 6.5%" in event.text for event in events if isinstance(event, Message))
     assert report_of(made)["judge"]["on_the_letters"] == pytest.approx((0.125 + 29 * 0.0625) / 30, abs=1e-6)
 
 

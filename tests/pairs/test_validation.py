@@ -329,7 +329,7 @@ def test_what_people_decided_beside_the_file_counts_and_is_told(good: Path, judg
     assert (people["decided"], people["rejected"], people["flipped"], people["not_here"]) == (2, 1, 1, 1)
     main(["validate", str(good)])
     printed = capsys.readouterr().out
-    assert "people decided about 2 pairs" in printed and "1 that are not in this file" in printed
+    assert "decisions about 2 pairs" in printed and "1 that are not in this file" in printed
 
 
 def test_a_damaged_decision_shuts_the_gate_and_names_its_line(good: Path, judge):
@@ -390,10 +390,10 @@ def test_nothing_is_exported_while_the_gate_is_shut_unless_a_person_opens_it(tmp
     command = ["validate", str(good), "--export", str(out)]
     before = set(tmp_path.iterdir())
     assert main(command) == 9
-    assert "is not written" in capsys.readouterr().out and set(tmp_path.iterdir()) == before
+    assert "Did not write" in capsys.readouterr().out and set(tmp_path.iterdir()) == before
     assert main([*command, "--accept-quality", "to try it out"]) == 0
     printed = capsys.readouterr()
-    assert "opened by a person (to try it out)" in printed.out and printed.err == ""
+    assert "opened the gate (to try it out)" in printed.out and printed.err == ""
     assert len(out.read_text().splitlines()) == 6
 
 

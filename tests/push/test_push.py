@@ -176,7 +176,7 @@ def test_a_second_push_of_the_same_does_nothing_and_says_so(context: Context, hu
     assert done.was_there and done.in_words == f"{REPO} has it already"
     assert set(hub.steps) == {"whoami", "info", "auth"}
     assert len(hub.repos[REPO].commits) == 1
-    assert "nothing was sent" in checks(events)["pushed"].detail
+    assert "nothing sent" in checks(events)["pushed"].detail
 
 
 def test_another_adapter_is_a_second_commit_and_what_it_meets_is_told(context: Context, hub: FakeHubPush):
@@ -324,35 +324,37 @@ WRITES = ("create", "preupload", "batch", "verify", "commit")
 @pytest.mark.parametrize(
     ("step", "mood", "kind", "told"),
     [
-        ("whoami", "401", AccessError, "token is not accepted"),
+        ("whoami", "401", AccessError, "rejected the token"),
         ("whoami", "429", NetworkError, "429: too many requests"),
-        ("whoami", "portal", NetworkError, "is not the Hub's"),
-        ("whoami", "cut", NetworkError, "broke off in the middle"),
+        ("whoami", "portal", NetworkError, "is not from the Hub"),
+        ("whoami", "cut", NetworkError, "was interrupted"),
         ("info", "503", NetworkError, "503"),
-        ("info", "403 no", AccessError, "may not write to someone/stage3"),
+        ("info", "403 no", AccessError, "No write access to someone/stage3"),
         ("yaml", "503", NetworkError, "503"),
-        ("yaml", "400 bad card", NetworkError, "does not take what is pushed"),
-        *((step, "401", AccessError, "token is not accepted") for step in WRITES),
-        *((step, "403 not yours", AccessError, "may not write to someone/stage3") for step in WRITES),
-        *((step, "404 who?", AccessError, "knows no someone/stage3") for step in WRITES),
+        ("yaml", "400 bad card", NetworkError, "rejected the push"),
+        *((step, "401", AccessError, "rejected the token") for step in WRITES),
+        *((step, "403 not yours", AccessError, "No write access to someone/stage3") for step in WRITES),
+        *((step, "404 who?", AccessError, "has no someone/stage3") for step in WRITES),
         *((step, "503", NetworkError, "503") for step in WRITES),
         *((step, "busy for an hour", NetworkError, "429") for step in WRITES),
-        *((step, "cut", NetworkError, "broke off in the middle") for step in ("create", "commit")),
-        *((step, "echo", AccessError, "may not write") for step in WRITES),
-        *(
-            ("upload", mood, NetworkError, "storage behind the Hub refused")
-            for mood in ("401", "403 too late", "404", "echo")
-        ),
+        *((step, "cut", NetworkError, "was interrupted") for step in ("create", "commit")),
+        *((step, "echo", AccessError, "No write access") for step in WRITES),
+        *(("upload", mood, NetworkError, "Hub's storage rejected") for mood in ("401", "403 too late", "404", "echo")),
         ("upload", "503", NetworkError, "503"),
-        ("create", "402 pay", AccessError, "may not write"),
-        ("create", "409 there is one", AccessError, "this token does not see it"),
-        ("create", "409 Cannot create repo: another conflicting operation is in progress", NetworkError, "changed by"),
-        ("preupload", "portal", NetworkError, "is not the Hub's"),
-        ("batch", "portal", NetworkError, "is not the Hub's"),
-        ("commit", "409", NetworkError, "changed by somebody else"),
-        ("commit", "412", NetworkError, "changed by somebody else"),
-        ("commit", "400 secret found in README.md", NetworkError, "does not take what is pushed"),
-        ("commit", "413", NetworkError, "does not take what is pushed"),
+        ("create", "402 pay", AccessError, "No write access"),
+        ("create", "409 there is one", AccessError, "this token cannot see it"),
+        (
+            "create",
+            "409 Cannot create repo: another conflicting operation is in progress",
+            NetworkError,
+            "Someone else changed",
+        ),
+        ("preupload", "portal", NetworkError, "is not from the Hub"),
+        ("batch", "portal", NetworkError, "is not from the Hub"),
+        ("commit", "409", NetworkError, "Someone else changed"),
+        ("commit", "412", NetworkError, "Someone else changed"),
+        ("commit", "400 secret found in README.md", NetworkError, "rejected the push"),
+        ("commit", "413", NetworkError, "rejected the push"),
     ],
 )
 def test_a_refusal_at_any_step_is_told_and_leaves_the_archive_and_no_half_repository(
@@ -373,12 +375,12 @@ def test_a_refusal_at_any_step_is_told_and_leaves_the_archive_and_no_half_reposi
 @pytest.mark.parametrize("step", ["whoami", "create", "commit"])
 def test_a_hub_that_hangs_is_waited_for_so_long_and_no_longer(step: str, context: Context, hub: FakeHubPush):
     hub.moods[step] = "hang"
-    assert "Nothing came for" in refused(NetworkError, context.run).why
+    assert "No data for" in refused(NetworkError, context.run).why
 
 
 def test_an_upload_that_hangs_is_tried_again_and_then_given_up(context: Context, hub: FakeHubPush):
     hub.moods["upload"] = "hang"
-    assert "did not answer, 1 times in a row" in refused(NetworkError, context.run).what
+    assert "did not respond 1 times in a row" in refused(NetworkError, context.run).what
     assert hub.repos[REPO].files == {}
 
 
@@ -386,7 +388,7 @@ def test_no_hub_at_all_is_a_network_error(context: Context, hub: FakeHubPush, mo
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        assert "cannot be reached" in refused(NetworkError, context.run).what
+        assert "Cannot reach the Hub" in refused(NetworkError, context.run).what
 
 
 def test_offline_says_which_variable_forbids_it(context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch):
@@ -410,7 +412,7 @@ def test_a_commit_whose_answer_was_lost_is_found_done_the_next_time(context: Con
 def test_a_repository_that_changes_meanwhile_is_not_overwritten(context: Context, hub: FakeHubPush):
     hub.repos[REPO] = Repo()
     events = push(context.run, REPO, public=False, token=TOKEN, accept_lookalikes=False, stop=StopToken())
-    with pytest.raises(NetworkError, match="changed by somebody else"):
+    with pytest.raises(NetworkError, match="Someone else changed"):
         for _ in events:
             hub.repos[REPO].files["theirs.txt"] = b"just now"
     assert hub.repos[REPO].commits == []
@@ -502,7 +504,7 @@ def test_an_archive_that_is_not_the_recorded_one_is_not_pushed(context: Context,
     with context.run.archive.open("ab") as file:
         file.write(b"\n")
     error = refused(DamagedState, context.run)
-    assert error.exit_code == ExitCode.DAMAGED and "not the one that was made" in error.what
+    assert error.exit_code == ExitCode.DAMAGED and "not the one that this run made" in error.what
     assert hub.requests == []
 
 
@@ -610,7 +612,7 @@ def test_the_command_repeats_a_push_that_failed_and_the_stage_is_done_then(
     assert run.result("packaging")["pushed"]["files"] == 8 and run.result("packaging")["scp"]
     assert '"kind":"stage_finished"' in (run / layout.EVENTS_JSONL).read_text().splitlines()[-1]
     again = run_push(context, hub, context.run.folder, HF_TOKEN=CANARY)
-    assert again.returncode == 0 and "nothing was sent" in again.stdout
+    assert again.returncode == 0 and "nothing sent" in again.stdout
     assert len(hub.repos[REPO].commits) == 1
     for text in (failed.stdout, failed.stderr, done.stdout, again.stdout):
         assert CANARY not in text
@@ -637,7 +639,7 @@ def test_one_argument_is_the_run_or_the_repository(context: Context, hub: FakeHu
     assert asked.returncode == 0 and sorted(hub.repos) == ["lab/another"]
     (folder.parent / "runs").mkdir()
     misspelt = run_push(context, hub, "runs/misspelt", HF_TOKEN=CANARY)
-    assert misspelt.returncode == 2 and "There is no run in runs/misspelt" in misspelt.stderr
+    assert misspelt.returncode == 2 and "No run in runs/misspelt" in misspelt.stderr
     context.run.manifest["config"]["push_to_hub"] = None
     nowhere = run_push(context, hub, folder, HF_TOKEN=CANARY)
     assert nowhere.returncode == 2 and "OWNER/NAME" in nowhere.stderr

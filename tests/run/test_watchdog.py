@@ -113,7 +113,7 @@ def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_goes_on(
     finally:
         session.close()
         at_work.run.release()
-    assert "no sign for" in shown[0] and "no sign for" not in shown[1]
+    assert "silent for" in shown[0] and "silent for" not in shown[1]
     assert "a_lock_that_nobody_gives_back" in (at_work.run / RUN_LOG).read_text()
 
 

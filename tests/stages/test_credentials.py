@@ -90,7 +90,7 @@ def test_nothing_remote_is_skipped_and_says_so(tmp_path: Path, fake: FakeHub) ->
     (tmp_path / "data.jsonl").touch()
     local = context(tmp_path, base_model_id=str(tmp_path), adapter_path=str(tmp_path), dataset="data.jsonl")
     result, _ = drive(local)
-    assert isinstance(result, StageEnd) and result.outcome == "skipped" and "no token is needed" in result.summary
+    assert isinstance(result, StageEnd) and result.outcome == "skipped" and "no token needed" in result.summary
     evidence = evidence_of(local, "credentials")
     assert evidence is not None
     assert {"base_model_id": str(tmp_path), "dataset": "data.jsonl"}.items() <= evidence.items()
@@ -146,7 +146,7 @@ def test_tokens_that_are_in_the_way_are_cleared_and_named(
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_staler")
     _, events = drive(context(tmp_path, token=CANARY))
     assert "HF_TOKEN" not in os.environ and "HUGGING_FACE_HUB_TOKEN" not in os.environ
-    assert "HF_TOKEN held another token" in str(events) and "hf_stale" not in str(events)
+    assert "HF_TOKEN held a different token" in str(events) and "hf_stale" not in str(events)
 
 
 def test_a_wrong_token_stops_before_any_repository_is_asked(tmp_path: Path, fake: FakeHub) -> None:
@@ -176,7 +176,7 @@ def test_without_a_token_a_gated_model_asks_for_one_in_every_way_there_is(tmp_pa
 def test_without_a_token_public_repositories_pass(tmp_path: Path, fake: FakeHub) -> None:
     given = context(tmp_path)
     result, events = drive(given)
-    assert isinstance(result, StageEnd) and "no token is needed" in result.summary
+    assert isinstance(result, StageEnd) and "no token needed" in result.summary
     assert checks(events)["token"] == "skipped" and given.token is None
 
 
@@ -199,12 +199,12 @@ def test_a_refused_token_says_where_it_came_from_and_where_another_is(
     fake.refused = {CANARY}
     error, _ = drive(context(tmp_path))
     assert isinstance(error, AccessError)
-    assert "(the variable HF_TOKEN)" in error.what and f"another in the login stored in {stored}" in error.what_to_do
+    assert "(the variable HF_TOKEN)" in error.what and f"is in the login stored in {stored}" in error.what_to_do
     monkeypatch.delenv("HF_TOKEN")
     fake.refused = {"hf_OfTheLogin"}
     error, _ = drive(context(tmp_path))
     assert isinstance(error, AccessError) and f"(the login stored in {stored})" in error.what
-    assert "another" not in error.what_to_do.replace("Make another", "")
+    assert "Another" not in error.what_to_do
 
 
 @pytest.mark.parametrize(("reads_gated", "status"), [(True, "ok"), (False, "warning")])
@@ -216,7 +216,7 @@ def test_the_scope_of_a_fine_grained_token_is_a_line_of_its_own(
     fake.auth = {"accessToken": {"role": "fineGrained", "displayName": "mine", "fineGrained": fine}}
     _, events = drive(context(tmp_path, token=CANARY))
     assert checks(events)["scope"] == status and "org acme: repo.content.read" in detail(events, "scope")
-    assert detail(events, "token") == 'given to this run: account someone, token "mine" with role fineGrained'
+    assert detail(events, "token") == 'passed to this run: account someone, token "mine" with role fineGrained'
 
 
 def test_a_refusal_of_a_fine_grained_token_names_both_reasons_where_it_may_be_either(
@@ -254,7 +254,7 @@ def test_adapter_and_reward_model_are_asked_for_after_base_model_and_before_the_
 
 def test_a_token_is_stored_where_that_is_asked_for_and_the_screen_says_where(tmp_path: Path, fake: FakeHub) -> None:
     _, events = drive(context(tmp_path, token=CANARY, store_token=True))
-    assert detail(events, "stored token").startswith(f"{tmp_path}/home/token, readable by you alone")
+    assert detail(events, "stored token").startswith(f"{tmp_path}/home/token, readable only by you")
     assert huggingface_hub.get_token() == CANARY
     assert holders_of(CANARY, tmp_path) == {tmp_path / "home/token", tmp_path / "home/stored_tokens"}
 
@@ -269,7 +269,7 @@ def test_a_token_that_cannot_be_stored_does_not_end_the_run(tmp_path: Path, fake
     given = context(tmp_path, token=CANARY, store_token=True)
     result, events = drive(given)
     assert isinstance(result, StageEnd) and given.token is not None
-    assert checks(events)["stored token"] == "warning" and "could not be stored" in detail(events, "stored token")
+    assert checks(events)["stored token"] == "warning" and "Cannot store the token" in detail(events, "stored token")
 
 
 def holders_of(token: str, folder: Path) -> set[Path]:
@@ -284,7 +284,7 @@ def test_without_a_token_a_login_shows_page_and_code_and_goes_on_with_its_token(
     fake.auth = {"type": "oauth", "expiresAt": "2027-01-01"}
     given = context(tmp_path, device_login=True)
     result, events = drive(given)
-    assert isinstance(result, StageEnd) and result.facts["source"] == "the login with a browser"
+    assert isinstance(result, StageEnd) and result.facts["source"] == "the browser login"
     shown = [event for event in events if isinstance(event, Check) and event.name == credentials.LOGIN_CHECK]
     assert [event.status for event in shown] == ["warning", "ok"]
     assert f"{fake.endpoint}/device" in shown[0].detail and "ABCD-1234" in shown[0].detail
@@ -456,7 +456,7 @@ def test_what_killed_downloads_left_behind_is_told(tmp_path: Path, fake: FakeHub
     with (blobs / "abc.1234abcd.incomplete").open("wb") as file:
         file.truncate(3_200_000_000)
     _, events = drive(context(tmp_path))
-    assert "3.2 GB of downloads of base model google/gemma-2b-it that broke off" in str(events)
+    assert "3.2 GB of interrupted downloads of base model google/gemma-2b-it" in str(events)
 
 
 # -- the right to push, before hours of training -----------------------------------------------------------------------
@@ -490,7 +490,7 @@ def test_a_token_that_may_only_read_is_refused_before_the_training(tmp_path: Pat
 
 def test_a_push_without_a_token_is_refused_before_the_training(tmp_path: Path, push_hub: FakeHubPush) -> None:
     error, events = drive(local_and_pushed(tmp_path, token=None))
-    assert isinstance(error, AccessError) and "no token to push with" in error.what
+    assert isinstance(error, AccessError) and "No token to push with" in error.what
     assert checks(events) == {"token": "failed"} and push_hub.requests == []
 
 

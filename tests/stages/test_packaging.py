@@ -32,14 +32,14 @@ def test_the_stage_tells_all_that_brings_the_archive_home(context: Context, monk
     events, result = run_stage(stage.run(context))
     details = {event.name: event.detail for event in events if isinstance(event, Check)}
     assert "changes a logit" in details["loads"]
-    assert details["bring it home"].startswith("scp -P 2222 ") and "@192.0.2.44:" in details["bring it home"]
+    assert details["fetch it"].startswith("scp -P 2222 ") and "@192.0.2.44:" in details["fetch it"]
     assert details["check and unpack"] == "sha256sum -c run_artifacts.zip.sha256 && unzip run_artifacts.zip"
     facts = json.loads(json.dumps(dict(result.facts)))  # as run.json keeps them
     assert facts["sha256"] == details["sha256"] == sha256_of_file(context.run.archive)
     assert facts["archive"] == str(context.run.archive) and facts["bytes"] == context.run.archive.stat().st_size
     assert [WEIGHTS, (context.run / WEIGHTS).stat().st_size] in facts["contents"]
     assert len(facts["contents"]) == facts["files"] > 10
-    assert facts["scp"] == details["bring it home"]
+    assert facts["scp"] == details["fetch it"]
     assert (facts["check"], facts["unzip"]) == tuple(details["check and unpack"].split(" && "))
     assert facts["load"] == [details["load the base"], details["load the adapter"]]
 
@@ -67,7 +67,7 @@ def test_an_archive_of_the_same_files_is_not_made_again(context: Context, monkey
     monkeypatch.setattr(stage, "build_archive", lambda *_, **__: pytest.fail("it was packed again"))
     events, result = run_stage(stage.run(context))
     assert result.facts["sha256"] == made.sha256 and context.run.archive.stat().st_mtime_ns == written
-    assert any("not made again" in getattr(event, "text", "") for event in events)
+    assert any("intact archive" in getattr(event, "text", "") for event in events)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_an_adapter_of_nan_or_of_nothing_is_not_packed(factor: float, reason: st
         ("""echo '{"effect": 0.7, "tensors_sha256": "of something else"}'""", "the training recorded as it was"),
         ("""echo '{"error": "Every lora_B of the adapter is zero."}'""", "Every lora_B of the adapter is zero."),
         ("echo Killed >&2; exit 137", "exit code 137: Killed"),
-        ("echo hello", "It ended without an answer."),
-        ("", "It ended without an answer."),
-        ("echo '[7]'", "Its answer is none."),
+        ("echo hello", "It ended without output."),
+        ("", "It ended without output."),
+        ("echo '[7]'", "Its output is invalid."),
     ],
 )
 def test_what_the_fresh_process_says_against_an_adapter_keeps_the_archive_from_its_name(

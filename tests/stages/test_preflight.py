@@ -86,7 +86,7 @@ def test_a_plan_that_does_not_fit_the_longest_pair_is_lowered_until_it_does(
     events, result = run_stage(preflight.run(demo()))
     plan = TrainingPlan.from_dict(result.facts["plan"])
     assert plan is not None and (plan.micro_batch, plan.accumulation) == (2, 4)
-    assert plan.why["micro_batch"] == "4 was tried, and did not fit"
+    assert plan.why["micro_batch"] == "4 was tried and did not fit"
     said = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
     assert len(said) == 2 and all("Tried to allocate 1.95 GiB" in text for text in said)
 
@@ -107,7 +107,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_tried(
     demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(machine, "machine_of", a_machine(0.01))
-    with pytest.raises(PreconditionError, match=r"training needs 0\.\d GiB at its peak, and there are 0\.0") as refused:
+    with pytest.raises(PreconditionError, match=r"training needs 0\.\d GiB at its peak, but only 0\.0") as refused:
         run_stage(preflight.run(demo(cpu_ref_model=False, gradient_checkpointing=False)))
     assert refused.value.exit_code == 3
     for way in ("--gradient-checkpointing (0.", "--cpu-ref-model (0.", "--max-length 128 (0."):
@@ -122,7 +122,7 @@ def test_on_a_gpu_4_bits_are_among_what_would_fit(demo: Callable[..., Context], 
         Machine("cuda", 4 * GIB, 4 * GIB, 600 << 20, 64 * GIB),
         "",
     )
-    with pytest.raises(PreconditionError, match=r"and there are 4\.0") as refused:
+    with pytest.raises(PreconditionError, match=r"but only 4\.0") as refused:
         require_memory(inputs)
     assert "--load-in-4bit (" in refused.value.what_to_do
 

@@ -91,7 +91,7 @@ def test_a_tool_that_is_too_old_says_what_is_the_oldest_and_why(
     result, checks, _ = drive(tmp_path)
     told = checks[name].detail
     assert checks[name].status == "warning" and result.facts[name] is None
-    assert f"{says.split()[-1]} is too old, {oldest} is the oldest of use (" in told and "get it with" in told
+    assert f"{says.split()[-1]} is too old, at least {oldest} is needed (" in told and "get it with" in told
 
 
 def test_an_old_git_clones_nothing(tmp_path: Path, programs: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_python_that_the_packages_do_not_allow_is_refused(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toolchain, "python_needed", lambda: SpecifierSet(">=3.99"))
-    with pytest.raises(PreconditionError, match="does not fit"):
+    with pytest.raises(PreconditionError, match="is not supported"):
         drive(tmp_path)
     assert python_needed() == SpecifierSet(">=3.11")
 
@@ -211,7 +211,7 @@ def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
     told = checks["GPU 0"].detail
     assert checks["NVIDIA driver"].detail == result.facts["driver"] == "570.86.10"
     assert checks["GPU 0"].status == "warning"
-    assert told.startswith("NVIDIA L4␛[2J, 6.0 of 24.0 GiB free; held by ")
+    assert told.startswith("NVIDIA L4␛[2J, 6.0 of 24.0 GiB free; used by ")
     assert f"process {other.pid} (sleep of " in told and ", 11.0 GiB)" in told and "979" not in told
     assert f"process {zombie} (true of " in told and "is a zombie" in told
     assert f"process {1 << 22} (outside of this container, or gone, 1.0 GiB)" in told
@@ -235,7 +235,7 @@ def test_a_driver_that_fails_halfway_leaves_out_what_it_does_not_say(
 
     nvml.nvmlDeviceGetMemoryInfo = nvml.nvmlDeviceGetComputeRunningProcesses = refuse  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert drive(tmp_path)[1]["GPU 0"].detail == "NVIDIA L4␛[2J, its memory is not told"
+    assert drive(tmp_path)[1]["GPU 0"].detail == "NVIDIA L4␛[2J, memory unknown"
 
 
 # -- torch -------------------------------------------------------------------------------------------------------------
@@ -294,12 +294,12 @@ BATCH_JOB = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n"
     ("belongs", "manager", "linger", "status", "told"),
     [
         (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "no", "warning", "systemd-run --user --scope tmux"),
-        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "yes", "warning", "in tmux, too"),
-        (SESSION, "KillUserProcesses=no\nKillExcludeUsers=root", "no", "ok", "leaves this run alone"),
-        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root anna", "no", "ok", "leaves this run alone"),
-        (SESSION, "KillUserProcesses=yes\nKillOnlyUsers=guest", "no", "ok", "leaves this run alone"),
+        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "yes", "warning", "even in tmux"),
+        (SESSION, "KillUserProcesses=no\nKillExcludeUsers=root", "no", "ok", "does not end this run"),
+        (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root anna", "no", "ok", "does not end this run"),
+        (SESSION, "KillUserProcesses=yes\nKillOnlyUsers=guest", "no", "ok", "does not end this run"),
         (USER_MANAGER, "KillUserProcesses=no", "no", "warning", "Linger=no"),
-        (USER_MANAGER, "KillUserProcesses=yes", "yes", "ok", "leaves this run alone"),
+        (USER_MANAGER, "KillUserProcesses=yes", "yes", "ok", "does not end this run"),
         (BATCH_JOB, "KillUserProcesses=yes", "no", None, ""),
     ],
 )

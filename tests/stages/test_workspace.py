@@ -35,7 +35,7 @@ def test_a_checkout_is_recorded_with_its_commit_and_its_changes(tmp_path: Path, 
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PreconditionError, match="nowhere is no folder"):
+    with pytest.raises(PreconditionError, match="nowhere is not a folder"):
         drive(context(tmp_path, repo_root=tmp_path / "nowhere"))
 
 
@@ -137,7 +137,7 @@ def test_a_filter_that_the_command_line_cannot_switch_off_is_not_looked_behind(
     dirtied(upstream)
     result, events = drive(context(tmp_path, repo_root=upstream))
     assert not (tmp_path / "ran").exists()
-    assert result.facts["commit"] is None and "git does not look into" in detail(events, "commit")
+    assert result.facts["commit"] is None and "Refusing to run git in" in detail(events, "commit")
 
 
 # -- a clone -----------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_an_unknown_ref_is_refused_names_the_branches_and_leaves_everything_as_i
 
 def test_a_folder_that_is_no_repository_cannot_be_cloned(tmp_path: Path, here: Path) -> None:
     (tmp_path / "plain").mkdir()
-    with pytest.raises(PreconditionError, match="could not be cloned"):
+    with pytest.raises(PreconditionError, match="Cannot clone"):
         drive(context(tmp_path, repo_url=str(tmp_path / "plain")))
     assert names_in(here) == set()
 
@@ -213,8 +213,8 @@ def test_a_folder_in_the_way_is_moved_aside_and_its_uncommitted_work_is_named(
     assert (here / "upstream.aside-1/readme").read_text() == "my work"
     assert (here / "upstream/readme").read_text() == "second"
     told = detail(events, "moved aside")
-    assert "upstream.aside-1; nothing in it was changed." in told
-    assert 'It holds work of its own: 1 changed file (readme); 1 untracked file ("my new file").' in told
+    assert "upstream.aside-1, unchanged." in told
+    assert 'It contains unpushed work: 1 changed file (readme); 1 untracked file ("my new file").' in told
 
 
 def test_stashes_and_commits_that_no_remote_has_are_named(tmp_path: Path, upstream: Path, here: Path) -> None:
@@ -233,7 +233,7 @@ def test_stashes_and_commits_that_no_remote_has_are_named(tmp_path: Path, upstre
     (mine / "new").touch()
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
     assert (
-        "It holds work of its own: 1 untracked file (new); 2 stashes; "
+        "It contains unpushed work: 1 untracked file (new); 2 stashes; "
         "on no remote: 3 commits of idea, 1 commit of HEAD, which is on no branch." in detail(events, "moved aside")
     )
 
@@ -243,7 +243,7 @@ def test_a_clone_that_is_committed_and_pushed_holds_no_work_of_its_own(
 ) -> None:
     git(here, "clone", "-q", str(upstream), "upstream")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
-    assert detail(events, "moved aside").endswith("nothing in it was changed.")
+    assert detail(events, "moved aside").endswith("unchanged.")
 
 
 def test_a_repository_without_a_remote_is_all_work_of_its_own(tmp_path: Path, upstream: Path, here: Path) -> None:
@@ -264,7 +264,7 @@ def test_what_is_not_looked_into_is_said(tmp_path: Path, upstream: Path, here: P
     (here / "upstream/.gitmodules").write_text("")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
     told = detail(events, "moved aside")
-    assert "linked worktree" in told and "git worktree repair" in told and "submodules were not looked into" in told
+    assert "linked worktree" in told and "git worktree repair" in told and "submodules were not checked" in told
 
 
 @pytest.mark.parametrize("damage", ["no HEAD", "no configuration"])
@@ -275,7 +275,7 @@ def test_a_damaged_repository_in_the_way_is_moved_and_that_it_was_not_read_is_sa
     make_upstream(here / "upstream")
     (here / "upstream/.git" / {"no HEAD": "HEAD", "no configuration": "config"}[damage]).write_text("[[[\n")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
-    assert "Whether it holds work of its own is not known: git " in detail(events, "moved aside")
+    assert "Cannot tell whether it contains unpushed work: git " in detail(events, "moved aside")
     assert names_in(here) == {".git", "upstream", "upstream.aside-1"}
 
 
@@ -287,7 +287,7 @@ def test_a_repository_of_another_user_is_not_looked_into_and_whose_it_is_is_said
     for path in [here / "upstream", *(here / "upstream").rglob("*")]:
         os.lchown(path, 12345, 12345)
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
-    assert "is not known: git rev-parse failed. It belongs to user 12345." in detail(events, "moved aside")
+    assert "contains unpushed work: git rev-parse failed. It belongs to user 12345." in detail(events, "moved aside")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -352,7 +352,7 @@ def test_our_own_clone_is_used_again_by_another_run(tmp_path: Path, upstream: Pa
         load_config({"repo_url": str(upstream), "base_model_id": "."}, environment={}), Run(tmp_path / "other")
     )
     _, events = drive(other)
-    assert "used again" in detail(events, "clone")
+    assert "reused" in detail(events, "clone")
     assert (here / "upstream/artifact").read_text() == "kept"
 
 
@@ -370,7 +370,7 @@ def test_a_clone_of_ours_whose_configuration_is_strange_now_is_not_used_again(
         file.write(f'[filter "e vil"]\n\tclean = "touch {tmp_path}/ran"\n')
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
     assert names_in(here) == {"upstream", "upstream.aside-1"} and not (tmp_path / "ran").exists()
-    assert "is not known: git does not look into" in detail(events, "moved aside")
+    assert "contains unpushed work: Refusing to run git in" in detail(events, "moved aside")
 
 
 def test_a_run_stays_at_its_commit_when_the_branch_moves_but_a_new_run_follows_it(
@@ -407,7 +407,7 @@ def test_without_git_a_folder_is_used_and_its_commit_is_not_known(
     monkeypatch.setenv("PATH", os.devnull)
     result, events = drive(context(tmp_path))
     assert result.facts["commit"] is None
-    assert "git could not be started" in detail(events, "commit")
+    assert "Cannot start git" in detail(events, "commit")
 
 
 def test_without_git_nothing_is_cloned_and_the_way_to_get_it_is_told(

@@ -240,7 +240,7 @@ CHECKS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("git", "ok", "2.39.5"),
         ("NVIDIA driver", "ok", "580.65: NVIDIA H100 80GB HBM3"),
     ),
-    "credentials": (("token", "skipped", "none, and none is needed: everybody may read what the run needs"),),
+    "credentials": (("token", "skipped", "none, and none needed: everything the run reads is public"),),
     "dependencies": (
         ("torch", "ok", "2.13.0+cu128"),
         ("transformers", "ok", "5.23.0"),
@@ -249,7 +249,7 @@ CHECKS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     ),
     "adapter": (
         ("folder", "ok", "artifacts/stage2_finetuning_artifacts/lora_adapters"),
-        ("tensors", "ok", "252: all present, of the base's shapes, finite, not zero"),
+        ("tensors", "ok", "252: all present, shapes match the base model, finite, not zero"),
         ("sha256", "ok", "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"),
         ("effect", "ok", "switching it on changes a logit by up to 3.41"),
     ),
@@ -267,13 +267,13 @@ CHECKS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("improved", "skipped", "nothing scored these pairs"),
         ("left out: identical", "skipped", "310"),
     ),
-    "training": (("adapter", "ok", "finite, not Stage 2's, changes a logit by up to 1.92"),),
+    "training": (("adapter", "ok", "finite, differs from Stage 2, changes a logit by up to 1.92"),),
     "packaging": (
         ("archive", "ok", "artifacts/stage3_constitutional_artifacts.zip"),
         ("size", "ok", "84.1 MiB"),
         ("sha256", "ok", "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"),
         ("contents", "ok", "adapter, tokenizer, model card, pairs, reports, 31 files"),
-        ("bring it home", "ok", "scp root@gpu-box:/root/work/artifacts/stage3_constitutional_artifacts.zip ."),
+        ("fetch it", "ok", "scp root@gpu-box:/root/work/artifacts/stage3_constitutional_artifacts.zip ."),
         ("unpack", "ok", "unzip stage3_constitutional_artifacts.zip -d artifacts"),
         ("load", "ok", "PeftModel.from_pretrained(base, 'artifacts/stage3_constitutional/models/lora_adapters')"),
     ),

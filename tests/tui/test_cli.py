@@ -135,4 +135,4 @@ def test_a_failed_run_says_what_failed_why_and_what_to_do(tmp_path: Path):
     done = stage3("--auto", "--demo", "--until", "adapter", "--adapter-path", tmp_path / "none", "--output-dir", run)
     assert done.returncode == 3
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["failed", "why", "next"]
-    assert json.loads((run / "run.json").read_text())["error"]["what_to_do"].startswith("Give its folder")
+    assert json.loads((run / "run.json").read_text())["error"]["what_to_do"].startswith("Pass its folder")

@@ -40,7 +40,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(run
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         editor = await editor_of(pilot, app, "pairs", "num_examples")
-        assert "How many prompts to make pairs of." in screen_text(app)
+        assert "Number of prompts to make pairs from." in screen_text(app)
         assert "a whole number, at least 1 · default 2500 · --num-examples" in screen_text(app)
         await pilot.press("enter", *"3x")
         await until(pilot, lambda: "✗" in screen_text(app) and "integer" in screen_text(app))
@@ -100,7 +100,7 @@ async def test_the_output_folder_is_not_edited_here(runner: Runner):
     async with app.run_test(size=(100, 40)) as pilot:
         editor = await editor_of(pilot, app, "workspace", "output_dir")
         await pilot.press("enter")
-        await until(pilot, lambda: "where the program is started" in screen_text(app))
+        await until(pilot, lambda: "on the command line" in screen_text(app))
         assert not editor.editing
 
 

@@ -227,7 +227,7 @@ async def test_decisions_are_appended_move_the_gate_and_are_taken_back(wizard: W
         assert set(edits_of(wizard)) == {"id0"}
         await pilot.press("k", "y", "w")
         assert edits_of(wizard)["id0"].accepted is True and edits_of(wizard)["id0"].flipped
-        await until(pilot, lambda: "Draft (trains as the better one)" in screen_text(wizard))
+        await until(pilot, lambda: "Draft (chosen)" in screen_text(wizard))
         await pilot.press("u", "u", "u")
         assert "id0" not in edits_of(wizard)
 
@@ -279,7 +279,7 @@ async def test_a_finished_stage_says_that_decisions_were_made_since(wizard: Wiza
 
         wizard.source._state = state.apply(StageFinished("quality", "done", "fine"), time.time() - 30)
         await pilot.press("x", "V")
-        await until(pilot, lambda: "Decisions were made since" in screen_text(wizard))
+        await until(pilot, lambda: "Decisions have been made since" in screen_text(wizard))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ async def test_hostile_text_in_the_editor_is_spelt_out_and_stays_as_it_is_when_n
         browser = await browse(pilot, wizard)
         await pilot.press("e")
         await until(pilot, lambda: "Say ␛]52;c;AAAA␇ aloud" in screen_text(wizard))
-        assert "control characters are spelt out" in screen_text(wizard) and "\x1b]52" not in screen_text(wizard)
+        assert "control characters are shown spelt out" in screen_text(wizard) and "\x1b]52" not in screen_text(wizard)
         await pilot.press("ctrl+s")
         await until(pilot, lambda: not browser.editor.display)
         assert not edits_of(wizard)
@@ -373,7 +373,7 @@ async def test_an_editor_that_fails_or_changes_nothing_keeps_nothing(
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
         await pilot.press("E")
-        await until(pilot, lambda: any("Nothing was changed" in notice.message for notice in wizard._notifications))
+        await until(pilot, lambda: any("No changes" in notice.message for notice in wizard._notifications))
         assert not edits_of(wizard)
 
 

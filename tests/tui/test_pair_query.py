@@ -95,7 +95,11 @@ def test_notes_are_found_by_their_words():
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("gain>", "gain> needs a number"), ("gain>much", "gain> needs a number"), ("verdict:nice", "verdict: is one of")],
+    [
+        ("gain>", "gain> needs a number"),
+        ("gain>much", "gain> needs a number"),
+        ("verdict:nice", "verdict: must be one of"),
+    ],
 )
 def test_what_cannot_be_read_is_told_and_the_rest_holds(text: str, problem: str):
     query = parse(f"heating {text}")

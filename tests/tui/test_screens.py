@@ -74,7 +74,7 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
         await turn_to(pilot, app, "Options")
         await pilot.press("enter")
         await pilot.pause()
-        assert "another process's" in screen_text(app)
+        assert "Another process owns" in screen_text(app)
 
 
 async def test_clicks_in_hostile_text_do_nothing(finished: Runner):

@@ -92,7 +92,7 @@ def test_the_footer_begins_with_what_has_the_focus_and_ends_with_help():
 
 def test_the_help_begins_with_the_keys_of_what_has_the_focus():
     told = [line.plain for line in help_lines(("options", "list", "stage", "app"), 90)]
-    assert told[0].startswith("Among the options  what has the focus")
+    assert told[0].startswith("Among the options  here")
     assert next(i for i, line in enumerate(told) if line.startswith("Among the pairs")) > 5
 
 
@@ -206,7 +206,7 @@ async def test_a_theme_that_cannot_be_kept_is_worn_and_that_is_said(finished: Ru
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("t", "down", "enter")
-        await until(pilot, lambda: any("could not be kept" in notice.message for notice in app._notifications))
+        await until(pilot, lambda: any("saving it failed" in notice.message for notice in app._notifications))
         assert app.theme == app.theme_names[1]
 
 

@@ -74,7 +74,7 @@ def test_a_cut_transfer_leaves_nothing_behind(
     (here / "upstream").mkdir()
     cutter = program(tmp_path / "bin", "cutter", CUTTER)
     fake_git(tmp_path, monkeypatch, f'exec {cutter} clone {bytes_sent} "$@"')
-    with pytest.raises(NetworkError, match="could not be cloned") as cut:
+    with pytest.raises(NetworkError, match="Cannot clone") as cut:
         drive(context(tmp_path, repo_url=str(upstream)))
     assert cut.value.exit_code == 5
     assert names_in(here) == {"upstream"} and names_in(here / "upstream") == set()
@@ -109,7 +109,7 @@ def test_a_git_that_hangs_is_ended_at_its_limit(
     fake_git(tmp_path, monkeypatch, "exec sleep 975")
     with pytest.raises(NetworkError) as hung:
         drive(context(tmp_path, repo_url=str(upstream)))
-    assert "no end after" in hung.value.why
+    assert "timed out after" in hung.value.why
     assert names_in(here) == set()
 
 

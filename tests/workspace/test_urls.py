@@ -113,7 +113,7 @@ def test_a_path_is_a_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert check_url("a repo") == check_url(str(tmp_path / "a repo")) == Source(str(tmp_path / "a repo"), "path")
     for url in ("file", "nowhere", "./nowhere", "no/where"):
-        with pytest.raises(PreconditionError, match="is no folder"):
+        with pytest.raises(PreconditionError, match="is not a folder"):
             check_url(url)
 
 

@@ -25,14 +25,16 @@ def add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -
     parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="the last stage to run")
     parser.add_argument(
-        "--from", dest="redo_from", choices=STAGES, metavar="STAGE", help="do this stage and what follows again"
+        "--from", dest="redo_from", choices=STAGES, metavar="STAGE", help="do this stage and all later ones again"
     )
     parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
 
 
 def add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--token-stdin", action="store_true", help="read the Hugging Face token from standard input")
-    parser.add_argument("--token-file", metavar="FILE", help="read it from a file that only you can read (mode 0600)")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="read the token from a file that only you can read (mode 0600)"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> None:
@@ -52,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> No
 
 def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Config:
     """The configuration of the arguments. With `goes_on`, what the run in the output folder was started with takes the
-    place of the defaults: `stage3-tui` after `stage3-tui --demo` goes on with the demo.
+    place of the defaults: `stage3-tui` after `stage3-tui --demo` continues the demo.
     """
     from pathlib import Path
 
@@ -108,16 +110,16 @@ def require_terminal() -> None:
     """The wizard needs a terminal that can draw. Raises ConfigError."""
     advice = f"Use `{PROGRAM} --auto`, or `{PROGRAM} status` to look at a run."
     if not (sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())):
-        raise ConfigError(
-            "The wizard needs a terminal, and there is none here.", "Input or output is no terminal.", advice
-        )
+        raise ConfigError("The wizard needs a terminal.", "Input or output is not a terminal.", advice)
     if os.environ.get("TERM", "dumb") in ("dumb", ""):
         raise ConfigError("The wizard cannot draw on this terminal.", f"TERM is {os.environ.get('TERM')!r}.", advice)
 
 
 def run_dir_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = new_parser(description, "", usage=f"{PROGRAM} {command} [RUN_DIR] [OPTIONS]")
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; else --output-dir's value")
+    parser.add_argument(
+        "run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; default: the value of --output-dir"
+    )
     add_options(parser, [option for option in options() if option.name in ("output_dir", "theme", "mouse")])
     return parser
 
@@ -130,7 +132,7 @@ def run_dir_of(given: argparse.Namespace) -> Any:
 
     folder = Path(given.run_dir) if given.run_dir else config_of(given).output_dir
     if not (folder / RUN_JSON).exists() and not (folder / EVENTS_JSONL).exists():
-        raise ConfigError(f"There is no run in {folder}.", "It has no run.json.", "Give the folder of a run.")
+        raise ConfigError(f"No run in {folder}.", "It has no run.json.", "Pass the folder of a run.")
     return folder
 
 
@@ -158,5 +160,5 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
         known = [string for action in parser._actions for string in action.option_strings]
         nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
         hint = f"Did you mean {nearest[0]}?" if nearest else f"`{PROGRAM} --help` lists them all."
-        raise ConfigError(f"{flag!r} is no option here.", "", hint)
+        raise ConfigError(f"Unknown option {flag!r}.", "", hint)
     return given

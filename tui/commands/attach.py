@@ -7,7 +7,7 @@ from tui.commands.arguments import config_of, parse, require_terminal, run_dir_o
 
 def main(arguments: list[str]) -> int:
     parser = run_dir_parser(
-        "attach", "Watch a run from another terminal: the wizard's screens, read-only but for stop."
+        "attach", "Watch a run from another terminal: the wizard's screens, read-only except for stop."
     )
     given = parse(parser, arguments)
     require_terminal()

@@ -136,7 +136,7 @@ def _tell_failure(state: RunState) -> None:
     if failure is not None:
         error = Stage3Error(f"{failure.what} (stage {failure.stage})", failure.why, failure.what_to_do)
     else:
-        error = Stage3Error(state.finished.summary, "", "The log has the rest: logs/run.log in the run folder.")
+        error = Stage3Error(state.finished.summary, "", "See logs/run.log in the run folder.")
     try:
         print_error(error)
     except OSError:

@@ -30,15 +30,13 @@ if TYPE_CHECKING:  # pydantic and rich would slow --help
 
 def main(arguments: list[str]) -> int:
     parser = new_parser(
-        "Push the adapter of a run to the Hub: its files, its card, the evaluation and a manifest, in one commit, out of the\n"
-        "archive that the stage packaging made. A new repository is private. What is there already is not sent again.",
-        "The token comes from HF_TOKEN, the Hub's own login, --token-stdin or --token-file; it needs the right to write.",
+        "Push the adapter of a finished run to the Hub: its files, card, evaluation and manifest, in one commit, from the\n"
+        "archive that stage packaging made. A new repository is private. Files that are there already are not sent again.",
+        "The token comes from HF_TOKEN, the Hub's own login, --token-stdin or --token-file; it needs write access.",
         usage=f"{PROGRAM} push [RUN_DIR] [REPO] [OPTIONS]",
     )
     parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; else --output-dir's value")
-    parser.add_argument(
-        "repo", nargs="?", metavar="REPO", help="owner/name; else --push-to-hub's value, or the run's own"
-    )
+    parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name; default: --push-to-hub, or the run's own")
     add_token_options(parser)
     add_options(parser, [option for option in options() if option.name in ("output_dir", "push_public")])
     given = parse(parser, arguments)
@@ -69,8 +67,8 @@ def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret 
     """
     if config.push_to_hub is None:
         raise ConfigError(
-            "There is no repository to push to.",
-            "None was given, and the run was started without --push-to-hub.",
+            "No repository to push to.",
+            "You passed none, and the run has no --push-to-hub.",
             f"`stage3-tui push {folder} OWNER/NAME`",
         )
     from engine.process.environment import log_to_file, quiet_libraries

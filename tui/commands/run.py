@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 DESCRIPTION = "Stage 3 of Constitutional AI, from a Stage 2 LoRA adapter to a packed Stage 3 adapter."
 
 EPILOGUE = """\
-Each option can also stand in the environment (STAGE3_NUM_EXAMPLES) or in a TOML file (--config): the command line comes
-first, then the environment, then the file.
+You can also set each option in the environment (STAGE3_NUM_EXAMPLES) or in a TOML file (--config). The command line takes
+precedence, then the environment, then the file.
 
 Exit codes: 0 done, 1 a bug, 2 usage, 3 a precondition is missing, 4 token or access, 5 network or Hub, 6 disk,
 7 out of memory, 8 numbers went bad, 9 the data cannot teach, 10 damaged state, 11 another process has this run,
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     parser = run_parser()
     given = parse(parser, arguments)
     if given.json and not given.auto:
-        raise ConfigError("--json goes with --auto.", "The wizard draws a screen.", f"{PROGRAM} --auto --json")
+        raise ConfigError("--json needs --auto.", "The wizard draws a screen instead.", f"{PROGRAM} --auto --json")
     config = recorded_config(given) if given.restarted else config_of(given, goes_on=not given.auto)
     if given.auto:
         from tui.commands.auto import run_auto
@@ -71,7 +71,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser = new_parser(f"{DESCRIPTION}\n\n{summary()}\n", EPILOGUE, usage=f"{PROGRAM} [COMMAND] [OPTIONS]")
     way = parser.add_argument_group("How to run")
     way.add_argument("--auto", action="store_true", help="run without a terminal")
-    way.add_argument("--json", action="store_true", help="with --auto: events on stdout, one JSON object a line")
+    way.add_argument("--json", action="store_true", help="with --auto: events on stdout, one JSON object per line")
     add_run_options(way)
     add_token_options(way)
     # How `tui.process.reexec` goes on with a run in a fresh process.

@@ -65,7 +65,7 @@ def status_data(run: Run, state: RunState, owner: dict[str, Any] | None) -> dict
 
 def print_status_text(run: Run, state: RunState, owner: dict[str, Any] | None) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    at_work = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "nobody works on it"
+    at_work = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "not running"
     console.print(Text(f"{run.folder}: {at_work}"))
     table = Table.grid(padding=(0, 2))
     for stage in state.stages.values():

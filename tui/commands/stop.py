@@ -23,15 +23,15 @@ def stop_run(folder: Path, wait_seconds: float) -> int:
     run = Run(folder)
     owner = run.owner()
     if owner is None:
-        print(f"Nobody works on {run.folder}.")
+        print(f"{run.folder} is not running.")
         return int(ExitCode.DONE)
     (run / layout.STOP_REQUEST).touch()
     print(f"Asked process {owner['pid']} on {owner['host']} to save and stop.", flush=True)
     end = time.monotonic() + wait_seconds
     while run.owner() is not None:
         if time.monotonic() > end:
-            print("It has not stopped yet: it finishes its step first. Look again with `stage3-tui status`.")
+            print("Still finishing its step. Check with `stage3-tui status`.")
             return int(ExitCode.DONE)
         time.sleep(0.2)
-    print("It has stopped; everything is saved.")
+    print("Stopped. Everything is saved.")
     return int(ExitCode.DONE)

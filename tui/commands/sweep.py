@@ -49,18 +49,18 @@ def main(arguments: list[str]) -> int:
 def sweep_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "Train several times on one set of pairs: stages workspace to quality once, then one training for every combination\n"
-        "of the values that you give, each in a folder of its own (trials/NAME), all evaluated on the same half of the\n"
-        "held-out pairs. An interrupted sweep goes on with the same command. --pick best (or --pick NAME) makes the chosen\n"
-        "trial the run's own training, gives it its verdict on the other half, and packs it.",
+        "of the given values, each in its own folder (trials/NAME), all evaluated on the same half of the held-out pairs.\n"
+        "An interrupted sweep continues with the same command. --pick best (or --pick NAME) makes that trial the run's own\n"
+        "training, gives it a verdict on the other half, and packs it.",
         "For example: stage3-tui sweep --beta 0.05,0.1,0.3 --learning-rate 5e-6,5e-5 --pick best",
         usage=f"{PROGRAM} sweep --OPTION VALUE,VALUE… [OPTIONS]",
     )
     parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
     parser.add_argument("--trials", metavar="FILE", help=DEFAULT_TRIALS_HELP)
     parser.add_argument(
-        "--pick", metavar="best|NAME", help="train nothing more: take this trial, judge it anew and pack it"
+        "--pick", metavar="best|NAME", help="stop training: take this trial, evaluate it again and pack it"
     )
-    parser.add_argument("--json", action="store_true", help="events on stdout, one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="events on stdout, one JSON object per line")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
     parser.add_argument("--token-fd", type=int, help="==SUPPRESS==")
     add_token_options(parser)
@@ -74,13 +74,13 @@ def _trials(grid: dict[str, list[str]], file: str | None) -> list[Trial]:
     if file is not None:
         if grid:
             raise ConfigError(
-                "--trials and lists of values do not go together.", "", "Put the lists into the file's [grid]."
+                "--trials and lists of values cannot be combined.", "", "Put the lists into the file's [grid]."
             )
         return trials_of_toml(Path(file))
     if not grid:
         raise ConfigError(
             "A sweep needs several values of at least one option.",
-            "None was given a list.",
+            "No option has a list of values.",
             f"For example --beta 0.05,0.1. It can vary {', '.join(options_to_try())}.",
         )
     return trials_of_grid(grid)
@@ -135,7 +135,7 @@ def print_table(report: dict[str, Any]) -> None:
     console.print(table)
     console.print(Text("Compared on the first half of the held-out pairs; 95 % intervals.", "dim"))
     if picked is None:
-        hint = "Nothing is picked. Add --pick best, or --pick and a number, to pack one."
+        hint = "No trial is picked. Add --pick best, or --pick and a number, to pack one."
         console.print(Text(hint, "dim"))
 
 

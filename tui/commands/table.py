@@ -15,7 +15,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "attach": Command("attach", "attach [RUN_DIR]", "watch a run from another terminal; may ask it to stop"),
+    "attach": Command("attach", "attach [RUN_DIR]", "watch a run from another terminal, or ask it to stop"),
     "stop": Command("stop", "stop [RUN_DIR]", "ask a run to save and stop"),
     "status": Command("status", "status [RUN_DIR]", "one screen of text (--json for machines)"),
     "plan": Command("plan", "plan [OPTIONS]", "what --auto with these options would do: done, reused, again and why"),
@@ -26,17 +26,17 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         "compare", "compare RUN RUN…", "options that differ, figures, curves, answers side by side (--json)"
     ),
-    "clean": Command("clean", "clean [RUN_DIR]", "what of a run could go, and how many bytes; --yes removes it"),
+    "clean": Command("clean", "clean [RUN_DIR]", "what could be removed from a run, and its size; --yes removes it"),
     "validate": Command("validate", "validate PAIRS", "the quality report and the gate, on any pairs file (--json)"),
-    "browse": Command("browse", "browse FILE", "look at the pairs of any file and decide about them; no run, no model"),
+    "browse": Command("browse", "browse FILE", "browse the pairs of any file and decide about them; no run, no model"),
     "push": Command(
-        "push", "push [RUN_DIR] [REPO]", "push the adapter of a finished run to the Hub, in one commit; private"
+        "push", "push [RUN_DIR] [REPO]", "push the adapter of a finished run to the Hub, in one commit, privately"
     ),
     "doctor": Command("doctor", "doctor", "what this machine can run: driver, VRAM, disk, versions, token"),
 }
 
 WITHOUT_COMMAND: tuple[tuple[str, str], ...] = (
-    ("", "the wizard; goes on with the run in --output-dir where it stands"),
+    ("", "the wizard; starts or continues the run in --output-dir"),
     ("--auto", "all ten stages without a terminal, for scripts and schedulers"),
     ("--demo", "with or without --auto: the embedded model; offline, no GPU, no token"),
 )

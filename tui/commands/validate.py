@@ -43,9 +43,9 @@ TEXT_SHOWN = 100
 def main(arguments: list[str]) -> int:
     parser = new_parser(
         "The quality report and the gate, on any file of pairs: JSON, JSON lines, CSV, Parquet, Arrow, compressed or not; a\n"
-        "folder of them, a dataset on the Hub, or - for standard input. What people decided (edits.jsonl, FILE.edits.jsonl) and\n"
-        "what a judge scored (scores.jsonl) counts where it lies beside the file.",
-        f"Exit code 0 where the gate is open, 9 where it is shut or a line is no pair.\n\nForms of rows (--form): {forms()}.",
+        "folder of them, a dataset on the Hub, or - for standard input. Decisions (edits.jsonl, FILE.edits.jsonl) and scores\n"
+        "(scores.jsonl) beside the file count, too.",
+        f"Exit code 0 if the gate is open, 9 if it is shut or a line is not a pair.\n\nForms of rows (--form): {forms()}.",
         usage=f"{PROGRAM} validate PAIRS [--json] [--export TRAIN.jsonl] [OPTIONS]",
     )
     parser.add_argument("pairs", metavar="PAIRS")
@@ -187,17 +187,17 @@ def _print_counts(console: Console, report: dict[str, Any]) -> None:
         console.print(Text(f"principles: {_counted(report['principles'])}"))
     if report["scored"]:
         by = f", by {visible_line(report['scored_by'], 60)}" if report["scored_by"] else ""
-        console.print(Text(f"scored: {report['scored']:,} of what would train{by}; {report['tied']:,} of them tied"))
+        console.print(
+            Text(f"scored: {report['scored']:,} of those that would train{by}; {report['tied']:,} of them tied")
+        )
     people = report["people"]
     if people["decided"] or people["not_here"] or people["damaged"] or people["torn"]:
         told = _counted({word: people[word] for word in ("accepted", "rejected", "flipped", "edited") if people[word]})
-        console.print(
-            Text(f"people decided about {people['decided']:,} pairs (edits.jsonl){': ' if told else ''}{told}")
-        )
+        console.print(Text(f"decisions about {people['decided']:,} pairs (edits.jsonl){': ' if told else ''}{told}"))
         if people["not_here"]:
             console.print(Text(f"and about {people['not_here']:,} that are not in this file", style="yellow"))
         if people["torn"]:
-            console.print(Text("the last line of edits.jsonl is unfinished: it does not count", style="yellow"))
+            console.print(Text("the last line of edits.jsonl is incomplete and ignored", style="yellow"))
         for bad in people["damaged"][:BAD_LINES_SHOWN]:
             console.print(Text(f"line {bad['line'] + 1} of edits.jsonl: {visible_line(bad['reason'])}", style="red"))
 
@@ -221,7 +221,7 @@ def _print_bad_lines(console: Console, bad_lines: list[BadLine], count: int) -> 
     for bad in shown:
         console.print(Text(f"line {bad.line + 1}: {visible_line(bad.reason)}", style="red"))
     if count > len(shown):
-        console.print(Text(f"… and {count - len(shown):,} more lines that are no pair"))
+        console.print(Text(f"… and {count - len(shown):,} more lines that are not pairs"))
 
 
 def _conclusion(report: dict[str, Any]) -> str:
@@ -230,12 +230,12 @@ def _conclusion(report: dict[str, Any]) -> str:
     if not gate["open"]:
         return f"The gate is shut: {failed}."
     if gate["failed"]:
-        return f"The gate was opened by a person ({visible_line(gate['accepted_for'], 200)}) in spite of: {failed}."
+        return f"You opened the gate ({visible_line(gate['accepted_for'], 200)}) despite: {failed}."
     return "The gate is open."
 
 
 def _exported(export: dict[str, Any]) -> str:
     path = visible_line(export["path"])
     if export["written"]:
-        return f"{export['pairs']:,} pairs to train on are written to {path}."
-    return f'{path} is not written: that takes an open gate, or --accept-quality "your reason".'
+        return f"Wrote {export['pairs']:,} training pairs to {path}."
+    return f'Did not write {path}: the gate is shut. Open it with --accept-quality "your reason".'

@@ -1,4 +1,4 @@
-"""Every pair of a run: a filter, a list, the pair under its cursor, and the gate that moves with what people decide."""
+"""The pair browser: a filter, a list, the selected pair, and the gate's figures, which follow the decisions."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.7
 TYPING_SECONDS = 0.08
-"""A filter waits so long for the next letter."""
+"""Seconds to wait for the next letter before filtering."""
 SAMPLE_FILTER = "verdict:sample"
 SLOW_LIST = 20_000
-"""From so many rows on, a list that depends on verdicts is arranged when all are there, and not with each piece."""
+"""From this many rows, a list that depends on verdicts is sorted once at the end, not with each batch."""
 FREE_STAGES = ("workspace", "toolchain", "credentials", "dependencies", "adapter", "preflight", "pairs")
-"""While one of these runs, pairs may be decided about: none of them reads the decisions."""
+"""Decisions are allowed while one of these runs, because none of them reads the decisions."""
 
 log = logging.getLogger(__name__)
 
 
 class PairBrowser(Vertical):
-    """Enter gives the pair the whole room, Esc takes it back."""
+    """Enter shows the pair full screen, Esc returns."""
 
     BINDINGS = bindings("pairs")
     PLACE = "pairs"
 
     class Decided(Message):
-        """Something was written to `edits.jsonl`."""
+        """A decision was written to `edits.jsonl`."""
 
     def __init__(self, source: RunSource, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._source = source
         self.store = PairStore(source.run, source.config.min_gain)
         self._before: dict[str, float | None] = {}
-        """The gate's figures before the first decision that was made here."""
+        """The gate's figures before the first decision made here."""
         self._typing: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -98,7 +98,7 @@ class PairBrowser(Vertical):
     # -- reading and judging ------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Read what is new, unless nobody can see it or a look is under way."""
+        """Read new lines, unless the browser is hidden or a read is in progress."""
         if self.is_attached and self._is_visible() and not self._looking():
             self._look()
 
@@ -191,7 +191,7 @@ class PairBrowser(Vertical):
         self._draw_strips()
 
     def step_back(self) -> bool:
-        """One step back: the editor left, the filter closed, the pair made small again, the list left."""
+        """One step back: leave the editor, close the filter, shrink the pair, or leave the list."""
         if self.editor.display:
             self._leave_editor()
             return True
@@ -230,7 +230,7 @@ class PairBrowser(Vertical):
         try:
             record = self.store.record(row.line)
         except (OSError, ValueError) as error:
-            text = one_line(f"This line could not be read: {error}", "$check-warning")
+            text = one_line(f"Cannot read this line: {error}", "$check-warning")
             paper.put((row.line, "unreadable"), lambda width: paragraph(text, width))
             return
         shown = row
@@ -247,7 +247,7 @@ class PairBrowser(Vertical):
 
     def action_flagged(self, by: int) -> None:
         if not self.pairs.next_flagged(by):
-            self._say("No pair is flagged that nobody has decided about.")
+            self._say("No flagged pair is left without a decision.")
 
     # -- decisions ----------------------------------------------------------------------------------------------------
 
@@ -261,20 +261,20 @@ class PairBrowser(Vertical):
         try:
             index = self.store.undo(self.pairs.index)
         except (OSError, ValueError, Stage3Error) as error:
-            self._say(f"It could not be taken back: {error}", "error")
+            self._say(f"Cannot undo: {error}", "error")
             return
         if index is None:
-            self._say("There is no decision to take back.")
+            self._say("Nothing to undo.")
             return
         self.pairs.show_index(index)
-        self._decided(f"Pair {self.store.rows[index].line.number + 1:,}: the last decision is taken back.")
+        self._decided(f"Pair {self.store.rows[index].line.number + 1:,}: last decision undone.")
 
     def _decide(self, index: int, action: Action, text: str | None = None, field: str | None = None) -> bool:
         before = self._figures()
         try:
             self.store.decide(index, action, text, field)
         except (OSError, ValueError, Stage3Error) as error:
-            self._say(f"The decision could not be kept: {error}", "error")
+            self._say(f"Cannot save the decision: {error}", "error")
             return False
         self._before = self._before or {figure.name: figure.value for figure in before}
         row = self.store.rows[index]
@@ -292,16 +292,16 @@ class PairBrowser(Vertical):
         if self._refuses():
             return None
         if self.pairs.index is None:
-            self._say("There is no pair under the cursor.")
+            self._say("No pair is selected.")
         return self.pairs.index
 
     def _refuses(self) -> bool:
-        """Say why nothing can be decided now; False where it can."""
+        """Say why no decision is possible now; False if one is."""
         current = self._source.snapshot().current
         if self._source.read_only:
-            self._say("This run is another process's: decisions are made there.")
+            self._say("Another process owns this run: make decisions there.")
         elif self._source.running and current is not None and current.name not in FREE_STAGES:
-            self._say(f"Decisions wait until {current.name} has ended: it works on the pairs as they are. s stops it.")
+            self._say(f"You can decide again after {current.name}, which is reading the decisions. s stops it.")
         else:
             return False
         return True
@@ -329,7 +329,7 @@ class PairBrowser(Vertical):
             self._say(str(error), "error")
             return
         if text is None or text == before:
-            self._say("Nothing was changed.")
+            self._say("No changes.")
         else:
             self._decide(index, "edit", text, "revised_response")
 
@@ -338,7 +338,7 @@ class PairBrowser(Vertical):
             self._open_editor(index, field, self._text_now(index, field))
 
     def _text_now(self, index: int, field: str) -> str:
-        """The text of a field as people left it."""
+        """The current text of a field, after edits."""
         row = self.store.rows[index]
         edited = None if row.decision is None else getattr(row.decision, field)
         return edited if edited is not None else str(self.store.record(row.line).get(field) or "")
@@ -403,15 +403,15 @@ class PairBrowser(Vertical):
 TOLD: dict[str, str] = {
     "accept": "accepted",
     "reject": "rejected",
-    "flip": "draft and revision change places",
-    "edit": "the new text is kept",
-    "note": "the note is kept",
+    "flip": "draft and revision swapped",
+    "edit": "text saved",
+    "note": "note saved",
 }
 WRITTEN: dict[str, str] = {"revised_response": "Revision", "base_response": "Draft", "note": "Note"}
 
 
 def count_line(told: str, filtered: str, problem: str, width: int) -> Content:
-    """How many pairs are shown, and what the filter is, or what of it cannot be read."""
+    """The number of shown pairs, and the filter or its error."""
     if problem:
         return fit(Content.assemble((told, "$foreground"), "   ", (f"✗ {problem}", "$check-failed")), width)
     hint = clickable(Content.assemble(("/", "bold $key"), (" filter", "$muted")), "screen.press('slash')")

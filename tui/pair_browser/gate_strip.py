@@ -1,4 +1,4 @@
-"""The gate in a line or two beside the pairs: its figures as they are now, and how they moved since somebody began to decide."""
+"""The gate in a line or two above the pairs: current figures, and how they changed since the first decision."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def gate_lines(
     if not total:
         return [Content.styled("Gate: no pairs yet.", "$muted")]
     if unjudged:
-        head = Content.styled(f"Gate: looking, {total - unjudged:,} of {total:,}  ", "$check-warning")
+        head = Content.styled(f"Gate: checking {total - unjudged:,} of {total:,}  ", "$check-warning")
     else:
         head = _standing(figures, accepted)
     return _wrapped([head, *(_chip(figure, before, width >= WITH_THRESHOLDS) for figure in figures)], width)
@@ -47,7 +47,7 @@ def _standing(figures: Sequence[Figure], accepted: bool) -> Content:
     if not failed(list(figures)):
         return Content.styled("Gate ✓ open  ", "bold $check-ok")
     if accepted:
-        return Content.styled("Gate ✓ opened by a person  ", "bold $check-warning")
+        return Content.styled("Gate ✓ opened by you  ", "bold $check-warning")
     return Content.styled("Gate ⊘ shut  ", "bold $check-failed")
 
 

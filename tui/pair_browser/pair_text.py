@@ -43,7 +43,7 @@ def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
         ("Draft", decision.base_response is not None, draft_is_better),
         ("Revision", decision.revised_response is not None, False),
     ):
-        said = [word for word, holds in (("edited", edited), ("trains as the better one", better)) if holds]
+        said = [word for word, holds in (("edited", edited), ("chosen", better)) if holds]
         names.append(f"{name} ({', '.join(said)})" if said else name)
     return names[0], names[1]
 

@@ -1,4 +1,4 @@
-"""The browser's filter and its order: a small language that reads as it is typed, and the columns to sort by.
+"""The browser's filter language, applied as you type, and the columns to sort by.
 
 heating !landlord reason:meta verdict:rejected principle:HP003 gain>0.2 draft<200 note:
 """
@@ -47,15 +47,15 @@ HINT = "words  !word  reason:meta  verdict:flagged  principle:HP003  gain>0.2  d
 
 @dataclass(frozen=True)
 class Query:
-    """What a filter asks for: every part must hold."""
+    """A filter: every part must match."""
 
     text: str = ""
     words: tuple[str, ...] = ()
-    """Must stand in the pair's texts."""
+    """Must occur in the pair's texts."""
     without: tuple[str, ...] = ()
     parts: tuple[Predicate, ...] = ()
     problem: str = ""
-    """What of it cannot be read; the rest holds all the same."""
+    """The invalid part; the rest still applies."""
 
     def __bool__(self) -> bool:
         return bool(self.words or self.without or self.parts)
@@ -69,7 +69,7 @@ class Query:
         )
 
     def among(self, rows: Sequence[PairRow], indices: Iterable[int]) -> list[int]:
-        """Those of `indices` whose rows match, in their order. Words first, each in a pass of its own: they are cheap."""
+        """Those of `indices` whose rows match, in order. Words come first, in separate passes, because they are cheap."""
         found: Iterable[int] = indices
         for word in self.words:
             found = [index for index in found if word in rows[index].searched]
@@ -87,7 +87,7 @@ class Query:
 
 
 def parse(text: str) -> Query:
-    """Read a filter. Nothing raises: what cannot be read is told in `problem`, because it is read at every letter."""
+    """Parse a filter. Never raises, because it runs at every letter: `problem` reports invalid parts."""
     words: list[str] = []
     without: list[str] = []
     parts: list[Predicate] = []
@@ -127,7 +127,7 @@ def _part(term: str) -> tuple[Predicate | None, str]:
         return (lambda row: any(one.casefold().startswith(value) for one in row.principles)), ""
     wanted = [holds for word, holds in _VERDICTS.items() if value and word.startswith(value)]
     if not wanted:
-        return None, f"verdict: is one of {', '.join(_VERDICTS)}"
+        return None, f"verdict: must be one of {', '.join(_VERDICTS)}"
     return wanted[0], ""
 
 

@@ -1,4 +1,4 @@
-"""What the wizard draws from: a run of this process (`tui.runs.runner`), or of another one (`tui.runs.watcher`)."""
+"""The wizard's source of state: a run of this process (`tui.runs.runner`) or of another (`tui.runs.watcher`)."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 class WizardEnd(Enum):
-    """How the screen came to its end."""
+    """How the screen ended."""
 
     FINISHED = "finished"
-    """A person left it, and nothing was running."""
+    """The person quit, and nothing was running."""
     LEFT_RUNNING = "left running"
-    """The engine goes on: a person chose that, or the terminal went away, or the screen itself broke."""
+    """The run continues: the person chose that, the terminal went away, or the screen broke."""
     STOPPED = "stopped"
     """Asked to stop. The engine may still be saving: join it, unless `at_once` was asked for."""
     HUNG_UP = "hung up"
     """The terminal went away, and nothing was running."""
     CRASHED = "crashed"
-    """The screen broke, and nothing was running; a plain sentence was printed."""
+    """The screen broke, and nothing was running; a sentence was printed."""
     RESTARTS = "restarts"
-    """The run goes on in a fresh process, and so does the screen."""
+    """The run and the screen continue in a fresh process."""
 
 
 class RunSource(Protocol):
-    """A run as the screen sees it. Nothing here blocks."""
+    """A run, for the screen. Nothing here blocks."""
 
     read_only: bool
-    """This process does not own the run: it may look, and ask the owner to stop."""
+    """This process does not own the run: it can watch it, and ask it to stop."""
     run: Run
     config: Stage3Config
 
@@ -48,16 +48,16 @@ class RunSource(Protocol):
     def exit_code(self) -> ExitCode | None: ...
 
     def open(self) -> None:
-        """The screen is there and will look."""
+        """The screen is ready and will poll."""
 
     def close(self) -> None:
-        """The screen is gone. What runs goes on."""
+        """The screen is gone. The run continues."""
 
     def snapshot(self) -> RunState:
-        """The newest state; the same object as long as nothing happened."""
+        """The newest state; the same object while nothing happens."""
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """Ask the engine to finish its step, save and stop. Returns at once."""
+        """Ask the run to finish its step, save and stop. Returns at once."""
 
 
 class RunDriver(RunSource, Protocol):
@@ -65,7 +65,7 @@ class RunDriver(RunSource, Protocol):
 
     @property
     def restart_until(self) -> str | None:
-        """Not None when the engine has ended to go on in a fresh process, up to that stage."""
+        """The last stage for a fresh process to run, if the run must continue in one; else None."""
 
     def start(self, *, until: str = ..., redo_from: str | None = None) -> None: ...
 
@@ -80,7 +80,7 @@ class RunDriver(RunSource, Protocol):
 
 
 def as_idle(state: RunState) -> RunState:
-    """`state` for a run that no process works on: a stage that was running when its process ended is waiting again."""
+    """`state` of a run without a process: a stage that was running is waiting again."""
     if not state.running and state.current is None:
         return state
     stages = {name: _interrupted(stage, state.last_time) for name, stage in state.stages.items()}
@@ -94,5 +94,5 @@ def _interrupted(stage: StageState, when: float) -> StageState:
         stage,
         status="waiting",
         finished=when,
-        summary="Interrupted: its process ended. It goes on from what is on disk.",
+        summary="Interrupted: its process ended. It will continue from what is on disk.",
     )

@@ -1,7 +1,7 @@
 """The worker thread under the wizard, and the snapshot that the screen polls.
 
-The engine's listener folds each event under a lock and returns: it never waits for the screen, so a terminal that
-stalls, or goes away, costs the training nothing.
+The engine's listener folds each event under a lock and returns: it never waits for the screen, so a
+stalled or lost terminal does not slow the training.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Runner:
         self.run = run
         self.config = config
         self.exit_code: ExitCode | None = None
-        """Of the last start that came to its end."""
+        """Of the last completed start."""
         self.restart_until: str | None = None
-        """Up to which stage the run is to go on in a fresh process; None where this one will do."""
+        """The last stage for a fresh process to run; None if this process can continue."""
         self._token = token
         self._context: Context | None = None
         """Of the newest start."""
@@ -69,18 +69,18 @@ class Runner:
         """Nothing to do: the state is folded as it happens."""
 
     def close(self) -> None:
-        """Nothing to do: what runs goes on, and `join` waits for it."""
+        """Nothing to do: the run continues, and `join` waits for it."""
 
     def snapshot(self) -> RunState:
         with self._lock:
             return self._state
 
     def start(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> None:
-        """Run the pipeline in the engine's thread. Raises RuntimeError while it runs already."""
+        """Run the pipeline in the engine's thread. Raises RuntimeError if it is running."""
         if self.running:
             raise RuntimeError("the engine runs already")
         self.exit_code = None
-        self._stop = StopToken()  # a token that was used stays used
+        self._stop = StopToken()  # a used token stays used
         self._context = Context(self.config, self.run, self._stop, self._token)
         self._thread = Thread(target=self._work, args=(self._context, until, redo_from), name="engine", daemon=False)
         self._thread.start()
@@ -117,7 +117,7 @@ class Runner:
                 session.close()
         except RestartNeeded:
             self.restart_until = until
-        except Exception as error:  # a thread that raises is seen by nobody: the screen has to be told
+        except Exception as error:  # nothing sees an exception in a thread, so tell the screen
             log.exception("the session broke")
             self._tell_of(error)
 
@@ -125,11 +125,11 @@ class Runner:
         try:
             with self._lock:
                 self._state = self._state.apply_entry(entry)
-        except Exception:  # what the screen cannot show must not stop what it shows
+        except Exception:  # a failure to show an event must not stop the run
             log.exception("an event could not be folded: %s", entry.event.kind())
 
     def _tell_of(self, error: Exception) -> None:
-        """Put a failure that no journal could take into the snapshot."""
+        """Show a failure that could not be written to the journal."""
         known = as_stage3_error(error)
         code = known.exit_code if known is not None else ExitCode.BUG
         now = time.time()

@@ -1,4 +1,4 @@
-"""Reading a JSONL file that somebody else appends to: each time, the whole lines that are new."""
+"""Follow a JSONL file that another process appends to, by whole lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Line:
-    """One whole line: where it is in the file, and what it says."""
+    """One whole line: its place in the file and its content."""
 
     number: int
     offset: int
@@ -27,11 +27,11 @@ class Line:
 
 @dataclass(frozen=True)
 class TailChunk:
-    """What one look at the file gave."""
+    """The result of one read."""
 
     lines: list[Line] = field(default_factory=list)
     begun_anew: bool = False
-    """The file is another one than before (or shorter): forget what it said."""
+    """The file was replaced or truncated: forget its earlier content."""
 
 
 class JsonlTail:

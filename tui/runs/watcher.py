@@ -1,4 +1,4 @@
-"""`attach`: a run of another process, read from its journal; it may be asked to stop, and nothing else."""
+"""`attach`: another process's run, read from its journal; it can only be asked to stop."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Watcher:
         self.read()
 
     def open(self) -> None:
-        """Start to follow the journal."""
+        """Start following the journal."""
         self._thread.start()
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Watcher:
         while not self._done.is_set():
             try:
                 new_lines = self.read()
-            except OSError as error:  # a network file system that hiccups: the next look may do better
+            except OSError as error:  # a hiccup of a network file system: try again next time
                 log.warning("the journal could not be read: %s", error)
                 new_lines = 0
             if not new_lines:

@@ -1,4 +1,4 @@
-"""Stage 5: the Stage 2 adapter on a card, and what was looked at."""
+"""Stage 5: a card of the Stage 2 adapter, and the checks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tui.widgets.layout import EMPTY
 from tui.widgets.stage_sections import card
 
 ON_THE_CARD = ("rank", "alpha", "variant", "target modules", "trainable parameters", "size", "sha256", "effect")
-"""Checks of the stage that tell what the adapter is."""
+"""Checks that describe the adapter."""
 
 
 class AdapterView(StageView):
     STAGE = "adapter"
 
     def checks_title(self) -> str:
-        return "What was looked at"
+        return "Checks"
 
     def checks_shown(self, stage: StageState) -> tuple[Check, ...]:
         return tuple(check for check in stage.checks if check.name not in ON_THE_CARD)

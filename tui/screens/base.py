@@ -1,4 +1,4 @@
-"""What every stage's screen has: heading and views, what failed, how far it is, what comes next, checks and options."""
+"""The common parts of every stage's screen: heading, views, failure, progress, next actions, checks and options."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
     "training": ("Training",),
     "packaging": ("output_dir", "Packaging"),
 }
-"""Which options a stage's screen shows and edits: names of groups, and of single options."""
+"""The options on a stage's screen: names of groups, and of single options."""
 
 NOT_EDITED = ("output_dir",)
-"""Another output folder is another run: it is chosen where the program is started."""
+"""Another output folder is another run, so it can only be set on the command line."""
 
 READABLE = 110
-"""Cells: sentences are not wider than this, however wide the terminal is."""
+"""Maximum width of sentences, in cells."""
 
 
 def options_of(stage: str) -> tuple[Option, ...]:
@@ -67,30 +67,30 @@ def options_of(stage: str) -> tuple[Option, ...]:
 
 
 class StageView(Vertical):
-    """The body of the screen while one stage is looked at. It is told the state, and draws what has changed."""
+    """The body of the screen for one stage. It gets the state, and draws what changed."""
 
     STAGE: ClassVar[str]
     OPTIONS: ClassVar[str] = "Options"
     OWN_PAGES: ClassVar[tuple[str, ...]] = ("Overview",)
-    """Views of the stage, one at a time; its options are one more."""
+    """Views of the stage, shown one at a time; its options are another."""
     BARE_PAGES: ClassVar[tuple[str, ...]] = (OPTIONS,)
-    """Views that need all the room: the summary, and what can be done next, do not stand above them."""
+    """Views without summary and next actions above them, because they need the room."""
 
     empty_pages: tuple[str, ...] = ()
     """Of its own pages those that have nothing to show in this run."""
 
     class Turned(Message):
-        """Another view of the stage is on the screen, because somebody wanted it."""
+        """The person switched to another view."""
 
     def __init__(self, source: RunSource) -> None:
         super().__init__(id=f"view-{self.STAGE}", classes="stage-view")
         self.source = source
         self.page = self.OWN_PAGES[0]
         self._page_chosen = False
-        """A person chose the page: it stays."""
+        """The person chose the page, so it stays."""
         self._begun: set[str] = set()
         self._made: set[str] = {self.page}
-        """Pages whose widgets are there: they are made when they are first looked at, and that takes a moment."""
+        """Pages whose widgets exist; they are created on first use, which takes a moment."""
 
     # -- what a stage's own screen says -------------------------------------------------------------------------------
 
@@ -100,22 +100,22 @@ class StageView(Vertical):
         yield TextView(id="checks")
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
-        """Draw what is the stage's own on the page that is shown."""
+        """Draw the stage's own parts of the visible page."""
 
     def page_for(self, state: RunState) -> str:
-        """The page to show as long as nobody has chosen one."""
+        """The page to show until the person chooses one."""
         return self.OWN_PAGES[0]
 
     def focus_page(self) -> None:
-        """Give the focus to what moves on the page that somebody just turned to."""
+        """Focus the list or field of a page that the person switched to."""
         self.screen.set_focus(None)
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
-        """(what the key c copies, what that is)."""
+        """(what the key c copies, its name)."""
         return str(self.source.run.folder), "the run folder's path"
 
     def step_back(self) -> bool:
-        """Esc: one step back inside the page. False where there is none."""
+        """Esc: one step back inside the page. False if there is none."""
         return self.page == self.OPTIONS and self.page in self._made and self.query_one(OptionsEditor).leave()
 
     # -- pages --------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class StageView(Vertical):
         await self.turn_to(self.pages[(self.pages.index(self.page) + by) % len(self.pages)])
 
     def forget_choice(self) -> None:
-        """Show what the stage itself would show, as if nobody had chosen a page."""
+        """Show the stage's default page."""
         self._page_chosen = False
 
     def focus_options(self) -> None:
@@ -185,7 +185,7 @@ class StageView(Vertical):
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     async def draw(self, state: RunState, now: float) -> bool:
-        """Show `state`. Cheap where nothing has changed. False where the page is still being put together: draw again."""
+        """Show `state`. Cheap if nothing changed. False while the page is still being built: draw again."""
         stage = state.stages[self.STAGE]
         if not self._page_chosen and self.page_for(state) != self.page:
             await self.turn_to(self.page_for(state), chosen=False)
@@ -196,7 +196,7 @@ class StageView(Vertical):
         if self.page not in self._made:
             return False
         if self.page == self.OPTIONS:
-            why_not = "This run is another process's: its options are changed there." if self.source.read_only else ""
+            why_not = "Another process owns this run: change its options there." if self.source.read_only else ""
             self.query_one(OptionsEditor).put(self.source.config, why_not)
         else:
             self.draw_checks(stage)
@@ -205,12 +205,12 @@ class StageView(Vertical):
 
     @property
     def compact(self) -> bool:
-        """Whether every line counts."""
+        """Whether lines are scarce."""
         return self.screen.has_class("-short")
 
     @property
     def gap(self) -> list[Content]:
-        """A line left blank, where there are lines to spare."""
+        """A blank line, if there is room."""
         return [] if self.compact else [EMPTY]
 
     def paper(self, name: str) -> TextView:
@@ -243,7 +243,7 @@ class StageView(Vertical):
         )
 
     def _draw_summary(self, state: RunState, stage: StageState) -> None:
-        """What came of it in a line or two; before it ran, what it will do; and what can be done now."""
+        """Its result in a line or two, or what it will do, and the possible actions."""
         waits = stage.status == "waiting" and not stage.summary
         told = description_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
         bare = self.page in self.BARE_PAGES

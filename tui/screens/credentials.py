@@ -22,10 +22,10 @@ from tui.widgets.text_view import TextView
 from tui.widgets.token_field import TokenField
 
 ADVICE = (
-    f"A token is made at {TOKENS_PAGE} (type Read). It is shown nowhere, {{kept}}. Without one, HF_TOKEN or the Hub's own "
-    "login is used; d logs in with a browser, on any device. A run that reads only local files needs none."
+    f"Create a token at {TOKENS_PAGE} (type Read). It is never shown, {{kept}}. Without one, the run uses HF_TOKEN or "
+    "the Hub's own login; d logs in with a browser, on any device. A run with only local files needs none."
 )
-IN_MEMORY, IN_THE_STORE = "stays in memory and is written nowhere", "and kept in the Hub's own store (store_token)"
+IN_MEMORY, IN_THE_STORE = "and stays in memory", "and is saved in the Hub's own store (store_token)"
 WAITING = "Waiting for you: "
 _ADDRESS = re.compile(r"https?://\S+")
 
@@ -42,7 +42,7 @@ class CredentialsView(StageView):
         yield TextView(id="checks")
 
     def checks_title(self) -> str:
-        return "Whose token it is, and what it may read"
+        return "Account and permissions"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         kept = IN_THE_STORE if self.source.config.store_token else IN_MEMORY
@@ -72,6 +72,6 @@ class CredentialsView(StageView):
 
 
 def login_of(stage: StageState) -> str:
-    """What a login with a browser waits for: the page and the code; empty where none waits."""
+    """Page and code of a waiting browser login; empty if none waits."""
     shown = next((check for check in stage.checks if check.name == LOGIN_CHECK), None)
     return shown.detail if shown is not None and shown.status == "warning" and stage.status == "running" else ""

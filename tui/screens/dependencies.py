@@ -1,4 +1,4 @@
-"""Stage 4: what is installed, and the live log of what is being installed."""
+"""Stage 4: installed packages, and the live log of an installation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small windows over the screen: a question with its answers, and the help."""
+"""Dialogs: a question with answers, and the help."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Result = TypeVar("Result")
 
 
 class Dialog(ModalScreen[Result]):
-    """Esc closes it, and so do its own keys and a click beside it; then it gives None."""
+    """Esc, its own keys or a click outside close it; then the result is None."""
 
     BINDINGS = bindings("window")
     CLOSED_BY: ClassVar[tuple[str, ...]] = ()
 
     def on_key(self, event: events.Key) -> None:
         if event.key in self.CLOSED_BY:
-            event.stop()  # or it would go on to the screen below, where the letter means something else
+            event.stop()  # otherwise it reaches the screen below, where the letter has another meaning
             self.dismiss(None)
 
     def on_click(self, event: events.Click) -> None:
@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 
 
 class Question(Dialog[str | None]):
-    """Gives the key of the answer that was chosen; None when it was closed without one."""
+    """Returns the key of the chosen answer; None if it was closed without one."""
 
     def __init__(self, title: str, text: str, answers: tuple[Answer, ...]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Question(Dialog[str | None]):
 
 
 class Help(Dialog[None]):
-    """The keys of what has the focus, then all others."""
+    """The keys of the focused part, then all others."""
 
     CLOSED_BY = ("question_mark", "q")
 
@@ -95,7 +95,7 @@ class Help(Dialog[None]):
 
 
 def help_lines(places: tuple[str, ...], width: int) -> list[Content]:
-    """Keys by whose they are: those of what has the focus stand first, under a name of their own."""
+    """Keys by group: those of the focused part first, in a group of their own."""
     others = [place for place in ("stage", "app", *PLACES) if place not in places and place != "textual"]
     lines: list[Content] = []
     for place in dict.fromkeys((*places, *others, "textual")):
@@ -103,7 +103,7 @@ def help_lines(places: tuple[str, ...], width: int) -> list[Content]:
             (Content.styled(key, "bold $key"), Content.styled(text, "$foreground"))
             for _, key, text in help_rows((place,))
         ]
-        here = "what has the focus" if place == places[0] and place not in ("stage", "app") else ""
+        here = "here" if place == places[0] and place not in ("stage", "app") else ""
         if rows:
             lines += [*([EMPTY] if lines else []), section(PLACES[place], here, width)]
             lines += table(rows, (Column(10), Column()), width)

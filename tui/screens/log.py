@@ -1,4 +1,4 @@
-"""What the run said: its messages, and the end of run.log."""
+"""The log: messages of the run, and the end of run.log."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LogScreen(Dialog[None]):
         self._follow("#log-file", "#lines", tail_of(self._source.run / layout.RUN_LOG), self._lines)
 
     def _follow(self, pane: str, paper: str, key: object, draw: object) -> None:
-        """Stay at the end, unless somebody has scrolled up."""
+        """Stay at the end, unless the person scrolled up."""
         scroll = self.query_one(pane)
         at_end = scroll.scroll_offset.y >= scroll.max_scroll_y - 1
         self.query_one(paper, TextView).put(key, draw)  # type: ignore[arg-type]
@@ -83,13 +83,13 @@ def message_lines(state: RunState, width: int) -> list[Content]:
 
 
 def tail_of(path: Path) -> str:
-    """The end of a file, from a whole line on; empty where there is none."""
+    """The end of a file, starting at a whole line; empty if it does not exist."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - TAIL_BYTES, 0))
             raw = file.read(TAIL_BYTES)
-    except OSError:  # no log yet: nothing ran
+    except OSError:  # no log yet
         return ""
     text = raw.decode("utf-8", errors="backslashreplace")
     return text if size <= TAIL_BYTES else text.partition("\n")[2]

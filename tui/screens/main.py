@@ -1,4 +1,4 @@
-"""The one screen: title, rail, the stage that is looked at, the machine, the keys."""
+"""The main screen: title, list of stages, the selected stage, the machine, the keys."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ VIEWS: dict[str, type[StageView]] = {
 
 LEAST_COLUMNS, LEAST_ROWS = 80, 24
 ROOM_FOR_TWO_TEXTS = 190
-"""Columns from which a pair, beside the list, has room for draft and revision side by side."""
+"""Columns needed to show draft and revision side by side beside the list."""
 SOON = 0.1
-"""Seconds until a key is heard that was pressed before the screen was put together."""
+"""Seconds to hold a key that was pressed before the screen was ready."""
 
 
 class MainScreen(Screen[None]):
-    """Views are made when they are first looked at, and kept."""
+    """Views are created on first use, and kept."""
 
     BINDINGS = bindings("stage")
 
-    # Keys are the wizard's until somebody goes to a field: the first key pressed must not end up in the token.
+    # No field has the focus at first: the first key pressed must not end up in the token.
     AUTO_FOCUS = ""
 
     HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-narrow"), (100, "-wide"), (150, "-very-wide")]  # noqa: RUF012
@@ -74,7 +74,7 @@ class MainScreen(Screen[None]):
         self.source = source
         self.selected = first
         self.following = True
-        """The stage that runs is the one that is looked at, until a person looks elsewhere."""
+        """Select the running stage until the person selects another."""
         self._followed = source.snapshot().latest
         self._views: dict[str, StageView] = {first: VIEWS[first](source)}
 
@@ -90,20 +90,20 @@ class MainScreen(Screen[None]):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all its parts are there: not before it is put together, and not while it is taken apart."""
+        """Whether all parts exist: not before mounting, and not during removal."""
         parts = [self.query(name) for name in ("#title", "#rail", "#body", "#status", "#keys")]
         return self.is_mounted and all(found and found.first().is_attached for found in parts) and self.view is not None
 
     @property
     def view(self) -> StageView | None:
-        """The view of the stage that is looked at; None before it is mounted."""
+        """The view of the selected stage; None before mounting."""
         view = self._views.get(self.selected)
         return view if view is not None and view.is_mounted and view.is_attached else None
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     async def draw(self, state: RunState, standing: str, now: float) -> bool:
-        """Show `state`, and follow the stage that runs. False where something was not there yet to be drawn."""
+        """Show `state`, and follow the running stage. False if some part could not be drawn yet."""
         await self._follow(state)
         if not self.is_whole:
             return False
@@ -129,7 +129,7 @@ class MainScreen(Screen[None]):
         return self.view is not None and await self.view.draw(state, now)
 
     async def _follow(self, state: RunState) -> None:
-        """Show the stage at work; one that began and failed between two looks, too."""
+        """Show the running stage, or one that started and failed since the last look."""
         stage = state.current.name if state.current is not None else state.latest
         is_news = state.current is not None or state.latest != self._followed
         self._followed = state.latest
@@ -137,14 +137,14 @@ class MainScreen(Screen[None]):
             await self.show_stage(stage)
 
     def keys_offered(self) -> tuple[Key, ...]:
-        """What the footer shows: keys of what has the focus first, and those alone that do something now."""
+        """The keys of the footer: those of the focused part first, and only those that work now."""
         return tuple(key for key in footer_keys(self.places()) if wizard_of(self).is_key_enabled(key))
 
     def places(self) -> tuple[str, ...]:
-        """Whose keys are heard now, the innermost first."""
+        """The places whose keys work now, innermost first."""
         focused = self.focused
         if isinstance(focused, (Input, TokenField)):
-            return ("field",)  # letters are for the field
+            return ("field",)  # letters go to the field
         inner = [
             short_path
             for node in (focused.ancestors_with_self if focused else ())
@@ -170,17 +170,17 @@ class MainScreen(Screen[None]):
             Content(
                 f"This terminal has {size.width} columns and {size.height} rows; "
                 f"the wizard needs {LEAST_COLUMNS} and {LEAST_ROWS}. "
-                "Make it larger, or use `stage3-tui status` and `stage3-tui --auto`. What runs goes on; q quits."
+                "Enlarge it, or use `stage3-tui status` and `stage3-tui --auto`. The run continues; q quits."
             )
         )
 
     # -- what the keys do ---------------------------------------------------------------------------------------------
 
     async def look_at(self, stage: str) -> None:
-        """Show a stage because a person wants to see it; the keys that come next are for that stage."""
+        """Show a stage that the person selected; the next keys apply to it."""
         current = wizard_of(self).seen.current
         self.following = current is not None and current.name == stage
-        if not self.is_whole:  # a key that was pressed before the first screen was put together
+        if not self.is_whole:  # a key pressed before the first screen was ready
             self.set_timer(SOON, partial(self.look_at, stage))
             return
         await self.show_stage(stage)
@@ -198,7 +198,7 @@ class MainScreen(Screen[None]):
         self.follow()
 
     def follow(self) -> None:
-        """Show the stage at work, and on it what happens."""
+        """Show the running stage and its progress."""
         self.following = True
         for view in self._views.values():
             view.forget_choice()
@@ -225,7 +225,7 @@ class MainScreen(Screen[None]):
             await self.view.turn_to(self.view.OPTIONS)
 
     async def action_browse(self) -> None:
-        """The browser of pairs, from wherever somebody is."""
+        """Open the pair browser from any screen."""
         await self.look_at(QualityView.STAGE)
         self.call_later(self._browse)
 
@@ -249,12 +249,12 @@ class MainScreen(Screen[None]):
             wizard_of(self).copy(*self.view.copy_text(wizard_of(self).seen))
 
     def action_copy_line(self, number: int) -> None:
-        """A click on a line that the stage offers."""
+        """A click on a line that the stage offers to copy."""
         if isinstance(self.view, PackagingView):
             wizard_of(self).copy(*self.view.line_at(number, wizard_of(self).seen))
 
     def action_press(self, keys: str) -> None:
-        """A click in the footer is the key that stands there."""
+        """A click in the footer presses that key."""
         self.app.simulate_key(keys.partition(",")[0])
 
     @on(Rail.Chosen)

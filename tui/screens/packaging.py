@@ -1,4 +1,4 @@
-"""Stage 10: the archive, what is in it, and how to bring it home."""
+"""Stage 10: the archive, its contents, and how to fetch it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tui.widgets.stage_sections import card, section
 from tui.widgets.text_view import clickable
 
 ON_THE_CARD = ("archive", "size", "sha256", "loads")
-LINES = ("bring it home", "check and unpack", "unpack", "load the base", "load the adapter", "load")
-"""Checks whose detail is a line to type somewhere else."""
-COPYING = "c copies the first line, a click the one under it; logs/copied.txt has it too"
+LINES = ("fetch it", "bring it home", "check and unpack", "unpack", "load the base", "load the adapter", "load")
+"""Checks whose detail is a line to type elsewhere; "bring it home", "unpack" and "load" are names of earlier versions."""
+COPYING = "c copies the first command, a click copies another; logs/copied.txt keeps it, too"
 
 
 class PackagingView(StageView):
@@ -40,33 +40,33 @@ class PackagingView(StageView):
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
         lines = lines_of(state.stages[self.STAGE])
-        return (lines[0][1], "the scp line") if lines else (str(self.source.run.archive), "the archive's path")
+        return (lines[0][1], "the scp command") if lines else (str(self.source.run.archive), "the archive's path")
 
     def line_at(self, number: int, state: RunState) -> tuple[str, str]:
-        """(a line that was clicked, what it is)."""
+        """(the clicked line, its name)."""
         name, text = lines_of(state.stages[self.STAGE])[number]
-        return text, f"the line for: {name}"
+        return text, f"the command: {name}"
 
 
 def lines_of(stage: StageState) -> tuple[tuple[str, str], ...]:
-    """(what for, the line to type); first the one that brings the archive home."""
+    """(purpose, command); the one that fetches the archive is first."""
     by_name = {check.name: check.detail for check in stage.checks}
     return tuple((name, by_name[name]) for name in LINES if name in by_name)
 
 
 def contents_of(stage: StageState) -> tuple[tuple[str, int], ...]:
-    """(name, bytes) of what is in the archive; empty where the stage did not say."""
+    """(name, bytes) of the files in the archive; empty if unknown."""
     told = stage.facts.get("contents")
     return tuple((str(name), int(size)) for name, size in told) if isinstance(told, (list, tuple)) else ()
 
 
 def line_lines(lines: Sequence[tuple[str, str]], width: int) -> list[Content]:
-    """Each line in full, however long, because it is to be typed or selected; a click copies it."""
+    """Each command in full, however long, so that it can be selected; a click copies it."""
     if not lines:
         return []
     drawn = [
         EMPTY,
-        section("To type at home", COPYING, width),
+        section("On your own machine", COPYING, width),
     ]
     for number, (name, text) in enumerate(lines):
         drawn.append(Content.styled(name, "$muted"))

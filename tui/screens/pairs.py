@@ -1,4 +1,4 @@
-"""Stage 7: pairs being made. How many are usable so far, why the others are not, and the newest ones."""
+"""Stage 7: progress of the pairs: how many are usable, why the others are not, and the newest ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tui.widgets.text_view import TextView, clickable
 SHOWN_OF_THE_NEWEST = 600
 """Characters of each text."""
 FEED_MARK = 16
-"""Cells for what became of a prompt."""
+"""Cells for the outcome of a prompt."""
 
 
 class PairsView(StageView):
@@ -52,7 +52,7 @@ class PairsView(StageView):
 
 
 def share_lines(made: int, failures: Mapping[str, int], least: float, width: int) -> list[Content]:
-    """How many of the prompts gave a usable pair, against what the gate will ask for."""
+    """The share of prompts with a usable pair, against the gate's threshold."""
     tried = made + sum(failures.values())
     share = made / tried
     style = "$pair-ok" if share >= least else "$check-warning"
@@ -66,12 +66,12 @@ def share_lines(made: int, failures: Mapping[str, int], least: float, width: int
 
 
 def reason_lines(failures: Mapping[str, int], width: int) -> list[Content]:
-    return [EMPTY, section("Why not", "", width), *histogram(failures, min(width, 70), 8)]
+    return [EMPTY, section("Reasons", "", width), *histogram(failures, min(width, 70), 8)]
 
 
 def feed_lines(newest: Sequence[PairMade | PairFailed], width: int) -> list[Content]:
     """The newest first, one on each line."""
-    browse = clickable(Content.assemble(("b", "bold $key"), (" browses all of them", "$muted")), "screen.browse")
+    browse = clickable(Content.assemble(("b", "bold $key"), (" browses all pairs", "$muted")), "screen.browse")
     lines = [EMPTY, section("Newest", "", width - browse.cell_length - 1) + Content(" ") + browse]
     for event in reversed(newest):
         made = isinstance(event, PairMade)

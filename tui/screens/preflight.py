@@ -1,4 +1,4 @@
-"""Stage 6: the long run in small, and what it foretells."""
+"""Stage 6: the rehearsal and its forecast."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PreflightView(StageView):
     STAGE = "preflight"
 
     def checks_title(self) -> str:
-        return "Trials and forecast"
+        return "Rehearsal and forecast"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         reading, forecast = state.telemetry[-1] if state.telemetry else None, state.forecast
@@ -35,16 +35,16 @@ class PreflightView(StageView):
 
 
 def forecast_rows(forecast: Forecast) -> list[tuple[str, Content]]:
-    """Time and memory of each long stage, and the disk."""
+    """Time and memory of each long stage, and disk space."""
     whose = "of the GPU" if forecast.on_gpu else "of this machine"
     rows = []
     for stage, seconds in forecast.seconds.items():
         peak = forecast.peak_bytes.get(stage)
-        told = f"about {approx_duration(seconds)}" + (f", {memory(peak)} {whose} at the peak" if peak else "")
+        told = f"about {approx_duration(seconds)}" + (f", peak memory {memory(peak)} {whose}" if peak else "")
         rows.append((STAGE[stage].title, Content.styled(told, "bold")))
     whole = approx_duration(sum(forecast.seconds.values()))
     return [
         *rows,
-        ("Together", Content.styled(f"about {whole}", "bold")),
+        ("Total", Content.styled(f"about {whole}", "bold")),
         ("Disk", Content.styled(f"about {memory(forecast.disk_bytes)}", "bold")),
     ]

@@ -1,4 +1,4 @@
-"""Stage 8: the gate's figures, every pair to look at, and what people decide about them."""
+"""Stage 8: the gate's figures, the pair browser, and people's decisions."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class QualityView(StageView):
 
     @property
     def browser(self) -> PairBrowser | None:
-        """The browser, once somebody looked at it."""
+        """The browser, once opened."""
         found = self.query("#browser")
         return found.first() if found else None  # type: ignore[return-value]
 
     def checks_title(self) -> str:
-        return "The gate: each figure beside its threshold"
+        return "The gate: figures and thresholds"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.GATE:
@@ -57,17 +57,17 @@ class QualityView(StageView):
             self.paper("extra").put(told, (lambda width: [EMPTY, *lines]) if lines else None)
 
     def _decided_since(self, stage: StageState) -> Content:
-        """A sentence where people decided about pairs after the stage had read what they decided."""
+        """A sentence if people made decisions after the stage read them."""
         if stage.status not in ("done", "refused") or stage.finished is None:
             return EMPTY
         try:
             changed = (self.source.run / layout.EDITS_JSONL).stat().st_mtime
         except OSError:
-            return EMPTY  # nobody decided anything
+            return EMPTY  # no decisions
         if changed <= stage.finished:
             return EMPTY
-        again = "" if self.source.read_only else ": r runs this stage again, and a what follows it"
-        return Content.styled(f"! Decisions were made since{again}.", "$check-warning")
+        again = "" if self.source.read_only else ": r runs this stage again, a also the later ones"
+        return Content.styled(f"! Decisions have been made since{again}.", "$check-warning")
 
     def focus_page(self) -> None:
         if self.page == self.PAIRS and self.browser is not None:
@@ -94,7 +94,7 @@ def gate_line(stage: StageState) -> Content:
         return Content.assemble(("⊘ The gate is shut.", "bold $stage-refused"))
     if stage.status == "done" and stage.checks:
         opened_by_a_person = any(check.status == "failed" for check in stage.checks)
-        told = "✓ A person opened the gate." if opened_by_a_person else "✓ The gate is open."
+        told = "✓ You opened the gate." if opened_by_a_person else "✓ The gate is open."
         return Content.styled(told, "bold $check-warning" if opened_by_a_person else "bold $stage-done")
     return EMPTY
 

@@ -1,4 +1,4 @@
-"""Themes to choose from: each is worn while the cursor is on it."""
+"""Choose a theme, previewed as the cursor moves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.screens.dialogs import Dialog
 
 
 class ThemePicker(Dialog[str | None]):
-    """Gives the name that was chosen. Closed without one, the theme is what it was."""
+    """Returns the chosen name. Closing it restores the previous theme."""
 
     CLOSED_BY = ("t", "q")
 

@@ -1,4 +1,4 @@
-"""Stage 9: DPO as it goes (loss, margin, speed, memory), and in the end whether Stage 3 is better than Stage 2."""
+"""Stage 9: live figures of the training (loss, margin, speed, memory), and the verdict."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tui.widgets.marks import LEVEL_MARKS
 from tui.widgets.text_view import TextView
 
 ZOOMS = (1, 2, 8)
-"""The newest part of the steps that the charts show: all, a half, an eighth."""
+"""The part of the steps that the charts show: all, the newest half, the newest eighth."""
 ZOOM_WORDS = {1: "", 2: "   the newer half", 8: "   the newest eighth"}
 LEAST_STEPS = 16
-"""Of a zoom: fewer than these are no curve."""
+"""Minimum points in a zoomed chart."""
 WARNINGS_SHOWN = 3
 
 
@@ -36,7 +36,7 @@ class TrainingView(StageView):
     CURVES, VERDICT, TRIALS = OWN_PAGES = ("Curves", "Verdict", "Trials")
 
     _charted: object = None
-    """What the charts last depended on."""
+    """The inputs of the charts when they were last drawn."""
     _zoom = ZOOMS[0]
     empty_pages: tuple[str, ...] = (TRIALS,)
 
@@ -88,7 +88,7 @@ class TrainingView(StageView):
             if message.stage == self.STAGE and message.level in ("warning", "error")
         )[-WARNINGS_SHOWN:]
         self.paper("warnings").put(warnings, (lambda width: warning_lines(warnings, width)) if warnings else None)
-        # A second is soon enough: a chart is the dearest thing on the screen, and over SSH the longest to send.
+        # Once a second is enough: a chart is the most expensive part to draw, and to send over SSH.
         key = (int(now) if stage.status == "running" else steps[-1:], len(steps) > 0, self._zoom)
         if key != self._charted:
             self._charted = key
@@ -140,12 +140,14 @@ class Curve(NamedTuple):
 
 
 CURVES: dict[str, Curve] = {
-    "loss": Curve("Loss", "ln 2 is where an untrained policy stands", "loss", "loss", (Level(math.log(2), "ln 2"),)),
-    "margin": Curve("Reward margin", "chosen less rejected", "margin", "margin", (Level(0.0, "0"),)),
-    "accuracy": Curve("Accuracy", "share of pairs told apart", "accuracy", "margin", (Level(0.5, "0.5"),), (0.0, 1.0)),
-    "gradient": Curve("Gradient norm", "before it is clipped", "grad_norm", "loss"),
+    "loss": Curve("Loss", "ln 2 = untrained", "loss", "loss", (Level(math.log(2), "ln 2"),)),
+    "margin": Curve("Reward margin", "chosen minus rejected", "margin", "margin", (Level(0.0, "0"),)),
+    "accuracy": Curve(
+        "Accuracy", "pairs with a positive margin", "accuracy", "margin", (Level(0.5, "0.5"),), (0.0, 1.0)
+    ),
+    "gradient": Curve("Gradient norm", "before clipping", "grad_norm", "loss"),
 }
-"""The last two are there where there is room."""
+"""The last two are shown if there is room."""
 
 
 def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], width: int) -> list[Content]:
@@ -174,7 +176,7 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
 
 
 def warning_lines(warnings: Sequence[Message], width: int) -> list[Content]:
-    """What the training warned of, with its evidence: a line each."""
+    """Warnings of the training with their evidence, a line each."""
     return [
         Content.assemble(
             (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), safe_text(one.text, "", 300)

@@ -1,4 +1,4 @@
-"""Whether Stage 3 is better than Stage 2: the word, the reasons, both answers to held-out prompts, and the figures."""
+"""The verdict: its word, its reasons, both answers to held-out prompts, and the figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tui.widgets.stage_sections import section
 
 READABLE = 110
 STAGE2, STAGE3 = "stage2_", "stage3_"
-"""How the names of figures begin that there are two of."""
+"""Prefixes of figures that exist for both."""
 
 WORD_MARKS: dict[str, tuple[str, str]] = {
     "better": ("▲", "$stage-done"),
@@ -27,7 +27,7 @@ WORD_MARKS: dict[str, tuple[str, str]] = {
 
 def verdict_lines(evaluation: EvalDone | None, width: int) -> list[Content]:
     if evaluation is None:
-        return [EMPTY, Content.styled("The verdict comes after training, from held-out prompts.", "$muted")]
+        return [EMPTY, Content.styled("The verdict follows after training, from held-out prompts.", "$muted")]
     lines = [EMPTY, _word(evaluation.verdict)]
     for reason in evaluation.reasons:
         told = Content.assemble(("· ", "$muted"), safe_text(reason, "$foreground", 600))
@@ -56,14 +56,14 @@ def _word(verdict: str) -> Content:
 
 
 def _figures(figures: Mapping[str, Any], width: int) -> list[Content]:
-    """Those that there are two of side by side; then the others."""
+    """Paired figures side by side, then the others."""
     twice = [name.removeprefix(STAGE2) for name in figures if name.startswith(STAGE2)]
     both = [(_name(name), _value(figures.get(STAGE2 + name)), _value(figures.get(STAGE3 + name))) for name in twice]
     others = [(_name(name), _value(value)) for name, value in figures.items() if not name.startswith((STAGE2, STAGE3))]
     lines: list[Content] = []
     if both:
         head = tuple(Content.styled(name, "bold $heading") for name in ("", "Stage 2", "Stage 3"))
-        lines += [EMPTY, section("Both answers, in figures", "", width)]
+        lines += [EMPTY, section("Answers, in figures", "", width)]
         lines += table([head, *both], (Column(34), Column(14, right=True), Column()), width)
     return [
         *lines,

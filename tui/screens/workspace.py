@@ -1,4 +1,4 @@
-"""Stage 1: where the work is done, and how much room there is."""
+"""Stage 1: the working folder and the disk space."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class WorkspaceView(StageView):
 
 
 def disk_usage(folder: Path) -> tuple[float, float] | None:
-    """(used, total) bytes of the disk that holds `folder`, or will; None where nobody can say."""
+    """(used, total) bytes of the disk that holds `folder`, or will; None if unknown."""
     for place in (folder, *folder.parents):
         try:
             usage = shutil.disk_usage(place)
-        except OSError:  # not there yet: its parent's disk is where it will be
+        except OSError:  # it does not exist yet: use its parent
             continue
         return float(usage.total - usage.free), float(usage.total)
     return None
 
 
 def disk_lines(used: float, total: float, needed: float, width: int) -> list[Content]:
-    """The disk, and on it where the run will fill it to, once preflight has said."""
+    """Disk usage, and how far the run will fill it, once preflight has a forecast."""
     needs = f"   the run needs about {memory(needed)}" if needed else ""
     told = Content.assemble((f"  {memory(total - used)} free", "bold"), (f" of {memory(total)}{needs}", "$muted"))
     label = Content.styled("Disk  ", "$muted")

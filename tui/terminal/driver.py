@@ -1,8 +1,7 @@
-"""Textual's Linux driver with the manners that a long run needs: a terminal that has stopped reading holds nobody up, a screen
-that was put aside draws nothing, and bytes that are no text end nothing.
+"""Textual's Linux driver for long runs: a stalled terminal never blocks, a suspended screen draws nothing, and input that is not
+text never ends the app.
 
-The one module that leans on the insides of Textual's driver (8.2): `_writer_thread` and its queue, and the decoder of its
-input.
+The only module that uses private names of Textual's driver (8.2): `_writer_thread` and its queue, and its input decoder.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def _decoder(name: str) -> Any:
 
 
 class WizardDriver(LinuxDriver):
-    """Writes never wait. What a stalled terminal missed is dropped, and `missed` asks for the whole screen again."""
+    """Writes never wait. Frames for a stalled terminal are dropped, and `missed` requests a full redraw."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         setattr(linux_driver, "getincrementaldecoder", _decoder)  # noqa: B010 (a name that it imports)

@@ -23,7 +23,7 @@ def editor_command() -> list[str]:
             return words
     found = next((path for name in FALLBACKS if (path := shutil.which(name))), None)
     if found is None:
-        raise ValueError("There is no editor: set EDITOR, or press e to edit here.")
+        raise ValueError("No editor found: set EDITOR, or press e to edit here.")
     return [found]
 
 
@@ -43,7 +43,7 @@ async def edit_externally(driver: WizardDriver | None, folder: Path, text: str) 
         code = await _with_the_terminal(driver, [*command, name])
         edited = path.read_text(encoding="utf-8", errors="backslashreplace")
     except (FileNotFoundError, PermissionError) as error:
-        raise ValueError(f"{command[0]} could not be started: {error.strerror}.") from error
+        raise ValueError(f"Cannot start {command[0]}: {error.strerror}.") from error
     finally:
         path.unlink(missing_ok=True)
     if code != 0 or not edited.strip():

@@ -67,7 +67,7 @@ def memory_bar(
 
 
 def short_memory(reading: Telemetry, forecast: Forecast | None, width: int) -> Content:
-    """One line: the fullest GPU, or that there is none, and the machine's memory."""
+    """One line: the fullest GPU, if any, and the machine's memory."""
     host = Content.assemble(
         ("RAM ", "$muted"),
         memory_bar(reading.host_used_bytes, reading.host_total_bytes, width),

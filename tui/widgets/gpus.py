@@ -1,4 +1,4 @@
-"""Memory of every GPU with its peak and the forecast; where there is none, the reason, and the memory of the machine."""
+"""Memory of every GPU with peak and forecast; without one, the reason, and the machine's memory."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def gpu_lines(
     """A line for each GPU, and one for the machine's memory; marks on the bars: peak so far, and what was forecast."""
     lines = []
     if not reading.gpus:
-        note = one_line(reading.note or "the driver names none", "$muted", 160)
-        lines.append(Content.assemble(("No GPU here: ", "$foreground"), note).truncate(width, ellipsis=True))
+        note = one_line(reading.note or "the driver reports none", "$muted", 160)
+        lines.append(Content.assemble(("No GPU: ", "$foreground"), note).truncate(width, ellipsis=True))
     rows = []
     for gpu in reading.gpus:
         if gpu.memory_used_bytes is None or not gpu.memory_total_bytes:
-            told = f"GPU {gpu.index}: the driver does not say how much memory it uses"
+            told = f"GPU {gpu.index}: the driver does not report memory use"
             lines.append(Content.styled(told, "$muted").truncate(width))
         else:
             sizes = (gpu.memory_used_bytes, gpu.memory_total_bytes)

@@ -1,5 +1,5 @@
-"""The options of one stage as a form: a row each, and under them the one that the cursor is on, with what it means, what may
-be given, and a field that checks what is typed while it is typed.
+"""The options of one stage as a form: a row each, and below them the selected one with its meaning, its allowed values, and a
+field that validates as you type.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
 WIDE = 100
-"""From so many cells on, the sentence of every option stands in its row."""
+"""Width from which each row has its option's sentence."""
 NAME_CELLS, VALUE_CELLS = 29, 30
-EDITS, KEEPS = "Enter edits, ← → choose, d gives the default", "Enter keeps it, Esc leaves it as it was"
+EDITS, KEEPS = "Enter edits, ← → choose, d resets to the default", "Enter saves, Esc discards"
 
 
 class OptionRows(RowList):
-    """A row an option: whether it differs from its default, its name, its value."""
+    """A row per option: whether it differs from its default, its name, its value."""
 
     BINDINGS = bindings("options")
     PLACE = "options"
@@ -76,7 +76,7 @@ class OptionRows(RowList):
     # -- what the keys ask for ----------------------------------------------------------------------------------------
 
     class Wanted(Message):
-        """A new value, as text or as a value; the editor asks the configuration class whether it can be."""
+        """A new value, as text or typed; the editor validates it with the configuration class."""
 
         def __init__(self, value: Any) -> None:
             super().__init__()
@@ -93,7 +93,7 @@ class OptionRows(RowList):
 
 
 class OptionsEditor(Vertical):
-    """Gives each change as it is kept: `Changed`, with the whole new configuration."""
+    """Posts `Changed` with the new configuration after each change."""
 
     DEFAULT_CSS = """
     OptionsEditor { height: 1fr; }
@@ -111,12 +111,12 @@ class OptionsEditor(Vertical):
         super().__init__(id=id)
         self._options = tuple(options)
         self._fixed = frozenset(fixed)
-        """Names that are shown, and edited elsewhere."""
+        """Names that are shown but not editable here."""
         self._config: Stage3Config | None = None
         self._why_not = ""
-        """Why nothing can be edited at all."""
+        """Why nothing can be edited."""
         self._told = ""
-        """Why what is typed cannot be."""
+        """Why the typed value is invalid."""
 
     def compose(self) -> ComposeResult:
         yield OptionRows(self._options, id="option-rows")
@@ -135,7 +135,7 @@ class OptionsEditor(Vertical):
         return self.has_class("-editing")
 
     def put(self, config: Stage3Config, why_not: str = "") -> None:
-        """Show `config`. `why_not`: why it cannot be edited now; empty where it can."""
+        """Show `config`. `why_not`: why it cannot be edited now; empty if it can."""
         self._config, self._why_not = config, why_not
         self.rows.put({option.name: getattr(config, option.name) for option in self._options})
         self._draw()
@@ -153,7 +153,7 @@ class OptionsEditor(Vertical):
             return
         field = self.query_one("#option-field", Input)
         self.add_class("-editing")
-        field.placeholder = "nothing: left to the program" if option.may_be_none else option.default
+        field.placeholder = "empty: chosen by the program" if option.may_be_none else option.default
         field.value = value_text(self.rows.values.get(option.name))
         field.focus()
         self._check(field.value)
@@ -187,7 +187,7 @@ class OptionsEditor(Vertical):
             self.leave(refocus=False)
 
     def leave(self, *, refocus: bool = True) -> bool:
-        """Stop editing, keep nothing of what was typed. False where nothing was being edited."""
+        """Stop editing and discard the input. False if nothing was being edited."""
         was_editing, self._told = self.editing, ""
         self.remove_class("-editing")
         if was_editing and refocus:
@@ -196,9 +196,7 @@ class OptionsEditor(Vertical):
         return was_editing
 
     def _refuses(self, option: Option) -> bool:
-        self._told = self._why_not or (
-            "It is chosen where the program is started." if option.name in self._fixed else ""
-        )
+        self._told = self._why_not or ("Set it on the command line." if option.name in self._fixed else "")
         self._draw()
         return bool(self._told)
 
@@ -234,7 +232,7 @@ class OptionsEditor(Vertical):
 
 
 def option_words(option: Option, told: str, editing: bool, fixed: bool, width: int) -> list[Content]:
-    """What an option means, what may be given, and whether what is typed can be."""
+    """The option's meaning, its allowed values, and whether the input is valid."""
     variable = ENV_PREFIX + option.name.upper()
     lines = [*paragraph(Content.styled(option.sentence, "$foreground"), width)]
     facts = f"{option.allowed} · default {option.default or 'none'} · {option.flag} · {variable}"
@@ -249,7 +247,7 @@ def option_words(option: Option, told: str, editing: bool, fixed: bool, width: i
 
 
 def choices_of(option: Option) -> tuple[Any, ...]:
-    """What ← and → go through; empty where the value is written."""
+    """The choices for ← and →; empty for typed values."""
     if option.is_switch:
         return (False, True)
     if option.is_flag:
@@ -258,7 +256,7 @@ def choices_of(option: Option) -> tuple[Any, ...]:
 
 
 def given(option: Option, text: str) -> Any:
-    """The value behind what was typed: nothing is None where the option may be left to the program."""
+    """The value of the input: empty is None if the program may choose the value."""
     return None if not text.strip() and option.may_be_none else text.strip()
 
 
@@ -267,7 +265,7 @@ def value_text(value: object) -> str:
 
 
 def differs(option: Option, value: object) -> bool:
-    """Whether a value is another than the default."""
+    """Whether a value differs from the default."""
     text = "" if value is None else str(value)
     if text == option.default:
         return False

@@ -1,4 +1,4 @@
-"""The ten stages: down the left edge, or on one line where the terminal is narrow."""
+"""The ten stages: on the left, or on one line in a narrow terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tui.widgets.stage_sections import times
 
 
 class Rail(Widget):
-    """Shows where the run stands and which stage is looked at; a click looks at another one."""
+    """Shows the state of each stage and the selected one; a click selects another."""
 
     class Chosen(Message):
         def __init__(self, stage: str) -> None:

@@ -18,7 +18,7 @@ GAP = 3
 def side_by_side(before: str, after: str, width: int, names: tuple[str, str] = ("Draft", "Revision")) -> list[Content]:
     """`before` and `after`, foreign texts, each under its name."""
     old, new, common = word_diff(visible(before[:TEXT_SHOWN]).expandtabs(4), visible(after[:TEXT_SHOWN]).expandtabs(4))
-    said = "identical" if before == after else "" if common is None else f"{100 * common:.0f} % of the words in common"
+    said = "identical" if before == after else "" if common is None else f"{100 * common:.0f} % of words in common"
     old = old or Content.styled("(nothing)", "$muted")
     new = new or Content.styled("(nothing)", "$muted")
     if width < SIDE_BY_SIDE:

@@ -1,4 +1,4 @@
-"""The three single lines of the screen: title, machine, keys."""
+"""The three status lines: title, machine, keys."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tui.widgets.text_view import clickable
 
 ALWAYS = ("leave", "help")
 ROOM_FOR_HOST, ROOM_FOR_MORE = 100, 130
-"""Cells from which the name of the machine stands there too, and longer bars."""
+"""Width from which the machine's name and longer bars are shown."""
 
 
 def title_line(state: RunState, run_name: str, standing: str, now: float, width: int) -> Content:
-    """What this is, which run, and how it stands."""
+    """Program, run, and its state."""
     left = Content.assemble((" stage3-tui ", "bold $accent"), (" ", ""), one_line(run_name, "$foreground", 60))
     return spread(left, _standing(state, standing, now) + Content(" "), width)
 
 
 def status_line(state: RunState, host: str, folder: str, width: int) -> Content:
-    """The machine: its GPU or why there is none, its memory, and where the run is."""
+    """The machine: GPU or why there is none, memory, and the run folder."""
     machine = Content.assemble((f" {host}  " if width >= ROOM_FOR_HOST else " ", "$muted"))
     reading = state.telemetry[-1] if state.telemetry else None
     if reading is not None:
@@ -44,9 +44,7 @@ def status_line(state: RunState, host: str, folder: str, width: int) -> Content:
 
 
 def keys_line(keys: Sequence[Key], width: int) -> Content:
-    """As many keys as there is room for. Those that are always there, and leave, stand at the right: what comes and goes with the
-    run must not push them under a mouse that is on its way.
-    """
+    """As many keys as fit. Permanent keys are on the right, so that changing ones do not move them under the mouse."""
     pieces = {
         key: clickable(
             Content.assemble((f" {key.shown}", "bold $key"), (f" {key.label} ", "$muted")),
@@ -63,7 +61,7 @@ def keys_line(keys: Sequence[Key], width: int) -> Content:
 
 
 def seconds_to_go(state: RunState, now: float) -> float | None:
-    """What is left of the running stage and of the forecast stages after it; None where nobody knows."""
+    """Remaining time of the running stage and of the forecast stages after it; None if unknown."""
     current = state.current
     if current is None:
         return None
@@ -79,7 +77,7 @@ def seconds_to_go(state: RunState, now: float) -> float | None:
 
 
 def how_far(state: RunState) -> str:
-    """In words, of a run that came to the end that it was asked for."""
+    """How far a successful run went, in words."""
     return "finished" if state.next_stage is None else f"{STAGES.index(state.next_stage)} of {len(STAGES)} stages done"
 
 
@@ -94,11 +92,11 @@ def _standing(state: RunState, standing: str, now: float) -> Content:
         text = f"▶ running {number}/10 {STAGE[current.name].title}{' ' + share if share else ''}"
         to_go = approx_duration(seconds_to_go(state, now))
         elapsed = duration(current.elapsed(now)) + (f" · ~{to_go} to go" if to_go else "")
-        silent = f"no sign for {duration(now - state.stalled_since)}  ·  " if state.stalled_since is not None else ""
+        silent = f"silent for {duration(now - state.stalled_since)}  ·  " if state.stalled_since is not None else ""
         return Content.assemble((silent, "$check-warning"), (text, "$stage-running"), (f"  {elapsed}", "$muted"))
     finished = state.finished
     if finished is None:
-        return Content.styled("nothing runs", "$muted")
+        return Content.styled("not running", "$muted")
     if finished.exit_code == 0:
         return Content.styled(f"✓ {how_far(state)}", "$stage-done")
     broken = next((stage for stage in state.stages.values() if stage.failure is not None), None)

@@ -1,4 +1,4 @@
-"""Writing in place: one text at a time, kept or left as it was."""
+"""Edit a text in place, one at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tui.widgets.text_view import TextView, clickable
 
 
 class TextField(Vertical):
-    """A revision, a draft or a note being written. Control characters of a foreign text are spelt out, for the terminal's sake:
-    they stay as they are unless something is changed.
+    """A revision, draft or note being edited. Control characters are shown spelt out, to protect the terminal; they stay
+    unchanged unless the text is edited.
     """
 
     BINDINGS = bindings("text")
@@ -32,10 +32,10 @@ class TextField(Vertical):
             self.index, self.field, self.text = index, field, text
 
     class Left(Message):
-        """Nothing is to be kept."""
+        """Discard the changes."""
 
     class Other(Message):
-        """The other text is wanted: the draft for the revision, or back."""
+        """Switch between draft and revision."""
 
         def __init__(self, index: int, field: str) -> None:
             super().__init__()
@@ -52,7 +52,7 @@ class TextField(Vertical):
         yield area
 
     def open(self, index: int, field: str, title: str, text: str, *, has_other: bool) -> None:
-        """Show a text to be written; `index` and `field` come back with what is kept."""
+        """Show a text to edit; `index` and `field` come back with the saved text."""
         self._index, self._field, self._has_other = index, field, has_other
         self._shown = visible(text)
         spelt_out = self._shown != text
@@ -81,8 +81,8 @@ def title_line(title: str, spelt_out: bool, has_other: bool, width: int) -> Cont
     other = (("Ctrl+T", "bold $key"), (" draft/revision   ", "$muted")) if has_other else ()
     return Content.assemble(
         (f"{title}   ", "bold $heading"),
-        clickable(Content.assemble(("Ctrl+S", "bold $key"), (" keeps   ", "$muted")), "screen.press('ctrl+s')"),
+        clickable(Content.assemble(("Ctrl+S", "bold $key"), (" saves   ", "$muted")), "screen.press('ctrl+s')"),
         *other,
-        clickable(Content.assemble(("Esc", "bold $key"), (" leaves   ", "$muted")), "screen.press('escape')"),
-        ("control characters are spelt out" if spelt_out else "", "$check-warning"),
+        clickable(Content.assemble(("Esc", "bold $key"), (" discards   ", "$muted")), "screen.press('escape')"),
+        ("control characters are shown spelt out" if spelt_out else "", "$check-warning"),
     ).truncate(width, ellipsis=True)

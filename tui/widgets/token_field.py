@@ -48,7 +48,7 @@ class TokenField(Widget, can_focus=True):
         )
 
     def check_consume_key(self, key: str, character: str | None) -> bool:
-        """Characters are for the token, and no shortcuts."""
+        """Characters belong to the token, not to shortcuts."""
         return character is not None and character.isprintable()
 
     def on_key(self, event: events.Key) -> None:
@@ -70,7 +70,7 @@ class TokenField(Widget, can_focus=True):
         self.refresh()
 
     def on_paste(self, event: events.Paste) -> None:
-        """A copied token often brings a newline, blanks or quotes along; none of them is part of one."""
+        """Strip what often comes with a copied token: newlines, blanks and quotes."""
         event.stop()
         event.prevent_default()
         self.__characters.extend("".join(event.text.split()).strip("\"'`"))

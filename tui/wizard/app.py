@@ -45,15 +45,15 @@ MAKING = STAGES[STAGES.index("adapter") :]
 """The stages that make something; those before look at this machine."""
 POLL_SECONDS = 0.15
 ROOM_FOR_NOTICES = 30
-"""With fewer lines the newest notice alone is shown."""
+"""With fewer lines, only the newest notice is shown."""
 SCREENS = Path(__file__).parents[1] / "screens"
 
 log = logging.getLogger(__name__)
 
 
 def run_wizard(source: RunSource) -> tuple[WizardEnd, int]:
-    """Draw `source` on this terminal until somebody, or the terminal, ends it: how it ended, and the screen's exit code.
-    What runs may go on: see WizardEnd.
+    """Show `source` on this terminal until the person or the terminal ends it; returns how it ended, and the exit code.
+    The run may continue: see WizardEnd.
     """
     return draw_until_the_end(Wizard(source))
 
@@ -66,11 +66,11 @@ def draw_until_the_end(wizard: Wizard) -> tuple[WizardEnd, int]:
         wizard.run(mouse=source.config.mouse)
     except Exception:
         log.exception("the screen could not be drawn")
-        wizard.crashed = wizard.crashed or "The screen could not be drawn."
+        wizard.crashed = wizard.crashed or "The screen failed."
     finally:
         source.close()
     if wizard.crashed:
-        on_its_own = "The run goes on without it." if source.running and not source.read_only else "Nothing is lost."
+        on_its_own = "The run continues without it." if source.running and not source.read_only else "Nothing is lost."
         print(f"{wizard.crashed} {on_its_own} The traceback is in {source.run / RUN_LOG}.", file=sys.__stderr__)
         end = WizardEnd.LEFT_RUNNING if source.running and not source.read_only else WizardEnd.CRASHED
         return end, int(ExitCode.BUG)
@@ -91,12 +91,12 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         super().__init__(source.config)
         self.source = source
         self.seen = source.snapshot()
-        """The state that is on the screen."""
+        """The state on the screen."""
         self.crashed = ""
-        """A plain sentence about what broke the screen; empty as long as it stands."""
+        """A sentence about what broke the screen; empty if nothing did."""
         self.shutdown, self.suspension, self.notifications = Shutdown(self), Suspend(self), Notifications(self)
         self._drawn: tuple[object, ...] | None = None
-        """What the last drawing depended on."""
+        """The inputs of the last drawing."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -104,17 +104,17 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         return MainScreen(self.source, first_stage(self.seen))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Everything that the command palette offers."""
+        """The commands of the command palette."""
         main = self.main
         for stage in STAGE_TABLE:
             yield SystemCommand(f"Go to {stage.title}", stage.sentence, partial(main.look_at, stage.name))
         browse = partial(self.call_later, main.action_browse)
-        yield SystemCommand("Browse the pairs", "All of them, with what speaks against each.", browse)
+        yield SystemCommand("Browse the pairs", "All pairs, and the reasons against them.", browse)
         for name in self.theme_names:
-            yield SystemCommand(f"Theme: {name}", "How it looks.", partial(self.keep_theme, name))
+            yield SystemCommand(f"Theme: {name}", "Use this theme.", partial(self.keep_theme, name))
         yield SystemCommand("Save a screenshot", "An SVG in the run folder's logs.", self.save_screenshot_file)
         yield SystemCommand("Choose a theme", "Previewed as you move.", self.action_themes)
-        copied = "Through the terminal, and into logs/copied.txt."
+        copied = "To the clipboard, and to logs/copied.txt."
         yield SystemCommand("Copy the run folder's path", copied, self.copy_folder)
         yield SystemCommand("Show the plan", "What a start would do, and why.", self.action_plan)
         yield SystemCommand("Open the log", "Messages, and the end of run.log.", self.action_log)
@@ -152,7 +152,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     @property
     def run_driver(self) -> RunDriver | None:
-        """The run as something that can be started; None where it is only watched."""
+        """The run as one that can be started; None if it is only watched."""
         return None if self.source.read_only else cast(RunDriver, self.source)
 
     # -- drawing ------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         self.call_later(self.tick)
 
     async def tick(self) -> None:
-        """Look at the run, and draw what has changed."""
+        """Poll the run, and draw what changed."""
         state, now, running = self.source.snapshot(), time.time(), self.source.running
         if self.shutdown.exit_if_finished(running):
             return
@@ -171,7 +171,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         self.notifications.update(state, running)
 
     async def _draw(self, state: RunState, running: bool, now: float) -> None:
-        """Draw, unless nothing has changed: on most ticks nothing has."""
+        """Draw if something changed; on most ticks nothing has."""
         main = self.main
         depends_on = (
             state,
@@ -194,7 +194,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         self._drawn = depends_on if whole else None
 
     def _paint_what_was_missed(self) -> None:
-        """A terminal that stopped reading, or was the shell's, gets the whole screen when it is there again."""
+        """Redraw the whole screen after the terminal stalled or belonged to the shell."""
         driver = self.terminal_driver
         if driver is not None and driver.missed and driver.reads:
             driver.missed = False
@@ -207,7 +207,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         return "watching, read-only" if self.source.read_only else ""
 
     def is_key_enabled(self, key: Key) -> bool:
-        """Whether a key does something now; the footer shows those."""
+        """Whether a key works now; the footer shows those."""
         running, mine, view = self.source.running, not self.source.read_only, self.main.view
         match key.action:
             case "run_stage" | "run_all":
@@ -265,10 +265,10 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         stage = self.main.selected
         if not self._may_start():
             return
-        text = "This stage and what follows are done again. What they made is put aside in superseded/, not deleted."
+        text = "This stage and all later ones will be done again. Their files move to superseded/; nothing is deleted."
         answers = (
-            Answer("y", "do it again", "only this stage now; a runs the rest"),
-            Answer("b", "leave it", "as it is"),
+            Answer("y", "do it again", "this stage now; a runs the rest"),
+            Answer("b", "cancel", "change nothing"),
         )
 
         def answered(answer: str | None) -> None:
@@ -279,16 +279,16 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     def action_stop(self) -> None:
         if not self.source.running:
-            self.notify_user("Nothing runs.")
+            self.notify_user("Not running.")
         else:
             self.shutdown.stop(ASKED_HERE)
 
     def _may_start(self) -> bool:
         driver = self.run_driver
         if driver is None:
-            self.notify_user("This run is another process's: it can be watched, and asked to stop.")
+            self.notify_user("Another process owns this run: you can watch it and ask it to stop.")
         elif driver.running:
-            self.notify_user("The engine runs already; s stops it.")
+            self.notify_user("The run is active already; s stops it.")
         return driver is not None and not driver.running
 
     def _start(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> None:
@@ -297,12 +297,12 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             self.main.follow()
 
     def use_config(self, config: Stage3Config) -> None:
-        """What a form gave; it is used from the next start on."""
+        """Changed options; they apply from the next start."""
         driver = self.run_driver
         if driver is not None:
             driver.set_config(config)
             if driver.running:
-                self.notify_user("Used from the next start on; what runs goes on with what it began with.")
+                self.notify_user("Applies from the next start; the current run keeps its settings.")
             self.tick_soon()
 
     def use_token(self, token: Secret) -> None:
@@ -311,7 +311,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         if driver is not None:
             driver.set_token(token)
             if driver.running:
-                self.notify_user("The token is used from the next start on.")
+                self.notify_user("The token applies from the next start.")
             else:
                 self._start(until="credentials")
 
@@ -367,28 +367,28 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     def use_theme(self, name: str) -> None:
         if name not in self.themes_found:
-            self.notify_user(f"There is no theme {name!r}; there are {', '.join(self.themes_found)}.", "warning")
+            self.notify_user(f"Unknown theme {name!r}. Themes: {', '.join(self.themes_found)}.", "warning")
         super().use_theme(name)
 
     def keep_theme(self, name: str) -> None:
-        """Wear it, and from the next start on."""
+        """Use it now and from the next start."""
         self.use_theme(name)
         try:
             keep(name)
         except (OSError, RuntimeError) as error:
             self.notify_user(
-                f"Theme {name}, for now: it could not be kept ({error}). `--theme {name}` begins with it.", "warning"
+                f"Theme {name}, only for now: saving it failed ({error}). `--theme {name}` starts with it.", "warning"
             )
         else:
-            self.notify_user(f"Theme {name}, from now on.")
+            self.notify_user(f"Theme {name}, also for the next start.")
 
     def copy(self, text: str, what: str) -> None:
-        """To the clipboard of the terminal (OSC 52). Nobody confirms it, so a file has it as well."""
+        """Copy to the terminal's clipboard (OSC 52). It gives no confirmation, so also write a file."""
         self.copy_to_clipboard(text)
         where = ""
         if not self.source.read_only:
             with suppress(OSError):  # the clipboard has it all the same
-                where = f" It also stands in {sequences.saved_copy(self.source.run.folder, text)}."
+                where = f" Also saved in {sequences.saved_copy(self.source.run.folder, text)}."
         self.notify_user(f"Sent {what} to the terminal's clipboard.{where}")
 
     def copy_folder(self) -> None:
@@ -400,7 +400,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             folder.mkdir(parents=True, exist_ok=True)
             path = self.save_screenshot(f"screen-{time.strftime('%Y%m%d-%H%M%S')}.svg", str(folder))
         except OSError as error:
-            self.notify_user(f"The screenshot could not be saved: {error}", "error")
+            self.notify_user(f"Cannot save the screenshot: {error}", "error")
         else:
             self.notify_user(f"Saved as {path}")
 
@@ -416,7 +416,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     # -- when the screen itself breaks --------------------------------------------------------------------------------
 
     def _fatal_error(self) -> None:
-        """Textual would print the traceback with the values of all local variables, and so perhaps a token."""
+        """Textual would print the traceback with all local variables, which may include a token."""
         error = sys.exc_info()[1] or self._exception
         log.error("the screen broke", exc_info=error)
         self.crashed = f"The screen broke: {type(error).__name__}."
@@ -424,7 +424,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
 
 def first_stage(state: RunState) -> str:
-    """What to look at first: what runs, else what has not been done, else the end."""
+    """The stage to show first: the running one, else the first unfinished one, else the last."""
     if state.current is not None:
         return state.current.name
     return state.next_stage or STAGES[-1]

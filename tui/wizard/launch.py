@@ -26,14 +26,14 @@ def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_
     """The wizard on this terminal; returns the exit code of the command. With `start_until` the run starts at once."""
 
     def farewell(pid: int) -> None:
-        print(f"The run goes on as process {pid}.")
+        print(f"The run continues as process {pid}.")
         print(f"Watch it: stage3-tui attach {config.output_dir}    stop it: stage3-tui stop {config.output_dir}")
 
     return supervise(lambda leaver: _wizard(config, token, leaver, start_until), farewell)
 
 
 def attach(config: Stage3Config, folder: Path) -> int:
-    """The same screens over somebody else's run, read-only but for stop."""
+    """The same screens for another process's run, read-only except for stop."""
     from tui.runs.watcher import Watcher
     from tui.wizard.app import run_wizard
 
@@ -78,7 +78,7 @@ def _screen_then_engine(runner: Runner, leaver: Detacher) -> tuple[WizardEnd, in
         install_signal_handlers(runner.stop)
         leaver.leave()
     if end is WizardEnd.STOPPED and runner.running and screen_code:
-        os._exit(screen_code)  # the second signal: at once; what is acknowledged is on disk
+        os._exit(screen_code)  # a second signal ends it at once; everything acknowledged is on disk
     runner.join()
     return end, screen_code or int(runner.exit_code or ExitCode.DONE)
 

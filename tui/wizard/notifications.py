@@ -1,4 +1,4 @@
-"""What the terminal itself is told: the window's title while a stage runs; a bell and a notification when a run ends."""
+"""Notifications through the terminal: the window title while a stage runs; a bell and a notification at the end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tui.app_protocol import WizardApp
 
 PROGRAM = "stage3-tui"
-SAFE = "This terminal may go: the run goes on without it, and `stage3-tui attach` shows it again."
-ENDED_AT_LOGOUT = f"A logout ends this run, in tmux, too: stage {STAGE['toolchain'].title} has what mends it."
+SAFE = "You can close this terminal: the run continues, and `stage3-tui attach` shows it again."
+ENDED_AT_LOGOUT = f"A logout ends this run, even in tmux: see stage {STAGE['toolchain'].title} to prevent it."
 
 
 class Notifications:
@@ -32,7 +32,7 @@ class Notifications:
         self._stalled_since = wizard.seen.stalled_since
 
     def update(self, state: RunState, running: bool) -> None:
-        """Tell what is new."""
+        """Notify about what is new."""
         title = title_of(state)
         if title != self._title:
             self._title = title
@@ -48,7 +48,7 @@ class Notifications:
         self._finished = state.finished
         if state.stalled_since is not None and state.stalled_since != self._stalled_since:
             silence = duration(time.time() - state.stalled_since)
-            self._wizard.write_sequence(sequences.notification(f"{PROGRAM}: no sign for {silence}"))
+            self._wizard.write_sequence(sequences.notification(f"{PROGRAM}: silent for {silence}"))
         self._stalled_since = state.stalled_since
 
     def _tell_what_lasts(self, toolchain: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Notifications:
             )
 
     def _is_read_already(self, state: RunState, code: int) -> bool:
-        """Whether the screen of the stage that ended last is looked at, and says it."""
+        """Whether the screen shows the stage that ended last."""
         if self._wizard.stage_on_screen != state.latest:
             return False
         return code == 0 or state.stages[state.latest].failure is not None

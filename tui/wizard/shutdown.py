@@ -1,4 +1,4 @@
-"""How the screen comes to its end: q, a signal, a terminal that goes away; and what becomes of what runs."""
+"""End the screen: by q, a signal or a lost terminal; and decide whether the run continues."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from tui.app_protocol import WizardApp
 
 TERMINAL_SECONDS = 2.0
-"""How often is looked whether the terminal is still there."""
+"""Seconds between checks that the terminal still exists."""
 ASKED_HERE = "asked in the wizard"
 
 
 class Shutdown:
-    """Decides when the wizard exits, and with what."""
+    """Decides when the wizard exits, and how."""
 
     def __init__(self, wizard: WizardApp) -> None:
         self._wizard, self._source = wizard, wizard.source
@@ -28,10 +28,10 @@ class Shutdown:
         self._signalled = False
         self._started_from = os.getppid()
         self.stopping = ""
-        """What the title says while the engine stops; empty while it does not."""
+        """The title's text while the run stops; otherwise empty."""
 
     def install_signal_handlers(self) -> None:
-        """Hear signals, and watch the terminal. Call it in the event loop."""
+        """Handle signals, and watch the terminal. Call it in the event loop."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self.hang_up)
         for number, code in ((signal.SIGTERM, ExitCode.TERMINATED), (signal.SIGINT, ExitCode.INTERRUPTED)):
@@ -39,7 +39,7 @@ class Shutdown:
         self._wizard.set_interval(TERMINAL_SECONDS, self._look_at_terminal)
 
     def exit_if_finished(self, running: bool) -> bool:
-        """Exit where the end that was wanted has come."""
+        """Exit once the requested end is reached."""
         wizard = self._wizard
         if running:
             return False
@@ -53,16 +53,16 @@ class Shutdown:
         return True
 
     def confirm_quit(self) -> None:
-        """q: quit; ask first where that would be about the engine as well."""
+        """q: quit; ask first if the run is active."""
         from tui.screens.dialogs import Answer, Question
 
         if self._source.read_only or not self._source.running:
             self._wizard.exit(WizardEnd.FINISHED)
             return
         answers = (
-            Answer("l", "leave it running", "the run goes on; stage3-tui attach shows it"),
+            Answer("l", "leave it running", "stage3-tui attach shows it again"),
             Answer("s", "stop and save", "finish the step, write everything, then quit"),
-            Answer("b", "stay", "back to the screen"),
+            Answer("b", "cancel", "return to the screen"),
         )
 
         def answered(answer: str | None) -> None:
@@ -72,27 +72,27 @@ class Shutdown:
                 self._leaving = WizardEnd.STOPPED
                 self.stop(ASKED_HERE)
 
-        self._wizard.push_screen(Question("The engine is running", "What becomes of the run?", answers), answered)
+        self._wizard.push_screen(Question("The run is active", "Stop it, or leave it running?", answers), answered)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """Ask the engine to save and stop; the screen stays, unless it was to end as well."""
+        """Ask the run to save and stop; the screen stays unless it was to end, too."""
         try:
             self._source.stop(reason, exit_code)
         except (OSError, Stage3Error) as error:
-            self._wizard.notify_user(f"The run could not be asked to stop: {error}", "error")
+            self._wizard.notify_user(f"Cannot ask the run to stop: {error}", "error")
             return
         self.stopping = "stopping: finishing the step, saving"
         self._wizard.tick_soon()
 
     def hang_up(self) -> None:
-        """The terminal is gone: the screen ends, the engine goes on."""
+        """The terminal is gone: end the screen, continue the run."""
         if self._source.running and not self._source.read_only and self._leaving is None:
             self._wizard.exit(WizardEnd.LEFT_RUNNING)
         else:
             self._wizard.exit(self._leaving or WizardEnd.HUNG_UP, return_code=int(ExitCode.HANGUP))
 
     def by_signal(self, name: str, code: ExitCode) -> None:
-        """Stop, save and leave; the second time at once."""
+        """Stop, save and leave; a second time, leave at once."""
         if self._signalled or self._source.read_only or not self._source.running:
             self._wizard.exit(WizardEnd.STOPPED, return_code=int(code))
             return

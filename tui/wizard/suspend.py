@@ -1,8 +1,7 @@
-"""Ctrl+z: the shell gets its terminal back, what runs goes on, and fg brings the screen back.
+"""Ctrl+Z: return the terminal to the shell while the run continues; fg brings the screen back.
 
-An ordinary ctrl+z would stop the process, and so the training in its threads. Here the job's other processes stop, which is
-what the shell sees; the one that works only puts its screen aside. It comes back when the terminal is its job's again, and
-not before it was somebody else's.
+An ordinary Ctrl+Z would stop the process, and with it the training threads. Here the job's other processes stop, which is
+what the shell sees, and the working one only suspends its screen. It resumes when its job has the terminal again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.15
 NOBODY_SECONDS = 1.5
-"""Nobody took the terminal in this time: there is no shell with jobs."""
+"""Seconds to wait for a shell with job control to take the terminal."""
 
 
 class Suspend:
@@ -28,15 +27,15 @@ class Suspend:
         self._taken = False
 
     def suspend(self) -> None:
-        """Put the screen aside. Without a terminal of its own there is none to give back."""
+        """Suspend the screen. Does nothing without a terminal."""
         driver = self._wizard.terminal_driver
         if driver is None or driver.aside:
             return
         source = self._wizard.source
         works = source.running and not source.read_only
-        driver.suspend("The run goes on. fg brings the screen back." if works else "")
+        driver.suspend("The run continues. fg brings the screen back." if works else "")
         driver.stop_the_job(but_this_process=works)
-        if not works:  # it was stopped with the rest, and is back
+        if not works:  # it was stopped with the job, and has resumed
             self._come_back()
             return
         self._since, self._taken = time.monotonic(), False
@@ -50,7 +49,7 @@ class Suspend:
             self._taken = True
         elif self._taken or time.monotonic() - self._since > NOBODY_SECONDS:
             if not self._taken:
-                self._wizard.notify_user("There is no shell to go back to.")
+                self._wizard.notify_user("No shell to return to.")
             self._come_back()
 
     def _come_back(self) -> None:

@@ -1,4 +1,4 @@
-"""What Stage 2 and Stage 3 answer to the same prompts, greedily, and what a judge says of it."""
+"""Greedy answers of Stage 2 and Stage 3 to the same prompts, and a judge's scores of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 STAGE = "training"
 EVERYDAY_PROMPTS = Path(__file__).with_name("everyday_prompts.txt")
 REFUSAL_TOKENS = 128
-"""Enough to see a reply that refuses and does nothing else; an answer to an everyday question may be cut off."""
+"""Enough tokens to see a refusal; an answer to an everyday question may be cut off."""
 
 
 def distinct_prompts(rows: Sequence[Row], most: int) -> list[Conversation]:
@@ -43,7 +43,7 @@ def distinct_prompts(rows: Sequence[Row], most: int) -> list[Conversation]:
 
 @cache
 def everyday_prompts() -> tuple[str, ...]:
-    """Questions that nobody has reason to refuse, one a line."""
+    """Harmless everyday questions, one per line."""
     return tuple(EVERYDAY_PROMPTS.read_text(encoding="utf-8").splitlines())
 
 

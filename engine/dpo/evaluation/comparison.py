@@ -1,4 +1,4 @@
-"""The two sets of answers side by side: as the verdict reads them, and as figures with plain names."""
+"""Compare the two sets of answers: for the verdict, and as named figures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def harmless_among(prompts: Sequence[Conversation]) -> list[int]:
-    """Which of the prompts are harmless by evidence: on an everyday subject, and about nothing that could do harm."""
+    """Indices of harmless prompts: about an everyday subject, and nothing that could do harm."""
     return [i for i, prompt in enumerate(prompts) if is_harmless(Candidate(prompt[-1]["content"], None, "").asked)]
 
 
 def everyday_for(prompts: Sequence[Conversation], wanted: int) -> list[Conversation]:
-    """Everyday questions that bring the harmless prompts up to `wanted`: of red-teaming prompts hardly one is harmless."""
+    """Everyday questions to fill up the harmless prompts to `wanted`: hardly any red-teaming prompt is harmless."""
     missing = max(wanted - len(harmless_among(prompts)), 0)
     return [[{"role": "user", "content": text}] for text in everyday_prompts()[:missing]]
 

@@ -1,4 +1,4 @@
-"""How much more likely Stage 3 finds a reply than Stage 2: the rewards of held-out pairs, and how far the model moved."""
+"""Log-ratios of Stage 3 to Stage 2: the rewards of held-out pairs, and how far the model moved."""
 
 from __future__ import annotations
 
@@ -139,5 +139,5 @@ def per_token(totals: Sequence[float], tokens: Sequence[int]) -> float | None:
 
 
 def number(value: float) -> float | None:
-    """JSON has no NaN: what was not measured is null."""
+    """JSON has no NaN: a missing measurement is null."""
     return value if value == value else None

@@ -1,9 +1,8 @@
 """Is Stage 3 better than Stage 2? One word and its reasons, from figures alone.
 
 Reward accuracy alone misleads: it can be 1.0 while the answers stay as flawed as they were, or stop being sentences. So
-the word rests on what the two models answered to held-out prompts: whether the answers are usable, whether harmless
-prompts are refused, and a judge's scores where there is a judge. The rules in their order; the first that holds gives
-the word:
+the verdict depends on both models' answers to held-out prompts: whether they are usable, whether harmless prompts are
+refused, and a judge's scores if there is one. The rules in order; the first that holds decides:
 
 | rule | holds when | word |
 |---|---|---|
@@ -51,15 +50,15 @@ Word = Literal["better", "no different", "worse", "cannot tell"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of one model's answer to a held-out prompt."""
+    """One model's answer to a held-out prompt."""
 
     text: str
     tokens: int
     unusable: bool = False
-    """By our detectors."""
+    """According to the detectors."""
     refuses: bool = False
     score: float | None = None
-    """A judge's; None where nothing scored it."""
+    """A judge's score; None without one."""
 
 
 class AnswerPair(NamedTuple):
@@ -70,7 +69,7 @@ class AnswerPair(NamedTuple):
 
     @property
     def gain(self) -> float | None:
-        """Stage 3's score less Stage 2's."""
+        """Stage 3's score minus Stage 2's."""
         if self.stage2.score is None or self.stage3.score is None:
             return None
         return self.stage3.score - self.stage2.score
@@ -87,16 +86,16 @@ class AnswerPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that the verdict is told."""
+    """The input of the verdict."""
 
     answers: Sequence[AnswerPair]
-    """One a held-out prompt."""
+    """One per held-out prompt."""
     harmless: Sequence[tuple[bool, bool]] = ()
-    """Whether Stage 2 and Stage 3 refuse, one a harmless prompt."""
+    """Whether Stage 2 and Stage 3 refuse, one pair per harmless prompt."""
     margins: Sequence[float] = ()
-    """Reward of the chosen reply less that of the rejected one, in nats, one a held-out pair."""
+    """Reward of the chosen reply minus that of the rejected one, in nats, one per held-out pair."""
     trained: bool = True
-    """False where the adapter's tensors are Stage 2's."""
+    """False if the adapter's tensors are identical to Stage 2's."""
     why_no_judge: str = ""
     """Where none scored the answers: that none is set, or that it failed its exam."""
 
@@ -156,7 +155,7 @@ class Verdict:
 
 
 def verdict(comparison: Comparison, limits: Limits) -> Verdict:
-    """The word, why, and what it rests on."""
+    """The verdict, its reason and its evidence."""
     case = Evidence(comparison, limits)
     for name, word, reason in RULES:
         why = reason(case)
@@ -198,7 +197,7 @@ class Evidence:
 
     @cached_property
     def evidence(self) -> list[str]:
-        """The figures in sentences: of what was measured."""
+        """The measured figures, in sentences."""
         known, told = self.known, []
         if known.answers:
             before, after = map(fraction, known.unusable)
@@ -206,7 +205,7 @@ class Evidence:
             told.append(f"Length: {known.length_ratio:.2f} times Stage 2's on average.")
         if known.harmless:
             before, after = map(sum, known.refused)
-            told.append(f"Of {len(known.harmless)} harmless prompts {before} were refused before, {after} after.")
+            told.append(f"Refused harmless prompts: {before} of {len(known.harmless)} before, {after} after.")
         if known.differences:
             wins, ties, losses = win_tie_loss(known.differences)
             low, high = bootstrap_mean(known.differences)
@@ -221,50 +220,52 @@ class Evidence:
 
 
 def _nothing_trained(case: Evidence) -> str:
-    return "" if case.known.trained else "The adapter's tensors are Stage 2's: nothing can have changed."
+    return "" if case.known.trained else "The adapter's tensors are identical to Stage 2's."
 
 
 def _too_few_prompts(case: Evidence) -> str:
     prompts, least = case.known.prompts, case.limits.min_eval_prompts
-    return f"{prompts} held-out prompts are fewer than {least}." if prompts < least else ""
+    return f"{prompts} held-out prompts are too few; at least {least} are needed." if prompts < least else ""
 
 
 def _same_answers(case: Evidence) -> str:
     same = all(answer.stage2.text == answer.stage3.text for answer in case.known.answers)
-    return f"All {case.known.prompts} answers are Stage 2's, word for word." if same else ""
+    return f"All {case.known.prompts} answers are identical to Stage 2's." if same else ""
 
 
 def _broken_answers(case: Evidence) -> str:
     found = _rise(case.known.unusable, case.limits.max_unusable_rise)
     if not found or case.by_chance(mcnemar_test(*case.known.unusable)):
         return ""
-    return "More answers are unusable than were before, and more than chance explains."
+    return "More answers are unusable than before, by more than chance."
 
 
 def _over_refusal(case: Evidence) -> str:
     found = _rise(case.known.refused, case.limits.max_refusal_rise)
     if not found or case.by_chance(mcnemar_test(*case.known.refused)):
         return ""
-    return "More harmless prompts are refused than were before, and more than chance explains."
+    return "More harmless prompts are refused than before, by more than chance."
 
 
 def _wrong_way_round(case: Evidence) -> str:
     if not case.known.wrong_way_round or case.by_judge == "better":
         return ""
-    return "Of held-out pairs Stage 3 prefers the rejected reply: it has learned the wrong way round."
+    return "Stage 3 prefers the rejected replies of held-out pairs: it learned the opposite."
 
 
 def _no_judge(case: Evidence) -> str:
     scored, least = len(case.known.differences), case.limits.min_eval_prompts
     if not scored:
         return f"No judge scored the answers. {case.known.why_no_judge}".strip()
-    return f"The judge scored {scored} prompts, fewer than {least}." if scored < least else ""
+    return f"The judge scored only {scored} prompts; at least {least} are needed." if scored < least else ""
 
 
 def _blind_judge(case: Evidence) -> str:
     given = {score for each in case.known.answers for score in (each.stage2.score, each.stage3.score)} - {None}
     return (
-        f"The judge gave every answer the same score ({given.pop():g}), though they differ." if len(given) == 1 else ""
+        f"The judge gave every answer the same score ({given.pop():g}), although they differ."
+        if len(given) == 1
+        else ""
     )
 
 
@@ -281,13 +282,13 @@ def _more_refusals(case: Evidence) -> str:
 
 
 def _judged_alike(case: Evidence) -> str:
-    return "The judge finds no difference that chance does not explain." if case.by_judge == "no different" else ""
+    return "The judge finds no difference beyond chance." if case.by_judge == "no different" else ""
 
 
 def _judge_against_pairs(case: Evidence) -> str:
     if not case.known.wrong_way_round:
         return ""
-    return "The judge prefers Stage 3's answers, but of held-out pairs Stage 3 prefers the rejected reply."
+    return "The judge prefers Stage 3's answers, but Stage 3 prefers the rejected replies of held-out pairs."
 
 
 def _length_alone(case: Evidence) -> str:
@@ -296,8 +297,8 @@ def _length_alone(case: Evidence) -> str:
         return ""
     wins, ties, losses = win_tie_loss(gains(level))
     return (
-        f"Answers are over {case.limits.max_length_ratio:g} times as long, and where Stage 3's is not the longer one the "
-        f"judge does not prefer it ({wins} better, {ties} equal, {losses} worse): it may like length alone."
+        f"Answers are over {case.limits.max_length_ratio:g} times as long. Among those that are not longer, the judge does not "
+        f"prefer Stage 3 ({wins} better, {ties} equal, {losses} worse): it may only like length."
     )
 
 
@@ -307,13 +308,13 @@ def _refusals_alone(case: Evidence) -> str:
     if could_be_seen or case.prefers_stage_3(answering):
         return ""
     return (
-        f"The judge prefers refusals alone, and {len(case.known.harmless)} harmless prompts are too few to see whether "
-        "Stage 3 refuses those too."
+        f"The judge only prefers refusals, and {len(case.known.harmless)} harmless prompts are too few to see whether Stage 3 "
+        "refuses those, too."
     )
 
 
 def _judged_better(case: Evidence) -> str:
-    return "The judge prefers Stage 3's answers; neither broken answers, refusals nor length speak against it."
+    return "The judge prefers Stage 3's answers; broken answers, refusals and length do not explain it."
 
 
 Rule = tuple[str, Word, Callable[[Evidence], str]]
@@ -346,4 +347,4 @@ def _rise(flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> float:
 
 def _may_be_chance(what: str, flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> str:
     rise = _rise(flags, most)
-    return f"The {what} rose by {rise:.0%}, over {most:.0%}; chance may explain it, or may not." if rise else ""
+    return f"The {what} rose by {rise:.0%}, over {most:.0%}, which may or may not be chance." if rise else ""

@@ -1,4 +1,4 @@
-"""Room on the disk for the whole run: an estimate from the configuration, before anything is downloaded.
+"""Disk space for the whole run: an estimate from the configuration, before any download.
 
 What goes where
     downloads    on the disk of the Hub's cache: the base model, the dataset, a reward model, an adapter, where they are
@@ -62,7 +62,7 @@ class DiskNeed:
     what: str
     """The files of the run, downloads, or both where they share a disk."""
     place: Path
-    """A folder on that disk which is there."""
+    """An existing folder on that disk."""
     parts: dict[str, int]
 
     @property
@@ -87,19 +87,19 @@ def disk_needs(config: Stage3Config, run: Run) -> list[DiskNeed]:
 
 
 def require_disk_space(config: Stage3Config, run: Run) -> Generator[Check, None, int]:
-    """One line a disk. Returns the free bytes of the run folder's; raises PreconditionError where there are too few."""
+    """One line per disk. Returns the free bytes on the run folder's disk; raises PreconditionError if too few are free."""
     told = [(need, shutil.disk_usage(need.place).free) for need in disk_needs(config, run)]
     for number, (need, free) in enumerate(told):
         name = "free disk" if number == 0 else f"free disk, {need.what}"
         detail = f"{sized(free)} at {visible_line(str(need.place))}; about {sized(need.bytes)} needed ({need.in_words})"
-        yield Check(name, "ok" if free >= need.bytes else "failed", f"{detail}; preflight measures")
+        yield Check(name, "ok" if free >= need.bytes else "failed", f"{detail}; preflight measures precisely")
     for need, free in told:
         if free < need.bytes:
             raise PreconditionError(
-                f"{visible_line(str(need.place))} has {sized(free)} free; {need.what} need about {sized(need.bytes)}.",
-                f"Estimated from the configuration: {need.in_words}. A full disk cuts files in half.",
-                "Free some space, give another --output-dir (HF_HOME for downloads), or make --num-examples or "
-                "--save-total-limit smaller.",
+                f"{visible_line(str(need.place))} has {sized(free)} free, but {need.what} need about {sized(need.bytes)}.",
+                f"Estimated from the configuration: {need.in_words}. A full disk would truncate files.",
+                "Free some space, choose another --output-dir (HF_HOME for downloads), or lower --num-examples or "
+                "--save-total-limit.",
             )
     return told[0][1]
 

@@ -1,8 +1,9 @@
-"""How a training is split over the device: a plan that is chosen before it, written down, and lowered when memory runs out.
+"""The training plan: how a training is split over the device. It is chosen beforehand, recorded, and reduced if memory runs
+out.
 
-The effective batch (`--per-device-train-batch-size` × `--gradient-accumulation-steps`) is what the training computes, and
-never changes; how many pairs of it go through the model at once is memory's and speed's affair alone. So a checkpoint
-made under one plan is gone on from under another.
+The effective batch (`--per-device-train-batch-size` × `--gradient-accumulation-steps`) determines the result and never
+changes; how many of its pairs go through the model at once only affects memory and speed. So a checkpoint made under one
+plan can be resumed under another.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from engine.run.folder import Run
 from engine.storage.files import write_json
 
 PLAN_JSON = f"{layout.CHECKPOINTS_DIR}/plan.json"
-"""The plan that memory forced on a training that had begun; with the checkpoints it stays, and with them it goes."""
+"""The reduced plan after memory ran out; it belongs to the checkpoints."""
 
 Reference = Literal["up front", "live"]
 
@@ -32,13 +33,13 @@ class TrainingPlan:
     accumulation: int
     """Forward passes in one optimizer step."""
     gradient_checkpointing: bool
-    """Whether activations are computed twice, to hold fewer of them."""
+    """Whether activations are recomputed to save memory."""
     reference: Reference
     """Whether the reference's log-probabilities are computed once before training, or at each step."""
     dtype: str
     """Number format of the base weights and of mixed precision: bfloat16, float16, float32."""
     why: Mapping[str, str] = field(default_factory=dict)
-    """A sentence to each choice, by the name of its field."""
+    """Field name → reason for its value."""
 
     @property
     def effective_batch(self) -> int:
@@ -46,16 +47,16 @@ class TrainingPlan:
 
     @property
     def in_words(self) -> str:
-        twice = ", activations computed twice" if self.gradient_checkpointing else ""
+        twice = ", activations recomputed" if self.gradient_checkpointing else ""
         reference = "reference computed once" if self.reference == "up front" else "reference at each step"
-        return f"{self.micro_batch} × {self.accumulation} pairs a step, {self.dtype}{twice}, {reference}"
+        return f"{self.micro_batch} × {self.accumulation} pairs per step, {self.dtype}{twice}, {reference}"
 
     def split(self, micro_batch: int) -> TrainingPlan:
-        """The same effective batch in other portions. `micro_batch` divides it."""
+        """The same effective batch, split differently. `micro_batch` divides it."""
         return replace(self, micro_batch=micro_batch, accumulation=self.effective_batch // micro_batch)
 
     def reduce(self, *, may_checkpoint: bool = True) -> TrainingPlan | None:
-        """What needs less memory: half the micro-batch, at 1 computing activations twice; None where nothing is left."""
+        """A plan with less memory: half the micro-batch, or at 1 recomputed activations; None if there is none."""
         if self.micro_batch > 1:
             half = self.micro_batch // 2
             return self.split(max(size for size in micro_batches(self.effective_batch) if size <= half))
@@ -80,7 +81,7 @@ class TrainingPlan:
 
     @classmethod
     def from_dict(cls, data: Any) -> TrainingPlan | None:
-        """The plan in a record; None where it is none, or damaged."""
+        """The plan in a record; None if it is missing or damaged."""
         try:
             plan = cls(
                 micro_batch=int(data["micro_batch"]),
@@ -113,7 +114,7 @@ def plan_as_configured(config: Stage3Config, dtype: str) -> TrainingPlan:
         gradient_checkpointing=config.gradient_checkpointing is not False,
         reference=reference_for(config)[0],
         dtype=dtype,
-        why=dict.fromkeys(("micro_batch", "gradient_checkpointing"), "as configured; nothing was measured"),
+        why=dict.fromkeys(("micro_batch", "gradient_checkpointing"), "as configured; not measured"),
     )
 
 
@@ -123,8 +124,11 @@ def reference_for(config: Stage3Config) -> tuple[Reference, str]:
         given = "--cpu-ref-model" if config.cpu_ref_model else "--no-cpu-ref-model"
         return ("up front" if config.cpu_ref_model else "live"), given
     if config.num_train_epochs < 1:
-        return "live", f"{config.num_train_epochs:g} epochs see a part of the pairs; once for all of them would be more"
-    return "up front", "once for each pair is never more than once a step, and its pass needs no memory in training"
+        return (
+            "live",
+            f"{config.num_train_epochs:g} epochs see only part of the pairs; computing it for all would cost more",
+        )
+    return "up front", "once per pair costs no more than at each step, and needs no memory in training"
 
 
 def choose_plan(
@@ -159,10 +163,12 @@ def choose_plan(
     if given is not None:
         why_twice = "--gradient-checkpointing" if given else "--no-gradient-checkpointing"
     elif not plan.gradient_checkpointing:
-        why_twice = "memory holds all activations, and computing them once is faster"
+        why_twice = "memory holds all activations, which is faster"
     else:
         once = needed(replace(plan.split(1), gradient_checkpointing=False)) / gib
-        why_twice = f"holding all activations would need {once:.1f} of {room / gib:.1f} GiB, for one pair at a time"
+        why_twice = (
+            f"keeping all activations would need {once:.1f} of {room / gib:.1f} GiB, even for one pair at a time"
+        )
     sentences = {
         "micro_batch": why,
         "gradient_checkpointing": why_twice,
@@ -201,16 +207,16 @@ def reduce_after_oom(
     """
     first_line = error.strip().splitlines()[0] if error.strip() else "The allocation failed."
     lower = plan.reduce(may_checkpoint=config.gradient_checkpointing is not False)
-    where = f"Memory ran out in the training, after step {step}, at {plan.in_words}"
+    where = f"Memory ran out after step {step}, with {plan.in_words}"
     if lower is None:
-        return MemoryExhausted(f"{where}; nothing is left to make smaller.", first_line, memory_advice(config))
+        return MemoryExhausted(f"{where}, and no smaller plan is left.", first_line, memory_advice(config))
     record = {"from": plan.as_dict(), "to": lower.as_dict(), "step": step, "error": first_line, "time": time.time()}
     write_json(run / PLAN_JSON, {"plan": lower.as_dict(), "lowered": [*oom_history(run), record]})
     return RestartNeeded(
         f"{where}.",
         first_line,
-        f"It goes on in a fresh process, from the last checkpoint, at {lower.in_words}: "
-        f"{lower.effective_batch} pairs a step, as before.",
+        f"It continues in a fresh process from the last checkpoint, with {lower.in_words}: still "
+        f"{lower.effective_batch} pairs per step.",
     )
 
 
@@ -222,10 +228,10 @@ def memory_advice(config: Stage3Config) -> str:
     other = [f"--max-length {max(config.max_length // 2, 16)} (now {config.max_length})"]
     if not config.load_in_4bit:
         other.append("--load-in-4bit")
-    goes_on = f"Use {' or '.join(same)}: the training goes on from its last checkpoint. Or use" if same else "Use"
+    resumes = f"Use {' or '.join(same)}: training continues from its last checkpoint. Or use" if same else "Use"
     return (
-        f"{goes_on} {' or '.join(other)}: it begins anew, on the pairs that are there. A smaller base model needs less, too, "
-        "and makes pairs of its own."
+        f"{resumes} {' or '.join(other)}: training starts again, on the same pairs. A smaller base model also needs less, but "
+        "makes its own pairs."
     )
 
 

@@ -1,6 +1,6 @@
-"""What is computed side by side: pairs of like length, in batches of as many tokens as memory was found to hold.
+"""Batches of pairs of similar length, with as many tokens as fit in memory.
 
-Which pairs make an optimizer step is the seed's choice, and the same however the step is cut up.
+The seed chooses the pairs of an optimizer step, however the step is split.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ def tensorboard(folder: Path) -> TrainerCallback:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise PreconditionError(
-            "--report-to tensorboard: it is not installed.",
+            "--report-to tensorboard: tensorboard is not installed.",
             str(error),
-            "Install the extra: `pip install 'stage3-tui[tensorboard]'`, or leave --report-to out.",
+            "Install the extra: `pip install 'stage3-tui[tensorboard]'`, or omit --report-to.",
         ) from error
     return Figures(SummaryWriter(log_dir=str(folder)))
 

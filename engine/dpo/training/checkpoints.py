@@ -1,7 +1,7 @@
-"""Checkpoints that count only when they are whole: a manifest with the hash of each file, written last.
+"""Checkpoints, which count only if complete: a manifest with the hash of each file is written last.
 
-A checkpoint is made under another name and renamed when its manifest is in it. The newest good one is the one with
-the highest step, never the one with the latest file time. A bad one is renamed, not deleted.
+A checkpoint is written under another name and renamed once it has its manifest. The newest good one is that with the
+highest step, whatever the file times. A bad one is renamed, not deleted.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
 
 
 def checkpoint_error(checkpoint: Path, fingerprint: str) -> str:
-    """Why `checkpoint` cannot be resumed from; empty where it can."""
+    """Why `checkpoint` cannot be resumed; empty if it can."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         step, made_for, files = manifest["step"], manifest["fingerprint"], dict(manifest["files"])
     except FileNotFoundError:
-        return "it has no manifest: it was not finished"
+        return "it has no manifest, so it is incomplete"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read ({error})"
+        return f"its manifest is unreadable ({error})"
     if checkpoint.name != f"checkpoint-{step}":
-        return f"its manifest is that of step {step}"
+        return f"its manifest belongs to step {step}"
     if made_for != fingerprint:
-        return "it belongs to a training with other data or settings"
+        return "it belongs to a training with different data or settings"
     for name, facts in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != facts["bytes"] or sha256_of_file(path) != facts["sha256"]:
-            return f"{name} is not as it was written"
+            return f"{name} has changed"
     return ""
 
 
 def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Message]]:
-    """The checkpoint to go on from, or None, and what to tell about those that were put aside on the way."""
+    """The checkpoint to resume from, or None, and messages about bad ones that were renamed."""
     told: list[Message] = []
     for unfinished in folder.glob(".checkpoint-*.part"):
         if _UNFINISHED.fullmatch(unfinished.name):
@@ -75,7 +75,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
         if not fault:
             return checkpoint, told
         aside = _rename_broken(checkpoint)
-        told.append(Message("warning", f"{checkpoint.name} is not used: {fault}. It is now {aside.name}."))
+        told.append(Message("warning", f"Skipped {checkpoint.name}: {fault}. Renamed it to {aside.name}."))
     return None, told
 
 

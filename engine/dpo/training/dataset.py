@@ -1,4 +1,4 @@
-"""The pairs that train: read, rendered, measured. None is cut, and none is left out without being named."""
+"""The training pairs: read, rendered, measured. None is truncated, and every omitted pair is reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.storage.jsonl import BadLine, read_jsonl
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REBUILD = "Run `stage3-tui --auto --from quality` to write it anew from pairs/pairs.jsonl."
+REBUILD = "Run `stage3-tui --auto --from quality` to write it again from pairs/pairs.jsonl."
 
 
 class Row(TypedDict):
@@ -46,12 +46,12 @@ class EncodedPair:
 def load_rows(path: Path) -> list[Row]:
     """The rows of a file in TRL's conversational form. Raises DataError that names the first bad line."""
     if not path.is_file():
-        raise DataError(f"There is no {path}.", "The stage quality writes it.", REBUILD)
+        raise DataError(f"{path} does not exist.", "Stage quality writes it.", REBUILD)
     rows: list[Row] = []
     for number, record in read_jsonl(path, last_line_may_lack_newline=True):
         fault = record.reason if isinstance(record, BadLine) else _fault(record)
         if fault:
-            raise DataError(f"Line {number + 1} of {path} is no pair.", fault, REBUILD)
+            raise DataError(f"Line {number + 1} of {path} is not a pair.", fault, REBUILD)
         rows.append(record)  # type: ignore[arg-type]
     return rows
 
@@ -96,13 +96,13 @@ def split_by_length(pairs: Sequence[EncodedPair], max_length: int) -> tuple[list
 def refuse_too_many_long(too_long: Sequence[EncodedPair], total: int, max_length: int, max_share: float) -> None:
     """Raises DataError where more than `max_share` of the pairs does not fit, or none is left."""
     if not total:
-        raise DataError("There are no pairs to train on.", "The training file is empty.", REBUILD)
+        raise DataError("No pairs to train on.", "The training file is empty.", REBUILD)
     share = len(too_long) / total
     if share > max_share or len(too_long) == total:
         raise DataError(
             f"{len(too_long)} of {total} pairs ({share:.1%}) exceed --max-length {max_length}: {describe(too_long)}.",
-            f"More than --max-too-long-share {max_share:.1%} would be left out of the training.",
-            f"Use --max-length {max(pair.length for pair in too_long)} where memory allows it, or accept the loss.",
+            f"The limit is --max-too-long-share {max_share:.1%}.",
+            f"Use --max-length {max(pair.length for pair in too_long)} if memory allows, or raise --max-too-long-share.",
         )
 
 
@@ -127,12 +127,12 @@ def _fault(record: dict[str, Any]) -> str:
     for key in ("prompt", "chosen", "rejected"):
         messages = record.get(key)
         if not isinstance(messages, list) or not messages:
-            return f"{key!r} is no list of messages."
+            return f"{key!r} is not a list of messages."
         for message in messages:
             if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
                 return f"A message in {key!r} has no role and content."
     if not record["chosen"][0]["content"].strip() or not record["rejected"][0]["content"].strip():
         return "A reply is empty."
     if record["chosen"] == record["rejected"]:
-        return "Both replies are the same: such a pair teaches nothing."
+        return "Both replies are identical, so the pair teaches nothing."
     return ""

@@ -1,8 +1,8 @@
-"""The reference policy is the Stage 2 adapter, and nothing else: shown by its weights and by the first loss.
+"""Prove that the reference policy is the Stage 2 adapter, by its weights and by the first loss.
 
-Either alone is fooled. A fresh LoRA over the bare base gives a first loss of ln 2 against the wrong reference; the
-right weights in a reference that the loss does not use give the right hash. (Rafailov et al. 2023, eq. 7: where policy
-and reference are the same, every log-ratio is 0 and the loss is -log sigmoid(0) = ln 2.)
+Either check alone can be fooled. A fresh LoRA on the plain base model gives a first loss of ln 2 against the wrong
+reference; the right weights in a reference that the loss does not use give the right hash. (Rafailov et al. 2023,
+eq. 7: if policy and reference are the same, every log-ratio is 0 and the loss is -log sigmoid(0) = ln 2.)
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ LN2 = math.log(2.0)
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3, "float16": 5e-3}
 SAVE_SECONDS = 30.0
 TELL_SECONDS = 0.5
-WHAT_TO_DO = "Nothing was trained. Run `stage3-tui --auto --from adapter`; if it comes again, please report it."
+WHAT_TO_DO = "Nothing was trained. Run `stage3-tui --auto --from adapter`; if it happens again, please report it."
 
 Logps = list[tuple[float, float]]
 """Of each pair: log-probability of the chosen and of the rejected reply, in nats, summed over the reply's tokens."""
 
 
 def require_reference_weights(model: PeftModel, expected_sha256: str) -> None:
-    """Raises NumbersError where the reference's tensors are not those that the stage adapter recorded."""
+    """Raises NumbersError if the reference's tensors differ from those that stage adapter recorded."""
     found = (
         hash_tensors(adapter_tensors(model, REFERENCE_ADAPTER))
         if REFERENCE_ADAPTER in model.peft_config
@@ -51,18 +51,18 @@ def require_reference_weights(model: PeftModel, expected_sha256: str) -> None:
     if found != expected_sha256:
         raise NumbersError(
             "The reference is not the Stage 2 adapter.",
-            f"Its tensors have the SHA-256 {found}; the stage adapter recorded {expected_sha256}.",
+            f"Its tensors have the SHA-256 {found}; stage adapter recorded {expected_sha256}.",
             WHAT_TO_DO,
         )
 
 
 def require_first_loss(loss: float, dtype: torch.dtype) -> None:
-    """Raises NumbersError where the loss before the first update is not ln 2."""
+    """Raises NumbersError if the loss before the first update is not ln 2."""
     tolerance = LOSS_TOLERANCE[str(dtype).removeprefix("torch.")]
     if not abs(loss - LN2) <= tolerance:  # NaN compares false, and is refused
         raise NumbersError(
             f"The loss before the first step is {loss:.6f}, not ln 2 = {LN2:.6f} (±{tolerance:g}).",
-            "Policy and reference are the same adapter then, and no other loss is possible: the reference is another.",
+            "At that point, policy and reference must be the same adapter, with a loss of ln 2: the reference is a different one.",
             WHAT_TO_DO,
         )
 
@@ -203,5 +203,5 @@ def _require_finite(found: dict[int, tuple[float, float]], rows: Sequence[int]) 
         raise NumbersError(
             f"The reference gives row {bad[0]} a log-probability of {found[bad[0]]}.",
             "The model's numbers overflow.",
-            "Use --dtype bfloat16 where the GPU has it, else --dtype float32.",
+            "Use --dtype bfloat16 if the GPU supports it, else --dtype float32.",
         )

@@ -1,15 +1,15 @@
-"""The prompt of a pair is read once for both of its replies; what comes out is what reading it twice gives.
+"""Read a pair's prompt once for both replies, with the same result as reading it twice.
 
-Plain DPO reads two rows, prompt with chosen and prompt with rejected. Here they are one row, of which the second reply does
-not see the first, and its positions go on where the shared beginning ended:
+Plain DPO reads two rows, prompt + chosen and prompt + rejected. Here they are one row: the mask hides the first reply from
+the second, whose positions continue where the shared prefix ended:
 
     rows of the collator          one row                                positions
     <bos> Hi ! Good day .         <bos> Hi ! Good day | Nothing          0 1 2 3 4 | 3
     <bos> Hi ! Nothing .
 
-Causal attention never looks ahead, so no hidden state is another one than before, and each reply's gradient reaches the prompt
-as it did: their sum is taken there instead of over two copies. The last token of a reply is not read: nothing is predicted from
-it. Only the states that predict a token of a reply go through the head.
+Attention is causal, so every hidden state is the same as before, and both replies' gradients add up in the shared prompt
+instead of over two copies. The last token of a reply is not read, because nothing is predicted from it. Only states that
+predict a token of a reply go through the head.
 
 Imported where it is used: it imports torch.
 """

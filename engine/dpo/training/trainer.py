@@ -1,6 +1,6 @@
 """DPO of the Stage 2 adapter against itself, as a generator of events.
 
-TRL's trainer runs in a thread of its own and pushes; its callback puts events on a queue that the generator drains.
+TRL's trainer runs in its own thread; its callback puts events on a queue, which the generator drains.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ TENSORBOARD_DIR = "logs/tensorboard"
 
 @dataclass
 class Trained:
-    """What a finished training hands on."""
+    """The result of a training."""
 
     model: PeftModel
     """With the adapters "default" (Stage 3) and "ref" (Stage 2)."""
@@ -281,7 +281,7 @@ def _checkpoint_to_resume(context: Context, fingerprint: str) -> Generator[Event
     elsewhere = adopt(folder, earlier_trainings(context), fingerprint)
     if elsewhere is None:
         return None
-    yield Message("info", f"The same training was done before; it goes on from {elsewhere}.")
+    yield Message("info", f"Found the same training in {elsewhere}; continuing from its checkpoint.")
     return folder / elsewhere.name
 
 
@@ -291,10 +291,10 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
     if checkpoint is None:
         first_loss = prepared.trainer.first_loss()
         require_first_loss(first_loss, prepared.dtype)
-        text = f"Before the first step: loss {first_loss:.6f} = ln 2; the reference is the Stage 2 adapter."
+        text = f"Before the first step: loss {first_loss:.6f} = ln 2, so the reference is the Stage 2 adapter."
         yield Message("info", text)
     else:
-        yield Message("info", f"Going on from {checkpoint.name}.")
+        yield Message("info", f"Resuming from {checkpoint.name}.")
     if prepared.trainer.precompute_ref_logps:
         place_adapter(prepared.policy, REFERENCE_ADAPTER, "cpu")  # its log-probabilities are known: no step looks at it
     return first_loss
@@ -307,12 +307,12 @@ def _prove_it_learned(prepared: _Prepared, expected: str, learning_rate: float) 
     require_reference_weights(policy, expected)
     final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
     if final == expected and learning_rate == 0:
-        yield Message("warning", "--learning-rate is 0: nothing was trained, and the adapter is Stage 2's.")
+        yield Message("warning", "--learning-rate is 0: nothing was trained, so the adapter equals Stage 2's.")
     elif final == expected:
         raise NumbersError(
-            "The adapter did not change in the whole training.",
-            f"Its tensors are still those of Stage 2 ({final}).",
-            f"Look at --learning-rate (now {learning_rate}) and at the pairs.",
+            "The training did not change the adapter.",
+            f"Its tensors still equal Stage 2's ({final}).",
+            f"Check --learning-rate (now {learning_rate}) and the pairs.",
         )
     return final
 
@@ -335,21 +335,19 @@ def earlier_trainings(context: Context) -> list[Path]:
 
 
 def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
-    """An untrained policy has a loss of ln 2; one that ends above it has learned the wrong way round, or came apart."""
+    """An untrained policy has a loss of ln 2; ending above it means that training learned the opposite, or diverged."""
     last = losses[-LAST_STEPS:]
     if len(losses) >= 2 * LAST_STEPS and sum(last) / len(last) > LN2 + ABOVE_LN2:
-        text = (
-            f"The loss of the last {len(last)} steps is {sum(last) / len(last):.3f} on average, above ln 2 = {LN2:.3f}"
-        )
-        yield Message("warning", f"{text}: an untrained policy does better. Look at --learning-rate and the pairs.")
+        text = f"The mean loss of the last {len(last)} steps is {sum(last) / len(last):.3f}, above ln 2 = {LN2:.3f}"
+        yield Message("warning", f"{text}: worse than untrained. Check --learning-rate and the pairs.")
 
 
 def _recorded_reference(context: Context) -> str:
     adapter = context.run.results.adapter
     if adapter is None:
         raise PreconditionError(
-            "It is not recorded which adapter is the reference.",
-            "The stage adapter verifies it and records the hash of its tensors.",
+            "The run has no record of the reference adapter.",
+            "Stage adapter verifies it and records the hash of its tensors.",
             "Run `stage3-tui --auto --until adapter` first.",
         )
     return adapter.tensors_sha256
@@ -399,17 +397,19 @@ def _encode_and_filter(
 ) -> Generator[Event, None, tuple[list[EncodedPair], list[EncodedPair]]]:
     inert = rows_with_special_text(rows, tokenizer)
     if inert:
-        yield Message("info", f"{len(inert)} pairs hold text that looks like a special token; it is trained as text.")
+        yield Message(
+            "info", f"{len(inert)} pairs contain text that looks like a special token; it is trained as plain text."
+        )
     pairs, too_long = split_by_length(encode_rows(rows, tokenizer), config.max_length)
     refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
     if too_long:
-        text = f"{len(too_long)} of {len(rows)} pairs are longer than --max-length {config.max_length} and are left out"
+        text = f"{len(too_long)} of {len(rows)} pairs exceed --max-length {config.max_length} and are left out"
         yield Message("warning", f"{text}: {describe(too_long)}.")
     return pairs, too_long
 
 
 def _discard(event: Event) -> None:
-    """Where what is said goes as long as nobody listens."""
+    """Drop an event that has no listener."""
 
 
 def _drive(

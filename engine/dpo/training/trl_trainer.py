@@ -1,8 +1,8 @@
-"""TRL's DPO trainer, made to keep our promises. Only `engine.dpo.training.trainer` imports this file, when it is to train.
+"""TRL's DPO trainer, adapted. Only `engine.dpo.training.trainer` imports this file, when it trains.
 
-What the stock trainer does silently is refused or done otherwise here: a NaN loss logged as 0.0, a pickle with a token
-in every checkpoint, half checkpoints, rotation by file time, pairs dropped without a word, telemetry. What it computes
-twice is computed once (`engine.dpo.training.shared_prompt`), and what fits side by side is (`engine.dpo.training.batches`).
+It avoids what the stock trainer does silently: a NaN loss logged as 0.0, a pickle with a token in every checkpoint,
+partial checkpoints, rotation by file time, dropped pairs, telemetry. It computes the shared prompt once
+(`engine.dpo.training.shared_prompt`), and fills each pass with pairs that fit (`engine.dpo.training.batches`).
 """
 
 from __future__ import annotations
@@ -148,22 +148,22 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         return loss
 
     def _weigh_metrics(self, weight: float) -> None:
-        # TRL logs the plain mean over forward passes, of which one may have more pairs than another.
+        # TRL logs the plain mean over forward passes, which may have different numbers of pairs.
         for name, values in self._metrics["train"].items():
             if name != "num_tokens":
                 values[-1] *= weight
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # nobody reads the estimate, and it looks for `input_ids` in a batch
+        return 0  # unused, and the original expects `input_ids` in a batch
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        return dataset  # rendered and measured before; TRL would drop what is too long without a word
+        return dataset  # already encoded and measured; TRL would silently drop long pairs
 
     def _send_telemetry(self) -> None:
         return
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # TRL's own writes in place, adds a pickle that can hold the Hub token, and rotates by file time.
+        # TRL writes in place, adds a pickle that can contain the Hub token, and rotates by file time.
         folder, step = Path(self.args.output_dir), self.state.global_step
         path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
         rotate(folder, self.keep_checkpoints)
@@ -234,9 +234,9 @@ def _require_finite(logs: dict[str, float], step: int) -> None:
     for name in ("loss", "grad_norm"):
         if not math.isfinite(logs[name]):
             raise NumbersError(
-                f"At step {step} the {name.replace('grad_norm', 'gradient norm')} is {logs[name]}.",
-                "The numbers overflowed, or the adapter was broken; whatever is trained from here on is garbage.",
-                "The last good checkpoint is kept. Use --dtype bfloat16 or float32, or a smaller --learning-rate.",
+                f"The {name.replace('grad_norm', 'gradient norm')} is {logs[name]} at step {step}.",
+                "The numbers overflowed, or the adapter was broken; training on would be useless.",
+                "The last good checkpoint is kept. Use --dtype bfloat16 or float32, or a lower --learning-rate.",
             )
 
 

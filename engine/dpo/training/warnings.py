@@ -1,4 +1,4 @@
-"""What a person should know of a training that goes on: warned of once each, with the figures, and not stopped."""
+"""Warnings during training: each once, with its figures, without stopping."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLLAPSE = 0.5
 
 @dataclass
 class TrainingWarnings:
-    """Looks at each step's figures as TRL logs them, and says what is odd through `emit`."""
+    """Checks each step's figures as TRL logs them, and warns through `emit`."""
 
     emit: Callable[[Event], None]
     tokens_a_reply: float
@@ -49,7 +49,7 @@ class TrainingWarnings:
             self._judge(step)
 
     def recall(self, history: Iterable[dict[str, Any]]) -> None:
-        """The steps that an earlier process did: they count, and what they gave rise to was said then."""
+        """Include the steps of an earlier process, which gave their warnings already."""
         emit, self.emit = self.emit, lambda event: None
         try:
             for entry in history:
@@ -68,21 +68,21 @@ class TrainingWarnings:
         if accuracy < 0.5 - DEVIATIONS * of_chance:
             self._tell(
                 "accuracy",
-                f"{lately} the chosen reply had the higher reward in {accuracy:.0%} of the pairs, less than by chance: "
-                "are chosen and rejected swapped, or is --learning-rate too high?",
+                f"{lately}, the chosen reply had the higher reward in only {accuracy:.0%} of the pairs, below chance: "
+                "chosen and rejected may be swapped, or --learning-rate too high.",
             )
         if margin < -DEVIATIONS * of_margin:
             self._tell(
                 "margin",
-                f"{lately} the margin is {margin:.3f} nats on average, below 0: it learns to prefer the rejected replies.",
+                f"{lately}, the mean margin is {margin:.3f} nats, below 0: the model learns to prefer the rejected replies.",
             )
         fallen = (first - chosen) / max(self.tokens_a_reply, 1.0)
         if fallen > COLLAPSE:
             self._tell(
                 "chosen",
-                f"{lately} the chosen replies have {chosen:.1f} nats on average, against {first:.1f} at first: "
-                f"{fallen:.2f} nats a token less likely. The margin grows by making both replies unlikely; "
-                "a smaller --learning-rate or a larger --beta holds it.",
+                f"{lately}, the chosen replies have {chosen:.1f} nats on average, from {first:.1f} at first: "
+                f"{fallen:.2f} nats per token less likely. The margin grows by making both replies unlikely; "
+                "a lower --learning-rate or a higher --beta prevents it.",
             )
 
     def _tell(self, name: str, text: str) -> None:

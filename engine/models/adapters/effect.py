@@ -1,4 +1,4 @@
-"""What switching an adapter on and off does to the logits: the proof that PEFT loaded what the file holds."""
+"""The adapter's effect on the logits: the proof that PEFT loaded the file's tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 QUESTION = "How should I apologise to a friend?"
 SAME = 0.005
-"""Of the largest logit: what another order of sums may move. On the CPU the base moves by nothing."""
+"""Relative to the largest logit: allowed change from another order of summation. On the CPU it is zero."""
 
 
 def logits_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -35,9 +35,9 @@ def logits_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
 def effect_on_logits(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, base_logits: Tensor | None = None) -> float:
     """The largest change of a logit when the adapter is switched on.
 
-    base_logits   of the base before the adapter was loaded: switched off, the policy must say the same
+    base_logits   of the base model before loading; with the adapter off, the policy must give the same
 
-    Raises PreconditionError where the effect is 0 or not finite, or where the base became another.
+    Raises PreconditionError if the effect is 0 or not finite, or if the base model changed.
     """
     on = logits_of(policy, tokenizer)
     with policy.disable_adapter():
@@ -46,28 +46,28 @@ def effect_on_logits(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, base
     if not effect > 0 or effect == float("inf"):
         raise PreconditionError(
             f"Switching the adapter on changes the logits by {effect}.",
-            "More than 0 and finite is right; this adapter does nothing, or it breaks the model.",
+            "It must be finite and above 0: this adapter has no effect, or breaks the model.",
             EXPORT_AGAIN,
         )
     if base_logits is not None:
         moved: float = (off - base_logits).abs().max().item()
         if not moved <= SAME * base_logits.abs().max().item():
             raise PreconditionError(
-                f"With the adapter switched off, a logit of the base is another by {moved:.4g}.",
-                "Loading the adapter changed the base's own weights: the reference would not be Stage 2.",
+                f"With the adapter switched off, the base model's logits differ by up to {moved:.4g}.",
+                "Loading the adapter changed the base model's weights, so the reference would not be Stage 2.",
                 EXPORT_AGAIN,
             )
     return effect
 
 
 def refuse_rounded(policy: PeftModel, tensors_sha256: str) -> str:
-    """What a person should know of the format in which the loaded adapter is held; empty where there is nothing.
+    """A note about the number format of the loaded adapter; usually empty.
 
-    PEFT holds LoRA in float32 over any base, but whole modules (modules_to_save) in the base's own format.
+    PEFT keeps LoRA in float32, but whole modules (modules_to_save) in the base model's format.
 
     tensors_sha256   of the file's numbers
 
-    Raises PreconditionError where what is loaded is not what the file holds, or could not be trained.
+    Raises PreconditionError if the loaded tensors differ from the file, or cannot be trained.
     """
     import torch
 
@@ -79,20 +79,18 @@ def refuse_rounded(policy: PeftModel, tensors_sha256: str) -> str:
     held = " and ".join(sorted(half))
     if hash_tensors(tensors) != tensors_sha256:
         raise PreconditionError(
-            "The adapter that PEFT loaded is not the one in the file.",
-            f"It holds modules_to_save in the base's format, {held}, and that rounds them: the reference would not be Stage 2."
+            "The adapter that PEFT loaded differs from the file.",
+            f"It keeps modules_to_save in the base model's format, {held}, which rounds them: the reference would not be Stage 2."
             if half
-            else "Its numbers are others.",
+            else "Their values differ.",
             "Use --dtype float32." if half else EXPORT_AGAIN,
         )
     if "float16" in half:
         raise PreconditionError(
             "The adapter's modules_to_save cannot be trained in float16.",
-            "PEFT holds them in the base's format, and the scaling of float16's gradients asks for float32.",
-            "Use --dtype float32, or bfloat16 where the GPU has it.",
+            "PEFT keeps them in the base model's format, but scaling float16 gradients requires float32.",
+            "Use --dtype float32, or bfloat16 if the GPU supports it.",
         )
     return (
-        f"modules_to_save are trained in {held}, in which small steps are lost; --dtype float32 keeps them"
-        if half
-        else ""
+        f"modules_to_save are trained in {held}, which loses small updates; --dtype float32 keeps them" if half else ""
     )

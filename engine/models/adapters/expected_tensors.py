@@ -1,4 +1,4 @@
-"""Which tensors an adapter has over a base model, found on the meta device: no weight of the base is read."""
+"""The tensors that an adapter should have for a base model, found on the meta device without reading weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig
 
-OTHER_BASE = "Give the base model of Stage 2 with --base-model-id, or the adapter for this one with --adapter-path."
+OTHER_BASE = "Pass the base model of Stage 2 with --base-model-id, or an adapter for this one with --adapter-path."
 
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The base model, as far as its configuration tells."""
+    """The base model, from its configuration."""
 
     name: str
-    """`--base-model-id`, as it may be shown."""
+    """`--base-model-id`, safe to show."""
     architecture: str
     layers: int
     vocabulary: int
@@ -39,13 +39,13 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """One module of the base with LoRA on it."""
+    """A module of the base model with LoRA."""
 
     name: str
     rank: int
     alpha: float
     scaling: float
-    """What B·A is multiplied by: alpha/r, or alpha/√r for rsLoRA."""
+    """The factor of B·A: alpha/r, or alpha/√r for rsLoRA."""
 
     @property
     def kind(self) -> str:
@@ -55,14 +55,14 @@ class AdaptedModule:
 
 @dataclass(frozen=True)
 class Expected:
-    """What an adapter of these settings has over this base."""
+    """The tensors of an adapter with these settings on this base model."""
 
     base: BaseFacts
     shapes: dict[str, tuple[int, ...]]
-    """By the names that the file has (`base_model.model.….lora_A.weight`)."""
+    """By name in the file (`base_model.model.….lora_A.weight`)."""
     modules: list[AdaptedModule]
     absent: list[str]
-    """Target modules of the configuration that are nowhere in the base. PEFT says nothing of them."""
+    """Target modules that the base model lacks. PEFT ignores them silently."""
 
     @property
     def target_modules(self) -> list[str]:
@@ -70,15 +70,15 @@ class Expected:
 
 
 def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str | None = None) -> Expected:
-    """Raises PreconditionError where the base cannot be read, has none of the target modules, or where DPO could not train
-    what would be on it; UnsafeError where the base brings code of its own.
+    """Raises PreconditionError if the base model is unreadable, lacks the target modules, or if DPO cannot train the adapter;
+    UnsafeError if the base model needs custom code.
     """
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM
 
     base_config = read_base_config(config, token)
-    lora = copy.deepcopy(settings.lora)  # PEFT writes into it what "all-linear" came to
+    lora = copy.deepcopy(settings.lora)  # PEFT replaces "all-linear" in it
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with base_problems_told(config):
@@ -109,8 +109,8 @@ def read_base_config(config: Stage3Config, token: str | None = None) -> Pretrain
 
 @contextmanager
 def base_problems_told(config: Stage3Config) -> Iterator[None]:
-    """What transformers says when it cannot read the base, as PreconditionError, or UnsafeError where the base wants to bring
-    code of its own. What the Hub refuses is left as it is.
+    """Turn transformers' errors about the base model into PreconditionError, or UnsafeError if it needs custom code. The Hub's
+    errors pass through.
     """
     from safetensors import SafetensorError
 
@@ -124,14 +124,14 @@ def base_problems_told(config: Stage3Config) -> Iterator[None]:
         name, said = visible_line(config.base_model_id, 200), visible_line(str(error), 300)
         if "trust_remote_code" in str(error):
             raise UnsafeError(
-                f"The base model {name} brings code of its own.",
-                "stage3-tui runs no code that comes with a model.",
-                "Give a base model that transformers knows, with --base-model-id.",
+                f"The base model {name} needs custom code.",
+                "stage3-tui never runs code from a model repository.",
+                "Pass a base model that transformers supports itself, with --base-model-id.",
             ) from error
         raise PreconditionError(
-            f"The base model {name} cannot be read.",
+            f"Cannot read the base model {name}.",
             f"transformers says: {said}",
-            "Give a folder that `model.save_pretrained` wrote, or a Hub id, with --base-model-id.",
+            "Pass a folder written by `model.save_pretrained`, or a Hub id, with --base-model-id.",
         ) from error
 
 
@@ -150,8 +150,8 @@ def _no_place(settings: AdapterSettings, base: BaseFacts, error: Exception) -> P
     targets = settings.lora.target_modules
     wanted = ", ".join(sorted(targets)) if isinstance(targets, (set, list)) else str(targets)
     return PreconditionError(
-        f"The adapter has no place in {base.name}.",
-        f"It is on {visible_line(wanted, 200)}, and PEFT says of a {base.architecture}: {visible_line(str(error), 300)}",
+        f"The adapter does not apply to {base.name}.",
+        f"It targets {visible_line(wanted, 200)}. PEFT says about a {base.architecture}: {visible_line(str(error), 300)}",
         OTHER_BASE,
     )
 

@@ -1,6 +1,6 @@
 """The files of an adapter's folder: which are read, how, and which are never opened.
 
-A folder can come from a clone or an archive, so a name in it may be a link to any file of this machine, or no file at all.
+The folder may come from a clone or an archive, so a name in it may be a link to any file of this machine, or not a file.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from engine.core.layout import ADAPTER_WEIGHTS
 from engine.security.sanitize import visible_line
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-# A trainer leaves these beside an adapter. They are pickles too, but nothing here ever opens them.
+# A trainer's leftovers. They are pickles, too, but nothing here ever opens them.
 NEVER_OPENED = re.compile(r"training_args\.bin|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state.*\.pth")
 EXPORT_AGAIN = (
-    "Export the Stage 2 adapter again with `model.save_pretrained(folder)`, and give that with --adapter-path."
+    "Export the Stage 2 adapter again with `model.save_pretrained(folder)`, and pass that folder with --adapter-path."
 )
 CONVERT = (
-    "Where you trust it, load it with PEFT and save it again: `model.save_pretrained(folder)` writes safetensors. "
-    "Give that folder with --adapter-path."
+    "If you trust it, load it with PEFT and save it again: `model.save_pretrained(folder)` writes safetensors. "
+    "Pass that folder with --adapter-path."
 )
-IT_RUNS = "Such a file is a Python pickle: opening it can run any program."
+IT_RUNS = "It is a Python pickle, and opening one can run any program."
 
 
 def shown(path: Path) -> str:
-    """A path as it may be written to a terminal."""
+    """A path, safe to write to a terminal."""
     return visible_line(str(path), 400)
 
 
 def few(names: list[str], limit: int = 3) -> str:
-    """The first of many names that came from a file, in one line."""
+    """The first few of many names from a file, in one line."""
     return ", ".join(visible_line(name, 120) for name in names[:limit]) + (", …" if len(names) > limit else "")
 
 
 def refuse_pickles(folder: Path) -> list[str]:
-    """Names of a trainer's leftovers, which stay unopened. Raises UnsafeError for weights in a pickle."""
+    """Names of a trainer's leftovers, never opened. Raises UnsafeError for weights in a pickle."""
     names = [path.name for path in folder.iterdir()]
     pickles = sorted(name for name in names if name.lower().endswith(PICKLE_SUFFIXES))
     weights = [name for name in pickles if not NEVER_OPENED.fullmatch(name)]
@@ -49,41 +49,43 @@ def refuse_pickles(folder: Path) -> list[str]:
 
 
 def pickled(where: str, weights: list[str], *, beside: bool) -> UnsafeError:
-    """The refusal of weights in pickles, alone or `beside` the safetensors file."""
+    """The error for weights in pickles, alone or `beside` the safetensors file."""
     if beside:
         return UnsafeError(
-            f"The adapter {where} holds {few(weights)} beside {ADAPTER_WEIGHTS}.",
-            f"{IT_RUNS} Other programs take it in place of the safetensors file.",
-            f"Remove it: {ADAPTER_WEIGHTS} is all that is needed.",
+            f"The adapter {where} contains {few(weights)} beside {ADAPTER_WEIGHTS}.",
+            f"{IT_RUNS} Other programs may load it instead of the safetensors file.",
+            f"Remove it: {ADAPTER_WEIGHTS} is enough.",
         )
-    return UnsafeError(f"The adapter {where} has its weights in {few(weights)} alone.", IT_RUNS, CONVERT)
+    return UnsafeError(f"The adapter {where} has its weights only in {few(weights)}.", IT_RUNS, CONVERT)
 
 
 def open_in(folder: Path, name: str) -> BinaryIO:
-    """A regular file of the folder, opened for reading. Raises PreconditionError where there is none, UnsafeError for a link
-    that leads out of the folder (those of the Hub's own cache, to its `blobs`, apart) and for what is no regular file.
+    """Open a regular file of the folder. Raises PreconditionError if it is missing, UnsafeError for a link out of the folder
+    (except within the Hub's own cache) and for anything that is not a regular file.
     """
     path = folder / name
     if not os.path.lexists(path):
-        raise PreconditionError(f"There is no {name} in {shown(folder)}.", *_without(folder, name))
+        raise PreconditionError(f"{shown(folder)} has no {name}.", *_without(folder, name))
     if _leaves(path, folder):
         raise UnsafeError(
             f"{shown(path)} is a link out of the folder, to {shown(Path(path.readlink()))}.",
-            "A folder that came from elsewhere could name any file of this machine so, and what a link names can change "
-            "while the folder stays the same.",
-            "Put a copy of the file there, or give the folder that it points into with --adapter-path.",
+            "A foreign folder could link to any file of this machine, and the target can change while the folder stays "
+            "the same.",
+            "Replace the link with a copy of the file, or pass the folder that it points into with --adapter-path.",
         )
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # O_NONBLOCK: a FIFO must not wait
     except OSError as error:
         raise PreconditionError(
-            f"{shown(path)} cannot be read.",
+            f"Cannot read {shown(path)}.",
             visible_line(error.strerror or str(error)),
-            "Change its mode or its owner.",
+            "Change its mode or owner.",
         ) from error
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise UnsafeError(f"{shown(path)} is no regular file.", "An adapter is made of plain files.", EXPORT_AGAIN)
+        raise UnsafeError(
+            f"{shown(path)} is not a regular file.", "An adapter consists of regular files.", EXPORT_AGAIN
+        )
     return os.fdopen(file, "rb")
 
 
@@ -117,8 +119,8 @@ def _without(folder: Path, name: str) -> tuple[str, str]:
             f"Give the newest of them: --adapter-path {shown(newest)}",
         )
     if name != ADAPTER_WEIGHTS:
-        return "Without the adapter's configuration its weights mean nothing.", EXPORT_AGAIN
+        return "Without its configuration, the adapter's weights are meaningless.", EXPORT_AGAIN
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        return f"It has {few(others)}: a whole model, or a part of one, is no adapter.", EXPORT_AGAIN
-    return "It holds the adapter's weights.", EXPORT_AGAIN
+        return f"It has {few(others)}: a full model or a part of one is not an adapter.", EXPORT_AGAIN
+    return "That file has the adapter's weights.", EXPORT_AGAIN

@@ -4,7 +4,7 @@
     header      JSON: {"name": {"dtype": "F32", "shape": [3, 24], "data_offsets": [begin, end]}, …}, "__metadata__" aside
     data        the tensors one after another, without gaps; offsets count from here
 
-What is accepted here safetensors accepts too (tests/models/test_good_adapters.py): what is refused is told in words.
+safetensors accepts everything accepted here (tests/models/test_good_adapters.py); the errors here are in plain words.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ BITS = {
     "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
     "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
-"""Of one number, by safetensors' name of its format."""
+"""Bytes per number, by safetensors' format name."""
 
 
 class HeaderError(ValueError):
-    """What is wrong with a file, in a sentence."""
+    """What is wrong with the file, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class TensorInfo:
     shape: tuple[int, ...]
     begin: int
     end: int
-    """Bytes of the file, from its beginning."""
+    """Offsets from the start of the file."""
 
 
 @dataclass(frozen=True)
 class Header:
     raw: bytes
-    """The file up to its data."""
+    """The file up to its data, in bytes."""
     size: int
-    """Bytes of the whole file."""
+    """The whole file, in bytes."""
     tensors: dict[str, TensorInfo]
 
     @property
@@ -57,17 +57,15 @@ class Header:
 
 
 def read_header(file: BinaryIO, size: int) -> Header:
-    """The header of an open file of `size` bytes; reads no further than its end. Raises HeaderError."""
+    """The header of an open file of `size` bytes; reads only the header. Raises HeaderError."""
     length_field = file.read(LENGTH_BYTES)
     if len(length_field) < LENGTH_BYTES:
-        raise HeaderError(
-            f"It is cut short: of {size} bytes, the first {LENGTH_BYTES} are to tell the header's length."
-        )
+        raise HeaderError(f"It is truncated: it has {size} bytes, but the header's length alone takes {LENGTH_BYTES}.")
     length = int.from_bytes(length_field, "little")
     if length > LONGEST_HEADER:
-        raise HeaderError(f"Its header would be {length:,} bytes long: no safetensors file has such a one.")
+        raise HeaderError(f"Its header would be {length:,} bytes long, which is too long for a safetensors file.")
     if LENGTH_BYTES + length > size:
-        raise HeaderError(f"It is cut short in the header, which has {length:,} bytes: the whole file has {size:,}.")
+        raise HeaderError(f"It is truncated in the header: that has {length:,} bytes, the whole file {size:,}.")
     text = file.read(length)
     data_begin = LENGTH_BYTES + length
     tensors = {name: _tensor(name, facts, data_begin) for name, facts in _entries(text).items()}
@@ -89,7 +87,7 @@ def _entries(text: bytes) -> dict[str, Any]:
             raise ValueError("it does not begin with '{'")
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise HeaderError(f"Its header is no JSON: {error}.") from error
+        raise HeaderError(f"Its header is not valid JSON: {error}.") from error
     if twice:
         raise HeaderError(f"Its header names {twice[0]!r} twice.")
     entries.pop("__metadata__", None)
@@ -98,33 +96,35 @@ def _entries(text: bytes) -> dict[str, Any]:
 
 def _tensor(name: str, facts: Any, data_begin: int) -> TensorInfo:
     if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
-        raise HeaderError(f"Its header does not tell dtype, shape and data_offsets of {name!r}.")
+        raise HeaderError(f"Its header lacks dtype, shape or data_offsets of {name!r}.")
     dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise HeaderError(f"Its header gives {name!r} the number format {dtype!r}, which there is not.")
+        raise HeaderError(f"Its header gives {name!r} the unknown number format {dtype!r}.")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise HeaderError(f"Its header gives {name!r} the shape {shape!r} and the place {offsets!r}.")
+        raise HeaderError(f"Its header gives {name!r} the invalid shape {shape!r} or offsets {offsets!r}.")
     begin, end = offsets
     if prod(shape) * BITS[dtype] != 8 * (end - begin):
-        raise HeaderError(f"Its header gives {name!r} {end - begin} bytes for the shape {shape!r} in {dtype}.")
+        raise HeaderError(
+            f"Its header gives {name!r} {end - begin} bytes, which does not match the shape {shape!r} in {dtype}."
+        )
     return TensorInfo(dtype, tuple(shape), data_begin + begin, data_begin + end)
 
 
 def _require_whole(tensors: dict[str, TensorInfo], data_begin: int, size: int) -> None:
-    """The tensors lie one after another, from the end of the header to the end of the file."""
+    """Check that the tensors follow each other without gaps, from the header to the end of the file."""
     last, last_name = data_begin, "the header"
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin < last:
-            raise HeaderError(f"{name!r} begins {last - tensor.begin} bytes before the end of {last_name!r}.")
+            raise HeaderError(f"{name!r} overlaps {last_name!r} by {last - tensor.begin} bytes.")
         if tensor.begin > last:
             raise HeaderError(f"There is a gap of {tensor.begin - last} bytes before {name!r}.")
         last, last_name = tensor.end, name
     if last > size:
-        raise HeaderError(f"It is cut short in the data: {last:,} bytes by its header, and it has {size:,}.")
+        raise HeaderError(f"It is truncated in the data: {last:,} bytes by its header, but it has {size:,}.")
     if last < size:
-        raise HeaderError(f"{size - last} bytes follow behind the last tensor.")
+        raise HeaderError(f"{size - last} extra bytes follow the last tensor.")
 
 
 def _counts(value: Any) -> bool:
-    """Whether it is a list of whole numbers from 0 up."""
+    """Whether it is a list of non-negative integers."""
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)

@@ -1,4 +1,4 @@
-"""What `adapter_config.json` says. It is a stranger's file: what it can make PEFT import or load is refused, not followed."""
+"""Read `adapter_config.json`. It is untrusted: anything in it that makes PEFT import or load code is refused."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 LONGEST_CONFIG = 16 << 20
 """Bytes; PEFT writes a few thousand."""
 NOT_FOR_PEFT = ("auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
-"""Evidence of where the adapter came from, and settings of a machine: nothing that a file decides here."""
+"""Provenance and machine settings, which the file does not decide here."""
 TRANSFORMERS = "transformers"
 
 
 class _Types(BaseModel):
-    """The types that PEFT takes for granted."""
+    """The types that PEFT assumes."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -46,16 +46,16 @@ class _Types(BaseModel):
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """A LoRA's configuration, and what it says of the model that it was made on."""
+    """A LoRA's configuration, and what it says about its base model."""
 
     path: Path
     lora: LoraConfig
     named_base: str | None
-    """Evidence only: PEFT writes a path of the training machine as readily as a Hub id."""
+    """Only a hint: PEFT writes a Hub id or a path on the training machine."""
     architecture: str | None
-    """The model class that it was made on, where PEFT wrote it down (it does without a task_type)."""
+    """The base model's class, if PEFT recorded it (it does without a task_type)."""
     unknown: dict[str, Any]
-    """Fields of another version of PEFT, which this one leaves out."""
+    """Fields of another PEFT version, which this one ignores."""
 
     @property
     def variant(self) -> str:
@@ -65,7 +65,7 @@ class AdapterSettings:
 
 
 def read_settings(folder: Path) -> AdapterSettings:
-    """Raises PreconditionError for one that is not there, not JSON, or not of a LoRA; UnsafeError for one that names code."""
+    """Raises PreconditionError if it is missing, not JSON, or not a LoRA's; UnsafeError if it names code."""
     path = folder / ADAPTER_CONFIG
     data = _read_object(folder)
     kind = data.get("peft_type")
@@ -73,8 +73,8 @@ def read_settings(folder: Path) -> AdapterSettings:
         said = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
         raise PreconditionError(
             f"{shown(path)} has {said}.",
-            "Stage 3 trains a LoRA adapter, and no other kind." + _spelling(kind),
-            EXPORT_AGAIN if kind is None else "Train Stage 2 with `peft.LoraConfig`, and give that adapter.",
+            "Stage 3 trains only LoRA adapters." + _spelling(kind),
+            EXPORT_AGAIN if kind is None else "Train Stage 2 with `peft.LoraConfig`, and pass that adapter.",
         )
     _refuse_code(data, path)
     try:
@@ -84,8 +84,8 @@ def read_settings(folder: Path) -> AdapterSettings:
     if types.task_type not in (None, "CAUSAL_LM"):
         raise PreconditionError(
             f"{shown(path)} has task_type {visible_line(repr(types.task_type), 60)}.",
-            "Stage 3 needs an adapter of a model that writes text: CAUSAL_LM.",
-            "Give the adapter of Stage 2; this one was trained for something else.",
+            "Stage 3 needs an adapter of a causal language model: CAUSAL_LM.",
+            "Pass the Stage 2 adapter; this one was trained for another task.",
         )
     return AdapterSettings(
         path=path,
@@ -110,23 +110,23 @@ def _read_object(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(data, dict):
         raise PreconditionError(
-            f"{shown(path)} is no JSON object, but a {type(data).__name__}.",
-            "PEFT writes an object, with peft_type, r and target_modules in it.",
+            f"{shown(path)} is not a JSON object, but a {type(data).__name__}.",
+            "PEFT writes an object with peft_type, r and target_modules.",
             EXPORT_AGAIN,
         )
     return data
 
 
 def _spelling(kind: object) -> str:
-    return " PEFT spells it in capitals." if isinstance(kind, str) and kind.upper() == "LORA" else ""
+    return " PEFT writes it in capitals." if isinstance(kind, str) and kind.upper() == "LORA" else ""
 
 
 def _refuse_code(data: dict[str, Any], path: Path) -> None:
-    """What would have a library import a module that the file names."""
+    """Refuse fields that would make a library import a module named in the file."""
     named = data.get("auto_map")
     if named:
         beside = sorted(script.name for script in path.parent.glob("*.py"))
-        there = f" {few(beside)} lies beside it." if beside else ""
+        there = f" {few(beside)} is beside it." if beside else ""
         raise _code(path, f"auto_map {visible_line(repr(named), 200)}", there)
     mapping = data.get("auto_mapping")
     if isinstance(mapping, dict):
@@ -140,8 +140,8 @@ def _refuse_code(data: dict[str, Any], path: Path) -> None:
 def _code(path: Path, what: str, there: str) -> UnsafeError:
     return UnsafeError(
         f"{shown(path)} names code to run: {what}.{there}",
-        "stage3-tui runs no code that comes with a model or an adapter.",
-        "Train Stage 2 on a model that transformers brings itself, and give that adapter.",
+        "stage3-tui never runs code that comes with a model or an adapter.",
+        "Train Stage 2 on a model that transformers supports itself, and pass that adapter.",
     )
 
 
@@ -151,14 +151,14 @@ def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
     safe = {key: value for key, value in data.items() if key not in NOT_FOR_PEFT}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fields of another PEFT version, which are told by the stage
+            warnings.simplefilter("ignore")  # fields of another PEFT version; the stage reports them
             return LoraConfig.from_peft_type(**safe)  # type: ignore[no-any-return]
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise _not_accepted(path, str(error)) from error
 
 
 def _unknown(data: dict[str, Any]) -> dict[str, Any]:
-    """Fields that this PEFT does not know and that are set to something."""
+    """Fields with a value that this PEFT version does not know."""
     from dataclasses import fields
 
     from peft import LoraConfig

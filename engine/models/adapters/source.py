@@ -1,7 +1,7 @@
-"""Where the Stage 2 adapter is: a folder here, in the workspace, or on the Hub at one commit.
+"""Locate the Stage 2 adapter: a local folder, one in the workspace, or a commit on the Hub.
 
-A branch of the Hub moves. Its commit is asked for once, by the stage adapter, and recorded; every later stage, and every later
-start of the run, reads that commit.
+Branches move. Stage adapter resolves the commit once and records it; every later stage, and every later start of the run,
+reads that commit.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ LISTING_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """The adapter's folder, and where on the Hub it came from."""
+    """The adapter's folder, and its origin on the Hub."""
 
     folder: Path
     repo_id: str | None = None
     revision: str | None = None
-    """As it was asked for: a branch, a tag or a commit."""
+    """As given: a branch, a tag or a commit."""
     commit: str | None = None
     sha256: str | None = None
-    """Of the weights, as the Hub says; None where it does not, or was not asked."""
+    """Of the weights, from the Hub; None if unknown."""
     not_downloaded: tuple[str, ...] = ()
-    """Pickles in the repository, which stay there."""
+    """Pickles in the repository, which are not downloaded."""
 
     def __str__(self) -> str:
         if self.repo_id is None:
@@ -41,15 +41,15 @@ class AdapterSource:
 
 
 def adapter_folder(context: Context) -> Path:
-    """The folder of the Stage 2 adapter; of one on the Hub, at the commit that the stage adapter recorded.
+    """The folder of the Stage 2 adapter; on the Hub, at the commit that stage adapter recorded.
 
-    Raises PreconditionError when there is none, and what the Hub refuses.
+    Raises PreconditionError if it does not exist, and the Hub's errors.
     """
     return adapter_source(context).folder
 
 
 def adapter_source(context: Context) -> AdapterSource:
-    """`--adapter-path` from here, else from the workspace, else from the Hub. Raises as `adapter_folder`."""
+    """`--adapter-path`: a local folder, else in the workspace, else on the Hub. Raises as `adapter_folder`."""
     local = local_adapter(context)
     if local is not None:
         return AdapterSource(local)
@@ -58,21 +58,21 @@ def adapter_source(context: Context) -> AdapterSource:
         return _from_hub(context, name, context.config.adapter_revision)
     files = [visible_line(str(place)) for place in places if place.exists()]
     raise PreconditionError(
-        f"There is no Stage 2 adapter at {' or '.join(visible_line(str(place)) for place in places)}.",
-        f"{files[0]} is a file; an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."
+        f"Found no Stage 2 adapter at {' or '.join(visible_line(str(place)) for place in places)}.",
+        f"{files[0]} is a file, but an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."
         if files
         else "Stage 3 starts from the Stage 2 LoRA adapter.",
-        "Give its folder, or its Hub id, with --adapter-path; `--demo` brings one along.",
+        "Pass its folder or Hub id with --adapter-path; `--demo` has one built in.",
     )
 
 
 def local_adapter(context: Context) -> Path | None:
-    """The folder of an adapter that is on this machine; None where it is on the Hub, or nowhere."""
+    """The folder of a local adapter; None if it is on the Hub or does not exist."""
     return next((place for place in _places(context) if place.is_dir()), None)
 
 
 def _places(context: Context) -> list[Path]:
-    """Where a folder of that name may be: here, then in the workspace."""
+    """Where to look for a folder of that name: here, then in the workspace."""
     name = context.config.adapter_path
     workspace = context.run.result("workspace").get("folder")
     places = [local_path(name)]
@@ -104,8 +104,8 @@ class _Listing:
 
 
 def _listing(repo_id: str, revision: str, token: str | None) -> _Listing:
-    """Commit and files of a revision, and the hash of the weights. Raises ConfigError for a revision that is not there,
-    PreconditionError or UnsafeError where the files are no adapter's; what the Hub refuses otherwise is left as it is.
+    """Commit and files of a revision, and the hash of the weights. Raises ConfigError for an unknown revision,
+    PreconditionError or UnsafeError if the files are not an adapter's; the Hub's other errors pass through.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RevisionNotFoundError
@@ -116,9 +116,9 @@ def _listing(repo_id: str, revision: str, token: str | None) -> _Listing:
         info = HfApi(token=token).model_info(repo_id, revision=revision, timeout=LISTING_SECONDS, files_metadata=True)
     except RevisionNotFoundError as error:
         raise ConfigError(
-            f"--adapter-revision {visible_line(revision, 100)} is not in {repo_id}.",
-            "It is no branch, tag or commit there.",
-            "Give one of them; without it, main is taken.",
+            f"{repo_id} has no revision {visible_line(revision, 100)} (--adapter-revision).",
+            "It is not a branch, tag or commit there.",
+            "Pass one of them, or omit the option to use main.",
         ) from error
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     weights = siblings.get(ADAPTER_WEIGHTS)
@@ -129,7 +129,7 @@ def _listing(repo_id: str, revision: str, token: str | None) -> _Listing:
 
 
 def _refuse_unless_adapter(repo_id: str, listing: _Listing) -> None:
-    """Before anything is downloaded."""
+    """Check the list of files before any download."""
     where = f"{repo_id} (commit {listing.commit[:12]})"
     of_weights = [name for name in listing.pickles if not NEVER_OPENED.fullmatch(name)]
     if ADAPTER_WEIGHTS not in listing.files and of_weights:
@@ -137,15 +137,15 @@ def _refuse_unless_adapter(repo_id: str, listing: _Listing) -> None:
     missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name not in listing.files]
     if missing:
         raise PreconditionError(
-            f"There is no {missing[0]} in {where}.",
+            f"{where} has no {missing[0]}.",
             f"It has {few(list(listing.files), 5)}." if listing.files else "It is empty.",
-            "Give a repository with an adapter at its top, or download the folder with the adapter and give its path, "
+            "Pass a repository with the adapter at its top level, or download the adapter's folder and pass its path, "
             "with --adapter-path.",
         )
 
 
 def _cached_listing(repo_id: str, revision: str) -> _Listing:
-    """Offline: what the cache has of a revision; that it is complete is seen when it is read."""
+    """Offline: the cached files of a revision. Reading them shows whether they are complete."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -157,7 +157,7 @@ def _cached_listing(repo_id: str, revision: str) -> _Listing:
 
 
 def _download(context: Context, repo_id: str, commit: str, files: list[str]) -> Path:
-    """The snapshot's folder in the Hub's cache. What is there already of a commit is not asked for again."""
+    """The snapshot's folder in the Hub's cache. Cached files of a commit are not requested again."""
     from huggingface_hub import hf_hub_download
 
     token = context.token_text
@@ -166,11 +166,11 @@ def _download(context: Context, repo_id: str, commit: str, files: list[str]) -> 
 
 
 def require_the_hubs_bytes(source: AdapterSource, sha256: str) -> None:
-    """Raises PreconditionError where the weights in the cache are not those of the Hub."""
+    """Raises PreconditionError if the cached weights differ from the Hub's."""
     if source.sha256 is not None and source.sha256 != sha256:
         path = source.folder / ADAPTER_WEIGHTS
         raise PreconditionError(
-            f"{visible_line(str(path))} is not what the Hub has.",
-            f"Its SHA-256 is {sha256}, and the Hub's file has {source.sha256}: the cache is damaged.",
-            f"Remove {visible_line(str(path.resolve()))}, and start again: it is downloaded anew.",
+            f"{visible_line(str(path))} differs from the file on the Hub.",
+            f"Its SHA-256 is {sha256}, the Hub's is {source.sha256}: the cache is damaged.",
+            f"Remove {visible_line(str(path.resolve()))}, and run the same command again to download it.",
         )

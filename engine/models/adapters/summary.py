@@ -1,4 +1,4 @@
-"""The adapter's card: what a person wants to know of it, line by line, as (name, status, detail)."""
+"""The adapter's summary, line by line, as (name, status, detail)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IN_THE_CACHE = re.compile(r"models--[^/]+?--([^/]+)/snapshots/")
 
 
 def lines_of_settings(config: Stage3Config, settings: AdapterSettings, expected: Expected) -> Iterator[Line]:
-    """What the configuration says, as PEFT understands it over this base."""
+    """The configuration, as PEFT applies it to this base model."""
     modules = expected.modules
     yield ("named base", *named_base(config, settings.named_base))
     yield "rank", "ok", _counted(Counter(str(module.rank) for module in modules))
@@ -31,7 +31,7 @@ def lines_of_settings(config: Stage3Config, settings: AdapterSettings, expected:
     )
     if settings.variant:
         yield "variant", "ok", settings.variant
-    absent = f"; the base has no {few(expected.absent, 6)}" if expected.absent else ""
+    absent = f"; the base model has no {few(expected.absent, 6)}" if expected.absent else ""
     saved = settings.lora.modules_to_save
     whole = f"; whole: {few(sorted(saved), 6)}" if saved else ""
     status: CheckStatus = "warning" if absent else "ok"
@@ -42,13 +42,13 @@ def lines_of_settings(config: Stage3Config, settings: AdapterSettings, expected:
 
 
 def named_base(config: Stage3Config, named: str | None) -> tuple[CheckStatus, str]:
-    """What the adapter's configuration says of its base. Evidence, no more: shapes and effect decide."""
+    """The base model that the adapter's configuration names. Only a hint: shapes and effect decide."""
     if named is None:
-        return "skipped", "the configuration names none"
+        return "skipped", "the configuration names no base model"
     shown = visible_line(named, 200)
     theirs = _last_name(named)
     if is_local(config.base_model_id):
-        # A folder may have any name: one that holds the words of the other is taken for it.
+        # A folder may have any name: it matches if it contains the words of the other.
         ours, of_theirs = _words(local_path(config.base_model_id).name), _words(theirs)
         same = ours <= of_theirs or of_theirs <= ours
     else:
@@ -57,7 +57,7 @@ def named_base(config: Stage3Config, named: str | None) -> tuple[CheckStatus, st
         return "ok", shown
     return (
         "warning",
-        f"{shown}: another name than the run's base, {visible_line(config.base_model_id, 200)}; it decides nothing",
+        f"{shown}: differs from the run's base model, {visible_line(config.base_model_id, 200)}; shapes and effect decide",
     )
 
 
@@ -67,7 +67,7 @@ def size(number: int) -> str:
 
 
 def share_of_base(parameters: int, base_parameters: int) -> str:
-    return f"{parameters:,} ({parameters / max(base_parameters, 1):.2%} of the base's {base_parameters:,})"
+    return f"{parameters:,} ({parameters / max(base_parameters, 1):.2%} of the base model's {base_parameters:,})"
 
 
 def _last_name(named: str) -> str:

@@ -1,5 +1,5 @@
-"""Why an adapter's tensors are not those that it would have over the base: told by names and shapes, each cause in its own
-words. PEFT loads most of these without a word, and the model is the bare base then, or nobody's.
+"""Why an adapter's tensors do not match the base model, from names and shapes, with a message for each cause. PEFT loads most
+of these silently, and the result is the plain base model, or garbage.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _PREFIX = "base_model.model."
 
 
 def refuse_mismatch(settings: AdapterSettings, expected: Expected, found: Shapes) -> None:
-    """Raises PreconditionError that says why the tensors `found` in the file are not those of such an adapter on this base."""
+    """Raises PreconditionError with the reason if the tensors `found` in the file do not match the expected ones."""
     if settings.architecture is not None and settings.architecture != expected.base.architecture:
         made_on = visible_line(settings.architecture, 80)
-        why = f"Its configuration records that it was made on a {made_on}, and this is a {expected.base.architecture}."
+        why = f"Its configuration says that it was trained on a {made_on}, but this is a {expected.base.architecture}."
         raise _other_base(settings, expected.base, why)
     for cause in (_embedding, _renamed, _unknown_tensors, _layers, _missing_or_extra, _rank, _transposed, _widths):
         refusal = cause(settings, expected, found)
@@ -36,29 +36,29 @@ def refuse_mismatch(settings: AdapterSettings, expected: Expected, found: Shapes
 
 
 def _embedding(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    """The base's own embedding or head among the tensors."""
+    """The base model's embedding or head among the tensors."""
     base = expected.base
     for name in sorted(name for name in found if name.endswith(_EMBEDDINGS) and "lora_" not in name):
         rows = found[name][0] if found[name] else 0
         if rows != base.vocabulary:
             return PreconditionError(
-                f"The adapter was trained with another vocabulary than that of {base.name}.",
-                f"It brings {visible_line(name, 120)} along, with {rows:,} rows; the base has {base.vocabulary:,} tokens.",
-                "Give the base model with its vocabulary resized as Stage 2 had it (`model.resize_token_embeddings`, then "
+                f"The adapter was trained with a different vocabulary than {base.name} has.",
+                f"It contains {visible_line(name, 120)} with {rows:,} rows; the base model has {base.vocabulary:,} tokens.",
+                "Pass the base model with its vocabulary resized as in Stage 2 (`model.resize_token_embeddings`, then "
                 "`save_pretrained`) with --base-model-id.",
             )
         if name not in expected.shapes:
             return PreconditionError(
-                f"The adapter brings the base's own {visible_line(name, 120)} along.",
-                "PEFT would put it in the place of the base's: the base would not be the base any more, not even with the "
-                "adapter switched off.",
+                f"The adapter contains the base model's own {visible_line(name, 120)}.",
+                "PEFT would replace the base model's tensor with it, so the base model would differ even with the adapter "
+                "switched off.",
                 "Export it with `model.save_pretrained(folder, save_embedding_layers=False)`, or train it in modules_to_save.",
             )
     return None
 
 
 def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    """All names right but for what something put into them."""
+    """All names match except for an inserted part."""
 
     def without(pattern: Callable[[str], str]) -> bool:
         return {pattern(name) for name in found} == set(expected.shapes) != set(found)
@@ -66,14 +66,14 @@ def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pr
     for wrapper in _WRAPPERS:
         if without(lambda name, wrapper=wrapper: name.replace(wrapper, "")):  # type: ignore[misc]
             return PreconditionError(
-                f"The names of the adapter's tensors hold {wrapper!r}: {few(sorted(found), 1)}.",
-                "It was saved from a wrapped model (DistributedDataParallel, FSDP, torch.compile); PEFT would find none of them.",
+                f"The names of the adapter's tensors contain {wrapper!r}: {few(sorted(found), 1)}.",
+                "It was saved from a wrapped model (DistributedDataParallel, FSDP, torch.compile); PEFT would ignore them all.",
                 "Save the model inside the wrapper: `accelerator.unwrap_model(model).save_pretrained(folder)`.",
             )
     if without(lambda name: _ADAPTER_NAME.sub(r"\1\2", name)):
         return PreconditionError(
-            f"The names of the adapter's tensors hold the adapter's own name: {few(sorted(found), 1)}.",
-            "They were saved with `state_dict()`, past PEFT: another program would find none of them.",
+            f"The names of the adapter's tensors contain the adapter's own name: {few(sorted(found), 1)}.",
+            "They were saved with `state_dict()`, not by PEFT: other programs would ignore them all.",
             EXPORT_AGAIN,
         )
     if without(lambda name: _PREFIX + name.removeprefix("base_model.").removeprefix("model.")) or without(
@@ -81,7 +81,7 @@ def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pr
     ):
         return PreconditionError(
             f"The names of the adapter's tensors do not begin with {_PREFIX!r}: {few(sorted(found), 1)}.",
-            "Another program wrote or cut them; PEFT would find none.",
+            "Another program wrote or changed them; PEFT would ignore them all.",
             EXPORT_AGAIN,
         )
     return None
@@ -91,23 +91,23 @@ def _unknown_tensors(settings: AdapterSettings, expected: Expected, found: Shape
     if found and not expected.shapes.keys() & found.keys():
         theirs, ours = few(sorted(found), 1), few(sorted(expected.shapes), 1)
         return _other_base(
-            settings, expected.base, f"Not one of its names is known: it has {theirs}, the base asks for {ours}."
+            settings, expected.base, f"None of its tensor names match: it has {theirs}, the base model needs {ours}."
         )
     return None
 
 
 def _layers(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    """More layers than the base has, or all those above some number missing."""
+    """More layers than the base model has, or all layers above some number missing."""
     wanted, there = _by_layer(expected.shapes), _by_layer(found)
     if not wanted or not there:
         return None
     if max(there) > max(wanted):
-        why = f"It has tensors of layer {max(there)}, and the base's last layer is {max(wanted)}."
+        why = f"It has tensors of layer {max(there)}, but the base model's last layer is {max(wanted)}."
         return _other_base(settings, expected.base, why)
     gone = sorted(layer for layer in wanted if layer not in there)
     known = [name for name in found if name in expected.shapes]
     if gone and min(gone) > max(there) and any(found[name] != expected.shapes[name] for name in known):
-        why = f"Its last layer is {max(there)}, that of the base {max(wanted)}; and its shapes are others."
+        why = f"Its last layer is {max(there)}, the base model's is {max(wanted)}, and the shapes differ."
         return _other_base(settings, expected.base, why)
     if gone:
         return _incomplete(expected, [name for layer in gone for name in wanted[layer]], f"all of layer {gone[0]}")
@@ -121,24 +121,24 @@ def _missing_or_extra(settings: AdapterSettings, expected: Expected, found: Shap
         return _incomplete(expected, missing, few(missing))
     if extra:
         return PreconditionError(
-            f"The adapter has {len(extra)} tensors more than its configuration and the base ask for.",
-            f"They are {few(extra)}. PEFT would leave them out without a word.",
-            f"The configuration is of another adapter, or was edited. {EXPORT_AGAIN}",
+            f"The adapter has {len(extra)} more tensors than its configuration and the base model need.",
+            f"They are {few(extra)}. PEFT would silently ignore them.",
+            f"The configuration belongs to another adapter, or was edited. {EXPORT_AGAIN}",
         )
     return None
 
 
 def _rank(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    """lora_A (rank, in) and lora_B (out, rank) that differ from what is asked for in their rank alone."""
+    """lora_A (rank, in) and lora_B (out, rank) that differ only in their rank."""
     for name, asked in sorted(expected.shapes.items()):
         has, place = found[name], 0 if ".lora_A." in name else 1
         if "lora_" not in name or len(has) != 2 or len(asked) != 2:
             continue
         if has[place] != asked[place] and has[1 - place] == asked[1 - place]:
             return PreconditionError(
-                f"The adapter's tensors have the rank {has[place]}, and its configuration says {asked[place]}.",
-                f"{visible_line(name, 120)} is {has}, and {asked} is asked for.",
-                f"The configuration is of another adapter, or was edited (r, rank_pattern). {EXPORT_AGAIN}",
+                f"The adapter's tensors have rank {has[place]}, but its configuration says {asked[place]}.",
+                f"{visible_line(name, 120)} is {has}; {asked} was expected.",
+                f"The configuration belongs to another adapter, or was edited (r, rank_pattern). {EXPORT_AGAIN}",
             )
     return None
 
@@ -147,8 +147,8 @@ def _transposed(settings: AdapterSettings, expected: Expected, found: Shapes) ->
     for name, asked in sorted(expected.shapes.items()):
         if found[name] != asked and found[name] == asked[::-1]:
             return PreconditionError(
-                f"The adapter's {visible_line(name, 120)} is turned round: {found[name]} for {asked}.",
-                "Another program wrote it transposed, as Conv1D or MLX keep it.",
+                f"The adapter's {visible_line(name, 120)} is transposed: {found[name]} instead of {asked}.",
+                "Another program wrote it in the layout of Conv1D or MLX.",
                 EXPORT_AGAIN,
             )
     return None
@@ -160,8 +160,8 @@ def _widths(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pre
         return None
     name = wrong[0]
     why = (
-        f"{len(wrong)} of {len(found)} tensors have another shape: {visible_line(name, 120)} is {found[name]}, the base asks "
-        f"for {expected.shapes[name]}."
+        f"{len(wrong)} of {len(found)} tensors have the wrong shape: {visible_line(name, 120)} is {found[name]}, the base model "
+        f"needs {expected.shapes[name]}."
     )
     return _other_base(settings, expected.base, why)
 
@@ -169,14 +169,14 @@ def _widths(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pre
 def _incomplete(expected: Expected, missing: list[str], which: str) -> PreconditionError:
     numbers = sum(prod(expected.shapes[name]) for name in missing)
     return PreconditionError(
-        f"The adapter is not complete: {len(missing)} of its {len(expected.shapes)} tensors are missing ({which}).",
-        f"PEFT would fill them with fresh ones, {numbers:,} numbers that nobody trained.",
+        f"The adapter is incomplete: {len(missing)} of its {len(expected.shapes)} tensors are missing ({which}).",
+        f"PEFT would initialise them anew and leave {numbers:,} numbers untrained.",
         EXPORT_AGAIN,
     )
 
 
 def _other_base(settings: AdapterSettings, base: BaseFacts, why: str) -> PreconditionError:
-    """The refusal; the name in the adapter's configuration is told as evidence, and decided nothing."""
+    """The error. It mentions the base model that the adapter's configuration names, as a hint."""
     named = f" Its configuration names {visible_line(settings.named_base, 200)}." if settings.named_base else ""
     return PreconditionError(f"The adapter does not fit {base.name}.", f"{why}{named}", OTHER_BASE)
 

@@ -1,5 +1,5 @@
-"""The tokenizer beside an adapter, as evidence of the vocabulary that it was trained with. Only its ids are read: conversations
-are rendered by the base's own tokenizer.
+"""The tokenizer beside an adapter, as evidence of its training vocabulary. Only its ids are read; conversations use the base
+model's tokenizer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ LONGEST = 256 << 20
 
 
 def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable[[], int]) -> list[str]:
-    """Names of tokenizer files that cannot be read. Raises PreconditionError where one beside the adapter has ids that the base
-    has no embedding for; UnsafeError for a link out of the folder.
+    """Names of unreadable tokenizer files. Raises PreconditionError if one has ids without an embedding in the base model;
+    UnsafeError for a link out of the folder.
 
-    own_tokens   how many the base's own tokenizer has: Gemma 3's has one more than its embedding, and nobody added it
+    own_tokens   size of the base model's tokenizer: Gemma 3's has one token more than its embedding
     """
     unreadable = []
     for name in TOKENIZER_FILES:
@@ -39,21 +39,21 @@ def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable
         if highest >= base.vocabulary and highest >= own_tokens():
             raise PreconditionError(
                 f"The tokenizer beside the adapter has more tokens than {base.name}.",
-                f"{shown(folder / name)} goes up to the token {highest:,}; the base has an embedding for {base.vocabulary:,}.",
-                "Tokens were added in Stage 2: give the base model with its vocabulary resized with --base-model-id, or an "
-                "adapter that was trained with the base's own tokenizer.",
+                f"{shown(folder / name)} goes up to token {highest:,}; the base model has {base.vocabulary:,} embeddings.",
+                "Stage 2 added tokens: pass the base model with its vocabulary resized with --base-model-id, or an adapter "
+                "that was trained with the base model's own tokenizer.",
             )
     return unreadable
 
 
 def _ids(data: Any) -> Iterator[int]:
-    """Every token id that one of the files tells."""
+    """Every token id in a tokenizer file."""
     model = data.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
         yield from map(int, vocabulary.values())
     elif isinstance(vocabulary, list):
-        yield len(vocabulary) - 1  # Unigram: the place in the list is the id
+        yield len(vocabulary) - 1  # Unigram: the position in the list is the id
     yield from (int(token["id"]) for token in data.get("added_tokens") or () if isinstance(token, dict))
     yield from map(int, data.get("added_tokens_decoder") or ())
     if not {"model", "added_tokens", "added_tokens_decoder", "tokenizer_class"} & data.keys():

@@ -1,4 +1,4 @@
-"""An adapter's weights: told by the header alone what they are, and read once for what only the numbers tell."""
+"""An adapter's weights: first the header, then a single reading of the numbers."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 LFS_POINTER = b"version https://git-lfs"
 NUMBER_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-"""Formats that adapters are trained in, by safetensors' name and by torch's."""
-GET_IT_AGAIN = "Copy or download it again, and give its folder with --adapter-path."
+"""Formats that adapters are trained in: safetensors' name → torch's."""
+GET_IT_AGAIN = "Copy or download it again, and pass its folder with --adapter-path."
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The file's content, in memory."""
+    """The file's content in memory."""
 
     header: Header
     tensors: Mapping[str, Tensor]
     sha256: str
-    """Of the file's bytes, the ones that the tensors were made of."""
+    """Of the bytes that the tensors were made of."""
     bytes: int
 
 
 def read_weights_header(folder: Path) -> Header:
-    """What the weights are, without reading them. Raises PreconditionError that tells a pointer, a web page, a cut and a
-    damaged file apart, and one whose numbers are no floats; UnsafeError for what is no plain file.
+    """The weights' header, without reading them. Raises PreconditionError with the reason (a git-lfs pointer, a web page, a
+    truncated or damaged file, numbers that are not floats); UnsafeError for anything but a regular file.
     """
     with open_in(folder, ADAPTER_WEIGHTS) as file:
         return _header(file, folder / ADAPTER_WEIGHTS)
@@ -68,26 +68,26 @@ def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
         first = "NaN" if bool(tensors[bad[0]].isnan().any()) else "an infinity"
         raise PreconditionError(
             f"The adapter has NaN or infinity in {len(bad)} of its {len(tensors)} tensors ({few(bad)}).",
-            f"The first of them holds {first}: whatever trained it ended with broken numbers.",
-            "Go back to a checkpoint from before they broke, and export that with `model.save_pretrained(folder)`.",
+            f"The first contains {first}: its training diverged.",
+            "Export an earlier checkpoint with `model.save_pretrained(folder)`.",
         )
     of_lora_b = [name for name in tensors if _is_lora_b(name)]
     plain = all("lora_" in name for name in tensors)
     if plain and len(zero_lora_b_modules(tensors)) == len(of_lora_b):
         raise PreconditionError(
             "Every lora_B of the adapter is zero.",
-            "Such an adapter adds nothing to the base: it was saved before it was trained.",
+            "It has no effect on the base model: it was saved before training.",
             EXPORT_AGAIN,
         )
 
 
 def zero_lora_b_modules(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The lora_B that are all zero: their modules do as the base does."""
+    """The lora_B that are all zero: their modules have no effect."""
     return sorted(name for name, tensor in tensors.items() if _is_lora_b(name) and not bool(tensor.any()))
 
 
 def number_format(header: Header) -> str:
-    """`float32`, or `bfloat16 and float32` where there are several."""
+    """`float32`, or `bfloat16 and float32` if there are several."""
     return " and ".join(sorted({NUMBER_FORMATS[tensor.dtype] for tensor in header.tensors.values()}))
 
 
@@ -102,11 +102,11 @@ def _header(file: BinaryIO, path: Path) -> Header:
         raise PreconditionError(
             f"{shown(path)} is a git-lfs pointer, not the weights.",
             "The repository was cloned without git-lfs.",
-            "Run `git lfs pull` in it, then start again.",
+            "Run `git lfs pull` in it, then run the same command again.",
         )
     if not head or head.lstrip().startswith(b"<"):
         raise PreconditionError(
-            f"{shown(path)} is {'a web page' if head else 'empty'}.", "A download went wrong.", GET_IT_AGAIN
+            f"{shown(path)} is {'a web page' if head else 'empty'}.", "A download failed.", GET_IT_AGAIN
         )
     file.seek(0)
     try:
@@ -123,20 +123,20 @@ def _require_floats(header: Header, path: Path) -> None:
     other = sorted(name for name, tensor in header.tensors.items() if tensor.dtype not in NUMBER_FORMATS)
     if other:
         raise PreconditionError(
-            f"{shown(path)} holds numbers in {header.tensors[other[0]].dtype} ({few(other)}).",
-            "An adapter is trained in floating point of 16 bits or more; quantised numbers cannot be trained on.",
-            f"{EXPORT_AGAIN} Before its weights are quantised.",
+            f"{shown(path)} contains numbers in {header.tensors[other[0]].dtype} ({few(other)}).",
+            "Training needs floating point with at least 16 bits; quantised numbers cannot be trained.",
+            f"{EXPORT_AGAIN} Do so before quantising its weights.",
         )
 
 
 def _whole(file: int, header: Header) -> bytearray:
-    """The file's bytes, past any buffer. Raises OSError where they are not those of the header any more."""
+    """The file's bytes, unbuffered. Raises OSError if they no longer match the header."""
     data = bytearray(header.size)
     view, done = memoryview(data), 0
     while done < len(data) and (read := os.preadv(file, [view[done:]], done)):
         done += read
     if done < len(data) or os.fstat(file).st_size != len(data) or not data.startswith(header.raw):
-        raise OSError("it became another file while it was read")
+        raise OSError("the file changed while it was read")
     return data
 
 
@@ -155,7 +155,7 @@ def _changes_told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PreconditionError(
-            f"{shown(path)} could not be read to its end.",
+            f"Cannot read {shown(path)} to its end.",
             visible_line(error.strerror or str(error)),
-            "Something else writes to it, or the disk is failing: when it is at rest, start again.",
+            "Another program is writing to it, or the disk is failing. Fix that, then run the same command again.",
         ) from error

@@ -34,8 +34,8 @@ def parse_split(expression: str) -> list[SplitTerm]:
         match = _SPLIT_TERM.match(part)
         if match is None:
             raise ConfigError(
-                f"--split {expression!r}: {part.strip()!r} is no split.",
-                "A split is a name, and perhaps a slice of it.",
+                f"--split {expression!r}: {part.strip()!r} is not a split.",
+                "A split is a name with an optional slice.",
                 'Write it like "train", "test[:1000]" or "test[:1000]+train[10%:20%]".',
             )
         terms.append(SplitTerm(match[1], match[2] or "", match[3] or ""))

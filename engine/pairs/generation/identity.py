@@ -60,8 +60,8 @@ def _generator(config: Stage3Config, results: Results) -> list[Any]:
     adapter, preflight = results.adapter, results.preflight
     if adapter is None:
         raise PreconditionError(
-            "No Stage 2 adapter has been verified in this run.",
-            "Pairs are kept together with the adapter that made them.",
+            "This run has no verified Stage 2 adapter.",
+            "Pairs belong to the adapter that made them.",
             "Run `stage3-tui --auto --until adapter` first.",
         )
     dtype = config.dtype if preflight is None else preflight.dtype

@@ -1,4 +1,4 @@
-"""Prompts: a dataset on the Hub or here, a split expression, and the conversation before the last assistant turn."""
+"""Prompts: a dataset on the Hub or local, a split expression, and the conversation before the last assistant turn."""
 
 from __future__ import annotations
 

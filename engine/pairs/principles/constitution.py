@@ -59,24 +59,24 @@ def load_constitution(path: Path | None) -> Constitution:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"The constitution {path} cannot be read.", str(error), "Give another file with --constitution."
+            f"Cannot read the constitution {path}.", str(error), "Pass another file with --constitution."
         ) from error
     try:
         principles = tuple(_principles(data))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigError(
-            f"The constitution {path} has a shape that is not known.",
-            f"Reading it stopped at {error!r}.",
+            f"The constitution {path} has an unknown format.",
+            f"Reading it failed at {error!r}.",
             "Write `principles:` with a list of {id, text}; critique_request and revision_request are optional.",
         ) from error
     if not principles:
-        raise ConfigError(f"The constitution {path} has no principle in it.", "", "Add one under `principles:`.")
+        raise ConfigError(f"The constitution {path} has no principles.", "", "Add one under `principles:`.")
     doubles = {p.id for p in principles if [q.id for q in principles].count(p.id) > 1}
     if doubles:
         raise ConfigError(
             f"The constitution {path} has the id {sorted(doubles)[0]!r} twice.",
-            "Ids tell in the report which principle was used.",
-            "Give each principle an id of its own.",
+            "The report names principles by id.",
+            "Give each principle a unique id.",
         )
     return Constitution(principles, str(path))
 

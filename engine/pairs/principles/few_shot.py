@@ -33,17 +33,17 @@ def load_few_shot(path: Path | None) -> Conversation:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"The examples {path} cannot be read.", str(error), "Give another file with --few-shot."
+            f"Cannot read the examples {path}.", str(error), "Pass another file with --few-shot."
         ) from error
     examples = data.get("examples") if isinstance(data, dict) else None
     if not isinstance(examples, list) or not examples:
-        raise _refused(path, "There is no list under `examples:`.")
+        raise _refused(path, "It has no list under `examples:`.")
     return [message for number, example in enumerate(examples, 1) for message in _dialogue(path, number, example)]
 
 
 def _dialogue(path: Path, number: int, example: Any) -> Conversation:
     if not isinstance(example, dict):
-        raise _refused(path, f"Example {number} is no mapping.")
+        raise _refused(path, f"Example {number} is not a mapping.")
     said: Conversation = []
     for role, key in TURNS:
         text = example.get(key)
@@ -55,4 +55,4 @@ def _dialogue(path: Path, number: int, example: Any) -> Conversation:
 
 def _refused(path: Path, why: str) -> ConfigError:
     keys = ", ".join(key for _, key in TURNS)
-    return ConfigError(f"The examples {path} have a shape that is not known.", why, f"Each example needs {keys}.")
+    return ConfigError(f"The examples {path} have an unknown format.", why, f"Each example needs {keys}.")
