@@ -18,7 +18,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
 SUITE := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-durations test-portable test-newest test-oldest test-slow lint format bench demo-model pictures snapshots \
+.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow lint format bench demo-model pictures snapshots \
 	constraints dist clean
 
 demo: $(STAMP)
@@ -26,6 +26,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
+
+# What imports no torch and starts no whole run: under a minute.
+FAST := core run storage themes process/test_children.py security/test_sanitize.py pairs/test_detectors.py pairs/test_gate.py \
+	pairs/test_edits.py dpo/test_plan.py dpo/test_verdict.py tui/test_chart.py tui/test_pair_query.py pipeline/test_loop.py
+test-fast: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE) $(addprefix tests/,$(FAST))
 
 # The tests that take more than 3 seconds.
 test-durations: $(STAMP)

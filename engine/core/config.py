@@ -116,6 +116,15 @@ class PairsOptions(Described):
     """Refuse a file if a larger share of its rows is not a prompt or pair. Default: 0.5; in `validate`, none."""
     num_examples: int = option(2500, ge=1, changes="preflight pairs")
     """Number of prompts to make pairs from."""
+    target_pairs: int | None = option(None, ge=1, changes="preflight pairs")
+    """Draw prompts until so many usable pairs are there, in place of --num-examples."""
+    method: Literal["critique-revision", "contrast", "best-of-n"] = option(
+        "critique-revision", changes="preflight pairs"
+    )
+    """How a pair is made: the policy revises its own draft (critique-revision), answers under a principle and under its
+    opposite (contrast), or a judge orders several drafts (best-of-n)."""
+    num_drafts: int = option(4, ge=2, changes="preflight pairs")
+    """Drafts of each prompt with --method best-of-n; the best one is chosen, the worst one rejected."""
     constitution: Path | None = option(None, changes="pairs")
     """File of principles: YAML, or the JSON of Anthropic's paper. Default: the constitution in the package."""
     max_new_tokens: int = option(512, ge=1, changes="preflight pairs evaluation")
@@ -134,6 +143,8 @@ class PairsOptions(Described):
     """Rounds of critique and revision. Each starts from the previous revision."""
     few_shot: Path | None = option(None, changes="preflight pairs")
     """YAML file of worked examples of critique and revision, shown before each critique."""
+    pilot_prompts: int = option(24, ge=0, changes="preflight")
+    """Preflight makes pairs of so many prompts, judges them, and refuses if they leave no hope for the gate; 0: of one alone."""
 
 
 class ServerOptions(Described):
@@ -165,7 +176,7 @@ class QualityOptions(Described):
     """Quality"""
 
     judge: Literal["auto", "none", "self", "reward-model", "server", "demo"] = option(
-        "auto", changes="credentials quality evaluation"
+        "auto", changes="credentials pairs quality evaluation"
     )
     """Who scores drafts and revisions, after an exam: self (the Stage 2 policy), reward-model, server, demo (the demo's own),
     none, or auto: the first of a configured server, the reward model and self that passes."""
@@ -224,7 +235,7 @@ class TrainingOptions(Described):
     max_length: int = option(1024, ge=16, changes="preflight training")
     """Maximum tokens in prompt and reply together. Longer pairs are listed and left out."""
     max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="training")
-    """Refuse to train if a larger share of the pairs exceeds --max-length."""
+    """Refuse, in the gate and in training, if a larger share of the pairs exceeds --max-length."""
     save_steps: int = option(25, ge=1, changes="")
     """Optimizer steps between checkpoints."""
     save_total_limit: int = option(2, ge=2, changes="preflight")

@@ -111,6 +111,17 @@ class Forecast(Event):
 
 
 @dataclass(frozen=True)
+class PilotDone(Event):
+    """Preflight made pairs of the first prompts: what they say of the whole, and some of them to look at."""
+
+    pairs: int
+    figures: tuple[Mapping[str, Any], ...] = ()
+    """Each with name, successes, n, share, low, high (95 %), threshold, bound and hopeless."""
+    shown: tuple[Mapping[str, Any], ...] = ()
+    """Some pairs, as `preflight/pairs.jsonl` has them, with clipped texts."""
+
+
+@dataclass(frozen=True)
 class PairMade(Event):
     """A prompt became a preference pair, which is on disk."""
 

@@ -49,11 +49,11 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> tuple[float, float
     return means[int(0.025 * BOOTSTRAP_SAMPLES)], means[int(0.975 * BOOTSTRAP_SAMPLES) - 1]
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) for no values."""
+def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Interval of a share (Wilson 1927), of 95 % unless `z` says otherwise; (0, 1) for no values."""
     if n == 0:
         return 0.0, 1.0
-    p, z2 = successes / n, Z_95**2
+    p, z2 = successes / n, z**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -5,6 +5,7 @@ Imports torch and transformers inside the functions: nothing pays for them befor
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from engine.core.errors import PreconditionError
 from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
 from engine.models.templates.given import given_template, no_template_mend
+from engine.models.templates.rendering import fix_date, writes_date
 from engine.run.folder import Run
 
 if TYPE_CHECKING:
@@ -60,10 +62,18 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
             "Conversations are rendered by a template, the same for generation and training.",
             no_template_mend(config),
         )
+    if writes_date(tokenizer):
+        fix_date(tokenizer, run_date(config))
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def run_date(config: Stage3Config) -> date:
+    """The day that the preflight of this run has recorded; before one, today."""
+    recorded = Run(config.output_dir).result("preflight").get("date")
+    return date.fromisoformat(recorded) if recorded else date.today()
 
 
 def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel:

@@ -30,6 +30,7 @@ RUN_FILES = (
     layout.PAIRS_JSONL,
     layout.EDITS_JSONL,
     layout.SCORES_JSONL,
+    layout.RELEVANCE_JSONL,
     layout.PAIRS_REPORT,
     layout.TRAIN_JSONL,
     layout.EVAL_JSONL,

@@ -45,7 +45,7 @@ def model_card(
 
 {_judge(evaluation)}
 
-{_table(evaluation["figures"])}
+{table(evaluation["figures"])}
 
 ## Use
 
@@ -57,19 +57,19 @@ In this folder{_where_the_base_is(base, revision)}:
 
 ## Data
 
-{_table({**data, **_counts(pairs_report)})}
+{table({**data, **counts_of(pairs_report)})}
 
 ## The gate
 
-{_gate(pairs_report.get("gate", {}))}
+{gate_text(pairs_report.get("gate", {}))}
 
 ## Training
 
-{_table(hyperparameters)}
+{table(hyperparameters)}
 
 ## Where it comes from
 
-{_table({"base model": base, "base commit": revision or "a local folder", **hashes, **versions})}
+{table({"base model": base, "base commit": revision or "a local folder", **hashes, **versions})}
 """
 
 
@@ -85,7 +85,7 @@ tags: [lora, dpo, constitutional-ai]
 # Stage 3 "constitutional" LoRA adapter
 
 Trained by [stage3-tui](https://pypi.org/project/stage3-tui/): DPO of a Stage 2 LoRA adapter against itself, on pairs of
-its own drafts and revisions."""
+its own answers."""
 
 
 def _judge(evaluation: Mapping[str, Any]) -> str:
@@ -109,7 +109,7 @@ def _exam(exam: Mapping[str, Any]) -> str:
         "chose the first place": exam["first_place_chosen"],
         "probability on the letters": exam["on_the_letters"],
     }
-    return f"{about}\n\n{_table({name: value for name, value in figures.items() if value is not None})}"
+    return f"{about}\n\n{table({name: value for name, value in figures.items() if value is not None})}"
 
 
 def _where_the_base_is(base: str, revision: str | None) -> str:
@@ -118,17 +118,18 @@ def _where_the_base_is(base: str, revision: str | None) -> str:
     return f", with the base model's folder in it as `{_inline(base)}` (or use its path instead)"
 
 
-def _counts(report: Mapping[str, Any]) -> dict[str, Any]:
+def counts_of(report: Mapping[str, Any]) -> dict[str, Any]:
     """What was made, what of it was usable, why the rest was not, and what people changed."""
     if not report:
         return {}
     left_out = {f"left out: {reason}": count for reason, count in report.get("left_out", {}).items()}
     people = {f"{what} by people": count for what, count in report.get("people", {}).items() if count}
     figures = report.get("figures", {})
-    return {"pairs made": report.get("pairs"), "pairs usable": figures.get("usable"), **left_out, **people}
+    methods = {f"pairs by {method}": count for method, count in report.get("methods", {}).items()}
+    return {"pairs made": report.get("pairs"), **methods, "pairs usable": figures.get("usable"), **left_out, **people}
 
 
-def _gate(gate: Mapping[str, Any]) -> str:
+def gate_text(gate: Mapping[str, Any]) -> str:
     if not gate:
         return "No report."
     if gate.get("accepted_for") is not None and gate.get("failed"):
@@ -151,7 +152,7 @@ def _passes(figure: Mapping[str, Any]) -> str:
     return "passes" if figure["passes"] else "refuses" if figure["refuses"] else "warning"
 
 
-def _table(values: Mapping[str, Any]) -> str:
+def table(values: Mapping[str, Any]) -> str:
     lines = [
         f"| {_plain(key)} | {_inline(_shown(value))} |"
         for key, value in values.items()

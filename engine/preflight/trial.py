@@ -14,7 +14,7 @@ from engine.core.layout import CHECKPOINTS_DIR
 from engine.dpo.planning.plan import TrainingPlan
 from engine.machine.memory import free_memory
 from engine.pairs.assessment.training_set import preference_row
-from engine.pairs.data.record import Pair, PairRecord
+from engine.pairs.data.record import Pair
 from engine.run.context import Context
 from engine.run.folder import Run
 
@@ -107,7 +107,7 @@ class StepTimes:
                 yield event
 
 
-def longest_row(record: PairRecord, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Row:
+def longest_row(record: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Row:
     """The pair, with its words repeated until prompt and reply (almost) fill `max_length` tokens."""
     from engine.dpo.training.dataset import measure_lengths
 

@@ -91,14 +91,14 @@ def _push(
         yield from _told(files, there, run)
         if there is not None and all(there.has(name, data) for name, data in files.items()):
             yield Check("pushed", "ok", f"{repo_id} already has all files; nothing sent")
-            return _pushed(repo_id, hub.page_of(repo_id, "model"), there, files, was_there=True)
+            return pushed(repository, repository.page, there, files, was_there=True)
         yield Message("info", f"Sending {len(files)} files to {repo_id} in one commit.")
         stop.raise_if_requested()
-        there = there or _created(repository, public=public)
+        there = there or created(repository, public=public)
         page = repository.commit(files, parent=there.commit, message=_message(run), description=_description(archive))
-        after = _read_back(repository, files)
+        after = read_back(repository, files)
     yield Check("pushed", "ok", visible_line(page))
-    return _pushed(repo_id, page, after, files, was_there=False)
+    return pushed(repository, page, after, files, was_there=False)
 
 
 def check_target(repository: Repository, source: str, *, public: bool) -> Generator[Event, None, RemoteState | None]:
@@ -126,9 +126,7 @@ def check_target(repository: Repository, source: str, *, public: bool) -> Genera
     seen = "public" if (public if there is None else not there.private) else "private"
     yield Check("push: repository", "ok", f"{repo_id}, {seen}, {'new' if there is None else 'there already'}")
     if there is not None and there.private and public:
-        detail = (
-            f"--push-public does not change existing repositories; do it at {hub.page_of(repo_id, 'model')}/settings"
-        )
+        detail = f"--push-public does not change existing repositories; do it at {repository.page}/settings"
         yield Check("push: stays private", "warning", detail)
     return there
 
@@ -150,7 +148,7 @@ def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run) -> Ge
         yield Check("push: base model", "warning", detail)
 
 
-def _created(repository: Repository, *, public: bool) -> RemoteState:
+def created(repository: Repository, *, public: bool) -> RemoteState:
     """A new repository, looked at before anything is put into it. Raises UnsafeError where it came out public."""
     repository.create(private=not public)
     there = repository.remote_state()
@@ -160,26 +158,28 @@ def _created(repository: Repository, *, public: bool) -> RemoteState:
         raise UnsafeError(
             f"The Hub created {repository.repo_id} as public instead of private.",
             "Nothing was uploaded.",
-            f"Make it private at {hub.page_of(repository.repo_id, 'model')}/settings.",
+            f"Make it private at {repository.page}/settings.",
         )
     return there
 
 
-def _read_back(repository: Repository, files: Mapping[str, bytes]) -> RemoteState:
+def read_back(repository: Repository, files: Mapping[str, bytes]) -> RemoteState:
     there = repository.remote_state()
     missing = [name for name, data in files.items() if there is None or not there.has(name, data)]
     if there is None or missing:
         raise NetworkError(
             f"The Hub accepted the commit, but does not show {_listed(missing)} as sent.",
             "It is slow, or a .gitignore in the repository excludes them.",
-            f"Check {hub.page_of(repository.repo_id, 'model')}.",
+            f"Check {repository.page}.",
         )
     return there
 
 
-def _pushed(repo_id: str, page: str, there: RemoteState, files: Mapping[str, bytes], *, was_there: bool) -> Pushed:
+def pushed(
+    repository: Repository, page: str, there: RemoteState, files: Mapping[str, bytes], *, was_there: bool
+) -> Pushed:
     size = sum(len(data) for data in files.values())
-    return Pushed(repo_id, visible_line(page), there.private, len(files), size, was_there)
+    return Pushed(repository.repo_id, visible_line(page), there.private, len(files), size, was_there)
 
 
 def _message(run: Run) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
 from engine.core.errors import ConfigError, UnsafeError
+from engine.hub import RepoType, page_of
 from engine.push.errors import push_error
 from engine.push.request_limits import TIMEOUT_SECONDS, StoppableBytes, bounded
 from engine.run.stop import StopToken
@@ -38,7 +39,7 @@ class RemoteState:
 class Repository:
     """Opened with `with`; then every method asks the Hub, and raises AccessError, NetworkError or Stopped where that fails."""
 
-    def __init__(self, repo_id: str, token: Secret, stop: StopToken) -> None:
+    def __init__(self, repo_id: str, token: Secret, stop: StopToken, *, repo_type: RepoType = "model") -> None:
         """Raises ConfigError for what is no repository's name."""
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
@@ -50,7 +51,7 @@ class Repository:
             fault = str(error)
         if fault:
             raise ConfigError(f"{repo_id!a} is not a repository name.", fault, "Pass owner/name.")
-        self.repo_id = repo_id
+        self.repo_id, self.repo_type = repo_id, repo_type
         self._token = token
         self._stop = stop
         self._open = ExitStack()
@@ -61,6 +62,11 @@ class Repository:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    @property
+    def page(self) -> str:
+        """Its address, for people."""
+        return page_of(self.repo_id, self.repo_type)
 
     def account(self) -> Mapping[str, Any]:
         """Whose token it is, and what it may do."""
@@ -73,7 +79,9 @@ class Repository:
 
         def ask(api: HfApi) -> Any:
             try:
-                return api.model_info(self.repo_id, files_metadata=True, timeout=TIMEOUT_SECONDS)
+                return api.repo_info(
+                    self.repo_id, repo_type=self.repo_type, files_metadata=True, timeout=TIMEOUT_SECONDS
+                )
             except GatedRepoError:
                 raise
             except RepositoryNotFoundError:
@@ -97,7 +105,7 @@ class Repository:
 
         def ask(api: HfApi) -> None:
             try:
-                api.auth_check(self.repo_id, write=True)
+                api.auth_check(self.repo_id, repo_type=self.repo_type, write=True)
             except HfHubHTTPError as error:
                 if error.response.status_code != 404:
                     raise
@@ -105,7 +113,7 @@ class Repository:
         self._ask(ask)
 
     def create(self, *, private: bool) -> None:
-        self._ask(lambda api: api.create_repo(self.repo_id, private=private))
+        self._ask(lambda api: api.create_repo(self.repo_id, repo_type=self.repo_type, private=private))
 
     def commit(self, files: Mapping[str, bytes], *, parent: str | None, message: str, description: str) -> str:
         """All files in one commit, or none of them; returns its page."""
@@ -116,6 +124,7 @@ class Repository:
             lambda api: api.create_commit(
                 self.repo_id,
                 operations,
+                repo_type=self.repo_type,
                 commit_message=message,
                 commit_description=description,
                 parent_commit=parent,

@@ -113,6 +113,8 @@ class PreflightResult(StageResult):
     memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes at the training's peak, by term of the formula."""
     machine: Mapping[str, Any] = field(default_factory=dict)
+    date: str = ""
+    """Of the run's first preflight: what a chat template writes as today for the whole run."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from engine.core.events import (
     Message,
     PairFailed,
     PairMade,
+    PilotDone,
     Progress,
     RunFinished,
     RunStarted,
@@ -98,6 +99,7 @@ class RunState:
     trials: Mapping[str, TrialState] = field(default_factory=dict)
     """Of the newest sweep, by name, in their order."""
     trials_total: int = 0
+    pilot: PilotDone | None = None
     forecast: Forecast | None = None
     telemetry: tuple[Telemetry, ...] = ()
     """The newest readings, oldest first."""
@@ -177,7 +179,7 @@ class RunState:
             afresh = replace(afresh, status="running", sentence=begun.sentence, started=begun.started)
         state = self._with_stage(afresh)
         if event.stage == "preflight":
-            return replace(state, forecast=None)
+            return replace(state, forecast=None, pilot=None)
         if event.stage == "pairs":
             return replace(state, newest_pairs=(), pairs_made=0, pair_failures={})
         if event.stage == "training":
@@ -239,6 +241,10 @@ class RunState:
     def _(self, event: CheckpointSaved, time: float) -> RunState:
         kept = tuple(saved for saved in self.checkpoints if saved.step < event.step)
         return replace(self, checkpoints=(*kept, event))
+
+    @apply.register(PilotDone)
+    def _(self, event: PilotDone, time: float) -> RunState:
+        return replace(self, pilot=event)
 
     @apply.register(Forecast)
     def _(self, event: Forecast, time: float) -> RunState:

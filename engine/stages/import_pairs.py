@@ -71,6 +71,7 @@ def record_of(pair: Pair) -> PairRecord:
         made_by=pair.made_by,
         finish=pair.finish,
         made_with=made_with,
+        method=pair.method,
     )
 
 

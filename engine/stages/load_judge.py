@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from engine.core.errors import PreconditionError
+from engine.core.events import Event
+from engine.pairs.generation.methods import needs_judge
 from engine.pairs.judges.base import Judge, LoadedPolicy
+from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 
 if TYPE_CHECKING:
+    from engine.models.backend import Backend
     from engine.run.context import Context
 
 
@@ -36,3 +42,24 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
             from engine.demo.judge import GrammarJudge
 
             return GrammarJudge()
+
+
+def ordering_judge(context: Context) -> Generator[Event, None, ExaminedJudge | None]:
+    """The judge that the method makes pairs with; None where it needs none. Raises PreconditionError where it is not believed."""
+    if not needs_judge(context.config):
+        return None
+    examined = yield from examined_judge(context, load_judge)
+    if examined.believed is None:
+        raise PreconditionError(
+            f"--method {context.config.method} needs a judge that can judge.",
+            examined.why_none,
+            "Give another --judge (reward-model, server), or --method contrast, which needs none.",
+        )
+    examined.release()  # the policy is loaded next, and a judge that is the policy need not be loaded twice
+    return examined
+
+
+def policy_of(backend: Backend) -> LoadedPolicy | None:
+    """The policy that a local backend holds in memory."""
+    model, tokenizer = getattr(backend, "model", None), getattr(backend, "tokenizer", None)
+    return LoadedPolicy(model, tokenizer) if model is not None and tokenizer is not None else None

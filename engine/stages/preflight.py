@@ -1,4 +1,4 @@
-"""Stage 6: rehearse the run on a small scale, with the same code: a pair, training steps on the longest pair, a
+"""Stage 6: rehearse the run on a small scale, with the same code: some pairs, training steps on the longest pair, a
 checkpoint, a resume, an archive. It chooses number format and training plan, and forecasts the run from measurements.
 """
 
@@ -7,23 +7,30 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
+from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
-from engine.models.loading import load_tokenizer
+from engine.models.loading import load_tokenizer, run_date
 from engine.models.templates.given import template_key
+from engine.pairs.data.record import OK, Pair
 from engine.pairs.formats.folders import hash_of_files
-from engine.pairs.generation.critique_revision import make_records
+from engine.pairs.formats.own_form import pair_of_record
+from engine.pairs.generation.effort import prompts_expected, readings_of_a_pair, replies_of_a_pair
+from engine.pairs.generation.identity import RecordIdentity
+from engine.pairs.generation.making import Maker
+from engine.pairs.generation.methods import record_maker, refuse_what_cannot_work
 from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.preflight.machine import plan_inputs
+from engine.preflight.pilot import judge_pilot, make_pilot, require_hope_of
 from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memory
 from engine.preflight.report import clock, forecast_event, forecast_lines, require_disk
 from engine.preflight.template import check_template
@@ -33,12 +40,14 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.results import PreflightResult
 from engine.stages.base import StageEnd, StageRun
+from engine.stages.load_judge import load_judge, ordering_judge, policy_of
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
 READ_AS = {
     "chat_template": template_key,
     "pairs": lambda config: hash_of_files(config.pairs),
+    "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
 }
@@ -58,17 +67,19 @@ PROMPTS_MEASURED = 200
 
 
 def run(context: Context) -> StageRun:
-    scratch = context.run / "preflight"
+    refuse_what_cannot_work(context.config)
+    scratch = context.run / "preflight/trial"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        plan, measured, inputs = yield from _trial_run(context, Run(scratch))
+        plan, measured, inputs, usable_share = yield from _trial_run(context, Run(scratch))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     config = context.config
     whole = forecast(
         measured,
-        num_examples=pairs_wanted(config),
-        rounds=config.rounds,
+        num_examples=prompts_expected(config, usable_share) if config.pairs is None else pairs_wanted(config),
+        replies=replies_of_a_pair(config),
+        readings=readings_of_a_pair(config),
         max_new_tokens=config.max_new_tokens,
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
@@ -89,11 +100,14 @@ def run(context: Context) -> StageRun:
             plan=plan.as_dict(),
             memory=inputs.terms(plan, config.max_length, config.load_in_4bit),
             machine=inputs.machine.__dict__,
+            date=run_date(config).isoformat(),
         ),
     )
 
 
-def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[TrainingPlan, Measurements, PlanInputs]]:
+def _trial_run(
+    context: Context, scratch: Run
+) -> Generator[Event, None, tuple[TrainingPlan, Measurements, PlanInputs, float]]:
     yield from check_template(context.config, context.token_text)
     prompts = load_prompts(context.config, context.token_text)
     if not prompts:
@@ -101,47 +115,104 @@ def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
             f"{context.config.dataset} ({context.config.split}) has no prompts.", "", "Choose another --split."
         )
     inputs = yield from plan_inputs(context, prompts)
-    config, device = inputs.context.config, resolve_device(context.config)
+    config = inputs.context.config
     require_memory(inputs)
 
-    peak_of_pairs, recipe = MemoryPeak(device), GenerationSettings.of(config)
-    backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
-    for note in backend.check(recipe.sampling):
-        yield Message("warning", note)
-    prompts = _short_first(prompts, backend, config.max_length)
-    started = time.monotonic()
-    record = make_records(prompts[:1], backend, recipe)[0]
-    yield Check("one pair", "ok", f"{time.monotonic() - started:.1f} s, {backend.tokens} tokens: {record.status}")
-    reply_tokens = backend.tokens / max(1 + 2 * record.attempts, 1)
-    batch_size = backend.batch_size(config.max_prompt_tokens + recipe.beside_the_prompt(backend))
-    size = min(batch_size, len(prompts))
-    prefill, decode = time_batch(backend, prompts[:size])
-    yield Check("a batch", "ok", f"{size} prompts: {prefill:.2f} s to read, {size / decode:.0f} tokens/s")
-    pair_tokens = backend.length(prompts[0].messages) + reply_tokens
-    tokenizer = load_tokenizer(config, context.token_text)
-    row = longest_row(record, tokenizer, config.max_length)
-    bytes_of_pairs = peak_of_pairs.bytes()
-    del backend
-    free_memory()
+    made = yield from _make_pairs(inputs.context, prompts)
+    row = longest_row(made.longest, load_tokenizer(config, context.token_text), config.max_length)
     context.stop.raise_if_requested()
 
     plan, tried = yield from fitting_plan(inputs, scratch, row)
     yield Check("plan", "ok", f"{plan.in_words}: {plan.why.get('micro_batch', '')}")
     yield from _archive(context, scratch)
     measured = Measurements(
-        batch_size=batch_size,
-        reply_tokens=reply_tokens,
-        prefill_seconds=prefill,
-        decode_seconds=decode,
-        record_bytes=len(dumps(record.as_dict())),
+        batch_size=made.batch_size,
+        reply_tokens=made.reply_tokens,
+        prefill_seconds=made.prefill_seconds,
+        decode_seconds=made.decode_seconds,
+        record_bytes=made.record_bytes,
         step_seconds=tried.step_seconds,
         longest_tokens=config.max_length,
-        pair_tokens=pair_tokens,
+        pair_tokens=made.pair_tokens,
         checkpoint_bytes=tried.checkpoint_bytes,
         peak_bytes=tried.peak_bytes,
-        peak_bytes_pairs=bytes_of_pairs,
+        peak_bytes_pairs=made.peak_bytes,
     )
-    return plan, measured, inputs
+    return plan, measured, inputs, made.usable_share
+
+
+@dataclass(frozen=True)
+class PairsInSmall:
+    """What the first pairs took."""
+
+    longest: Pair
+    reply_tokens: float
+    pair_tokens: float
+    record_bytes: int
+    batch_size: int
+    prefill_seconds: float
+    decode_seconds: float
+    peak_bytes: int
+    usable_share: float
+
+
+def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
+    """The pilot, or one pair where none is wanted; how long a batch takes. Raises DataError where there is no hope.
+
+    context   its configuration has the number format that was chosen
+    """
+    config, peak = context.config, MemoryPeak(resolve_device(context.config))
+    examined = yield from ordering_judge(context)
+    recipe = GenerationSettings.of(config if examined is None else examined.context.config)
+    backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
+    for note in backend.check(recipe.sampling):
+        yield Message("warning", note)
+    judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
+    make = record_maker(backend, recipe, judge, context.stop)
+    short_first, started = _short_first(prompts, backend, config.max_length), time.monotonic()
+    wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
+    if wants_pilot:
+        identity = RecordIdentity.of(config, recipe, context.run.results, dtype=config.dtype)
+        maker = Maker(backend, recipe, make, identity)
+        pairs = yield from make_pilot(context, prompts[: config.pilot_prompts], maker)
+        del maker
+    else:
+        pairs = [pair_of_record(record) for record in make(short_first[:1])]
+    yield Check(
+        "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs",
+        "ok",
+        f"{time.monotonic() - started:.1f} s, {backend.tokens} tokens",
+    )
+    batch_size = backend.batch_size(config.max_prompt_tokens + recipe.beside_the_prompt(backend))
+    size = min(batch_size, len(prompts))
+    prefill, decode = time_batch(backend, short_first[:size])
+    yield Check("a batch", "ok", f"{size} prompts: {prefill:.2f} s to read, {size / decode:.0f} tokens/s")
+    reply_tokens = _mean_reply_tokens(pairs, backend)
+    made = PairsInSmall(
+        longest=max(pairs, key=lambda pair: (pair.status == OK, -len(pair.prompt))),
+        reply_tokens=reply_tokens,
+        pair_tokens=mean([backend.length(pair.messages) for pair in pairs]) + reply_tokens,
+        record_bytes=round(mean([len(dumps(asdict(pair))) for pair in pairs])),
+        batch_size=batch_size,
+        prefill_seconds=prefill,
+        decode_seconds=decode,
+        peak_bytes=peak.bytes(),
+        usable_share=fraction([pair.status == OK for pair in pairs]),
+    )
+    del backend, judge, make
+    free_memory()
+    context.stop.raise_if_requested()
+    if wants_pilot:
+        tokenizer = load_tokenizer(config, context.token_text)
+        yield from require_hope_of(context, (yield from judge_pilot(context, pairs, tokenizer, load_judge)))
+    return made
+
+
+def _mean_reply_tokens(pairs: list[Pair], backend: Backend) -> float:
+    """Of what was said in these pairs, whoever made them: an earlier start may have."""
+    nothing = backend.length([{"role": "user", "content": ""}])
+    said = [text for pair in pairs for text in (pair.base_response, pair.critic_notes, pair.revised_response) if text]
+    return mean([backend.length([{"role": "user", "content": text}]) - nothing for text in said]) if said else 1.0
 
 
 def _short_first(prompts: list[Prompt], backend: Backend, max_length: int) -> list[Prompt]:

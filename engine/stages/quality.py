@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import layout
-from engine.core.errors import DamagedState, DataError
+from engine.core.errors import DamagedState, DataError, Stage3Error
 from engine.core.events import Check, Event, Message
-from engine.machine.memory import free_memory
-from engine.models.loading import load_base, load_tokenizer
 from engine.models.templates.given import template_key
-from engine.pairs.assessment.gate import Figure, Tally, failed, figures, gate_error, report
+from engine.pairs.assessment.gate import KNOWN_WITHOUT_A_JUDGE, Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
 from engine.pairs.data.edits import read_edits
 from engine.pairs.data.record import Pair
@@ -26,8 +24,7 @@ from engine.pairs.judges.exam import LEAST_ON_THE_LETTERS
 from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
 from engine.pairs.relevance.kept import Relevances, with_relevance
-from engine.pairs.relevance.measure import RelevanceMeter
-from engine.pairs.relevance.of_pairs import measure_pairs
+from engine.pairs.relevance.of_pairs import measure_relevance
 from engine.run.folder import Run
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
@@ -57,17 +54,28 @@ def run(context: Context) -> StageRun:
     tally, usable = judge_run(run_)
     relevances: Relevances = {}
     if config.relevance and usable:
-        relevances = yield from _measure_relevance(context, usable)
+        relevances = yield from measure_relevance(context, usable)
         tally, usable = judge_run(run_, relevances=relevances)
-    examined, judgement = (yield from examined_judge(context, load_judge)), None
+    yield from measure_lengths_of(context, tally, usable)
+    beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in KNOWN_WITHOUT_A_JUDGE]
+    asks_nobody = bool(beyond_mending) and config.accept_quality is None
+    examined = ExaminedJudge(context) if asks_nobody else (yield from examined_judge(context, load_judge))
+    judgement = None
     if examined.believed is not None:
         scores, judgement = yield from _score(examined, usable)
         tally, usable = judge_run(run_, scores, relevances, config.min_gain)
+        yield from measure_lengths_of(context, tally, usable)
+    if judgement is not None and "best-of-n" in tally.methods:
+        yield Message(
+            "info", "A judge chose the best of each prompt's drafts: that it finds them improved says nothing."
+        )
     judged = judgement is not None
     all_figures = figures(tally, config, judged=judged)
     for figure in all_figures:
         yield check_of(figure)
-    if judgement is None:
+    if asks_nobody:
+        yield Message("info", f"No judge was asked: no score would mend the {' and the '.join(beyond_mending)}.")
+    elif judgement is None:
         own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
         yield Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
     for reason, count in tally.reasons.most_common():
@@ -104,6 +112,28 @@ def run(context: Context) -> StageRun:
     )
 
 
+def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> Iterator[Event]:
+    """Count the pairs of the training part that training would leave out as too long, as it will find them itself.
+
+    The sets that this stage writes do not depend on it: another --max-length is preflight's and training's to look at.
+    """
+    if context.run.results.preflight is None:
+        return  # nobody has read the models yet
+    from engine.dpo.training.dataset import measure_lengths
+    from engine.models.loading import load_tokenizer
+
+    config = context.config
+    train, _ = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
+    rows = [preference_row(pair) for pair in train]
+    try:
+        tokenizer = load_tokenizer(config, context.token_text)
+        lengths = measure_lengths(rows, tokenizer)  # type: ignore[arg-type]
+    except Stage3Error as error:
+        yield Message("warning", f"The pairs' lengths were not measured, which training will do: {error.what}")
+        return
+    tally.lengths_measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
+
+
 def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
     scores = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
@@ -121,20 +151,6 @@ def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None
             "scores mean little.",
         )
     return {key_of(comparison_of(pair)): given for pair, given in zip(usable, scores, strict=True)}, judgement
-
-
-def _measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, None, Relevances]:
-    """Measure only pairs without a reason from the text detectors: the others are out anyway."""
-    config = context.config
-
-    def load() -> RelevanceMeter:
-        return RelevanceMeter(load_base(config, context.token_text), load_tokenizer(config, context.token_text))
-
-    found = yield from measure_pairs(
-        usable, context.run / layout.RELEVANCE_JSONL, config.base_model_id, load, context.stop
-    )
-    free_memory()
-    return found
 
 
 def judge_run(

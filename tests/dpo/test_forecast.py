@@ -143,7 +143,14 @@ MEASURED = Measurements(
 
 
 def whole(plan: TrainingPlan, **options: Any) -> Any:
-    defaults = {"num_examples": 16, "rounds": 1, "max_new_tokens": 64, "epochs": 2.0, "save_total_limit": 2}
+    defaults = {
+        "num_examples": 16,
+        "replies": 3,
+        "readings": 1.5,
+        "max_new_tokens": 64,
+        "epochs": 2.0,
+        "save_total_limit": 2,
+    }
     return forecast(MEASURED, **{**defaults, **options}, plan=plan)
 
 

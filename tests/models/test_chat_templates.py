@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.loading import load_tokenizer
 from engine.models.templates.behaviour import behaviour_of
 from engine.models.templates.thoughts import closes_thought, opens_thought, without_thought
+from engine.run.folder import Run
 from tests.support.templates import tokenizer_with
 from tests.support.tiny_models import build_base
 
@@ -266,3 +268,17 @@ def test_what_is_no_template_is_refused(text: str | None, why: str, bare: Path, 
     with pytest.raises(ConfigError) as refused:
         with_option(bare, config, chat_template=str(tmp_path / "mine.jinja"))
     assert why in refused.value.why
+
+
+# -- the date -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_template_that_writes_the_date_writes_that_of_the_runs_preflight(bare: Path, config, tmp_path: Path):
+    dated = tmp_path / "dated.jinja"
+    dated.write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + CHATML.replace("<|im_end|>", "<end_of_turn>"))
+    options = {"chat_template": str(dated), "output_dir": tmp_path / "run"}
+    today = date.today().strftime("%d %b %Y")
+    assert asked_and_said(with_option(bare, config, **options))[0].startswith(f"Today is {today}.")
+    Run(tmp_path / "run").record_stage("preflight", status="done", result={"date": "2026-02-03"})
+    prompt, said = asked_and_said(with_option(bare, config, **options))
+    assert prompt.startswith("Today is 03 Feb 2026.") and said == "Replace the washer.<end_of_turn>\n"

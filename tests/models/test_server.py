@@ -37,6 +37,7 @@ from engine.models.server.roles import critic_server, judge_server, policy_serve
 from engine.run.stop import StopToken
 from engine.security.secrets import SERVER_TOKEN_VARIABLE
 from tests.support.fake_server import Answer, FakeServer, choices, fake_server
+from tests.support.templates import tokenizer_with
 
 TOKEN = "sk-a-token-that-nobody-may-see"
 GREEDY = SamplingSettings(max_new_tokens=64)
@@ -718,3 +719,40 @@ def test_a_single_question_that_is_refused_is_an_error(server: FakeServer, backe
     server.moods = [TOO_LONG]
     with pytest.raises(Stage3Error, match="maximum context length"):
         backend.client.chat(asks("a")[0], max_tokens=1)
+
+
+# -- a model that can think -------------------------------------------------------------------------------------------------
+
+THINKING = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+{% if add_generation_prompt %}<|im_start|>assistant\n{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"""
+
+
+@pytest.fixture
+def thinking(backend: ServerBackend) -> ServerBackend:
+    tokenizer = tokenizer_with(THINKING, bos=None, eos="<|im_end|>", plain=("<think>", "</think>"))
+    return ServerBackend(backend.client, tokenizer)
+
+
+def test_a_model_that_can_think_is_asked_not_to(server: FakeServer, thinking: ServerBackend):
+    thinking.reply(asks("a"), GREEDY, [0])
+    assert server.asked[-1].body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_another_model_is_asked_nothing_beside_its_question(server: FakeServer, backend: ServerBackend):
+    backend.reply(asks("a"), GREEDY, [0])
+    assert "chat_template_kwargs" not in server.asked[-1].body
+
+
+def test_a_server_that_does_not_know_the_switch_is_asked_without_it(server: FakeServer, thinking: ServerBackend):
+    server.usage = None
+    no = Answer(400, {"error": {"message": "Unrecognized request argument supplied: chat_template_kwargs"}})
+    server.moods = [no, Answer(200, choices(message={"content": "So."}))]
+    [note] = thinking.check(GREEDY)
+    assert "does not take chat_template_kwargs" in note
+    thinking.reply(asks("a"), GREEDY, [0])
+    assert ["chat_template_kwargs" in question.body for question in server.asked] == [True, False, False]
+
+
+def test_a_thought_is_no_part_of_a_servers_reply(server: FakeServer, thinking: ServerBackend):
+    server.moods = [Answer(200, choices(message={"content": "<think>\nSo.\n</think>\n\nClose it."}))]
+    assert thinking.reply(asks("a"), GREEDY, [0])[0].text == "Close it."

@@ -20,10 +20,11 @@ from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
 from engine.pairs.generation.identity import RecordIdentity
+from engine.pairs.generation.making import RUN_SET, Maker, OpenSet, Recorded, generate_pairs, longest_prompt
+from engine.pairs.generation.methods import record_maker
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.run.stop import StopToken
-from engine.stages.pairs import Recorded, generate_pairs, longest_prompt
 from engine.storage.jsonl import JsonlAppender, read_jsonl
 from tests.support.tiny_models import build_adapter, build_base
 
@@ -239,18 +240,10 @@ IDENTITY = RecordIdentity("settings", max_prompt_tokens=30)
 
 
 def made(context, backend, *, appender_path: Path) -> list[dict]:
+    recipe = GenerationSettings.of(context.config)
+    maker = Maker(backend, recipe, record_maker(backend, recipe, None, StopToken()), IDENTITY)
     with JsonlAppender(appender_path) as appender:
-        list(
-            generate_pairs(
-                context,
-                PROMPTS,
-                backend,
-                GenerationSettings.of(context.config),
-                IDENTITY,
-                appender,
-                Recorded.read(appender_path),
-            )
-        )
+        list(generate_pairs(context, PROMPTS, maker, OpenSet(RUN_SET, appender, Recorded.read(appender_path))))
     return [row for _, row in read_jsonl(appender_path)]
 
 

@@ -52,6 +52,9 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "columns":                    ("prompt=asked",   "credentials preflight pairs"),
     "max_bad_rows":               (0.1,              "credentials preflight pairs"),
     "num_examples":               (12,               "preflight pairs"),
+    "method":                     ("contrast",       "preflight pairs"),
+    "num_drafts":                 (7,                NOTHING),
+    "target_pairs":               (40,               "preflight pairs"),
     "constitution":               ("principles.yaml", "pairs"),
     "max_new_tokens":             (64,               "preflight pairs training (evaluation)"),
     "max_prompt_tokens":          (99,               "preflight pairs"),
@@ -61,6 +64,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "max_attempts":               (5,                "pairs"),
     "rounds":                     (2,                "preflight pairs"),
     "few_shot":                   ("few.yaml",       "preflight pairs"),
+    "pilot_prompts":              (3,                PREFLIGHT),
     "server_url":                 ("http://h/v1",    "preflight pairs"),
     "server_model":               ("m",              PREFLIGHT),
     "critic_url":                 ("http://h/v1",    "preflight pairs"),
@@ -120,7 +124,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
 
 MAKES_OTHER_RECORDS = {
     "seed", "dtype", "base_model_id", "constitution", "max_new_tokens", "temperature", "top_p", "max_attempts", "rounds",
-    "few_shot", "server_url", "chat_template", "critic_url",
+    "few_shot", "server_url", "method", "chat_template", "critic_url",
 }  # fmt: skip
 """Whatever else is changed, each record that there is for a prompt stays as it is; a base model and a number format count by
 what stages adapter and preflight recorded of them."""

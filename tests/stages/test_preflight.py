@@ -69,7 +69,7 @@ def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[
     assert facts["forecast"]["seconds_training"] > 0 and facts["forecast"]["peak_bytes"] > 100 << 20
     told = checks(events)
     assert {"number format", "memory", "plan", "resume", "archive", "forecast: memory, training"} <= told.keys()
-    assert not (context.run / "preflight").exists()
+    assert not (context.run / "preflight/trial").exists()
 
 
 def test_a_plan_that_does_not_fit_the_longest_pair_is_lowered_until_it_does(

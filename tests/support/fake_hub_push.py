@@ -27,16 +27,16 @@ LFS_FROM_BYTES = 1500
 """A larger file is kept by LFS, as safetensors and long files are on the real one."""
 STEPS = {
     "whoami": r"GET /api/whoami-v2",
-    "info": r"GET /api/models/[^/]+/[^/]+",
-    "auth": r"GET /api/models/[^/]+/[^/]+/auth-check/write",
+    "info": r"GET /api/(?:models|datasets)/[^/]+/[^/]+",
+    "auth": r"GET /api/(?:models|datasets)/[^/]+/[^/]+/auth-check/write",
     "create": r"POST /api/repos/create",
     "yaml": r"POST /api/validate-yaml",
-    "preupload": r"POST /api/models/[^/]+/[^/]+/preupload/main",
-    "batch": r"POST /[^/]+/[^/]+\.git/info/lfs/objects/batch",
+    "preupload": r"POST /api/(?:models|datasets)/[^/]+/[^/]+/preupload/main",
+    "batch": r"POST /(?:datasets/)?[^/]+/[^/]+\.git/info/lfs/objects/batch",
     "upload": r"PUT /lfs/\w+",
     "verify": r"POST /lfs/verify",
-    "commit": r"POST /api/models/[^/]+/[^/]+/commit/main",
-    "file": r"(GET|HEAD) /[^/]+/[^/]+/resolve/[^/]+/.+",
+    "commit": r"POST /api/(?:models|datasets)/[^/]+/[^/]+/commit/main",
+    "file": r"(GET|HEAD) /(?:datasets/)?[^/]+/[^/]+/resolve/[^/]+/.+",
 }
 
 
@@ -108,7 +108,7 @@ class FakeHubPush:
             return 200, {}, {}
         if step == "verify":
             return 200, {}, {}
-        repo_id = re.match(r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git/|/|$)", path)[1]  # type: ignore[index]
+        repo_id = re.match(r"/(?:api/models/|api/datasets/|datasets/)?([^/]+/[^/]+?)(?:\.git/|/|$)", path)[1]  # type: ignore[index]
         repo = self.repos.get(repo_id)
         if repo is None:
             return 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, {}

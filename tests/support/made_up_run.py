@@ -19,6 +19,7 @@ from engine.core.events import (
     Message,
     PairFailed,
     PairMade,
+    PilotDone,
     Progress,
     RunFinished,
     RunStarted,
@@ -28,6 +29,7 @@ from engine.core.events import (
     TrainStep,
 )
 from engine.core.stage_table import STAGE, STAGES
+from engine.core.statistics import wilson
 
 HOSTILE = (
     "[/]",
@@ -173,10 +175,37 @@ def _stage_events(stage: str, folder: Path, pairs: int) -> Iterator[tuple[float,
         yield from ((0.2, Message("info", f"Downloading torch part {i}", stage)) for i in range(5))
     if stage == "preflight":
         yield 3.0, Progress(3, 5, "trials", 0.2, 10.0, "one DPO step on the longest pair", stage=stage)
+        yield 0.0, _pilot()
     if stage == "pairs":
         yield from _pair_events(pairs)
     if stage == "training":
         yield from _training_events()
+
+
+def _pilot() -> PilotDone:
+    """17 of 24 usable, 3 too long, no judge."""
+    estimates = (("usable_share", 17, 24, 0.5, "at least"), ("too_long_share", 3, 17, 0.05, "at most"))
+    figures = tuple(
+        {
+            "name": name,
+            "successes": successes,
+            "n": n,
+            "share": successes / n,
+            "low": wilson(successes, n)[0],
+            "high": wilson(successes, n)[1],
+            "threshold": threshold,
+            "bound": bound,
+            "hopeless": False,
+        }
+        for name, successes, n, threshold, bound in estimates
+    )
+    shown = []
+    for number in range(4):
+        record = pair_record(number)
+        texts = {key: record[key] for key in ("id", "prompt", "base_response", "revised_response")}
+        reasons = [] if record["status"] == "ok" else [record["status"]]
+        shown.append({**texts, "principle": "HP001", "method": "critique-revision", "reasons": reasons, "outcome": ""})
+    return PilotDone(24, figures, tuple(shown))
 
 
 def _pair_events(count: int) -> Iterator[tuple[float, Event]]:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from engine.core import layout
-from engine.pairs.assessment.gate import figures
+from engine.pairs.assessment.gate import Tally, figures
 from engine.pairs.assessment.validation import validate
 from engine.pairs.data.edits import read_edits, write_edit
 from engine.pairs.judges.scores import comparison_of, key_of
 from engine.run.folder import Run
 from tests.conftest import needs_shared_data
 from tests.support.good_pairs import META, pair, row, write_rows
+from tui.pair_browser.gate_strip import SHORT
 from tui.pair_browser.store import PairStore
 
 
@@ -209,3 +210,7 @@ def test_real_pairs_give_the_gate_that_validate_gives(run: Run, config):
     store = catch_up(PairStore(run))
     assert store.review.counts.made == 1291 and store.review.counts.byte_identical == 488
     assert_the_gate_is_the_stages(store, run, config())
+
+
+def test_every_figure_of_the_gate_has_a_short_name_beside_the_pairs(config):
+    assert {figure.name for figure in figures(Tally(), config())} == set(SHORT)

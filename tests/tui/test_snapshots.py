@@ -169,6 +169,7 @@ async def test_every_view_of_every_stage(wizard, size: str, tmp_path: Path):
             shots,
             {
                 **dict.fromkeys(STAGES[:6], ("Overview",)),
+                "preflight": ("Overview", "Pilot"),
                 "pairs": ("Making", "Options"),
                 "quality": ("Gate", "Pairs"),
                 "training": ("Curves", "Verdict", "Options"),

@@ -211,7 +211,7 @@ def test_a_training_that_changes_nothing_is_stopped_unless_it_was_asked_to(make:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--max-length", "16"), 9, "exceed --max-length 16"),
+        (("--max-length", "16"), 9, "too long share is 24 of 24"),
         (("--num-examples", "1"), 9, "training pairs is 1 (at least 80)"),
     ],
 )

@@ -118,7 +118,11 @@ def test_the_run_folder_is_the_one_of_the_contract(finished: Path):
         "models/lora_adapters/tokenizer_config.json",
     ):  # fmt: skip
         assert (finished / name).is_file(), name
-    assert not (finished / "preflight").exists()
+    assert sorted(path.name for path in (finished / "preflight").iterdir()) == [
+        "pairs.jsonl",
+        "plan.json",
+        "report.json",
+    ]
     assert not list(finished.rglob("*.bin"))
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,21 +17,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.core.errors import ExitCode
+from engine.core.config import Stage3Config
+from engine.core.errors import ConfigError, ExitCode
 from engine.core.options import Option, options
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.gate import Figure
 from engine.pairs.assessment.validation import Validation, validate
 from engine.pairs.formats.pair_forms import PAIR_FORMS
 from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
 from engine.storage.jsonl import BadLine
-from tui.commands.arguments import add_options, config_of, new_parser, parse
+from tui.commands.arguments import add_options, add_token_options, config_of, new_parser, parse, token_of
 from tui.commands.printers import COLOUR, GLYPH
 from tui.commands.table import PROGRAM
 from tui.process.print_error import print_error
 
 if TYPE_CHECKING:
-    from engine.core.config import Stage3Config
     from engine.pairs.relevance.measure import RelevanceMeter
 
 IN_MEMORY = 1 << 20
@@ -54,13 +56,26 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--export",
         metavar="FILE",
-        help="write what would train, after people's edits, as TRL's prompt, chosen, rejected; only where the gate is open "
-        "or --accept-quality opens it",
+        help="write what would train, after people's edits, as TRL's prompt, chosen, rejected (JSON lines, or Parquet where "
+        "FILE ends in .parquet); only where the gate is open or --accept-quality opens it",
     )
     parser.add_argument("--force", action="store_true", help="--export may replace a file")
-    add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in OF_THE_MODEL])
+    parser.add_argument(
+        "--push-dataset",
+        metavar="OWNER/NAME",
+        help="push what --export writes, with a card, to a dataset of the Hub; a new one is private",
+    )
+    add_token_options(parser)
+    more = (*OF_THE_MODEL, "push_public", "accept_lookalikes")
+    add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in more])
     given = parse(parser, arguments)
     config = config_of(given)
+    if given.push_dataset and not given.export:
+        raise ConfigError(
+            "--push-dataset is given, and --export is not.",
+            "What is pushed is the file that --export writes.",
+            f"Add --export {Path('train.parquet')}",
+        )
     judged = partial(
         validate,
         Path(given.pairs),
@@ -70,7 +85,10 @@ def main(arguments: list[str]) -> int:
         force=given.force,
         split=given.split,
     )
-    return print_validation(judged, as_json=given.json)
+    push = None
+    if given.push_dataset:
+        push = partial(_push, given.push_dataset, config, token_of(given))
+    return print_validation(judged, as_json=given.json, push=push)
 
 
 def forms() -> str:
@@ -101,18 +119,53 @@ def is_of_the_gate(option: Option) -> bool:
     return option.group == "Quality" and (threshold or option.name == "accept_quality")
 
 
-def print_validation(judged: Callable[..., Validation], *, as_json: bool) -> int:
-    """`judged` is `validate` with all its arguments but who gets the verdicts."""
+def print_validation(
+    judged: Callable[..., Validation], *, as_json: bool, push: Callable[[Validation], None] | None = None
+) -> int:
+    """Print, and push where the gate is open.
+
+    judged   `validate` with all its arguments but who gets the verdicts
+    """
     if as_json:
         result = _print_json(judged)
     else:
         result = judged()
         _print_report(result)
     if result.refusal is None:
+        if push is not None:
+            sys.stdout.flush()
+            push(result)
         return int(ExitCode.DONE)
     sys.stdout.flush()
     print_error(result.refusal)
     return int(result.refusal.exit_code)
+
+
+def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Validation) -> None:
+    """Push what was exported, and print what happens on standard error: standard output may be a document. Raises as
+    `push_dataset`.
+    """
+    from engine.packaging.dataset_card import dataset_card
+    from engine.push.dataset import name_in_repository, push_dataset
+    from engine.run.journal import Entry
+    from engine.run.stop import StopToken
+    from tui.commands.printers import event_line
+
+    export, stop = result.report["export"], StopToken()
+    file = Path(export["path"])
+    card = dataset_card(result.report, source=result.source, data_file=name_in_repository(file), pairs=export["pairs"])
+    events = push_dataset(
+        file,
+        card,
+        repo_id,
+        token=token,
+        public=config.push_public,
+        accept_lookalikes=config.accept_lookalikes is not None,
+        stop=stop,
+    )
+    for number, event in enumerate(events):
+        if line := event_line(Entry(number, time.time(), event)):
+            print(line, file=sys.stderr)
 
 
 # -- for machines -----------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from tui.widgets.marks import CHECK_MARKS
 SHORT = {
     "usable_share": "usable",
     "training_pairs": "to train",
-    "relevant_share": "relevant",
     "longer_share": "longer",
     "shared_prompt_share": "shared",
+    "relevant_share": "relevant",
     "improved_share": "improved",
     "better_by_people": "by people",
     "identical_share": "identical",
@@ -57,7 +57,7 @@ def _chip(figure: Figure, before: Mapping[str, float | None], with_threshold: bo
     sign = "≥" if figure.bound == "at least" else "≤"
     return Content.assemble(
         (f"{mark.glyph} ", f"bold {mark.style}"),
-        (f"{SHORT[figure.name]} ", "$muted"),
+        (f"{SHORT.get(figure.name, figure.name.replace('_', ' '))} ", "$muted"),
         (
             number(figure.value, "not decided" if figure.needed else "not scored"),
             "bold" if figure.passes is not False else f"bold {mark.style}",

@@ -8,6 +8,7 @@ from typing import Any
 from textual.content import Content
 
 from engine.pairs.data.edits import Decision
+from engine.pairs.data.record import names_of_the_texts
 from tui.formatting import one_line, plural, safe_text
 from tui.pair_browser.rows import PairRow, text_of
 from tui.widgets.layout import EMPTY, paragraph
@@ -39,9 +40,10 @@ def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
     """Draft and revision, each with what is to be known of it."""
     draft_is_better = (record.get("chosen") == "base") != decision.flipped
     names = []
+    draft, revision = names_of_the_texts(record.get("method"))
     for name, edited, better in (
-        ("Draft", decision.base_response is not None, draft_is_better),
-        ("Revision", decision.revised_response is not None, False),
+        (draft, decision.base_response is not None, draft_is_better),
+        (revision, decision.revised_response is not None, False),
     ):
         said = [word for word, holds in (("edited", edited), ("chosen", better)) if holds]
         names.append(f"{name} ({', '.join(said)})" if said else name)
@@ -62,6 +64,8 @@ def _first_line(record: Mapping[str, Any], row: PairRow) -> Content:
 
 def _facts(record: Mapping[str, Any], row: PairRow) -> str:
     facts = []
+    if isinstance(method := record.get("method"), str) and method:
+        facts.append(one_line(method, limit=40).plain)
     if row.principles:
         facts.append("principles " + ", ".join(row.principles))
     if row.score is not None and row.gain is not None:

@@ -42,6 +42,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
     "preflight": (
         "device",
         "dtype",
+        "pilot_prompts",
         "max_length",
         "max_new_tokens",
         "generation_batch_size",

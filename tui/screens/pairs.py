@@ -9,6 +9,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
 from engine.core.events import PairFailed, PairMade
+from engine.pairs.data.record import DRAFT_AND_REVISION, names_of_the_texts
 from engine.run.state import RunState, StageState
 from tui.formatting import one_line, percent
 from tui.screens.base import StageView
@@ -47,8 +48,9 @@ class PairsView(StageView):
         )
         self.paper("reasons").put(failures, (lambda width: reason_lines(failures, width)) if failures else None)
         self.paper("feed").put(newest, (lambda width: feed_lines(newest, width)) if newest else None)
+        names = names_of_the_texts(self.source.config.method)
         last = newest[-1] if newest else None
-        self.paper("newest").put(last, (lambda width: newest_lines(last, width)) if last is not None else None)
+        self.paper("newest").put(last, (lambda width: newest_lines(last, width, names)) if last is not None else None)
 
 
 def share_lines(made: int, failures: Mapping[str, int], least: float, width: int) -> list[Content]:
@@ -85,7 +87,9 @@ def feed_lines(newest: Sequence[PairMade | PairFailed], width: int) -> list[Cont
     return lines
 
 
-def newest_lines(event: PairMade | PairFailed, width: int) -> list[Content]:
+def newest_lines(
+    event: PairMade | PairFailed, width: int, names: tuple[str, str] = DRAFT_AND_REVISION
+) -> list[Content]:
     prompt = one_line(event.prompt, "$foreground", 300).truncate(width, ellipsis=True)
     texts = event.base_response[:SHOWN_OF_THE_NEWEST], event.revised_response[:SHOWN_OF_THE_NEWEST]
-    return [EMPTY, section("Prompt", "", width), prompt, EMPTY, *side_by_side(*texts, width)]
+    return [EMPTY, section("Prompt", "", width), prompt, EMPTY, *side_by_side(*texts, width, names)]

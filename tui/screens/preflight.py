@@ -1,26 +1,50 @@
-"""Stage 6: the rehearsal and its forecast."""
+"""Stage 6: the rehearsal and its forecast; the pilot's figures and pairs on a page of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from textual.app import ComposeResult
 from textual.content import Content
 
-from engine.core.events import Forecast
+from engine.core.events import Forecast, PilotDone
 from engine.core.stage_table import STAGE
+from engine.pairs.data.record import names_of_the_texts
 from engine.run.state import RunState, StageState
-from tui.formatting import approx_duration, memory
+from tui.formatting import approx_duration, memory, one_line, percent
 from tui.screens.base import StageView
+from tui.widgets.gauge import bar, forecast_mark
 from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY
+from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import card, section
+from tui.widgets.text_view import TextView
 
 
 class PreflightView(StageView):
     STAGE = "preflight"
+    OVERVIEW, PILOT = OWN_PAGES = ("Overview", "Pilot")
+
+    def page_for(self, state: RunState) -> str:
+        """The pilot's pairs, where it was they that ended the stage."""
+        refused = state.stages[self.STAGE].status == "refused" and state.pilot is not None
+        return self.PILOT if refused else self.OVERVIEW
+
+    def compose_page(self, page: str) -> ComposeResult:
+        if page == self.PILOT:
+            yield TextView(id="pilot")
+        else:
+            yield from super().compose_page(page)
 
     def checks_title(self) -> str:
         return "Rehearsal and forecast"
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
+        if self.page == self.PILOT:
+            pilot = state.pilot
+            self.paper("pilot").put((pilot,), lambda width: pilot_lines(pilot, width))
+            return
         reading, forecast = state.telemetry[-1] if state.telemetry else None, state.forecast
         peaks, own_peak = state.peak_gpu_bytes, state.peak_rss_bytes
 
@@ -48,3 +72,47 @@ def forecast_rows(forecast: Forecast) -> list[tuple[str, Content]]:
         ("Total", Content.styled(f"about {whole}", "bold")),
         ("Disk", Content.styled(f"about {memory(forecast.disk_bytes)}", "bold")),
     ]
+
+
+WIDEST_BAR = 60
+
+
+def pilot_lines(pilot: PilotDone | None, width: int) -> list[Content]:
+    """Each share with its interval and the gate's threshold, then the pairs, one below the other."""
+    if pilot is None:
+        return [EMPTY, Content.styled("There is no pilot yet.", "$muted")]
+    lines = [EMPTY, section("What the pilot says of the whole", f"{pilot.pairs} prompts", width)]
+    for figure in pilot.figures:
+        lines += [EMPTY, *figure_lines(figure, width)]
+    for number, pair in enumerate(pilot.shown, start=1):
+        lines += [EMPTY, *pair_lines(number, pair, width)]
+    return lines
+
+
+def figure_lines(figure: Mapping[str, Any], width: int) -> list[Content]:
+    name = str(figure["name"]).replace("_", " ")
+    threshold = float(figure["threshold"])
+    asked = f"   gate ┃{percent(threshold)}"
+    if figure["share"] is None:
+        return [Content.assemble((name, "bold"), ("  nothing measured", "$muted"), (asked, "$muted"))]
+    style = "$check-failed" if figure["hopeless"] else "$pair-ok"
+    told = Content.assemble(
+        (f"{percent(figure['share'])} {name}", f"bold {style}"),
+        (
+            f"  {figure['successes']} of {figure['n']}, 95 %: {percent(figure['low'])} to {percent(figure['high'])}",
+            "$foreground",
+        ),
+        (asked, "$muted"),
+    )
+    shown = bar(figure["share"], min(width, WIDEST_BAR), style=style, marks=(forecast_mark(threshold),))
+    return [told.truncate(width, ellipsis=True), shown]
+
+
+def pair_lines(number: int, pair: Mapping[str, Any], width: int) -> list[Content]:
+    """One pair of the pilot. All of its texts are foreign."""
+    reasons = ", ".join(str(reason) for reason in pair["reasons"])
+    found = reasons or (f"usable, {pair['outcome']}" if pair["outcome"] else "usable")
+    head = section(f"Pair {number}", one_line(found, limit=60).plain, width)
+    prompt = one_line(pair["prompt"], "$foreground", 300).truncate(width, ellipsis=True)
+    names = names_of_the_texts(pair["method"])
+    return [head, prompt, *side_by_side(str(pair["base_response"]), str(pair["revised_response"]), width, names)]

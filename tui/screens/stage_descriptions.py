@@ -79,6 +79,27 @@ def _preflight(config: Stage3Config) -> tuple[str, ...]:
     )
 
 
+def _critique_revision(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
+    critic = f"{config.critic_model} on {config.critic_url} " if config.critic_url else ""
+    return f"drafts an answer, {critic}critiques it in the light of a principle, and revises it.", (
+        f"An unusable revision is tried again, up to {plural(config.max_attempts, 'attempt')} in all.",
+    )
+
+
+def _contrast(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
+    return "answers under a principle, which is chosen, and under its opposite, which is rejected.", (
+        f"Where the chosen answer is no reply of its own both are tried again, {plural(config.max_attempts, 'attempt')} in all.",
+    )
+
+
+def _best_of_n(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
+    told = f"writes {config.num_drafts} drafts, and the judge {config.judge} chooses the best one and rejects the worst one."
+    return told, ()
+
+
+METHODS = {"critique-revision": _critique_revision, "contrast": _contrast, "best-of-n": _best_of_n}
+
+
 def _pairs(config: Stage3Config) -> tuple[str, ...]:
     if config.pairs is not None:
         return (
@@ -87,11 +108,14 @@ def _pairs(config: Stage3Config) -> tuple[str, ...]:
             "What people decided about them beside the file is taken over.",
         )
     who = f"{config.server_model} on {config.server_url}" if config.server_url else "the Stage 2 policy"
-    critic = f"{config.critic_model} on {config.critic_url} " if config.critic_url else ""
+    how, again = METHODS[config.method](config)
+    source = f"of {config.dataset} ({config.split})"
+    takes = f"Takes {config.num_examples:,} prompts {source}."
+    if config.target_pairs:
+        takes = f"Takes prompts {source} until {config.target_pairs:,} pairs are usable."
     return (
-        f"Takes {config.num_examples:,} prompts from {config.dataset} ({config.split}). For each, {who} drafts an answer, "
-        f"{critic}critiques it in the light of a principle, and revises it.",
-        f"An unusable revision is tried again, up to {plural(config.max_attempts, 'attempt')} in all.",
+        f"{takes} For each, {who} {how}",
+        *again,
         "Every pair is on disk before it counts, so you can stop at any time.",
     )
 

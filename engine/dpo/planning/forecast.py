@@ -52,10 +52,6 @@ LIBRARIES = 150 << 20
 CACHE_COPIES = 2
 FORWARD_SHARE = 1 / 3
 """Of the time of a step: the backward pass takes twice as long as the forward pass."""
-STEPS_IN_A_ROUND = 2
-"""Critique and revision; the draft comes before the first round."""
-READINGS_IN_A_ROUND = 0.5
-"""Of a prompt's length: the two requests of a round. What was read before them is kept."""
 REPLY_MARGIN = 1.5
 """A batch ends with its longest reply; that is longer than the one reply that was measured."""
 ARCHIVE_ADAPTERS = 2
@@ -107,17 +103,21 @@ def forecast(
     measured: Measurements,
     *,
     num_examples: int,
-    rounds: int,
+    replies: int,
+    readings: float,
     max_new_tokens: int,
     epochs: float,
     save_total_limit: int,
     plan: TrainingPlan,
 ) -> Forecast:
-    """Of the whole, from the run in small that was made under `plan`."""
+    """Of the whole, from the run in small that was made under `plan`.
+
+    replies, readings   of one pair (`engine.pairs.generation.effort`)
+    """
     tokens = min(max_new_tokens, REPLY_MARGIN * measured.reply_tokens)
     batches = ceil(num_examples / measured.batch_size)
-    reading = (1 + rounds * READINGS_IN_A_ROUND) * measured.prefill_seconds
-    saying = (1 + rounds * STEPS_IN_A_ROUND) * tokens * measured.decode_seconds
+    reading = readings * measured.prefill_seconds
+    saying = replies * tokens * measured.decode_seconds
     pairs_seconds = batches * (reading + saying)
     share = min(1.0, measured.pair_tokens / max(measured.longest_tokens, 1))
     # A live reference is in the step that was measured; one that is computed once comes on top.

@@ -17,9 +17,11 @@ from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, prompt_length
 from engine.models.server import errors
 from engine.models.server.address import server_address
-from engine.models.server.client import Answer, Question, ServerClient
+from engine.models.server.client import SWITCHES, Answer, Question, ServerClient
 from engine.models.server.roles import ServerRole
+from engine.models.templates.behaviour import behaviour_of
 from engine.models.templates.control_text import control_pattern, split_special_text
+from engine.models.templates.thoughts import without_thought
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 
@@ -54,6 +56,8 @@ class ServerBackend:
         """Tokens that conversation and reply may have together, as the server said at `check`; None where it did not."""
         self._answered = False
         self._special = control_pattern(tokenizer)
+        self._switches = behaviour_of(tokenizer).asking.switches
+        """With which the model is asked not to think; none once the server has refused them."""
         self._odd_endings: Counter[str] = Counter()
 
     def reply(
@@ -72,6 +76,7 @@ class ServerBackend:
                     settings.temperature,
                     settings.top_p,
                     seed if settings.temperature > 0 else None,
+                    switches=self._switches,
                 )
                 for conversation, seed in zip(conversations, seeds, strict=True)
             ]
@@ -103,8 +108,7 @@ class ServerBackend:
         """
         listed = self.client.models(tries=CHECK_TRIES)
         self.context_length = listed.get(self.client.model)
-        answer = self._probe(list(listed), settings)
-        notes = []
+        answer, notes = self._asked_not_to_think(list(listed), settings)
         if listed and self.client.model not in listed:
             names = ", ".join(visible_line(name, 120) for name in list(listed)[:8])
             notes.append(f"The server answers for {self.client.model!r}, which it does not list; it lists {names}.")
@@ -123,10 +127,21 @@ class ServerBackend:
             for ending, count in self._odd_endings.most_common()
         ]
 
+    def _asked_not_to_think(self, listed: Sequence[str], settings: SamplingSettings) -> tuple[Answer, list[str]]:
+        """The answer to a first question, and what to know of how it is asked. Not every server takes a template's switches."""
+        try:
+            return self._probe(listed, settings), []
+        except Stage3Error as error:
+            if not self._switches or SWITCHES not in f"{error.what} {error.why}":
+                raise
+        self._switches = {}
+        note = f"The server does not take {SWITCHES}: the model may think first. A thought is taken out of its reply."
+        return self._probe(listed, settings), [note]
+
     def _probe(self, listed: Sequence[str], settings: SamplingSettings) -> Answer:
         unlisted = bool(listed) and self.client.model not in listed
         try:
-            question = Question(PROBE, 1, settings.temperature, settings.top_p)
+            question = Question(PROBE, 1, settings.temperature, settings.top_p, switches=self._switches)
             answer = self.client.ask([question], tries=CHECK_TRIES)[0]
         except Stage3Error as error:
             # `transformers serve` answers 500 for a name that it cannot load, others 404.
@@ -163,7 +178,7 @@ class ServerBackend:
             return RefusedReply("", finished=False, tokens=0, reason=answer.refused, too_long=answer.too_long)
         if answer.finish_reason not in _FINISHED | _CUT_OFF:
             self._odd_endings[answer.finish_reason] += 1
-        text = answer.text.strip()
+        text = without_thought(answer.text).strip()
         tokens = len(self.tokenizer.encode(text, add_special_tokens=False)) if answer.tokens is None else answer.tokens
         # `transformers serve` says "length" of a reply whose end of turn is its last allowed token: cut off, for us.
         return Reply(text, finished=answer.finish_reason in _FINISHED, tokens=tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +33,7 @@ TRIES = 6
 SLOW_TRIES = 3
 """Of one that was not answered in time, or with what is no answer: each costs much, and waiting mends it seldom."""
 CONNECT_SECONDS = 15.0
+SWITCHES = "chat_template_kwargs"
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _REFUSED = frozenset({400, 413, 422})
@@ -51,6 +52,8 @@ class Question:
     seed: int | None = None
     top_logprobs: int = 0
     """Above 0: log-probabilities of the tokens said, and of so many others. `transformers serve` leaves them out."""
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    """What the server's chat template is given beside the messages, as vLLM, SGLang, llama.cpp and `transformers serve` take it."""
 
     def body(self, model: str) -> dict[str, Any]:
         body: dict[str, Any] = {"model": model, "messages": list(self.messages), "max_tokens": self.max_tokens}
@@ -61,6 +64,8 @@ class Question:
             body["seed"] = self.seed & 0x7FFFFFFF  # llama.cpp's seed has 32 bits, and some languages' numbers have 53
         if self.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        if self.switches:
+            body[SWITCHES] = dict(self.switches)
         return body
 
 

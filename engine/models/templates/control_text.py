@@ -56,7 +56,7 @@ def split_special_text(conversation: Sequence[ChatMessage], control: re.Pattern[
 def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> list[int]:
     """The ids of `text`, in which each `mark` parts what must not be read as one token."""
     first, *rest = text.split(mark)
-    ids: list[int] = tokenizer.encode(first, add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(first, add_special_tokens=False, verbose=False)
     for part in rest:
         ids += encode_behind(tokenizer, part)
     return ids
@@ -65,10 +65,10 @@ def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> l
 def encode_behind(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of text that stands behind other text: without the space that SentencePiece puts before a beginning."""
     line_break: list[int] = tokenizer.encode("\n", add_special_tokens=False)
-    ids: list[int] = tokenizer.encode("\n" + text, add_special_tokens=False)
+    ids: list[int] = tokenizer.encode("\n" + text, add_special_tokens=False, verbose=False)
     if ids[: len(line_break)] == line_break:
         return ids[len(line_break) :]
-    return tokenizer.encode(text, add_special_tokens=False)  # type: ignore[no-any-return]
+    return tokenizer.encode(text, add_special_tokens=False, verbose=False)  # type: ignore[no-any-return]
 
 
 def _controls(token: object, template: str) -> bool:

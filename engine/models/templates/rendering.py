@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from engine.models.chat import ChatMessage
 
@@ -24,6 +27,21 @@ class Asking:
     """Whether a system message stands in the first user turn: the template refuses or ignores one of its own."""
 
 
+_ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
+
+
+def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def fix_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
+    """Render with `day` as today from now on. Six published templates write the date: a run that goes on past midnight would
+    have another prompt in front of each reply.
+    """
+    _DATES[tokenizer] = day
+
+
 class TemplateRefusal(Exception):
     """The template raised an error of its own."""
 
@@ -41,10 +59,19 @@ def render(
                 tokenize=False,
                 add_generation_prompt=reply_wanted,
                 **asking.switches,
+                **_with_the_date(tokenizer),
             )
         )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # what a template can raise
         raise TemplateRefusal(str(error) or type(error).__name__) from error
+
+
+def _with_the_date(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The template with the date written in; as an argument transformers takes texts and numbers only, and no function."""
+    day = _DATES.get(tokenizer)
+    if day is None:
+        return {}
+    return {"chat_template": _ASKS_DATE.sub(lambda asked: repr(day.strftime(asked[2])), tokenizer.get_chat_template())}
 
 
 def as_asked(conversation: Sequence[ChatMessage], asking: Asking) -> list[dict[str, Any]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 
 from engine.core.errors import ConfigError, DiskError
+from engine.pairs.assessment.preference_files import writer_for
 from engine.pairs.assessment.training_set import preference_row
 from engine.pairs.data.record import Pair
 from engine.storage.files import sync_folder
-from engine.storage.jsonl import dumps
 
 
 class Export:
@@ -27,13 +27,14 @@ class Export:
         _check_target(path, self.path, inputs, force)
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
-            self._file = self._part.open("x", encoding="ascii")
+            self._file = self._part.open("xb")
+            self._rows = writer_for(self.path, self._file)
         except OSError as error:
             raise self._failed(error) from error
 
     def add(self, pair: Pair) -> None:
         try:
-            self._file.write(dumps(preference_row(pair)) + "\n")
+            self._rows.add(preference_row(pair))
         except OSError as error:
             raise self._failed(error) from error
         self.pairs += 1
@@ -41,6 +42,7 @@ class Export:
     def keep(self) -> None:
         """Give the file its name: a reader sees the old one or the new one, whole."""
         try:
+            self._rows.finish()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()

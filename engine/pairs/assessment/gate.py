@@ -133,6 +133,10 @@ class Counts:
     accepted_by_people: int = 0
     flipped_by_people: int = 0
     edited_by_people: int = 0
+    lengths_measured: int | None = None
+    """Pairs that would be trained on, their lengths measured in tokens; None where nobody measured."""
+    too_long: int = 0
+    """Of these, the ones that do not fit --max-length."""
     bad_lines: int = 0
     """Lines that are no pair."""
     bad_edits: int = 0
@@ -190,11 +194,15 @@ class Tally(Counts):
     examples: Examples = field(default_factory=lambda: Examples())
     min_gain: float | None = None
     """`--min-gain`, where a judge that is believed scored."""
+    methods: Counter[str] = field(default_factory=Counter)
+    """How the pairs were made, where their file says it."""
     _texts: set[int] = field(default_factory=set)
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
         """Judge one pair and count it; `pair` and `made` as in `find`."""
         found = assess_pair(pair, decision, made=made, min_gain=self.min_gain)
+        if pair.method:
+            _count(self.methods, pair.method, 1)
         repeats = not found.as_left and found.texts in self._texts
         if not found.as_left:
             self._texts.add(found.texts)
@@ -276,7 +284,7 @@ def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list
             config.min_usable_share,
             "at least",
             True,
-            "A process that fails more often than not is not trusted with the rest: use a better model or constitution.",
+            "A process that fails more often than not is not trusted with the rest: use another --method, model or constitution.",
         ),
         Figure(
             "training_pairs",
@@ -319,6 +327,7 @@ def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list
             "The judge finds too few revisions better than their drafts: look at the pairs, then at the constitution.",
         ),
         *([] if judged else [_better_by_people(tally, config)]),
+        *too_long_figures(tally, config),
         Figure(
             "identical_share",
             _share(tally.any_reason[detectors.IDENTICAL], tally.made),
@@ -361,6 +370,26 @@ def _better_by_people(tally: Counts, config: Stage3Config) -> Figure:
     )
 
 
+def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
+    """Known to who has the model's tokenizer: training leaves such pairs out, and refuses where they are too many."""
+    if tally.lengths_measured is None:
+        return []
+    return [
+        Figure(
+            "too_long_share",
+            _share(tally.too_long, tally.lengths_measured),
+            config.max_too_long_share,
+            "at most",
+            True,
+            "Training would leave too many pairs out: raise --max-length where memory allows it, or lower --max-prompt-tokens.",
+        )
+    ]
+
+
+KNOWN_WITHOUT_A_JUDGE = ("usable_share", "training_pairs", "too_long_share")
+"""Figures that no score can mend."""
+
+
 def failed(all_figures: list[Figure]) -> list[Figure]:
     """The figures that keep the gate shut."""
     return [figure for figure in all_figures if figure.refuses and figure.passes is False]
@@ -397,6 +426,7 @@ def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[s
     accepted = config.accept_quality is not None and tally.training > 0
     return {
         "pairs": tally.made,
+        "methods": dict(tally.methods.most_common()),
         "figures": {
             "byte_identical": tally.byte_identical,
             "usable": tally.usable,

@@ -39,6 +39,7 @@ class Validation:
     """Why the file may not train; None where the gate is open."""
     bad_lines: list[BadLine]
     """The first of them; `figures.bad_lines` of the report counts all."""
+    source: str = ""
 
     @property
     def open(self) -> bool:
@@ -103,7 +104,7 @@ def validate(
     if out is not None:
         written = told["gate"]["open"]
         told["export"] = {"path": str(out.path), "pairs": out.pairs if written else 0, "written": written}
-    return Validation(told, _refusal(tally, config, told, beside, source), bad_lines)
+    return Validation(told, _refusal(tally, config, told, beside, source), bad_lines, _name(source))
 
 
 def _refusal(

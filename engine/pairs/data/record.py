@@ -10,6 +10,18 @@ from engine.models.chat import Conversation
 OK = "ok"
 EMPTY_DRAFT = "empty draft"
 
+NAMES_OF_THE_TEXTS = {
+    "contrast": ("Under the opposite", "Under the principle"),
+    "best-of-n": ("Worst draft", "Best draft"),
+}
+"""What `base_response` and `revised_response` are by a method that drafts and revises nothing."""
+DRAFT_AND_REVISION = ("Draft", "Revision")
+
+
+def names_of_the_texts(method: object) -> tuple[str, str]:
+    """Of the texts of a pair, as a person reads them; whatever a stranger's file says of its method."""
+    return NAMES_OF_THE_TEXTS.get(str(method), DRAFT_AND_REVISION)
+
 
 @dataclass(frozen=True)
 class PairRecord:
@@ -36,6 +48,11 @@ class PairRecord:
     made_with: str = ""
     """A hash of all that its texts depend on (`engine.pairs.generation.identity`)."""
     prompt_tokens: int | None = None
+    method: str = "critique-revision"
+    """How it was made (`--method`); empty where it was imported and its file does not say.
+
+    `base_response` is the rejected text of every method, `revised_response` the chosen one: draft and revision, the answers under
+    the opposite and under the principle, the worst and the best draft."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,6 +78,8 @@ class Pair:
     base_score: float | None = None
     revised_score: float | None = None
     finish: dict[str, str] = field(default_factory=dict)
+    method: str = ""
+    """How it was made; empty where the file does not say."""
     relevance: float | None = None
     """How much likelier its prompt makes the revision, in nats; None where nobody measured it."""
 

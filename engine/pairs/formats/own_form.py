@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from engine.models.chat import ChatMessage, Conversation
 from engine.pairs.data.conversations import add_turn, before_the_answer
-from engine.pairs.data.record import OK, Pair
+from engine.pairs.data.record import OK, Pair, PairRecord
 from engine.pairs.formats.values import Row, id_of, kind, messages_in, name_in, score_in, text_in
+from engine.storage.jsonl import dumps
 
 _ROLES = ("user", "assistant")
 
@@ -36,7 +38,13 @@ def own_pair(row: Row) -> Pair:
         base_score=score_in(row, "base_score"),
         revised_score=score_in(row, "revised_score"),
         finish=_finish(row.get("finish")),
+        method=name_in(row.get("method") or "", "method"),
     )
+
+
+def pair_of_record(record: PairRecord) -> Pair:
+    """The pair of a record that was just made."""
+    return own_pair(json.loads(dumps(record.as_dict())))
 
 
 def _made_by(row: Row, principles: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The conversation of one pair: draft, critique, revision, each asked for in the same dialogue.
+"""The conversation of one pair: draft, critique, revision, each asked for in the same dialogue; or an answer under a rule.
 
 Nothing is parsed out of a tagged answer: each of the three is a generation of its own, and what the next one sees is
 the whole conversation so far, through the model's own chat template. Worked examples, where there are any, stand before
@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from engine.models.chat import ChatMessage, Conversation
 from engine.pairs.principles.constitution import Principle
 
-__all__ = ["ChatMessage", "Conversation", "critique_prompt", "revision_prompt"]
+__all__ = ["ChatMessage", "Conversation", "critique_prompt", "revision_prompt", "under_a_rule"]
+
+UNDER_A_RULE = "{asked}\n\n(Keep to this in your answer, without speaking about it: {rule})"
+"""Both answers of a contrast are asked for in the same words, so that they differ by the rule alone."""
 
 
 def critique_prompt(
@@ -36,3 +39,9 @@ def revision_prompt(
         {"role": "assistant", "content": critique},
         {"role": "user", "content": principle.revision_request},
     ]
+
+
+def under_a_rule(conversation: Conversation, rule: str) -> Conversation:
+    """The conversation, its last question with a rule for the answer (Yang et al. 2023, RLCD, section 3)."""
+    asked = UNDER_A_RULE.format(asked=conversation[-1]["content"], rule=rule)
+    return [*conversation[:-1], {"role": "user", "content": asked}]

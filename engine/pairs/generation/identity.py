@@ -7,7 +7,7 @@ its neighbours only in the last bits of floating point.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from engine.core.config import Stage3Config
@@ -29,11 +29,13 @@ class RecordIdentity:
     max_prompt_tokens: int
 
     @classmethod
-    def of(cls, config: Stage3Config, recipe: GenerationSettings, results: Results) -> RecordIdentity:
-        made_by = {**asdict(recipe), "generator": _generator(config, results)}
+    def of(
+        cls, config: Stage3Config, recipe: GenerationSettings, results: Results, *, dtype: str | None = None
+    ) -> RecordIdentity:
+        """`dtype`: the number format, where preflight has chosen one and not recorded it yet."""
+        made_by = {**recipe.made_by(), "generator": _generator(config, results, dtype)}
         if config.critic_url is not None:
             made_by["critic"] = config.critic_model
-        made_by["constitution"].pop("source")  # where it lies says nothing about what it says
         return cls(sha256_of_json(made_by), config.max_prompt_tokens)
 
     def key(self, prompt: Prompt) -> str:
@@ -53,7 +55,7 @@ class RecordIdentity:
         return fits and record.get("made_with") == self.key(prompt)
 
 
-def _generator(config: Stage3Config, results: Results) -> list[Any]:
+def _generator(config: Stage3Config, results: Results, chosen_dtype: str | None) -> list[Any]:
     """Who writes: the model on a server, or base model, adapter and number format."""
     if config.server_url is not None:
         return ["server", config.server_model]
@@ -64,6 +66,6 @@ def _generator(config: Stage3Config, results: Results) -> list[Any]:
             "Pairs belong to the adapter that made them.",
             "Run `stage3-tui --auto --until adapter` first.",
         )
-    dtype = config.dtype if preflight is None else preflight.dtype
+    dtype = chosen_dtype or (config.dtype if preflight is None else preflight.dtype)
     template = [template_key(config)] if config.chat_template else []  # keys of older runs stay what they were
     return [adapter.base_model_id, adapter.base_model_commit, adapter.tensors_sha256, dtype, *template]

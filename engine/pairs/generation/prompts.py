@@ -34,7 +34,7 @@ class Prompt:
 @dataclass(frozen=True)
 class PromptSet:
     prompts: list[Prompt]
-    """Shuffled by `--seed`, without doubles, at most `--num-examples`."""
+    """Shuffled by `--seed`, without doubles, at most `--num-examples`; all of them with `--target-pairs`."""
     bad: BadRows
     """The rows that are no prompt."""
 
@@ -67,7 +67,7 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
     bad.refuse(f"{config.dataset} ({config.split})", config.max_bad_rows)
     prompts = list(found.values())
     Random(config.seed).shuffle(prompts)
-    return PromptSet(prompts[: config.num_examples], bad)
+    return PromptSet(prompts if config.target_pairs else prompts[: config.num_examples], bad)
 
 
 def prompts_of_pairs(config: Stage3Config) -> PromptSet:

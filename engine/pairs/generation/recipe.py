@@ -1,15 +1,17 @@
-"""How pairs are made: the principles, the worked examples, and the settings that all steps share."""
+"""How pairs are made: the method, the principles, the worked examples, and the settings that all steps share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.models.backend import Backend
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import SamplingSettings
-from engine.pairs.generation.dialogue import revision_prompt
-from engine.pairs.principles.constitution import Constitution, load_constitution
+from engine.pairs.generation.dialogue import UNDER_A_RULE, revision_prompt, under_a_rule
+from engine.pairs.judges.base import judge_name
+from engine.pairs.principles.constitution import Constitution, Principle, load_constitution
 from engine.pairs.principles.few_shot import load_few_shot
 
 REPLIES_OF_A_REVISION = 3
@@ -24,6 +26,10 @@ class GenerationSettings:
     seed: int
     max_attempts: int
     rounds: int
+    method: str = "critique-revision"
+    num_drafts: int = 4
+    judge: str | None = None
+    """The name of the judge that orders drafts."""
 
     @classmethod
     def of(cls, config: Stage3Config) -> GenerationSettings:
@@ -35,13 +41,52 @@ class GenerationSettings:
             config.seed,
             config.max_attempts,
             config.rounds,
+            config.method,
+            config.num_drafts,
+            judge_name(config),
         )
 
     def beside_the_prompt(self, backend: Backend) -> int:
-        """Tokens that the longest revision takes beside its prompt: examples, requests, and three replies."""
-        nothing: Conversation = [{"role": "user", "content": ""}]
+        """Tokens that the longest conversation takes beside its prompt: examples, requests or rules, and all replies."""
         around = [
-            backend.length(revision_prompt(nothing, "", "", principle, self.examples))
-            for principle in self.constitution.principles
+            backend.length(asked) for principle in self.constitution.principles for asked in self._asked(principle)
         ]
-        return max(around) + REPLIES_OF_A_REVISION * self.sampling.max_new_tokens
+        replies = REPLIES_OF_A_REVISION if self.method == "critique-revision" else 1
+        return max(around) + replies * self.sampling.max_new_tokens
+
+    def _asked(self, principle: Principle) -> list[Conversation]:
+        """What is asked for by a principle, of a prompt without a text."""
+        nothing: Conversation = [{"role": "user", "content": ""}]
+        match self.method:
+            case "contrast":
+                return [under_a_rule(nothing, rule) for rule in (principle.text, principle.contrary)]
+            case "best-of-n":
+                return [nothing]
+            case _:
+                return [revision_prompt(nothing, "", "", principle, self.examples)]
+
+    def made_by(self) -> dict[str, Any]:
+        """All that the texts of this method depend on, as plain data, and nothing that only another method uses."""
+        drawn = [asdict(principle) for principle in self.constitution.principles]
+        settings = {"sampling": asdict(self.sampling), "seed": self.seed}
+        match self.method:
+            case "contrast":
+                rules = [
+                    {"id": one.id, "weight": one.weight, "rules": [one.text, one.contrary], "asked": UNDER_A_RULE}
+                    for one in self.constitution.principles
+                ]
+                return {**settings, "method": "contrast", "principles": rules, "max_attempts": self.max_attempts}
+            case "best-of-n":
+                rules = [{"id": one.id, "weight": one.weight, "text": one.text} for one in self.constitution.principles]
+                drafts = {"num_drafts": self.num_drafts, "judge": self.judge}
+                return {**settings, "method": "best-of-n", "principles": rules, **drafts}
+            case _:  # as it was before there were methods: what was made then still holds
+                for principle in drawn:
+                    del principle["opposite"]
+                return {
+                    **settings,
+                    "constitution": {"principles": drawn},
+                    "examples": self.examples,
+                    "max_attempts": self.max_attempts,
+                    "rounds": self.rounds,
+                }

@@ -16,22 +16,30 @@ from engine.run.superseded import is_reusable, superseded_folders
 from engine.storage.files import write_atomically, write_json
 from engine.storage.jsonl import BadLine, dumps, read_jsonl
 
+SETS = (layout.PAIRS_JSONL, layout.PILOT_PAIRS)
 CARRIED = "decisions-carried.json"
 """Beside superseded edits, once they were carried over; lists the pairs whose decisions were not."""
 
 
-def reusable_records(run: Run, wanted: Mapping[str, Prompt], identity: RecordIdentity) -> Iterator[dict[str, Any]]:
-    """The records of earlier sets that the run would make again just so, one a prompt, newest set first.
+def reusable_records(
+    run: Run, wanted: Mapping[str, Prompt], identity: RecordIdentity, *, but_not: str = layout.PAIRS_JSONL
+) -> Iterator[dict[str, Any]]:
+    """The records of other sets that the run would make again just so, one a prompt: of the pilot, or of the run's set where
+    the pilot asks, then of earlier sets, the newest first.
 
-    wanted   the prompts that lack a record, by id
+    wanted    the prompts that lack a record, by id
+    but_not   the set that they are for
     """
     missing = dict(wanted)
-    for folder in _earlier_sets(run):
+    reusable = [folder for folder in superseded_folders(run.folder) if is_reusable(folder)]
+    files = [run / name for name in SETS if name != but_not]
+    files += [folder / name for folder in reusable for name in SETS]
+    for path in files:
         if not missing:
             return
-        if not is_reusable(folder):
+        if not path.is_file():
             continue
-        for _, record in read_jsonl(folder / layout.PAIRS_JSONL):
+        for _, record in read_jsonl(path):
             prompt = None if isinstance(record, BadLine) else missing.get(str(record.get("id")))
             if prompt is not None and identity.holds(prompt, record):  # type: ignore[arg-type]
                 del missing[prompt.id]

@@ -23,6 +23,7 @@ REVISION_OF_TEXT = (
     "Rewrite your answer to my question so that it follows this principle: {text} "
     "Give only the new answer, addressed to me, without speaking about the old one."
 )
+OPPOSITE_OF_TEXT = "Do the opposite of what this principle asks for: {text}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class Principle:
     revision_request: str
     weight: float = 1.0
     """How often it is drawn, relative to the others."""
+    opposite: str = ""
+    """What an answer does that goes against it, for --method contrast; empty where the constitution does not say."""
+
+    @property
+    def contrary(self) -> str:
+        """Its opposite as a principle of its own."""
+        return self.opposite or OPPOSITE_OF_TEXT.format(text=self.text)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Constitution:
 
 
 def load_constitution(path: Path | None) -> Constitution:
-    """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight}]`),
+    """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight, opposite}]`),
     the notebook's (`categories: [{principles: [{id, text}]}]`, list or mapping), or Anthropic's JSON
     (`{name: {"prompt": [request], "edit_request": request}}`). None means the one in the package.
 
@@ -67,7 +75,7 @@ def load_constitution(path: Path | None) -> Constitution:
         raise ConfigError(
             f"The constitution {path} has an unknown format.",
             f"Reading it failed at {error!r}.",
-            "Write `principles:` with a list of {id, text}; critique_request and revision_request are optional.",
+            "Write `principles:` with a list of {id, text}; critique_request, revision_request and opposite are optional.",
         ) from error
     if not principles:
         raise ConfigError(f"The constitution {path} has no principles.", "", "Add one under `principles:`.")
@@ -100,6 +108,7 @@ def _principle(entry: dict[str, Any]) -> Principle:
         critique_request=str(entry.get("critique_request") or CRITIQUE_OF_TEXT.format(text=text)).strip(),
         revision_request=str(entry.get("revision_request") or REVISION_OF_TEXT.format(text=text)).strip(),
         weight=float(entry.get("weight", 1.0)),
+        opposite=str(entry.get("opposite") or "").strip(),
     )
 
 

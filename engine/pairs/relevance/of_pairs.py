@@ -7,10 +7,21 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from engine.core import layout
 from engine.core.events import Event, Message, Progress
+from engine.machine.memory import free_memory
+from engine.models.loading import load_base, load_tokenizer
 from engine.pairs.data.record import Pair
-from engine.pairs.relevance.kept import MeasuredReply, keep_relevance, key_of_reply, read_relevance, with_relevance
+from engine.pairs.relevance.kept import (
+    MeasuredReply,
+    Relevances,
+    keep_relevance,
+    key_of_reply,
+    read_relevance,
+    with_relevance,
+)
 from engine.pairs.relevance.measure import Answer, RelevanceMeter
+from engine.run.context import Context
 from engine.run.stop import StopToken
 
 PAIRS_AT_ONCE = 32
@@ -48,6 +59,20 @@ def measure_pairs(
         rate = done / max(time.monotonic() - started, 1e-9)
         yield Progress(done, len(by_length), "revisions read", rate, (len(by_length) - done) / rate, "relevance")
     return known
+
+
+def measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, None, Relevances]:
+    """Of the pairs that no detector of texts is against: reading those again would tell nothing."""
+    config = context.config
+
+    def load() -> RelevanceMeter:
+        return RelevanceMeter(load_base(config, context.token_text), load_tokenizer(config, context.token_text))
+
+    found = yield from measure_pairs(
+        usable, context.run / layout.RELEVANCE_JSONL, config.base_model_id, load, context.stop
+    )
+    free_memory()
+    return found
 
 
 def measured_as_they_come(

@@ -1,0 +1,106 @@
+"""The ten stages on a real model, from its package to a refusal or a verdict; `make real` runs it.
+
+    python bench/real.py --data ../shared/data --cache FOLDER [--only critique-revision]
+
+SmolLM2-135M-Instruct out of its package (`bench/real_models.py`), a Stage 2 adapter that is trained here on hh-rlhf
+(`bench/stage2.py`), and `stage3-tui --auto` on real prompts, twice:
+
+    critique-revision   the small model criticises and revises itself, which it cannot: a refusal with its reason is right (exit 9)
+    contrast            the same prompts answered under a principle and under its opposite: it trains, and ends with a verdict
+
+Prints what each command ended with and, from its run folder, the figures of the gate, the verdict, and what relevance cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+
+from bench.detectors import REPLIES
+from bench.real_models import model_folder
+from bench.stage2 import train
+from engine.core import layout
+
+ROOT = Path(__file__).parents[1]
+STAGE2 = {"side": "rejected", "steps": 60, "learning_rate": 2e-4}
+COMMON = (
+    "--split train[:1100] --max-new-tokens 96 --max-prompt-tokens 256 --max-length 384 --seed 1 --min-pairs 60 --beta 0.1 "
+    "--learning-rate 5e-5 --num-train-epochs 2 --per-device-train-batch-size 2 --gradient-accumulation-steps 4"
+)
+"""Prompts are those before the rows that Stage 2 learned from."""
+CONFIGURATIONS = {
+    "critique-revision": "--num-examples 160 --method critique-revision",
+    "contrast": "--num-examples 160 --method contrast",
+}
+
+
+def stage2_adapter(model: Path, data: Path, cache: Path) -> Path:
+    folder = cache / "smollm2-stage2"
+    if not (folder / "adapter_model.safetensors").is_file():
+        train(model, folder, data / REPLIES, **STAGE2)  # type: ignore[arg-type]
+    return folder
+
+
+def run(name: str, model: Path, adapter: Path, data: Path, cache: Path, more: list[str]) -> dict[str, Any]:
+    """One command line to its end; what it came to, as plain data."""
+    folder = cache / "runs" / name
+    command = [
+        *(sys.executable, "-m", "tui.cli", "--auto"),
+        *("--base-model-id", str(model), "--adapter-path", str(adapter), "--dataset", str(data / REPLIES)),
+        *("--output-dir", str(folder), *COMMON.split(), *CONFIGURATIONS[name].split(), *more),
+    ]
+    print(f"\n{name}: stage3-tui {' '.join(command[3:])}", flush=True)
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=cache, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    return {"exit": done.returncode, "seconds": round(time.monotonic() - started), **figures(folder)}
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, file in (("pairs", layout.PAIRS_REPORT), ("evaluation", layout.EVALUATION_REPORT)):
+        if (folder / file).is_file():
+            report = json.loads((folder / file).read_text(encoding="utf-8"))
+            found[name] = report.get("gate", {}).get("figures") or {
+                key: report.get(key) for key in ("verdict", "reasons")
+            }
+            found[f"{name}_figures"] = report.get("figures")
+    found["seconds_of_stages"] = seconds_of_stages(folder)
+    return found
+
+
+def seconds_of_stages(folder: Path) -> dict[str, float]:
+    """Of each stage that began, to its end or to the last event."""
+    begun: dict[str, float] = {}
+    spent: dict[str, float] = {}
+    for line in (folder / layout.EVENTS_JSONL).open(encoding="utf-8"):
+        event = json.loads(line)
+        stage, at = event.get("stage"), event.get("ts") or event.get("time")
+        if isinstance(stage, str) and isinstance(at, (int, float)):
+            begun.setdefault(stage, at)
+            spent[stage] = round(at - begun[stage], 1)
+    return spent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds hh-rlhf")
+    parser.add_argument("--cache", type=Path, required=True, help="where models, the adapter and the runs are kept")
+    parser.add_argument("--only", choices=sorted(CONFIGURATIONS))
+    given, more = parser.parse_known_args()
+    model = model_folder("smollm2", given.cache)
+    adapter = stage2_adapter(model, given.data, given.cache)
+    for name in [given.only] if given.only else CONFIGURATIONS:
+        print(json.dumps(run(name, model, adapter, given.data.resolve(), given.cache.resolve(), more), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

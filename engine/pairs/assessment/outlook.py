@@ -1,0 +1,156 @@
+"""What a part of the pairs says of all of them: shares with intervals, and whether the gate can still be passed.
+
+The pilot looks once, at a sample that nobody chose by its results: a 95 % interval (Wilson 1927). Stage pairs looks after
+every batch, and so would find a 95 % interval below the threshold by chance alone, sooner or later; its interval is one of
+99.99 % (a Bonferroni correction for 500 looks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from engine.core.config import Stage3Config
+from engine.core.errors import DataError
+from engine.core.statistics import Z_95, wilson
+
+Z_OF_MANY_LOOKS = 3.890592
+"""Of a two-sided 99.99 % interval."""
+LEAST_FOR_A_LOOK = 48
+"""Prompts before stage pairs looks for the first time: twice a pilot."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share of the gate, estimated from `n` of what will be made."""
+
+    name: str
+    """As the gate's figure is called."""
+    successes: int
+    n: int
+    threshold: float
+    bound: Literal["at least", "at most"]
+    mend: str
+    z: float = Z_95
+
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", " ")
+
+    @property
+    def share(self) -> float | None:
+        return self.successes / self.n if self.n else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.successes, self.n, self.z)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the whole interval is on the wrong side of the threshold."""
+        low, high = self.interval
+        return high < self.threshold if self.bound == "at least" else low > self.threshold
+
+    @property
+    def sentence(self) -> str:
+        if self.share is None:
+            return f"nothing measured (the gate asks for {self.bound} {self.threshold:.0%})"
+        low, high = self.interval
+        told = f"{self.successes} of {self.n}, {self.share:.0%} ({low:.0%} to {high:.0%})"
+        return f"{told}; the gate asks for {self.bound} {self.threshold:.0%}"
+
+    def as_dict(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {
+            "name": self.name,
+            "successes": self.successes,
+            "n": self.n,
+            "share": self.share,
+            "low": low,
+            "high": high,
+            "threshold": self.threshold,
+            "bound": self.bound,
+            "hopeless": self.hopeless,
+        }
+
+
+def usable_estimate(usable: int, n: int, config: Stage3Config, *, z: float = Z_95) -> Estimate:
+    return Estimate("usable_share", usable, n, config.min_usable_share, "at least", mend_of_unusable(config), z)
+
+
+def improved_estimate(better: int, n: int, config: Stage3Config) -> Estimate:
+    mend = {
+        "critique-revision": "use a stronger policy, --method contrast, or another --constitution",
+        "contrast": "use a --constitution that says each principle's opposite, or --method critique-revision",
+        "best-of-n": "raise --num-drafts",
+    }[config.method]
+    return Estimate("improved_share", better, n, config.min_improved_share, "at least", mend)
+
+
+def too_long_estimate(too_long: int, n: int, config: Stage3Config) -> Estimate:
+    mend = "raise --max-length, or lower --max-prompt-tokens or --max-new-tokens"
+    return Estimate("too_long_share", too_long, n, config.max_too_long_share, "at most", mend)
+
+
+def mend_of_unusable(config: Stage3Config) -> str:
+    """What makes more of the pairs usable, by what the run does not do yet."""
+    ways = {
+        "critique-revision": "--method contrast, which asks for no critique",
+        "contrast": "--method critique-revision",
+        "best-of-n": "--method contrast",
+    }
+    more = [ways[config.method]]
+    if config.server_url is None:
+        more.append("a stronger policy on a server (--server-url)")
+    if config.method == "critique-revision" and config.few_shot is None:
+        more.append("worked examples (--few-shot)")
+    return f"use {', '.join(more)}, or another --constitution"
+
+
+def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, look_at: str) -> DataError:
+    """The refusal, before the long run or in it: which figures, and what would mend each."""
+    said = "; ".join(f"{estimate.title} is {estimate.sentence}" for estimate in hopeless)
+    mend = " ".join(f"{estimate.title.capitalize()}: {estimate.mend}." for estimate in hopeless)
+    return DataError(
+        f"{what}: {said}.",
+        why,
+        f'{mend} The pairs so far are in {look_at}. To go on all the same: --accept-quality "your reason".',
+    )
+
+
+def require_hope(estimates: Iterable[Estimate], config: Stage3Config, **told: str) -> str:
+    """Raises DataError where the gate cannot be passed any more and nobody accepted that; returns what was accepted."""
+    hopeless = [estimate for estimate in estimates if estimate.hopeless]
+    if not hopeless:
+        return ""
+    error = hopeless_error(hopeless, **told)
+    if config.accept_quality is None:
+        raise error
+    return f"{error.what} A person goes on all the same: {config.accept_quality}"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Of stage pairs under way: whether the set can still pass the gate."""
+
+    config: Stage3Config
+    prompts: int | None
+    """That the run takes, those included that are too long to be asked; None where it takes as many as it needs."""
+
+    def estimates(self, usable: int, asked: int, too_long: int) -> list[Estimate]:
+        """The usable ones of the prompts that were asked, against what the gate needs of them.
+
+        The gate counts prompts that are too long as well; they are known before, and so of the others more must be usable.
+        """
+        if asked < LEAST_FOR_A_LOOK or (self.prompts is not None and asked + too_long >= self.prompts):
+            return []  # too few to tell; or all, and the gate itself tells
+        estimate = usable_estimate(usable, asked, self.config, z=Z_OF_MANY_LOOKS)
+        if self.prompts is None:
+            return [estimate]
+        to_ask = self.prompts - too_long
+        share = replace(estimate, threshold=self.config.min_usable_share * self.prompts / to_ask)
+        pairs = replace(
+            estimate, name="training_pairs", threshold=self.config.min_pairs / to_ask, mend="raise --num-examples"
+        )
+        return [share, pairs] if self.config.min_pairs <= self.prompts else [share]

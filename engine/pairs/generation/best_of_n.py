@@ -1,0 +1,129 @@
+"""--method best-of-n: several drafts of each prompt, ordered by a judge; the best one is chosen, the worst one rejected.
+
+The judge compares each draft with the first one: that orders them for a judge that scores a text by itself, and for one
+that can only compare, in n - 1 comparisons. Drafts that are no replies are left out before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from engine.models.backend import Backend
+from engine.models.generation.sampling import RefusedReply, Reply
+from engine.pairs import detectors
+from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
+from engine.pairs.data.seeds import seed_of
+from engine.pairs.generation.critique_revision import refusal_of
+from engine.pairs.generation.prompts import Prompt
+from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.judges.base import Comparison, Judge
+from engine.pairs.judges.scores import score_in_batches
+from engine.pairs.principles.constitution import Principle
+from engine.run.stop import StopToken
+
+NO_DIFFERENCE = "no draft better"
+"""The judge finds all drafts equally good, or cannot score them."""
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """One prompt with its drafts."""
+
+    prompt: Prompt
+    principle: Principle
+    """What a judge that asks with a principle orders them by."""
+    drafts: tuple[Reply, ...]
+
+    @property
+    def usable(self) -> list[Reply]:
+        """The drafts that are replies which stand alone, each text once."""
+        found = {detectors.canonical(draft.text): draft for draft in self.drafts if not _fault(self.prompt, draft)}
+        return list(found.values())
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Each usable draft with the first one."""
+        usable = self.usable
+        return [
+            Comparison(f"{self.prompt.id}:{n}", self.prompt.messages, usable[0].text, other.text, self.principle.id)
+            for n, other in enumerate(usable[1:], start=1)
+        ]
+
+
+def make_records(
+    prompts: Sequence[Prompt], backend: Backend, recipe: GenerationSettings, judge: Judge, stop: StopToken
+) -> list[PairRecord]:
+    """The records of one batch, in the order of `prompts`. Raises what the judge raises."""
+    rounds = [
+        backend.reply(
+            [prompt.messages for prompt in prompts],
+            recipe.sampling,
+            [seed_of(recipe.seed, prompt.id, "draft", number) for prompt in prompts],
+        )
+        for number in range(recipe.num_drafts)
+    ]
+    drafted = [
+        Drafted(prompt, _principle(prompt, recipe), drafts)
+        for prompt, drafts in zip(prompts, zip(*rounds, strict=True), strict=True)
+    ]
+    comparisons = [comparison for each in drafted for comparison in each.comparisons]
+    gains = {
+        comparison.id: given.second - given.first
+        for batch in score_in_batches(judge, comparisons, stop)
+        for comparison, given in batch
+        if given.first is not None and given.second is not None
+    }
+    return [_record(each, gains) for each in drafted]
+
+
+def _principle(prompt: Prompt, recipe: GenerationSettings) -> Principle:
+    return recipe.constitution.draw(Random(seed_of(recipe.seed, prompt.id, "principle", 0)))
+
+
+def _fault(prompt: Prompt, draft: Reply) -> str:
+    if refused := refusal_of(draft):
+        return refused
+    found = detectors.reply_reasons(prompt.text, draft.text, finished=draft.finished)
+    return found[0] if found else ""
+
+
+def _ordered(each: Drafted, gains: Mapping[str, float]) -> tuple[Reply, Reply, str]:
+    """(worst, best, `ok` or why they are no pair)."""
+    usable = each.usable
+    if len(usable) < 2:
+        # All drafts say the same, or all but one are no replies: the last one tells why.
+        faults = [_fault(each.prompt, draft) for draft in each.drafts]
+        why = next((fault for fault in reversed(faults) if fault), detectors.IDENTICAL)
+        return each.drafts[0], each.drafts[-1], EMPTY_DRAFT if why == detectors.EMPTY else why
+    scored = [(0.0, usable[0])] + [
+        (gains[case.id], draft) for case, draft in zip(each.comparisons, usable[1:], strict=True) if case.id in gains
+    ]
+    gain_of_worst, worst = min(scored, key=lambda row: row[0])
+    gain_of_best, best = max(scored, key=lambda row: row[0])
+    if gain_of_best <= gain_of_worst:
+        return usable[0], usable[1], NO_DIFFERENCE
+    found = detectors.reasons(each.prompt.text, worst.text, best.text, finished=best.finished)
+    return worst, best, found[0] if found else OK
+
+
+def _record(each: Drafted, gains: Mapping[str, float]) -> PairRecord:
+    worst, best, status = _ordered(each, gains)
+    refused = [draft.reason for draft in each.drafts if isinstance(draft, RefusedReply)]
+    return PairRecord(
+        id=each.prompt.id,
+        prompt=each.prompt.text,
+        messages=each.prompt.messages,
+        base_response=worst.text,
+        revised_response=best.text,
+        critic_notes=refused[0] if refused and status != OK else "",
+        principle_ids=(each.principle.id,),
+        made_by=(each.principle.id,) if status == OK else (),
+        attempts=1,
+        status=status,
+        finish={
+            step: "stopped" if reply.finished else "cut off" for step, reply in (("draft", worst), ("revision", best))
+        },
+        method="best-of-n",
+    )

@@ -1,0 +1,58 @@
+"""Pushing a set of preference pairs that `validate` wrote: one file and its card, in one commit, into a private dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+from engine import __version__, hub
+from engine.core import layout
+from engine.core.events import Check, Event, Message
+from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
+from engine.pairs.formats.containers import rows_of
+from engine.push.errors import no_token_to_push
+from engine.push.push import Pushed, check_target, created, pushed, read_back
+from engine.push.repository import Repository
+from engine.run.stop import StopToken
+from engine.security.sanitize import visible_line
+from engine.security.secrets import Secret
+from engine.storage.jsonl import BadLine, dumps
+
+CARD = "README.md"
+
+
+def name_in_repository(file: Path) -> str:
+    return f"data/train{file.suffix.lower()}"
+
+
+def push_dataset(
+    file: Path, card: str, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
+) -> Generator[Event, None, Pushed]:
+    """Push a file of TRL's rows and its card to the dataset `repo_id`; the same content there already is left as it is.
+
+    Raises as `engine.push.push.push`.
+    """
+    found = hub.find_token(token)
+    if found is None:
+        raise no_token_to_push()
+    files = {name_in_repository(file): file.read_bytes(), CARD: card.replace("OWNER/NAME", repo_id).encode()}
+    plain = {layout.TRAIN_JSONL: _plain_rows(file), CARD: files[CARD]}
+    refuse_secrets(find_secrets(plain, known_secrets(found.secret)), accepted=accept_lookalikes)
+    with Repository(repo_id, found.secret, stop, repo_type="dataset") as repository:
+        there = yield from check_target(repository, found.source, public=public)
+        if there is not None and all(there.has(name, data) for name, data in files.items()):
+            yield Check("pushed", "ok", f"{repo_id} already has all files; nothing sent")
+            return pushed(repository, repository.page, there, files, was_there=True)
+        yield Message("info", f"Sending {len(files)} files to {repo_id} in one commit.")
+        stop.raise_if_requested()
+        there = there or created(repository, public=public)
+        told = f"Written and pushed by stage3-tui {__version__}."
+        page = repository.commit(files, parent=there.commit, message="Preference pairs", description=told)
+        after = read_back(repository, files)
+    yield Check("pushed", "ok", visible_line(page))
+    return pushed(repository, page, after, files, was_there=False)
+
+
+def _plain_rows(file: Path) -> bytes:
+    """The rows as text, whatever the file is packed in: secrets are looked for in them."""
+    return b"".join(dumps(row).encode() + b"\n" for _, row in rows_of(file) if not isinstance(row, BadLine))

@@ -1,0 +1,98 @@
+"""What a part of the pairs says of all of them: where there is no hope for the gate, and where there still is."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from engine.core.errors import DataError
+from engine.pairs.assessment.outlook import (
+    Outlook,
+    improved_estimate,
+    require_hope,
+    too_long_estimate,
+    usable_estimate,
+)
+
+TOLD = {"what": "No hope", "why": "Because.", "look_at": "pairs.jsonl"}
+
+
+@pytest.mark.parametrize(("usable", "hopeless"), [(0, True), (7, True), (8, False), (12, False), (24, False)])
+def test_a_pilot_of_24_refuses_where_the_upper_end_of_its_interval_is_below_the_gate(config, usable, hopeless):
+    estimate = usable_estimate(usable, 24, config())
+    assert estimate.hopeless == hopeless and (estimate.interval[1] < 0.5) == hopeless
+
+
+def test_a_share_that_must_be_small_is_hopeless_where_its_lower_end_is_above_the_gate(config):
+    assert too_long_estimate(6, 24, config()).hopeless
+    assert not too_long_estimate(3, 24, config()).hopeless, "12 %, and it may still be under 5 % of the whole"
+
+
+def test_nothing_measured_is_no_reason_to_refuse(config):
+    estimate = improved_estimate(0, 0, config())
+    assert not estimate.hopeless and estimate.share is None and "nothing measured" in estimate.sentence
+
+
+def test_a_refusal_names_the_figure_its_interval_and_what_would_mend_it(config):
+    with pytest.raises(DataError) as refused:
+        require_hope([usable_estimate(2, 24, config()), too_long_estimate(0, 24, config())], config(), **TOLD)
+    assert "usable share is 2 of 24, 8% (2% to 26%); the gate asks for at least 50%" in refused.value.what
+    assert "too long" not in refused.value.what
+    for way in ("--method contrast", "--few-shot", "--constitution", "--accept-quality", "pairs.jsonl"):
+        assert way in refused.value.what_to_do
+    assert refused.value.exit_code == 9
+
+
+def test_the_advice_names_no_method_that_is_used_already(config):
+    assert "--method contrast" not in usable_estimate(0, 9, config(method="contrast")).mend
+    assert "--few-shot" not in usable_estimate(0, 9, config(method="contrast")).mend, "a contrast uses no examples"
+
+
+def test_a_person_may_go_on_all_the_same(config):
+    accepts = config(accept_quality="to look at them")
+    assert "to look at them" in require_hope([usable_estimate(0, 24, accepts)], accepts, **TOLD)
+    assert require_hope([usable_estimate(24, 24, accepts)], accepts, **TOLD) == ""
+
+
+# -- while the pairs are made ------------------------------------------------------------------------------------------
+
+
+def hopeless(outlook: Outlook, usable: int, asked: int, too_long: int = 0) -> list[str]:
+    return [estimate.name for estimate in outlook.estimates(usable, asked, too_long) if estimate.hopeless]
+
+
+def test_a_run_is_given_up_where_hardly_anything_is_usable(config):
+    outlook = Outlook(config(), 2500)
+    assert hopeless(outlook, 0, 47) == [], "too early to tell"
+    assert hopeless(outlook, 0, 48) == ["usable_share"]
+    assert hopeless(outlook, 100, 200) == []
+
+
+def test_a_run_at_the_threshold_itself_is_not_given_up_by_chance(config):
+    """400 runs of 40 looks each, half of all pairs usable: at 95 % a third of them would be given up."""
+    outlook, given_up = Outlook(config(min_pairs=1), 5000), 0
+    for seed in range(400):
+        draw, usable = Random(seed), 0
+        for asked in range(50, 2050, 50):
+            usable += sum(draw.random() < 0.5 for _ in range(50))
+            if hopeless(outlook, usable, asked):
+                given_up += 1
+                break
+    assert given_up <= 4  # of 400; the chance of more, if 0.2 % are given up, is under 1 %
+
+
+def test_prompts_that_are_too_long_make_the_rest_of_the_way_steeper(config):
+    outlook = Outlook(config(min_pairs=1), 100)
+    assert hopeless(outlook, 24, 48) == []
+    assert hopeless(outlook, 24, 48, too_long=40) == ["usable_share"], "50 of the 60 that can be asked would be needed"
+
+
+def test_too_few_pairs_in_the_end_are_seen_before_the_end(config):
+    assert hopeless(Outlook(config(min_pairs=150), 160), 30, 60) == ["training_pairs"]
+    assert hopeless(Outlook(config(min_pairs=150), 120), 30, 60) == [], "it never could: a person wanted so few"
+    assert hopeless(Outlook(config(min_pairs=150), None), 30, 60) == [], "it draws until there are enough"
+
+
+def test_when_all_is_made_the_gate_itself_speaks(config):
+    assert hopeless(Outlook(config(), 100), 0, 90, too_long=10) == []
