@@ -73,11 +73,8 @@ def run(context: Context) -> StageRun:
     all_figures = figures(tally, config, judged=judged)
     for figure in all_figures:
         yield check_of(figure)
-    if asks_nobody:
-        yield Message("info", f"No judge was asked: no score would mend the {' and the '.join(beyond_mending)}.")
-    elif judgement is None:
-        own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
-        yield Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
+    if not judged:
+        yield _why_unjudged(tally, examined, beyond_mending if asks_nobody else [])
     for reason, count in tally.reasons.most_common():
         yield Check(f"left out: {reason}", "skipped", str(count))
     found = None if judgement is None else judgement.as_dict()
@@ -132,6 +129,14 @@ def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> It
         yield Message("warning", f"The pairs' lengths were not measured, which training will do: {error.what}")
         return
     tally.lengths_measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
+
+
+def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[str]) -> Message:
+    """beyond_mending   figures for which no judge was asked"""
+    if beyond_mending:
+        return Message("info", f"No judge was asked: no score would mend the {' and the '.join(beyond_mending)}.")
+    own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
+    return Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
 
 
 def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
