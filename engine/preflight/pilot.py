@@ -17,6 +17,7 @@ from engine.pairs.assessment.gate import Tally
 from engine.pairs.assessment.outlook import (
     Estimate,
     improved_estimate,
+    relevant_estimate,
     require_hope,
     too_long_estimate,
     usable_estimate,
@@ -95,6 +96,7 @@ def judge_pilot(
     outcomes = [score.outcome for score in scores.values() if score.outcome != "not scored"]
     estimates = [
         usable_estimate(tally.usable, tally.made, config),
+        *([relevant_estimate(tally.relevant, tally.measured, config)] if tally.measured else []),
         too_long_estimate(too_long, len(usable), config),
         *([improved_estimate(outcomes.count("better"), len(outcomes), config)] if outcomes else []),
     ]

@@ -174,7 +174,8 @@ def test_a_believed_judge_scores_the_pilot_and_stage_quality_finds_its_scores(ru
 def test_what_would_fit_any_prompt_is_measured_in_the_pilot_and_not_again(run_of):
     context = run_of(relevance=True)
     pairs = pilot(context, Backend())[1]
-    judged(context, pairs)
+    events, _ = judged(context, pairs)
+    assert figures(events)["relevant_share"]["n"] == 24
     kept = (context.run / layout.RELEVANCE_JSONL).read_text().splitlines()
     assert len(kept) == 24
     judged(context, pairs)

@@ -79,6 +79,10 @@ def usable_estimate(usable: int, n: int, config: Stage3Config, *, z: float = Z_9
     return Estimate("usable_share", usable, n, config.min_usable_share, "at least", mend_of_unusable(config), z)
 
 
+def relevant_estimate(relevant: int, n: int, config: Stage3Config) -> Estimate:
+    return Estimate("relevant_share", relevant, n, config.min_relevant_share, "at least", mend_of_unusable(config))
+
+
 def improved_estimate(better: int, n: int, config: Stage3Config) -> Estimate:
     mend = {
         "critique-revision": "use a stronger policy, --method contrast, or another --constitution",
