@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.core.errors import ConfigError
-from engine.security.secrets import SERVER_TOKEN_VARIABLE
+from engine.security.secrets import TOKEN_VARIABLES
 
 ENV_PREFIX = "STAGE3_"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 NOT_RECORDED = frozenset({"store_token"})
 """Fields that `run.json` does not keep: they apply to one start of a run."""
 
@@ -153,6 +154,18 @@ class ServerOptions(Described):
     """OpenAI-compatible server (http://host:8000/v1) that makes the pairs instead of the local model."""
     server_model: str | None = option(None, changes="preflight pairs quality evaluation")
     """Name of the model on that server: the base model with the Stage 2 adapter."""
+    critic_url: str | None = option(None, changes="preflight pairs")
+    """An OpenAI-compatible server that writes critiques and revisions, while the policy drafts where it is."""
+    critic_model: str | None = option(None, changes="preflight pairs")
+    """The critic's name on that server: any model that follows instructions."""
+    critic_api_key_env: str = option("STAGE3_CRITIC_TOKEN", pattern=VARIABLE, changes="")
+    """The environment variable that holds the token of --critic-url; the token itself is no option."""
+    judge_url: str | None = option(None, changes="")
+    """An OpenAI-compatible server for --judge server and auto; without it, that of --server-url."""
+    judge_model: str | None = option(None, changes="quality evaluation")
+    """The judge's name on that server; without it, that of --server-model."""
+    judge_api_key_env: str = option("STAGE3_JUDGE_TOKEN", pattern=VARIABLE, changes="")
+    """The environment variable that holds the token of --judge-url."""
     server_concurrency: int = option(16, ge=1, changes="")
     """Maximum concurrent requests to the server."""
     server_timeout: float = option(120.0, gt=0.0, changes="")
@@ -162,10 +175,11 @@ class ServerOptions(Described):
 class QualityOptions(Described):
     """Quality"""
 
-    judge: Literal["none", "self", "reward-model", "server", "demo"] = option(
-        "none", changes="credentials pairs quality evaluation"
+    judge: Literal["auto", "none", "self", "reward-model", "server", "demo"] = option(
+        "auto", changes="credentials pairs quality evaluation"
     )
-    """Who compares drafts and revisions: none, self (the Stage 2 policy), reward-model, server, or demo (the demo's own)."""
+    """Who scores drafts and revisions, after an exam: self (the Stage 2 policy), reward-model, server, demo (the demo's own),
+    none, or auto: the first of a configured server, the reward model and self that passes."""
     reward_model_id: str = option(
         "OpenAssistant/reward-model-deberta-v3-large-v2", changes="credentials quality evaluation"
     )
@@ -185,6 +199,10 @@ class QualityOptions(Described):
     """The gate refuses a set if a larger share of its pairs has a prompt in common with another pair."""
     min_improved_share: float = option(0.6, ge=0.0, le=1.0, changes="quality")
     """The gate refuses a set if a judge scored it and found a smaller share improved."""
+    min_gain: float = option(0.0, changes="quality")
+    """A pair trains only where a judge finds it better by more than this; a number below 0 lets equal and worse ones in."""
+    min_sample_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
+    """Without a judge that can judge: the lower end of the 95 % interval of the share that people find better must reach it."""
     warn_identical_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
     """Warn if a larger share of the revisions is identical to the draft."""
     warn_meta_share: float = option(0.02, ge=0.0, le=1.0, changes="quality")
@@ -346,7 +364,7 @@ def _environment_values(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         key.removeprefix(ENV_PREFIX).lower(): value
         for key, value in environment.items()
-        if key.startswith(ENV_PREFIX) and key != SERVER_TOKEN_VARIABLE
+        if key.startswith(ENV_PREFIX) and key not in TOKEN_VARIABLES
     }
 
 

@@ -8,6 +8,9 @@ from engine.security.redaction import register_secret
 
 SERVER_TOKEN_VARIABLE = "STAGE3_SERVER_TOKEN"
 """Where the token of `--server-url` is. It begins like an option's variable, and is none: options are written down."""
+CRITIC_TOKEN_VARIABLE, JUDGE_TOKEN_VARIABLE = "STAGE3_CRITIC_TOKEN", "STAGE3_JUDGE_TOKEN"
+"""The same of `--critic-url` and `--judge-url`, where `--critic-api-key-env` and `--judge-api-key-env` name no other."""
+TOKEN_VARIABLES = frozenset({SERVER_TOKEN_VARIABLE, CRITIC_TOKEN_VARIABLE, JUDGE_TOKEN_VARIABLE})
 
 
 class Secret:

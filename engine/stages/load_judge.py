@@ -24,6 +24,8 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
     match context.config.judge:
         case "none":
             return None
+        case "auto":
+            raise ValueError("which judge it is, its exam tells: engine.pairs.judges.examination")
         case "self":
             from engine.pairs.judges.self_judge import load_self_judge
 

@@ -50,6 +50,8 @@ READ_AS = {
     "pairs": lambda config: hash_of_files(config.pairs),
     "server_url": lambda config: config.server_url is not None,
     "server_model": lambda config: config.server_model if config.server_url else None,
+    "critic_url": lambda config: config.critic_url is not None,
+    "critic_model": lambda config: config.critic_model if config.critic_url else None,
     "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
     "judge": lambda config: judge_name(config) if needs_judge(config) else None,
 }
@@ -168,6 +170,9 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
 
 def _where(context: Context) -> str:
     config = context.config
+    critic = (
+        f" {config.critic_model} on {config.critic_url} writes critiques and revisions." if config.critic_url else ""
+    )
     if config.server_url:
-        return f"{config.server_model} on {config.server_url} generates the pairs by {config.method}."
-    return f"Loading {config.base_model_id} with the Stage 2 adapter, which makes the pairs by {config.method}."
+        return f"{config.server_model} on {config.server_url} generates the {'drafts' if critic else 'pairs'}.{critic}"
+    return f"Loading {config.base_model_id} with the Stage 2 adapter.{critic}"

@@ -39,6 +39,7 @@ READ_AS = {
     "judge": lambda config: judge_name(config),
     # Part of the judge's name, where relevant.
     "server_model": lambda config: None,
+    "judge_model": lambda config: None,
     "reward_model_id": lambda config: None,
 }
 
@@ -62,24 +63,22 @@ def run(context: Context) -> StageRun:
     judgement = None
     if examined.believed is not None:
         scores, judgement = yield from _score(examined, usable)
-        tally, usable = judge_run(run_, scores, relevances)
+        tally, usable = judge_run(run_, scores, relevances, config.min_gain)
         yield from measure_lengths_of(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
         yield Message(
             "info", "A judge chose the best of each prompt's drafts: that it finds them improved says nothing."
         )
-    all_figures = figures(tally, config)
+    judged = judgement is not None
+    all_figures = figures(tally, config, judged=judged)
     for figure in all_figures:
         yield check_of(figure)
-    if asks_nobody:
-        yield Message("info", f"No judge was asked: no score would mend the {' and the '.join(beyond_mending)}.")
-    elif judgement is None:
-        own = f" {tally.training_scored} scores come from the pairs file." if tally.training_scored else ""
-        yield Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
+    if not judged:
+        yield _why_unjudged(tally, examined, beyond_mending if asks_nobody else [])
     for reason, count in tally.reasons.most_common():
         yield Check(f"left out: {reason}", "skipped", str(count))
-    judged = None if judgement is None else judgement.as_dict()
-    told = {**report(tally, config), "judge": judged, "exams": examined.as_dict()}
+    found = None if judgement is None else judgement.as_dict()
+    told = {**report(tally, config, judged=judged), "judge": found, "exams": examined.as_dict()}
     write_json(run_ / layout.PAIRS_REPORT, told)
     shut = failed(all_figures)
     if shut and config.accept_quality is None:
@@ -132,6 +131,14 @@ def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> It
     tally.lengths_measured, tally.too_long = len(lengths), sum(length > config.max_length for length in lengths)
 
 
+def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[str]) -> Message:
+    """beyond_mending   figures for which no judge was asked"""
+    if beyond_mending:
+        return Message("info", f"No judge was asked: no score would mend the {' and the '.join(beyond_mending)}.")
+    own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
+    return Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
+
+
 def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
     scores = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
@@ -152,12 +159,16 @@ def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None
 
 
 def judge_run(
-    run: Run, scores: ScoreCache | None = None, relevances: Relevances | None = None
+    run: Run,
+    scores: ScoreCache | None = None,
+    relevances: Relevances | None = None,
+    min_gain: float | None = None,
 ) -> tuple[Tally, list[Pair]]:
     """Tally and usable pairs of a run, after edits. Raises DamagedState for an invalid line.
 
     scores       a judge's scores of these texts, instead of those in the file
     relevances   of the revisions; a missing one was not measured
+    min_gain     the smallest gain by these scores, above which a pair trains
     """
     pairs_path, edits_path = run / layout.PAIRS_JSONL, run / layout.EDITS_JSONL
     decisions = read_edits(edits_path)
@@ -171,7 +182,7 @@ def judge_run(
         given = scores.get(key_of(comparison_of(pair)), NOT_ASKED)
         return replace(pair, base_score=given.first, revised_score=given.second)
 
-    tally = Tally()
+    tally = Tally(min_gain=min_gain)
     made = ((line, with_relevance(pair, relevances or {})) for line, pair in _whole_pairs(pairs_path))
     judged = judged_pairs(made, decisions, tally, scored)
     return tally, [each.pair for each in judged if each.verdict.usable]

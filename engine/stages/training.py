@@ -43,6 +43,7 @@ READ_AS = {
     "judge": judge_name,
     # Part of the judge's name, where relevant.
     "server_model": lambda config: None,
+    "judge_model": lambda config: None,
     "reward_model_id": lambda config: None,
 }
 

@@ -31,8 +31,9 @@ from engine.demo.preset import ASSETS, demo_defaults
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
 from engine.models.server.address import server_address
-from engine.models.server.backend import ServerBackend, load_server_backend
+from engine.models.server.backend import ServerBackend, load_server_backend, load_server_client
 from engine.models.server.client import SLOW_TRIES, TRIES, ServerClient
+from engine.models.server.roles import critic_server, judge_server, policy_server
 from engine.run.stop import StopToken
 from engine.security.secrets import SERVER_TOKEN_VARIABLE
 from tests.support.fake_server import Answer, FakeServer, choices, fake_server
@@ -106,7 +107,13 @@ def wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path)
 
 @pytest.fixture
 def demo_backend(served: str, merged: Path) -> ServerBackend:
-    return load_server_backend(demo_config(served, str(merged)), StopToken())
+    return backend_of(demo_config(served, str(merged)))
+
+
+def backend_of(config: Any) -> ServerBackend:
+    server = policy_server(config)
+    assert server is not None
+    return load_server_backend(config, server, StopToken())
 
 
 def demo_config(url: str, model: str) -> Any:
@@ -161,7 +168,7 @@ def test_a_real_server_that_ignores_the_temperature_is_found_out(demo_backend: S
 
 
 def test_a_real_server_is_asked_for_a_model_that_it_does_not_have(served: str):
-    backend = load_server_backend(demo_config(served, "google/gemma-2b-it"), StopToken())
+    backend = backend_of(demo_config(served, "google/gemma-2b-it"))
     with pytest.raises(ConfigError, match=r"no model 'google/gemma-2b-it'.*pinned to '.*policy'"):
         backend.check(GREEDY)
 
@@ -214,11 +221,52 @@ def test_what_cannot_be_a_token_is_refused_without_showing_it(value: str):
     assert value not in str(caught.value) and TOKEN not in str(caught.value)
 
 
-@pytest.mark.parametrize("given", [{"server_url": "http://me:hunter2@host/v1"}, {"server_model": "m"}, {}])
-def test_a_server_is_an_address_and_a_model(given: dict[str, str], config: Callable[..., Any]):
-    with pytest.raises(ConfigError, match="--server-url and --server-model") as caught:
-        load_server_backend(config(**given), StopToken())
-    assert "hunter2" not in str(caught.value)
+@pytest.mark.parametrize("role", ["server", "critic", "judge"])
+def test_a_server_is_an_address_and_a_model(role: str, config: Callable[..., Any]):
+    of = {"server": policy_server, "critic": critic_server, "judge": judge_server}[role]
+    with pytest.raises(ConfigError, match=f"--{role}-url stands alone") as caught:
+        of(config(**{f"{role}_url": "http://me:hunter2@host/v1"}))
+    assert "hunter2" not in str(caught.value) and f"Give --{role}-model too" in caught.value.what_to_do
+    assert of(config()) is None
+
+
+def test_the_judge_may_share_the_policys_server_or_have_its_own(config: Callable[..., Any]):
+    shared = config(server_url="http://here/v1", server_model="policy")
+    assert judge_server(shared) == policy_server(shared)
+    wiser = judge_server(config(server_url="http://here/v1", server_model="policy", judge_model="wise"))
+    assert wiser is not None and (wiser.url, wiser.model, wiser.token_variable) == (
+        "http://here/v1", "wise", SERVER_TOKEN_VARIABLE
+    )  # fmt: skip
+    own = judge_server(config(server_url="http://here/v1", server_model="policy", judge_url="http://there/v1"))
+    assert own is not None and (own.url, own.model, own.token_variable) == (
+        "http://there/v1",
+        "policy",
+        "STAGE3_JUDGE_TOKEN",
+    )
+
+
+@pytest.mark.parametrize("role", ["critic", "judge"])
+def test_each_role_has_a_token_of_its_own_which_is_no_option_and_goes_nowhere_else(
+    role: str, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MY_KEY", TOKEN)
+    monkeypatch.setenv(SERVER_TOKEN_VARIABLE, "the-policys")
+    made = config(**{f"{role}_url": "http://localhost/v1", f"{role}_model": "m", f"{role}_api_key_env": "MY_KEY"})
+    assert TOKEN not in made.model_dump_json()
+    asked = {"critic": critic_server, "judge": judge_server}[role](made)
+    assert asked is not None
+    address = load_server_client(made, asked, StopToken()).address
+    assert address.token is not None and address.token.reveal() == TOKEN
+    assert (address.option, address.model_option) == (f"--{role}-url", f"--{role}-model")
+    elsewhere = server_address("http://localhost/v1", {"MY_KEY": TOKEN})
+    assert elsewhere.token is None
+    with pytest.raises(UnsafeError, match="MY_KEY"):
+        server_address("http://gpu-box/v1", token_variable="MY_KEY")
+
+
+@pytest.mark.parametrize("variable", ["STAGE3_CRITIC_TOKEN", "STAGE3_JUDGE_TOKEN"])
+def test_the_variables_of_the_other_tokens_are_no_options_either(variable: str):
+    assert TOKEN not in load_config(environment={variable: TOKEN}).model_dump_json()
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

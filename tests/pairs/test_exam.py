@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from engine.core import layout
-from engine.core.errors import Stopped
+from engine.core.errors import DataError, ExitCode, NetworkError, PreconditionError, Stopped
 from engine.core.events import Check, Message, Progress
 from engine.core.statistics import wilson
 from engine.demo.judge import GrammarJudge
 from engine.packaging.model_card import model_card
+from engine.pairs.data.hashes import hash_of
 from engine.pairs.judges.base import Comparison, ScorePair
 from engine.pairs.judges.exam import Exam, ExamItem, ExamResult, comparisons_of, result_of, shipped_exam, take_exam
-from engine.pairs.judges.examination import exam_key, examined_judge
+from engine.pairs.judges.examination import candidates, exam_key, examined_judge
 from engine.run.context import Context
 from engine.run.stop import StopToken
 from engine.stages import quality
@@ -235,7 +236,7 @@ def test_a_judge_that_passes_has_its_exam_in_the_report_and_on_the_screen(
     use: Callable[[Any], Any],  # noqa: F811
 ):
     use(Ruler())
-    made = with_pairs(context(judge="demo", min_pairs=5, relevance=False), rows(30))
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5), rows(30))
     events, _ = run_stage(quality.run(made))
     (exam,) = report_of(made)["exams"]
     assert exam["passed"] and exam["asked"] == exam["right"] == 20 and exam["exam"] == "a ruler's exam"
@@ -253,3 +254,227 @@ def test_the_card_tells_the_exam_of_a_judge_that_failed():
     )  # fmt: skip
     assert "scripted failed its exam (an exam)." in card and "| accuracy, 95 % interval | 0 to 0.7935 |" in card
     assert "| chose the longer answer | 1 |" in card
+
+
+# -- --judge auto ------------------------------------------------------------------------------------------------------
+
+
+SERVER = {"judge_url": "http://127.0.0.1:9/v1", "judge_model": "wise"}
+
+
+class Loader:
+    """Loads scripted judges, by kind: one that passes, one that fails, or an error."""
+
+    def __init__(self, of: dict[str, Any]) -> None:
+        self._of = of
+        self.loaded: list[str] = []
+
+    def __call__(self, context: Context, policy: Any = None) -> Any:
+        kind = context.config.judge
+        self.loaded.append(kind)
+        found = self._of[kind]
+        if isinstance(found, Exception):
+            raise found
+        judge = Scripted(found)
+        judge.name = kind
+        return judge
+
+
+@pytest.fixture
+def local(context: Callable[..., Context], tmp_path) -> Callable[..., Context]:
+    """A run that reads nothing from the Hub."""
+    (tmp_path / "here").mkdir()
+    here = {name: str(tmp_path / "here") for name in ("base_model_id", "adapter_path", "dataset", "reward_model_id")}
+    return lambda **more: context(**{**here, "min_pairs": 5, "relevance": False, **more})
+
+
+def test_auto_is_the_default_and_asks_server_reward_model_and_self_in_this_order(local: Callable[..., Context]):
+    assert local().config.judge == "auto"
+    assert candidates(local(**SERVER)) == ["server", "reward-model", "self"]
+    assert candidates(local()) == ["reward-model", "self"]
+    assert candidates(local(reward_model_id="/nowhere/at/all")) == ["self"]
+    assert candidates(local(judge="none")) == [] and candidates(local(judge="demo")) == ["demo"]
+
+
+def test_a_run_that_reads_nothing_from_the_hub_fetches_no_judge_from_there(
+    local: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    remote = "owner/wise"
+    assert candidates(local(reward_model_id=remote)) == ["self"]
+    assert candidates(local(reward_model_id=remote, dataset="owner/data")) == ["reward-model", "self"]
+    snapshot = tmp_path / "cache" / "models--owner--wise" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "cache" / "models--owner--wise" / "refs").mkdir()
+    (tmp_path / "cache" / "models--owner--wise" / "refs" / "main").write_text("a" * 40)
+    assert candidates(local(reward_model_id=remote)) == ["reward-model", "self"]
+
+
+def test_the_first_that_passes_judges(local: Callable[..., Context]):
+    load = Loader({"server": likes_length, "reward-model": knows, "self": knows})
+    _, found = run_stage(examined_judge(local(**SERVER), load))
+    assert load.loaded == ["server", "reward-model"] and found.context.config.judge == "reward-model"
+    assert [exam.passed for exam in found.exams] == [False, True] and found.why_none == ""
+
+
+def test_a_candidate_that_cannot_be_asked_is_passed_over_and_named(local: Callable[..., Context]):
+    load = Loader({"reward-model": PreconditionError("The reward model is no model."), "self": likes_length})
+    events, found = run_stage(examined_judge(local(), load))
+    assert found.believed is None and found.context.config.judge == "none"
+    assert "The reward model is no model." in found.why_none and "self failed its exam" in found.why_none
+    assert any("cannot be asked" in event.text for event in events if isinstance(event, Message))
+
+
+def test_a_server_that_is_down_is_an_error_and_no_reason_to_ask_somebody_else(local: Callable[..., Context]):
+    load = Loader({"server": NetworkError("The server is gone."), "self": knows})
+    with pytest.raises(NetworkError, match="is gone"):
+        run_stage(examined_judge(local(**SERVER), load))
+
+
+# -- no judge that can judge -------------------------------------------------------------------------------------------
+
+
+def decide(context: Context, action: str, ids: Sequence[str]) -> None:
+    with (context.run / layout.EDITS_JSONL).open("a") as file:
+        for pair_id in ids:
+            file.write(json.dumps({"id": pair_id, "action": action, "time": 1}) + "\n")
+
+
+def refused(context: Context) -> DataError:
+    with pytest.raises(DataError) as caught:
+        run_stage(quality.run(context))
+    return caught.value
+
+
+def sample_of(context: Context) -> list[str]:
+    tally, usable = quality.judge_run(context.run)
+    orders = tally.sample.orders
+    return sorted(
+        (pair.id for pair in usable if hash_of(pair.id) in orders), key=lambda each: orders.index(hash_of(each))
+    )
+
+
+@pytest.mark.parametrize("judge", ["none", "server"])
+def test_without_a_judge_that_can_judge_the_run_needs_a_person_and_says_how(
+    judge: str,
+    server: Callable[..., Context],
+    use: Callable[[Any], Any],  # noqa: F811
+):
+    use(Scripted(likes_length))
+    made = with_pairs(server(judge=judge), rows(60))
+    error = refused(made)
+    assert error.exit_code == ExitCode.DATA
+    assert "better by people is 0 of the 30 pairs of the sample are decided (at least 50.0%)" in error.what
+    assert "--accept-quality" in error.what_to_do and "wizard" in error.what_to_do
+    gate = report_of(made)["gate"]
+    assert gate["failed"] == ["better_by_people"] and not gate["open"]
+    run_stage(quality.run(with_pairs(server(judge=judge, accept_quality="I looked."), rows(60))))
+
+
+@pytest.mark.parametrize(("better", "opens"), [(20, False), (21, True)])
+def test_what_people_say_of_the_sample_is_the_gates_figure(better: int, opens: bool, server: Callable[..., Context]):
+    made = with_pairs(server(judge="none"), rows(60))
+    sample = sample_of(made)
+    assert len(sample) == 30
+    decide(made, "accept", sample[:better])
+    decide(made, "reject", sample[better:29])
+    assert "29 of the 30 pairs" in refused(made).what  # all of it, so that nobody stops where it looks good
+    decide(made, "flip", sample[29:])
+    if opens:
+        run_stage(quality.run(made))
+    else:
+        refused(made)
+    figure = next(each for each in report_of(made)["gate"]["figures"] if each["name"] == "better_by_people")
+    assert figure["value"] == pytest.approx(wilson(better, 30)[0]) and figure["passes"] is opens
+    assert f"{better} of 30 in the sample, 95 % interval" in figure["note"]
+    assert sample_of(with_pairs(server(judge="none"), rows(60))) != []
+
+
+def test_decisions_outside_of_the_sample_do_not_count_for_it(server: Callable[..., Context]):
+    made = with_pairs(server(judge="none"), rows(60))
+    decide(made, "accept", [row["id"] for row in rows(60) if row["id"] not in sample_of(made)])
+    assert "0 of the 30 pairs" in refused(made).what
+
+
+def test_without_a_judge_copies_and_talk_refuse_where_they_only_warned(server: Callable[..., Context]):
+    records = rows(60)
+    for row in records[:6]:
+        row["revised_response"] = row["base_response"]
+    made = with_pairs(server(judge="none"), records)
+    assert "identical share is 10.0%" in refused(made).what
+
+
+def test_with_a_judge_that_is_believed_nobody_is_asked(
+    context: Callable[..., Context],
+    use: Callable[[Any], Any],  # noqa: F811
+):
+    use(Ruler())
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5), rows(60))
+    run_stage(quality.run(made))
+    assert "better_by_people" not in report_of(made)["figures"]
+
+
+# -- --min-gain --------------------------------------------------------------------------------------------------------
+
+
+class Choosy(Ruler):
+    """Finds every fifth revision worse, and every fifth equal."""
+
+    def given(self, case: Comparison) -> ScorePair:
+        return {0: ScorePair(0.75, 0.25), 1: ScorePair(0.5, 0.5)}.get(int(case.id[2:]) % 5, ScorePair(0.25, 0.625))
+
+
+def rows_of(context: Context) -> int:
+    texts = [(context.run / name).read_text() for name in (layout.TRAIN_JSONL, layout.EVAL_JSONL)]
+    return sum(len(text.splitlines()) for text in texts)
+
+
+def test_what_the_judge_finds_worse_or_equal_is_left_out_counted_and_shown(
+    context: Callable[..., Context],
+    use: Callable[[Any], Any],  # noqa: F811
+):
+    use(Choosy())
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5), rows(60))
+    events, _ = run_stage(quality.run(made))
+    report = report_of(made)
+    assert rows_of(made) == report["figures"]["training_pairs"] == 36
+    assert report["left_out"] == {"not better": 24} and report["figures"]["usable"] == 60
+    assert report["figures"]["improved_share"] == pytest.approx(0.6)  # of what was made
+    assert len(report["examples"]["not better"]) == 5 and report["examples"]["not better"][0]["gain"] == -0.5
+    checks = {event.name: event.detail for event in events if isinstance(event, Check)}
+    assert checks["left out: not better"] == "24"
+
+
+@pytest.mark.parametrize(("least", "trains"), [(-1.0, 60), (-0.5, 48), (0.0, 36), (0.25, 36)])
+def test_min_gain_says_what_is_better_enough(
+    least: float,
+    trains: int,
+    context: Callable[..., Context],
+    use: Callable[[Any], Any],  # noqa: F811
+):
+    use(Choosy())
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5, min_gain=least), rows(60))
+    run_stage(quality.run(made))
+    assert rows_of(made) == trains
+
+
+def test_a_person_is_heard_over_the_judge(
+    context: Callable[..., Context],
+    use: Callable[[Any], Any],  # noqa: F811
+):
+    use(Choosy())
+    made = with_pairs(context(judge="demo", relevance=False, min_pairs=5, min_improved_share=0.5), rows(60))
+    decide(made, "accept", ["id0"])
+    decide(made, "flip", ["id2"])  # the judge finds the draft worse, the person does not
+    run_stage(quality.run(made))
+    assert report_of(made)["left_out"] == {"not better": 23} and rows_of(made) == 37
+
+
+def test_the_files_own_scores_leave_nothing_out_for_nobody_examined_who_gave_them(server: Callable[..., Context]):
+    records = rows(60)
+    for row in records:
+        row["base_score"], row["revised_score"] = 0.5, 0.5 if row["id"].endswith("0") else 0.75
+    made = with_pairs(server(judge="none", accept_quality="a test"), records)
+    run_stage(quality.run(made))
+    assert rows_of(made) == 60

@@ -115,13 +115,13 @@ def test_improved_follows_a_persons_flip_but_not_what_the_file_chose_by_the_same
 def test_a_tie_is_no_improvement_and_is_counted_apart(config):
     tied = [pair(i, revised_score=0.25) for i in range(3)]
     tally = decided([*tied, pair(9)], {"id0": FLIPPED})
-    assert (tally.training_tied, tally.training_improved, tally.training_scored) == (3, 1, 4)
+    assert (tally.tied, tally.improved, tally.scored) == (3, 1, 4)
     assert report(tally, config())["tied"] == 3
     assert value(tally, config, "improved_share") == 0.25
 
 
 def test_an_edited_revision_is_not_scored_by_its_old_score():
-    assert decided([pair(1), pair(2)], {"id1": Decision(revised_response="Tape it.")}).training_scored == 1
+    assert decided([pair(1), pair(2)], {"id1": Decision(revised_response="Tape it.")}).scored == 1
 
 
 def test_how_the_pairs_were_made_is_counted_before_people_mended_them(config):

@@ -590,7 +590,8 @@ def test_tokens_that_say_the_same_letter_count_together():
 def test_without_a_judge_there_is_none_and_each_has_the_name_that_the_scores_carry(
     make: Callable[..., Context], reward_model: Path
 ):
-    assert load_judge(make()) is None and judge_name(make().config) is None
+    none = make(judge="none")
+    assert load_judge(none) is None and judge_name(none.config) is None
     server = {"server_url": "http://127.0.0.1:9/v1", "server_model": "wise"}
     for options in ({"judge": "self"}, {"judge": "demo"}, {"judge": "server", **server},
                     {"judge": "reward-model", "reward_model_id": str(reward_model)}):  # fmt: skip

@@ -30,7 +30,9 @@ def review_of(*pairs: Pair) -> Review:
 
 def counted(counts: Counts) -> dict:
     """All counts, the memory of prompts as what it says."""
-    kept = {name: value for name, value in vars(counts).items() if name not in ("prompts", "examples", "_texts")}
+    kept = {
+        name: value for name, value in vars(counts).items() if name not in ("prompts", "examples", "_texts", "min_gain")
+    }
     return {**kept, "sharing": counts.training_sharing}
 
 

@@ -355,7 +355,7 @@ def test_a_judge_that_can_score_nothing_is_an_error(context: Callable[..., Conte
 
 def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(context: Callable[..., Context]):
     records = rows(30)
-    made = with_pairs(context(judge="none", min_pairs=5, relevance=False), records)
+    made = with_pairs(context(judge="none", min_pairs=5, relevance=False, accept_quality="a test"), records)
     events, _ = run_stage(quality.run(made))
     assert report_of(made)["figures"]["improved_share"] is None and report_of(made)["judge"] is None
     assert any("Nothing scored these pairs" in event.text for event in events if isinstance(event, Message))
@@ -369,7 +369,7 @@ def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(
 
 
 def test_a_damaged_line_needs_a_decision_and_a_torn_one_was_never_acknowledged(context: Callable[..., Context]):
-    made = with_pairs(context(judge="none", min_pairs=5, relevance=False), rows(30))
+    made = with_pairs(context(judge="none", min_pairs=5, relevance=False, accept_quality="a test"), rows(30))
     pairs, edits = made.run / layout.PAIRS_JSONL, made.run / layout.EDITS_JSONL
     with pairs.open("a") as file:
         file.write('{"id": "id30", "prompt": "torn')

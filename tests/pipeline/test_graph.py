@@ -67,6 +67,12 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "pilot_prompts":              (3,                PREFLIGHT),
     "server_url":                 ("http://h/v1",    "preflight pairs"),
     "server_model":               ("m",              PREFLIGHT),
+    "critic_url":                 ("http://h/v1",    "preflight pairs"),
+    "critic_model":               ("m",              PREFLIGHT),
+    "critic_api_key_env":         ("OTHER_TOKEN",    NOTHING),
+    "judge_url":                  ("http://h/v1",    NOTHING),
+    "judge_model":                ("m",              NOTHING),
+    "judge_api_key_env":          ("OTHER_TOKEN",    NOTHING),
     "server_concurrency":         (3,                NOTHING),
     "server_timeout":             (9.0,              NOTHING),
     "judge":                      ("demo",           "credentials quality training (evaluation)"),
@@ -78,6 +84,8 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "max_longer_share":           (0.8,              GATE),
     "max_shared_prompt_share":    (0.1,              GATE),
     "min_improved_share":         (0.5,              GATE),
+    "min_gain":                   (0.1,              GATE),
+    "min_sample_share":           (0.6,              GATE),
     "warn_identical_share":       (0.1,              GATE),
     "warn_meta_share":            (0.1,              GATE),
     "warn_principle_share":       (0.4,              GATE),
@@ -116,7 +124,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
 
 MAKES_OTHER_RECORDS = {
     "seed", "dtype", "base_model_id", "constitution", "max_new_tokens", "temperature", "top_p", "max_attempts", "rounds",
-    "few_shot", "server_url", "method", "chat_template",
+    "few_shot", "server_url", "method", "chat_template", "critic_url",
 }  # fmt: skip
 """Whatever else is changed, each record that there is for a prompt stays as it is; a base model and a number format count by
 what stages adapter and preflight recorded of them."""

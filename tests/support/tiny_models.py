@@ -141,6 +141,7 @@ def build_context(folder: Path, base: Path, adapter: Path, **options: object) ->
         "cpu_ref_model": False,
         "seed": 42,
         "eval_prompts": 4,
+        "judge": "none",
         "max_new_tokens": 6,
     }
     config = Stage3Config(**{**defaults, **options})

@@ -72,7 +72,7 @@ async def test_choices_and_switches_are_gone_through_with_arrows_and_enter(runne
     async with app.run_test(size=(100, 40)) as pilot:
         await editor_of(pilot, app, "quality", "judge")
         await pilot.press("right")
-        await until(pilot, lambda: runner.config.judge == "self")
+        await until(pilot, lambda: runner.config.judge == "none")
         await pilot.press("left", "left")
         await until(pilot, lambda: runner.config.judge == "demo")
         await editor_of(pilot, app, "training", "load_in_4bit")

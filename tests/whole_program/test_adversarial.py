@@ -39,7 +39,9 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
     """A run over the tiny models with training and held-out pairs in place."""
 
     def build(**options: Any) -> Context:
-        context = build_context(tmp_path / "run", *stage2, **{"eval_harmless_prompts": 2, **options})
+        context = build_context(
+            tmp_path / "run", *stage2, **{"eval_harmless_prompts": 2, "relevance": False, **options}
+        )
         write_rows(context.run / layout.TRAIN_JSONL, pairs(16))
         write_rows(context.run / layout.EVAL_JSONL, pairs(20)[16:])
         return context
@@ -108,10 +110,11 @@ def test_a_set_of_one_pair_is_refused_by_the_gate_and_beyond_it(make: Make, monk
 
 def test_swapped_labels_are_refused_by_the_gate_where_something_scored(make: Make, monkeypatch: pytest.MonkeyPatch):
     scored = [good_pairs.row(i, base_score=0.25, revised_score=0.75) for i in range(30)]
-    context = with_pairs(make(min_pairs=10, min_eval_pairs=4), scored)
+    context = with_pairs(make(min_pairs=10, min_eval_pairs=4, accept_quality="nobody judges here"), scored)
     assert ended(context, monkeypatch, "quality")[0] == ExitCode.DONE
     for row in scored:
         write_edit(context.run / layout.EDITS_JSONL, row["id"], "flip")
+    context = with_pairs(make(min_pairs=10, min_eval_pairs=4), scored)
     code, told = ended(context, monkeypatch, "quality", "training")
     assert code == 9 and "improved share is 0.0% (at least 60.0%)" in told
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.7
 TYPING_SECONDS = 0.08
 """Seconds to wait for the next letter before filtering."""
+SAMPLE_FILTER = "verdict:sample"
 SLOW_LIST = 20_000
 """From this many rows, a list that depends on verdicts is sorted once at the end, not with each batch."""
 FREE_STAGES = ("workspace", "toolchain", "credentials", "dependencies", "adapter", "preflight", "pairs")
@@ -57,7 +58,7 @@ class PairBrowser(Vertical):
     def __init__(self, source: RunSource, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._source = source
-        self.store = PairStore(source.run)
+        self.store = PairStore(source.run, source.config.min_gain)
         self._before: dict[str, float | None] = {}
         """The gate's figures before the first decision made here."""
         self._typing: Timer | None = None
@@ -166,6 +167,18 @@ class PairBrowser(Vertical):
         self._filter()
         event.input.display = bool(event.value)
         self.pairs.focus()
+
+    def action_sample(self) -> None:
+        """Show the sample alone."""
+        if self.store.unjudged:
+            self._say("The sample is drawn from the usable pairs, and not all are looked at yet.")
+            return
+        self.store.mark_sample()
+        field = self.query_one("#pair-filter", Input)
+        field.display, field.value = True, SAMPLE_FILTER
+        self._filter()
+        self.pairs.focus()
+        self._say(f"{self.pairs.shown} pairs to decide about: y where the revision is better, else x or w.")
 
     def action_sort(self, by: int) -> None:
         self._sort(self.pairs.order.next(by))
@@ -366,7 +379,7 @@ class PairBrowser(Vertical):
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     def _figures(self) -> list[Figure]:
-        return figures(self.store.review.counts, self._config)
+        return figures(self.store.review.counts, self._config, judged=not self.store.asks_people)
 
     def _draw_strips(self) -> None:
         pairs, store, config = self.pairs, self.store, self._config

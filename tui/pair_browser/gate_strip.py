@@ -17,6 +17,7 @@ SHORT = {
     "shared_prompt_share": "shared",
     "relevant_share": "relevant",
     "improved_share": "improved",
+    "better_by_people": "by people",
     "identical_share": "identical",
     "meta_share": "meta",
     "principle_share": "one principle",
@@ -57,7 +58,10 @@ def _chip(figure: Figure, before: Mapping[str, float | None], with_threshold: bo
     return Content.assemble(
         (f"{mark.glyph} ", f"bold {mark.style}"),
         (f"{SHORT.get(figure.name, figure.name.replace('_', ' '))} ", "$muted"),
-        (number(figure.value), "bold" if figure.passes is not False else f"bold {mark.style}"),
+        (
+            number(figure.value, "not decided" if figure.needed else "not scored"),
+            "bold" if figure.passes is not False else f"bold {mark.style}",
+        ),
         (_moved(figure, before), "$accent"),
         (f" {sign} {number(figure.threshold)}" if with_threshold else "", "$muted"),
         "   ",
@@ -74,9 +78,9 @@ def _moved(figure: Figure, before: Mapping[str, float | None]) -> str:
     return f" ({100 * moved:+.1f})" if abs(moved) >= 0.0005 else f" ({'+' if moved > 0 else '-'})"
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, nothing: str = "not scored") -> str:
     if value is None:
-        return "not scored"
+        return nothing
     return f"{100 * value:.1f} %" if isinstance(value, float) else f"{value:,}"
 
 

@@ -37,6 +37,7 @@ _VERDICTS: dict[str, Predicate] = {
     "rejected": lambda row: row.word == "rejected",
     "swapped": lambda row: row.decision is not None and row.decision.flipped,
     "edited": lambda row: row.decision is not None and row.decision.edited,
+    "sample": lambda row: row.sampled,
 }
 _NUMBER_TERM = re.compile(rf"({'|'.join(_NUMBERS)})(>=|<=|>|<|=)(.*)", re.IGNORECASE)
 _WORD_TERM = re.compile(r"(reason|verdict|principle|note):(.*)", re.IGNORECASE)

@@ -45,6 +45,8 @@ class PairRow:
     judged: bool = False
     """The detectors have looked."""
     decision: Decision | None = None
+    sampled: bool = False
+    """One of those that people decide about where no judge can judge."""
     scored_by_file: bool = False
     """The scores stand in the record itself."""
 

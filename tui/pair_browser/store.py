@@ -6,6 +6,7 @@ all of it makes. It is read while the file grows, and judged in pieces, so that 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,6 +14,7 @@ from typing import Any
 
 from engine.core import layout
 from engine.pairs.assessment.assess import Assessment, assess_pair
+from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
 from engine.pairs.assessment.review import Review
 from engine.pairs.data.edits import Action, Decision, Edits, apply_decision, read_edits, write_edit
 from engine.pairs.data.record import Pair
@@ -42,6 +44,7 @@ class StoreUpdate:
     """Who gave the newest of `scores`."""
     edits: Edits | None = None
     measured: list[MeasuredReply] = field(default_factory=list)
+    asks_people: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.begun_anew or self.scores or self.measured or self.edits is not None)
@@ -61,11 +64,24 @@ class Judged:
     why: str = ""
 
 
+def asks_people(run: Run) -> bool:
+    """Whether stage quality's report asks people to decide about a sample."""
+    try:
+        report = json.loads((run / layout.PAIRS_REPORT).read_bytes())
+        return any(figure["name"] == BETTER_BY_PEOPLE for figure in report["gate"]["figures"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # no report yet, or none of this version
+
+
 class PairStore:
     """All pairs of one run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, min_gain: float | None = None) -> None:
+        """min_gain   `--min-gain`: it holds for scores of `scores.jsonl`, which only a judge that passed its exam writes"""
         self.run = run
+        self.asks_people = False
+        """Stage quality found no judge that can judge, and asks people to decide about a sample."""
+        self._min_gain = min_gain
         self.rows: list[PairRow] = []
         self.review = Review()
         self._tail = JsonlTail(run / layout.PAIRS_JSONL)
@@ -106,6 +122,7 @@ class PairStore:
             judge,
             self._new_edits(),
             [reply for reply in replies if reply is not None],
+            asks_people(self.run),
         )
 
     def _new_edits(self) -> Edits | None:
@@ -122,6 +139,7 @@ class PairStore:
 
     def take(self, news: StoreUpdate) -> None:
         """Put in what `read` gave."""
+        self.asks_people = news.asks_people
         if news.begun_anew:
             self._forget()
         first = len(self.rows)
@@ -174,7 +192,7 @@ class PairStore:
         found = self.review.finding(row.line.number)
         if found is not None:
             gain = -row.gain if row.gain is not None and found.flipped else row.gain
-            self._put(index, replace(found, gain=gain))
+            self._put(index, replace(found, gain=gain, min_gain=self._min_gain))
 
     # -- judging: in a thread -----------------------------------------------------------------------------------------
 
@@ -211,7 +229,8 @@ class PairStore:
         if judge is not None:
             given = known.get(key, _NO_SCORES)
             pair = replace(pair, base_score=given.first, revised_score=given.second)
-        return Judged(index, decision, assess_pair(pair, decision, made=made), key, pair)
+        least = None if judge is None else self._min_gain
+        return Judged(index, decision, assess_pair(pair, decision, made=made, min_gain=least), key, pair)
 
     def take_findings(self, judged: Iterable[Judged]) -> None:
         """Put in what `judge` found; what was decided otherwise meanwhile is looked at again."""
@@ -303,6 +322,12 @@ class PairStore:
             return None
         self.decide(index, "undo")
         return index
+
+    def mark_sample(self) -> None:
+        """Mark the rows of the sample, of what is judged so far."""
+        lines = self.review.in_sample()
+        for row in self.rows:
+            row.sampled = row.line.number in lines
 
     def reasons(self) -> Iterator[tuple[str, int]]:
         """Why rows are out, the commonest first."""

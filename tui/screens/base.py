@@ -49,7 +49,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
         "per_device_train_batch_size",
     ),
     "pairs": ("Pairs", "Server"),
-    "quality": ("Quality", "server_url", "server_model"),
+    "quality": ("Quality", "server_url", "server_model", "judge_url", "judge_model", "judge_api_key_env"),
     "training": ("Training",),
     "packaging": ("output_dir", "Packaging"),
 }

@@ -10,6 +10,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from engine.core import layout
+from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
 from engine.run.state import RunState, StageState
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY
@@ -51,7 +52,7 @@ class QualityView(StageView):
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.GATE:
-            lines = [line for line in (gate_line(stage), self._decided_since(stage)) if line]
+            lines = [line for line in (gate_line(stage), ask_people_line(stage), self._decided_since(stage)) if line]
             told = tuple(line.plain for line in lines)
             self.paper("extra").put(told, (lambda width: [EMPTY, *lines]) if lines else None)
 
@@ -96,3 +97,13 @@ def gate_line(stage: StageState) -> Content:
         told = "✓ You opened the gate." if opened_by_a_person else "✓ The gate is open."
         return Content.styled(told, "bold $check-warning" if opened_by_a_person else "bold $stage-done")
     return EMPTY
+
+
+def ask_people_line(stage: StageState) -> Content:
+    """How to decide about the sample, where the stage asks for it."""
+    title = BETTER_BY_PEOPLE.replace("_", " ")
+    if not any(check.name == title and check.status == "failed" for check in stage.checks):
+        return EMPTY
+    return Content.styled(
+        "No judge can judge: b shows the pairs, S the sample to decide about; then r.", "$check-warning"
+    )

@@ -80,7 +80,8 @@ def _preflight(config: Stage3Config) -> tuple[str, ...]:
 
 
 def _critique_revision(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
-    return "drafts an answer, critiques it in the light of a principle, and revises it.", (
+    critic = f"{config.critic_model} on {config.critic_url} " if config.critic_url else ""
+    return f"drafts an answer, {critic}critiques it in the light of a principle, and revises it.", (
         f"An unusable revision is tried again, up to {plural(config.max_attempts, 'attempt')} in all.",
     )
 
@@ -120,9 +121,10 @@ def _pairs(config: Stage3Config) -> tuple[str, ...]:
 
 
 def _quality(config: Stage3Config) -> tuple[str, ...]:
-    judge = (
-        "Nobody scores them (the option judge)." if config.judge == "none" else f"The judge {config.judge} scores them."
-    )
+    judge = {
+        "none": "Nobody scores them (the option judge).",
+        "auto": "A judge that passes its exam scores them: a server, the reward model or the policy itself.",
+    }.get(config.judge, f"The judge {config.judge} scores them, where it passes its exam.")
     return (
         f"Checks every pair for reasons against it. {judge}",
         f"Refuses training if less than {config.min_usable_share:.0%} is usable, or fewer than {config.min_pairs:,} pairs "

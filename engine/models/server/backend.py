@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
-from engine.core.errors import ConfigError, ExitCode, Stage3Error
+from engine.core.errors import ExitCode, Stage3Error
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, prompt_length
 from engine.models.server import errors
 from engine.models.server.address import server_address
 from engine.models.server.client import SWITCHES, Answer, Question, ServerClient
+from engine.models.server.roles import ServerRole
 from engine.models.templates.behaviour import behaviour_of
 from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.models.templates.thoughts import without_thought
@@ -45,7 +46,9 @@ _CUT_OFF = {"length", "max_tokens"}
 class ServerBackend:
     """Answers conversations by asking a server. `tokens` counts what it generated."""
 
-    def __init__(self, client: ServerClient, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, client: ServerClient, tokenizer: PreTrainedTokenizerBase, *, is_the_policy: bool = True) -> None:
+        """is_the_policy   whether the model there should read as the base model here does; a critic is another model"""
+        self._is_the_policy = is_the_policy
         self.client = client
         self.tokenizer = tokenizer
         self.tokens = 0
@@ -110,7 +113,7 @@ class ServerBackend:
             names = ", ".join(visible_line(name, 120) for name in list(listed)[:8])
             notes.append(f"The server answers for {self.client.model!r}, which it does not list; it lists {names}.")
         here = self.length(PROBE)
-        if answer.prompt_tokens is not None and answer.prompt_tokens != here:
+        if self._is_the_policy and answer.prompt_tokens is not None and answer.prompt_tokens != here:
             notes.append(
                 f"The server reads a question of {here} tokens as {answer.prompt_tokens}: it has another chat template, or "
                 f"another model, than {self.tokenizer.name_or_path}."
@@ -181,29 +184,25 @@ class ServerBackend:
         return Reply(text, finished=answer.finish_reason in _FINISHED, tokens=tokens)
 
 
-def load_server_client(config: Stage3Config, stop: StopToken) -> ServerClient:
-    """A client of `--server-url`, which nothing was asked yet. Raises ConfigError, AccessError, UnsafeError."""
-    if not config.server_url or not config.server_model:
-        given = [name for name in ("server_url", "server_model") if getattr(config, name)]
-        raise ConfigError(
-            f"--{given[0].replace('_', '-')} stands alone." if given else "No server is given.",
-            "A server is asked by its address and the model's name on it.",
-            "Give both --server-url and --server-model.",
-        )
+def load_server_client(config: Stage3Config, role: ServerRole, stop: StopToken) -> ServerClient:
+    """A client of the server, which nothing was asked yet. Raises ConfigError, AccessError, UnsafeError."""
     return ServerClient(
-        server_address(config.server_url),
-        config.server_model,
+        server_address(role.url, token_variable=role.token_variable, option=role.url_option),
+        role.model,
         stop,
         concurrency=config.server_concurrency,
         timeout_seconds=config.server_timeout,
     )
 
 
-def load_server_backend(config: Stage3Config, stop: StopToken, token: str | None = None) -> ServerBackend:
-    """The server of `--server-url` as a backend. Nothing is asked of it yet: `check` does.
+def load_server_backend(
+    config: Stage3Config, role: ServerRole, stop: StopToken, token: str | None = None
+) -> ServerBackend:
+    """A server as a backend. Nothing is asked of it yet: `check` does.
 
     token   the Hub's, for the base model's tokenizer; the server's own is read from the environment
     """
     from engine.models.loading import load_tokenizer
 
-    return ServerBackend(load_server_client(config, stop), load_tokenizer(config, token))
+    tokenizer = load_tokenizer(config, token)
+    return ServerBackend(load_server_client(config, role, stop), tokenizer, is_the_policy=role.role == "server")

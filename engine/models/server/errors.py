@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from engine.core.errors import AccessError, ConfigError, DataError, NetworkError, Stage3Error
 from engine.models.server.address import ServerAddress
 from engine.security.sanitize import visible_line
-from engine.security.secrets import SERVER_TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -55,7 +54,7 @@ def unreachable(address: ServerAddress, error: Exception) -> NetworkError:
     return NetworkError(
         f"The server at {address} cannot be reached.",
         f"{why.rstrip('.')}.{hint}",
-        f"Check that it runs, and --server-url. {_SAME_AGAIN}",
+        f"Check that it runs, and {address.option}. {_SAME_AGAIN}",
     )
 
 
@@ -85,7 +84,7 @@ def no_answer(response: Response, address: ServerAddress) -> NetworkError:
     return NetworkError(
         f"The server at {address} gives no answer in OpenAI's format.",
         f"It sent ({response.status_code}): {quoted_message(response, address)[:200] or 'nothing'}",
-        "Check --server-url: with most servers it ends in /v1; a proxy or a login page may be in between.",
+        f"Check {address.option}: with most servers it ends in /v1; a proxy or a login page may be in between.",
     )
 
 
@@ -93,24 +92,24 @@ def of_status(response: Response, address: ServerAddress, model: str) -> Stage3E
     """The error of an answer that no other try would change."""
     status, words = response.status_code, quoted_message(response, address)
     if status in (401, 403):
-        have = f"The token in {SERVER_TOKEN_VARIABLE}" if address.token else "No token"
+        have = f"The token in {address.token_variable}" if address.token else "No token"
         return AccessError(
             f"The server at {address} lets nobody in so ({status}).",
             f"{have} was sent. {'It says: ' + words if words else ''}".strip(),
-            f"Put the server's token into the variable {SERVER_TOKEN_VARIABLE}; never on the command line.",
+            f"Put the server's token into the variable {address.token_variable}; never on the command line.",
         )
     if 300 <= status < 400:
         target = visible_line(response.headers.get("Location", "somewhere else"), 200)
         return ConfigError(
             f"The server at {address} sends on to {target} ({status}).",
             "Redirects are not followed: the token would go where nobody sent it.",
-            "Give the right address with --server-url.",
+            f"Give the right address with {address.option}.",
         )
     if status == 404:
         return ConfigError(
             f"The server at {address} does not know the address or the model {visible_line(model, 200)!r} (404).",
             words or "It gave no reason.",
-            "Check --server-url (with most servers it ends in /v1) and --server-model.",
+            f"Check {address.option} (with most servers it ends in /v1) and {address.model_option}.",
         )
     return NetworkError(
         f"The server at {address} answers {status}.", words or "It gave no reason.", "Look into its log."
@@ -132,7 +131,7 @@ def unknown_model(address: ServerAddress, model: str, listed: Sequence[str], wor
     return ConfigError(
         f"The server at {address} has no model {visible_line(model, 200)!r}.",
         f"It says: {words or 'nothing'} It lists: {names or 'none'}.",
-        f"The nearest is --server-model {visible_line(near[0], 120)}."
+        f"The nearest is {address.model_option} {visible_line(near[0], 120)}."
         if near
-        else "Give the name that the server was started with, by --server-model.",
+        else f"Give the name that the server was started with, by {address.model_option}.",
     )

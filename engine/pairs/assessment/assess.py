@@ -14,6 +14,9 @@ from engine.pairs.data.record import EMPTY_DRAFT, OK, Pair
 REJECTED = "rejected"
 """By a person; the reason of a pair that the detectors would have let pass."""
 
+NOT_BETTER = "not better"
+"""Usable, but a judge that is believed finds it worse than the draft, or equal; no person decided about it."""
+
 _JUDGED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
 
 
@@ -53,26 +56,52 @@ class Assessment:
     """By a person; None where the detectors decide."""
     flipped: bool = False
     edited: bool = False
+    order: int = 0
+    """Hash of its id: by it the sample is drawn that people decide about."""
+
+    min_gain: float | None = None
+    """`--min-gain`, where the gain is that of a judge that is believed."""
+
+    @property
+    def by_people(self) -> bool | None:
+        """What a person says of the revision as it was made: better, or not; None where none decided."""
+        if self.flipped or self.edited:
+            return False
+        return self.accepted
 
     def reasons(self, *, repeats: bool) -> tuple[str, ...]:
         """Why the pair is out, as the detectors see it. `repeats`: an earlier usable pair says the same."""
         return (detectors.DUPLICATE_PROMPT,) if repeats and not self.as_left else self.as_left
 
     def usable(self, *, repeats: bool) -> bool:
-        """Whether the pair trains: a person decides where one did, but nobody makes a preference of one text."""
+        """Whether the pair may train, whatever a judge says. A person decides where one did, but nobody makes a preference of
+        one text."""
         wanted = not self.reasons(repeats=repeats) if self.accepted is None else self.accepted
         return wanted and self.has_two_texts
 
+    @property
+    def not_better(self) -> bool:
+        """Whether the gain is too small to train on; where a person decided, that holds."""
+        if self.min_gain is None or self.gain is None or self.by_people is not None:
+            return False
+        return self.gain <= self.min_gain
+
     def verdict(self, line: int, pair_id: str, *, repeats: bool) -> PairVerdict:
+        """Whether the pair trains, and why not."""
         found, usable = self.reasons(repeats=repeats), self.usable(repeats=repeats)
+        if usable and self.not_better:
+            return PairVerdict(line, pair_id, False, (NOT_BETTER,))
         return PairVerdict(line, pair_id, usable, found if usable else found or (REJECTED,))
 
 
-def assess_pair(pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> Assessment:
+def assess_pair(
+    pair: Pair, decision: Decision | None = None, *, made: Pair | None = None, min_gain: float | None = None
+) -> Assessment:
     """Judge one pair.
 
     pair   as it would train: with people's decision applied
     made   as it was made, where that is another
+    min_gain   where its scores are those of a judge that is believed: it trains only where the gain is larger
     """
     made = pair if made is None else made
     as_made = reasons_of(made)
@@ -95,6 +124,8 @@ def assess_pair(pair: Pair, decision: Decision | None = None, *, made: Pair | No
         accepted=None if decision is None else decision.accepted,
         flipped=decision is not None and decision.flipped,
         edited=decision is not None and decision.edited,
+        order=hash_of(pair.id),
+        min_gain=min_gain,
     )
 
 

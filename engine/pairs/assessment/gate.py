@@ -18,6 +18,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import DataError
 from engine.pairs import detectors
 from engine.pairs.assessment.assess import Assessment, PairVerdict, assess_pair
+from engine.pairs.assessment.sample import Sample
 from engine.pairs.data.edits import Decision
 from engine.pairs.data.hashes import hash_of
 from engine.pairs.data.record import Pair
@@ -30,8 +31,10 @@ NAMES_KEPT = 500
 """Reasons, and principles, that are counted by name; a file of a stranger may have a new one in each line."""
 OTHERS = "(others)"
 
+BETTER_BY_PEOPLE = "better_by_people"
+"""The figure that stands in for a judge where none can judge."""
 NOT_IMPROVED = "not improved"
-"""The examples of pairs that train although the judge finds them no better than their draft."""
+"""The examples of pairs that train although a score finds them no better than their draft: the file's own, or a person's wish."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,15 @@ class Figure:
     """Whether the gate stays shut when it fails; else it is a warning."""
     mend: str
     """What would make it pass."""
+    note: str = ""
+    """What the value is made of, where the name does not tell."""
+    needed: bool = False
+    """Not measured is not passed."""
 
     @property
     def passes(self) -> bool | None:
         if self.value is None:
-            return None
+            return False if self.needed else None
         return self.value >= self.threshold if self.bound == "at least" else self.value <= self.threshold
 
     @property
@@ -60,11 +67,11 @@ class Figure:
     @property
     def sentence(self) -> str:
         if self.value is None:
-            return f"not measured ({self.bound} {_number(self.threshold)})"
+            return f"{self.note or 'not measured'} ({self.bound} {_number(self.threshold)})"
         value, threshold = _number(self.value), _number(self.threshold)
         if value == threshold and self.passes is False:  # missed by a hair
             value = f"{self.value:.4%}"
-        return f"{value} ({self.bound} {threshold})"
+        return f"{value} ({self.bound} {threshold}){f': {self.note}' if self.note else ''}"
 
 
 class Prompts(Protocol):
@@ -118,9 +125,10 @@ class Counts:
     relevant: int = 0
     training: int = 0
     training_longer: int = 0
-    training_scored: int = 0
-    training_improved: int = 0
-    training_tied: int = 0
+    scored: int = 0
+    """Of the usable pairs, as the next two: what trains of them is another question."""
+    improved: int = 0
+    tied: int = 0
     rejected_by_people: int = 0
     accepted_by_people: int = 0
     flipped_by_people: int = 0
@@ -134,6 +142,7 @@ class Counts:
     bad_edits: int = 0
     """Lines of the edits that are none."""
     prompts: Prompts = field(default_factory=HashedPrompts)
+    sample: Sample = field(default_factory=Sample)
 
     @property
     def training_sharing(self) -> int:
@@ -148,6 +157,10 @@ class Counts:
         self.flipped_by_people += by * found.flipped
         self.edited_by_people += by * found.edited
         verdict = found.verdict(0, "", repeats=repeats)
+        if found.usable(repeats=repeats) and found.gain is not None:
+            self.scored += by
+            self.improved += by * (found.gain > 0)
+            self.tied += by * (found.gain == 0)
         if verdict.usable:
             self._count_training(found, by)
         else:
@@ -156,6 +169,8 @@ class Counts:
     def _count_making(self, found: Assessment, reasons: tuple[str, ...], by: int) -> None:
         self.made += by
         self.usable += by * (not reasons)
+        if not reasons:
+            self.sample.count(found.order, found.by_people, by)
         self.byte_identical += by * found.byte_identical
         self.measured += by * (found.relevant is not None)
         self.relevant += by * (found.relevant is True)
@@ -170,10 +185,6 @@ class Counts:
         self.training += by
         self.training_longer += by * found.longer
         self.prompts.count(found.prompt, by)
-        if found.gain is not None:
-            self.training_scored += by
-            self.training_improved += by * (found.gain > 0)
-            self.training_tied += by * (found.gain == 0)
 
 
 @dataclass
@@ -181,13 +192,15 @@ class Tally(Counts):
     """Counts over pairs as they go by, in memory that does not grow with their texts: two hashes a pair."""
 
     examples: Examples = field(default_factory=lambda: Examples())
+    min_gain: float | None = None
+    """`--min-gain`, where a judge that is believed scored."""
     methods: Counter[str] = field(default_factory=Counter)
     """How the pairs were made, where their file says it."""
     _texts: set[int] = field(default_factory=set)
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
         """Judge one pair and count it; `pair` and `made` as in `find`."""
-        found = assess_pair(pair, decision, made=made)
+        found = assess_pair(pair, decision, made=made, min_gain=self.min_gain)
         if pair.method:
             _count(self.methods, pair.method, 1)
         repeats = not found.as_left and found.texts in self._texts
@@ -256,9 +269,13 @@ def _count(counter: Counter[str], name: str, by: int) -> None:
 # -- the set ----------------------------------------------------------------------------------------------------------
 
 
-def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
-    """Every figure of the gate, refusing ones first."""
-    improved = _share(tally.training_improved, tally.training_scored) if tally.training_scored else None
+def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list[Figure]:
+    """Every figure of the gate, refusing ones first.
+
+    judged   whether a judge that is believed scored, or none is asked for here; else more is asked of what can be measured
+             without one, and people's decisions about a sample stand in its place
+    """
+    improved = _share(tally.improved, tally.scored) if tally.scored else None
     most_used = max(tally.principles.values(), default=0)
     return [
         Figure(
@@ -309,13 +326,14 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             True,
             "The judge finds too few revisions better than their drafts: look at the pairs, then at the constitution.",
         ),
+        *([] if judged else [_better_by_people(tally, config)]),
         *too_long_figures(tally, config),
         Figure(
             "identical_share",
             _share(tally.any_reason[detectors.IDENTICAL], tally.made),
             config.warn_identical_share,
             "at most",
-            False,
+            not judged,
             "The model changes nothing when asked to revise.",
         ),
         Figure(
@@ -323,7 +341,7 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             _share(tally.any_reason[detectors.META], tally.made),
             config.warn_meta_share,
             "at most",
-            False,
+            not judged,
             "The model talks about its answer in place of giving one.",
         ),
         Figure(
@@ -335,6 +353,21 @@ def figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             "One principle stands behind most pairs: give the others more weight.",
         ),
     ]
+
+
+def _better_by_people(tally: Counts, config: Stage3Config) -> Figure:
+    return Figure(
+        BETTER_BY_PEOPLE,
+        tally.sample.better_low,
+        config.min_sample_share,
+        "at least",
+        True,
+        "No judge that can judge says whether revisions are better: decide about the pairs of the sample in the wizard (stage "
+        "Quality, Pairs, the key S: accept what is better than its draft, reject or swap what is not), or set a judge "
+        "that passes its exam (--judge).",
+        note=tally.sample.sentence,
+        needed=True,
+    )
 
 
 def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
@@ -381,13 +414,13 @@ def gate_error(shut: list[Figure]) -> DataError:
     )
 
 
-def report(tally: Tally, config: Stage3Config) -> dict[str, Any]:
+def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[str, Any]:
     """The quality report as plain data: counts, figures with thresholds, the gate, and examples of what is out.
 
     The gate is open where no figure keeps it shut, or a person accepts the quality (`accepted_for` says why). Damaged
     lines, and a set of which nothing is left, no person can accept.
     """
-    all_figures = figures(tally, config)
+    all_figures = figures(tally, config, judged=judged)
     shut = [figure.name for figure in failed(all_figures)]
     damaged = damage(tally, config)
     accepted = config.accept_quality is not None and tally.training > 0
@@ -418,8 +451,8 @@ def report(tally: Tally, config: Stage3Config) -> dict[str, Any]:
             "damaged_edits": tally.bad_edits,
         },
         "relevance": {"measured": tally.measured, "relevant": tally.relevant},
-        "scored": tally.training_scored,
-        "tied": tally.training_tied,
+        "scored": tally.scored,
+        "tied": tally.tied,
         "examples": tally.examples.as_dict(),
     }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import Counter
 
-from engine.pairs.assessment.assess import Assessment
+from engine.pairs.assessment.assess import NOT_BETTER, Assessment
 from engine.pairs.assessment.gate import Counts
 
 
@@ -74,11 +74,18 @@ class Review:
         return not found.as_left and self._saying[found.texts][0] != line
 
     def reasons(self, line: int) -> tuple[str, ...]:
-        """Why the detectors are against a pair; empty where they are not."""
-        return self._found[line].reasons(repeats=self.repeats(line))
+        """Why the detectors are against a pair, or a judge that is believed; empty where they are not."""
+        found = self._found[line]
+        return found.reasons(repeats=self.repeats(line)) or ((NOT_BETTER,) if found.not_better else ())
 
     def usable(self, line: int) -> bool:
-        return self._found[line].usable(repeats=self.repeats(line))
+        """Whether it trains."""
+        return self._found[line].verdict(line, "", repeats=self.repeats(line)).usable
+
+    def in_sample(self) -> set[int]:
+        """The lines of the pairs that people decide about where no judge can judge."""
+        wanted = set(self.counts.sample.orders)
+        return {line for line, found in self._found.items() if found.order in wanted}
 
     def _count(self, line: int, found: Assessment) -> None:
         self._found[line] = found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
-from engine.models.backend import Backend
+from engine.models.backend import Backend, critic_of
 from engine.models.generation.sampling import RefusedReply, Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
@@ -120,8 +120,8 @@ def refusal_of(reply: Reply) -> str:
 
 def _try(makings: list[PairInProgress], attempt: int, backend: Backend, recipe: GenerationSettings) -> None:
     """One critique and revision of each."""
-    principles = [_drawn(making, attempt, recipe) for making in makings]
-    critiques = backend.reply(
+    principles, critic = [_drawn(making, attempt, recipe) for making in makings], critic_of(backend)
+    critiques = critic.reply(
         [
             critique_prompt(making.prompt.messages, making.text, principle, recipe.examples)
             for making, principle in zip(makings, principles, strict=True)
@@ -129,7 +129,7 @@ def _try(makings: list[PairInProgress], attempt: int, backend: Backend, recipe: 
         recipe.sampling,
         [seed_of(recipe.seed, making.prompt.id, "critique", attempt) for making in makings],
     )
-    revisions = backend.reply(
+    revisions = critic.reply(
         [
             revision_prompt(making.prompt.messages, making.text, critique.text, principle, recipe.examples)
             for making, critique, principle in zip(makings, critiques, principles, strict=True)

@@ -34,6 +34,8 @@ class RecordIdentity:
     ) -> RecordIdentity:
         """`dtype`: the number format, where preflight has chosen one and not recorded it yet."""
         made_by = {**recipe.made_by(), "generator": _generator(config, results, dtype)}
+        if config.critic_url is not None:
+            made_by["critic"] = config.critic_model
         return cls(sha256_of_json(made_by), config.max_prompt_tokens)
 
     def key(self, prompt: Prompt) -> str:

@@ -105,6 +105,14 @@ def judge_name(config: Stage3Config) -> str | None:
         case "reward-model":
             return f"reward-model {config.reward_model_id}"
         case "server":
-            return f"server {config.server_model}"
+            return f"server {config.judge_model or config.server_model}"
+        case "auto":
+            return (
+                f"the first that passes: {', '.join(filter(None, (_server(config), config.reward_model_id, 'self')))}"
+            )
         case name:
             return name
+
+
+def _server(config: Stage3Config) -> str | None:
+    return config.judge_model or config.server_model if config.judge_url or config.server_url else None

@@ -11,9 +11,13 @@ from typing import Any
 
 from engine.core import layout
 from engine.core.config import Stage3Config
+from engine.core.errors import AccessError, ConfigError, DiskError, NetworkError, NumbersError, PreconditionError
 from engine.core.events import Check, Event, Message
+from engine.hub import cached_snapshot, is_offline
 from engine.hub.references import is_local, local_path
+from engine.hub.run_requirements import hub_requirements
 from engine.machine.memory import free_memory
+from engine.models.server.roles import judge_server
 from engine.models.templates.given import template_key
 from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, judge_name
 from engine.pairs.judges.exam import BringsOwnExam, ExamResult, shipped_exam, take_exam
@@ -32,6 +36,8 @@ class ExaminedJudge:
     """The run's, with the judge that is believed as its `--judge`; with "none" where none is."""
     exams: tuple[ExamResult, ...] = ()
     """All that were taken, the believed judge's last."""
+    absent: tuple[str, ...] = ()
+    """Of --judge auto: candidates that could not be examined, each with its reason."""
     _loaded: Judge | None = None
 
     @property
@@ -44,9 +50,8 @@ class ExaminedJudge:
         """Why no judge's scores count, in one sentence; empty where one's do."""
         if self.believed is not None:
             return ""
-        if not self.exams:
-            return "No judge is set (--judge)."
-        return "No judge that can judge: " + "; ".join(f"{exam.judge} {exam.sentence}" for exam in self.exams) + "."
+        why = [*self.absent, *(f"{exam.judge} {exam.sentence}" for exam in self.exams)]
+        return f"No judge that can judge: {'; '.join(why)}." if why else "No judge is set (--judge)."
 
     def judge(self, load_judge: LoadJudge, policy: LoadedPolicy | None = None) -> Judge | None:
         """The believed judge, loaded where it is not yet; None where there is none. It is handed over once: who takes it
@@ -69,21 +74,56 @@ class ExaminedJudge:
 def examined_judge(
     context: Context, load_judge: LoadJudge, policy: LoadedPolicy | None = None
 ) -> Generator[Event, None, ExaminedJudge]:
-    """The judge of `--judge` after its exam, which is read from the cache of the run where this judge took it before.
+    """The judge of `--judge` after its exam, which is read from the cache of the run where this judge took it before; of
+    --judge auto the first candidate that passes.
 
     policy   the Stage 2 policy, where it is in memory
 
     Raises Stopped, and what loading and asking the judge raise.
     """
-    if context.config.judge == "none":
-        return ExaminedJudge(context)
-    result, judge = yield from _exam(context, load_judge, policy)
-    yield from told_of(result)
-    if result.passed:
-        return ExaminedJudge(context, (result,), judge)
-    del judge
-    free_memory()
-    return ExaminedJudge(with_judge(context, "none"), (result,))
+    found = ExaminedJudge(with_judge(context, "none"))
+    for candidate in candidates(context):
+        asked = with_judge(context, candidate)
+        try:
+            result, judge = yield from _exam(asked, load_judge, policy)
+        except MAY_BE_ABSENT as error:
+            if context.config.judge != "auto" or candidate == "server":  # somebody asked for that one
+                raise
+            found = replace(found, absent=(*found.absent, f"{judge_name(asked.config)} cannot be asked ({error.what})"))
+            yield Message("warning", f"{found.absent[-1]}.")
+            continue
+        yield from told_of(result)
+        found = replace(found, exams=(*found.exams, result))
+        if result.passed:
+            return replace(found, context=asked, _loaded=judge)
+        del judge
+        free_memory()
+    return found
+
+
+MAY_BE_ABSENT = (AccessError, ConfigError, DiskError, NetworkError, NumbersError, PreconditionError)
+"""Errors of a candidate that nobody asked for by name, after which the next one is tried."""
+
+
+def candidates(context: Context) -> list[str]:
+    """Whom to examine, in this order. Of auto: the configured server, the reward model where it is on this machine or may be
+    fetched, the policy itself.
+    """
+    config = context.config
+    if config.judge != "auto":
+        return [] if config.judge == "none" else [config.judge]
+    found = ["server"] if judge_server(config) is not None else []
+    return [*found, *(["reward-model"] if reward_model_at_hand(context) else []), "self"]
+
+
+def reward_model_at_hand(context: Context) -> bool:
+    """Whether it is on this machine, or may be fetched: a run that reads nothing from the Hub fetches no judge from there."""
+    name = context.config.reward_model_id
+    if is_local(name):
+        return local_path(name).is_dir()
+    if cached_snapshot(name, "model", "main") is not None:
+        return True
+    return not is_offline() and bool(hub_requirements(context.config, context.run))
 
 
 def with_judge(context: Context, judge: str) -> Context:
@@ -146,7 +186,8 @@ def _what_judges(config: Stage3Config, results: Results) -> list[Any]:
         case "self":
             return _policy(config, results)
         case "server":
-            return [config.server_url]
+            server = judge_server(config)
+            return [] if server is None else [server.url]
         case "reward-model":
             return _files(config.reward_model_id)
         case _:

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.core.errors import NumbersError
+from engine.core.errors import ConfigError, NumbersError
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.backend import load_server_client
 from engine.models.server.client import Answer, Question, ServerClient
+from engine.models.server.roles import judge_server
 from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name
 from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
@@ -37,9 +38,16 @@ _AROUND = " \t\n▁Ġ()[]*.:,\"'`"
 
 
 def connect_server_judge(context: Context) -> ServerJudge:
-    """Raises ConfigError without --server-url and --server-model, and as `load_server_client` does."""
+    """Raises ConfigError where no server is given, and as `load_server_client` does."""
     config = context.config
-    client = load_server_client(config, context.stop)
+    server = judge_server(config)
+    if server is None:
+        raise ConfigError(
+            "--judge server: no server is given.",
+            "A server is asked by its address and the model's name on it.",
+            "Give --judge-url and --judge-model, or --server-url and --server-model.",
+        )
+    client = load_server_client(config, server, context.stop)
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     special = control_pattern(load_tokenizer(config, context.token_text))
     return ServerJudge(judge_name(config) or "", client, principles, special)
