@@ -74,6 +74,8 @@ class Change:
     def __str__(self) -> str:
         if any(_is_opaque(value) for value in (self.before, self.now)):
             return f"{self.name} changed"
+        if self.before is None and " " in self.name:  # no option, and nothing to say of it before
+            return f"{self.name} is {_short(self.now)}"
         return f"{self.name}: {_short(self.before)} became {_short(self.now)}"
 
 

@@ -225,8 +225,19 @@ def run_on_until_all_is_done(terminal: PseudoTerminal, run: Path) -> None:
         if finished(run)[-1].exit_code == 0 and Run(run).stage(STAGES[-1]).get("status") == "done":
             return
         save_screenshot(terminal, run)
-        terminal.press("a")
+        start_again(terminal, run)
     raise AssertionError("it never succeeded")
+
+
+def start_again(terminal: PseudoTerminal, run: Path) -> None:
+    """Where something was made already, the plan is shown first."""
+    before = (run / layout.EVENTS_JSONL).stat().st_size if (run / layout.EVENTS_JSONL).exists() else 0
+    terminal.press("a")
+    terminal.until(
+        lambda: "What a start does" in terminal.text or (run / layout.EVENTS_JSONL).stat().st_size > before, "a start"
+    )
+    if "What a start does" in terminal.text:
+        terminal.press("\r")
 
 
 def finished(run: Path) -> list[RunFinished]:

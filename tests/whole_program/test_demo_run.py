@@ -165,7 +165,7 @@ def test_killed_in_pairs_and_in_training_the_run_ends_with_the_same_bytes(finish
     for name in (layout.PAIRS_JSONL, layout.TRAIN_JSONL, "models/lora_adapters/adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
     told = [getattr(entry.event, "text", "") for entry in read_entries(journal)]
-    assert any("Going on from checkpoint-" in text for text in told)
+    assert any("Resuming from checkpoint-" in text for text in told)
 
 
 def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothing(finished: Path, tmp_path: Path):
@@ -176,6 +176,8 @@ def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothi
     try:
         terminal.wait_for("Packaging")
         terminal.press("a")
+        terminal.wait_for("What a start does")
+        terminal.press("\r")
         terminal.until(lambda: len(step_times(folder)) > 20, "twenty steps", 120)
         terminal.wait_for("Reward margin")
         read_from = time.time()
