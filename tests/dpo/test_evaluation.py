@@ -182,7 +182,7 @@ def test_an_answer_that_stayed_the_same_is_measured_like_any_other(trained: tupl
     context, made = trained
     same = [Reply("Sort the mail", True, 5)]
     prompts: Any = [pairs(1)[0]["prompt"]]
-    _, figures = run_stage(distance_on_own_answers(context, made, prompts, same, same))
+    _, figures = run_stage(distance_on_own_answers(context.config, made, prompts, same, same, context.stop))
     assert figures["own_answers_measured"] == 1 and figures["own_answer_log_ratio"] is not None
 
 

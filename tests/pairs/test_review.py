@@ -31,7 +31,9 @@ def review_of(*pairs: Pair) -> Review:
 def counted(counts: Counts) -> dict:
     """All counts, the memory of prompts as what it says."""
     kept = {
-        name: value for name, value in vars(counts).items() if name not in ("prompts", "examples", "_texts", "min_gain")
+        name: value
+        for name, value in vars(counts).items()
+        if name not in ("prompts", "examples", "_texts", "min_gain", "methods")
     }
     return {**kept, "sharing": counts.training_sharing}
 

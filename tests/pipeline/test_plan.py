@@ -21,7 +21,7 @@ CHANGES: dict[str, tuple[dict[str, Any], int]] = {
     "more examples": ({"num_examples": 34}, 6),
     "fewer examples": ({"num_examples": 30}, 0),
     "how many are answered side by side": ({"eval_prompts": 2}, 0),
-    "the judge": ({"judge": "none"}, 0),
+    "the judge": ({"judge": "none", "accept_quality": "nobody judges these"}, 0),
     "a threshold of the gate": ({"min_usable_share": 0.2}, 0),
     "how texts are drawn": ({"temperature": 0.1}, 30),
     "and back": ({"temperature": 0.7}, 0),

@@ -71,7 +71,9 @@ def test_pairs_of_another_tool_become_the_records_of_the_run(context: Callable[.
 
 
 def test_the_gate_and_what_follows_take_them_like_any_others(context: Callable[..., Context], theirs: Path):
-    at_work = context(pairs=theirs, min_pairs=5, min_eval_pairs=3, judge="none", relevance=False)
+    at_work = context(
+        pairs=theirs, min_pairs=5, min_eval_pairs=3, judge="none", relevance=False, accept_quality="a test"
+    )
     imported(at_work)
     _, end = run_stage(quality.run(at_work))
     assert end.result.train + end.result.held_out == 30

@@ -56,6 +56,7 @@ def run_of(context: Callable[..., Context], prompts: Path) -> Callable[..., Cont
             "num_examples": 60,
             "min_pairs": 1,
             "relevance": False,
+            "judge": "none",
         }
         made = context(**{**values, "base_model_id": str(ASSETS / "base"), "dtype": "float32", **options})
         made.run.record_stage("adapter", status="done", result={"tensors_sha256": "a", "base_model_id": "b"})

@@ -67,7 +67,7 @@ def share(context: Context) -> dict[str, Any]:
 
 
 def test_the_gates_share_is_the_one_that_training_finds(made):
-    context = made(max_too_long_share=0.6)
+    context = made(max_too_long_share=0.6, accept_quality="nobody judges these")
     events, _ = run_stage(quality.run(context))
     rows = load_rows(context.run / layout.TRAIN_JSONL)
     lengths = measure_lengths(rows, load_tokenizer(context.config))
@@ -89,13 +89,13 @@ def test_too_many_of_them_keep_the_gate_shut_and_no_judge_is_asked(made):
 
 
 def test_a_person_may_accept_it_and_then_the_judge_is_asked(made):
-    context = made(judge="demo", accept_quality="training may leave them out")
+    context = made(judge="demo", min_gain=-1, accept_quality="training may leave them out")
     run_stage(quality.run(context))
     assert (context.run / layout.SCORES_JSONL).exists() and share(context)["passes"] is False
 
 
 def test_before_the_models_were_read_nothing_is_measured(made):
-    context = made(read_models=False)
+    context = made(read_models=False, accept_quality="nobody judges these")
     run_stage(quality.run(context))
     report = json.loads((context.run / layout.PAIRS_REPORT).read_text())
     assert "too_long_share" not in {figure["name"] for figure in report["gate"]["figures"]}

@@ -213,4 +213,4 @@ def test_real_pairs_give_the_gate_that_validate_gives(run: Run, config):
 
 
 def test_every_figure_of_the_gate_has_a_short_name_beside_the_pairs(config):
-    assert {figure.name for figure in figures(Tally(), config())} == set(SHORT)
+    assert {one.name for judged in (True, False) for one in figures(Tally(), config(), judged=judged)} == set(SHORT)
