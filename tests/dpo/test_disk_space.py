@@ -169,7 +169,7 @@ def test_one_line_tells_what_is_free_and_what_is_needed_for_what(
     assert line.detail.startswith(f"1024.0 GiB at {tmp_path}; about 6.")
     for part in ("base model 4.7 GiB", "pairs 68 MiB", "checkpoints 687 MiB", "archive 458 MiB", "reserve 200 MiB"):
         assert part in line.detail
-    assert line.detail.endswith("preflight measures")
+    assert line.detail.endswith("; preflight measures precisely")
 
 
 def test_a_disk_without_room_is_refused_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_a_disk_without_room_is_refused_with_the_figures(tmp_path: Path, monkeyp
     (line,), least = check(tmp_path)
     assert line.status == "ok" and least == 2 * GIB
     with pytest.raises(
-        PreconditionError, match=r"2\.0 GiB free; the files of the run and downloads need about 6\.0 GiB"
+        PreconditionError, match=r"has 2\.0 GiB free, but the files of the run and downloads need about 6\.0 GiB"
     ) as error:
         check(tmp_path, base_model_id="google/gemma-2b-it")
     assert error.value.exit_code == 3 and "base model 4.7 GiB" in error.value.why
@@ -192,7 +192,7 @@ def test_the_run_and_the_downloads_are_weighed_against_their_own_disks(
     lines, least = check(tmp_path, base_model_id="google/gemma-2b-it")
     assert [line.name for line in lines] == ["free disk", "free disk, downloads"] and least == 2 * GIB
     free(monkeypatch, **{tmp_path.name: 2 * GIB, "cache": 4 * GIB})
-    with pytest.raises(PreconditionError, match=r"cache has 4\.0 GiB free; downloads need about 4\.7 GiB"):
+    with pytest.raises(PreconditionError, match=r"cache has 4\.0 GiB free, but downloads need about 4\.7 GiB"):
         check(tmp_path, base_model_id="google/gemma-2b-it")
 
 

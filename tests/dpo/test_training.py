@@ -417,8 +417,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest cut": (lambda c: os.truncate(c / MANIFEST, 30), "manifest is unreadable"),
     "manifest of something else": (lambda c: (c / MANIFEST).write_text("[]"), "manifest is unreadable"),
     "file missing": (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is missing"),
-    "file cut": (lambda c: os.truncate(c / "optimizer.pt", 1), "optimizer.pt is not as"),
-    "a byte flipped": (lambda c: (c / "optimizer.pt").write_bytes(bytes([4, 2])), "optimizer.pt is not as"),
+    "file cut": (lambda c: os.truncate(c / "optimizer.pt", 1), "optimizer.pt has changed"),
+    "a byte flipped": (lambda c: (c / "optimizer.pt").write_bytes(bytes([4, 2])), "optimizer.pt has changed"),
 }
 
 

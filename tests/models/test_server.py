@@ -486,7 +486,7 @@ def test_the_token_is_in_no_error_and_no_log(
 
 def test_the_token_follows_no_redirect(server: FakeServer, backend: ServerBackend):
     server.moods = ["redirect"]
-    with pytest.raises(ConfigError, match=r"redirects to .*/elsewhere \(307\)"):
+    with pytest.raises(ConfigError, match=r"sends on to .*/elsewhere \(307\)"):
         backend.reply(asks("a"), GREEDY, [0])
     assert [asked.path for asked in server.asked] == ["/v1/chat/completions"]
 

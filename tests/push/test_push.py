@@ -236,7 +236,7 @@ def test_a_private_repository_stays_private_and_that_is_told(context: Context, h
 
 def test_a_repository_that_comes_out_public_stays_empty(context: Context, hub: FakeHubPush):
     hub.makes_public = True
-    assert "made someone/stage3 public" in refused(UnsafeError, context.run).what
+    assert "created someone/stage3 as public instead of private" in refused(UnsafeError, context.run).what
     assert hub.repos[REPO].files == {}
 
 
@@ -263,7 +263,7 @@ def account(role: str, *scopes: tuple[str, str | None, str], orgs: dict[str, str
         (account("write"), "SomeOne/x", False, ""),
         (account("read"), "someone/x", False, "role read"),
         (account("read"), "someone/x", True, "role read"),
-        (account("write"), "stranger/x", False, "neither its account (someone) nor an organisation"),
+        (account("write"), "stranger/x", False, "neither the token's account (someone) nor one of its organisations"),
         (account("write"), "stranger/x", True, ""),  # somebody may have asked it in: the Hub is asked
         (account("write", orgs={"lab": "write"}), "lab/x", False, ""),
         (account("write", orgs={"lab": "admin"}), "lab/x", False, ""),
@@ -276,7 +276,7 @@ def account(role: str, *scopes: tuple[str, str | None, str], orgs: dict[str, str
             account("fineGrained", ("org", "lab", "repo.write")),
             "someone/x",
             False,
-            "write to lab, and not to someone/x",
+            "write to lab, but not to someone/x",
         ),
         (account("fineGrained", ("model", "someone/x", "repo.write")), "someone/x", True, ""),
         (account("fineGrained", ("model", "someone/y", "repo.write")), "someone/x", True, "write to someone/y"),
@@ -306,7 +306,7 @@ def test_without_a_token_nothing_is_asked(context: Context, hub: FakeHubPush, mo
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(context.run / "none"))
-    assert "no token" in refused(AccessError, context.run, token=None).what
+    assert "No token" in refused(AccessError, context.run, token=None).what
     assert hub.requests == []
 
 

@@ -55,7 +55,7 @@ def test_the_card_has_its_lines_in_order(stage2: Stage2, tmp_path: Path):
     ]  # fmt: skip
     assert {event.status for event in events} == {"ok"}
     assert line(events, "alpha")[1] == "7: scaling 2.333 (alpha/r)"
-    assert line(events, "trainable parameters")[1] == "1,248 (6.73% of the base's 18,552)"
+    assert line(events, "trainable parameters")[1] == "1,248 (6.73% of the base model's 18,552)"
     assert line(events, "size")[1] == f"{(stage2[1] / WEIGHTS).stat().st_size:,} bytes, float32"
 
 

@@ -171,7 +171,7 @@ async def test_with_the_mouse_alone(small_demo):
         await on("a run all", lambda: runner.running, rows=footer)
         await until(pilot, lambda: runner.snapshot().pairs_made, "a pair", LONG)
         await on("q quit", lambda: is_open(app, Question), rows=footer)
-        await on("stay", lambda: app.screen is app.main)
+        await on("cancel", lambda: app.screen is app.main)
         await on("Quality", lambda: app.main.selected == "quality", rows=range(30))
         await on(" Pairs ", lambda: app.main.view.query("#browser"), rows=range(4, 9))
         browser = app.main.view.query_one(PairBrowser)
