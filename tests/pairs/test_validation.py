@@ -445,7 +445,7 @@ def test_the_document_for_machines_has_a_verdict_of_every_line_also_when_there_a
     assert main(["validate", str(path), "--json"]) == 9
     printed = capsys.readouterr()
     told = json.loads(printed.out)
-    assert list(told)[:3] == ["pairs", "figures", "gate"] and told["pairs"] == many
+    assert list(told)[:4] == ["pairs", "methods", "figures", "gate"] and told["pairs"] == many
     assert {"open", "failed"} <= set(told["gate"]) and told["gate"]["open"] is False
     assert [verdict["line"] for verdict in told["verdicts"]] == list(range(many + 1))
     assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in told["verdicts"])

@@ -484,7 +484,7 @@ def test_a_token_that_may_write_is_found_good_and_nothing_is_made(tmp_path: Path
 def test_a_token_that_may_only_read_is_refused_before_the_training(tmp_path: Path, push_hub: FakeHubPush) -> None:
     push_hub.account["auth"]["accessToken"]["role"] = "read"
     error, events = drive(local_and_pushed(tmp_path))
-    assert isinstance(error, AccessError) and "may not write to someone/stage3" in error.what
+    assert isinstance(error, AccessError) and error.what == "No write access to someone/stage3."
     assert checks(events)["push: token"] == "failed"
 
 

@@ -134,7 +134,10 @@ def test_an_adapter_of_nan_or_of_nothing_is_not_packed(factor: float, reason: st
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("""echo '{"effect": 0.7, "tensors_sha256": "of something else"}'""", "the training recorded as it was"),
+        (
+            """echo '{"effect": 0.7, "tensors_sha256": "of something else"}'""",
+            "of something else; training recorded as it was.",
+        ),
         ("""echo '{"error": "Every lora_B of the adapter is zero."}'""", "Every lora_B of the adapter is zero."),
         ("echo Killed >&2; exit 137", "exit code 137: Killed"),
         ("echo hello", "It ended without output."),

@@ -47,7 +47,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(run
         await pilot.press("enter")
         assert editor.editing and runner.config.num_examples == 2500, "what cannot be is not kept"
         await pilot.press("backspace", "1")
-        await until(pilot, lambda: "✓ Enter keeps it" in screen_text(app))
+        await until(pilot, lambda: "✓ Enter saves" in screen_text(app))
         await pilot.press("enter")
         await until(pilot, lambda: not editor.editing)
         assert runner.config.num_examples == 31 and runner.config.output_dir.name == "run"

@@ -186,7 +186,7 @@ def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_goes
     monkeypatch.setattr(trl_trainer.Stage3Trainer, "training_step", poison)
     context = make()
     code, told = ended(context, monkeypatch, "training")
-    assert code == 8 and "At step 3 the gradient norm is nan." in told and "--dtype" in told
+    assert code == 8 and "The gradient norm is nan at step 3." in told and "--dtype" in told
     (kept,) = by_step(context.run / layout.CHECKPOINTS_DIR)
     assert kept.name == "checkpoint-2" and not checkpoint_error(
         kept, json.loads((kept / "manifest.json").read_text())["fingerprint"]
