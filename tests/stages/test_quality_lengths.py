@@ -38,6 +38,7 @@ def made(context: Callable[..., Context]) -> Callable[..., Context]:
             "max_longer_share": 1.0,
             "max_length": 80,
             "relevance": False,
+            "judge": "none",
         }
         at_work = context(**{**values, **options})
         if read_models:
