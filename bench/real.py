@@ -82,8 +82,8 @@ def seconds_of_stages(folder: Path) -> dict[str, float]:
     spent: dict[str, float] = {}
     for line in (folder / layout.EVENTS_JSONL).open(encoding="utf-8"):
         event = json.loads(line)
-        stage, at = event.get("stage"), event.get("ts") or event.get("time")
-        if isinstance(stage, str) and isinstance(at, (int, float)):
+        stage, at = event.get("stage"), event["time"]
+        if isinstance(stage, str):
             begun.setdefault(stage, at)
             spent[stage] = round(at - begun[stage], 1)
     return spent

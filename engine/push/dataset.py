@@ -7,14 +7,13 @@ from pathlib import Path
 
 from engine import __version__, hub
 from engine.core import layout
-from engine.core.events import Check, Event, Message
+from engine.core.events import Event
 from engine.packaging.secret_scan import find_secrets, known_secrets, refuse_secrets
 from engine.pairs.formats.containers import rows_of
 from engine.push.errors import no_token_to_push
-from engine.push.push import Pushed, check_target, created, pushed, read_back
+from engine.push.push import Pushed, check_target, send
 from engine.push.repository import Repository
 from engine.run.stop import StopToken
-from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 from engine.storage.jsonl import BadLine, dumps
 
@@ -40,17 +39,8 @@ def push_dataset(
     refuse_secrets(find_secrets(plain, known_secrets(found.secret)), accepted=accept_lookalikes)
     with Repository(repo_id, found.secret, stop, repo_type="dataset") as repository:
         there = yield from check_target(repository, found.source, public=public)
-        if there is not None and all(there.has(name, data) for name, data in files.items()):
-            yield Check("pushed", "ok", f"{repo_id} already has all files; nothing sent")
-            return pushed(repository, repository.page, there, files, was_there=True)
-        yield Message("info", f"Sending {len(files)} files to {repo_id} in one commit.")
-        stop.raise_if_requested()
-        there = there or created(repository, public=public)
         told = f"Written and pushed by stage3-tui {__version__}."
-        page = repository.commit(files, parent=there.commit, message="Preference pairs", description=told)
-        after = read_back(repository, files)
-    yield Check("pushed", "ok", visible_line(page))
-    return pushed(repository, page, after, files, was_there=False)
+        return (yield from send(repository, files, there, "Preference pairs", told, public=public, stop=stop))
 
 
 def _plain_rows(file: Path) -> bytes:

@@ -89,14 +89,29 @@ def _push(
     with Repository(repo_id, found.secret, stop) as repository:
         there = yield from check_target(repository, found.source, public=public)
         yield from _told(files, there, run)
-        if there is not None and all(there.has(name, data) for name, data in files.items()):
-            yield Check("pushed", "ok", f"{repo_id} already has all files; nothing sent")
-            return pushed(repository, repository.page, there, files, was_there=True)
-        yield Message("info", f"Sending {len(files)} files to {repo_id} in one commit.")
-        stop.raise_if_requested()
-        there = there or created(repository, public=public)
-        page = repository.commit(files, parent=there.commit, message=_message(run), description=_description(archive))
-        after = read_back(repository, files)
+        message, description = _message(run), _description(archive)
+        return (yield from send(repository, files, there, message, description, public=public, stop=stop))
+
+
+def send(
+    repository: Repository,
+    files: Mapping[str, bytes],
+    there: RemoteState | None,
+    message: str,
+    description: str,
+    *,
+    public: bool,
+    stop: StopToken,
+) -> Generator[Event, None, Pushed]:
+    """All files in one commit, read back; nothing where the repository has them, and a new repository where there is none."""
+    if there is not None and all(there.has(name, data) for name, data in files.items()):
+        yield Check("pushed", "ok", f"{repository.repo_id} already has all files; nothing sent")
+        return pushed(repository, repository.page, there, files, was_there=True)
+    yield Message("info", f"Sending {len(files)} files to {repository.repo_id} in one commit.")
+    stop.raise_if_requested()
+    there = there or created(repository, public=public)
+    page = repository.commit(files, parent=there.commit, message=message, description=description)
+    after = read_back(repository, files)
     yield Check("pushed", "ok", visible_line(page))
     return pushed(repository, page, after, files, was_there=False)
 

@@ -275,8 +275,16 @@ def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list
     judged   whether a judge that is believed scored, or none is asked for here; else more is asked of what can be measured
              without one, and people's decisions about a sample stand in its place
     """
-    improved = _share(tally.improved, tally.scored) if tally.scored else None
-    most_used = max(tally.principles.values(), default=0)
+    return [
+        *_of_what_was_made(tally, config),
+        *_of_what_would_train(tally, config),
+        *([] if judged else [_better_by_people(tally, config)]),
+        *too_long_figures(tally, config),
+        *_signs(tally, config, judged=judged),
+    ]
+
+
+def _of_what_was_made(tally: Counts, config: Stage3Config) -> list[Figure]:
     return [
         Figure(
             "usable_share",
@@ -302,6 +310,11 @@ def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list
             True,
             "Too many revisions would fit any message: use a better model, another --method, or a critic.",
         ),
+    ]
+
+
+def _of_what_would_train(tally: Counts, config: Stage3Config) -> list[Figure]:
+    return [
         Figure(
             "longer_share",
             _share(tally.training_longer, tally.training),
@@ -320,14 +333,18 @@ def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list
         ),
         Figure(
             "improved_share",
-            improved,
+            _share(tally.improved, tally.scored) if tally.scored else None,
             config.min_improved_share,
             "at least",
             True,
             "The judge finds too few revisions better than their drafts: look at the pairs, then at the constitution.",
         ),
-        *([] if judged else [_better_by_people(tally, config)]),
-        *too_long_figures(tally, config),
+    ]
+
+
+def _signs(tally: Counts, config: Stage3Config, *, judged: bool) -> list[Figure]:
+    """Signs that the revising went wrong: warnings, but for copies and talk where no judge looks at the rest."""
+    return [
         Figure(
             "identical_share",
             _share(tally.any_reason[detectors.IDENTICAL], tally.made),
@@ -346,7 +363,7 @@ def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list
         ),
         Figure(
             "principle_share",
-            _share(most_used, tally.with_principles),
+            _share(max(tally.principles.values(), default=0), tally.with_principles),
             config.warn_principle_share,
             "at most",
             False,

@@ -13,7 +13,7 @@ from engine.pairs.detectors.candidate import Candidate
 from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
 LEAST_RELEVANCE = (15.0, 9.0, 5.0)
-"""Nats that are asked of a reply with no telling word, with one, and with more (`bench/detectors.py` measures them)."""
+"""Nats that are asked of a reply with no telling word, with one, and with more (`bench/detectors_by_model.py` measures them)."""
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 """Words of conversation that name no subject."""
 

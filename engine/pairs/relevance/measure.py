@@ -8,7 +8,7 @@ none, however well it reads. The sum over tokens tells more than their mean: for
 outvote the three that name the subject.
 
 The other messages are always the same, so that a reply's relevance depends on nothing but itself, its prompt and the model,
-and is measured once. Messages of the set in their place tell no more (`bench/detectors.py`).
+and is measured once. Messages of the set in their place tell no more (`bench/RESULTS.md`).
 """
 
 from __future__ import annotations
