@@ -61,6 +61,30 @@ def edits_of(app: Wizard):
     return read_edits(app.source.run / layout.EDITS_JSONL)
 
 
+# -- the sample --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_sample_is_thirty_usable_pairs_and_stays_the_same_while_they_are_decided(
+    tmp_path: Path, config: Callable, sessions: Sessions
+):
+    folder = tmp_path / "run"
+    (folder / "pairs").mkdir(parents=True)
+    rows = [row(number, **({"revised_response": META} if number % 5 == 0 else {})) for number in range(50)]
+    write_rows(folder / layout.PAIRS_JSONL, rows)
+    app = Wizard(Runner(config(output_dir=folder, min_pairs=5), Run(folder), session_factory=sessions))
+    async with app.run_test(size=(120, 40)) as pilot:
+        browser = await browse(pilot, app)
+        await pilot.press("S")
+        await until(pilot, lambda: browser.pairs.shown == 30, "the sample")
+        before = {one.id for one in browser.store.rows if one.sampled}
+        assert all(int(pair_id.removeprefix("id")) % 5 for pair_id in before)
+        await pilot.press("x")
+        await until(pilot, lambda: edits_of(app).decisions, "the decision")
+        await until(pilot, lambda: not browser.store.unjudged, "the verdict")
+        browser.store.mark_sample()  # as the next S does
+        assert {one.id for one in browser.store.rows if one.sampled} == before
+
+
 # -- the list ----------------------------------------------------------------------------------------------------------
 
 
