@@ -17,6 +17,7 @@ import argparse
 import gzip
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -26,18 +27,26 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.detectors import REPLIES, Counts, counts_of, interval, objections
 from bench.real_models import model_folder
+from engine.core.config import load_config
 from engine.models.chat import Conversation
+from engine.models.local_backend import LocalBackend
 from engine.pairs import detectors
 from engine.pairs.data.conversations import before_the_answer, transcript_turns
 from engine.pairs.detectors import relevance as relevance_detector
+from engine.pairs.generation.critique_revision import make_records
+from engine.pairs.generation.prompts import Prompt
+from engine.pairs.generation.recipe import GenerationSettings
 from engine.pairs.relevance.measure import Answer, RelevanceMeter
+from engine.run.stop import StopToken
 
 OWN_SET = Path(__file__).with_name("labelled") / "smollm2-without-adapter.jsonl"
 HUMAN_REPLIES = 250
 """Of those that people preferred, whose relevance is measured as if they were revisions."""
+COST_PROMPTS = 16
 GRID = list(product((10.0, 15.0, 20.0), (6.0, 9.0, 12.0), (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)))
 
 
@@ -79,8 +88,6 @@ def labelled(row: dict[str, Any], kind: str) -> LabelledPair:
 
 
 def load_meter(cache: Path) -> RelevanceMeter:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = model_folder("smollm2", cache)
     return RelevanceMeter(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
@@ -165,6 +172,28 @@ def human_answers(data: Path) -> list[Answer]:
     return found
 
 
+def cost(data: Path, cache: Path) -> str:
+    """Seconds of relevance beside those of the generation of the same pairs, both here and now."""
+    folder = model_folder("smollm2", cache)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    backend = LocalBackend(model, tokenizer, StopToken(), COST_PROMPTS)
+    recipe = GenerationSettings.of(load_config({"max_new_tokens": 96, "max_attempts": 1, "seed": 1}, environment={}))
+    asked = [before_the_answer(transcript_turns(text)) for text in hh_rows(data)[:COST_PROMPTS]]
+    prompts = [Prompt(str(number), messages) for number, messages in enumerate(asked)]
+    started = time.perf_counter()
+    records = make_records(prompts, backend, recipe)
+    generated = time.perf_counter() - started
+    meter = RelevanceMeter(model, tokenizer)
+    started = time.perf_counter()
+    meter.measure([Answer(record.messages, record.revised_response) for record in records])
+    measured_in = time.perf_counter() - started
+    return (
+        f"{len(records)} pairs: generated in {generated:.1f} s, the relevance of all their revisions in {measured_in:.1f} s "
+        f"({measured_in / generated:.0%})"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of hh-rlhf and of the labelled pairs")
@@ -188,6 +217,7 @@ def main() -> int:
         answers = [Answer(pair.conversation, pair.revision) for pair in one]
         sets[name] = (one, measured(name.replace(" ", "-"), answers, given.cache, meter))
     print(*table(sets), sep="\n")
+    print(f"\n{cost(given.data, given.cache)}")
     number, reasons = objections(given.data / REPLIES)
     print(f"\n{number} replies that people preferred, texts alone: {reasons.total() / number:.1%} refused")
     human = human_answers(given.data)

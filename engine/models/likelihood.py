@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.machine.memory import free_memory, in_halves
+from engine.models.alike import TOKENS_AT_ONCE, alike
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +28,14 @@ def reply_logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[f
     if not rows:
         return []
     vocabulary = int(model.config.get_text_config().vocab_size)
-    by_length = sorted(range(len(rows)), key=lambda row: sum(map(len, rows[row])))
+    lengths = [sum(map(len, row)) for row in rows]
     found: dict[int, float] = {}
-    while by_length:
-        longest = max(len(rows[row][1]) for row in by_length[:64])
-        step = max(1, LOGITS_AT_ONCE // (vocabulary * (longest + 1)))
-        batch, by_length = by_length[:step], by_length[step:]
-        logps = in_halves(lambda part: _logps(model, [rows[row] for row in part], pad), batch, free_memory)
-        found.update(zip(batch, logps, strict=True))
+    for group in alike(lengths, TOKENS_AT_ONCE.get(model.device.type, max(lengths))):
+        step = max(1, LOGITS_AT_ONCE // (vocabulary * (max(len(rows[row][1]) for row in group) + 1)))
+        for start in range(0, len(group), step):
+            batch = group[start : start + step]
+            logps = in_halves(lambda part: _logps(model, [rows[row] for row in part], pad), batch, free_memory)
+            found.update(zip(batch, logps, strict=True))
     return [found[row] for row in range(len(rows))]
 
 

@@ -5,7 +5,7 @@ Imported where it is used: it imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from engine.models.alike import TOKENS_AT_ONCE, alike
 from engine.models.generation.kv_cache import given_cache, join, keeps_all, layer_count, take
 from engine.models.generation.prefix_cache import (
     WORTH_KEEPING,
@@ -22,11 +23,6 @@ from engine.models.generation.prefix_cache import (
     common_beginning,
 )
 
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
-"""Of prompts in one forward pass, by kind of device. Their activations take memory; on a CPU they are also slower where they
-do not fit its caches (1.0 against 1.3 seconds for 1,280 tokens, measured)."""
-ALIKE = 1.25
-"""Prompts are read side by side when the longest has at most this many times the tokens of the shortest."""
 CROWDED = 0.75
 """Rows that have ended leave the batch as soon as no more than this share of it is still at work."""
 
@@ -159,7 +155,7 @@ def _read_in_groups(
     reads: dict[int, CachedPrefix] = {}
     scores: dict[int, Tensor] = {}
     rests = [len(prompt) - begun.length for prompt, begun in zip(prompts, beginnings, strict=True)]
-    for group in _alike(rests, TOKENS_AT_ONCE.get(model.device.type, max(rests))):
+    for group in alike(rests, TOKENS_AT_ONCE.get(model.device.type, max(rests))):
         found = _read(model, [prompts[row] for row in group], [beginnings[row] for row in group], pad)
         for row, (read, last) in zip(group, found, strict=True):
             reads[row], scores[row] = read, last
@@ -178,19 +174,6 @@ def _share_beginning(model: PreTrainedModel, prompts: Sequence[Sequence[int]], m
     if len(shared) >= WORTH_KEEPING and len(shared) > min(memory.longest(prompt).length for prompt in prompts):
         ((read, _),) = _read(model, [shared], [memory.longest(shared)], pad=0)
         memory.share(read)
-
-
-def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Rows in groups of like length, of at most `most` tokens with their padding."""
-    group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        full = (len(group) + 1) * lengths[row] > most
-        if group and (full or lengths[row] > ALIKE * lengths[group[0]] + WORTH_KEEPING):
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
 
 
 def _read(
