@@ -195,6 +195,15 @@ def test_an_exam_that_was_kept_by_another_version_is_taken_again(server: Callabl
     assert judge.asked == 60
 
 
+def test_the_exam_that_preflights_pilot_took_holds_in_stage_quality(context: Callable[..., Context]):
+    made = context(judge="self", device="cpu")
+    before = exam_key(made.config, made.run.results)
+    made.run.record_stage("preflight", status="done", result={"dtype": "float32"})
+    assert exam_key(made.config, made.run.results) == before
+    made.run.record_stage("preflight", status="done", result={"dtype": "bfloat16"})
+    assert exam_key(made.config, made.run.results) != before
+
+
 def test_what_judges_is_in_the_key(context: Callable[..., Context], tmp_path):
     reward = tmp_path / "reward"
     reward.mkdir()

@@ -61,9 +61,10 @@ class Ran:
     def failure(self) -> StageFinished:
         return next(e for e in self.events if isinstance(e, StageFinished) and e.outcome in ("failed", "refused"))
 
-    def most_done(self, unit: str) -> int:
-        """How far a progress in this unit came; 0 where there was none."""
-        return max((e.done for e in self.events if isinstance(e, Progress) and e.unit == unit), default=0)
+    def most_done(self, unit: str, stage: str) -> int:
+        """How far a progress in this unit came in a stage; 0 where there was none."""
+        found = (e.done for e in self.events if isinstance(e, Progress) and (e.unit, e.stage) == (unit, stage))
+        return max(found, default=0)
 
 
 def run(context: Context, stages: tuple[str, ...] = MAKING) -> Ran:

@@ -63,7 +63,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_more_examples_killed_among_the_pairs_and_in_the_training_end_with_the_same_bytes(begun: Path, tmp_path: Path):
     whole, hurt = copy_of(begun, tmp_path / "whole"), copy_of(begun, tmp_path / "hurt")
     undisturbed = run(short_demo(whole, num_examples=36), STAGES)
-    assert undisturbed.code is ExitCode.DONE and undisturbed.most_done("pairs") == 36
+    assert undisturbed.code is ExitCode.DONE and undisturbed.most_done("pairs", "pairs") == 36
 
     def start() -> Context:
         return short_demo(hurt, num_examples=36)

@@ -17,6 +17,7 @@ from engine.hub import cached_snapshot, is_offline
 from engine.hub.references import is_local, local_path
 from engine.hub.run_requirements import hub_requirements
 from engine.machine.memory import free_memory
+from engine.models.loading import dtype_name, resolve_dtype
 from engine.models.server.roles import judge_server
 from engine.models.templates.given import template_key
 from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, judge_name
@@ -196,7 +197,8 @@ def _what_judges(config: Stage3Config, results: Results) -> list[Any]:
 
 def _policy(config: Stage3Config, results: Results) -> list[Any]:
     adapter, preflight = results.adapter, results.preflight
-    dtype = config.dtype if preflight is None else preflight.dtype
+    # Preflight's pilot asks before its own result is there, and what it learnt holds for stage quality.
+    dtype = dtype_name(resolve_dtype(config)) if preflight is None else preflight.dtype
     tensors = config.adapter_path if adapter is None else adapter.tensors_sha256
     commit = config.base_model_revision if adapter is None else adapter.base_model_commit
     return [config.base_model_id, commit, tensors, dtype, config.load_in_4bit, template_key(config)]
