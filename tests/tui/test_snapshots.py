@@ -221,6 +221,7 @@ async def test_before_anything_ran(wizard, size: str, tmp_path: Path):
         shots.check()
 
 
+@pytest.mark.fault("E1")
 @pytest.mark.parametrize("size", SIZES)
 async def test_while_it_trains_without_a_gpu_after_a_warning(wizard, size: str, tmp_path: Path):
     app = wizard(lambda folder: make_run(folder, through="training", pairs=20, gpu=False))
