@@ -38,7 +38,7 @@ class RemoteState:
 
 
 class Repository:
-    """Opened with `with`; then every method asks the Hub, and raises AccessError, NetworkError or Stopped where that fails."""
+    """Opened with `with`; then every method asks the Hub, and raises AccessError, NetworkError or Stopped if that fails."""
 
     def __init__(self, repo_id: str, token: Secret, stop: StopToken, *, repo_type: RepoType = "model") -> None:
         """Raises ConfigError for what is no repository's name."""
@@ -75,7 +75,7 @@ class Repository:
         return answer if isinstance(answer, Mapping) else {}
 
     def remote_state(self) -> RemoteState | None:
-        """What is there; None where the token sees no such repository. Raises UnsafeError where it has moved."""
+        """What is there; None if the token sees no such repository. Raises UnsafeError if it has moved."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         def ask(api: HfApi) -> Any:

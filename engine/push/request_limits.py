@@ -46,7 +46,7 @@ class RequestLimiter:
         """The newest answer that was no success."""
 
     def before(self, request: Request) -> None:
-        """Raises Stopped where that is asked for, NetworkError for one try too many."""
+        """Raises Stopped if that is asked for, NetworkError for one try too many."""
         self._stop.raise_if_requested()
         with self._lock:
             self._tries[_key(request)] += 1

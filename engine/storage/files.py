@@ -68,12 +68,12 @@ def size_of_folder(path: Path) -> int:
 
 
 def owner_of(path: Path) -> str:
-    """The name of whom `path` belongs to, or the number where that user has no name here."""
+    """The name of whom `path` belongs to, or the number if that user has no name here."""
     return user_name(path.lstat().st_uid)
 
 
 def user_name(number: int) -> str:
-    """Of a user's number; the number itself where it has no name here."""
+    """Of a user's number; the number itself if it has no name here."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

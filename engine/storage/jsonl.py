@@ -26,7 +26,7 @@ LONGEST_LINE = 16 << 20
 class JsonlAppender:
     """Append records to one file. Safe to call from several threads; one process at a time (the run's lock).
 
-    torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 where there was none
+    torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 if there was none
     """
 
     def __init__(self, path: Path) -> None:

@@ -380,7 +380,7 @@ def test_an_adapter_of_a_deeper_and_of_a_flatter_base_is_told_by_its_layers(fami
 
 
 def test_of_two_architectures_with_the_same_shapes_only_what_peft_wrote_down_tells(families: Any, tmp_path: Path):
-    """Names and shapes are the same then: without PEFT's note (it writes one where there is no task_type) nothing tells."""
+    """Names and shapes are the same then: without PEFT's note (it writes one if there is no task_type) nothing tells."""
     sizes = dict(FAMILIES["gemma"][1])
     llama = build_base(tmp_path / "llama", family="llama", **sizes)
     with_note = build_adapter(tmp_path / "with", llama, task_type=None)

@@ -462,7 +462,7 @@ def test_a_request_to_stop_ends_an_upload_in_the_middle_of_a_file(
     build_archive(context.run)
     stop = StopToken()
     hub.before_body = lambda step: stop.request("SIGTERM") if step == "upload" else None
-    hub.moods["upload"] = "503"  # where all of it arrives nevertheless, the push fails in another way
+    hub.moods["upload"] = "503"  # if all of it arrives nevertheless, the push fails in another way
     with pytest.raises(Stopped):
         pushed(context.run, stop=stop)
     assert hub.repos[REPO].files == {}

@@ -121,7 +121,7 @@ class Shots:
 
 
 def first_difference(path: Path, drawn: str) -> str:
-    """The first line of text in which two pictures differ; their styles, where the texts are the same."""
+    """The first line of text in which two pictures differ; their styles, if the texts are the same."""
     if not path.exists():
         return "  there is no such picture yet"
     before, now = words_of(path.read_text(encoding="utf-8")), words_of(drawn)
@@ -274,7 +274,7 @@ async def test_a_terminal_that_is_too_small(wizard, tmp_path: Path):
 
 
 def test_no_picture_is_left_over():
-    """Each of them is drawn by a test above; where only some of those ran there is nothing to say."""
+    """Each of them is drawn by a test above; if only some of those ran there is nothing to say."""
     if len(RAN) - 1 < 5 * len(SIZES) + 1:
         pytest.skip("not all pictures were drawn in this process")
     assert {path.name for path in FOLDER.glob("*.svg")} == TAKEN

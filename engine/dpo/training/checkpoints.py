@@ -85,7 +85,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
 
 
 def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None:
-    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None where there is none.
+    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None if there is none.
 
     The same data and settings give the same training, so nothing of it has to be done twice.
     """
