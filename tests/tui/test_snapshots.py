@@ -141,7 +141,7 @@ class Shots:
 
 
 def first_difference(path: Path, drawn: str) -> str:
-    """The first line of text in which two pictures differ; their styles, where the texts are the same."""
+    """The first line of text in which two pictures differ; their styles, if the texts are the same."""
     if not path.exists():
         return "  there is no such picture yet"
     before, now = words_of(path.read_text(encoding="utf-8")), words_of(drawn)
@@ -258,6 +258,7 @@ async def test_before_anything_ran(wizard, size: str, theme: str, tmp_path: Path
         shots.check()
 
 
+@pytest.mark.fault("E1")
 @every_case
 async def test_while_it_trains_without_a_gpu_after_a_warning(wizard, size: str, theme: str, tmp_path: Path):
     app = wizard(lambda folder: make_run(folder, through="training", pairs=20, gpu=False))
@@ -334,7 +335,7 @@ async def test_what_reaches_over_the_edge_is_found(wizard):
 
 
 def test_no_picture_is_left_over():
-    """Each of them is drawn by a test above; where only some of those ran there is nothing to say."""
+    """Each of them is drawn by a test above; if only some of those ran there is nothing to say."""
     if len(RAN) - 1 < 5 * len(KEPT) + 3:
         pytest.skip("not all pictures were drawn in this process")
     assert {path.name for path in FOLDER.glob("*.svg")} == TAKEN
