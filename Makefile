@@ -79,6 +79,11 @@ demo-model: $(STAMP)
 pictures: $(STAMP)
 	$(BIN)/python docs/pictures.py
 
+# docs/faults.md, from the catalogue of faults and the marks of the tests.
+.PHONY: faults
+faults:
+	$(PYTHON) docs/faults.py
+
 .PHONY: docs
 docs: $(BIN)/mkdocs
 	$(BIN)/python docs/tables.py --check

@@ -28,7 +28,7 @@ Trial = TypeVar("Trial", bound=Ended)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """By RULE; None where no trial may be picked."""
+    """By RULE; None if no trial may be picked."""
     ended = [each for each in trials if each.outcome == "done" and each.verdict not in ("worse", "")]
 
     def merit(each: Trial) -> tuple[float, ...]:

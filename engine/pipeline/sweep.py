@@ -165,7 +165,7 @@ def write_report(context: Context, outcomes: Sequence[TrialOutcome], picked: str
 
 
 def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
-    """The trial of that name or number (from 1), or the best. Raises ConfigError for one that is not there, DataError where
+    """The trial of that name or number (from 1), or the best. Raises ConfigError for one that is not there, DataError if
     no trial may be picked.
     """
     if pick != BEST:
