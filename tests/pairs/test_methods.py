@@ -123,6 +123,12 @@ def test_a_chosen_answer_that_talks_about_answers_is_no_pair(recipe):
     assert record.status == detectors.META and record.made_by == ()
 
 
+def test_a_chosen_answer_that_recites_its_persona_is_no_pair(recipe):
+    principle = load_constitution(None).principles[0]
+    (record,) = made(recipe(method="contrast", max_attempts=1), Scripted([f"Yes. {principle.persona}"], [RUDE]))
+    assert record.status == detectors.REQUEST
+
+
 def test_what_is_left_out_of_a_contrast_has_its_reason(recipe):
     refused = RefusedReply("", False, 0, reason="blocked")
     settings = recipe(method="contrast", max_attempts=1)

@@ -63,7 +63,7 @@ def _try(makings: list[ContrastInProgress], attempt: int, backend: Backend, reci
     chosen = answers([principle.followed for principle in principles], "chosen")
     rejected = answers([principle.contrary for principle in principles], "rejected")
     for making, principle, better, worse in zip(makings, principles, chosen, rejected, strict=True):
-        making.trials.append(Attempt(principle, better, worse, _fault(making.prompt, better, worse)))
+        making.trials.append(Attempt(principle, better, worse, _fault(making.prompt, principle, better, worse)))
 
 
 def _drawn(making: ContrastInProgress, attempt: int, recipe: GenerationSettings) -> Principle:
@@ -72,11 +72,12 @@ def _drawn(making: ContrastInProgress, attempt: int, recipe: GenerationSettings)
     return recipe.constitution.draw(Random(seed_of(recipe.seed, making.prompt.id, "principle", attempt)), avoid=used)
 
 
-def _fault(prompt: Prompt, chosen: Reply, rejected: Reply) -> str:
+def _fault(prompt: Prompt, principle: Principle, chosen: Reply, rejected: Reply) -> str:
     refused = refusal_of(chosen) or refusal_of(rejected)
     if refused or not rejected.text:
         return refused or EMPTY_DRAFT
-    found = detectors.reasons(prompt.text, rejected.text, chosen.text, finished=chosen.finished)
+    asked = (principle.followed,)
+    found = detectors.reasons(prompt.text, rejected.text, chosen.text, finished=chosen.finished, requests=asked)
     return found[0] if found else OK
 
 
