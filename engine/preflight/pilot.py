@@ -39,7 +39,7 @@ from engine.pairs.generation.prompts import Prompt
 from engine.pairs.judges.base import LoadJudge, ScorePair
 from engine.pairs.judges.examination import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import score_pairs
-from engine.pairs.relevance.kept import with_relevance
+from engine.pairs.relevance.kept import with_measures
 from engine.pairs.relevance.of_pairs import measure_relevance
 from engine.run.context import Context
 from engine.storage.files import write_json
@@ -83,7 +83,7 @@ def judge_pilot(
     tally, judged = _found(pairs)
     if config.relevance and any(each.verdict.usable for each in judged):
         known = yield from measure_relevance(context, [each.pair for each in judged if each.verdict.usable])
-        tally, judged = _found([with_relevance(pair, known) for pair in pairs])
+        tally, judged = _found([with_measures(pair, known) for pair in pairs])
     usable = [each.pair for each in judged if each.verdict.usable]
     rows: list[Row] = [preference_row(pair) for pair in usable]  # type: ignore[misc]
     too_long = sum(length > config.max_length for length in measure_lengths(rows, tokenizer))

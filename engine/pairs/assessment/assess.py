@@ -141,6 +141,7 @@ def reasons_of(pair: Pair) -> list[str]:
         finished=finished,
         critique=pair.critic_notes,
         relevance=pair.relevance,
+        surprise=pair.surprise,
     )
     if not found and pair.status == detectors.REQUEST:
         found = [pair.status]  # of a constitution that the file does not name: found when it was made

@@ -13,7 +13,7 @@ from engine.pairs.detectors.language import is_wrong_language
 from engine.pairs.detectors.malformed import is_cut_off, is_empty, is_fragment, is_leak
 from engine.pairs.detectors.meta import is_meta
 from engine.pairs.detectors.refusal import is_pasted_refusal
-from engine.pairs.detectors.relevance import is_off_topic
+from engine.pairs.detectors.relevance import is_nonsense, is_off_topic
 from engine.pairs.detectors.repetition import is_critique, is_echo, is_identical, is_loop, is_near_duplicate
 from engine.pairs.detectors.request import is_request
 
@@ -31,6 +31,8 @@ LOOP = "loop"
 NEAR_DUPLICATE = "near-duplicate"
 REFUSAL = "refusal"
 WRONG_LANGUAGE = "wrong language"
+NONSENSE = "nonsense"
+"""Words that do not go together: known only if a model measured it."""
 OFF_TOPIC = "off-topic"
 """Would fit any message: known only if a model measured it."""
 CUT_OFF = "cut off"
@@ -55,6 +57,7 @@ DETECTORS: dict[str, Detector] = {
     REFUSAL: is_pasted_refusal,
     WRONG_LANGUAGE: is_wrong_language,
     CUT_OFF: is_cut_off,
+    NONSENSE: is_nonsense,
     OFF_TOPIC: is_off_topic,
 }
 
@@ -68,6 +71,7 @@ def reasons(
     critique: str = "",
     requests: tuple[str, ...] = (),
     relevance: float | None = None,
+    surprise: float | None = None,
 ) -> list[str]:
     """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty if it can.
 
@@ -75,8 +79,9 @@ def reasons(
     critique    of the draft, which the reply must not repeat
     requests    for the critique and the revision, whose words the reply must not repeat either
     relevance   nats by which the prompt makes the reply likelier; None if it was not measured
+    surprise    nats a token by which the reply is less likely than what the model would have drawn; None if it was not measured
     """
-    candidate = Candidate(prompt, draft, reply, finished, critique, requests, relevance)
+    candidate = Candidate(prompt, draft, reply, finished, critique, requests, relevance, surprise)
     first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](candidate)]
     if first:
         return first  # whatever else it is, it is no revision

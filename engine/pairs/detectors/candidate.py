@@ -113,6 +113,8 @@ class Candidate:
     """For the critique and the revision, if they are known."""
     relevance: float | None = None
     """How much likelier the prompt makes the reply, in nats (`engine.pairs.relevance`); None if it was not measured."""
+    surprise: float | None = None
+    """How much less likely the reply is, in nats a token, than what the model would have drawn; None if it was not measured."""
 
     @cached_property
     def asked(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What would fit any message: its prompt makes it hardly likelier than other messages do.
+"""What a model that reads them says of replies: one that would fit any message, and one whose words do not go together.
 
 A reply of a few words that name a subject is held to less than one whose words stand in every other conversation: "I think
 that's a good idea" gets its relevance from the prompt's manner, not from its matter.
@@ -14,6 +14,10 @@ from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
 LEAST_RELEVANCE = (15.0, 9.0, 5.0)
 """Nats that are asked of a reply with no telling word, with one, and with more (`bench/detectors_by_model.py` measures them)."""
+MOST_SURPRISE = 1.4
+"""Nats a token above which a reply is nonsense (`bench/detectors_by_model.py` measures it)."""
+WORDS_FOR_SURPRISE = 6
+"""Of a reply: a person's "One sec" is a surprise, too."""
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 """Words of conversation that name no subject."""
 
@@ -39,6 +43,13 @@ def fits_any_message(candidate: Candidate) -> bool:
         return False
     telling = len(set(candidate.said) - common_words())
     return candidate.relevance < LEAST_RELEVANCE[min(telling, len(LEAST_RELEVANCE) - 1)]
+
+
+def is_nonsense(candidate: Candidate) -> bool:
+    """Words that the model itself would hardly have put behind each other: sampled too hot, or by a damaged adapter."""
+    if candidate.surprise is None or len(candidate.said) < WORDS_FOR_SURPRISE:
+        return False
+    return candidate.surprise > MOST_SURPRISE
 
 
 @cache

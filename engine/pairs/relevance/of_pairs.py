@@ -13,14 +13,14 @@ from engine.machine.memory import free_memory
 from engine.models.loading import load_base, load_tokenizer
 from engine.pairs.data.record import Pair
 from engine.pairs.relevance.kept import (
+    KnownMeasures,
     MeasuredReply,
-    Relevances,
     keep_relevance,
     key_of_reply,
     read_relevance,
-    with_relevance,
+    with_measures,
 )
-from engine.pairs.relevance.measure import Answer, RelevanceMeter
+from engine.pairs.relevance.measure import Answer, RelevanceMeter, ReplyMeasures
 from engine.run.context import Context
 from engine.run.stop import StopToken
 
@@ -29,7 +29,7 @@ PAIRS_AT_ONCE = 32
 
 def measure_pairs(
     pairs: Sequence[Pair], path: Path, model: str, load: Callable[[], RelevanceMeter], stop: StopToken
-) -> Generator[Event, None, dict[str, float]]:
+) -> Generator[Event, None, dict[str, ReplyMeasures]]:
     """The relevance of each pair's revision, by key; what `path` lacks is measured and kept there.
 
     model   what the measuring model is called
@@ -47,22 +47,22 @@ def measure_pairs(
     for start in range(0, len(by_length), PAIRS_AT_ONCE):
         stop.raise_if_requested()
         batch = by_length[start : start + PAIRS_AT_ONCE]
-        nats = meter.measure([Answer(missing[key].messages, missing[key].revised_response) for key in batch])
+        measures = meter.measure([Answer(missing[key].messages, missing[key].revised_response) for key in batch])
         measured = [
-            MeasuredReply(missing[key].id, model, key, round(value, 4))
-            for key, value in zip(batch, nats, strict=True)
+            MeasuredReply(missing[key].id, model, key, round(value.relevance, 4), round(value.surprise, 4))
+            for key, value in zip(batch, measures, strict=True)
             if value is not None
         ]
         keep_relevance(path, measured)
-        known.update({reply.key: reply.nats for reply in measured})
+        known.update({reply.key: reply.measures for reply in measured})
         done += len(batch)
         rate = done / max(time.monotonic() - started, 1e-9)
         yield Progress(done, len(by_length), "revisions read", rate, (len(by_length) - done) / rate, "relevance")
     return known
 
 
-def measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, None, Relevances]:
-    """Of the pairs that no detector of texts is against: reading those again would tell nothing."""
+def measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, None, KnownMeasures]:
+    """Of the pairs that no detector of texts is against: measures those again would tell nothing."""
     config = context.config
 
     def load() -> RelevanceMeter:
@@ -76,7 +76,7 @@ def measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, 
 
 
 def measured_as_they_come(
-    pairs: Iterable[tuple[int, Pair]], meter: RelevanceMeter, known: dict[str, float]
+    pairs: Iterable[tuple[int, Pair]], meter: RelevanceMeter, known: dict[str, ReplyMeasures]
 ) -> Iterator[tuple[int, Pair]]:
     """(line, pair with the relevance of its revision), in their order, in memory that the texts don't fill.
 
@@ -87,6 +87,6 @@ def measured_as_they_come(
         missing = {
             key: pair for _, pair in batch if (key := key_of_reply(pair.messages, pair.revised_response)) not in known
         }
-        nats = meter.measure([Answer(pair.messages, pair.revised_response) for pair in missing.values()])
-        known.update({key: value for key, value in zip(missing, nats, strict=True) if value is not None})
-        yield from ((line, with_relevance(pair, known)) for line, pair in batch)
+        measures = meter.measure([Answer(pair.messages, pair.revised_response) for pair in missing.values()])
+        known.update({key: value for key, value in zip(missing, measures, strict=True) if value is not None})
+        yield from ((line, with_measures(pair, known)) for line, pair in batch)
