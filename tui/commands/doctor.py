@@ -11,7 +11,7 @@ from engine.core.options import options
 from engine.pipeline.doctor import examine
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import add_options, config_of, new_parser, parse
-from tui.commands.printers import COLOUR, GLYPH, NAME_WIDTH
+from tui.commands.event_lines import COLOUR, GLYPH, NAME_WIDTH
 from tui.commands.table import PROGRAM
 
 

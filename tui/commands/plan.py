@@ -17,7 +17,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import add_options, add_run_options, config_of, new_parser, parse
-from tui.commands.printers import stage_number
+from tui.commands.event_lines import stage_number
 from tui.commands.table import PROGRAM
 from tui.formatting import approx_duration
 

@@ -88,7 +88,7 @@ def _push(run: Run, config: Stage3Config, public: bool, token: Secret | None) ->
     from engine.push.finished_run import push_finished_run
     from engine.run.journal import Journal
     from engine.run.stop import StopToken
-    from tui.commands.printers import event_line
+    from tui.commands.event_lines import event_line
     from tui.process.signals import install_signal_handlers
 
     stop, journal = StopToken(), Journal(run / EVENTS_JSONL)

@@ -45,7 +45,14 @@ def main(arguments: list[str]) -> int:
     if given.auto:
         from tui.commands.auto import run_auto
 
-        return run_auto(config, until=given.until, redo_from=given.redo_from, json=given.json, token=token_of(given))
+        return run_auto(
+            config,
+            until=given.until,
+            redo_from=given.redo_from,
+            json=given.json,
+            verbose=given.verbose,
+            token=token_of(given),
+        )
     require_terminal()
     if not given.restarted and given.output_dir is None and not _is_chosen(config, arguments):
         return int(ExitCode.DONE)
@@ -72,6 +79,9 @@ def run_parser() -> argparse.ArgumentParser:
     way = parser.add_argument_group("How to run")
     way.add_argument("--auto", action="store_true", help="run without a terminal")
     way.add_argument("--json", action="store_true", help="with --auto: events on stdout, one JSON object per line")
+    way.add_argument(
+        "--verbose", action="store_true", help="with --auto: every check and checkpoint, not a line a stage"
+    )
     add_run_options(way)
     add_token_options(way)
     # How `tui.process.reexec` goes on with a run in a fresh process.

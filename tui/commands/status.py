@@ -18,7 +18,7 @@ from engine.run.journal import read_entries
 from engine.run.state import RunState, StageState, fold
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
-from tui.commands.printers import COLOUR, GLYPH, duration, progress_text, stage_number, step_text
+from tui.commands.event_lines import COLOUR, GLYPH, duration, progress_text, stage_number, step_text
 
 
 def main(arguments: list[str]) -> int:

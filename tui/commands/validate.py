@@ -28,7 +28,7 @@ from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 from engine.storage.jsonl import BadLine
 from tui.commands.arguments import add_options, add_token_options, config_of, new_parser, parse, token_of
-from tui.commands.printers import COLOUR, GLYPH
+from tui.commands.event_lines import COLOUR, GLYPH
 from tui.commands.table import PROGRAM
 from tui.process.print_error import print_error
 
@@ -149,7 +149,7 @@ def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Vali
     from engine.push.dataset import name_in_repository, push_dataset
     from engine.run.journal import Entry
     from engine.run.stop import StopToken
-    from tui.commands.printers import event_line
+    from tui.commands.event_lines import event_line
 
     export, stop = result.report["export"], StopToken()
     file = Path(export["path"])
