@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from rich.console import Console
 from rich.text import Text
 
@@ -16,12 +18,16 @@ from tui.commands.table import PROGRAM
 
 
 def main(arguments: list[str]) -> int:
+    given = parse(command_parser(), arguments)
+    return print_doctor(config_of(given))
+
+
+def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "What this machine can run: driver, VRAM, disk, versions, token.", "", usage=f"{PROGRAM} doctor"
     )
     add_options(parser, [option for option in options() if option.name in ("device", "output_dir")])
-    given = parse(parser, arguments)
-    return print_doctor(config_of(given))
+    return parser
 
 
 def print_doctor(config: Stage3Config) -> int:
