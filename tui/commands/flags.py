@@ -32,6 +32,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     metavar: str = ""
     group: str = ""
+    """Of the option; empty for what is of the command alone."""
     rare: bool = False
     """Left out of `--help`."""
 
@@ -54,14 +55,13 @@ def command_lines() -> tuple[CommandLine, ...]:
 
 def _line(name: str, sentence: str, module: str) -> CommandLine:
     parser: argparse.ArgumentParser = import_module(f"tui.commands.{module}").command_parser()
-    groups = {id(action): group.title or "" for group in parser._action_groups for action in group._group_actions}
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
-    flags = [_flag(action, groups.get(id(action), "")) for action in shown if action.option_strings]
-    arguments = [_flag(action, "") for action in shown if not action.option_strings]
+    flags = [_flag(action) for action in shown if action.option_strings]
+    arguments = [_flag(action) for action in shown if not action.option_strings]
     return CommandLine(name, sentence, tuple(flags), arguments[0] if arguments else None)
 
 
-def _flag(action: argparse.Action, group: str) -> Flag:
+def _flag(action: argparse.Action) -> Flag:
     option = _BY_NAME.get(action.dest)
     choices = tuple(map(str, action.choices)) if action.choices else option.choices if option else ()
     metavar = str(action.metavar or action.dest.upper())
@@ -71,7 +71,7 @@ def _flag(action: argparse.Action, group: str) -> Flag:
         kind=_kind(action, option, metavar, choices),
         choices=choices,
         metavar=metavar,
-        group=group,
+        group="" if option is None else option.group,
         rare=getattr(action, "rare", False),
     )
 

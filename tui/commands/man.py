@@ -55,7 +55,7 @@ def page() -> str:
     ]
     groups: dict[str, list[Flag]] = {}
     for flag in command_lines()[0].flags:
-        groups.setdefault("Help" if flag.group == "options" else flag.group, []).append(flag)
+        groups.setdefault(flag.group or "How to run", []).append(flag)
     for group, flags in groups.items():
         lines.append(f".SS {_escaped(group)}")
         for flag in flags:
