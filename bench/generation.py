@@ -90,7 +90,7 @@ def parse() -> argparse.Namespace:
 
 def report(name: str, works: Sequence[Work], run: Callable[[], None], base: float | None) -> float:
     """Time `run`, print a line, and return its tokens per second."""
-    tokens = sum(sum(work.said) for work in works)
+    tokens = sum(sum(work.reply_words) for work in works)
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -172,8 +172,8 @@ def notebook(model, works: Sequence[Work]) -> None:
                 out = model.generate(
                     input_ids=torch.tensor([ids]),
                     attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                    max_new_tokens=work.said[step],
-                    min_new_tokens=work.said[step],
+                    max_new_tokens=work.reply_words[step],
+                    min_new_tokens=work.reply_words[step],
                     do_sample=True,
                     temperature=0.7,
                     top_p=0.9,
@@ -199,7 +199,7 @@ def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             choose = Nucleus(0.7, 0.9, range(len(rows)), LONGEST, "cpu")
-            limits = [work.said[step] for work in batch]
+            limits = [work.reply_words[step] for work in batch]
             kept = memory if remember else None
             said = decoding.generate_batch(model, rows, choose, [], limits, pad=0, memory=kept)
             if remember:
@@ -220,7 +220,7 @@ def padded(model, works: Sequence[Work], size: int) -> None:
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             width = max(map(len, rows))
-            most = max(work.said[step] for work in batch)
+            most = max(work.reply_words[step] for work in batch)
             with torch.no_grad():
                 out = model.generate(
                     input_ids=torch.tensor([[0] * (width - len(row)) + row for row in rows]),
@@ -234,7 +234,7 @@ def padded(model, works: Sequence[Work], size: int) -> None:
                 )
             if step < STEPS - 1:
                 rows = [
-                    [*row, *line[width : width + work.said[step]], *work.requests[step]]
+                    [*row, *line[width : width + work.reply_words[step]], *work.requests[step]]
                     for row, line, work in zip(rows, out.tolist(), batch, strict=True)
                 ]
 
@@ -253,7 +253,8 @@ def continuous(model, works: Sequence[Work]) -> None:
             generation_config=settings, continuous_batching_config=blocks
         ) as manager:
             names = [
-                manager.add_request(row, max_new_tokens=work.said[step]) for row, work in zip(rows, works, strict=True)
+                manager.add_request(row, max_new_tokens=work.reply_words[step])
+                for row, work in zip(rows, works, strict=True)
             ]
             found = {}
             while len(found) < len(names):

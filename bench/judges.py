@@ -83,12 +83,12 @@ def row(result: ExamResult) -> str:
     cells = (
         result.judge,
         result.exam,
-        f"{result.right} of {result.asked}",
+        f"{result.right} of {result.prompt_words}",
         f"{result.accuracy_low:.0%} to {result.accuracy_high:.0%}",
         share(result.longer_chosen),
         share(result.first_place_chosen),
         share(result.on_the_letters),
-        "believed" if result.passed else f"not believed: {result.why_not}",
+        "passed" if result.passed else f"failed: {result.why_not}",
     )
     return f"| {' | '.join(cells)} |"
 

@@ -30,9 +30,11 @@ class GrammarJudge:
     name = "demo"
     about = "the demo's grammar, right by construction; 0 (no sentence of it) to 1 (a good answer with a tip)"
 
-    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-        """The grades of both replies of each case."""
-        graded = [self.grade(case.conversation, [case.first, case.second]) for case in cases]
+    def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        """The grades of both replies of each comparison."""
+        graded = [
+            self.grade(comparison.conversation, [comparison.first, comparison.second]) for comparison in comparisons
+        ]
         return [ScorePair(first, second) for first, second in graded]
 
     def grade(self, conversation: Conversation, replies: Sequence[str]) -> list[float]:

@@ -18,29 +18,29 @@ from engine.pairs.assessment.outlook import (
     Estimate,
     improved_estimate,
     relevant_estimate,
-    require_hope,
+    require_reachable,
     too_long_estimate,
     usable_estimate,
 )
-from engine.pairs.assessment.training_set import Judged, judged_pairs, preference_row
+from engine.pairs.assessment.training_set import AssessedPair, assessed_pairs, preference_row
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import read_pairs
-from engine.pairs.generation.making import (
+from engine.pairs.generation.generate import (
     PILOT_SET,
     Maker,
     OpenSet,
     Recorded,
     generate_pairs,
-    set_aside_what_no_longer_holds,
-    take_over,
-    torn_line,
+    reuse_records,
+    set_aside_outdated,
+    torn_line_warning,
 )
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.judges.base import LoadJudge, ScorePair
-from engine.pairs.judges.examination import ExaminedJudge, examined_judge
+from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import score_pairs
-from engine.pairs.relevance.kept import with_relevance
-from engine.pairs.relevance.of_pairs import measure_relevance
+from engine.pairs.relevance.cache import with_relevance
+from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.context import Context
 from engine.storage.files import write_json
 from engine.storage.jsonl import BadLine, JsonlAppender
@@ -56,14 +56,14 @@ TEXT_SHOWN = 600
 
 def make_pilot(context: Context, prompts: Sequence[Prompt], maker: Maker) -> Generator[Event, None, list[Pair]]:
     """The pairs of these prompts; what an earlier start or another set made is not made again."""
-    why = set_aside_what_no_longer_holds(context, PILOT_SET, prompts, maker.identity)
+    why = set_aside_outdated(context, PILOT_SET, prompts, maker.identity)
     if why:
         yield Message("info", f"The pilot is made again: {why}.")
     path = context.run / PILOT_SET.pairs
     with JsonlAppender(path) as appender:
-        yield from torn_line(appender)
+        yield from torn_line_warning(appender)
         open_set = OpenSet(PILOT_SET, appender, Recorded.read(path))
-        yield from _without_pairs(take_over(context, open_set, prompts, maker.identity))
+        yield from _without_pairs(reuse_records(context, open_set, prompts, maker.identity))
         yield from _without_pairs(generate_pairs(context, prompts, maker, open_set))
     return [pair for _, pair in read_pairs(path, last_line_may_lack_newline=False) if not isinstance(pair, BadLine)]
 
@@ -113,14 +113,14 @@ def judge_pilot(
     return estimates
 
 
-def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[Judged]]:
+def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[AssessedPair]]:
     tally = Tally()
-    return tally, list(judged_pairs(enumerate(pairs), {}, tally))
+    return tally, list(assessed_pairs(enumerate(pairs), {}, tally))
 
 
 def require_hope_of(context: Context, estimates: Sequence[Estimate]) -> Generator[Event, None, None]:
     """Raises DataError (exit 9) if the pilot leaves no hope that the gate will open."""
-    accepted = require_hope(
+    accepted = require_reachable(
         estimates,
         context.config,
         what="The pilot leaves no hope that the gate will open",

@@ -13,7 +13,7 @@ from engine.models.chat_template import reply_ids
 from engine.models.loading import load_tokenizer
 from engine.models.templates.behaviour import Behaviour, behaviour_of
 from engine.pairs.generation.dialogue import critique_prompt, revision_prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def in_words(behaviour: Behaviour, tokenizer: PreTrainedTokenizerBase) -> str:
     return "; ".join(told)
 
 
-def _conversations(recipe: GenerationSettings) -> Iterator[Conversation]:
+def _conversations(settings: GenerationSettings) -> Iterator[Conversation]:
     """Drafts, a critique and a revision, each as this run asks for it: with its worked examples, if there are any."""
-    principle = recipe.constitution.principles[0]
+    principle = settings.constitution.principles[0]
     for conversation in (ASKED, TALK, BRIEFED):
         yield conversation
-        yield critique_prompt(conversation, DRAFT, principle, recipe.examples)
-        yield revision_prompt(conversation, DRAFT, CRITIQUE, principle, recipe.examples)
+        yield critique_prompt(conversation, DRAFT, principle, settings.examples)
+        yield revision_prompt(conversation, DRAFT, CRITIQUE, principle, settings.examples)

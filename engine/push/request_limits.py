@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from engine.core.errors import NetworkError
-from engine.hub.client import LONGEST_WAIT_SECONDS
+from engine.hub.client import MAX_WAIT_SECONDS
 from engine.hub.responses import BUSY, retry_after
 from engine.run.stop import StopToken
 
@@ -69,7 +69,7 @@ class RequestLimiter:
                 del self._tries[_key(response.request)]  # that is an answer; the next time it is another question
         elif response.status_code in BUSY:
             asked_enough = self._tries[_key(response.request)] >= TRIES
-            if asked_enough or retry_after(response) > LONGEST_WAIT_SECONDS:
+            if asked_enough or retry_after(response) > MAX_WAIT_SECONDS:
                 response.read()
                 raise BlockedRequest(response)
 

@@ -9,7 +9,7 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Event
 from engine.pairs.generation.methods import needs_judge
 from engine.pairs.judges.base import Judge, LoadedPolicy
-from engine.pairs.judges.examination import ExaminedJudge, examined_judge
+from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 
 if TYPE_CHECKING:
     from engine.models.backend import Backend
@@ -25,7 +25,7 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
         case "none":
             return None
         case "auto":
-            raise ValueError("which judge it is, its exam tells: engine.pairs.judges.examination")
+            raise ValueError("which judge it is, its exam tells: engine.pairs.judges.examined_judge")
         case "self":
             from engine.pairs.judges.self_judge import load_self_judge
 

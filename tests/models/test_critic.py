@@ -15,9 +15,9 @@ from engine.models.generation.sampling import Reply, SamplingSettings
 from engine.pairs.generation.critique_revision import make_records
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import load_prompts
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.exam import shipped_exam
-from engine.pairs.judges.examination import examined_judge
+from engine.pairs.judges.examined_judge import examined_judge
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.context import Context
 from engine.run.folder import Run

@@ -37,10 +37,10 @@ def test_an_edit_is_appended_with_its_time_and_read_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("a", "delete"), "no action"),
-        (("", "accept"), "no pair"),
-        (("  ", "accept"), "no pair"),
-        ((None, "accept"), "no pair"),
+        (("a", "delete"), "not an action"),
+        (("", "accept"), "no pair id"),
+        (("  ", "accept"), "no pair id"),
+        ((None, "accept"), "no pair id"),
         (("a", "edit"), "needs a text"),
         (("a", "note"), "needs a text"),
         (("a", "edit", " \n"), "empty"),
@@ -63,7 +63,7 @@ def test_only_edit_names_a_field_and_only_one_that_there_is(tmp_path: Path):
     write_edit(path, "a", "edit", "Another draft.", field="base_response")
     assert read_edits(path)["a"] == Decision(base_response="Another draft.")
     for action, text, field in (("edit", "new", "prompt"), ("note", "new", "base_response"), ("accept", None, "x")):
-        with pytest.raises(ValueError, match="only edit replaces a field"):
+        with pytest.raises(ValueError, match="only edit has a field"):
             write_edit(path, "a", action, text, field=field)
 
 

@@ -19,7 +19,7 @@ from engine.packaging.model_card import model_card
 from engine.pairs.data.hashes import hash_of
 from engine.pairs.judges.base import Comparison, ScorePair
 from engine.pairs.judges.exam import Exam, ExamItem, ExamResult, comparisons_of, result_of, shipped_exam, take_exam
-from engine.pairs.judges.examination import candidates, exam_key, examined_judge
+from engine.pairs.judges.examined_judge import candidates, exam_key, examined_judge
 from engine.run.context import Context
 from engine.run.stop import StopToken
 from engine.stages import quality
@@ -91,13 +91,13 @@ def test_a_judge_that_knows_passes_with_its_interval():
     assert (result.accuracy_low, result.accuracy_high) == wilson(60, 60)
     assert result.by_kind == dict.fromkeys(("harmful", "off-topic", "false", "preachy", "padded"), 1.0)
     assert result.longer_chosen == pytest.approx(result.longer_is_better)
-    assert result.sentence == "right in 60 of 60 comparisons with known answers (95 % interval 94% to 100%)"
+    assert result.sentence == "60 of 60 comparisons with known answers right (95 % interval 94% to 100%)"
 
 
 def test_a_judge_that_likes_length_fails_and_its_liking_is_told():
     result = taken(Scripted(likes_length))
     assert not result.passed and result.longer_chosen == 1.0 and result.by_kind["padded"] == 0.0
-    assert "hardly more than chance" in result.why_not and "the longer answer in 100%" in result.likings
+    assert "little better than chance" in result.why_not and "the longer answer 100% of the time" in result.biases
 
 
 @pytest.mark.parametrize(("right", "passed"), [(43, False), (44, True)])
@@ -117,7 +117,7 @@ def test_ties_and_what_cannot_be_scored_are_answered_wrongly():
 
 def test_who_is_right_without_answering_the_question_fails():
     result = taken(Scripted(lambda case: replace(knows(case), detail={"on_the_letters": 0.05})))
-    assert result.right == 60 and not result.passed and "5% of its probability on the two letters" in result.why_not
+    assert result.right == 60 and not result.passed and "the two letters only 5% of the probability" in result.why_not
 
 
 def test_a_liking_for_a_place_is_read_from_both_orders_of_each_question():
@@ -236,7 +236,7 @@ def test_a_judge_that_fails_scores_no_pair_and_the_report_and_the_screen_say_why
     assert [exam["passed"] for exam in report["exams"]] == [False] and report["exams"][0]["longer_chosen"] == 1.0
     checks = {event.name: event for event in events if isinstance(event, Check)}
     assert checks["exam of scripted"].status == "warning" and "failed its exam" in checks["exam of scripted"].detail
-    assert any("is not believed" in event.text for event in events if isinstance(event, Message))
+    assert any("failed its exam" in event.text for event in events if isinstance(event, Message))
     assert not (made.run / layout.SCORES_JSONL).exists()
 
 
@@ -250,8 +250,8 @@ def test_a_judge_that_passes_has_its_exam_in_the_report_and_on_the_screen(
     (exam,) = report_of(made)["exams"]
     assert exam["passed"] and exam["asked"] == exam["right"] == 20 and exam["exam"] == "a ruler's exam"
     checks = {event.name: event for event in events if isinstance(event, Check)}
-    assert checks["exam of demo"].status == "ok" and checks["exam of demo"].detail.startswith("right in 20 of 20")
-    assert checks["it chooses"].detail == "the longer answer in 0% (right would be 0%)"
+    assert checks["exam of demo"].status == "ok" and checks["exam of demo"].detail.startswith("20 of 20 comparisons")
+    assert checks["it prefers"].detail == "the longer answer 0% of the time (unbiased: 0%)"
 
 
 def test_the_card_tells_the_exam_of_a_judge_that_failed():
@@ -374,7 +374,7 @@ def test_without_a_judge_that_can_judge_the_run_needs_a_person_and_says_how(
     made = with_pairs(server(judge=judge), rows(60))
     error = refused(made)
     assert error.exit_code == ExitCode.DATA
-    assert "better by people is 0 of the 30 pairs of the sample are decided (at least 50.0%)" in error.what
+    assert "better by people is 0 of the sample's 30 pairs are decided (at least 50.0%)" in error.what
     assert "--accept-quality" in error.what_to_do and "wizard" in error.what_to_do
     gate = report_of(made)["gate"]
     assert gate["failed"] == ["better_by_people"] and not gate["open"]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from engine.pairs.assessment.gate import EXAMPLES_KEPT, NAMES_KEPT, OTHERS, Tally, failed, figures, gate_error, report
-from engine.pairs.assessment.training_set import judged_pairs
+from engine.pairs.assessment.training_set import assessed_pairs
 from engine.pairs.data.edits import Decision, apply_decision
 from engine.pairs.data.hashes import hash_of
 from engine.pairs.data.record import Pair
@@ -84,7 +84,7 @@ def test_people_are_heard_over_the_detectors():
 
 def decided(pairs: list[Pair], decisions: dict[str, Decision]) -> Tally:
     tally = Tally()
-    list(judged_pairs(enumerate(pairs), decisions, tally))
+    list(assessed_pairs(enumerate(pairs), decisions, tally))
     return tally
 
 
@@ -217,7 +217,7 @@ def test_the_examples_are_the_worst_and_the_same_in_whatever_order_the_pairs_com
 
     def examples(order: list[tuple[int, Pair]]) -> dict:
         tally = Tally()
-        list(judged_pairs(order, {}, tally))
+        list(assessed_pairs(order, {}, tally))
         return report(tally, config())["examples"]
 
     told = examples(rows)

@@ -19,11 +19,11 @@ from engine.models.local_backend import LocalBackend, load_stage2_backend
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
+from engine.pairs.generation.generate import RUN_SET, Maker, OpenSet, Recorded, generate_pairs, longest_prompt
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.making import RUN_SET, Maker, OpenSet, Recorded, generate_pairs, longest_prompt
 from engine.pairs.generation.methods import record_maker
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.run.stop import StopToken
 from engine.storage.jsonl import JsonlAppender, read_jsonl
 from tests.support.tiny_models import build_adapter, build_base

@@ -233,7 +233,7 @@ def test_a_space_that_is_a_token_of_its_own_before_the_letter_is_read_first(poli
     ("was", "becomes", "why"),
     [
         ("model\n'}}{% endif", "model\nThinking'}}{% endif", "'Thinking' at its end is not there"),
-        ("message['content'] | trim", "message['content'].replace('A', 'a').replace('B', 'b')", "say 'a' and 'b'"),
+        ("message['content'] | trim", "message['content'].replace('A', 'a').replace('B', 'b')", "are 'a' and 'b'"),
         ("message['content'] | trim", "'x'", "the text of a message is not in what it renders"),
     ],
 )
@@ -248,8 +248,8 @@ def test_a_template_where_the_letters_have_no_place_is_refused(was: str, becomes
 def test_in_the_verdict_the_judge_is_stage_2_and_its_adapter_is_put_back(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(exam, "LEAST_ACCURACY", 0.0)  # a model of random numbers would not pass
-    monkeypatch.setattr(exam, "LEAST_ON_THE_LETTERS", 0.0)
+    monkeypatch.setattr(exam, "MIN_ACCURACY", 0.0)  # a model of random numbers would not pass
+    monkeypatch.setattr(exam, "MIN_LETTER_PROBABILITY", 0.0)
     context = make(judge="self")
     rows = pairs(8)
     _, trained = run_stage(train(context, rows))

@@ -10,7 +10,7 @@ from engine.core.errors import DataError
 from engine.pairs.assessment.outlook import (
     Outlook,
     improved_estimate,
-    require_hope,
+    require_reachable,
     too_long_estimate,
     usable_estimate,
 )
@@ -31,13 +31,13 @@ def test_a_share_that_must_be_small_is_hopeless_where_its_lower_end_is_above_the
 
 def test_nothing_measured_is_no_reason_to_refuse(config):
     estimate = improved_estimate(0, 0, config())
-    assert not estimate.hopeless and estimate.share is None and "nothing measured" in estimate.sentence
+    assert not estimate.hopeless and estimate.share is None and "not measured" in estimate.sentence
 
 
 def test_a_refusal_names_the_figure_its_interval_and_what_would_mend_it(config):
     with pytest.raises(DataError) as refused:
-        require_hope([usable_estimate(2, 24, config()), too_long_estimate(0, 24, config())], config(), **TOLD)
-    assert "usable share is 2 of 24, 8% (2% to 26%); the gate asks for at least 50%" in refused.value.what
+        require_reachable([usable_estimate(2, 24, config()), too_long_estimate(0, 24, config())], config(), **TOLD)
+    assert "usable share is 2 of 24, 8% (2% to 26%); the gate needs at least 50%" in refused.value.what
     assert "too long" not in refused.value.what
     for way in ("--method contrast", "--few-shot", "--constitution", "--accept-quality", "pairs.jsonl"):
         assert way in refused.value.what_to_do
@@ -51,8 +51,8 @@ def test_the_advice_names_no_method_that_is_used_already(config):
 
 def test_a_person_may_go_on_all_the_same(config):
     accepts = config(accept_quality="to look at them")
-    assert "to look at them" in require_hope([usable_estimate(0, 24, accepts)], accepts, **TOLD)
-    assert require_hope([usable_estimate(24, 24, accepts)], accepts, **TOLD) == ""
+    assert "to look at them" in require_reachable([usable_estimate(0, 24, accepts)], accepts, **TOLD)
+    assert require_reachable([usable_estimate(24, 24, accepts)], accepts, **TOLD) == ""
 
 
 # -- while the pairs are made ------------------------------------------------------------------------------------------

@@ -16,14 +16,14 @@ from engine.pairs import detectors
 from engine.pairs.assessment.assess import assess_pair
 from engine.pairs.assessment.validation import validate
 from engine.pairs.data.edits import write_edit
-from engine.pairs.detectors.relevance import LEAST_RELEVANCE, common_words
-from engine.pairs.relevance.kept import MeasuredReply, keep_relevance, key_of_reply, read_relevance, with_relevance
+from engine.pairs.detectors.relevance import MIN_RELEVANCE, common_words
+from engine.pairs.relevance.cache import MeasuredReply, append_relevance, key_of_reply, read_relevance, with_relevance
 from engine.pairs.relevance.measure import OTHER_MESSAGES, Answer, RelevanceMeter
-from engine.pairs.relevance.of_pairs import measure_pairs
+from engine.pairs.relevance.pairs import measure_pairs
 from engine.run.stop import StopToken
 from tests.support.good_pairs import pair, row, write_rows
 
-LOW, HIGH = LEAST_RELEVANCE[-1] - 1, LEAST_RELEVANCE[0] + 1
+LOW, HIGH = MIN_RELEVANCE[-1] - 1, MIN_RELEVANCE[0] + 1
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_lines_that_are_none_are_measured_again(tmp_path: Path):
 def reasons_of(
     nats: float | None, reply: str = "Glue the broken thing with wood glue, gently.", **changes
 ) -> tuple[str, ...]:
-    return assess_pair(replace(pair(1, revised_response=reply, **changes), relevance=nats)).as_made
+    return assess_pair(replace(pair(1, revised_response=reply, **changes), relevance=nats)).reasons_as_made
 
 
 def test_a_revision_that_its_prompt_makes_no_likelier_is_off_topic():
@@ -132,7 +132,7 @@ def test_a_revision_that_its_prompt_makes_no_likelier_is_off_topic():
 
 
 def test_a_revision_that_names_no_subject_must_be_more_relevant():
-    nats = (LEAST_RELEVANCE[0] + LEAST_RELEVANCE[-1]) / 2
+    nats = (MIN_RELEVANCE[0] + MIN_RELEVANCE[-1]) / 2
     assert reasons_of(nats) == ()
     assert reasons_of(nats, "I think that is a good idea, and I would like to help you with it.") == (
         detectors.OFF_TOPIC,
@@ -152,7 +152,7 @@ def test_validate_counts_what_was_measured_beside_the_file_and_an_edit_makes_it_
     path = write_rows(tmp_path / "pairs.jsonl", [row(1), row(2)])
     first = pair(1)
     key = key_of_reply(first.messages, first.revised_response)
-    keep_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10)])
+    append_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10)])
     assert validate(path, config()).report["reasons"] == {detectors.OFF_TOPIC: 1}
     write_edit(tmp_path / "edits.jsonl", first.id, "edit", "Glue it with wood glue.")
     assert validate(path, config()).report["figures"]["training_pairs"] == 2

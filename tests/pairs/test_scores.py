@@ -184,7 +184,7 @@ def test_a_torn_tail_is_put_aside_and_scored_again_and_a_damaged_line_told(score
     events, found = run_stage(score_pairs(scored, as_pairs(40), JUDGE))
     assert sorted(judge.asked) == sorted([torn["id"], spoilt["id"]])
     told = " ".join(event.text for event in events if isinstance(event, Message))
-    assert "1 lines of" in told and "An unfinished score" in told and "2 pairs by the judge demo; 38 are scored" in told
+    assert "1 lines of" in told and "Moved an unfinished score" in told and "2 pairs with the judge demo; 38 are done" in told
     assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(40)]
 
 
@@ -195,7 +195,7 @@ def test_a_stop_between_two_batches_keeps_what_is_scored(context: Callable[..., 
         for event in working:
             if isinstance(event, Progress):
                 made.stop.request("the test asks")
-    assert len(judge.asked) == len(lines(made)) == scores_module.CASES_AT_ONCE
+    assert len(judge.asked) == len(lines(made)) == scores_module.COMPARISONS_PER_BATCH
     first = list(judge.asked)
     events, _ = run_stage(score_pairs(context(judge="demo"), as_pairs(40), JUDGE))
     assert sorted(judge.asked) == sorted(f"id{i}" for i in range(40)) and judge.asked[:16] == first

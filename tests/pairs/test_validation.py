@@ -21,7 +21,7 @@ from engine.pairs.assessment.validation import Validation, validate
 from engine.pairs.data.edits import write_edit
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import pair_of, read_pairs
-from engine.storage.jsonl import LONGEST_LINE, BadLine, dumps, read_jsonl
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, dumps, read_jsonl
 from tests.conftest import needs_shared_data
 from tests.support.good_pairs import META, row, write_rows
 from tui.cli import main
@@ -120,26 +120,26 @@ NO_PAIRS: dict[str, tuple[Any, str]] = {
     "null": (row(1, prompt=None), "prompt is null"),
     "a number": (row(1, revised_response=3), "revised_response is a number"),
     "a list": (row(1, base_response=["a"]), "base_response is a list"),
-    "no score": (row(1, base_score="high"), "base_score is a text"),
-    "true as a score": (row(1, base_score=True), "base_score is true or false"),
-    "a choice that is none": (row(1, chosen="maybe"), "chosen is neither"),
+    "no score": (row(1, base_score="high"), "base_score is a string"),
+    "true as a score": (row(1, base_score=True), "base_score is a boolean"),
+    "a choice that is none": (row(1, chosen="maybe"), "chosen must be"),
     "messages of nobody": (row(1, messages=[{"content": "a"}]), r"messages\[0\] has no role"),
     "messages without text": (row(1, messages=[said("user", P), {"role": "user", "content": None}]), r"messages\[1\]"),
     "messages that are none": (row(1, messages={"role": "user"}), "messages is an object"),
-    "messages that wait for nothing": (row(1, messages=[said("assistant", "Hello.")]), "no user's turn"),
-    "principles": (row(1, principle_ids="HP1"), "principle_ids is a text"),
+    "messages that wait for nothing": (row(1, messages=[said("assistant", "Hello.")]), "no user turn"),
+    "principles": (row(1, principle_ids="HP1"), "principle_ids is a string"),
     "a principle": (row(1, principle_ids=[None]), "principle_ids is null"),
     "finish": (row(1, finish={"revision": 1}), "finish"),
     "half a character": (row(1, revised_response="half \ud83d"), "half a character"),
     "an endless status": (row(1, status="x" * 1000), "longer than"),
     "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt"),
-    "an empty prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "no prompt"),
+    "an empty prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "no user turn"),
     "two conversations": (
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
         "different conversations",
     ),
-    "the user's last word": ({"chosen": ASKED, "rejected": ASKED}, "does not end with the assistant's"),
-    "no messages": ({"prompt": P, "chosen": [], "rejected": []}, "does not end with the assistant's"),
+    "the user's last word": ({"chosen": ASKED, "rejected": ASKED}, "does not end with an assistant message"),
+    "no messages": ({"prompt": P, "chosen": [], "rejected": []}, "does not end with an assistant message"),
 }
 
 
@@ -174,7 +174,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "two records on one line": (LINE + LINE, "Extra data"),
     "UTF-16": ('{"prompt": "x"}'.encode("utf-16-le"), "NUL bytes"),
     "half a character, escaped": (LINE.replace(b"gently", b"\\ud83d"), "half a character"),
-    "too long": (b'{"prompt": "' + b"x" * LONGEST_LINE + b'"}', "longer than 16 MiB"),
+    "too long": (b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 16 MiB"),
 }
 
 
@@ -410,7 +410,7 @@ def test_an_export_replaces_no_file_without_force_and_never_what_it_reads(tmp_pa
     (tmp_path / "hard.jsonl").hardlink_to(good)
     before = good.read_bytes()
     for name in ("pairs.jsonl", "link.jsonl", "hard.jsonl", "edits.jsonl"):
-        with pytest.raises(ConfigError, match="one of the files that are read"):
+        with pytest.raises(ConfigError, match="one of the input files"):
             judge(good, export=tmp_path / name, force=True)
     assert good.read_bytes() == before
 
@@ -418,8 +418,8 @@ def test_an_export_replaces_no_file_without_force_and_never_what_it_reads(tmp_pa
 def test_an_export_goes_to_an_ordinary_file_in_a_folder_that_is_there(tmp_path: Path, good: Path, judge):
     for place, reason in (
         (tmp_path, "a folder"),
-        (tmp_path / "no" / "x", "no folder"),
-        (Path("/dev/null"), "ordinary"),
+        (tmp_path / "no" / "x", "does not exist"),
+        (Path("/dev/null"), "regular"),
     ):
         with pytest.raises(ConfigError, match=reason):
             judge(good, export=place, force=True)
@@ -451,7 +451,7 @@ def test_the_document_for_machines_has_a_verdict_of_every_line_also_when_there_a
     assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in told["verdicts"])
     assert told["verdicts"][0] == {"line": 0, "usable": False, "reasons": told["verdicts"][0]["reasons"]}
     assert told["verdicts"][-1]["usable"] is False and "not JSON" in told["verdicts"][-1]["reasons"][0]
-    assert printed.err.startswith("failed: The gate is shut") and f"{path} that are no pair: 1" in printed.err
+    assert printed.err.startswith("failed: The gate is shut") and f"1 lines of {path} are not pairs" in printed.err
 
 
 def test_people_are_told_the_lines_from_1_the_figures_and_an_example_of_each_reason(tmp_path: Path, good: Path, capsys):

@@ -12,7 +12,7 @@ from engine.core.options import options
 from engine.core.stage_table import STAGE, STAGE_TABLE
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pipeline.graph import changes, evidence_of, options_of, outputs_to_set_aside
 from engine.run.context import Context
 from engine.run.folder import Run

@@ -127,7 +127,7 @@ def test_rows_that_are_no_pair_are_told_and_too_many_are_refused_and_leave_nothi
     path = write(tmp_path / "some.jsonl", [orca(1), orca(2, chosen=None), orca(3)])
     events, result = imported(context(pairs=path))
     assert (result.records, (result.imported or {})["bad_rows"]) == (2, 1)
-    assert any(isinstance(event, Message) and "row 2: no pair: chosen is null" in event.text for event in events)
+    assert any(isinstance(event, Message) and "row 2: not a pair: chosen is null" in event.text for event in events)
     strict = replace(context(pairs=path, max_bad_rows=0.1))
     with pytest.raises(DataError, match="1 of 3 rows"):
         imported(strict)

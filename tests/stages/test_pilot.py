@@ -16,12 +16,12 @@ from engine.demo.judge import GrammarJudge
 from engine.demo.preset import ASSETS
 from engine.models.loading import load_tokenizer
 from engine.pairs.data.record import Pair
-from engine.pairs.generation.effort import prompts_expected
+from engine.pairs.generation.cost import expected_prompts
+from engine.pairs.generation.generate import Maker
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.making import Maker
 from engine.pairs.generation.methods import record_maker
 from engine.pairs.generation.prompts import load_prompts
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.pilot import judge_pilot, make_pilot, require_hope_of
 from engine.run.context import Context
 from engine.run.stop import StopToken
@@ -66,9 +66,9 @@ def run_of(context: Callable[..., Context], prompts: Path) -> Callable[..., Cont
 
 
 def pilot(context: Context, backend: Backend, prompts: int = 24) -> tuple[list[Any], list[Pair]]:
-    recipe = GenerationSettings.of(context.config)
-    identity = RecordIdentity.of(context.config, recipe, context.run.results)
-    maker = Maker(backend, recipe, record_maker(backend, recipe, None, StopToken()), identity)  # type: ignore[arg-type]
+    settings = GenerationSettings.of(context.config)
+    identity = RecordIdentity.of(context.config, settings, context.run.results)
+    maker = Maker(backend, settings, record_maker(backend, settings, None, StopToken()), identity)  # type: ignore[arg-type]
     return run_stage(make_pilot(context, load_prompts(context.config)[:prompts], maker))
 
 
@@ -192,8 +192,8 @@ def test_the_screen_gets_some_pairs_with_what_was_found_of_each(run_of):
 
 
 def test_a_target_forecasts_the_prompts_that_the_pilots_share_asks_for(config):
-    assert prompts_expected(config(num_examples=70)) == 70
-    assert prompts_expected(config(num_examples=70, target_pairs=100), usable_share=0.8) == 125
+    assert expected_prompts(config(num_examples=70)) == 70
+    assert expected_prompts(config(num_examples=70, target_pairs=100), usable_share=0.8) == 125
 
 
 # -- stage pairs stops early, and draws towards a target -----------------------------------------------------------------

@@ -50,7 +50,7 @@ async def test_any_file_is_looked_at_and_decided_about_beside_it(file: Path, con
             assert "browse" in shown and "orca.jsonl" in shown and "How do I mend thing 5?" in shown
             assert "run all" not in shown and "accept" in shown
             assert [row.line.number for row in browser.store.rows] == [0, 1, 2, 4, 5, 6, 7]
-            assert browser.store.rows[2].reasons[0].startswith("no pair: it has neither")
+            assert browser.store.rows[2].reasons[0].startswith("not a pair: it has neither")
             await pilot.press("x", "j", "w", "r", "a", "escape")
             await pilot.pause()
         decided = read_edits(file.with_name("orca.jsonl.edits.jsonl"))

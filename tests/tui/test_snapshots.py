@@ -116,7 +116,7 @@ class Shots:
             (self._tmp_path / name).write_text(drawn, encoding="utf-8")
             self.changed.append(f"{self._tmp_path / name}\n{first_difference(path, drawn)}")
 
-    def check(self) -> None:
+    def look(self) -> None:
         assert not self.changed, "not as it was (`make snapshots` if that is meant):\n" + "\n".join(self.changed)
 
 
@@ -253,7 +253,7 @@ async def test_a_failure_and_a_refusal(wizard, size: str, tmp_path: Path):
             "The gate is shut: usable share is 20.5% (at least 50.0%).",
             what="The gate is shut: usable share is 20.5% (at least 50.0%).",
             why="Training on these pairs would spend GPU hours on what cannot teach.",
-            what_to_do='Use a better model or constitution. To train all the same: --accept-quality "your reason".',
+            what_to_do='Use a better model or constitution. To train anyway: --accept-quality "your reason".',
             exit_code=9,
         )
         state = app.source._state.apply(StageStarted("quality"), NOW - 60)

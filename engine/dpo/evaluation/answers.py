@@ -15,8 +15,8 @@ from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, pol
 from engine.models.chat import Conversation
 from engine.models.generation.batch_size import chosen_batch_size
 from engine.pairs.generation.prompts import prompt_id
-from engine.pairs.judges.base import Comparison, LoadedPolicy, LoadJudge, ScorePair, TellsFlaws
-from engine.pairs.judges.examination import ExaminedJudge, examined_judge
+from engine.pairs.judges.base import Comparison, FindsFlaws, LoadedPolicy, LoadJudge, ScorePair
+from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import JudgeSummary, longest_first, score_in_batches
 from engine.storage.files import sha256_of_json
 from engine.storage.keyed_cache import KeyedCache
@@ -134,7 +134,7 @@ def judge_answers(
         given |= {case.id: scores for case, scores in batch}
         yield Progress(len(given), len(cases), "answers judged", note=f"judge: {judge.name}")
     flawed = None
-    if isinstance(judge, TellsFlaws):
+    if isinstance(judge, FindsFlaws):
         flawed = (
             [judge.flawed(case.conversation, case.first) for case in cases],
             [judge.flawed(case.conversation, case.second) for case in cases],

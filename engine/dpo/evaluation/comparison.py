@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def harmless_among(prompts: Sequence[Conversation]) -> list[int]:
     """Indices of harmless prompts: about an everyday subject, and nothing that could do harm."""
-    return [i for i, prompt in enumerate(prompts) if is_harmless(Candidate(prompt[-1]["content"], None, "").asked)]
+    return [
+        i for i, prompt in enumerate(prompts) if is_harmless(Candidate(prompt[-1]["content"], None, "").prompt_words)
+    ]
 
 
 def everyday_for(prompts: Sequence[Conversation], wanted: int) -> list[Conversation]:

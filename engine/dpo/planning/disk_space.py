@@ -33,7 +33,7 @@ from engine.dpo.planning.forecast import CHECKPOINT_COPIES, WIDTH, disk_parts
 from engine.hub.cache import cache_folder
 from engine.hub.references import local_path
 from engine.hub.run_requirements import HubRequirement, hub_requirements
-from engine.pairs.generation.effort import prompts_expected, replies_of_a_pair
+from engine.pairs.generation.cost import expected_prompts, replies_per_pair
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from engine.storage.files import size_of_folder
@@ -110,10 +110,10 @@ def sized(count: int) -> str:
 
 
 def _of_the_run(config: Stage3Config, run: Run) -> dict[str, int]:
-    texts = replies_of_a_pair(config) * config.max_new_tokens
+    texts = replies_per_pair(config) * config.max_new_tokens
     record = BYTES_PER_TOKEN * (texts + 2 * config.max_prompt_tokens)  # the prompt stands in it twice
     parts = disk_parts(
-        num_examples=prompts_expected(config),
+        num_examples=expected_prompts(config),
         record_bytes=record,
         checkpoint_bytes=CHECKPOINT_COPIES * WIDTH["float32"] * _adapter_numbers(config, run),
         save_total_limit=config.save_total_limit,

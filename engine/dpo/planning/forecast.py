@@ -112,7 +112,7 @@ def forecast(
 ) -> Forecast:
     """Of the whole, from the run in small that was made under `plan`.
 
-    replies, readings   of one pair (`engine.pairs.generation.effort`)
+    replies, readings   of one pair (`engine.pairs.generation.cost`)
     """
     tokens = min(max_new_tokens, REPLY_MARGIN * measured.reply_tokens)
     batches = ceil(num_examples / measured.batch_size)

@@ -16,7 +16,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 FIRST_WAIT_SECONDS = 1.0
 """Before the second try; then twice as long each time."""
-LONGEST_WAIT_SECONDS = 60.0
+MAX_WAIT_SECONDS = 60.0
 """A Retry-After above this is not waited for, it is told."""
 STOP_POLL_SECONDS = 0.1
 
@@ -80,7 +80,7 @@ class RetryPolicy:
             try:
                 return await request()
             except Fault as fault:
-                if number >= min(tries, fault.tries) or fault.wait_seconds > LONGEST_WAIT_SECONDS:
+                if number >= min(tries, fault.tries) or fault.wait_seconds > MAX_WAIT_SECONDS:
                     raise _after(number, fault.error) from None
                 wait = max(self._back_off(number), fault.wait_seconds)
             await self._sleep(wait)

@@ -1,8 +1,8 @@
-"""The conversation of one pair: draft, critique, revision, each asked for in the same dialogue; or an answer under a rule.
+"""The conversations that ask for draft, critique and revision, or for an answer under a rule.
 
-Nothing is parsed out of a tagged answer: each of the three is a generation of its own, and what the next one sees is
-the whole conversation so far, through the model's own chat template. Worked examples, if there are any, stand before
-it: the same ones in the same place for every prompt, so that a backend reads them once.
+Each of the three is a separate generation that sees the whole conversation so far, through the model's own chat template; no
+tagged answer has to be parsed. Worked examples come first and are the same for every prompt, so that a backend reads them
+only once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from engine.models.chat import ChatMessage, Conversation
 from engine.pairs.principles.constitution import Principle
 
-__all__ = ["ChatMessage", "Conversation", "critique_prompt", "revision_prompt", "under_a_rule"]
+__all__ = ["ChatMessage", "Conversation", "critique_prompt", "revision_prompt", "with_rule"]
 
-UNDER_A_RULE = "{asked}\n\n(Keep to this in your answer, without speaking about it: {rule})"
-"""Both answers of a contrast are asked for in the same words, so that they differ by the rule alone."""
+WITH_RULE = "{asked}\n\n(Keep to this in your answer, without speaking about it: {rule})"
+"""Both answers of a contrast use the same wording, so that they differ by the rule alone."""
 
 
 def critique_prompt(
@@ -41,7 +41,7 @@ def revision_prompt(
     ]
 
 
-def under_a_rule(conversation: Conversation, rule: str) -> Conversation:
-    """The conversation, its last question with a rule for the answer (Yang et al. 2023, RLCD, section 3)."""
-    asked = UNDER_A_RULE.format(asked=conversation[-1]["content"], rule=rule)
+def with_rule(conversation: Conversation, rule: str) -> Conversation:
+    """The conversation with a rule added to its last turn (Yang et al. 2023, RLCD, section 3)."""
+    asked = WITH_RULE.format(asked=conversation[-1]["content"], rule=rule)
     return [*conversation[:-1], {"role": "user", "content": asked}]

@@ -35,11 +35,11 @@ class Principle:
     weight: float = 1.0
     """How often it is drawn, relative to the others."""
     opposite: str = ""
-    """What an answer does that goes against it, for --method contrast; empty if the constitution does not say."""
+    """What a violating answer does, for --method contrast; empty if the constitution does not say."""
 
     @property
     def contrary(self) -> str:
-        """Its opposite as a principle of its own."""
+        """The opposite principle, given or derived."""
         return self.opposite or OPPOSITE_OF_TEXT.format(text=self.text)
 
 
@@ -47,10 +47,10 @@ class Principle:
 class Constitution:
     principles: tuple[Principle, ...]
     source: str
-    """Where it was read, for the report."""
+    """The file it came from, for the report."""
 
     def draw(self, random: Random, *, avoid: tuple[str, ...] = ()) -> Principle:
-        """One principle by weight; one of `avoid` only when there is no other."""
+        """Draw a principle by weight; one of `avoid` only if there is no other."""
         fresh = [p for p in self.principles if p.id not in avoid] or list(self.principles)
         return random.choices(fresh, weights=[p.weight for p in fresh])[0]
 
@@ -58,7 +58,7 @@ class Constitution:
 def load_constitution(path: Path | None) -> Constitution:
     """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight, opposite}]`),
     the notebook's (`categories: [{principles: [{id, text}]}]`, list or mapping), or Anthropic's JSON
-    (`{name: {"prompt": [request], "edit_request": request}}`). None means the one in the package.
+    (`{name: {"prompt": [request], "edit_request": request}}`). None loads the shipped one.
 
     Raises ConfigError when the file cannot be read or has no principle in it.
     """
