@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.core import layout
 from engine.core.errors import DamagedState
+from engine.core.failpoints import failpoint
 from engine.core.stage_table import STAGES
 from engine.packaging.anonymise import anonymised
 from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
@@ -77,6 +78,7 @@ def build_archive(
             check(part)
         refuse_changed(run, contents)
         digest, size = sha256_of_file(part), part.stat().st_size
+        failpoint("rename")
         part.replace(run.archive)
     finally:
         part.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
 from engine.core.errors import ConfigError, UnsafeError
+from engine.core.failpoints import failpoint
 from engine.hub import RepoType, page_of
 from engine.push.errors import push_error
 from engine.push.request_limits import TIMEOUT_SECONDS, StoppableBytes, bounded
@@ -138,6 +139,7 @@ class Repository:
         api = HfApi(token=self._token.reveal(), library_name="stage3-tui", library_version=__version__)
         self._watch.last_refusal = None
         try:
+            failpoint("push")
             return question(api)
         except Exception as error:  # told apart below; what is none of the Hub's is raised as it is
             known = push_error(error, self._watch, self.repo_id, self._token)

@@ -14,6 +14,7 @@ import psutil
 
 from engine.core import layout
 from engine.core.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.core.failpoints import failpoint
 from engine.run.results import Results
 from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
@@ -70,6 +71,7 @@ class Run:
     def save(self) -> None:
         """Raises DamagedState as `require_in_place` does."""
         self.require_in_place()
+        failpoint("manifest")
         write_json(self / layout.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -112,6 +114,7 @@ class Run:
                 continue  # it went with the folder that holds it
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
+            failpoint("rename")
             (self / name).rename(target)
         return folder
 

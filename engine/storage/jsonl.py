@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from engine.core.errors import DiskError
+from engine.core.failpoints import failpoint
 
 _BLOCK = 1 << 16
 
@@ -44,10 +45,12 @@ class JsonlAppender:
         with self._lock:
             end = os.fstat(self._file).st_size
             try:
+                failpoint("append")
                 written = os.write(self._file, line)
                 if written < len(line):
                     raise OSError(28, f"only {written} of {len(line)} bytes were written")
                 if sync:
+                    failpoint("sync")
                     os.fsync(self._file)
             except OSError as error:
                 os.ftruncate(self._file, end)
@@ -80,6 +83,7 @@ class JsonlAppender:
             number += 1
         aside.write_bytes(tail)
         os.ftruncate(self._file, whole)
+        failpoint("sync")
         os.fsync(self._file)
         return len(tail), aside
 

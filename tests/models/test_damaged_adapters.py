@@ -317,6 +317,7 @@ def words(error: Stage3Error) -> str:
     return f"{error.what} {error.why}"
 
 
+@pytest.mark.fault("D11", "D13")
 @pytest.mark.parametrize("name", CASES)
 def test_a_damaged_adapter_is_refused_for_its_own_reason(name: str, refusals: Any):
     case, (error, told) = CASES[name], refusals[name]
@@ -355,6 +356,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
     return made
 
 
+@pytest.mark.fault("D12")
 @pytest.mark.parametrize("theirs", FAMILIES)
 @pytest.mark.parametrize("ours", FAMILIES)
 def test_an_adapter_of_another_family_is_refused_by_its_shapes(ours: str, theirs: str, families: Any, tmp_path: Path):

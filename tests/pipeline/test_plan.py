@@ -31,6 +31,7 @@ CHANGES: dict[str, tuple[dict[str, Any], int]] = {
 QUICK = ("nothing yet", "nothing", "a setting of training", "more examples", "the judge")
 
 
+@pytest.mark.fault("A14")
 def test_what_is_planned_is_what_is_done_change_after_change(tmp_path: Path):
     plan_and_run(tmp_path / "run", QUICK)
 

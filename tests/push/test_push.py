@@ -321,6 +321,7 @@ def test_what_is_no_name_of_a_repository_is_told(name: str, context: Context, hu
 WRITES = ("create", "preupload", "batch", "verify", "commit")
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.parametrize(
     ("step", "mood", "kind", "told"),
     [
@@ -543,6 +544,7 @@ def only_packaging(context: Context, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return lambda: run_stage(run_pipeline(context, until="packaging"))[1]
 
 
+@pytest.mark.fault("F7")
 def test_a_failed_push_fails_the_stage_and_not_the_archive(
     context: Context, hub: FakeHubPush, only_packaging: Callable[[], int]
 ):
@@ -594,6 +596,7 @@ def run_push(
     )
 
 
+@pytest.mark.fault("F7")
 def test_the_command_repeats_a_push_that_failed_and_the_stage_is_done_then(
     context: Context, hub: FakeHubPush, only_packaging: Callable[[], int]
 ):
@@ -646,6 +649,7 @@ def test_one_argument_is_the_run_or_the_repository(context: Context, hub: FakeHu
     assert sorted(hub.repos) == ["lab/another"]
 
 
+@pytest.mark.fault("F8")
 def test_a_push_that_is_killed_between_two_files_leaves_no_half_repository(context: Context, hub: FakeHubPush):
     """SIGKILL after the repository was made and a file was sent; the next push is whole."""
     hub.moods["verify"] = "hang"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from engine.core import layout
 from engine.core.errors import NumbersError, PreconditionError
 from engine.core.events import Event, Message, TrainStep
+from engine.core.failpoints import failpoint
 from engine.core.layout import ADAPTER_CONFIG
 from engine.dpo.planning.plan import TrainingPlan, current_plan, reduce_after_oom
 from engine.dpo.training.checkpoints import adopt, by_step, newest_good, step_of
@@ -481,4 +482,5 @@ def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revisio
     write_json(part / "tokenizer_config.json", tokenizer_settings)
     if folder.exists():
         shutil.rmtree(folder)
+    failpoint("rename")
     part.rename(folder)
