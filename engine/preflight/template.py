@@ -46,11 +46,11 @@ def in_words(behaviour: Behaviour, tokenizer: PreTrainedTokenizerBase) -> str:
     """`a reply ends with <|im_end|>; asked with enable_thinking=False`."""
     end = tokenizer.convert_ids_to_tokens(behaviour.end)
     told = [f"{end} is put behind each reply" if behaviour.appended else f"a reply ends with {end}"]
-    if behaviour.asking.switches:
-        told.append("asked with " + ", ".join(f"{name}={value}" for name, value in behaviour.asking.switches.items()))
+    if behaviour.options.switches:
+        told.append("asked with " + ", ".join(f"{name}={value}" for name, value in behaviour.options.switches.items()))
     if behaviour.opening:
         told.append(f"each reply is begun with {behaviour.opening!r}")
-    if behaviour.asking.folds_system:
+    if behaviour.options.folds_system:
         told.append("a system message stands in the first user turn")
     return "; ".join(told)
 

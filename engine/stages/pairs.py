@@ -9,7 +9,7 @@ from engine.core.events import Event, Message, StageStale
 from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import load_backend
-from engine.models.templates.given import template_key
+from engine.models.templates.option import template_key
 from engine.pairs.assessment.outlook import Outlook, require_reachable
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.generation.generate import (

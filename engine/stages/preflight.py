@@ -19,7 +19,7 @@ from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer, run_date
-from engine.models.templates.given import template_key
+from engine.models.templates.option import template_key
 from engine.pairs.data.record import OK, Pair
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.native_form import pair_of_record

@@ -13,7 +13,7 @@ from typing import Any
 from engine.core import layout
 from engine.core.errors import DamagedState, DataError, Stage3Error
 from engine.core.events import Check, Event, Message
-from engine.models.templates.given import template_key
+from engine.models.templates.option import template_key
 from engine.pairs.assessment.gate import FIGURES_WITHOUT_JUDGE, Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import assessed_pairs, hold_out, preference_row
 from engine.pairs.data.edits import read_edits

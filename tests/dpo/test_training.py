@@ -499,14 +499,16 @@ def test_an_ordinary_conversation_is_rendered_as_the_template_does_it(make: Call
     tokenizer = load_tokenizer(make().config)
     for row in ROWS[:6]:
         theirs = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        assert conversation_ids(tokenizer, row["prompt"], reply_wanted=True) == theirs  # type: ignore[arg-type]
+        assert conversation_ids(tokenizer, row["prompt"], add_generation_prompt=True) == theirs  # type: ignore[arg-type]
         assert theirs.count(tokenizer.bos_token_id) == 1
 
 
 @pytest.mark.fault("C11")
 def test_a_role_that_the_template_refuses_is_a_precondition(make: Callable[..., Context]):
     with pytest.raises(PreconditionError, match="System role not supported"):
-        conversation_ids(load_tokenizer(make().config), [{"role": "system", "content": "Be brief."}], reply_wanted=True)
+        conversation_ids(
+            load_tokenizer(make().config), [{"role": "system", "content": "Be brief."}], add_generation_prompt=True
+        )
 
 
 def long_row(words: int) -> dict[str, Any]:

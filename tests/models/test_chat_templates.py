@@ -39,7 +39,7 @@ def published(name: str, **special: object) -> PreTrainedTokenizerBase:
 
 def asked_and_said(tokenizer: PreTrainedTokenizerBase, conversation: Conversation = ASKED) -> tuple[str, str]:
     """The prompt and the reply of a training pair, as text."""
-    prompt = conversation_ids(tokenizer, conversation, reply_wanted=True)
+    prompt = conversation_ids(tokenizer, conversation, add_generation_prompt=True)
     return tokenizer.decode(prompt), tokenizer.decode(reply_ids(tokenizer, conversation, [REPLY]))
 
 
@@ -117,7 +117,7 @@ def test_a_template_that_always_opens_a_thought_is_refused_with_what_it_writes()
 def test_a_template_without_any_end_is_refused_with_what_it_writes():
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}\
 {% if add_generation_prompt %}assistant: {% endif %}"
-    assert "behind a reply it writes '\\n', and no token of its own" in fault(tokenizer_with(template))
+    assert "after a reply it writes '\\n', and no token of its own" in fault(tokenizer_with(template))
 
 
 @pytest.mark.fault("C10")
@@ -173,9 +173,9 @@ def test_the_prompt_is_how_prompt_and_reply_begin_even_where_a_token_would_span_
     tokenizer = tokenizer_with(template, bos=None, eos="<|im_end|>")
     said = reply_ids(tokenizer, ASKED, [{"role": "assistant", "content": "place the washer"}])
     whole = conversation_ids(
-        tokenizer, [*ASKED, {"role": "assistant", "content": "place the washer"}], reply_wanted=False
+        tokenizer, [*ASKED, {"role": "assistant", "content": "place the washer"}], add_generation_prompt=False
     )
-    prompt = conversation_ids(tokenizer, ASKED, reply_wanted=True)
+    prompt = conversation_ids(tokenizer, ASKED, add_generation_prompt=True)
     assert whole[: len(prompt)] != prompt, "the tokenizer does not join 're' and 'place': the test tests nothing"
     assert tokenizer.decode(prompt + said) == tokenizer.decode(whole)
 
@@ -266,7 +266,7 @@ def test_a_file_is_the_template_and_is_saved_with_the_tokenizer(bare: Path, conf
 
 
 @pytest.mark.fault("C11")
-@pytest.mark.parametrize(("text", "why"), [(None, "FileNotFoundError"), ("hello", "does not read `messages`")])
+@pytest.mark.parametrize(("text", "why"), [(None, "FileNotFoundError"), ("hello", "does not use `messages`")])
 def test_what_is_no_template_is_refused(text: str | None, why: str, bare: Path, config, tmp_path: Path):
     if text is not None:
         (tmp_path / "mine.jinja").write_text(text)

@@ -81,7 +81,7 @@ def test_a_critic_that_is_another_model_is_checked_and_not_told_to_be_another(se
 
 
 def test_half_a_critic_is_refused_before_a_model_is_loaded(server: FakeServer):
-    with pytest.raises(ConfigError, match="--critic-url stands alone"):
+    with pytest.raises(ConfigError, match="--critic-url needs --critic-model"):
         load_backend(critic_config(server, critic_model=None), ASSETS / "nowhere", StopToken(), None)
 
 

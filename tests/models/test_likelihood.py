@@ -32,7 +32,7 @@ def test_each_reply_has_the_log_probability_that_it_has_alone(model):
 
 def test_batches_that_are_cut_small_change_nothing(model, monkeypatch):
     whole = reply_logps(model, ROWS, pad=0)
-    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(likelihood, "LOGITS_PER_FORWARD", 1)
     assert reply_logps(model, ROWS, pad=0) == pytest.approx(whole, abs=1e-4)
 
 

@@ -74,7 +74,7 @@ def test_sampling_draws_by_the_models_probabilities(loaded):
     import torch
 
     model, tokenizer = loaded
-    ids = torch.tensor([conversation_ids(tokenizer, TALKS[0], reply_wanted=True)])
+    ids = torch.tensor([conversation_ids(tokenizer, TALKS[0], add_generation_prompt=True)])
     draws = generate(model, tokenizer, TALKS[:1] * 600, SamplingSettings(1, temperature=1.0), seeds=range(600))
     with torch.no_grad():
         chance = model(ids).logits[0, -1].softmax(-1)
@@ -331,11 +331,11 @@ def test_the_batch_size_is_halved_until_the_longest_rows_fit(loaded, monkeypatch
 def test_on_a_cpu_the_batch_size_is_computed_from_what_a_token_leaves_behind(loaded, monkeypatch):
     import psutil
 
-    from engine.models.generation.batch_size import COPIES, SHARE_OF_FREE_MEMORY, fitting_batch_size, kept_bytes
+    from engine.models.generation.batch_size import COPIES, SHARE_OF_FREE_MEMORY, fitting_batch_size, kv_bytes_per_token
 
     config = loaded[0].config
     floats = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    assert kept_bytes(loaded[0]) == floats * 4
+    assert kv_bytes_per_token(loaded[0]) == floats * 4
     room = 11 * 100 * floats * 4 * COPIES / SHARE_OF_FREE_MEMORY  # eleven rows of 100 tokens
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": room})())
     assert fitting_batch_size(loaded[0], 100) == 8

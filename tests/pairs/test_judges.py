@@ -240,7 +240,7 @@ def test_a_space_that_is_a_token_of_its_own_before_the_letter_is_read_first(poli
 def test_a_template_where_the_letters_have_no_place_is_refused(was: str, becomes: str, why: str, policy: LoadedPolicy):
     assert was in policy.tokenizer.chat_template
     policy.tokenizer.chat_template = policy.tokenizer.chat_template.replace(was, becomes)
-    with pytest.raises(PreconditionError, match="no token that is the answer A") as refused:
+    with pytest.raises(PreconditionError, match="no single tokens for the answers A") as refused:
         SelfJudge(policy, PRINCIPLES)
     assert why in refused.value.why
 

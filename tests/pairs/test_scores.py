@@ -184,7 +184,11 @@ def test_a_torn_tail_is_put_aside_and_scored_again_and_a_damaged_line_told(score
     events, found = run_stage(score_pairs(scored, as_pairs(40), JUDGE))
     assert sorted(judge.asked) == sorted([torn["id"], spoilt["id"]])
     told = " ".join(event.text for event in events if isinstance(event, Message))
-    assert "1 lines of" in told and "Moved an unfinished score" in told and "2 pairs with the judge demo; 38 are done" in told
+    assert (
+        "1 lines of" in told
+        and "Moved an unfinished score" in told
+        and "2 pairs with the judge demo; 38 are done" in told
+    )
     assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(40)]
 
 

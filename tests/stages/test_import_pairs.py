@@ -133,7 +133,7 @@ def test_rows_that_are_no_pair_are_told_and_too_many_are_refused_and_leave_nothi
         imported(strict)
     assert len(records(strict)) == 2
     assert not [file for file in (strict.run / "pairs").iterdir() if file.name.endswith(".part")]
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="does not exist"):
         imported(context(pairs=tmp_path / "nowhere.jsonl"))
 
 

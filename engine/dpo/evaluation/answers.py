@@ -50,10 +50,9 @@ def everyday_prompts() -> tuple[str, ...]:
 def answers(
     context: Context, trained: Trained, prompts: Sequence[Conversation], adapter: str, most_tokens: int | None = None
 ) -> Generator[Event, None, list[Reply]]:
-    """Greedy answers under one adapter, in batches that are halved if memory runs out; those that this policy has given
-    before come from the cache. Raises Stopped.
+    """Greedy answers with one adapter, cached by policy. Batches are halved if memory runs out. Raises Stopped.
 
-    most_tokens   of an answer; without it, --max-new-tokens
+    most_tokens   of an answer; --max-new-tokens by default
     """
     from engine.machine.memory import free_memory, in_halves
     from engine.models.generation.sampling import Reply, SamplingSettings, generate
@@ -83,7 +82,7 @@ def answers(
         batch = range(start, min(start + chosen_batch_size(context.config), len(prompts)))
         if all(keys[index] in known for index in batch):
             found += [Reply(**known[keys[index]]) for index in batch]
-        else:  # whole, because an answer may depend, in its last bits, on the shape of its batch
+        else:  # the whole batch, because its shape may affect an answer's last bits
             answered = in_halves(answer, batch, free_memory)
             cache.append({keys[index]: asdict(reply) for index, reply in zip(batch, answered, strict=True)})
             found += answered
@@ -94,7 +93,7 @@ def answers(
 
 @dataclass(frozen=True)
 class JudgedAnswers:
-    """What a judge said of the answers; the lists are in the order of the prompts."""
+    """A judge's scores of the answers, in the order of the prompts."""
 
     judge: str
     about: str
@@ -102,9 +101,9 @@ class JudgedAnswers:
     """None if the judge could not score the two answers."""
     stage3: Sequence[float | None]
     flawed: tuple[Sequence[bool], Sequence[bool]] | None
-    """Of Stage 2 and of Stage 3; None if the judge cannot tell of one answer alone."""
+    """(Stage 2, Stage 3); None if the judge cannot assess single answers."""
     on_the_letters: float | None = None
-    """Mean probability that a judge who was asked for A or B gave to the two letters together; None for others."""
+    """Mean total probability of the letters A and B; None for judges that are not asked for a letter."""
 
 
 def judge_answers(
@@ -115,8 +114,8 @@ def judge_answers(
     stage3: Sequence[Reply],
     load_judge: LoadJudge,
 ) -> Generator[Event, None, tuple[JudgedAnswers | None, ExaminedJudge]]:
-    """The judge of `--judge` on both answers to each prompt, if it passes its exam; None without one. With --judge self
-    it is the Stage 2 policy that judges, which is in memory as the reference. Raises Stopped, and what the judge raises.
+    """Score both answers to each prompt with the judge of `--judge`, if it passes its exam; None otherwise. For --judge self, the
+    reference in memory is the Stage 2 policy. Raises Stopped, and what the judge raises.
     """
     from engine.machine.memory import free_memory
 

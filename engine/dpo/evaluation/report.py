@@ -29,7 +29,7 @@ SHOWN_SAMPLES = 5
 
 
 def part_of(rows: Sequence[Row], part: str) -> Sequence[Row]:
-    """All rows, or every second prompt of them with its rows: the two halves share no prompt."""
+    """All rows, or those of every other prompt, so that the two halves share no prompt."""
     if part == "all":
         return rows
     prompts = [sha256_of_json(row["prompt"]) for row in rows]

@@ -165,7 +165,7 @@ def _download(context: Context, repo_id: str, commit: str, files: list[str]) -> 
     return paths[0].parent
 
 
-def require_the_hubs_bytes(source: AdapterSource, sha256: str) -> None:
+def require_hub_sha256(source: AdapterSource, sha256: str) -> None:
     """Raises PreconditionError if the cached weights differ from the Hub's."""
     if source.sha256 is not None and source.sha256 != sha256:
         path = source.folder / ADAPTER_WEIGHTS

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
-from engine.models.templates.given import template_key
+from engine.models.templates.option import template_key
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings

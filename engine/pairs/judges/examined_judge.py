@@ -19,7 +19,7 @@ from engine.hub.run_requirements import hub_requirements
 from engine.machine.memory import free_memory
 from engine.models.loading import dtype_name, resolve_dtype
 from engine.models.server.roles import judge_server
-from engine.models.templates.given import template_key
+from engine.models.templates.option import template_key
 from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, judge_name
 from engine.pairs.judges.exam import BringsOwnExam, ExamResult, shipped_exam, take_exam
 from engine.pairs.judges.question import QUESTION

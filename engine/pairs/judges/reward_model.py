@@ -107,7 +107,7 @@ class RewardModelJudge:
         """Never truncated: input that is too long for the model is counted and gets no score."""
         if self._tokenizer.chat_template is not None:
             whole: Conversation = [*conversation, {"role": "assistant", "content": reply}]
-            return {"input_ids": conversation_ids(self._tokenizer, whole, reply_wanted=False)}
+            return {"input_ids": conversation_ids(self._tokenizer, whole, add_generation_prompt=False)}
         question = conversation[0]["content"] if len(conversation) == 1 else dialogue(conversation)
         return dict(self._tokenizer(question, reply, truncation=False, verbose=False))
 

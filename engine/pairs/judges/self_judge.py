@@ -74,7 +74,7 @@ class SelfJudge:
         ]
 
     def _ids(self, question: Sequence[object]) -> list[int]:
-        return conversation_ids(self._policy.tokenizer, question, reply_wanted=True) + self._letters.before  # type: ignore[arg-type]
+        return conversation_ids(self._policy.tokenizer, question, add_generation_prompt=True) + self._letters.before  # type: ignore[arg-type]
 
     def _letter_logps(self, rows: list[list[int]]) -> list[tuple[float, float]]:
         """For each row of ids, the log-probabilities of A and B as next token, in nats, over the whole vocabulary."""

@@ -16,7 +16,7 @@ from engine.core.errors import ConfigError, NumbersError
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.backend import load_server_client
-from engine.models.server.client import Answer, Question, ServerClient
+from engine.models.server.client import ChatRequest, ChatResponse, ServerClient
 from engine.models.server.roles import judge_server
 from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name
@@ -80,7 +80,7 @@ class ServerJudge:
     def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
         principles = [self._principles.of(comparison) for comparison in comparisons]
         questions = [
-            Question(split_special_text(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
+            ChatRequest(split_special_text(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
             for comparison, principle in zip(comparisons, principles, strict=True)
             for asked in both_orders(comparison, principle)
         ]
@@ -90,7 +90,7 @@ class ServerJudge:
             for number, (comparison, principle) in enumerate(zip(comparisons, principles, strict=True))
         ]
 
-    def _scores(self, comparison: Comparison, principle_id: str, *answers: Answer) -> ScorePair:
+    def _scores(self, comparison: Comparison, principle_id: str, *answers: ChatResponse) -> ScorePair:
         for answer in answers:
             if answer.too_long:
                 return ScorePair(
@@ -111,7 +111,7 @@ class ServerJudge:
         for_second = ((first.letter == "B") + (second.letter == "A")) / 2
         return ScorePair(1 - for_second, for_second, detail)
 
-    def _order(self, comparison: Comparison, answer: Answer) -> _Order:
+    def _order(self, comparison: Comparison, answer: ChatResponse) -> _Order:
         said = _SAID.match(answer.text)
         if said is None:
             return _Order("", None)

@@ -65,7 +65,7 @@ class RelevanceMeter:
         return [_difference([logps[row] for row in of_one]) for of_one in places]
 
     def _prompt_ids(self, conversation: Conversation) -> list[int]:
-        return conversation_ids(self._tokenizer, conversation, reply_wanted=True)[-MAX_PROMPT_TOKENS:]
+        return conversation_ids(self._tokenizer, conversation, add_generation_prompt=True)[-MAX_PROMPT_TOKENS:]
 
 
 def _difference(logps: Sequence[float]) -> float | None:
