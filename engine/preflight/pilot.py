@@ -38,7 +38,6 @@ from engine.pairs.generation.generate import (
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.judges.base import LoadJudge, ScorePair
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
-from engine.pairs.judges.scores import score_pairs
 from engine.pairs.relevance.cache import with_relevance
 from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.context import Context
@@ -82,7 +81,9 @@ def judge_pilot(
     config = context.config
     tally, judged = _found(pairs)
     if config.relevance and any(each.verdict.usable for each in judged):
-        known = yield from measure_relevance(context, [each.pair for each in judged if each.verdict.usable])
+        readable = [each.pair for each in judged if each.verdict.usable]
+        path = context.run / layout.RELEVANCE_JSONL
+        known = yield from measure_relevance(config, readable, path, context.token_text, context.stop)
         tally, judged = _found([with_relevance(pair, known) for pair in pairs])
     usable = [each.pair for each in judged if each.verdict.usable]
     rows: list[Row] = [preference_row(pair) for pair in usable]  # type: ignore[misc]
@@ -90,8 +91,7 @@ def judge_pilot(
     scores: Mapping[str, ScorePair] = {}
     examined = (yield from examined_judge(context, load_judge)) if usable else ExaminedJudge(context)
     if examined.believed is not None:
-        given = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
-        examined.release()
+        given = yield from examined.score(usable, load_judge)
         scores = dict(zip((pair.id for pair in usable), given, strict=True))
     outcomes = [score.outcome for score in scores.values() if score.outcome != "not scored"]
     estimates = [

@@ -39,7 +39,7 @@ Found = TypeVar("Found")
 
 def evidence(context: Context) -> dict[str, Any]:
     """A local adapter is identified by its files, wherever they are; one on the Hub by its revision, resolved once."""
-    config, local = context.config, local_adapter(context)
+    config, local = context.config, local_adapter(context.config, context.run)
     if local is None:
         return {"adapter_path": config.adapter_path, "adapter_revision": config.adapter_revision}
     return {"the adapter's weights": _hash(local / ADAPTER_WEIGHTS), ADAPTER_CONFIG: _hash(local / ADAPTER_CONFIG)}
@@ -49,7 +49,7 @@ READ_AS = {"adapter_path": lambda config: None, "adapter_revision": lambda confi
 
 
 def run(context: Context) -> StageRun:
-    source = yield from _checked("folder", lambda: adapter_source(context))
+    source = yield from _checked("folder", lambda: adapter_source(context.config, context.run, context.token_text))
     yield Check("folder", "ok", str(source))
     settings, expected, weights = yield from _without_the_base(context, source)
     context.stop.raise_if_requested()

@@ -135,7 +135,12 @@ def _generate_missing(
 ) -> Generator[Event, None, int]:
     """Make the missing records; returns the number of generated tokens."""
     yield Message("info", _where(context))
-    backend = load_backend(context.config, adapter_folder(context), context.stop, context.token_text)
+    backend = load_backend(
+        context.config,
+        adapter_folder(context.config, context.run, context.token_text),
+        context.stop,
+        context.token_text,
+    )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))

@@ -164,7 +164,9 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.context.config)
-    backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
+    backend = load_backend(
+        config, adapter_folder(context.config, context.run, context.token_text), context.stop, context.token_text
+    )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))

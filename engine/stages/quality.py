@@ -22,7 +22,7 @@ from engine.pairs.formats.reading import read_pairs
 from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import MIN_LETTER_PROBABILITY
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
-from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
+from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of
 from engine.pairs.relevance.cache import Relevances, with_relevance
 from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.folder import Run
@@ -54,7 +54,9 @@ def run(context: Context) -> StageRun:
     tally, usable = judge_run(run_)
     relevances: Relevances = {}
     if config.relevance and usable:
-        relevances = yield from measure_relevance(context, usable)
+        relevances = yield from measure_relevance(
+            config, usable, run_ / layout.RELEVANCE_JSONL, context.token_text, context.stop
+        )
         tally, usable = judge_run(run_, relevances=relevances)
     yield from measure_lengths_of(context, tally, usable)
     beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
@@ -141,8 +143,7 @@ def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[st
 
 def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
-    scores = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
-    examined.release()
+    scores = yield from examined.score(usable, load_judge)
     judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check("judge", "warning" if unscored else "ok", judgement.sentence)

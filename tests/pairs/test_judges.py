@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from engine.core.errors import ConfigError, DataError, NumbersError, PreconditionError
-from engine.dpo.evaluation.report import judge_answers
+from engine.dpo.evaluation.report import judge_answers, reference_policy
 from engine.dpo.training.trainer import train
 from engine.models.generation.sampling import Reply
 from engine.models.local_backend import load_stage2_backend
@@ -256,7 +256,8 @@ def test_in_the_verdict_the_judge_is_stage_2_and_its_adapter_is_put_back(
     prompts = [row["prompt"] for row in pairs(14)[8:]]
     stage2 = [Reply(case.first, True, 3) for case in cases(14)[8:]]
     stage3 = [Reply(case.second, True, 4) for case in cases(14)[8:]]
-    _, (judged, _) = run_stage(judge_answers(context, trained, prompts, stage2, stage3, load_judge))
+    judge = load_judge(context, reference_policy(trained))
+    _, judged = run_stage(judge_answers(judge, prompts, stage2, stage3, context.stop))
     assert trained.model.active_adapter == "default"
     from_disk = load_judge(context)
     assert from_disk is not None and judged.judge == from_disk.name == "self" and judged.flawed is None

@@ -256,9 +256,9 @@ def test_the_adapter_is_looked_for_here_then_in_the_workspace(stage2: Stage2, tm
     context = build_context(tmp_path / "run", stage2[0], stage2[1], adapter_path="lora/stage2")
     context.run.record_stage("workspace", status="done", result={"folder": str(tmp_path / "clone")})
     shutil.copytree(stage2[1], tmp_path / "clone/lora/stage2")
-    assert adapter_folder(context) == tmp_path / "clone/lora/stage2"
+    assert adapter_folder(context.config, context.run, None) == tmp_path / "clone/lora/stage2"
     shutil.copytree(stage2[1], tmp_path / "lora/stage2")
-    assert adapter_folder(context) == tmp_path / "lora/stage2"
+    assert adapter_folder(context.config, context.run, None) == tmp_path / "lora/stage2"
 
 
 @pytest.mark.fault("G1")
@@ -279,7 +279,7 @@ def test_text_from_the_adapters_files_cannot_drive_a_terminal(stage2: Stage2, tm
 def test_a_file_in_the_place_of_the_folder_is_told(stage2: Stage2, tmp_path: Path):
     context = build_context(tmp_path / "run", stage2[0], stage2[1], adapter_path=str(stage2[1] / WEIGHTS))
     with pytest.raises(PreconditionError, match="is a file, but an adapter is a folder"):
-        adapter_source(context)
+        adapter_source(context.config, context.run, None)
 
 
 def test_the_tiny_base_is_what_these_numbers_are_of(tmp_path: Path):

@@ -235,7 +235,9 @@ def _prepare(
     config, token = context.config, context.token_text
     tokenizer = tokenizer or load_tokenizer(config, token)
     pairs, too_long = yield from _encode_and_filter(config, rows, tokenizer)
-    policy = policy or load_policy(load_base(config, token), adapter_folder(context), trainable=True)
+    policy = policy or load_policy(
+        load_base(config, token), adapter_folder(context.config, context.run, context.token_text), trainable=True
+    )
     dtype, plain = resolve_dtype(config), _as_plain(pairs)
     settings = training_settings(config, len(pairs), max_steps)
     fingerprint = sha256_of_json(

@@ -4,7 +4,7 @@ fails are never used.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from engine.machine.memory import free_memory
 from engine.models.loading import dtype_name, resolve_dtype
 from engine.models.server.roles import judge_server
 from engine.models.templates.option import template_key
-from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, judge_name
+from engine.pairs.data.record import Pair
+from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, ScorePair, judge_name
 from engine.pairs.judges.exam import BringsOwnExam, ExamResult, shipped_exam, take_exam
 from engine.pairs.judges.question import QUESTION
+from engine.pairs.judges.scores import score_pairs
 from engine.run.context import Context
 from engine.run.results import Results
 from engine.storage.files import sha256_of_file, sha256_of_json
@@ -60,6 +62,20 @@ class ExaminedJudge:
             return None
         loaded, self._loaded = self._loaded, None
         return loaded or load_judge(self.context, policy)
+
+    def score(self, pairs: Sequence[Pair], load_judge: LoadJudge) -> Generator[Event, None, list[ScorePair]]:
+        """The scores of the pairs by the judge that passed, kept in the run folder. Raises as `score_pairs`."""
+        name = judge_name(self.context.config) or ""
+
+        def load() -> Judge:
+            judge = self.judge(load_judge)
+            assert judge is not None  # one passed
+            return judge
+
+        path = self.context.run / layout.SCORES_JSONL
+        scores = yield from score_pairs(path, pairs, name, load, self.context.stop)
+        self.release()
+        return scores
 
     def release(self) -> None:
         """Release a loaded judge that nobody took."""

@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.core import layout
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory, in_halves
 from engine.pairs.data.record import Pair
-from engine.pairs.judges.base import Comparison, Judge, LoadJudge, Outcome, ScorePair, judge_name
-from engine.run.context import Context
+from engine.pairs.judges.base import Comparison, Judge, Outcome, ScorePair
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
@@ -45,24 +43,24 @@ def key_of(comparison: Comparison) -> tuple[str, str]:
 
 
 def score_pairs(
-    context: Context, pairs: Sequence[Pair], load_judge: LoadJudge
+    path: Path, pairs: Sequence[Pair], name: str, load: Callable[[], Judge], stop: StopToken
 ) -> Generator[Event, None, list[ScorePair]]:
-    """The scores of the pairs by the judge of `--judge`, in order.
+    """The scores of the pairs by one judge, in order.
 
-    Scores only what `pairs/scores.jsonl` lacks, so a run that was stopped or killed continues where it was. Raises Stopped
+    path   `pairs/scores.jsonl`
+    name   the judge's, known before it is loaded
+    load   loads the judge; called only if a score is missing
+
+    Scores only what the file lacks, so a run that was stopped or killed continues where it was. Raises Stopped
     between batches, and what the judge raises.
     """
-    name = judge_name(context.config)
-    if name is None:
-        raise ValueError("score_pairs needs a judge")
-    path = context.run / layout.SCORES_JSONL
     comparisons = [comparison_of(pair) for pair in pairs]
     known, damaged = read_scores(path, name)
     if damaged:
         yield Message("warning", f"{damaged} lines of {path} are damaged; those pairs are scored again.")
     pending = [comparison for comparison in comparisons if key_of(comparison) not in known]
     if pending:
-        yield from _score_pending(context, pending, known, len(comparisons), load_judge)
+        yield from _score_pending(path, pending, known, len(comparisons), name, load, stop)
     scores = [known[key_of(comparison)] for comparison in comparisons]
     if comparisons and all(given.outcome == "not scored" for given in scores):
         raise PreconditionError(
@@ -74,19 +72,23 @@ def score_pairs(
 
 
 def _score_pending(
-    context: Context, pending: list[Comparison], known: ScoreCache, total: int, load_judge: LoadJudge
+    path: Path,
+    pending: list[Comparison],
+    known: ScoreCache,
+    total: int,
+    name: str,
+    load: Callable[[], Judge],
+    stop: StopToken,
 ) -> Iterator[Event]:
     """Score `pending`, adding to `known` and to the file."""
-    path, name = context.run / layout.SCORES_JSONL, judge_name(context.config)
     yield Message("info", f"Scoring {len(pending)} pairs with the judge {name}; {total - len(pending)} are done.")
-    judge = load_judge(context)
-    assert judge is not None  # judge_name gave it a name
+    judge = load()
     started = time.monotonic()
     with JsonlAppender(path) as appender:
         if appender.torn:
             yield Message("warning", f"Moved an unfinished score ({appender.torn} bytes) to {appender.torn_path}.")
         done = 0
-        for batch in score_in_batches(judge, longest_first(pending), context.stop):
+        for batch in score_in_batches(judge, longest_first(pending), stop):
             for number, (comparison, given) in enumerate(batch, start=1):
                 pair_id, texts = key_of(comparison)
                 row = {

@@ -29,7 +29,9 @@ def load_self_judge(context: Context, policy: LoadedPolicy | None = None) -> Sel
     config = context.config
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     if policy is None:
-        backend = load_stage2_backend(config, adapter_folder(context), context.stop, context.token_text)
+        backend = load_stage2_backend(
+            config, adapter_folder(context.config, context.run, context.token_text), context.stop, context.token_text
+        )
         policy = LoadedPolicy(backend.model, backend.tokenizer)
     return SelfJudge(policy, principles)
 

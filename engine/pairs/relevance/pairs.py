@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory
 from engine.models.loading import load_base, load_tokenizer
@@ -21,7 +21,6 @@ from engine.pairs.relevance.cache import (
     with_relevance,
 )
 from engine.pairs.relevance.measure import Answer, RelevanceMeter
-from engine.run.context import Context
 from engine.run.stop import StopToken
 
 PAIRS_PER_BATCH = 32
@@ -61,16 +60,15 @@ def measure_pairs(
     return known
 
 
-def measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, None, Relevances]:
+def measure_relevance(
+    config: Stage3Config, usable: list[Pair], path: Path, token: str | None, stop: StopToken
+) -> Generator[Event, None, Relevances]:
     """Measure the pairs that are usable by their text; the others are out anyway."""
-    config = context.config
 
     def load() -> RelevanceMeter:
-        return RelevanceMeter(load_base(config, context.token_text), load_tokenizer(config, context.token_text))
+        return RelevanceMeter(load_base(config, token), load_tokenizer(config, token))
 
-    found = yield from measure_pairs(
-        usable, context.run / layout.RELEVANCE_JSONL, config.base_model_id, load, context.stop
-    )
+    found = yield from measure_pairs(usable, path, config.base_model_id, load, stop)
     free_memory()
     return found
 
