@@ -388,7 +388,7 @@ def test_what_people_say_of_the_sample_is_the_gates_figure(better: int, opens: b
     assert len(sample) == 30
     decide(made, "accept", sample[:better])
     decide(made, "reject", sample[better:29])
-    assert "29 of the 30 pairs" in refused(made).what  # all of it, so that nobody stops where it looks good
+    assert "29 of the sample's 30 pairs" in refused(made).what  # all of it, so that nobody stops where it looks good
     decide(made, "flip", sample[29:])
     if opens:
         run_stage(quality.run(made))
@@ -396,14 +396,14 @@ def test_what_people_say_of_the_sample_is_the_gates_figure(better: int, opens: b
         refused(made)
     figure = next(each for each in report_of(made)["gate"]["figures"] if each["name"] == "better_by_people")
     assert figure["value"] == pytest.approx(wilson(better, 30)[0]) and figure["passes"] is opens
-    assert f"{better} of 30 in the sample, 95 % interval" in figure["note"]
+    assert f"{better} of 30 in the sample (95 % interval" in figure["note"]
     assert sample_of(with_pairs(server(judge="none"), rows(60))) != []
 
 
 def test_decisions_outside_of_the_sample_do_not_count_for_it(server: Callable[..., Context]):
     made = with_pairs(server(judge="none"), rows(60))
     decide(made, "accept", [row["id"] for row in rows(60) if row["id"] not in sample_of(made)])
-    assert "0 of the 30 pairs" in refused(made).what
+    assert "0 of the sample's 30 pairs" in refused(made).what
 
 
 def test_without_a_judge_copies_and_talk_refuse_where_they_only_warned(server: Callable[..., Context]):

@@ -232,7 +232,7 @@ def test_a_space_that_is_a_token_of_its_own_before_the_letter_is_read_first(poli
 @pytest.mark.parametrize(
     ("was", "becomes", "why"),
     [
-        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "'Thinking' at its end is not there"),
+        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "'Thinking' at its end is missing"),
         ("message['content'] | trim", "message['content'].replace('A', 'a').replace('B', 'b')", "are 'a' and 'b'"),
         ("message['content'] | trim", "'x'", "the text of a message is not in what it renders"),
     ],
