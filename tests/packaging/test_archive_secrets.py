@@ -139,7 +139,7 @@ def test_a_known_secret_can_not_be_accepted(context: Context):
 def test_a_secret_in_what_the_program_wrote_can_not_be_accepted(context: Context):
     write_json(context.run / layout.METRICS_JSON, {"a": LOOKALIKES["a GitHub token"]})
     error = refused(context, accept_lookalikes=True)
-    assert "take it out" in error.what_to_do and "--accept-lookalikes" not in error.what_to_do
+    assert "remove it" in error.what_to_do and "--accept-lookalikes" not in error.what_to_do
 
 
 def test_lookalikes_that_a_person_has_looked_at_are_packed_and_told(context: Context):

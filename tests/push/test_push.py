@@ -505,7 +505,7 @@ def test_an_archive_that_is_not_the_recorded_one_is_not_pushed(context: Context,
     with context.run.archive.open("ab") as file:
         file.write(b"\n")
     error = refused(DamagedState, context.run)
-    assert error.exit_code == ExitCode.DAMAGED and "not the one that this run made" in error.what
+    assert error.exit_code == ExitCode.DAMAGED and "not the one this run made" in error.what
     assert hub.requests == []
 
 
