@@ -1,8 +1,7 @@
-"""The pilot: a few prompts go all the way to judged pairs, before hours are spent on all of them.
+"""The pilot: take a few prompts all the way to judged pairs before spending hours on the whole set.
 
-Its records are made as stage pairs makes them, which takes them over; its scores are those that stage quality looks up. What the
-gate will say of the whole set is estimated with intervals: if a whole interval is on the wrong side of a threshold, it ends
-here, after minutes.
+Stage pairs reuses its records and stage quality its scores. The gate's figures are estimated with intervals; if a whole interval
+is on the wrong side of a threshold, the run ends here, after minutes.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PAIRS_SHOWN = 12
-"""In the event, for the screen; `preflight/pairs.jsonl` has all."""
+"""Pairs in the event, for the screen; `preflight/pairs.jsonl` has all of them."""
 TEXT_SHOWN = 600
-"""Characters of each text of them."""
+"""Characters of each of their texts."""
 
 
 def make_pilot(context: Context, prompts: Sequence[Prompt], maker: Maker) -> Generator[Event, None, list[Pair]]:
-    """The pairs of these prompts; what an earlier start or another set made is not made again."""
+    """Generate the pairs of these prompts, reusing records of earlier starts and of other sets."""
     why = set_aside_outdated(context, PILOT_SET, prompts, maker.identity)
     if why:
         yield Message("info", f"The pilot is made again: {why}.")
@@ -68,7 +67,7 @@ def make_pilot(context: Context, prompts: Sequence[Prompt], maker: Maker) -> Gen
 
 
 def _without_pairs(events: Iterable[Event]) -> Iterator[Event]:
-    """The run counts its pairs by these events, and will tell of the pilot's again when it takes them over."""
+    """Drop pair events: the run counts its pairs by them, and emits the pilot's again when it reuses them."""
     for event in events:
         if not isinstance(event, PairMade | PairFailed):
             yield event
@@ -77,7 +76,7 @@ def _without_pairs(events: Iterable[Event]) -> Iterator[Event]:
 def judge_pilot(
     context: Context, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, load_judge: LoadJudge
 ) -> Generator[Event, None, list[Estimate]]:
-    """What the pilot says of the whole set, figure by figure; also in `preflight/report.json`."""
+    """The pilot's estimates for the whole set, also written to `preflight/report.json`."""
     config = context.config
     tally, judged = _found(pairs)
     if config.relevance and any(each.verdict.usable for each in judged):
@@ -90,7 +89,7 @@ def judge_pilot(
     too_long = sum(length > config.max_length for length in measure_lengths(rows, tokenizer))
     scores: Mapping[str, ScorePair] = {}
     examined = (yield from examined_judge(context, load_judge)) if usable else ExaminedJudge(context)
-    if examined.believed is not None:
+    if examined.trusted is not None:
         given = yield from examined.score(usable, load_judge)
         scores = dict(zip((pair.id for pair in usable), given, strict=True))
     outcomes = [score.outcome for score in scores.values() if score.outcome != "not scored"]
@@ -119,7 +118,7 @@ def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[AssessedPair]]:
 
 
 def require_hope_of(context: Context, estimates: Sequence[Estimate]) -> Generator[Event, None, None]:
-    """Raises DataError (exit 9) if the pilot leaves no hope that the gate will open."""
+    """Raise DataError (exit code 9) if, by the pilot, the gate cannot open."""
     accepted = require_reachable(
         estimates,
         context.config,

@@ -31,7 +31,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What the choice of a plan depends on."""
+    """The inputs for choosing a plan."""
 
     context: Context
     """Its configuration has the chosen number format."""

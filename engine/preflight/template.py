@@ -1,4 +1,4 @@
-"""The chat template, tried on all that a run renders with it, before a weight is loaded."""
+"""Test the chat template on everything that a run renders with it, before loading any weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REPLY: ChatMessage = {"role": "assistant", "content": "Replace the washer."}
 
 
 def check_template(config: Stage3Config, token: str | None) -> Iterator[Check]:
-    """Raises PreconditionError if the template cannot be generated and trained with, as what was seen of it."""
+    """Raise PreconditionError if the template cannot be used for generation and training."""
     tokenizer = load_tokenizer(config, token)
     try:
         for conversation in _conversations(GenerationSettings.of(config)):
@@ -56,7 +56,7 @@ def in_words(behaviour: Behaviour, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _conversations(settings: GenerationSettings) -> Iterator[Conversation]:
-    """Drafts, a critique and a revision, each as this run asks for it: with its worked examples, if there are any."""
+    """A draft, a critique and a revision as this run asks for them, with its worked examples."""
     principle = settings.constitution.principles[0]
     for conversation in (ASKED, TALK, BRIEFED):
         yield conversation

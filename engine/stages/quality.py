@@ -63,7 +63,7 @@ def run(context: Context) -> StageRun:
     asks_nobody = bool(beyond_mending) and config.accept_quality is None
     examined = ExaminedJudge(context) if asks_nobody else (yield from examined_judge(context, load_judge))
     judgement = None
-    if examined.believed is not None:
+    if examined.trusted is not None:
         scores, judgement = yield from _score(examined, usable)
         tally, usable = judge_run(run_, scores, relevances, config.min_gain)
         yield from measure_lengths_of(context, tally, usable)

@@ -1,4 +1,4 @@
-"""The small tests behind the verdict are those of the books."""
+"""The small statistical tests behind the verdict agree with textbook values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of --demo: what is shipped is what the script describes, and it does what the demo needs."""
+"""The demo's model: the shipped files match the build script, and the model does what the demo needs."""
 
 from __future__ import annotations
 

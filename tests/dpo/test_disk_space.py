@@ -1,4 +1,4 @@
-"""Room on the disk, estimated before anything is downloaded: what counts, on which disk, and the refusal."""
+"""Disk space, estimated before any download: what counts, on which disk, and the error."""
 
 from __future__ import annotations
 

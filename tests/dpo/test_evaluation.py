@@ -1,4 +1,4 @@
-"""Stage 2 and Stage 3 side by side: the figures are what they say, and what looks like a gain and is none gets no `better`."""
+"""Stage 2 and Stage 3 side by side: correct figures, and no `better` for something that only looks like a gain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forecast's formulas against what was counted, and what is said of the two beside each other."""
+"""The forecast's formulas compared with counted bytes, and how both are reported."""
 
 from __future__ import annotations
 

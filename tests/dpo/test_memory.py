@@ -1,4 +1,4 @@
-"""Memory that runs out in the training: less at a time, in a fresh process, from the last checkpoint, to the same adapter."""
+"""Memory runs out during training: a smaller micro-batch, a fresh process, the last checkpoint, the same adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training is split: what is chosen, by what it needs and what there is, and why."""
+"""The training plan: which one is chosen for which memory, and why."""
 
 from __future__ import annotations
 

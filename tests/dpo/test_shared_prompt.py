@@ -1,4 +1,4 @@
-"""A prompt that is read once for both replies gives what reading it twice gives: every figure, every gradient."""
+"""Reading a prompt once for both replies gives the same figures and gradients as reading it twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DPO against the right reference, finite to the end, and the same bytes whether it was disturbed or not."""
+"""DPO against the right reference, finite to the end, and with the same bytes after an interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an optimizer step and the reference's pass are cut up: by length, by memory, and without a trace in what is computed."""
+"""How an optimizer step and the reference pass are split: by length, by memory, without affecting the result."""
 
 from __future__ import annotations
 

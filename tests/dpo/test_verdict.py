@@ -1,4 +1,4 @@
-"""The verdict is a function of figures, and no figure alone buys the word `better`."""
+"""The verdict is a function of figures, and no single figure is enough for `better`."""
 
 from __future__ import annotations
 

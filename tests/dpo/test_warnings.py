@@ -1,4 +1,4 @@
-"""Warnings with their figures: said once, of what chance does not explain, and of nothing that goes well."""
+"""Training warnings: given once, with figures, only for what chance does not explain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks, file systems and processes that are not as one hopes."""
+"""Disks, file systems and processes that misbehave."""
 
 from __future__ import annotations
 

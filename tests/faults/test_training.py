@@ -1,4 +1,4 @@
-"""What breaks in training, and in the checkpoints that it leaves."""
+"""Faults in training, and in its checkpoints."""
 
 from __future__ import annotations
 

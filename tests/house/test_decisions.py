@@ -1,4 +1,4 @@
-"""docs/decisions.md lists every private name of a library that the code leans on, and each of them is still there."""
+"""docs/decisions.md lists every private library name that the code uses, and each still exists."""
 
 from __future__ import annotations
 

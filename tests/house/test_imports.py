@@ -1,4 +1,4 @@
-"""The arrows of the house: what a fresh interpreter has in memory, and which file imports which."""
+"""The import rules: what a fresh interpreter loads, and which file may import which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads by the real libraries, in a process of their own, from the Hub on localhost: what they raise is told apart."""
+"""Downloads by the real libraries in their own process, from a Hub on localhost: every error is recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Hub, played on localhost: every refusal is told apart, takes bounded time, and never shows the token."""
+"""A Hub on localhost: every refusal is recognised, in bounded time, and the token never shows."""
 
 from __future__ import annotations
 

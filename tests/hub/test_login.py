@@ -1,4 +1,4 @@
-"""The login with a browser: a page, a code, and an end to the waiting."""
+"""The browser login: a page, a code, and an end to the polling."""
 
 from __future__ import annotations
 

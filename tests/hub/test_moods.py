@@ -1,4 +1,4 @@
-"""Every mood of the Hub, through the stage and through `stage3-tui --auto`: the exit code, and the three sentences."""
+"""Every mood of the Hub, through the stage and through `stage3-tui --auto`: the exit code and the three sentences."""
 
 from __future__ import annotations
 

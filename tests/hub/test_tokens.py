@@ -1,4 +1,4 @@
-"""Which token is used, where others are, and how one is kept."""
+"""Which token is used, where others are stored, and how one is saved."""
 
 from __future__ import annotations
 

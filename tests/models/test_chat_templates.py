@@ -1,4 +1,4 @@
-"""What a chat template does is found by trying it: what is asked, what is trained, and what is refused."""
+"""A chat template's behaviour is found by trying it: how it is called, what is trained, what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three roles: the policy drafts here, a critic on a server criticises and revises, a judge on another compares."""
+"""Three roles: a local policy drafts, a critic on a server criticises and revises, a judge on another compares."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_judge_on_a_server_of_its_own_takes_the_exam_there(
         }
     )
     _, found = run_stage(examined_judge(made, load_judge))
-    assert found.believed is not None and found.believed.right == 60 and found.believed.on_the_letters == 1.0
-    assert found.believed.judge == "server wise" and found.believed.first_place_chosen == 0.5
+    assert found.trusted is not None and found.trusted.right == 60 and found.trusted.on_the_letters == 1.0
+    assert found.trusted.judge == "server wise" and found.trusted.first_place_chosen == 0.5
     assert len(server.asked) == 120 and {each.authorization for each in server.asked} == {f"Bearer {KEY}"}
     assert KEY not in "".join(path.read_text() for path in made.cache.rglob("*.jsonl"))

@@ -1,4 +1,4 @@
-"""The Hub's cache, filled by the real client from a server here, also by two at once without locks; and its damage found."""
+"""The Hub's cache, filled by the real client from a local server, also by two at once without locks; damage is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters of different PEFT settings pass through the whole stage; and a header is read as safetensors reads it."""
+"""Adapters with different PEFT settings pass the whole stage, and headers are read as safetensors reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How likely replies are: the batch says what a reading of each alone says."""
+"""Log-probabilities of replies: a batch gives the same as each reply alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The archive: the same bytes for the same run, nothing in it that does not belong, and it loads somewhere else."""
+"""The archive: reproducible bytes, nothing in it that does not belong, and it loads elsewhere."""
 
 from __future__ import annotations
 

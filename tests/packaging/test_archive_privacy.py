@@ -1,4 +1,4 @@
-"""What an archive does not tell: paths, names and machines, in every kind of file; and what must not be touched for it."""
+"""What an archive must not reveal (paths, users, machines) in every kind of file, and what must stay unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No archive with a secret in it: those that the process knows, those that look like one, and the way on from there."""
+"""No archive contains a secret: known ones, lookalikes, and how to continue after a refusal."""
 
 from __future__ import annotations
 

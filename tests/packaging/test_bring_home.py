@@ -1,4 +1,4 @@
-"""The line that brings an archive home: the address that the person came by, and quoting that survives both shells."""
+"""The `scp` command: the address that the person connected to, and quoting that survives both shells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card tells where the adapter comes from and what came of it, and its two lines of code run."""
+"""The model card has the adapter's origin and evaluation, and its two lines of code run."""
 
 from __future__ import annotations
 

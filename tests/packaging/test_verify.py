@@ -1,4 +1,4 @@
-"""An archive that is read back: whatever was done to its bytes, it is noticed before anything of it is used."""
+"""Any change to an archive's bytes is noticed before its content is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people decide: kept as they decided it, taken back one by one, and never lost without a word."""
+"""People's decisions: stored as made, undone one by one, never lost silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exam: what it asks, what it makes of the answers, and that a judge which fails it counts nowhere."""
+"""The exam: its questions, its grading, and that the scores of a judge that fails it are never used."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_the_first_that_passes_judges(local: Callable[..., Context]):
 def test_a_candidate_that_cannot_be_asked_is_passed_over_and_named(local: Callable[..., Context]):
     load = Loader({"reward-model": PreconditionError("The reward model is no model."), "self": likes_length})
     events, found = run_stage(examined_judge(local(), load))
-    assert found.believed is None and found.context.config.judge == "none"
+    assert found.trusted is None and found.context.config.judge == "none"
     assert "The reward model is no model." in found.why_none and "self failed its exam" in found.why_none
     assert any("cannot be asked" in event.text for event in events if isinstance(event, Message))
 

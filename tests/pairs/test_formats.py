@@ -1,4 +1,4 @@
-"""The files that people have: every form of row, every container, and what is none of them."""
+"""Other people's files: every form of row, every container, and everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate: each figure, what it counts, and what it says when it keeps the set from training."""
+"""The gate: each figure, what it counts, and its message when it refuses a set."""
 
 from __future__ import annotations
 

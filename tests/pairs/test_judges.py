@@ -1,4 +1,4 @@
-"""The judges on real, tiny models: what they are asked, what they give, and that they refuse rather than guess."""
+"""The judges with real, tiny models: what they are asked, what they score, and that they fail rather than guess."""
 
 from __future__ import annotations
 

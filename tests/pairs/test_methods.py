@@ -1,4 +1,4 @@
-"""The three ways of making a pair: what each asks for, what it records, and what its records depend on."""
+"""The three methods of generating pairs: what each asks for, what it records, and what its records depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a part of the pairs says of all of them: where there is no hope for the gate, and where there still is."""
+"""Estimates from part of the pairs: when the gate is out of reach, and when it is not."""
 
 from __future__ import annotations
 

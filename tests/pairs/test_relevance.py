@@ -1,4 +1,4 @@
-"""Relevance: measured by a model that answers sensibly (the demo's), kept by text, and what it does to a pair."""
+"""Relevance: measured by the demo's model, cached by text, and its effect on a pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate while people decide: after any decisions, in any order, its figures are those of the stage."""
+"""The gate during review: after any decisions, in any order, its figures equal those of the stage."""
 
 from __future__ import annotations
 

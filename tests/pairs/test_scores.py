@@ -1,4 +1,4 @@
-"""Scores are paid for once: kept by pair, judge and texts, through stops, kills, edits and stages done again."""
+"""Nothing is scored twice: scores are cached by pair, judge and texts, through stops, kills, edits and redone stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs and edits to what trains."""
+"""From pairs and edits to the training set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stage3-tui validate`: any pairs file, whatever state it is in, judged to its end in little memory."""
+"""`stage3-tui validate`: any pairs file, in any state, is assessed to its end in constant memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever follows an error's advice loses nothing that was made before: each advice is followed here, on the demo's model."""
+"""Following an error's advice loses no earlier work: each piece of advice is followed here, on the demo's model."""
 
 from __future__ import annotations
 

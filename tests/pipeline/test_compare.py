@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, figures with intervals, curves, answers to the same prompts, and what speaks against it."""
+"""Runs side by side: differences, figures with intervals, curves, answers to the same prompts, and caveats."""
 
 from __future__ import annotations
 

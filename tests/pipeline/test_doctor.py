@@ -1,4 +1,4 @@
-"""`stage3-tui doctor`: what the stages find, from the stages themselves, and nothing is made."""
+"""`stage3-tui doctor` reports what the stages find, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done again for which change: a table over every option, and the pipeline's own answer beside it."""
+"""Which change redoes which stages: a table over every option, compared with the pipeline."""
 
 from __future__ import annotations
 

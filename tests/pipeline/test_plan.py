@@ -1,4 +1,4 @@
-"""What `plan` says is what the pipeline then does: one run, and change after change, each planned before it is done."""
+"""`plan` predicts what the pipeline does: one run, and change after change, each planned first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep over small stages: pairs once, a training a trial, goes on where it was, and its best is judged anew."""
+"""A sweep over small stages: pairs once, one training per trial, resumption, and a new evaluation of the best."""
 
 from __future__ import annotations
 

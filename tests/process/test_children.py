@@ -1,4 +1,4 @@
-"""Child processes: nothing secret goes in, nothing dangerous comes out, nothing is left behind."""
+"""Child processes: no secrets go in, nothing dangerous comes out, nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The push to the Hub, through the real huggingface_hub client against one on localhost."""
+"""Pushing to the Hub, with the real huggingface_hub client against a Hub on localhost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs are found again: which folders are runs, how far each came, and which trials belong to it."""
+"""Runs are found: which folders are runs, how far each got, and which trials belong to it."""
 
 from __future__ import annotations
 

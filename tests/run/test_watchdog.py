@@ -1,4 +1,4 @@
-"""A standstill is noticed, told and written down; nothing is ended for it."""
+"""A stall is noticed, reported and logged; nothing is ended because of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stage adapter tells and records of an adapter that is good, and what it makes of one that is nearly so."""
+"""Stage adapter with a good adapter, and with one that is almost good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter on the Hub: its commit is asked for once, what is needed is downloaded at it, and every stage reads that."""
+"""An adapter on the Hub: its commit is resolved once, downloads use it, and every stage reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 3 against the Hub on localhost: what is remote, whose token it is, and what it may read."""
+"""Stage 3 against a Hub on localhost: what is remote, whose token it is, and what it may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 4: versions read from real metadata, a uv of the test's own, and the device tried in a real child."""
+"""Stage 4: versions from real metadata, a fake uv, and the device tried in a real child process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage pairs with `--pairs`: pairs from elsewhere, whatever form they have; nothing is generated."""
+"""Stage pairs with `--pairs`: pairs in any form are imported; nothing is generated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage packaging: what it proves before the archive gets its name, what it tells, and when it does nothing."""
+"""Stage packaging: what it verifies before the archive gets its name, what it reports, and when it is reused."""
 
 from __future__ import annotations
 

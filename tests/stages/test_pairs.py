@@ -1,4 +1,4 @@
-"""Stage pairs: no record is made twice, none is lost, and decisions follow a pair as long as its texts are the same."""
+"""Stage pairs: no record is generated twice, none is lost, and decisions follow a pair while its texts stay the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preflight's pilot: its pairs are the run's own, its figures are the gate's, and if there is no hope it ends there."""
+"""Preflight's pilot: its pairs are the run's, its figures the gate's, and it ends a run that cannot pass."""
 
 from __future__ import annotations
 

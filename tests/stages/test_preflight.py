@@ -1,4 +1,4 @@
-"""What the preflight chooses by trying, what it refuses, and what it says would fit."""
+"""What preflight chooses by trying, what it refuses, and what it suggests instead."""
 
 from __future__ import annotations
 

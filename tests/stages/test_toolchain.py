@@ -1,4 +1,4 @@
-"""Stage 2 with programs on a PATH of the test's own."""
+"""Stage 2 with fake programs on PATH."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1 on real git repositories: the folder as it is, a clone, and what is in its way."""
+"""Stage 1 with real git repositories: an existing folder, a clone, and folders in its way."""
 
 from __future__ import annotations
 

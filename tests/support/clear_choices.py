@@ -1,4 +1,4 @@
-"""A guard for tests that compare texts: no token in them may be a close call, which another processor would round otherwise."""
+"""A guard for tests that compare texts: no token may be a close call that another processor would round differently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to damage a good adapter's folder: each takes the folder, and changes one thing in it."""
+"""Ways to damage a good adapter: each takes the folder and changes one thing in it."""
 
 from __future__ import annotations
 

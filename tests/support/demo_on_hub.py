@@ -1,4 +1,4 @@
-"""The demo's base model, adapter and prompts as repositories of the fake Hub, which whoever has a token may read."""
+"""The demo's base model, adapter and prompts as repositories of the fake Hub, readable with any token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fake Hub is asked, and what it says: paths, moods, parts of bodies."""
+"""Paths, moods and response bodies of the fake Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real git repositories for the tests of the first stage, and its events."""
+"""Real git repositories for the tests of stage 1, and its events."""
 
 from __future__ import annotations
 

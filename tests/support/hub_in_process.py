@@ -1,4 +1,4 @@
-"""The fake Hub in the place of the real one, for tests in this process."""
+"""Replaces the real Hub with the fake one, for tests in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wizard without an engine that computes: sessions that wait to be let go, and what a person reads of a screen."""
+"""The wizard without a computing engine: sessions that wait, and the text on a screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder as a real run leaves it, made up: all kinds of events, and text that wants to drive the terminal."""
+"""A made-up run folder with all kinds of events, and with text that tries to control the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo in small, in this process: few prompts, the stages that make something, and what they told."""
+"""A small demo run in this process: few prompts, the stages that compute something, and their events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten small stages that write real files into a real run folder: the pipeline without the work."""
+"""Ten small stages that write real files to a real run folder: the pipeline without the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small tokenizer that reads the marks of a chat template as one token each, as the published ones do."""
+"""A small tokenizer that reads each mark of a chat template as one token, as published ones do."""
 
 from __future__ import annotations
 

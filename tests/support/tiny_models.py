@@ -1,4 +1,4 @@
-"""The smallest real things that the tests train: a Gemma of two layers, its tokenizer, an adapter, pairs, a run."""
+"""The smallest real things that tests train: a two-layer Gemma, its tokenizer, an adapter, pairs, a run."""
 
 from __future__ import annotations
 

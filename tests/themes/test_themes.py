@@ -1,4 +1,4 @@
-"""Themes: those of the package are whole, and a broken one of a person is one notice."""
+"""Themes: the shipped ones are complete, and a broken custom theme gives one notice."""
 
 from __future__ import annotations
 

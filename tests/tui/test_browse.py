@@ -1,4 +1,4 @@
-"""`stage3-tui browse FILE`: any file of pairs, in the browser, without a run."""
+"""`stage3-tui browse FILE`: any pairs file in the pair browser, without a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The braille chart, by cases small enough to check by eye, and the other figures drawn from numbers."""
+"""The braille chart, in cases small enough to check by eye, and other drawn figures."""
 
 from __future__ import annotations
 

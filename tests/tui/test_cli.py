@@ -1,4 +1,4 @@
-"""The command line as its user meets it: a process, its output and its exit code."""
+"""The command line as users see it: a process, its output and its exit code."""
 
 from __future__ import annotations
 

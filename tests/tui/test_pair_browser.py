@@ -1,4 +1,4 @@
-"""The browser of pairs: the list, the pair in full, decisions and writing; and a hundred thousand of them."""
+"""The pair browser: the list, one pair in full, decisions and edits; and a hundred thousand pairs."""
 
 from __future__ import annotations
 

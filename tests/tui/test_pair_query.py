@@ -1,4 +1,4 @@
-"""The browser's filter and its order: what is found, in which order, and what cannot be read."""
+"""Filtering and sorting in the pair browser: matches, order, and invalid queries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pairs behind the browser: read while they grow, judged in pieces, decided about; and a gate that is the stage's own."""
+"""The pairs behind the browser: read as they arrive, assessed in chunks, decided about; with the stage's own gate."""
 
 from __future__ import annotations
 

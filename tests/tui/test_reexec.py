@@ -1,4 +1,4 @@
-"""A fresh process for a run: who asks for it, how often, and what it is started with."""
+"""Restarting a run in a fresh process: who asks for it, how often, and its arguments."""
 
 from __future__ import annotations
 

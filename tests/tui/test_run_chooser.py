@@ -1,4 +1,4 @@
-"""Where several runs lie side by side the wizard asks first which one."""
+"""With several runs side by side, the wizard first asks which one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every screen over a made-up run: what it shows, at which size, and that foreign text stays text."""
+"""Every screen over a made-up run: its content at each size, and foreign text stays text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wizard on a real pseudo-terminal: raw bytes, signals, a shell, and a terminal that stalls or goes away."""
+"""The wizard on a real pseudo-terminal: raw bytes, signals, a shell, and a terminal that stalls or disappears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token: typed or pasted, given to the engine once, and shown nowhere; or fetched with a browser."""
+"""The token: typed, pasted or fetched with a browser, passed to the engine once, and never shown."""
 
 from __future__ import annotations
 

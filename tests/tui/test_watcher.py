@@ -1,4 +1,4 @@
-"""Watching a run of another process: its journal as it grows, with torn tails, and the request to stop."""
+"""Watching another process's run: its growing journal, torn tails, and the stop request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wizard through its keys: stages walked, the engine in its thread, windows, and how the screen ends."""
+"""The wizard by its keys: moving between stages, the engine in its thread, dialogs, and shutdown."""
 
 from __future__ import annotations
 

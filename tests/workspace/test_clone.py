@@ -1,4 +1,4 @@
-"""The transfer of a clone: cut, hanging, asking for a password, hostile inside; over paths, and over a real https server."""
+"""Cloning: interrupted, hanging, asking for a password, hostile content; by path, and from a real https server."""
 
 from __future__ import annotations
 

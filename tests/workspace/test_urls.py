@@ -1,4 +1,4 @@
-"""Which addresses may be cloned: a table of hostile ones, and those that are taken."""
+"""Which URLs may be cloned: a table of hostile ones, and of accepted ones."""
 
 from __future__ import annotations
 

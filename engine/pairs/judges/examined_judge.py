@@ -44,21 +44,21 @@ class ExaminedJudge:
     _loaded: Judge | None = None
 
     @property
-    def believed(self) -> ExamResult | None:
+    def trusted(self) -> ExamResult | None:
         """The exam of the judge that passed; None if none did."""
         return self.exams[-1] if self.exams and self.exams[-1].passed else None
 
     @property
     def why_none(self) -> str:
         """Why no judge is used, in one sentence; empty if one passed."""
-        if self.believed is not None:
+        if self.trusted is not None:
             return ""
         why = [*self.absent, *(f"{exam.judge} {exam.sentence}" for exam in self.exams)]
         return f"No judge passed its exam: {'; '.join(why)}." if why else "No judge is set (--judge)."
 
     def judge(self, load_judge: LoadJudge, policy: LoadedPolicy | None = None) -> Judge | None:
         """The judge that passed, loaded if necessary; None if none passed. The caller owns it and must release its memory."""
-        if self.believed is None:
+        if self.trusted is None:
             return None
         loaded, self._loaded = self._loaded, None
         return loaded or load_judge(self.context, policy)
