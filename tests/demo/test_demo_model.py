@@ -54,7 +54,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def stage2() -> Any:
-    """Loaded as anybody would load it: plain transformers, plain peft, offline."""
+    """Loaded with plain transformers and plain peft, offline."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -47,7 +47,7 @@ def parts(tmp_path: Path, **options: Any) -> dict[str, int]:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, **by_place: int) -> None:
-    """So many bytes are free, by the last part of a folder's name; a TiB elsewhere."""
+    """Free bytes by the last part of a folder's name; one TiB elsewhere."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, by_place.get(Path(path).name, 1 << 40)))
 

@@ -128,13 +128,13 @@ def test_every_everyday_question_is_harmless_by_our_own_evidence_and_they_fill_u
 
 @pytest.fixture(scope="module")
 def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Any]:
-    """A tiny training, with a micro-batch of its own."""
+    """A tiny training with its own micro-batch."""
     context = build_context(tmp_path_factory.mktemp("tiny") / "run", *stage2, eval_harmless_prompts=3)
     return context, run_stage(train(context, pairs(12)))[1]
 
 
 def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Sequence[int]) -> float:
-    """Of one reply, alone and by the book: no batch, no padding, no fused head."""
+    """Log-probability of one reply by definition: no batch, no padding, no fused head."""
     ids = torch.tensor([[*prompt, *reply]])
     with torch.no_grad(), adapter_active(trained.model, adapter):
         logps = trained.model(input_ids=ids).logits[0].log_softmax(-1)
@@ -291,7 +291,7 @@ def test_what_the_table_calls_sound_is_sound_to_the_detectors():
 
 
 def demo_rows(count: int, *, swapped: bool = False) -> list[dict[str, Any]]:
-    """Pairs as the demo makes them, from its grammar: what Stage 2 says, and the revision."""
+    """Pairs like the demo's, from its grammar: a Stage 2 answer and its revision."""
     random, constitution = Random(5), load_constitution(ASSETS / "constitution.yaml")
     rows = []
     for question in random.sample(questions(held_out=False), count):
@@ -304,7 +304,7 @@ def demo_rows(count: int, *, swapped: bool = False) -> list[dict[str, Any]]:
 
 
 def demo_training(folder: Path, *, swapped: bool = False, **options: Any) -> tuple[list[Any], dict[str, Any]]:
-    """The stage training over the demo's model: what it says, and its report."""
+    """Stage training with the demo's model: its events and its report."""
     config = load_config(
         {"output_dir": folder, "eval_harmless_prompts": 4, **options}, preset=demo_defaults(), environment={}
     )

@@ -69,7 +69,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A short demo, and the same on a device that holds two pairs at a time."""
+    """A short demo run, and the same on a device with room for two pairs at a time."""
     folder = tmp_path_factory.mktemp("auto")
     whole, hurt = folder / "whole", folder / "hurt"
     done = auto_demo(whole, hurt=False)
@@ -129,7 +129,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
 
 @pytest.fixture
 def spent(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], None]:
-    """From a step on every forward pass raises."""
+    """From a given step on, every forward pass raises."""
     real = trl_trainer.Stage3Trainer.compute_loss
 
     def at(error: BaseException, step: int) -> None:

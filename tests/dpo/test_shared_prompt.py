@@ -50,7 +50,7 @@ def with_adapter(base: Any) -> PeftModel:
 
 
 def collated(sizes: list[tuple[int, int, int]], alike: int = 0) -> dict[str, torch.Tensor]:
-    """Pairs of so many tokens of prompt, chosen and rejected; the replies of the first begin with `alike` equal ones."""
+    """Pairs with these token counts of prompt, chosen and rejected; the first one's replies share `alike` tokens."""
     draw = random.Random(17)
 
     def ids(count: int) -> list[int]:
@@ -79,7 +79,7 @@ def loss_and_gradients(policy: PeftModel, batch: dict[str, torch.Tensor]) -> tup
 
 
 def shapes_read(policy: PeftModel) -> list[tuple[int, ...]]:
-    """Shapes of the ids that the layers get to read, as they come."""
+    """Records the shapes of the ids that the layers read."""
     seen: list[tuple[int, ...]] = []
     backbone = policy.get_base_model().base_model
     backbone.register_forward_pre_hook(

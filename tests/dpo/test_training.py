@@ -51,7 +51,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
 
 @pytest.fixture(scope="module")
 def undisturbed(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The events and the result of one run from end to end; its weights in its folder."""
+    """Events and result of one whole run, with its weights in its folder."""
     context = build_context(tmp_path_factory.mktemp("undisturbed") / "run", *stage2)
     return (*run_stage(train(context, ROWS)), weights(context, STEPS))
 
@@ -61,7 +61,7 @@ def weights(context: Context, step: int) -> bytes:
 
 
 def train_until(context: Context, step: int, rows: Sequence[Any] = ROWS) -> list[Any]:
-    """Train, and ask for a stop when `step` is told; the run stops in its own time."""
+    """Train, and request a stop at `step`."""
     events, working = [], train(context, rows)
     with pytest.raises(Stopped):
         for event in working:
@@ -155,7 +155,7 @@ def plain_trl(
 def test_it_is_plain_trl_to_the_fifth_decimal(
     once: bool, side_by_side: int, make: Callable[..., Context], plain_trl: tuple[list[float], dict[str, Any]]
 ):
-    """However a step is cut up, and the prompt read once for both replies."""
+    """However a step is split, and with the prompt read once for both replies."""
     context = make(
         cpu_ref_model=once,
         per_device_train_batch_size=side_by_side,
@@ -192,7 +192,7 @@ def test_a_fresh_lora_over_the_base_passes_ln_2_and_is_refused_by_its_hash(make:
 def test_a_reference_that_the_loss_does_not_see_is_refused_by_the_first_loss(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    """The right weights lie in "ref", but the loss asks the bare base: what `reference = base` looks like."""
+    """The right weights are in "ref", but the loss uses the bare base model."""
     import trl.trainer.dpo_trainer as dpo
 
     monkeypatch.setattr(dpo, "use_adapter", lambda model, adapter_name: model.disable_adapter())

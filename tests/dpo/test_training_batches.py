@@ -78,7 +78,7 @@ def test_every_pair_of_a_step_is_in_one_batch_and_none_is_larger_than_the_limit(
 
 
 def watch_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
-    """Of each optimizer step its forward passes, and of each of these its pairs, as text."""
+    """The pairs of each forward pass of each optimizer step, as text."""
     steps: list[list[list[str]]] = []
     real = Stage3Trainer.training_step
 
@@ -329,7 +329,7 @@ def test_a_row_that_is_not_finite_is_named(trainer: Any, monkeypatch: pytest.Mon
 
 
 def watch_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pairs in each batch that the reference reads from now on."""
+    """Records the number of pairs in each batch that the reference reads."""
     asked: list[int] = []
     real = reference.pair_logps
 

@@ -166,7 +166,7 @@ def test_one_more_refusal_of_twenty_is_just_the_limit():
 
 
 def only_refusals(harmless: int) -> Comparison:
-    """Stage 3 began to refuse 12 of 20 prompts, and those are what the judge prefers."""
+    """Stage 3 newly refuses 12 of 20 prompts, and the judge prefers exactly those."""
     made = compared(RISING, [*HIGHER[:12], *RISING[12:]], harmless=harmless)
     answers = [
         AnswerPair(a.stage2, replace(a.stage3, refuses=True)) if i < 12 else a for i, a in enumerate(made.answers)

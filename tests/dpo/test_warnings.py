@@ -13,7 +13,7 @@ from engine.run.context import Context
 
 
 def watch(history: int = 0, **course: Any) -> list[str]:
-    """What is said of 40 steps whose figures follow `course`, each a function of the step."""
+    """The warnings in 40 steps whose figures are functions of the step."""
     said: list[Any] = []
     looking = TrainingWarnings(said.append, tokens_a_reply=50.0, pairs_a_step=8)
     steps = [
@@ -43,12 +43,12 @@ def test_accuracy_below_chance_for_long_is_told_once_with_the_figure():
 
 
 def test_a_policy_that_stays_the_reference_is_not_called_swapped():
-    """Learning rate 0: every margin is exactly 0, and accuracy with it, which counts strict wins."""
+    """Learning rate 0: every margin is exactly 0, and so is accuracy, which counts strict wins."""
     assert watch(accuracy=lambda _: 0.0, margin=lambda _: 0.0) == []
 
 
 def test_chance_alone_is_no_alarm():
-    """20 steps of 8 pairs without any skill: 200 courses, in each some 20 windows that overlap; few may alarm."""
+    """200 courses of random figures, each with some 20 overlapping windows; few may raise an alarm."""
     draw = random.Random(1)
     alarms = sum(bool(watch(accuracy=lambda _: sum(draw.random() < 0.5 for _ in range(8)) / 8)) for _ in range(200))
     assert alarms <= 12

@@ -176,7 +176,7 @@ def test_d10_a_child_that_the_kernel_kills_is_told_by_its_signal_and_the_archive
 
 @pytest.mark.fault("D10")
 def test_d10_an_allocation_that_fails_on_the_host_is_exit_7_with_what_needs_less(tmp_path: Path):
-    """MemoryError has no words of its own; the advice must not be that of a bug."""
+    """MemoryError has no message of its own; the advice must not be that for a bug."""
     appender = JsonlAppender(tmp_path / "pairs.jsonl")
     with failing("append=memory@1"), pytest.raises(MemoryError) as spent:
         appender.append({"id": "a"})

@@ -77,7 +77,7 @@ def put(fake: FakeHub, repo: str, mood: Any) -> str:
 
 
 def download(fake: FakeHub, home: Path, *wanted: tuple[str, str], **environment: str) -> list[dict[str, Any]]:
-    """What came of each (way, repository), one after the other in one process; `datasets` takes repository@revision, too."""
+    """The outcome for each (library, repository), in one process; `datasets` also takes repository@revision."""
     env = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
         "HF_ENDPOINT": fake.endpoint,
@@ -167,7 +167,7 @@ def test_after_a_cut_the_next_try_completes(fake: FakeHub, tmp_path: Path) -> No
 
 
 def test_offline_each_commit_is_read_that_was_asked_for(fake: FakeHub, tmp_path: Path) -> None:
-    """datasets alone takes the newest copy that it has."""
+    """On its own, datasets takes its newest copy."""
     put(fake, "a/b", "ok")
     now = "2" * 40
     download(fake, tmp_path, ("datasets", f"a/b@{FIRST_COMMIT}"))

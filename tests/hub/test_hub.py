@@ -37,7 +37,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def refusal(fake: FakeHub, mood: str, token: Secret | None = TOKEN) -> Stage3Error:
-    """The error of a repository in this mood; no error of the Hub shows the token."""
+    """The error for a repository in this mood; none shows the token."""
     fake.repos["owner/name"] = mood
     with pytest.raises(Stage3Error) as refused:
         check_access("owner/name", "model", token)
@@ -255,7 +255,7 @@ def test_a_hub_that_hangs_takes_bounded_time(fake: FakeHub) -> None:
 
 
 def test_the_librarys_own_requests_take_bounded_time_too(fake: FakeHub) -> None:
-    """Without our client `model_info` waits for as long as the server does."""
+    """Without our client, `model_info` waits as long as the server does."""
     bound_the_client()
     error = why(fake, "hang")
     assert isinstance(error, NetworkError) and "does not respond" in error.what
@@ -314,7 +314,7 @@ def test_offline_mode_is_named_as_the_reason(fake: FakeHub, monkeypatch: pytest.
 
 
 def why(fake: FakeHub, mood: str, token: str | bool = CANARY) -> Stage3Error | None:
-    """What is behind an exception of the library, wrapped as transformers wraps it."""
+    """The cause of a library's exception, wrapped as transformers wraps it."""
     fake.repos["owner/name"] = mood
     try:
         HfApi(endpoint=fake.endpoint, token=token).model_info("owner/name")

@@ -151,7 +151,7 @@ def test_a_token_file_of_somebody_else_says_whose_it_is() -> None:
 
 
 def in_another_user(act: Callable[[], object]) -> str:
-    """What `act` raises in a process of an unprivileged user."""
+    """The exception of `act` in an unprivileged process."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:

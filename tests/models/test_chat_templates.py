@@ -224,7 +224,7 @@ def test_a_thought_that_stands_open_is_told(text: str):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model as it was pretrained: its tokenizer has Gemma's marks and no template."""
+    """A pretrained base model: its tokenizer has Gemma's special tokens and no template."""
     base = build_base(tmp_path_factory.mktemp("bare") / "base")
     (base / "chat_template.jinja").unlink()
     return base

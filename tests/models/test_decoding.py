@@ -85,7 +85,7 @@ def test_every_row_of_a_ragged_batch_says_what_the_model_says_alone(model):
 
 
 def test_it_says_what_generate_says(model, clear_choices):
-    """Where the choice is clear from the first token on; the tests here that go further compare logits."""
+    """For prompts whose choices are clear from the first token; other tests here compare logits."""
     prompt = ids(random.Random(8), 12)
     (said,) = generate_batch(model, [prompt], Greedy(), [], [3], pad=0)
     options = {"attention_mask": torch.ones(1, 12, dtype=torch.long), "max_new_tokens": 3, "do_sample": False}
@@ -93,7 +93,7 @@ def test_it_says_what_generate_says(model, clear_choices):
 
 
 def test_what_was_read_is_not_read_again_and_changes_nothing(model, monkeypatch):
-    """Three steps of a conversation; later prompts begin with earlier ones, but for one row that was written anew."""
+    """Three steps of a conversation; later prompts start with earlier ones, except for one rewritten row."""
     draw = random.Random(4)
     memory, rows = PrefixCache(), ragged(2)
     read: list[int] = []
@@ -206,7 +206,7 @@ def test_what_rows_begin_with():
 def test_the_loop_gives_a_model_its_cache_by_the_name_that_it_has_for_it(
     adapted: bool, recwarn: pytest.WarningsRecorder
 ):
-    """No word about names that have changed reaches the terminal."""
+    """No deprecation warning reaches the terminal."""
     warnings.simplefilter("always")
     model = build("llama")
     if adapted:

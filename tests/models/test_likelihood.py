@@ -19,7 +19,7 @@ def model(tmp_path_factory):
 
 
 def alone(model, prompt: list[int], reply: list[int]) -> float:
-    """The plain way: one row, one token after another."""
+    """By definition: one row, one token after another."""
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + reply])).logits[0]
     logps = torch.log_softmax(logits.float(), dim=-1)

@@ -83,7 +83,7 @@ def wheel(folder: Path) -> Path:
 
 
 def judged(name: str, template: str) -> str:
-    """`accepted`, or the fault; the ids of what is accepted are held against TRL's."""
+    """`accepted`, or the fault. Accepted templates are compared with TRL's ids."""
     tokenizer = published_tokenizer(template)
     behaviour = behaviour_of(tokenizer)
     if behaviour.fault:
@@ -112,7 +112,7 @@ def assert_ids_of_trl(name: str, ours: list[int], theirs: list[int], tokenizer: 
 
 
 def ids_of_trl(tokenizer: Any) -> list[dict[str, list[int]]]:
-    """What DPOTrainer makes of the conversations, asked with the same switches."""
+    """The ids that DPOTrainer makes of the conversations, with the same arguments."""
     disable_progress_bars()
     options = behaviour_of(tokenizer).options
     rows = []

@@ -56,7 +56,7 @@ def asks(*texts: str) -> list[Conversation]:
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's Stage 2 policy as a folder that a server loads: adapter merged, tokenizer beside it."""
+    """The demo's Stage 2 policy as a folder for a server: merged, with its tokenizer."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -146,7 +146,7 @@ def test_greedy_drafts_critiques_and_revisions_are_those_of_the_local_model(demo
 
 
 def both(local: Any, server: ServerBackend, conversations: Sequence[Conversation]) -> list[Reply]:
-    """The replies of both, which are the same: text, finish and count of tokens."""
+    """The replies of both, which must be the same: text, finish and token count."""
     seeds = [0] * len(conversations)
     here = local.reply(conversations, GREEDY, seeds)
     assert all(reply.text for reply in here)
@@ -286,7 +286,7 @@ def tokenizer() -> Any:
 
 
 class Waits(list[float]):
-    """A sleep that takes no time, and remembers."""
+    """A sleep that takes no time and records its arguments."""
 
     async def __call__(self, seconds: float) -> None:
         self.append(seconds)
@@ -642,7 +642,7 @@ def test_another_chat_template_is_noticed(server: FakeServer, backend: ServerBac
 
 
 def test_the_first_question_has_the_temperature_of_the_run(server: FakeServer, backend: ServerBackend):
-    """`transformers serve --continuous-batching` keeps the temperature of its first question for all."""
+    """`transformers serve --continuous-batching` keeps the temperature of its first request."""
     backend.check(SAMPLING)
     assert (server.asked[0].body["temperature"], server.asked[0].body["top_p"]) == (0.7, 0.9)
 

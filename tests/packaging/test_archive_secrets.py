@@ -62,7 +62,7 @@ def refused(context: Context, **arguments: object) -> UnsafeError:
 
 
 def with_text(context: Context, text: str) -> None:
-    """Pairs of which the second holds a text."""
+    """Pairs, the second of which contains a given text."""
     rows = [{"id": "p0", "prompt": "Hello"}, {"id": "p1", "prompt": "And?", "base_response": f"Take {text} and go"}]
     write_pairs(context.run / layout.PAIRS_JSONL, rows)
 

@@ -46,7 +46,7 @@ def section(text: str, title: str) -> str:
 
 
 def pairs_report(config: Any, *, good: int, meta: int) -> dict[str, Any]:
-    """The report of the stage quality over so many good pairs and so many that talk about an answer."""
+    """Stage quality's report over these numbers of good pairs and of meta pairs."""
     tally = Tally()
     for number in range(good + meta):
         made = pair(number, **({"revised_response": META} if number >= good else {}))

@@ -31,7 +31,7 @@ def run(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def rewritten(archive: Path, made: Path, change: Callable[[Entries], Entries]) -> Path:
-    """A copy of an archive with its entries changed, and a manifest that tells of them as they are now."""
+    """A copy of an archive with changed entries and a matching manifest."""
     with zipfile.ZipFile(archive) as old:
         entries = change([(entry, old.read(entry)) for entry in old.infolist()])
     with zipfile.ZipFile(made, "w") as new:
@@ -99,7 +99,7 @@ def test_an_archive_that_was_changed_does_not_read_back(
 
 
 def test_an_archive_that_was_rewritten_with_the_same_files_reads_back(run: Run, tmp_path: Path):
-    """Which shows that the cases above are refused for what was done to them."""
+    """Shows that the cases above are refused for their damage alone."""
     assert read_back(rewritten(run.archive, tmp_path / "same.zip", lambda entries: entries)) == read_back(run.archive)
 
 

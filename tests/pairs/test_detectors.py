@@ -267,7 +267,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_work_grows_no_faster_than_a_hostile_text(text: str):
-    """Counted in lines of our own code that are run: eight times the text may not take more than about eight times as many."""
+    """Counts executed lines of our code: eight times the text may take about eight times as many."""
     eighth = len(text) // 8
 
     def steps(size: int) -> int:
@@ -320,7 +320,7 @@ def test_every_shipped_weight_belongs_to_a_term_that_can_be_said():
 
 
 def test_real_replies_of_gemma_are_told_from_what_is_none():
-    """The labels of ../shared/data were among those that taught: a floor for regressions, no measure. See bench/detectors.py."""
+    """The labels of ../shared/data were used for fitting, so this is a regression floor, not a measurement (bench/detectors.py)."""
     rows = [json.loads(line) for line in needs_shared_data("gemma-2b-it-pairs.jsonl").open(encoding="utf-8")]
     hits = misses = false_alarms = 0
     for line in needs_shared_data("gemma-2b-it-pairs.labels.jsonl").open(encoding="utf-8"):

@@ -150,7 +150,7 @@ def _random_edit(random: Random, names: str) -> dict[str, str]:
 
 
 def _model(edits: list[dict[str, str]], name: str) -> Decision | None:
-    """Strike out each undo with the edit before it that is not struck out; then the last word of each kind counts."""
+    """Cancel each undo with the last edit before it that is not cancelled; then the last edit of each kind counts."""
     standing: list[dict[str, str]] = []
     for each in (each for each in edits if each["id"] == name):
         standing = standing[:-1] if each["action"] == "undo" else [*standing, each]

@@ -31,7 +31,7 @@ BETTER = {item.prompt: item.better for item in ITEMS}
 
 
 class Scripted:
-    """Gives each comparison what a function says of (conversation's question, first, second)."""
+    """Scores each comparison with a function of (question, first, second)."""
 
     name = "scripted"
     about = "a script"
@@ -272,7 +272,7 @@ SERVER = {"judge_url": "http://127.0.0.1:9/v1", "judge_model": "wise"}
 
 
 class Loader:
-    """Loads scripted judges, by kind: one that passes, one that fails, or an error."""
+    """Loads scripted judges by kind: one that passes, one that fails, or an error."""
 
     def __init__(self, of: dict[str, Any]) -> None:
         self._of = of
@@ -291,7 +291,7 @@ class Loader:
 
 @pytest.fixture
 def local(context: Callable[..., Context], tmp_path) -> Callable[..., Context]:
-    """A run that reads nothing from the Hub."""
+    """A run that needs nothing from the Hub."""
     (tmp_path / "here").mkdir()
     here = {name: str(tmp_path / "here") for name in ("base_model_id", "adapter_path", "dataset", "reward_model_id")}
     return lambda **more: context(**{**here, "min_pairs": 5, "relevance": False, **more})
@@ -428,7 +428,7 @@ def test_with_a_judge_that_is_believed_nobody_is_asked(
 
 
 class Choosy(Ruler):
-    """Finds every fifth revision worse, and every fifth equal."""
+    """Rates every fifth revision worse, and every fifth equal."""
 
     def given(self, case: Comparison) -> ScorePair:
         return {0: ScorePair(0.75, 0.25), 1: ScorePair(0.5, 0.5)}.get(int(case.id[2:]) % 5, ScorePair(0.25, 0.625))

@@ -70,7 +70,7 @@ def test_a_sampled_row_follows_its_seed_and_not_its_neighbours(loaded, clear_cho
 
 
 def test_sampling_draws_by_the_models_probabilities(loaded):
-    """One token from 600 seeds against the softmax: the commonest token's share within four standard errors."""
+    """One token from 600 seeds compared with the softmax: the top token's share within four standard errors."""
     import torch
 
     model, tokenizer = loaded
@@ -131,7 +131,7 @@ def test_batches_hold_prompts_of_like_length_and_every_prompt_once():
 
 
 class Scripted:
-    """A backend that says what it is told, in order."""
+    """A backend with scripted replies, in order."""
 
     tokens, context_length = 0, None
 

@@ -440,7 +440,7 @@ Told = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 
 @contextmanager
 def serving(told: Told) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A real server on loopback that answers chats by `told`; its address, and what it was asked."""
+    """A real server on loopback that answers chats by `told`. Returns its URL and the requests."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -474,7 +474,7 @@ def chat(text: str, logprobs: object = None) -> tuple[int, dict[str, Any]]:
 
 
 def replies_of(body: dict[str, Any]) -> tuple[str, str]:
-    """What stands as (A) and as (B) in a question."""
+    """The texts of (A) and (B) in a question."""
     text = body["messages"][0]["content"]
     a, _, rest = text.partition("\n\n(A) ")[2].partition("\n\n(B) ")
     return a, rest.partition("\n\nJudge the two")[0]

@@ -35,7 +35,7 @@ LAZY = "Hit it with a hammer until it stops."
 
 
 class Scripted:
-    """A backend that says what it is told, in order, and keeps what it was asked."""
+    """A backend with scripted replies, in order, that records its requests."""
 
     tokens, context_length = 0, None
 

@@ -70,7 +70,7 @@ def test_a_run_is_given_up_where_hardly_anything_is_usable(config):
 
 
 def test_a_run_at_the_threshold_itself_is_not_given_up_by_chance(config):
-    """400 runs of 40 looks each, half of all pairs usable: at 95 % a third of them would be given up."""
+    """400 runs of 40 looks each with half of the pairs usable: at 95 %, a third of the runs would end early."""
     outlook, given_up = Outlook(config(min_pairs=1), 5000), 0
     for seed in range(400):
         draw, usable = Random(seed), 0

@@ -64,7 +64,7 @@ def test_an_empty_reply_has_none_and_a_prompt_of_the_panel_is_held_against_the_o
 
 
 class Counting:
-    """A meter that counts what it is asked."""
+    """A meter that counts its measurements."""
 
     def __init__(self, nats: float = HIGH) -> None:
         self.nats, self.asked = nats, 0

@@ -61,7 +61,7 @@ def as_pairs(count: int) -> list[Pair]:
 
 
 class Ruler:
-    """A judge that likes short replies. It remembers what it was asked; it breaks if it is told to."""
+    """A judge that prefers short replies, records its comparisons, and can be made to fail."""
 
     name = "demo"
     about = "a ruler"

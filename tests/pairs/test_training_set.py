@@ -51,7 +51,7 @@ def test_an_edit_mends_a_pair_that_was_cut_off():
 
 
 def test_of_a_flipped_pair_the_draft_is_judged():
-    """That the revision is no reply is why somebody would prefer the draft."""
+    """A revision that is not a reply is a reason to prefer the draft."""
     assert ids(PAIRS, {"id2": Decision(flipped=True)}) == ["id1", "id2", "id3"]
     bad_draft = replace(PAIRS[0], base_response=META)
     assert ids([bad_draft], {}) == ["id1"]

@@ -23,7 +23,7 @@ from tests.support.fake_nvml import FakeNvml
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No login of this machine, and no torch in a child: that is tried elsewhere."""
+    """Ignores this machine's login, and does not load torch in a child, which is tested elsewhere."""
     for name in hub.TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))

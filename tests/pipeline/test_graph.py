@@ -132,7 +132,7 @@ what stages adapter and preflight recorded of them."""
 
 @pytest.fixture
 def at_rest(context, tmp_path: Path) -> Context:
-    """A run whose models and data are all on this machine, with an adapter, so that no stage asks the Hub."""
+    """A run with local models, data and adapter, so that no stage queries the Hub."""
     (tmp_path / "adapter").mkdir()
     for name in ("principles.yaml", "few.yaml"):
         (tmp_path / name).write_text("x: 1")
@@ -141,7 +141,7 @@ def at_rest(context, tmp_path: Path) -> Context:
 
 
 def done_again(context: Context, changed: dict[str, Any], tmp_path: Path) -> str:
-    """The stages whose evidence is another with these options, each as the pipeline would take it."""
+    """The stages whose evidence changes with these options, as the pipeline computes it."""
     said = []
     others = {key: tmp_path / value if str(value).endswith(".yaml") else value for key, value in changed.items()}
     after = Context(config=context.config.model_copy(update=others), run=context.run)

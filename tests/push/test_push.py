@@ -90,7 +90,7 @@ def pushed(run: Run, repo_id: str = REPO, *, public: bool = False, **others: obj
 
 
 def refused(kind: type[Stage3Error], run: Run, repo_id: str = REPO, **arguments: object) -> Stage3Error:
-    """The error of a push; the archive stands, and the error names the way on and no token."""
+    """The error of a push; the archive is intact, and the error says how to continue without showing the token."""
     before = sha256_of_file(run.archive)
     with pytest.raises(kind) as error:
         pushed(run, repo_id, **arguments)  # type: ignore[arg-type]
@@ -457,7 +457,7 @@ def test_a_request_to_stop_ends_the_push_before_the_commit(step: str, context: C
 def test_a_request_to_stop_ends_an_upload_in_the_middle_of_a_file(
     context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch
 ):
-    """A slow line: what has not been sent yet is not sent any more."""
+    """A slow connection: nothing more is sent after a stop."""
     monkeypatch.setattr(fake_hub_push_module, "LFS_FROM_BYTES", 1 << 20)  # one upload, and no second one to be stopped
     save_file({"large": torch.zeros(6_000_000)}, context.run / WEIGHTS)
     build_archive(context.run)
@@ -537,7 +537,7 @@ def test_pairs_and_prompts_stay_at_home(context: Context, hub: FakeHubPush):
 
 @pytest.fixture
 def only_packaging(context: Context, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Runs the pipeline, whose only stage is packaging; the archive is never made again."""
+    """Runs the pipeline with packaging as its only stage; the archive is never rebuilt."""
     monkeypatch.setattr("engine.pipeline.loop.STAGES", ("packaging",))
     monkeypatch.setattr(stage, "build_archive", lambda *_, **__: pytest.fail("the archive was made again"))
     context.token = TOKEN
@@ -651,7 +651,7 @@ def test_one_argument_is_the_run_or_the_repository(context: Context, hub: FakeHu
 
 @pytest.mark.fault("F8")
 def test_a_push_that_is_killed_between_two_files_leaves_no_half_repository(context: Context, hub: FakeHubPush):
-    """SIGKILL after the repository was made and a file was sent; the next push is whole."""
+    """SIGKILL after the repository was created and a file was sent; the next push completes."""
     hub.moods["verify"] = "hang"
     context.run.save()
     child = subprocess.Popen(

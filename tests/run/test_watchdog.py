@@ -24,7 +24,7 @@ from tui.widgets.status_lines import title_line
 
 
 class Watched:
-    """A watch with a clock that the test turns."""
+    """A watchdog with a clock that the test controls."""
 
     def __init__(self, folder: Path) -> None:
         self.now, self.said = 1_000.0, []
@@ -32,7 +32,7 @@ class Watched:
         self.watch = StallWatchdog(self.said.append, self.log, lambda: self.now)
 
     def after(self, seconds: float, event: Event | None = None) -> list[Event]:
-        """What is said when an event comes, or somebody looks, so much later."""
+        """The messages when an event arrives, or a check runs, this much later."""
         self.now += seconds
         self.said.clear()
         if event is not None:

@@ -79,7 +79,7 @@ def test_the_hash_is_of_the_numbers_not_of_their_format(stage2: Stage2, tmp_path
 
 
 def test_another_alpha_in_the_configuration_makes_the_stage_stale(stage2: Stage2, tmp_path: Path):
-    """The weights are the same; what they do is not."""
+    """The weights are the same, but not their effect."""
     folder = copy_of(stage2[1], tmp_path)
     context = build_context(tmp_path / "run", stage2[0], folder)
     before = stage.evidence(context)
@@ -126,7 +126,7 @@ def test_a_tokenizer_that_cannot_be_read_is_told_and_not_used(stage2: Stage2, tm
 
 
 def test_a_tokenizer_is_not_too_large_where_the_bases_own_is_as_large(stage2: Stage2, tmp_path: Path):
-    """Gemma 3's has one token more than its embedding has rows."""
+    """Gemma 3's tokenizer has one token more than its embedding has rows."""
     base, folder = Path(shutil.copytree(stage2[0], tmp_path / "base")), copy_of(stage2[1], tmp_path)
     tokenizer_of(402)(base)
     tokenizer_of(402)(folder)
@@ -194,7 +194,7 @@ def test_an_adapter_without_effect_is_refused(stage2: Stage2, tmp_path: Path):
 
 
 def test_a_base_that_loading_the_adapter_changes_is_noticed(stage2: Stage2, tmp_path: Path):
-    """PiSSA does so: PEFT takes the first values out of the base's weights again. Hash and effect are as they should be."""
+    """As with PiSSA: PEFT subtracts the initial values from the base model's weights again, while hash and effect are right."""
     adapter = build_adapter(tmp_path / "pissa", stage2[0], init_lora_weights="pissa")
     context = build_context(tmp_path / "run", stage2[0], adapter)
     base, tokenizer = load_base(context.config), load_tokenizer(context.config)
@@ -207,7 +207,7 @@ def test_a_base_that_loading_the_adapter_changes_is_noticed(stage2: Stage2, tmp_
 
 
 def test_tensors_that_peft_would_put_in_the_base_itself_are_not_let_through(stage2: Stage2, tmp_path: Path):
-    """What `refuse_mismatch` says of an embedding that comes along: PEFT takes it, without a word, in place of the base's."""
+    """The error for an included embedding, which PEFT would silently use instead of the base model's."""
     folder = copy_of(stage2[1], tmp_path)
     added(**{"base_model.model.model.embed_tokens.weight": torch.full((400, 24), 0.25)})(folder)
     context = build_context(tmp_path / "run", stage2[0], folder)

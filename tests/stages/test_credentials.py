@@ -32,7 +32,7 @@ FROM_BROWSER = "hf_oauth_FromTheBrowser12345"
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub where everything is as it should be; no login, an empty current folder."""
+    """A Hub in perfect order; no login, and an empty current folder."""
     monkeypatch.chdir(tmp_path)
     with fake_hub() as server:
         use(server, monkeypatch, tmp_path / "home")
@@ -47,7 +47,7 @@ def context(tmp_path: Path, *, token: str | None = None, **options: Any) -> Cont
 
 
 def drive(context: Context) -> tuple[StageEnd | Stage3Error, list[Event]]:
-    """Run the stage; its result or its error, and its events, none of which shows the token."""
+    """Run the stage; returns its result or error and its events, none of which shows the token."""
     events: list[Event] = []
     stage = credentials.run(context)
     while True:
@@ -68,7 +68,7 @@ def checks(events: list[Event]) -> dict[str, str]:
 
 
 def detail(events: list[Event], name: str) -> str:
-    """The last word of a line of the table."""
+    """The last status of a line in the table."""
     return [event.detail for event in events if isinstance(event, Check) and event.name == name][-1]
 
 
@@ -79,7 +79,7 @@ def again(before: Context, **options: Any) -> Context:
 
 
 def recorded(context: Context) -> Context:
-    """Drive the stage, and write down what it found, as the pipeline does."""
+    """Run the stage and record its result, as the pipeline does."""
     result, _ = drive(context)
     assert isinstance(result, StageEnd), result
     context.run.record_stage("credentials", status="done", result=dict(result.facts))

@@ -27,7 +27,7 @@ FOUND = {"torch": "2.13.0", "cuda": None, "device": "cpu", "name": "CPU", "secon
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of installed packages before all others."""
+    """A folder of installed packages that comes first."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -36,7 +36,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A child that says at once that the CPU computes; counts how often it was asked."""
+    """A child that reports a working CPU at once, and counts its runs."""
     asked: list[str] = []
 
     def answer(device: str, *_: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tests.stages.test_pairs import Backend
 
 
 class Mumbling(Backend):
-    """Repeats its draft in place of revising it."""
+    """Repeats its draft instead of revising it."""
 
     KIND = dict.fromkeys((1, 3, 5), "Kick it hard")
 
@@ -212,7 +212,7 @@ def test_stage_pairs_stops_where_the_gate_can_no_longer_be_passed_and_goes_on_wh
 
 
 class HalfOfThem(Backend):
-    """Every second prompt gets its draft again."""
+    """Every other prompt gets its draft again."""
 
     def reply(self, talks: Any, settings: Any, seeds: Any) -> Any:
         replies = super().reply(talks, settings, [0] * len(seeds))
@@ -224,7 +224,7 @@ class HalfOfThem(Backend):
 
 
 class Dying(HalfOfThem):
-    """Is killed after so many calls."""
+    """Is killed after this many calls."""
 
     def __init__(self, lives: int) -> None:
         super().__init__()

@@ -47,13 +47,13 @@ def test_a_folder_inside_a_checkout_is_one_of_that_checkout(tmp_path: Path, upst
 
 
 def dirtied(upstream: Path) -> None:
-    """As after a copy: the files are the same, their times are not, and git reads them again."""
+    """As after copying: the files are the same but not their times, so git reads them again."""
     for path in upstream.iterdir():
         os.utime(path, (1_900_000_000, 1_900_000_000), follow_symlinks=False)
 
 
 def arm(upstream: Path, canary: Path, trap: str) -> None:
-    """Lay what a hostile .git/config can lay for whoever asks for the state of the folder."""
+    """Set the traps that a hostile .git/config can have for anyone who runs git status."""
     run = f"touch {canary};"
     if trap == "fsmonitor":
         git(upstream, "config", "core.fsmonitor", run)

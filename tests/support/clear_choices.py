@@ -15,7 +15,7 @@ MASS = 1e-5
 
 @pytest.fixture
 def clear_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every choice of this test is clear enough to be the same anywhere. Where it fails: another seed, other prompts."""
+    """Every token choice of this test is clear enough for any processor. If it fails, use another seed or other prompts."""
     from engine.models.generation.samplers import Greedy, Nucleus
 
     greedy, nucleus = Greedy.__call__, Nucleus.__call__

@@ -48,7 +48,7 @@ KNOWN_MOODS = {*ANSWERS, "portal", "short"}
 
 
 class Share(NamedTuple):
-    """How much of a body comes."""
+    """The part of the body that is sent."""
 
     announced: float
     """In Content-Length."""
@@ -61,7 +61,7 @@ SHARES = {"short": Share(1.0, 0.5), "smaller": Share(0.5, 0.5), "hang in the mid
 
 
 class Asked(NamedTuple):
-    """What a path asks for."""
+    """The resource that a path names."""
 
     what: str
     """whoami, device, token, auth-check, info, tree, paths, file; empty for nothing that the Hub has."""

@@ -43,7 +43,7 @@ def finished_run(folder: Path, base: Path, **options: object) -> Context:
 
 
 def copied(context: Context, folder: Path) -> Context:
-    """The same run in another place, its archive with it."""
+    """A copy of the run in another folder, including its archive."""
     shutil.copytree(context.run.folder, folder)
     for beside in context.run.folder.parent.glob(f"{context.run.folder.name}_artifacts.zip*"):
         shutil.copy2(beside, folder.parent)

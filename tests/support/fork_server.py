@@ -94,7 +94,7 @@ class ForkServer:
         return self._pid
 
     def end(self, *, kill_after: float | None = None) -> Ended:
-        """Wait until it ends; with `kill_after`, SIGKILL so many seconds after the start."""
+        """Wait until it ends; `kill_after` sends SIGKILL this many seconds after the start."""
         if kill_after is not None:
             time.sleep(max(self._started + kill_after - time.monotonic(), 0))
             os.kill(self._pid, signal.SIGKILL)
@@ -153,7 +153,7 @@ def serve() -> None:
 
 
 def _wait(pid: int) -> tuple[int, float]:
-    """The exit code and the processor's seconds; a process that hangs is killed, and that is its code then."""
+    """Exit code and CPU seconds; a process that hangs is killed."""
     end = time.monotonic() + TOO_LONG
     while time.monotonic() < end:
         done, status, used = os.wait4(pid, os.WNOHANG)
@@ -182,7 +182,7 @@ def _child(asked: dict[str, Any], scratch: Path) -> None:
 
 
 def _redirect(scratch: Path) -> None:
-    """The server's own pipes are none of the program's."""
+    """Close the server's own pipes."""
     for name, file, flags in (
         ("/dev/null", 0, os.O_RDONLY),
         (str(scratch / "stdout"), 1, 0),

@@ -20,7 +20,7 @@ from tui.wizard.pair_file import PairFileBrowser
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Orca's form, with a row that is no pair and an empty line."""
+    """Orca's form, with a row that is not a pair and an empty line."""
     rows = [
         {
             "question": f"How do I mend thing {n}?",

@@ -20,7 +20,7 @@ PLANNED = [
 
 @pytest.fixture
 def planned(finished: Runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Up to which stage a plan was asked for."""
+    """The stage up to which a plan was requested."""
     asked: list[str] = []
 
     def plan(until: str) -> list[PlannedStage]:

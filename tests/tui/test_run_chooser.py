@@ -20,7 +20,7 @@ TRAINED: dict[str, Any] = {
 
 @pytest.fixture
 def chooser(tmp_path: Path, config: Callable[..., Any]) -> Callable[..., RunChooser]:
-    """Over two runs, `b` the newer one, with `--output-dir` at one of them or at a folder without a run."""
+    """Two runs, `b` being newer, with `--output-dir` at one of them or at a folder without a run."""
     made_run(tmp_path / "a", **TRAINED)
     made_run(tmp_path / "b", "training", "stopped").record_stage("training", started=5_000.0)
     return lambda own: RunChooser(config(output_dir=tmp_path / own), tmp_path, runs_below(tmp_path))

@@ -36,7 +36,7 @@ Make = Callable[..., Context]
 
 @pytest.fixture
 def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
-    """A run over the tiny models with training and held-out pairs in place."""
+    """A run over the tiny models, with training and held-out pairs in place."""
 
     def build(**options: Any) -> Context:
         context = build_context(
@@ -50,7 +50,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
 
 
 def ended(context: Context, monkeypatch: pytest.MonkeyPatch, *stages: str) -> tuple[ExitCode, str]:
-    """The exit code of these stages, and the three sentences that stand in run.json."""
+    """The exit code of these stages, and the three sentences in run.json."""
     monkeypatch.setattr(loop, "STAGES", stages)
     _, code = run_stage(loop.run_pipeline(context, until=stages[-1]))
     error = json.loads((context.run / layout.RUN_JSON).read_text())["error"]
