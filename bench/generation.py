@@ -203,7 +203,7 @@ def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True
             kept = memory if remember else None
             said = decoding.generate_batch(model, rows, choose, [], limits, pad=0, memory=kept)
             if remember:
-                memory.keep([row.read for row in said])
+                memory.keep([row.prefix for row in said])
             assert [len(row.ids) for row in said] == limits
             if step < STEPS - 1:
                 rows = [

@@ -19,6 +19,7 @@ from engine.dpo.evaluation.answers import (
 )
 from engine.dpo.evaluation.comparison import compare, everyday_for, sample
 from engine.dpo.evaluation.held_out import Figures, distance_on_own_answers, held_out_rewards
+from engine.dpo.evaluation.relevance import answer_relevance
 from engine.dpo.evaluation.verdict import Limits, verdict
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
@@ -61,6 +62,9 @@ def evaluate(
     before = yield from answer(everyday, REFERENCE_ADAPTER, most_tokens=REFUSAL_TOKENS)
     after = yield from answer(everyday, POLICY_ADAPTER, most_tokens=REFUSAL_TOKENS)
     distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, context.stop)
+    relevance = None
+    if config.relevance:
+        relevance = yield from answer_relevance(trained, prompts, stage2, stage3, context.stop)
     reference = reference_policy(trained)
     examined = yield from examined_judge(context, load_judge, reference)
     judge = examined.judge(load_judge, reference)
@@ -72,6 +76,7 @@ def evaluate(
         stage2,
         stage3,
         judged,
+        relevance=relevance,
         everyday=list(zip(before, after, strict=True)),
         margins=held_out.margins,
         trained=trained.tensors_sha256 != hash_tensors(adapter_tensors(trained.model, REFERENCE_ADAPTER)),

@@ -19,13 +19,21 @@ COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 
 
 def is_off_topic(candidate: Candidate) -> bool:
-    """Applies to revisions whose relevance was measured.
+    """Applies to revisions only.
 
     "What do you mean?" is a fine answer now and then, but as the better half of a pair it teaches a model to say so to
-    anything. A refusal may always read the same if the prompt may ask for harm; over a harmless prompt it is up to the
-    `refusal` detector.
+    anything.
     """
-    if candidate.draft is None or candidate.relevance is None:
+    return candidate.draft is not None and fits_any_message(candidate)
+
+
+def fits_any_message(candidate: Candidate) -> bool:
+    """Whether a reply's prompt makes it hardly more likely than other messages do; False if not measured.
+
+    A refusal may always read the same if the prompt may ask for harm; over a harmless prompt it is up to the `refusal`
+    detector.
+    """
+    if candidate.relevance is None:
         return False
     if is_refusal(candidate) and not is_harmless(candidate.prompt_words):
         return False

@@ -1,4 +1,4 @@
-"""--method contrast: answer the same prompt under a principle (chosen) and under its opposite (rejected).
+"""--method contrast: answer the same prompt as an assistant that follows a principle (chosen) and as one that does the opposite.
 
 Yang et al. 2023, "RLCD: Reinforcement Learning from Contrastive Distillation". How the answers were asked for decides which is
 better, so the policy need not be able to criticise itself.
@@ -16,7 +16,7 @@ from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
 from engine.pairs.generation.critique_revision import refusal_of
-from engine.pairs.generation.dialogue import with_rule
+from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.principles.constitution import Principle
@@ -55,12 +55,12 @@ def make_records(prompts: Sequence[Prompt], backend: Backend, settings: Generati
 def _try(pairs: list[ContrastInProgress], attempt: int, backend: Backend, settings: GenerationSettings) -> None:
     principles = [_draw_principle(pair, attempt, settings) for pair in pairs]
 
-    def answers(rules: Sequence[str], step: str) -> list[Reply]:
-        asked = [with_rule(pair.prompt.messages, rule) for pair, rule in zip(pairs, rules, strict=True)]
+    def answers(personas: Sequence[str], step: str) -> list[Reply]:
+        asked = [with_persona(pair.prompt.messages, one) for pair, one in zip(pairs, personas, strict=True)]
         seeds = [seed_of(settings.seed, pair.prompt.id, step, attempt) for pair in pairs]
         return backend.reply(asked, settings.sampling, seeds)
 
-    chosen = answers([principle.text for principle in principles], "chosen")
+    chosen = answers([principle.followed for principle in principles], "chosen")
     rejected = answers([principle.contrary for principle in principles], "rejected")
     for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
         pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, better, worse)))

@@ -1,4 +1,4 @@
-"""The conversations that ask for draft, critique and revision, or for an answer under a rule.
+"""The conversations that ask for draft, critique and revision, or for an answer in a role.
 
 Each of the three is a separate generation that sees the whole conversation so far, through the model's own chat template; no
 tagged answer has to be parsed. Worked examples come first and are the same for every prompt, so that a backend reads them
@@ -12,10 +12,7 @@ from collections.abc import Sequence
 from engine.models.chat import ChatMessage, Conversation
 from engine.pairs.principles.constitution import Principle
 
-__all__ = ["ChatMessage", "Conversation", "critique_prompt", "revision_prompt", "with_rule"]
-
-WITH_RULE = "{asked}\n\n(Keep to this in your answer, without speaking about it: {rule})"
-"""Both answers of a contrast use the same wording, so that they differ by the rule alone."""
+__all__ = ["ChatMessage", "Conversation", "critique_prompt", "revision_prompt", "with_persona"]
 
 
 def critique_prompt(
@@ -41,7 +38,13 @@ def revision_prompt(
     ]
 
 
-def with_rule(conversation: Conversation, rule: str) -> Conversation:
-    """The conversation with a rule added to its last turn (Yang et al. 2023, RLCD, section 3)."""
-    asked = WITH_RULE.format(asked=conversation[-1]["content"], rule=rule)
-    return [*conversation[:-1], {"role": "user", "content": asked}]
+def with_persona(conversation: Conversation, persona: str) -> Conversation:
+    """The conversation with `persona` as its system message, in front of an existing one.
+
+    The two answers of a contrast differ by it alone (Yang et al. 2023, RLCD, section 3). If it follows the question as a rule
+    instead, small models talk about the rule.
+    """
+    if conversation[0]["role"] == "system":
+        first, *conversation = conversation
+        persona = f"{persona}\n\n{first['content']}"
+    return [{"role": "system", "content": persona}, *conversation]

@@ -34,12 +34,19 @@ class Principle:
     revision_request: str
     weight: float = 1.0
     """How often it is drawn, relative to the others."""
+    persona: str = ""
+    """For --method contrast: the system message of an assistant that follows it; `text` by default."""
     opposite: str = ""
-    """What a violating answer does, for --method contrast; empty if the constitution does not say."""
+    """The same for an assistant that does the opposite; derived from `text` if the constitution has none."""
+
+    @property
+    def followed(self) -> str:
+        """The system message for the chosen answer of a contrast."""
+        return self.persona or self.text
 
     @property
     def contrary(self) -> str:
-        """The opposite principle, given or derived."""
+        """The system message for the rejected answer."""
         return self.opposite or OPPOSITE_OF_TEXT.format(text=self.text)
 
 
@@ -56,7 +63,8 @@ class Constitution:
 
 
 def load_constitution(path: Path | None) -> Constitution:
-    """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight, opposite}]`),
+    """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight, persona,
+    opposite}]`),
     the notebook's (`categories: [{principles: [{id, text}]}]`, list or mapping), or Anthropic's JSON
     (`{name: {"prompt": [request], "edit_request": request}}`). None loads the shipped one.
 
@@ -75,7 +83,7 @@ def load_constitution(path: Path | None) -> Constitution:
         raise ConfigError(
             f"The constitution {path} has an unknown format.",
             f"Reading it failed at {error!r}.",
-            "Write `principles:` with a list of {id, text}; critique_request, revision_request and opposite are optional.",
+            "Write `principles:` with a list of {id, text}; critique_request, revision_request, persona and opposite are optional.",
         ) from error
     if not principles:
         raise ConfigError(f"The constitution {path} has no principles.", "", "Add one under `principles:`.")
@@ -108,6 +116,7 @@ def _principle(entry: dict[str, Any]) -> Principle:
         critique_request=str(entry.get("critique_request") or CRITIQUE_OF_TEXT.format(text=text)).strip(),
         revision_request=str(entry.get("revision_request") or REVISION_OF_TEXT.format(text=text)).strip(),
         weight=float(entry.get("weight", 1.0)),
+        persona=str(entry.get("persona") or "").strip(),
         opposite=str(entry.get("opposite") or "").strip(),
     )
 
