@@ -90,7 +90,7 @@ def parse() -> argparse.Namespace:
 
 def report(name: str, works: Sequence[Work], run: Callable[[], None], base: float | None) -> float:
     """Time `run`, print a line, and return its tokens per second."""
-    tokens = sum(sum(work.reply_words) for work in works)
+    tokens = sum(sum(work.said) for work in works)
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -172,8 +172,8 @@ def notebook(model, works: Sequence[Work]) -> None:
                 out = model.generate(
                     input_ids=torch.tensor([ids]),
                     attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                    max_new_tokens=work.reply_words[step],
-                    min_new_tokens=work.reply_words[step],
+                    max_new_tokens=work.said[step],
+                    min_new_tokens=work.said[step],
                     do_sample=True,
                     temperature=0.7,
                     top_p=0.9,
@@ -193,13 +193,13 @@ def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True
     from engine.models.generation.prefix_cache import PrefixCache
     from engine.models.generation.samplers import Nucleus
 
-    crowded, decoding.CROWDED = decoding.CROWDED, decoding.CROWDED if leave else 0.0
+    crowded, decoding.COMPACT_AT = decoding.COMPACT_AT, decoding.COMPACT_AT if leave else 0.0
     memory = PrefixCache()
     for batch in batches(works, size):
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             choose = Nucleus(0.7, 0.9, range(len(rows)), LONGEST, "cpu")
-            limits = [work.reply_words[step] for work in batch]
+            limits = [work.said[step] for work in batch]
             kept = memory if remember else None
             said = decoding.generate_batch(model, rows, choose, [], limits, pad=0, memory=kept)
             if remember:
@@ -209,7 +209,7 @@ def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True
                 rows = [
                     [*row, *one.ids, *work.requests[step]] for row, one, work in zip(rows, said, batch, strict=True)
                 ]
-    decoding.CROWDED = crowded
+    decoding.COMPACT_AT = crowded
 
 
 def padded(model, works: Sequence[Work], size: int) -> None:
@@ -220,7 +220,7 @@ def padded(model, works: Sequence[Work], size: int) -> None:
         rows = [list(work.prompt) for work in batch]
         for step in range(STEPS):
             width = max(map(len, rows))
-            most = max(work.reply_words[step] for work in batch)
+            most = max(work.said[step] for work in batch)
             with torch.no_grad():
                 out = model.generate(
                     input_ids=torch.tensor([[0] * (width - len(row)) + row for row in rows]),
@@ -234,7 +234,7 @@ def padded(model, works: Sequence[Work], size: int) -> None:
                 )
             if step < STEPS - 1:
                 rows = [
-                    [*row, *line[width : width + work.reply_words[step]], *work.requests[step]]
+                    [*row, *line[width : width + work.said[step]], *work.requests[step]]
                     for row, line, work in zip(rows, out.tolist(), batch, strict=True)
                 ]
 
@@ -253,8 +253,7 @@ def continuous(model, works: Sequence[Work]) -> None:
             generation_config=settings, continuous_batching_config=blocks
         ) as manager:
             names = [
-                manager.add_request(row, max_new_tokens=work.reply_words[step])
-                for row, work in zip(rows, works, strict=True)
+                manager.add_request(row, max_new_tokens=work.said[step]) for row, work in zip(rows, works, strict=True)
             ]
             found = {}
             while len(found) < len(names):

@@ -83,7 +83,7 @@ def row(result: ExamResult) -> str:
     cells = (
         result.judge,
         result.exam,
-        f"{result.right} of {result.prompt_words}",
+        f"{result.right} of {result.asked}",
         f"{result.accuracy_low:.0%} to {result.accuracy_high:.0%}",
         share(result.longer_chosen),
         share(result.first_place_chosen),

@@ -331,12 +331,12 @@ def test_the_batch_size_is_halved_until_the_longest_rows_fit(loaded, monkeypatch
 def test_on_a_cpu_the_batch_size_is_computed_from_what_a_token_leaves_behind(loaded, monkeypatch):
     import psutil
 
-    from engine.models.generation.batch_size import COPIES, SHARE_OF_FREE_MEMORY, fitting_batch_size, kv_bytes_per_token
+    from engine.models.generation.batch_size import COPIES, MEMORY_FRACTION, fitting_batch_size, kv_bytes_per_token
 
     config = loaded[0].config
     floats = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     assert kv_bytes_per_token(loaded[0]) == floats * 4
-    room = 11 * 100 * floats * 4 * COPIES / SHARE_OF_FREE_MEMORY  # eleven rows of 100 tokens
+    room = 11 * 100 * floats * 4 * COPIES / MEMORY_FRACTION  # eleven rows of 100 tokens
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": room})())
     assert fitting_batch_size(loaded[0], 100) == 8
 
