@@ -146,7 +146,7 @@ def test_the_formula_is_that_of_the_forecast(tmp_path: Path) -> None:
     assert parts(tmp_path, **options) == {**formula, "reserve": RESERVE}
 
 
-def test_a_run_that_goes_on_needs_only_what_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_run_that_continues_needs_only_what_is_not_there_yet(tmp_path: Path) -> None:
     whole = needed(tmp_path)[0].bytes
     (tmp_path / "run/checkpoints/checkpoint-5").mkdir(parents=True)
     with (tmp_path / "run/checkpoints/checkpoint-5/optimizer.pt").open("wb") as file:

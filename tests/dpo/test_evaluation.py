@@ -52,7 +52,7 @@ LIMITS = Limits.of(TrainingOptions())
 # -- the figures -------------------------------------------------------------------------------------------------------
 
 
-def test_a_reward_is_beta_times_the_log_ratio_and_a_distance_is_told_by_reply_and_by_token():
+def test_a_reward_is_beta_times_the_log_ratio_and_a_distance_is_reported_by_reply_and_by_token():
     held_out = HeldOut([LogRatios(3.0, -1.0, 10, 4), LogRatios(-0.5, 0.5, 30, 8), LogRatios(2.0, 1.0, 5, 13)], 7, 0.25)
     assert held_out.margins == [1.0, -0.25, 0.25]
     figures = held_out.figures
@@ -102,7 +102,7 @@ def test_answers_are_counted_by_length_refusal_breakage_and_sameness():
     assert figures["unchanged_share"] == 0.25
 
 
-def test_an_answer_that_declines_one_thing_and_goes_on_for_long_is_no_refusal():
+def test_an_answer_that_declines_one_thing_and_continues_for_long_is_not_a_refusal():
     short, long = (
         "I can't help with that.",
         "I can't help with that part, but " + "here is a way to do the rest of it. " * 9,
@@ -341,7 +341,7 @@ def warnings_of(events: Sequence[Any]) -> str:
     return "\n".join(event.text for event in events if isinstance(event, Message) and event.level == "warning")
 
 
-def test_at_learning_rate_0_the_verdict_is_no_different_and_it_is_said_why(tmp_path: Path):
+def test_at_learning_rate_0_the_verdict_is_not_a_different_and_it_is_said_why(tmp_path: Path):
     events, report = demo_training(tmp_path / "run", learning_rate=0.0, num_train_epochs=0.2)
     assert (report["verdict"], report["rule"]) == ("no different", "nothing trained")
     assert "nothing was trained" in warnings_of(events)

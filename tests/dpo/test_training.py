@@ -79,7 +79,7 @@ def told(events: Sequence[Any]) -> str:
 
 
 @pytest.mark.fault("D16")
-def test_the_first_loss_is_ln_2_and_every_step_is_told(undisturbed: Any):
+def test_the_first_loss_is_ln_2_and_every_step_is_reported(undisturbed: Any):
     events, trained, _ = undisturbed
     steps = [event for event in events if isinstance(event, TrainStep)]
     assert abs(trained.first_loss - math.log(2)) < 1e-6
@@ -400,7 +400,7 @@ def test_a_generator_that_nobody_reads_on_leaves_no_thread(make: Callable[..., C
 
 
 @pytest.mark.fault("D14")
-def test_a_damaged_newest_checkpoint_is_put_aside_and_an_older_good_one_used(
+def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_good_one_used(
     undisturbed: Any, make: Callable[..., Context]
 ):
     context = make()
@@ -546,7 +546,7 @@ def test_a_bad_line_is_named(line: str, reason: str, tmp_path: Path):
     assert reason in refused.value.why
 
 
-def test_two_equal_replies_are_no_pair(tmp_path: Path):
+def test_two_equal_replies_are_not_pair(tmp_path: Path):
     with pytest.raises(DataError, match="Line 1") as refused:
         load_rows(write_rows(tmp_path / "train.jsonl", [{**ROWS[0], "rejected": ROWS[0]["chosen"]}]))
     assert "teaches nothing" in refused.value.why

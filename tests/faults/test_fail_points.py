@@ -169,7 +169,7 @@ def test_run_json_tells_of_a_stage_before_or_after(tmp_path: Path):
 
 
 @pytest.mark.fault("B6")
-def test_an_event_is_in_the_journal_or_was_never_told_and_numbers_go_on(tmp_path: Path):
+def test_an_event_is_in_the_journal_or_was_never_told_and_numbers_continue(tmp_path: Path):
     told: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:
@@ -197,7 +197,7 @@ def fill(part: Path) -> None:
 
 
 @pytest.mark.fault("B6", "B2", "D14")
-def test_the_newest_checkpoint_that_was_told_is_one_to_go_on_from(tmp_path: Path):
+def test_the_newest_checkpoint_that_was_reported_is_one_to_continue_from(tmp_path: Path):
     told: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:

@@ -153,7 +153,7 @@ def test_a11_the_lock_of_a_killed_process_is_free_though_its_forked_child_lives(
 
 
 @pytest.mark.fault("D10")
-def test_d10_a_child_that_the_kernel_kills_is_told_by_its_signal_and_the_archive_gets_no_name(
+def test_d10_a_child_that_the_kernel_kills_is_reported_by_its_signal_and_the_archive_gets_no_name(
     trained: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     context = copied(trained, tmp_path / "run")

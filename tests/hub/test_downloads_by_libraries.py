@@ -129,7 +129,7 @@ DATASETS_SAY = (4, "gated, private or does not exist")
 """datasets hides the Hub's answer behind an exception of its own."""
 
 
-def test_what_the_libraries_raise_is_told_apart_as_the_stage_tells_it(fake: FakeHub, tmp_path: Path) -> None:
+def test_what_the_libraries_raise_is_distinguished_as_the_stage_tells_it(fake: FakeHub, tmp_path: Path) -> None:
     repos = {put(fake, f"a/{mood}", mood): mood for mood in REFUSALS}
     wanted = [(way, repo) for repo in repos for way in WAYS]
     for outcome in download(fake, tmp_path, *wanted):

@@ -202,20 +202,20 @@ def test_the_templates_own_marks_are_text_in_a_message(plain: tuple[str, ...]):
         ("Use <b>both</b> hands.", "Use <b>both</b> hands."),
     ],
 )
-def test_a_thought_is_no_part_of_a_draft(text: str, left: str):
+def test_a_thought_is_not_part_of_a_draft(text: str, left: str):
     assert without_thought(text) == left
 
 
 @pytest.mark.parametrize(
     "text", ["<think>\n\n</think>\n\n", "<|channel>thought\n<channel|>", "[THINK][/THINK]", "</think>"]
 )
-def test_a_thought_that_is_closed_is_told_from_an_open_one(text: str):
+def test_a_closed_thought_is_distinguished_from_an_open_one(text: str):
     assert closes_thought(text) and not opens_thought(text)
     assert not closes_thought("Close the valve.")
 
 
 @pytest.mark.parametrize("text", ["</think><think>\n", "<|START_THINKING|>", "<seed:think>", "[THINK]"])
-def test_a_thought_that_stands_open_is_told(text: str):
+def test_a_thought_that_stands_open_is_reported(text: str):
     assert opens_thought(text) and not closes_thought(text)
 
 
@@ -267,7 +267,7 @@ def test_a_file_is_the_template_and_is_saved_with_the_tokenizer(bare: Path, conf
 
 @pytest.mark.fault("C11")
 @pytest.mark.parametrize(("text", "why"), [(None, "FileNotFoundError"), ("hello", "does not use `messages`")])
-def test_what_is_no_template_is_refused(text: str | None, why: str, bare: Path, config, tmp_path: Path):
+def test_what_is_not_a_template_is_refused(text: str | None, why: str, bare: Path, config, tmp_path: Path):
     if text is not None:
         (tmp_path / "mine.jinja").write_text(text)
     with pytest.raises(ConfigError) as refused:

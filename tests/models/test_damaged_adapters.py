@@ -372,7 +372,7 @@ def test_an_adapter_of_another_family_is_refused_by_its_shapes(ours: str, theirs
     assert [check.status for check in told if check.name == "named base"] == ["warning"]
 
 
-def test_an_adapter_of_a_deeper_and_of_a_flatter_base_is_told_by_its_layers(families: Any, tmp_path: Path):
+def test_an_adapter_of_a_deeper_and_of_a_flatter_base_is_reported_by_its_layers(families: Any, tmp_path: Path):
     base, adapter = families["gemma"]
     deep = build_base(tmp_path / "deep", num_hidden_layers=3, hidden_size=30)
     error, _ = refusal(build_context(tmp_path / "run", base, build_adapter(tmp_path / "deep-adapter", deep)))

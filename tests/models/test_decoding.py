@@ -187,7 +187,7 @@ def test_the_nucleus_is_drawn_by_its_probabilities_and_nothing_outside_it(top_p,
     assert 0.5 * (share - wanted).abs().sum() < 0.5 * (2 * len(inside) / (3.14 * count)) ** 0.5 + 0.05
 
 
-def test_scores_that_are_no_numbers_stop_the_run():
+def test_scores_that_are_not_numbers_stop_the_run():
     scores = torch.randn(3, 50)
     scores[1, 7] = float("nan")
     with pytest.raises(NumbersError):

@@ -79,7 +79,7 @@ def test_what_looks_like_a_secret_is_refused_with_its_file_line_and_pair(what: s
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_what_is_no_secret_passes(text: str, context: Context):
+def test_what_is_not_a_secret_passes(text: str, context: Context):
     with_text(context, text)
     assert build_archive(context.run).accepted == ()
 
@@ -142,7 +142,7 @@ def test_a_secret_in_what_the_program_wrote_can_not_be_accepted(context: Context
     assert "remove it" in error.what_to_do and "--accept-lookalikes" not in error.what_to_do
 
 
-def test_lookalikes_that_a_person_has_looked_at_are_packed_and_told(context: Context):
+def test_lookalikes_that_a_person_has_looked_at_are_packed_and_reported(context: Context):
     with_text(context, LOOKALIKES["an AWS access key"])
     archive = build_archive(context.run, accept_lookalikes=True)
     assert [str(finding) for finding in archive.accepted] == [
@@ -150,7 +150,7 @@ def test_lookalikes_that_a_person_has_looked_at_are_packed_and_told(context: Con
     ]
 
 
-def test_the_record_of_a_rejected_pair_is_left_out_and_told(context: Context):
+def test_the_record_of_a_rejected_pair_is_left_out_and_reported(context: Context):
     with_text(context, LOOKALIKES["a private key"])
     write_pairs(context.run / layout.EDITS_JSONL, [{"id": "p0", "action": "reject", "time": 1}])
     refused(context)  # another pair was rejected

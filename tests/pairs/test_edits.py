@@ -51,7 +51,7 @@ def test_an_edit_is_appended_with_its_time_and_read_back(tmp_path: Path):
         (("a", "note", "x" * (1 << 21)), "longer"),
     ],
 )
-def test_what_is_no_edit_is_refused_before_it_is_written(tmp_path: Path, arguments: tuple, reason: str):
+def test_what_is_not_an_edit_is_refused_before_it_is_written(tmp_path: Path, arguments: tuple, reason: str):
     path = tmp_path / "edits.jsonl"
     with pytest.raises(ValueError, match=reason):
         write_edit(path, *arguments)
@@ -74,7 +74,7 @@ def test_without_a_file_nothing_was_decided(tmp_path: Path):
     assert not read_edits(tmp_path / "edits.jsonl")
 
 
-def test_damaged_lines_are_told_and_the_others_count(tmp_path: Path):
+def test_damaged_lines_are_reported_and_the_others_count(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
     lines = [
         json.dumps(edit("a", "reject")),
@@ -92,7 +92,7 @@ def test_damaged_lines_are_told_and_the_others_count(tmp_path: Path):
     assert not edits.torn
 
 
-def test_an_unfinished_last_line_is_no_damage_and_a_whole_one_without_newline_counts(tmp_path: Path):
+def test_an_unfinished_last_line_is_not_damage_and_a_whole_one_without_newline_counts(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
     whole = json.dumps(edit("a", "reject")) + "\n" + json.dumps(edit("b", "reject"))
     path.write_text(whole)

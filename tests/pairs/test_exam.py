@@ -94,7 +94,7 @@ def test_a_judge_that_knows_passes_with_its_interval():
     assert result.sentence == "60 of 60 comparisons with known answers right (95 % interval 94% to 100%)"
 
 
-def test_a_judge_that_likes_length_fails_and_its_liking_is_told():
+def test_a_judge_that_likes_length_fails_and_its_liking_is_reported():
     result = taken(Scripted(likes_length))
     assert not result.passed and result.longer_chosen == 1.0 and result.by_kind["padded"] == 0.0
     assert "little better than chance" in result.why_not and "the longer answer 100% of the time" in result.biases

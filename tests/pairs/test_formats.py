@@ -143,7 +143,7 @@ NO_PAIRS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("row", "reason"), NO_PAIRS.values(), ids=NO_PAIRS)
-def test_a_row_that_is_no_pair_says_why(row: dict[str, Any], reason: str):
+def test_a_row_that_is_not_a_pair_says_why(row: dict[str, Any], reason: str):
     read = pair_of(3, row)
     assert isinstance(read, BadLine) and read.line == 3 and reason in read.reason
 
@@ -214,14 +214,14 @@ def test_columns_may_be_named_also_those_inside_of_one():
         named.pair({"ask": {"text": ASKED}})
 
 
-def test_a_form_that_there_is_not_names_the_nearest(config):
+def test_a_form_that_does_not_exist_names_the_nearest(config):
     with pytest.raises(ConfigError, match="The nearest is alpaca"):
         RowReader.of(config(form="alpacca"))
     with pytest.raises(ConfigError, match="is not NAME=COLUMN"):
         RowReader.of(config(columns="prompt"))
 
 
-def test_what_no_form_is_told_by_says_which_columns_there_are():
+def test_a_row_that_matches_no_form_is_reported_with_its_columns():
     with pytest.raises(NoForm, match="its columns: speed, wheels"):
         DEFAULT_READER.prompt({"wheels": "4", "speed": "2"})
 
@@ -423,7 +423,7 @@ def test_validate_takes_forms_and_columns_and_a_share_of_bad_rows(tmp_path: Path
     assert main([*command, "--max-bad-rows", "0.05"]) == 9
 
 
-def test_a_dataset_on_the_hub_that_is_not_there_is_told_so(monkeypatch: pytest.MonkeyPatch, config):
+def test_a_dataset_that_does_not_exist_on_the_hub_is_reported(monkeypatch: pytest.MonkeyPatch, config):
     def nowhere(**where: Any) -> Any:
         raise ConnectionError("no way")
 

@@ -112,7 +112,7 @@ def test_improved_follows_a_persons_flip_but_not_what_the_file_chose_by_the_same
     assert value(tally_of(*chosen_by_score), config, "improved_share") == 0.0
 
 
-def test_a_tie_is_no_improvement_and_is_counted_apart(config):
+def test_a_tie_is_not_an_improvement_and_is_counted_apart(config):
     tied = [pair(i, revised_score=0.25) for i in range(3)]
     tally = decided([*tied, pair(9)], {"id0": FLIPPED})
     assert (tally.tied, tally.improved, tally.scored) == (3, 1, 4)

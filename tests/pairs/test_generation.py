@@ -176,7 +176,7 @@ def test_after_the_last_attempt_the_reason_stands_and_the_draft_does_not_stand_i
 
 
 @pytest.mark.fault("C6", "C16")
-def test_a_cut_off_revision_and_an_empty_draft_are_no_pairs(config):
+def test_a_cut_off_revision_and_an_empty_draft_are_not_pairs(config):
     backend = Scripted(["Bad draft.", ""], ["c"], ["A kind answer without an…"])
     records = make_records(PROMPTS[:2], backend, GenerationSettings.of(config(max_attempts=1)))
     assert [record.status for record in records] == [detectors.CUT_OFF, EMPTY_DRAFT]
@@ -230,7 +230,7 @@ def test_examples_that_lack_a_key_are_refused_by_its_name(config, tmp_path):
     assert "'revision'" in refused.value.why
 
 
-def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_go_on(config):
+def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_continue(config):
     too_long = RefusedReply("", False, 0, reason="context length exceeded", too_long=True)
     backend = Scripted(
         ["Bad draft.", too_long, "Worse draft."],
@@ -284,7 +284,7 @@ def test_a_prompt_must_leave_the_model_room_for_what_comes_beside_it():
 
 
 @pytest.mark.fault("C14")
-def test_a_run_that_goes_on_makes_the_batches_that_it_began_with(context, tmp_path):
+def test_a_run_that_continues_makes_the_batches_that_it_began_with(context, tmp_path):
     at_work = context(max_attempts=1, max_new_tokens=4)
     first = Scripted(["a", "b"], ["c", "c"], ["A kind word.", "Another one."])
     with pytest.raises(IndexError):  # the script ends after the first batch of two

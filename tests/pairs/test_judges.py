@@ -529,14 +529,14 @@ def test_a_server_that_tells_letters_alone_counts_one_and_a_half_where_the_order
 
 
 @pytest.mark.parametrize("text", ["", "Both are fine.", "A good answer is", "<think>\nB", "b"])
-def test_an_answer_that_is_no_letter_is_no_score_and_is_kept(text: str, make: Callable[..., Context]):
+def test_an_answer_that_is_not_a_letter_is_not_a_score_and_is_kept(text: str, make: Callable[..., Context]):
     with serving(lambda _: chat(text)) as (url, _):
         (given,) = judge_at(url, make).score(cases(1))
     assert given.outcome == "not scored" and given.detail["not scored"] == "answered with neither letter"
     assert given.detail["said"] == text.replace("\n", "⏎") or given.detail["said"] == text.replace("\n", " ")
 
 
-def test_a_log_probability_that_is_no_number_is_an_error(make: Callable[..., Context]):
+def test_a_log_probability_that_is_not_a_number_is_an_error(make: Callable[..., Context]):
     said = {"content": [entry("A", math.nan, ("B", -1.0))]}
     with serving(lambda _: chat("A", said)) as (url, _), pytest.raises(NumbersError, match="nan"):
         judge_at(url, make).score(cases(1))

@@ -118,7 +118,7 @@ def test_a_contrast_of_two_equal_answers_is_tried_again_under_another_principle(
     assert len(set(record.principle_ids)) == 2 and record.made_by == record.principle_ids[1:]
 
 
-def test_a_chosen_answer_that_talks_about_answers_is_no_pair(settings_for):
+def test_a_chosen_answer_that_talks_about_answers_is_not_a_pair(settings_for):
     (record,) = made(
         settings_for(method="contrast", max_attempts=1), Scripted(["The revised answer is clear."], [RUDE])
     )
@@ -162,7 +162,7 @@ def test_the_first_draft_may_be_the_best_or_the_worst(settings_for):
     assert (record.revised_response, record.base_response) == (KIND, LAZY)
 
 
-def test_drafts_that_are_no_replies_are_not_ordered(settings_for):
+def test_drafts_that_are_not_replies_are_not_ordered(settings_for):
     broken = (
         "Please mend the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap"
     )
@@ -180,7 +180,7 @@ def test_drafts_that_are_no_replies_are_not_ordered(settings_for):
         ([["abc of the tap, first.", ], ["xyz of the tap, third."]], NO_DIFFERENCE),
     ],
 )  # fmt: skip
-def test_drafts_without_an_order_are_no_pair(settings_for, drafts, why):
+def test_drafts_without_an_order_are_not_pair(settings_for, drafts, why):
     (record,) = made(settings_for(method="best-of-n", num_drafts=2), Scripted(*drafts), judge=ByLength())
     assert record.status == why and record.made_by == ()
 

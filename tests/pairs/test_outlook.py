@@ -29,7 +29,7 @@ def test_a_share_that_must_be_small_is_hopeless_where_its_lower_end_is_above_the
     assert not too_long_estimate(3, 24, config()).hopeless, "12 %, and it may still be under 5 % of the whole"
 
 
-def test_nothing_measured_is_no_reason_to_refuse(config):
+def test_nothing_measured_is_not_a_reason_to_refuse(config):
     estimate = improved_estimate(0, 0, config())
     assert not estimate.hopeless and estimate.share is None and "not measured" in estimate.sentence
 
@@ -49,7 +49,7 @@ def test_the_advice_names_no_method_that_is_used_already(config):
     assert "--few-shot" not in usable_estimate(0, 9, config(method="contrast")).mend, "a contrast uses no examples"
 
 
-def test_a_person_may_go_on_all_the_same(config):
+def test_a_person_may_continue_all_the_same(config):
     accepts = config(accept_quality="to look at them")
     assert "to look at them" in require_reachable([usable_estimate(0, 24, accepts)], accepts, **TOLD)
     assert require_reachable([usable_estimate(24, 24, accepts)], accepts, **TOLD) == ""

@@ -97,7 +97,7 @@ def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_mod
     assert meter.asked == 81
 
 
-def test_a_stopped_measurement_goes_on_where_it_was(tmp_path: Path):
+def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
     path, stop, meter = tmp_path / "relevance.jsonl", StopToken(), Counting()
     pairs = [pair(n) for n in range(40)]
     steps = measure_pairs(pairs, path, "base", lambda: meter, stop)

@@ -181,7 +181,7 @@ def test_another_judge_scores_for_itself(scored: Context, context: Callable[...,
     assert (len(known), damaged) == (40, 0)
 
 
-def test_a_torn_tail_is_put_aside_and_scored_again_and_a_damaged_line_told(scored: Context, use: Callable[[Any], Any]):
+def test_a_torn_tail_is_set_aside_and_scored_again_and_a_damaged_line_reported(scored: Context, use: Callable[[Any], Any]):
     path = scored.run / layout.SCORES_JSONL
     whole = path.read_bytes().splitlines(keepends=True)
     torn, spoilt = json.loads(whole[-1]), json.loads(whole[3])
@@ -325,7 +325,7 @@ def test_an_edited_pair_is_scored_again_when_the_stage_is_done_again_and_its_out
     assert report_of(made)["judge"]["scored"] == 30
 
 
-def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_told_apart(
+def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_distinguished(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     class Torn(Ruler):

@@ -145,7 +145,7 @@ NO_PAIRS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.fault("C4")
 @pytest.mark.parametrize(("bad", "reason"), NO_PAIRS.values(), ids=NO_PAIRS)
-def test_a_row_that_is_no_pair_says_why(bad: dict[str, Any], reason: str):
+def test_a_row_that_is_not_a_pair_says_why(bad: dict[str, Any], reason: str):
     read = pair_of(9, bad)
     assert isinstance(read, BadLine) and read.line == 9
     with pytest.raises(ValueError, match=reason):
@@ -205,7 +205,7 @@ def test_a_torn_last_line_is_named_and_a_whole_one_without_newline_is_a_pair(goo
 
 
 @pytest.mark.fault("C3")
-def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_no_damage(tmp_path: Path, judge):
+def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_not_damage(tmp_path: Path, judge):
     rows = [row(i, revised_response=f"Glue\u2028thing {i}\x85 gently.") for i in range(4)]
     lines = [json.dumps(each, ensure_ascii=False) for each in rows]
     path = tmp_path / "pairs.jsonl"
@@ -266,7 +266,7 @@ def test_a_file_with_any_bytes_overwritten_is_judged_to_its_end(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("what", ["missing", "a folder", "empty", "blank", "an empty archive"])
-def test_where_there_is_no_pair_to_read_it_says_so_and_exits_2(tmp_path: Path, what: str, capsys):
+def test_without_a_pair_to_read_it_says_so_and_exits_2(tmp_path: Path, what: str, capsys):
     path = tmp_path / "pairs.jsonl"
     contents = {"empty": b"", "blank": b"\n \r\n\n", "an empty archive": gzip.compress(b"")}
     if what in contents:
@@ -325,7 +325,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path, config):
 # -- what lies beside the file ----------------------------------------------------------------------------------------
 
 
-def test_what_people_decided_beside_the_file_counts_and_is_told(good: Path, judge, capsys):
+def test_what_people_decided_beside_the_file_counts_and_is_reported(good: Path, judge, capsys):
     edits = good.with_name("edits.jsonl")
     for pair_id, action in (("id1", "reject"), ("id2", "flip"), ("elsewhere", "reject")):
         write_edit(edits, pair_id, action)
@@ -460,7 +460,7 @@ def test_the_document_for_machines_has_a_verdict_of_every_line_also_when_there_a
     assert printed.err.startswith("failed: The gate is shut") and f"1 lines of {path} are not pairs" in printed.err
 
 
-def test_people_are_told_the_lines_from_1_the_figures_and_an_example_of_each_reason(tmp_path: Path, good: Path, capsys):
+def test_the_printed_report_counts_lines_from_1_and_has_figures_and_an_example_of_each_reason(tmp_path: Path, good: Path, capsys):
     hostile = row(7, prompt="[red]\x1b[31mask", revised_response=META)
     with good.open("a") as file:
         file.write(dumps(hostile) + "\n{oops\n")

@@ -70,7 +70,7 @@ def test_one_part_that_fails_does_not_hide_the_others(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("token", "status"), [("hf_CanaryCanaryCanaryCanary", "ok"), ("hf_Canary Canary", "failed"), (None, "skipped")]
 )
-def test_a_token_is_told_by_its_place_and_never_shown(
+def test_a_token_is_reported_by_its_place_and_never_shown(
     monkeypatch: pytest.MonkeyPatch, token: str | None, status: str
 ) -> None:
     if token is not None:

@@ -225,5 +225,5 @@ def test_a_server_that_moved_redoes_nothing_another_model_does(at_rest: Context)
     assert of(server_url="http://here/v1", server_model="n") != here
 
 
-def test_a_later_result_is_no_input_of_an_earlier_stage():
+def test_a_later_result_is_not_an_input_of_an_earlier_stage():
     assert "training" not in {key.partition(".")[0] for key in STAGE["pairs"].inputs}

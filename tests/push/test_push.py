@@ -127,7 +127,7 @@ def test_a_push_makes_a_private_repository_with_one_commit(context: Context, hub
     assert "account someone, token with role write" in told["push: token"].detail
 
 
-def test_what_is_sent_is_told_before_anything_is_sent(context: Context, hub: FakeHubPush):
+def test_what_is_sent_is_reported_before_anything_is_sent(context: Context, hub: FakeHubPush):
     events = push(context.run, REPO, public=False, token=TOKEN, accept_lookalikes=False, stop=StopToken())
     for event in events:
         if isinstance(event, Check) and event.name == f"push: {IN_THE_REPO[-1]}":
@@ -179,7 +179,7 @@ def test_a_second_push_of_the_same_does_nothing_and_says_so(context: Context, hu
     assert "nothing sent" in checks(events)["pushed"].detail
 
 
-def test_another_adapter_is_a_second_commit_and_what_it_meets_is_told(context: Context, hub: FakeHubPush):
+def test_another_adapter_is_a_second_commit_and_what_it_meets_is_reported(context: Context, hub: FakeHubPush):
     pushed(context.run)
     hub.repos[REPO].files |= {".gitattributes": b"*", "theirs.txt": b"of somebody"}
     (context.run / CARD).write_text("# Another card\n")
@@ -227,7 +227,7 @@ def test_a_new_repository_is_public_where_that_is_asked_for(context: Context, hu
     assert not hub.repos[REPO].private and done.in_words == f"pushed to {REPO} (public)"
 
 
-def test_a_private_repository_stays_private_and_that_is_told(context: Context, hub: FakeHubPush):
+def test_a_private_repository_stays_private_and_that_is_reported(context: Context, hub: FakeHubPush):
     hub.repos[REPO] = Repo(private=True)
     events, done = pushed(context.run, public=True)
     assert done.private and hub.repos[REPO].private
@@ -311,7 +311,7 @@ def test_without_a_token_nothing_is_asked(context: Context, hub: FakeHubPush, mo
 
 
 @pytest.mark.parametrize("name", ["no-owner", "a/b/c", "someone/a--b", "someone/x.git", "../x", "someone/"])
-def test_what_is_no_name_of_a_repository_is_told(name: str, context: Context, hub: FakeHubPush):
+def test_what_is_not_a_name_of_a_repository_is_reported(name: str, context: Context, hub: FakeHubPush):
     assert refused(ConfigError, context.run, name).exit_code == ExitCode.USAGE
     assert hub.requests == []
 
@@ -358,7 +358,7 @@ WRITES = ("create", "preupload", "batch", "verify", "commit")
         ("commit", "413", NetworkError, "rejected the push"),
     ],
 )
-def test_a_refusal_at_any_step_is_told_and_leaves_the_archive_and_no_half_repository(
+def test_a_refusal_at_any_step_is_reported_and_leaves_the_archive_and_no_half_repository(
     step: str, mood: str, kind: type[Stage3Error], told: str, context: Context, hub: FakeHubPush
 ):
     hub.moods[step] = mood

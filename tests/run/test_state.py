@@ -118,7 +118,7 @@ def test_steps_are_the_progress_of_training_at_the_rate_of_this_process():
     assert state.apply(answers, 110.0).stages["training"].progress == answers
 
 
-def test_a_stage_that_goes_on_keeps_the_pairs_that_an_earlier_process_told():
+def test_a_stage_that_continues_keeps_the_pairs_that_an_earlier_process_reported():
     state = state_after(
         StageStarted("pairs"),
         PairMade("x", "p", "a", "b"),

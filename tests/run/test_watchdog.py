@@ -53,7 +53,7 @@ def a_step(number: int) -> Progress:
 
 
 @pytest.mark.fault("A19")
-def test_a_long_silence_is_told_once_and_its_end_too(watched: Watched):
+def test_a_long_silence_is_reported_once_and_its_end_too(watched: Watched):
     watched.after(3, a_step(1))
     assert watched.after(LEAST_SECONDS - 1) == []
     stalled, message = watched.after(2)
@@ -84,7 +84,7 @@ def test_a_stage_may_wait_for_a_person(watched: Watched):
 
 
 @pytest.mark.fault("A19")
-def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_goes_on(
+def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     let_go = threading.Event()
@@ -123,7 +123,7 @@ def a_lock_that_nobody_gives_back(let_go: threading.Event) -> None:
     assert let_go.wait(20)
 
 
-def test_the_end_of_a_process_is_no_standstill():
+def test_the_end_of_a_process_is_not_a_standstill():
     state = RunState().apply(RunStarted("run", "0", 1, "here"), 1.0).apply(Stalled("pairs", 400.0), 500.0)
     assert state.stalled_since == 100.0
     assert state.apply(RunFinished(143, "stopped"), 501.0).stalled_since is None

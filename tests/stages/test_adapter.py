@@ -87,7 +87,7 @@ def test_another_alpha_in_the_configuration_makes_the_stage_stale(stage2: Stage2
     assert stage.evidence(context) != before
 
 
-def test_target_modules_of_a_pattern_are_told_by_their_names(stage2: Stage2, tmp_path: Path):
+def test_target_modules_of_a_pattern_are_reported_by_their_names(stage2: Stage2, tmp_path: Path):
     adapter = build_adapter(tmp_path / "adapter", stage2[0], target_modules=r".*\.(q|v)_proj")
     events, result = run_stage(stage.run(build_context(tmp_path / "run", stage2[0], adapter)))
     assert line(events, "target modules") == ("ok", "q_proj, v_proj")
@@ -106,7 +106,7 @@ def test_a_trainers_leftovers_are_named_and_never_opened(stage2: Stage2, tmp_pat
     assert line(events, "training_args.bin")[0] == "warning"
 
 
-def test_target_modules_that_the_base_does_not_have_are_told(stage2: Stage2, tmp_path: Path):
+def test_target_modules_that_the_base_does_not_have_are_reported(stage2: Stage2, tmp_path: Path):
     adapter = build_adapter(tmp_path / "adapter", stage2[0], target_modules=["q_proj", "c_attn"])
     status, detail = line(checks(build_context(tmp_path / "run", stage2[0], adapter)), "target modules")
     assert (status, detail) == ("warning", "q_proj; the base model has no c_attn")
@@ -119,7 +119,7 @@ def test_modules_whose_lora_b_is_zero_are_counted(stage2: Stage2, tmp_path: Path
     assert status == "warning" and "4 lora_B are zero" in detail
 
 
-def test_a_tokenizer_that_cannot_be_read_is_told_and_not_used(stage2: Stage2, tmp_path: Path):
+def test_a_tokenizer_that_cannot_be_read_is_reported_and_not_used(stage2: Stage2, tmp_path: Path):
     folder = copy_of(stage2[1], tmp_path)
     (folder / "added_tokens.json").write_text("{")
     assert line(checks(build_context(tmp_path / "run", stage2[0], folder)), "added_tokens.json")[0] == "warning"
@@ -136,7 +136,7 @@ def test_a_tokenizer_is_not_too_large_where_the_bases_own_is_as_large(stage2: St
         run_stage(stage.run(build_context(tmp_path / "run2", base, folder)))
 
 
-def test_fields_of_another_version_of_peft_are_told_where_they_are_set(stage2: Stage2, tmp_path: Path):
+def test_fields_of_another_version_of_peft_are_reported_where_they_are_set(stage2: Stage2, tmp_path: Path):
     folder = copy_of(stage2[1], tmp_path)
     settings(use_newest_idea=0.5, use_other_idea=None)(folder)
     status, detail = line(checks(build_context(tmp_path / "run", stage2[0], folder)), "configuration")
@@ -217,7 +217,7 @@ def test_tensors_that_peft_would_put_in_the_base_itself_are_not_let_through(stag
         run_stage(stage.run(context))
 
 
-def test_whole_modules_in_16_bits_are_told_and_rounded_ones_refused(stage2: Stage2, tmp_path: Path):
+def test_whole_modules_in_16_bits_are_reported_and_rounded_ones_refused(stage2: Stage2, tmp_path: Path):
     whole = build_adapter(tmp_path / "whole", stage2[0], modules_to_save=["lm_head"])
     with pytest.raises(PreconditionError, match="rounds them") as refused:
         run_stage(stage.run(build_context(tmp_path / "run", stage2[0], whole, dtype="bfloat16")))
@@ -234,7 +234,7 @@ def test_whole_modules_in_16_bits_are_told_and_rounded_ones_refused(stage2: Stag
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_base_that_cannot_be_read_is_told_as_such(name: str, stage2: Stage2, tmp_path: Path):
+def test_a_base_that_cannot_be_read_is_reported(name: str, stage2: Stage2, tmp_path: Path):
     base = Path(shutil.copytree(stage2[0], tmp_path / "base"))
     os.truncate(base / name, 7)
     with pytest.raises(PreconditionError, match=r"Cannot read the base model"):
@@ -276,7 +276,7 @@ def test_text_from_the_adapters_files_cannot_drive_a_terminal(stage2: Stage2, tm
     assert not set("\x1b\x07\u202e") & set(shown)
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(stage2: Stage2, tmp_path: Path):
+def test_a_file_in_the_place_of_the_folder_is_reported(stage2: Stage2, tmp_path: Path):
     context = build_context(tmp_path / "run", stage2[0], stage2[1], adapter_path=str(stage2[1] / WEIGHTS))
     with pytest.raises(PreconditionError, match="is a file, but an adapter is a folder"):
         adapter_source(context.config, context.run, None)

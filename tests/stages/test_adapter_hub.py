@@ -109,7 +109,7 @@ def test_another_revision_is_another_adapter(hub: FilesHub, make: Callable[..., 
     assert adapter_folder(*parts(by_commit)).name == first
 
 
-def test_a_revision_that_is_not_there_is_told_as_such(hub: FilesHub, make: Callable[..., Context], adapter: Path):
+def test_a_revision_that_does_not_exist_is_reported(hub: FilesHub, make: Callable[..., Context], adapter: Path):
     hub.push(REPO, adapter)
     with pytest.raises(ConfigError, match=rf"{REPO} has no revision gone \(--adapter-revision\)"):
         adapter_source(*parts(make(adapter_revision="gone")))
@@ -124,7 +124,7 @@ def test_weights_in_a_pickle_alone_are_not_downloaded(hub: FilesHub, make: Calla
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_repository_without_an_adapter_is_told_by_its_listing(
+def test_a_repository_without_an_adapter_is_reported_by_its_listing(
     name: str, hub: FilesHub, make: Callable[..., Context], adapter: Path
 ):
     (adapter / name).rename(adapter / "runs" / name)

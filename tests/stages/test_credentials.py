@@ -182,7 +182,7 @@ def test_without_a_token_public_repositories_pass(tmp_path: Path, fake: FakeHub)
     assert checks(events)["token"] == "skipped" and given.token is None
 
 
-def test_a_hub_that_does_not_answer_is_no_token_trouble(tmp_path: Path, fake: FakeHub) -> None:
+def test_a_hub_that_does_not_answer_is_not_a_token_trouble(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "503"
     error, _ = drive(context(tmp_path))
     assert isinstance(error, NetworkError) and error.exit_code == 5
@@ -281,7 +281,7 @@ def holders_of(token: str, folder: Path) -> set[Path]:
 # -- the login with a browser --------------------------------------------------------------------------------------------
 
 
-def test_without_a_token_a_login_shows_page_and_code_and_goes_on_with_its_token(tmp_path: Path, fake: FakeHub) -> None:
+def test_without_a_token_a_login_shows_page_and_code_and_continues_with_its_token(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "members"
     fake.auth = {"type": "oauth", "expiresAt": "2027-01-01"}
     given = context(tmp_path, device_login=True)
@@ -375,7 +375,7 @@ def test_a_branch_that_moved_since_the_run_began_needs_a_decision(
     assert f"{flag} {FIRST_COMMIT}" in error.what_to_do and "--from credentials" in error.what_to_do
 
 
-def test_the_first_way_out_goes_on_with_what_the_run_began_with(tmp_path: Path, fake: FakeHub) -> None:
+def test_the_first_way_out_continues_with_what_the_run_began_with(tmp_path: Path, fake: FakeHub) -> None:
     first = recorded(context(tmp_path))
     fake.commits[BASE] = "2" * 40
     second = recorded(again(first, base_model_revision=FIRST_COMMIT))
@@ -454,7 +454,7 @@ def test_a_link_in_the_cache_whose_file_is_gone_counts_as_missing(tmp_path: Path
     assert missing_from(snapshot, wanted) == ("model.safetensors",)
 
 
-def test_what_killed_downloads_left_behind_is_told(tmp_path: Path, fake: FakeHub) -> None:
+def test_what_killed_downloads_left_behind_is_reported(tmp_path: Path, fake: FakeHub) -> None:
     blobs = tmp_path / "home/hub/models--google--gemma-2b-it/blobs"
     blobs.mkdir(parents=True)
     with (blobs / "abc.1234abcd.incomplete").open("wb") as file:

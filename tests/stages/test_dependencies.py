@@ -282,7 +282,7 @@ def test_an_installation_that_fails_says_why(
 
 
 @pytest.mark.fault("F11")
-def test_without_uv_the_way_to_get_it_is_told(
+def test_without_uv_the_way_to_get_it_is_reported(
     tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installing, "find_uv", lambda: None)
@@ -339,7 +339,7 @@ def test_the_same_environment_is_not_tried_twice_but_another_is(tmp_path: Path, 
     assert no_probe == ["cpu", "auto"]
 
 
-def test_a_device_that_is_not_there_is_refused_with_what_to_do() -> None:
+def test_a_device_that_does_not_exist_is_refused_with_what_to_do() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

@@ -114,14 +114,14 @@ def test_what_people_decided_beside_the_file_comes_along_once(context: Callable[
     assert read_edits(at_work.run / layout.EDITS_JSONL)[first].accepted is False
 
 
-def test_pairs_that_share_an_id_are_told_apart(context: Callable[..., Context], tmp_path: Path):
+def test_pairs_that_share_an_id_are_distinguished(context: Callable[..., Context], tmp_path: Path):
     own = {"id": "x", "prompt": "How?", "base_response": "No.", "revised_response": "So."}
     at_work = context(pairs=write(tmp_path / "own.jsonl", [own, {**own, "revised_response": "Thus."}]))
     imported(at_work)
     assert [record["id"] for record in records(at_work)] == ["x", "x-2"]
 
 
-def test_rows_that_are_no_pair_are_told_and_too_many_are_refused_and_leave_nothing(
+def test_rows_that_are_not_pair_are_reported_and_too_many_are_refused_and_leave_nothing(
     context: Callable[..., Context], tmp_path: Path
 ):
     path = write(tmp_path / "some.jsonl", [orca(1), orca(2, chosen=None), orca(3)])

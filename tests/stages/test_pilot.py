@@ -103,7 +103,7 @@ def test_what_the_pilot_made_is_not_made_again(run_of, monkeypatch):
     assert sum(isinstance(event, PairMade) for event in events) == 60
 
 
-def test_a_pilot_that_was_killed_goes_on_and_ends_with_the_same_file(run_of):
+def test_a_pilot_that_was_killed_continues_and_ends_with_the_same_file(run_of):
     context = run_of()
     pilot(context, Backend())
     path = context.run / layout.PILOT_PAIRS
@@ -199,7 +199,7 @@ def test_a_target_forecasts_the_prompts_that_the_pilots_share_asks_for(config):
 # -- stage pairs stops early, and draws towards a target -----------------------------------------------------------------
 
 
-def test_stage_pairs_stops_where_the_gate_can_no_longer_be_passed_and_goes_on_where_a_person_wants_it(
+def test_stage_pairs_stops_where_the_gate_can_no_longer_be_passed_and_continues_where_a_person_wants_it(
     run_of, monkeypatch
 ):
     with pytest.raises(DataError, match=r"After \d+ prompts there is no hope left") as refused:

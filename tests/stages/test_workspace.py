@@ -34,7 +34,7 @@ def test_a_checkout_is_recorded_with_its_commit_and_its_changes(tmp_path: Path, 
     assert (clean.facts["dirty"], changed.facts["dirty"]) == (False, True)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(PreconditionError, match="nowhere is not a folder"):
         drive(context(tmp_path, repo_root=tmp_path / "nowhere"))
 
@@ -176,7 +176,7 @@ def test_an_unknown_ref_is_refused_names_the_branches_and_leaves_everything_as_i
     assert names_in(here) == {"upstream"}
 
 
-def test_a_folder_that_is_no_repository_cannot_be_cloned(tmp_path: Path, here: Path) -> None:
+def test_a_folder_that_is_not_a_repository_cannot_be_cloned(tmp_path: Path, here: Path) -> None:
     (tmp_path / "plain").mkdir()
     with pytest.raises(PreconditionError, match="Cannot clone"):
         drive(context(tmp_path, repo_url=str(tmp_path / "plain")))
@@ -412,7 +412,7 @@ def test_without_git_a_folder_is_used_and_its_commit_is_not_known(
 
 
 @pytest.mark.fault("F9")
-def test_without_git_nothing_is_cloned_and_the_way_to_get_it_is_told(
+def test_without_git_nothing_is_cloned_and_the_way_to_get_it_is_reported(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", os.devnull)

@@ -62,7 +62,7 @@ async def test_any_file_is_looked_at_and_decided_about_beside_it(file: Path, con
     assert (report["people"]["rejected"], report["people"]["flipped"]) == (1, 1)
 
 
-def test_what_cannot_be_browsed_is_told_before_the_screen(tmp_path: Path, config: Callable[..., Stage3Config]):
+def test_what_cannot_be_browsed_is_reported_before_the_screen(tmp_path: Path, config: Callable[..., Stage3Config]):
     kto = tmp_path / "kto.jsonl"
     kto.write_text('{"prompt": "a", "completion": "b", "label": true}\n')
     with pytest.raises(DataError, match="KTO"):

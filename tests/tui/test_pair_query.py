@@ -101,7 +101,7 @@ def test_notes_are_found_by_their_words():
         ("verdict:nice", "verdict: must be one of"),
     ],
 )
-def test_what_cannot_be_read_is_told_and_the_rest_holds(text: str, problem: str):
+def test_what_cannot_be_read_is_reported_and_the_rest_holds(text: str, problem: str):
     query = parse(f"heating {text}")
     assert query.problem.startswith(problem)
     assert query.words == ("heating",)

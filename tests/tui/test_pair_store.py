@@ -195,7 +195,7 @@ def test_a_pair_without_an_id_cannot_be_decided_about(run: Run):
     assert not read_edits(run / layout.EDITS_JSONL)
 
 
-def test_a_file_that_was_made_anew_is_read_anew(run: Run):
+def test_a_file_that_was_made_again_is_read_again(run: Run):
     path = pairs_of(run, row(1), row(2))
     store = catch_up(PairStore(run))
     path.unlink()

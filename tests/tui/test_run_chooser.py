@@ -40,7 +40,7 @@ async def test_another_run_can_be_chosen(chooser, tmp_path: Path):
     assert await after(chooser("a"), "k", "enter") == tmp_path / "b"
 
 
-async def test_where_output_dir_is_no_run_yet_a_new_one_can_be_begun(chooser, tmp_path: Path):
+async def test_where_output_dir_is_not_a_run_yet_a_new_one_can_be_begun(chooser, tmp_path: Path):
     assert await after(chooser("new"), "enter") == tmp_path / "b"
     assert await after(chooser("new"), "G", "enter") == tmp_path / "new"
 

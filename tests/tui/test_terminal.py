@@ -208,7 +208,7 @@ def test_ctrl_z_gives_the_shell_back_and_fg_the_whole_screen(shell: PseudoTermin
 
 
 @pytest.mark.fault("A8")
-def test_after_ctrl_z_what_runs_goes_on_and_fg_shows_it(shell: PseudoTerminal, tmp_path: Path):
+def test_after_ctrl_z_what_runs_continues_and_fg_shows_it(shell: PseudoTerminal, tmp_path: Path):
     shell.press(" ".join(demo(tmp_path / "run")) + "\n")
     shell.wait_for("Workspace")
     shell.press("a")
@@ -319,7 +319,7 @@ def test_hostile_text_of_dataset_and_model_reaches_the_terminal_on_no_screen(tmp
 
 
 @pytest.mark.fault("A8")
-def test_bytes_that_are_no_text_end_nothing(wizard):
+def test_bytes_that_are_not_text_end_nothing(wizard):
     """A legacy mouse report, as after reattaching tmux, and half a character."""
     terminal = wizard()
     terminal.press(b"\x1b[M \xc8\xc8\xff\xfe\xe4\xb8")
