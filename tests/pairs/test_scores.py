@@ -181,7 +181,9 @@ def test_another_judge_scores_for_itself(scored: Context, context: Callable[...,
     assert (len(known), damaged) == (40, 0)
 
 
-def test_a_torn_tail_is_set_aside_and_scored_again_and_a_damaged_line_reported(scored: Context, use: Callable[[Any], Any]):
+def test_a_torn_tail_is_set_aside_and_scored_again_and_a_damaged_line_reported(
+    scored: Context, use: Callable[[Any], Any]
+):
     path = scored.run / layout.SCORES_JSONL
     whole = path.read_bytes().splitlines(keepends=True)
     torn, spoilt = json.loads(whole[-1]), json.loads(whole[3])

@@ -460,7 +460,9 @@ def test_the_document_for_machines_has_a_verdict_of_every_line_also_when_there_a
     assert printed.err.startswith("failed: The gate is shut") and f"1 lines of {path} are not pairs" in printed.err
 
 
-def test_the_printed_report_counts_lines_from_1_and_has_figures_and_an_example_of_each_reason(tmp_path: Path, good: Path, capsys):
+def test_the_printed_report_counts_lines_from_1_and_has_figures_and_an_example_of_each_reason(
+    tmp_path: Path, good: Path, capsys
+):
     hostile = row(7, prompt="[red]\x1b[31mask", revised_response=META)
     with good.open("a") as file:
         file.write(dumps(hostile) + "\n{oops\n")

@@ -281,7 +281,9 @@ def holders_of(token: str, folder: Path) -> set[Path]:
 # -- the login with a browser --------------------------------------------------------------------------------------------
 
 
-def test_without_a_token_a_login_shows_page_and_code_and_continues_with_its_token(tmp_path: Path, fake: FakeHub) -> None:
+def test_without_a_token_a_login_shows_page_and_code_and_continues_with_its_token(
+    tmp_path: Path, fake: FakeHub
+) -> None:
     fake.repos[BASE] = "members"
     fake.auth = {"type": "oauth", "expiresAt": "2027-01-01"}
     given = context(tmp_path, device_login=True)
