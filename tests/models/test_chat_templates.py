@@ -117,7 +117,7 @@ def test_a_template_that_always_opens_a_thought_is_refused_with_what_it_writes()
 def test_a_template_without_any_end_is_refused_with_what_it_writes():
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}\
 {% if add_generation_prompt %}assistant: {% endif %}"
-    assert "after a reply it writes '\\n', and no token of its own" in fault(tokenizer_with(template))
+    assert "after a reply it writes '\\n', and no special token" in fault(tokenizer_with(template))
 
 
 @pytest.mark.fault("C10")
@@ -253,7 +253,7 @@ def test_gemmas_template_is_given_to_a_base_model_of_gemma(bare: Path, config):
 
 def test_a_template_whose_marks_the_tokenizer_does_not_know_is_refused(bare: Path, config):
     tokenizer = with_option(bare, config, chat_template="chatml")
-    assert "'<|im_end|>\\n', and no token of its own" in fault(tokenizer)
+    assert "'<|im_end|>\\n', and no special token" in fault(tokenizer)
 
 
 def test_a_file_is_the_template_and_is_saved_with_the_tokenizer(bare: Path, config, tmp_path: Path):

@@ -226,7 +226,7 @@ def test_a_server_is_an_address_and_a_model(role: str, config: Callable[..., Any
     of = {"server": policy_server, "critic": critic_server, "judge": judge_server}[role]
     with pytest.raises(ConfigError, match=f"--{role}-url needs") as caught:
         of(config(**{f"{role}_url": "http://me:hunter2@host/v1"}))
-    assert "hunter2" not in str(caught.value) and f"Give --{role}-model too" in caught.value.what_to_do
+    assert "hunter2" not in str(caught.value) and f"Give --{role}-model, too" in caught.value.what_to_do
     assert of(config()) is None
 
 
@@ -638,7 +638,7 @@ def test_another_chat_template_is_noticed(server: FakeServer, backend: ServerBac
     assert backend.check(GREEDY) == []
     server.usage = {"completion_tokens": 1, "prompt_tokens": here + 1}
     [note] = backend.check(GREEDY)
-    assert f"of {here} tokens as {here + 1}" in note
+    assert f"counts {here + 1} tokens in a prompt of {here}" in note
 
 
 def test_the_first_question_has_the_temperature_of_the_run(server: FakeServer, backend: ServerBackend):
@@ -749,7 +749,7 @@ def test_a_server_that_does_not_know_the_switch_is_asked_without_it(server: Fake
     no = Answer(400, {"error": {"message": "Unrecognized request argument supplied: chat_template_kwargs"}})
     server.moods = [no, Answer(200, choices(message={"content": "So."}))]
     [note] = thinking.check(GREEDY)
-    assert "does not take chat_template_kwargs" in note
+    assert "does not accept chat_template_kwargs" in note
     thinking.reply(asks("a"), GREEDY, [0])
     assert ["chat_template_kwargs" in question.body for question in server.asked] == [True, False, False]
 
