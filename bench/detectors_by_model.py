@@ -45,7 +45,7 @@ from engine.pairs.detectors.candidate import Candidate
 from engine.pairs.detectors.relevance import is_nonsense, is_off_topic
 from engine.pairs.generation.critique_revision import make_records
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.relevance.measure import Answer, RelevanceMeter, ReplyMeasures
 from engine.run.stop import StopToken
 
@@ -144,15 +144,15 @@ class limits:
         self._values = values
 
     def __enter__(self) -> None:
-        self._before = (*measuring.LEAST_RELEVANCE, measuring.MOST_SURPRISE)
+        self._before = (*measuring.MIN_RELEVANCE, measuring.MAX_SURPRISE)
         self._set(self._values)
 
     def __exit__(self, *error: object) -> None:
         self._set(self._before)
 
     def _set(self, values: Limits) -> None:
-        *relevance, measuring.MOST_SURPRISE = values
-        measuring.LEAST_RELEVANCE = tuple(relevance)  # type: ignore[assignment]
+        *relevance, measuring.MAX_SURPRISE = values
+        measuring.MIN_RELEVANCE = tuple(relevance)  # type: ignore[assignment]
 
 
 Limits = tuple[float, float, float, float]
@@ -205,11 +205,11 @@ def cost(data: Path, cache: Path) -> str:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     backend = LocalBackend(model, tokenizer, StopToken(), COST_PROMPTS)
-    recipe = GenerationSettings.of(load_config({"max_new_tokens": 96, "max_attempts": 1, "seed": 1}, environment={}))
+    settings = GenerationSettings.of(load_config({"max_new_tokens": 96, "max_attempts": 1, "seed": 1}, environment={}))
     asked = [before_the_answer(transcript_turns(text)) for text in hh_rows(data)[:COST_PROMPTS]]
     prompts = [Prompt(str(number), messages) for number, messages in enumerate(asked)]
     started = time.perf_counter()
-    records = make_records(prompts, backend, recipe)
+    records = make_records(prompts, backend, settings)
     generated = time.perf_counter() - started
     meter = RelevanceMeter(model, tokenizer)
     started = time.perf_counter()

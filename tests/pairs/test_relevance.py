@@ -1,4 +1,4 @@
-"""Relevance: measured by a model that answers sensibly (the demo's), kept by text, and what it does to a pair."""
+"""Relevance: measured by the demo's model, cached by text, and its effect on a pair."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from engine.pairs import detectors
 from engine.pairs.assessment.assess import assess_pair
 from engine.pairs.assessment.validation import validate
 from engine.pairs.data.edits import write_edit
-from engine.pairs.detectors.relevance import LEAST_RELEVANCE, MOST_SURPRISE, common_words
-from engine.pairs.relevance.kept import MeasuredReply, keep_relevance, key_of_reply, read_relevance, with_measures
+from engine.pairs.detectors.relevance import MAX_SURPRISE, MIN_RELEVANCE, common_words
+from engine.pairs.relevance.cache import MeasuredReply, append_relevance, key_of_reply, read_relevance, with_measures
 from engine.pairs.relevance.measure import OTHER_MESSAGES, Answer, RelevanceMeter, ReplyMeasures
-from engine.pairs.relevance.of_pairs import measure_pairs
+from engine.pairs.relevance.pairs import measure_pairs
 from engine.run.stop import StopToken
 from tests.support.good_pairs import pair, row, write_rows
 
-LOW, HIGH = LEAST_RELEVANCE[-1] - 1, LEAST_RELEVANCE[0] + 1
+LOW, HIGH = MIN_RELEVANCE[-1] - 1, MIN_RELEVANCE[0] + 1
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_words_that_do_not_go_together_surprise_the_model(meter: RelevanceMeter)
         [one.surprise for one in meter.measure([Answer(*one) for one in zip(prompts, texts, strict=True)])]
         for texts in (replies, salads)
     ]
-    assert abs(mean(surprise[0])) < 0.5 and mean(surprise[1]) > MOST_SURPRISE
+    assert abs(mean(surprise[0])) < 0.5 and mean(surprise[1]) > MAX_SURPRISE
 
 
 def test_what_stands_beside_a_reply_does_not_change_its_relevance(meter: RelevanceMeter):
@@ -78,7 +78,7 @@ def test_an_empty_reply_has_none_and_a_prompt_of_the_panel_is_held_against_the_o
 
 
 class Counting:
-    """A meter that counts what it is asked."""
+    """A meter that counts its measurements."""
 
     def __init__(self, nats: float = HIGH) -> None:
         self.nats, self.asked = nats, 0
@@ -111,7 +111,7 @@ def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_mod
     assert meter.asked == 81
 
 
-def test_a_stopped_measurement_goes_on_where_it_was(tmp_path: Path):
+def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
     path, stop, meter = tmp_path / "relevance.jsonl", StopToken(), Counting()
     pairs = [pair(n) for n in range(40)]
     steps = measure_pairs(pairs, path, "base", lambda: meter, stop)
@@ -127,7 +127,13 @@ def test_a_stopped_measurement_goes_on_where_it_was(tmp_path: Path):
 
 def test_lines_that_are_none_are_measured_again(tmp_path: Path):
     path = tmp_path / "relevance.jsonl"
-    path.write_text('{"id": "a", "model": "base", "key": "k", "nats": "much", "surprise": 0.1}\n{"id": "b", "model": "base", "key": "l", "nats": 9.0}\n{"nats": NaN}\nno json\n')
+    rows = [
+        '{"id": "a", "model": "base", "key": "k", "nats": "much", "surprise": 0.1}',
+        '{"id": "b", "model": "base", "key": "l", "nats": 9.0}',
+        '{"nats": NaN}',
+        "no json",
+    ]
+    path.write_text("\n".join(rows) + "\n")
     assert read_relevance(path) == {}
 
 
@@ -137,7 +143,7 @@ def test_lines_that_are_none_are_measured_again(tmp_path: Path):
 def reasons_of(
     nats: float | None, reply: str = "Glue the broken thing with wood glue, gently.", **changes
 ) -> tuple[str, ...]:
-    return assess_pair(replace(pair(1, revised_response=reply, **changes), relevance=nats)).as_made
+    return assess_pair(replace(pair(1, revised_response=reply, **changes), relevance=nats)).reasons_as_made
 
 
 def test_a_revision_that_its_prompt_makes_no_likelier_is_off_topic():
@@ -146,7 +152,7 @@ def test_a_revision_that_its_prompt_makes_no_likelier_is_off_topic():
 
 
 def test_a_revision_that_names_no_subject_must_be_more_relevant():
-    nats = (LEAST_RELEVANCE[0] + LEAST_RELEVANCE[-1]) / 2
+    nats = (MIN_RELEVANCE[0] + MIN_RELEVANCE[-1]) / 2
     assert reasons_of(nats) == ()
     assert reasons_of(nats, "I think that is a good idea, and I would like to help you with it.") == (
         detectors.OFF_TOPIC,
@@ -154,12 +160,14 @@ def test_a_revision_that_names_no_subject_must_be_more_relevant():
 
 
 def test_a_revision_that_surprises_the_model_too_much_is_nonsense_unless_it_is_short():
-    def reasons(surprise: float | None, reply: str = "Glue the broken thing with wood glue, gently.") -> tuple[str, ...]:
+    def reasons(
+        surprise: float | None, reply: str = "Glue the broken thing with wood glue, gently."
+    ) -> tuple[str, ...]:
         return assess_pair(replace(pair(1, revised_response=reply), relevance=HIGH, surprise=surprise)).as_made
 
-    assert reasons(MOST_SURPRISE + 0.1) == (detectors.NONSENSE,)
-    assert reasons(MOST_SURPRISE - 0.1) == reasons(None) == ()
-    assert reasons(MOST_SURPRISE + 0.1, "Glue it today.") == ()
+    assert reasons(MAX_SURPRISE + 0.1) == (detectors.NONSENSE,)
+    assert reasons(MAX_SURPRISE - 0.1) == reasons(None) == ()
+    assert reasons(MAX_SURPRISE + 0.1, "Glue it today.") == ()
 
 
 def test_an_answer_that_revises_nothing_may_fit_any_message():
@@ -175,7 +183,7 @@ def test_validate_counts_what_was_measured_beside_the_file_and_an_edit_makes_it_
     path = write_rows(tmp_path / "pairs.jsonl", [row(1), row(2)])
     first = pair(1)
     key = key_of_reply(first.messages, first.revised_response)
-    keep_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10, 0.0)])
+    append_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10, 0.0)])
     assert validate(path, config()).report["reasons"] == {detectors.OFF_TOPIC: 1}
     write_edit(tmp_path / "edits.jsonl", first.id, "edit", "Glue it with wood glue.")
     assert validate(path, config()).report["figures"]["training_pairs"] == 2

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,11 @@ TINY = {
     "min_pairs": 4,
     "eval_prompts": 1,
     "eval_harmless_prompts": 1,
+    "num_train_epochs": 3.0,
+    "judge": "none",
+    "accept_quality": "nobody judges them",
 }
-"""Two steps of training."""
+"""Three steps of training, and a checkpoint after each."""
 TOO_LONG = 240
 
 
@@ -63,6 +68,7 @@ class ForkServer:
 
     scratch: Path
     _process: subprocess.Popen[str] | None = None
+    _terminal: str = ""
     _pid: int = 0
     _started: float = 0.0
 
@@ -81,6 +87,18 @@ class ForkServer:
         self._process.wait(20)
         self._process.stdout.close()
 
+    @contextmanager
+    def terminal(self) -> Iterator[int]:
+        """What is started within has a terminal: the file is where a person types, and must read."""
+        ours, theirs = pty.openpty()
+        self._terminal = os.ttyname(theirs)
+        try:
+            yield ours
+        finally:
+            self._terminal = ""
+            os.close(ours)
+            os.close(theirs)
+
     def start(self, arguments: Sequence[str], *, rules: str = "", stages: Sequence[str] = ()) -> int:
         """Its process id.
 
@@ -88,13 +106,13 @@ class ForkServer:
         stages   instead of all ten
         """
         asked = {"arguments": list(arguments), "rules": rules, "stages": list(stages), "scratch": str(self.scratch)}
-        self._say(asked)
+        self._say({**asked, "terminal": self._terminal})
         self._started = time.monotonic()
         self._pid = int(self._heard()["pid"])
         return self._pid
 
     def end(self, *, kill_after: float | None = None) -> Ended:
-        """Wait until it ends; with `kill_after`, SIGKILL so many seconds after the start."""
+        """Wait until it ends; `kill_after` sends SIGKILL this many seconds after the start."""
         if kill_after is not None:
             time.sleep(max(self._started + kill_after - time.monotonic(), 0))
             os.kill(self._pid, signal.SIGKILL)
@@ -153,7 +171,7 @@ def serve() -> None:
 
 
 def _wait(pid: int) -> tuple[int, float]:
-    """The exit code and the processor's seconds; a process that hangs is killed, and that is its code then."""
+    """Exit code and CPU seconds; a process that hangs is killed."""
     end = time.monotonic() + TOO_LONG
     while time.monotonic() < end:
         done, status, used = os.wait4(pid, os.WNOHANG)
@@ -169,7 +187,7 @@ def _child(asked: dict[str, Any], scratch: Path) -> None:
     """Never returns."""
     code = 1  # as Python itself would end
     try:
-        _redirect(scratch)
+        _redirect(scratch, asked["terminal"])
         code = _run_program(asked, scratch)
     except BaseException:
         import traceback
@@ -181,14 +199,18 @@ def _child(asked: dict[str, Any], scratch: Path) -> None:
         os._exit(code)
 
 
-def _redirect(scratch: Path) -> None:
-    """The server's own pipes are none of the program's."""
-    for name, file, flags in (
-        ("/dev/null", 0, os.O_RDONLY),
-        (str(scratch / "stdout"), 1, 0),
-        (str(scratch / "stderr"), 2, 0),
-    ):
-        opened = os.open(name, flags or os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+def _redirect(scratch: Path, terminal: str) -> None:
+    """Give the program its own stdin, stdout and stderr, not the server's."""
+    writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    if terminal:
+        os.setsid()  # the first terminal that is opened now is the session's
+    places = (
+        (terminal or os.devnull, os.O_RDWR, 0),
+        (terminal or str(scratch / "stdout"), writing, 1),
+        (str(scratch / "stderr"), writing, 2),
+    )
+    for place, flags, file in places:
+        opened = os.open(place, flags, 0o600)
         os.dup2(opened, file)
         os.close(opened)
 

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from engine.pairs.formats.reading import pair_of
-
 from engine.core import layout
 from engine.pairs.assessment.assess import Assessment, assess_pair
 from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
 from engine.pairs.assessment.review import Review
 from engine.pairs.data.edits import Action, Decision, Edits, apply_decision, read_edits, write_edit
 from engine.pairs.data.record import Pair
+from engine.pairs.formats.reading import pair_of
 from engine.pairs.judges.base import ScorePair
 from engine.pairs.judges.scores import ScoreCache, comparison_of, key_of, score_of_row
-from engine.pairs.relevance.kept import KnownMeasures, MeasuredReply, measured_reply, with_measures
+from engine.pairs.relevance.cache import KnownMeasures, MeasuredReply, measured_reply, with_measures
 from engine.pairs.relevance.measure import ReplyMeasures
 from engine.run.folder import Run
 from engine.storage.jsonl import BadLine
@@ -53,7 +52,7 @@ class StoreUpdate:
 
 
 @dataclass(frozen=True)
-class Judged:
+class AssessedPair:
     """What became known of one row, and from what."""
 
     index: int
@@ -208,7 +207,7 @@ class PairStore:
         chosen = [*first, *islice((index for index in self._unjudged if index not in first), JUDGED_AT_ONCE)]
         return [(index, self.rows[index].line, self.rows[index].decision) for index in chosen]
 
-    def judge(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[Judged]:
+    def judge(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[AssessedPair]:
         """Let the detectors look. Raises OSError."""
         judge, known, measures = self._judge, self._known, self._measures
         return [self._judged(index, line, decision, judge, known, measures) for index, line, decision in batch]
@@ -221,10 +220,10 @@ class PairStore:
         judge: str | None,
         known: ScoreCache,
         measures: KnownMeasures,
-    ) -> Judged:
+    ) -> AssessedPair:
         made = self.pair(line)
         if isinstance(made, BadLine):
-            return Judged(index, decision, None, None, None, made.reason)
+            return AssessedPair(index, decision, None, None, None, made.reason)
         made = with_measures(made, measures)
         pair = with_measures(apply_decision(made, decision), measures)
         key = key_of(comparison_of(pair))
@@ -232,9 +231,9 @@ class PairStore:
             given = known.get(key, _NO_SCORES)
             pair = replace(pair, base_score=given.first, revised_score=given.second)
         least = None if judge is None else self._min_gain
-        return Judged(index, decision, assess_pair(pair, decision, made=made, min_gain=least), key, pair)
+        return AssessedPair(index, decision, assess_pair(pair, decision, made=made, min_gain=least), key, pair)
 
-    def take_findings(self, judged: Iterable[Judged]) -> None:
+    def take_findings(self, judged: Iterable[AssessedPair]) -> None:
         """Put in what `judge` found; what was decided otherwise meanwhile is looked at again."""
         for one in judged:
             if one.index >= len(self.rows) or self.rows[one.index].decision != one.decision:

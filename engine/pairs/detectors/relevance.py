@@ -1,7 +1,7 @@
-"""What a model that reads them says of replies: one that would fit any message, and one whose words do not go together.
+"""What a model that reads a reply finds: it would fit any message, or its words do not go together.
 
-A reply of a few words that name a subject is held to less than one whose words stand in every other conversation: "I think
-that's a good idea" gets its relevance from the prompt's manner, not from its matter.
+A reply that names a subject needs less relevance than one made of everyday words: "I think that's a good idea" owes its
+relevance to the prompt's tone, not to its subject.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from pathlib import Path
 from engine.pairs.detectors.candidate import Candidate
 from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
-LEAST_RELEVANCE = (15.0, 9.0, 5.0)
-"""Nats that are asked of a reply with no telling word, with one, and with more (`bench/detectors_by_model.py` measures them)."""
-MOST_SURPRISE = 1.4
-"""Nats a token above which a reply is nonsense (`bench/detectors_by_model.py` measures it)."""
+MIN_RELEVANCE = (15.0, 9.0, 5.0)
+"""Nats needed by a reply with no subject word, with one, and with more (measured by `bench/detectors_by_model.py`)."""
+MAX_SURPRISE = 1.4
+"""Nats per token above which a reply is nonsense (measured by `bench/detectors_by_model.py`)."""
 WORDS_FOR_SURPRISE = 6
-"""Of a reply: a person's "One sec" is a surprise, too."""
+"""In a shorter reply, surprise says nothing: a person's "One sec" has a lot of it."""
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
-"""Words of conversation that name no subject."""
+"""Everyday words that name no subject."""
 
 
 def is_off_topic(candidate: Candidate) -> bool:
-    """Of a revision alone.
+    """Applies to revisions only.
 
-    People do ask "What do you mean?", and as an answer that may be sent. As the better half of a pair it teaches a model to
-    say so whatever it is told.
+    "What do you mean?" is a fine answer now and then, but as the better half of a pair it teaches a model to say so to
+    anything.
     """
     return candidate.draft is not None and fits_any_message(candidate)
 
 
 def fits_any_message(candidate: Candidate) -> bool:
-    """Whether its prompt makes a reply hardly likelier than other messages do; False if its relevance was not measured.
+    """Whether a reply's prompt makes it hardly more likely than other messages do; False if not measured.
 
-    A refusal may be the same for all that is refused, if the prompt may ask for harm; over a harmless one it is another
-    detector's (`refusal`).
+    A refusal may always read the same if the prompt may ask for harm; over a harmless prompt it is up to the `refusal`
+    detector.
     """
     if candidate.relevance is None:
         return False
-    if is_refusal(candidate) and not is_harmless(candidate.asked):
+    if is_refusal(candidate) and not is_harmless(candidate.prompt_words):
         return False
-    telling = len(set(candidate.said) - common_words())
-    return candidate.relevance < LEAST_RELEVANCE[min(telling, len(LEAST_RELEVANCE) - 1)]
+    telling = len(set(candidate.reply_words) - common_words())
+    return candidate.relevance < MIN_RELEVANCE[min(telling, len(MIN_RELEVANCE) - 1)]
 
 
 def is_nonsense(candidate: Candidate) -> bool:
     """Words that the model itself would hardly have put behind each other: sampled too hot, or by a damaged adapter."""
-    if candidate.surprise is None or len(candidate.said) < WORDS_FOR_SURPRISE:
+    if candidate.surprise is None or len(candidate.reply_words) < WORDS_FOR_SURPRISE:
         return False
-    return candidate.surprise > MOST_SURPRISE
+    return candidate.surprise > MAX_SURPRISE
 
 
 @cache

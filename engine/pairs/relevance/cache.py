@@ -1,5 +1,5 @@
-"""Relevance of the pairs of a run, kept in `pairs/relevance.jsonl`: what was measured once is not measured again while prompt
-and revision stay the same.
+"""The relevance of a run's pairs, cached in `pairs/relevance.jsonl`: nothing is measured twice while prompt and revision stay
+the same.
 
 Append-only and synced, one line `{id, model, key, nats, surprise}`; `key` is a hash of the conversation and the revision.
 """
@@ -24,16 +24,16 @@ KnownMeasures = Mapping[str, ReplyMeasures]
 
 @dataclass(frozen=True)
 class MeasuredReply:
-    """One line."""
+    """One line of the file."""
 
     id: str
-    """Of the pair for which it was measured."""
+    """Id of the pair that it was measured for."""
     model: str
     key: str
     nats: float
     """Its relevance."""
     surprise: float
-    """Nats a token."""
+    """Nats per token."""
 
     @property
     def measures(self) -> ReplyMeasures:
@@ -45,17 +45,16 @@ def key_of_reply(conversation: Conversation, reply: str) -> str:
 
 
 def with_measures(pair: Pair, known: KnownMeasures) -> Pair:
-    """The pair with what the base model found of its revision, if that is known."""
-    measures = known.get(key_of_reply(pair.messages, pair.revised_response)) if known else None
-    return (
-        replace(pair, relevance=measures and measures.relevance, surprise=measures and measures.surprise)
-        if known
-        else pair
-    )
+    """The pair with what the base model found of its revision, if known."""
+    if not known:
+        return pair
+    measures = known.get(key_of_reply(pair.messages, pair.revised_response))
+    relevance, surprise = measures or (None, None)
+    return replace(pair, relevance=relevance, surprise=surprise)
 
 
 def measured_reply(row: Mapping[str, Any] | BadLine) -> MeasuredReply | None:
-    """What a line says; None for one that says nothing."""
+    """The parsed line; None if it is damaged."""
     if isinstance(row, BadLine):
         return None
     nats, surprise, names = row.get("nats"), row.get("surprise"), [row.get(name) for name in ("id", "model", "key")]
@@ -72,9 +71,9 @@ def _is_figure(value: object) -> TypeGuard[float]:
 
 
 def read_relevance(path: Path, model: str | None = None) -> dict[str, ReplyMeasures]:
-    """What was measured, the newest of each key; nothing if there is no file.
+    """The newest value of each key; empty if there is no file.
 
-    model   only by this one
+    model   only values measured by this model
     """
     if not path.is_file():
         return {}
@@ -82,8 +81,8 @@ def read_relevance(path: Path, model: str | None = None) -> dict[str, ReplyMeasu
     return {row.key: row.measures for row in rows if row is not None and model in (None, row.model)}
 
 
-def keep_relevance(path: Path, measured: Sequence[MeasuredReply]) -> None:
-    """All of it is on disk when this returns. Raises DiskError."""
+def append_relevance(path: Path, measured: Sequence[MeasuredReply]) -> None:
+    """Append and sync. Raises DiskError."""
     with JsonlAppender(path) as appender:
         for number, reply in enumerate(measured, start=1):
             appender.append(asdict(reply), sync=number == len(measured))
