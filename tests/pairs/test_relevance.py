@@ -163,7 +163,7 @@ def test_a_revision_that_surprises_the_model_too_much_is_nonsense_unless_it_is_s
     def reasons(
         surprise: float | None, reply: str = "Glue the broken thing with wood glue, gently."
     ) -> tuple[str, ...]:
-        return assess_pair(replace(pair(1, revised_response=reply), relevance=HIGH, surprise=surprise)).as_made
+        return assess_pair(replace(pair(1, revised_response=reply), relevance=HIGH, surprise=surprise)).reasons_as_made
 
     assert reasons(MAX_SURPRISE + 0.1) == (detectors.NONSENSE,)
     assert reasons(MAX_SURPRISE - 0.1) == reasons(None) == ()
