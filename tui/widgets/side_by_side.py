@@ -15,9 +15,23 @@ SIDE_BY_SIDE = 84
 GAP = 3
 
 
-def side_by_side(before: str, after: str, width: int, names: tuple[str, str] = ("Draft", "Revision")) -> list[Content]:
-    """`before` and `after`, foreign texts, each under its name."""
+Name = str | Content
+
+
+def side_by_side(
+    before: str,
+    after: str,
+    width: int,
+    names: tuple[Name, Name] = ("Draft", "Revision"),
+    *,
+    least_common: float = 0.0,
+) -> list[Content]:
+    """`before` and `after`, foreign texts, each under its name. Their words are marked where at least `least_common` of them are
+    the same.
+    """
     old, new, common = word_diff(visible(before[:TEXT_SHOWN]).expandtabs(4), visible(after[:TEXT_SHOWN]).expandtabs(4))
+    if common is not None and common < least_common:
+        old, new = Content(old.plain), Content(new.plain)
     said = "identical" if before == after else "" if common is None else f"{100 * common:.0f} % of words in common"
     old = old + _rest(before) or Content.styled("(nothing)", "$muted")
     new = new + _rest(after) or Content.styled("(nothing)", "$muted")
