@@ -70,6 +70,7 @@ def log_to_file(path: Path) -> logging.Handler:
     """Send the log of this process, and of the libraries that it imports from now on, to `path`; nothing goes to the
     terminal, and no token to either."""
     redact_this_process()
+    logging.raiseExceptions = False  # a line that cannot be written (a full disk) is lost, and nobody's traceback
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -15,6 +15,7 @@ from pathlib import Path, PosixPath
 import pytest
 from textual.pilot import Pilot
 
+from engine.core import clock
 from engine.core.events import (
     Forecast,
     RunFinished,
@@ -57,6 +58,7 @@ def still(monkeypatch, request):
     """Nothing moves, and nothing of this machine is in the picture."""
     RAN.add(request.node.name)
     monkeypatch.setattr(time, "time", lambda: NOW)
+    monkeypatch.setattr(clock, "now", lambda: NOW)
     monkeypatch.setattr(platform, "node", lambda: "gpu-box")
     monkeypatch.setattr(workspace, "disk_usage", lambda folder: (88.0 * GIB, 500.0 * GIB))
     monkeypatch.setenv("TZ", "UTC")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-import time
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -13,6 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from engine.core import clock
 from engine.core.events import (
     Check,
     CheckpointSaved,
@@ -185,7 +185,7 @@ def _moving_part(state: RunState) -> Group | Text:
     if stage is None:
         return Text("")
     head = Text(
-        f"▶ {stage_number(stage.name)} {stage.name}  {duration(stage.elapsed(time.time()) or 0)}  ", style="cyan"
+        f"▶ {stage_number(stage.name)} {stage.name}  {duration(stage.elapsed(clock.now()) or 0)}  ", style="cyan"
     )
     progress = stage.progress
     if progress is None or not progress.total:
