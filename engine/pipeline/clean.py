@@ -112,7 +112,7 @@ def _needed_of_superseded(run: Run, folder: Path) -> str:
 
 
 def _lost_decisions(folder: Path) -> bool:
-    """Whether decisions were not carried over to the set that followed; also where nobody has looked yet."""
+    """Whether decisions were not carried over to the set that followed; also if nobody has looked yet."""
     try:
         return bool(json.loads((folder / CARRIED).read_text(encoding="utf-8"))["not_carried"])
     except (OSError, ValueError, KeyError, TypeError):

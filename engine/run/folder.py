@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.core import layout
 from engine.core.errors import ConfigError, DamagedState, DiskError, Stage3Error, UnsafeError
+from engine.core.failpoints import failpoint
 from engine.core.system_errors import system_error
 from engine.run.lock import RunLock
 from engine.run.owner import Owner
@@ -67,6 +68,7 @@ class Run:
     def save(self) -> None:
         """Raises DamagedState as `require_in_place` does."""
         self.require_in_place()
+        failpoint("manifest")
         write_json(self / layout.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class Run:
                 continue  # it went with the folder that holds it
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
+            failpoint("rename")
             (self / name).rename(target)
         return folder
 

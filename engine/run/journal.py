@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.core import clock
 from engine.core.events import Event, PairFailed, PairMade, Telemetry, event_from_dict
+from engine.core.failpoints import failpoint
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 
@@ -39,6 +40,7 @@ class Journal:
         return self._appender.torn
 
     def append(self, event: Event) -> Entry:
+        failpoint("event")
         with self._lock:
             entry = self._entry(event)
             # Telemetry comes every second and is worth no disk flush; a pair has its own, in pairs.jsonl.

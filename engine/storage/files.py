@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from engine.core.failpoints import failpoint
+
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data`: a reader, or a power cut, sees the old file or the new one, never a part."""
@@ -17,7 +19,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
             file.write(data)
             file.flush()
+            failpoint("sync")
             os.fsync(file.fileno())
+        failpoint("rename")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -33,6 +37,7 @@ def sync_folder(path: Path) -> None:
     """Make renames in `path` survive a power cut."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        failpoint("sync")
         os.fsync(folder)
     finally:
         os.close(folder)

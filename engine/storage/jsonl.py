@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from engine.core.errors import DiskError
+from engine.core.failpoints import failpoint
 from engine.core.system_errors import system_error
 
 _BLOCK = 1 << 16
@@ -26,7 +27,7 @@ LONGEST_LINE = 16 << 20
 class JsonlAppender:
     """Append records to one file. Safe to call from several threads; one process at a time (the run's lock).
 
-    torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 where there was none
+    torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 if there was none
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,10 +47,12 @@ class JsonlAppender:
         with self._lock:
             end = os.fstat(self._file).st_size
             try:
+                failpoint("append")
                 rest = memoryview(line)
                 while rest:  # a short write is no error yet: the next one says what is wrong
                     rest = rest[os.write(self._file, rest) :]
                 if sync:
+                    failpoint("sync")
                     os.fsync(self._file)
             except OSError as error:
                 os.ftruncate(self._file, end)
@@ -81,6 +84,7 @@ class JsonlAppender:
             number += 1
         aside.write_bytes(tail)
         os.ftruncate(self._file, whole)
+        failpoint("sync")
         os.fsync(self._file)
         return len(tail), aside
 

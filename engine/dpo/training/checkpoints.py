@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from engine.core.events import Message
+from engine.core.failpoints import failpoint
 from engine.storage.files import sha256_of_file, size_of_folder, sync_folder, write_json
 
 MANIFEST = "manifest.json"
@@ -28,15 +29,19 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
     shutil.rmtree(part, ignore_errors=True)
     folder.mkdir(exist_ok=True)  # and not what it lies in: a run folder that was moved away is not begun again
     part.mkdir()
+    failpoint("checkpoint")
     fill(part)
     files = {}
     for path in sorted(path for path in part.rglob("*") if path.is_file()):
         with path.open("rb") as file:
+            failpoint("sync")
             os.fsync(file.fileno())
         files[path.relative_to(part).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    failpoint("checkpoint")
     write_json(part / MANIFEST, {"step": step, "fingerprint": fingerprint, "files": files})
     if final.exists():
         _rename_broken(final)
+    failpoint("rename")
     part.rename(final)
     sync_folder(folder)
     return final
@@ -80,7 +85,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
 
 
 def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None:
-    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None where there is none.
+    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None if there is none.
 
     The same data and settings give the same training, so nothing of it has to be done twice.
     """
@@ -94,6 +99,7 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
     shutil.rmtree(part, ignore_errors=True)
     folder.mkdir(exist_ok=True)
     shutil.copytree(newest, part)
+    failpoint("rename")
     part.rename(final)
     sync_folder(folder)
     return newest
@@ -102,6 +108,7 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
 def rotate(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints. What was renamed as broken is never counted or touched."""
     for checkpoint in by_step(folder)[:-keep]:
+        failpoint("checkpoint")
         shutil.rmtree(checkpoint)
 
 

@@ -25,6 +25,7 @@ from trl import DPOConfig, DPOTrainer
 from engine.core import layout
 from engine.core.errors import NumbersError
 from engine.core.events import CheckpointSaved, Event, TrainStep
+from engine.core.failpoints import failpoint
 from engine.dpo.training.batches import Batch, StepCollator, tokens_read
 from engine.dpo.training.checkpoints import rotate, size_of, write_checkpoint
 from engine.dpo.training.reference import Logps, collated
@@ -145,7 +146,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
             self.current_gradient_accumulation_steps = sum(sizes) / size  # what Trainer divides a loss by
             loss += super().training_step(model, batch)
             self._weigh_metrics(size * len(sizes) / sum(sizes))
-        return loss
+        return loss * math.nan if failpoint("loss") else loss
 
     def _weigh_metrics(self, weight: float) -> None:
         # TRL logs the plain mean over forward passes, which may have different numbers of pairs.

@@ -40,7 +40,7 @@ def key_of_plan(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
 
 
 def read_plan(path: Path, made_for: str) -> BatchPlan | None:
-    """The plan of this set of prompts; None where there is none, or none that can be used: then one is made."""
+    """The plan of this set of prompts; None if there is none, or none that can be used: then one is made."""
     try:
         plan = BatchPlan(**json.loads(path.read_text(encoding="ascii")))
     except (OSError, ValueError, TypeError):
