@@ -130,9 +130,7 @@ def system_error(error: BaseException, doing: str = "") -> Stage3Error | None:
 
     doing   what could not be done because of it: a sentence
     """
-    number = numbered(error)
-    if number is None:
-        number = next((found for link in chain_of(error) if (found := errno_in(str(link))) is not None), None)
+    number = errno_of(error)
     return None if number is None else error_of_errno(number, doing, str(error), _file_of(error))
 
 
@@ -146,6 +144,14 @@ def error_of_errno(number: int, doing: str = "", said: str = "", file: Path | No
         why = f"{why} {_whose(file)}".rstrip()
     said = visible_line(said, LONGEST_REASON)
     return meaning.error(doing or meaning.what, f"{why} ({said})" if said else why, what_to_do)
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The number in the table that an exception, or one that led to it, has or speaks of; None where there is none."""
+    number = numbered(error)
+    if number is not None:
+        return number
+    return next((found for link in chain_of(error) if (found := errno_in(str(link))) is not None), None)
 
 
 def numbered(error: BaseException) -> int | None:

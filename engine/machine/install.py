@@ -105,7 +105,7 @@ def install_failure(result: ChildResult, command: str) -> Stage3Error:
     number = errno_in(" ".join(result.tail))
     if number is not None and number not in OF_OWNERS:  # a full disk ends a download, too
         error = error_of_errno(number, what, why)
-        error.what_to_do += " `uv cache clean` empties uv's cache."
+        error.what_to_do += f" `uv cache clean` empties uv's cache. By hand: `{command}`"
         return error
     kind, what_to_do = _told_apart(result)
     return kind(

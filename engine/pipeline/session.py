@@ -90,7 +90,7 @@ class Session:
         """A run folder that is gone, and a journal that cannot be written, are a failure of the stage that works: it is recorded
         as every other is, as far as that can be.
         """
-        failure: Stage3Error | None = None
+        failure: OSError | Stage3Error | None = None
         step = partial(next, pipeline)
         while True:
             try:
@@ -100,7 +100,7 @@ class Session:
             step = partial(next, pipeline)
             try:
                 self._record(event)
-            except Stage3Error as error:
+            except (OSError, Stage3Error) as error:
                 if failure is not None or isinstance(event, ENDS):
                     self._listener(self._journal.unwritten(redacted(event)))  # whoever watches is told all the same
                 else:
