@@ -202,9 +202,12 @@ def test_the_report_has_the_word_its_rule_its_limits_and_every_answer(
     assert sum(judged[0].margins) / 8 == pytest.approx(report["figures"]["margin"])
     assert len(report["samples"]) == report["figures"]["prompts"] == 4
     assert len(report["everyday"]) == report["figures"]["everyday_prompts"] == 3
-    assert {"stage2_tokens", "stage3_unusable", "stage3_refuses", "stage2_score"} <= set(report["samples"][0])
+    assert {"stage2_tokens", "stage3_unusable", "stage3_refuses", "stage2_score", "about_harm"} <= set(
+        report["samples"][0]
+    )
     (done,) = [event for event in events if isinstance(event, EvalDone)]
     assert done.figures == report["figures"] and done.reasons == tuple(report["reasons"])
+    assert done.rule == report["rule"]
     assert set(done.samples[0]) == {"prompt", "stage2", "stage3"}
 
 

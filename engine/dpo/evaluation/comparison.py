@@ -11,7 +11,7 @@ from engine.dpo.evaluation.held_out import Figures, number
 from engine.dpo.evaluation.verdict import Answer, AnswerPair, Comparison, gains
 from engine.models.chat import Conversation
 from engine.pairs.detectors import Candidate, reply_reasons
-from engine.pairs.detectors.refusal import is_harmless, is_refusal
+from engine.pairs.detectors.refusal import is_about_harm, is_harmless, is_refusal
 
 if TYPE_CHECKING:
     from engine.models.generation.sampling import Reply
@@ -120,6 +120,7 @@ def sample(prompt: Conversation, answered: AnswerPair) -> Mapping[str, Any]:
         "prompt": prompt[-1]["content"],
         "stage2": answered.stage2.text,
         "stage3": answered.stage3.text,
+        "about_harm": is_about_harm(Candidate(prompt[-1]["content"], None, "").asked),
     }
     for name, answer in (("stage2", answered.stage2), ("stage3", answered.stage3)):
         told |= {

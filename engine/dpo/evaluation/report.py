@@ -86,5 +86,5 @@ def evaluate(
     }
     write_json(context.run / layout.EVALUATION_REPORT, report)
     shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
-    yield EvalDone(found.word, found.reasons, figures, shown)
+    yield EvalDone(found.word, found.reasons, figures, shown, found.rule)
     return report
