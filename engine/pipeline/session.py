@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 class Session:
     """Owns the journal of a run while this process works on it. The caller has acquired the run."""
 
+    _sampler: Sampler
+    """Of the newest drive."""
+
     def __init__(self, context: Context, listener: Listener) -> None:
         self.context = context
         self._listener = listener
@@ -72,14 +75,14 @@ class Session:
             self._emit(Message("warning", f"{self._journal.torn_bytes} bytes of an unfinished event were moved aside."))
         done = Flag()
         watcher = Thread(target=self._watch, args=(done,), name="watch", daemon=True)
-        sampler = Sampler(self._emit)
+        self._sampler = Sampler(self._emit)
         watcher.start()
-        sampler.start()
+        self._sampler.start()
         try:
             return self._run_to_the_end(pipeline)
         finally:
             done.set()
-            sampler.stop()
+            self._sampler.stop()
             watcher.join()
             give_up_reserve(self.context.run / layout.RESERVE)
 
@@ -109,6 +112,8 @@ class Session:
     def _record(self, event: Event) -> None:
         """Raises DamagedState where the run folder is gone, DiskError where the journal cannot be written."""
         self._stall.note_event(event)
+        if isinstance(event, RunFinished):
+            self._sampler.stop()  # the last event is the last
         if not isinstance(event, ENDS):
             self.context.run.require_in_place()
         self._emit(event)

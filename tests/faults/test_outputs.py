@@ -88,7 +88,7 @@ os.write(first, ("%d\\n%s" % (first, places)).encode())
 def test_where_the_encoding_cannot_do_more_a_run_is_told_in_ascii(locale: dict[str, str], tmp_path: Path):
     done = shell(f"{ONE_STAGE} run 2>e", tmp_path, **locale)
     assert done.returncode == 0 and said(done, tmp_path) == ""
-    assert done.stdout.startswith(b">  1 workspace: ") and done.stdout.isascii()
+    assert b"1 workspace" in done.stdout and done.stdout.isascii()
 
 
 @pytest.mark.fault("F2-13")
