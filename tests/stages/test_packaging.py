@@ -44,6 +44,7 @@ def test_the_stage_tells_all_that_brings_the_archive_home(context: Context, monk
     assert facts["load"] == [details["load the base"], details["load the adapter"]]
 
 
+@pytest.mark.fault("F2-4")
 def test_a_finished_stage_holds_as_long_as_its_archive_is_there(context: Context):
     made = build_archive(context.run)
     before = stage.evidence(context)
