@@ -25,6 +25,7 @@ from engine.pipeline.loop import run_pipeline
 from engine.process.environment import prepare_process
 from engine.run.context import Context
 from engine.run.journal import Entry, Journal
+from engine.run.leftovers import remove_leftovers
 from engine.run.watchdog import StallWatchdog
 from engine.security.redaction import redacted
 
@@ -54,6 +55,7 @@ class Session:
         """Run a pipeline to its end, which looks at these stages. Raises as `run` does."""
         prepare_process(self.context.config)
         (self.context.run / layout.STOP_REQUEST).unlink(missing_ok=True)
+        remove_leftovers(self.context.run)
         record_configuration(self.context)
         self._emit(
             RunStarted(
