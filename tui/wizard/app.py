@@ -220,7 +220,9 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 return running and not self.main.following
             case "options":
                 return view is not None and view.OPTIONS in view.pages and view.page != view.OPTIONS
-            case "zoom":
+            case "log_scale" if not self.main.query("#gradient") or not self.main.query_one("#gradient").display:
+                return False
+            case "zoom" | "smooth" | "log_scale" | "export":
                 return view is not None and view.page == getattr(view, "CURVES", None)
             case "answer(1)" | "which":
                 return view is not None and view.page == getattr(view, "VERDICT", None) and bool(self.seen.evaluation)
