@@ -115,7 +115,8 @@ def drawn_curve(name: str, steps: Sequence[TrainStep], view: CurvesView, evaluat
     over = mean_over(len(shown))
     means = moving_average(values, over) if view.smooth else []
     held_out = _held_out(curve, shown, evaluation)
-    notes = [curve.sentence, *(["log scale"] if log else []), ZOOM_WORDS[view.zoom] if len(shown) < len(steps) else ""]
+    zoomed = ZOOM_WORDS[view.zoom] if len(shown) < len(steps) else ""
+    notes = [zoomed, "log scale" if log else "", curve.sentence]  # what is longest is cut
     look = Look(
         BLOCKS if view.blocks else BRAILLE,
         log,
