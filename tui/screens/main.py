@@ -253,6 +253,9 @@ class MainScreen(Screen[None]):
         """The charts as a table and a picture."""
         if not isinstance(self.view, TrainingView):
             return
+        if self.source.hands_off:
+            wizard_of(self).notify_user("This screen only looks; it writes no files.")
+            return
         try:
             written = self.view.export_curves()
         except OSError as error:

@@ -34,6 +34,11 @@ def draws_ascii_alone() -> bool:
     return bool(named) and "utf" not in named.lower()
 
 
+def in_browser() -> bool:
+    """Whether textual-serve shows this process's screen."""
+    return os.environ.get("TEXTUAL_DRIVER", "").endswith(":WebDriver")
+
+
 def lacks_braille() -> bool:
     """Whether the terminal's font is known to have no braille: that of the Linux console (512 characters at most)."""
     return os.environ.get("TERM") == "linux"

@@ -55,7 +55,7 @@ class ThemedApp(App[Result], inherit_bindings=False):
         return sequences.lacks_braille() if chosen == "auto" else chosen == "blocks"
 
     def get_driver_class(self) -> type[Driver]:
-        return WizardDriver
+        return super().get_driver_class() if sequences.in_browser() else WizardDriver
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return default_variables()
