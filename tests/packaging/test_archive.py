@@ -1,4 +1,4 @@
-"""The archive: the same bytes for the same run, nothing in it that does not belong, and it loads somewhere else."""
+"""The archive: reproducible bytes, nothing in it that does not belong, and it loads elsewhere."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from engine.core import layout
 from engine.core.errors import ExitCode, PreconditionError, Stage3Error, UnsafeError
 from engine.packaging.archive import build_archive, hash_file
+from engine.packaging.contents import read_file
 from engine.packaging.zip_writer import MANIFEST
 from engine.run.context import Context
 from engine.storage.files import sha256_of_file
@@ -72,7 +73,7 @@ def test_two_archives_of_one_run_have_the_same_bytes_wherever_and_whenever_they_
     assert list(context.run.folder.parent.glob(".*.part")) == []
 
 
-def test_what_a_stage_sees_anew_each_time_changes_no_byte(context: Context):
+def test_what_a_stage_sees_again_each_time_changes_no_byte(context: Context):
     run = context.run
 
     def look(started: float, probe: float, account: str) -> None:
@@ -221,7 +222,7 @@ def line_break(run: Path, outside: Path) -> Path:
         (line_break, "may read as a path"),
     ],
 )
-def test_what_is_no_file_of_the_run_is_refused_by_its_name_with_what_to_do(
+def test_what_is_not_a_file_of_the_run_is_refused_by_its_name_with_what_to_do(
     plant: Callable[[Path, Path], Path], reason: str, context: Context, tmp_path: Path
 ):
     outside = tmp_path / "outside/secret"
@@ -247,6 +248,19 @@ def test_checkpoints_and_logs_may_lie_on_another_disk(context: Context, tmp_path
         shutil.move(context.run / name, tmp_path / f"big-disk-{name}")
         (context.run / name).symlink_to(tmp_path / f"big-disk-{name}")
     assert not any("checkpoint" in name or "logs" in name for name, _ in build_archive(context.run).contents)
+
+
+@pytest.mark.fault("H1", "F2-2")
+@pytest.mark.parametrize("name", [CARD, "pairs/pairs.jsonl"])
+def test_what_became_a_link_since_it_was_looked_at_is_not_read(name: str, context: Context, tmp_path: Path):
+    """No link on the way to a file is followed, be it the file or a folder above it."""
+    outside = tmp_path / "outside"
+    (context.run / "pairs").rename(outside)
+    (context.run / "pairs").symlink_to(outside)
+    (context.run / CARD).unlink()
+    (context.run / CARD).symlink_to("/etc/passwd")
+    with pytest.raises(UnsafeError, match="not a regular file"):
+        read_file(context.run, name)
 
 
 @pytest.mark.fault("B10")
@@ -279,7 +293,7 @@ def test_a_file_that_changes_while_it_is_packed_is_noticed(change: str, context:
     assert not context.run.archive.exists() and not hash_file(context.run).exists()
 
 
-def test_without_an_adapter_there_is_no_archive(context: Context):
+def test_without_an_adapter_there_is_not_an_archive(context: Context):
     (context.run / WEIGHTS).unlink()
     with pytest.raises(PreconditionError, match=r"adapter_model\.safetensors does not exist"):
         build_archive(context.run)

@@ -56,7 +56,7 @@ class TokenServer(Server):
         return app
 
     def _guard(self) -> Any:
-        @web.middleware
+        @web.middleware  # type: ignore[untyped-decorator]
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             given = request.query.get("token", "")
             if given and self._is_token(given):

@@ -16,7 +16,7 @@ from tui.widgets.chart import BLOCKS, BRAILLE, HeldOut, Level, Look, Point, Seri
 ZOOMS = (1, 2, 8)
 """The part of the steps that the charts show: all, the newest half, the newest eighth."""
 ZOOM_WORDS = {1: "", 2: "the newer half", 8: "the newest eighth"}
-LEAST_STEPS = 16
+MIN_STEPS = 16
 """Minimum points in a zoomed chart."""
 SMOOTHED_PART = 20
 """The mean goes over a twentieth of what is shown."""
@@ -70,7 +70,7 @@ class CurvesView:
         return replace(self, zoom=ZOOMS[(ZOOMS.index(self.zoom) + 1) % len(ZOOMS)])
 
     def shown(self, steps: Sequence[TrainStep]) -> Sequence[TrainStep]:
-        return steps[-max(len(steps) // self.zoom, LEAST_STEPS) :]
+        return steps[-max(len(steps) // self.zoom, MIN_STEPS) :]
 
     def pointed_at(self, x: float | None, steps: Sequence[TrainStep]) -> CurvesView:
         """The cursor on the step nearest to an x; None takes it away."""
