@@ -80,11 +80,10 @@ class TokenServer(Server):
 
     async def handle_index(self, request: web.Request) -> web.Response:  # type: ignore[override]
         """The page, with addresses as this browser reached it: through a tunnel they differ from the server's own."""
-        self_seen = f"{request.scheme}://{request.host}"
         context = {
             "font_size": 16,
             "app_websocket_url": f"{'wss' if request.secure else 'ws'}://{request.host}/ws",
-            "config": {"static": {"url": f"{self_seen}/static/"}},
+            "config": {"static": {"url": "/static/"}},
             "application": {"name": self.title},
         }
         page = aiohttp_jinja2.render_string("app_index.html", request, context)
