@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.models.backend import Backend
 from engine.models.generation.sampling import SamplingSettings
 from engine.pairs.generation.prompts import Prompt
-
-if TYPE_CHECKING:
-    pass
-
 
 PROBE_TOKENS = 8
 """Reply length of the timed batch."""
@@ -28,8 +24,9 @@ def time_batch(backend: Backend, prompts: list[Prompt]) -> tuple[float, float]:
 
     ask(1)  # warm-up: the first batch of a shape is slower
     one, many = (_seconds(lambda n=n: ask(n)) for n in (1, 1 + PROBE_TOKENS))
-    decode = max((many - one) / PROBE_TOKENS, 1e-4)
-    return one, decode
+    if many <= one:  # a busy machine: all of it counts as decoding, which is too much rather than nothing
+        return one, many / (1 + PROBE_TOKENS)
+    return one, (many - one) / PROBE_TOKENS
 
 
 def _seconds(work: Any) -> float:
