@@ -69,6 +69,9 @@ class WizardApp(Protocol):
     def use_config(self, config: Stage3Config) -> None:
         """Take the options of a form."""
 
+    def choose_preset(self) -> None:
+        """Ask which settings to begin with."""
+
     def use_token(self, token: Secret) -> None:
         """Give a token to the engine, and check it."""
 

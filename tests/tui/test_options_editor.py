@@ -28,7 +28,7 @@ async def editor_of(pilot, app: Wizard, stage: str, option: str) -> OptionsEdito
     if app.main.view.page != "Options":
         await pilot.press("o")
     await until(pilot, lambda: app.main.view.page == "Options")
-    editor = app.main.view.query_one(OptionsEditor)
+    editor = app.main.view.options_editor
     await until(pilot, lambda: editor.rows.values, "the values")
     editor.rows.focus()
     editor.rows.cursor = [one.name for one in editor.rows.options].index(option)

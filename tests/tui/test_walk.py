@@ -76,7 +76,7 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
     runner = small_demo(options_from_the_hub())
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "without cloning" in screen_text(app))
+        await until(pilot, lambda: "P presets" in screen_text(app))
         await pilot.press("question_mark")
         await until(pilot, lambda: is_open(app, Help))
         await pilot.press("escape", "t", "down", "enter")
@@ -141,7 +141,7 @@ async def test_with_the_mouse_alone(small_demo):
     footer = range(39, 40)
     async with app.run_test(size=(130, 40)) as pilot:
         on = partial(click_on, pilot, app)
-        await until(pilot, lambda: "without cloning" in screen_text(app))
+        await until(pilot, lambda: "P presets" in screen_text(app))
         await pilot.pause(0.5)
         await on("Training", lambda: app.main.selected == "training")
         await on(" Options ", lambda: "learning_rate" in screen_text(app))

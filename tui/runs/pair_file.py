@@ -36,6 +36,8 @@ class PairFile:
     """Nothing runs here, and decisions may be made."""
 
     read_only = False
+    token = None
+    asks_hub = False
     running = False
     exit_code: ExitCode | None = None
 

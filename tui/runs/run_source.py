@@ -42,6 +42,14 @@ class RunSource(Protocol):
     config: Stage3Config
 
     @property
+    def token(self) -> Secret | None:
+        """The token in use, if this process has one."""
+
+    @property
+    def asks_hub(self) -> bool:
+        """Whether the screen may ask the Hub about the names in the options before a run starts."""
+
+    @property
     def running(self) -> bool: ...
 
     @property

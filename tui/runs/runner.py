@@ -45,9 +45,11 @@ class Runner:
         *,
         token: Secret | None = None,
         session_factory: SessionFactory = Session,
+        asks_hub: bool = False,
     ) -> None:
         self.run = run
         self.config = config
+        self.asks_hub = asks_hub
         self.exit_code: ExitCode | None = None
         """Of the last completed start."""
         self.restart_until: str | None = None

@@ -30,6 +30,8 @@ class Watcher:
     """Reads `logs/events.jsonl` as it grows, in a thread of its own between `open` and `close`."""
 
     read_only = True
+    token = None
+    asks_hub = False
 
     def __init__(self, run: Run, config: Stage3Config) -> None:
         self.run = run

@@ -117,7 +117,7 @@ class StageView(Vertical):
 
     def step_back(self) -> bool:
         """Esc: one step back inside the page. False if there is none."""
-        return self.page == self.OPTIONS and self.page in self._made and self.query_one(OptionsEditor).leave()
+        return self.page == self.OPTIONS and self.page in self._made and self.options_editor.leave()
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
@@ -168,7 +168,11 @@ class StageView(Vertical):
         self._page_chosen = False
 
     def focus_options(self) -> None:
-        self.query_one(OptionsEditor).rows.focus()
+        self.options_editor.rows.focus()
+
+    @property
+    def options_editor(self) -> OptionsEditor:
+        return self._container(self.OPTIONS).query_one(OptionsEditor)
 
     def scroll_page(self, pages: int) -> None:
         page = self._container(self.page)
@@ -198,7 +202,7 @@ class StageView(Vertical):
             return False
         if self.page == self.OPTIONS:
             why_not = "Another process owns this run: change its options there." if self.source.read_only else ""
-            self.query_one(OptionsEditor).put(self.source.config, why_not)
+            self.options_editor.put(self.source.config, why_not)
         else:
             self.draw_checks(stage)
             self.draw_page(state, stage, now)

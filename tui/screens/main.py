@@ -251,6 +251,15 @@ class MainScreen(Screen[None]):
             shown = self.view.answers
             self.view.show_answers(shown.of_kind(kind) if kind else shown.of_next_kind())
 
+    def action_enter(self) -> None:
+        """Into the list or form of the page."""
+        if self.view is not None:
+            self.view.focus_options() if self.view.page == self.view.OPTIONS else self.view.focus_page()
+
+    def action_presets(self) -> None:
+        if isinstance(self.view, WorkspaceView):
+            wizard_of(self).choose_preset()
+
     def action_log_in(self) -> None:
         if isinstance(self.view, CredentialsView):
             wizard_of(self).log_in()

@@ -120,6 +120,10 @@ class OptionsEditor(Vertical):
 
     def compose(self) -> ComposeResult:
         yield OptionRows(self._options, id="option-rows")
+        yield from self.panel()
+
+    def panel(self) -> ComposeResult:
+        """What is said of the option under the cursor, and the field for its value."""
         with Vertical(id="option-panel"):
             yield TextView(id="option-words")
             field = Input(id="option-field", select_on_focus=True)
@@ -219,13 +223,18 @@ class OptionsEditor(Vertical):
             self._draw()
         return config is not None
 
+    def advice(self) -> str:
+        """What a person should do about the line under the cursor; empty if nothing."""
+        return ""
+
     # -- the option under the cursor ----------------------------------------------------------------------------------
 
     def _draw(self) -> None:
-        if not self._options:
+        if not self.rows.options:
             return
         option = self.rows.option
-        told, editing, fixed = self._told, self.editing, option.name in self._fixed or bool(self._why_not)
+        told, editing = self._told or ("" if self.editing else self.advice()), self.editing
+        fixed = option.name in self._fixed or bool(self._why_not)
         self.query_one("#option-words", TextView).put(
             (option.name, told, editing, fixed), lambda width: option_words(option, told, editing, fixed, width)
         )

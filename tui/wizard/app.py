@@ -224,6 +224,8 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 return view is not None and view.page == getattr(view, "CURVES", None)
             case "answer(1)" | "which":
                 return view is not None and view.page == getattr(view, "VERDICT", None) and bool(self.seen.evaluation)
+            case "presets":
+                return mine and not running and view is not None and view.page == getattr(view, "START", None)
             case "log_in":
                 return mine and not running and self.main.selected == "credentials"
             case "browse":
@@ -306,6 +308,22 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             if driver.running:
                 self.notify_user("Applies from the next start; the current run keeps its settings.")
             self.tick_soon()
+
+    def choose_preset(self) -> None:
+        from engine.pipeline.presets import presets
+        from tui.screens.dialogs import Answer, Question
+
+        if not self._may_start():
+            return
+        offered = {one.key: one for one in presets(self.source.config)}
+        answers = tuple(Answer(one.key, one.name, one.sentence) for one in offered.values())
+
+        def answered(key: str | None) -> None:
+            if key is not None:
+                self.use_config(offered[key].config)
+
+        text = "It sets every option; the run folder stays."
+        self.push_screen(Question("Begin with which settings?", text, answers), answered)
 
     def use_token(self, token: Secret) -> None:
         """Give the token to the engine, and check it."""

@@ -54,7 +54,7 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_
     redirect_output_to_log(run / RUN_LOG)
     from tui.runs.runner import Runner
 
-    runner = Runner(config, run, token=token)
+    runner = Runner(config, run, token=token, asks_hub=True)
     try:
         if start_until is not None:
             runner.start(until=start_until)
