@@ -144,7 +144,7 @@ class TrainingView(StageView):
 
     def show_answers(self, shown: AnswersShown) -> None:
         self._answers = shown
-        if self.page == self.VERDICT and self.page in self._made:
+        if self.page == self.VERDICT and self.is_made(self.page):
             self._draw_answers()
 
     def _draw_trials(self, state: RunState, now: float) -> None:

@@ -63,7 +63,7 @@ class WorkspaceView(StageView):
             super().focus_page()
 
     def step_back(self) -> bool:
-        if self.page == self.START and self.page in self._made:
+        if self.page == self.START and self.is_made(self.page):
             return self.query_one(StartEditor).leave()
         return super().step_back()
 
