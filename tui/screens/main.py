@@ -29,8 +29,9 @@ from tui.screens.quality import QualityView
 from tui.screens.toolchain import ToolchainView
 from tui.screens.training import TrainingView
 from tui.screens.workspace import WorkspaceView
+from tui.widgets.progress_of import seconds_to_go
 from tui.widgets.rail import Rail
-from tui.widgets.status_lines import keys_line, seconds_to_go, status_line, title_line
+from tui.widgets.status_lines import keys_line, status_line, title_line
 from tui.widgets.text_view import TextView
 from tui.widgets.token_field import TokenField
 

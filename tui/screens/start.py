@@ -132,9 +132,10 @@ def head_lines(beginning: Beginning | None, width: int, *, compact: bool = False
         told = Content.styled("Looking at what is here …", "$muted")
     elif beginning.hindrances:
         names = ", ".join(one.title.lower() for one in beginning.hindrances)
-        told = Content.assemble(
-            ("✗ Missing: ", "bold $check-failed"), (f"{names}. ", "bold"), beginning.hindrances[0].mend
-        )
+        told = Content.assemble(("✗ Missing: ", "bold $check-failed"), (f"{names}. ", "bold"))
+        mend = beginning.hindrances[0].mend
+        if told.cell_length + len(mend) + offered.cell_length + 2 <= width:  # the line itself says it, too
+            told = told + Content(mend)
     else:
         told = Content.assemble(
             ("✓ Nothing is missing. ", "bold $check-ok"), ("a", "bold $key"), " runs all ten stages."
