@@ -42,6 +42,14 @@ class Option:
     """The stages whose result depends on it, and "evaluation" for the second half of stage training."""
     home: str = ""
     """The stage whose form shows it; empty for display options."""
+    common: bool = False
+    """Whether it is one of the twenty that people use."""
+    label: str = ""
+    """What forms call it."""
+    unit: str = ""
+    """Of its value; "share" is a number from 0 to 1 that forms show in percent."""
+    topic: str = ""
+    """The heading under which forms show it."""
 
     @property
     def may_be_none(self) -> bool:
@@ -95,7 +103,20 @@ def _options_of(node: ast.ClassDef) -> list[Option]:
                 sentence = " ".join(str(after.value.value).split())
             name, annotation = field.target.id, ast.unparse(field.annotation)
             written = (_default(field.value), sentence, _bounds(field.value), _changes(field.value))
-            found.append(Option(name, group, annotation, *written, home=HOME_OF_GROUP[group]))
+            label, unit, topic = (_word(field.value, key) for key in ("label", "unit", "topic"))
+            found.append(
+                Option(
+                    name,
+                    group,
+                    annotation,
+                    *written,
+                    home=HOME_OF_GROUP[group],
+                    common=_common(field.value),
+                    label=label,
+                    unit=unit,
+                    topic=topic or group,
+                )
+            )
     return found
 
 
@@ -116,6 +137,18 @@ def _changes(value: ast.expr | None) -> tuple[str, ...]:
         return ()
     given = {keyword.arg: keyword.value for keyword in value.keywords}.get("changes")
     return tuple(str(given.value).split()) if isinstance(given, ast.Constant) else ()
+
+
+def _common(value: ast.expr | None) -> bool:
+    given = value.keywords if isinstance(value, ast.Call) else []
+    return any(keyword.arg == "common" and ast.unparse(keyword.value) == "True" for keyword in given)
+
+
+def _word(value: ast.expr | None, key: str) -> str:
+    """A keyword of a field that is text; empty without it."""
+    given = {keyword.arg: keyword.value for keyword in value.keywords} if isinstance(value, ast.Call) else {}
+    found = given.get(key)
+    return str(found.value) if isinstance(found, ast.Constant) else ""
 
 
 def _bounds(value: ast.expr | None) -> str:

@@ -25,7 +25,6 @@ from tests.support.hub_in_process import CANARY, use
 from tests.support.idle_wizard import click_on, is_open, screen_text, until
 from tui.pair_browser.browser import PairBrowser
 from tui.runs.runner import Runner
-from tui.screens.base import options_of
 from tui.screens.dialogs import Help, Question
 from tui.widgets.token_field import FILLED
 from tui.wizard.app import Wizard, WizardEnd
@@ -84,12 +83,11 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
 
         await pilot.press("7", "o")
         await until(pilot, lambda: app.main.view.STAGE == "pairs" and app.main.view.page == "Options")
-        await until(pilot, lambda: "num_examples" in screen_text(app))
-        down = [option.name for option in options_of("pairs")].index("num_examples")
-        await pilot.press(*"j" * down, "enter", "ctrl+u", *"44", "enter")
+        await until(pilot, lambda: "num-examples" in screen_text(app))
+        await pilot.press("slash", *"num-examples", "enter", "enter", "ctrl+u", *"44", "enter")
         await until(pilot, lambda: runner.config.num_examples == 44)
 
-        await pilot.press("escape", "7", "r")
+        await pilot.press("escape", "escape", "7", "r")
         await until(pilot, lambda: "someone/tiny without a token" in screen_text(app), "a refusal", LONG)
         assert f"{hub.endpoint}/someone/tiny" in screen_text(app), "the page to open"
         await until(pilot, lambda: not runner.running)
@@ -144,8 +142,9 @@ async def test_with_the_mouse_alone(small_demo):
         await until(pilot, lambda: "P presets" in screen_text(app))
         await pilot.pause(0.5)
         await on("Training", lambda: app.main.selected == "training")
-        await on(" Options ", lambda: "learning_rate" in screen_text(app))
-        await on("save_steps", lambda: "Optimizer steps between checkpoints" in screen_text(app), rows=range(8, 30))
+        await on(" Options ", lambda: "learning-rate" in screen_text(app))
+        await on("more options", lambda: "save-steps" in screen_text(app))
+        await on("save-steps", lambda: "Optimizer steps between checkpoints" in screen_text(app), rows=range(8, 30))
         await on("? help", lambda: is_open(app, Help), rows=footer)
         await pilot.click(offset=(0, 0))
         await until(pilot, lambda: app.screen is app.main)

@@ -67,6 +67,11 @@ def options_of(stage: str) -> tuple[Option, ...]:
     return tuple(option for option in options() if option.name in wanted or option.group in wanted)
 
 
+def done_of(state: RunState) -> dict[str, float | None]:
+    """The stages that are done, each with the seconds that it took."""
+    return {name: stage.elapsed(0.0) for name, stage in state.stages.items() if stage.status in ("done", "skipped")}
+
+
 class StageView(Vertical):
     """The body of the screen for one stage. It gets the state, and draws what changed."""
 
@@ -117,7 +122,7 @@ class StageView(Vertical):
 
     def step_back(self) -> bool:
         """Esc: one step back inside the page. False if there is none."""
-        return self.page == self.OPTIONS and self.page in self._made and self.options_editor.leave()
+        return self.page == self.OPTIONS and self.page in self._made and self.options_editor.step_back()
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
@@ -206,7 +211,7 @@ class StageView(Vertical):
             return False
         if self.page == self.OPTIONS:
             why_not = "Another process owns this run: change its options there." if self.source.read_only else ""
-            self.options_editor.put(self.source.config, why_not)
+            self.options_editor.put(self.source.config, why_not, done_of(state))
         else:
             self.draw_checks(stage)
             self.draw_page(state, stage, now)

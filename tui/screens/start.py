@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual.app import ComposeResult
 from textual.content import Content
 
-from engine.core.options import Option, options
+from engine.core.options import options
 from engine.dpo.planning.disk_space import sized
 from engine.pipeline.ingredients import Beginning, Costs, Ingredient, Standing, values_of
 from tui.formatting import approx_duration, memory, one_line
-from tui.widgets.layout import EMPTY, fit, spread
-from tui.widgets.options_editor import OptionRows, OptionsEditor
+from tui.widgets.layout import EMPTY, fit, shortened, spread
+from tui.widgets.option_rows import OptionRows
+from tui.widgets.option_words import Done
+from tui.widgets.options_editor import OptionsEditor
 from tui.widgets.stage_sections import section
 from tui.widgets.text_view import TextView, clickable
 
@@ -33,18 +35,29 @@ TITLE_CELLS, LEAST_VALUE = 12, 24
 class StartRows(OptionRows):
     """A row per ingredient: whether it is there, its name, its value, and what is known of it."""
 
+    ingredients: tuple[Ingredient, ...] = ()
+
     def __init__(self, ingredients: tuple[Ingredient, ...], *, id: str | None = None) -> None:  # noqa: A002
         super().__init__((), id=id)
-        self.ingredients: tuple[Ingredient, ...] = ()
         self.show(ingredients)
 
     def show(self, ingredients: tuple[Ingredient, ...]) -> None:
+        if ingredients != self.ingredients:
+            self.ingredients = ingredients
+            self._rearrange()
+
+    def _arrange(self) -> None:
         by_name = {option.name: option for option in options()}
-        changed = ingredients != self.ingredients
-        self.ingredients = ingredients
-        self.options: tuple[Option, ...] = tuple(by_name[one.option] for one in ingredients)
-        if changed and self.is_mounted:
-            self.rows_changed()
+        self.rows = tuple(by_name[one.option] for one in self.ingredients)
+
+    def put(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def action_rest(self) -> None:
+        """All of them are shown."""
+
+    def action_search(self) -> None:
+        """There is nothing to find among so few."""
 
     def row_content(self, index: int, width: int) -> Content:
         return ingredient_row(self.ingredients[index], max(len(one.told) for one in self.ingredients), width)
@@ -73,9 +86,9 @@ class StartEditor(OptionsEditor):
     def rows(self) -> StartRows:
         return self.query_one(StartRows)
 
-    def put(self, config: Stage3Config, why_not: str = "") -> None:
+    def put(self, config: Stage3Config, why_not: str = "", done: Done | None = None) -> None:
         """Show the values of `config` at once; what is known of them follows with `know`."""
-        self._config, self._why_not = config, why_not
+        self._config, self._why_not, self._done = config, why_not, self._done if done is None else done
         known = {one.title: one for one in self._beginning.ingredients} if self._beginning is not None else {}
         values = values_of(config)
         self.rows.show(tuple(self._unless_changed(one, known.get(one.title)) for one in values))
@@ -116,13 +129,6 @@ def ingredient_row(one: Ingredient, told_cells: int, width: int) -> Content:
         one_line(one.told, style if loud else "$muted", 80),
     ]
     return (cells[0] + cells[1] + Content("  ") + cells[2]).truncate(width, ellipsis=True)
-
-
-def shortened(value: Content, room: int) -> Content:
-    """At most `room` cells; of a path the end says most."""
-    if value.cell_length <= room or "/" not in value.plain:
-        return value
-    return Content("…") + value[-(room - 1) :]
 
 
 def head_lines(beginning: Beginning | None, width: int, *, compact: bool = False) -> list[Content]:

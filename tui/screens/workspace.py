@@ -16,7 +16,7 @@ from engine.run.folder import Run
 from engine.run.state import RunState, StageState
 from tui.formatting import memory
 from tui.runs.run_source import RunSource
-from tui.screens.base import StageView
+from tui.screens.base import StageView, done_of
 from tui.screens.start import StartEditor
 from tui.widgets.gauge import memory_bar
 from tui.widgets.layout import EMPTY
@@ -64,13 +64,13 @@ class WorkspaceView(StageView):
 
     def step_back(self) -> bool:
         if self.page == self.START and self.is_made(self.page):
-            return self.query_one(StartEditor).leave()
+            return self.query_one(StartEditor).step_back()
         return super().step_back()
 
     def _draw_start(self, state: RunState) -> None:
         why_not = "Another process owns this run: change its options there." if self.source.read_only else ""
         editor = self.query_one(StartEditor)
-        editor.put(self.source.config, why_not)
+        editor.put(self.source.config, why_not, done_of(state))
         if self._known_of is None and self.screen.focused is None and not self.source.running:
             editor.rows.focus()  # Enter changes the line under the cursor from the first moment on
         key = (self.source.config, tuple(stage.status for stage in state.stages.values()))

@@ -31,6 +31,13 @@ def fit(content: Content, width: int, *, right: bool = False) -> Content:
     return content.pad_left(missing) if right else content.pad_right(missing)
 
 
+def shortened(value: Content, room: int) -> Content:
+    """At most `room` cells; of a path the end says most."""
+    if value.cell_length <= room or "/" not in value.plain:
+        return value
+    return Content("…") + value[-(room - 1) :]
+
+
 def paragraph(content: Content, width: int, indent: int = 0) -> list[Content]:
     """Wrapped at words; lines after the first too are moved in by `indent`."""
     room = max(width - indent, 8)

@@ -224,6 +224,8 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 return view is not None and view.page == getattr(view, "CURVES", None)
             case "answer(1)" | "which":
                 return view is not None and view.page == getattr(view, "VERDICT", None) and bool(self.seen.evaluation)
+            case "rest" | "search":
+                return view is not None and view.page == view.OPTIONS
             case "presets":
                 return mine and not running and view is not None and view.page == getattr(view, "START", None)
             case "log_in":
