@@ -49,6 +49,18 @@ class RunRows(RowList):
     def __init__(self, beside: Path, runs: Sequence[RunFacts], new: Path | None) -> None:
         super().__init__(id="runs")
         self._beside, self._runs, self._new = beside, runs, new
+        self._marked: set[Path] = set()
+
+    @property
+    def marked(self) -> tuple[Path, ...]:
+        return tuple(run.folder for run in self._runs if run.folder in self._marked)
+
+    def mark(self) -> None:
+        """The run under the cursor, or no longer; then the next one."""
+        if self.cursor < len(self._runs):
+            self._marked ^= {self._runs[self.cursor].folder}
+            self.cursor += 1
+            self.refresh()
 
     @property
     def shown(self) -> int:
@@ -66,8 +78,9 @@ class RunRows(RowList):
 
     def row_content(self, index: int, width: int) -> Content:
         if index == len(self._runs):
-            return Content.assemble((" a new run in ", "$muted"), one_line(self.folder_at(index).name, "bold", 60))
-        return run_row(self._runs[index], self._beside, width)
+            return Content.assemble(("   a new run in ", "$muted"), one_line(self.folder_at(index).name, "bold", 60))
+        mark = Content.styled("● " if self._runs[index].folder in self._marked else "  ", "$accent")
+        return mark + run_row(self._runs[index], self._beside, width - 2)
 
 
 def run_row(run: RunFacts, beside: Path, width: int) -> Content:
@@ -99,7 +112,11 @@ class RunChooser(ThemedApp[Path]):
     #head { padding: 1 1; }
     """
     ENABLE_COMMAND_PALETTE = False
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,escape,ctrl+c", "leave", "leave", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q,escape,ctrl+c", "leave", "leave", show=False),
+        Binding("x", "mark", "mark", show=False),
+        Binding("c", "compare", "compare", show=False),
+    ]
 
     def __init__(self, config: Stage3Config, beside: Path, runs: Sequence[RunFacts]) -> None:
         super().__init__(config)
@@ -128,11 +145,25 @@ class RunChooser(ThemedApp[Path]):
         rows = self.query_one(RunRows)
         self.exit(rows.folder_at(rows.cursor))
 
+    def action_mark(self) -> None:
+        self.query_one(RunRows).mark()
+
+    def action_compare(self) -> None:
+        """The marked runs; without two marks, all that were trained."""
+        from tui.screens.compare import CompareScreen
+
+        rows = self.query_one(RunRows)
+        chosen = rows.marked or tuple(run.folder for run in self._runs if run.verdict)
+        if len(chosen) < 2:
+            self.notify("To compare takes two runs: x marks one.")
+        else:
+            self.push_screen(CompareScreen(chosen))
+
     def action_leave(self) -> None:
         self.exit(None)
 
 
 KEYS = Content.assemble(
-    ("j k", "bold $key"), (" move  ", "$muted"), ("Enter", "bold $key"), (" opens it  ", "$muted"), ("q", "bold $key"),
-    (" leaves   ", "$muted"), ("--output-dir names one at once", "$muted"),
+    ("j k", "bold $key"), (" move  ", "$muted"), ("Enter", "bold $key"), (" opens it  ", "$muted"), ("x", "bold $key"),
+    (" marks  ", "$muted"), ("c", "bold $key"), (" compares  ", "$muted"), ("q", "bold $key"), (" leaves", "$muted"),
 )  # fmt: skip
