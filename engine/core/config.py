@@ -27,20 +27,27 @@ NOT_RECORDED = frozenset({"store_token"})
 
 
 def option(
-    default: Any, *, changes: str, common: bool = False, label: str, unit: str = "", topic: str = "", **bounds: Any
+    default: Any,
+    *,
+    changes: str,
+    label: str,
+    unit: str = "",
+    topic: str = "",
+    common: bool = False,
+    **bounds: Any,
 ) -> Any:
     """A field of the configuration.
 
     changes   the stages whose result depends on it, by name, and "evaluation" for the second half of stage training;
               empty if it changes no result. A stage is done again when one of its own options changes, not when others
               do (`engine.pipeline.graph`).
-    common    whether it is one of the twenty that people use: `--help` shows these, `--help-all` the rest
     label     what forms call it
     unit      of its value, as forms show it; "share" is a number from 0 to 1 that they show in percent
-    topic     the heading under which forms show it; its group's, if empty
+    topic     the heading under which forms show it; that of its group, if empty
+    common    whether it is one of the twenty that people use: `--help` shows these, `--help-all` the rest
     bounds    ge, gt, le, lt, pattern, as in pydantic's Field
     """
-    return Field(default, json_schema_extra={"changes": list(changes.split())}, **bounds)  # type: ignore[dict-item]
+    return Field(default, json_schema_extra={"changes": list(changes.split()), "common": common}, **bounds)  # type: ignore[dict-item]
 
 
 class Described(BaseModel):

@@ -40,10 +40,10 @@ class Option:
     """Bounds in words: at least 1, at least 0.0 and at most 1.0."""
     changes: tuple[str, ...] = ()
     """The stages whose result depends on it, and "evaluation" for the second half of stage training."""
+    common: bool = False
+    """One of the twenty that people use: `--help` shows it."""
     home: str = ""
     """The stage whose form shows it; empty for display options."""
-    common: bool = False
-    """Whether it is one of the twenty that people use."""
     label: str = ""
     """What forms call it."""
     unit: str = ""
@@ -102,21 +102,15 @@ def _options_of(node: ast.ClassDef) -> list[Option]:
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 sentence = " ".join(str(after.value.value).split())
             name, annotation = field.target.id, ast.unparse(field.annotation)
-            written = (_default(field.value), sentence, _bounds(field.value), _changes(field.value))
-            label, unit, topic = (_word(field.value, key) for key in ("label", "unit", "topic"))
-            found.append(
-                Option(
-                    name,
-                    group,
-                    annotation,
-                    *written,
-                    home=HOME_OF_GROUP[group],
-                    common=_common(field.value),
-                    label=label,
-                    unit=unit,
-                    topic=topic or group,
-                )
+            written = (
+                _default(field.value),
+                sentence,
+                _bounds(field.value),
+                _changes(field.value),
+                _common(field.value),
             )
+            label, unit, topic = (_word(field.value, key) for key in ("label", "unit", "topic"))
+            found.append(Option(name, group, annotation, *written, HOME_OF_GROUP[group], label, unit, topic or group))
     return found
 
 

@@ -166,6 +166,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # TRL writes in place, adds a pickle that can contain the Hub token, and rotates by file time.
         folder, step = Path(self.args.output_dir), self.state.global_step
+        _require_finite_weights(self.model, step)
         path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
         rotate(folder, self.keep_checkpoints)
         self.emit(CheckpointSaved(step, f"{layout.CHECKPOINTS_DIR}/{path.name}", size_of(path)))
@@ -238,6 +239,17 @@ def _require_finite(logs: dict[str, float], step: int) -> None:
                 f"The {name.replace('grad_norm', 'gradient norm')} is {logs[name]} at step {step}.",
                 "The numbers overflowed, or the adapter was broken; training on would be useless.",
                 "The last good checkpoint is kept. Use --dtype bfloat16 or float32, or a lower --learning-rate.",
+            )
+
+
+def _require_finite_weights(model: Any, step: int) -> None:
+    """A finite loss and gradient may still be followed by an update that overflows: such a checkpoint could never go on."""
+    for name, weights in model.named_parameters():
+        if weights.requires_grad and not bool(torch.isfinite(weights).all()):
+            raise NumbersError(
+                f"{name} holds numbers that are not finite after step {step}.",
+                "The update overflowed. No checkpoint was made of it.",
+                "The last good checkpoint is kept. Use a lower --learning-rate, or --dtype float32.",
             )
 
 
