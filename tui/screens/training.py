@@ -19,6 +19,7 @@ from tui.app_protocol import wizard_of
 from tui.formatting import figure, memory, number, safe_text
 from tui.screens.answers import AnswersShown, answers_lines
 from tui.screens.base import StageView
+from tui.screens.compare import series_of
 from tui.screens.trials import trial_lines
 from tui.screens.verdict import evidence_lines, verdict_lines
 from tui.widgets.chart import Level, Series, moving_average
@@ -59,6 +60,7 @@ class TrainingView(StageView):
             yield TextView(id="memory")
         elif page == self.TRIALS:
             yield TextView(id="trials")
+            yield LineChart(id="trial-losses")
         else:
             yield TextView(id="verdict")
             yield TextView(id="answers")
@@ -152,6 +154,11 @@ class TrainingView(StageView):
         key = (trials, total, int(now) if state.running else 0)
         plain = wizard_of(self).draws_ascii
         self.paper("trials").put(key, lambda width: trial_lines(trials, total, now, width, plain=plain))
+        losses = [[number(step.loss) for step in trial.steps] for trial in trials]
+        chart = self.query_one("#trial-losses", LineChart)
+        chart.display = any(losses)
+        head = Content.assemble(("Loss", "bold $heading"), ("   of every trial, in the colour of its number", "$muted"))
+        chart.put([len(each) for each in losses], head, series_of(losses), CURVES["loss"].levels)
 
     def _draw_memory(self, state: RunState) -> None:
         reading = state.telemetry[-1] if state.telemetry else None

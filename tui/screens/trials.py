@@ -11,6 +11,7 @@ from engine.dpo.evaluation.carried import with_interval
 from engine.pipeline.best_trial import best_of
 from engine.run.state import TrialState
 from tui.formatting import bars, duration, number, one_line
+from tui.screens.compare import colour
 from tui.screens.verdict import READABLE, WORD_STYLES
 from tui.widgets.big_word import big_word, hero
 from tui.widgets.interval_bar import interval_bar
@@ -61,7 +62,7 @@ def _head(trial: TrialState, now: float, width: int) -> Content:
     mark = STAGE_MARKS.get("running" if trial.finished is None else trial.finished.outcome, UNKNOWN)
     left = Content.assemble(
         (f"{mark.glyph} ", f"bold {mark.style}"),
-        (f"{trial.number}  ", "$muted"),
+        (f"{trial.number}  ", f"bold {colour(trial.number - 1)}"),
         one_line(_options(trial.options), "bold", 120),
     )
     return spread(left, _outcome(trial, now), width)

@@ -16,7 +16,7 @@ from engine.run.listing import RunFacts, State, runs_below
 from tui.formatting import memory, one_line, short_path
 from tui.widgets.layout import fit
 from tui.widgets.row_list import RowList
-from tui.widgets.text_view import TextView
+from tui.widgets.text_view import TextView, clickable
 from tui.wizard.themed_app import ThemedApp
 
 if TYPE_CHECKING:
@@ -163,7 +163,14 @@ class RunChooser(ThemedApp[Path]):
         self.exit(None)
 
 
-KEYS = Content.assemble(
-    ("j k", "bold $key"), (" move  ", "$muted"), ("Enter", "bold $key"), (" opens it  ", "$muted"), ("x", "bold $key"),
-    (" marks  ", "$muted"), ("c", "bold $key"), (" compares  ", "$muted"), ("q", "bold $key"), (" leaves", "$muted"),
+def _offer(key: str, word: str, action: str = "") -> Content:
+    told = Content.assemble((key, "bold $key"), (f" {word}  ", "$muted"))
+    return clickable(told, f"app.{action}") if action else told
+
+
+KEYS = Content("").join(
+    [
+        _offer("j k", "move"), _offer("Enter", "opens it"), _offer("x", "marks", "mark"),
+        _offer("c", "compares", "compare"), _offer("q", "leaves", "leave"),
+    ]
 )  # fmt: skip
