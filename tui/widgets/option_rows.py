@@ -20,7 +20,6 @@ from tui.widgets.text_view import clickable
 
 FEW = 12
 """So many options are shown without being asked for."""
-NAME_CELLS = 28
 LEAST_VALUE = 10
 Row = Option | str
 """An option, a heading, or nothing (air above a heading)."""
@@ -140,7 +139,8 @@ class OptionRows(RowList):
             return section(row, "", width) if row else EMPTY
         labels = max(len(option.label) for option in self.options) + 2
         values = max(len(shown_value(option, self.values.get(option.name))) for option in self.options)
-        room = min(max(values, LEAST_VALUE), max(width - labels - NAME_CELLS - 5, LEAST_VALUE))
+        names = max(len(option.name) for option in self.options)
+        room = min(max(values, LEAST_VALUE), max(width - labels - names - 5, LEAST_VALUE))
         return option_row(row, self.values.get(row.name), labels, room, width)
 
     # -- what the keys ask for ----------------------------------------------------------------------------------------
