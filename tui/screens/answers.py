@@ -8,7 +8,7 @@ from textual.content import Content
 
 from engine.dpo.evaluation.answered import KINDS, Answered
 from tui.formatting import figure, safe_text
-from tui.widgets.layout import EMPTY, paragraph, spread
+from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import section
 from tui.widgets.text_view import clickable
@@ -66,11 +66,13 @@ def answers_lines(shown: AnswersShown, width: int) -> list[Content]:
     one = shown.current
     if one is None:
         return []
+    steps = _steps()
     prompt = safe_text(one.prompt, "bold $foreground", PROMPT_SHOWN)
     names = tuple(_name(one, stage) for stage in (2, 3))
     return [
-        section("Answers", f"{shown.place + 1} of {len(shown.chosen)}", width),
-        spread(_kinds(shown), _steps(), width),
+        section("Answers", f"{shown.place + 1} of {len(shown.chosen)}", width - steps.cell_length - 1)
+        + steps.pad_left(1),
+        _kinds(shown).truncate(width, ellipsis=True),
         EMPTY,
         *paragraph(prompt, width),
         EMPTY,
