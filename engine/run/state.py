@@ -229,13 +229,16 @@ class RunState:
 
     @apply.register(TrialStep)
     def _(self, event: TrialStep, time: float) -> RunState:
-        trial = self.trials[event.trial]
+        trial = self.trials.get(event.trial)
+        if trial is None:
+            return self  # the line that began it is damaged, or of another version
         kept = tuple(step for step in trial.steps if step.step < event.step)
         return self._with_trial(replace(trial, steps=(*kept, event)))
 
     @apply.register(TrialFinished)
     def _(self, event: TrialFinished, time: float) -> RunState:
-        return self._with_trial(replace(self.trials[event.name], finished=event))
+        trial = self.trials.get(event.name)
+        return self if trial is None else self._with_trial(replace(trial, finished=event))
 
     @apply.register(CheckpointSaved)
     def _(self, event: CheckpointSaved, time: float) -> RunState:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.core.events import Message
 from engine.core.failpoints import failpoint
-from engine.storage.files import sha256_of_file, size_of_folder, sync_folder, write_json
+from engine.storage.files import name_folder, sha256_of_file, size_of_folder, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -99,16 +99,15 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
     shutil.rmtree(part, ignore_errors=True)
     folder.mkdir(exist_ok=True)
     shutil.copytree(newest, part)
-    failpoint("rename")
-    part.rename(final)
-    sync_folder(folder)
+    name_folder(part, final)
     return newest
 
 
 def rotate(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints. What was renamed as broken is never counted or touched."""
     for checkpoint in by_step(folder)[:-keep]:
-        failpoint("checkpoint")
+        (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: what is left of it after a kill is no candidate
+        failpoint("delete")
         shutil.rmtree(checkpoint)
 
 
