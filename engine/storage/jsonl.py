@@ -19,7 +19,7 @@ from engine.core.failpoints import failpoint
 
 _BLOCK = 1 << 16
 
-LONGEST_LINE = 16 << 20
+MAX_LINE_BYTES = 16 << 20
 """Bytes. A longer line is no record: without a bound, one file without newlines would fill the memory."""
 
 
@@ -117,11 +117,11 @@ def read_records(
     while True:
         number += 1
         try:
-            raw = file.readline(LONGEST_LINE)
+            raw = file.readline(MAX_LINE_BYTES)
             if not raw:
                 return
             whole = raw.endswith(b"\n")
-            cut = not whole and len(raw) == LONGEST_LINE
+            cut = not whole and len(raw) == MAX_LINE_BYTES
             if cut:
                 whole = _skip_to_next_line(file)
         except EOFError as error:  # of what unpacks it (engine.pairs.formats.streams)
@@ -130,7 +130,7 @@ def read_records(
         if not whole and not last_line_may_lack_newline:
             return
         if cut:
-            yield number, BadLine(number, f"longer than {LONGEST_LINE >> 20} MiB")
+            yield number, BadLine(number, f"longer than {MAX_LINE_BYTES >> 20} MiB")
             continue
         if number == 0:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -185,7 +185,7 @@ def _kind(value: Any) -> str:
 
 def _skip_to_next_line(file: BinaryIO) -> bool:
     """Whether there was one."""
-    while rest := file.readline(LONGEST_LINE):
+    while rest := file.readline(MAX_LINE_BYTES):
         if rest.endswith(b"\n"):
             return True
     return False

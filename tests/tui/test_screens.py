@@ -1,4 +1,4 @@
-"""Every screen over a made-up run: what it shows, at which size, and that foreign text stays text."""
+"""Every screen over a made-up run: its content at each size, and foreign text stays text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tui.formatting import short_path
 from tui.keys import KEYS
 from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
-from tui.screens.log import LogScreen
+from tui.screens.log import LogRows, LogScreen
 from tui.screens.stage_descriptions import DESCRIPTIONS, description_of
 from tui.widgets.progress_of import seconds_to_go
 from tui.widgets.rail import clock, flat_number_at, flat_rail, run_rows, tall_rail, whole_run
@@ -97,6 +97,9 @@ async def test_clicks_in_hostile_text_do_nothing(finished: Runner):
         await pilot.press("l")
         await until(pilot, lambda: is_open(app, LogScreen))
         await until(pilot, lambda: "[@click" in screen_text(app), "the hostile text")
+        rows = app.screen.query_one(LogRows)
+        rows.cursor = next(at for at, line in enumerate(rows.lines) if "[@click" in line.text)  # shown whole below
+        await pilot.pause()
         shown, window = screen_text(app).splitlines(), app.screen.query_one(".window").region
         places = [
             (line.index(mark) + 1, y)
@@ -253,7 +256,7 @@ def test_the_first_screen_is_where_the_run_stands(runner: Runner, finished: Runn
 
 @pytest.mark.fault("G2")
 def test_the_markup_of_hostile_text_is_never_parsed():
-    """No widget of ours takes text as markup: Static and Label are given Content, or `markup=False`."""
+    """No widget parses text as markup: Static and Label get Content, or `markup=False`."""
     for path in (Path(__file__).parents[2] / "tui").rglob("*.py"):
         source = path.read_text()
         assert "from_markup" not in source and "markup=True" not in source, path
@@ -271,7 +274,7 @@ def test_the_markup_of_hostile_text_is_never_parsed():
 
 
 def test_hostile_text_is_in_the_made_up_run(tmp_path: Path):
-    """Otherwise the tests above prove nothing."""
+    """Without this, the tests above would prove nothing."""
     folder = make_run(tmp_path / "run", pairs=60)
     journal = (folder / layout.EVENTS_JSONL).read_text()
     assert all(ascii(text)[1:-1].split("\\")[0] in journal for text in HOSTILE)

@@ -27,7 +27,7 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
     part = folder / f".checkpoint-{step}.part"
     final = folder / f"checkpoint-{step}"
     shutil.rmtree(part, ignore_errors=True)
-    folder.mkdir(exist_ok=True)  # and not what it lies in: a run folder that was moved away is not begun again
+    folder.mkdir(exist_ok=True)  # without parents, so that a run folder that was moved away is not recreated
     part.mkdir()
     failpoint("checkpoint")
     fill(part)
@@ -74,7 +74,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
     told: list[Message] = []
     for unfinished in folder.glob(".checkpoint-*.part"):
         if _UNFINISHED.fullmatch(unfinished.name):
-            shutil.rmtree(unfinished)  # it never had a name, so nothing counted on it
+            shutil.rmtree(unfinished)  # never completed, so nothing depends on it
     for checkpoint in reversed(by_step(folder)):
         fault = checkpoint_error(checkpoint, fingerprint)
         if not fault:
@@ -85,9 +85,9 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
 
 
 def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None:
-    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None if there is none.
+    """Copy the newest complete checkpoint of the same training from one of `others` into `folder`; None if there is none.
 
-    The same data and settings give the same training, so nothing of it has to be done twice.
+    Equal data and settings give the same training, so nothing has to be repeated.
     """
     found = [
         checkpoint for other in others for checkpoint in by_step(other) if not checkpoint_error(checkpoint, fingerprint)
@@ -104,7 +104,7 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
 
 
 def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints. What was renamed as broken is never counted or touched."""
+    """Delete all but the `keep` newest checkpoints. Those renamed as broken are neither counted nor touched."""
     for checkpoint in by_step(folder)[:-keep]:
         (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: what is left of it after a kill is no candidate
         failpoint("delete")
@@ -112,7 +112,7 @@ def rotate(folder: Path, keep: int) -> None:
 
 
 def by_step(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the lowest step first."""
+    """The checkpoints in `folder`, lowest step first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 

@@ -18,7 +18,7 @@ from engine.security.sanitize import visible_line
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-LONGEST_CONFIG = 16 << 20
+MAX_CONFIG_BYTES = 16 << 20
 """Bytes; PEFT writes a few thousand."""
 NOT_FOR_PEFT = ("auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
 """Provenance and machine settings, which the file does not decide here."""
@@ -99,10 +99,10 @@ def read_settings(folder: Path) -> AdapterSettings:
 def _read_object(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     with open_in(folder, ADAPTER_CONFIG) as file:
-        text = file.read(LONGEST_CONFIG + 1)
+        text = file.read(MAX_CONFIG_BYTES + 1)
     try:
-        if len(text) > LONGEST_CONFIG:
-            raise ValueError(f"it is longer than {LONGEST_CONFIG:,} bytes")
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is longer than {MAX_CONFIG_BYTES:,} bytes")
         data = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise PreconditionError(

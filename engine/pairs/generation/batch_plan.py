@@ -1,7 +1,7 @@
-"""Which prompts are generated side by side, written down before the first batch: a run that was killed makes the same batches.
+"""The batch plan, written before the first batch, so that a killed run makes the same batches again.
 
-A record's text may depend, in its last bits, on the shape of its batch. So batches are cut from what was missing when the
-set was begun, not from what is missing when a process starts.
+The shape of a batch may change the last bits of a row's logits, and so its text. Batches are therefore cut from the prompts
+that were missing when the set was started, not from those missing when a process starts.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from engine.storage.files import sha256_of_json, write_json
 @dataclass(frozen=True)
 class BatchPlan:
     made_for: str
-    """A hash of the prompts and of what makes their records."""
+    """A hash of the prompts and of the settings that make their records."""
     records_before: int
-    """Records that were in `pairs.jsonl` when the plan was made."""
+    """Records in `pairs.jsonl` when the plan was made."""
     batch_size: int
     longest_tokens: int
 
     @property
     def is_sound(self) -> bool:
-        """The file may be damaged, or somebody else's."""
+        """False if the file is damaged or foreign."""
         numbers = (self.records_before, self.batch_size, self.longest_tokens)
         return all(type(number) is int for number in numbers) and self.records_before >= 0 and self.batch_size >= 1
 
@@ -40,7 +40,7 @@ def key_of_plan(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
 
 
 def read_plan(path: Path, made_for: str) -> BatchPlan | None:
-    """The plan of this set of prompts; None if there is none, or none that can be used: then one is made."""
+    """The saved plan for this set of prompts; None if there is none that can be used."""
     try:
         plan = BatchPlan(**json.loads(path.read_text(encoding="ascii")))
     except (OSError, ValueError, TypeError):
@@ -49,7 +49,7 @@ def read_plan(path: Path, made_for: str) -> BatchPlan | None:
 
 
 def prompts_to_make(prompts: Sequence[Prompt], recorded: Iterable[str], plan: BatchPlan) -> list[Prompt]:
-    """Those that had no record when the plan was made.
+    """The prompts that had no record when the plan was made.
 
     recorded   ids in the order of `pairs.jsonl`
     """
