@@ -24,7 +24,7 @@ from engine.hub.cache import cached_snapshot, missing_from
 from engine.hub.references import is_local, local_path, looks_like_hub_id
 from engine.hub.run_requirements import HubRequirement, hub_requirements
 from engine.hub.tokens import TOKEN_VARIABLES
-from engine.pairs.generation.effort import prompts_expected, replies_of_a_pair
+from engine.pairs.generation.cost import expected_prompts, replies_per_pair
 from engine.pipeline.plan import run_forecast
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -265,8 +265,8 @@ def _push(config: Stage3Config) -> Ingredient:
 
 
 def _costs(config: Stage3Config, run: Run, disk: Mapping[str, int]) -> Costs:
-    prompts = prompts_expected(config)
-    replies = f"{prompts:,} prompts × {replies_of_a_pair(config)} answers, up to {config.max_new_tokens} tokens each"
+    prompts = expected_prompts(config)
+    replies = f"{prompts:,} prompts × {replies_per_pair(config)} answers, up to {config.max_new_tokens} tokens each"
     return Costs(
         "nothing to generate" if config.pairs is not None else replies,
         disk,

@@ -44,7 +44,7 @@ class StartRows(OptionRows):
     def show(self, ingredients: tuple[Ingredient, ...]) -> None:
         if ingredients != self.ingredients:
             self.ingredients = ingredients
-            self._rearrange()
+            self.rearrange()
 
     def _arrange(self) -> None:
         by_name = {option.name: option for option in options()}
@@ -93,7 +93,7 @@ class StartEditor(OptionsEditor):
         values = values_of(config)
         self.rows.show(tuple(self._unless_changed(one, known.get(one.title)) for one in values))
         self.rows.put({one.option: getattr(config, one.option) for one in values})
-        self._draw()
+        self.show_option()
         self._draw_around()
 
     def know(self, beginning: Beginning) -> None:

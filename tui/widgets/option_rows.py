@@ -60,7 +60,7 @@ class OptionRows(RowList):
     def put(self, values: dict[str, Any]) -> None:
         if values != self.values:
             first, self.values = not self.values, values
-            self._rearrange()
+            self.rearrange()
             if first:
                 self.cursor = 0
 
@@ -69,12 +69,12 @@ class OptionRows(RowList):
     def show_all(self, whole: bool | None = None) -> None:
         """The less common ones, too, or not."""
         self.whole = not self.whole if whole is None else whole
-        self._rearrange()
+        self.rearrange()
 
     def find(self, words: str) -> None:
         """Only those whose label, name or sentence has all of the words."""
         self.wanted = words
-        self._rearrange()
+        self.rearrange()
 
     def go_to(self, name: str) -> None:
         """Put the cursor on an option."""
@@ -87,7 +87,8 @@ class OptionRows(RowList):
     def hidden(self) -> int:
         return 0 if self.wanted else len(self.every) - len(self.options)
 
-    def _rearrange(self) -> None:
+    def rearrange(self) -> None:
+        """Choose anew which rows are shown; the cursor stays on its option."""
         before, rows = self.option, self.rows
         self._arrange()
         if self.rows == rows:
@@ -129,7 +130,7 @@ class OptionRows(RowList):
         return next((place for place in (*there, *back) if isinstance(self.rows[place], Option)), cursor)
 
     def on_resize(self) -> None:
-        self._rearrange()
+        self.rearrange()
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class OptionsEditor(Vertical):
         """
         self._config, self._why_not, self._done = config, why_not, self._done if done is None else done
         self.rows.put({option.name: getattr(config, option.name) for option in self._options})
-        self._draw()
+        self.show_option()
 
     # -- editing ------------------------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class OptionsEditor(Vertical):
         self.remove_class("-editing")
         if was_editing and refocus:
             self.rows.focus()
-        self._draw()
+        self.show_option()
         return was_editing
 
     def step_back(self) -> bool:
@@ -169,7 +169,7 @@ class OptionsEditor(Vertical):
 
     def _refuses(self, option: Option) -> bool:
         self._told = self._why_not or ("Set it on the command line." if option.name in self._fixed else "")
-        self._draw()
+        self.show_option()
         return bool(self._told)
 
     def _check(self, text: str) -> None:
@@ -177,7 +177,7 @@ class OptionsEditor(Vertical):
         assert self._config is not None and option is not None
         _, refused = with_changes(self._config, {option.name: given(option, text)})
         self._told = refused.get(option.name, "")
-        self._draw()
+        self.show_option()
 
     def _keep(self, value: Any) -> bool:
         option = self.rows.option
@@ -188,7 +188,7 @@ class OptionsEditor(Vertical):
             self.put(config, self._why_not)
             self.post_message(self.Changed(config))
         else:
-            self._draw()
+            self.show_option()
         return config is not None
 
     def advice(self) -> str:
@@ -197,7 +197,8 @@ class OptionsEditor(Vertical):
 
     # -- the option under the cursor ----------------------------------------------------------------------------------
 
-    def _draw(self) -> None:
+    def show_option(self) -> None:
+        """What is said of the option under the cursor."""
         option, compact = self.rows.option, self.screen.has_class("-short")
         words = self.query_one("#option-words", TextView)
         self._draw_rest()
