@@ -157,7 +157,7 @@ async def test_with_the_mouse_alone(small_demo):
         await on("q quit", lambda: is_open(app, Question), rows=footer)
         await on("cancel", lambda: app.screen is app.main)
         await on("Quality", lambda: app.main.selected == "quality", rows=range(30))
-        await on(" Pairs ", lambda: app.main.view.query("#browser"), rows=range(4, 9))
+        await on(" Pairs ", lambda: app.main.view.query("#browser"), rows=range(4, 8))
         browser = app.main.view.query_one(PairBrowser)
         await until(pilot, lambda: browser.pairs.count == 28, "all pairs", LONG)
         await pilot.click("#pair-list", offset=(20, 3))
