@@ -126,9 +126,7 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
         await until(pilot, lambda: not runner.running, "the other stages", LONG)
         assert_the_run_is_whole(runner, credentials="done")
         assert runner.run.result("quality")["left_out"] == {"rejected": 1}
-        await until(pilot, lambda: "✓ finished" in screen_text(app) and "On your own machine" in screen_text(app))
-        await pilot.press("pagedown")  # the verdict stands above
-        await until(pilot, lambda: "scp " in screen_text(app))
+        await until(pilot, lambda: "✓ finished" in screen_text(app) and "scp " in screen_text(app))
         await pilot.press("9", "v")
         await until(pilot, lambda: app.main.selected == "training")
         await pilot.press("c", "q")
