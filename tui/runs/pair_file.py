@@ -39,6 +39,7 @@ class PairFile:
     read_only = False
     token = None
     asks_hub = False
+    hands_off = False
     running = False
     exit_code: ExitCode | None = None
 
