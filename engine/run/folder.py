@@ -48,7 +48,7 @@ class Run:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(manifest["stages"], dict):
-                raise TypeError("stages is no object")
+                raise TypeError('"stages" is not an object')
         except FileNotFoundError:
             self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
             return
@@ -57,8 +57,8 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedState(
                 f"{path} cannot be read.",
-                f"{error}. It tells what the run has done, and is written whole or not at all: something else changed it.",
-                f"Move {self.folder} aside to start anew, or put the file back from a copy.",
+                f"{error}. stage3-tui writes this file atomically, so something else changed it.",
+                f"Restore it from a copy, or move {self.folder} aside to start again.",
             ) from error
         if manifest.get("schema") != SCHEMA:
             raise DamagedState(
@@ -75,11 +75,11 @@ class Run:
         write_json(self / layout.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
-        """What is recorded of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before it first ran."""
+        """The record of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before its first run."""
         return dict(self.manifest["stages"].get(name, {}))
 
     def result(self, name: str) -> dict[str, Any]:
-        """The facts that a finished stage left for the later ones."""
+        """The facts that a finished stage left for later stages."""
         return dict(self.stage(name).get("result", {}))
 
     def record_stage(self, name: str, **facts: Any) -> None:
@@ -96,10 +96,10 @@ class Run:
         return Results(self.manifest["stages"])
 
     def set_aside(self, *relative: str, why: str, reusable: bool = True) -> Path | None:
-        """Move files of the run that are to be made again into `superseded/N/`; None where there were none.
+        """Move outdated files of the run into `superseded/N/`, which is returned; None if none of them exist.
 
-        why        written beside them, for people and for `stage3-tui clean`
-        reusable   whether what is in them may be taken over by what is made next
+        why        the reason, written beside them for people and for `stage3-tui clean`
+        reusable   whether the next set may reuse records from them
         """
         there = [name for name in relative if (self / name).exists()]
         if not there:
@@ -111,7 +111,7 @@ class Run:
         write_json(folder / layout.SUPERSEDED_NOTE, {"why": why, "reusable": reusable, "files": there})
         for name in there:
             if not (self / name).exists():
-                continue  # it went with the folder that holds it
+                continue  # moved along with its parent folder
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             failpoint("rename")
@@ -121,17 +121,17 @@ class Run:
     # -- the lock ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Take the run for this process, until `release` or the process's end. From then on nothing that the process makes
-        can be changed by other users, whatever umask it came with.
+        """Lock the run for this process, until `release` or until it exits. Also tightens the umask, so that other users
+        cannot change the run's files.
 
-        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, DiskError for a folder that
+        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, DiskError if the folder
         cannot be written.
         """
         keep_others_from_writing()
         self._refuse_links_out()
         path = self / layout.LOCK_FILE
         try:
-            # Whatever the umask: prompts and answers are in it.
+            # Private whatever the umask: it holds prompts and answers.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -144,19 +144,19 @@ class Run:
             raise self._locked() from None
         owner = _read_owner(path)
         if owner is not None and _is_alive(owner) and owner["pid"] != os.getpid():
-            # The kernel's lock was free, yet its owner lives: a file system on which flock is a no-op.
+            # flock succeeded although its owner is alive: on this file system flock does nothing.
             os.close(file)
             raise self._locked()
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(_me()).encode(), 0)
-        # A forked child (a data loader's worker) must not keep the lock when this process is gone.
+        # A forked child (a data loader's worker) must not hold the lock after this process has exited.
         os.register_at_fork(after_in_child=lambda: _close_quietly(file))
         self._lock_file = file
         self.reload()
 
     def require_in_place(self) -> None:
-        """Raises DamagedState where the folder that was taken is not at its path any more: whatever was written there now would
-        be half a run. Nothing is asked before it was taken.
+        """Raises DamagedState if the locked folder is no longer at its path: writing there would leave half a run. Does
+        nothing before `acquire`.
         """
         if self._lock_file is None:
             return
@@ -167,20 +167,20 @@ class Run:
         if is_there:
             return
         raise DamagedState(
-            f"The run folder {self.folder} is not there any more.",
+            f"The run folder {self.folder} is gone.",
             "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
-            "Move it back to its place, and run the same command again; or begin a new run with another --output-dir.",
+            "Move it back and run the same command again, or start a new run with another --output-dir.",
         )
 
     def _refuse_links_out(self) -> None:
-        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most."""
+        """The folder itself may be a link (resolved once, in `__init__`); links inside it must stay inside it."""
         for folder, folders, files in os.walk(self.folder):
             for path in (Path(folder, name) for name in (*folders, *files)):
                 if path.is_symlink() and not _leads_into(path, self.folder):
                     raise UnsafeError(
                         f"{visible_line(str(path))} is a link that leads out of the run folder.",
-                        "What the run writes there would land elsewhere.",
-                        "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
+                        "The run would write outside its folder.",
+                        "Remove the link. To put a run on another disk, give a folder there as --output-dir.",
                     )
 
     def release(self) -> None:
@@ -190,15 +190,15 @@ class Run:
             self._lock_file = None
 
     def owner(self) -> dict[str, Any] | None:
-        """The live process that holds this run: `pid`, `host`, `since`; None where there is none."""
+        """The live process that holds this run: `pid`, `host`, `since`; None if no process does."""
         owner = _read_owner(self / layout.LOCK_FILE)
         return owner if owner is not None and _is_alive(owner) else None
 
     def _locked(self) -> RunLocked:
         owner = _read_owner(self / layout.LOCK_FILE) or {"pid": "unknown", "host": "unknown", "since": "unknown"}
         return RunLocked(
-            f"The run {self.folder} is taken by process {owner['pid']} on {owner['host']}, since {owner['since']}.",
-            "One process at a time may write to a run folder.",
+            f"The run {self.folder} is in use by process {owner['pid']} on {owner['host']}, since {owner['since']}.",
+            "Only one process at a time may write to a run folder.",
             f"Watch it with `stage3-tui attach {self.folder}`, or stop it with `stage3-tui stop {self.folder}`.",
         )
 
@@ -215,7 +215,7 @@ def _not_ours(path: Path, error: OSError) -> DiskError:
     return DiskError(
         f"{visible_line(str(path))} cannot be used.",
         f"{error.strerror or error}; {visible_line(str(there))} belongs to {owner_of(there)}.",
-        "Start as that user, have the files given to you (chown), or give another --output-dir.",
+        "Run as that user, take ownership of the files (chown), or give another --output-dir.",
     )
 
 
@@ -237,7 +237,7 @@ def _read_owner(path: Path) -> dict[str, Any] | None:
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the recorded owner runs. A pid used again has another start time; of another host nothing is known."""
+    """Whether the recorded owner is running. A reused pid has another start time; owners on other hosts cannot be checked."""
     if owner["host"] != socket.gethostname():
         return False
     try:
@@ -251,4 +251,4 @@ def _close_quietly(file: int) -> None:
     try:
         os.close(file)
     except OSError:
-        return  # the parent had released it already
+        return  # the parent had already released it

@@ -46,7 +46,7 @@ class PairRow:
     """The detectors have looked."""
     decision: Decision | None = None
     sampled: bool = False
-    """One of those that people decide about if no judge can judge."""
+    """Whether it is in the sample that people decide about if no judge passed its exam."""
     scored_by_file: bool = False
     """The scores stand in the record itself."""
 

@@ -80,7 +80,7 @@ class PairStore:
         """min_gain   `--min-gain`: it holds for scores of `scores.jsonl`, which only a judge that passed its exam writes"""
         self.run = run
         self.asks_people = False
-        """Stage quality found no judge that can judge, and asks people to decide about a sample."""
+        """Whether no judge passed its exam, so that stage quality asks people to decide about a sample."""
         self._min_gain = min_gain
         self.rows: list[PairRow] = []
         self.review = Review()

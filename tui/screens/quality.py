@@ -105,5 +105,5 @@ def ask_people_line(stage: StageState) -> Content:
     if not any(check.name == title and check.status == "failed" for check in stage.checks):
         return EMPTY
     return Content.styled(
-        "No judge can judge: b shows the pairs, S the sample to decide about; then r.", "$check-warning"
+        "No judge passed its exam: b shows the pairs, S the sample to decide about; then r.", "$check-warning"
     )
