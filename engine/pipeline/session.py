@@ -1,7 +1,7 @@
-"""One process at work on one run: the lock, the journal, telemetry, requests to stop, and the pipeline between them.
+"""A process working on a run: the lock, the journal, telemetry, stop requests, and the pipeline between them.
 
-Both drivers use it: the loop of `--auto` and the worker thread under the wizard. It calls `listener` with each journal
-entry, from whichever thread made it.
+Used by both drivers: the loop of `--auto` and the wizard's worker thread. It calls `listener` with each journal entry, on
+the thread that wrote it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Session:
         return self.drive(run_pipeline(self.context, until=until, redo_from=redo_from), stages)
 
     def drive(self, pipeline: Pipeline, stages: Sequence[str]) -> ExitCode:
-        """Run a pipeline to its end, which looks at these stages. Raises as `run` does."""
+        """Run a pipeline over these stages to its end. Raises as `run` does."""
         prepare_process(self.context.config)
         (self.context.run / layout.STOP_REQUEST).unlink(missing_ok=True)
         record_configuration(self.context)
@@ -91,7 +91,7 @@ class Session:
             self._emit(event)
 
     def _next(self, pipeline: Pipeline) -> Event:
-        """The pipeline's next event. A run folder that is gone is a failure of the stage that works on it."""
+        """The pipeline's next event. A missing run folder counts as a failure of the current stage."""
         event = next(pipeline)
         try:
             self.context.run.require_in_place()
@@ -103,19 +103,19 @@ class Session:
         self._listener(self._journal.append(redacted(event)))
 
     def _watch(self, done: Flag) -> None:
-        """For a request to stop, and for a standstill."""
+        """Poll for stop requests and for stalls."""
         path = self.context.run / layout.STOP_REQUEST
         while not done.wait(WATCH_SECONDS):
             if not self.context.stop.requested and path.exists():
                 self.context.stop.request("requested by `stage3-tui stop`")
             try:
                 self._stall.check()
-            except (OSError, Stage3Error):  # a full disk is the pipeline's to tell
+            except (OSError, Stage3Error):  # the pipeline reports a full disk
                 log.exception("a standstill could not be told")
 
 
 def record_configuration(context: Context) -> None:
-    """What the run is made with, in `run.json`."""
+    """Record the configuration and versions in `run.json`."""
     context.run.manifest["config"] = context.config.model_dump(mode="json", exclude=set(NOT_RECORDED))
     context.run.manifest["version"] = __version__
     context.run.save()

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 from engine.core.config import Stage3Config
-from engine.security.redaction import RedactingFormatter, redact_this_process
+from engine.security.redaction import LogFormatter, redact_this_process
 
 QUIET = {
     # Waiting threads spin by default; beside a screen or another job on the same cores, a step took 5 to 20 times as long.
@@ -72,7 +72,7 @@ def log_to_file(path: Path) -> logging.Handler:
     redact_this_process()
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
