@@ -107,7 +107,9 @@ def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded
 
 
 def _fail(context: Context, name: str, error: Exception) -> Generator[Event, None, ExitCode]:
-    if isinstance(error, RestartNeeded):  # a stop was requested at the same moment: it has precedence, and the plan is on disk
+    if isinstance(
+        error, RestartNeeded
+    ):  # a stop was requested at the same moment: it has precedence, and the plan is on disk
         error = _stopped(context) or error
     known = as_stage3_error(error)
     if known is None:

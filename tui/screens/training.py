@@ -29,7 +29,7 @@ from tui.widgets.marks import LEVEL_MARKS
 from tui.widgets.text_view import TextView
 
 ZOOMS = (1, 2, 8)
-"""The part of the steps that the charts show: all, the newest half, the newest eighth."""
+"""Share of the steps that the charts show: all, the newest half, the newest eighth."""
 ZOOM_WORDS = {1: "", 2: "   the newer half", 8: "   the newest eighth"}
 MIN_STEPS = 16
 """Minimum points in a zoomed chart."""
@@ -117,7 +117,7 @@ class TrainingView(StageView):
         )
 
     def _read_answers(self, evaluation: EvalDone | None) -> None:
-        """Those of the event at once, and all of the report as soon as it is read."""
+        """The answers in the event first, then all of the report's once it is read."""
         if evaluation is self._read_for:
             return
         self._read_for = evaluation
@@ -230,7 +230,7 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
 
 
 def warning_lines(warnings: Sequence[Message], width: int) -> list[Content]:
-    """Warnings of the training with their evidence, a line each."""
+    """Warnings of the training with their evidence, one per line."""
     return [
         Content.assemble(
             (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), safe_text(one.text, "", 300)

@@ -1,6 +1,6 @@
-"""For terminals that have ASCII alone: what the screens draw with, and what foreign text is written in, in its place.
+"""ASCII replacements for terminals without Unicode, for the screens' own characters and for untrusted text.
 
-One filter over what is about to be written, so that no widget need know of it.
+One filter over the output, so that no widget needs to know about it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _GLYPHS = {
     "\u00a0": " ",
 }
 _BRAILLE, _DOTS = range(0x2800, 0x2900), " .:;=+*%#"
-"""A cell of a chart by how many of its eight dots are set."""
+"""A cell of a chart, by the number of its dots that are set (0 to 8)."""
 
 
 class AsciiOnly(LineFilter):
@@ -60,7 +60,7 @@ class AsciiOnly(LineFilter):
 
 @lru_cache(4096)
 def in_ascii(text: str) -> str:
-    """The text with as many cells, in ASCII."""
+    """The text in ASCII, with the same number of cells."""
     return "".join(map(_letter, text))
 
 
