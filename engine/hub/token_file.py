@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from engine.core.errors import AccessError, UnsafeError
+from engine.core.users import user_name
 from engine.security.secrets import Secret
-from engine.storage.files import user_name
 
 
 def read_token_file(path: str) -> Secret:

@@ -12,14 +12,24 @@ import time
 from collections.abc import Generator, Sequence
 
 from engine import __version__
-from engine.core.errors import DamagedState, DataError, ExitCode, RestartNeeded, Stage3Error, Stopped, UnsafeError
+from engine.core.errors import (
+    DamagedState,
+    DataError,
+    DiskError,
+    ExitCode,
+    RestartNeeded,
+    Stage3Error,
+    Stopped,
+    UnsafeError,
+)
 from engine.core.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted, stamped
-from engine.core.layout import RUN_LOG
+from engine.core.layout import RESERVE, RUN_LOG
 from engine.core.stage_table import STAGE, STAGES
 from engine.machine.device_errors import is_broken_device
-from engine.machine.error_mapping import as_stage3_error
+from engine.machine.error_mapping import as_stage3_error, is_panic
 from engine.pipeline.graph import changes, evidence_of, load_stage, outputs_to_set_aside
 from engine.run.context import Context
+from engine.run.reserve import give_up_reserve
 from engine.stages.base import StageEnd
 
 CHANGES_SHOWN = 4
@@ -68,30 +78,31 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
             why = "; ".join(map(str, changed[:CHANGES_SHOWN]))
             yield from _make_stale(context, [name], outputs_to_set_aside(name, changed), why)
         yield StageStarted(name, STAGE[name].sentence)
-        started = time.time()
+        started, began = time.time(), time.monotonic()
         context.run.record_stage(name, status="running", depends_on=evidence, started=started, error=None)
         context.stop.raise_if_requested()
         end: StageEnd = yield from stamped(stage.run(context), name)
-    except Exception as error:  # the one place where a failure becomes an event, a record and an exit code
+        _record_end(context, name, end, time.monotonic() - began)
+    except BaseException as error:  # the one place where a failure becomes an event, a record and an exit code
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         restart = _restart_for(context, name, error)
         if restart is None:
             return (yield from _fail(context, name, error))
         log.info("stage %s goes on in another process", name, exc_info=error)
         yield Message("warning", str(restart), name)
         raise restart from error  # the stage stays "running" for the process that continues it
-    context.run.record_stage(
-        name,
-        status=end.outcome,
-        summary=end.summary,
-        result=end.facts,
-        seconds=round(time.time() - started, 3),
-        error=None,
-    )
     yield StageFinished(name, end.outcome, end.summary, facts=end.facts)
     return ExitCode.DONE
 
 
-def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded | None:
+def _record_end(context: Context, name: str, end: StageEnd, seconds: float) -> None:
+    context.run.record_stage(
+        name, status=end.outcome, summary=end.summary, result=end.facts, seconds=round(seconds, 3), error=None
+    )
+
+
+def _restart_for(context: Context, name: str, error: BaseException) -> RestartNeeded | None:
     """The request for a fresh process, if that may fix `error` (for a broken device, once per stage); else None. Also None
     if a stop was requested: then the run ends, and the next start continues.
     """
@@ -106,10 +117,8 @@ def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded
     return RestartNeeded("The GPU's context broke.", first_line, "The run continues once in a fresh process.")
 
 
-def _fail(context: Context, name: str, error: Exception) -> Generator[Event, None, ExitCode]:
-    if isinstance(
-        error, RestartNeeded
-    ):  # a stop was requested at the same moment: it has precedence, and the plan is on disk
+def _fail(context: Context, name: str, error: BaseException) -> Generator[Event, None, ExitCode]:
+    if isinstance(error, RestartNeeded):  # a stop was requested, too: it wins, and the plan is on disk
         error = _stopped(context) or error
     known = as_stage3_error(error)
     if known is None:
@@ -126,6 +135,8 @@ def _fail(context: Context, name: str, error: Exception) -> Generator[Event, Non
         outcome = "stopped"
     elif isinstance(known, (DataError, UnsafeError)):
         outcome = "refused"
+    if isinstance(known, DiskError):
+        give_up_reserve(context.run / RESERVE)
     try:
         context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
         context.run.manifest["error"] = {"stage": name, **known.as_dict()}

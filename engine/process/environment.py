@@ -70,6 +70,7 @@ def log_to_file(path: Path) -> logging.Handler:
     """Write the log of this process, and of libraries imported from now on, to `path` instead of the terminal, with tokens
     redacted."""
     redact_this_process()
+    logging.raiseExceptions = False  # a line that cannot be written (a full disk) is lost, and nobody's traceback
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

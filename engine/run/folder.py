@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from engine.core import layout
-from engine.core.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.core.errors import ConfigError, DamagedState, DiskError, Stage3Error, UnsafeError
 from engine.core.failpoints import failpoint
+from engine.core.system_errors import system_error
+from engine.run.lock import RunLock
+from engine.run.owner import Owner
 from engine.run.results import Results
 from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
-from engine.storage.files import keep_others_from_writing, owner_of, write_json
+from engine.storage.files import keep_others_from_writing, write_json
 
 SCHEMA = 1
+LARGEST_PID = 1 << 22
 
 
 class Run:
@@ -28,7 +27,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().resolve()
-        self._lock_file: int | None = None
+        self._lock = RunLock(self.folder)
         self.manifest: dict[str, Any] = {}
         self.reload()
 
@@ -52,10 +51,8 @@ class Run:
         except FileNotFoundError:
             self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
             return
-        except PermissionError as error:
-            raise _not_ours(path, error) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedState(
+            raise system_error(error, f"{visible_line(str(path))} cannot be used.") or DamagedState(
                 f"{path} cannot be read.",
                 f"{error}. stage3-tui writes this file atomically, so something else changed it.",
                 f"Restore it from a copy, or move {self.folder} aside to start again.",
@@ -124,53 +121,48 @@ class Run:
         """Lock the run for this process, until `release` or until it exits. Also tightens the umask, so that other users
         cannot change the run's files.
 
-        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, DiskError if the folder
-        cannot be written.
+        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError for a name too long
+        for the archive beside it, DiskError if the folder cannot be written.
         """
         keep_others_from_writing()
+        self._refuse_long_name()
         self._refuse_links_out()
-        path = self / layout.LOCK_FILE
         try:
             # Private whatever the umask: it holds prompts and answers.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.parent.mkdir(exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock.take()
         except OSError as error:
-            raise _not_ours(path, error) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            raise self._locked() from None
-        owner = _read_owner(path)
-        if owner is not None and _is_alive(owner) and owner["pid"] != os.getpid():
-            # flock succeeded although its owner is alive: on this file system flock does nothing.
-            os.close(file)
-            raise self._locked()
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(_me()).encode(), 0)
-        # A forked child (a data loader's worker) must not hold the lock after this process has exited.
-        os.register_at_fork(after_in_child=lambda: _close_quietly(file))
-        self._lock_file = file
+            raise _unusable(self / layout.LOCK_FILE, error) from error
         self.reload()
 
     def require_in_place(self) -> None:
         """Raises DamagedState if the locked folder is no longer at its path: writing there would leave half a run. Does
         nothing before `acquire`.
         """
-        if self._lock_file is None:
-            return
-        try:
-            is_there = os.path.samestat(os.fstat(self._lock_file), (self / layout.LOCK_FILE).stat())
-        except OSError:
-            is_there = False
-        if is_there:
+        if not self._lock.is_held or self._lock.is_in_place():
             return
         raise DamagedState(
             f"The run folder {self.folder} is gone.",
             "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
             "Move it back and run the same command again, or start a new run with another --output-dir.",
         )
+
+    def _refuse_long_name(self) -> None:
+        """What is written beside the folder, hours from now, is named after it."""
+        if not self.folder.name:
+            raise ConfigError(
+                "The run folder would be /.", "The archive is written beside it.", "Give another --output-dir."
+            )
+        longest = f".{self.archive.name}.sha256.{LARGEST_PID}.part"  # of engine.storage.files.write_atomically
+        there = next(place for place in self.folder.parents if place.is_dir())
+        too_many = len(os.fsencode(longest)) - os.pathconf(there, "PC_NAME_MAX")
+        if too_many > 0:
+            room = len(os.fsencode(self.folder.name)) - too_many
+            raise ConfigError(
+                f"The name of the run folder is too long: {visible_line(self.folder.name, 80)}",
+                "The archive beside it is named after it, and would have no room for its ending.",
+                f"Give an --output-dir whose name has {room} bytes at most.",
+            )
 
     def _refuse_links_out(self) -> None:
         """The folder itself may be a link (resolved once, in `__init__`); links inside it must stay inside it."""
@@ -183,24 +175,13 @@ class Run:
                         "Remove the link. To put a run on another disk, give a folder there as --output-dir.",
                     )
 
-    def release(self) -> None:
-        if self._lock_file is not None:
-            os.ftruncate(self._lock_file, 0)
-            os.close(self._lock_file)
-            self._lock_file = None
+    def release(self, *, goes_on: bool = False) -> None:
+        """Let go of the run; with `goes_on`, for as long as this process takes to replace itself."""
+        self._lock.release(goes_on=goes_on)
 
-    def owner(self) -> dict[str, Any] | None:
-        """The live process that holds this run: `pid`, `host`, `since`; None if no process does."""
-        owner = _read_owner(self / layout.LOCK_FILE)
-        return owner if owner is not None and _is_alive(owner) else None
-
-    def _locked(self) -> RunLocked:
-        owner = _read_owner(self / layout.LOCK_FILE) or {"pid": "unknown", "host": "unknown", "since": "unknown"}
-        return RunLocked(
-            f"The run {self.folder} is in use by process {owner['pid']} on {owner['host']}, since {owner['since']}.",
-            "Only one process at a time may write to a run folder.",
-            f"Watch it with `stage3-tui attach {self.folder}`, or stop it with `stage3-tui stop {self.folder}`.",
-        )
+    def owner(self) -> Owner | None:
+        """The live process that holds this run; None if no process does."""
+        return self._lock.owner()
 
 
 def _leads_into(link: Path, folder: Path) -> bool:
@@ -210,45 +191,6 @@ def _leads_into(link: Path, folder: Path) -> bool:
         return False
 
 
-def _not_ours(path: Path, error: OSError) -> DiskError:
-    there = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
-    return DiskError(
-        f"{visible_line(str(path))} cannot be used.",
-        f"{error.strerror or error}; {visible_line(str(there))} belongs to {owner_of(there)}.",
-        "Run as that user, take ownership of the files (chown), or give another --output-dir.",
-    )
-
-
-def _me() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "process_started": psutil.Process().create_time(),
-    }
-
-
-def _read_owner(path: Path) -> dict[str, Any] | None:
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return owner if isinstance(owner, dict) and {"pid", "host", "since"} <= owner.keys() else None
-
-
-def _is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the recorded owner is running. A reused pid has another start time; owners on other hosts cannot be checked."""
-    if owner["host"] != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(int(owner["pid"]))
-        return abs(process.create_time() - float(owner.get("process_started", 0))) < 1 and process.status() != "zombie"
-    except (psutil.Error, ValueError, TypeError):
-        return False
-
-
-def _close_quietly(file: int) -> None:
-    try:
-        os.close(file)
-    except OSError:
-        return  # the parent had already released it
+def _unusable(path: Path, error: OSError) -> Stage3Error:
+    what = f"{visible_line(str(path))} cannot be used."
+    return system_error(error, what) or DiskError(what, f"{error.strerror or error}.", "Give another --output-dir.")

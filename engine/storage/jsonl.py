@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from engine.core.errors import DiskError
 from engine.core.failpoints import failpoint
+from engine.core.system_errors import system_error
 
 _BLOCK = 1 << 16
 
@@ -39,25 +40,25 @@ class JsonlAppender:
     def append(self, record: Mapping[str, Any], *, sync: bool = True) -> None:
         """Write one record; when this returns with `sync`, the record survives a power cut.
 
-        Raises DiskError after cutting a half-written line off again, so that the file stays whole.
+        Raises DiskError (or what else it is to `system_error`) after cutting a half-written line off again, so that the file
+        stays whole.
         """
         line = dumps(record).encode("ascii") + b"\n"
         with self._lock:
             end = os.fstat(self._file).st_size
             try:
                 failpoint("append")
-                written = os.write(self._file, line)
-                if written < len(line):
-                    raise OSError(28, f"only {written} of {len(line)} bytes were written")
+                rest = memoryview(line)
+                while rest:  # a short write is no error yet: the next one says what is wrong
+                    rest = rest[os.write(self._file, rest) :]
                 if sync:
                     failpoint("sync")
                     os.fsync(self._file)
             except OSError as error:
                 os.ftruncate(self._file, end)
-                raise DiskError(
-                    f"A record of {len(line)} bytes could not be written to {self.path}.",
-                    str(error),
-                    "Free some space, then run the same command again: everything acknowledged so far is kept.",
+                what = f"A record of {len(line)} bytes could not be written to {self.path}."
+                raise (
+                    system_error(error, what) or DiskError(what, f"{error}.", "Then run the same command again.")
                 ) from error
 
     def close(self) -> None:
