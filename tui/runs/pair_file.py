@@ -36,6 +36,7 @@ class PairFile:
     """Nothing is running, and decisions are allowed."""
 
     read_only = False
+    hands_off = False
     running = False
     exit_code: ExitCode | None = None
 
