@@ -139,7 +139,7 @@ class PairsOptions(Described):
     )
     """File or folder of existing preference pairs. Stage pairs imports them instead of generating."""
     form: str | None = option(None, changes="credentials preflight pairs", label="Form of the rows", topic="Prompts")
-    """Form of the rows, by name (docs/files-you-have.md lists the forms). Default: detected from their columns."""
+    """Form of the rows (docs/files-you-have.md lists them). Default: detected from the columns."""
     columns: str | None = option(
         None, changes="credentials preflight pairs", label="Names of the columns", topic="Prompts"
     )
@@ -161,7 +161,7 @@ class PairsOptions(Described):
     target_pairs: int | None = option(
         None, ge=1, changes="preflight pairs", label="Usable pairs wanted", topic="Prompts"
     )
-    """Draw prompts until so many usable pairs are there, in place of --num-examples."""
+    """Generate until this many pairs are usable, instead of from a fixed --num-examples."""
     method: Literal["critique-revision", "contrast", "best-of-n"] = option(
         "critique-revision", changes="preflight pairs", common=True, label="How a pair is made", topic="Method"
     )
@@ -200,7 +200,7 @@ class PairsOptions(Described):
     few_shot: Path | None = option(None, changes="preflight pairs", label="Worked examples", topic="Method")
     """YAML file of worked examples of critique and revision, shown before each critique."""
     pilot_prompts: int = option(24, ge=0, changes="preflight", label="Prompts of the pilot", topic="Preflight")
-    """Preflight makes pairs of so many prompts, judges them, and refuses if they leave no hope for the gate; 0: of one alone."""
+    """Prompts in preflight's pilot: it makes and judges pairs, and refuses if the gate is out of reach. 0: one prompt only."""
 
 
 class ServerOptions(Described):
@@ -215,21 +215,21 @@ class ServerOptions(Described):
     )
     """Name of the model on that server: the base model with the Stage 2 adapter."""
     critic_url: str | None = option(None, changes="preflight pairs", label="Server of the critic", topic="Critic")
-    """An OpenAI-compatible server that writes critiques and revisions, while the policy drafts where it is."""
+    """OpenAI-compatible server that writes critiques and revisions. The policy still writes the drafts."""
     critic_model: str | None = option(None, changes="preflight pairs", label="Model of the critic", topic="Critic")
-    """The critic's name on that server: any model that follows instructions."""
+    """Name of the critic on that server: any model that follows instructions."""
     critic_api_key_env: str = option(
         "STAGE3_CRITIC_TOKEN", pattern=VARIABLE, changes="", label="Variable with its token", topic="Critic"
     )
-    """The environment variable that holds the token of --critic-url; the token itself is no option."""
+    """Environment variable that holds the token for --critic-url. The token itself cannot be an option."""
     judge_url: str | None = option(None, changes="", label="Server of the judge", topic="Judge")
-    """An OpenAI-compatible server for --judge server and auto; without it, that of --server-url."""
+    """OpenAI-compatible server for --judge server and auto. Default: --server-url."""
     judge_model: str | None = option(None, changes="quality evaluation", label="Model of the judge", topic="Judge")
-    """The judge's name on that server; without it, that of --server-model."""
+    """Name of the judge on that server. Default: --server-model."""
     judge_api_key_env: str = option(
         "STAGE3_JUDGE_TOKEN", pattern=VARIABLE, changes="", label="Variable with its token", topic="Judge"
     )
-    """The environment variable that holds the token of --judge-url."""
+    """Environment variable that holds the token for --judge-url."""
     server_concurrency: int = option(16, ge=1, changes="", label="Requests at once", topic="Requests")
     """Maximum concurrent requests to the server."""
     server_timeout: float = option(120.0, gt=0.0, changes="", label="Timeout of a request", unit="s", topic="Requests")
@@ -253,7 +253,7 @@ class QualityOptions(Described):
     """Sequence classifier for --judge reward-model: a Hub id or a folder."""
 
     relevance: bool = option(True, changes="quality", label="Measure relevance", topic="Gate")
-    """Measure with the base model whether each revision depends on its prompt; what would fit any message is left out."""
+    """Measure with the base model whether each revision depends on its prompt, and leave out what would fit any prompt."""
     min_pairs: int = option(100, ge=1, changes="quality", label="Training pairs, at least", topic="Gate")
     """The gate refuses a set with fewer training pairs."""
     min_usable_share: float = option(
@@ -281,7 +281,7 @@ class QualityOptions(Described):
     min_sample_share: float = option(
         0.5, ge=0.0, le=1.0, changes="quality", label="Better by people, at least", unit="share", topic="Gate"
     )
-    """Without a judge that can judge: the lower end of the 95 % interval of the share that people find better must reach it."""
+    """If no judge passed its exam: the lower end of the 95 % interval of the share that people find better must reach this."""
     warn_identical_share: float = option(
         0.05, ge=0.0, le=1.0, changes="quality", label="Identical, above", unit="share", topic="Warnings"
     )

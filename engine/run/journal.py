@@ -1,4 +1,4 @@
-"""Events on disk: `logs/events.jsonl`, one a line, each with `seq` and `time`."""
+"""Events on disk: `logs/events.jsonl`, one per line, each with `seq` and `time`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 @dataclass(frozen=True)
 class Entry:
-    """An event as the journal keeps it."""
+    """An event with its sequence number and time, as stored."""
 
     seq: int
     time: float
@@ -28,7 +28,7 @@ class Entry:
 
 
 class Journal:
-    """Append events; `seq` goes on from what an earlier process wrote."""
+    """Append events; `seq` continues from what an earlier process wrote."""
 
     def __init__(self, path: Path) -> None:
         self._appender = JsonlAppender(path)
@@ -43,7 +43,7 @@ class Journal:
         failpoint("event")
         with self._lock:
             entry = self._entry(event)
-            # Telemetry comes every second and is worth no disk flush; a pair has its own, in pairs.jsonl.
+            # Telemetry arrives every second and is not worth an fsync; a pair has its own, in pairs.jsonl.
             self._appender.append(
                 finite(entry.as_dict()), sync=not isinstance(event, (Telemetry, PairMade, PairFailed))
             )
@@ -65,7 +65,7 @@ class Journal:
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
-    """The events in a journal, oldest first; lines of newer kinds and damaged lines are passed over."""
+    """The events in a journal, oldest first; damaged lines and unknown kinds of events are skipped."""
     if not path.exists():
         return
     for _, record in read_jsonl(path):
@@ -75,7 +75,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
 
 
 def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
-    """The entry of one line; None where the line is damaged or of a kind that this version does not know."""
+    """The entry of one line; None if the line is damaged or its kind of event unknown to this version."""
     if isinstance(record, BadLine):
         return None
     try:
@@ -86,7 +86,7 @@ def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinities as text: JSON has none, and the event that reports them must be written above all."""
+    """NaN and infinities as text: JSON has no such numbers, and the event that reports them must not be lost."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     if isinstance(value, dict):
