@@ -261,6 +261,7 @@ async def test_before_anything_ran(wizard, size: str, theme: str, tmp_path: Path
             await look_at(pilot, app, stage)
             if stage == "workspace":
                 await until(pilot, lambda: "Missing: adapter" in screen_text(app))
+                app.main.set_focus(None)
             await shots.take(f"new-{stage}")
         shots.check()
 
