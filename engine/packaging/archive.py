@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -23,6 +22,7 @@ from engine.pairs.data.edits import read_edits
 from engine.run.folder import Run
 from engine.security.secrets import Secret
 from engine.storage.files import sha256_of_file, sync_folder, write_atomically
+from engine.storage.jsonl import loads
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
         size = file.tell()
         file.seek(0)
         files = read_files(file, run.archive)
-    withheld = json.loads(files[MANIFEST]).get("withheld_pairs", [])
+    withheld = loads(files[MANIFEST]).get("withheld_pairs", [])
     return Archive(run.archive, digest, size, _sizes(files), withheld=tuple(withheld)), files
 
 
@@ -151,7 +151,7 @@ def _recorded_hash(run: Run) -> set[str]:
 
 def _training_in(files: Mapping[str, bytes]) -> Any:
     """What the training recorded, in a packed `run.json`."""
-    record = json.loads(files.get(layout.RUN_JSON, b"{}"))
+    record = loads(files.get(layout.RUN_JSON, b"{}"))
     return record.get("stages", {}).get("training", {}).get("result")
 
 
@@ -206,6 +206,6 @@ def _without_records(data: bytes, ids: set[str]) -> bytes:
 
 def _id_of(line: bytes) -> str:
     try:
-        return str(json.loads(line).get("id", ""))
+        return str(loads(line).get("id", ""))
     except (ValueError, AttributeError):
         return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import stat
 import struct
@@ -15,6 +14,7 @@ from typing import IO, Any
 from engine.core.errors import DamagedState
 from engine.packaging.contents import LISTED
 from engine.packaging.zip_writer import MANIFEST
+from engine.storage.jsonl import loads
 
 _NAME = re.compile(r"[A-Za-z0-9._/-]+")
 _FAULTS = (
@@ -82,7 +82,7 @@ def _fault(entries: list[zipfile.ZipInfo]) -> str:
 
 
 def _other_than_told(files: dict[str, bytes]) -> str:
-    told: dict[str, Any] = json.loads(files[MANIFEST])["files"]
+    told: dict[str, Any] = loads(files[MANIFEST])["files"]
     for name in sorted({*told, *files} - {MANIFEST}):
         data, facts = files.get(name), told.get(name)
         if data is None or facts is None:

@@ -128,7 +128,11 @@ def _fail(context: Context, name: str, error: Exception) -> Generator[Event, Non
         context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
         context.run.manifest["error"] = {"stage": name, **known.as_dict()}
         context.run.save()
-    except (OSError, DamagedState) as unwritable:  # a full disk, or a folder that is gone, must not hide what failed
+    except (
+        OSError,
+        DamagedState,
+        UnsafeError,
+    ) as unwritable:  # a full disk, or a folder that is gone, must not hide what failed
         if str(unwritable) != str(known):
             yield Message("error", f"Cannot write run.json: {unwritable}")
     yield StageFinished(

@@ -16,7 +16,7 @@ from threading import Thread
 from engine import __version__
 from engine.core import layout
 from engine.core.config import NOT_RECORDED
-from engine.core.errors import DamagedState, ExitCode, Stage3Error
+from engine.core.errors import DamagedState, ExitCode, Stage3Error, UnsafeError
 from engine.core.events import Event, Message, RunFinished, RunStarted, StageFinished
 from engine.core.stage_table import STAGES
 from engine.machine.error_mapping import as_stage3_error
@@ -91,11 +91,14 @@ class Session:
             self._emit(event)
 
     def _next(self, pipeline: Pipeline) -> Event:
-        """The pipeline's next event. A run folder that is gone is a failure of the stage that works on it."""
+        """The pipeline's next event. A run folder or a journal that is gone, or a link in the folder, is a failure of the stage
+        that works there.
+        """
         event = next(pipeline)
         try:
             self.context.run.require_in_place()
-        except DamagedState as gone:
+            self._journal.require_in_place()
+        except (DamagedState, UnsafeError) as gone:
             return event if isinstance(event, (StageFinished, RunFinished)) else pipeline.throw(gone)
         return event
 

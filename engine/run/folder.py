@@ -6,20 +6,26 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine.core import layout
 from engine.core.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.core.reading import refuse_odd
+from engine.run.manifest import new_manifest, read_manifest
 from engine.run.results import Results
 from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import keep_others_from_writing, owner_of, write_json
 
-SCHEMA = 1
+LARGEST_LOCK = 64 << 10
+"""Bytes; a lock has some hundred."""
 
 
 class Run:
@@ -42,30 +48,16 @@ class Run:
     # -- the manifest ------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read."""
+        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read, UnsafeError for
+        one that is no regular file.
+        """
         path = self / layout.RUN_JSON
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(manifest["stages"], dict):
-                raise TypeError("stages is no object")
+            self.manifest = read_manifest(path)
         except FileNotFoundError:
-            self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
-            return
-        except PermissionError as error:
+            self.manifest = new_manifest()
+        except OSError as error:
             raise _not_ours(path, error) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedState(
-                f"{path} cannot be read.",
-                f"{error}. It tells what the run has done, and is written whole or not at all: something else changed it.",
-                f"Move {self.folder} aside to start anew, or put the file back from a copy.",
-            ) from error
-        if manifest.get("schema") != SCHEMA:
-            raise DamagedState(
-                f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.",
-                "Another version of stage3-tui made this run.",
-                "Use that version, or give another --output-dir.",
-            )
-        self.manifest = manifest
 
     def save(self) -> None:
         """Raises DamagedState as `require_in_place` does."""
@@ -125,7 +117,7 @@ class Run:
         cannot be written.
         """
         keep_others_from_writing()
-        self._refuse_links_out()
+        self._refuse_odd_files()
         path = self / layout.LOCK_FILE
         try:
             # Whatever the umask: prompts and answers are in it.
@@ -153,10 +145,14 @@ class Run:
 
     def require_in_place(self) -> None:
         """Raises DamagedState where the folder that was taken is not at its path any more: whatever was written there now would
-        be half a run. Nothing is asked before it was taken.
+        be half a run. Raises UnsafeError if one of its own folders is a link by now: that would land elsewhere. Nothing is asked
+        before it was taken.
         """
         if self._lock_file is None:
             return
+        for name in layout.FOLDERS:
+            if (self / name).is_symlink():
+                _refuse_odd_file(self / name, self.folder)
         try:
             is_there = os.path.samestat(os.fstat(self._lock_file), (self / layout.LOCK_FILE).stat())
         except OSError:
@@ -169,16 +165,17 @@ class Run:
             "Move it back to its place, and run the same command again; or begin a new run with another --output-dir.",
         )
 
-    def _refuse_links_out(self) -> None:
-        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most."""
+    def _refuse_odd_files(self) -> None:
+        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most, and is
+        a file or a folder, each where a run has one.
+        """
         for folder, folders, files in os.walk(self.folder):
             for path in (Path(folder, name) for name in (*folders, *files)):
-                if path.is_symlink() and not _leads_into(path, self.folder):
-                    raise UnsafeError(
-                        f"{visible_line(str(path))} is a link that leads out of the run folder.",
-                        "What the run writes there would land elsewhere.",
-                        "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
-                    )
+                _refuse_odd_file(path, self.folder)
+        for name in layout.FILES:
+            _refuse_kind(self / name, is_folder=False)
+        for name in layout.FOLDERS:
+            _refuse_kind(self / name, is_folder=True)
 
     def release(self) -> None:
         if self._lock_file is not None:
@@ -200,6 +197,30 @@ class Run:
         )
 
 
+def _refuse_odd_file(path: Path, run_folder: Path) -> None:
+    mode = path.lstat().st_mode
+    if not stat.S_ISLNK(mode):
+        refuse_odd(path, mode)
+    elif not _leads_into(path, run_folder):
+        raise UnsafeError(
+            f"{visible_line(str(path))} is a link that leads out of the run folder.",
+            "What the run writes there would land elsewhere.",
+            "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
+        )
+
+
+def _refuse_kind(path: Path, *, is_folder: bool) -> None:
+    """Raises DamagedState for a folder in the place of a file, or a file in that of a folder."""
+    if not path.exists() or path.is_dir() is is_folder:
+        return
+    there, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
+    raise DamagedState(
+        f"{visible_line(str(path))} is {there}.",
+        f"A run has {wanted} of this name: something else put it there.",
+        "Look at what it is, move it out of the run folder, and run the same command again.",
+    )
+
+
 def _leads_into(link: Path, folder: Path) -> bool:
     try:
         return link.resolve().is_relative_to(folder)
@@ -216,6 +237,17 @@ def _not_ours(path: Path, error: OSError) -> DiskError:
     )
 
 
+class _Owner(BaseModel):
+    """The record in `logs/lock`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pid: int = Field(ge=1, lt=1 << 32, strict=True)
+    host: str = Field(max_length=255)
+    since: str = Field(max_length=64)
+    process_started: float = Field(0.0, allow_inf_nan=False)
+
+
 def _me() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
@@ -226,11 +258,9 @@ def _me() -> dict[str, Any]:
 
 
 def _read_owner(path: Path) -> dict[str, Any] | None:
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return owner if isinstance(owner, dict) and {"pid", "host", "since"} <= owner.keys() else None
+    """What the lock says of who holds the run; None where it is empty, or says nothing that can be right."""
+    owner = read_json_or_none(path, _Owner, most=LARGEST_LOCK)
+    return None if owner is None else owner.model_dump()
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:

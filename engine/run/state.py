@@ -6,6 +6,7 @@ the first one sees.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
@@ -36,6 +37,8 @@ from engine.core.events import (
 )
 from engine.core.stage_table import STAGES
 from engine.run.journal import Entry
+
+log = logging.getLogger(__name__)
 
 StageStatus = Literal["waiting", "running", "done", "skipped", "failed", "refused", "stopped"]
 
@@ -110,6 +113,8 @@ class RunState:
     stalled_since: float | None = None
     """When the running stage last gave a sign, where that is suspiciously long ago."""
     finished: RunFinished | None = None
+    passed_over: int = 0
+    """Lines of the journal that are damaged, or of another version."""
     latest: str = ""
     """The stage that began or ended last, what was only found to be done aside; empty before the first."""
 
@@ -229,13 +234,16 @@ class RunState:
 
     @apply.register(TrialStep)
     def _(self, event: TrialStep, time: float) -> RunState:
-        trial = self.trials[event.trial]
+        trial = self.trials.get(event.trial)
+        if trial is None:  # the line that began it was lost
+            return self
         kept = tuple(step for step in trial.steps if step.step < event.step)
         return self._with_trial(replace(trial, steps=(*kept, event)))
 
     @apply.register(TrialFinished)
     def _(self, event: TrialFinished, time: float) -> RunState:
-        return self._with_trial(replace(self.trials[event.name], finished=event))
+        trial = self.trials.get(event.name)
+        return self if trial is None else self._with_trial(replace(trial, finished=event))
 
     @apply.register(CheckpointSaved)
     def _(self, event: CheckpointSaved, time: float) -> RunState:
@@ -285,11 +293,22 @@ class RunState:
         return replace(self, stages={**self.stages, stage.name: stage})
 
 
-def fold(entries: Iterable[Entry], state: RunState | None = None) -> RunState:
+def fold(entries: Iterable[Entry | None], state: RunState | None = None) -> RunState:
+    """The state after these lines of a journal (`engine.run.journal.read_journal`); what is passed over is counted."""
     state = state or RunState()
     for entry in entries:
-        state = state.apply_entry(entry)
+        state = folded(state, entry)
     return state
+
+
+def folded(state: RunState, entry: Entry | None) -> RunState:
+    """The state after one line of a journal, whoever wrote it."""
+    try:
+        if entry is not None:
+            return state.apply_entry(entry)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        log.warning("an event of the journal is passed over: %r", error)
+    return replace(state, passed_over=state.passed_over + 1)
 
 
 def _progress_of(step: TrainStep, first: tuple[int, float], now: float) -> Progress:

@@ -22,6 +22,7 @@ from engine.pairs.generation.making import (
     generate_pairs,
     generate_until,
     is_complete,
+    require_acknowledged,
     set_aside_what_no_longer_holds,
     take_over,
     torn_line,
@@ -90,6 +91,7 @@ def run(context: Context) -> StageRun:
         tokens = 0
         if not is_complete(prompts, recorded, config.target_pairs):
             tokens = yield from _generate_missing(context, prompts, recipe, examined, identity, open_set)
+    require_acknowledged(context.run / layout.PAIRS_JSONL, prompts, recorded, config.target_pairs)
     yield from _carry_decisions(context)
     if config.target_pairs and recorded.ok < config.target_pairs:
         yield Message(

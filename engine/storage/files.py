@@ -9,13 +9,17 @@ import pwd
 from pathlib import Path
 from typing import Any
 
+from engine.core.reading import open_file
+
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data`: a reader, or a power cut, sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
+        with os.fdopen(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode), "wb"
+        ) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -45,8 +49,9 @@ def begun_git_hash(size: int) -> hashlib._Hash:
 
 
 def sha256_of_file(path: Path) -> str:
+    """Raises UnsafeError for what is no regular file, OSError."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path, follow_links=True) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

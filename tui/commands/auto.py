@@ -14,7 +14,7 @@ from engine.core.layout import EVENTS_JSONL, RUN_LOG
 from engine.process.environment import log_to_file, quiet_libraries
 from engine.run.context import Context
 from engine.run.folder import Run
-from engine.run.journal import Entry, read_entries
+from engine.run.journal import Entry, read_journal
 from engine.run.state import RunState, fold
 from engine.security.secrets import Secret
 from tui.commands.printers import AutoPrinter, printer_for_output
@@ -77,7 +77,7 @@ class EventPrinter:
     def __init__(self, run: Run, printer: AutoPrinter) -> None:
         self._lock = Lock()
         self._printer: AutoPrinter | None = printer
-        self.state: RunState = fold(read_entries(run / EVENTS_JSONL))
+        self.state: RunState = fold(read_journal(run / EVENTS_JSONL))
 
     def __call__(self, entry: Entry) -> None:
         with self._lock:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from engine.core import layout
 from engine.run.folder import Run
-from engine.run.journal import read_entries
+from engine.run.journal import read_journal
 from engine.run.state import RunState, StageState, fold
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
 
 def print_status(folder: Path, *, as_json: bool) -> int:
     run = Run(folder)
-    state = fold(read_entries(run / layout.EVENTS_JSONL))
+    state = fold(read_journal(run / layout.EVENTS_JSONL))
     owner = run.owner()
     if as_json:
         print(json.dumps(status_data(run, state, owner), ensure_ascii=False, indent=2))
@@ -59,6 +59,7 @@ def status_data(run: Run, state: RunState, owner: dict[str, Any] | None) -> dict
         "train_step": asdict(step) if step else None,
         "verdict": state.evaluation.verdict if state.evaluation else None,
         "error": run.manifest.get("error"),
+        "events_passed_over": state.passed_over,
         "archive": str(run.archive) if run.archive.exists() else None,
     }
 
@@ -86,6 +87,9 @@ def print_status_text(run: Run, state: RunState, owner: dict[str, Any] | None) -
             console.print(Text(f"{word + ':':8}{visible_line(str(error.get(key, '')))}"))
     if state.evaluation:
         console.print(Text(f"verdict: {state.evaluation.verdict}. {visible_line(' '.join(state.evaluation.reasons))}"))
+    if state.passed_over:
+        lines = "1 line" if state.passed_over == 1 else f"{state.passed_over:,} lines"
+        console.print(Text(f"{lines} of {layout.EVENTS_JSONL} passed over: damaged, or of another version"))
     if run.archive.exists():
         console.print(Text(f"archive: {run.archive}"))
 

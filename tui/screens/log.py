@@ -11,6 +11,8 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 
 from engine.core import layout
+from engine.core.errors import UnsafeError
+from engine.core.reading import open_file
 from engine.run.state import RunState
 from tui.formatting import one_line, safe_text
 from tui.runs.run_source import RunSource
@@ -85,11 +87,11 @@ def message_lines(state: RunState, width: int) -> list[Content]:
 def tail_of(path: Path) -> str:
     """The end of a file, starting at a whole line; empty if it does not exist."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - TAIL_BYTES, 0))
             raw = file.read(TAIL_BYTES)
-    except OSError:  # no log yet
+    except (OSError, UnsafeError):  # no log yet, or what is none
         return ""
     text = raw.decode("utf-8", errors="backslashreplace")
     return text if size <= TAIL_BYTES else text.partition("\n")[2]

@@ -154,7 +154,7 @@ class SidecarFiles:
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
-        edits_path = edits_beside(source)
+        edits_path = edits_beside(source).resolve()
         scores_path = source.parent / Path(SCORES_JSONL).name
         if source == STDIN:  # nothing is beside a pipe
             return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair, {})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator
 from io import BufferedReader
@@ -16,9 +15,10 @@ from pathlib import Path, PurePath
 from typing import Any, cast
 
 from engine.core.errors import ConfigError
+from engine.core.reading import open_file
 from engine.pairs.formats.json_values import holds_values, json_values
 from engine.pairs.formats.streams import head, in_utf8, seekable, unpacked, without_packing
-from engine.storage.jsonl import LONGEST_LINE, BadLine, read_records
+from engine.storage.jsonl import LONGEST_LINE, BadLine, loads, read_records
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadLine]
@@ -36,12 +36,14 @@ DATA_SUFFIXES = (*JSON_SUFFIXES, *CSV_SUFFIXES, *TEXT_SUFFIXES, *TABLE_SUFFIXES)
 
 
 def rows_of(path: Path, *, last_line_may_lack_newline: bool = True) -> Iterator[NumberedRow]:
-    """The rows of one file. Raises OSError, and ConfigError for what holds no rows at all.
+    """The rows of one file. Raises OSError, UnsafeError for what is no regular file, ConfigError for what holds no rows at all.
 
     last_line_may_lack_newline   False for a file of our own: what has no newline yet was never acknowledged
     """
-    with path.open("rb") as file:
-        yield from rows_from(file, path.name, last_line_may_lack_newline=last_line_may_lack_newline)
+    with open_file(path, follow_links=True) as file:
+        yield from rows_from(
+            cast(BufferedReader, file), path.name, last_line_may_lack_newline=last_line_may_lack_newline
+        )
 
 
 def rows_from(
@@ -122,7 +124,7 @@ def _csv_row(number: int, header: list[str], cells: list[str]) -> Row | BadLine:
 def _cell(cell: str) -> Any:
     if not cell.startswith(("[", "{")) or not cell.endswith(("]", "}")) or len(cell) > LONGEST_CELL_READ:
         return cell
-    for read in (json.loads, ast.literal_eval):
+    for read in (loads, ast.literal_eval):
         try:
             return read(cell)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
