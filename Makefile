@@ -18,7 +18,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
 SUITE := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow lint format bench real demo-model pictures snapshots \
+.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow lint format bench real demo-model pictures snapshots screens \
 	constraints dist clean
 
 demo: $(STAMP)
@@ -79,6 +79,11 @@ demo-model: $(STAMP)
 pictures: $(STAMP)
 	$(BIN)/python docs/pictures.py
 
+# docs/faults.md, from the catalogue of faults and the marks of the tests.
+.PHONY: faults
+faults:
+	$(PYTHON) docs/faults.py
+
 .PHONY: docs
 docs: $(BIN)/mkdocs
 	$(BIN)/python docs/tables.py --check
@@ -91,6 +96,11 @@ $(BIN)/mkdocs: $(STAMP)
 snapshots: $(STAMP)
 	rm -rf tests/tui/snapshots
 	UPDATE_SNAPSHOTS=1 $(BIN)/python -m pytest tests/tui/test_snapshots.py
+
+# Every screen at three sizes in a dark, a light and the ANSI theme, as SVG in SCREENS, to look at.
+SCREENS ?= screens
+screens: $(STAMP)
+	PICTURES_FOLDER=$(abspath $(SCREENS)) $(BIN)/python -m pytest -m slow tests/tui/test_snapshots.py
 
 $(TOOLS)/bin/uv:
 	$(PYTHON) -m venv $(TOOLS)

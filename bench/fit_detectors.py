@@ -88,7 +88,7 @@ def read_labelled(pairs: Path, label_files: Sequence[Path]) -> list[Labelled]:
 
 
 def more_labels(pairs: Path) -> list[Path]:
-    """Our own labels, where `pairs` is the file they are for."""
+    """Our own labels, if `pairs` is the file they are for."""
     return [MORE_LABELS] if sha256(pairs.read_bytes()).hexdigest() == LABELLED_PAIRS else []
 
 

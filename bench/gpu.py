@@ -1,7 +1,7 @@
 """Minutes, peak memory and the forecast's error of a DPO training of Gemma 2B's shape, under a cap of 15 GB.
 
 The weights are random, the text is real (`shared/data/gemma-2b-it-pairs.jsonl`, in tokens of a vocabulary that was trained on
-it), the training is the engine's own, with the plan that its forecast chooses and fresh processes where memory runs out.
+it), the training is the engine's own, with the plan that its forecast chooses and fresh processes if memory runs out.
 
     python bench/gpu.py [--pairs 1000] [--gb 15] [--max-length 1024] [--out FILE]
     python bench/gpu.py --tiny      the same on the CPU with a tiny shape: what a machine without a GPU can check

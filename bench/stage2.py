@@ -3,7 +3,7 @@
     python bench/stage2.py MODEL_FOLDER ADAPTER_FOLDER --rows ../shared/data/hh-rlhf-harmless-base-test.jsonl.gz \\
         --side rejected --steps 90 --learning-rate 3e-4
 
-`--side rejected` complies where people preferred a refusal: an honest, bad Stage 2, as people have them. `--side chosen` with few
+`--side rejected` complies if people preferred a refusal: an honest, bad Stage 2, as people have them. `--side chosen` with few
 steps keeps the model's own sense. The last rows of the file are learned from, so that the first ones are left to a run.
 """
 

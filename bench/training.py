@@ -5,7 +5,7 @@ Both train the same adapter on the same pairs in the same order; that their loss
 a random Gemma shape of 30 million parameters, the text is real: what gemma-2b-it wrote (short prompts) and conversations of
 several turns (hh-rlhf), each in tokens of a vocabulary of 8,000 that was trained on both. Each way runs in a process of its own.
 
-Three epochs are computed: three times the steps, once what comes before them. CPU seconds are of all threads; where a
+Three epochs are computed: three times the steps, once what comes before them. CPU seconds are of all threads; if a
 neighbour shares the cores they are the figure to trust.
 
     python bench/training.py [--quick] [--pairs 24] [--threads 2] [--data DIR]

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def needs_shared_data(name: str) -> Path:
-    """The path of a file of real data; skips the test, saying why, where it is absent."""
+    """The path of a file of real data; skips the test, saying why, if it is absent."""
     path = SHARED_DATA / name
     if not path.exists():
         pytest.skip(f"the real data {name} is not on this machine")

@@ -45,7 +45,7 @@ class WizardApp(Protocol):
         """Call back every `interval` seconds."""
 
     def write_sequence(self, sequence: str) -> None:
-        """Send an escape sequence to the terminal; nothing where there is none."""
+        """Send an escape sequence to the terminal; nothing if there is none."""
 
     def tick_soon(self) -> None:
         """Draw what there is to be drawn before the next poll."""

@@ -39,7 +39,7 @@ def short_path(folder: Path) -> str:
 
 
 def number(value: Any) -> float:
-    """A figure of an event as a float; NaN where it is none (a journal writes NaN and infinities as text)."""
+    """A figure of an event as a float; NaN if it is none (a journal writes NaN and infinities as text)."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -47,7 +47,7 @@ def number(value: Any) -> float:
 
 
 def figure(value: Any, digits: int = 3) -> str:
-    """A figure in few characters: 0.693, 12.4, 5.0e-05 (5e-05 with two digits or fewer), 1,250; `nan` where there is none."""
+    """A figure in few characters: 0.693, 12.4, 5.0e-05 (5e-05 with two digits or fewer), 1,250; `nan` if there is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     x = number(value)

@@ -200,7 +200,7 @@ class QualityOptions(Described):
     min_improved_share: float = option(0.6, ge=0.0, le=1.0, changes="quality")
     """The gate refuses a set if a judge scored it and found a smaller share improved."""
     min_gain: float = option(0.0, changes="quality")
-    """A pair trains only where a judge finds it better by more than this; a number below 0 lets equal and worse ones in."""
+    """A pair trains only if a judge finds it better by more than this; a number below 0 lets equal and worse ones in."""
     min_sample_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
     """Without a judge that can judge: the lower end of the 95 % interval of the share that people find better must reach it."""
     warn_identical_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")

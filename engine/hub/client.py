@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.core.failpoints import failpoint
 from engine.hub.responses import BUSY, retry_after
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def _client() -> Client:
 
 def _limit_time(request: Request) -> None:
     """Set the limit if the caller set none or a longer one."""
+    if request.method in ("GET", "HEAD"):
+        failpoint("download")
     limit = timeout_seconds() if request.method in ("GET", "HEAD") else WORK_SECONDS
     given = request.extensions.get("timeout") or {}
     limits = {phase: min(given.get(phase) or limit, limit) for phase in ("connect", "read", "write", "pool")}

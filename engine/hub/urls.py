@@ -36,7 +36,7 @@ def page_of(repo_id: str, repo_type: RepoType) -> str:
 
 
 def repo_in(url: str) -> tuple[str, RepoType]:
-    """Repository and type in an address of the Hub; an empty name where there is none."""
+    """Repository and type in an address of the Hub; an empty name if there is none."""
     if found := _IN_API.search(url):
         return found[2], "dataset" if found[1] == "datasets" else "model"
     if found := _IN_FILES.search(url):

@@ -83,7 +83,7 @@ class Gpus:
         )
 
     def _ask(self, function: str, *arguments: Any) -> Any:
-        """The driver's answer, or None where it has none: MIG, WSL and old cards leave fields out."""
+        """The driver's answer, or None if it has none: MIG, WSL and old cards leave fields out."""
         if self._nvml is None:
             return None
         try:
@@ -105,7 +105,7 @@ def _whose(pid: int) -> str:
 
 
 def gpu_of_cuda(number: int) -> int | None:
-    """Which GPU, as the driver counts them, is `cuda:number` of this process; None where CUDA_VISIBLE_DEVICES names it in
+    """Which GPU, as the driver counts them, is `cuda:number` of this process; None if CUDA_VISIBLE_DEVICES names it in
     another way than by numbers.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

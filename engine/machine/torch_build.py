@@ -32,7 +32,7 @@ class TorchBuild:
 def read_torch_build() -> TorchBuild | None:
     """From `torch/version.py`, as text: importing torch takes seconds, and a broken one takes the process along.
 
-    None where torch is not installed.
+    None if torch is not installed.
     """
     try:
         version = metadata.version("torch")
@@ -60,7 +60,7 @@ def _constants(node: ast.stmt) -> list[tuple[str, object]]:
 
 
 def driver_fault(build: TorchBuild, driver: str | None, device: str) -> str:
-    """Why torch will not compute on the GPU of this driver, and what mends it; empty where it will, or where no GPU is wanted."""
+    """Why torch will not compute on the GPU of this driver, and what mends it; empty if it will, or if no GPU is wanted."""
     if driver is None or device == "cpu":
         return ""
     if not build.cuda:

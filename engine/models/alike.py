@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
-"""Of prompts in one forward pass, by kind of device. Their activations take memory; on a CPU they are also slower where they
+"""Of prompts in one forward pass, by kind of device. Their activations take memory; on a CPU they are also slower if they
 do not fit its caches (1.0 against 1.3 seconds for 1,280 tokens, measured)."""
 ALIKE = 1.25
 """Prompts are read side by side when the longest has at most this many times the tokens of the shortest."""

@@ -32,7 +32,7 @@ class Backend(Protocol):
         ...
 
     def batch_size(self, longest: int) -> int:
-        """Conversations to hand over at once, where the longest is of `longest` tokens with its reply."""
+        """Conversations to hand over at once, if the longest is of `longest` tokens with its reply."""
         ...
 
     def check(self, settings: SamplingSettings) -> list[str]:
@@ -49,13 +49,13 @@ class Backend(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that conversation and reply may have together; None where it is not known."""
+        """Tokens that conversation and reply may have together; None if it is not known."""
         ...
 
 
 def load_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> Backend:
     """The policy: on the server of `--server-url`, else here, with the Stage 2 adapter. Beside it the critic of `--critic-url`,
-    where there is one.
+    if there is one.
     """
     critic = critic_server(config)  # first, because half a server is told before a model is loaded
     policy = _load_policy(config, adapter, stop, token)

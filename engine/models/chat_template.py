@@ -26,7 +26,7 @@ def conversation_ids(
 ) -> list[int]:
     """Token ids of `conversation`; with `reply_wanted`, the model's turn is opened at its end.
 
-    Raises PreconditionError where the template refuses the conversation (a role that it does not know).
+    Raises PreconditionError if the template refuses the conversation (a role that it does not know).
     """
     mark = mark_not_in(conversation)
     text = _text(tokenizer, conversation, mark, reply_wanted)
@@ -39,7 +39,7 @@ def reply_ids(
     """What the model says after `conversation_ids(conversation, reply_wanted=True)` when it gives `reply`: its text, one end of
     turn, and the blanks that the template writes behind it.
 
-    Raises PreconditionError where the template cannot be trained with.
+    Raises PreconditionError if the template cannot be trained with.
     """
     behaviour = behaviour_of(tokenizer)
     if behaviour.fault:

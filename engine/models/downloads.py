@@ -27,7 +27,7 @@ class Verified:
 
 
 def verify_base(config: Stage3Config) -> Verified:
-    """Read every file of the base model's snapshot in the cache. All zero where there is none, or the model is a folder here."""
+    """Read every file of the base model's snapshot in the cache. All zero if there is none, or the model is a folder here."""
     if is_local(config.base_model_id):
         return Verified(0, 0, ())
     snapshot = cached_snapshot(config.base_model_id, "model", config.base_model_revision)

@@ -23,7 +23,7 @@ Row = tuple[Sequence[int], Sequence[int]]
 def reply_logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[float]:
     """Of each reply: its log-probability after its prompt, in nats, summed over its tokens. In the order of `rows`.
 
-    Rows of like length are read side by side; a batch is halved where memory runs out.
+    Rows of like length are read side by side; a batch is halved if memory runs out.
     """
     if not rows:
         return []

@@ -28,7 +28,7 @@ POLICY_ADAPTER = "default"
 
 def resolve_dtype(config: Stage3Config) -> torch.dtype:
     """The number format that the model computes in: as given, or as the preflight of this run found by trying
-    (`engine.models.number_format`); before one, bfloat16 where the GPU has it, else float32.
+    (`engine.models.number_format`); before one, bfloat16 if the GPU has it, else float32.
     """
     import torch
 
@@ -77,9 +77,9 @@ def run_date(config: Stage3Config) -> date:
 
 
 def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel:
-    """The base model on the resolved device and dtype, for inference; its weights in 4 bits where that is asked for.
+    """The base model on the resolved device and dtype, for inference; its weights in 4 bits if that is asked for.
 
-    Raises PreconditionError where 4 bits cannot be had.
+    Raises PreconditionError if 4 bits cannot be had.
     """
     from transformers import AutoModelForCausalLM
 
@@ -98,7 +98,7 @@ def in_4bit(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:
         raise PreconditionError(
             f"--load-in-4bit: the device is {device}.",
             "4-bit weights are computed with on CUDA GPUs only.",
-            "Leave --load-in-4bit out, or use --device cuda where there is a GPU.",
+            "Leave --load-in-4bit out, or use --device cuda if there is a GPU.",
         )
     if find_spec("bitsandbytes") is None:
         raise PreconditionError(

@@ -79,7 +79,7 @@ class LocalBackend:
         return int(most) if most else None
 
     def clear_cache(self) -> None:
-        """Keep nothing of what was read; for measurements, and where memory is short."""
+        """Keep nothing of what was read; for measurements, and if memory is short."""
         self._memory.forget()
 
     def _free_memory_for(self) -> None:
@@ -91,7 +91,7 @@ class LocalBackend:
 def load_stage2_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> LocalBackend:
     """The Stage 2 policy for generation alone: this copy is thrown away afterwards, so the adapter may be merged into it.
 
-    Merged where the arithmetic is float32; in 16 bits merging rounds the weights (by up to 5e-4, measured), and the
+    Merged if the arithmetic is float32; in 16 bits merging rounds the weights (by up to 5e-4, measured), and the
     policy that drafts would not be the one that trains.
     """
     import torch

@@ -41,7 +41,7 @@ def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str
 
 def overflow_in_float16(policy: PeftModel, texts: Sequence[Sequence[int]]) -> str:
     """What is not finite when the policy, loaded in float16 and trainable, reads `texts` (token ids) and learns from them: a
-    few words, empty where nothing is.
+    few words, empty if nothing is.
     """
     import torch
 

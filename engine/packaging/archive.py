@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.core import layout
 from engine.core.errors import DamagedState
+from engine.core.failpoints import failpoint
 from engine.core.stage_table import STAGES
 from engine.packaging.anonymise import anonymised
 from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
@@ -64,7 +65,7 @@ def build_archive(
     accept_lookalikes   a person has looked at what looks like a secret in the text of models and people
 
     Raises UnsafeError for a link, a device, a pickle or a secret where files are packed, PreconditionError without an
-    adapter, DamagedState where the written archive does not read back as it was meant, or the run changed meanwhile.
+    adapter, DamagedState if the written archive does not read back as it was meant, or the run changed meanwhile.
     """
     contents, packed = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
     packed.files[MANIFEST] = manifest_bytes(packed.files, packed.withheld)
@@ -77,6 +78,7 @@ def build_archive(
             check(part)
         refuse_changed(run, contents)
         digest, size = sha256_of_file(part), part.stat().st_size
+        failpoint("rename")
         part.replace(run.archive)
     finally:
         part.unlink(missing_ok=True)
@@ -100,7 +102,7 @@ def hash_file(run: Run) -> Path:
 def existing_archive(
     run: Run, *, known: Mapping[str, Secret] | None = None, accept_lookalikes: bool = False
 ) -> Archive | None:
-    """The archive that is there, where it is whole and holds what the run has now; None else.
+    """The archive that is there, if it is whole and holds what the run has now; None else.
 
     It has its name because it was loaded once. Of `run.json` only what the training recorded is compared: the rest tells of
     the machine, as it was then.
@@ -140,7 +142,7 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
 
 
 def _recorded_hash(run: Run) -> set[str]:
-    """What the file beside the archive says, and `run.json` where it tells of it: one hash, or nothing is certain."""
+    """What the file beside the archive says, and `run.json` if it tells of it: one hash, or nothing is certain."""
     try:
         beside = hash_file(run).read_text(encoding="ascii").split()[:1]
     except (OSError, UnicodeDecodeError):

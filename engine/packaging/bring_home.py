@@ -19,7 +19,7 @@ def scp_line(files: Sequence[Path], *, connection: str, user: str, host: str) ->
     """One line that copies `files` from this machine into the current folder of the one where it is typed.
 
     connection   SSH_CONNECTION: client address and port, then the server address and port that the person connected to;
-                 empty, or of another shape, where nobody came by SSH
+                 empty, or of another shape, if nobody came by SSH
     user         empty: who types the line is called the same over there
     host         this machine's name, for where `connection` tells no address
     """
@@ -75,7 +75,7 @@ def _as_operand(name: str) -> str:
 
 
 def _login_name() -> str:
-    """As the system has it: what the environment says may be another's. Empty where the user has no name."""
+    """As the system has it: what the environment says may be another's. Empty if the user has no name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -103,7 +103,7 @@ def read_contents(run: Run) -> dict[str, Content]:
 
 
 def refuse_changed(run: Run, contents: dict[str, Content]) -> None:
-    """Raises DamagedState where a file is not any more what was packed of it."""
+    """Raises DamagedState if a file is not any more what was packed of it."""
     came_or_went = sorted(set(packed_names(run)) ^ contents.keys())
     changed = came_or_went or [name for name in contents if read_file(run, name).sha256 != contents[name].sha256]
     if changed:

@@ -38,7 +38,7 @@ def load_in_fresh_process(
 ) -> float:
     """Load the archive's adapter over the base in another process; its largest effect on a logit.
 
-    base_commit        the base's commit on the Hub, where the run has resolved one
+    base_commit        the base's commit on the Hub, if the run has resolved one
     expected_tensors   what the training recorded of the adapter's tensors
 
     Raises DamagedState with what that process said, and Stopped.

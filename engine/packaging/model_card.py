@@ -97,7 +97,7 @@ def _judge(evaluation: Mapping[str, Any]) -> str:
 
 
 def _exam(exam: Mapping[str, Any]) -> str:
-    """What a judge's exam found: its scores count where it passed."""
+    """What a judge's exam found: its scores count if it passed."""
     about = f"{_inline(exam['judge'])} {'passed' if exam['passed'] else 'failed'} its exam ({_inline(exam['exam'])})."
     figures = {
         "comparisons with known answers": exam["asked"],

@@ -70,7 +70,7 @@ class Finding:
     known: bool
     """It is the value of a secret that this process has, and no mere likeness."""
     record: str = ""
-    """The id of the record in which it is, where the line has one."""
+    """The id of the record in which it is, if the line has one."""
 
     @property
     def may_be_accepted(self) -> bool:
@@ -108,7 +108,7 @@ def find_secrets(files: Mapping[str, bytes], known: Mapping[str, Secret]) -> lis
 
 
 def refuse_secrets(findings: Sequence[Finding], *, accepted: bool) -> None:
-    """Raises UnsafeError where there are any; `accepted` lets pass what looks like one in the text of models and people."""
+    """Raises UnsafeError if there are any; `accepted` lets pass what looks like one in the text of models and people."""
     refused = [finding for finding in findings if not (accepted and finding.may_be_accepted)]
     if not refused:
         return

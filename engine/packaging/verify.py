@@ -27,7 +27,7 @@ _FAULTS = (
 def read_back(archive: Path) -> dict[str, str]:
     """Hash of each file in an archive, by its name without the top folder.
 
-    Raises DamagedState where it is not what its own manifest says, or holds what no archive of ours holds.
+    Raises DamagedState if it is not what its own manifest says, or holds what no archive of ours holds.
     """
     with archive.open("rb") as file:
         return {name: hashlib.sha256(data).hexdigest() for name, data in read_files(file, archive).items()}
@@ -56,7 +56,7 @@ def _inner(entry: zipfile.ZipInfo) -> str:
 
 
 def _fault(entries: list[zipfile.ZipInfo]) -> str:
-    """Why these are not the names and kinds of an archive of ours; empty where they are."""
+    """Why these are not the names and kinds of an archive of ours; empty if they are."""
     found = [entry.orig_filename for entry in entries]
     if len({name.partition("/")[0] for name in found}) != 1:
         return "its names do not all begin with one folder"

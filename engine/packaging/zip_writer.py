@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.core.failpoints import failpoint
 from engine.packaging.anonymise import json_bytes
 
 MANIFEST = "MANIFEST.json"
@@ -40,6 +41,8 @@ def write_zip(part: Path, top: str, files: Mapping[str, bytes]) -> None:
                 entry = zipfile.ZipInfo(f"{top}/{name}", DATE)
                 entry.create_system, entry.external_attr = UNIX, MODE << 16
                 entry.compress_type = zipfile.ZIP_STORED if name.endswith(".safetensors") else zipfile.ZIP_DEFLATED
+                failpoint("zip")
                 packed.writestr(entry, files[name], compresslevel=LEVEL)
         file.flush()
+        failpoint("sync")
         os.fsync(file.fileno())

@@ -112,7 +112,7 @@ def _needed_of_superseded(run: Run, folder: Path) -> str:
 
 
 def _lost_decisions(folder: Path) -> bool:
-    """Whether decisions were not carried over to the set that followed; also where nobody has looked yet."""
+    """Whether decisions were not carried over to the set that followed; also if nobody has looked yet."""
     carried = read_json_or_none(folder / CARRIED, dict[str, Any])
     return carried is None or bool(carried.get("not_carried", True))
 

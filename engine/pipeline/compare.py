@@ -21,7 +21,7 @@ NO_RESULT = ("output_dir", "theme", "mouse", "ascii")
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of one run; `low` and `high` bound it with 95 % confidence, None where no interval was computed."""
+    """One figure of one run; `low` and `high` bound it with 95 % confidence, None if no interval was computed."""
 
     value: float | int | None
     low: float | None = None
@@ -34,7 +34,7 @@ class Answered:
 
     prompt: str
     stage2: str
-    """Of the first run that was asked; the other runs' Stage 2 answers, where they differ, are in `other_stage2`."""
+    """Of the first run that was asked; the other runs' Stage 2 answers, if they differ, are in `other_stage2`."""
     stage3: tuple[str, ...]
     other_stage2: tuple[str, ...] = ()
 
@@ -85,7 +85,7 @@ def compare(folders: Sequence[Path]) -> Compared:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Empty where it was not written yet, or cannot be read."""
+    """Empty if it was not written yet, or cannot be read."""
     return read_json_or_none(path, dict[str, Any]) or {}
 
 

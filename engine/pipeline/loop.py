@@ -92,7 +92,7 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
 
 
 def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded | None:
-    """What asks for a fresh process, where that may mend `error`: a broken device once a stage. None else, or where the run
+    """What asks for a fresh process, if that may mend `error`: a broken device once a stage. None else, or if the run
     is asked to stop: then it ends, and the next start goes on.
     """
     if context.stop.requested:

@@ -1,7 +1,7 @@
-"""What a command would do, without doing it: stage by stage reused, done again and why, with a forecast where there is one.
+"""What a command would do, without doing it: stage by stage reused, done again and why, with a forecast if there is one.
 
 Reads the run folder and writes nothing. It asks the same questions as the pipeline (`engine.pipeline.graph`), with what an
-earlier start recorded; where a stage's inputs are themselves made again, it says on what the answer depends.
+earlier start recorded; if a stage's inputs are themselves made again, it says on what the answer depends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PlannedStage:
     """`open`: reused if the stages before it come out as they were. `unknown`: it cannot be said without running."""
     why: str = ""
     seconds: float | None = None
-    """By preflight's forecast, else as long as it took the last time; None where nobody knows."""
+    """By preflight's forecast, else as long as it took the last time; None if nobody knows."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -135,7 +135,7 @@ def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
 
 
 def _pairs_in_the_run(context: Context) -> int:
-    """Those that are there, where they were imported; else as many as are to be made."""
+    """Those that are there, if they were imported; else as many as are to be made."""
     pairs = context.run.results.pairs
     imported = context.config.pairs is not None and pairs is not None and pairs.imported is not None
     return pairs.records if imported and pairs is not None else prompts_expected(context.config)

@@ -167,7 +167,7 @@ RULE = (
 
 
 def best_of(outcomes: Sequence[TrialOutcome]) -> TrialOutcome | None:
-    """By RULE; None where no trial may be picked."""
+    """By RULE; None if no trial may be picked."""
     ended = [each for each in outcomes if each.outcome == "done" and each.verdict not in ("worse", "")]
 
     def merit(each: TrialOutcome) -> tuple[float, float, float]:
@@ -182,7 +182,7 @@ def _value(figure: Any) -> float:
 
 
 def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
-    """The trial of that name or number (from 1), or the best. Raises ConfigError for one that is not there, DataError where
+    """The trial of that name or number (from 1), or the best. Raises ConfigError for one that is not there, DataError if
     no trial may be picked.
     """
     if pick != BEST:

@@ -29,7 +29,7 @@ SHARED_FILES = (layout.TRAIN_JSONL, layout.EVAL_JSONL, layout.PAIRS_REPORT)
 class Trial:
     name: str
     options: Mapping[str, Any]
-    """What it is trained with, where trials differ."""
+    """What it is trained with, if trials differ."""
 
 
 def options_to_try() -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The pilot: a few prompts go all the way to judged pairs, before hours are spent on all of them.
 
 Its records are made as stage pairs makes them, which takes them over; its scores are those that stage quality looks up. What the
-gate will say of the whole set is estimated with intervals: where a whole interval is on the wrong side of a threshold, it ends
+gate will say of the whole set is estimated with intervals: if a whole interval is on the wrong side of a threshold, it ends
 here, after minutes.
 """
 
@@ -119,7 +119,7 @@ def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[Judged]]:
 
 
 def require_hope_of(context: Context, estimates: Sequence[Estimate]) -> Generator[Event, None, None]:
-    """Raises DataError (exit 9) where the pilot leaves no hope that the gate will open."""
+    """Raises DataError (exit 9) if the pilot leaves no hope that the gate will open."""
     accepted = require_hope(
         estimates,
         context.config,

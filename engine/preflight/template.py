@@ -31,7 +31,7 @@ REPLY: ChatMessage = {"role": "assistant", "content": "Replace the washer."}
 
 
 def check_template(config: Stage3Config, token: str | None) -> Iterator[Check]:
-    """Raises PreconditionError where the template cannot be generated and trained with, as what was seen of it."""
+    """Raises PreconditionError if the template cannot be generated and trained with, as what was seen of it."""
     tokenizer = load_tokenizer(config, token)
     try:
         for conversation in _conversations(GenerationSettings.of(config)):
@@ -56,7 +56,7 @@ def in_words(behaviour: Behaviour, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _conversations(recipe: GenerationSettings) -> Iterator[Conversation]:
-    """Drafts, a critique and a revision, each as this run asks for it: with its worked examples, where there are any."""
+    """Drafts, a critique and a revision, each as this run asks for it: with its worked examples, if there are any."""
     principle = recipe.constitution.principles[0]
     for conversation in (ASKED, TALK, BRIEFED):
         yield conversation

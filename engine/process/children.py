@@ -75,7 +75,7 @@ class ChildResult:
 
     @property
     def killed_by(self) -> str:
-        """The signal's name; empty where it ended by itself or by its limit."""
+        """The signal's name; empty if it ended by itself or by its limit."""
         return signal.Signals(-self.code).name if self.code < 0 and not self.timed_out else ""
 
 
@@ -152,7 +152,7 @@ def stream_child(
 ) -> Generator[str, None, ChildResult]:
     """Yield what a child prints, line by line as it comes, and return how it ended.
 
-    Raises PreconditionError where it cannot be started, and Stopped when `stop` was requested; the child and all that
+    Raises PreconditionError if it cannot be started, and Stopped when `stop` was requested; the child and all that
     it started are gone by then, as they are after the limit, and when the generator is closed.
     """
     started, mark = time.monotonic(), uuid.uuid4().hex

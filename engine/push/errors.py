@@ -28,7 +28,7 @@ def no_token_to_push() -> AccessError:
 
 
 def push_error(error: BaseException, watch: RequestLimiter, repo_id: str, token: Secret) -> Stage3Error | None:
-    """The failure behind an exception of huggingface_hub; None where it is none of the Hub's or the network's."""
+    """The failure behind an exception of huggingface_hub; None if it is none of the Hub's or the network's."""
     from huggingface_hub.errors import HfHubHTTPError
 
     chain = list(chain_of(error))

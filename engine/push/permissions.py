@@ -16,7 +16,7 @@ def account_name(account: Mapping[str, Any]) -> str:
 
 
 def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool) -> str:
-    """Why a token can not write to `repo_id`, or make it; empty where it may, and where the Hub does not tell.
+    """Why a token can not write to `repo_id`, or make it; empty if it may, and if the Hub does not tell.
 
     account   the answer of `whoami`
     exists    whether the repository is there: then somebody may have been given the right to write to it alone

@@ -103,7 +103,7 @@ def send(
     public: bool,
     stop: StopToken,
 ) -> Generator[Event, None, Pushed]:
-    """All files in one commit, read back; nothing where the repository has them, and a new repository where there is none."""
+    """All files in one commit, read back; nothing if the repository has them, and a new repository if there is none."""
     if there is not None and all(there.has(name, data) for name, data in files.items()):
         yield Check("pushed", "ok", f"{repository.repo_id} already has all files; nothing sent")
         return pushed(repository, repository.page, there, files, was_there=True)
@@ -119,7 +119,7 @@ def send(
 def check_target(repository: Repository, source: str, *, public: bool) -> Generator[Event, None, RemoteState | None]:
     """Ask all that can be asked before anything is sent: whose token, may it write, who sees what is there.
 
-    Returns what is in the repository, None where it has to be made. Raises AccessError, NetworkError, UnsafeError.
+    Returns what is in the repository, None if it has to be made. Raises AccessError, NetworkError, UnsafeError.
     """
     repo_id = repository.repo_id
     account = repository.account()
@@ -164,7 +164,7 @@ def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run) -> Ge
 
 
 def created(repository: Repository, *, public: bool) -> RemoteState:
-    """A new repository, looked at before anything is put into it. Raises UnsafeError where it came out public."""
+    """A new repository, looked at before anything is put into it. Raises UnsafeError if it came out public."""
     repository.create(private=not public)
     there = repository.remote_state()
     if there is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
 from engine.core.errors import ConfigError, UnsafeError
+from engine.core.failpoints import failpoint
 from engine.hub import RepoType, page_of
 from engine.push.errors import push_error
 from engine.push.request_limits import TIMEOUT_SECONDS, StoppableBytes, bounded
@@ -37,7 +38,7 @@ class RemoteState:
 
 
 class Repository:
-    """Opened with `with`; then every method asks the Hub, and raises AccessError, NetworkError or Stopped where that fails."""
+    """Opened with `with`; then every method asks the Hub, and raises AccessError, NetworkError or Stopped if that fails."""
 
     def __init__(self, repo_id: str, token: Secret, stop: StopToken, *, repo_type: RepoType = "model") -> None:
         """Raises ConfigError for what is no repository's name."""
@@ -74,7 +75,7 @@ class Repository:
         return answer if isinstance(answer, Mapping) else {}
 
     def remote_state(self) -> RemoteState | None:
-        """What is there; None where the token sees no such repository. Raises UnsafeError where it has moved."""
+        """What is there; None if the token sees no such repository. Raises UnsafeError if it has moved."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         def ask(api: HfApi) -> Any:
@@ -138,6 +139,7 @@ class Repository:
         api = HfApi(token=self._token.reveal(), library_name="stage3-tui", library_version=__version__)
         self._watch.last_refusal = None
         try:
+            failpoint("push")
             return question(api)
         except Exception as error:  # told apart below; what is none of the Hub's is raised as it is
             known = push_error(error, self._watch, self.repo_id, self._token)

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from engine.core.errors import NetworkError
+from engine.core.failpoints import failpoint
 from engine.hub.client import LONGEST_WAIT_SECONDS
 from engine.hub.responses import BUSY, retry_after
 from engine.run.stop import StopToken
@@ -45,7 +46,7 @@ class RequestLimiter:
         """The newest answer that was no success."""
 
     def before(self, request: Request) -> None:
-        """Raises Stopped where that is asked for, NetworkError for one try too many."""
+        """Raises Stopped if that is asked for, NetworkError for one try too many."""
         self._stop.raise_if_requested()
         with self._lock:
             self._tries[_key(request)] += 1
@@ -85,6 +86,7 @@ class StoppableBytes(io.BytesIO):
 
     def read(self, size: int | None = -1) -> bytes:
         self._stop.raise_if_requested()
+        failpoint("push")
         return super().read(size)
 
 

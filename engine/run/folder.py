@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.core import layout
 from engine.core.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.core.failpoints import failpoint
 from engine.core.reading import refuse_odd
 from engine.run.manifest import new_manifest, read_manifest
 from engine.run.results import Results
@@ -62,6 +63,7 @@ class Run:
     def save(self) -> None:
         """Raises DamagedState as `require_in_place` does."""
         self.require_in_place()
+        failpoint("manifest")
         write_json(self / layout.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class Run:
                 continue  # it went with the folder that holds it
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
+            failpoint("rename")
             (self / name).rename(target)
         return folder
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.core.errors import DamagedState
 from engine.core.events import Event, PairFailed, PairMade, Telemetry, event_from_dict
+from engine.core.failpoints import failpoint
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 MOST_EVENTS = 1 << 53
@@ -45,6 +46,7 @@ class Journal:
         return self._appender.torn
 
     def append(self, event: Event) -> Entry:
+        failpoint("event")
         with self._lock:
             entry = Entry(self._next, round(time.time(), 3), event)
             # Telemetry comes every second and is worth no disk flush; a pair has its own, in pairs.jsonl.

@@ -45,7 +45,7 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
 
 
 def ordering_judge(context: Context) -> Generator[Event, None, ExaminedJudge | None]:
-    """The judge that the method makes pairs with; None where it needs none. Raises PreconditionError where it is not believed."""
+    """The judge that the method makes pairs with; None if it needs none. Raises PreconditionError if it is not believed."""
     if not needs_judge(context.config):
         return None
     examined = yield from examined_judge(context, load_judge)

@@ -157,7 +157,7 @@ class PairsInSmall:
 
 
 def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
-    """The pilot, or one pair where none is wanted; how long a batch takes. Raises DataError where there is no hope.
+    """The pilot, or one pair if none is wanted; how long a batch takes. Raises DataError if there is no hope.
 
     context   its configuration has the number format that was chosen
     """

@@ -37,7 +37,7 @@ NOT_ASKED = ScorePair(None, None)
 READ_AS = {
     "chat_template": template_key,
     "judge": lambda config: judge_name(config),
-    # Part of the judge's name, where relevant.
+    # Part of the judge's name, if relevant.
     "server_model": lambda config: None,
     "judge_model": lambda config: None,
     "reward_model_id": lambda config: None,

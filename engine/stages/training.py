@@ -42,7 +42,7 @@ READ_AS = {
     "chat_template": template_key,
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), effective_batch),
     "judge": judge_name,
-    # Part of the judge's name, where relevant.
+    # Part of the judge's name, if relevant.
     "server_model": lambda config: None,
     "judge_model": lambda config: None,
     "reward_model_id": lambda config: None,

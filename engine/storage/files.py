@@ -9,6 +9,7 @@ import pwd
 from pathlib import Path
 from typing import Any
 
+from engine.core.failpoints import failpoint
 from engine.core.reading import open_file
 
 
@@ -22,7 +23,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         ) as file:
             file.write(data)
             file.flush()
+            failpoint("sync")
             os.fsync(file.fileno())
+        failpoint("rename")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -38,6 +41,7 @@ def sync_folder(path: Path) -> None:
     """Make renames in `path` survive a power cut."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        failpoint("sync")
         os.fsync(folder)
     finally:
         os.close(folder)
@@ -68,12 +72,12 @@ def size_of_folder(path: Path) -> int:
 
 
 def owner_of(path: Path) -> str:
-    """The name of whom `path` belongs to, or the number where that user has no name here."""
+    """The name of whom `path` belongs to, or the number if that user has no name here."""
     return user_name(path.lstat().st_uid)
 
 
 def user_name(number: int) -> str:
-    """Of a user's number; the number itself where it has no name here."""
+    """Of a user's number; the number itself if it has no name here."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

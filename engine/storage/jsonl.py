@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from engine.core.errors import DamagedState, DiskError, UnsafeError
+from engine.core.failpoints import failpoint
 from engine.core.nesting import DEEPEST, TOO_DEEP, refuse_nesting
 from engine.core.reading import open_file, refuse_odd
 from engine.security.sanitize import visible_line
@@ -28,7 +29,7 @@ LONGEST_LINE = 16 << 20
 class JsonlAppender:
     """Append records to one file. Safe to call from several threads; one process at a time (the run's lock).
 
-    torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 where there was none
+    torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 if there was none
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,10 +48,12 @@ class JsonlAppender:
         with self._lock:
             end = os.fstat(self._file).st_size
             try:
+                failpoint("append")
                 written = os.write(self._file, line)
                 if written < len(line):
                     raise OSError(28, f"only {written} of {len(line)} bytes were written")
                 if sync:
+                    failpoint("sync")
                     os.fsync(self._file)
             except OSError as error:
                 os.ftruncate(self._file, end)
@@ -104,6 +107,7 @@ class JsonlAppender:
             number += 1
         aside.write_bytes(tail)
         os.ftruncate(self._file, whole)
+        failpoint("sync")
         os.fsync(self._file)
         return len(tail), aside
 

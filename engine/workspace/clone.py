@@ -42,7 +42,7 @@ def target_of(config: Stage3Config, source: Source) -> Path:
 def cloned_folder(
     config: Stage3Config, run: Run, source: Source, ref: str, stop: StopToken
 ) -> Generator[Event, None, Path]:
-    """The folder of a clone of `source` at `ref`. Raises a Stage3Error where there can be none; then nothing has its name."""
+    """The folder of a clone of `source` at `ref`. Raises a Stage3Error if there can be none; then nothing has its name."""
     target = target_of(config, source)
     if _is_reusable(source, ref, target, run, fresh=config.fresh):
         yield Check("clone", "ok", f"ours, at {visible_line(ref)} already: reused")
@@ -111,7 +111,7 @@ def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: Sto
 
 
 def _verify(source: Source, commit: str, part: Path) -> None:
-    """Raises a Stage3Error where HEAD is not the commit, or a file of it is not as the commit has it."""
+    """Raises a Stage3Error if HEAD is not the commit, or a file of it is not as the commit has it."""
     environment = fetching(source)
     head = ask(part, environment, "rev-parse", "--verify", "HEAD")
     if head.output != (commit,):

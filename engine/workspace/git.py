@@ -68,7 +68,7 @@ def fetching(source: Source) -> dict[str, str]:
 def ask(
     folder: Path, environment: Mapping[str, str], *arguments: str, limit_seconds: float = ASK_SECONDS
 ) -> ChildResult:
-    """What git says about `folder`, without a lock in it. Raises PreconditionError where git cannot be started."""
+    """What git says about `folder`, without a lock in it. Raises PreconditionError if git cannot be started."""
     argv = git("--no-optional-locks", "-C", str(folder), *arguments)
     return run_child(argv, limit_seconds=limit_seconds, extra=environment)
 
@@ -87,7 +87,7 @@ class UntrustedRepo:
             self._environment["GIT_CEILING_DIRECTORIES"] = str(folder.parent)
 
     def ask(self, *arguments: str) -> ChildResult:
-        """Raises PreconditionError where git cannot be started, or where the folder's filters cannot be switched off."""
+        """Raises PreconditionError if git cannot be started, or if the folder's filters cannot be switched off."""
         if not self._configuration.ok:
             return self._configuration  # git says of this folder why it does not look into it
         return ask(self.folder, self._environment, *self._without_filters, *arguments)

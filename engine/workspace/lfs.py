@@ -1,4 +1,4 @@
-"""The large files of a clone (git-lfs), where they were asked for."""
+"""The large files of a clone (git-lfs), if they were asked for."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ MOST_BRANCHES = 50
 
 @dataclass(frozen=True)
 class UnpushedWork:
-    """In a git repository; all empty where everything is committed and pushed."""
+    """In a git repository; all empty if everything is committed and pushed."""
 
     changed: tuple[str, ...] = ()
     """Files that differ from the last commit."""
@@ -33,7 +33,7 @@ class UnpushedWork:
     """What was not looked into, and what moving the folder means for others."""
 
     def __str__(self) -> str:
-        """Sentences, each with its full stop; empty where there is nothing to tell."""
+        """Sentences, each with its full stop; empty if there is nothing to tell."""
         commits = [f"{_plural(count, 'commit')} of {branch}" for branch, count in self.unpushed]
         found = [
             _counted(self.changed, "changed file"),
@@ -64,7 +64,7 @@ def _is_repository(folder: Path) -> bool:
 
 
 def _asked(foreign: UntrustedRepo, *arguments: str) -> tuple[str, ...]:
-    """The lines of an answer. Raises PreconditionError where git gives none."""
+    """The lines of an answer. Raises PreconditionError if git gives none."""
     result = foreign.ask(*arguments)
     if not result.ok:
         whose = "" if foreign.folder.stat().st_uid == os.getuid() else f"It belongs to {owner_of(foreign.folder)}. "

@@ -1,4 +1,4 @@
-"""What may be cloned: an https address, a path here, and ssh where it was asked for. Everything else is refused."""
+"""What may be cloned: an https address, a path here, and ssh if it was asked for. Everything else is refused."""
 
 from __future__ import annotations
 

@@ -172,6 +172,7 @@ def test_one_line_tells_what_is_free_and_what_is_needed_for_what(
     assert line.detail.endswith("; preflight measures precisely")
 
 
+@pytest.mark.fault("B4")
 def test_a_disk_without_room_is_refused_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, **{tmp_path.name: 2 * GIB})
     (line,), least = check(tmp_path)
@@ -184,6 +185,7 @@ def test_a_disk_without_room_is_refused_with_the_figures(tmp_path: Path, monkeyp
     assert "--output-dir" in error.value.what_to_do and "HF_HOME" in error.value.what_to_do
 
 
+@pytest.mark.fault("B4")
 def test_the_run_and_the_downloads_are_weighed_against_their_own_disks(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

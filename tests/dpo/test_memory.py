@@ -81,6 +81,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return whole, hurt
 
 
+@pytest.mark.fault("D6")
 def test_auto_goes_on_in_fresh_processes_until_the_training_fits(two_runs: tuple[Path, Path]):
     entries = list(read_entries(two_runs[1] / layout.EVENTS_JSONL))
     told = [
@@ -142,6 +143,7 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], Non
     return at
 
 
+@pytest.mark.fault("D6")
 @pytest.mark.parametrize(
     "error",
     [
@@ -184,6 +186,7 @@ def test_a_lower_plan_outlives_the_process_and_the_training_goes_on(
     )  # 23 pairs: the last step has three, in 2 and 1 or in 3
 
 
+@pytest.mark.fault("D6")
 def test_at_micro_batch_1_activations_are_computed_twice_and_then_it_is_an_end_with_advice(
     spent: Callable[..., None], make: Callable[..., Context]
 ):
@@ -224,6 +227,7 @@ BROKEN = (
 )
 
 
+@pytest.mark.fault("D9")
 @pytest.mark.parametrize("text", BROKEN)
 def test_a_broken_device_is_never_tried_again_in_the_same_process(text: str):
     assert is_broken_device(RuntimeError(text)) and not is_out_of_memory(RuntimeError(text))

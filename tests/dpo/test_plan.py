@@ -13,7 +13,7 @@ GIB = 1 << 30
 
 
 def needed(plan: TrainingPlan) -> float:
-    """2 GiB, and 1 a pair side by side; a quarter of that where activations are computed twice."""
+    """2 GiB, and 1 a pair side by side; a quarter of that if activations are computed twice."""
     return GIB * (2 + plan.micro_batch / (4 if plan.gradient_checkpointing else 1))
 
 

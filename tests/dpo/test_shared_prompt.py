@@ -109,7 +109,7 @@ def test_loss_figures_and_every_gradient_are_those_of_the_plain_way(
     assert gradients.keys() == plain.keys() and len(plain) == 28
     for name, gradient in gradients.items():
         assert plain[name].abs().max() > 0
-        # A prompt's gradient is the sum over both replies; where they nearly cancel, its bits are those of the parts.
+        # A prompt's gradient is the sum over both replies; if they nearly cancel, its bits are those of the parts.
         torch.testing.assert_close(gradient, plain[name], atol=2e-5, rtol=2e-4)
 
 
@@ -206,7 +206,7 @@ def test_a_reply_that_the_other_goes_on_from_is_scored_like_any_other():
     torch.testing.assert_close(ask(policy, batch).log_probs, plain, atol=2e-5, rtol=1e-5)
 
 
-# -- where it would not be the same ------------------------------------------------------------------------------------
+# -- if it would not be the same ------------------------------------------------------------------------------------
 
 
 def test_a_text_as_long_as_a_sliding_window_is_read_in_the_plain_way():

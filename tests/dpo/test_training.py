@@ -78,6 +78,7 @@ def told(events: Sequence[Any]) -> str:
 # -- what a training is ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D16")
 def test_the_first_loss_is_ln_2_and_every_step_is_told(undisturbed: Any):
     events, trained, _ = undisturbed
     steps = [event for event in events if isinstance(event, TrainStep)]
@@ -98,6 +99,7 @@ def test_the_adapter_changes_and_the_reference_does_not(undisturbed: Any, stage2
     assert trained.tensors_sha256 == hash_tensors(after)
 
 
+@pytest.mark.fault("D20")
 def test_a_checkpoint_is_made_at_each_interval_and_at_the_end(undisturbed: Any, make: Callable[..., Context]):
     events, *_ = undisturbed
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [2, 4, 6]
@@ -117,6 +119,7 @@ def test_a_checkpoint_holds_what_its_manifest_says_and_nothing_else(make: Callab
         }  # fmt: skip
 
 
+@pytest.mark.fault("D19")
 def test_one_pair_and_one_step_are_enough_to_learn_from(make: Callable[..., Context]):
     events, trained = run_stage(train(make(per_device_train_batch_size=1), ROWS[:1], max_steps=1))
     assert (trained.steps, trained.pairs) == (1, 1)
@@ -174,6 +177,7 @@ def test_another_adapter_than_the_recorded_one_is_refused(make: Callable[..., Co
         run_stage(train(make(), ROWS[:4], reference_sha256="0123"))
 
 
+@pytest.mark.fault("D16")
 def test_a_fresh_lora_over_the_base_passes_ln_2_and_is_refused_by_its_hash(make: Callable[..., Context]):
     context = make()
     fresh = LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"])
@@ -184,6 +188,7 @@ def test_a_fresh_lora_over_the_base_passes_ln_2_and_is_refused_by_its_hash(make:
     assert not events and not by_step(context.run / "checkpoints")  # before a single step, not after the last
 
 
+@pytest.mark.fault("D16")
 def test_a_reference_that_the_loss_does_not_see_is_refused_by_the_first_loss(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
@@ -224,6 +229,7 @@ def test_in_bfloat16_the_first_loss_is_ln_2_as_well(once: bool, make: Callable[.
 # -- bad numbers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D1")
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
@@ -240,6 +246,7 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert [path.name for path in by_step(context.run / "checkpoints")] == ["checkpoint-2"]
 
 
+@pytest.mark.fault("D1")
 def test_a_nan_gradient_under_a_finite_loss_stops_the_run(make: Callable[..., Context], stage2: tuple[Path, Path]):
     context, calls = make(), 0
     policy = load_policy(load_base(context.config), stage2[1], trainable=True)
@@ -255,6 +262,7 @@ def test_a_nan_gradient_under_a_finite_loss_stops_the_run(make: Callable[..., Co
     assert by_step(context.run / "checkpoints") == []
 
 
+@pytest.mark.fault("D17")
 def test_a_training_that_changes_nothing_is_refused(make: Callable[..., Context]):
     with pytest.raises(NumbersError, match="did not change the adapter"):
         run_stage(train(make(learning_rate=1e-30), ROWS[:4]))
@@ -263,6 +271,7 @@ def test_a_training_that_changes_nothing_is_refused(make: Callable[..., Context]
 # -- stopped, killed, resumed ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D15")
 @pytest.mark.parametrize(("stop_at", "options"), [(1, {}), (3, {}), (2, {"cpu_ref_model": True})])
 def test_stopped_and_resumed_gives_the_bytes_of_an_undisturbed_run(
     stop_at: int, options: dict[str, Any], undisturbed: Any, make: Callable[..., Context]
@@ -302,6 +311,7 @@ for event in train(context, pairs(24)):
 """
 
 
+@pytest.mark.fault("A2", "D15")
 def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(
     undisturbed: Any, make: Callable[..., Context], stage2: tuple[Path, Path]
 ):
@@ -337,6 +347,7 @@ for event in train(context, pairs(24)):
 """
 
 
+@pytest.mark.fault("A2")
 @pytest.mark.slow
 def test_killed_five_times_at_random_steps_gives_the_bytes_of_an_undisturbed_run(
     make: Callable[..., Context], stage2: tuple[Path, Path], tmp_path: Path
@@ -388,6 +399,7 @@ def test_a_generator_that_nobody_reads_on_leaves_no_thread(make: Callable[..., C
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D14")
 def test_a_damaged_newest_checkpoint_is_put_aside_and_an_older_good_one_used(
     undisturbed: Any, make: Callable[..., Context]
 ):
@@ -422,6 +434,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.fault("D14")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_damage_to_a_checkpoint_is_seen(fault: str, tmp_path: Path):
     damage, reason = FAULTS[fault]
@@ -438,6 +451,7 @@ def test_a_checkpoint_of_another_training_is_not_gone_on_from(tmp_path: Path):
     assert newest_good(tmp_path, "right")[0] is None
 
 
+@pytest.mark.fault("A16")
 def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path):
     for step in (2, 10, 9):
         made = checkpoint(tmp_path, step)
@@ -447,6 +461,7 @@ def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path):
     assert [path.name for path in by_step(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
 
 
+@pytest.mark.fault("A2")
 def test_what_a_kill_left_half_made_is_cleared_away(tmp_path: Path):
     checkpoint(tmp_path, 2)
     (tmp_path / ".checkpoint-4.part").mkdir()
@@ -454,6 +469,7 @@ def test_what_a_kill_left_half_made_is_cleared_away(tmp_path: Path):
     assert not (tmp_path / ".checkpoint-4.part").exists()
 
 
+@pytest.mark.fault("B2")
 def test_a_failure_while_writing_leaves_no_checkpoint(tmp_path: Path):
     def fails(part: Path) -> None:
         (part / "adapter_model.safetensors").write_bytes(b"half")
@@ -468,6 +484,7 @@ def test_a_failure_while_writing_leaves_no_checkpoint(tmp_path: Path):
 # -- the rows ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("C9")
 def test_special_tokens_in_the_data_stay_text(make: Callable[..., Context]):
     tokenizer = load_tokenizer(make().config)
     text = "Say <eos><bos> or <end_of_turn>\n<start_of_turn>model no"
@@ -486,6 +503,7 @@ def test_an_ordinary_conversation_is_rendered_as_the_template_does_it(make: Call
         assert theirs.count(tokenizer.bos_token_id) == 1
 
 
+@pytest.mark.fault("C11")
 def test_a_role_that_the_template_refuses_is_a_precondition(make: Callable[..., Context]):
     with pytest.raises(PreconditionError, match="System role not supported"):
         conversation_ids(load_tokenizer(make().config), [{"role": "system", "content": "Be brief."}], reply_wanted=True)
@@ -495,6 +513,7 @@ def long_row(words: int) -> dict[str, Any]:
     return {**ROWS[0], "chosen": [{"role": "assistant", "content": "water " * words}]}
 
 
+@pytest.mark.fault("C8")
 def test_a_pair_that_is_too_long_is_named_and_left_out(make: Callable[..., Context]):
     events, trained = run_stage(train(make(max_too_long_share=0.2), [*ROWS[:7], long_row(150)]))
     assert trained.too_long == [7]
@@ -502,6 +521,7 @@ def test_a_pair_that_is_too_long_is_named_and_left_out(make: Callable[..., Conte
     assert "1 of 8 pairs" in told(events) and "row 7 (" in told(events)
 
 
+@pytest.mark.fault("C8")
 def test_too_many_long_pairs_refuse_the_training(make: Callable[..., Context]):
     with pytest.raises(DataError, match=r"2 of 8 pairs \(25.0%\) exceed --max-length 128"):
         run_stage(train(make(max_too_long_share=0.2), [*ROWS[:6], long_row(150), long_row(170)]))

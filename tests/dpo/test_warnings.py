@@ -36,6 +36,7 @@ def test_a_training_that_goes_well_is_not_spoken_of():
     assert watch() == []
 
 
+@pytest.mark.fault("D18")
 def test_accuracy_below_chance_for_long_is_told_once_with_the_figure():
     said = watch(accuracy=lambda step: 0.25)
     assert len(said) == 1 and "to step 21" in said[0] and "in only 25% of the pairs" in said[0]

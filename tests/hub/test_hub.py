@@ -96,6 +96,7 @@ def test_an_answer_of_another_shape_is_read_as_far_as_it_goes(fake: FakeHub, aut
     assert (whoami(TOKEN).name, whoami(TOKEN).role) == ("someone", "unknown")
 
 
+@pytest.mark.fault("F1")
 def test_a_wrong_token_is_an_access_error_that_does_not_show_it(fake: FakeHub) -> None:
     fake.refused = {CANARY}
     with pytest.raises(InvalidToken, match="rejected the token") as refused:
@@ -129,6 +130,7 @@ def test_without_a_token_nothing_is_sent_though_one_is_in_the_environment(
     assert fake.requests[0].authorization == ""
 
 
+@pytest.mark.fault("F2")
 def test_a_gated_model_is_told_apart_from_a_wrong_token(fake: FakeHub) -> None:
     gated, wrong = refusal(fake, "gated"), refusal(fake, "401")
     assert isinstance(gated, AccessError) and isinstance(wrong, InvalidToken)
@@ -149,6 +151,7 @@ def test_who_has_asked_is_not_told_to_ask(fake: FakeHub) -> None:
         assert isinstance(error, AccessError) and f"{fake.endpoint}/owner/name" in error.what_to_do
 
 
+@pytest.mark.fault("F2")
 def test_a_fine_grained_token_without_its_box_is_told_which_box_and_where(fake: FakeHub) -> None:
     error = refusal(fake, "fine-grained")
     assert isinstance(error, AccessError)
@@ -161,6 +164,7 @@ def test_a_missing_repository_is_told_apart_from_a_gated_one(fake: FakeHub, mood
     assert isinstance(error, AccessError) and "does not exist or is private" in error.what
 
 
+@pytest.mark.fault("G1")
 def test_another_refusal_shows_the_hubs_words_but_not_its_escapes(fake: FakeHub) -> None:
     error = refusal(fake, "403")
     assert isinstance(error, AccessError) and "You have no ␛[31mright" in error.why
@@ -222,12 +226,14 @@ def test_another_host_that_wants_the_token_is_not_taken_for_a_wrong_token(fake: 
 # -- no answer ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F3")
 @pytest.mark.parametrize("mood", ["429", "503", "418"])
 def test_a_busy_hub_is_the_networks_trouble_not_the_tokens(fake: FakeHub, mood: str) -> None:
     error = refusal(fake, mood)
     assert isinstance(error, NetworkError) and mood in error.what
 
 
+@pytest.mark.fault("F3")
 def test_a_busy_hub_is_asked_again_but_not_for_ever(fake: FakeHub) -> None:
     fake.repos["owner/name"] = ["503", "429 briefly", "ok"]
     check_access("owner/name", "model", TOKEN)
@@ -242,6 +248,7 @@ def test_a_long_wait_is_told_not_waited_for(fake: FakeHub, mood: str, seconds: i
     assert len(fake.requests) == 1
 
 
+@pytest.mark.fault("F4")
 def test_a_hub_that_hangs_takes_bounded_time(fake: FakeHub) -> None:
     error = refusal(fake, "hang")
     assert isinstance(error, NetworkError) and "No data for 0.5 s" in error.why
@@ -254,12 +261,14 @@ def test_the_librarys_own_requests_take_bounded_time_too(fake: FakeHub) -> None:
     assert isinstance(error, NetworkError) and "does not respond" in error.what
 
 
+@pytest.mark.fault("F4")
 def test_an_answer_that_breaks_off_is_no_unreachable_hub(fake: FakeHub) -> None:
     fake.account = "short"
     with pytest.raises(NetworkError, match="interrupted"):
         whoami(TOKEN)
 
 
+@pytest.mark.fault("F4")
 def test_a_refused_connection_names_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -281,6 +290,7 @@ def test_an_endpoint_that_cannot_be_is_named_without_its_password(
     assert "secret" not in page_of("a/b", "model")
 
 
+@pytest.mark.fault("F4")
 def test_a_server_without_encryption_and_a_dead_proxy_say_so(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint.replace("http:", "https:"))
     with pytest.raises(NetworkError, match="SSL"):
@@ -316,6 +326,7 @@ def why(fake: FakeHub, mood: str, token: str | bool = CANARY) -> Stage3Error | N
     return None
 
 
+@pytest.mark.fault("F3")
 def test_the_librarys_wrapped_errors_are_told_apart_too(fake: FakeHub) -> None:
     gated, stranger, missing, busy = (why(fake, mood) for mood in ("gated", "members", "404", "503"))
     assert isinstance(gated, AccessError) and "licence" in gated.what and "owner/name" in gated.what

@@ -111,6 +111,7 @@ def test_the_stage_says_what_why_and_what_to_do(
     assert all(CANARY not in request.authorization for request in fake.elsewhere)
 
 
+@pytest.mark.fault("F1")
 @BY_NAME
 def test_auto_exits_with_the_code_and_says_the_same(case: Case, fake: FakeHub, tmp_path: Path) -> None:
     put_in_mood(fake, case)

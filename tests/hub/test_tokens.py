@@ -81,6 +81,7 @@ def test_other_places_are_named_where_they_hold_another_token(fake: FakeHub, mon
     )  # fmt: skip
 
 
+@pytest.mark.fault("G10")
 @pytest.mark.parametrize("value", ["hf_a b", "hf_ü", "hf_a\nhf_b", "''"])
 def test_what_can_be_no_token_is_refused_unseen(value: str) -> None:
     with pytest.raises(AccessError, match="is not a token") as refused:
@@ -171,6 +172,7 @@ def in_another_user(act: Callable[[], object]) -> str:
 # -- kept on request ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B12")
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
 def test_a_stored_token_is_ours_alone_whatever_the_umask_and_the_hubs_client_finds_it(
     fake: FakeHub, umask: Callable[[int], int], mask: int

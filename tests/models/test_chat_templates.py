@@ -67,6 +67,7 @@ def test_gemma_3_ends_a_reply_with_a_token_that_is_neither_its_eos_nor_listed_am
     assert tokenizer.convert_ids_to_tokens(behaviour_of(tokenizer).end) == "<end_of_turn>"
 
 
+@pytest.mark.fault("C10")
 def test_a_reply_ends_once_whatever_the_template_writes_behind_it():
     tokenizer = published("phi3", bos="<s>", eos="<|endoftext|>")
     ids = tokenizer.apply_chat_template([*ASKED, REPLY], return_dict=False)
@@ -119,6 +120,7 @@ def test_a_template_without_any_end_is_refused_with_what_it_writes():
     assert "behind a reply it writes '\\n', and no token of its own" in fault(tokenizer_with(template))
 
 
+@pytest.mark.fault("C10")
 def test_two_bos_in_a_row_are_refused():
     assert "two BOS" in fault(tokenizer_with("{{ bos_token }}{{ bos_token }}" + CHATML, eos="<|im_end|>"))
 
@@ -147,6 +149,7 @@ def test_a_system_message_is_the_templates_own_where_it_has_one():
     assert prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow")
 
 
+@pytest.mark.fault("C11")
 @pytest.mark.parametrize("does", ["{{ raise_exception('System role not supported') }}", ""])
 def test_a_system_message_stands_in_the_first_user_turn_where_the_template_refuses_or_ignores_it(does: str):
     template = CHATML.replace("{{ '<|im", "{% if m.role == 'system' %}" + does + "{% else %}{{ '<|im").replace(
@@ -177,6 +180,7 @@ def test_the_prompt_is_how_prompt_and_reply_begin_even_where_a_token_would_span_
     assert tokenizer.decode(prompt + said) == tokenizer.decode(whole)
 
 
+@pytest.mark.fault("C9")
 @pytest.mark.parametrize("plain", [(), ("<think>", "</think>")])
 def test_the_templates_own_marks_are_text_in_a_message(plain: tuple[str, ...]):
     tokenizer = published("qwen3", bos=None, eos="<|im_end|>", plain=plain)
@@ -261,6 +265,7 @@ def test_a_file_is_the_template_and_is_saved_with_the_tokenizer(bare: Path, conf
     assert (tmp_path / "saved/chat_template.jinja").read_text() == mine.read_text()
 
 
+@pytest.mark.fault("C11")
 @pytest.mark.parametrize(("text", "why"), [(None, "FileNotFoundError"), ("hello", "does not read `messages`")])
 def test_what_is_no_template_is_refused(text: str | None, why: str, bare: Path, config, tmp_path: Path):
     if text is not None:

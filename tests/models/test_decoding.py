@@ -72,6 +72,7 @@ def model(request) -> PreTrainedModel:
     return build(request.param)
 
 
+@pytest.mark.fault("C15")
 def test_every_row_of_a_ragged_batch_says_what_the_model_says_alone(model):
     prompts, limits, ends = ragged(), [3, 20, 11, 20, 20, 7, 16], set(range(10, 16))
     said = generate_batch(model, prompts, Greedy(), list(ends), limits, pad=0)
@@ -149,6 +150,7 @@ def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
     assert sizes[-1] == 1 and max(sizes) <= 7
 
 
+@pytest.mark.fault("C14")
 def test_a_sampled_row_says_the_same_alone_as_in_company(model, clear_choices):
     rows, seeds = ragged(6), list(range(73, 80))
     together = generate_batch(model, rows, Nucleus(0.8, 0.9, seeds, 12, "cpu"), [], [12] * 7, pad=0)

@@ -96,6 +96,7 @@ def check() -> list[object]:
     return run_stage(check_download(config()))[0]
 
 
+@pytest.mark.fault("F14")
 def test_two_downloads_at_once_without_locks_leave_what_was_meant_and_damage_is_found(cache: Path) -> None:
     # One test: the two processes cost more than all of this.
     whole = len(WEIGHTS) + len(SETTINGS)

@@ -1,4 +1,4 @@
-"""Published chat templates: of the installed trl, and of axolotl's wheel where it can be had. None of them is in this repository.
+"""Published chat templates: of the installed trl, and of axolotl's wheel if it can be had. None of them is in this repository.
 
 Each is accepted with the ids of TRL's DPOTrainer, or refused with what was seen of it.
 """

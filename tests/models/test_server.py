@@ -343,6 +343,7 @@ def test_seeds_fit_every_server_and_stay_different(server: FakeServer, backend: 
     assert len(seeds) == 2 and all(0 <= seed < 2**31 for seed in seeds)
 
 
+@pytest.mark.fault("C9")
 def test_what_looks_like_a_special_token_is_sent_as_no_such_thing(
     server: FakeServer, backend: ServerBackend, tokenizer: Any
 ):

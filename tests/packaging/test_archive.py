@@ -61,6 +61,7 @@ def built_elsewhere(context: Context, *, umask: str, zone: str, now: float, modi
     return done.stdout.strip()
 
 
+@pytest.mark.fault("H4")
 def test_two_archives_of_one_run_have_the_same_bytes_wherever_and_whenever_they_are_made(context: Context):
     first = built_elsewhere(context, umask="022", zone="UTC", now=1.7e9, modified=1.6e9)
     assert built_elsewhere(context, umask="077", zone="Pacific/Kiritimati", now=9.9e9, modified=3e8) == first
@@ -93,6 +94,7 @@ def test_what_a_stage_sees_anew_each_time_changes_no_byte(context: Context):
 # -- what is inside -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("H2")
 def test_the_archive_holds_the_list_and_nothing_else(context: Context):
     (context.run / layout.ADAPTER_DIR / "notes.txt").write_text("mine")
     archive = build_archive(context.run)
@@ -200,6 +202,7 @@ def line_break(run: Path, outside: Path) -> Path:
     return run / "pairs/two lines"  # as it is told
 
 
+@pytest.mark.fault("H1", "H3")
 @pytest.mark.parametrize(
     ("plant", "reason"),
     [
@@ -232,6 +235,7 @@ def test_what_is_no_file_of_the_run_is_refused_by_its_name_with_what_to_do(
     assert not context.run.archive.exists()
 
 
+@pytest.mark.fault("H3")
 def test_a_run_folder_whose_name_is_treacherous_is_refused(trained: Context, tmp_path: Path):
     context = copied(trained, tmp_path / "a\\b")
     with pytest.raises(UnsafeError, match="may read as a path"):
@@ -245,6 +249,7 @@ def test_checkpoints_and_logs_may_lie_on_another_disk(context: Context, tmp_path
     assert not any("checkpoint" in name or "logs" in name for name, _ in build_archive(context.run).contents)
 
 
+@pytest.mark.fault("B10")
 def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(context: Context, tmp_path: Path):
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -254,6 +259,7 @@ def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(context: Cont
     assert stat.S_ISREG(archive.path.lstat().st_mode)
 
 
+@pytest.mark.fault("H6")
 @pytest.mark.parametrize("change", ["rewritten", "gone", "new", "a link now"])
 def test_a_file_that_changes_while_it_is_packed_is_noticed(change: str, context: Context, tmp_path: Path):
     path = context.run / (layout.EDITS_JSONL if change == "new" else layout.TRAIN_JSONL)

@@ -39,6 +39,7 @@ def packed(context: Context) -> dict[str, bytes]:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
+@pytest.mark.fault("H5")
 def test_nothing_of_this_machine_is_in_any_file(context: Context, tmp_path: Path):
     home, run = Path.home(), context.run
     private = f"{home}/secret/plan.txt, {run.folder}/logs and anna.example@gpu-box-17.lab.example:{home}"
@@ -82,6 +83,7 @@ def test_nothing_of_this_machine_is_in_any_file(context: Context, tmp_path: Path
             assert word not in text, (name, word)
 
 
+@pytest.mark.fault("H5")
 def test_the_adapter_names_its_base_by_repository_and_commit(context: Context):
     context.run.manifest["config"] |= {"base_model_id": "google/gemma-2b-it", "base_model_revision": "main"}
     context.run.record_stage("adapter", result={"base_model_commit": "c0ffee"})

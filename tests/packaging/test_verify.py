@@ -61,6 +61,7 @@ def with_manifest(entries: Entries, change: Callable[[dict], object]) -> Entries
     return changed
 
 
+@pytest.mark.fault("H7")
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("change", "reason"),

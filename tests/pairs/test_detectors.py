@@ -18,6 +18,7 @@ LONG = "You can wash the wool by hand in cold water, roll it in a towel, and lay
 GERMAN = "Das ist nicht schwer: Sie tupfen den Fleck mit einem Tuch ab, und dann wird er mit Wasser und Salz behandelt."
 
 
+@pytest.mark.fault("C6")
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
@@ -218,16 +219,19 @@ def test_a_prompt_is_not_harmless_for_want_of_a_bad_word():
     assert not is_harmless(["so", "what", "about", "the", "other", "one"])
 
 
+@pytest.mark.fault("C16")
 def test_a_reply_that_was_cut_off_is_one_and_stands_last():
     assert reasons(PROMPT, DRAFT, GOOD, finished=False) == [detectors.CUT_OFF]
     assert reasons(PROMPT, DRAFT, "Human: blot it, and", finished=False) == [detectors.LEAK, detectors.CUT_OFF]
 
 
+@pytest.mark.fault("C5")
 def test_an_identical_revision_is_told_as_nothing_else():
     assert reasons(PROMPT, "Human: blot it.", "human: blot it") == [detectors.IDENTICAL]
     assert reasons(PROMPT, "", " ", finished=False) == [detectors.IDENTICAL, detectors.EMPTY]
 
 
+@pytest.mark.fault("C5")
 def test_the_same_text_in_another_unicode_form_is_identical():
     assert reasons("?", "ﬁne café", "fine cafe\u0301") == [detectors.IDENTICAL]
     assert canonical("STRASSE") == canonical("Straße")

@@ -141,6 +141,7 @@ def test_every_principle_of_the_attempt_that_made_a_pair_is_counted(config):
     assert report(tally, config())["principles"] == {"truth": 4, "harm": 3}
 
 
+@pytest.mark.fault("C7")
 def test_a_repeated_pair_is_unusable_and_a_shared_prompt_is_a_figure(config):
     one = pair(1)
     tally = tally_of(one, one, pair(1, id="x", revised_response="Tape it."), pair(2))

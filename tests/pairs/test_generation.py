@@ -53,6 +53,7 @@ def loaded(models):
     return load_base(config), load_tokenizer(config)
 
 
+@pytest.mark.fault("C15")
 def test_a_batch_says_what_each_row_says_alone(loaded, clear_choices):
     settings = SamplingSettings(12)
     together = generate(*loaded, TALKS, settings)
@@ -101,6 +102,7 @@ def test_a_request_to_stop_ends_the_batch_and_is_raised(loaded):
         LocalBackend(*loaded, stop).reply(TALKS, SamplingSettings(200), [0] * 4)
 
 
+@pytest.mark.fault("D7")
 def test_a_batch_that_does_not_fit_is_halved_and_no_row_is_lost():
     sizes, freed = [], []
 
@@ -150,6 +152,7 @@ class Scripted:
         return 2
 
 
+@pytest.mark.fault("C17")
 def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principle(config):
     backend = Scripted(
         ["Bad draft."], ["Too rude."], ["The revised answer is clear."], ["Too short."], ["A kind answer."]
@@ -165,12 +168,14 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
     assert [m["content"] for m in backend.heard[-1][0]][:2] == [ASKED[0], "Bad draft."]
 
 
+@pytest.mark.fault("C17")
 def test_after_the_last_attempt_the_reason_stands_and_the_draft_does_not_stand_in(config):
     backend = Scripted(["Bad draft."], *[["c"], ["bad draft"]] * 2)
     (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config(max_attempts=2)))
     assert (record.status, record.attempts, record.revised_response) == (detectors.IDENTICAL, 2, "bad draft")
 
 
+@pytest.mark.fault("C6", "C16")
 def test_a_cut_off_revision_and_an_empty_draft_are_no_pairs(config):
     backend = Scripted(["Bad draft.", ""], ["c"], ["A kind answer without an…"])
     records = make_records(PROMPTS[:2], backend, GenerationSettings.of(config(max_attempts=1)))
@@ -247,6 +252,7 @@ def made(context, backend, *, appender_path: Path) -> list[dict]:
     return [row for _, row in read_jsonl(appender_path)]
 
 
+@pytest.mark.fault("A1")
 def test_a_run_cut_at_every_record_makes_the_same_file_as_one_that_was_not(models, context, tmp_path, clear_choices):
     at_work = context(
         base_model_id=str(models[0]), device="cpu", generation_batch_size=3, max_new_tokens=8, max_attempts=2
@@ -277,6 +283,7 @@ def test_a_prompt_must_leave_the_model_room_for_what_comes_beside_it():
         longest_prompt(1024, 1000, 990)
 
 
+@pytest.mark.fault("C14")
 def test_a_run_that_goes_on_makes_the_batches_that_it_began_with(context, tmp_path):
     at_work = context(max_attempts=1, max_new_tokens=4)
     first = Scripted(["a", "b"], ["c", "c"], ["A kind word.", "Another one."])
@@ -288,6 +295,7 @@ def test_a_run_that_goes_on_makes_the_batches_that_it_began_with(context, tmp_pa
     assert [len(heard) for heard in second.heard] == [2, 2, 2] and len(rows) == 4
 
 
+@pytest.mark.fault("D7")
 def test_after_memory_ran_out_no_batch_is_as_large_again(loaded, monkeypatch):
     backend, sizes = LocalBackend(*loaded, StopToken()), []
 

@@ -101,6 +101,7 @@ def test_a_folder_has_one_split_a_file(tmp_path: Path, config):
     assert asked(prompts) == {"Question 0?", "Question 2?"}
 
 
+@pytest.mark.fault("C7")
 def test_order_follows_the_seed_and_doubles_count_once(tmp_path: Path, config):
     path = dataset(tmp_path / "rows.jsonl", 50)
     path.write_text(path.read_text() * 2)

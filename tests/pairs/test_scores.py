@@ -61,7 +61,7 @@ def as_pairs(count: int) -> list[Pair]:
 
 
 class Ruler:
-    """A judge that likes short replies. It remembers what it was asked; it breaks where it is told to."""
+    """A judge that likes short replies. It remembers what it was asked; it breaks if it is told to."""
 
     name = "demo"
     about = "a ruler"
@@ -368,6 +368,7 @@ def test_without_a_judge_the_scores_of_the_file_stay_and_are_said_to_be_its_own(
     assert not (made.run / layout.SCORES_JSONL).exists()
 
 
+@pytest.mark.fault("C2")
 def test_a_damaged_line_needs_a_decision_and_a_torn_one_was_never_acknowledged(context: Callable[..., Context]):
     made = with_pairs(context(judge="none", min_pairs=5, relevance=False, accept_quality="a test"), rows(30))
     pairs, edits = made.run / layout.PAIRS_JSONL, made.run / layout.EDITS_JSONL

@@ -143,6 +143,7 @@ NO_PAIRS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.fault("C4")
 @pytest.mark.parametrize(("bad", "reason"), NO_PAIRS.values(), ids=NO_PAIRS)
 def test_a_row_that_is_no_pair_says_why(bad: dict[str, Any], reason: str):
     read = pair_of(9, bad)
@@ -178,6 +179,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.fault("C2")
 @pytest.mark.parametrize(("damage", "reason"), DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_line_is_named_and_the_rest_is_judged(tmp_path: Path, judge, damage: bytes, reason: str):
     path = tmp_path / "pairs.jsonl"
@@ -202,6 +204,7 @@ def test_a_torn_last_line_is_named_and_a_whole_one_without_newline_is_a_pair(goo
     assert [line for line, _ in read_pairs(good, last_line_may_lack_newline=False)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.fault("C3")
 def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_no_damage(tmp_path: Path, judge):
     rows = [row(i, revised_response=f"Glue\u2028thing {i}\x85 gently.") for i in range(4)]
     lines = [json.dumps(each, ensure_ascii=False) for each in rows]
@@ -211,6 +214,7 @@ def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_no_damage(tmp
     assert result.open and [verdict.line for verdict in verdicts] == [0, 3, 4, 5]
 
 
+@pytest.mark.fault("C1")
 def test_any_records_cut_anywhere_read_back_as_those_that_are_whole(tmp_path: Path):
     random = Random(4)
     path = tmp_path / "x.jsonl"
@@ -242,6 +246,7 @@ def _any_record(random: Random) -> dict[str, Any]:
     return {text(): anything(0) for _ in range(random.randrange(4))}
 
 
+@pytest.mark.fault("C2")
 def test_a_file_with_any_bytes_overwritten_is_judged_to_its_end(tmp_path: Path, judge):
     random = Random(5)
     clean = "".join(dumps(row(i, base_score=0.5, messages=[said("user", "é")])) + "\n" for i in range(4)).encode()
@@ -299,6 +304,7 @@ def test_a_dash_is_standard_input(good: Path, judge, monkeypatch: pytest.MonkeyP
         assert judge(Path("-"))[1] == plain
 
 
+@pytest.mark.fault("B11")
 def test_memory_does_not_grow_with_the_texts(tmp_path: Path, config):
     path = tmp_path / "pairs.jsonl"
 

@@ -155,6 +155,7 @@ def done_again(context: Context, changed: dict[str, Any], tmp_path: Path) -> str
     return " ".join(said)
 
 
+@pytest.mark.fault("A13")
 @pytest.mark.parametrize("option", sorted(DONE_AGAIN))
 def test_a_change_redoes_what_depends_on_it_and_nothing_else(option: str, at_rest: Context, tmp_path: Path):
     value, expected = DONE_AGAIN[option]
@@ -205,6 +206,7 @@ def test_how_a_batch_is_split_redoes_nothing_only_its_size_does(at_rest: Context
     assert done_again(at_rest, same, tmp_path) == ""
 
 
+@pytest.mark.fault("A14")
 def test_the_name_of_a_file_counts_for_nothing_its_content_does(at_rest: Context, tmp_path: Path):
     before = evidence_of(
         at_rest.__class__(at_rest.config.model_copy(update={"few_shot": tmp_path / "few.yaml"}), at_rest.run), "pairs"

@@ -31,6 +31,7 @@ CHANGES: dict[str, tuple[dict[str, Any], int]] = {
 QUICK = ("nothing yet", "nothing", "a setting of training", "more examples", "the judge")
 
 
+@pytest.mark.fault("A14")
 def test_what_is_planned_is_what_is_done_change_after_change(tmp_path: Path):
     plan_and_run(tmp_path / "run", QUICK)
 
@@ -51,7 +52,7 @@ def plan_and_run(folder: Path, changes: tuple[str, ...]) -> None:
         for name, stage in planned.items():
             assert _agrees(stage, reused=name in ran.reused), (change, stage, ran.reused)
         assert ran.most_done("pairs", "pairs") == (options.get("num_examples", 28) if made else 0), change
-        if planned["adapter"].action == "reused":  # records are counted where it is known what makes them
+        if planned["adapter"].action == "reused":  # records are counted if it is known what makes them
             assert (f"{made} to make" in planned["pairs"].why) == (made > 0), (change, planned["pairs"])
         assert {stage.action for stage in plan(folder, options).values()} == {"reused"}, change
 

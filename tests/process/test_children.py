@@ -57,6 +57,7 @@ def test_a_closed_stream_leaves_no_process_behind() -> None:
     assert not is_running(grandchild)
 
 
+@pytest.mark.fault("F12")
 def test_a_child_past_its_limit_is_killed_with_its_children_though_they_ignore_term(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -75,12 +76,14 @@ def test_a_grandchild_that_holds_the_pipes_does_not_hold_us(monkeypatch: pytest.
     assert not is_running(int(result.output[0]))
 
 
+@pytest.mark.fault("F12")
 def test_a_grandchild_in_a_session_of_its_own_is_ended_too() -> None:
     result = run_child(["sh", "-c", "setsid sh -c 'trap \"\" TERM; echo $$; exec sleep 983'"], limit_seconds=0.5)
     assert result.timed_out
     assert not is_running(int(result.output[0]))
 
 
+@pytest.mark.fault("F12")
 def test_a_daemon_that_gave_up_its_parents_and_its_pipes_is_ended_with_the_child(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     daemon = f"setsid sh -c 'echo $$ > {noted}; exec sleep 982' </dev/null >/dev/null 2>&1 &"
@@ -104,6 +107,7 @@ def test_a_request_to_stop_ends_the_child() -> None:
         run_child(["sleep", "984"], limit_seconds=60, stop=stop)
 
 
+@pytest.mark.fault("F13", "G1")
 def test_what_a_child_prints_cannot_drive_a_terminal() -> None:
     result = run_child(
         python("import os; os.write(1, b'a\\x1b]52;c;x\\x07b\\x00\\xff\\xc2\\x9b2J\\nprogress 1\\rprogress 2\\n')"),
@@ -121,11 +125,13 @@ def test_what_a_child_says_is_told_in_a_message_and_in_the_log(caplog: pytest.Lo
     assert "pip: one␛[2J" in caplog.text
 
 
+@pytest.mark.fault("F13")
 def test_an_endless_line_is_cut() -> None:
     result = run_child(python("import os\nfor _ in range(64): os.write(1, b'x' * 65536)"), limit_seconds=20)
     assert len(result.output) == 1 and len(result.output[0]) <= output.MAX_LINE_CHARACTERS
 
 
+@pytest.mark.fault("F13")
 def test_endless_lines_are_counted_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MAX_LINES", 10)
     lines = list(stream_child(python("for i in range(5000): print(i)"), limit_seconds=20))
@@ -165,6 +171,7 @@ def test_what_a_child_makes_is_never_for_others_to_change(tmp_path: Path, umask:
     assert (tmp_path / "made").stat().st_mode & 0o777 == mode
 
 
+@pytest.mark.fault("F10")
 def test_a_child_has_no_terminal_to_ask_on() -> None:
     result = run_child(python("import sys\nprint(repr(sys.stdin.read()))\nopen('/dev/tty')"), limit_seconds=20)
     assert result.output == ("''",) and result.code != 0

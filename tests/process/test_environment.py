@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 LIBRARIES = """
 import logging, sys, warnings
 from pathlib import Path
+
+import pytest
 from engine.process.environment import log_to_file, quiet_libraries
 
 quiet_libraries()
@@ -26,6 +30,8 @@ warnings.warn("from warnings", DeprecationWarning)
 ONE_OF_ITS_OWN = """
 import logging, sys
 from pathlib import Path
+
+import pytest
 from engine.process.environment import log_to_file
 
 log_to_file(Path(sys.argv[1]))
@@ -44,6 +50,7 @@ def run(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.fault("D23")
 def test_warnings_of_the_libraries_stand_in_the_log_and_not_on_the_terminal(tmp_path: Path):
     done = run(LIBRARIES, tmp_path / "run.log")
     assert (done.stdout, done.stderr) == ("", "")

@@ -321,6 +321,7 @@ def test_what_is_no_name_of_a_repository_is_told(name: str, context: Context, hu
 WRITES = ("create", "preupload", "batch", "verify", "commit")
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.parametrize(
     ("step", "mood", "kind", "told"),
     [
@@ -462,7 +463,7 @@ def test_a_request_to_stop_ends_an_upload_in_the_middle_of_a_file(
     build_archive(context.run)
     stop = StopToken()
     hub.before_body = lambda step: stop.request("SIGTERM") if step == "upload" else None
-    hub.moods["upload"] = "503"  # where all of it arrives nevertheless, the push fails in another way
+    hub.moods["upload"] = "503"  # if all of it arrives nevertheless, the push fails in another way
     with pytest.raises(Stopped):
         pushed(context.run, stop=stop)
     assert hub.repos[REPO].files == {}
@@ -543,6 +544,7 @@ def only_packaging(context: Context, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return lambda: run_stage(run_pipeline(context, until="packaging"))[1]
 
 
+@pytest.mark.fault("F7")
 def test_a_failed_push_fails_the_stage_and_not_the_archive(
     context: Context, hub: FakeHubPush, only_packaging: Callable[[], int]
 ):
@@ -594,6 +596,7 @@ def run_push(
     )
 
 
+@pytest.mark.fault("F7")
 def test_the_command_repeats_a_push_that_failed_and_the_stage_is_done_then(
     context: Context, hub: FakeHubPush, only_packaging: Callable[[], int]
 ):
@@ -646,6 +649,7 @@ def test_one_argument_is_the_run_or_the_repository(context: Context, hub: FakeHu
     assert sorted(hub.repos) == ["lab/another"]
 
 
+@pytest.mark.fault("F8")
 def test_a_push_that_is_killed_between_two_files_leaves_no_half_repository(context: Context, hub: FakeHubPush):
     """SIGKILL after the repository was made and a file was sent; the next push is whole."""
     hub.moods["verify"] = "hang"

@@ -40,6 +40,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.fault("A10")
 def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path: Path):
     process = holder(tmp_path)
     try:
@@ -51,6 +52,7 @@ def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path: Path):
         process.wait()
 
 
+@pytest.mark.fault("A11")
 def test_a_killed_owner_leaves_the_run_free(tmp_path: Path):
     process = holder(tmp_path)
     process.kill()
@@ -61,6 +63,7 @@ def test_a_killed_owner_leaves_the_run_free(tmp_path: Path):
     run.release()
 
 
+@pytest.mark.fault("A12")
 def test_a_pid_that_was_used_again_is_no_owner(tmp_path: Path):
     (tmp_path / "logs").mkdir()
     record = {"pid": os.getppid(), "host": os.uname().nodename, "since": "long ago", "process_started": 12.5}
@@ -68,6 +71,7 @@ def test_a_pid_that_was_used_again_is_no_owner(tmp_path: Path):
     Run(tmp_path).acquire()
 
 
+@pytest.mark.fault("A15")
 @pytest.mark.parametrize("damage", ["", "{", '{"schema": 1}', '{"schema": 99, "stages": {}}', "[]", '{"stages": 3}'])
 def test_a_damaged_manifest_is_a_decision_for_a_person_and_left_as_it_is(damage: str, tmp_path: Path):
     (tmp_path / RUN_JSON).write_text(damage)
@@ -76,6 +80,7 @@ def test_a_damaged_manifest_is_a_decision_for_a_person_and_left_as_it_is(damage:
     assert (tmp_path / RUN_JSON).read_text() == damage
 
 
+@pytest.mark.fault("A13")
 def test_what_is_set_aside_is_moved_not_deleted(tmp_path: Path):
     run = Run(tmp_path)
     (tmp_path / "pairs").mkdir()
@@ -91,6 +96,7 @@ def test_what_is_set_aside_is_moved_not_deleted(tmp_path: Path):
 # -- links, modes, owners ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B10")
 def test_a_run_folder_may_be_a_link_and_is_resolved_once(tmp_path: Path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to("disk")
@@ -103,6 +109,7 @@ def test_a_run_folder_may_be_a_link_and_is_resolved_once(tmp_path: Path):
     assert (tmp_path / "disk" / RUN_JSON).exists() and not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.fault("B10")
 @pytest.mark.parametrize("name", ["pairs/pairs.jsonl", "logs", "logs/events.jsonl", "checkpoints", "deep/down/link"])
 @pytest.mark.parametrize("target", ["OUT", "OUT/new", "/dev/null", "LOOP"])
 def test_a_link_that_leads_out_of_the_run_is_refused_and_nothing_is_written(name: str, target: str, tmp_path: Path):
@@ -141,6 +148,7 @@ for path in [run.folder, *run.folder.rglob("*")]:
 """
 
 
+@pytest.mark.fault("B12")
 @pytest.mark.parametrize(("umask", "allowed"), [("000", 0o755), ("022", 0o755), ("027", 0o750), ("077", 0o700)])
 def test_whatever_the_umask_others_can_change_nothing_of_a_run(umask: str, allowed: int, tmp_path: Path):
     done = subprocess.run(
@@ -162,6 +170,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.fault("B12")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
     ("mode_of_folder", "mode_of_manifest", "told"),
@@ -197,6 +206,7 @@ def test_a_refused_file_is_told_with_its_owner(tmp_path: Path):
     assert isinstance(gone, DiskError) and "belongs" not in gone.why
 
 
+@pytest.mark.fault("B12")
 def test_a_run_folder_is_ours_alone_whatever_the_umask(tmp_path: Path):
     before = os.umask(0)
     try:
@@ -220,6 +230,7 @@ def replaced(folder: Path) -> None:
     shutil.copytree(folder.with_name("moved"), folder)
 
 
+@pytest.mark.fault("B8")
 @pytest.mark.parametrize("goes", [moved, replaced, shutil.rmtree])
 def test_a_folder_that_is_gone_is_not_written_anew(tmp_path: Path, goes: Callable[[Path], None]):
     run = Run(tmp_path / "run")
@@ -234,6 +245,7 @@ def test_a_folder_that_is_gone_is_not_written_anew(tmp_path: Path, goes: Callabl
     run.release()
 
 
+@pytest.mark.fault("B8")
 def test_a_run_whose_folder_is_moved_away_ends_and_goes_on_when_it_is_back(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):

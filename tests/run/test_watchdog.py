@@ -52,6 +52,7 @@ def a_step(number: int) -> Progress:
     return Progress(number, 99, "steps", stage="training")
 
 
+@pytest.mark.fault("A19")
 def test_a_long_silence_is_told_once_and_its_end_too(watched: Watched):
     watched.after(3, a_step(1))
     assert watched.after(LEAST_SECONDS - 1) == []
@@ -82,6 +83,7 @@ def test_a_stage_may_wait_for_a_person(watched: Watched):
     assert watched.after(3 * LEAST_SECONDS) == []
 
 
+@pytest.mark.fault("A19")
 def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_goes_on(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):

@@ -5,6 +5,7 @@ import pytest
 from engine.security.sanitize import visible, visible_line
 
 
+@pytest.mark.fault("G1", "G4", "G6")
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -26,6 +27,7 @@ def test_nothing_that_drives_a_terminal_is_left(hostile: str):
         assert not set(shown) & {"\u202e", "\u200b", "\u2028"}
 
 
+@pytest.mark.fault("G1")
 def test_an_escape_is_shown_as_its_picture_and_the_rest_is_kept():
     assert visible("red\x1b[31m text\n\tnext") == "red␛[31m text\n\tnext"
 

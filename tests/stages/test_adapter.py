@@ -182,6 +182,7 @@ def test_links_within_the_folder_and_of_the_hubs_cache_are_followed(stage2: Stag
 # -- loaded ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D11")
 def test_an_adapter_without_effect_is_refused(stage2: Stage2, tmp_path: Path):
     context = build_context(tmp_path / "run", *stage2)
     policy = load_policy(load_base(context.config), stage2[1])
@@ -260,6 +261,7 @@ def test_the_adapter_is_looked_for_here_then_in_the_workspace(stage2: Stage2, tm
     assert adapter_folder(context) == tmp_path / "lora/stage2"
 
 
+@pytest.mark.fault("G1")
 def test_text_from_the_adapters_files_cannot_drive_a_terminal(stage2: Stage2, tmp_path: Path):
     esc = "\x1b]52;c;x\x07\u202e"
     folder = copy_of(stage2[1], tmp_path)

@@ -74,6 +74,7 @@ def test_the_commit_is_resolved_once_recorded_and_what_is_needed_is_downloaded(
     assert all(f"/resolve/{commit}/" in path for path in hub.requests if "/resolve/" in path)
 
 
+@pytest.mark.fault("F6")
 def test_later_stages_read_the_recorded_commit_though_the_branch_moves(
     hub: FilesHub, make: Callable[..., Context], adapter: Path
 ):
@@ -137,6 +138,7 @@ def test_weights_in_the_cache_that_are_not_the_hubs_are_refused(
     assert "/blobs/" in refused.value.what_to_do
 
 
+@pytest.mark.fault("F5")
 def test_offline_the_cache_is_enough_once_the_commit_is_recorded(
     hub: FilesHub, make: Callable[..., Context], adapter: Path, monkeypatch: pytest.MonkeyPatch
 ):

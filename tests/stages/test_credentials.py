@@ -149,6 +149,7 @@ def test_tokens_that_are_in_the_way_are_cleared_and_named(
     assert "HF_TOKEN held a different token" in str(events) and "hf_stale" not in str(events)
 
 
+@pytest.mark.fault("F1")
 def test_a_wrong_token_stops_before_any_repository_is_asked(tmp_path: Path, fake: FakeHub) -> None:
     fake.refused = {CANARY}
     error, events = drive(context(tmp_path, token=CANARY))
@@ -157,6 +158,7 @@ def test_a_wrong_token_stops_before_any_repository_is_asked(tmp_path: Path, fake
     assert len(fake.requests) == 1
 
 
+@pytest.mark.fault("F2")
 def test_a_licence_that_is_not_accepted_names_the_page(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "gated"
     error, events = drive(context(tmp_path, token=CANARY))
@@ -360,6 +362,7 @@ def test_the_commits_are_recorded_and_later_stages_read_exactly_these(tmp_path: 
     assert (given.config.base_model_revision, given.config.dataset_revision) == (FIRST_COMMIT, "da" * 20)
 
 
+@pytest.mark.fault("F6")
 @pytest.mark.parametrize(("repo", "flag"), [(BASE, "--base-model-revision"), (DATA, "--dataset-revision")])
 def test_a_branch_that_moved_since_the_run_began_needs_a_decision(
     tmp_path: Path, fake: FakeHub, repo: str, flag: str
@@ -407,6 +410,7 @@ def cached(tmp_path: Path, repo: str, kind: str, *files: str, commit: str = FIRS
     return folder / "snapshots" / commit
 
 
+@pytest.mark.fault("F5")
 def test_offline_passes_with_what_is_in_the_cache_and_names_what_is_not(
     tmp_path: Path, fake: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,7 @@ def test_a_build_script_gets_no_token(
     assert "UV_INDEX_URL=https://mirror.example.org/simple" in seen and "HF_HUB_DISABLE_IMPLICIT_TOKEN=1" in seen
 
 
+@pytest.mark.fault("F11")
 @pytest.mark.parametrize(
     ("script", "kind", "todo"),
     [
@@ -280,6 +281,7 @@ def test_an_installation_that_fails_says_why(
     assert type(error) is kind and todo in error.what_to_do
 
 
+@pytest.mark.fault("F11")
 def test_without_uv_the_way_to_get_it_is_told(
     tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +290,7 @@ def test_without_uv_the_way_to_get_it_is_told(
     assert isinstance(error, PreconditionError) and "astral.sh/uv" in error.why
 
 
+@pytest.mark.fault("F11")
 def test_an_installation_that_hangs_is_ended_and_one_that_failed_may_be_tried_again(
     tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +303,7 @@ def test_an_installation_that_hangs_is_ended_and_one_that_failed_may_be_tried_ag
     assert isinstance(drive(context(tmp_path, install=True))[0], StageEnd)
 
 
+@pytest.mark.fault("F11")
 def test_what_uv_prints_is_bounded_and_drives_no_terminal(
     tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

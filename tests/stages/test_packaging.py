@@ -119,6 +119,7 @@ def test_an_archive_loads_with_the_template_in_it_over_a_base_that_has_none(cont
     assert found[0] > 0
 
 
+@pytest.mark.fault("H8")
 @pytest.mark.parametrize(
     ("factor", "reason"), [(float("nan"), "NaN or infinity"), (0.0, "Every lora_B of the adapter is zero")]
 )
@@ -131,6 +132,7 @@ def test_an_adapter_of_nan_or_of_nothing_is_not_packed(factor: float, reason: st
     assert_nothing_was_left(context)
 
 
+@pytest.mark.fault("H7")
 @pytest.mark.parametrize(
     ("script", "reason"),
     [

@@ -1,4 +1,4 @@
-"""Preflight's pilot: its pairs are the run's own, its figures are the gate's, and where there is no hope it ends there."""
+"""Preflight's pilot: its pairs are the run's own, its figures are the gate's, and if there is no hope it ends there."""
 
 from __future__ import annotations
 

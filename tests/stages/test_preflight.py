@@ -58,6 +58,7 @@ def a_machine(gib: float, device: str = "cpu") -> Callable[..., Machine]:
     return lambda _: Machine(device, int(gib * GIB), int(gib * GIB), 0, 64 * GIB)
 
 
+@pytest.mark.fault("D22")
 def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[..., Context]):
     context = demo()
     events, result = run_stage(preflight.run(context))
@@ -72,6 +73,7 @@ def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[
     assert not (context.run / "preflight/trial").exists()
 
 
+@pytest.mark.fault("D8")
 def test_a_plan_that_does_not_fit_the_longest_pair_is_lowered_until_it_does(
     demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
@@ -185,12 +187,14 @@ def prompt_ids(context: Context) -> list[list[int]]:
     return [conversation_ids(tokenizer, row["prompt"], reply_wanted=True) for row in pairs(3)]  # type: ignore[arg-type]
 
 
+@pytest.mark.fault("D3")
 def test_float16_is_proved_on_the_real_adapter_and_refused_where_it_overflows(tiny: tuple[Path, Path], tmp_path: Path):
     context = build_context(tmp_path / "run", *tiny)
     assert overflow_in_float16(half_policy(context, tiny), prompt_ids(context)) == ""
     assert "not finite" in overflow_in_float16(half_policy(context, tiny, scale=3000.0), prompt_ids(context))
 
 
+@pytest.mark.fault("D3")
 def test_a_gradient_that_overflows_counts_as_well(tiny: tuple[Path, Path], tmp_path: Path):
     context = build_context(tmp_path / "run", *tiny)
     policy = half_policy(context, tiny)
@@ -198,6 +202,7 @@ def test_a_gradient_that_overflows_counts_as_well(tiny: tuple[Path, Path], tmp_p
     assert "1 gradients" in overflow_in_float16(policy, prompt_ids(context))
 
 
+@pytest.mark.fault("D4")
 @pytest.mark.parametrize(
     ("has_bfloat16", "overflow", "expected"),
     [(True, "", "bfloat16"), (False, "", "float16"), (False, "a prompt gives NaN", "float32")],

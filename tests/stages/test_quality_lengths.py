@@ -67,6 +67,7 @@ def share(context: Context) -> dict[str, Any]:
     return next(figure for figure in report["gate"]["figures"] if figure["name"] == "too_long_share")
 
 
+@pytest.mark.fault("C8")
 def test_the_gates_share_is_the_one_that_training_finds(made):
     context = made(max_too_long_share=0.6, accept_quality="nobody judges these")
     events, _ = run_stage(quality.run(context))

@@ -192,6 +192,7 @@ def test_a_cpu_run_needs_no_driver(tmp_path: Path, programs: Path, monkeypatch: 
     assert drive(tmp_path)[1]["NVIDIA driver"].status == "warning"
 
 
+@pytest.mark.fault("E5")
 def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +219,7 @@ def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
     assert f"process {os.getpid()} " not in told
 
 
+@pytest.mark.fault("E5")
 def test_preflight_names_them_too_where_a_gpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(holder(1 << 22, 3 << 30)))
     (check,) = gpu_memory_held_by_others("cuda")
@@ -225,6 +227,7 @@ def test_preflight_names_them_too_where_a_gpu_computes(monkeypatch: pytest.Monke
     assert list(gpu_memory_held_by_others("cpu")) == []
 
 
+@pytest.mark.fault("E2")
 def test_a_driver_that_fails_halfway_leaves_out_what_it_does_not_say(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +293,7 @@ USER_MANAGER = "0::/user.slice/user-1000.slice/user@1000.service/tmux-spawn-2f.s
 BATCH_JOB = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n"
 
 
+@pytest.mark.fault("A9")
 @pytest.mark.parametrize(
     ("belongs", "manager", "linger", "status", "told"),
     [

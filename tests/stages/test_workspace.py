@@ -202,6 +202,7 @@ def test_hooks_do_not_run(tmp_path: Path, upstream: Path, here: Path, monkeypatc
 # -- in the way --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F9")
 def test_a_folder_in_the_way_is_moved_aside_and_its_uncommitted_work_is_named(
     tmp_path: Path, upstream: Path, here: Path
 ) -> None:
@@ -410,6 +411,7 @@ def test_without_git_a_folder_is_used_and_its_commit_is_not_known(
     assert "Cannot start git" in detail(events, "commit")
 
 
+@pytest.mark.fault("F9")
 def test_without_git_nothing_is_cloned_and_the_way_to_get_it_is_told(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def test_what_was_appended_is_read_back(tmp_path: Path):
     assert [row for _, row in read_jsonl(tmp_path / "x.jsonl")] == RECORDS
 
 
+@pytest.mark.fault("C1")
 def test_cut_at_every_byte_the_whole_lines_are_kept_and_the_tail_is_put_aside(tmp_path: Path):
     whole = written(tmp_path / "x.jsonl")
     for cut in range(len(whole)):
@@ -42,6 +43,7 @@ def test_cut_at_every_byte_the_whole_lines_are_kept_and_the_tail_is_put_aside(tm
             assert appender.torn_path.read_bytes() == tail
 
 
+@pytest.mark.fault("B1")
 def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path):
     path = tmp_path / "x.jsonl"
     before = written(path)
@@ -58,6 +60,7 @@ def test_a_full_disk_leaves_whole_lines_only(tmp_path: Path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.fault("C2")
 def test_bad_lines_are_named_and_the_others_read(tmp_path: Path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(
@@ -68,6 +71,7 @@ def test_bad_lines_are_named_and_the_others_read(tmp_path: Path):
     assert [number for number, row in rows.items() if isinstance(row, BadLine)] == [2, 3, 4, 5]
 
 
+@pytest.mark.fault("C4")
 def test_a_lone_surrogate_is_written_and_nan_is_refused():
     assert json.loads(dumps({"x": "\ud800"})) == {"x": "\ud800"}
     with pytest.raises(ValueError):

@@ -36,7 +36,7 @@ class Request(NamedTuple):
     method: str
     path: str
     authorization: str
-    """The header, as it came; empty where there was none."""
+    """The header, as it came; empty if there was none."""
 
 
 class FakeHub:
@@ -46,7 +46,7 @@ class FakeHub:
         self.files: dict[str, dict[str, bytes]] = {}
         """The files of a repository at every one of its commits."""
         self.commits: dict[str, str] = {}
-        """What `main` of a repository is now; it was FIRST_COMMIT, and still is where it is not here."""
+        """What `main` of a repository is now; it was FIRST_COMMIT, and still is if it is not here."""
         self.auth: dict[str, Any] = {"type": "access_token", "accessToken": {"role": "read", "displayName": "t"}}
         """What whoami says of the token."""
         self.refused: set[str] = set()
@@ -212,7 +212,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             data = hub.files.get(asked.repo, {}).get(asked.rest)
             if data is None and asked.what == "file":
                 return self._send_file(asked, WHOLE)
-            if data is not None:  # what the client reads where the target is a store of files, and no Hub
+            if data is not None:  # what the client reads if the target is a store of files, and no Hub
                 headers |= {
                     "X-Repo-Commit": str(hub.commit_of(asked.repo, asked.revision)),
                     "X-Linked-Size": str(len(data)),

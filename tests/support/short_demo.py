@@ -62,13 +62,13 @@ class Ran:
         return next(e for e in self.events if isinstance(e, StageFinished) and e.outcome in ("failed", "refused"))
 
     def most_done(self, unit: str, stage: str) -> int:
-        """How far a progress in this unit came in a stage; 0 where there was none."""
+        """How far a progress in this unit came in a stage; 0 if there was none."""
         found = (e.done for e in self.events if isinstance(e, Progress) and (e.unit, e.stage) == (unit, stage))
         return max(found, default=0)
 
 
 def run(context: Context, stages: tuple[str, ...] = MAKING) -> Ran:
-    """Run these stages; where a fresh process is asked for, this one goes on, as one would."""
+    """Run these stages; if a fresh process is asked for, this one goes on, as one would."""
     events: list[Event] = []
     while True:
         at_work = run_stages(Context(context.config, Run(context.run.folder), context.stop), stages)

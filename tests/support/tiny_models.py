@@ -83,7 +83,7 @@ def build_adapter(
 ) -> Path:
     """A LoRA whose every tensor is as if it was trained, so that it changes what the base says.
 
-    settings   of LoraConfig, where they are to be otherwise; dtype: of the file
+    settings   of LoraConfig, if they are to be otherwise; dtype: of the file
     """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from engine.core.events import Forecast, GpuReading, Telemetry
 from tui.formatting import duration, figure, memory, rate
 from tui.widgets.chart import Level, Series, Window, braille, chart, moving_average, window_of
@@ -127,6 +129,7 @@ def test_on_the_cpu_the_forecast_is_about_this_run_and_of_another_gpu_there_is_n
     assert "forecast" not in gpus(on_gpu=True, gpu=1)[0]
 
 
+@pytest.mark.fault("E1")
 def test_without_a_gpu_the_gauge_says_so_and_shows_the_machines_memory():
     reading = Telemetry((), 2 << 30, 8 << 30, 64 << 30, 12.0, "no NVIDIA GPU telemetry: driver not loaded")
     lines = [line.plain for line in gpu_lines(reading, {}, None, 120)]

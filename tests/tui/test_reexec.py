@@ -60,6 +60,7 @@ def test_a_stage_that_needs_a_fresh_process_is_no_failure_and_goes_on_there(stag
     assert not (at_work.run / "superseded").exists()
 
 
+@pytest.mark.fault("D9")
 def test_a_broken_device_gets_one_fresh_process_a_stage_and_is_a_failure_then(stages: Any, context: Any):
     stages["pairs"].failure = RuntimeError(BROKEN)
     at_work = context()

@@ -28,6 +28,7 @@ SIZES = [(80, 24), (160, 48)]
 PICTURE = "{0[0]}x{0[1]}".format
 
 
+@pytest.mark.fault("G2")
 @pytest.mark.parametrize("size", SIZES, ids=PICTURE)
 async def test_every_view_of_every_stage_opens_and_shows_hostile_text_as_text(finished: Runner, size: tuple[int, int]):
     app = Wizard(finished)
@@ -77,6 +78,7 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
         assert "Another process owns" in screen_text(app)
 
 
+@pytest.mark.fault("G3")
 async def test_clicks_in_hostile_text_do_nothing(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(120, 40)) as pilot:
@@ -97,6 +99,7 @@ async def test_clicks_in_hostile_text_do_nothing(finished: Runner):
         assert app.is_running and is_open(app, LogScreen)
 
 
+@pytest.mark.fault("G8")
 async def test_a_small_terminal_gets_a_plain_sentence(finished: Runner):
     app = Wizard(finished)
     async with app.run_test(size=(79, 24)) as pilot:
@@ -210,6 +213,7 @@ def test_the_first_screen_is_where_the_run_stands(runner: Runner, finished: Runn
 # -- nothing is parsed -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("G2")
 def test_the_markup_of_hostile_text_is_never_parsed():
     """No widget of ours takes text as markup: Static and Label are given Content, or `markup=False`."""
     for path in (Path(__file__).parents[2] / "tui").rglob("*.py"):

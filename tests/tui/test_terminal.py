@@ -80,6 +80,7 @@ def test_q_leaves_a_clean_terminal_and_the_run_free(wizard, tmp_path: Path):
     assert owner(tmp_path / "run") is None
 
 
+@pytest.mark.fault("A4")
 def test_sigterm_restores_the_terminal_and_exits_143(wizard):
     terminal = wizard()
     os.kill(terminal.pid, signal.SIGTERM)
@@ -87,6 +88,7 @@ def test_sigterm_restores_the_terminal_and_exits_143(wizard):
     assert LEAVES_ALTERNATE_SCREEN in terminal.seen and SHOWS_CURSOR in terminal.seen
 
 
+@pytest.mark.fault("A4")
 def test_sigterm_while_it_works_saves_first(wizard, tmp_path: Path):
     terminal = wizard()
     terminal.press("a")
@@ -96,6 +98,7 @@ def test_sigterm_while_it_works_saves_first(wizard, tmp_path: Path):
     assert "stopped" in status_of(tmp_path / "run") and owner(tmp_path / "run") is None
 
 
+@pytest.mark.fault("A6")
 def test_a_closed_terminal_ends_an_idle_wizard_and_nothing_spins(wizard):
     terminal = wizard()
     child = terminal.child
@@ -105,6 +108,7 @@ def test_a_closed_terminal_ends_an_idle_wizard_and_nothing_spins(wizard):
     os.waitpid(terminal.pid, 0)
 
 
+@pytest.mark.fault("A5")
 def test_a_closed_terminal_leaves_the_run_running_and_stop_ends_it(wizard, tmp_path: Path):
     terminal = wizard()
     terminal.press("a")
@@ -120,6 +124,7 @@ def test_a_closed_terminal_leaves_the_run_running_and_stop_ends_it(wizard, tmp_p
     assert "stopped" in status_of(tmp_path / "run")
 
 
+@pytest.mark.fault("A6")
 def test_where_the_hang_up_is_ignored_the_end_of_input_is_noticed_and_nothing_spins(tmp_path: Path, open_terminals):
     """As under nohup: nobody sends a signal, and a dead terminal reads as an endless end of file."""
     nohup = ["sh", "-c", 'trap "" HUP; exec "$0" "$@"', *demo(tmp_path / "run")]
@@ -185,6 +190,7 @@ def shell(tmp_path: Path, open_terminals: list[PseudoTerminal]) -> PseudoTermina
     return terminal
 
 
+@pytest.mark.fault("A8")
 def test_ctrl_z_gives_the_shell_back_and_fg_the_whole_screen(shell: PseudoTerminal, tmp_path: Path):
     shell.press(" ".join(demo(tmp_path / "run")) + "\n")
     shell.wait_for("Workspace")
@@ -201,6 +207,7 @@ def test_ctrl_z_gives_the_shell_back_and_fg_the_whole_screen(shell: PseudoTermin
     shell.wait_for("ready>")
 
 
+@pytest.mark.fault("A8")
 def test_after_ctrl_z_what_runs_goes_on_and_fg_shows_it(shell: PseudoTerminal, tmp_path: Path):
     shell.press(" ".join(demo(tmp_path / "run")) + "\n")
     shell.wait_for("Workspace")
@@ -279,6 +286,7 @@ def test_the_editor_of_a_person_gets_the_terminal_and_the_screen_comes_back(tmp_
 # -- bytes -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("G1")
 def test_hostile_text_of_dataset_and_model_reaches_the_terminal_on_no_screen(tmp_path: Path, open_terminals):
     make_run(tmp_path / "run", pairs=70)
     terminal = PseudoTerminal(demo(tmp_path / "run"), columns=120, rows=40)
@@ -310,6 +318,7 @@ def test_hostile_text_of_dataset_and_model_reaches_the_terminal_on_no_screen(tmp
     assert len(HOSTILE) == 10
 
 
+@pytest.mark.fault("A8")
 def test_bytes_that_are_no_text_end_nothing(wizard):
     """A mouse report of an old kind, after tmux was attached again, and half a character."""
     terminal = wizard()
@@ -322,6 +331,7 @@ def test_bytes_that_are_no_text_end_nothing(wizard):
     assert terminal.end() == 0
 
 
+@pytest.mark.fault("G8")
 def test_a_storm_of_sizes_leaves_a_screen_that_fits(wizard):
     terminal = wizard()
     for columns, rows in ((40, 10), (200, 50), (79, 23), (120, 30), (20, 5), (100, 34)) * 3:
@@ -333,6 +343,7 @@ def test_a_storm_of_sizes_leaves_a_screen_that_fits(wizard):
     assert terminal.end() == 0
 
 
+@pytest.mark.fault("G8")
 def test_no_color_gives_no_colour_at_all(wizard):
     terminal = wizard(NO_COLOR="1")
     terminal.press("9q")
@@ -358,6 +369,7 @@ def test_a_terminal_with_sixteen_colours_gets_the_theme_made_for_it_and_a_select
     assert "7" in codes and not codes & {"105", "45"}, "the ground of a selection is reverse video, no colour"
 
 
+@pytest.mark.fault("G8")
 def test_a_locale_without_other_letters_gets_ascii_alone(wizard):
     terminal = wizard(first="Workspace waiting", LC_ALL="C")
     terminal.press("9?")
@@ -396,6 +408,7 @@ def test_the_title_tells_the_stage_and_the_end_rings_and_notifies(wizard):
     assert terminal.end() == 143
 
 
+@pytest.mark.fault("G10")
 def test_a_pasted_token_shows_nowhere_in_the_bytes_and_in_no_file(wizard, tmp_path: Path):
     terminal = wizard()
     terminal.press("3")
@@ -415,6 +428,7 @@ def test_a_pasted_token_shows_nowhere_in_the_bytes_and_in_no_file(wizard, tmp_pa
 # -- where there is nothing to draw on ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("G8")
 @pytest.mark.parametrize("term", ["dumb", ""])
 def test_a_terminal_that_cannot_draw_is_refused_with_what_to_use(tmp_path: Path, open_terminals, term: str):
     terminal = PseudoTerminal(demo(tmp_path / "run"), TERM=term)
@@ -423,6 +437,7 @@ def test_a_terminal_that_cannot_draw_is_refused_with_what_to_use(tmp_path: Path,
     assert b"--auto" in terminal.seen and LEAVES_ALTERNATE_SCREEN not in terminal.seen
 
 
+@pytest.mark.fault("G8")
 def test_without_a_terminal_it_says_what_to_use():
     done = subprocess.run(
         [*WIZARD, "--demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, check=False

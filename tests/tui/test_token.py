@@ -22,6 +22,7 @@ from tui.wizard.app import Wizard
 TOKEN = "hf_aVerySecretTokenOf1234567890"
 
 
+@pytest.mark.fault("G10")
 async def test_the_token_is_given_to_the_engine_and_shown_nowhere(runner: Runner, sessions: Sessions, caplog):
     caplog.set_level(logging.DEBUG)
     heard: list[str] = []
@@ -82,6 +83,7 @@ def test_the_length_of_a_token_does_not_show():
     assert not long.filled
 
 
+@pytest.mark.fault("G9")
 async def test_a_crash_prints_no_locals_and_no_token(runner: Runner, capsys, caplog):
     app = Wizard(runner)
 

@@ -55,6 +55,7 @@ def test_a_torn_tail_waits_until_it_is_whole(watcher: Watcher, tmp_path: Path):
     assert watcher.snapshot().messages[-1][1].text == "two"
 
 
+@pytest.mark.fault("A15")
 def test_damaged_lines_and_unknown_kinds_are_passed_over(watcher: Watcher, tmp_path: Path):
     journal = tmp_path / layout.EVENTS_JSONL
     write_events(journal, [message("one")])

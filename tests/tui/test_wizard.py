@@ -296,6 +296,7 @@ async def test_redo_asks_first(finished: Runner, sessions: Sessions):
         await until(pilot, lambda: sessions.made and sessions.last.asked == [("quality", "quality")])
 
 
+@pytest.mark.fault("A18")
 async def test_a_session_that_breaks_is_told_on_the_screen(tmp_path, config):
     def broken(context: Context, listener: object) -> FakeSession:
         raise DiskError("The disk is full.", "No space left [/].", "Free some.")
@@ -335,6 +336,7 @@ def test_an_event_that_cannot_be_folded_does_not_stop_the_engine(runner: Runner)
     assert runner.snapshot().messages[-1][1].text == "still here"
 
 
+@pytest.mark.fault("A20")
 async def test_a_flood_of_events_is_drawn_by_the_clock_and_the_keys_are_heard(
     tmp_path: Path, config: Callable[..., Stage3Config]
 ):
@@ -385,6 +387,7 @@ async def test_inside_tmux_nothing_is_said(finished: Runner, monkeypatch):
         assert not any(notifications.SAFE in notice.message for notice in app._notifications)
 
 
+@pytest.mark.fault("A9")
 async def test_where_a_logout_ends_the_run_that_is_said_inside_tmux_too(finished: Runner, monkeypatch):
     monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
     looked = StageFinished("toolchain", "done", facts={"ends_at_logout": True})
@@ -406,6 +409,7 @@ async def test_q_quits_when_nothing_runs(finished: Runner):
     assert app.return_value is WizardEnd.FINISHED
 
 
+@pytest.mark.fault("A17")
 @pytest.mark.parametrize("key", ["q", "ctrl+c"])
 async def test_q_asks_while_the_engine_runs_and_it_may_be_left_running(runner: Runner, sessions: Sessions, key: str):
     app = Wizard(runner)
@@ -427,6 +431,7 @@ async def test_q_asks_while_the_engine_runs_and_it_may_be_left_running(runner: R
     assert runner.exit_code is ExitCode.DONE
 
 
+@pytest.mark.fault("A17")
 async def test_stop_and_save_ends_the_engine_and_then_the_screen(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
@@ -452,6 +457,7 @@ async def test_s_stops_the_engine_and_the_screen_stays(runner: Runner):
         assert app.is_running
 
 
+@pytest.mark.fault("A5")
 async def test_a_hang_up_leaves_the_engine_running(runner: Runner, sessions: Sessions):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
@@ -480,6 +486,7 @@ async def test_a_signal_stops_and_leaves(runner: Runner):
     assert app.return_value is WizardEnd.STOPPED
 
 
+@pytest.mark.fault("A4")
 async def test_a_second_signal_leaves_at_once(tmp_path, config):
     class Deaf(FakeSession):
         def run(self, **asked: object) -> ExitCode:

@@ -78,6 +78,7 @@ def identical(number: int) -> dict[str, Any]:
     return good_pairs.row(number, base_response=same, revised_response=same)
 
 
+@pytest.mark.fault("C5")
 def test_identical_pairs_are_refused_by_the_gate(make: Make, monkeypatch: pytest.MonkeyPatch):
     context = with_pairs(make(min_pairs=10), [identical(i) for i in range(30)])
     code, told = ended(context, monkeypatch, "quality", "training")
@@ -100,6 +101,7 @@ def test_identical_replies_in_a_training_file_are_refused_by_their_line(make: Ma
     assert code == 9 and "Line 5 of" in told and "Both replies are identical" in told
 
 
+@pytest.mark.fault("D19")
 def test_a_set_of_one_pair_is_refused_by_the_gate_and_beyond_it(make: Make, monkeypatch: pytest.MonkeyPatch):
     code, told = ended(with_pairs(make(), [good_pairs.row(0)]), monkeypatch, "quality", "training")
     assert code == 9 and "training pairs is 1 (at least 100)" in told
@@ -108,6 +110,7 @@ def test_a_set_of_one_pair_is_refused_by_the_gate_and_beyond_it(make: Make, monk
     assert code == 9 and "1 usable pairs are too few to split into training and held-out sets" in told
 
 
+@pytest.mark.fault("D18")
 def test_swapped_labels_are_refused_by_the_gate_where_something_scored(make: Make, monkeypatch: pytest.MonkeyPatch):
     scored = [good_pairs.row(i, base_score=0.25, revised_score=0.75) for i in range(30)]
     context = with_pairs(make(min_pairs=10, min_eval_pairs=4, accept_quality="nobody judges here"), scored)
@@ -133,6 +136,7 @@ def test_pairs_that_are_all_too_long_are_named_with_the_length_that_they_need(
 # -- the adapter and the reference -------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D12")
 def test_an_adapter_of_another_base_is_refused_before_anything_is_made(
     make: Make, stage2: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -157,6 +161,7 @@ def test_a_fresh_lora_over_the_bare_base_is_no_reference(make: Make, monkeypatch
     assert f"stage adapter recorded {recorded}" in told
 
 
+@pytest.mark.fault("D16")
 def test_a_loss_that_asks_the_bare_base_is_no_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
     import trl.trainer.dpo_trainer as dpo
 
@@ -170,6 +175,7 @@ def test_a_loss_that_asks_the_bare_base_is_no_reference(make: Make, monkeypatch:
 # -- the numbers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D1")
 def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_goes_on(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ):
@@ -196,6 +202,7 @@ def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_goes
     assert json.loads((context.run / layout.METRICS_JSON).read_text())["train"]["steps"] == 4
 
 
+@pytest.mark.fault("D17")
 def test_a_training_that_changes_nothing_is_stopped_unless_it_was_asked_to(make: Make, monkeypatch: pytest.MonkeyPatch):
     code, told = ended(make(learning_rate=1e-30), monkeypatch, "adapter", "training")
     assert code == 8 and "did not change the adapter" in told and "--learning-rate (now 1e-30)" in told

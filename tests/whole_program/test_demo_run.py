@@ -89,12 +89,14 @@ def finished(demo_run: Demo) -> Path:
     return demo_run.folder
 
 
+@pytest.mark.fault("D23")
 def test_no_library_writes_on_the_terminal(demo_run: Demo):
     """Their warnings stand in the log."""
     assert demo_run.errors == b""
     assert all("kind" in json.loads(line) for line in demo_run.output.splitlines())
 
 
+@pytest.mark.fault("D22")
 def test_all_ten_stages_pass_and_the_verdict_is_better(finished: Path):
     state = fold(read_entries(finished / layout.EVENTS_JSONL))
     outcomes = {name: stage.status for name, stage in state.stages.items()}

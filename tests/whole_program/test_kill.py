@@ -62,11 +62,13 @@ def _whole_records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in raw[: raw.rfind(b"\n") + 1].split(b"\n") if line]
 
 
+@pytest.mark.fault("A1")
 def test_killed_twice_among_24_prompts_nothing_is_lost(tmp_path: Path):
     records = kill_and_go_on(tmp_path / "run", prompts=24, kills=2, seed=3)
     assert any(len(record["messages"]) > 1 for record in records)
 
 
+@pytest.mark.fault("A1")
 @pytest.mark.slow
 def test_killed_ten_times_among_500_prompts_nothing_is_lost(tmp_path: Path):
     kill_and_go_on(tmp_path / "run", prompts=500, kills=10, seed=7)

@@ -114,7 +114,7 @@ def check_table(sweep_folder: Path, trial: str, alone: Path) -> None:
 
 
 def stage3(folder: Path, *arguments: str, kill_at: tuple[str, int] | None = None) -> list[dict[str, Any]]:
-    """Run the program on the demo; killed after so many events of a kind where that is asked for. Returns its events."""
+    """Run the program on the demo; killed after so many events of a kind if that is asked for. Returns its events."""
     command = [sys.executable, "-m", "tui.cli", *arguments, "--demo", "--json", "--output-dir", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:

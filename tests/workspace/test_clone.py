@@ -66,6 +66,7 @@ def heavy(upstream: Path) -> None:
     git(upstream, "commit", "-qm", "noise")
 
 
+@pytest.mark.fault("F9")
 @pytest.mark.parametrize("bytes_sent", [0, 100, 5_000, 200_000])
 def test_a_cut_transfer_leaves_nothing_behind(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch, bytes_sent: int
@@ -89,6 +90,7 @@ def test_the_cutter_of_this_test_lets_a_whole_transfer_through(
     assert (here / "upstream/readme").read_text() == "second"
 
 
+@pytest.mark.fault("F9")
 def test_a_git_that_is_killed_in_the_middle_leaves_nothing_behind_and_the_next_try_works(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +366,7 @@ def test_an_unknown_branch_over_https_names_those_that_are_there(
     assert names_in(here) == set()
 
 
+@pytest.mark.fault("F10")
 @pytest.mark.parametrize(
     ("behaviour", "kind"),
     [

@@ -37,7 +37,7 @@ COLUMNS = (
 )
 """And the prompt, which takes what is left."""
 WIDE_VERDICT = 26
-"""Cells for the verdict where there are so many that all reasons may stand there."""
+"""Cells for the verdict if there are so many that all reasons may stand there."""
 MUCH_ROOM = 110
 
 
@@ -100,7 +100,7 @@ class PairList(RowList):
         self.rearrange()
 
     def rearrange(self, among: Sequence[int] | None = None, *, keep_cursor: bool = True) -> None:
-        """Find and sort anew; the cursor stays on its pair where that is still there.
+        """Find and sort anew; the cursor stays on its pair if that is still there.
 
         among   rows that may match, where that is known; in their order
         """
@@ -115,7 +115,7 @@ class PairList(RowList):
         self.rows_changed(self._place_of(under_cursor))
 
     def show_index(self, index: int) -> bool:
-        """Put the cursor on a row of the store; False where the filter hides it."""
+        """Put the cursor on a row of the store; False if the filter hides it."""
         place = self._place_of(index)
         there = place < self.shown and self._indices[place] == index
         if there:
@@ -138,7 +138,7 @@ class PairList(RowList):
         return self._indices.index(index) if index in self._indices else min(self.cursor, max(self.shown - 1, 0))
 
     def next_flagged(self, by: int) -> bool:
-        """Put the cursor on the next flagged row, or (-1) the one before, round the end; False where there is none."""
+        """Put the cursor on the next flagged row, or (-1) the one before, round the end; False if there is none."""
         for step in range(1, self.shown + 1):
             place = (self.cursor + by * step) % self.shown
             if self._rows[self._indices[place]].flagged:

@@ -36,7 +36,7 @@ class PairRow:
     """Characters."""
     revision: int
     gain: float | None = None
-    """How much better a judge found the revision; None where nothing scored."""
+    """How much better a judge found the revision; None if nothing scored."""
     score: float | None = None
     """The revision's score."""
     usable: bool = True
@@ -46,7 +46,7 @@ class PairRow:
     """The detectors have looked."""
     decision: Decision | None = None
     sampled: bool = False
-    """One of those that people decide about where no judge can judge."""
+    """One of those that people decide about if no judge can judge."""
     scored_by_file: bool = False
     """The scores stand in the record itself."""
 
@@ -106,7 +106,7 @@ def text_of(record: Mapping[str, Any], key: str) -> str:
 
 
 def scores_of(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """(the revision's score, how much better it is than the draft's); None where the record says none."""
+    """(the revision's score, how much better it is than the draft's); None if the record says none."""
     if record.get("base_score") is None or record.get("revised_score") is None:
         return None, None
     score = number(record["revised_score"])

@@ -58,7 +58,7 @@ class Judged:
     index: int
     decision: Decision | None
     found: Assessment | None
-    """None where the line is no pair."""
+    """None if the line is no pair."""
     key: tuple[str, str] | None
     """Under which a judge's scores of these very texts are kept."""
     pair: Pair | None
@@ -308,8 +308,8 @@ class PairStore:
         self.take_findings(self.judge([(same, self.rows[same].line, decision) for same in self._indices[row.id]]))
 
     def undo(self, index: int | None) -> int | None:
-        """Take back the last decision made here; where none was, the last about the row `index`. The row it was about; None
-        where there was nothing to take back.
+        """Take back the last decision made here; if none was, the last about the row `index`. The row it was about; None
+        if there was nothing to take back.
         """
         while self._done:
             pair_id = self._done.pop()

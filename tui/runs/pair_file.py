@@ -51,7 +51,7 @@ class PairFile:
     exit_code: ExitCode | None = None
 
     def __init__(self, file: Path, config: Stage3Config) -> None:
-        """Raises ConfigError where there is nothing to read, DataError for a file of KTO."""
+        """Raises ConfigError if there is nothing to read, DataError for a file of KTO."""
         self.file, self.config = file, config
         self.edits = edits_beside(file.resolve()).resolve()
         self.problem = ""

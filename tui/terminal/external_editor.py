@@ -28,11 +28,11 @@ def editor_command() -> list[str]:
 
 
 async def edit_externally(driver: WizardDriver | None, folder: Path, text: str) -> str | None:
-    """The text after somebody edited it; None where the editor said that it failed, or nothing is left of the text.
+    """The text after somebody edited it; None if the editor said that it failed, or nothing is left of the text.
 
     driver   of the terminal that the editor gets while it runs; without one it gets none
 
-    Raises ValueError where there is no editor or it cannot be started, OSError where the file cannot be written.
+    Raises ValueError if there is no editor or it cannot be started, OSError if the file cannot be written.
     """
     command = editor_command()
     handle, name = tempfile.mkstemp(prefix="edit-", suffix=".txt", dir=folder / "pairs")  # mode 0600

@@ -20,7 +20,7 @@ def title(text: str) -> str:
 
 
 def notification(text: str) -> str:
-    """A bell (which tmux shows as a flag), and a desktop notification where the terminal has them (OSC 9)."""
+    """A bell (which tmux shows as a flag), and a desktop notification if the terminal has them (OSC 9)."""
     return f"\x07\x1b]9;{visible_line(text, 200)}\x07"
 
 
@@ -51,7 +51,7 @@ def terminal_is_gone(input_file: int, parent: int) -> bool:
 
 
 def standard_input() -> int | None:
-    """The file number of standard input, or None where it is closed."""
+    """The file number of standard input, or None if it is closed."""
     try:
         return None if sys.__stdin__ is None else sys.__stdin__.fileno()
     except (OSError, ValueError):

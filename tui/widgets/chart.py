@@ -52,7 +52,7 @@ def braille(points: Sequence[Point], width: int, height: int, window: Window) ->
 def window_of(
     series: Sequence[Series], levels: Sequence[Level] = (), bounds: tuple[float, float] | None = None
 ) -> Window | None:
-    """All finite points and levels, with a little air above and below; None where there is nothing to show.
+    """All finite points and levels, with a little air above and below; None if there is nothing to show.
 
     bounds   what the values can be at most: then these are shown, without air
     """

@@ -89,13 +89,13 @@ def short_memory(reading: Telemetry, forecast: Forecast | None, width: int) -> C
 
 
 def fullest(gpus: Sequence[GpuReading]) -> GpuReading | None:
-    """The GPU that is filled most; None where none says how full it is."""
+    """The GPU that is filled most; None if none says how full it is."""
     telling = [gpu for gpu in gpus if gpu.memory_used_bytes is not None and gpu.memory_total_bytes]
     return max(telling, key=lambda gpu: (gpu.memory_used_bytes or 0) / (gpu.memory_total_bytes or 1), default=None)
 
 
 def peak_on_gpu(forecast: Forecast | None, index: int) -> float | None:
-    """The most that a stage is expected to take of a GPU; None where nothing is known of this one."""
+    """The most that a stage is expected to take of a GPU; None if nothing is known of this one."""
     if forecast is None or not forecast.on_gpu or forecast.gpu != index:
         return None
     return max(forecast.peak_bytes.values(), default=None)

@@ -50,7 +50,7 @@ def everyday_prompts() -> tuple[str, ...]:
 def answers(
     context: Context, trained: Trained, prompts: Sequence[Conversation], adapter: str, most_tokens: int | None = None
 ) -> Generator[Event, None, list[Reply]]:
-    """Greedy answers under one adapter, in batches that are halved where memory runs out; those that this policy has given
+    """Greedy answers under one adapter, in batches that are halved if memory runs out; those that this policy has given
     before come from the cache. Raises Stopped.
 
     most_tokens   of an answer; without it, --max-new-tokens
@@ -99,10 +99,10 @@ class JudgedAnswers:
     judge: str
     about: str
     stage2: Sequence[float | None]
-    """None where the judge could not score the two answers."""
+    """None if the judge could not score the two answers."""
     stage3: Sequence[float | None]
     flawed: tuple[Sequence[bool], Sequence[bool]] | None
-    """Of Stage 2 and of Stage 3; None where the judge cannot tell of one answer alone."""
+    """Of Stage 2 and of Stage 3; None if the judge cannot tell of one answer alone."""
     on_the_letters: float | None = None
     """Mean probability that a judge who was asked for A or B gave to the two letters together; None for others."""
 
@@ -115,7 +115,7 @@ def judge_answers(
     stage3: Sequence[Reply],
     load_judge: LoadJudge,
 ) -> Generator[Event, None, tuple[JudgedAnswers | None, ExaminedJudge]]:
-    """The judge of `--judge` on both answers to each prompt, where it passes its exam; None without one. With --judge self
+    """The judge of `--judge` on both answers to each prompt, if it passes its exam; None without one. With --judge self
     it is the Stage 2 policy that judges, which is in memory as the reference. Raises Stopped, and what the judge raises.
     """
     from engine.machine.memory import free_memory

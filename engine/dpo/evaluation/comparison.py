@@ -43,8 +43,8 @@ def compare(
 
     everyday   Stage 2's and Stage 3's answers to everyday questions
     margins    of the held-out pairs, for the verdict
-    trained    False where the adapter's tensors are Stage 2's
-    why_no_judge   where none scored
+    trained    False if the adapter's tensors are Stage 2's
+    why_no_judge   if no judge scored
     """
     unscored = [None] * len(prompts)
     answered = [
@@ -86,7 +86,7 @@ def _of_answers(known: Comparison) -> Figures:
 
 
 def _of_scores(known: Comparison, judged: JudgedAnswers | None) -> Figures:
-    """What the judge found; where Stage 3's answer is not the longer one, too."""
+    """What the judge found; if Stage 3's answer is not the longer one, too."""
     figures: Figures = {}
     scored = [each for each in known.answers if each.gain is not None]
     for name, place in (("stage2", 0), ("stage3", 1)):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 STAGE = "training"
 
 Figures = dict[str, float | int | None]
-"""By name; None where there was nothing to measure."""
+"""By name; None if there was nothing to measure."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def distance_on_own_answers(
         chosen, rejected = ([{"role": "assistant", "content": reply.text}] for reply in (after, before))
         row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}  # type: ignore[typeddict-item]
         try:
-            encoded.append(encode_row(row, trained.tokenizer))  # the two are the same where training changed nothing
+            encoded.append(encode_row(row, trained.tokenizer))  # the two are the same if training changed nothing
         except PreconditionError:
             continue  # the template does not take what a broken model said; the count below tells
     fitting, _ = split_by_length(encoded, config.max_length)

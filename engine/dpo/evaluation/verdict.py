@@ -19,8 +19,8 @@ refused, and a judge's scores if there is one. The rules in order; the first tha
 | more refusals | refusals of harmless prompts rose by over --max-refusal-rise; chance may explain it | cannot tell |
 | judged alike | no more wins than chance gives, or the scores did not rise | no different |
 | judge against pairs | the judge prefers Stage 3, which prefers the rejected replies of held-out pairs | cannot tell |
-| length alone | answers grew over --max-length-ratio; where Stage 3's is not the longer no preference is left | cannot tell |
-| refusals alone | where Stage 3 did not begin to refuse no preference is left, and over-refusal could not be seen | cannot tell |
+| length alone | answers grew over --max-length-ratio; if Stage 3's is not the longer no preference is left | cannot tell |
+| refusals alone | if Stage 3 did not begin to refuse no preference is left, and over-refusal could not be seen | cannot tell |
 | judged better | none of these | better |
 
 "More than chance" is an exact test at --eval-significance: the sign test for scores, McNemar's for broken answers and
@@ -105,7 +105,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> list[float]:
-        """Stage 3's score less Stage 2's, of the prompts where both were scored."""
+        """Stage 3's score less Stage 2's, of the prompts if both were scored."""
         return gains(self.answers)
 
     @cached_property
@@ -165,7 +165,7 @@ def verdict(comparison: Comparison, limits: Limits) -> Verdict:
 
 
 def gains(answers: Sequence[AnswerPair]) -> list[float]:
-    """Of those where both were scored."""
+    """Of those if both were scored."""
     return [gain for answer in answers if (gain := answer.gain) is not None]
 
 
@@ -340,7 +340,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def _rise(flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> float:
-    """By how much the share of True rose, where that is over `most`; else 0."""
+    """By how much the share of True rose, if that is over `most`; else 0."""
     rise = fraction(flags[1]) - fraction(flags[0])
     return rise if rise > most + 1e-9 else 0.0  # 3 of 20 less 2 of 20 is 0.05, not a bit more
 

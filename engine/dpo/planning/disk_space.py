@@ -1,7 +1,7 @@
 """Disk space for the whole run: an estimate from the configuration, before any download.
 
 What goes where
-    downloads    on the disk of the Hub's cache: the base model, the dataset, a reward model, an adapter, where they are
+    downloads    on the disk of the Hub's cache: the base model, the dataset, a reward model, an adapter, if they are
                  not here. Of what is in the cache already only the rest counts
     the run      on the disk of the run folder: pairs, checkpoints, the archive, by the formula of preflight's forecast
                  (`engine.dpo.planning.forecast.disk_parts`), and RESERVE. What the run folder holds already is not counted again
@@ -9,7 +9,7 @@ What is not known yet is taken from above
     base model   its files are listed on the Hub, which is asked later. Its name tells billions of parameters; times 2 bytes
                  (16 bits), times NAMED_SHARE, because names leave the embeddings out
     a record     every text as long as it may become
-    adapter      the numbers in its file where it is here; else ADAPTER_NUMBERS
+    adapter      the numbers in its file if it is here; else ADAPTER_NUMBERS
 Preflight measures a record and a checkpoint, and refuses once more by those.
 """
 
@@ -62,7 +62,7 @@ class DiskNeed:
     """Bytes that will be written to one disk, by what they are for."""
 
     what: str
-    """The files of the run, downloads, or both where they share a disk."""
+    """The files of the run, downloads, or both if they share a disk."""
     place: Path
     """An existing folder on that disk."""
     parts: dict[str, int]
@@ -127,7 +127,7 @@ def _of_the_run(config: Stage3Config, run: Run) -> dict[str, int]:
 
 
 def _adapter_numbers(config: Stage3Config, run: Run) -> int:
-    """Numbers of the Stage 2 adapter, by the header of its file where it is here."""
+    """Numbers of the Stage 2 adapter, by the header of its file if it is here."""
     workspace = run.result(NAME).get("folder")
     folders = [local_path(config.adapter_path), *([Path(workspace) / config.adapter_path] if workspace else [])]
     for folder in folders:

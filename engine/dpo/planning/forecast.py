@@ -6,7 +6,7 @@ memory at the peak of the training
     adapter        float32: the policy's, the reference's copy, the gradient, two moments of AdamW: 5 × 4 bytes a number
     activations    what autograd keeps of a token and a layer (`kept_per_token`) × layers × tokens of a forward pass; computed
                    twice: the hidden state of each layer, and all of one layer
-    attention      the mask of a row that two replies share, as numbers, in each layer; and where attention is written out
+    attention      the mask of a row that two replies share, as numbers, in each layer; and if attention is written out
                    ("eager") the scores of all heads
     head           TRL's head takes 4,096 tokens by 32,768 words at a time, in float32, forward and backward: without that
                    Gemma's 256,000 words would take 1 MB a token
@@ -81,7 +81,7 @@ class Measurements:
     """Mean tokens of prompt and reply of the pair that was made."""
     checkpoint_bytes: int
     peak_bytes: int
-    """Memory at the peak of those training steps: of the GPU where there is one, else resident memory of the process."""
+    """Memory at the peak of those training steps: of the GPU if there is one, else resident memory of the process."""
     peak_bytes_pairs: int = 0
     """The same of the generation."""
 
@@ -305,7 +305,7 @@ class Machine:
 
     device_type: str
     total: int
-    """Bytes of the device's memory; of the computer's, where it computes itself."""
+    """Bytes of the device's memory; of the computer's, if it computes itself."""
     room: int
     """What of it this process may fill: what is free, and what it has already."""
     context: int

@@ -107,7 +107,7 @@ def micro_batches(effective: int) -> list[int]:
 
 
 def plan_as_configured(config: Stage3Config, dtype: str) -> TrainingPlan:
-    """The plan where nothing was measured: the batch as it is given, and activations computed twice unless that is off."""
+    """The plan if nothing was measured: the batch as it is given, and activations computed twice unless that is off."""
     return TrainingPlan(
         micro_batch=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
@@ -200,7 +200,7 @@ def oom_history(run: Run) -> list[dict[str, Any]]:
 def reduce_after_oom(
     run: Run, config: Stage3Config, plan: TrainingPlan, *, step: int, error: str
 ) -> RestartNeeded | MemoryExhausted:
-    """Write the lower plan down, for the process that goes on; or say, where there is none, that memory does not suffice.
+    """Write the lower plan down, for the process that goes on; or say, if there is none, that memory does not suffice.
 
     step    the last optimizer step that was done
     error   what the allocator said

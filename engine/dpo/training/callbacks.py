@@ -28,7 +28,7 @@ class WarningsCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
 
 def tensorboard(folder: Path) -> TrainerCallback:
-    """Writes the training's figures to `folder`. Raises PreconditionError where tensorboard is not installed."""
+    """Writes the training's figures to `folder`. Raises PreconditionError if tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

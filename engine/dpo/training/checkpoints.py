@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from engine.core.errors import DamagedState
 from engine.core.events import Message
+from engine.core.failpoints import failpoint
 from engine.security.sanitize import visible_line
 from engine.storage.documents import read_json
 from engine.storage.files import sha256_of_file, size_of_folder, sync_folder, write_json
@@ -44,15 +45,19 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
     _remove(part)
     folder.mkdir(exist_ok=True)  # and not what it lies in: a run folder that was moved away is not begun again
     part.mkdir()
+    failpoint("checkpoint")
     fill(part)
     files = {}
     for path in sorted(path for path in part.rglob("*") if path.is_file()):
         with path.open("rb") as file:
+            failpoint("sync")
             os.fsync(file.fileno())
         files[path.relative_to(part).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    failpoint("checkpoint")
     write_json(part / MANIFEST, {"step": step, "fingerprint": fingerprint, "files": files})
     if os.path.lexists(final):
         _rename_broken(final)
+    failpoint("rename")
     part.rename(final)
     sync_folder(folder)
     return final
@@ -110,7 +115,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
 
 
 def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None:
-    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None where there is none.
+    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None if there is none.
 
     The same data and settings give the same training, so nothing of it has to be done twice.
     """
@@ -124,6 +129,7 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
     _remove(part)
     folder.mkdir(exist_ok=True)
     shutil.copytree(newest, part)
+    failpoint("rename")
     part.rename(final)
     sync_folder(folder)
     return newest
@@ -133,6 +139,7 @@ def rotate(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints. What was renamed as broken is never counted or touched."""
     whole = [checkpoint for checkpoint in by_step(folder) if checkpoint.is_dir() and not checkpoint.is_symlink()]
     for checkpoint in whole[:-keep]:
+        failpoint("checkpoint")
         shutil.rmtree(checkpoint)
 
 

@@ -59,7 +59,7 @@ def load_rows(path: Path) -> list[Row]:
 def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
     """Each row by the model's chat template; special tokens that occur in its text stay text.
 
-    Raises PreconditionError where the template cannot be trained with, and DataError where two replies are the same ids.
+    Raises PreconditionError if the template cannot be trained with, and DataError if two replies are the same ids.
     """
     encoded = [encode_row(row, tokenizer, index) for index, row in enumerate(rows)]
     for pair in encoded:
@@ -68,7 +68,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> EncodedPair:
-    """One row, whose two replies may be the same. Raises PreconditionError where the template cannot be trained with."""
+    """One row, whose two replies may be the same. Raises PreconditionError if the template cannot be trained with."""
     prompt = conversation_ids(tokenizer, row["prompt"], reply_wanted=True)
     chosen, rejected = (reply_ids(tokenizer, row["prompt"], reply) for reply in (row["chosen"], row["rejected"]))
     return EncodedPair(index, prompt, chosen, rejected)
@@ -94,7 +94,7 @@ def split_by_length(pairs: Sequence[EncodedPair], max_length: int) -> tuple[list
 
 
 def refuse_too_many_long(too_long: Sequence[EncodedPair], total: int, max_length: int, max_share: float) -> None:
-    """Raises DataError where more than `max_share` of the pairs does not fit, or none is left."""
+    """Raises DataError if more than `max_share` of the pairs does not fit, or none is left."""
     if not total:
         raise DataError("No pairs to train on.", "The training file is empty.", REBUILD)
     share = len(too_long) / total

@@ -172,7 +172,7 @@ def reference_logps(
 
 
 def _kept_pair(value: Any) -> tuple[float, float] | None:
-    """What the cache keeps of a pair; None where that is no pair of numbers: then it is computed anew."""
+    """What the cache keeps of a pair; None if that is no pair of numbers: then it is computed anew."""
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, float) for one in value):
         return None
     return value[0], value[1]

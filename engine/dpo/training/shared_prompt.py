@@ -37,7 +37,7 @@ NO_LABEL = -100
 MASKED_ATTENTION = ("sdpa", "eager")
 """The attention functions that take any mask; flash attention knows only causal ones."""
 OF_A_BATCH = {"input_ids", "attention_mask", "labels", "use_cache", "fused_lm_head"}
-"""All that TRL asks of a text model; where more is asked, it is answered in the plain way."""
+"""All that TRL asks of a text model; if more is asked, it is answered in the plain way."""
 SAME_IN_FLOAT32, SAME_IN_HALF = 1e-3, 0.1
 """Nats a token, on average; a model that is blind to mask or positions is off by more."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
@@ -100,7 +100,7 @@ def pack_shared_prompt(input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 
 def share_prompt_computation(policy: PeftModel) -> bool:
     """Let a model that TRL's trainer was built on read pairs as shared rows wherever it is called as TRL calls it: in steps, for
-    the reference, in the evaluation. Returns False, and changes nothing, where its attention takes no mask of ours, or where
+    the reference, in the evaluation. Returns False, and changes nothing, if its attention takes no mask of ours, or if
     a small batch comes out otherwise. A batch that is longer than a sliding window is read in the plain way.
     """
     model = policy.get_base_model()

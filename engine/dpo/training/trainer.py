@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from engine.core import layout
 from engine.core.errors import NumbersError, PreconditionError
 from engine.core.events import Event, Message, TrainStep
+from engine.core.failpoints import failpoint
 from engine.core.layout import ADAPTER_CONFIG
 from engine.dpo.planning.plan import TrainingPlan, current_plan, reduce_after_oom
 from engine.dpo.training.checkpoints import adopt, by_step, newest_good, step_of
@@ -89,7 +90,7 @@ class Trained:
     """Of every optimizer step, those before a resume included."""
     margins: list[float]
     first_loss: float | None
-    """Before the first update; None where the run went on from a checkpoint."""
+    """Before the first update; None if the run went on from a checkpoint."""
     resumed_from: int | None
     pairs: int
     too_long: list[int]
@@ -113,15 +114,15 @@ def train(
     max_steps: int = -1,
     plan: TrainingPlan | None = None,
 ) -> Generator[Event, None, Trained]:
-    """Train on `rows`; go on from the newest good checkpoint in the run folder where there is one.
+    """Train on `rows`; go on from the newest good checkpoint in the run folder if there is one.
 
     reference_sha256   of the Stage 2 tensors; without it, what the stage adapter recorded
     policy             a freshly loaded, trainable PeftModel; without it, the run's base and adapter are loaded
     max_steps          optimizer steps; -1: as --num-train-epochs asks
     plan               how it is split over the device; without it, the one that stands in the run folder
 
-    Raises RestartNeeded where memory runs out and a lower plan (it is on disk then) may go on in a fresh process, and
-    MemoryExhausted where there is none; Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing
+    Raises RestartNeeded if memory runs out and a lower plan (it is on disk then) may go on in a fresh process, and
+    MemoryExhausted if there is none; Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing
     learned; the last good checkpoint is kept), DataError (too many pairs longer than --max-length).
     """
     plan = plan or current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
@@ -215,7 +216,7 @@ def _train(
 
 
 def _reporting_callbacks(context: Context) -> list[TrainerCallback]:
-    """Raises PreconditionError where tensorboard is asked for and missing: before anything is loaded."""
+    """Raises PreconditionError if tensorboard is asked for and missing: before anything is loaded."""
     from engine.dpo.training.callbacks import tensorboard
 
     return [tensorboard(context.run / TENSORBOARD_DIR)] if context.config.report_to == "tensorboard" else []
@@ -251,7 +252,7 @@ def _prepare(
 
 
 def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Generator[Event, None, None]:
-    """Prove that the reference is the Stage 2 adapter and, where it is computed up front, compute it and move it away."""
+    """Prove that the reference is the Stage 2 adapter and, if it is computed up front, compute it and move it away."""
     config, policy, trainer = context.config, prepared.policy, prepared.trainer
     require_reference_weights(policy, expected)
     if config.load_in_4bit:
@@ -286,7 +287,7 @@ def _checkpoint_to_resume(context: Context, fingerprint: str) -> Generator[Event
 
 
 def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, None, float | None]:
-    """The loss before the first step, which must be ln 2; None where the training goes on from a checkpoint."""
+    """The loss before the first step, which must be ln 2; None if the training goes on from a checkpoint."""
     first_loss = None
     if checkpoint is None:
         first_loss = prepared.trainer.first_loss()
@@ -301,7 +302,7 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
 
 
 def _prove_it_learned(prepared: _Prepared, expected: str, learning_rate: float) -> Generator[Event, None, str]:
-    """The hash of the trained tensors. Raises NumbersError where the reference changed, or the adapter did not."""
+    """The hash of the trained tensors. Raises NumbersError if the reference changed, or the adapter did not."""
     policy = prepared.policy
     place_adapter(policy, REFERENCE_ADAPTER, policy.device)
     require_reference_weights(policy, expected)
@@ -481,4 +482,5 @@ def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revisio
     write_json(part / "tokenizer_config.json", tokenizer_settings)
     if folder.exists():
         shutil.rmtree(folder)
+    failpoint("rename")
     part.rename(folder)

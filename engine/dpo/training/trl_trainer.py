@@ -25,6 +25,7 @@ from trl import DPOConfig, DPOTrainer
 from engine.core import layout
 from engine.core.errors import NumbersError
 from engine.core.events import CheckpointSaved, Event, TrainStep
+from engine.core.failpoints import failpoint
 from engine.dpo.training.batches import Batch, StepCollator, tokens_read
 from engine.dpo.training.checkpoints import rotate, size_of, write_checkpoint
 from engine.dpo.training.reference import Logps, collated
@@ -145,7 +146,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
             self.current_gradient_accumulation_steps = sum(sizes) / size  # what Trainer divides a loss by
             loss += super().training_step(model, batch)
             self._weigh_metrics(size * len(sizes) / sum(sizes))
-        return loss
+        return loss * math.nan if failpoint("loss") else loss
 
     def _weigh_metrics(self, weight: float) -> None:
         # TRL logs the plain mean over forward passes, which may have different numbers of pairs.
@@ -165,6 +166,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # TRL writes in place, adds a pickle that can contain the Hub token, and rotates by file time.
         folder, step = Path(self.args.output_dir), self.state.global_step
+        _require_finite_weights(self.model, step)
         path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
         rotate(folder, self.keep_checkpoints)
         self.emit(CheckpointSaved(step, f"{layout.CHECKPOINTS_DIR}/{path.name}", size_of(path)))
@@ -237,6 +239,17 @@ def _require_finite(logs: dict[str, float], step: int) -> None:
                 f"The {name.replace('grad_norm', 'gradient norm')} is {logs[name]} at step {step}.",
                 "The numbers overflowed, or the adapter was broken; training on would be useless.",
                 "The last good checkpoint is kept. Use --dtype bfloat16 or float32, or a lower --learning-rate.",
+            )
+
+
+def _require_finite_weights(model: Any, step: int) -> None:
+    """A finite loss and gradient may still be followed by an update that overflows: such a checkpoint could never go on."""
+    for name, weights in model.named_parameters():
+        if weights.requires_grad and not bool(torch.isfinite(weights).all()):
+            raise NumbersError(
+                f"{name} holds numbers that are not finite after step {step}.",
+                "The update overflowed. No checkpoint was made of it.",
+                "The last good checkpoint is kept. Use a lower --learning-rate, or --dtype float32.",
             )
 
 

@@ -102,7 +102,7 @@ def _leaves(path: Path, folder: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Of `checkpoint-N` in a trainer's folder, the one with the most steps that holds an adapter; None where none does."""
+    """Of `checkpoint-N` in a trainer's folder, the one with the most steps that holds an adapter; None if none does."""
     found = [(int(name[1]), path) for path in folder.iterdir() if (name := _CHECKPOINT.fullmatch(path.name))]
     return next((path for _, path in sorted(found, reverse=True) if (path / ADAPTER_WEIGHTS).is_file()), None)
 

@@ -21,7 +21,7 @@ PROBE = 24
 
 
 def chosen_batch_size(config: Stage3Config) -> int:
-    """What `--generation-batch-size` says, or the largest; for work that is halved where memory runs out."""
+    """What `--generation-batch-size` says, or the largest; for work that is halved if memory runs out."""
     return config.generation_batch_size or LARGEST
 
 

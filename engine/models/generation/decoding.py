@@ -38,7 +38,7 @@ class GeneratedRow:
     ended: bool = False
     """Whether its last token ends the turn."""
     read: CachedPrefix | None = None
-    """All of it but the last token, kept for the next call; only where a memory was given."""
+    """All of it but the last token, kept for the next call; only if a memory was given."""
 
 
 def generate_batch(
@@ -57,7 +57,7 @@ def generate_batch(
     ends          tokens that end a turn
     limits        the most tokens of each row
     pad           a token for the columns that nothing looks at
-    memory        what was read before, and is kept for the next call; exact, and used only where it is
+    memory        what was read before, and is kept for the next call; exact, and used only if it is
     should_stop   asked at every token; the rows are then incomplete
     """
     longest = max(map(len, prompts)) + max(limits)
@@ -167,7 +167,7 @@ def _read_in_groups(
 
 
 def _share_beginning(model: PreTrainedModel, prompts: Sequence[Sequence[int]], memory: PrefixCache) -> None:
-    """Read what all prompts begin with once, where that is more than memory has of any of them."""
+    """Read what all prompts begin with once, if that is more than memory has of any of them."""
     if len(prompts) < 2:
         return
     shared = common_beginning(prompts)[: min(map(len, prompts)) - 1]

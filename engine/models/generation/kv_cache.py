@@ -79,7 +79,7 @@ class PreallocatedLayer(DynamicLayer):
 def keeps_all(model: PreTrainedModel, length: int) -> bool:
     """Whether every layer attends to all of `length` tokens, so that what is kept of them is exact.
 
-    Not so for layers with a state of another kind, and not where a sliding window is shorter than the text: there,
+    Not so for layers with a state of another kind, and not if a sliding window is shorter than the text: there,
     padding in the middle of a row pushed tokens out of the window, and one row of eight said something else.
     """
     layers = DynamicCache(config=model.config).layers

@@ -29,7 +29,7 @@ class CachedPrefix:
 
 @dataclass(frozen=True)
 class PrefixMatch:
-    """The first `length` tokens of `read`; nothing where `length` is 0."""
+    """The first `length` tokens of `read`; nothing if `length` is 0."""
 
     read: CachedPrefix | None = None
     length: int = 0

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.core.errors import NumbersError
 
 FIRST_LOOK = 256
-"""Tokens. The nucleus is nearly always among so many of the likeliest; only where it is not are all of them sorted."""
+"""Tokens. The nucleus is nearly always among so many of the likeliest; only if it is not are all of them sorted."""
 
 
 class Greedy:

@@ -30,7 +30,7 @@ class SamplingSettings:
 class Reply:
     text: str
     finished: bool
-    """Whether the model ended its turn itself; False where `max_new_tokens` cut it off."""
+    """Whether the model ended its turn itself; False if `max_new_tokens` cut it off."""
     tokens: int
     """Generated tokens, the end of turn included."""
 
@@ -57,7 +57,7 @@ def generate(
 ) -> list[Reply]:
     """One reply to each conversation, in their order, as one batch.
 
-    seeds    one a conversation, read where the temperature is above 0
+    seeds    one a conversation, read if the temperature is above 0
     memory   what was read before; given, conversations that begin alike are not read twice
 
     When `should_stop` turns true the batch ends at the next token; its replies are then incomplete, and the caller

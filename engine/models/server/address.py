@@ -53,7 +53,7 @@ def server_address(
 ) -> ServerAddress:
     """The server of `--server-url` (of `option`), with the token of the environment.
 
-    Raises ConfigError for what is no such address, AccessError for what cannot be a token, and UnsafeError where the token
+    Raises ConfigError for what is no such address, AccessError for what cannot be a token, and UnsafeError if the token
     would travel unencrypted.
     """
     token = _token(os.environ if environment is None else environment, token_variable)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PROBE: Conversation = [{"role": "user", "content": "Name an animal, a colour and a town."}]
 PROBE_TOKENS = 24
 PROBE_TEMPERATURE = 2.0
-"""The highest that OpenAI's interface allows: two draws of so many tokens are the same where nothing is drawn."""
+"""The highest that OpenAI's interface allows: two draws of so many tokens are the same if nothing is drawn."""
 PROBE_TOP_P = 0.99
 """TGI refuses 1."""
 CHECK_TRIES = 2
@@ -53,7 +53,7 @@ class ServerBackend:
         self.tokenizer = tokenizer
         self.tokens = 0
         self.context_length: int | None = None
-        """Tokens that conversation and reply may have together, as the server said at `check`; None where it did not."""
+        """Tokens that conversation and reply may have together, as the server said at `check`; None if it did not."""
         self._answered = False
         self._special = control_pattern(tokenizer)
         self._switches = behaviour_of(tokenizer).asking.switches
@@ -63,9 +63,9 @@ class ServerBackend:
     def reply(
         self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
     ) -> list[Reply]:
-        """One reply each, in order; a RefusedReply where the server will not take a conversation.
+        """One reply each, in order; a RefusedReply if the server will not take a conversation.
 
-        Raises as `ServerClient.ask` does, and DataError where it has refused everything so far: then not the conversations
+        Raises as `ServerClient.ask` does, and DataError if it has refused everything so far: then not the conversations
         are at fault.
         """
         answers = self.client.ask(
@@ -157,7 +157,7 @@ class ServerBackend:
 
     def _about_sampling(self) -> list[str]:
         """Whether the server draws, and draws the same again. `transformers serve` takes a temperature without sampling
-        where the model's generation_config does not set `do_sample`, and its seed is one for all that is under way.
+        if the model's generation_config does not set `do_sample`, and its seed is one for all that is under way.
         """
         questions = [Question(PROBE, PROBE_TOKENS, PROBE_TEMPERATURE, PROBE_TOP_P, seed) for seed in (1, 2, 1)]
         answers = self.client.ask(questions, tries=CHECK_TRIES)

@@ -75,14 +75,14 @@ class Answer:
 
     text: str = ""
     finish_reason: str = ""
-    """stop, length, … as the server says it; empty where it does not."""
+    """stop, length, … as the server says it; empty if it does not."""
     tokens: int | None = None
-    """Generated tokens, the end of turn included; None where the server does not count."""
+    """Generated tokens, the end of turn included; None if the server does not count."""
     prompt_tokens: int | None = None
     choice: dict[str, Any] = field(default_factory=dict)
     """The choice as the server sent it: `message`, `finish_reason`, `logprobs`."""
     refused: str = ""
-    """The server's words where it would not take this question; nothing was generated then."""
+    """The server's words if it would not take this question; nothing was generated then."""
     too_long: bool = False
     """Refused because the conversation and the reply do not fit the server's context."""
 
@@ -118,7 +118,7 @@ class ServerClient:
     ) -> dict[str, Any]:
         """One conversation, one choice: `message` with `content` (str or None), `finish_reason`, perhaps `logprobs`.
 
-        Raises as `ask` does, and DataError where the server refuses the conversation. Use `ask` for many.
+        Raises as `ask` does, and DataError if the server refuses the conversation. Use `ask` for many.
         """
         answer = self.ask([Question(messages, max_tokens, temperature, top_p, seed, top_logprobs)])[0]
         if answer.refused:
@@ -136,9 +136,9 @@ class ServerClient:
         return self._run([partial(self._answer, question) for question in questions], tries)
 
     def models(self, *, tries: int = TRIES) -> dict[str, int | None]:
-        """The names that the server lists, in its order, each with its context length in tokens where it is told (vLLM's
-        and SGLang's `max_model_len`); none where there is no list. Raises as `ask` does, save for a list
-        that fails: `transformers serve` answers 500 where the machine has no Hub cache.
+        """The names that the server lists, in its order, each with its context length in tokens if it is told (vLLM's
+        and SGLang's `max_model_len`); none if there is no list. Raises as `ask` does, save for a list
+        that fails: `transformers serve` answers 500 if the machine has no Hub cache.
         """
         return self._run([self._models], tries)[0]
 
@@ -202,7 +202,7 @@ class ServerClient:
             return {}
 
     async def _response(self, request: Coroutine[Any, Any, Response], busy: Set[int] = _BUSY) -> Response:
-        """The answer to one try, whatever its status. Raises Fault where the next try may go better."""
+        """The answer to one try, whatever its status. Raises Fault if the next try may go better."""
         import httpx2
 
         try:
@@ -226,7 +226,7 @@ def _certificates() -> SSLContext:
 
 
 def _retry_after(response: Response) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say, or says a date."""
+    """Seconds that the server asks to wait; 0 if it does not say, or says a date."""
     value = response.headers.get("Retry-After", "")
     return float(value) if _SECONDS.fullmatch(value) else 0.0
 

@@ -1,6 +1,6 @@
-"""What can go wrong with a server, quoted_message in the server's own words where it has any.
+"""What can go wrong with a server, quoted_message in the server's own words if it has any.
 
-Texts are made from answers, never from requests; where a server repeats the token it is taken out.
+Texts are made from answers, never from requests; if a server repeats the token it is taken out.
 """
 
 from __future__ import annotations

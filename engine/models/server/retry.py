@@ -26,7 +26,7 @@ class Fault(Exception):
 
     error          what to say when it was the last
     tries          at most, of a request that fails so
-    wait_seconds   that the server asks for; 0 where it does not
+    wait_seconds   that the server asks for; 0 if it does not
     """
 
     def __init__(self, error: Stage3Error, tries: int, wait_seconds: float = 0.0) -> None:

@@ -32,17 +32,17 @@ class ServerRole:
 
 
 def policy_server(config: Stage3Config) -> ServerRole | None:
-    """Where the policy drafts; None where it does so here. Raises ConfigError for half a server."""
+    """Where the policy drafts; None if it does so here. Raises ConfigError for half a server."""
     return _role("server", config.server_url, config.server_model, SERVER_TOKEN_VARIABLE)
 
 
 def critic_server(config: Stage3Config) -> ServerRole | None:
-    """Where critiques and revisions are written; None where the policy writes them."""
+    """Where critiques and revisions are written; None if the policy writes them."""
     return _role("critic", config.critic_url, config.critic_model, config.critic_api_key_env)
 
 
 def judge_server(config: Stage3Config) -> ServerRole | None:
-    """The server that judges: of `--judge-url` and `--judge-model`, else the policy's; None where neither is given."""
+    """The server that judges: of `--judge-url` and `--judge-model`, else the policy's; None if neither is given."""
     if config.judge_url is not None:
         return _role("judge", config.judge_url, config.judge_model or config.server_model, config.judge_api_key_env)
     if config.server_url is None and config.judge_model is not None:

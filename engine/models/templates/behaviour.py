@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_THOUGHT: dict[str, Any] = {"enable_thinking": False, "thinking": False, "thinking_budget": 0}
-"""The switches of published templates (Qwen, SmolLM3, GLM; DeepSeek and Granite; Seed-OSS), each given where it is named."""
+"""The switches of published templates (Qwen, SmolLM3, GLM; DeepSeek and Granite; Seed-OSS), each given if it is named."""
 _EFFORT = "reasoning_effort"
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 """Marks of transformers, which Jinja does not know."""
@@ -59,9 +59,9 @@ class Behaviour:
     end: int | None = None
     """The token that ends a reply; generation stops at it."""
     appended: tuple[int, ...] = ()
-    """What is put behind a reply, up to `end`, where the template writes it only before the next turn (GLM)."""
+    """What is put behind a reply, up to `end`, if the template writes it only before the next turn (GLM)."""
     fault: str = ""
-    """Why it cannot be trained with, as what was seen; empty where it can."""
+    """Why it cannot be trained with, as what was seen; empty if it can."""
 
 
 class _Fault(Exception):
@@ -79,7 +79,7 @@ _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, _Known] = WeakKeyDictionary()
 
 
 def behaviour_of(tokenizer: PreTrainedTokenizerBase) -> Behaviour:
-    """Of the tokenizer's template; found once, and again where its template or special tokens have changed."""
+    """Of the tokenizer's template; found once, and again if its template or special tokens have changed."""
     template, special = str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens)
     known = _KNOWN.get(tokenizer)
     if known is None or (known.template, known.special) != (template, special):
@@ -110,7 +110,7 @@ def switches_of(template: str) -> dict[str, Any]:
 
 
 def _variables(template: str) -> set[str]:
-    """The names that a template reads from outside; none where it cannot be read."""
+    """The names that a template reads from outside; none if it cannot be read."""
     from jinja2 import Environment, TemplateError, meta
 
     reader = Environment(extensions=["jinja2.ext.loopcontrols"])
@@ -135,7 +135,7 @@ def _form_of_content(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Beh
 
 
 def _place_of_system(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Behaviour:
-    """A turn of its own where the template writes it whether or not a reply follows; else in the first user turn."""
+    """A turn of its own if the template writes it whether or not a reply follows; else in the first user turn."""
     for conversation in (_FIRST, _LATER):
         try:
             _between(tokenizer, [_said("system", _SYSTEM), *conversation], seen.asking)

@@ -34,7 +34,7 @@ BUILT_IN = {"gemma": GEMMA, "chatml": CHATML}
 
 
 def given_template(config: Stage3Config, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The text of the template of --chat-template, None where the option is not given. ChatML begins with the BOS where the
+    """The text of the template of --chat-template, None if the option is not given. ChatML begins with the BOS if the
     tokenizer puts one before a text by itself. Raises ConfigError for a file that cannot be read.
     """
     given = config.chat_template

@@ -35,36 +35,36 @@ class Assessment:
     """What is known of one pair, other pairs aside."""
 
     as_made: tuple[str, ...]
-    """Why the revision, as it was made, cannot be used; empty where it can."""
+    """Why the revision, as it was made, cannot be used; empty if it can."""
     as_left: tuple[str, ...]
     """The same of the pair as people left it."""
     byte_identical: bool
     made_by: tuple[str, ...]
     """The principles of the attempt that made the revision."""
     prompt: int
-    """Hash of the conversation; 0 where the pair is out, whatever other pairs say."""
+    """Hash of the conversation; 0 if the pair is out, whatever other pairs say."""
     texts: int
     """Hash of the conversation and both texts: the same in a pair that says the same again; 0 as above."""
     has_two_texts: bool
     longer: bool
     """The preferred text is the longer one."""
     gain: float | None
-    """How much better a judge finds what people left as the better one; None where nothing scored."""
+    """How much better a judge finds what people left as the better one; None if nothing scored."""
     relevant: bool | None = None
-    """Whether the revision, as it was made, depends on its prompt; None where nobody measured it."""
+    """Whether the revision, as it was made, depends on its prompt; None if it was not measured."""
     accepted: bool | None = None
-    """By a person; None where the detectors decide."""
+    """By a person; None if the detectors decide."""
     flipped: bool = False
     edited: bool = False
     order: int = 0
     """Hash of its id: by it the sample is drawn that people decide about."""
 
     min_gain: float | None = None
-    """`--min-gain`, where the gain is that of a judge that is believed."""
+    """`--min-gain`, if the gain is that of a judge that is believed."""
 
     @property
     def by_people(self) -> bool | None:
-        """What a person says of the revision as it was made: better, or not; None where none decided."""
+        """What a person says of the revision as it was made: better, or not; None if none decided."""
         if self.flipped or self.edited:
             return False
         return self.accepted
@@ -74,14 +74,14 @@ class Assessment:
         return (detectors.DUPLICATE_PROMPT,) if repeats and not self.as_left else self.as_left
 
     def usable(self, *, repeats: bool) -> bool:
-        """Whether the pair may train, whatever a judge says. A person decides where one did, but nobody makes a preference of
+        """Whether the pair may train, whatever a judge says. A person decides if one did, but nobody makes a preference of
         one text."""
         wanted = not self.reasons(repeats=repeats) if self.accepted is None else self.accepted
         return wanted and self.has_two_texts
 
     @property
     def not_better(self) -> bool:
-        """Whether the gain is too small to train on; where a person decided, that holds."""
+        """Whether the gain is too small to train on; if a person decided, that holds."""
         if self.min_gain is None or self.gain is None or self.by_people is not None:
             return False
         return self.gain <= self.min_gain
@@ -100,8 +100,8 @@ def assess_pair(
     """Judge one pair.
 
     pair   as it would train: with people's decision applied
-    made   as it was made, where that is another
-    min_gain   where its scores are those of a judge that is believed: it trains only where the gain is larger
+    made   as it was made, if that is another
+    min_gain   if its scores are those of a judge that is believed: it trains only if the gain is larger
     """
     made = pair if made is None else made
     as_made = reasons_of(made)
@@ -130,7 +130,7 @@ def assess_pair(
 
 
 def reasons_of(pair: Pair) -> list[str]:
-    """Why the revision of a pair, as it was made, cannot be used; empty where it can."""
+    """Why the revision of a pair, as it was made, cannot be used; empty if it can."""
     if pair.status not in _JUDGED_BY_TEXT:
         return [pair.status]  # it never got a revision: nothing to look at
     finished = pair.finish.get("revision") != "cut off"
@@ -159,7 +159,7 @@ def training_reasons(pair: Pair, decision: Decision) -> list[str]:
 
 def gain_of(pair: Pair, decision: Decision | None = None) -> float | None:
     """How much better the judge finds the revision than the draft (of a flipped pair, the draft than the revision);
-    None where nothing scored.
+    None if nothing scored.
 
     `chosen` of the file does not count: the notebook set it by these very scores, so that all its pairs would be improved.
     """

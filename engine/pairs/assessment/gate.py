@@ -39,7 +39,7 @@ NOT_IMPROVED = "not improved"
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the gate. `passes` is None where nothing was measured."""
+    """One figure of the gate. `passes` is None if nothing was measured."""
 
     name: str
     value: float | None
@@ -50,7 +50,7 @@ class Figure:
     mend: str
     """What would make it pass."""
     note: str = ""
-    """What the value is made of, where the name does not tell."""
+    """What the value is made of, if the name does not tell."""
     needed: bool = False
     """Not measured is not passed."""
 
@@ -134,7 +134,7 @@ class Counts:
     flipped_by_people: int = 0
     edited_by_people: int = 0
     lengths_measured: int | None = None
-    """Pairs that would be trained on, their lengths measured in tokens; None where nobody measured."""
+    """Pairs that would be trained on, their lengths measured in tokens; None if not measured."""
     too_long: int = 0
     """Of these, the ones that do not fit --max-length."""
     bad_lines: int = 0
@@ -193,9 +193,9 @@ class Tally(Counts):
 
     examples: Examples = field(default_factory=lambda: Examples())
     min_gain: float | None = None
-    """`--min-gain`, where a judge that is believed scored."""
+    """`--min-gain`, if a judge that is believed scored."""
     methods: Counter[str] = field(default_factory=Counter)
-    """How the pairs were made, where their file says it."""
+    """How the pairs were made, if their file says it."""
     _texts: set[int] = field(default_factory=set)
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
@@ -388,7 +388,7 @@ def _better_by_people(tally: Counts, config: Stage3Config) -> Figure:
 
 
 def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
-    """Known to who has the model's tokenizer: training leaves such pairs out, and refuses where they are too many."""
+    """Known to who has the model's tokenizer: training leaves such pairs out, and refuses if they are too many."""
     if tally.lengths_measured is None:
         return []
     return [
@@ -398,7 +398,7 @@ def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.max_too_long_share,
             "at most",
             True,
-            "Training would leave too many pairs out: raise --max-length where memory allows it, or lower --max-prompt-tokens.",
+            "Training would leave too many pairs out: raise --max-length if memory allows it, or lower --max-prompt-tokens.",
         )
     ]
 
@@ -434,7 +434,7 @@ def gate_error(shut: list[Figure]) -> DataError:
 def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[str, Any]:
     """The quality report as plain data: counts, figures with thresholds, the gate, and examples of what is out.
 
-    The gate is open where no figure keeps it shut, or a person accepts the quality (`accepted_for` says why). Damaged
+    The gate is open if no figure keeps it shut, or a person accepts the quality (`accepted_for` says why). Damaged
     lines, and a set of which nothing is left, no person can accept.
     """
     all_figures = figures(tally, config, judged=judged)

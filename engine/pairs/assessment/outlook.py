@@ -124,7 +124,7 @@ def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, look_at: s
 
 
 def require_hope(estimates: Iterable[Estimate], config: Stage3Config, **told: str) -> str:
-    """Raises DataError where the gate cannot be passed any more and nobody accepted that; returns what was accepted."""
+    """Raises DataError if the gate cannot be passed any more and nobody accepted that; returns what was accepted."""
     hopeless = [estimate for estimate in estimates if estimate.hopeless]
     if not hopeless:
         return ""
@@ -140,7 +140,7 @@ class Outlook:
 
     config: Stage3Config
     prompts: int | None
-    """That the run takes, those included that are too long to be asked; None where it takes as many as it needs."""
+    """That the run takes, those included that are too long to be asked; None if it takes as many as it needs."""
 
     def estimates(self, usable: int, asked: int, too_long: int) -> list[Estimate]:
         """The usable ones of the prompts that were asked, against what the gate needs of them.

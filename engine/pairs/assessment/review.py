@@ -74,7 +74,7 @@ class Review:
         return not found.as_left and self._saying[found.texts][0] != line
 
     def reasons(self, line: int) -> tuple[str, ...]:
-        """Why the detectors are against a pair, or a judge that is believed; empty where they are not."""
+        """Why the detectors are against a pair, or a judge that is believed; empty if they are not."""
         found = self._found[line]
         return found.reasons(repeats=self.repeats(line)) or ((NOT_BETTER,) if found.not_better else ())
 
@@ -92,7 +92,7 @@ class Review:
         self.counts.count(found, repeats=self.repeats(line))
 
     def _take_back(self, line: int) -> list[int]:
-        """Forget a line; the line that stood in its shadow, where there is one."""
+        """Forget a line; the line that stood in its shadow, if there is one."""
         found = self._found.get(line)
         if found is None:
             return []

@@ -36,7 +36,7 @@ class Validation:
     report: dict[str, Any]
     """All but the verdicts, which went by one at a time."""
     refusal: DataError | None
-    """Why the file may not train; None where the gate is open."""
+    """Why the file may not train; None if the gate is open."""
     bad_lines: list[BadLine]
     """The first of them; `figures.bad_lines` of the report counts all."""
     source: str = ""
@@ -66,7 +66,7 @@ def validate(
     force     it may replace a file
     meter     measures of what nobody measured whether it depends on its prompt
 
-    Raises ConfigError where there is no file, or nothing in it; DataError for one of KTO; DiskError; what the Hub says.
+    Raises ConfigError if there is no file, or nothing in it; DataError for one of KTO; DiskError; what the Hub says.
     """
     beside, reading = SidecarFiles.of(source), Reading.of(config)
     tally = Tally(bad_edits=len(beside.edits.damaged))
@@ -187,7 +187,7 @@ def _last_judge(path: Path) -> str | None:
 
 
 def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
-    """Gives a pair the judge's scores; none where its texts are not those that were scored."""
+    """Gives a pair the judge's scores; none if its texts are not those that were scored."""
     from engine.pairs.judges.base import ScorePair
     from engine.pairs.judges.scores import comparison_of, key_of, read_scores
 
@@ -206,7 +206,7 @@ def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
 
 @contextmanager
 def opened(source: Path, split: str | None = None) -> Iterator[Iterator[NumberedRow]]:
-    """The rows of the source. Raises ConfigError where it cannot be opened, DiskError while it is read."""
+    """The rows of the source. Raises ConfigError if it cannot be opened, DiskError while it is read."""
     advice = "Give a file with one pair a row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
     try:
         if source.is_dir() and (run := _advice_for_a_folder(source)):
@@ -226,7 +226,7 @@ def opened(source: Path, split: str | None = None) -> Iterator[Iterator[Numbered
 
 
 def _advice_for_a_folder(folder: Path) -> str:
-    """The pairs file in it, where it is a run's or looks like one."""
+    """The pairs file in it, if it is a run's or looks like one."""
     found = next((path for name in ("pairs/pairs.jsonl", "pairs.jsonl") if (path := folder / name).is_file()), None)
     return f"Did you mean {found}?" if found else ""
 

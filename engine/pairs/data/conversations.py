@@ -44,7 +44,7 @@ def add_turn(turns: Conversation, role: str, text: str) -> None:
 
 
 def before_the_answer(turns: Conversation) -> Conversation:
-    """The conversation before the last assistant turn. Raises ValueError where there is none."""
+    """The conversation before the last assistant turn. Raises ValueError if there is none."""
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     if not turns or not turns[-1]["content"]:

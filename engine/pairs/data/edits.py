@@ -1,7 +1,7 @@
 """What people decided about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of both files.
 
 An edit is `{"id", "action", "time"}`, `time` in seconds since 1970; `edit` and `note` have a `text`, and `edit` may name the
-`field` that it replaces. `undo` takes back the last edit of its pair that still stands, a note too; where none stands it
+`field` that it replaces. `undo` takes back the last edit of its pair that still stands, a note too; if none stands it
 does nothing. Edits of different pairs don't touch each other.
 """
 
@@ -69,7 +69,7 @@ class Edits(Mapping[str, Decision]):
 
 
 def edits_beside(pairs: Path) -> Path:
-    """Where the decisions about a file of pairs are: `edits.jsonl` beside a run's `pairs.jsonl`, or where there is one and no
+    """Where the decisions about a file of pairs are: `edits.jsonl` beside a run's `pairs.jsonl`, or if there is one and no
     other; else `FILE.edits.jsonl`.
     """
     own, of_a_run = pairs.with_name(f"{pairs.name}.edits.jsonl"), pairs.with_name(Path(layout.EDITS_JSONL).name)
@@ -106,7 +106,7 @@ def write_edit(
 
 
 def read_edits(path: Path) -> Edits:
-    """The decisions in a file, damaged lines apart; none where there is no file."""
+    """The decisions in a file, damaged lines apart; none if there is no file."""
     if not path.exists():
         return Edits({})
     edits: list[dict[str, Any]] = []
@@ -136,7 +136,7 @@ def edit_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def why_no_edit(row: Mapping[str, Any]) -> str:
-    """Why a row is no edit; empty where it is one."""
+    """Why a row is no edit; empty if it is one."""
     pair_id, action, text = row.get("id"), row.get("action"), row.get("text")
     if not isinstance(pair_id, str) or not pair_id.strip():
         return "it names no pair"
@@ -190,7 +190,7 @@ class History:
         self._of_pair: dict[str, list[Mapping[str, Any]]] = {}
 
     def add(self, edit: Mapping[str, Any]) -> Decision | None:
-        """What stands about the edit's pair after it; None where nothing does."""
+        """What stands about the edit's pair after it; None if nothing does."""
         pair_id = str(edit["id"])
         of_pair = self._of_pair.setdefault(pair_id, [])
         if edit["action"] != "undo":

@@ -42,14 +42,14 @@ class PairRecord:
     revised_score: float | None = None
     chosen: str = "revised"
     made_by: tuple[str, ...] = ()
-    """Of `principle_ids`, those whose critique made the revision: one a round. Empty where there is no pair."""
+    """Of `principle_ids`, those whose critique made the revision: one a round. Empty if there is no pair."""
     finish: dict[str, str] = field(default_factory=dict)
     """Of draft, critique and revision: `stopped`, or `cut off`."""
     made_with: str = ""
     """A hash of all that its texts depend on (`engine.pairs.generation.identity`)."""
     prompt_tokens: int | None = None
     method: str = "critique-revision"
-    """How it was made (`--method`); empty where it was imported and its file does not say.
+    """How it was made (`--method`); empty if it was imported and its file does not say.
 
     `base_response` is the rejected text of every method, `revised_response` the chosen one: draft and revision, the answers under
     the opposite and under the principle, the worst and the best draft."""
@@ -79,9 +79,9 @@ class Pair:
     revised_score: float | None = None
     finish: dict[str, str] = field(default_factory=dict)
     method: str = ""
-    """How it was made; empty where the file does not say."""
+    """How it was made; empty if the file does not say."""
     relevance: float | None = None
-    """How much likelier its prompt makes the revision, in nats; None where nobody measured it."""
+    """How much likelier its prompt makes the revision, in nats; None if it was not measured."""
 
     @property
     def preferred(self) -> str:

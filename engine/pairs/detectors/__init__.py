@@ -32,7 +32,7 @@ NEAR_DUPLICATE = "near-duplicate"
 REFUSAL = "refusal"
 WRONG_LANGUAGE = "wrong language"
 OFF_TOPIC = "off-topic"
-"""Would fit any message: known only where a model measured it."""
+"""Would fit any message: known only if a model measured it."""
 CUT_OFF = "cut off"
 DUPLICATE_PROMPT = "duplicate prompt"
 """Told by who sees all pairs: the gate's tally."""
@@ -69,12 +69,12 @@ def reasons(
     requests: tuple[str, ...] = (),
     relevance: float | None = None,
 ) -> list[str]:
-    """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty where it can.
+    """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty if it can.
 
-    finished    False where the generation was cut off at its longest
+    finished    False if the generation was cut off at its longest
     critique    of the draft, which the reply must not repeat
     requests    for the critique and the revision, whose words the reply must not repeat either
-    relevance   nats by which the prompt makes the reply likelier; None where it was not measured
+    relevance   nats by which the prompt makes the reply likelier; None if it was not measured
     """
     candidate = Candidate(prompt, draft, reply, finished, critique, requests, relevance)
     first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](candidate)]

@@ -106,13 +106,13 @@ class Candidate:
     draft: str | None
     reply: str
     finished: bool = True
-    """False where the generation was cut off at its longest."""
+    """False if the generation was cut off at its longest."""
     critique: str = ""
-    """Of the draft; empty where there is none."""
+    """Of the draft; empty if there is none."""
     requests: tuple[str, ...] = ()
-    """For the critique and the revision, where they are known."""
+    """For the critique and the revision, if they are known."""
     relevance: float | None = None
-    """How much likelier the prompt makes the reply, in nats (`engine.pairs.relevance`); None where nobody measured it."""
+    """How much likelier the prompt makes the reply, in nats (`engine.pairs.relevance`); None if it was not measured."""
 
     @cached_property
     def asked(self) -> list[str]:

@@ -75,7 +75,7 @@ def is_wrong_language(candidate: Candidate) -> bool:
 
 
 def language_of(text: str, words: list[str], least: int = LEAST_COMMON_WORDS) -> str | None:
-    """A language written in Latin letters, "Latin" where it is none of the eight, else a script; None where it is not plain."""
+    """A language written in Latin letters, "Latin" if it is none of the eight, else a script; None if it is not plain."""
     script = _script_of(text[: 4 * LOOKED_AT])
     if script != LATIN:
         return script

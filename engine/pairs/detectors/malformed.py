@@ -50,7 +50,7 @@ def is_fragment(candidate: Candidate) -> bool:
 
 
 def is_cut_off(candidate: Candidate) -> bool:
-    """Generated up to the limit; or, where nobody wrote that down, a longer reply that ends in "and the", or within code."""
+    """Generated up to the limit; or, if nobody wrote that down, a longer reply that ends in "and the", or within code."""
     if not candidate.finished:
         return not is_empty(candidate)
     end = candidate.reply.rstrip()

@@ -31,7 +31,7 @@ SHARPNESS = 3.0
 
 BLANK = "_"
 THEIRS = "<theirs>"
-"""A word of a class that the user said too, or any such word where a text is to be worked on: no sign of anything."""
+"""A word of a class that the user said too, or any such word if a text is to be worked on: no sign of anything."""
 
 _SENTENCE_END = re.compile("(?<=[.?!:])[\\s”\"’')\\]]+|\n+")
 _QUOTED = re.compile(r"[\"“](?:not\s+|more\s+|very\s+|too\s+)?(\w+)")
@@ -58,7 +58,7 @@ class Weights:
     constant: float
     terms: dict[Term, float]
     threshold: float
-    """A reply is talk where its score, in log-odds, is above this."""
+    """A reply is talk if its score, in log-odds, is above this."""
 
 
 @cache

@@ -19,10 +19,10 @@ COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 
 
 def is_off_topic(candidate: Candidate) -> bool:
-    """Of a revision alone, and only where its relevance was measured.
+    """Of a revision alone, and only if its relevance was measured.
 
     People do ask "What do you mean?", and as an answer that may be sent. As the better half of a pair it teaches a model to
-    say so whatever it is told. A refusal may be the same for all that is refused, where the prompt may ask for harm; over a
+    say so whatever it is told. A refusal may be the same for all that is refused, if the prompt may ask for harm; over a
     harmless one it is another detector's (`refusal`).
     """
     if candidate.draft is None or candidate.relevance is None:

@@ -143,7 +143,7 @@ def is_critique(candidate: Candidate) -> bool:
 
 
 def is_loop(candidate: Candidate) -> bool:
-    """The same words again and again: at the end, where a model got stuck; through much of the text, so that fewer than three
+    """The same words again and again: at the end, if a model got stuck; through much of the text, so that fewer than three
     in five of its runs of three words are new; a whole sentence said twice; or so few words through some sixty in a
     row as no speaker gets by with. Of 2,312 replies that people preferred, one says a sentence twice, and two have so few new
     runs.
@@ -159,7 +159,7 @@ def is_loop(candidate: Candidate) -> bool:
 
 
 def _says_a_sentence_twice(candidate: Candidate) -> bool:
-    """Not where the user works on a text, in which a refrain may stand."""
+    """Not if the user works on a text, in which a refrain may stand."""
     if candidate.text_work or len(candidate.said) < 2 * SENTENCE_WORDS:
         return False
     sentences = [tuple(words(sentence)) for sentence in _SENTENCE_END.split(candidate.reply)]

@@ -1,6 +1,6 @@
 """Rows of a file, whatever it is: JSON lines, JSON, CSV, Parquet, Arrow, plain text; in memory that does not grow with it.
 
-What a file is, its first bytes tell; where they cannot (CSV, text), its name does.
+What a file is, its first bytes tell; if they cannot (CSV, text), its name does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.storage.jsonl import LONGEST_LINE, BadLine, loads, read_records
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadLine]
-"""Counted from 0, with blank lines where a line is a row."""
+"""Counted from 0, with blank lines if a line is a row."""
 
 ROWS_AT_ONCE = 256
 """Of Parquet and Arrow: a batch of them is in memory."""

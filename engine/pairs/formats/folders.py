@@ -14,14 +14,14 @@ from engine.storage.files import sha256_of_file, sha256_of_json
 
 _SHARD = re.compile(r"[-_.]?\d{3,}(-of-\d+)?(-[0-9a-f]{16,})?$")
 _ABOUT = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
-"""Beside the data, where `datasets` saved it."""
+"""Beside the data, if `datasets` saved it."""
 _NAMES_NO_SPLIT = ("data", "cache", "default", "plain_text")
 
 
 def local_splits(path: Path, given_with: str = "") -> dict[str, list[Path]]:
     """The splits of a local dataset: a file is `train`; in a folder each file, or each set of shards, is one, named after it.
 
-    Raises ConfigError where there is no data.
+    Raises ConfigError if there is no data.
     """
     if path.is_file() or (path.exists() and not path.is_dir()):
         return {"train": [path]}
@@ -77,9 +77,9 @@ def _split_of(file: Path, folder: Path) -> str:
 
 
 def hash_of_files(path: Path | None) -> str | None:
-    """Of the content of a file, or of a folder's files of rows under their names; None where nothing is given.
+    """Of the content of a file, or of a folder's files of rows under their names; None if nothing is given.
 
-    Raises ConfigError where there are none.
+    Raises ConfigError if there are none.
     """
     if path is None:
         return None

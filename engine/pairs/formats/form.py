@@ -16,7 +16,7 @@ class Form(Generic[Read]):
     name: str
     """For --form."""
     told_by: tuple[tuple[str, ...], ...]
-    """A row has this form where it has one column of each of these groups."""
+    """A row has this form if it has one column of each of these groups."""
     read: Callable[[Row], Read]
     """Raises KeyError, TypeError or ValueError with the reason for a row that is none."""
     who: str
@@ -32,7 +32,7 @@ class Form(Generic[Read]):
 
 
 def column(row: Row, name: str) -> Any:
-    """The value of a column, or of a part of one (`question.full_text`); None where there is none."""
+    """The value of a column, or of a part of one (`question.full_text`); None if there is none."""
     if name in row:
         return row[name]
     first, dot, rest = name.partition(".")

@@ -17,7 +17,7 @@ from engine.storage.jsonl import BadLine
 def read_imported_pairs(config: Stage3Config, bad: BadRows) -> Iterator[Pair]:
     """The pairs of `--pairs`, one at a time; rows that are none go to `bad`. An id that stands twice gets a number behind it.
 
-    Raises, at the end, DataError where more rows than `--max-bad-rows` are no pair; before it ConfigError where there is
+    Raises, at the end, DataError if more rows than `--max-bad-rows` are no pair; before it ConfigError if there is
     nothing to read.
     """
     if config.pairs is None:

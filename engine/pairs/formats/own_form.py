@@ -75,7 +75,7 @@ def _id(row: Row) -> str:
 
 
 def _conversation(value: Any, key: str) -> Conversation:
-    """Messages as they stand, where a chat template takes them so; else put in order as prompts are."""
+    """Messages as they stand, if a chat template takes them so; else put in order as prompts are."""
     if not isinstance(value, list):
         raise TypeError(f"{key} is {kind(value)}, not a text and no list of messages")
     messages = messages_in(value, key)

@@ -16,7 +16,7 @@ from engine.pairs.formats.prompt_forms import NO_PROMPT, asked_beside_replies, w
 from engine.pairs.formats.values import Row, check_text, id_of, kind, messages_in, number_in
 
 Reply = tuple[Conversation | None, str]
-"""(the conversation in front of the reply, where the value has one; the reply)."""
+"""(the conversation in front of the reply, if the value has one; the reply)."""
 
 NAMES_OF_TWO = (
     ("chosen_response", "rejected_response"),
@@ -78,7 +78,7 @@ def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_ke
 
 
 def _own_prompt(row: Row) -> tuple[Conversation | None, Exception | None]:
-    """The prompt in columns of its own, or what is wrong with it: that does not matter where the replies have theirs."""
+    """The prompt in columns of its own, or what is wrong with it: that does not matter if the replies have theirs."""
     try:
         return asked_beside_replies(row), None
     except (KeyError, TypeError, ValueError) as error:
@@ -108,7 +108,7 @@ def _reply(value: Any, key: str, has_own_prompt: bool) -> Reply:
     check_text(value, key)
     text = hh_transcript(value)
     if has_own_prompt and not text.startswith("\n\nHuman:"):
-        # Whole, so that the detectors see it where it simulates further turns.
+        # Whole, so that the detectors see it if it simulates further turns.
         return None, value.strip()
     _, *replies = text.rpartition("\n\nHuman:")[2].split("\n\nAssistant:")
     if not replies:
@@ -240,7 +240,7 @@ def _from_one(value: Any) -> float:
 
 
 def _is_first(value: Any) -> float:
-    """SHP: 1 where the first is the better one."""
+    """SHP: 1 if the first is the better one."""
     return {1.0: FIRST, 0.0: SECOND}.get(number_in(value, "the label"), 0.0)
 
 

@@ -120,7 +120,7 @@ PROMPT_FORMS: tuple[Form[Conversation], ...] = (
 
 
 def asked_beside_replies(row: Row) -> Conversation | None:
-    """The prompt of a row that also has replies; None where no column of its own says it. Raises TypeError, ValueError."""
+    """The prompt of a row that also has replies; None if no column of its own says it. Raises TypeError, ValueError."""
     for form in (*ASKED_FORMS, INPUT_FORM):
         if form.tells(row):
             return form.read(row)

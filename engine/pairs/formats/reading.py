@@ -65,7 +65,7 @@ class Reading:
             return self.pair(row).messages
 
     def pair(self, row: Row) -> Pair:
-        """Raises ValueError with the reason why the row is no pair, NotPaired where that is since it is one of KTO."""
+        """Raises ValueError with the reason why the row is no pair, NotPaired if that is since it is one of KTO."""
         if NOT_A_PAIR in row:
             raise ValueError(str(row[NOT_A_PAIR]))
         return _read(self._rows(row), self._named(PAIR_FORMS), "pair")
@@ -151,7 +151,7 @@ def read_pairs(
 
 
 def pairs_of(rows: Iterable[NumberedRow], reading: Reading = AS_TOLD) -> Iterator[tuple[int, Pair | BadLine]]:
-    """`read_pairs` of rows. Raises DataError where the first row is one of KTO."""
+    """`read_pairs` of rows. Raises DataError if the first row is one of KTO."""
     for number, row in rows:
         yield number, row if isinstance(row, BadLine) else pair_of(number, row, reading, first=number == 0)
 
@@ -210,7 +210,7 @@ class BadRows:
         return f"{shown}; and {more:,} more" if more else shown
 
     def messages(self, source: str) -> Iterator[Message]:
-        """What is to be told of them; nothing where there are none."""
+        """What is to be told of them; nothing if there are none."""
         if self.count:
             told = (
                 f"{self.count:,} of {self.rows:,} rows of {source} are no {self.what} and were left out: {self.named}."
@@ -218,7 +218,7 @@ class BadRows:
             yield Message("warning", visible_line(told, 2000))
 
     def refuse(self, source: str, most: float | None) -> None:
-        """Raises DataError where more than the share `most` of the rows are none, or all are."""
+        """Raises DataError if more than the share `most` of the rows are none, or all are."""
         limit = MOST_BAD_IN_A_RUN if most is None else most
         if not self.count or (self.count < self.rows and self.count <= limit * self.rows):
             return

@@ -70,7 +70,7 @@ def rows_of_splits(path: Path, expression: str, given_with: str) -> Iterator[Num
 
 
 def _part(files: list[Path], term: SplitTerm) -> Iterator[NumberedRow]:
-    """Read twice, and not kept, where the slice depends on how many rows there are."""
+    """Read twice, and not kept, if the slice depends on how many rows there are."""
     if any(character in term.start + term.stop for character in "-%"):
         length = sum(1 for _ in rows_of_files(files))
         start, stop, _ = slice_of(term, length).indices(length)
@@ -79,7 +79,7 @@ def _part(files: list[Path], term: SplitTerm) -> Iterator[NumberedRow]:
 
 
 def rows_of_place(place: Path, split: str | None = None) -> Iterator[NumberedRow]:
-    """All rows of a file, of every split of a folder, or of standard input; only those of `split` where it is given.
+    """All rows of a file, of every split of a folder, or of standard input; only those of `split` if it is given.
 
     Raises OSError, ConfigError.
     """

@@ -120,7 +120,7 @@ def finite(value: float, key: str) -> float:
 
 
 def id_of(messages: Conversation, *replies: str) -> str:
-    """For a row of a file whose ids, where it has any, are not ours: rows with the same id say the same."""
+    """For a row of a file whose ids, if it has any, are not ours: rows with the same id say the same."""
     return f"{hash_of(*[message['content'] for message in messages], *replies):016x}"
 
 

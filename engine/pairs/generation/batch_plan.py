@@ -40,7 +40,7 @@ def key_of_plan(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
 
 
 def read_plan(path: Path, made_for: str) -> BatchPlan | None:
-    """The plan of this set of prompts; None where there is none, or none that can be used: then one is made."""
+    """The plan of this set of prompts; None if there is none, or none that can be used: then one is made."""
     plan = read_json_or_none(path, BatchPlan)
     return plan if plan is not None and plan.made_for == made_for else None
 

@@ -1,4 +1,4 @@
-"""Draft, critique and revision of a batch of prompts, each tried again with another principle where it failed.
+"""Draft, critique and revision of a batch of prompts, each tried again with another principle if it failed.
 
 Everything drawn (principle, sampling) has a seed of its own, made from the run's seed, the prompt's id, the step and the
 attempt; batches are planned from the prompts alone. So a run that was killed and started again makes the same records.
@@ -112,7 +112,7 @@ def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
 
 
 def refusal_of(reply: Reply) -> str:
-    """Why there is no reply at all, where there is none."""
+    """Why there is no reply at all, if there is none."""
     if isinstance(reply, RefusedReply):
         return detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
     return ""

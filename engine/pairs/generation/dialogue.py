@@ -1,7 +1,7 @@
 """The conversation of one pair: draft, critique, revision, each asked for in the same dialogue; or an answer under a rule.
 
 Nothing is parsed out of a tagged answer: each of the three is a generation of its own, and what the next one sees is
-the whole conversation so far, through the model's own chat template. Worked examples, where there are any, stand before
+the whole conversation so far, through the model's own chat template. Worked examples, if there are any, stand before
 it: the same ones in the same place for every prompt, so that a backend reads them once.
 """
 

@@ -32,7 +32,7 @@ class RecordIdentity:
     def of(
         cls, config: Stage3Config, recipe: GenerationSettings, results: Results, *, dtype: str | None = None
     ) -> RecordIdentity:
-        """`dtype`: the number format, where preflight has chosen one and not recorded it yet."""
+        """`dtype`: the number format, if preflight has chosen one and not recorded it yet."""
         made_by = {**recipe.made_by(), "generator": _generator(config, results, dtype)}
         if config.critic_url is not None:
             made_by["critic"] = config.critic_model

@@ -23,7 +23,7 @@ class Inventory:
     missing: int
     """As far as that is known: with `--target-pairs` it depends on how many of them are usable."""
     target: int | None = None
-    """Usable pairs that are wanted, where `missing` is a guess."""
+    """Usable pairs that are wanted, if `missing` is a guess."""
 
     @property
     def in_words(self) -> str:

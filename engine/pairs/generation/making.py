@@ -121,7 +121,7 @@ def event_of(record: PairRecord) -> PairMade | PairFailed:
 def set_aside_what_no_longer_holds(
     context: Context, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity
 ) -> str:
-    """Keep the file of a set where each of its records is wanted as it is; else begin a new one. Nothing is deleted.
+    """Keep the file of a set if each of its records is wanted as it is; else begin a new one. Nothing is deleted.
 
     Returns why it was set aside, and where it is; empty where it stays.
     """
@@ -165,7 +165,7 @@ class Maker:
 
 
 Look = Callable[[Recorded], None]
-"""Called between two batches; raises where it makes no sense to go on."""
+"""Called between two batches; raises if it makes no sense to go on."""
 
 
 def generate_pairs(
@@ -262,7 +262,7 @@ def require_acknowledged(path: Path, prompts: Sequence[Prompt], recorded: Record
 def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: int) -> int:
     """The most tokens of a prompt: what the option allows, and what leaves the model room for all that comes beside it.
 
-    Raises PreconditionError where nothing is left.
+    Raises PreconditionError if nothing is left.
     """
     if context_length is None:
         return max_prompt_tokens

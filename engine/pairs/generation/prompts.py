@@ -47,7 +47,7 @@ def load_prompts(config: Stage3Config, token: str | None = None) -> list[Prompt]
 def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
     """The prompts of `--dataset` and `--split`. Rows that are none are counted, and the rest is read.
 
-    Raises ConfigError for a split or file that cannot be read, DataError where more rows than `--max-bad-rows` are no
+    Raises ConfigError for a split or file that cannot be read, DataError if more rows than `--max-bad-rows` are no
     prompt, NetworkError when the Hub does not answer.
     """
     reading = Reading.of(config)

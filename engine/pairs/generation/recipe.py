@@ -33,7 +33,7 @@ class GenerationSettings:
 
     @classmethod
     def of(cls, config: Stage3Config) -> GenerationSettings:
-        """Raises ConfigError where the constitution or the examples cannot be read."""
+        """Raises ConfigError if the constitution or the examples cannot be read."""
         return cls(
             load_constitution(config.constitution),
             load_few_shot(config.few_shot),

@@ -24,7 +24,7 @@ CARRIED = "decisions-carried.json"
 def reusable_records(
     run: Run, wanted: Mapping[str, Prompt], identity: RecordIdentity, *, but_not: str = layout.PAIRS_JSONL
 ) -> Iterator[dict[str, Any]]:
-    """The records of other sets that the run would make again just so, one a prompt: of the pilot, or of the run's set where
+    """The records of other sets that the run would make again just so, one a prompt: of the pilot, or of the run's set if
     the pilot asks, then of earlier sets, the newest first.
 
     wanted    the prompts that lack a record, by id
@@ -56,7 +56,7 @@ class CarriedDecisions:
 
 
 def carry_decisions(run: Run) -> CarriedDecisions | None:
-    """Let decisions follow their pair into the new set where its texts are the same; None where there are none to carry.
+    """Let decisions follow their pair into the new set if its texts are the same; None if there are none to carry.
 
     The superseded file stays as it is, so a decision that is not carried can be looked up. Decisions that were made about
     the new set come after the carried ones. Raises DiskError.

@@ -33,7 +33,7 @@ class Comparison:
     second: str
     """The revision, or Stage 3's answer."""
     principle_id: str | None = None
-    """The principle that the revision was made by; a judge that needs one draws it where there is none."""
+    """The principle that the revision was made by; a judge that needs one draws it if there is none."""
     criterion: str | None = None
     """What to judge by, in place of a principle of the constitution."""
 
@@ -42,7 +42,7 @@ class Comparison:
 class ScorePair:
     """What a judge gives the two replies of a case: higher is better, comparable within the case.
 
-    Both are None where the judge cannot score this case (too long for it); `detail` then says why under "not scored".
+    Both are None if the judge cannot score this case (too long for it); `detail` then says why under "not scored".
     """
 
     first: float | None
@@ -51,7 +51,7 @@ class ScorePair:
 
     @property
     def outcome(self) -> Outcome:
-        """Of the second reply. Better only where its score is strictly higher."""
+        """Of the second reply. Better only if its score is strictly higher."""
         if self.first is None or self.second is None:
             return "not scored"
         return "better" if self.second > self.first else "worse" if self.second < self.first else "equal"
@@ -92,13 +92,13 @@ class LoadedPolicy:
 
 
 class LoadJudge(Protocol):
-    """Loads the judge of `--judge`; None where it is "none". `policy` is the Stage 2 policy, where it is in memory."""
+    """Loads the judge of `--judge`; None if it is "none". `policy` is the Stage 2 policy, if it is in memory."""
 
     def __call__(self, context: Context, policy: LoadedPolicy | None = None) -> Judge | None: ...
 
 
 def judge_name(config: Stage3Config) -> str | None:
-    """What the judge of `--judge` is called in scores and reports, known before it is loaded; None where nothing scores."""
+    """What the judge of `--judge` is called in scores and reports, known before it is loaded; None if nothing scores."""
     match config.judge:
         case "none":
             return None

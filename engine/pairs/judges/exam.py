@@ -26,7 +26,7 @@ EXAM_FILE = Path(__file__).with_name("exam.yaml")
 LEAST_ACCURACY = 0.6
 """The lower end of the 95 % interval of the accuracy must reach it: chance is 0.5."""
 LEAST_ON_THE_LETTERS = 0.5
-"""Of a judge that is asked for a letter: where its answer begins otherwise in most cases, it does not answer the question."""
+"""Of a judge that is asked for a letter: if its answer begins otherwise in most cases, it does not answer the question."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ExamResult:
     by_kind: Mapping[str, float] = field(default_factory=dict)
     """Accuracy on each kind."""
     longer_chosen: float | None = None
-    """Share of the comparisons with a winner in which it was the longer answer; None where there was no winner."""
+    """Share of the comparisons with a winner in which it was the longer answer; None if there was no winner."""
     longer_is_better: float = 0.0
     """Share of the comparisons in which the better answer is the longer one: what a judge without a liking for length shows."""
     first_place_chosen: float | None = None
@@ -101,7 +101,7 @@ class ExamResult:
 
     @property
     def why_not(self) -> str:
-        """Why its scores do not count; empty where they do."""
+        """Why its scores do not count; empty if they do."""
         if self.on_the_letters is not None and self.on_the_letters < LEAST_ON_THE_LETTERS:
             return f"asked for A or B, it puts {self.on_the_letters:.0%} of its probability on the two letters"
         if self.accuracy_low < LEAST_ACCURACY:
@@ -117,7 +117,7 @@ class ExamResult:
 
     @property
     def likings(self) -> str:
-        """What it prefers besides the better answer, in one line; empty where nothing is known."""
+        """What it prefers besides the better answer, in one line; empty if nothing is known."""
         told = []
         if self.longer_chosen is not None:
             told.append(f"the longer answer in {self.longer_chosen:.0%} (right would be {self.longer_is_better:.0%})")
@@ -218,7 +218,7 @@ def _by_kind(answered: Sequence[_Answered]) -> dict[str, float]:
 
 
 def _first_places(given: ScorePair) -> list[float]:
-    """1 for each order in which the first place won, 0 for the others; nothing where no letter was asked for."""
+    """1 for each order in which the first place won, 0 for the others; nothing if no letter was asked for."""
     if "log_probabilities" in given.detail:
         return [float(a > b) for a, b in given.detail["log_probabilities"]]
     return [float(letter == "A") for letter in given.detail.get("letters", []) if letter]

@@ -1,4 +1,4 @@
-"""Every judge is examined before it is believed: the exam is taken once, kept by what judges, and where it is not passed the
+"""Every judge is examined before it is believed: the exam is taken once, kept by what judges, and if it is not passed the
 judge's scores count nowhere.
 """
 
@@ -34,7 +34,7 @@ class ExaminedJudge:
     """Who judges a run, after the exam."""
 
     context: Context
-    """The run's, with the judge that is believed as its `--judge`; with "none" where none is."""
+    """The run's, with the judge that is believed as its `--judge`; with "none" if none is."""
     exams: tuple[ExamResult, ...] = ()
     """All that were taken, the believed judge's last."""
     absent: tuple[str, ...] = ()
@@ -48,14 +48,14 @@ class ExaminedJudge:
 
     @property
     def why_none(self) -> str:
-        """Why no judge's scores count, in one sentence; empty where one's do."""
+        """Why no judge's scores count, in one sentence; empty if one's do."""
         if self.believed is not None:
             return ""
         why = [*self.absent, *(f"{exam.judge} {exam.sentence}" for exam in self.exams)]
         return f"No judge that can judge: {'; '.join(why)}." if why else "No judge is set (--judge)."
 
     def judge(self, load_judge: LoadJudge, policy: LoadedPolicy | None = None) -> Judge | None:
-        """The believed judge, loaded where it is not yet; None where there is none. It is handed over once: who takes it
+        """The believed judge, loaded if it is not yet; None if there is none. It is handed over once: who takes it
         lets go of its memory."""
         if self.believed is None:
             return None
@@ -75,10 +75,10 @@ class ExaminedJudge:
 def examined_judge(
     context: Context, load_judge: LoadJudge, policy: LoadedPolicy | None = None
 ) -> Generator[Event, None, ExaminedJudge]:
-    """The judge of `--judge` after its exam, which is read from the cache of the run where this judge took it before; of
+    """The judge of `--judge` after its exam, which is read from the cache of the run if this judge took it before; of
     --judge auto the first candidate that passes.
 
-    policy   the Stage 2 policy, where it is in memory
+    policy   the Stage 2 policy, if it is in memory
 
     Raises Stopped, and what loading and asking the judge raise.
     """
@@ -107,7 +107,7 @@ MAY_BE_ABSENT = (AccessError, ConfigError, DiskError, NetworkError, NumbersError
 
 
 def candidates(context: Context) -> list[str]:
-    """Whom to examine, in this order. Of auto: the configured server, the reward model where it is on this machine or may be
+    """Whom to examine, in this order. Of auto: the configured server, the reward model if it is on this machine or may be
     fetched, the policy itself.
     """
     config = context.config
@@ -146,7 +146,7 @@ def told_of(result: ExamResult) -> list[Event]:
 def _exam(
     context: Context, load_judge: LoadJudge, policy: LoadedPolicy | None
 ) -> Generator[Event, None, tuple[ExamResult, Judge | None]]:
-    """The result, and the judge where it was loaded for it."""
+    """The result, and the judge if it was loaded for it."""
     cache, key = KeyedCache(context.cache / layout.EXAMS), exam_key(context.config, context.run.results)
     known = _result_of(cache.read([key]).get(key))
     if known is not None:

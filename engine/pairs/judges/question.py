@@ -44,7 +44,7 @@ class PrincipleChoice:
     seed: int
 
     def of(self, case: Comparison) -> Principle:
-        """Its own criterion; else the principle that it names, where the constitution has it; else one drawn by its id."""
+        """Its own criterion; else the principle that it names, if the constitution has it; else one drawn by its id."""
         if case.criterion is not None:
             return Principle("criterion", case.criterion, "", "")
         for principle in self.constitution.principles:

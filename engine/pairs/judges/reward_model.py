@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WHAT_TO_DO = "Give another model with --reward-model-id, or use --judge self, server or none."
 NO_LIMIT = 1 << 62
-"""Tokenizers say 10^30 where they know of none."""
+"""Tokenizers say 10^30 if they know of none."""
 
 
 def load_reward_model(context: Context) -> RewardModelJudge:
@@ -61,7 +61,7 @@ def load_reward_model(context: Context) -> RewardModelJudge:
 
 
 class RewardModelJudge:
-    """Reads a reply as its authors meant it to: by the tokenizer's chat template where it has one, else as the pair
+    """Reads a reply as its authors meant it to: by the tokenizer's chat template if it has one, else as the pair
     (question, answer), the card of OpenAssistant's models; a conversation of several turns as hh-rlhf writes it.
     """
 

@@ -112,7 +112,7 @@ def _score_pending(
 def score_in_batches(
     judge: Judge, cases: Sequence[Comparison], stop: StopToken
 ) -> Iterator[list[tuple[Comparison, ScorePair]]]:
-    """Cases with their scores, batch by batch; a batch is halved where memory runs out. Raises Stopped between two."""
+    """Cases with their scores, batch by batch; a batch is halved if memory runs out. Raises Stopped between two."""
     for start in range(0, len(cases), CASES_AT_ONCE):
         stop.raise_if_requested()
         batch = cases[start : start + CASES_AT_ONCE]
@@ -153,7 +153,7 @@ def score_of_row(row: Mapping[str, Any] | BadLine) -> ScoredTexts | None:
 
 
 def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
-    """The scores of one judge, the newest of each, and the number of damaged lines; nothing where there is no file."""
+    """The scores of one judge, the newest of each, and the number of damaged lines; nothing if there is no file."""
     if not path.exists():
         return {}, 0
     rows = [score_of_row(row) for _, row in read_jsonl(path)]
@@ -169,7 +169,7 @@ class JudgeSummary:
     not_scored: Mapping[str, int]
     """Why, and how often."""
     on_the_letters: float | None
-    """Mean probability that the asked model gave to the two letters together; None where it was not asked, or not told."""
+    """Mean probability that the asked model gave to the two letters together; None if it was not asked, or not told."""
 
     @classmethod
     def of(cls, judge: str, scores: Sequence[ScorePair]) -> JudgeSummary:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def load_self_judge(context: Context, policy: LoadedPolicy | None = None) -> SelfJudge:
-    """Over `policy`, or over the Stage 2 policy from disk where none is loaded."""
+    """Over `policy`, or over the Stage 2 policy from disk if none is loaded."""
     config = context.config
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     if policy is None:
@@ -104,7 +104,7 @@ class SelfJudge:
             raise NumbersError(
                 f"The Stage 2 policy's log-probabilities of A and B for the pair {case.id} are {orders}.",
                 "A score that is no number would decide nothing, and hide that the model is broken.",
-                "Use --dtype bfloat16 where the GPU has it, else --dtype float32; or another --judge.",
+                "Use --dtype bfloat16 if the GPU has it, else --dtype float32; or another --judge.",
             )
         return ScorePair(
             *probabilities(log_odds),
@@ -119,7 +119,7 @@ class SelfJudge:
 def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> LetterTokens:
     """Found by rendering the two answers and looking where they part: "A" alone, " A" or "▁A" is the tokenizer's to say.
 
-    Raises PreconditionError where no single token tells the letters apart at the answer's beginning.
+    Raises PreconditionError if no single token tells the letters apart at the answer's beginning.
     """
     question: list[dict[str, str]] = [{"role": "user", "content": "A or B?"}]
     try:

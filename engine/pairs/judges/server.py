@@ -1,7 +1,7 @@
 """--judge server: a model behind an OpenAI-compatible server is asked the same question as --judge self, in both orders.
 
-Where the server tells log-probabilities, the two letters' are read; where it does not (`transformers serve`), or tells
-only one letter's, the letter that was said counts: 1, or 0.5 where the two orders disagree.
+Where the server tells log-probabilities, the two letters' are read; if it does not (`transformers serve`), or tells
+only one letter's, the letter that was said counts: 1, or 0.5 if the two orders disagree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _AROUND = " \t\n▁Ġ()[]*.:,\"'`"
 
 
 def connect_server_judge(context: Context) -> ServerJudge:
-    """Raises ConfigError where no server is given, and as `load_server_client` does."""
+    """Raises ConfigError if no server is given, and as `load_server_client` does."""
     config = context.config
     server = judge_server(config)
     if server is None:
@@ -55,10 +55,10 @@ def connect_server_judge(context: Context) -> ServerJudge:
 
 @dataclass(frozen=True)
 class _Order:
-    """What was said in one order: the letter, and the log-probabilities of A and B where both are known."""
+    """What was said in one order: the letter, and the log-probabilities of A and B if both are known."""
 
     letter: str
-    """Empty where the answer began with neither: a guess would be no score."""
+    """Empty if the answer began with neither: a guess would be no score."""
     logps: tuple[float, float] | None
 
 
@@ -127,7 +127,7 @@ class ServerJudge:
 
 def letter_logps(choice: Mapping[str, Any]) -> tuple[float, float] | None:
     """Log-probabilities of A and B, in nats, at the first token that is more than a bracket; tokens that say the same
-    letter ("A", " A", "(A") count together. None where the server does not tell both.
+    letter ("A", " A", "(A") count together. None if the server does not tell both.
     """
     try:
         entries = (choice.get("logprobs") or {}).get("content") or []

@@ -34,7 +34,7 @@ class Principle:
     weight: float = 1.0
     """How often it is drawn, relative to the others."""
     opposite: str = ""
-    """What an answer does that goes against it, for --method contrast; empty where the constitution does not say."""
+    """What an answer does that goes against it, for --method contrast; empty if the constitution does not say."""
 
     @property
     def contrary(self) -> str:

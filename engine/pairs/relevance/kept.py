@@ -37,7 +37,7 @@ def key_of_reply(conversation: Conversation, reply: str) -> str:
 
 
 def with_relevance(pair: Pair, known: Relevances) -> Pair:
-    """The pair with the relevance of its revision, where that is known."""
+    """The pair with the relevance of its revision, if that is known."""
     return replace(pair, relevance=known.get(key_of_reply(pair.messages, pair.revised_response))) if known else pair
 
 
@@ -55,7 +55,7 @@ def measured_reply(row: Mapping[str, Any] | BadLine) -> MeasuredReply | None:
 
 
 def read_relevance(path: Path, model: str | None = None) -> dict[str, float]:
-    """What was measured, the newest of each key; nothing where there is no file.
+    """What was measured, the newest of each key; nothing if there is no file.
 
     model   only by this one
     """

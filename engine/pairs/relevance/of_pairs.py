@@ -33,7 +33,7 @@ def measure_pairs(
     """The relevance of each pair's revision, by key; what `path` lacks is measured and kept there.
 
     model   what the measuring model is called
-    load    loads it, where anything is left to measure
+    load    loads it, if anything is left to measure
 
     Raises Stopped between two batches, and DiskError.
     """

@@ -1,0 +1,136 @@
+"""Write docs/faults.md: every row of tests/faults/catalogue.toml with the tests that provoke it.
+
+    python docs/faults.py [--check]
+
+A test names its rows with `@pytest.mark.fault("C12", "F2-1")`. With `--check` nothing is written, and the exit code is 1 if
+the page differs. The tests are read and not imported, so this takes a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "faults.md"
+CATALOGUE = ROOT / "tests" / "faults" / "catalogue.toml"
+
+KINDS = {
+    "A": "Interruption, state, locks",
+    "B": "Disk and files",
+    "C": "Pairs and data",
+    "D": "Model, adapter, training",
+    "E": "GPU telemetry",
+    "F": "Network, Hub, git, uv",
+    "G": "Terminal and screens",
+    "H": "Packaging",
+    "F2-": "Found by provoking them",
+}
+"""First letters of an id → the heading over its rows."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    id: str
+    fault: str
+    happens: str
+    untested: str = ""
+    """Why no test can provoke it here; empty if one can."""
+
+    @property
+    def kind(self) -> str:
+        return "F2-" if self.id.startswith("F2-") else self.id[0]
+
+
+@dataclass(frozen=True)
+class Provoked:
+    """A test, and one row that it provokes."""
+
+    id: str
+    test: str
+    """`folder/test_file.py: test_name`, under tests/."""
+
+
+def catalogue() -> list[Fault]:
+    rows = tomllib.loads(CATALOGUE.read_text(encoding="utf-8"))
+    return [Fault(name, **row) for name, row in rows.items()]
+
+
+def provoked() -> list[Provoked]:
+    """Every mark in every test file, in the order of the files."""
+    return [found for path in sorted((ROOT / "tests").rglob("test_*.py")) for found in marks_in(path)]
+
+
+def marks_in(path: Path) -> Iterator[Provoked]:
+    text = path.read_text(encoding="utf-8")
+    if "mark.fault(" not in text:
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
+            place = f"{path.relative_to(ROOT / 'tests')}: {node.name}"
+            ids = dict.fromkeys(fault for decorator in node.decorator_list for fault in ids_in(decorator))
+            yield from (Provoked(fault, place) for fault in ids)
+
+
+def ids_in(decorator: ast.AST) -> Iterator[str]:
+    """The ids of `pytest.mark.fault(…)`, also of one in the `marks=` of a parameter."""
+    for call in ast.walk(decorator):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "fault":
+            yield from (str(word.value) for word in call.args if isinstance(word, ast.Constant))
+
+
+def page() -> str:
+    faults = catalogue()
+    tests: dict[str, list[str]] = {fault.id: [] for fault in faults}
+    for found in provoked():
+        tests[found.id].append(found.test)
+    parts = [HEAD, counts(faults, tests)]
+    for kind, heading in KINDS.items():
+        rows = [entry(fault, tests[fault.id]) for fault in faults if fault.kind == kind]
+        parts += [f"## {heading}", *rows]
+    return "\n\n".join(parts) + "\n"
+
+
+HEAD = """# Faults
+
+What breaks in the field, what the program does then, and the test that provokes it. `python docs/faults.py` writes this page
+from `tests/faults/catalogue.toml` and the marks of the tests; do not edit it."""
+
+
+def counts(faults: list[Fault], tests: dict[str, list[str]]) -> str:
+    proven = sum(bool(tests[fault.id]) for fault in faults)
+    impossible = sum(bool(fault.untested) and not tests[fault.id] for fault in faults)
+    sentences = [
+        f"**{proven} of {len(faults)} faults are provoked by a test.**",
+        f"{impossible} cannot be provoked by one and say why." if impossible else "",
+        f"{len(faults) - proven - impossible} have no test yet." if proven + impossible < len(faults) else "",
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def entry(fault: Fault, tests: list[str]) -> str:
+    """A paragraph with a blank line round each test, so that two branches that add tests rarely touch one line."""
+    lines = [f"**{fault.id}** {fault.fault} → {fault.happens}"]
+    lines += [f"- `{test}`" for test in tests]
+    if fault.untested:
+        lines.append(f"- Not provoked here: {fault.untested}")
+    elif not tests:
+        lines.append("- No test yet.")
+    return "\n\n".join((lines[0], "\n".join(lines[1:])))
+
+
+def main() -> int:
+    before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    after = page()
+    if "--check" in sys.argv:
+        return int(before != after)
+    PAGE.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
