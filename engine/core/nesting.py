@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 DEEPEST = 100
@@ -9,6 +10,16 @@ DEEPEST = 100
 MOST_INSIDE = 1_000_000
 """Objects and lists in one document, each as often as it is named: YAML's aliases make a billion of a few lines."""
 TOO_DEEP = f"nested too deeply: more than {DEEPEST} levels"
+
+
+def foreign_json(raw: bytes) -> Any:
+    """JSON as other programs send it, NaN and doubled keys among it. Raises ValueError, also for nesting without end."""
+    try:
+        value = json.loads(raw)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    refuse_nesting([value])
+    return value
 
 
 def refuse_nesting(value: Any) -> None:

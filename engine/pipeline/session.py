@@ -97,6 +97,7 @@ class Session:
         event = next(pipeline)
         try:
             self.context.run.require_in_place()
+            self.context.run.refuse_new_links()
             self._journal.require_in_place()
         except (DamagedState, UnsafeError) as gone:
             return event if isinstance(event, (StageFinished, RunFinished)) else pipeline.throw(gone)

@@ -147,15 +147,11 @@ class Run:
         self.reload()
 
     def require_in_place(self) -> None:
-        """Raises DamagedState where the folder that was taken is not at its path any more: whatever was written there now would
-        be half a run. Raises UnsafeError if one of its own folders is a link by now: that would land elsewhere. Nothing is asked
-        before it was taken.
+        """Raises DamagedState if the folder that was taken is not at its path any more: whatever was written there now would be
+        half a run. Nothing is asked before it was taken.
         """
         if self._lock_file is None:
             return
-        for name in layout.FOLDERS:
-            if (self / name).is_symlink():
-                _refuse_odd_file(self / name, self.folder)
         try:
             is_there = os.path.samestat(os.fstat(self._lock_file), (self / layout.LOCK_FILE).stat())
         except OSError:
@@ -167,6 +163,12 @@ class Run:
             "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
             "Move it back to its place, and run the same command again; or begin a new run with another --output-dir.",
         )
+
+    def refuse_new_links(self) -> None:
+        """Raises UnsafeError if one of the run's own folders is a link by now: what is written there would land elsewhere."""
+        for name in layout.FOLDERS:
+            if (self / name).is_symlink():
+                _refuse_odd_file(self / name, self.folder)
 
     def _refuse_odd_files(self) -> None:
         """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most, and is

@@ -37,7 +37,8 @@ class Journal:
     """Append events; `seq` goes on from what an earlier process wrote."""
 
     def __init__(self, path: Path) -> None:
-        self._appender = JsonlAppender(path)
+        # What it tells is told to the end, also into a folder that was moved away: a session asks whether it is in place.
+        self._appender = JsonlAppender(path, acknowledges=False)
         self._lock = Lock()
         self._next = max((entry.seq for entry in read_entries(path)), default=-1) + 1
 

@@ -32,8 +32,10 @@ class JsonlAppender:
     torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 if there was none
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, acknowledges: bool = True) -> None:
+        """acknowledges   whether a record counts once it is appended; else the caller asks `require_in_place` when it matters"""
         self.path = path
+        self._acknowledges = acknowledges
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
         self._file = _opened_to_append(path)
@@ -62,7 +64,8 @@ class JsonlAppender:
                     str(error),
                     "Free some space, then run the same command again: everything acknowledged so far is kept.",
                 ) from error
-            self.require_in_place()
+            if self._acknowledges:
+                self.require_in_place()
 
     def require_in_place(self) -> None:
         """Raises DamagedState if the file is not at its path any more, UnsafeError if a link is there: what is written now would

@@ -43,6 +43,8 @@ class RefusedReply(Reply):
     """The server's words, in one line."""
     too_long: bool = False
     """Because conversation and reply together do not fit its context."""
+    no_text: bool = False
+    """It answered, with what is no text."""
 
 
 def generate(

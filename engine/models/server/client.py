@@ -15,6 +15,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
+from engine.core.bodies import bound_async, is_refusal
+from engine.core.nesting import foreign_json
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
@@ -152,7 +154,7 @@ class ServerClient:
     def _client(self) -> AsyncClient:
         import httpx2
 
-        headers = {"User-Agent": f"stage3-tui/{__version__}"}
+        headers = {"User-Agent": f"stage3-tui/{__version__}", "Accept-Encoding": "gzip, deflate"}
         if self.address.token:
             headers["Authorization"] = f"Bearer {self.address.token.reveal()}"
         return httpx2.AsyncClient(
@@ -163,6 +165,7 @@ class ServerClient:
             ),  # `RetryPolicy` counts; a wait for a connection would cost time of the limit
             verify=_certificates(),
             follow_redirects=False,
+            event_hooks={"response": [bound_async]},
             trust_env=not self.address.is_loopback,  # HTTP_PROXY is not meant for this machine itself
         )
 
@@ -176,7 +179,7 @@ class ServerClient:
         if not response.is_success:
             raise errors.of_status(response, self.address, self.model)
         try:
-            answer = response.json()
+            answer = foreign_json(response.content)
             choice = answer["choices"][0]
             text = choice["message"].get("content") or ""
             if not isinstance(text, str):
@@ -197,7 +200,9 @@ class ServerClient:
         if response.status_code in (401, 403) or response.has_redirect_location:
             raise errors.of_status(response, self.address, self.model)
         try:
-            return {str(model["id"]): _count(model, "max_model_len") for model in response.json()["data"]}
+            return {
+                str(model["id"]): _count(model, "max_model_len") for model in foreign_json(response.content)["data"]
+            }
         except (ValueError, LookupError, TypeError):
             return {}
 
@@ -211,6 +216,8 @@ class ServerClient:
         except TimeoutError:
             raise Fault(errors.too_slow(self.address, self._timeout_seconds), SLOW_TRIES) from None
         except httpx2.HTTPError as error:
+            if is_refusal(error):
+                raise Fault(errors.unreadable(self.address, error), SLOW_TRIES) from None
             raise Fault(errors.unreachable(self.address, error), TRIES) from None
         if response.status_code in busy:
             raise Fault(errors.busy(response, self.address), TRIES, _retry_after(response))

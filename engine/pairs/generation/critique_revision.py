@@ -24,6 +24,7 @@ from engine.pairs.principles.constitution import Principle
 BATCHES_IN_A_WINDOW = 8
 """Prompts are grouped by length inside windows of this many batches, so that the first pairs are no special ones."""
 REFUSED = "refused by the server"
+NO_TEXT = "a reply that is no text"
 
 Item = TypeVar("Item")
 
@@ -114,7 +115,7 @@ def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
 def refusal_of(reply: Reply) -> str:
     """Why there is no reply at all, if there is none."""
     if isinstance(reply, RefusedReply):
-        return detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
+        return NO_TEXT if reply.no_text else detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
     return ""
 
 
