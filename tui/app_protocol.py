@@ -35,6 +35,10 @@ class WizardApp(Protocol):
     def return_code(self) -> int | None:
         """The exit code so far, as Textual keeps it."""
 
+    @property
+    def draws_ascii(self) -> bool:
+        """Whether the terminal gets ASCII alone."""
+
     def exit(self, result: WizardEnd | None = None, return_code: int = 0) -> None:
         """End the screen."""
 

@@ -77,6 +77,9 @@ KEYS: tuple[Key, ...] = (
     Key("stage", "b", "b", "browse", "pairs", "Browse the pairs, from any screen.", LOOK),
     Key("stage", "d", "d", "log_in", "log in", "Credentials: log in with a browser, on any device.", LOOK),
     Key("stage", "z", "z", "zoom", "zoom", "Charts: all steps, the newer half, the newest eighth.", LOOK),
+    Key("stage", "n", "n", "answer(1)", "next", "Verdict: the answers to the next held-out prompt.", LOOK),
+    Key("stage", "N", "N", "answer(-1)", "", "Verdict: the answers to the previous one.", LOOK),
+    Key("stage", "w", "w", "which", "which", "Verdict: which answers: all, better, worse, broken, harmful, …", LOOK),
     Key(
         "stage", "c", "c", "copy", "copy", "Copy the scp command of stage packaging, else the run folder's path.", LOOK
     ),

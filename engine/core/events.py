@@ -215,6 +215,8 @@ class EvalDone(Event):
     figures: Mapping[str, float | int | None] = field(default_factory=dict)
     samples: tuple[Mapping[str, str], ...] = ()
     """`{"prompt", "stage2", "stage3"}` of a few held-out prompts."""
+    rule: str = ""
+    """The rule that decided (`engine.dpo.evaluation.verdict`); empty in journals of earlier versions."""
 
 
 @dataclass(frozen=True)

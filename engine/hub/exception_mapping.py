@@ -20,6 +20,8 @@ from engine.security.secrets import Secret
 
 # A file has another size than announced: huggingface_hub raises an OSError without errno.
 _NOT_WHOLE = re.compile(r"Consistency check failed: file should be of size")
+_BROKEN = (ConnectionResetError, ConnectionRefusedError, ConnectionAbortedError)
+"""Of a socket, as they come where no client wraps them."""
 # hf_xet, which downloads large files, reports everything as RuntimeError.
 _OF_XET = re.compile(
     r"CAS service error|Data processing error|Reqwest(Middleware)? Error|xet.*(timed out|refused)", re.I
@@ -48,7 +50,7 @@ def _explained_alone(link: BaseException, token: Secret | None) -> Stage3Error |
         return _of_answer(link, token)
     if isinstance(link, OfflineModeIsEnabled):
         return refusals.offline()
-    if isinstance(link, (httpx2.TransportError, httpx2.TooManyRedirects)):
+    if isinstance(link, (httpx2.TransportError, httpx2.TooManyRedirects, *_BROKEN)):
         return refusals.unreachable(link)
     if isinstance(link, FileMetadataError) or (
         isinstance(link, (json.JSONDecodeError, RecursionError)) and _was_raised_by_the_client(link)

@@ -156,9 +156,13 @@ def _stopped(context: Context) -> Stopped | None:
 
 
 def _redo_from(context: Context, first: str) -> Generator[Event, None, None]:
-    """Forget stage `first` and all that follow, whether or not anything changed; none of their records is taken over."""
-    names = [name for name in STAGES[STAGES.index(first) :] if context.run.stage(name)]
-    outputs = tuple(output for name in names for output in STAGE[name].outputs)
+    """Forget stage `first` and all that follow, whether or not anything changed; none of their records is taken over.
+
+    The files of all of them go aside, also of one that is not recorded: an earlier try may have ended in between.
+    """
+    following = STAGES[STAGES.index(first) :]
+    names = [name for name in following if context.run.stage(name)]
+    outputs = tuple(output for name in following for output in STAGE[name].outputs)
     yield from _make_stale(context, names, outputs, f"--from {first}", reusable=False)
 
 
@@ -170,8 +174,11 @@ def _make_stale(
     reusable   whether records among them may be taken over by what is made next
     """
     for name in names:
-        context.run.forget_stage(name)
+        # Not done from here on, but not forgotten before its files are aside: a start after a crash in between looks again.
+        context.run.record_stage(name, status="running")
     folder = context.run.set_aside(*outputs, why=why, reusable=reusable)
+    for name in names:
+        context.run.forget_stage(name)
     for number, name in enumerate(names):
         where = f" Its files are now in {folder}." if folder is not None and number == 0 else ""
         yield Message("info", f"Doing {STAGE[name].title} again ({why}).{where}", name)

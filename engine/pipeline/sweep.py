@@ -27,6 +27,7 @@ from engine.core.events import (
 )
 from engine.core.stage_table import STAGES
 from engine.machine.error_mapping import as_stage3_error
+from engine.pipeline.best_trial import RULE, best_of
 from engine.pipeline.loop import record_success, run_stages
 from engine.pipeline.session import record_configuration
 from engine.pipeline.trials import Trial, share_inputs, trial_context
@@ -159,26 +160,6 @@ def write_report(context: Context, outcomes: Sequence[TrialOutcome], picked: str
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
-
-RULE = (
-    "Trials that ended and are not worse than Stage 2; of them the highest mean change of the judge's score, without a "
-    "judge the highest held-out accuracy, then the highest margin; the earlier of two that are equal."
-)
-
-
-def best_of(outcomes: Sequence[TrialOutcome]) -> TrialOutcome | None:
-    """By RULE; None if no trial may be picked."""
-    ended = [each for each in outcomes if each.outcome == "done" and each.verdict not in ("worse", "")]
-
-    def merit(each: TrialOutcome) -> tuple[float, float, float]:
-        figures = each.figures
-        return tuple(_value(figures.get(key)) for key in ("score_change", "reward_accuracy", "margin"))  # type: ignore[return-value]
-
-    return max(ended, key=merit, default=None)
-
-
-def _value(figure: Any) -> float:
-    return float(figure) if isinstance(figure, (int, float)) else float("-inf")
 
 
 def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:

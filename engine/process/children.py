@@ -70,6 +70,8 @@ class ChildResult:
             how = f"timed out after {self.seconds:.0f} s"
         else:
             how = f"ended by {self.killed_by}" if self.killed_by else f"exit code {self.code}"
+            if self.killed_by == "SIGKILL":
+                how += ", as the kernel does if memory runs out"
         last = " / ".join(visible_line(line, ENDING_CHARACTERS) for line in self.tail[-4:])
         return f"{how}: {last}" if last else how
 

@@ -120,9 +120,10 @@ class Repository:
         """All files in one commit, or none of them; returns its page."""
         from huggingface_hub import CommitOperationAdd
 
-        operations = [CommitOperationAdd(name, StoppableBytes(data, self._stop)) for name, data in files.items()]
-        done = self._ask(
-            lambda api: api.create_commit(
+        def ask(api: HfApi) -> str:
+            # In here: the library reads the bytes at once, to hash them.
+            operations = [CommitOperationAdd(name, StoppableBytes(data, self._stop)) for name, data in files.items()]
+            done = api.create_commit(
                 self.repo_id,
                 operations,
                 repo_type=self.repo_type,
@@ -130,8 +131,9 @@ class Repository:
                 commit_description=description,
                 parent_commit=parent,
             )
-        )
-        return str(done.commit_url)
+            return str(done.commit_url)
+
+        return self._ask(ask)
 
     def _ask(self, question: Callable[[HfApi], Answer]) -> Answer:
         from huggingface_hub import HfApi

@@ -25,16 +25,19 @@ from engine.dpo.evaluation import report as report_module
 from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
 from engine.dpo.evaluation.comparison import compare, everyday_for, harmless_among
 from engine.dpo.evaluation.held_out import HeldOut, LogRatios, distance_on_own_answers, log_ratios
+from engine.dpo.evaluation.relevance import answer_relevance
 from engine.dpo.evaluation.report import evaluate
 from engine.dpo.evaluation.verdict import Comparison, Limits, verdict
 from engine.dpo.training.dataset import encode_rows
 from engine.dpo.training.reference import adapter_active
 from engine.dpo.training.trainer import train
 from engine.models.generation.sampling import Reply
+from engine.models.loading import load_base
 from engine.models.tensors import file_tensors, hash_tensors
 from engine.pairs.data.edits import write_edit
 from engine.pairs.detectors import reply_reasons
 from engine.pairs.principles.constitution import load_constitution
+from engine.pairs.relevance.measure import Answer, RelevanceMeter
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import training as stage
@@ -186,6 +189,20 @@ def test_an_answer_that_stayed_the_same_is_measured_like_any_other(trained: tupl
     assert figures["own_answers_measured"] == 1 and figures["own_answer_log_ratio"] is not None
 
 
+def test_the_relevance_of_both_models_answers_is_read_by_the_base_alone(trained: tuple[Context, Any]):
+    context, made = trained
+    prompts: Any = [row["prompt"] for row in pairs(3)]
+    before = [Reply(f"Sort the mail {i}", True, 5) for i in range(3)]
+    after = [Reply("Water the plants", True, 6), Reply("", True, 0), Reply("Close the valve twice", True, 7)]
+    _, found = run_stage(answer_relevance(made, prompts, before, after, context.stop))
+    base = RelevanceMeter(load_base(context.config), made.tokenizer)
+    for nats, replies in zip(found, (before, after), strict=True):
+        expected = base.measure([Answer(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)])
+        assert nats == pytest.approx(expected, abs=1e-3)
+    assert found[1][1] is None
+    assert made.model.active_adapter == "default", "Stage 3 is on again"
+
+
 def test_the_report_has_the_word_its_rule_its_limits_and_every_answer(
     trained: tuple[Context, Any], monkeypatch: pytest.MonkeyPatch
 ):
@@ -202,9 +219,14 @@ def test_the_report_has_the_word_its_rule_its_limits_and_every_answer(
     assert sum(judged[0].margins) / 8 == pytest.approx(report["figures"]["margin"])
     assert len(report["samples"]) == report["figures"]["prompts"] == 4
     assert len(report["everyday"]) == report["figures"]["everyday_prompts"] == 3
-    assert {"stage2_tokens", "stage3_unusable", "stage3_refuses", "stage2_score"} <= set(report["samples"][0])
+    assert (
+        report["figures"]["stage2_off_topic_share"] is not None and report["figures"]["stage3_unfit_share"] is not None
+    )
+    told = {"stage2_tokens", "stage3_unusable", "stage3_off_topic", "stage3_refuses", "stage2_score", "about_harm"}
+    assert told <= set(report["samples"][0])
     (done,) = [event for event in events if isinstance(event, EvalDone)]
     assert done.figures == report["figures"] and done.reasons == tuple(report["reasons"])
+    assert done.rule == report["rule"]
     assert set(done.samples[0]) == {"prompt", "stage2", "stage3"}
 
 

@@ -123,6 +123,54 @@ def test_a_judge_who_says_one_thing_of_everything_is_blind():
     assert word(compared([0.5] * 20, [0.5] * 19 + [0.6])) == ("no different", "judged alike")
 
 
+# -- are fewer of them unfit? ------------------------------------------------------------------------------------------
+
+
+def test_without_a_judge_fewer_unfit_answers_are_better_if_chance_does_not_explain_it():
+    assert word(compared(unscored(20), unscored(20), unusable=(6, 0))) == ("better", "fewer unfit answers")
+    assert word(compared(unscored(20), unscored(20), unusable=(5, 0))) == ("cannot tell", "no judge")
+    assert word(compared(unscored(20), unscored(20), unusable=(6, 0)), eval_significance=0.01) == (
+        "cannot tell",
+        "no judge",
+    )
+    assert word(compared(unscored(20), unscored(20), unusable=(6, 0)), max_unusable_rise=0.3) == (
+        "cannot tell",
+        "no judge",
+    )
+    reason, *_ = found(
+        compared(unscored(20), unscored(20), unusable=(9, 1), why_no_judge="It failed its exam.")
+    ).reasons
+    assert reason == (
+        "Fewer answers are unfit than before, by more than chance: 9 of 20 before, 1 after (McNemar p = 0.0078). "
+        "No judge says what they are worth beyond that. It failed its exam."
+    )
+
+
+def test_answers_that_would_fit_any_message_are_unfit_too():
+    made = compared(unscored(20), unscored(20), unusable=(3, 0))
+    vague = [AnswerPair(replace(a.stage2, off_topic=3 <= i < 6), a.stage3) for i, a in enumerate(made.answers)]
+    assert word(made) == ("cannot tell", "no judge")
+    assert word(replace(made, answers=vague)) == ("better", "fewer unfit answers")
+    assert "Answers that would fit any message: 15% before, 0% after." in found(replace(made, answers=vague)).reasons
+    worse = [AnswerPair(a.stage2, replace(a.stage3, off_topic=i < 6)) for i, a in enumerate(made.answers)]
+    assert word(replace(made, answers=worse)) == ("cannot tell", "no judge")
+
+
+def test_refusing_more_mends_nothing():
+    made = compared(unscored(20), unscored(20), unusable=(6, 0))
+    assert word(compared(unscored(20), unscored(20), unusable=(6, 0), refused=(0, 1))) == ("cannot tell", "no judge")
+    refusing = [AnswerPair(a.stage2, replace(a.stage3, refuses=i < 6)) for i, a in enumerate(made.answers)]
+    assert word(replace(made, answers=refusing)) == ("cannot tell", "no judge")
+
+
+def test_a_judge_that_scored_is_asked_whatever_was_mended():
+    assert word(compared(RISING, RISING, unusable=(9, 0))) == ("no different", "judged alike")
+    assert word(compared(unscored(20), unscored(20), unusable=(9, 0), margins=WRONG_WAY)) == (
+        "worse",
+        "wrong way round",
+    )
+
+
 # -- are they still answers? -------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord, names_of_the_t
 from engine.pairs.formats.own_form import pair_of_record
 from engine.pairs.generation.best_of_n import NO_DIFFERENCE
 from engine.pairs.generation.critique_revision import REFUSED
+from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.effort import replies_of_a_pair
 from engine.pairs.generation.methods import record_maker, refuse_what_cannot_work
 from engine.pairs.generation.prompts import Prompt
@@ -81,7 +82,7 @@ def made(recipe: GenerationSettings, backend: Scripted, prompts: Sequence[Prompt
 # -- contrast ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_contrast_answers_under_the_principle_and_under_its_opposite_in_the_same_words(recipe):
+def test_a_contrast_answers_as_an_assistant_that_follows_the_principle_and_as_one_that_does_not(recipe):
     backend = Scripted([KIND, KIND], [RUDE, RUDE])
     records = made(recipe(method="contrast"), backend, PROMPTS)
     principles = {one.id: one for one in load_constitution(None).principles}
@@ -89,11 +90,19 @@ def test_a_contrast_answers_under_the_principle_and_under_its_opposite_in_the_sa
         assert (record.revised_response, record.base_response, record.status) == (KIND, RUDE, OK)
         assert (record.method, record.attempts, record.critic_notes) == ("contrast", 1, "")
         principle = principles[record.made_by[0]]
-        under, against = (heard[number][-1]["content"] for heard in backend.heard)
-        assert principle.text in under and principle.opposite in against
-        assert under.replace(principle.text, principle.opposite) == against
-        assert under.startswith(record.prompt)
-        assert record.messages == PROMPTS[number].messages, "what trains is the prompt without the rule"
+        follows, opposes = (heard[number] for heard in backend.heard)
+        assert follows[0] == {"role": "system", "content": principle.persona}
+        assert opposes[0] == {"role": "system", "content": principle.opposite}
+        assert follows[1:] == opposes[1:] == record.messages, "they differ by the persona alone"
+        assert record.messages == PROMPTS[number].messages, "what trains is the prompt without it"
+
+
+def test_a_persona_stands_in_front_of_a_system_message_of_the_prompts_own():
+    asked = [{"role": "system", "content": "Answer in Dutch."}, {"role": "user", "content": "Hello?"}]
+    assert with_persona(asked, "You are kind.") == [
+        {"role": "system", "content": "You are kind.\n\nAnswer in Dutch."},
+        {"role": "user", "content": "Hello?"},
+    ]
 
 
 def test_each_answer_of_a_contrast_has_random_numbers_of_its_own(recipe):
@@ -121,14 +130,16 @@ def test_what_is_left_out_of_a_contrast_has_its_reason(recipe):
     assert [record.status for record in records] == [REFUSED, EMPTY_DRAFT]
 
 
-def test_a_principle_without_an_opposite_is_turned_round_in_words():
+def test_a_principle_without_personas_speaks_for_itself_and_is_turned_round_in_words():
     principle = Principle("calm", "Stay calm.", "", "")
+    assert principle.followed == "Stay calm."
     assert principle.contrary == "Do the opposite of what this principle asks for: Stay calm."
-    assert replace(principle, opposite="Be upset.").contrary == "Be upset."
+    named = replace(principle, persona="You are calm.", opposite="You are upset.")
+    assert (named.followed, named.contrary) == ("You are calm.", "You are upset.")
 
 
-def test_the_packages_constitution_says_the_opposite_of_each_principle():
-    assert all(one.opposite for one in load_constitution(None).principles)
+def test_the_packages_constitution_has_both_personas_of_each_principle():
+    assert all(one.persona and one.opposite for one in load_constitution(None).principles)
 
 
 # -- best of n ---------------------------------------------------------------------------------------------------------
@@ -217,7 +228,7 @@ def test_what_was_made_before_there_were_methods_is_asked_for_in_the_same_words(
         del before[later]
     del before["constitution"]["source"]
     for principle in before["constitution"]["principles"]:
-        del principle["opposite"]
+        del principle["persona"], principle["opposite"]
     assert json.loads(json.dumps(recipe().made_by())) == json.loads(json.dumps(before))
 
 

@@ -12,7 +12,8 @@ import pytest
 from engine.core import layout
 from engine.core.errors import DiskError, ExitCode, NumbersError, Stopped
 from engine.core.events import Event, RunFinished, TrainStep, TrialFinished, TrialStep
-from engine.pipeline.sweep import TrialOutcome, best_of, run_sweep
+from engine.pipeline.best_trial import best_of
+from engine.pipeline.sweep import TrialOutcome, run_sweep
 from engine.pipeline.trials import trials_of_grid
 from engine.run.context import Context
 from engine.run.folder import Run

@@ -104,7 +104,10 @@ class FakeHubPush:
         if step == "yaml":
             return 200, {}, {"warnings": [], "errors": []}
         if step == "upload":
-            self.large[path.rpartition("/")[2]] = body
+            oid = path.rpartition("/")[2].partition("?")[0]
+            if hashlib.sha256(body).hexdigest() != oid:  # the connection ended in the middle of the file
+                return 400, {}, {"error": "BadDigest"}
+            self.large[oid] = body
             return 200, {}, {}
         if step == "verify":
             return 200, {}, {}

@@ -119,6 +119,22 @@ async def turn_to(pilot: Pilot, app: Wizard, page: str) -> None:
     await pilot.pause()
 
 
+async def click_on(
+    pilot: Pilot, app: Wizard, text: str, then: Callable[[], object], *, rows: range = range(100), seconds: float = 10
+) -> None:
+    """Click where a person reads `text`, until what that is to bring about is there: things move while a run goes on."""
+    end = time.monotonic() + seconds
+    while not then():
+        assert time.monotonic() < end, f"clicks on {text!r} brought nothing about; the screen is\n{screen_text(app)}"
+        places = [
+            (line.index(text), y) for y, line in enumerate(screen_text(app).splitlines()) if text in line and y in rows
+        ]
+        if places:
+            x, y = places[0]
+            await pilot.click(offset=(x + len(text) // 2, y))
+        await pilot.pause(0.25)
+
+
 def screen_text(app: Wizard) -> str:
     """What a person reads."""
     strips = app.screen._compositor.render_strips()

@@ -30,6 +30,7 @@ from engine.core.events import (
 )
 from engine.core.stage_table import STAGE, STAGES
 from engine.core.statistics import wilson
+from engine.storage.files import write_json
 
 HOSTILE = (
     "[/]",
@@ -124,6 +125,8 @@ def make_run(
         encoding="utf-8",
         errors="surrogatepass",
     )
+    if through == "packaging":
+        write_json(folder / layout.EVALUATION_REPORT, report())
     if STAGES.index(through) >= STAGES.index("pairs"):
         write_pairs(folder / layout.PAIRS_JSONL, pairs)
     return folder
@@ -248,12 +251,43 @@ def _training_events() -> Iterator[tuple[float, Event]]:
         yield 0.0, Progress(step, 206, "steps", 1 / 6, (206 - step) * 6.0, stage="training")
         if step % 25 == 0:
             yield 0.2, CheckpointSaved(step, f"checkpoints/checkpoint-{step}", 81 << 20)
-    figures = {"prompts": 40, "wins": 24, "losses": 9, "ties": 7, "mean gain": 0.214, "scored": None}
-    samples = tuple(
-        {"prompt": PROMPTS[i] + f" {HOSTILE[i]}", "stage2": DRAFTS[i], "stage3": REVISIONS[i]} for i in range(3)
+    samples = tuple({key: sample[key] for key in ("prompt", "stage2", "stage3")} for sample in report()["samples"][:3])
+    reasons = (
+        "The judge prefers Stage 3's answers; broken answers, refusals and length do not explain it.",
+        "Unusable answers: 8% before, 5% after.",
+        f"Judge: 24 better, 7 equal, 9 worse. {HOSTILE[0]}",
     )
-    reasons = ("Unusable answers: 8% before, 5% after.", f"Judge: 24 better, 7 equal, 9 worse. {HOSTILE[0]}")
-    yield 60.0, EvalDone("better", reasons, figures, samples)
+    yield 60.0, EvalDone("better", reasons, report()["figures"], samples, "judged better")
+
+
+def report() -> dict[str, Any]:
+    """What `evaluation/report.json` says of 40 held-out prompts: 24 better, 7 equal, 9 worse; texts are hostile."""
+    samples = []
+    for number in range(40):
+        before, after = 0.4, 0.4 + (0.3 if number % 5 < 3 else 0.0 if number % 5 == 3 and number < 35 else -0.2)
+        samples.append(
+            {
+                "prompt": f"{PROMPTS[number % len(PROMPTS)]} {HOSTILE[number % len(HOSTILE)]}",
+                "stage2": DRAFTS[number % len(DRAFTS)],
+                "stage3": REVISIONS[number % len(REVISIONS)],
+                "stage2_score": before,
+                "stage3_score": after,
+                "stage2_unusable": number in (3, 8, 20),
+                "stage3_unusable": number in (8, 31),
+                "stage2_refuses": False,
+                "stage3_refuses": number == 12,
+                "about_harm": number % 6 == 2,
+            }
+        )
+    figures = {
+        "prompts": 40, "unchanged_share": 0.05, "length_ratio": 1.12, "harmless_prompts": 25,
+        "stage2_unusable_share": 0.075, "stage2_harmless_refusal_share": 0.0, "stage2_mean_score": 0.4,
+        "stage3_unusable_share": 0.05, "stage3_harmless_refusal_share": 0.04, "stage3_mean_score": 0.535,
+        "wins": 24, "ties": 7, "losses": 9, "score_change": 0.135, "score_change_low": 0.064, "score_change_high": 0.207,
+        "pairs": 184, "reward_accuracy": 0.71, "reward_accuracy_low": 0.64, "reward_accuracy_high": 0.77,
+        "margin": 0.41, "margin_low": 0.29, "margin_high": 0.55, "on_the_letters": None,
+    }  # fmt: skip
+    return {"verdict": "better", "rule": "judged better", "figures": figures, "samples": samples}
 
 
 CHECKS: dict[str, tuple[tuple[str, Any, str], ...]] = {

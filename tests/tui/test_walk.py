@@ -5,7 +5,6 @@ a Hub; and with the mouse alone.
 from __future__ import annotations
 
 import re
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import datasets
 import pytest
-from textual.pilot import Pilot
 
 from engine.core import layout
 from engine.core.config import Stage3Config, load_config
@@ -24,7 +22,7 @@ from engine.run.folder import Run
 from tests.support.demo_on_hub import REPOSITORIES, options_from_the_hub, put_demo_on
 from tests.support.fake_hub import FakeHub, fake_hub
 from tests.support.hub_in_process import CANARY, use
-from tests.support.idle_wizard import is_open, screen_text, until
+from tests.support.idle_wizard import click_on, is_open, screen_text, until
 from tui.pair_browser.browser import PairBrowser
 from tui.runs.runner import Runner
 from tui.screens.base import options_of
@@ -61,22 +59,6 @@ def assert_the_run_is_whole(runner: Runner, *, credentials: str = "skipped") -> 
     assert statuses == {**dict.fromkeys(STAGES, "done"), "credentials": credentials}
     with zipfile.ZipFile(runner.run.archive) as archive:
         assert any(name.endswith("adapter_model.safetensors") for name in archive.namelist())
-
-
-async def click_on(
-    pilot: Pilot, app: Wizard, text: str, then: Callable[[], object], *, rows: range = range(100), seconds: float = 10
-) -> None:
-    """Click where a person reads `text`, until what that is to bring about is there: things move while a run goes on."""
-    end = time.monotonic() + seconds
-    while not then():
-        assert time.monotonic() < end, f"clicks on {text!r} brought nothing about; the screen is\n{screen_text(app)}"
-        places = [
-            (line.index(text), y) for y, line in enumerate(screen_text(app).splitlines()) if text in line and y in rows
-        ]
-        if places:
-            x, y = places[0]
-            await pilot.click(offset=(x + len(text) // 2, y))
-        await pilot.pause(0.25)
 
 
 @pytest.fixture

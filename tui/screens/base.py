@@ -163,6 +163,10 @@ class StageView(Vertical):
     async def turn(self, by: int) -> None:
         await self.turn_to(self.pages[(self.pages.index(self.page) + by) % len(self.pages)])
 
+    def is_made(self, page: str) -> bool:
+        """Whether the page's widgets exist."""
+        return page in self._made
+
     def forget_choice(self) -> None:
         """Show the stage's default page."""
         self._page_chosen = False

@@ -240,6 +240,17 @@ class MainScreen(Screen[None]):
             self.view.zoom()
             wizard_of(self).tick_soon()
 
+    def action_answer(self, by: int) -> None:
+        """Another held-out prompt's answers."""
+        if isinstance(self.view, TrainingView):
+            self.view.show_answers(self.view.answers.moved(by))
+
+    def action_which(self, kind: str = "") -> None:
+        """Go through the answers of one kind; without a name, of the next one."""
+        if isinstance(self.view, TrainingView):
+            shown = self.view.answers
+            self.view.show_answers(shown.of_kind(kind) if kind else shown.of_next_kind())
+
     def action_log_in(self) -> None:
         if isinstance(self.view, CredentialsView):
             wizard_of(self).log_in()

@@ -8,8 +8,10 @@ from textual.content import Content
 
 from engine.core.events import Check
 from engine.run.state import RunState, StageState
+from tui.app_protocol import wizard_of
 from tui.formatting import memory, one_line
 from tui.screens.base import StageView
+from tui.screens.verdict import word_lines
 from tui.widgets.layout import EMPTY, Column, table
 from tui.widgets.stage_sections import card, section
 from tui.widgets.text_view import clickable
@@ -17,7 +19,7 @@ from tui.widgets.text_view import clickable
 ON_THE_CARD = ("archive", "size", "sha256", "loads")
 LINES = ("fetch it", "bring it home", "check and unpack", "unpack", "load the base", "load the adapter", "load")
 """Checks whose detail is a line to type elsewhere; "bring it home", "unpack" and "load" are names of earlier versions."""
-COPYING = "c copies the first command, a click copies another; logs/copied.txt keeps it, too"
+COPYING = "c copies the first command, a click another"
 
 
 class PackagingView(StageView):
@@ -32,11 +34,18 @@ class PackagingView(StageView):
         lines = lines_of(stage)
         contents = contents_of(stage)
 
+        evaluation, plain = state.evaluation, wizard_of(self).draws_ascii
+
         def draw(width: int) -> list[Content]:
-            drawn = [EMPTY, *card("The archive", [(name, one_line(detail, "bold")) for name, detail in told], width)]
+            hero = [] if evaluation is None else [EMPTY, *word_lines(evaluation, width, plain=plain)]
+            drawn = [
+                *hero,
+                EMPTY,
+                *card("The archive", [(name, one_line(detail, "bold")) for name, detail in told], width),
+            ]
             return [*drawn, *line_lines(lines, width), *content_lines(contents, width)]
 
-        self.paper("extra").put((told, lines, contents), draw if told else None)
+        self.paper("extra").put((told, lines, contents, evaluation), draw if told else None)
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
         lines = lines_of(state.stages[self.STAGE])

@@ -87,7 +87,7 @@ def _critique_revision(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
 
 
 def _contrast(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
-    return "answers under a principle, which is chosen, and under its opposite, which is rejected.", (
+    return "answers as an assistant that follows a principle (chosen), and as one that does the opposite (rejected).", (
         f"Where the chosen answer is no reply of its own both are tried again, {plural(config.max_attempts, 'attempt')} in all.",
     )
 

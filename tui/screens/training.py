@@ -9,13 +9,18 @@ from typing import NamedTuple
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.content import Content
+from textual.worker import Worker, WorkerState
 
-from engine.core.events import CheckpointSaved, Message, TrainStep
+from engine.core import layout
+from engine.core.events import CheckpointSaved, EvalDone, Message, TrainStep
+from engine.dpo.evaluation.answered import Answered, answered_of, read_answered
 from engine.run.state import RunState, StageState
+from tui.app_protocol import wizard_of
 from tui.formatting import figure, memory, number, safe_text
+from tui.screens.answers import AnswersShown, answers_lines
 from tui.screens.base import StageView
 from tui.screens.trials import trial_lines
-from tui.screens.verdict import verdict_lines
+from tui.screens.verdict import evidence_lines, verdict_lines
 from tui.widgets.chart import Level, Series, moving_average
 from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY, fit
@@ -34,11 +39,15 @@ WARNINGS_SHOWN = 3
 class TrainingView(StageView):
     STAGE = "training"
     CURVES, VERDICT, TRIALS = OWN_PAGES = ("Curves", "Verdict", "Trials")
+    BARE_PAGES = (VERDICT, StageView.OPTIONS)
 
     _charted: object = None
     """The inputs of the charts when they were last drawn."""
     _zoom = ZOOMS[0]
     empty_pages: tuple[str, ...] = (TRIALS,)
+    _answers = AnswersShown()
+    _read_for: EvalDone | None = None
+    """The evaluation whose answers are shown."""
 
     def compose_page(self, page: str) -> ComposeResult:
         if page == self.CURVES:
@@ -52,6 +61,8 @@ class TrainingView(StageView):
             yield TextView(id="trials")
         else:
             yield TextView(id="verdict")
+            yield TextView(id="answers")
+            yield TextView(id="evidence")
             yield TextView(id="checks")
 
     async def draw(self, state: RunState, now: float) -> bool:
@@ -69,8 +80,7 @@ class TrainingView(StageView):
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.VERDICT:
-            evaluation = state.evaluation
-            self.paper("verdict").put(evaluation, lambda width: verdict_lines(evaluation, width))
+            self._draw_verdict(state.evaluation, stage.summary)
             return
         if self.page == self.TRIALS:
             self._draw_trials(state, now)
@@ -94,10 +104,54 @@ class TrainingView(StageView):
             self._charted = key
             self._draw_charts(steps)
 
+    def _draw_verdict(self, evaluation: EvalDone | None, summary: str) -> None:
+        compact, plain = self.compact, wizard_of(self).draws_ascii
+        self.paper("verdict").put(
+            (evaluation, compact), lambda width: verdict_lines(evaluation, width, compact=compact, plain=plain)
+        )
+        self._read_answers(evaluation)
+        self._draw_answers()
+        self.paper("evidence").put(
+            (evaluation, summary),
+            (lambda width: evidence_lines(evaluation, summary, width)) if evaluation is not None else None,
+        )
+
+    def _read_answers(self, evaluation: EvalDone | None) -> None:
+        """Those of the event at once, and all of the report as soon as it is read."""
+        if evaluation is self._read_for:
+            return
+        self._read_for = evaluation
+        self._answers = AnswersShown(() if evaluation is None else answered_of(evaluation.samples))
+        if evaluation is not None:
+            report = self.source.run / layout.EVALUATION_REPORT
+            self.run_worker(
+                lambda: read_answered(report), name="answers", thread=True, exclusive=True, exit_on_error=False
+            )
+
+    def _draw_answers(self) -> None:
+        shown = self._answers
+        self.paper("answers").put(shown, (lambda width: answers_lines(shown, width)) if shown.answers else None)
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        if event.worker.name == "answers" and event.state is WorkerState.SUCCESS:
+            found: tuple[Answered, ...] = event.worker.result or ()
+            if found:
+                self.show_answers(AnswersShown(found))
+
+    @property
+    def answers(self) -> AnswersShown:
+        return self._answers
+
+    def show_answers(self, shown: AnswersShown) -> None:
+        self._answers = shown
+        if self.page == self.VERDICT and self.is_made(self.page):
+            self._draw_answers()
+
     def _draw_trials(self, state: RunState, now: float) -> None:
         trials, total = tuple(state.trials.values()), state.trials_total
         key = (trials, total, int(now) if state.running else 0)
-        self.paper("trials").put(key, lambda width: trial_lines(trials, total, now, width))
+        plain = wizard_of(self).draws_ascii
+        self.paper("trials").put(key, lambda width: trial_lines(trials, total, now, width, plain=plain))
 
     def _draw_memory(self, state: RunState) -> None:
         reading = state.telemetry[-1] if state.telemetry else None

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from textual.content import Content
 
+from engine.dpo.evaluation.carried import with_interval
+from engine.pipeline.best_trial import best_of
 from engine.run.state import TrialState
 from tui.formatting import bars, duration, number, one_line
+from tui.screens.verdict import READABLE, WORD_STYLES
+from tui.widgets.big_word import big_word, hero
+from tui.widgets.interval_bar import interval_bar
 from tui.widgets.layout import EMPTY, spread
 from tui.widgets.marks import STAGE_MARKS, UNKNOWN
 from tui.widgets.stage_sections import section
 
 VERDICT_STYLES = {"better": "bold $check-ok", "worse": "bold $check-failed"}
 ROOM_FOR_CURVES = 100
+BAR = 36
 CURVE = 48
 """Cells of the little curve of the loss."""
 
 
-def trial_lines(trials: Iterable[TrialState], total: int, now: float, width: int) -> list[Content]:
-    """Two lines a trial, in their order."""
+def trial_lines(
+    trials: Iterable[TrialState], total: int, now: float, width: int, *, plain: bool = False
+) -> list[Content]:
+    """The best one's verdict once all have ended, then two lines a trial, in their order."""
     shown = list(trials)
     ended = sum(trial.finished is not None for trial in shown)
-    lines = [EMPTY, section("Trials", f"{ended} of {total} have ended", width)]
+    lines = _leader(shown, width, plain=plain) if ended == total and shown else []
+    lines += [EMPTY, section("Trials", f"{ended} of {total} have ended", width)]
     for trial in shown:
         lines += [_head(trial, now, width), _figures(trial, width)]
     waiting = total - len(shown)
@@ -31,6 +40,21 @@ def trial_lines(trials: Iterable[TrialState], total: int, now: float, width: int
         lines.append(Content.styled(f"· and {waiting} more, waiting", "$muted"))
     hint = "Half of the held-out pairs chooses; `stage3-tui compare` compares trials."
     return [*lines, EMPTY, Content.styled(hint, "$muted").truncate(width, ellipsis=True)]
+
+
+def _leader(trials: Sequence[TrialState], width: int, *, plain: bool) -> list[Content]:
+    """The verdict of the trial that would be picked, large."""
+    best = best_of([trial.finished for trial in trials if trial.finished is not None])
+    if best is None:
+        return [EMPTY, Content.styled("No trial may be picked: each of them failed, or is worse than Stage 2.", "bold")]
+    trial = next(trial for trial in trials if trial.finished is best)
+    word = one_line(best.verdict, limit=40).plain
+    style = WORD_STYLES.get(word, "$check-warning")
+    named = Content.assemble(
+        (f"Trial {trial.number} leads: ", "$foreground"), one_line(_options(trial.options), "", 120)
+    )
+    label = Content.styled("The best trial against Stage 2", "$muted")
+    return [EMPTY, *hero(big_word(word, style, plain=plain), label, named.stylize("bold"), min(width, READABLE))]
 
 
 def _head(trial: TrialState, now: float, width: int) -> Content:
@@ -73,6 +97,9 @@ def _figures(trial: TrialState, width: int) -> Content:
     losses = [loss for loss in losses if loss == loss]
     curve = bars(losses, CURVE, min(losses), max(losses)) if losses and width >= ROOM_FOR_CURVES else ""
     line = Content.assemble("     ", *((f"{name} {value}  ", "$foreground") for name, value in told))
+    accuracy = with_interval("", finished.figures, "reward_accuracy", 0.5, "") if finished is not None else None
+    if accuracy is not None and width >= ROOM_FOR_CURVES:
+        return spread(line, Content.styled("accuracy  ", "$muted") + interval_bar(accuracy, BAR), width)
     return spread(line, Content.styled(curve, "$chart-loss"), width) if curve else line.truncate(width, ellipsis=True)
 
 

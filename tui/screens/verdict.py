@@ -1,4 +1,4 @@
-"""The verdict: its word, its reasons, both answers to held-out prompts, and the figures."""
+"""The verdict as the hero of a screen: its word large, one sentence, the three figures that carry it, and all figures below."""
 
 from __future__ import annotations
 
@@ -8,51 +8,55 @@ from typing import Any
 from textual.content import Content
 
 from engine.core.events import EvalDone
+from engine.dpo.evaluation.carried import carrying
 from tui.formatting import figure, one_line, safe_text
+from tui.widgets.big_word import big_word, hero
+from tui.widgets.interval_bar import interval_lines
 from tui.widgets.layout import EMPTY, Column, paragraph, table
-from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import section
 
 READABLE = 110
 STAGE2, STAGE3 = "stage2_", "stage3_"
 """Prefixes of figures that exist for both."""
 
-WORD_MARKS: dict[str, tuple[str, str]] = {
-    "better": ("▲", "$stage-done"),
-    "no different": ("=", "$check-warning"),
-    "worse": ("▼", "$stage-failed"),
-    "cannot tell": ("?", "$check-warning"),
+WORD_STYLES = {
+    "better": "$stage-done",
+    "no different": "$check-warning",
+    "worse": "$stage-failed",
+    "cannot tell": "$check-warning",
 }
 
 
-def verdict_lines(evaluation: EvalDone | None, width: int) -> list[Content]:
+def verdict_lines(
+    evaluation: EvalDone | None, width: int, *, compact: bool = False, plain: bool = False
+) -> list[Content]:
+    """The word, the sentence, and what carries them; fewer blank lines where lines are scarce, and no blocks where `plain`."""
+    gap = [] if compact else [EMPTY]
     if evaluation is None:
         return [EMPTY, Content.styled("The verdict follows after training, from held-out prompts.", "$muted")]
-    lines = [EMPTY, _word(evaluation.verdict)]
-    for reason in evaluation.reasons:
-        told = Content.assemble(("· ", "$muted"), safe_text(reason, "$foreground", 600))
-        lines += paragraph(told, min(width, READABLE))
-    for position, sample in enumerate(evaluation.samples, start=1):
-        prompt = safe_text(sample.get("prompt", ""), "$foreground", 1_000)
-        lines += [EMPTY, section(f"Held-out prompt {position}", "", width), *paragraph(prompt, width)]
-        lines += side_by_side(
-            str(sample.get("stage2", "")), str(sample.get("stage3", "")), width, ("Stage 2", "Stage 3")
-        )
-    if evaluation.figures:
-        lines += _figures(evaluation.figures, width)
-    return lines
+    lines = [EMPTY, *word_lines(evaluation, width, plain=plain)]
+    figures = carrying(evaluation.rule, evaluation.figures)
+    return [*lines, EMPTY, *interval_lines(figures, width), *gap] if figures else [*lines, *gap]
 
 
-def _word(verdict: str) -> Content:
-    word = one_line(verdict, limit=60)
-    glyph, style = next(
-        (mark for known, mark in WORD_MARKS.items() if word.plain.casefold().startswith(known)), ("?", "$check-warning")
-    )
-    return Content.assemble(
-        (f" {glyph} ", f"bold {style}"),
-        ("Stage 3 against Stage 2: ", "$foreground"),
-        word.stylize(f"bold {style}"),
-    )
+def word_lines(evaluation: EvalDone, width: int, *, plain: bool = False) -> list[Content]:
+    """The word, large, and why it holds, in one sentence."""
+    word = one_line(evaluation.verdict, limit=40).plain
+    asked = evaluation.figures.get("prompts")
+    about = "Stage 3 against Stage 2" + (f", on {figure(asked)} held-out prompts" if isinstance(asked, int) else "")
+    why = safe_text(evaluation.reasons[0] if evaluation.reasons else "", "bold $foreground", 600)
+    large = big_word(word, WORD_STYLES.get(word, "$check-warning"), plain=plain)
+    return hero(large, Content.styled(about, "$muted"), why, min(width, READABLE))
+
+
+def evidence_lines(evaluation: EvalDone, summary: str, width: int) -> list[Content]:
+    """What was measured, in sentences, then every figure."""
+    told = [*evaluation.reasons[1:], *([summary] if summary else [])]
+    lines = [EMPTY, section("Evidence", "", width)] if told else []
+    for reason in told:
+        wrapped = paragraph(safe_text(reason, "$foreground", 600), min(width, READABLE) - 2)
+        lines += [Content.styled("· " if number == 0 else "  ", "$muted") + line for number, line in enumerate(wrapped)]
+    return [*lines, *(_figures(evaluation.figures, width) if evaluation.figures else ())]
 
 
 def _figures(figures: Mapping[str, Any], width: int) -> list[Content]:

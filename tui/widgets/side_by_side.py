@@ -15,12 +15,26 @@ SIDE_BY_SIDE = 84
 GAP = 3
 
 
-def side_by_side(before: str, after: str, width: int, names: tuple[str, str] = ("Draft", "Revision")) -> list[Content]:
-    """`before` and `after`, foreign texts, each under its name."""
+Name = str | Content
+
+
+def side_by_side(
+    before: str,
+    after: str,
+    width: int,
+    names: tuple[Name, Name] = ("Draft", "Revision"),
+    *,
+    least_common: float = 0.0,
+) -> list[Content]:
+    """`before` and `after`, foreign texts, each under its name. Their words are marked where at least `least_common` of them are
+    the same.
+    """
     old, new, common = word_diff(visible(before[:TEXT_SHOWN]).expandtabs(4), visible(after[:TEXT_SHOWN]).expandtabs(4))
+    if common is not None and common < least_common:
+        old, new = Content(old.plain), Content(new.plain)
     said = "identical" if before == after else "" if common is None else f"{100 * common:.0f} % of words in common"
-    old = old or Content.styled("(nothing)", "$muted")
-    new = new or Content.styled("(nothing)", "$muted")
+    old = old + _rest(before) or Content.styled("(nothing)", "$muted")
+    new = new + _rest(after) or Content.styled("(nothing)", "$muted")
     if width < SIDE_BY_SIDE:
         return [
             section(names[0], "", width),
@@ -33,3 +47,9 @@ def side_by_side(before: str, after: str, width: int, names: tuple[str, str] = (
     left = [section(names[0], "", half), *paragraph(old, half)]
     right = [section(names[1], said, width - half - GAP), *paragraph(new, width - half - GAP)]
     return beside(left, right, half, GAP)
+
+
+def _rest(text: str) -> Content:
+    """How much of a text there is beyond what is shown."""
+    more = len(text) - TEXT_SHOWN
+    return Content.styled(f" … {more:,} more characters", "$muted") if more > 0 else Content("")

@@ -156,9 +156,10 @@ def checks_count(checks: Sequence[Check]) -> str:
     return " · ".join(f"{count} {CHECK_MARKS[status].word}" for status, count in counts.items() if count)
 
 
-def section(title: str, note: str, width: int) -> Content:
+def section(title: str | Content, note: str, width: int) -> Content:
     """A quiet line above a part."""
-    head = Content.assemble((title, "bold $heading"), (f"  {note}" if note else "", "$muted"), " ")
+    named = Content.styled(title, "bold $heading") if isinstance(title, str) else title
+    head = Content.assemble(named, (f"  {note}" if note else "", "$muted"), " ")
     head = head.truncate(width, ellipsis=True)
     return head + Content.styled("─" * max(width - head.cell_length, 0), "$rule")
 

@@ -222,6 +222,8 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 return view is not None and view.OPTIONS in view.pages and view.page != view.OPTIONS
             case "zoom":
                 return view is not None and view.page == getattr(view, "CURVES", None)
+            case "answer(1)" | "which":
+                return view is not None and view.page == getattr(view, "VERDICT", None) and bool(self.seen.evaluation)
             case "log_in":
                 return mine and not running and self.main.selected == "credentials"
             case "browse":

@@ -42,6 +42,11 @@ class ThemedApp(App[Result], inherit_bindings=False):
         self._reverse_video = ReverseVideo()
         self._ascii = AsciiOnly(enabled=sequences.draws_ascii_alone() if config.ascii is None else config.ascii)
 
+    @property
+    def draws_ascii(self) -> bool:
+        """Whether the terminal gets ASCII alone."""
+        return self._ascii.enabled
+
     def get_driver_class(self) -> type[Driver]:
         return WizardDriver
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from engine.core.statistics import bootstrap_mean, fraction, mean, sign_test, win_tie_loss
 from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
 from engine.dpo.evaluation.held_out import Figures, number
+from engine.dpo.evaluation.relevance import AnswerRelevance
 from engine.dpo.evaluation.verdict import Answer, AnswerPair, Comparison, gains
 from engine.models.chat import Conversation
 from engine.pairs.detectors import Candidate, reply_reasons
-from engine.pairs.detectors.refusal import is_harmless, is_refusal
+from engine.pairs.detectors.refusal import is_about_harm, is_harmless, is_refusal
+from engine.pairs.detectors.relevance import fits_any_message
 
 if TYPE_CHECKING:
     from engine.models.generation.sampling import Reply
@@ -34,6 +36,7 @@ def compare(
     stage3: Sequence[Reply],
     judged: JudgedAnswers | None,
     *,
+    relevance: AnswerRelevance | None = None,
     everyday: Sequence[tuple[Reply, Reply]] = (),
     margins: Sequence[float] = (),
     trained: bool = True,
@@ -41,31 +44,31 @@ def compare(
 ) -> tuple[Comparison, Figures]:
     """The answers as the verdict reads them, and the figures of the report.
 
+    relevance  of the answers; None where it was not measured
     everyday   Stage 2's and Stage 3's answers to everyday questions
     margins    of the held-out pairs, for the verdict
     trained    False if the adapter's tensors are Stage 2's
     why_no_judge   if no judge scored
     """
-    unscored = [None] * len(prompts)
-    answered = [
-        AnswerPair(_answer(prompt, before, score_before), _answer(prompt, after, score_after))
-        for prompt, before, after, score_before, score_after in zip(
-            prompts,
-            stage2,
-            stage3,
-            judged.stage2 if judged is not None else unscored,
-            judged.stage3 if judged is not None else unscored,
-            strict=True,
-        )
-    ]
+    unknown: list[float | None] = [None] * len(prompts)
+    scores = (judged.stage2, judged.stage3) if judged is not None else (unknown, unknown)
+    of_stage2, of_stage3 = (
+        [_answer(*known) for known in zip(prompts, replies, scored, nats, strict=True)]
+        for replies, scored, nats in zip((stage2, stage3), scores, relevance or (unknown, unknown), strict=True)
+    )
+    answered = [AnswerPair(*both) for both in zip(of_stage2, of_stage3, strict=True)]
     refused = [(answered[i].stage2.refuses, answered[i].stage3.refuses) for i in harmless_among(prompts)]
     refused += [(_refuses(before), _refuses(after)) for before, after in everyday]
     comparison = Comparison(answered, refused, margins, trained, why_no_judge)
-    figures = _of_answers(comparison) | {"everyday_prompts": len(everyday)} | _of_scores(comparison, judged)
+    figures = (
+        _of_answers(comparison, relevance is not None)
+        | {"everyday_prompts": len(everyday)}
+        | _of_scores(comparison, judged)
+    )
     return comparison, figures
 
 
-def _of_answers(known: Comparison) -> Figures:
+def _of_answers(known: Comparison, measured: bool) -> Figures:
     figures: Figures = {
         "prompts": known.prompts,
         "unchanged_share": fraction([each.stage2.text == each.stage3.text for each in known.answers]),
@@ -79,6 +82,8 @@ def _of_answers(known: Comparison) -> Figures:
             f"{name}_mean_tokens": number(mean([answer.tokens for answer in mine])),
             f"{name}_distinct_share": len({answer.text for answer in mine}) / len(mine) if mine else None,
             f"{name}_unusable_share": fraction([answer.unusable for answer in mine]),
+            f"{name}_off_topic_share": fraction([answer.off_topic for answer in mine]) if measured else None,
+            f"{name}_unfit_share": fraction([answer.unfit for answer in mine]),
             f"{name}_refusal_share": fraction([answer.refuses for answer in mine]),
             f"{name}_harmless_refusal_share": fraction(known.refused[place]) if known.harmless else None,
         }
@@ -120,20 +125,24 @@ def sample(prompt: Conversation, answered: AnswerPair) -> Mapping[str, Any]:
         "prompt": prompt[-1]["content"],
         "stage2": answered.stage2.text,
         "stage3": answered.stage3.text,
+        "about_harm": is_about_harm(Candidate(prompt[-1]["content"], None, "").asked),
     }
     for name, answer in (("stage2", answered.stage2), ("stage3", answered.stage3)):
         told |= {
             f"{name}_tokens": answer.tokens,
             f"{name}_unusable": answer.unusable,
+            f"{name}_off_topic": answer.off_topic,
             f"{name}_refuses": answer.refuses,
             f"{name}_score": answer.score,
         }
     return told
 
 
-def _answer(prompt: Conversation, reply: Reply, score: float | None) -> Answer:
-    unusable = bool(reply_reasons(prompt[-1]["content"], reply.text, finished=reply.finished))
-    return Answer(reply.text, reply.tokens, unusable, _refuses(reply), score)
+def _answer(prompt: Conversation, reply: Reply, score: float | None, nats: float | None) -> Answer:
+    asked = prompt[-1]["content"]
+    unusable = bool(reply_reasons(asked, reply.text, finished=reply.finished))
+    off_topic = fits_any_message(Candidate(asked, None, reply.text, relevance=nats))
+    return Answer(reply.text, reply.tokens, unusable, _refuses(reply), score, off_topic)
 
 
 def _refuses(reply: Reply) -> bool:

@@ -11,6 +11,7 @@ from engine.core.events import EvalDone, Event
 from engine.dpo.evaluation.answers import REFUSAL_TOKENS, JudgedAnswers, answers, distinct_prompts, judge_answers
 from engine.dpo.evaluation.comparison import compare, everyday_for, sample
 from engine.dpo.evaluation.held_out import Figures, distance_on_own_answers, held_out_rewards
+from engine.dpo.evaluation.relevance import answer_relevance
 from engine.dpo.evaluation.verdict import Limits, verdict
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
@@ -51,6 +52,9 @@ def evaluate(
     before = yield from answers(context, trained, everyday, REFERENCE_ADAPTER, REFUSAL_TOKENS)
     after = yield from answers(context, trained, everyday, POLICY_ADAPTER, REFUSAL_TOKENS)
     distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, context.stop)
+    relevance = None
+    if config.relevance:
+        relevance = yield from answer_relevance(trained, prompts, stage2, stage3, context.stop)
     judged, examined = yield from judge_answers(context, trained, prompts, stage2, stage3, load_judge)
 
     comparison, about_answers = compare(
@@ -58,6 +62,7 @@ def evaluate(
         stage2,
         stage3,
         judged,
+        relevance=relevance,
         everyday=list(zip(before, after, strict=True)),
         margins=held_out.margins,
         trained=trained.tensors_sha256 != hash_tensors(adapter_tensors(trained.model, REFERENCE_ADAPTER)),
@@ -86,5 +91,5 @@ def evaluate(
     }
     write_json(context.run / layout.EVALUATION_REPORT, report)
     shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
-    yield EvalDone(found.word, found.reasons, figures, shown)
+    yield EvalDone(found.word, found.reasons, figures, shown, found.rule)
     return report

@@ -2,7 +2,8 @@
 
 Reward accuracy alone misleads: it can be 1.0 while the answers stay as flawed as they were, or stop being sentences. So
 the verdict depends on both models' answers to held-out prompts: whether they are usable, whether harmless prompts are
-refused, and a judge's scores if there is one. The rules in order; the first that holds decides:
+refused, and a judge's scores if there is one.
+An answer is unfit if it is unusable or would fit any message. The rules in order; the first that holds decides:
 
 | rule | holds when | word |
 |---|---|---|
@@ -12,6 +13,7 @@ refused, and a judge's scores if there is one. The rules in order; the first tha
 | broken answers | unusable ones rose by over --max-unusable-rise, and by more than chance | worse |
 | over-refusal | refusals of harmless prompts rose by over --max-refusal-rise, and by more than chance | worse |
 | wrong way round | Stage 3 prefers the rejected replies of held-out pairs, and no judge prefers Stage 3 | worse |
+| fewer unfit answers | no judge scored; unfit answers fell by over --max-unusable-rise, and by more than chance | better |
 | no judge | nothing scored the answers, or too few of them | cannot tell |
 | blind judge | the judge gave every single answer the same score, though they differ | cannot tell |
 | judged worse | more losses than chance gives, and the scores fell | worse |
@@ -23,8 +25,8 @@ refused, and a judge's scores if there is one. The rules in order; the first tha
 | refusals alone | if Stage 3 did not begin to refuse no preference is left, and over-refusal could not be seen | cannot tell |
 | judged better | none of these | better |
 
-"More than chance" is an exact test at --eval-significance: the sign test for scores, McNemar's for broken answers and
-refusals; the mean change of the scores must have its 95 % bootstrap interval on the same side of 0.
+"More than chance" is an exact test at --eval-significance: the sign test for scores, McNemar's for broken or unfit answers
+and refusals; the mean change of the scores must have its 95 % bootstrap interval on the same side of 0.
 """
 
 from __future__ import annotations
@@ -59,6 +61,12 @@ class Answer:
     refuses: bool = False
     score: float | None = None
     """A judge's score; None without one."""
+    off_topic: bool = False
+    """Would fit any message; False where its relevance was not measured."""
+
+    @property
+    def unfit(self) -> bool:
+        return self.unusable or self.off_topic
 
 
 class AnswerPair(NamedTuple):
@@ -119,6 +127,11 @@ class Comparison:
         return [a.stage2.unusable for a in self.answers], [a.stage3.unusable for a in self.answers]
 
     @cached_property
+    def off_topic(self) -> tuple[list[bool], list[bool]]:
+        """The same of answers that would fit any message."""
+        return [a.stage2.off_topic for a in self.answers], [a.stage3.off_topic for a in self.answers]
+
+    @cached_property
     def refused(self) -> tuple[list[bool], list[bool]]:
         """The same of the harmless prompts' refusals."""
         return [before for before, _ in self.harmless], [after for _, after in self.harmless]
@@ -169,6 +182,11 @@ def gains(answers: Sequence[AnswerPair]) -> list[float]:
     return [gain for answer in answers if (gain := answer.gain) is not None]
 
 
+def unfit(answers: Sequence[AnswerPair]) -> tuple[list[bool], list[bool]]:
+    """Whether Stage 2's and Stage 3's answers are unfit."""
+    return [answer.stage2.unfit for answer in answers], [answer.stage3.unfit for answer in answers]
+
+
 # -- what the rules ask ------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +210,11 @@ class Evidence:
         wins, _, losses = win_tie_loss(gains(answers))
         return wins > losses and not self.by_chance(sign_test(wins, losses))
 
+    def mends(self, answers: Sequence[AnswerPair]) -> bool:
+        """Whether among these Stage 3 has fewer unfit answers, by more than chance."""
+        before, after = unfit(answers)
+        return sum(after) < sum(before) and not self.by_chance(mcnemar_test(after, before))
+
     def by_chance(self, p: float) -> bool:
         return p >= self.limits.eval_significance
 
@@ -202,6 +225,9 @@ class Evidence:
         if known.answers:
             before, after = map(fraction, known.unusable)
             told.append(f"Unusable answers: {before:.0%} before, {after:.0%} after.")
+            if any(map(any, known.off_topic)):
+                before, after = map(fraction, known.off_topic)
+                told.append(f"Answers that would fit any message: {before:.0%} before, {after:.0%} after.")
             told.append(f"Length: {known.length_ratio:.2f} times Stage 2's on average.")
         if known.harmless:
             before, after = map(sum, known.refused)
@@ -251,6 +277,23 @@ def _wrong_way_round(case: Evidence) -> str:
     if not case.known.wrong_way_round or case.by_judge == "better":
         return ""
     return "Stage 3 prefers the rejected replies of held-out pairs: it learned the opposite."
+
+
+def _fewer_unfit(case: Evidence) -> str:
+    """A model that refuses everything, or says the same to everyone, makes no broken sentences either."""
+    known = case.known
+    if known.differences or sum(known.refused[1]) > sum(known.refused[0]):
+        return ""
+    answering = [answer for answer in known.answers if not answer.newly_refused]
+    before, after = unfit(known.answers)
+    fell = fraction(before) - fraction(after)
+    if fell <= case.limits.max_unusable_rise or not (case.mends(known.answers) and case.mends(answering)):
+        return ""
+    p = mcnemar_test(after, before)
+    return (
+        f"Fewer answers are unfit than before, by more than chance: {sum(before)} of {known.prompts} before, {sum(after)} after "
+        f"(McNemar p = {p:.2g}). No judge says what they are worth beyond that. {known.why_no_judge}".strip()
+    )
 
 
 def _no_judge(case: Evidence) -> str:
@@ -326,6 +369,7 @@ RULES: tuple[Rule, ...] = (
     ("broken answers", "worse", _broken_answers),
     ("over-refusal", "worse", _over_refusal),
     ("wrong way round", "worse", _wrong_way_round),
+    ("fewer unfit answers", "better", _fewer_unfit),
     ("no judge", "cannot tell", _no_judge),
     ("blind judge", "cannot tell", _blind_judge),
     ("judged worse", "worse", _judged_worse),

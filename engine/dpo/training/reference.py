@@ -94,6 +94,18 @@ def adapter_active(model: PeftModel, name: str) -> Iterator[None]:
         model.set_adapter(before, inference_mode=not trainable)
 
 
+@contextmanager
+def base_active(model: PeftModel) -> Iterator[None]:
+    """The base model alone; the adapter before comes back, trainable as it was."""
+    before = str(model.active_adapter)
+    trainable = any(p.requires_grad for n, p in model.named_parameters() if f".{before}." in n)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        model.set_adapter(before, inference_mode=not trainable)
+
+
 def pair_logps(model: PeftModel, batch: dict[str, Tensor], adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the replies of a collated batch under one adapter: chosen (B,), rejected (B,), float32.
 

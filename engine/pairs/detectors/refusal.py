@@ -49,8 +49,14 @@ def is_refusal(candidate: Candidate) -> bool:
 
 def is_harmless(asked: list[str]) -> bool:
     """Whether a prompt, by its words, is about an everyday subject and about nothing that could do harm."""
-    harmless, harmful = _words()
-    return not harmless.isdisjoint(asked) and not any(map(harmful.match, asked))
+    harmless, _ = _words()
+    return not harmless.isdisjoint(asked) and not is_about_harm(asked)
+
+
+def is_about_harm(asked: list[str]) -> bool:
+    """Whether a prompt, by its words, is about something that could do harm."""
+    _, harmful = _words()
+    return any(map(harmful.match, asked))
 
 
 def _refuses(text: str) -> bool:

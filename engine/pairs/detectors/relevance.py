@@ -19,13 +19,21 @@ COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 
 
 def is_off_topic(candidate: Candidate) -> bool:
-    """Of a revision alone, and only if its relevance was measured.
+    """Of a revision alone.
 
     People do ask "What do you mean?", and as an answer that may be sent. As the better half of a pair it teaches a model to
-    say so whatever it is told. A refusal may be the same for all that is refused, if the prompt may ask for harm; over a
-    harmless one it is another detector's (`refusal`).
+    say so whatever it is told.
     """
-    if candidate.draft is None or candidate.relevance is None:
+    return candidate.draft is not None and fits_any_message(candidate)
+
+
+def fits_any_message(candidate: Candidate) -> bool:
+    """Whether its prompt makes a reply hardly likelier than other messages do; False if its relevance was not measured.
+
+    A refusal may be the same for all that is refused, if the prompt may ask for harm; over a harmless one it is another
+    detector's (`refusal`).
+    """
+    if candidate.relevance is None:
         return False
     if is_refusal(candidate) and not is_harmless(candidate.asked):
         return False

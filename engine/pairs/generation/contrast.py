@@ -1,4 +1,4 @@
-"""--method contrast: the same prompt answered under a principle, which is chosen, and under its opposite, which is rejected.
+"""--method contrast: one prompt, answered by an assistant that follows a principle and by one that does the opposite.
 
 Yang et al. 2023, "RLCD: Reinforcement Learning from Contrastive Distillation": which of the two is better follows from how
 they were asked for, so that a policy need not be able to criticise itself.
@@ -16,7 +16,7 @@ from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
 from engine.pairs.generation.critique_revision import refusal_of
-from engine.pairs.generation.dialogue import under_a_rule
+from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.recipe import GenerationSettings
 from engine.pairs.principles.constitution import Principle
@@ -55,12 +55,12 @@ def make_records(prompts: Sequence[Prompt], backend: Backend, recipe: Generation
 def _try(makings: list[ContrastInProgress], attempt: int, backend: Backend, recipe: GenerationSettings) -> None:
     principles = [_drawn(making, attempt, recipe) for making in makings]
 
-    def answers(rules: Sequence[str], step: str) -> list[Reply]:
-        asked = [under_a_rule(making.prompt.messages, rule) for making, rule in zip(makings, rules, strict=True)]
+    def answers(personas: Sequence[str], step: str) -> list[Reply]:
+        asked = [with_persona(making.prompt.messages, one) for making, one in zip(makings, personas, strict=True)]
         seeds = [seed_of(recipe.seed, making.prompt.id, step, attempt) for making in makings]
         return backend.reply(asked, recipe.sampling, seeds)
 
-    chosen = answers([principle.text for principle in principles], "chosen")
+    chosen = answers([principle.followed for principle in principles], "chosen")
     rejected = answers([principle.contrary for principle in principles], "rejected")
     for making, principle, better, worse in zip(makings, principles, chosen, rejected, strict=True):
         making.trials.append(Attempt(principle, better, worse, _fault(making.prompt, better, worse)))

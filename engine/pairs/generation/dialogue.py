@@ -1,4 +1,4 @@
-"""The conversation of one pair: draft, critique, revision, each asked for in the same dialogue; or an answer under a rule.
+"""The conversation of one pair: draft, critique, revision, each asked for in the same dialogue; or an answer in a role.
 
 Nothing is parsed out of a tagged answer: each of the three is a generation of its own, and what the next one sees is
 the whole conversation so far, through the model's own chat template. Worked examples, if there are any, stand before
@@ -12,10 +12,7 @@ from collections.abc import Sequence
 from engine.models.chat import ChatMessage, Conversation
 from engine.pairs.principles.constitution import Principle
 
-__all__ = ["ChatMessage", "Conversation", "critique_prompt", "revision_prompt", "under_a_rule"]
-
-UNDER_A_RULE = "{asked}\n\n(Keep to this in your answer, without speaking about it: {rule})"
-"""Both answers of a contrast are asked for in the same words, so that they differ by the rule alone."""
+__all__ = ["ChatMessage", "Conversation", "critique_prompt", "revision_prompt", "with_persona"]
 
 
 def critique_prompt(
@@ -41,7 +38,13 @@ def revision_prompt(
     ]
 
 
-def under_a_rule(conversation: Conversation, rule: str) -> Conversation:
-    """The conversation, its last question with a rule for the answer (Yang et al. 2023, RLCD, section 3)."""
-    asked = UNDER_A_RULE.format(asked=conversation[-1]["content"], rule=rule)
-    return [*conversation[:-1], {"role": "user", "content": asked}]
+def with_persona(conversation: Conversation, persona: str) -> Conversation:
+    """The conversation with `persona` as its system message, in front of one that it has.
+
+    Both answers of a contrast are asked for so, and differ by it alone (Yang et al. 2023, RLCD, section 3). Put behind the question
+    as a rule, small models talk about the rule.
+    """
+    if conversation[0]["role"] == "system":
+        first, *conversation = conversation
+        persona = f"{persona}\n\n{first['content']}"
+    return [{"role": "system", "content": persona}, *conversation]

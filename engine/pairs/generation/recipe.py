@@ -9,7 +9,7 @@ from engine.core.config import Stage3Config
 from engine.models.backend import Backend
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import SamplingSettings
-from engine.pairs.generation.dialogue import UNDER_A_RULE, revision_prompt, under_a_rule
+from engine.pairs.generation.dialogue import revision_prompt, with_persona
 from engine.pairs.judges.base import judge_name
 from engine.pairs.principles.constitution import Constitution, Principle, load_constitution
 from engine.pairs.principles.few_shot import load_few_shot
@@ -59,7 +59,7 @@ class GenerationSettings:
         nothing: Conversation = [{"role": "user", "content": ""}]
         match self.method:
             case "contrast":
-                return [under_a_rule(nothing, rule) for rule in (principle.text, principle.contrary)]
+                return [with_persona(nothing, one) for one in (principle.followed, principle.contrary)]
             case "best-of-n":
                 return [nothing]
             case _:
@@ -71,18 +71,18 @@ class GenerationSettings:
         settings = {"sampling": asdict(self.sampling), "seed": self.seed}
         match self.method:
             case "contrast":
-                rules = [
-                    {"id": one.id, "weight": one.weight, "rules": [one.text, one.contrary], "asked": UNDER_A_RULE}
+                personas = [
+                    {"id": one.id, "weight": one.weight, "personas": [one.followed, one.contrary]}
                     for one in self.constitution.principles
                 ]
-                return {**settings, "method": "contrast", "principles": rules, "max_attempts": self.max_attempts}
+                return {**settings, "method": "contrast", "principles": personas, "max_attempts": self.max_attempts}
             case "best-of-n":
                 rules = [{"id": one.id, "weight": one.weight, "text": one.text} for one in self.constitution.principles]
                 drafts = {"num_drafts": self.num_drafts, "judge": self.judge}
                 return {**settings, "method": "best-of-n", "principles": rules, **drafts}
             case _:  # as it was before there were methods: what was made then still holds
                 for principle in drawn:
-                    del principle["opposite"]
+                    del principle["persona"], principle["opposite"]
                 return {
                     **settings,
                     "constitution": {"principles": drawn},

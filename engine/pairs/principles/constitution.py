@@ -33,12 +33,19 @@ class Principle:
     revision_request: str
     weight: float = 1.0
     """How often it is drawn, relative to the others."""
+    persona: str = ""
+    """For --method contrast: the system message of an assistant that follows it; `text` if the constitution has none."""
     opposite: str = ""
-    """What an answer does that goes against it, for --method contrast; empty if the constitution does not say."""
+    """The same of an assistant that does the opposite; `text` turned round if the constitution has none."""
+
+    @property
+    def followed(self) -> str:
+        """The system message under which the chosen answer of a contrast is given."""
+        return self.persona or self.text
 
     @property
     def contrary(self) -> str:
-        """Its opposite as a principle of its own."""
+        """The system message under which the rejected answer is given."""
         return self.opposite or OPPOSITE_OF_TEXT.format(text=self.text)
 
 
@@ -55,7 +62,8 @@ class Constitution:
 
 
 def load_constitution(path: Path | None) -> Constitution:
-    """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight, opposite}]`),
+    """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight, persona,
+    opposite}]`),
     the notebook's (`categories: [{principles: [{id, text}]}]`, list or mapping), or Anthropic's JSON
     (`{name: {"prompt": [request], "edit_request": request}}`). None means the one in the package.
 
@@ -74,7 +82,7 @@ def load_constitution(path: Path | None) -> Constitution:
         raise ConfigError(
             f"The constitution {path} has an unknown format.",
             f"Reading it failed at {error!r}.",
-            "Write `principles:` with a list of {id, text}; critique_request, revision_request and opposite are optional.",
+            "Write `principles:` with a list of {id, text}; critique_request, revision_request, persona and opposite are optional.",
         ) from error
     if not principles:
         raise ConfigError(f"The constitution {path} has no principles.", "", "Add one under `principles:`.")
@@ -107,6 +115,7 @@ def _principle(entry: dict[str, Any]) -> Principle:
         critique_request=str(entry.get("critique_request") or CRITIQUE_OF_TEXT.format(text=text)).strip(),
         revision_request=str(entry.get("revision_request") or REVISION_OF_TEXT.format(text=text)).strip(),
         weight=float(entry.get("weight", 1.0)),
+        persona=str(entry.get("persona") or "").strip(),
         opposite=str(entry.get("opposite") or "").strip(),
     )
 

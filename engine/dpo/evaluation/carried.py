@@ -1,0 +1,149 @@
+"""The three figures that carry a verdict, with their 95 % intervals: what a person looks at before all others.
+
+Which three depends on the rule that decided (`engine.dpo.evaluation.verdict`). A figure that was not measured is passed over,
+and the next one takes its place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.core.statistics import wilson
+
+SHOWN = 3
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """One figure, on a scale."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    """With 95 % confidence."""
+    mark: float
+    """What it is held against: Stage 2's value, or what would be no difference."""
+    mark_name: str
+    told: str = ""
+    """The counts behind it."""
+    is_share: bool = True
+    """On a scale from 0 to 1; else on one around the mark."""
+
+
+def carrying(rule: str, figures: Figures) -> tuple[Carrying, ...]:
+    """The figures that carry the verdict of `rule`, the most important first; fewer than three where fewer were measured."""
+    wanted = dict.fromkeys((*BY_RULE.get(rule, ()), *USUALLY))
+    found = (FIGURES[name](figures) for name in wanted)
+    return tuple(one for one in found if one is not None)[:SHOWN]
+
+
+def _preferred(figures: Figures) -> Carrying | None:
+    return _of_judge("Judge prefers Stage 3", figures, "")
+
+
+def _preferred_not_longer(figures: Figures) -> Carrying | None:
+    return _of_judge("… where not longer", figures, "_not_longer")
+
+
+def _of_judge(name: str, figures: Figures, suffix: str) -> Carrying | None:
+    wins, ties, losses = (_count(figures, f"{key}{suffix}") for key in ("wins", "ties", "losses"))
+    decided = wins + losses
+    if not decided:
+        return None
+    told = f"{wins} better, {ties} equal, {losses} worse"
+    return Carrying(name, wins / decided, *wilson(wins, decided), 0.5, "chance", told)
+
+
+def _change(figures: Figures) -> Carrying | None:
+    return with_interval("Mean change of the score", figures, "score_change", 0.0, "none", is_share=False)
+
+
+def _margin(figures: Figures) -> Carrying | None:
+    return with_interval("Held-out margin, nats", figures, "margin", 0.0, "none", is_share=False)
+
+
+def _accuracy(figures: Figures) -> Carrying | None:
+    told = f"of {_count(figures, 'pairs')} held-out pairs"
+    return with_interval("Held-out accuracy", figures, "reward_accuracy", 0.5, "chance", told)
+
+
+def with_interval(
+    name: str, figures: Figures, key: str, mark: float, mark_name: str, told: str = "", *, is_share: bool = True
+) -> Carrying | None:
+    """A figure whose interval was measured with it, as `NAME_low` and `NAME_high`."""
+    value, low, high = (_number(figures, f"{key}{end}") for end in ("", "_low", "_high"))
+    if value is None or low is None or high is None:
+        return None
+    return Carrying(name, value, low, high, mark, mark_name, told, is_share)
+
+
+def _broken(figures: Figures) -> Carrying | None:
+    return _before_and_after("Broken answers", figures, "unusable_share", "prompts", "prompts")
+
+
+def _refused(figures: Figures) -> Carrying | None:
+    return _before_and_after(
+        "Refused harmless prompts", figures, "harmless_refusal_share", "harmless_prompts", "harmless prompts"
+    )
+
+
+def _before_and_after(name: str, figures: Figures, key: str, number_key: str, what: str) -> Carrying | None:
+    before, after = _number(figures, f"stage2_{key}"), _number(figures, f"stage3_{key}")
+    n = _count(figures, number_key)
+    if before is None or after is None or not n:
+        return None
+    told = f"{round(before * n)} before, {round(after * n)} after, of {n} {what}"
+    return Carrying(name, after, *wilson(round(after * n), n), before, "Stage 2", told)
+
+
+def _unchanged(figures: Figures) -> Carrying | None:
+    share, n = _number(figures, "unchanged_share"), _count(figures, "prompts")
+    if share is None or not n:
+        return None
+    same = round(share * n)
+    return Carrying("Unchanged answers", share, *wilson(same, n), 1.0, "all", f"{same} of {n}")
+
+
+def _number(figures: Figures, key: str) -> float | None:
+    value = figures.get(key)
+    is_figure = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_figure else None  # type: ignore[arg-type]
+
+
+def _count(figures: Figures, key: str) -> int:
+    return int(_number(figures, key) or 0)
+
+
+FIGURES: dict[str, Callable[[Figures], Carrying | None]] = {
+    "preferred": _preferred,
+    "not longer": _preferred_not_longer,
+    "change": _change,
+    "broken": _broken,
+    "refused": _refused,
+    "accuracy": _accuracy,
+    "margin": _margin,
+    "unchanged": _unchanged,
+}
+USUALLY: Sequence[str] = ("preferred", "broken", "refused", "accuracy", "margin")
+BY_RULE: dict[str, Sequence[str]] = {
+    "nothing trained": ("unchanged", "accuracy", "margin"),
+    "same answers": ("unchanged", "accuracy", "margin"),
+    "broken answers": ("broken", "preferred", "refused"),
+    "more broken": ("broken", "preferred", "refused"),
+    "over-refusal": ("refused", "preferred", "broken"),
+    "more refusals": ("refused", "preferred", "broken"),
+    "refusals alone": ("refused", "preferred", "broken"),
+    "wrong way round": ("accuracy", "margin", "preferred"),
+    "judge against pairs": ("accuracy", "margin", "preferred"),
+    "no judge": ("accuracy", "broken", "refused"),
+    "blind judge": ("accuracy", "broken", "refused"),
+    "judged worse": ("preferred", "change", "accuracy"),
+    "judged alike": ("preferred", "change", "accuracy"),
+    "length alone": ("preferred", "not longer", "broken"),
+}
+"""What each rule asks about, first; other rules have the usual ones."""

@@ -1,0 +1,41 @@
+"""Which trial of a sweep is the best, by one rule that sweep, screens and reports share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+RULE = (
+    "Trials that ended and are not worse than Stage 2; of them the highest mean change of the judge's score, without a "
+    "judge the highest held-out accuracy, then the highest margin; the earlier of two that are equal."
+)
+
+
+class Ended(Protocol):
+    """What a trial came to."""
+
+    @property
+    def outcome(self) -> str: ...
+
+    @property
+    def verdict(self) -> str: ...
+
+    @property
+    def figures(self) -> Mapping[str, Any]: ...
+
+
+Trial = TypeVar("Trial", bound=Ended)
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """By RULE; None if no trial may be picked."""
+    ended = [each for each in trials if each.outcome == "done" and each.verdict not in ("worse", "")]
+
+    def merit(each: Trial) -> tuple[float, ...]:
+        return tuple(_value(each.figures.get(key)) for key in ("score_change", "reward_accuracy", "margin"))
+
+    return max(ended, key=merit, default=None)
+
+
+def _value(figure: Any) -> float:
+    return float(figure) if isinstance(figure, (int, float)) else float("-inf")

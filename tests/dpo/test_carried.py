@@ -1,0 +1,69 @@
+"""The three figures that carry a verdict, and the answers that people read beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.dpo.evaluation.answered import KINDS, answered_of, read_answered
+from engine.dpo.evaluation.carried import BY_RULE, FIGURES, USUALLY, carrying
+from engine.dpo.evaluation.verdict import RULES
+from tests.support.made_up_run import report
+
+MEASURED = report()["figures"]
+
+
+def test_every_rule_that_has_figures_of_its_own_is_a_rule_of_the_verdict():
+    assert set(BY_RULE) <= {name for name, _, _ in RULES}
+    assert all(set(names) <= set(FIGURES) for names in (*BY_RULE.values(), USUALLY))
+
+
+def test_a_judged_verdict_is_carried_by_the_preference_broken_answers_and_refusals():
+    preferred, broken, refused = carrying("judged better", MEASURED)
+    assert (preferred.value, preferred.mark, preferred.told) == (24 / 33, 0.5, "24 better, 7 equal, 9 worse")
+    assert 0.5 < preferred.low < preferred.value < preferred.high < 1
+    assert (broken.value, broken.mark, broken.told) == (0.05, 0.075, "3 before, 2 after, of 40 prompts")
+    assert (refused.value, refused.mark) == (0.04, 0.0)
+    assert refused.told == "0 before, 1 after, of 25 harmless prompts"
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [
+        ("wrong way round", ["Held-out accuracy", "Held-out margin, nats", "Judge prefers Stage 3"]),
+        ("more broken", ["Broken answers", "Judge prefers Stage 3", "Refused harmless prompts"]),
+        ("", ["Judge prefers Stage 3", "Broken answers", "Refused harmless prompts"]),
+    ],
+)
+def test_what_a_rule_asks_about_comes_first(rule: str, names: list[str]):
+    assert [one.name for one in carrying(rule, MEASURED)] == names
+
+
+def test_what_was_not_measured_is_passed_over_and_never_shown_as_zero():
+    unjudged = {key: value for key, value in MEASURED.items() if key not in ("wins", "ties", "losses")}
+    assert [one.name for one in carrying("no judge", unjudged)] == [
+        "Held-out accuracy", "Broken answers", "Refused harmless prompts"
+    ]  # fmt: skip
+    assert carrying("judged better", {"wins": "many", "margin": None, "margin_low": float("nan")}) == ()
+
+
+def test_the_answers_of_a_report_are_read_with_what_is_known_of_them(tmp_path: Path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report()), encoding="utf-8")
+    answers = read_answered(path)
+    counted = {kind: sum(map(fits, answers)) for kind, fits in KINDS.items()}
+    assert counted == {"all": 40, "better": 24, "equal": 7, "worse": 9, "broken": 2, "refused": 1, "harmful": 7}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"samples": 3}', '{"samples": [1, {"stage2": "x"}]}', "[" * 100_000])
+def test_a_report_that_cannot_be_read_has_no_answers(tmp_path: Path, text: str):
+    path = tmp_path / "report.json"
+    path.write_text(text, encoding="utf-8")
+    assert read_answered(path) == ()
+
+
+def test_answers_of_an_event_have_texts_alone():
+    (one,) = answered_of([{"prompt": "Why?", "stage2": "So.", "stage3": "Thus."}])
+    assert (one.stage3, one.gain, one.word, one.stage3_unusable) == ("Thus.", None, "", False)

@@ -1,0 +1,188 @@
+"""Disks, file systems and processes that are not as one hopes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.core import layout
+from engine.core.errors import DamagedState, ExitCode, RunLocked
+from engine.core.failpoints import failing
+from engine.dpo.training.checkpoints import adopt, write_checkpoint
+from engine.machine.error_mapping import as_stage3_error
+from engine.packaging import fresh_process
+from engine.packaging.archive import build_archive, verified_archive
+from engine.process.children import ChildResult
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.storage.files import write_json
+from engine.storage.jsonl import JsonlAppender
+from tests.support.finished_run import copied
+
+ROOT = Path(__file__).parents[2]
+
+
+# -- a full disk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("B3")
+@pytest.mark.parametrize("before", ["none", "an older one"])
+def test_b3_a_disk_that_fills_at_any_file_of_the_archive_leaves_a_whole_archive_or_none(
+    trained: Context, tmp_path: Path, before: str
+):
+    run = copied(trained, tmp_path / "run").run
+    if before == "an older one":
+        build_archive(run)
+    there = sorted(path.name for path in tmp_path.iterdir())
+    number, full = 0, True
+    while full:
+        number += 1
+        with failing(f"zip=ENOSPC@{number}") as armed:
+            try:
+                build_archive(run)
+            except OSError as error:
+                known = as_stage3_error(error)
+                assert known is not None and known.exit_code == ExitCode.DISK
+                assert sorted(path.name for path in tmp_path.iterdir()) == there
+                if before == "an older one":
+                    verified_archive(run)
+            full = armed.fired > 0
+    assert number > 5
+    assert zipfile.ZipFile(run.archive).testzip() is None
+
+
+# -- another file system ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_disk() -> Iterator[Path]:
+    """A folder on another file system than the temporary folder."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
+        pytest.skip("there is one file system only")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.fault("B7")
+def test_b7_every_file_that_gets_its_name_by_renaming_was_written_beside_its_place(
+    trained: Context, other_disk: Path, tmp_path: Path
+):
+    with pytest.raises(OSError) as crossed:
+        other_disk.rename(tmp_path / "x")
+    assert crossed.value.errno == errno.EXDEV  # as it would be for a file that was made in the temporary folder
+    run = copied(trained, other_disk / "run").run
+    run.save()
+    write_json(run / layout.METRICS_JSON, {})
+    build_archive(run)
+    first = write_checkpoint(
+        run / "checkpoints", 4, lambda folder: (folder / "weights").write_bytes(b"1") and None, "f"
+    )
+    assert adopt(tmp_path, [first.parent], "f") == first  # copied, as a rename would not do
+    assert run.set_aside(layout.PAIRS_JSONL, why="a test") is not None
+
+
+@pytest.mark.fault("B9", "A10")
+def test_b9_on_a_file_system_whose_locks_do_nothing_the_second_process_is_still_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\nfrom engine.run.folder import Run\n"
+         "Run(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+        with pytest.raises(RunLocked, match=str(holder.pid)) as refused:
+            Run(tmp_path / "run").acquire()
+        assert refused.value.exit_code == ExitCode.LOCKED
+    finally:
+        holder.kill()
+        holder.wait()
+    run = Run(tmp_path / "run")
+    run.acquire()  # it is gone, and so is its claim
+    run.release()
+
+
+# -- the lock -----------------------------------------------------------------------------------------------------------
+
+KILLED_WITH_A_CHILD = """
+import os, signal, sys, time
+from pathlib import Path
+from engine.run.folder import Run
+Run(Path(sys.argv[1])).acquire()
+child = os.fork()
+if child == 0:
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(0.2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.fault("A11")
+def test_a11_the_lock_of_a_killed_process_is_free_though_its_forked_child_lives(tmp_path: Path):
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WITH_A_CHILD, str(tmp_path / "run")],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    child = int(killed.stdout)
+    try:
+        assert killed.returncode == -9
+        os.kill(child, 0)  # it lives
+        run = Run(tmp_path / "run")
+        run.acquire()
+        run.release()
+    finally:
+        os.kill(child, 9)
+
+
+# -- memory -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("D10")
+def test_d10_a_child_that_the_kernel_kills_is_told_by_its_signal_and_the_archive_gets_no_name(
+    trained: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    context = copied(trained, tmp_path / "run")
+    monkeypatch.setattr(fresh_process, "CACHE_VARIABLES", ())
+    real = fresh_process.run_child
+
+    def killed_for_its_memory(command: list[str], **options: object) -> ChildResult:
+        return real([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fresh_process, "run_child", killed_for_its_memory)
+
+    def check(archive: Path) -> None:
+        fresh_process.load_in_fresh_process(archive, context.config)
+
+    with pytest.raises(DamagedState, match="fresh process") as told:
+        build_archive(context.run, check)
+    assert told.value.why == "ended by SIGKILL, as the kernel does if memory runs out"
+    assert not context.run.archive.exists()
+
+
+@pytest.mark.fault("D10")
+def test_d10_an_allocation_that_fails_on_the_host_is_exit_7_with_what_needs_less(tmp_path: Path):
+    """MemoryError has no words of its own; the advice must not be that of a bug."""
+    appender = JsonlAppender(tmp_path / "pairs.jsonl")
+    with failing("append=memory@1"), pytest.raises(MemoryError) as spent:
+        appender.append({"id": "a"})
+    known = as_stage3_error(spent.value)
+    assert known is not None and known.exit_code == ExitCode.MEMORY
+    assert "--generation-batch-size" in known.what_to_do
+    appender.append({"id": "a"})
+    appender.close()
+    assert (tmp_path / "pairs.jsonl").read_text().count("\n") == 1

@@ -1,0 +1,80 @@
+"""A figure with its interval on a scale, and what it is held against. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from engine.dpo.evaluation.carried import Carrying
+from tui.formatting import figure
+from tui.widgets.layout import fit
+
+LEAST_BAR, MOST_BAR, GAP = 12, 48, 2
+TRACK, INTERVAL, VALUE, MARK = "─", "━", "●", "┃"
+
+
+def interval_bar(one: Carrying, width: int) -> Content:
+    """`width` cells: the scale, the interval on it, the value, and the mark."""
+    least, most = scale_of(one)
+    cells = [(TRACK, "$rule")] * width
+    first, last = _cell(one.low, least, most, width), _cell(one.high, least, most, width)
+    cells[first : last + 1] = [(INTERVAL, "$accent")] * (last - first + 1)
+    cells[_cell(one.mark, least, most, width)] = (MARK, "$gauge-forecast")
+    cells[_cell(one.value, least, most, width)] = (VALUE, "bold $accent")
+    return Content.assemble(*cells)
+
+
+def scale_of(one: Carrying) -> tuple[float, float]:
+    """A share has all of 0 to 1; what has no bounds stands on a scale around its mark."""
+    if one.is_share:
+        return 0.0, 1.0
+    reach = 1.15 * max(abs(one.low - one.mark), abs(one.high - one.mark), 1e-9)
+    return one.mark - reach, one.mark + reach
+
+
+def interval_lines(figures: Sequence[Carrying], width: int) -> list[Content]:
+    """A row a figure: name, value, bar and interval, aligned; with room what it is held against and the counts, too."""
+    columns = [[_name(one), _value(one), _interval(one), _against(one)] for one in figures]
+    names, values, intervals, marks = (
+        max(cell.cell_length for cell in column) for column in zip(*columns, strict=True)
+    )
+    fixed = names + values + intervals + 3 * GAP
+    beside = width - fixed - marks - GAP >= LEAST_BAR
+    room = min(max(width - fixed - (marks + GAP if beside else 0), LEAST_BAR), MOST_BAR)
+    lines = []
+    for one, (name, value, interval, mark) in zip(figures, columns, strict=True):
+        cells = [fit(name, names), fit(value, values, right=True), interval_bar(one, room), fit(interval, intervals)]
+        if beside:
+            cells.append(fit(mark, marks))
+            if fixed + room + marks + 2 * GAP + len(one.told) <= width:
+                cells.append(Content.styled(one.told, "$muted"))
+        lines.append(Content(" " * GAP).join(cells).rstrip().truncate(width, ellipsis=True))
+    return lines
+
+
+def _name(one: Carrying) -> Content:
+    return Content.styled(one.name, "$foreground")
+
+
+def _value(one: Carrying) -> Content:
+    return Content.styled(shown(one, one.value), "bold")
+
+
+def _against(one: Carrying) -> Content:
+    told = f"{one.mark_name} {shown(one, one.mark)}" if one.is_share else one.mark_name
+    return Content.assemble((f"{MARK} ", "$gauge-forecast"), (told, "$muted"))
+
+
+def _interval(one: Carrying) -> Content:
+    low = f"{100 * one.low:.0f}" if one.is_share else shown(one, one.low)
+    return Content.styled(f"{low} to {shown(one, one.high)}", "$muted")
+
+
+def shown(one: Carrying, value: float) -> str:
+    return f"{100 * value:.0f} %" if one.is_share else ("+" if value > 0 else "") + figure(float(value), 2)
+
+
+def _cell(value: float, least: float, most: float, width: int) -> int:
+    share = (value - least) / (most - least) if most > least else 0.5
+    return min(max(round(share * (width - 1)), 0), width - 1)
