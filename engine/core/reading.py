@@ -10,8 +10,9 @@ import errno
 import os
 import stat
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -32,11 +33,17 @@ LARGEST_CONFIG = 4 << 20
 """Bytes of a configuration, a constitution, worked examples; people write some thousand."""
 
 
+UNFOLDS_FREELY = 256 << 20
+"""Bytes that compressed data may unfold to, however small it is."""
+MOST_UNFOLDING = 200
+"""Times its own size, beyond that. Texts unfold to three or ten times theirs, columns of one value to fifty."""
+
+
 class TooLarge(ValueError):
     """A file has more bytes than anything that is meant for this place."""
 
 
-def open_file(path: Path, *, follow_links: bool = False) -> BinaryIO:
+def open_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
     """Open a regular file to read it.
 
     follow_links   for what a person names, who may well name a link, or a pipe of this process; nothing in a run folder is one

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import layout
-from engine.core.errors import DamagedState
+from engine.core.errors import DamagedState, UnsafeError
 from engine.core.failpoints import failpoint
+from engine.core.reading import open_file, read_file
 from engine.core.stage_table import STAGES
 from engine.packaging.anonymise import anonymised
 from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
@@ -21,9 +22,13 @@ from engine.packaging.verify import read_files
 from engine.packaging.zip_writer import MANIFEST, manifest_bytes, write_zip
 from engine.pairs.data.edits import read_edits
 from engine.run.folder import Run
+from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 from engine.storage.files import sha256_of_file, sync_folder, write_atomically
 from engine.storage.jsonl import loads
+
+LARGEST_HASH_FILE = 4096
+"""Bytes: a hash and a name."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,13 @@ def build_archive(
     Raises UnsafeError for a link, a device, a pickle or a secret where files are packed, PreconditionError without an
     adapter, DamagedState if the written archive does not read back as it was meant, or the run changed meanwhile.
     """
+    _refuse_folder_in_its_place(run.archive)
     contents, packed = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
     packed.files[MANIFEST] = manifest_bytes(packed.files, packed.withheld)
     part = run.archive.with_name(f".{run.archive.name}.part")
     try:
         write_zip(part, run.folder.name, packed.files)
-        with part.open("rb") as file:
+        with open_file(part) as file:
             read_files(file, part)
         if check is not None:
             check(part)
@@ -93,6 +99,15 @@ def build_archive(
         tuple(packed.withheld),
         tuple(packed.accepted),
     )
+
+
+def _refuse_folder_in_its_place(archive: Path) -> None:
+    if archive.is_dir() and not archive.is_symlink():
+        raise DamagedState(
+            f"{visible_line(str(archive))} is a folder.",
+            "The archive of this run has that name.",
+            "Move the folder away, and run the same command again.",
+        )
 
 
 def hash_file(run: Run) -> Path:
@@ -127,9 +142,11 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
     """
     expected = _recorded_hash(run)
     try:
-        file = run.archive.open("rb")
+        file = open_file(run.archive)
     except OSError as error:
         raise _unlike(run, f"It is unreadable: {error.strerror}.") from error
+    except UnsafeError as error:
+        raise _unlike(run, error.what) from error
     with file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest not in expected or len(expected) > 1:
@@ -144,8 +161,8 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
 def _recorded_hash(run: Run) -> set[str]:
     """What the file beside the archive says, and `run.json` if it tells of it: one hash, or nothing is certain."""
     try:
-        beside = hash_file(run).read_text(encoding="ascii").split()[:1]
-    except (OSError, UnicodeDecodeError):
+        beside = read_file(hash_file(run), LARGEST_HASH_FILE).decode("ascii").split()[:1]
+    except (OSError, ValueError, UnsafeError):
         beside = []
     recorded = run.result(STAGES[-1]).get("sha256")
     return {*beside, *([str(recorded)] if recorded else [])}

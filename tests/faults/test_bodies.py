@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from engine.core import bodies
-from engine.core.errors import ExitCode, NetworkError
+from engine.core.errors import DamagedState, ExitCode, NetworkError, UnsafeError
 from engine.hub.requests import get, json_of
 from engine.models.generation.sampling import RefusedReply, SamplingSettings
 from engine.models.server.address import server_address
 from engine.models.server.backend import ServerBackend
 from engine.models.server.client import Question, ServerClient
+from engine.packaging.verify import read_files
+from engine.packaging.zip_writer import MANIFEST
+from engine.pairs.formats import containers, streams
+from engine.pairs.formats.containers import rows_of
 from engine.run.stop import StopToken
 from tests.support.endless_server import endless_server
 from tests.support.fake_server import Answer, choices, fake_server
@@ -161,3 +170,74 @@ def test_what_the_hub_packs_is_read(kind: str, hub_is):
     with endless_server(kind) as server:
         hub_is(server.url)
         assert json_of(get("/api/whoami-v2", None))["name"] == "me"
+
+
+# -- what unfolds --------------------------------------------------------------------------------------------------------
+
+
+def zip_of(files: dict[str, int]) -> bytes:
+    """An archive with so many NULs in each file."""
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, size in files.items():
+            entry = zipfile.ZipInfo(f"run/{name}")
+            entry.external_attr, entry.compress_type = 0o100644 << 16, zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w") as file:
+                for start in range(0, size, 1 << 20):
+                    file.write(bytes(min(1 << 20, size - start)))
+    return packed.getvalue()
+
+
+@pytest.mark.fault("F2-6")
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [({MANIFEST: 200 << 20}, "manifest has more than 16 MiB"), ({MANIFEST: 2, "metrics.json": 300 << 20}, "50 times")],
+)
+def test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked(files: dict[str, int], why: str, tmp_path: Path):
+    (tmp_path / "run_artifacts.zip").write_bytes(zip_of(files))
+    with little_memory(), (tmp_path / "run_artifacts.zip").open("rb") as file, pytest.raises(DamagedState) as refused:
+        read_files(file, tmp_path / "run_artifacts.zip")
+    assert why in refused.value.why
+
+
+@pytest.mark.fault("F2-6")
+def test_f2_06_of_a_bomb_of_rows_only_those_asked_for_are_unfolded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(streams, "UNFOLDS_FREELY", 8 << 20)
+    monkeypatch.setattr(streams, "MOST_UNFOLDING", 50)
+    row = json.dumps({"prompt": "How do I water a fern" + " " * 200 + "?"}).encode() + b"\n"
+    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb", 1) as file:
+        for _ in range(60):
+            file.write(row * 1000)
+    with little_memory():
+        rows = rows_of(tmp_path / "bomb.jsonl.gz")
+        assert [next(rows)[0] for _ in range(4)] == [0, 1, 2, 3]
+    read = 4
+    with pytest.raises(UnsafeError, match="unfold to more than"):
+        for number, _ in rows:
+            read = number
+    assert read > 30_000, "what is small is read, however it is packed"
+
+
+@pytest.mark.fault("F2-6")
+@pytest.mark.parametrize("nested", [False, True])
+def test_f2_06_a_table_that_names_one_long_text_in_every_row_is_read_row_by_row(nested: bool, tmp_path: Path):
+    text = "How do I water a fern? " * 400_000  # 9 MB
+    named = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array([text]))
+    column = pa.ListArray.from_arrays(pa.array(range(257), pa.int32()), named) if nested else named
+    pa.parquet.write_table(pa.table({"prompt": column}), tmp_path / "rows.parquet", store_schema=False)
+    assert (tmp_path / "rows.parquet").stat().st_size < 20 << 20
+    before = pa.total_allocated_bytes()
+    rows = rows_of(tmp_path / "rows.parquet")
+    for number in range(4):
+        assert next(rows) == (number, {"prompt": [text] if nested else text})
+        assert pa.total_allocated_bytes() - before < 4 * containers.MOST_OF_A_BATCH
+
+
+@pytest.mark.fault("F2-6")
+def test_f2_06_a_row_that_no_memory_holds_is_refused(tmp_path: Path):
+    text = "x" * (4 << 20)
+    named = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
+    table = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), named)})
+    pa.parquet.write_table(table, tmp_path / "rows.parquet", store_schema=False)
+    with little_memory(), pytest.raises(UnsafeError, match="A row of the table unfolds"):
+        next(rows_of(tmp_path / "rows.parquet"))

@@ -14,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from engine.core.errors import ConfigError
+from engine.core.errors import ConfigError, UnsafeError
 from engine.core.reading import open_file
 from engine.pairs.formats.json_values import holds_values, json_values
 from engine.pairs.formats.streams import head, in_utf8, seekable, unpacked, without_packing
@@ -26,6 +26,10 @@ NumberedRow = tuple[int, Row | BadLine]
 
 ROWS_AT_ONCE = 256
 """Of Parquet and Arrow: a batch of them is in memory."""
+MOST_OF_A_BATCH = 64 << 20
+"""Bytes of one batch, as far as its dictionary tells: a text that stands in it once may be named by every row."""
+MOST_OF_A_ROW = 512 << 20
+"""Bytes of one row, by the same count."""
 LONGEST_CELL_READ = 1 << 20
 """Characters of a CSV cell that is looked at for a list or an object."""
 DELIMITERS = ",\t;|"
@@ -41,9 +45,7 @@ def rows_of(path: Path, *, last_line_may_lack_newline: bool = True) -> Iterator[
     last_line_may_lack_newline   False for a file of our own: what has no newline yet was never acknowledged
     """
     with open_file(path, follow_links=True) as file:
-        yield from rows_from(
-            cast(BufferedReader, file), path.name, last_line_may_lack_newline=last_line_may_lack_newline
-        )
+        yield from rows_from(file, path.name, last_line_may_lack_newline=last_line_may_lack_newline)
 
 
 def rows_from(
@@ -184,13 +186,64 @@ def _table_rows(file: BufferedReader, start: bytes, name: str) -> Iterator[Numbe
         yield number, BadLine(number, f"the table is damaged from here on: {str(error).splitlines()[0]}")
 
 
+def _rows_at_once(table: Any, source: Any, group: int) -> int:
+    """Rows of a row group that are read side by side: fewer if its dictionaries name long texts, which each row would copy.
+
+    Raises UnsafeError for rows that no memory would hold.
+    """
+    import pyarrow.parquet
+
+    facts = table.metadata.row_group(group)
+    columns = [facts.column(number) for number in range(facts.num_columns)]
+    packed = [column.path_in_schema for column in columns if column.has_dictionary_page]
+    if not packed or not facts.num_rows:
+        return ROWS_AT_ONCE
+    as_dictionaries = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18, read_dictionary=packed)
+    first = next(as_dictionaries.iter_batches(batch_size=1, row_groups=[group]), None)
+    longest = max(map(_longest_text, first.columns), default=0) if first is not None else 0
+    values = max(column.num_values for column in columns) / facts.num_rows
+    row = longest * max(values, 1.0)
+    if row > MOST_OF_A_ROW:
+        raise UnsafeError(
+            f"A row of the table unfolds to {row:,.0f} bytes.",
+            "It names one long text again and again: it would fill the memory.",
+            "Look at where the file comes from, and give only the columns that hold prompts or pairs.",
+        )
+    return max(1, min(ROWS_AT_ONCE, int(MOST_OF_A_BATCH // max(row, 1))))
+
+
+def _longest_text(array: Any) -> int:
+    """Bytes of the longest text in the dictionaries of an array, those inside of lists and structs too."""
+    import pyarrow.compute
+    import pyarrow.types
+
+    if pyarrow.types.is_dictionary(array.type):
+        texts = array.dictionary
+        kinds = (
+            pyarrow.types.is_string,
+            pyarrow.types.is_large_string,
+            pyarrow.types.is_binary,
+            pyarrow.types.is_large_binary,
+        )
+        if not any(is_kind(texts.type) for is_kind in kinds) or not len(texts):
+            return 0
+        return int(pyarrow.compute.max(pyarrow.compute.binary_length(texts)).as_py() or 0)
+    if pyarrow.types.is_struct(array.type):
+        return max(map(_longest_text, array.flatten()), default=0)
+    if pyarrow.types.is_list(array.type) or pyarrow.types.is_large_list(array.type):
+        return _longest_text(array.values)
+    return 0
+
+
 def _batches(file: BufferedReader, start: bytes) -> Iterator[Any]:
     if start.startswith(b"PAR1"):
         import pyarrow.parquet
 
         # Neither a whole row group, which pre_buffer would hold, nor a whole column of one.
-        table = pyarrow.parquet.ParquetFile(seekable(file), pre_buffer=False, buffer_size=1 << 18)
-        yield from table.iter_batches(batch_size=ROWS_AT_ONCE)
+        source = seekable(file)
+        table = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18)
+        for group in range(table.num_row_groups):
+            yield from table.iter_batches(batch_size=_rows_at_once(table, source, group), row_groups=[group])
         return
     import pyarrow.ipc
 
