@@ -26,15 +26,16 @@ NOT_RECORDED = frozenset({"store_token"})
 """Fields that `run.json` does not keep: they apply to one start of a run."""
 
 
-def option(default: Any, *, changes: str, **bounds: Any) -> Any:
+def option(default: Any, *, changes: str, common: bool = False, **bounds: Any) -> Any:
     """A field of the configuration.
 
     changes   the stages whose result depends on it, by name, and "evaluation" for the second half of stage training;
               empty if it changes no result. A stage is done again when one of its own options changes, not when others
               do (`engine.pipeline.graph`).
+    common    whether it is one of the twenty that people use: `--help` shows these, `--help-all` the rest
     bounds    ge, gt, le, lt, pattern, as in pydantic's Field
     """
-    return Field(default, json_schema_extra={"changes": list(changes.split())}, **bounds)  # type: ignore[dict-item]
+    return Field(default, json_schema_extra={"changes": list(changes.split()), "common": common}, **bounds)  # type: ignore[dict-item]
 
 
 class Described(BaseModel):
@@ -44,11 +45,11 @@ class Described(BaseModel):
 class RunOptions(Described):
     """The run"""
 
-    output_dir: Path = option("artifacts/stage3_constitutional", changes="")
+    output_dir: Path = option("artifacts/stage3_constitutional", changes="", common=True)
     """The run folder. It holds everything that the run makes; the archive goes beside it."""
-    seed: int = option(42, ge=0, changes="pairs quality training evaluation")
+    seed: int = option(42, ge=0, changes="pairs quality training evaluation", common=True)
     """Random seed for prompt order, principles, sampling and training."""
-    device: str = option("auto", changes="preflight")
+    device: str = option("auto", changes="preflight", common=True)
     """Device to compute on: auto, cpu, cuda, cuda:1."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", changes="preflight")
     """Number format of the base weights. auto: bfloat16 if the GPU supports it, else float32."""
@@ -85,11 +86,13 @@ class HubOptions(Described):
 class ModelOptions(Described):
     """Models"""
 
-    base_model_id: str = option("google/gemma-2b-it", changes="credentials adapter preflight")
+    base_model_id: str = option("google/gemma-2b-it", changes="credentials adapter preflight", common=True)
     """Base model, a causal language model: a Hub id or a folder."""
     base_model_revision: str = option("main", changes="credentials adapter preflight")
     """Branch, tag or commit of the base model on the Hub. The run records the resolved commit."""
-    adapter_path: str = option("artifacts/stage2_finetuning_artifacts/lora_adapters", changes="credentials adapter")
+    adapter_path: str = option(
+        "artifacts/stage2_finetuning_artifacts/lora_adapters", changes="credentials adapter", common=True
+    )
     """Stage 2 LoRA adapter: a folder or a Hub id."""
     adapter_revision: str = option("main", changes="credentials adapter")
     """Branch, tag or commit of the adapter on the Hub. The run records the resolved commit."""
@@ -100,13 +103,13 @@ class ModelOptions(Described):
 class PairsOptions(Described):
     """Pairs"""
 
-    dataset: str = option("Anthropic/hh-rlhf", changes="credentials preflight pairs")
+    dataset: str = option("Anthropic/hh-rlhf", changes="credentials preflight pairs", common=True)
     """Prompts: a Hub id, or a local file or folder: JSON, JSON lines, CSV, Parquet, Arrow or text, compressed or not."""
     dataset_revision: str = option("main", changes="credentials preflight pairs")
     """Branch, tag or commit of the dataset on the Hub. The run records the resolved commit."""
-    split: str = option("test[:1000]+train[:1500]", changes="preflight pairs")
+    split: str = option("test[:1000]+train[:1500]", changes="preflight pairs", common=True)
     """Rows to use: splits, slices and sums of them. A local file has one split, train."""
-    pairs: Path | None = option(None, changes="credentials preflight pairs")
+    pairs: Path | None = option(None, changes="credentials preflight pairs", common=True)
     """File or folder of existing preference pairs. Stage pairs imports them instead of generating."""
     form: str | None = option(None, changes="credentials preflight pairs")
     """Form of the rows, by name (docs/files-you-have.md lists the forms). Default: detected from their columns."""
@@ -114,20 +117,20 @@ class PairsOptions(Described):
     """The file's names for the columns of a form: prompt=question,chosen=good,rejected=bad."""
     max_bad_rows: float | None = option(None, ge=0.0, le=1.0, changes="credentials preflight pairs")
     """Refuse a file if a larger share of its rows is not a prompt or pair. Default: 0.5; in `validate`, none."""
-    num_examples: int = option(2500, ge=1, changes="preflight pairs")
+    num_examples: int = option(2500, ge=1, changes="preflight pairs", common=True)
     """Number of prompts to make pairs from."""
     target_pairs: int | None = option(None, ge=1, changes="preflight pairs")
     """Draw prompts until so many usable pairs are there, in place of --num-examples."""
     method: Literal["critique-revision", "contrast", "best-of-n"] = option(
-        "critique-revision", changes="preflight pairs"
+        "critique-revision", changes="preflight pairs", common=True
     )
     """How a pair is made: the policy revises its own draft (critique-revision), answers under a principle and under its
     opposite (contrast), or a judge orders several drafts (best-of-n)."""
     num_drafts: int = option(4, ge=2, changes="preflight pairs")
     """Drafts of each prompt with --method best-of-n; the best one is chosen, the worst one rejected."""
-    constitution: Path | None = option(None, changes="pairs")
+    constitution: Path | None = option(None, changes="pairs", common=True)
     """File of principles: YAML, or the JSON of Anthropic's paper. Default: the constitution in the package."""
-    max_new_tokens: int = option(512, ge=1, changes="preflight pairs evaluation")
+    max_new_tokens: int = option(512, ge=1, changes="preflight pairs evaluation", common=True)
     """Maximum tokens in a draft, critique or revision."""
     max_prompt_tokens: int = option(1024, ge=8, changes="preflight pairs")
     """Maximum tokens in a prompt. Longer prompts are skipped, with the reason recorded."""
@@ -150,7 +153,7 @@ class PairsOptions(Described):
 class ServerOptions(Described):
     """Server"""
 
-    server_url: str | None = option(None, changes="preflight pairs")
+    server_url: str | None = option(None, changes="preflight pairs", common=True)
     """OpenAI-compatible server (http://host:8000/v1) that makes the pairs instead of the local model."""
     server_model: str | None = option(None, changes="preflight pairs quality evaluation")
     """Name of the model on that server: the base model with the Stage 2 adapter."""
@@ -176,7 +179,7 @@ class QualityOptions(Described):
     """Quality"""
 
     judge: Literal["auto", "none", "self", "reward-model", "server", "demo"] = option(
-        "auto", changes="credentials pairs quality evaluation"
+        "auto", changes="credentials pairs quality evaluation", common=True
     )
     """Who scores drafts and revisions, after an exam: self (the Stage 2 policy), reward-model, server, demo (the demo's own),
     none, or auto: the first of a configured server, the reward model and self that passes."""
@@ -209,7 +212,7 @@ class QualityOptions(Described):
     """Warn if a larger share of the revisions talks about an answer instead of giving one."""
     warn_principle_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
     """Warn if one principle made a larger share of the pairs."""
-    accept_quality: str | None = option(None, changes="quality")
+    accept_quality: str | None = option(None, changes="quality", common=True)
     """Open the gate anyway, for the reason you give. Every report records it."""
     eval_fraction: float = option(0.1, gt=0.0, lt=1.0, changes="quality")
     """Share of the usable pairs to hold out for evaluation."""
@@ -220,11 +223,11 @@ class QualityOptions(Described):
 class TrainingOptions(Described):
     """Training"""
 
-    num_train_epochs: float = option(1.0, gt=0.0, changes="preflight training")
+    num_train_epochs: float = option(1.0, gt=0.0, changes="preflight training", common=True)
     """Number of passes over the training pairs."""
-    beta: float = option(0.1, gt=0.0, changes="training")
+    beta: float = option(0.1, gt=0.0, changes="training", common=True)
     """DPO's beta: higher keeps the policy closer to the reference."""
-    learning_rate: float = option(5e-5, ge=0.0, changes="training")
+    learning_rate: float = option(5e-5, ge=0.0, changes="training", common=True)
     """Peak learning rate, after warm-up and before linear decay."""
     per_device_train_batch_size: int = option(1, ge=1, changes="preflight training")
     """Multiplied by --gradient-accumulation-steps, the pairs in one optimizer step. The program splits them by what fits."""
@@ -232,7 +235,7 @@ class TrainingOptions(Described):
     """Multiplied by --per-device-train-batch-size, the pairs in one optimizer step."""
     gradient_checkpointing: bool | None = option(None, changes="preflight")
     """Recompute activations to save memory. Default: only if needed."""
-    max_length: int = option(1024, ge=16, changes="preflight training")
+    max_length: int = option(1024, ge=16, changes="preflight training", common=True)
     """Maximum tokens in prompt and reply together. Longer pairs are listed and left out."""
     max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="training")
     """Refuse, in the gate and in training, if a larger share of the pairs exceeds --max-length."""
@@ -268,7 +271,10 @@ class PackagingOptions(Described):
     """Packaging"""
 
     push_to_hub: str | None = option(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$", changes="credentials packaging"
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        changes="credentials packaging",
+        common=True,
     )
     """Hub repository (owner/name) to push the adapter, its card and the evaluation to, in one commit."""
     push_public: bool = option(False, changes="credentials packaging")

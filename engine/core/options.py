@@ -40,6 +40,8 @@ class Option:
     """Bounds in words: at least 1, at least 0.0 and at most 1.0."""
     changes: tuple[str, ...] = ()
     """The stages whose result depends on it, and "evaluation" for the second half of stage training."""
+    common: bool = False
+    """One of the twenty that people use: `--help` shows it."""
     home: str = ""
     """The stage whose form shows it; empty for display options."""
 
@@ -94,7 +96,13 @@ def _options_of(node: ast.ClassDef) -> list[Option]:
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 sentence = " ".join(str(after.value.value).split())
             name, annotation = field.target.id, ast.unparse(field.annotation)
-            written = (_default(field.value), sentence, _bounds(field.value), _changes(field.value))
+            written = (
+                _default(field.value),
+                sentence,
+                _bounds(field.value),
+                _changes(field.value),
+                _common(field.value),
+            )
             found.append(Option(name, group, annotation, *written, home=HOME_OF_GROUP[group]))
     return found
 
@@ -116,6 +124,11 @@ def _changes(value: ast.expr | None) -> tuple[str, ...]:
         return ()
     given = {keyword.arg: keyword.value for keyword in value.keywords}.get("changes")
     return tuple(str(given.value).split()) if isinstance(given, ast.Constant) else ()
+
+
+def _common(value: ast.expr | None) -> bool:
+    given = value.keywords if isinstance(value, ast.Call) else []
+    return any(keyword.arg == "common" and ast.unparse(keyword.value) == "True" for keyword in given)
 
 
 def _bounds(value: ast.expr | None) -> str:

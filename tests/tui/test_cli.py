@@ -31,7 +31,7 @@ def stage3(*arguments: object, cwd: Path = ROOT, **environment: str) -> subproce
 
 def test_version_and_help_answer():
     assert stage3("--version").stdout == f"stage3-tui {__version__}\n"
-    shown = stage3("--help").stdout
+    shown = stage3("--help-all").stdout
     for option in options():
         assert option.flag in shown
     for command in ("attach", "stop", "status", "validate", "push", "doctor"):

@@ -24,7 +24,7 @@ from engine.security.secrets import Secret
 from tests.support.pseudo_terminal import LEAVES_ALTERNATE_SCREEN, SHOWS_CURSOR, PseudoTerminal
 from tests.support.small_stages import SmallStage, finished_stages, run_all, small_stages
 from tui.commands.arguments import recorded_config
-from tui.commands.run import run_parser
+from tui.commands.run import command_parser
 from tui.process.reexec import resume_command
 from tui.runs.runner import Runner
 
@@ -97,7 +97,7 @@ def test_the_new_process_has_the_options_that_the_run_recorded_and_no_others(
     made.save()
     monkeypatch.setenv("STAGE3_NUM_EXAMPLES", "99")  # the command line had 7, and comes first
     command = resume_command(folder, auto=True, until="training", json=True)
-    given = run_parser().parse_args(command[command.index("--restarted") :])
+    given = command_parser().parse_args(command[command.index("--restarted") :])
     assert recorded_config(given).model_dump() == config(output_dir=folder, num_examples=7, beta=0.3).model_dump()
     assert (given.auto, given.json, given.until, given.redo_from) == (True, True, "training", None)
 

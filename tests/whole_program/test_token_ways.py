@@ -42,7 +42,7 @@ def test_the_hubs_own_login_is_used_and_named(fake: FakeHub, tmp_path: Path) -> 
     stored = tmp_path / "home/token"
     stored.parent.mkdir()
     stored.write_text(CANARY)
-    done = auto(fake, tmp_path, {})
+    done = auto(fake, tmp_path, {}, "--verbose")
     assert done.returncode == 0 and f"the login stored in {stored}" in done.stdout
     assert_no_token(tmp_path / "run", done)
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from engine.core.config import Stage3Config
 
+MANY_OPTIONS = 40
+"""With more options than this, `--help` shows those that people use."""
+
 
 def add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Which run it is, and which stages of it."""
@@ -38,18 +41,30 @@ def add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 
 def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> None:
-    """The fields of the configuration as options; values stay text here, the configuration class reads them."""
+    """The fields of the configuration as options; values stay text here, the configuration class reads them.
+
+    With many of them `--help` shows those that people use, and `--help-all` shows all.
+    """
+    long = len(chosen) > MANY_OPTIONS
+    if long:
+        parser.add_argument("--help-all", action=_HelpAll, help=f"help with all {len(chosen)} options")
     groups: dict[str, Any] = {}
     for option in chosen:
         group = groups.setdefault(option.group, parser.add_argument_group(option.group))
-        sentence = option.sentence.replace("%", "%%") + (f" [{option.default}]" if option.default else "")
+        sentence = option.sentence.replace("%", "%%") + _default_shown(option)
         if option.is_flag:
-            group.add_argument(
+            added = group.add_argument(
                 option.flag, action=argparse.BooleanOptionalAction, default=None, dest=option.name, help=sentence
             )
         else:
             metavar = "|".join(option.choices) or option.name.rpartition("_")[2].upper()
-            group.add_argument(option.flag, default=None, dest=option.name, metavar=metavar, help=sentence)
+            added = group.add_argument(option.flag, default=None, dest=option.name, metavar=metavar, help=sentence)
+        added.rare = long and not option.common
+
+
+def _default_shown(option: Option) -> str:
+    words = {"True": "yes", "False": "no"} if option.is_flag else {}
+    return f" [{words.get(option.default, option.default)}]" if option.default else ""
 
 
 def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Config:
@@ -153,12 +168,46 @@ def new_parser(description: str, epilogue: str, *, usage: str) -> argparse.Argum
         usage=usage,
         description=description,
         epilog=epilogue,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """An option that can be yes or no is shown once: --mouse / --no-mouse."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return " / ".join(action.option_strings)
+        return super()._format_action_invocation(action)
+
+
+class _HelpAll(argparse.Action):
+    """`--help-all`: the help with the options that `--help` leaves out."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.shows_all = True  # type: ignore[attr-defined]
+        parser.print_help()
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
+    shows_all = False
+
+    def format_help(self) -> str:
+        left_out = [action for action in self._actions if getattr(action, "rare", False) and not self.shows_all]
+        sentences = [action.help for action in left_out]
+        for action in left_out:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, sentence in zip(left_out, sentences, strict=True):
+                action.help = sentence
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[:1].upper()}{message[1:]}.", "", f"`{PROGRAM} --help` lists commands and options.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,13 @@ REFRESH_SECONDS = 0.25
 
 
 def run_auto(
-    config: Stage3Config, *, until: str, redo_from: str | None, json: bool, token: Secret | None = None
+    config: Stage3Config,
+    *,
+    until: str,
+    redo_from: str | None,
+    json: bool,
+    verbose: bool = False,
+    token: Secret | None = None,
 ) -> int:
     """Run the stages and print what happens. Raises Stage3Error before the run has begun (locked, damaged)."""
 
@@ -37,9 +43,9 @@ def run_auto(
         return int(session.run(until=until, redo_from=redo_from))
 
     def again(run: Run) -> list[str]:
-        return resume_command(run.folder, auto=True, until=until, json=json)
+        return resume_command(run.folder, auto=True, until=until, json=json, verbose=verbose)
 
-    return run_and_print(config, stages, again, json=json, token=token)
+    return run_and_print(config, stages, again, json=json, verbose=verbose, token=token)
 
 
 def run_and_print(
@@ -48,6 +54,7 @@ def run_and_print(
     again: Callable[[Run], list[str]],
     *,
     json: bool,
+    verbose: bool = False,
     token: Secret | None,
 ) -> int:
     """Take the run, let `work` drive its session, and print what happens; returns the exit code.
@@ -59,7 +66,7 @@ def run_and_print(
     run.acquire()
     log_to_file(run / RUN_LOG)
     context = Context(config=config, run=run, token=token)
-    follower = EventPrinter(run, printer_for_output(json))
+    follower = EventPrinter(run, printer_for_output(json, verbose))
     install_signal_handlers(lambda reason, code: context.stop.request(reason, code))
     try:
         return _work(context, follower, work)
@@ -77,12 +84,18 @@ class EventPrinter:
     def __init__(self, run: Run, printer: AutoPrinter) -> None:
         self._lock = Lock()
         self._printer: AutoPrinter | None = printer
-        self.state: RunState = fold(read_journal(run / EVENTS_JSONL))
+        self.state = fold(self._remembered(read_journal(run / EVENTS_JSONL)))
 
     def __call__(self, entry: Entry) -> None:
         with self._lock:
             self.state = self.state.apply_entry(entry)
             self._print(lambda printer: printer.show(entry, self.state))
+
+    def _remembered(self, entries: Iterable[Entry | None]) -> Iterator[Entry | None]:
+        for entry in entries:
+            if entry is not None:
+                self._print(lambda printer, entry=entry: printer.remember(entry))  # type: ignore[misc]
+            yield entry
 
     def refresh(self) -> None:
         with self._lock:

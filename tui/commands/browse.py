@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from engine.core.options import options
@@ -11,6 +12,15 @@ from tui.commands.validate import is_of_the_gate
 
 
 def main(arguments: list[str]) -> int:
+    given = parse(command_parser(), arguments)
+    config = config_of(given)
+    require_terminal()
+    from tui.wizard.pair_file import browse
+
+    return browse(Path(given.file), config)
+
+
+def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "The pair browser on any file of preference pairs (docs/files-you-have.md): a filter, what the detectors find, the gate.\n"
         "The better reply stands as the revision, the worse one as the draft. The file itself is never changed: what you\n"
@@ -21,9 +31,4 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("file", metavar="FILE")
     display = ("theme", "mouse", "ascii")
     add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in display])
-    given = parse(parser, arguments)
-    config = config_of(given)
-    require_terminal()
-    from tui.wizard.pair_file import browse
-
-    return browse(Path(given.file), config)
+    return parser

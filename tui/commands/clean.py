@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import textwrap
@@ -28,6 +29,19 @@ INDENT = " " * 14
 def main(arguments: list[str]) -> int:
     from engine.pipeline.clean import KINDS, what_could_go
 
+    given = parse(command_parser(), arguments)
+    run, kinds = Run(run_dir_of(given)), given.only or KINDS
+    found = clean(run, kinds) if given.yes else what_could_go(run).only(kinds)
+    if given.json:
+        print(json.dumps(as_data(run, found, removed=given.yes), indent=2))
+    else:
+        print_cleanup(run, found, removed=given.yes)
+    return int(ExitCode.DONE)
+
+
+def command_parser() -> argparse.ArgumentParser:
+    from engine.pipeline.clean import KINDS
+
     parser = run_dir_parser(
         "clean",
         "What of a run could go, and how many bytes: what was set aside, old checkpoints, caches. Nothing that the archive or\n"
@@ -36,14 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--yes", action="store_true", help="remove it")
     parser.add_argument("--only", choices=KINDS, action="append", help="only this kind; may be given twice")
     parser.add_argument("--json", action="store_true", help="for machines")
-    given = parse(parser, arguments)
-    run, kinds = Run(run_dir_of(given)), given.only or KINDS
-    found = clean(run, kinds) if given.yes else what_could_go(run).only(kinds)
-    if given.json:
-        print(json.dumps(as_data(run, found, removed=given.yes), indent=2))
-    else:
-        print_cleanup(run, found, removed=given.yes)
-    return int(ExitCode.DONE)
+    return parser
 
 
 def clean(run: Run, kinds: tuple[Kind, ...]) -> Cleanup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import textwrap
 from collections.abc import Sequence
@@ -33,16 +34,7 @@ ANSWER_SHOWN = 1_200
 def main(arguments: list[str]) -> int:
     from engine.pipeline.compare import compare
 
-    parser = new_parser(
-        "Runs side by side: the options that differ, the figures with their 95 % intervals, the curves of training, and the\n"
-        "answers to the same held-out prompts. A trial of a sweep is a run, too (RUN/trials/NAME). Nothing is written.",
-        "",
-        usage=f"{PROGRAM} compare RUN RUN… [--answers N] [--json]",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--answers", type=int, default=5, metavar="N", help="prompts whose answers are shown [5]")
-    parser.add_argument("--json", action="store_true", help="for machines; has all answers")
-    given = parse(parser, arguments)
+    given = parse(command_parser(), arguments)
     folders = [_run_folder(text) for text in given.runs]
     if len(set(folders)) < 2:
         raise ConfigError("To compare takes two runs.", "One was given.", f"{PROGRAM} compare RUN RUN…")
@@ -52,6 +44,19 @@ def main(arguments: list[str]) -> int:
     else:
         print_compared(found, max(given.answers, 0))
     return int(ExitCode.DONE)
+
+
+def command_parser() -> argparse.ArgumentParser:
+    parser = new_parser(
+        "Runs side by side: the options that differ, the figures with their 95 % intervals, the curves of training, and the\n"
+        "answers to the same held-out prompts. A trial of a sweep is a run, too (RUN/trials/NAME). Nothing is written.",
+        "",
+        usage=f"{PROGRAM} compare RUN RUN… [--answers N] [--json]",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--answers", type=int, default=5, metavar="N", help="prompts whose answers are shown [5]")
+    parser.add_argument("--json", action="store_true", help="for machines; has all answers")
+    return parser
 
 
 def _run_folder(text: str) -> Path:

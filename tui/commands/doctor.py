@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from pathlib import Path
 
@@ -15,11 +16,16 @@ from engine.core.options import options
 from engine.pipeline.doctor import examine
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import add_options, config_of, new_parser, parse
-from tui.commands.printers import COLOUR, GLYPH, NAME_WIDTH
+from tui.commands.event_lines import COLOUR, GLYPH, NAME_WIDTH
 from tui.commands.table import PROGRAM
 
 
 def main(arguments: list[str]) -> int:
+    given = parse(command_parser(), arguments)
+    return print_doctor(config_of(given), bundle=Path(given.bundle) if given.bundle else None)
+
+
+def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "What this machine can run: driver, VRAM, disk, versions, token.",
         "The archive of --bundle holds versions, options, the last events and the end of the log of the run in --output-dir,\n"
@@ -34,8 +40,7 @@ def main(arguments: list[str]) -> int:
         help="write a support archive to FILE [stage3-tui-support-TIME.zip here]",
     )
     add_options(parser, [option for option in options() if option.name in ("device", "output_dir")])
-    given = parse(parser, arguments)
-    return print_doctor(config_of(given), bundle=Path(given.bundle) if given.bundle else None)
+    return parser
 
 
 def print_doctor(config: Stage3Config, bundle: Path | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import add_options, add_run_options, config_of, new_parser, parse
-from tui.commands.printers import stage_number
+from tui.commands.event_lines import stage_number
 from tui.commands.table import PROGRAM
 from tui.formatting import approx_duration
 
@@ -34,6 +35,18 @@ GLYPH: dict[Action, str] = {
 
 
 def main(arguments: list[str]) -> int:
+    given = parse(command_parser(), arguments)
+    config = config_of(given)
+    context = Context(config=config, run=Run(config.output_dir))
+    planned = planned_stages(context, until=given.until, redo_from=given.redo_from)
+    if given.json:
+        print(json.dumps(plan_data(context.run.folder, planned), indent=2))
+    else:
+        print_plan(context.run.folder, planned)
+    return int(ExitCode.DONE)
+
+
+def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "What `stage3-tui --auto` with the same options would do: which stages are reused, which are done again and why,\n"
         "how many records have to be made, and how long that takes. Nothing is done, and nothing is written.",
@@ -43,15 +56,7 @@ def main(arguments: list[str]) -> int:
     add_run_options(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
     add_options(parser, options())
-    given = parse(parser, arguments)
-    config = config_of(given)
-    context = Context(config=config, run=Run(config.output_dir))
-    planned = planned_stages(context, until=given.until, redo_from=given.redo_from)
-    if given.json:
-        print(json.dumps(plan_data(context.run.folder, planned), indent=2))
-    else:
-        print_plan(context.run.folder, planned)
-    return int(ExitCode.DONE)
+    return parser
 
 
 def plan_data(folder: Path, planned: list[PlannedStage]) -> dict[str, Any]:

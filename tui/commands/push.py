@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -29,17 +30,7 @@ if TYPE_CHECKING:  # pydantic and rich would slow --help
 
 
 def main(arguments: list[str]) -> int:
-    parser = new_parser(
-        "Push the adapter of a finished run to the Hub: its files, card, evaluation and manifest, in one commit, from the\n"
-        "archive that stage packaging made. A new repository is private. Files that are there already are not sent again.",
-        "The token comes from HF_TOKEN, the Hub's own login, --token-stdin or --token-file; it needs write access.",
-        usage=f"{PROGRAM} push [RUN_DIR] [REPO] [OPTIONS]",
-    )
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; else --output-dir's value")
-    parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name; default: --push-to-hub, or the run's own")
-    add_token_options(parser)
-    add_options(parser, [option for option in options() if option.name in ("output_dir", "push_public")])
-    given = parse(parser, arguments)
+    given = parse(command_parser(), arguments)
     if given.repo is None and given.run_dir is not None and is_repository(given.run_dir):
         given.repo, given.run_dir = given.run_dir, None
     folder = run_dir_of(given)
@@ -50,6 +41,20 @@ def main(arguments: list[str]) -> int:
     # That another repository may be public says nothing about this one.
     public = config.push_public if given.repo in (None, stored_config(folder).get("push_to_hub")) else asked_for_public
     return push_run(folder, config, public=public, token=token_of(given))
+
+
+def command_parser() -> argparse.ArgumentParser:
+    parser = new_parser(
+        "Push the adapter of a finished run to the Hub: its files, card, evaluation and manifest, in one commit, from the\n"
+        "archive that stage packaging made. A new repository is private. Files that are there already are not sent again.",
+        "The token comes from HF_TOKEN, the Hub's own login, --token-stdin or --token-file; it needs write access.",
+        usage=f"{PROGRAM} push [RUN_DIR] [REPO] [OPTIONS]",
+    )
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="the run folder; else --output-dir's value")
+    parser.add_argument("repo", nargs="?", metavar="REPO", help="owner/name; default: --push-to-hub, or the run's own")
+    add_token_options(parser)
+    add_options(parser, [option for option in options() if option.name in ("output_dir", "push_public")])
+    return parser
 
 
 def is_repository(argument: str) -> bool:
@@ -88,7 +93,7 @@ def _push(run: Run, config: Stage3Config, public: bool, token: Secret | None) ->
     from engine.push.finished_run import push_finished_run
     from engine.run.journal import Journal
     from engine.run.stop import StopToken
-    from tui.commands.printers import event_line
+    from tui.commands.event_lines import event_line
     from tui.process.signals import install_signal_handlers
 
     stop, journal = StopToken(), Journal(run / EVENTS_JSONL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import TYPE_CHECKING
 
 from engine import __version__
@@ -30,22 +31,47 @@ EPILOGUE = """\
 You can also set each option in the environment (STAGE3_NUM_EXAMPLES) or in a TOML file (--config). The command line takes
 precedence, then the environment, then the file.
 
-Exit codes: 0 done, 1 a bug, 2 usage, 3 a precondition is missing, 4 token or access, 5 network or Hub, 6 disk,
-7 out of memory, 8 numbers went bad, 9 the data cannot teach, 10 damaged state, 11 another process has this run,
-12 refused for safety, 129/130/143 stopped by a signal, saved.
+{exit_codes}
 """
+
+EXIT_CODES = (
+    ("0", "done"),
+    ("1", "a bug"),
+    ("2", "usage"),
+    ("3", "a precondition is missing"),
+    ("4", "token or access"),
+    ("5", "network or Hub"),
+    ("6", "disk"),
+    ("7", "out of memory"),
+    ("8", "numbers went bad"),
+    ("9", "the data cannot teach"),
+    ("10", "damaged state"),
+    ("11", "another process has this run"),
+    ("12", "refused for safety"),
+    ("129/130/143", "stopped by a signal, saved"),
+)
 
 
 def main(arguments: list[str]) -> int:
-    parser = run_parser()
-    given = parse(parser, arguments)
+    given = parse(command_parser(), arguments)
+    if given.init_config is not None:
+        from tui.commands.init_config import write_config
+
+        return write_config(given.init_config)
     if given.json and not given.auto:
         raise ConfigError("--json needs --auto.", "The wizard draws a screen instead.", f"{PROGRAM} --auto --json")
     config = recorded_config(given) if given.restarted else config_of(given, goes_on=not given.auto)
     if given.auto:
         from tui.commands.auto import run_auto
 
-        return run_auto(config, until=given.until, redo_from=given.redo_from, json=given.json, token=token_of(given))
+        return run_auto(
+            config,
+            until=given.until,
+            redo_from=given.redo_from,
+            json=given.json,
+            verbose=given.verbose,
+            token=token_of(given),
+        )
     require_terminal()
     if not given.restarted and given.output_dir is None and not _is_chosen(config, arguments):
         return int(ExitCode.DONE)
@@ -67,16 +93,28 @@ def _is_chosen(config: Stage3Config, arguments: list[str]) -> bool:
     return folder is not None
 
 
-def run_parser() -> argparse.ArgumentParser:
-    parser = new_parser(f"{DESCRIPTION}\n\n{summary()}\n", EPILOGUE, usage=f"{PROGRAM} [COMMAND] [OPTIONS]")
+def command_parser() -> argparse.ArgumentParser:
+    codes = textwrap.fill(f"Exit codes: {', '.join(map(' '.join, EXIT_CODES))}.", 120, break_on_hyphens=False)
+    epilogue = EPILOGUE.format(exit_codes=codes)
+    parser = new_parser(f"{DESCRIPTION}\n\n{summary()}\n", epilogue, usage=f"{PROGRAM} [COMMAND] [OPTIONS]")
     way = parser.add_argument_group("How to run")
     way.add_argument("--auto", action="store_true", help="run without a terminal")
     way.add_argument("--json", action="store_true", help="with --auto: events on stdout, one JSON object per line")
+    way.add_argument(
+        "--verbose", action="store_true", help="with --auto: every check and checkpoint, not a line a stage"
+    )
     add_run_options(way)
     add_token_options(way)
     # How `tui.process.reexec` goes on with a run in a fresh process.
     way.add_argument("--restarted", action="store_true", help=argparse.SUPPRESS)
     way.add_argument("--token-fd", type=int, help=argparse.SUPPRESS)
+    way.add_argument(
+        "--init-config",
+        nargs="?",
+        const="stage3.toml",
+        metavar="FILE",
+        help="write a TOML file with all options and their defaults [stage3.toml]",
+    )
     way.add_argument("--version", "-V", action="version", version=f"{PROGRAM} {__version__}")
     add_options(parser, options())
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Iterable
@@ -30,16 +31,7 @@ WIDE = 120
 
 
 def main(arguments: list[str]) -> int:
-    parser = new_parser(
-        "The runs in a folder and below it, the newest first: when, model, pairs, verdict, state, size. A sweep's trials stand\n"
-        "below it. Nothing is written.",
-        "",
-        usage=f"{PROGRAM} runs [FOLDER] [--json]",
-    )
-    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="where to look; else beside --output-dir")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    add_options(parser, [option for option in options() if option.name == "output_dir"])
-    given = parse(parser, arguments)
+    given = parse(command_parser(), arguments)
     folder = Path(given.folder) if given.folder else config_of(given).output_dir.parent
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder.", "", f"`{PROGRAM} runs FOLDER` looks in the folder that you give.")
@@ -49,6 +41,19 @@ def main(arguments: list[str]) -> int:
     else:
         print_runs(folder.resolve(), found)
     return int(ExitCode.DONE)
+
+
+def command_parser() -> argparse.ArgumentParser:
+    parser = new_parser(
+        "The runs in a folder and below it, the newest first: when, model, pairs, verdict, state, size. A sweep's trials stand\n"
+        "below it. Nothing is written.",
+        "",
+        usage=f"{PROGRAM} runs [FOLDER] [--json]",
+    )
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="where to look; else beside --output-dir")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    add_options(parser, [option for option in options() if option.name == "output_dir"])
+    return parser
 
 
 def as_data(run: RunFacts) -> dict[str, Any]:

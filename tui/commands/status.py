@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from dataclasses import asdict
@@ -18,14 +19,18 @@ from engine.run.journal import read_journal
 from engine.run.state import RunState, StageState, fold
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
-from tui.commands.printers import COLOUR, GLYPH, duration, progress_text, stage_number, step_text
+from tui.commands.event_lines import COLOUR, GLYPH, duration, progress_text, stage_number, step_text
 
 
 def main(arguments: list[str]) -> int:
+    given = parse(command_parser(), arguments)
+    return print_status(run_dir_of(given), as_json=given.json)
+
+
+def command_parser() -> argparse.ArgumentParser:
     parser = run_dir_parser("status", "One screen of text about a run.")
     parser.add_argument("--json", action="store_true", help="for machines")
-    given = parse(parser, arguments)
-    return print_status(run_dir_of(given), as_json=given.json)
+    return parser
 
 
 def print_status(folder: Path, *, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from tui.commands.arguments import parse, run_dir_of, run_dir_parser
 
 
 def main(arguments: list[str]) -> int:
+    given = parse(command_parser(), arguments)
+    return stop_run(run_dir_of(given), given.wait)
+
+
+def command_parser() -> argparse.ArgumentParser:
     parser = run_dir_parser("stop", "Ask a run to finish its step, save and stop.")
     parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for it [60]")
-    given = parse(parser, arguments)
-    return stop_run(run_dir_of(given), given.wait)
+    return parser
 
 
 def stop_run(folder: Path, wait_seconds: float) -> int:

@@ -37,7 +37,7 @@ DEFAULT_TRIALS_HELP = "a TOML file: [grid] with a list for each option, or [[tri
 def main(arguments: list[str]) -> int:
     from engine.pipeline.trials import checked, options_to_try
 
-    given = parse(sweep_parser(), arguments)
+    given = parse(command_parser(), arguments)
     grid = {name: text.split(",") for name in options_to_try() if "," in (text := str(getattr(given, name) or ""))}
     for name in grid:
         setattr(given, name, None)
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     return run_sweep_and_print(config, trials, given)
 
 
-def sweep_parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "Train several times on one set of pairs: stages workspace to quality once, then one training for every combination\n"
         "of the given values, each in its own folder (trials/NAME), all evaluated on the same half of the held-out pairs.\n"

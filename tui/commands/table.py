@@ -33,6 +33,10 @@ COMMANDS: dict[str, Command] = {
         "push", "push [RUN_DIR] [REPO]", "push the adapter of a finished run to the Hub, in one commit, privately"
     ),
     "doctor": Command("doctor", "doctor", "what this machine can run: driver, VRAM, disk, versions, token"),
+    "completion": Command(
+        "completion", "completion SHELL", "a script that completes commands and options: bash, zsh, fish"
+    ),
+    "man": Command("man", "man", "the manual page: stage3-tui man | man -l -"),
 }
 
 WITHOUT_COMMAND: tuple[tuple[str, str], ...] = (

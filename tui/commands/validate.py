@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -28,7 +29,7 @@ from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 from engine.storage.jsonl import BadLine
 from tui.commands.arguments import add_options, add_token_options, config_of, new_parser, parse, token_of
-from tui.commands.printers import COLOUR, GLYPH
+from tui.commands.event_lines import COLOUR, GLYPH
 from tui.commands.table import PROGRAM
 from tui.process.print_error import print_error
 
@@ -43,6 +44,30 @@ TEXT_SHOWN = 100
 
 
 def main(arguments: list[str]) -> int:
+    given = parse(command_parser(), arguments)
+    config = config_of(given)
+    if given.push_dataset and not given.export:
+        raise ConfigError(
+            "--push-dataset is given, and --export is not.",
+            "What is pushed is the file that --export writes.",
+            f"Add --export {Path('train.parquet')}",
+        )
+    judged = partial(
+        validate,
+        Path(given.pairs),
+        config,
+        meter=load_meter(config) if given.base_model_id is not None else None,
+        export=Path(given.export) if given.export else None,
+        force=given.force,
+        split=given.split,
+    )
+    push = None
+    if given.push_dataset:
+        push = partial(_push, given.push_dataset, config, token_of(given))
+    return print_validation(judged, as_json=given.json, push=push)
+
+
+def command_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "The quality report and the gate, on any file of pairs: JSON, JSON lines, CSV, Parquet, Arrow, compressed or not; a\n"
         "folder of them, a dataset on the Hub, or - for standard input. Decisions (edits.jsonl, FILE.edits.jsonl) and scores\n"
@@ -68,27 +93,7 @@ def main(arguments: list[str]) -> int:
     add_token_options(parser)
     more = (*OF_THE_MODEL, "push_public", "accept_lookalikes")
     add_options(parser, [option for option in options() if is_of_the_gate(option) or option.name in more])
-    given = parse(parser, arguments)
-    config = config_of(given)
-    if given.push_dataset and not given.export:
-        raise ConfigError(
-            "--push-dataset is given, and --export is not.",
-            "What is pushed is the file that --export writes.",
-            f"Add --export {Path('train.parquet')}",
-        )
-    judged = partial(
-        validate,
-        Path(given.pairs),
-        config,
-        meter=load_meter(config) if given.base_model_id is not None else None,
-        export=Path(given.export) if given.export else None,
-        force=given.force,
-        split=given.split,
-    )
-    push = None
-    if given.push_dataset:
-        push = partial(_push, given.push_dataset, config, token_of(given))
-    return print_validation(judged, as_json=given.json, push=push)
+    return parser
 
 
 def forms() -> str:
@@ -149,7 +154,7 @@ def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Vali
     from engine.push.dataset import name_in_repository, push_dataset
     from engine.run.journal import Entry
     from engine.run.stop import StopToken
-    from tui.commands.printers import event_line
+    from tui.commands.event_lines import event_line
 
     export, stop = result.report["export"], StopToken()
     file = Path(export["path"])

@@ -15,9 +15,9 @@ from typing import NoReturn
 from engine.security.secrets import Secret
 
 
-def resume_command(folder: Path, *, auto: bool, until: str, json: bool = False) -> list[str]:
+def resume_command(folder: Path, *, auto: bool, until: str, json: bool = False, verbose: bool = False) -> list[str]:
     """What goes on with the run in `folder`: this program as it was started, with the options that the run recorded."""
-    chosen = [flag for flag, wanted in {"--auto": auto, "--json": json}.items() if wanted]
+    chosen = [flag for flag, wanted in {"--auto": auto, "--json": json, "--verbose": verbose}.items() if wanted]
     return [*program(), "--restarted", *chosen, "--until", until, "--output-dir", str(folder)]
 
 

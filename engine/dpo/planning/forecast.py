@@ -157,15 +157,35 @@ def against_measured(forecast: Mapping[str, Any], measured: Mapping[str, float])
 
 def seconds_at_work(entries: Iterable[Entry], stage: str, until: tuple[type[Event], ...]) -> float:
     """Seconds from each start of `stage` to the last event of the kinds `until` in it, over all processes that worked at it."""
-    total, started, last = 0.0, None, None
+    clock = WorkClock(stage, until)
     for entry in entries:
-        if isinstance(entry.event, (RunStarted, StageStarted)):
-            total += last - started if started is not None and last is not None else 0.0
-            started = entry.time if isinstance(entry.event, StageStarted) and entry.event.stage == stage else None
-            last = None
-        elif started is not None and isinstance(entry.event, until):
-            last = entry.time
-    return total + (last - started if started is not None and last is not None else 0.0)
+        clock.see(entry)
+    return clock.seconds
+
+
+class WorkClock:
+    """`seconds_at_work`, for entries that come one by one."""
+
+    def __init__(self, stage: str, until: tuple[type[Event], ...]) -> None:
+        self._stage, self._until = stage, until
+        self._before = 0.0
+        self._started: float | None = None
+        self._last: float | None = None
+
+    def see(self, entry: Entry) -> None:
+        event = entry.event
+        if isinstance(event, (RunStarted, StageStarted)):
+            self._before = self.seconds
+            self._started = entry.time if isinstance(event, StageStarted) and event.stage == self._stage else None
+            self._last = None
+        elif self._started is not None and isinstance(event, self._until):
+            self._last = entry.time
+
+    @property
+    def seconds(self) -> float:
+        if self._started is None or self._last is None:
+            return self._before
+        return self._before + self._last - self._started
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""What `--auto` tells of a run: a line a stage, the forecast where the long ones begin, and what it came to.
+
+Pure functions of the events and their fold; `tui.commands.printers` puts the lines on a terminal or a pipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from engine.core.events import (
+    Check,
+    CheckpointSaved,
+    Event,
+    PairFailed,
+    PairMade,
+    Progress,
+    RunFinished,
+    StageFinished,
+    StageStarted,
+    TrainStep,
+    TrialStep,
+)
+from engine.dpo.planning.forecast import WorkClock
+from engine.run.journal import Entry
+from engine.run.state import RunState
+from engine.security.sanitize import visible_line
+from tui.commands.event_lines import GLYPH, duration, event_line, progress_text, stage_number, step_text
+
+LONG_STAGES: dict[str, tuple[type[Event], ...]] = {"pairs": (PairMade, PairFailed), "training": (TrainStep,)}
+"""Preflight forecasts these; the events are the work that its figure counts."""
+STEADY = (Progress, TrainStep, TrialStep)
+"""Events that come many times a minute."""
+LINE_SECONDS, LINE_SHARE, SILENT_SECONDS = 10.0, 0.1, 600.0
+"""A progress line comes ten seconds after the last one at the earliest, and then only if another tenth is done or ten minutes
+have passed.
+"""
+RESULT_STAGE = "packaging"
+"""Its table is what a person does next (the scp command), so it is shown in any case."""
+
+
+class Line(NamedTuple):
+    text: str
+    event: Event | None = None
+    """What it tells of, for its colour."""
+
+
+class Story:
+    """Turns each event into the lines that are worth one.
+
+    verbose   every check and checkpoint as well, and the start of every stage
+    """
+
+    def __init__(self, verbose: bool = False) -> None:
+        self._verbose = verbose
+        self._clocks = {stage: WorkClock(stage, work) for stage, work in LONG_STAGES.items()}
+        self._began: float | None = None
+
+    def remember(self, entry: Entry) -> None:
+        """An event of an earlier process: nothing is told, but its time counts."""
+        for clock in self._clocks.values():
+            clock.see(entry)
+
+    def lines(self, entry: Entry, state: RunState) -> list[Line]:
+        self.remember(entry)
+        self._began = entry.time if self._began is None else self._began
+        event = entry.event
+        if isinstance(event, STEADY) or (not self._verbose and _is_detail(event)):
+            return []
+        match event:
+            case StageStarted(stage=stage):
+                return self._stage_begins(stage, event_line(entry), event, state)
+            case StageFinished(stage=stage, reused=False, outcome="done" | "skipped") if stage in state.stages:
+                return self._stage_ends(event, state, entry.time)
+            case RunFinished(exit_code=0):
+                return self._run_ends(state, entry.time)
+        line = event_line(entry)
+        return [Line(line, event)] if line else []
+
+    def _stage_begins(self, stage: str, head: str, event: Event, state: RunState) -> list[Line]:
+        shown = [Line(head, event)] if self._verbose or stage in LONG_STAGES else []
+        told = forecast_of_the_whole(state, stage)
+        return [*shown, Line(f"    {told}")] if told else shown
+
+    def _stage_ends(self, event: StageFinished, state: RunState, now: float) -> list[Line]:
+        head = f"{GLYPH[event.outcome]} {stage_number(event.stage)} {event.stage} {event.outcome}"
+        took = duration(state.stages[event.stage].elapsed(now) or 0)
+        lines = [Line(f"{head} in {took}: {visible_line(event.summary)}", event)]
+        compared = came_to(
+            state, {event.stage: self._clocks[event.stage].seconds} if event.stage in self._clocks else {}
+        )
+        return [*lines, *(Line(f"    {told}") for told in compared)]
+
+    def _run_ends(self, state: RunState, now: float) -> list[Line]:
+        told = came_to(state, {stage: clock.seconds for stage, clock in self._clocks.items()})
+        whole = f"whole run in {duration(now - (self._began or now))}"
+        return [Line("; ".join([whole, *told]))] if told else [Line(whole)]
+
+
+def _is_detail(event: Event) -> bool:
+    if isinstance(event, Check):
+        return event.status in ("ok", "skipped") and event.stage != RESULT_STAGE
+    return isinstance(event, CheckpointSaved)
+
+
+def forecast_of_the_whole(state: RunState, stage: str) -> str:
+    """Preflight's forecast where a long stage begins: of it, of what follows, and of all together; empty without one."""
+    forecast = state.forecast.seconds if state.forecast is not None else {}
+    ahead = list(LONG_STAGES)[list(LONG_STAGES).index(stage) :] if stage in LONG_STAGES else []
+    known = {name: forecast[name] for name in ahead if forecast.get(name)}
+    if not known:
+        return ""
+    parts = [f"{name} about {duration(seconds)}" for name, seconds in known.items()]
+    if len(known) > 1:
+        parts.append(f"together about {duration(sum(known.values()))}")
+    return f"forecast: {', '.join(parts)}"
+
+
+def came_to(state: RunState, measured: Mapping[str, float]) -> list[str]:
+    """The forecast of each long stage against its work, over all processes that worked at it."""
+    forecast = state.forecast.seconds if state.forecast is not None else {}
+    return [
+        f"{name} took {duration(seconds)} of work (forecast {duration(forecast[name])})"
+        for name, seconds in measured.items()
+        if seconds > 0 and forecast.get(name)
+    ]
+
+
+class Pace:
+    """Lets a progress line pass from time to time."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, float, float] | None = None
+        """What moved, when, and the share that was done."""
+
+    def line(self, entry: Entry, state: RunState) -> str:
+        """The line of a steady event; empty where it is too soon for another."""
+        what, unit, done, text = _progress(entry.event, state)
+        if not what or self._too_soon(f"{what} {unit}", entry.time, done):
+            return ""
+        return f"    {what} {done:4.0%}  {text}"
+
+    def _too_soon(self, what: str, now: float, done: float) -> bool:
+        if self._last is not None:
+            before, when, share = self._last
+            another = what != before or done - share >= LINE_SHARE or now - when >= SILENT_SECONDS
+            if now - when < LINE_SECONDS or not another:
+                return True
+        self._last = (what, now, done)
+        return False
+
+
+def _progress(event: Event, state: RunState) -> tuple[str, str, float, str]:
+    """What moves, in which unit, the share that is done, and the figures."""
+    match event:
+        case Progress(stage=stage, done=done, total=total) if total:
+            return stage, event.unit, done / total, progress_text(event)
+        case TrainStep(step=step, total_steps=total) if total:
+            left = state.stages["training"].progress
+            ahead = f"  {duration(left.seconds_left)} left" if left is not None and left.seconds_left else ""
+            return "training", "steps", step / total, step_text(event) + ahead
+        case TrialStep(trial=trial, step=step, total_steps=total, loss=loss, margin=margin) if total:
+            figures = f"step {step}/{total}  loss {loss:.4f}  margin {margin:+.4f}"
+            return f"trial {visible_line(trial)}", "steps", step / total, figures
+    return "", "", 0.0, ""
