@@ -10,7 +10,7 @@ variable is read once, when this module is imported. Without it a call costs wha
 (`python -m bench.failpoints`).
 
 Actions: the name of an errno (OSError), `memory` (MemoryError), `nan` (the place turns its number into NaN), `hang` (for
-ever), `abort`, `kill` (SIGKILL) and `term` (SIGTERM to this process, which goes on until it hears it).
+ever), `abort`, `kill` (SIGKILL), `term` and `int` (SIGTERM and SIGINT to this process, which goes on until it hears it).
 Shape: the crate `fail` of tikv, and SQLite's I/O error tests.
 """
 
@@ -33,7 +33,8 @@ POINTS = {
     "append": "before a line of a JSONL file is written",
     "sync": "before a file or a folder is synced",
     "rename": "before what was written aside gets its name",
-    "checkpoint": "before a checkpoint's files are written, before its manifest, and before an old one is deleted",
+    "checkpoint": "before a checkpoint's files are written, and before its manifest",
+    "delete": "while an old checkpoint is deleted",
     "manifest": "before run.json is saved",
     "event": "before an event goes into the journal",
     "loss": "at the loss of an optimizer step",
@@ -125,5 +126,6 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "abort": os.abort,
     "kill": lambda: _send(signal.SIGKILL),
     "term": lambda: _send(signal.SIGTERM),
+    "int": lambda: _send(signal.SIGINT),
 }
 _armed = Armed(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None

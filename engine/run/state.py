@@ -235,8 +235,8 @@ class RunState:
     @apply.register(TrialStep)
     def _(self, event: TrialStep, time: float) -> RunState:
         trial = self.trials.get(event.trial)
-        if trial is None:  # the line that began it was lost
-            return self
+        if trial is None:
+            return self  # the line that began it is damaged, or of another version
         kept = tuple(step for step in trial.steps if step.step < event.step)
         return self._with_trial(replace(trial, steps=(*kept, event)))
 

@@ -47,6 +47,21 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def name_folder(part: Path, final: Path) -> None:
+    """Give `part` its name with everything in it synced: a power cut leaves the whole folder under that name, or none."""
+    for path in sorted(part.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with path.open("rb") as file:
+            failpoint("sync")
+            os.fsync(file.fileno())
+    sync_folder(part)
+    failpoint("rename")
+    part.rename(final)
+    sync_folder(final.parent)
+
+
 def begun_git_hash(size: int) -> hashlib._Hash:
     """Git's hash of a file of `size` bytes, before the first of them: the Hub names small files by it."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

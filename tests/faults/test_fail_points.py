@@ -215,8 +215,9 @@ def test_the_newest_checkpoint_that_was_told_is_one_to_go_on_from(tmp_path: Path
         newest, messages = newest_good(folder, "right")
         assert newest is not None and step_of(newest) == 6 and not messages and len(by_step(folder)) == 2
 
-    assert each_failure(("checkpoint", "sync", "rename"), (FULL_DISK, MEDIUM), act, check, tmp_path) == 2 * (7 + 15 + 6)
-    assert each_failure(("checkpoint", "rename"), ("memory",), act, check, tmp_path) == 7 + 6
+    points = ("checkpoint", "delete", "sync", "rename")
+    assert each_failure(points, (FULL_DISK, MEDIUM), act, check, tmp_path) == 2 * (6 + 1 + 15 + 6)
+    assert each_failure(("checkpoint", "rename"), ("memory",), act, check, tmp_path) == 6 + 6
 
 
 # -- the archive, the Hub ------------------------------------------------------------------------------------------------

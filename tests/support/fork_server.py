@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,11 @@ TINY = {
     "min_pairs": 4,
     "eval_prompts": 1,
     "eval_harmless_prompts": 1,
+    "num_train_epochs": 3.0,
+    "judge": "none",
+    "accept_quality": "nobody judges them",
 }
-"""Two steps of training."""
+"""Three steps of training, and a checkpoint after each."""
 TOO_LONG = 240
 
 
@@ -63,6 +68,7 @@ class ForkServer:
 
     scratch: Path
     _process: subprocess.Popen[str] | None = None
+    _terminal: str = ""
     _pid: int = 0
     _started: float = 0.0
 
@@ -81,6 +87,18 @@ class ForkServer:
         self._process.wait(20)
         self._process.stdout.close()
 
+    @contextmanager
+    def terminal(self) -> Iterator[int]:
+        """What is started within has a terminal: the file is where a person types, and must read."""
+        ours, theirs = pty.openpty()
+        self._terminal = os.ttyname(theirs)
+        try:
+            yield ours
+        finally:
+            self._terminal = ""
+            os.close(ours)
+            os.close(theirs)
+
     def start(self, arguments: Sequence[str], *, rules: str = "", stages: Sequence[str] = ()) -> int:
         """Its process id.
 
@@ -88,7 +106,7 @@ class ForkServer:
         stages   instead of all ten
         """
         asked = {"arguments": list(arguments), "rules": rules, "stages": list(stages), "scratch": str(self.scratch)}
-        self._say(asked)
+        self._say({**asked, "terminal": self._terminal})
         self._started = time.monotonic()
         self._pid = int(self._heard()["pid"])
         return self._pid
@@ -169,7 +187,7 @@ def _child(asked: dict[str, Any], scratch: Path) -> None:
     """Never returns."""
     code = 1  # as Python itself would end
     try:
-        _redirect(scratch)
+        _redirect(scratch, asked["terminal"])
         code = _run_program(asked, scratch)
     except BaseException:
         import traceback
@@ -181,14 +199,18 @@ def _child(asked: dict[str, Any], scratch: Path) -> None:
         os._exit(code)
 
 
-def _redirect(scratch: Path) -> None:
+def _redirect(scratch: Path, terminal: str) -> None:
     """The server's own pipes are none of the program's."""
-    for name, file, flags in (
-        ("/dev/null", 0, os.O_RDONLY),
-        (str(scratch / "stdout"), 1, 0),
-        (str(scratch / "stderr"), 2, 0),
-    ):
-        opened = os.open(name, flags or os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    if terminal:
+        os.setsid()  # the first terminal that is opened now is the session's
+    places = (
+        (terminal or os.devnull, os.O_RDWR, 0),
+        (terminal or str(scratch / "stdout"), writing, 1),
+        (str(scratch / "stderr"), writing, 2),
+    )
+    for place, flags, file in places:
+        opened = os.open(place, flags, 0o600)
         os.dup2(opened, file)
         os.close(opened)
 

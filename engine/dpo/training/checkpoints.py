@@ -18,7 +18,7 @@ from engine.core.events import Message
 from engine.core.failpoints import failpoint
 from engine.security.sanitize import visible_line
 from engine.storage.documents import read_json
-from engine.storage.files import sha256_of_file, size_of_folder, sync_folder, write_json
+from engine.storage.files import name_folder, sha256_of_file, size_of_folder, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -129,9 +129,7 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
     _remove(part)
     folder.mkdir(exist_ok=True)
     shutil.copytree(newest, part)
-    failpoint("rename")
-    part.rename(final)
-    sync_folder(folder)
+    name_folder(part, final)
     return newest
 
 
@@ -139,7 +137,8 @@ def rotate(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints. What was renamed as broken is never counted or touched."""
     whole = [checkpoint for checkpoint in by_step(folder) if checkpoint.is_dir() and not checkpoint.is_symlink()]
     for checkpoint in whole[:-keep]:
-        failpoint("checkpoint")
+        (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: what is left of it after a kill is no candidate
+        failpoint("delete")
         shutil.rmtree(checkpoint)
 
 

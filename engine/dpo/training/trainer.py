@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 from engine.core import layout
 from engine.core.errors import NumbersError, PreconditionError
 from engine.core.events import Event, Message, TrainStep
-from engine.core.failpoints import failpoint
 from engine.core.layout import ADAPTER_CONFIG
 from engine.dpo.planning.plan import TrainingPlan, current_plan, reduce_after_oom
 from engine.dpo.training.checkpoints import adopt, by_step, newest_good, step_of
@@ -56,7 +55,7 @@ from engine.models.loading import (
 )
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.superseded import is_reusable, superseded_folders
-from engine.storage.files import sha256_of_json, write_json
+from engine.storage.files import name_folder, sha256_of_json, write_json
 from engine.storage.keyed_cache import KeyedCache
 
 if TYPE_CHECKING:
@@ -482,5 +481,4 @@ def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revisio
     write_json(part / "tokenizer_config.json", tokenizer_settings)
     if folder.exists():
         shutil.rmtree(folder)
-    failpoint("rename")
-    part.rename(folder)
+    name_folder(part, folder)

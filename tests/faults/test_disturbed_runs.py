@@ -1,0 +1,284 @@
+"""Runs that are disturbed anywhere, each start a process of its own: nothing that was acknowledged is lost, nothing stands twice,
+the exit code is the right one, and in the end there are the bytes of a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.core import layout
+from engine.core.events import CheckpointSaved, PairFailed, PairMade, StageFinished, StageStarted, TrainStep
+from engine.dpo.training.checkpoints import MANIFEST, by_step, step_of
+from engine.run.folder import Run
+from engine.run.journal import Entry, read_entries
+from tests.support.fork_server import MAKING, Ended, ForkServer, tiny
+
+MADE = (layout.PAIRS_JSONL, layout.TRAIN_JSONL, layout.EVAL_JSONL, f"{layout.ADAPTER_DIR}/{layout.ADAPTER_WEIGHTS}")
+DISK, NUMBERS, STOPPED, ABORTED, KILLED = 6, 8, 143, -signal.SIGABRT, -signal.SIGKILL
+CODES = {"nan": NUMBERS, "term": STOPPED, "int": 130, "abort": ABORTED, "kill": KILLED}
+"""Of every other action: a full or broken disk."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(tmp_path_factory.mktemp("processes")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    ended = server.run(tiny(folder), stages=MAKING)
+    assert ended.code == 0, ended.errors
+    return folder, ended
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in MADE}
+
+
+# -- what holds after every end of a process -----------------------------------------------------------------------------
+
+
+def check(folder: Path, ended: Ended) -> None:
+    """Whatever happened: a person can read what failed, and what the journal told is on disk, once."""
+    assert "Traceback" not in ended.errors, ended.errors
+    entries = list(read_entries(folder / layout.EVENTS_JSONL))
+    numbers = [entry.seq for entry in entries]
+    assert numbers == sorted(set(numbers))
+    check_pairs(folder, entries)
+    check_training(folder, entries)
+    stages = Run(folder).manifest["stages"]  # raises for a file that is not whole
+    for stage, done in last_told(entries).items():
+        assert not done or stages[stage]["status"] in ("done", "skipped"), f"{stage} was told to be done"
+
+
+def check_pairs(folder: Path, entries: list[Entry]) -> None:
+    acknowledged = {entry.event.id for entry in entries if isinstance(entry.event, (PairMade, PairFailed))}
+    path = folder / layout.PAIRS_JSONL
+    whole = path.read_bytes().rpartition(b"\n")[0].split(b"\n") if path.exists() else []
+    there = [json.loads(line)["id"] for line in whole if line]
+    assert acknowledged <= set(there) and len(there) == len(set(there))
+
+
+def check_training(folder: Path, entries: list[Entry]) -> None:
+    saved = [entry.event.step for entry in entries if isinstance(entry.event, CheckpointSaved)]
+    there = [step_of(path) for path in by_step(folder / layout.CHECKPOINTS_DIR)]
+    assert max(there, default=0) >= max(saved, default=0)
+
+
+def last_told(entries: list[Entry]) -> dict[str, bool]:
+    """Of each stage: whether the last that was told of it is that it is done."""
+    told: dict[str, bool] = {}
+    for event in (entry.event for entry in entries):
+        if isinstance(event, StageStarted):
+            told[event.stage] = False
+        elif isinstance(event, StageFinished):
+            told[event.stage] = event.outcome in ("done", "skipped")
+    return told
+
+
+def check_whole(folder: Path, undisturbed: Path, ended: Ended) -> None:
+    """The end of it all."""
+    check(folder, ended)
+    assert ended.code == 0, ended.errors
+    assert made(folder) == made(undisturbed)
+    assert not list(folder.rglob(".*.part"))
+
+
+# -- a call that fails ---------------------------------------------------------------------------------------------------
+
+
+def expected(action: str) -> int:
+    return CODES.get(action, DISK)
+
+
+def disturb(server: ForkServer, folder: Path, rules: str) -> Ended:
+    ended = server.run(tiny(folder), rules=rules, stages=MAKING)
+    check(folder, ended)
+    return ended
+
+
+FEW = (
+    "manifest=ENOSPC@2", "append=EDQUOT@9", "sync=kill@24+", "append=term@8", "rename=EROFS@9",
+    "checkpoint=abort@2", "loss=nan@1", "sync=ENOSPC@20", "checkpoint=kill@5", "loss=term@1", "rename=ENOSPC@6",
+)  # fmt: skip
+"""Each in a start of its own, in this order, on one run: they reach from its first second to its last."""
+
+
+@pytest.mark.fault("B6", "A2", "D15")
+def test_a_run_in_which_something_fails_at_every_start_ends_with_the_bytes_of_one_that_was_left_alone(
+    server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
+):
+    folder, fired = tmp_path / "run", 0
+    for rule in FEW:
+        ended = disturb(server, folder, rule)
+        action = rule.partition("=")[2].partition("@")[0]
+        assert ended.code == (expected(action) if ended.fired or ended.code < 0 else 0), f"{rule}: {ended}"
+        fired += ended.code != 0
+    assert fired >= 7, "the others met nothing that was left to do"
+    check_whole(folder, undisturbed[0], server.run(tiny(folder), stages=MAKING))
+
+
+POINTS = ("manifest", "append", "event", "sync", "rename", "checkpoint", "loss")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("B6")
+@pytest.mark.parametrize("action", ["ENOSPC", "EIO", "kill", "term", "abort"])
+@pytest.mark.parametrize("point", POINTS)
+def test_the_nth_call_of_the_nth_start_fails_for_every_n_until_the_run_passes(
+    server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path, point: str, action: str
+):
+    """The N-th start gets N calls further than the one before ended: so all of the run's calls are reached in turn."""
+    folder = tmp_path / "run"
+    for number in range(1, 60):
+        ended = disturb(server, folder, f"{point}={action}@{number}")
+        if ended.code == 0:
+            break
+        assert ended.code == expected(action), f"{point}={action}@{number}: {ended}"
+    assert number > 2
+    check_whole(folder, undisturbed[0], server.run(tiny(folder), stages=MAKING))
+
+
+# -- SIGKILL at any moment -----------------------------------------------------------------------------------------------
+
+
+def kill_at_random(
+    server: ForkServer,
+    arguments: Callable[[Path], list[str]],
+    stages: tuple[str, ...],
+    whole: tuple[Path, Ended],
+    *,
+    folder: Path,
+    kills: int,
+    seed: int,
+) -> dict[str, int]:
+    """SIGKILL so many times, at any moment of what is left to do; whatever run is at work then goes on to its end.
+
+    Returns how many of the kills met which stage.
+    """  # fmt: skip
+    moments, met, number = random.Random(seed), dict[str, int](), 0
+    killed = 0
+    while killed < kills:
+        run = folder / f"run-{number}"
+        server.start(arguments(run), stages=stages)
+        ended = server.end(kill_after=moments.uniform(0.0, whole[1].seconds * 0.7))
+        check(run, ended)
+        if ended.code == 0:
+            check_whole(run, whole[0], ended)
+            number += 1
+            continue
+        assert ended.code == KILLED, ended
+        killed += 1
+        stage = stage_at_work(run)
+        met[stage] = met.get(stage, 0) + 1
+    run = folder / f"run-{number}"
+    check_whole(run, whole[0], server.run(arguments(run), stages=stages))
+    return met
+
+
+def stage_at_work(folder: Path) -> str:
+    began = [
+        entry.event.stage
+        for entry in read_entries(folder / layout.EVENTS_JSONL)
+        if isinstance(entry.event, StageStarted)
+    ]
+    return began[-1] if began else "none yet"
+
+
+@pytest.mark.fault("A1", "A2", "C7", "D15")
+def test_killed_four_times_at_random_it_ends_with_the_same_bytes(
+    server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
+):
+    met = kill_at_random(server, tiny, MAKING, undisturbed, folder=tmp_path, kills=4, seed=5)
+    assert sum(met.values()) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.fault("A1", "A2", "C7", "D15")
+def test_the_whole_demo_killed_a_hundred_times_at_random_ends_with_the_same_bytes(server: ForkServer, tmp_path: Path):
+    def demo(folder: Path) -> list[str]:
+        return ["--auto", "--demo", "--json", "--output-dir", str(folder)]
+
+    folder = tmp_path / "undisturbed"
+    ended = server.run(demo(folder))
+    assert ended.code == 0, ended.errors
+    met = kill_at_random(server, demo, (), (folder, ended), folder=tmp_path, kills=100, seed=11)
+    print("kills by stage:", met)
+    assert {"pairs", "training", "packaging"} <= met.keys()
+
+
+# -- signals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("A3")
+def test_killed_while_an_old_checkpoint_is_deleted_it_goes_on_from_a_newer_one(
+    server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
+):
+    folder = tmp_path / "run"
+    ended = server.run(tiny(folder), rules="delete=kill@1", stages=MAKING)
+    assert ended.code == KILLED
+    check(folder, ended)
+    assert [step_of(path) for path in by_step(folder / layout.CHECKPOINTS_DIR)] == [1, 2, 3]
+    assert not (folder / layout.CHECKPOINTS_DIR / "checkpoint-1" / MANIFEST).exists()
+    check_whole(folder, undisturbed[0], server.run(tiny(folder), stages=MAKING))
+    steps = [e.event.step for e in read_entries(folder / layout.EVENTS_JSONL) if isinstance(e.event, TrainStep)]
+    assert steps == [1, 2, 3], "none of them was done twice"
+
+
+@pytest.mark.fault("A4")
+def test_a_second_sigterm_ends_a_run_that_hangs_in_a_save_at_once(
+    server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
+):
+    folder = tmp_path / "run"
+    pid = server.start(tiny(folder), rules="checkpoint=hang@3", stages=MAKING)
+    wait_until(lambda: by_step(folder / layout.CHECKPOINTS_DIR), "a checkpoint")
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert Run(folder).owner() is not None, "the first one waits for what is being saved"
+    os.kill(pid, signal.SIGTERM)
+    ended = server.end()
+    assert ended.code == STOPPED
+    check(folder, ended)
+    check_whole(folder, undisturbed[0], server.run(tiny(folder), stages=MAKING))
+
+
+@pytest.mark.fault("A7")
+def test_ctrl_c_in_a_save_keeps_the_checkpoint_and_twice_ends_at_once(
+    server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
+):
+    """On a terminal, as a person presses it."""
+    folder = tmp_path / "run"
+    saved = server.run(tiny(folder), rules="checkpoint=int@2", stages=MAKING)
+    assert saved.code == 130 and "saved" in saved.errors
+    check(folder, saved)
+    assert step_of(by_step(folder / layout.CHECKPOINTS_DIR)[-1]) in (1, 2), "the next step may have begun"
+    with server.terminal() as terminal:
+        server.start(tiny(folder), rules="checkpoint=hang@2", stages=MAKING)
+        wait_until(lambda: list((folder / layout.CHECKPOINTS_DIR).glob(".*.part")), "a save", terminal)
+        os.write(terminal, b"\x03")
+        time.sleep(0.3)
+        os.write(terminal, b"\x03")
+        twice = server.end()
+    assert twice.code == 130
+    check(folder, twice)
+    check_whole(folder, undisturbed[0], server.run(tiny(folder), stages=MAKING))
+
+
+def wait_until(holds: Callable[[], object], what: str, terminal: int | None = None, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"no {what}"
+        if terminal is not None and select.select([terminal], [], [], 0)[0]:
+            os.read(terminal, 1 << 16)
+        time.sleep(0.01)

@@ -1,0 +1,82 @@
+"""Synced before it counts: what is acknowledged, or has its name, survives a power cut. No plug is pulled here: the order of calls
+is what promises it, so it is the order that is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.dpo.training.checkpoints import write_checkpoint
+from engine.packaging.archive import build_archive
+from engine.run.context import Context
+from engine.storage.files import name_folder, write_json
+from engine.storage.jsonl import JsonlAppender
+from tests.support.finished_run import copied
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """("sync" or "name", the path's name) of each call, in their order."""
+    made: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_sync(file: int) -> None:
+        made.append(("sync", Path(f"/proc/self/fd/{file}").readlink().name))
+        fsync(file)
+
+    def noted_name(before: Path, after: Path) -> None:
+        made.append(("name", Path(after).name))
+        rename(before, after)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "rename", noted_name)
+    monkeypatch.setattr(os, "replace", noted_name)
+    return made
+
+
+def test_a_record_is_synced_when_its_append_returns(tmp_path: Path, calls: list[tuple[str, str]]):
+    with JsonlAppender(tmp_path / "pairs.jsonl") as appender:
+        for number in range(3):
+            appender.append({"number": number})
+            assert calls == [("sync", "pairs.jsonl")] * (number + 1)
+
+
+def test_a_small_file_is_synced_before_it_has_its_name_and_the_name_after(tmp_path: Path, calls: list[tuple[str, str]]):
+    write_json(tmp_path / "run.json", {})
+    assert calls == [("sync", f".run.json.{os.getpid()}.part"), ("name", "run.json"), ("sync", tmp_path.name)]
+
+
+def test_all_of_a_checkpoint_is_synced_before_it_has_its_name(tmp_path: Path, calls: list[tuple[str, str]]):
+    def fill(part: Path) -> None:
+        for name in ("adapter_model.safetensors", "optimizer.pt"):
+            (part / name).write_bytes(b"numbers")
+
+    write_checkpoint(tmp_path, 4, fill, "right")
+    place = calls.index(("name", "checkpoint-4"))
+    assert {("sync", "adapter_model.safetensors"), ("sync", "optimizer.pt"), ("name", "manifest.json")} <= set(
+        calls[:place]
+    )
+    assert calls[place + 1 :] == [("sync", tmp_path.name)]
+
+
+def test_all_of_a_folder_is_synced_before_it_has_its_name(tmp_path: Path, calls: list[tuple[str, str]]):
+    part = tmp_path / ".lora_adapters.part"
+    (part / "within").mkdir(parents=True)
+    (part / "adapter_model.safetensors").write_bytes(b"numbers")
+    (part / "within" / "a").write_bytes(b"a")
+    name_folder(part, tmp_path / "lora_adapters")
+    place = calls.index(("name", "lora_adapters"))
+    assert {name for _, name in calls[:place]} == {"adapter_model.safetensors", "within", "a", part.name}
+    assert calls[place + 1 :] == [("sync", tmp_path.name)]
+
+
+def test_the_archive_is_synced_before_it_has_its_name(trained: Context, tmp_path: Path, calls: list[tuple[str, str]]):
+    run = copied(trained, tmp_path / "run").run
+    calls.clear()
+    build_archive(run)
+    names = [name for kind, name in calls if kind == "name"]
+    assert names == ["run_artifacts.zip", "run_artifacts.zip.sha256"]
+    assert calls[0] == ("sync", ".run_artifacts.zip.part") and calls[1] == ("name", "run_artifacts.zip")

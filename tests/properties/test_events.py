@@ -1,0 +1,104 @@
+"""Events of this version, of older ones and of newer ones, through the journal."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.core.events import KINDS, Event, event_from_dict
+from engine.core.stage_table import STAGES
+from engine.run.journal import Entry, Journal, entry_from_dict, read_entries
+from engine.run.state import fold
+from engine.storage.jsonl import dumps
+from tests.properties.values import NUMBER, PLAIN, RECORD, TEXT
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Anything that a field of this type may hold."""
+    plain: dict[Any, st.SearchStrategy[Any]] = {
+        str: TEXT, int: st.integers(-(2**53), 2**53), float: st.floats(allow_nan=False, allow_infinity=False),
+        bool: st.booleans(), NoneType: st.none(), Any: PLAIN,
+    }  # fmt: skip
+    if hint in plain:
+        return plain[hint]
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return st.sampled_from(inner)
+    if kind in (Union, UnionType):
+        return st.one_of(*map(values, inner))
+    if kind is tuple:
+        return st.lists(values(inner[0]), max_size=2).map(tuple)
+    if kind is Mapping:
+        return st.dictionaries(TEXT, values(inner[1]), max_size=2)
+    assert is_dataclass(hint), hint
+    return built(hint)
+
+
+def built(cls: Any) -> st.SearchStrategy[Any]:
+    hints = get_type_hints(cls)
+    drawn = {one.name: values(hints[one.name]) for one in fields(cls)}
+    if "stage" in drawn:
+        drawn["stage"] = st.sampled_from(STAGES)
+    return st.builds(cls, **drawn)
+
+
+EVENT: st.SearchStrategy[Event] = st.sampled_from(sorted(KINDS)).flatmap(lambda kind: built(KINDS[kind]))
+
+
+@given(st.lists(EVENT, min_size=1, max_size=4))
+def test_any_event_comes_back_from_the_journal_and_is_folded(events: list[Event]):
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "events.jsonl")
+        for event in events:
+            journal.append(event)
+        journal.close()
+        entries = list(read_entries(Path(folder) / "events.jsonl"))
+    assert [entry.event for entry in entries] == events
+    assert [entry.seq for entry in entries] == list(range(len(events)))
+    fold(entries)
+
+
+@pytest.mark.fault("A15")
+@given(EVENT, RECORD)
+def test_a_newer_versions_fields_are_dropped(event: Event, more: dict[str, Any]):
+    newer = {f"new {name}": value for name, value in more.items()}
+    assert event_from_dict({**newer, **event.as_dict()}) == event
+
+
+@pytest.mark.fault("A15")
+@given(EVENT, st.data())
+def test_fields_that_an_older_version_did_not_have_take_their_defaults(event: Event, data: st.DataObject):
+    optional = {
+        one.name: one for one in fields(event) if one.default is not MISSING or one.default_factory is not MISSING
+    }
+    gone = data.draw(st.sets(st.sampled_from(sorted(optional)))) if optional else set()
+    older = {name: value for name, value in event.as_dict().items() if name not in gone}
+    read = event_from_dict(older)
+    assert type(read) is type(event)
+    for one in fields(event):
+        if one.name in gone:
+            default = one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
+            assert getattr(read, one.name) == default
+        else:
+            assert getattr(read, one.name) == getattr(event, one.name)
+
+
+@pytest.mark.fault("A15")
+@given(
+    EVENT,
+    st.dictionaries(
+        st.sampled_from(["kind", "seq", "time", "stage", "gpus", "total", "done", "facts"]), PLAIN | NUMBER
+    ),
+)
+def test_a_line_of_any_other_version_is_an_entry_or_passed_over(event: Event, other: dict[str, Any]):
+    read = entry_from_dict({"seq": 1, "time": 2.0, **event.as_dict(), **other})
+    assert read is None or isinstance(read, Entry)
+    dumps({**event.as_dict(), **other})

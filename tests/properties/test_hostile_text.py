@@ -1,0 +1,94 @@
+"""The sanitiser and the redactor, for any text."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.security import redaction
+from engine.security.redaction import MASK, redact, redacted, register_secret
+from engine.security.sanitize import visible, visible_line
+from tests.properties.values import PLAIN, TEXT
+
+ANY = st.lists(st.one_of(st.characters(codec=None), st.text(max_size=5), TEXT), max_size=12).map("".join)
+
+
+def drives_a_terminal(character: str) -> bool:
+    """Controls of both sets, surrogates, and what turns or hides text; by Unicode's own tables."""
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+        return True
+    return unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+@pytest.mark.fault("G1", "G4", "G6")
+@given(ANY)
+def test_no_text_drives_a_terminal_when_it_is_shown(text: str):
+    shown = visible(text)
+    assert not any(drives_a_terminal(character) for character in shown if character not in "\n\t")
+    assert visible(shown) == shown
+    shown.encode()  # no lone surrogate
+
+
+@given(ANY, st.integers(1, 30))
+def test_a_line_is_one_line_and_no_longer_than_asked(text: str, limit: int):
+    line = visible_line(text, limit)
+    assert len(line) <= limit and not any(drives_a_terminal(character) for character in line)
+
+
+@given(st.text(st.characters(categories=("L", "N", "P")), max_size=40))
+def test_an_ordinary_text_stays_as_it_is(text: str):
+    assert visible(text) == text
+
+
+# -- secrets ------------------------------------------------------------------------------------------------------------
+
+LETTERS = "abcdefABCDEF0123456789_-./+"
+SECRET = st.text(LETTERS, min_size=8, max_size=20)
+
+
+@contextmanager
+def only(secrets: list[str]) -> Iterator[None]:
+    before = set(redaction._known)
+    redaction._known.clear()
+    try:
+        for secret in secrets:
+            register_secret(secret)
+        yield
+    finally:
+        redaction._known.clear()
+        redaction._known.update(before)
+
+
+@given(st.lists(SECRET, min_size=1, max_size=3), st.lists(TEXT, min_size=2, max_size=5), st.data())
+def test_no_secret_is_left_in_any_text_wherever_it_stands(secrets: list[str], around: list[str], data: st.DataObject):
+    text = "".join(part + data.draw(st.sampled_from(secrets)) for part in around)
+    with only(secrets):
+        shown = redact(text)
+        assert not any(secret in shown for secret in secrets)
+        assert redact(shown) == shown and MASK in shown
+
+
+@given(st.lists(SECRET, min_size=1, max_size=2), PLAIN, st.data())
+def test_nor_in_any_plain_data_in_keys_as_in_values(secrets: list[str], value: Any, data: st.DataObject):
+    secret = data.draw(st.sampled_from(secrets))
+    with only(secrets):
+        shown = redacted({"a": [value, {secret: f"x{secret}y"}], f"k{secret}": (secret, 1)})
+    assert not any(secret in repr(shown) for secret in secrets)
+
+
+@given(st.text(st.characters(exclude_characters="_", codec="utf-8"), max_size=60))
+def test_a_text_without_a_secret_is_the_same_text(text: str):
+    with only([]):
+        assert redact(text) is text
+
+
+@given(TEXT, st.text("abcXYZ019", min_size=20, max_size=40), TEXT)
+def test_what_looks_like_a_token_of_the_hub_is_masked_though_nobody_knew_it(before: str, rest: str, after: str):
+    with only([]):
+        assert f"hf_{rest}" not in redact(f"{before} hf_{rest} {after}")
