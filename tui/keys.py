@@ -23,7 +23,9 @@ class Key(NamedTuple):
     group: str
 
 
-RUN, MOVE, LOOK, LIST, PAIRS, OPTIONS, WRITE = "Run", "Move", "Look", "Lists", "Pairs", "Options", "Writing"
+RUN, MOVE, LOOK, LIST, PAIRS, OPTIONS, WRITE, LOG = (
+    "Run", "Move", "Look", "Lists", "Pairs", "Options", "Writing", "The log",
+)  # fmt: skip
 
 PLACES: dict[str, str] = {
     "app": "Everywhere",
@@ -31,6 +33,7 @@ PLACES: dict[str, str] = {
     "list": "In a list",
     "pairs": "Among the pairs",
     "options": "Among the options",
+    "log": "In the log",
     "text": "Writing a text",
     "field": "In a field",
     "window": "In a window",
@@ -83,7 +86,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "stage", "c", "c", "copy", "copy", "Copy the scp command of stage packaging, else the run folder's path.", LOOK
     ),
-    Key("app", "l", "l", "log", "log", "The log: messages of the run, and the end of run.log.", LOOK),
+    Key("app", "l", "l", "log", "log", "The log: messages of the run, or the end of run.log.", LOOK),
     Key("app", "t", "t", "themes", "", "Themes, previewed as you move.", LOOK),
     Key("app", "ctrl+k", "Ctrl+K", "command_palette", "", "Commands, by name.", LOOK),
     Key("app", "question_mark", "?", "help", "help", "Keys that work here, then all others.", LOOK),
@@ -93,7 +96,15 @@ KEYS: tuple[Key, ...] = (
     Key("list", "pageup", "PgUp", "cursor('page_up')", "", "Page up.", LIST),
     Key("list", "g,home", "g", "cursor('home')", "", "First row.", LIST),
     Key("list", "G,end", "G", "cursor('end')", "", "Last row; then the cursor follows new rows.", LIST),
-    Key("list", "enter", "Enter", "open", "", "Open: a pair full screen, or an option to edit.", LIST),
+    Key(
+        "list",
+        "enter",
+        "Enter",
+        "open",
+        "",
+        "Open: a pair full screen, an option to edit, the stage of a line of the log.",
+        LIST,
+    ),
     Key("pairs", "slash", "/", "filter", "filter", "Filter by words, reason:, verdict:, principle:, gain>, …", PAIRS),
     Key("pairs", "n", "n", "flagged(1)", "next ✗", "Next flagged pair without a decision.", PAIRS),
     Key("pairs", "N", "N", "flagged(-1)", "", "Previous flagged pair.", PAIRS),
@@ -110,6 +121,13 @@ KEYS: tuple[Key, ...] = (
     Key("options", "left", "←", "choose(-1)", "", "Previous choice.", OPTIONS),
     Key("options", "right", "→", "choose(1)", "", "Next choice; toggles yes and no.", OPTIONS),
     Key("options", "d,delete", "d", "default", "default", "Reset to the default.", OPTIONS),
+    Key("log", "slash", "/", "find", "find", "Find a text in the log.", LOG),
+    Key("log", "n", "n", "match(1)", "next", "Next line that has it.", LOG),
+    Key("log", "N", "N", "match(-1)", "", "Previous line that has it.", LOG),
+    Key("log", "e", "e", "level", "level", "Every line, warnings and errors, or errors alone.", LOG),
+    Key("log", "f", "f", "follow", "follow", "The last line; then the cursor follows new ones.", LOG),
+    Key("log", "c", "c", "copy_line", "copy", "Copy the line.", LOG),
+    Key("log", "v", "v", "other_log", "other log", "Messages of the run, or the end of run.log.", LOG),
     Key("text", "ctrl+s", "Ctrl+S", "keep", "keep", "Save the text.", WRITE),
     Key("text", "ctrl+t", "Ctrl+T", "other", "draft/revision", "Switch between draft and revision.", WRITE),
     Key("text", "escape", "Esc", "leave", "leave", "Discard the changes.", WRITE),
@@ -144,7 +162,7 @@ def help_rows(places: Iterable[str] = PLACES) -> list[tuple[str, str, str]]:
     """(group, key, sentence) of the rows of some places, with the ten digits on one row."""
     rows = []
     wanted = tuple(places)
-    for group in (RUN, MOVE, LOOK, LIST, PAIRS, OPTIONS, WRITE):
+    for group in (RUN, MOVE, LOOK, LIST, PAIRS, OPTIONS, LOG, WRITE):
         for key in KEYS:
             if key.group != group or key.where not in wanted:
                 continue

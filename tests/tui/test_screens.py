@@ -18,7 +18,7 @@ from tui.formatting import short_path
 from tui.keys import KEYS
 from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
-from tui.screens.log import LogScreen
+from tui.screens.log import LogRows, LogScreen
 from tui.screens.stage_descriptions import DESCRIPTIONS, description_of
 from tui.widgets.rail import flat_number_at, flat_rail, tall_rail
 from tui.widgets.status_lines import seconds_to_go
@@ -86,6 +86,9 @@ async def test_clicks_in_hostile_text_do_nothing(finished: Runner):
         await pilot.press("l")
         await until(pilot, lambda: is_open(app, LogScreen))
         await until(pilot, lambda: "[@click" in screen_text(app), "the hostile text")
+        rows = app.screen.query_one(LogRows)
+        rows.cursor = next(at for at, line in enumerate(rows.lines) if "[@click" in line.text)  # shown whole below
+        await pilot.pause()
         shown, window = screen_text(app).splitlines(), app.screen.query_one(".window").region
         places = [
             (line.index(mark) + 1, y)

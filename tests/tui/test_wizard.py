@@ -23,7 +23,7 @@ from tui.keys import KEYS, PLACES, bindings, footer_keys, help_rows, keys_markdo
 from tui.pair_browser.browser import PairBrowser
 from tui.runs.runner import Runner
 from tui.screens.dialogs import Dialog, Help, Question, help_lines
-from tui.screens.log import LogScreen
+from tui.screens.log import LogRows, LogScreen
 from tui.screens.main import MainScreen
 from tui.screens.themes import ThemePicker
 from tui.terminal import sequences
@@ -39,6 +39,7 @@ OWNERS = {
     "list": RowList,
     "pairs": PairBrowser,
     "options": OptionRows,
+    "log": LogRows,
     "text": TextField,
     "field": Input,
     "window": Dialog,

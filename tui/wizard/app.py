@@ -339,7 +339,11 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     def action_log(self) -> None:
         from tui.screens.log import LogScreen
 
-        self.push_screen(LogScreen(self.source))
+        def left(stage: str | None) -> None:
+            if stage is not None:
+                self.call_later(self.main.look_at, stage)
+
+        self.push_screen(LogScreen(self.source), left)
 
     def action_help(self) -> None:
         from tui.screens.dialogs import Help
