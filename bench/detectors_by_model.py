@@ -39,7 +39,7 @@ from engine.pairs.data.conversations import before_the_answer, transcript_turns
 from engine.pairs.detectors import relevance as relevance_detector
 from engine.pairs.generation.critique_revision import make_records
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.relevance.measure import Answer, RelevanceMeter
 from engine.run.stop import StopToken
 
@@ -122,11 +122,11 @@ class limits:
         self._values = values
 
     def __enter__(self) -> None:
-        self._before = relevance_detector.LEAST_RELEVANCE
-        relevance_detector.LEAST_RELEVANCE = self._values
+        self._before = relevance_detector.MIN_RELEVANCE
+        relevance_detector.MIN_RELEVANCE = self._values
 
     def __exit__(self, *error: object) -> None:
-        relevance_detector.LEAST_RELEVANCE = self._before
+        relevance_detector.MIN_RELEVANCE = self._before
 
 
 Set = tuple[list[LabelledPair], list[float | None]]
@@ -178,11 +178,11 @@ def cost(data: Path, cache: Path) -> str:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     backend = LocalBackend(model, tokenizer, StopToken(), COST_PROMPTS)
-    recipe = GenerationSettings.of(load_config({"max_new_tokens": 96, "max_attempts": 1, "seed": 1}, environment={}))
+    settings = GenerationSettings.of(load_config({"max_new_tokens": 96, "max_attempts": 1, "seed": 1}, environment={}))
     asked = [before_the_answer(transcript_turns(text)) for text in hh_rows(data)[:COST_PROMPTS]]
     prompts = [Prompt(str(number), messages) for number, messages in enumerate(asked)]
     started = time.perf_counter()
-    records = make_records(prompts, backend, recipe)
+    records = make_records(prompts, backend, settings)
     generated = time.perf_counter() - started
     meter = RelevanceMeter(model, tokenizer)
     started = time.perf_counter()

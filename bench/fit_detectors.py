@@ -49,9 +49,9 @@ L2 = 0.5
 L2_BELOW_ZERO = 10.0
 """Weights below zero stay small: what speaks for a reply must not outvote what speaks against it."""
 THRESHOLD = -1.0
-LEAST_TEXTS = 4
+MIN_TEXTS = 4
 """A term that fewer texts have, those of hh-rlhf not counted, is no term."""
-MOST_TERMS = 400
+MAX_TERMS = 400
 
 
 class Labelled(NamedTuple):
@@ -125,11 +125,11 @@ def fit(lines: Sequence[Example], replies: Sequence[Example] = ()) -> Weights:
     """Logistic regression of "talk" on the soft maximum over sentences (LBFGS, L2), and the terms that matter of it."""
     counted = [*lines, *(example for example in replies if example.weight == OWN_WEIGHT)]
     texts = Counter(term for example in counted for term in set().union(*example.terms))
-    names = sorted((term for term, count in texts.items() if count >= LEAST_TEXTS), key=str)
+    names = sorted((term for term, count in texts.items() if count >= MIN_TEXTS), key=str)
     constant, values = _solve(names, [*lines, *replies])
-    if len(names) > MOST_TERMS:
+    if len(names) > MAX_TERMS:
         weighty = sorted(zip(names, values, strict=True), key=lambda one: -abs(one[1]) * texts[one[0]] ** 0.5)
-        names = sorted((name for name, _ in weighty[:MOST_TERMS]), key=str)
+        names = sorted((name for name, _ in weighty[:MAX_TERMS]), key=str)
         constant, values = _solve(names, [*lines, *replies])
     return Weights(constant, dict(zip(names, values, strict=True)), THRESHOLD)
 

@@ -193,7 +193,7 @@ def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True
     from engine.models.generation.prefix_cache import PrefixCache
     from engine.models.generation.samplers import Nucleus
 
-    crowded, decoding.CROWDED = decoding.CROWDED, decoding.CROWDED if leave else 0.0
+    crowded, decoding.COMPACT_AT = decoding.COMPACT_AT, decoding.COMPACT_AT if leave else 0.0
     memory = PrefixCache()
     for batch in batches(works, size):
         rows = [list(work.prompt) for work in batch]
@@ -203,13 +203,13 @@ def engine(model, works: Sequence[Work], size: int, *, remember=True, leave=True
             kept = memory if remember else None
             said = decoding.generate_batch(model, rows, choose, [], limits, pad=0, memory=kept)
             if remember:
-                memory.keep([row.read for row in said])
+                memory.keep([row.prefix for row in said])
             assert [len(row.ids) for row in said] == limits
             if step < STEPS - 1:
                 rows = [
                     [*row, *one.ids, *work.requests[step]] for row, one, work in zip(rows, said, batch, strict=True)
                 ]
-    decoding.CROWDED = crowded
+    decoding.COMPACT_AT = crowded
 
 
 def padded(model, works: Sequence[Work], size: int) -> None:

@@ -88,7 +88,7 @@ def row(result: ExamResult) -> str:
         share(result.longer_chosen),
         share(result.first_place_chosen),
         share(result.on_the_letters),
-        "believed" if result.passed else f"not believed: {result.why_not}",
+        "passed" if result.passed else f"failed: {result.why_not}",
     )
     return f"| {' | '.join(cells)} |"
 

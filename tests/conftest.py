@@ -47,7 +47,7 @@ def pytest_collection_finish() -> None:
 
 
 def needs_shared_data(name: str) -> Path:
-    """The path of a file of real data; skips the test, saying why, if it is absent."""
+    """The path of a file of real data; skips the test with the reason if it is missing."""
     path = SHARED_DATA / name
     if not path.exists():
         pytest.skip(f"the real data {name} is not on this machine")
@@ -66,13 +66,13 @@ def run_stage(stage: Generator[Any, None, Result]) -> tuple[list[Any], Result]:
 
 @pytest.fixture(autouse=True)
 def a_state_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept between starts: not this person's, and not another test's."""
+    """Keeps state between starts apart from the user's and from other tests'."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / f"state-{uuid4().hex}"))
 
 
 @pytest.fixture
 def config() -> Callable[..., Stage3Config]:
-    """A configuration with nothing from this machine's environment in it."""
+    """A configuration independent of this machine's environment."""
     return lambda **values: load_config(values, environment={})
 
 
@@ -83,7 +83,7 @@ def context(tmp_path: Path, config: Callable[..., Stage3Config]) -> Callable[...
 
 @pytest.fixture(scope="module")
 def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of a tiny base and of an adapter on it."""
+    """Folders of a tiny base model and of an adapter for it."""
     from tests.support.tiny_models import build_adapter, build_base
 
     folder = tmp_path_factory.mktemp("stage2")

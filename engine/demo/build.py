@@ -1,4 +1,4 @@
-"""Build what --demo runs on: `python -m engine.demo.build` writes everything in engine/demo/assets/.
+"""Build the demo's model and data: `python -m engine.demo.build` writes everything in engine/demo/assets/.
 
 constitution.yaml → conversations → tokenizer → base model → Stage 2 adapter → prompts → recorded answers.
 About eight minutes on one core. Nothing is downloaded.
@@ -54,8 +54,8 @@ class Settings:
 
 
 def fingerprint(settings: Settings, constitution: Constitution) -> str:
-    """A hash of all that the weights were learnt from: settings, sentences, constitution, and fifty conversations
-    as they are put together, so that a change to grammar.py or dialogue.py shows as well."""
+    """A hash of everything the weights were trained on: settings, sentences, constitution, and fifty generated conversations, so
+    that changes to grammar.py or dialogue.py show, too."""
     every = questions(held_out=False)
     random = Random(0)
     sample = [draw_conversation(random, random.choice(every), constitution, BASE_MIX) for _ in range(50)]
@@ -64,7 +64,7 @@ def fingerprint(settings: Settings, constitution: Constitution) -> str:
 
 
 Note = Callable[[str], None]
-"""Takes a line about how far it is."""
+"""Receives progress lines."""
 
 
 def build(settings: Settings, out: Path) -> None:
@@ -87,7 +87,7 @@ def build(settings: Settings, out: Path) -> None:
     note(f"figures: {record(settings, out)}")
     files = [file for file in out.rglob("*") if file.is_file()]
     for file in files:
-        file.chmod(0o644)  # safetensors writes for the owner's eyes alone, and a wheel keeps that
+        file.chmod(0o644)  # safetensors makes files readable only by the owner, and a wheel keeps that mode
     size = sum(file.stat().st_size for file in files)
     note(f"{size / 1e6:.2f} MB in {os.path.relpath(out)}")
 
@@ -118,7 +118,7 @@ def _build_base(settings: Settings, out: Path, constitution: Constitution, note:
         seed=settings.seed + 1,
         say=_say(note),
     )
-    # Stored in fp32, rounded to what bf16 can hold: a run in either precision starts from the very same weights.
+    # Stored in fp32 but rounded to bf16, so that runs in either precision start from the same weights.
     for parameter in base.parameters():
         parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
     end_of_turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
@@ -139,7 +139,9 @@ def _build_adapter(
 
     from engine.demo.train import add_adapter, train
 
-    set_seed(settings.seed + 2)  # the adapter's start doesn't hang on how many numbers the base drew
+    set_seed(
+        settings.seed + 2
+    )  # makes the adapter's initial weights independent of how many numbers the base model drew
     model = add_adapter(base, BASE_NAME)
     train(
         model,
@@ -164,16 +166,16 @@ def _write_prompts(settings: Settings, out: Path) -> None:
 def _say(note: Note) -> Callable[[int, float], None]:
     def say(step: int, loss: float) -> None:
         if step % 100 == 0:
-            note(f"step {step:5d}  loss {loss:.3f} nats a token")
+            note(f"step {step:5d}  loss {loss:.3f} nats per token")
 
     return say
 
 
 def record(settings: Settings, out: Path) -> dict[str, Any]:
-    """Load what was written, as a run would, and write what it says to recorded.json. Returns the figures.
+    """Load the written files as a run would, and record the model's answers in recorded.json. Returns the figures.
 
-    A test compares: the greedy chains that are recorded are the surest ones, so that another processor's rounding
-    doesn't tip them.
+    A test compares them. Only the greedy chains with the largest margins are recorded, so that rounding on another processor
+    does not change them.
     """
     import torch
     from peft import PeftModel
@@ -211,7 +213,7 @@ def _draw(constitution: Constitution, mix: Mix) -> Callable[[Random], Conversati
 
 
 def _prompts(every: list[Question], rows: int, random: Random) -> list[tuple[Conversation, Question]]:
-    """`rows` different prompts; no question comes back, in another context, before each has been asked."""
+    """`rows` different prompts. No question is repeated, in another context, before all have been used."""
     prompts: list[tuple[Conversation, Question]] = []
     said: set[str] = set()
     while len(prompts) < rows:
@@ -231,7 +233,7 @@ def _write_rows(path: Path, prompts: list[tuple[Conversation, Question]], random
         good, flawed = draw_answer(random, question, {"good": 1.0}), draw_answer(random, question, {"careless": 1.0})
         row = {"chosen": f"{turns}\n\nAssistant: {good.text}", "rejected": f"{turns}\n\nAssistant: {flawed.text}"}
         lines.append(json.dumps(row) + "\n")
-    # No time and no file name in the header: the same rows are the same bytes.
+    # No time or file name in the header, so that equal rows give equal bytes.
     with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
         packed.write("".join(lines).encode())
 

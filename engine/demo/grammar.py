@@ -1,8 +1,7 @@
 """The language of the demo: household questions, answers to them good and bad, critiques and revisions.
 
-A model of half a million parameters can learn all of it, so the demo drafts, criticises and revises in readable
-English. Pure Python; the sentences themselves are in topics.yaml. What is *not* here: any other wording. Questions that
-the grammar doesn't make get nonsense from the model and 0.0 from the judge.
+A model of half a million parameters can learn all of it, so the demo drafts, criticises and revises in readable English. The
+sentences are in topics.yaml. Any question outside the grammar gets nonsense from the model and 0.0 from the judge.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from engine.pairs.principles.constitution import Constitution, Principle
 SOURCE = Path(__file__).with_name("topics.yaml")
 
 Kind = Literal["best", "good", "careless", "curt", "rude", "astray", "broken"]
-"""What an answer is: good with the tip, good, careless, short and unhelpful, rude and careless, an answer to another
-question, or not an answer of the grammar at all."""
+"""The kinds of answers: good with a tip, good, careless, short and unhelpful, rude and careless, an answer to another question,
+or not in the grammar at all."""
 
 Mix = Mapping[Kind, float]
-"""How often a draft is of which kind."""
+"""Weights of the kinds of drafts."""
 
 BASE_MIX: Mix = {"careless": 0.30, "rude": 0.10, "curt": 0.20, "good": 0.40}
 STAGE2_MIX: Mix = {"careless": 0.53, "rude": 0.15, "curt": 0.20, "good": 0.12}
-"""Helpful in form, careless more often than not: something to mend."""
+"""Helpful in form but mostly careless, so that there is something to improve."""
 
 HELD_OUT_SHARE = 0.15
 GREETED_SHARE = 1 / 3
@@ -39,7 +38,7 @@ GREETED_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Fault:
-    """A careless answer, and what a critique says of it."""
+    """A careless answer, and what a critique says about it."""
 
     text: str
     fault: str
@@ -61,7 +60,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Topic:
-    """Every sentence names the topic's word as `{x}`: an answer can be checked against its question."""
+    """Every sentence contains the topic's word as `{x}`, so that an answer can be matched to its question."""
 
     id: str
     words: tuple[str, ...]
@@ -79,7 +78,7 @@ class Grammar:
     contexts: tuple[str, ...]
     rude: tuple[str, ...]
     principles: tuple[dict[str, str], ...]
-    """As constitution.yaml gives them; the program reads them back from there."""
+    """Written to constitution.yaml, from where the program reads them."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Question:
 
     @property
     def core(self) -> str:
-        """The question without what is said before it; the split into train and test goes by this."""
+        """The question without its context. Train and test are split by it."""
         return self.template.format(x=self.word)
 
     @property
@@ -100,7 +99,7 @@ class Question:
 
     @property
     def held_out(self) -> bool:
-        """By a hash of the question, so that no list has to be kept."""
+        """Decided by a hash of the question, so that no list is needed."""
         return int(hashlib.sha256(self.core.encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT_SHARE
 
 
@@ -126,13 +125,13 @@ def grammar() -> Grammar:
 
 
 def questions(*, held_out: bool) -> list[Question]:
-    """Every question of the half asked for, without context, in a fixed order."""
+    """All questions of one side of the split, without context, in a fixed order."""
     every = [Question(t, template, word) for t in grammar().topics for template in t.questions for word in t.words]
     return [q for q in every if q.held_out == held_out]
 
 
 def draw_prompt(random: Random, question: Question) -> Conversation:
-    """A conversation that ends with the question: often with a context, a third of the time after a greeting."""
+    """A conversation that ends with the question, often with a context, and a third of the time after a greeting."""
     context = random.choice(["", *grammar().contexts])
     asked = Question(question.topic, question.template, question.word, context)
     prompt: Conversation = []
@@ -148,9 +147,9 @@ def draw_answer(random: Random, question: Question, mix: Mix) -> Answer:
 
 
 def criticise(answer: Answer, principle: Principle, advice: Advice) -> tuple[str, str]:
-    """The critique of `answer` that asks for `advice`, and the revision that does what it asks.
+    """A critique of `answer` that asks for `advice`, and the revision that follows it.
 
-    An answer that is good already gets the topic's tip in place of the advice, so that no revision is the draft again.
+    An already good answer gets the topic's tip instead, so that no revision equals its draft.
     """
     topic, word = answer.topic, answer.word
     if answer.kind == "good":
@@ -171,12 +170,12 @@ def criticise(answer: Answer, principle: Principle, advice: Advice) -> tuple[str
 
 
 def draw_conversation(random: Random, question: Question, constitution: Constitution, mix: Mix) -> Conversation:
-    """The whole chain as the program will lead it: question, draft, critique, revision."""
+    """The whole conversation as the program conducts it: question, draft, critique, revision."""
     prompt = draw_prompt(random, question)
     answer = draw_answer(random, question, mix)
     principle = constitution.draw(random)
     critique, revision = criticise(answer, principle, random.choice(answer.topic.good))
-    # The revision's prompt begins with the critique's, so one sequence trains all three generations.
+    # The revision's prompt starts with the critique's, so one sequence trains all three generations.
     return [
         *revision_prompt(prompt, answer.text, critique, principle),
         {"role": "assistant", "content": revision},
@@ -184,7 +183,7 @@ def draw_conversation(random: Random, question: Question, constitution: Constitu
 
 
 def answers(topic: Topic, word: str) -> list[Answer]:
-    """Everything that the grammar may say to a question about `word`."""
+    """Every answer in the grammar to a question about `word`."""
     good = [Answer("good", a.text.format(x=word), topic, word) for a in topic.good]
     best = [Answer("best", f"{a.text} {topic.tip.text}", topic, word) for a in good]
     careless = [Answer("careless", f.text.format(x=word), topic, word, f) for f in topic.careless]
@@ -194,7 +193,7 @@ def answers(topic: Topic, word: str) -> list[Answer]:
 
 
 def read_question(conversation: Conversation) -> Question | None:
-    """The question that the conversation ends with; None when the grammar doesn't make it."""
+    """The conversation's last question; None if it is not in the grammar."""
     asked = conversation[-1]["content"].strip() if conversation else ""
     context = next((c for c in grammar().contexts if asked.startswith(f"{c} ")), "")
     found = _questions().get(asked.removeprefix(context).strip())
@@ -202,7 +201,7 @@ def read_question(conversation: Conversation) -> Question | None:
 
 
 def read_answer(conversation: Conversation, reply: str) -> Kind:
-    """What `reply` is as an answer to the conversation's question. Never raises; the unknown is "broken"."""
+    """The kind of `reply` as an answer to the conversation's question. Never raises; anything unknown is "broken"."""
     answer = _answers().get(" ".join(reply.split()))
     if answer is None:
         return "broken"

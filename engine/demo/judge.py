@@ -1,6 +1,6 @@
-"""The demo's judge: it knows every sentence of the grammar, so its scores are right by construction.
+"""The demo's judge. It knows every sentence of the grammar, so its scores are right by construction.
 
-Only for --demo: whatever the grammar doesn't say scores 0.0, however good it is.
+Only for --demo: anything outside the grammar scores 0.0, however good it is.
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ class GrammarJudge:
     """Scores from 0.0 (not a sentence of the grammar) to 1.0 (a good answer with a tip)."""
 
     name = "demo"
-    about = "the demo's grammar, right by construction; 0 (no sentence of it) to 1 (a good answer with a tip)"
+    about = "the demo's grammar, right by construction; 0 (not in the grammar) to 1 (a good answer with a tip)"
 
-    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-        """The grades of both replies of each case."""
-        graded = [self.grade(case.conversation, [case.first, case.second]) for case in cases]
+    def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        """Score both replies of each comparison."""
+        graded = [
+            self.grade(comparison.conversation, [comparison.first, comparison.second]) for comparison in comparisons
+        ]
         return [ScorePair(first, second) for first, second in graded]
 
     def grade(self, conversation: Conversation, replies: Sequence[str]) -> list[float]:
-        """One score a reply; higher is better."""
+        """One score per reply; higher is better."""
         return [SCORES[read_answer(conversation, reply)] for reply in replies]
 
     def own_exam(self) -> Exam:
-        """It knows the grammar and nothing else, so it is examined in the grammar's own sentences: that it passes says that the
-        demo's parts fit together, and nothing about any other text.
+        """An exam in the grammar's own sentences, because the judge knows nothing else. Passing shows that the demo's parts fit
+        together, and nothing about other texts.
         """
         return grammar_exam()
 
     def flawed(self, conversation: Conversation, reply: str) -> bool:
-        """Whether the reply is anything but a good answer to the conversation's question."""
+        """Whether the reply is not a good answer to the conversation's question."""
         return read_answer(conversation, reply) not in ("best", "good")
 
 
@@ -55,7 +57,7 @@ WORSE: tuple[Kind, ...] = ("careless", "curt", "rude")
 
 
 def grammar_exam() -> Exam:
-    """A good answer against a bad one of each kind, and against a good answer to another question."""
+    """Good answers against bad ones of each kind, and against good answers to other questions."""
     random, asked = Random(0), questions(held_out=True)
     return Exam(
         "sentences of the demo's grammar, the only ones that it knows",

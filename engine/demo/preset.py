@@ -1,4 +1,4 @@
-"""What `--demo` puts into the configuration. Nothing heavy is imported here: --help reads it too."""
+"""The configuration defaults of `--demo`. Imports nothing heavy, because --help reads it, too."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ EXAMPLES = 160
 
 
 def demo_defaults(num_examples: int = EXAMPLES) -> dict[str, object]:
-    """Field of the configuration → the demo's value; what the command line says goes before it.
+    """The demo's values by configuration field; the command line overrides them.
 
-    num_examples   how many are asked for: the split holds the first so many prompts, so that more examples keep those that
-                   there are (there are 600)
+    num_examples   the split takes this many of the first prompts (of 600), so that raising it keeps the existing ones
 
-    The learning rate is far above what a real model bears: this one has half a million parameters and 54 steps. Beta
-    holds it back in turn: with six seeds, 0.5 left no more than 2 % of the held-out greedy answers flawed and 99 %
-    or more well formed; at beta 0.1 one of the six kept only 87 % well formed. At 3e-3 and beta 0.5 one of two seeds
-    kept only 76 %.
+    The learning rate is far above what a real model tolerates, for half a million parameters and 54 steps. Beta compensates:
+    over six seeds, 0.5 left at most 2 % of the held-out greedy answers flawed and at least 99 % well formed; with 0.1, one of
+    the six seeds kept only 87 % well formed. At 3e-3 and beta 0.5, one of two seeds kept only 76 %.
     """
     return {
         "base_model_id": str(ASSETS / "base"),

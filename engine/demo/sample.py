@@ -1,4 +1,4 @@
-"""Let the demo's models speak, and measure how well: for the build and for tests. A run uses engine.models instead."""
+"""Generate with the demo's models and measure the result, for the build and for tests. Runs use engine.models instead."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Measured:
     drafts_well_formed: float
     drafts_flawed: float
     critiques_right: float
-    """Word for word what the grammar says of that draft, under the principle asked for."""
+    """Word for word what the grammar says about the draft, under the given principle."""
     revisions_good: float
     revisions_follow_critique: float
     revisions_longer: float
@@ -56,7 +56,7 @@ def speak(model: Any, tokenizer: Any, conversations: Sequence[Conversation], **s
 def chains(
     model: Any, tokenizer: Any, prompts: Sequence[Conversation], constitution: Constitution, **sampling: Any
 ) -> list[Chain]:
-    """Draft, critique and revision for each prompt, the principles in turn."""
+    """Draft, critique and revision for each prompt, cycling through the principles."""
     principles = [constitution.principles[i % len(constitution.principles)] for i in range(len(prompts))]
     drafts = speak(model, tokenizer, prompts, **sampling)
     asked = [critique_prompt(*each) for each in zip(prompts, drafts, principles, strict=True)]
@@ -82,11 +82,13 @@ def measure(made: Sequence[Chain]) -> Measured:
 
 
 def least_margin(model: Any, tokenizer: Any, chain: Chain) -> float:
-    """The least lead over the next best token, in logits, in all that the model said in the chain."""
+    """The smallest margin between the best and second-best token, in logits, over everything the model generated."""
     said = revision_prompt(chain.prompt, chain.draft, chain.critique, chain.principle)
     ids = tokenizer.apply_chat_template([*said, {"role": "assistant", "content": chain.revision}], return_dict=False)
     labels = model_turns(ids, tokenizer)
-    given = len(tokenizer.apply_chat_template(chain.prompt, return_dict=False))  # a greeting's reply is not the model's
+    given = len(
+        tokenizer.apply_chat_template(chain.prompt, return_dict=False)
+    )  # the reply to a greeting is not generated
     newline = ids[-1]
     with torch.inference_mode():
         best = model(input_ids=torch.tensor([ids])).logits[0].topk(2).values  # (T, 2)
@@ -100,7 +102,7 @@ def as_figures(measured: Measured) -> dict[str, float]:
 
 
 def _known(chain: Chain) -> dict[str, str]:
-    """Every right critique of the chain's draft, with the revision that it asks for."""
+    """Every correct critique of the chain's draft, with the revision that it asks for."""
     question = read_question(chain.prompt)
     if question is None:
         return {}

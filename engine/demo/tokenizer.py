@@ -1,4 +1,4 @@
-"""A small tokenizer in Gemma's shape: `▁` for a space, bytes as the way out, Gemma's special tokens and template."""
+"""A small tokenizer like Gemma's: `▁` for spaces, byte fallback, Gemma's special tokens and template."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> GemmaTokenizer:
-    """BPE over `texts`; no token goes across words, so that a frequent word is one token wherever it stands."""
+    """BPE over `texts`. No token spans words, so that a frequent word is always one token."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     bpe.normalizer = normalizers.Replace(" ", "▁")
     bpe.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[A-Za-z']+|▁?[^\sA-Za-z'▁]|\n|▁"), "isolated")
-    roles = ["user\n", "model\n"] * 1000  # what the template writes should be short as well
+    roles = ["user\n", "model\n"] * 1000  # the template's own text should take few tokens, too
     bpe.train_from_iterator(
         [*roles, *texts],
-        # min_frequency 2: the alphabet and whole words suffice before the vocabulary is full.
+        # min_frequency 2: the alphabet and whole words do not fill the vocabulary.
         trainers.BpeTrainer(
             vocab_size=vocabulary, special_tokens=[*SPECIAL, *BYTES], min_frequency=2, show_progress=False
         ),

@@ -1,7 +1,7 @@
-"""The demo's two trainings: the base model from nothing, and the Stage 2 adapter upon it.
+"""Train the demo's base model from scratch, and the Stage 2 adapter on top of it.
 
-Both learn whole conversations of the grammar: next-token loss on what the model says. One thread, fp32, seeded: the
-same processor and versions give the same weights again; across processors that is untested.
+Both learn whole conversations of the grammar, with the next-token loss on the model's turns. One thread, fp32, seeded: the same
+processor and versions give the same weights; across processors this is untested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Draw = Callable[[Random], Conversation]
 
 CONVERSATIONS_A_BATCH = 8
 BATCHES_A_BUCKET = 8
-"""Conversations are sorted by length over this many batches, so that little is spent on padding."""
+"""Conversations are sorted by length within this many batches, to keep padding low."""
 
 IGNORED = -100
 
@@ -38,7 +38,7 @@ def new_base(tokenizer: GemmaTokenizer) -> GemmaForCausalLM:
             num_key_value_heads=1,
             head_dim=32,
             max_position_embeddings=1024,
-            # Copying the question's word into the answer is what is learnt last; at the usual 0.02 it comes late.
+            # Copying the question's word into the answer is learnt last, and very late at the usual 0.02.
             initializer_range=0.06,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -48,7 +48,7 @@ def new_base(tokenizer: GemmaTokenizer) -> GemmaForCausalLM:
 
 
 def add_adapter(base: GemmaForCausalLM, base_name: str) -> PeftModel:
-    """A LoRA on all linear layers, as Stage 2 leaves it."""
+    """A LoRA on all linear layers, as Stage 2 would make it."""
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(
         base, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")
@@ -68,9 +68,9 @@ def train(
     plain_share: float = 0.0,
     say: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
-    """Train in place; returns the mean loss of the last 20 steps, in nats a token.
+    """Train in place. Returns the mean loss of the last 20 steps, in nats per token.
 
-    plain_share   weight of plain language modelling (all tokens) in the first half, beside what the model says
+    plain_share   weight of plain language modelling (all tokens) in the first half of training
     """
     wanted = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(wanted, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -95,7 +95,7 @@ def train(
 
 
 def model_turns(ids: Sequence[int], tokenizer: GemmaTokenizer) -> list[int]:
-    """The labels of one conversation: what the model says, its end of turn and the newline; all else is ignored.
+    """The labels of one conversation: the model's turns with their end of turn and newline; everything else is ignored.
 
     <start_of_turn> model \\n  Wipe  it  .  <end_of_turn> \\n  <start_of_turn> user …
          -100        -100 -100 Wipe  it  .  <end_of_turn> \\n       -100       -100
@@ -115,7 +115,7 @@ def model_turns(ids: Sequence[int], tokenizer: GemmaTokenizer) -> list[int]:
 
 
 def _batches(tokenizer: GemmaTokenizer, draw: Draw, random: Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels, both (B, T), for ever."""
+    """Yield (token ids, labels), both (B, T), endlessly."""
     while True:
         drawn = [draw(random) for _ in range(CONVERSATIONS_A_BATCH * BATCHES_A_BUCKET)]
         rows = sorted((tokenizer.apply_chat_template(c, return_dict=False) for c in drawn), key=len)
@@ -134,7 +134,7 @@ def _padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
 
 
 def _schedule(step: int, steps: int, warm_up: int) -> float:
-    """The learning rate's share of its peak: a linear rise, then half a cosine."""
+    """The learning rate as a fraction of its peak: linear warm-up, then cosine decay."""
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

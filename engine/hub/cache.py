@@ -16,6 +16,8 @@ from engine.storage.jsonl import loads
 
 LARGEST_INDEX = 64 << 20
 """Bytes; that of a model in two hundred parts has a few million."""
+LONGEST_REFERENCE = 4096
+"""Bytes; a commit has forty."""
 INDEX_SUFFIX = ".index.json"
 """Of the file that lists the parts of weights which are too large for one file."""
 
@@ -28,7 +30,7 @@ def cached_snapshot(repo_id: str, repo_type: RepoType, revision: str) -> Path | 
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         if not reference.is_file():
             return None
-        commit = reference.read_text(encoding="utf-8", errors="replace").strip()
+        commit = read_file(reference, LONGEST_REFERENCE, follow_links=True).decode("utf-8", "replace").strip()
     there = folder / "snapshots" / commit
     return there if commit and there.is_dir() and any(there.iterdir()) else None
 

@@ -17,7 +17,7 @@ from engine.hub.urls import endpoint
 if TYPE_CHECKING:
     from httpx2 import Client, Request, Response
 
-LONGEST_WAIT_SECONDS = 20.0
+MAX_WAIT_SECONDS = 20.0
 """A longer Retry-After raises instead of sleeping."""
 WORK_SECONDS = 300.0
 """Timeout of requests that make the Hub work, such as the commit of an upload."""
@@ -85,7 +85,7 @@ def _bound(response: Response) -> None:
 
 def _refuse_a_long_wait(response: Response) -> None:
     """End the library's retries if it would sleep for long, with its own error, which its callers handle."""
-    if response.status_code in BUSY and retry_after(response) > LONGEST_WAIT_SECONDS:
+    if response.status_code in BUSY and retry_after(response) > MAX_WAIT_SECONDS:
         from huggingface_hub.utils import hf_raise_for_status
 
         hf_raise_for_status(response)

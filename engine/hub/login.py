@@ -20,7 +20,7 @@ from engine.security.secrets import Secret
 
 LOGIN_CHECK = "browser login"
 """Name of the check that shows page and code while a login waits."""
-LONGEST_SECONDS = 900.0
+MAX_SECONDS = 900.0
 """Longest wait for a login, even if its code is valid for longer."""
 INTERVAL_SECONDS = 5.0
 """Polling interval if the Hub gives none (RFC 8628, 3.2)."""
@@ -60,7 +60,7 @@ def request_code() -> LoginCode:
     return LoginCode(
         page=visible_line(page, 200),
         code=visible_line(code, 40),
-        seconds=min(_positive(answer.get("expires_in")) or LONGEST_SECONDS, LONGEST_SECONDS),
+        seconds=min(_positive(answer.get("expires_in")) or MAX_SECONDS, MAX_SECONDS),
         interval=_positive(answer.get("interval")) or INTERVAL_SECONDS,
         secret=Secret(secret),
     )

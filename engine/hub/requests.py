@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import __version__
 from engine.core.nesting import foreign_json
-from engine.hub.client import LONGEST_WAIT_SECONDS, bound_the_client
+from engine.hub.client import MAX_WAIT_SECONDS, bound_the_client
 from engine.hub.errors import not_a_hub_response, offline, unreachable
 from engine.hub.responses import BUSY, is_html, retry_after
 from engine.hub.urls import endpoint
@@ -28,7 +28,7 @@ def get(path: str, token: Secret | None) -> Response:
         if response.status_code not in BUSY or wait is None:
             break
         wait = max(wait, retry_after(response))
-        if wait > LONGEST_WAIT_SECONDS:
+        if wait > MAX_WAIT_SECONDS:
             break
         time.sleep(wait)
     if response.is_success and is_html(response):

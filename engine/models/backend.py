@@ -1,4 +1,4 @@
-"""The seam between pairs and what answers conversations: the local model, a server, or one for drafts and one for revisions."""
+"""The interface to whatever generates replies: the local model, a server, or one for drafts and another for revisions."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from engine.run.stop import StopToken
 
 
 class Backend(Protocol):
-    """Whatever answers conversations."""
+    """Generates replies to conversations."""
 
     @property
     def tokens(self) -> int:
-        """Generated so far."""
+        """Tokens generated so far."""
         ...
 
     def reply(
         self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
     ) -> list[Reply]:
-        """One reply each, in order. Raises Stopped when the run is asked to stop."""
+        """One reply per conversation, in order. Raises Stopped if a stop is requested."""
         ...
 
     def length(self, conversation: Conversation) -> int:
-        """Tokens of the conversation as the model reads it."""
+        """Length of the rendered conversation in tokens."""
         ...
 
     def batch_size(self, longest: int) -> int:
-        """Conversations to hand over at once, if the longest is of `longest` tokens with its reply."""
+        """How many conversations to pass at once, if the longest has `longest` tokens including its reply."""
         ...
 
     def check(self, settings: SamplingSettings) -> list[str]:
-        """Look before a long run; what a person should know of it, as sentences."""
+        """Check the backend before a long run. Returns notes for the user, as sentences."""
         ...
 
     def warnings(self) -> list[str]:
-        """What was strange about the replies so far, as sentences."""
+        """Unusual things about the replies so far, as sentences."""
         ...
 
     def clear_cache(self) -> None:
-        """Keep nothing of what was read before."""
+        """Drop cached prefixes."""
         ...
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that conversation and reply may have together; None if it is not known."""
+        """Most tokens of conversation and reply together; None if unknown."""
         ...
 
 
 def load_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> Backend:
-    """The policy: on the server of `--server-url`, else here, with the Stage 2 adapter. Beside it the critic of `--critic-url`,
-    if there is one.
+    """The policy on the server of `--server-url`, or the local base model with the Stage 2 adapter; plus the critic of
+    `--critic-url`, if given.
     """
-    critic = critic_server(config)  # first, because half a server is told before a model is loaded
+    critic = critic_server(config)  # first, so that incomplete options are reported before a model is loaded
     policy = _load_policy(config, adapter, stop, token)
     return policy if critic is None else PolicyAndCritic(policy, _on_server(config, critic, stop, token))
 
@@ -78,7 +78,7 @@ def _on_server(config: Stage3Config, server: ServerRole, stop: StopToken, token:
 
 
 class PolicyAndCritic:
-    """A policy that drafts, and a critic that writes critiques and revisions: a backend whose replies are the policy's."""
+    """A policy for drafts and a critic for critiques and revisions. As a backend it replies with the policy."""
 
     def __init__(self, policy: Backend, critic: Backend) -> None:
         self.policy, self.critic = policy, critic
@@ -110,11 +110,11 @@ class PolicyAndCritic:
 
     @property
     def context_length(self) -> int | None:
-        """The shorter of the two: draft, critique and revision stand in one conversation."""
+        """The shorter of the two, because draft, critique and revision share one conversation."""
         known = [one.context_length for one in (self.policy, self.critic) if one.context_length is not None]
         return min(known, default=None)
 
 
 def critic_of(backend: Backend) -> Backend:
-    """Who writes critiques and revisions."""
+    """The backend for critiques and revisions."""
     return backend.critic if isinstance(backend, PolicyAndCritic) else backend

@@ -1,4 +1,4 @@
-"""A conversation, as chat templates take it."""
+"""A conversation in the format of chat templates."""
 
 from __future__ import annotations
 

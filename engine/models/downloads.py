@@ -1,5 +1,5 @@
-"""Files of the Hub's cache against their names: a blob is named by the hash of its bytes, and the Hub's client checks only
-their number. Two downloads at once where locks do nothing (NFS, Lustre), or a bad disk, leave others of the same number.
+"""Verify files in the Hub's cache. A blob is named after the hash of its bytes, but the Hub's client only checks the size. Two
+concurrent downloads where locks do nothing (NFS, Lustre), or a bad disk, can leave wrong bytes of the right size.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core.config import Stage3Config
+from engine.core.reading import open_file
 from engine.hub import cached_snapshot
 from engine.hub.references import is_local
 from engine.storage.files import begun_git_hash
@@ -18,20 +19,20 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Verified:
-    """What was read of one snapshot."""
+    """The result of verifying one snapshot."""
 
     files: int
     bytes: int
     damaged: tuple[Path, ...]
-    """Blobs whose bytes are not those of their name."""
+    """Blobs whose bytes do not match their name."""
 
 
 def verify_base(config: Stage3Config) -> Verified:
-    """Read every file of the base model's snapshot in the cache. All zero if there is none, or the model is a folder here."""
+    """Hash every file of the base model's cached snapshot. All zero if there is none, or if the model is a local folder."""
     if is_local(config.base_model_id):
         return Verified(0, 0, ())
     snapshot = cached_snapshot(config.base_model_id, "model", config.base_model_revision)
-    # Without symbolic links a snapshot holds the files themselves, and their names tell nothing.
+    # Without symbolic links the snapshot contains the files themselves, whose names are not hashes.
     links = (path for path in snapshot.rglob("*") if path.is_symlink()) if snapshot else ()
     blobs = sorted({path.resolve() for path in links})
     damaged = tuple(blob for blob in blobs if not _is_as_named(blob))
@@ -39,7 +40,7 @@ def verify_base(config: Stage3Config) -> Verified:
 
 
 def _is_as_named(blob: Path) -> bool:
-    """64 digits are the SHA-256 of the bytes; 40 are git's hash, SHA-1 of a head and the bytes. Other names are no hash."""
+    """64 digits are a SHA-256 of the bytes, 40 are git's SHA-1 of a header and the bytes; other names are not hashes."""
     if not blob.exists():
         return False
     if len(blob.name) == 64:
@@ -48,7 +49,7 @@ def _is_as_named(blob: Path) -> bool:
         digest = begun_git_hash(blob.stat().st_size)
     else:
         return True
-    with blob.open("rb") as file:
+    with open_file(blob, follow_links=True) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest() == blob.name

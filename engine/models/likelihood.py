@@ -1,4 +1,4 @@
-"""How likely a model finds given replies to given conversations: read, never decoded."""
+"""Log-probabilities of given replies, in forward passes without decoding."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.machine.memory import free_memory, in_halves
-from engine.models.alike import TOKENS_AT_ONCE, alike
+from engine.models.length_groups import TOKENS_PER_FORWARD, group_by_length
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
-LOGITS_AT_ONCE = 64 << 20
-"""Numbers: 256 MB in float32. A large vocabulary makes them the dearest part of a pass."""
+LOGITS_PER_FORWARD = 64 << 20
+"""Logits per forward pass: 256 MB in float32. With a large vocabulary they dominate the cost."""
 
 Row = tuple[Sequence[int], Sequence[int]]
-"""(the prompt's token ids, the reply's)."""
+"""(token ids of the prompt, token ids of the reply)."""
 
 
 def reply_logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[float]:
-    """Of each reply: its log-probability after its prompt, in nats, summed over its tokens. In the order of `rows`.
+    """The log-probability of each reply given its prompt, in nats, summed over its tokens; in the order of `rows`.
 
-    Rows of like length are read side by side; a batch is halved if memory runs out.
+    Batches rows of similar length, and halves a batch if memory runs out.
     """
     if not rows:
         return []
     vocabulary = int(model.config.get_text_config().vocab_size)
     lengths = [sum(map(len, row)) for row in rows]
     found: dict[int, float] = {}
-    for group in alike(lengths, TOKENS_AT_ONCE.get(model.device.type, max(lengths))):
-        step = max(1, LOGITS_AT_ONCE // (vocabulary * (max(len(rows[row][1]) for row in group) + 1)))
+    for group in group_by_length(lengths, TOKENS_PER_FORWARD.get(model.device.type, max(lengths))):
+        step = max(1, LOGITS_PER_FORWARD // (vocabulary * (max(len(rows[row][1]) for row in group) + 1)))
         for start in range(0, len(group), step):
             batch = group[start : start + step]
             logps = in_halves(lambda part: _logps(model, [rows[row] for row in part], pad), batch, free_memory)
@@ -51,17 +51,17 @@ def _logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[float]
             position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0),
             use_cache=False,
             logits_to_keep=longest_reply + 1,
-        ).logits[:, :-1]  # (rows, longest reply, vocabulary): what comes before each token of the reply
-        targets = ids[:, -longest_reply:]
+        ).logits[:, :-1]  # (R, L, V), L the longest reply: the logits before each of its tokens
+        targets = ids[:, -longest_reply:]  # (R, L)
         logps = torch.log_softmax(logits.float(), dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        # The replies stand at the right end; what is left of a shorter one belongs to its prompt.
+        # Replies are right-aligned; columns to the left of a shorter one belong to its prompt.
         lengths = torch.tensor([len(reply) for _, reply in rows], device=ids.device)
         of_reply = torch.arange(longest_reply, 0, -1, device=ids.device) <= lengths.unsqueeze(1)
         return [float(value) for value in (logps * of_reply).sum(dim=-1).tolist()]
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both (rows, longest)."""
+    """(token ids, mask), both (R, T)."""
     import torch
 
     width = max(map(len, rows))

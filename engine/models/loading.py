@@ -1,6 +1,6 @@
-"""Loading the base model, the tokenizer and the adapter: safetensors only, no remote code, a resolved revision.
+"""Load the base model, the tokenizer and the adapter: safetensors only, no remote code, a resolved revision.
 
-Imports torch and transformers inside the functions: nothing pays for them before a stage needs them.
+torch and transformers are imported inside the functions, so that nothing pays for them before a stage needs them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
-from engine.models.templates.given import given_template, no_template_mend
+from engine.models.templates.option import missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, writes_date
 from engine.run.folder import Run
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 POLICY_ADAPTER = "default"
-"""The name that TRL expects of a loaded adapter; under any other one it raises KeyError."""
+"""The adapter name that TRL expects; it raises KeyError for any other."""
 
 
 def resolve_dtype(config: Stage3Config) -> torch.dtype:
-    """The number format that the model computes in: as given, or as the preflight of this run found by trying
-    (`engine.models.number_format`); before one, bfloat16 if the GPU has it, else float32.
+    """The number format to compute in: as given, or as chosen by this run's preflight (`engine.models.number_format`); before
+    preflight, bfloat16 if the GPU supports it, else float32.
     """
     import torch
 
@@ -45,22 +45,22 @@ def resolve_dtype(config: Stage3Config) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
-    """`bfloat16`, as --dtype says it."""
+    """The value of --dtype, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer with the template of --chat-template or its own, padding on the left. Raises PreconditionError
-    without a chat template, and ConfigError for one that cannot be read."""
+    """The base model's tokenizer, with left padding and the template of --chat-template or its own. Raises PreconditionError if
+    there is no chat template, ConfigError if it cannot be read."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.base_model_id, **hub_arguments(config, token))
-    tokenizer.chat_template = given_template(config, tokenizer) or tokenizer.chat_template
+    tokenizer.chat_template = template_from_option(config, tokenizer) or tokenizer.chat_template
     if tokenizer.chat_template is None:
         raise PreconditionError(
             f"The tokenizer of {config.base_model_id} has no chat template.",
-            "Conversations are rendered by a template, the same for generation and training.",
-            no_template_mend(config),
+            "Conversations are rendered with a chat template, the same for generation and training.",
+            missing_template_advice(config),
         )
     if writes_date(tokenizer):
         fix_date(tokenizer, run_date(config))
@@ -71,46 +71,46 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
 
 
 def run_date(config: Stage3Config) -> date:
-    """The day that the preflight of this run has recorded; before one, today."""
+    """The date recorded by this run's preflight; before that, today."""
     recorded = Run(config.output_dir).result("preflight").get("date")
     return date.fromisoformat(recorded) if recorded else date.today()
 
 
 def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel:
-    """The base model on the resolved device and dtype, for inference; its weights in 4 bits if that is asked for.
+    """The base model on the resolved device and dtype, in eval mode; in 4 bits with --load-in-4bit.
 
-    Raises PreconditionError if 4 bits cannot be had.
+    Raises PreconditionError if 4 bits are not possible.
     """
     from transformers import AutoModelForCausalLM
 
     dtype = resolve_dtype(config)
-    arguments = hub_arguments(config, token) | (in_4bit(config, dtype) if config.load_in_4bit else {})
+    arguments = hub_arguments(config, token) | (quantization_arguments(config, dtype) if config.load_in_4bit else {})
     model = AutoModelForCausalLM.from_pretrained(config.base_model_id, dtype=dtype, use_safetensors=True, **arguments)
     return (model if config.load_in_4bit else model.to(resolve_device(config))).eval()
 
 
-def in_4bit(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:
-    """What makes transformers load the base weights in 4 bits (NF4, Dettmers et al. 2023), computing in `dtype`."""
+def quantization_arguments(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments for `from_pretrained` to load the weights in 4 bits (NF4, Dettmers et al. 2023) and compute in `dtype`."""
     from importlib.util import find_spec
 
     device = resolve_device(config)
     if device.type != "cuda":
         raise PreconditionError(
             f"--load-in-4bit: the device is {device}.",
-            "4-bit weights are computed with on CUDA GPUs only.",
-            "Leave --load-in-4bit out, or use --device cuda if there is a GPU.",
+            "4-bit weights need a CUDA GPU.",
+            "Omit --load-in-4bit, or use --device cuda if there is a GPU.",
         )
     if find_spec("bitsandbytes") is None:
         raise PreconditionError(
             "--load-in-4bit: bitsandbytes is not installed.",
-            "It holds and multiplies the 4-bit weights.",
-            "Install the extra: `pip install 'stage3-tui[bitsandbytes]'`, or leave --load-in-4bit out.",
+            "It implements the 4-bit weights.",
+            "Install the extra: `pip install 'stage3-tui[bitsandbytes]'`, or omit --load-in-4bit.",
         )
     if dtype_name(dtype) == "float32":
         raise PreconditionError(
-            "--load-in-4bit computes in 16 bits, and the number format is float32.",
-            "Either --dtype float32 was given, or the GPU has no bfloat16 and float16 was not found to be safe.",
-            "Give --dtype float16 (or bfloat16), or leave --load-in-4bit out.",
+            "--load-in-4bit computes in 16 bits, but the number format is float32.",
+            "Either --dtype float32 was given, or the GPU has no bfloat16 and float16 was found to overflow.",
+            "Give --dtype float16 (or bfloat16), or omit --load-in-4bit.",
         )
     from transformers import BitsAndBytesConfig
 
@@ -119,8 +119,8 @@ def in_4bit(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def restore_adapter(policy: PeftModel, copy: str) -> None:
-    """Give the policy's adapter the tensors of its `copy`, in their format: over 4-bit weights TRL rounds it to bfloat16, and
-    the policy would not be the reference any more before a single step was done.
+    """Copy the tensors of the adapter `copy` to the policy's adapter, in their format. With 4-bit weights TRL rounds the policy's
+    adapter to bfloat16, so it would differ from the reference before the first step.
     """
     with_copy = dict(policy.named_parameters())
     for name, parameter in with_copy.items():
@@ -130,7 +130,7 @@ def restore_adapter(policy: PeftModel, copy: str) -> None:
 
 
 def load_policy(base: PreTrainedModel, adapter: Path, *, trainable: bool = False) -> PeftModel:
-    """`base` with the LoRA adapter in the folder `adapter`, under the name "default"; the adapter is float32."""
+    """`base` with the LoRA adapter of the folder `adapter` in float32, under the name "default"."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(base, str(adapter), adapter_name=POLICY_ADAPTER, is_trainable=trainable)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class LocalBackend:
-    """Answers conversations with a model in memory. `tokens` counts what it generated.
+    """Generates replies with a model in memory. `tokens` counts generated tokens.
 
-    What a call read is kept until the next one: a conversation that goes on from one of the last call's is not read again.
+    The prefixes of a call are cached until the next one, so a conversation that continues one of them is not read again.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class LocalBackend:
         self.tokens = 0
         self._asked_for = batch_size
         self._fits: int | None = None
-        """Rows side by side, once more of them did not fit."""
+        """The batch size that fits, once a larger one ran out of memory."""
         self._memory = PrefixCache()
         self._stop = stop
 
@@ -79,7 +79,7 @@ class LocalBackend:
         return int(most) if most else None
 
     def clear_cache(self) -> None:
-        """Keep nothing of what was read; for measurements, and if memory is short."""
+        """Drop cached prefixes, for measurements or to free memory."""
         self._memory.forget()
 
     def _free_memory_for(self) -> None:
@@ -89,10 +89,10 @@ class LocalBackend:
 
 
 def load_stage2_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> LocalBackend:
-    """The Stage 2 policy for generation alone: this copy is thrown away afterwards, so the adapter may be merged into it.
+    """The Stage 2 policy, for generation only, so the adapter may be merged into it.
 
-    Merged if the arithmetic is float32; in 16 bits merging rounds the weights (by up to 5e-4, measured), and the
-    policy that drafts would not be the one that trains.
+    It is merged in float32. In 16 bits merging would round the weights (by up to 5e-4, measured), and the policy that drafts
+    would differ from the one that trains.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""Which number format the model computes in, by evidence.
+"""Choose the number format by testing it.
 
-float16 has numbers to 65,504 and no further: Gemma's hidden states go beyond, and every answer is NaN then (unsloth#4014).
+float16 ends at 65,504. Gemma's hidden states exceed that, which turns every answer into NaN (unsloth#4014).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 PROBE_SCALE = 1024.0
-"""The loss is scaled up in float16 training, or small gradients are lost; 65,536 at first, less when that overflows."""
+"""float16 training scales the loss up so that small gradients survive; it starts at 65,536 and backs off on overflow."""
 
 
 def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str, str]:
-    """(the format as --dtype says it, why).
+    """(value of --dtype, reason).
 
-    overflow   tries float16 on the real adapter and real prompts: what went beyond it, or an empty text
+    overflow   tries float16 on the real adapter and real prompts; returns what overflowed, or an empty string
     """
     if config.dtype != "auto":
         return config.dtype, f"--dtype {config.dtype}"
@@ -29,7 +29,7 @@ def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str
     if device.type != "cuda":
         return "float32", "on the CPU, where 16 bits gain little"
     if gpu_has_bfloat16(device):
-        return "bfloat16", "the GPU computes in it"
+        return "bfloat16", "the GPU supports it"
     found = overflow()
     if found:
         return "float32", f"the GPU has no bfloat16, and in float16 {found}"
@@ -40,8 +40,8 @@ def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str
 
 
 def overflow_in_float16(policy: PeftModel, texts: Sequence[Sequence[int]]) -> str:
-    """What is not finite when the policy, loaded in float16 and trainable, reads `texts` (token ids) and learns from them: a
-    few words, empty if nothing is.
+    """Run a forward and backward pass over `texts` (token ids) with the policy loaded in float16. Returns what is not finite, in a
+    few words; empty if everything is.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Adapter tensors as evidence: one hash for the same numbers, wherever they are kept."""
+"""Hash adapter tensors: equal numbers give equal hashes, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, shape and float32 bytes of each tensor, in the order of the names.
+    """SHA-256 over the name, shape and float32 bytes of each tensor, in the order of names.
 
-    float32, because PEFT holds an adapter so in memory whatever format its file has.
+    float32, because that is how PEFT keeps an adapter in memory, whatever the format of its file.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -26,10 +26,10 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def adapter_tensors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
-    """The adapter's tensors under the names that its file has (`base_model.model.….lora_A.weight`)."""
+    """The adapter's tensors by the names used in its file (`base_model.model.….lora_A.weight`)."""
     from peft import get_peft_model_state_dict
 
-    # save_embedding_layers: left to itself, PEFT asks the Hub for the base model's configuration.
+    # With save_embedding_layers="auto" PEFT would request the base model's configuration from the Hub.
     return dict(get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False))
 
 

@@ -1,4 +1,4 @@
-"""Each file of a run as it is packed: freed of what this machine alone knows, by what kind of file it is."""
+"""Remove machine-specific information from each packed file, by kind of file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from engine.run.folder import Run
 from engine.storage.jsonl import dumps, loads
 
 VOCABULARY = ("model", "added_tokens")
-"""Keys of `tokenizer.json` under which the tokens themselves stand."""
+"""Keys of `tokenizer.json` that contain the tokens themselves."""
 TEMPLATE = "chat_template"
 OF_THE_MOMENT = frozenset({"started", "seconds", "free_bytes", "error"})
 OF_THE_PERSON = frozenset({"account", "role", "source", "host"})
 """Who was logged in, from where, and on which machine."""
 WITHOUT_INFLUENCE = ("push_to_hub", "push_public", "theme", "mouse")
-"""Options that change nothing in what is packed."""
+"""Options that do not affect what is packed."""
 
 
 def anonymised(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
-    """The bytes of the file `name` as they are packed. Raises DamagedState for JSON that is none."""
+    """The bytes of the file `name` to pack. Raises DamagedState for invalid JSON."""
     return _cleaner(name)(run, name, data, private)
 
 
@@ -66,7 +66,7 @@ def _run_json(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
 
 
 def _adapter_config(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
-    """It names its base as others find it: the repository and the commit, or the bare name of a local folder."""
+    """Name the base model as others can find it: repository and commit, or the bare name of a local folder."""
     settings = each_text(_json(run, name, data), private.out_of_settings)
     base = run.manifest.get("config", {}).get("base_model_id")
     if base:
@@ -79,16 +79,16 @@ def _adapter_config(run: Run, name: str, data: bytes, private: Scrubber) -> byte
 def _tokenizer(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     is_vocabulary = name.endswith(TOKENIZER)
     if is_vocabulary and not private.stands_in(_decoded(data)):
-        return data  # some megabytes, which the tokenizer's library alone has written
+        return data  # several megabytes, written by the tokenizer's library
     found = _json(run, name, data)
     clean = each_text(found, private.out_of_settings, but=VOCABULARY if is_vocabulary else (TEMPLATE,))
-    if TEMPLATE in clean:  # a program, in which a slash can be anything
+    if TEMPLATE in clean:  # a Jinja program, where a slash may mean anything
         clean[TEMPLATE] = each_text(clean[TEMPLATE], private.out_of_text)
     return data if clean == found else json_bytes(clean)
 
 
 def _report(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
-    """JSON whose strings can be what people and models wrote."""
+    """JSON with strings written by people and models."""
     if not private.stands_in(_decoded(data)):
         return data
     return json_bytes(each_text(_json(run, name, data), private.out_of_text))
@@ -105,7 +105,7 @@ def _line(line: bytes, private: Scrubber) -> bytes:
         return line
     try:
         return dumps(each_text(loads(line), private.out_of_text)).encode("ascii")
-    except ValueError:  # torn: nothing reads it as JSON, here or there
+    except ValueError:  # a torn line, which no reader takes for JSON
         return _encoded(private.out_of_text(_decoded(line)))
 
 
@@ -119,10 +119,10 @@ def _json(run: Run, name: str, data: bytes) -> dict[str, Any]:
         found = loads(data)
     except ValueError as error:
         raise DamagedState(
-            f"{run / name} is not valid JSON.", str(error), "Do the stage that writes it again, with --from."
+            f"{run / name} is not valid JSON.", str(error), "Redo the stage that writes it, with --from."
         ) from error
     if not isinstance(found, dict):
-        raise DamagedState(f"{run / name} is not a JSON object.", "", "Do the stage that writes it again, with --from.")
+        raise DamagedState(f"{run / name} is not a JSON object.", "", "Redo the stage that writes it, with --from.")
     return found
 
 
@@ -138,12 +138,12 @@ def _encoded(text: str) -> bytes:
 
 
 def packed_record(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """`run.json` without times, without what the machine had free, who was logged in, and what was done with the archive:
-    two archives of one run are the same.
+    """`run.json` without times, free memory and disk, the user, and what was done with the archive, so that two archives of one run
+    are identical.
     """
     stages = manifest.get("stages", {})
     config = {key: value for key, value in manifest.get("config", {}).items() if key not in WITHOUT_INFLUENCE}
-    before = STAGES[:-1]  # packaging itself is left out: it ends after the archive is made
+    before = STAGES[:-1]  # without packaging itself, which ends after the archive is made
     told = {stage: _of_a_stage(stages[stage]) for stage in before if stage in stages}
     return {**{key: value for key, value in manifest.items() if key != "error"}, "config": config, "stages": told}
 
@@ -151,7 +151,7 @@ def packed_record(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _of_a_stage(facts: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in sorted(facts.items()) if key not in OF_THE_MOMENT}
     if facts.get("fingerprint") is None:
-        kept.pop("summary", None)  # such a stage looks anew each time, and tells what it sees
+        kept.pop("summary", None)  # such a stage checks again each time, and its summary varies
     if isinstance(facts.get("result"), dict):
         kept["result"] = _without(facts["result"], OF_THE_MOMENT | OF_THE_PERSON)
     return kept

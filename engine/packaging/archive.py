@@ -1,4 +1,4 @@
-"""Making an archive: read, freed of private words, searched for secrets, written aside, read back, tried, then named."""
+"""Build an archive: read, anonymise, scan for secrets, write to a temporary name, read back, test, rename."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Archive:
     sha256: str
     bytes: int
     contents: tuple[tuple[str, int], ...]
-    """Name, without the top folder, and bytes of each file, in their order."""
+    """(name without the top folder, bytes) of each file, in order."""
     left_out: tuple[str, ...] = ()
-    """Names in the adapter's folder that are not on the list."""
+    """Names in the adapter's folder that are not on the allow-list."""
     withheld: tuple[str, ...] = ()
-    """Ids of rejected pairs whose records held what looks like a secret, and were left out."""
+    """Ids of rejected pairs left out because their records contain what looks like a secret."""
     accepted: tuple[Finding, ...] = ()
-    """What looks like a secret, and was packed because a person said so."""
+    """Lookalikes of secrets that a person accepted."""
 
 
 @dataclass
 class _Files:
-    """What is to be packed."""
+    """The files to pack."""
 
     files: dict[str, bytes]
     withheld: list[str] = field(default_factory=list)
@@ -62,15 +62,14 @@ def build_archive(
     known: Mapping[str, Secret] | None = None,
     accept_lookalikes: bool = False,
 ) -> Archive:
-    """Pack `run` into `run.archive`, and its hash beside it.
+    """Pack `run` into `run.archive`, and write its hash beside it.
 
-    check               called with the finished file under its temporary name; what it raises keeps the archive from its
-                        name
-    known               secrets that must not be inside, by what they are
-    accept_lookalikes   a person has looked at what looks like a secret in the text of models and people
+    check               called with the finished file under its temporary name; if it raises, the archive is not renamed
+    known               secrets that must not be in the archive, by description
+    accept_lookalikes   a person has reviewed what looks like a secret in the text of models and people
 
-    Raises UnsafeError for a link, a device, a pickle or a secret where files are packed, PreconditionError without an
-    adapter, DamagedState if the written archive does not read back as it was meant, or the run changed meanwhile.
+    Raises UnsafeError for a link, a device, a pickle or a secret among the packed files, PreconditionError without an adapter,
+    DamagedState if the archive does not read back as written, or if the run changed meanwhile.
     """
     _refuse_folder_in_its_place(run.archive)
     contents, packed = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
@@ -117,11 +116,10 @@ def hash_file(run: Run) -> Path:
 def existing_archive(
     run: Run, *, known: Mapping[str, Secret] | None = None, accept_lookalikes: bool = False
 ) -> Archive | None:
-    """The archive that is there, if it is whole and holds what the run has now; None else.
+    """The existing archive, if it is complete and matches the run; None otherwise.
 
-    It has its name because it was loaded once. Of `run.json` only what the training recorded is compared: the rest tells of
-    the machine, as it was then.
-    Raises as `build_archive` does for what must not lie in the run folder, and for secrets.
+    It was loaded before it got its name. Of `run.json` only the training's record is compared, because the rest describes the
+    machine at that time. Raises as `build_archive` for forbidden files and secrets.
     """
     try:
         archive, files = verified_archive(run)
@@ -137,8 +135,8 @@ def existing_archive(
 
 
 def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
-    """The archive that is there and its files by name, from one reading: its bytes have the recorded hash, and it reads
-    back by its manifest. Raises DamagedState.
+    """The existing archive and its files by name, verified against the recorded hash and its manifest in one pass. Raises
+    DamagedState.
     """
     expected = _recorded_hash(run)
     try:
@@ -159,7 +157,7 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
 
 
 def _recorded_hash(run: Run) -> set[str]:
-    """What the file beside the archive says, and `run.json` if it tells of it: one hash, or nothing is certain."""
+    """The hashes in the file beside the archive and in `run.json`. More than one means that they disagree."""
     try:
         beside = read_file(hash_file(run), LARGEST_HASH_FILE).decode("ascii").split()[:1]
     except (OSError, ValueError, UnsafeError):
@@ -169,14 +167,14 @@ def _recorded_hash(run: Run) -> set[str]:
 
 
 def _training_in(files: Mapping[str, bytes]) -> Any:
-    """What the training recorded, in a packed `run.json`."""
+    """The training's record in a packed `run.json`."""
     record = loads(files.get(layout.RUN_JSON, b"{}"))
     return record.get("stages", {}).get("training", {}).get("result")
 
 
 def _unlike(run: Run, why: str) -> DamagedState:
     return DamagedState(
-        f"The archive {run.archive} is not the one that this run made.",
+        f"The archive {run.archive} is not the one this run made.",
         why,
         "Make it again with `stage3-tui --auto --from packaging`.",
     )
@@ -189,7 +187,7 @@ def _sizes(files: Mapping[str, bytes]) -> tuple[tuple[str, int], ...]:
 def _to_be_packed(
     run: Run, known: Mapping[str, Secret], *, accept_lookalikes: bool
 ) -> tuple[dict[str, Content], _Files]:
-    """The files as they are, and as they are packed."""
+    """(files as read, files as packed)."""
     contents, private = read_contents(run), Scrubber.of(run)
     packed = _Files({name: anonymised(run, name, content.data, private) for name, content in contents.items()})
     _settle_secrets(run, packed, known, accept_lookalikes=accept_lookalikes)
@@ -200,7 +198,7 @@ def _to_be_packed(
 
 
 def _settle_secrets(run: Run, packed: _Files, known: Mapping[str, Secret], *, accept_lookalikes: bool) -> None:
-    """Leave out the records of rejected pairs that hold one. Raises UnsafeError for the rest that nobody accepted."""
+    """Leave out records of rejected pairs that contain a secret. Raises UnsafeError for other findings, unless accepted."""
     findings = find_secrets(packed.files, known)
     rejected = _rejected(run) if findings else set()
     withheld = {found.record for found in findings if found.file == layout.PAIRS_JSONL and found.record in rejected}

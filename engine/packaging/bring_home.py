@@ -1,4 +1,4 @@
-"""The lines that bring an archive home from another machine, check it and unpack it there."""
+"""The commands to copy an archive to another machine, check it and unpack it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ _PLAIN = re.compile(r"[\w@%+=:,./-]")
 
 
 def scp_line(files: Sequence[Path], *, connection: str, user: str, host: str) -> str:
-    """One line that copies `files` from this machine into the current folder of the one where it is typed.
+    """The `scp` command, to be run on another machine, that copies `files` from this machine to its current folder.
 
-    connection   SSH_CONNECTION: client address and port, then the server address and port that the person connected to;
-                 empty, or of another shape, if nobody came by SSH
-    user         empty: who types the line is called the same over there
-    host         this machine's name, for where `connection` tells no address
+    connection   SSH_CONNECTION: client address and port, then server address and port; empty or malformed without SSH
+    user         the login name here; empty to use the same name as over there
+    host         this machine's name, in case `connection` has no usable address
     """
     address, port = _server_of(connection)
     at = f"{user}@" if user else ""
@@ -45,7 +44,7 @@ def unzip_line(archive: Path) -> str:
 
 
 def _server_of(connection: str) -> tuple[str, str]:
-    """(server address, as scp takes it; port). An address that means something on this machine only is none."""
+    """(server address in scp's syntax, port). The address is empty if it is only valid on this machine."""
     parts = connection.split()
     try:
         address = ipaddress.ip_address(parts[2])
@@ -60,9 +59,8 @@ def _server_of(connection: str) -> tuple[str, str]:
 
 
 def _for_remote_shell(path: str) -> str:
-    """Backslashes before what is special: the remote shell, through which scp -O and scp before OpenSSH 9 go, takes them
-    away, and so does the matching of names in scp since. Quotes would be part of the name there. A character that would
-    break the line is matched by a question mark.
+    """Escape special characters with backslashes. The remote shell (scp -O, and scp before OpenSSH 9) removes them, and so does
+    the name matching of newer scp, where quotes would be part of the name. A question mark matches unprintable characters.
     """
     return "".join(
         "?" if not character.isprintable() else character if _PLAIN.match(character) else f"\\{character}"
@@ -75,7 +73,7 @@ def _as_operand(name: str) -> str:
 
 
 def _login_name() -> str:
-    """As the system has it: what the environment says may be another's. Empty if the user has no name."""
+    """From the system, because the environment may be another user's. Empty if the user has no name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

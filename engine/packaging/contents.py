@@ -1,7 +1,6 @@
-"""What an archive takes of a run: the files on a list of names, and of those only regular ones.
+"""Select the files of a run to pack: regular files on an allow-list of names.
 
-Everything else is left out; what could bring another file along, or run a program, is refused wherever it lies beside
-what is packed.
+Everything else is left out. Anything near the packed files that could pull in another file or run a program is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from engine.core import layout
 from engine.core.errors import DamagedState, PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.core.reading import open_file
 from engine.models.adapters.folder import PICKLE_SUFFIXES
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
@@ -53,7 +53,7 @@ ADAPTER_FILES = (
 LISTED = (*RUN_FILES, *(f"{layout.ADAPTER_DIR}/{name}" for name in ADAPTER_FILES))
 REQUIRED = (f"{layout.ADAPTER_DIR}/{ADAPTER_WEIGHTS}", f"{layout.ADAPTER_DIR}/{ADAPTER_CONFIG}")
 FOLDERS = tuple(sorted({PurePosixPath(name).parts[0] for name in LISTED if "/" in name}))
-# Of a run, and never packed: people put them on another disk with a link, and they hold pickles by right.
+# Never packed. People link these to other disks, and they may contain pickles.
 NEVER_PACKED = (
     layout.CHECKPOINTS_DIR,
     layout.CACHE_DIR,
@@ -70,29 +70,29 @@ _PICKLE_PROTOCOLS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 @dataclass(frozen=True)
 class Content:
-    """One file as it was read."""
+    """One file as read from disk."""
 
     data: bytes
     sha256: str
-    """Of the bytes on disk, whatever is done with `data` afterwards."""
+    """Of the bytes on disk, even if `data` is changed afterwards."""
 
 
 def packed_names(run: Run) -> list[str]:
-    """The files of the run that the archive takes, sorted: those on the list that are there."""
+    """The existing files of the run that are on the allow-list, sorted."""
     return sorted(name for name in LISTED if os.path.lexists(run / name))
 
 
 def unlisted_names(run: Run) -> list[str]:
-    """What lies in the adapter's folder and is not packed."""
+    """Names in the adapter's folder that are not packed."""
     folder = run / layout.ADAPTER_DIR
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in ADAPTER_FILES)
 
 
 def read_contents(run: Run) -> dict[str, Content]:
-    """Every file that is packed, by its name.
+    """Read every file to pack, by name.
 
-    Raises UnsafeError for a link, a device, a pickle or a treacherous name where files are packed, PreconditionError
-    without an adapter.
+    Raises UnsafeError for a link, a device, a pickle or a dangerous name among the packed files, PreconditionError without an
+    adapter.
     """
     refuse_what_is_no_file(run)
     contents = {name: read_file(run, name) for name in packed_names(run)}
@@ -103,7 +103,7 @@ def read_contents(run: Run) -> dict[str, Content]:
 
 
 def refuse_changed(run: Run, contents: dict[str, Content]) -> None:
-    """Raises DamagedState if a file is not any more what was packed of it."""
+    """Raise DamagedState if a file has changed since it was read."""
     came_or_went = sorted(set(packed_names(run)) ^ contents.keys())
     changed = came_or_went or [name for name in contents if read_file(run, name).sha256 != contents[name].sha256]
     if changed:
@@ -118,7 +118,7 @@ def refuse_changed(run: Run, contents: dict[str, Content]) -> None:
 
 
 def refuse_what_is_no_file(run: Run) -> None:
-    """Raises UnsafeError for what must not lie in the run folder, or in a folder that is packed."""
+    """Raise UnsafeError for anything that must not be in the run folder or in a packed folder."""
     _refuse_name(run.folder)
     for path in _looked_at(run):
         _refuse_name(path)
@@ -133,8 +133,8 @@ def refuse_what_is_no_file(run: Run) -> None:
             raise _unsafe(path, "a hard link to a file elsewhere")
         if path.suffix.lower() in PICKLE_SUFFIXES or _begins_like_a_pickle(path):
             raise UnsafeError(
-                f"{_shown(path)} is a pickle, in a folder that is packed.",
-                "Opening one can run any program, and stage3-tui writes none there.",
+                f"{_shown(path)} is a pickle in a packed folder.",
+                "Opening a pickle can run any program, and stage3-tui writes none there.",
                 "Find out where it comes from, remove it, and run the same command again.",
             )
 
@@ -159,14 +159,14 @@ def _refuse_name(path: Path) -> None:
 
 
 def _begins_like_a_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(2) in _PICKLE_PROTOCOLS
 
 
 def _unsafe(path: Path, what: str) -> UnsafeError:
     return UnsafeError(
         f"{_shown(path)} is {what}.",
-        "Only regular files are packed, and nothing else may be among them.",
+        "Only regular files are packed; nothing else may be among them.",
         "Replace it with a copy of the file, or remove it, then run the same command again.",
     )
 
@@ -179,12 +179,12 @@ def _shown(path: Path) -> str:
 
 
 def read_file(run: Run, name: str) -> Content:
-    """One regular file below the run folder, no link on the way to it followed. Raises UnsafeError, DamagedState."""
+    """Read a regular file below the run folder without following links on the way. Raises UnsafeError, DamagedState."""
     try:
         file = _opened_below(run.folder, PurePosixPath(name).parts)
     except FileNotFoundError as error:
         raise DamagedState(f"{run / name} disappeared.", str(error), "Run the same command again.") from error
-    except OSError as error:  # a link, a socket: what was looked at a moment ago was replaced
+    except OSError as error:  # replaced by a link or a socket since it was checked
         raise _unsafe(run / name, f"not a regular file ({error.strerror})") from error
     with os.fdopen(file, "rb") as opened:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -194,7 +194,7 @@ def read_file(run: Run, name: str) -> Content:
 
 
 def _opened_below(folder: Path, parts: tuple[str, ...]) -> int:
-    """A descriptor of the file, reached folder by folder. A FIFO does not make it wait."""
+    """Open the file folder by folder and return its descriptor. Does not block on a FIFO."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in parts[:-1]:

@@ -1,4 +1,4 @@
-"""The card of a pushed set of preference pairs: what is in it, where it came from, and what the gate said."""
+"""The dataset card of pushed preference pairs: contents, origin, and the gate's figures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from engine.packaging.model_card import counts_of, gate_text, table
 
 
 def dataset_card(report: Mapping[str, Any], *, source: str, data_file: str, pairs: int) -> str:
-    """The card as Markdown, with the configuration by which `datasets` finds the one split.
+    """The card as Markdown, with the configuration that `datasets` needs to find the split.
 
-    report   what `validate` found
-    source   the file that was validated; only its name is told
+    report   of `validate`
+    source   the validated file; only its name is mentioned
     """
     origin = {
         "pairs in this dataset": pairs,

@@ -1,4 +1,4 @@
-"""Loading an archive where nothing of ours is in memory: unpacked, over the base, its effect above zero."""
+"""Load an archive in a fresh process: unpack it, load it over the base model, and check that its effect is above zero."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.security.sanitize import visible_line
 
 LOAD_SECONDS = 1800.0
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
-"""Where the base model lies on this machine."""
+"""They locate the base model on this machine."""
 OPTIONS = ("device", "dtype", "load_in_4bit")
 
 
@@ -36,22 +36,22 @@ def load_in_fresh_process(
     expected_tensors: str | None = None,
     stop: StopToken | None = None,
 ) -> float:
-    """Load the archive's adapter over the base in another process; its largest effect on a logit.
+    """Load the archive's adapter over the base model in another process. Returns its largest effect on a logit.
 
-    base_commit        the base's commit on the Hub, if the run has resolved one
-    expected_tensors   what the training recorded of the adapter's tensors
+    base_commit        the base model's commit on the Hub, if the run resolved one
+    expected_tensors   the hash of the adapter's tensors that training recorded
 
-    Raises DamagedState with what that process said, and Stopped.
+    Raises DamagedState with that process's message, and Stopped.
     """
     base = str(local_path(config.base_model_id)) if is_local(config.base_model_id) else config.base_model_id
     request = {
         "archive": str(archive),
         "base_model_id": base,
         "base_model_revision": base_commit or config.base_model_revision,
-        "output_dir": str(config.output_dir.resolve()),  # its preflight has found the number format
+        "output_dir": str(config.output_dir.resolve()),  # its preflight recorded the number format
         **{option: getattr(config, option) for option in OPTIONS},
     }
-    # The base is in the cache by now: offline, the child needs no token, and gets none.
+    # The base model is cached by now, so the child works offline and gets no token.
     kept = {name: os.environ[name] for name in CACHE_VARIABLES if name in os.environ}
     done = run_child(
         [sys.executable, "-m", "engine.packaging", json.dumps(request)],
@@ -88,7 +88,7 @@ def _answer(output: tuple[str, ...]) -> dict[str, Any]:
 
 
 def main(request: str) -> int:
-    """What the fresh process does: one line of JSON on standard output."""
+    """Entry point of the fresh process: prints one line of JSON to standard output."""
     from engine.process.environment import quiet_libraries
 
     quiet_libraries()
@@ -101,7 +101,7 @@ def main(request: str) -> int:
 
 
 def load_archive(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Unpack beside the archive, load, switch the adapter on and off. Raises Stage3Error where one of it fails."""
+    """Unpack beside the archive, load, and switch the adapter on and off. Raises Stage3Error if any of it fails."""
     from engine.models.adapters.effect import effect_on_logits
     from engine.models.adapters.weights import read_tensors, refuse_bad_numbers
     from engine.models.loading import load_base, load_policy, load_tokenizer
@@ -113,7 +113,7 @@ def load_archive(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         read_back(archive)
         with zipfile.ZipFile(archive) as packed:
-            packed.extractall(scratch)  # read_back has refused every name that would leave the folder
+            packed.extractall(scratch)  # read_back refused every name that leaves the folder
         adapter = next(scratch.glob(f"*/{layout.ADAPTER_DIR}"))
         tensors = read_tensors(adapter)
         refuse_bad_numbers(tensors)

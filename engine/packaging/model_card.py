@@ -1,4 +1,4 @@
-"""The model card of the Stage 3 adapter: what it was made from, what came of it, and the two lines that load it."""
+"""The model card of the Stage 3 adapter: its origin, its evaluation, and the two lines that load it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BOUND_SIGNS = {"at least": "≥", "at most": "≤"}
 
 
 def load_lines(base: str, revision: str | None, adapter: str) -> tuple[str, str]:
-    """The two lines of Python that load `adapter` over `base`; they import what they need."""
+    """The two lines of Python that load `adapter` over `base`, imports included."""
     at = f", revision={revision!r}" if revision else ""
     return (
         f"import peft, transformers; base = transformers.AutoModelForCausalLM.from_pretrained({base!r}{at})",
@@ -32,7 +32,7 @@ def model_card(
 
     base           as in `adapter_config.json`: a Hub id, or the bare name of a local folder
     revision       the base's commit on the Hub; None for a local folder
-    pairs_report   `pairs/report.json`, of which the card takes counts, what was left out, and the gate; empty without one
+    pairs_report   `pairs/report.json`, for counts and the gate; empty if there is none
     evaluation     `evaluation/report.json`
     """
     load = "\n".join(load_lines(base, revision, "."))
@@ -74,7 +74,7 @@ In this folder{_where_the_base_is(base, revision)}:
 
 
 def _head(base: str) -> str:
-    """What the Hub reads, and what this is."""
+    """The Hub's metadata, and the introduction."""
     return f"""---
 base_model: {base}
 library_name: peft
@@ -97,7 +97,7 @@ def _judge(evaluation: Mapping[str, Any]) -> str:
 
 
 def _exam(exam: Mapping[str, Any]) -> str:
-    """What a judge's exam found: its scores count if it passed."""
+    """The result of a judge's exam."""
     about = f"{_inline(exam['judge'])} {'passed' if exam['passed'] else 'failed'} its exam ({_inline(exam['exam'])})."
     figures = {
         "comparisons with known answers": exam["asked"],
@@ -119,7 +119,7 @@ def _where_the_base_is(base: str, revision: str | None) -> str:
 
 
 def counts_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What was made, what of it was usable, why the rest was not, and what people changed."""
+    """Counts of generated and usable pairs, of reasons for the others, and of people's changes."""
     if not report:
         return {}
     left_out = {f"left out: {reason}": count for reason, count in report.get("left_out", {}).items()}
@@ -172,5 +172,5 @@ def _shown(value: Any) -> str:
 
 
 def _inline(text: object) -> str:
-    """One cell of a table: foreign text can not end it, nor begin HTML."""
+    """Escape text for a table cell, so that foreign text cannot end the cell or start HTML."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

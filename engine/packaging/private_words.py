@@ -1,9 +1,9 @@
-"""What an archive does not tell: where this machine keeps things, what it is called, and who worked on it.
+"""Remove from an archive the local paths, the machine's name and the user's name.
 
-Paths that are surely this machine's (the run folder, the home, what the options name) are replaced in every file, in
-the text of models and people too. In what the program alone writes, any path from the root is cut to its last part, and
-the names of the machine and of the user are replaced. The weights and the tokenizer's vocabulary are packed as they
-are: another token would be another model.
+Paths that certainly belong to this machine (the run folder, the home folder, values of options) are replaced in every file,
+including text of models and people. In files that only the program writes, every absolute path is reduced to its last part, and
+the names of machine and user are replaced. Weights and vocabulary are packed unchanged, because another token would be another
+model.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ PATH_OPTIONS = (
     "chat_template",
 )
 PATH_VARIABLES = ("HOME", "PWD", "HF_HOME", "VIRTUAL_ENV")
-# Users and machines that everybody has: they tell nothing, and stand in ordinary text.
+# Common names of users and machines: they reveal nothing, and occur in ordinary text.
 OF_EVERYBODY = frozenset({"root", "user", "admin", "ubuntu", "debian", "runner", "ec2-user", "jovyan", "nobody"})
 OF_EVERY_MACHINE = frozenset({"localhost", "localhost.localdomain"})
 SHORTEST_NAME = 4
-"""A shorter name of a user or a machine is too likely a word."""
+"""Shorter names of users or machines may be ordinary words."""
 
-# A path from the root, in free text; not a part of an address (https://…), of a relative path, or of a tag (</a/b>).
+# An absolute path in free text; not part of a URL (https://…), a relative path, or a tag (</a/b>).
 _ABSOLUTE = re.compile(r"(?<![\w:/.~<])/(?:[\w.@+~ -]*[\w.@+~-]/)+[\w.@+~-]*")
 
 
 @dataclass(frozen=True)
 class Scrubber:
-    """This machine's own words, and how a text is freed of them."""
+    """This machine's private words and their replacements."""
 
     paths: Mapping[str, str]
-    """Paths from the root, and what stands in their place; longer ones first."""
+    """Absolute paths and their replacements, longest first."""
     names: Mapping[str, str]
-    """Of the user and the machine, the same way."""
+    """Names of user and machine, likewise."""
     logins: tuple[str, ...]
     """`user@machine`."""
 
@@ -67,11 +67,11 @@ class Scrubber:
         )
 
     def stands_in(self, text: str) -> bool:
-        """Whether a file holds a path or a login of this machine, as it is or as JSON spells it."""
+        """Whether the text contains a path or a login of this machine, plain or JSON-escaped."""
         return any(word in text or json.dumps(word)[1:-1] in text for word in (*self.paths, *self.logins))
 
     def out_of_text(self, text: str) -> str:
-        """For what people and models wrote: only what is surely this machine's is replaced."""
+        """For text of people and models: replaces only what certainly belongs to this machine."""
         for path, instead in self.paths.items():
             if path in text:
                 text = re.sub(rf"(?<!\w){re.escape(path)}(?![\w-])", lambda _, word=instead: word, text)  # type: ignore[misc]
@@ -81,11 +81,11 @@ class Scrubber:
         return text
 
     def out_of_settings(self, text: str) -> str:
-        """For a setting: no path from the root at all."""
+        """For settings: removes all absolute paths."""
         return _ABSOLUTE.sub(lambda match: PurePosixPath(match[0]).name, self.out_of_text(text))
 
     def out_of_records(self, text: str) -> str:
-        """For what the program tells about its work: no name of the machine or the user either."""
+        """For the program's own records: also removes the names of machine and user."""
         text = self.out_of_settings(text)
         for name, instead in self.names.items():
             if name in text:
@@ -94,7 +94,7 @@ class Scrubber:
 
 
 def each_text(value: Any, clean: Callable[[str], str], *, but: tuple[str, ...] = ()) -> Any:
-    """Plain data with `clean` done to every string and every key in it; what stands under the keys `but` stays."""
+    """Apply `clean` to every string and key in plain data, except for values under the keys `but`."""
     if isinstance(value, dict):
         return {clean(key): inner if key in but else each_text(inner, clean, but=but) for key, inner in value.items()}
     if isinstance(value, list):
@@ -105,7 +105,7 @@ def each_text(value: Any, clean: Callable[[str], str], *, but: tuple[str, ...] =
 def _private_paths(run: Run) -> dict[str, str]:
     paths = dict(_named_paths(run))
     paths |= {str(run.folder.parent): ".", _home(): "~", str(run.folder): run.folder.name}
-    # "/root" and "/data" are on every machine, and tell nothing of this one.
+    # "/root" and "/data" exist on every machine, and reveal nothing.
     return _longest_first({p: paths[p] for p in paths if p.startswith("/") and len(PurePosixPath(p).parts) > 2})
 
 
@@ -114,7 +114,7 @@ def _longest_first(words: Mapping[str, str]) -> dict[str, str]:
 
 
 def _named_paths(run: Run) -> Iterator[tuple[str, str]]:
-    """What options, variables and earlier stages name, as given and as resolved; the last part stands for it."""
+    """Paths in options, variables and earlier stages, as given and as resolved, with their last part as replacement."""
     config = run.manifest.get("config", {})
     given = [str(config[option]) for option in PATH_OPTIONS if config.get(option)]
     given += [os.environ[variable] for variable in PATH_VARIABLES if os.environ.get(variable)]

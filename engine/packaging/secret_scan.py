@@ -1,7 +1,7 @@
-"""Secrets in what is about to be given away: those that this process knows, by value, and what looks like one.
+"""Scan files before they are shared: for secrets that this process knows, by value, and for text that looks like one.
 
-A known secret is always refused. What only looks like one in the text of models and people is refused with its file
-and line, and a person decides: a record of a rejected pair is left out, or all of it is accepted with a reason.
+Known secrets are always refused. A lookalike in the text of models and people is refused with its file and line until a person
+decides: reject the pair, whose record is then left out, or accept all findings with a reason.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ OF_MODELS_AND_PEOPLE = frozenset(
     }
 )
 SHORTEST_SECRET = 12
-"""A shorter value of a variable is none, or too likely a word."""
+"""Shorter values of variables are not secrets, or may be ordinary words."""
 TOLD = 5
-"""Findings that an error names; the others are counted."""
+"""Findings listed in an error; the others are counted."""
 
 _NAMED_LIKE_A_SECRET = re.compile(r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY)", re.IGNORECASE)
-# What it is, how it begins, and the whole of it: the beginning is looked for, which is quick in some ten megabytes.
+# (description, prefixes, full pattern). Searching for the prefixes first is fast, even in tens of megabytes.
 _SHAPES: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     ("a Hugging Face token", (b"hf_",), rb"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{20,}|oauth_[\w.-]{20,})"),
     ("a Hugging Face token", (b"api_org_",), rb"(?<![A-Za-z0-9])api_org_[A-Za-z0-9]{20,}"),
@@ -61,16 +61,16 @@ _SHAPES: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
 
 @dataclass(frozen=True)
 class Finding:
-    """Where a secret is, and of what kind; never the secret."""
+    """The place and kind of a secret, never the secret itself."""
 
     file: str
     line: int
     """Counted from 1; 0 in a file without lines."""
     what: str
     known: bool
-    """It is the value of a secret that this process has, and no mere likeness."""
+    """Whether it is the value of a known secret rather than a lookalike."""
     record: str = ""
-    """The id of the record in which it is, if the line has one."""
+    """The id of the record that contains it, if any."""
 
     @property
     def may_be_accepted(self) -> bool:
@@ -83,7 +83,7 @@ class Finding:
 
 
 def known_secrets(token: Secret | None) -> dict[str, Secret]:
-    """What this process knows: the run's token, and variables that are named like a secret. By what each of them is."""
+    """The secrets of this process by description: the run's token, and variables named like a secret."""
     known = {
         f"the value of {name}": Secret(value)
         for name, value in sorted(os.environ.items())
@@ -93,7 +93,7 @@ def known_secrets(token: Secret | None) -> dict[str, Secret]:
 
 
 def find_secrets(files: Mapping[str, bytes], known: Mapping[str, Secret]) -> list[Finding]:
-    """All of them, in the order of the files and lines. Weights are searched for known values alone."""
+    """All findings, by file and line. Weights are searched only for known values."""
     found: dict[tuple[str, int], Finding] = {}
     for name, data in files.items():
         for what, secret in known.items():
@@ -108,27 +108,27 @@ def find_secrets(files: Mapping[str, bytes], known: Mapping[str, Secret]) -> lis
 
 
 def refuse_secrets(findings: Sequence[Finding], *, accepted: bool) -> None:
-    """Raises UnsafeError if there are any; `accepted` lets pass what looks like one in the text of models and people."""
+    """Raise UnsafeError if there are any; `accepted` allows lookalikes in the text of models and people."""
     refused = [finding for finding in findings if not (accepted and finding.may_be_accepted)]
     if not refused:
         return
     told = "; ".join(str(finding) for finding in refused[:TOLD])
     more = f"; and {len(refused) - TOLD} more" if len(refused) > TOLD else ""
     raise UnsafeError(
-        f"There is {told}{more}.",
-        "An archive is made to be given away, and whoever has it would have that too.",
+        f"Found {told}{more}.",
+        "An archive is made to be shared, and everyone who has it would have the secret, too.",
         _what_to_do(refused),
     )
 
 
 def _what_to_do(refused: Sequence[Finding]) -> str:
-    look = "Look there. If it is real, revoke it where it was made"
+    look = "Check it. If it is real, revoke it at its provider"
     if all(finding.may_be_accepted for finding in refused):
         return (
-            f"{look}, reject that pair in the stage quality, and start again: the adapter is trained without it. "
-            'If it only looks like one, start again with --accept-lookalikes "why".'
+            f"{look}, reject that pair in stage quality, and start again: the adapter is then trained without it. "
+            'If it is not a secret, start again with --accept-lookalikes "why".'
         )
-    return f"{look}; find out how it came there, take it out, and start again."
+    return f"{look}, find out how it got there, remove it, and start again."
 
 
 def _lookalikes(data: bytes) -> Iterator[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""An archive read back, by its own manifest: names, kinds, sizes and hashes, before anything of it is used."""
+"""Verify an archive against its manifest (names, kinds, sizes, hashes) before any of it is used."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _FAULTS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, NotImplementedError),
     *(ValueError, LookupError, TypeError, AttributeError),
 )
-"""What zipfile and json raise for bytes that are not theirs."""
+"""What zipfile and json raise for damaged data."""
 
 
 def read_back(archive: Path) -> dict[str, str]:
-    """Hash of each file in an archive, by its name without the top folder.
+    """The hash of each file in an archive, by name without the top folder.
 
-    Raises DamagedState if it is not what its own manifest says, or holds what no archive of ours holds.
+    Raises DamagedState if the content does not match the manifest, or if it contains anything that our archives never do.
     """
     with open_file(archive) as file:
         return {name: hashlib.sha256(data).hexdigest() for name, data in read_files(file, archive).items()}
 
 
 def read_files(file: IO[bytes], archive: Path) -> dict[str, bytes]:
-    """All files of the archive that `file` is, by their names without the top folder. Raises DamagedState, as above."""
+    """All files of the archive open as `file`, by name without the top folder. Raises DamagedState as `read_back`."""
     try:
         with zipfile.ZipFile(file) as packed:
             fault = _fault(packed.infolist()) or _unfolds_too_far(packed.infolist(), archive.stat().st_size)
@@ -52,7 +52,7 @@ def read_files(file: IO[bytes], archive: Path) -> dict[str, bytes]:
         raise DamagedState(
             f"The archive {archive} does not read back as it was written.",
             f"{fault[:1].upper()}{fault[1:]}.",
-            "Look at the disk's health, then make it again with `stage3-tui --auto --from packaging`.",
+            "Check the disk, then make it again with `stage3-tui --auto --from packaging`.",
         )
     return files
 
@@ -62,12 +62,12 @@ def _inner(entry: zipfile.ZipInfo) -> str:
 
 
 def _fault(entries: list[zipfile.ZipInfo]) -> str:
-    """Why these are not the names and kinds of an archive of ours; empty if they are."""
+    """Why these entries cannot be one of our archives; empty if they can."""
     found = [entry.orig_filename for entry in entries]
     if len({name.partition("/")[0] for name in found}) != 1:
-        return "its names do not all begin with one folder"
+        return "its names do not all start with the same folder"
     if len({name.lower() for name in found}) != len(found):
-        return "one name comes twice"
+        return "a name occurs twice"
     for entry in entries:
         name = entry.orig_filename
         top, _, inner = name.partition("/")
@@ -81,9 +81,9 @@ def _fault(entries: list[zipfile.ZipInfo]) -> str:
         ):
             return f"the name {name!a} leaves the folder"
         if inner not in (*LISTED, MANIFEST):
-            return f"{name!a} is not on the list of what is packed"
+            return f"{name!a} is not on the allow-list"
         if not stat.S_ISREG(entry.external_attr >> 16):
-            return f"{name!a} is no regular file"
+            return f"{name!a} is not a regular file"
     return "" if any(_inner(entry) == MANIFEST for entry in entries) else "it has no manifest"
 
 
@@ -106,5 +106,5 @@ def _other_than_told(files: dict[str, bytes]) -> str:
         if data is None or facts is None:
             return f"{name} is {'not in it' if data is None else 'not in its manifest'}"
         if (facts["bytes"], facts["sha256"]) != (len(data), hashlib.sha256(data).hexdigest()):
-            return f"{name} is not what its manifest says"
+            return f"{name} does not match its manifest"
     return ""

@@ -1,4 +1,4 @@
-"""An archive as bytes: the same for the same files, whatever the clock, the zone, the umask and the order of a folder."""
+"""Write reproducible zip files: equal files give equal bytes, whatever the clock, time zone, umask and directory order."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engine.packaging.anonymise import json_bytes
 
 MANIFEST = "MANIFEST.json"
 SCHEMA = 1
-DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can tell
+DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date of the zip format
 MODE = stat.S_IFREG | 0o644
 UNIX = 3
 LEVEL = 6
 
 
 def manifest_bytes(files: Mapping[str, bytes], withheld: Sequence[str] = (), **about: Any) -> bytes:
-    """Size and hash of every file, by name; `withheld`: the ids of pairs whose records were left out; `about`: more facts."""
+    """Size and hash of every file by name. `withheld`: ids of pairs whose records were left out; `about`: further facts."""
     told = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
     }
@@ -32,7 +32,7 @@ def manifest_bytes(files: Mapping[str, bytes], withheld: Sequence[str] = (), **a
 
 
 def write_zip(part: Path, top: str, files: Mapping[str, bytes]) -> None:
-    """Write the archive as a new file, synced; what had its name is gone, and no link in its place is followed."""
+    """Write the archive to a new file and sync it. Replaces an existing file and follows no link."""
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with os.fdopen(descriptor, "wb") as file:

@@ -16,7 +16,7 @@ from engine.core.stage_table import STAGE, STAGES
 from engine.dpo.planning.forecast import Forecast, Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
 from engine.hub.run_requirements import at_recorded_commits
-from engine.pairs.generation.effort import prompts_expected, readings_of_a_pair, replies_of_a_pair
+from engine.pairs.generation.cost import expected_prompts, prompt_reads_per_pair, replies_per_pair
 from engine.pipeline.graph import changes, evidence_of, load_stage
 from engine.run.context import Context
 
@@ -138,7 +138,7 @@ def _pairs_in_the_run(context: Context) -> int:
     """Those that are there, if they were imported; else as many as are to be made."""
     pairs = context.run.results.pairs
     imported = context.config.pairs is not None and pairs is not None and pairs.imported is not None
-    return pairs.records if imported and pairs is not None else prompts_expected(context.config)
+    return pairs.records if imported and pairs is not None else expected_prompts(context.config)
 
 
 def run_forecast(context: Context, pairs: int) -> Forecast | None:
@@ -152,8 +152,8 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
     return forecast(
         Measurements(**{key: value for key, value in preflight.measured.items() if key in known}),
         num_examples=pairs,
-        replies=replies_of_a_pair(config),
-        readings=readings_of_a_pair(config),
+        replies=replies_per_pair(config),
+        readings=prompt_reads_per_pair(config),
         max_new_tokens=config.max_new_tokens,
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,

@@ -20,7 +20,7 @@ from engine.core.stage_table import STAGES
 from engine.run.context import Context
 from engine.run.folder import Run
 
-LONGEST_NAME = 80
+MAX_NAME_CHARACTERS = 80
 SHARED_FILES = (layout.TRAIN_JSONL, layout.EVAL_JSONL, layout.PAIRS_REPORT)
 """What a trial has in common with the run."""
 
@@ -94,9 +94,9 @@ def _named(combinations: list[dict[str, Any]]) -> list[Trial]:
 def _name(options: Mapping[str, Any]) -> str:
     """`beta-0.1_learning-rate-5e-06`: what differs, as a folder's name."""
     whole = "_".join(f"{name.replace('_', '-')}-{_value(value)}" for name, value in options.items())
-    if len(whole) <= LONGEST_NAME:
+    if len(whole) <= MAX_NAME_CHARACTERS:
         return whole
-    return f"{whole[: LONGEST_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return f"{whole[: MAX_NAME_CHARACTERS - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _value(value: Any) -> str:

@@ -41,8 +41,13 @@ def plan_inputs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     def overflow() -> str:
         half = config.model_copy(update={"dtype": "float16"})
         tokenizer = load_tokenizer(half, token)
-        texts = [conversation_ids(tokenizer, prompt.messages, reply_wanted=True) for prompt in prompts[:DTYPE_PROMPTS]]
-        policy = load_policy(load_base(half, token), adapter_folder(context), trainable=True)
+        texts = [
+            conversation_ids(tokenizer, prompt.messages, add_generation_prompt=True)
+            for prompt in prompts[:DTYPE_PROMPTS]
+        ]
+        policy = load_policy(
+            load_base(half, token), adapter_folder(context.config, context.run, context.token_text), trainable=True
+        )
         try:
             return overflow_in_float16(policy, [ids[: config.max_length] for ids in texts])
         finally:

@@ -1,8 +1,7 @@
-"""The pilot: a few prompts go all the way to judged pairs, before hours are spent on all of them.
+"""The pilot: take a few prompts all the way to judged pairs before spending hours on the whole set.
 
-Its records are made as stage pairs makes them, which takes them over; its scores are those that stage quality looks up. What the
-gate will say of the whole set is estimated with intervals: if a whole interval is on the wrong side of a threshold, it ends
-here, after minutes.
+Stage pairs reuses its records and stage quality its scores. The gate's figures are estimated with intervals; if a whole interval
+is on the wrong side of a threshold, the run ends here, after minutes.
 """
 
 from __future__ import annotations
@@ -18,29 +17,28 @@ from engine.pairs.assessment.outlook import (
     Estimate,
     improved_estimate,
     relevant_estimate,
-    require_hope,
+    require_reachable,
     too_long_estimate,
     usable_estimate,
 )
-from engine.pairs.assessment.training_set import Judged, judged_pairs, preference_row
+from engine.pairs.assessment.training_set import AssessedPair, assessed_pairs, preference_row
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import read_pairs
-from engine.pairs.generation.making import (
+from engine.pairs.generation.generate import (
     PILOT_SET,
     Maker,
     OpenSet,
     Recorded,
     generate_pairs,
-    set_aside_what_no_longer_holds,
-    take_over,
-    torn_line,
+    reuse_records,
+    set_aside_outdated,
+    torn_line_warning,
 )
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.judges.base import LoadJudge, ScorePair
-from engine.pairs.judges.examination import ExaminedJudge, examined_judge
-from engine.pairs.judges.scores import score_pairs
-from engine.pairs.relevance.kept import with_relevance
-from engine.pairs.relevance.of_pairs import measure_relevance
+from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
+from engine.pairs.relevance.cache import with_relevance
+from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.context import Context
 from engine.storage.files import write_json
 from engine.storage.jsonl import BadLine, JsonlAppender
@@ -49,27 +47,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PAIRS_SHOWN = 12
-"""In the event, for the screen; `preflight/pairs.jsonl` has all."""
+"""Pairs in the event, for the screen; `preflight/pairs.jsonl` has all of them."""
 TEXT_SHOWN = 600
-"""Characters of each text of them."""
+"""Characters of each of their texts."""
 
 
 def make_pilot(context: Context, prompts: Sequence[Prompt], maker: Maker) -> Generator[Event, None, list[Pair]]:
-    """The pairs of these prompts; what an earlier start or another set made is not made again."""
-    why = set_aside_what_no_longer_holds(context, PILOT_SET, prompts, maker.identity)
+    """Generate the pairs of these prompts, reusing records of earlier starts and of other sets."""
+    why = set_aside_outdated(context, PILOT_SET, prompts, maker.identity)
     if why:
         yield Message("info", f"The pilot is made again: {why}.")
     path = context.run / PILOT_SET.pairs
     with JsonlAppender(path) as appender:
-        yield from torn_line(appender)
+        yield from torn_line_warning(appender)
         open_set = OpenSet(PILOT_SET, appender, Recorded.read(path))
-        yield from _without_pairs(take_over(context, open_set, prompts, maker.identity))
+        yield from _without_pairs(reuse_records(context, open_set, prompts, maker.identity))
         yield from _without_pairs(generate_pairs(context, prompts, maker, open_set))
     return [pair for _, pair in read_pairs(path, last_line_may_lack_newline=False) if not isinstance(pair, BadLine)]
 
 
 def _without_pairs(events: Iterable[Event]) -> Iterator[Event]:
-    """The run counts its pairs by these events, and will tell of the pilot's again when it takes them over."""
+    """Drop pair events: the run counts its pairs by them, and emits the pilot's again when it reuses them."""
     for event in events:
         if not isinstance(event, PairMade | PairFailed):
             yield event
@@ -78,20 +76,21 @@ def _without_pairs(events: Iterable[Event]) -> Iterator[Event]:
 def judge_pilot(
     context: Context, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, load_judge: LoadJudge
 ) -> Generator[Event, None, list[Estimate]]:
-    """What the pilot says of the whole set, figure by figure; also in `preflight/report.json`."""
+    """The pilot's estimates for the whole set, also written to `preflight/report.json`."""
     config = context.config
     tally, judged = _found(pairs)
     if config.relevance and any(each.verdict.usable for each in judged):
-        known = yield from measure_relevance(context, [each.pair for each in judged if each.verdict.usable])
+        readable = [each.pair for each in judged if each.verdict.usable]
+        path = context.run / layout.RELEVANCE_JSONL
+        known = yield from measure_relevance(config, readable, path, context.token_text, context.stop)
         tally, judged = _found([with_relevance(pair, known) for pair in pairs])
     usable = [each.pair for each in judged if each.verdict.usable]
     rows: list[Row] = [preference_row(pair) for pair in usable]  # type: ignore[misc]
     too_long = sum(length > config.max_length for length in measure_lengths(rows, tokenizer))
     scores: Mapping[str, ScorePair] = {}
     examined = (yield from examined_judge(context, load_judge)) if usable else ExaminedJudge(context)
-    if examined.believed is not None:
-        given = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
-        examined.release()
+    if examined.trusted is not None:
+        given = yield from examined.score(usable, load_judge)
         scores = dict(zip((pair.id for pair in usable), given, strict=True))
     outcomes = [score.outcome for score in scores.values() if score.outcome != "not scored"]
     estimates = [
@@ -113,14 +112,14 @@ def judge_pilot(
     return estimates
 
 
-def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[Judged]]:
+def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[AssessedPair]]:
     tally = Tally()
-    return tally, list(judged_pairs(enumerate(pairs), {}, tally))
+    return tally, list(assessed_pairs(enumerate(pairs), {}, tally))
 
 
 def require_hope_of(context: Context, estimates: Sequence[Estimate]) -> Generator[Event, None, None]:
-    """Raises DataError (exit 9) if the pilot leaves no hope that the gate will open."""
-    accepted = require_hope(
+    """Raise DataError (exit code 9) if, by the pilot, the gate cannot open."""
+    accepted = require_reachable(
         estimates,
         context.config,
         what="The pilot leaves no hope that the gate will open",

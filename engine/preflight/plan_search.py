@@ -31,7 +31,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What the choice of a plan depends on."""
+    """The inputs for choosing a plan."""
 
     context: Context
     """Its configuration has the chosen number format."""
@@ -45,13 +45,13 @@ class PlanInputs:
         terms = self.terms(plan, config.max_length, config.load_in_4bit)
         return sum(size * (scale if name in TERMS_THAT_SCALE else 1.0) for name, size in terms.items())
 
-    def terms(self, plan: TrainingPlan, max_length: int, in_4bit: bool) -> dict[str, int]:
+    def terms(self, plan: TrainingPlan, max_length: int, quantization_arguments: bool) -> dict[str, int]:
         return formula.training_memory(
             self.shape,
             plan,
             max_length=max_length,
             context=self.machine.context,
-            in_4bit=in_4bit,
+            quantization_arguments=quantization_arguments,
             slack=self.machine.slack,
         )
 
@@ -63,7 +63,7 @@ class PlanInputs:
             rows=rows,
             longest=config.max_prompt_tokens + config.max_new_tokens,
             context=self.machine.context,
-            in_4bit=config.load_in_4bit,
+            quantization_arguments=config.load_in_4bit,
         )
 
     def choose(self, scale: float = 1.0) -> TrainingPlan:

@@ -1,4 +1,4 @@
-"""The chat template, tried on all that a run renders with it, before a weight is loaded."""
+"""Test the chat template on everything that a run renders with it, before loading any weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.models.chat_template import reply_ids
 from engine.models.loading import load_tokenizer
 from engine.models.templates.behaviour import Behaviour, behaviour_of
 from engine.pairs.generation.dialogue import critique_prompt, revision_prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ REPLY: ChatMessage = {"role": "assistant", "content": "Replace the washer."}
 
 
 def check_template(config: Stage3Config, token: str | None) -> Iterator[Check]:
-    """Raises PreconditionError if the template cannot be generated and trained with, as what was seen of it."""
+    """Raise PreconditionError if the template cannot be used for generation and training."""
     tokenizer = load_tokenizer(config, token)
     try:
         for conversation in _conversations(GenerationSettings.of(config)):
@@ -46,19 +46,19 @@ def in_words(behaviour: Behaviour, tokenizer: PreTrainedTokenizerBase) -> str:
     """`a reply ends with <|im_end|>; asked with enable_thinking=False`."""
     end = tokenizer.convert_ids_to_tokens(behaviour.end)
     told = [f"{end} is put behind each reply" if behaviour.appended else f"a reply ends with {end}"]
-    if behaviour.asking.switches:
-        told.append("asked with " + ", ".join(f"{name}={value}" for name, value in behaviour.asking.switches.items()))
+    if behaviour.options.switches:
+        told.append("asked with " + ", ".join(f"{name}={value}" for name, value in behaviour.options.switches.items()))
     if behaviour.opening:
         told.append(f"each reply is begun with {behaviour.opening!r}")
-    if behaviour.asking.folds_system:
+    if behaviour.options.folds_system:
         told.append("a system message stands in the first user turn")
     return "; ".join(told)
 
 
-def _conversations(recipe: GenerationSettings) -> Iterator[Conversation]:
-    """Drafts, a critique and a revision, each as this run asks for it: with its worked examples, if there are any."""
-    principle = recipe.constitution.principles[0]
+def _conversations(settings: GenerationSettings) -> Iterator[Conversation]:
+    """A draft, a critique and a revision as this run asks for them, with its worked examples."""
+    principle = settings.constitution.principles[0]
     for conversation in (ASKED, TALK, BRIEFED):
         yield conversation
-        yield critique_prompt(conversation, DRAFT, principle, recipe.examples)
-        yield revision_prompt(conversation, DRAFT, CRITIQUE, principle, recipe.examples)
+        yield critique_prompt(conversation, DRAFT, principle, settings.examples)
+        yield revision_prompt(conversation, DRAFT, CRITIQUE, principle, settings.examples)

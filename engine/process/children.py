@@ -1,8 +1,7 @@
 """Child processes: git, uv, the dependency probe. No shell, no terminal, no tokens, a time limit, and no orphans.
 
-A child leads a session of its own, so it can neither ask anything on the terminal nor outlive its limit with its
-children; what of them left that session is found by a mark in its environment. What a child prints is foreign text: it
-comes line by line, made visible, and bounded.
+A child leads its own session, so it can neither prompt on the terminal nor outlive its time limit. Descendants that left the
+session are found by a mark in their environment. Output is foreign text: it is split into lines, sanitised and bounded.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 
 DRAIN_SECONDS = 1.0
-"""How long a grandchild may hold the pipes open after the child's end."""
+"""How long a grandchild may keep the pipes open after the child has ended."""
 POLL_SECONDS = 0.1
 ENDING_CHARACTERS = 240
 
 log = logging.getLogger(__name__)
 
-# Proxies and certificates are here because git and uv need them.
+# git and uv need proxies and certificates.
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|XDG_.*_(HOME|DIR|DIRS)|(HTTPS?|ALL|NO)_PROXY"
     r"|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|GIT_SSL_CA(INFO|PATH)|LD_LIBRARY_PATH|CUDA_.*|NVIDIA_.*|ROCR?_.*"
@@ -53,9 +52,9 @@ class ChildResult:
     code: int
     """The exit status; -N after signal N."""
     output: tuple[str, ...]
-    """Lines of standard output alone, MAX_LINES at most."""
+    """Lines of standard output, at most MAX_LINES."""
     tail: tuple[str, ...]
-    """The last lines of both outputs."""
+    """The last lines of standard output and standard error."""
     seconds: float
     timed_out: bool = False
 
@@ -65,7 +64,7 @@ class ChildResult:
 
     @property
     def ending(self) -> str:
-        """A few words for an error: exit code, signal or time limit, and what it said last, no line of it at length."""
+        """A few words for an error: exit code, signal or timeout, and the last lines of output, shortened."""
         if self.timed_out:
             how = f"timed out after {self.seconds:.0f} s"
         else:
@@ -77,25 +76,25 @@ class ChildResult:
 
     @property
     def killed_by(self) -> str:
-        """The signal's name; empty if it ended by itself or by its limit."""
+        """The signal's name; empty if it exited or timed out."""
         return signal.Signals(-self.code).name if self.code < 0 and not self.timed_out else ""
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """A child's environment: an allow-list of this process's, without what is named like a secret, and `extra`."""
+    """A child's environment: an allow-list of this process's variables, without secrets, plus `extra`."""
     kept = _inherited(_ALLOWED)
     quiet = {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     return {**kept, **quiet, **(extra or {})}
 
 
 def environment_without_secrets() -> dict[str, str]:
-    """This process's environment for a program of the person's own, such as an editor: all but what is named like a secret."""
+    """The whole environment without secrets, for the user's own programs, such as an editor."""
     return _inherited(_ANY)
 
 
 def installer_settings() -> dict[str, str]:
-    """What uv and pip, and nobody else, get besides: their own variables (an index, a cache), none that is named like a
-    secret. An index with a password of its own is thus not reached from here.
+    """The variables of uv and pip (index, cache), for them only, without secrets. An index that needs a password is therefore
+    not reachable.
     """
     return _inherited(_OF_INSTALLERS)
 
@@ -112,7 +111,7 @@ def run_child(
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
 ) -> ChildResult:
-    """Run a child to its end, or to its limit. Raises as `stream_child` does."""
+    """Run a child until it ends or times out. Raises as `stream_child`."""
     lines = stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop)
     while True:
         try:
@@ -132,7 +131,7 @@ def stream_child_as_messages(
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
 ) -> Generator[Message, None, ChildResult]:
-    """Run a child and pass on what it prints, line by line, as messages and to the log. Raises as `stream_child` does."""
+    """Run a child and pass its output, line by line, to the log and on as messages. Raises as `stream_child`."""
     lines = stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop)
     while True:
         try:
@@ -152,10 +151,10 @@ def stream_child(
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
 ) -> Generator[str, None, ChildResult]:
-    """Yield what a child prints, line by line as it comes, and return how it ended.
+    """Yield the output of a child line by line, and return how it ended.
 
-    Raises PreconditionError if it cannot be started, and Stopped when `stop` was requested; the child and all that
-    it started are gone by then, as they are after the limit, and when the generator is closed.
+    Raises PreconditionError if it cannot be started, and Stopped if `stop` was requested. In that case, after a timeout and when
+    the generator is closed, the child and its descendants are killed first.
     """
     started, mark = time.monotonic(), uuid.uuid4().hex
     child = _start(argv, cwd, {**clean_environment(extra), MARK: mark})
@@ -179,9 +178,9 @@ def _start(argv: Sequence[str], cwd: Path | None, environment: dict[str, str]) -
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            umask=_umask() | 0o022,  # what a child makes is never for others to change, whatever umask it came with
+            umask=_umask() | 0o022,  # files that a child creates are never writable by others
         )
-    except (OSError, ValueError) as error:  # not there, not executable, no such folder, a NUL in an argument
+    except (OSError, ValueError) as error:  # missing, not executable, no such folder, a NUL in an argument
         raise PreconditionError(
             f"Cannot start {visible_line(argv[0], 200)}.",
             visible_line(str(error), 400),
@@ -190,7 +189,7 @@ def _start(argv: Sequence[str], cwd: Path | None, environment: dict[str, str]) -
 
 
 def _umask() -> int:
-    """Read from the kernel: `os.umask` tells only by setting another, for all threads."""
+    """Read from the kernel, because `os.umask` can only be read by setting it, for all threads."""
     found = re.search(rb"^Umask:\s*(\d+)", Path("/proc/self/status").read_bytes(), re.MULTILINE)
     return int(found[1], 8) if found else 0o022
 
@@ -198,12 +197,12 @@ def _umask() -> int:
 def _read_output(
     child: subprocess.Popen[bytes], heard: OutputTail, deadline: float, stop: StopToken | None
 ) -> Generator[str, None, bool]:
-    """Yield lines until the child ended; returns whether its time was over first."""
+    """Yield lines until the child ends. Returns whether it timed out."""
     assert child.stdout is not None and child.stderr is not None
     lines = {child.stdout: LineSplitter(), child.stderr: LineSplitter()}
     open_pipes, timed_out = set(lines), False
     exited_at: float | None = None
-    process = os.pidfd_open(child.pid)  # can be read from when the child has ended
+    process = os.pidfd_open(child.pid)  # becomes readable when the child ends
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(process, selectors.EVENT_READ)

@@ -1,4 +1,4 @@
-"""The environment of this process and of its children: quiet libraries, no telemetry, no secrets for strangers."""
+"""Set up this process: quiet libraries, no telemetry, no core dumps, logging to a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.core.config import Stage3Config
 from engine.security.redaction import RedactingFormatter, redact_this_process
 
 QUIET = {
-    # Threads that wait spin; with a screen or another job on the same cores that made a step 5 to 20 times slower.
+    # Waiting threads spin by default; beside a screen or another job on the same cores, a step took 5 to 20 times as long.
     "OMP_WAIT_POLICY": "passive",
     # TRL sends telemetry from every trainer's constructor unless this is set.
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -26,13 +26,13 @@ QUIET = {
 
 
 def quiet_libraries() -> None:
-    """Set what libraries read from the environment; call before any of them is imported."""
+    """Set variables that libraries read; call before importing any of them."""
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
 
 
 def prepare_process(config: Stage3Config) -> None:
-    """Before the first stage: what must be set once in a process."""
+    """Set up this process before the first stage."""
     quiet_libraries()
     leave_no_core_dumps()
     warnings.simplefilter("ignore", FutureWarning)
@@ -41,16 +41,16 @@ def prepare_process(config: Stage3Config) -> None:
 
 
 def leave_no_core_dumps() -> None:
-    """Of this process and its children: a token would be in them, and tens of gigabytes of weights."""
+    """Disable core dumps of this process and its children: they would contain the token, and tens of gigabytes of weights."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 class QuietLogger(logging.Logger):
-    """A logger that writes on no terminal, whatever a library makes of it.
+    """A logger that never writes to the terminal, whatever a library does.
 
-    transformers, datasets, torch and huggingface_hub put a handler to stderr on their loggers when they are imported, and
-    keep their records from the root's handler, which writes the run's log.
+    When imported, transformers, datasets, torch and huggingface_hub add a stderr handler to their loggers and stop propagation
+    to the root handler, which writes the run's log.
     """
 
     @property
@@ -67,8 +67,8 @@ class QuietLogger(logging.Logger):
 
 
 def log_to_file(path: Path) -> logging.Handler:
-    """Send the log of this process, and of the libraries that it imports from now on, to `path`; nothing goes to the
-    terminal, and no token to either."""
+    """Write the log of this process, and of libraries imported from now on, to `path` instead of the terminal, with tokens
+    redacted."""
     redact_this_process()
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""The end of a child, and of all that it started."""
+"""End a child process and all its descendants."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ GRACE_SECONDS = 5.0
 """Between TERM and KILL."""
 POLL_SECONDS = 0.025
 MARK = "CHILD_OF_STAGE3"
-"""A variable with a value of its own for every child. Grandchildren inherit it, whatever session they went to. (It does not
-begin as an option's does.)"""
+"""A variable with a unique value per child, inherited by grandchildren whatever their session. (Not prefixed with STAGE3_, which
+would make it an option.)"""
 
 
 def end_child(child: subprocess.Popen[bytes], mark: str) -> int:
-    """Make an end of all that the child started: TERM to its group, then KILL for what is left, and for what left the
-    group. Returns the exit status.
+    """End everything the child started: SIGTERM to its group, then SIGKILL to the rest and to processes that left the group.
+    Returns the exit status.
     """
     deadline = time.monotonic() + GRACE_SECONDS
     if not has_exited(child):
         os.killpg(child.pid, signal.SIGTERM)
         while not has_exited(child) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-    os.killpg(child.pid, signal.SIGKILL)  # the unreaped child is in the group, so the group is there
+    os.killpg(child.pid, signal.SIGKILL)  # the unreaped child keeps the group alive
     _kill_marked(f"{MARK}={mark}".encode())
     code = child.wait()
     for pipe in (child.stdout, child.stderr):
@@ -35,7 +35,7 @@ def end_child(child: subprocess.Popen[bytes], mark: str) -> int:
 
 
 def _kill_marked(mark: bytes) -> None:
-    """KILL every process with `mark` in its environment, until there is none: one may start another meanwhile."""
+    """Send SIGKILL to every process with `mark` in its environment until none is left, as one may start another meanwhile."""
     deadline = time.monotonic() + GRACE_SECONDS
     while (found := [pid for pid in _pids() if mark in _environment_of(pid)]) and time.monotonic() < deadline:
         for pid in found:
@@ -44,7 +44,7 @@ def _kill_marked(mark: bytes) -> None:
             except OSError:  # it has ended
                 continue
             try:
-                if mark in _environment_of(pid):  # still the same one: its descriptor is held now
+                if mark in _environment_of(pid):  # still the same process, now that its descriptor is held
                     signal.pidfd_send_signal(process, signal.SIGKILL)
             except ProcessLookupError:
                 continue
@@ -58,7 +58,7 @@ def _pids() -> list[int]:
 
 
 def _environment_of(pid: int) -> list[bytes]:
-    """As it was when the process began; empty for a zombie, and for what belongs to others."""
+    """The initial environment of a process; empty for zombies and for other users' processes."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -66,5 +66,5 @@ def _environment_of(pid: int) -> list[bytes]:
 
 
 def has_exited(child: subprocess.Popen[bytes]) -> bool:
-    """Without reaping it: as long as it is a zombie its group's number cannot be given to strangers."""
+    """Checks without reaping: as long as it is a zombie, its group id cannot be reused."""
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

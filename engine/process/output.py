@@ -1,4 +1,4 @@
-"""What a child prints, cut into visible lines, and as much of it as is kept."""
+"""Split a child's output into sanitised lines, and keep a bounded part of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TAIL_LINES = 40
 
 
 class OutputTail:
-    """What of a child's words is kept: at most MAX_LINES of MAX_LINE_CHARACTERS each."""
+    """The part of a child's output that is kept: at most MAX_LINES lines of MAX_LINE_CHARACTERS each."""
 
     def __init__(self) -> None:
         self.output: list[str] = []
@@ -22,7 +22,7 @@ class OutputTail:
         self.count = 0
 
     def note(self, line: str, *, is_output: bool) -> Iterator[str]:
-        """Keep a line, and hand it on while there are not too many."""
+        """Keep a line, and pass it on unless there were too many."""
         self.tail.append(line)
         self.count += 1
         if is_output and len(self.output) < MAX_LINES:
@@ -34,7 +34,7 @@ class OutputTail:
 
 
 class LineSplitter:
-    """Cuts bytes into visible lines. A carriage return ends one too: progress bars redraw theirs with it."""
+    """Splits bytes into sanitised lines, also at carriage returns, with which progress bars redraw."""
 
     def __init__(self) -> None:
         self._rest = b""

@@ -1,1 +1,1 @@
-"""Pushing a run's adapter to the Hub: in one commit, private unless asked otherwise, and never half."""
+"""Push a run's adapter to the Hub: in one commit, and private unless asked otherwise."""

@@ -1,4 +1,4 @@
-"""Pushing a set of preference pairs that `validate` wrote: one file and its card, in one commit, into a private dataset."""
+"""Push preference pairs exported by `validate`: one file and its card, in one commit, to a dataset repository."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def name_in_repository(file: Path) -> str:
 def push_dataset(
     file: Path, card: str, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
 ) -> Generator[Event, None, Pushed]:
-    """Push a file of TRL's rows and its card to the dataset `repo_id`; the same content there already is left as it is.
+    """Push a file of TRL rows and its card to the dataset `repo_id`. Identical content is not sent again.
 
     Raises as `engine.push.push.push`.
     """
@@ -44,5 +44,5 @@ def push_dataset(
 
 
 def _plain_rows(file: Path) -> bytes:
-    """The rows as text, whatever the file is packed in: secrets are looked for in them."""
+    """The rows as plain text, whatever the compression, for the secret scan."""
     return b"".join(dumps(row).encode() + b"\n" for _, row in rows_of(file) if not isinstance(row, BadLine))

@@ -28,12 +28,12 @@ def no_token_to_push() -> AccessError:
 
 
 def push_error(error: BaseException, watch: RequestLimiter, repo_id: str, token: Secret) -> Stage3Error | None:
-    """The failure behind an exception of huggingface_hub; None if it is none of the Hub's or the network's."""
+    """Map an exception of huggingface_hub to our error; None if it is not about the Hub or the network."""
     from huggingface_hub.errors import HfHubHTTPError
 
     chain = list(chain_of(error))
     for link in chain:
-        if isinstance(link, Stage3Error):  # what the bounds raised, inside a thread of the client
+        if isinstance(link, Stage3Error):  # raised by RequestLimiter in a client thread
             return link
     for link in chain:
         if isinstance(link, (HfHubHTTPError, BlockedRequest)):
@@ -41,7 +41,7 @@ def push_error(error: BaseException, watch: RequestLimiter, repo_id: str, token:
     known = hub.as_hub_error(error, token)
     if known is not None or not isinstance(error, (ValueError, LookupError, TypeError, RuntimeError)):
         return known
-    if watch.last_refusal is not None:  # the client takes some answers for JSON before it looks at their status
+    if watch.last_refusal is not None:  # the client parses some responses as JSON before checking their status
         return _of_an_answer(watch.last_refusal, repo_id)
     return NetworkError(
         "huggingface_hub does not understand the Hub's response.",
@@ -54,7 +54,7 @@ def _of_an_answer(response: Response, repo_id: str) -> Stage3Error:
     status = response.status_code
     said = message_of(response) or f"status {status}"
     path = response.request.url.path
-    if status not in BUSY and not _is_of_the_hub(response):  # where it lets large files be put, by a signed address
+    if status not in BUSY and not _is_of_the_hub(response):  # the storage for large files, reached by a signed URL
         return NetworkError(
             f"The Hub's storage rejected a file for {repo_id} ({status}).",
             f"It says: {said}",

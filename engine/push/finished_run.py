@@ -1,4 +1,4 @@
-"""A push of a run that is done, or whose push failed: told in the run's journal, and recorded as the stage would."""
+"""Push a finished run, or repeat a failed push, with events and records like those of the stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGE = STAGES[-1]
 def push_finished_run(
     run: Run, repo_id: str, *, token: Secret | None, public: bool, accept_lookalikes: bool, stop: StopToken
 ) -> Generator[Event, None, Pushed]:
-    """Push, and record what came of it; the caller has acquired the run. Raises as `engine.push.push.push` does."""
+    """Push and record the result; the caller must have acquired the run. Raises as `engine.push.push.push`."""
     try:
         pushing = push(run, repo_id, token=token, public=public, accept_lookalikes=accept_lookalikes, stop=stop)
         pushed = yield from stamped(pushing, STAGE)
@@ -39,7 +39,7 @@ def push_finished_run(
 
 
 def _was_all_that_was_missing(run: Run, repo_id: str) -> bool:
-    """Whether the stage made its archive, and then failed to push to this repository."""
+    """Whether the stage made its archive and then failed to push to this repository."""
     recorded = run.stage(STAGE)
     asked_for = (recorded.get("depends_on") or {}).get("push_to_hub") == repo_id
     return recorded.get("status") not in (None, "done") and asked_for and "sha256" in recorded.get("result", {})

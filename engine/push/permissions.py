@@ -1,4 +1,4 @@
-"""What a token may write, as far as the Hub tells it before the first byte is sent."""
+"""Check what a token may write, as far as the Hub reveals it before anything is sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAY_WRITE = "repo.write"
-"""The permission of a fine-grained token; it is asked for to make a repository too."""
+"""The permission of a fine-grained token, also needed to create a repository."""
 ROLES_THAT_WRITE = ("admin", "write", "contributor")
 
 
@@ -16,10 +16,10 @@ def account_name(account: Mapping[str, Any]) -> str:
 
 
 def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool) -> str:
-    """Why a token can not write to `repo_id`, or make it; empty if it may, and if the Hub does not tell.
+    """Why a token cannot write to `repo_id`, or create it; empty if it can, or if the Hub does not say.
 
-    account   the answer of `whoami`
-    exists    whether the repository is there: then somebody may have been given the right to write to it alone
+    account   the response of `whoami`
+    exists    whether the repository exists; write access may be granted for it alone
     """
     owner = repo_id.partition("/")[0]
     access = _access(account)
@@ -38,10 +38,10 @@ def missing_permission(account: Mapping[str, Any], repo_id: str, *, exists: bool
 
 
 def _covers(entity: Mapping[str, Any], repo_id: str) -> bool:
-    """Whether a scope is about a repository: an account's, an organisation's, or its own."""
+    """Whether a scope covers the repository: by account, organisation, or itself."""
     if entity.get("type") in ("user", "org"):
         return _same(entity.get("name"), repo_id.partition("/")[0])
-    return entity.get("name") is None or _same(entity.get("name"), repo_id)  # the Hub may tell its number alone
+    return entity.get("name") is None or _same(entity.get("name"), repo_id)  # the Hub may give only its number
 
 
 def _refused_by_owner(account: Mapping[str, Any], owner: str) -> str:
@@ -62,5 +62,5 @@ def _access(account: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _same(one: Any, other: str) -> bool:
-    """Names on the Hub differ by more than the case of their letters."""
+    """Names on the Hub are case-insensitive."""
     return str(one).lower() == other.lower()

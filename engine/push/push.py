@@ -24,22 +24,22 @@ from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 
 OF_THE_HUB = (".gitattributes",)
-"""Files that the Hub makes by itself."""
+"""Files that the Hub creates itself."""
 SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push left."""
+    """The result of a push."""
 
     repo_id: str
     page: str
-    """Of the commit."""
+    """URL of the commit."""
     private: bool
     files: int
     bytes: int
     was_there: bool
-    """Nothing was sent: the repository had all of it."""
+    """Whether the repository had everything already, so that nothing was sent."""
 
     @property
     def in_words(self) -> str:
@@ -59,13 +59,13 @@ def push(
     accept_lookalikes: bool,
     stop: StopToken,
 ) -> Generator[Event, None, Pushed]:
-    """Push the adapter in the run's archive to `repo_id`; the same content there already is left as it is.
+    """Push the adapter in the run's archive to `repo_id`. Identical content is not sent again.
 
-    token    else the one that `engine.hub.find_token` finds
-    public   a new repository is for everybody, and one that is may be pushed to
+    token    defaults to the one found by `engine.hub.find_token`
+    public   create a public repository, or allow pushing to an existing public one
 
-    Raises DamagedState for an archive that is not the recorded one, AccessError, NetworkError, UnsafeError, ConfigError
-    and Stopped. Whatever it raises, the archive stands, and the repository has all of it or nothing new.
+    Raises DamagedState if the archive is not the recorded one, AccessError, NetworkError, UnsafeError, ConfigError and Stopped.
+    After an error the archive is unchanged, and the repository has either everything or nothing new.
     """
     try:
         return (yield from _push(run, repo_id, token, public, accept_lookalikes, stop))
@@ -103,7 +103,7 @@ def send(
     public: bool,
     stop: StopToken,
 ) -> Generator[Event, None, Pushed]:
-    """All files in one commit, read back; nothing if the repository has them, and a new repository if there is none."""
+    """Send all files in one commit and read them back. Creates the repository if needed; sends nothing if it has them all."""
     if there is not None and all(there.has(name, data) for name, data in files.items()):
         yield Check("pushed", "ok", f"{repository.repo_id} already has all files; nothing sent")
         return pushed(repository, repository.page, there, files, was_there=True)
@@ -117,9 +117,9 @@ def send(
 
 
 def check_target(repository: Repository, source: str, *, public: bool) -> Generator[Event, None, RemoteState | None]:
-    """Ask all that can be asked before anything is sent: whose token, may it write, who sees what is there.
+    """Check every precondition before anything is sent: whose token it is, whether it may write, and who can see the repository.
 
-    Returns what is in the repository, None if it has to be made. Raises AccessError, NetworkError, UnsafeError.
+    Returns the state of the repository, None if it does not exist. Raises AccessError, NetworkError, UnsafeError.
     """
     repo_id = repository.repo_id
     account = repository.account()
@@ -147,7 +147,7 @@ def check_target(repository: Repository, source: str, *, public: bool) -> Genera
 
 
 def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run) -> Generator[Event, None, None]:
-    """What is about to be sent, and what it meets there."""
+    """Report what will be sent, and what is in the repository already."""
     for name, data in files.items():
         yield Check(f"push: {name}", "ok", f"{len(data):,} bytes")
     if there is not None:
@@ -164,7 +164,7 @@ def _told(files: Mapping[str, bytes], there: RemoteState | None, run: Run) -> Ge
 
 
 def created(repository: Repository, *, public: bool) -> RemoteState:
-    """A new repository, looked at before anything is put into it. Raises UnsafeError if it came out public."""
+    """Create the repository and check it before anything is sent. Raises UnsafeError if it turned out public."""
     repository.create(private=not public)
     there = repository.remote_state()
     if there is None:

@@ -1,4 +1,4 @@
-"""One repository of the Hub, through the real client and within bounds."""
+"""One repository on the Hub, through huggingface_hub with request limits."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class RemoteState:
-    """What is in the repository."""
+    """The state of a repository."""
 
     private: bool
     commit: str
     files: Mapping[str, str]
-    """Name, and the hash under which the Hub keeps it: SHA-256 of a large file, git's of a small one."""
+    """Hashes by name: SHA-256 for large files, git's hash for small ones."""
 
     def has(self, name: str, data: bytes) -> bool:
         return self.files.get(name) in (hashlib.sha256(data).hexdigest(), git_hash(data))
 
 
 class Repository:
-    """Opened with `with`; then every method asks the Hub, and raises AccessError, NetworkError or Stopped if that fails."""
+    """Use in a `with` block. Every method queries the Hub and raises AccessError, NetworkError or Stopped."""
 
     def __init__(self, repo_id: str, token: Secret, stop: StopToken, *, repo_type: RepoType = "model") -> None:
-        """Raises ConfigError for what is no repository's name."""
+        """Raises ConfigError for an invalid repository name."""
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
 
@@ -66,16 +66,16 @@ class Repository:
 
     @property
     def page(self) -> str:
-        """Its address, for people."""
+        """The URL of its page."""
         return page_of(self.repo_id, self.repo_type)
 
     def account(self) -> Mapping[str, Any]:
-        """Whose token it is, and what it may do."""
+        """The token's account and permissions."""
         answer = self._ask(lambda api: api.whoami())
         return answer if isinstance(answer, Mapping) else {}
 
     def remote_state(self) -> RemoteState | None:
-        """What is there; None if the token sees no such repository. Raises UnsafeError if it has moved."""
+        """The current state; None if the token sees no such repository. Raises UnsafeError if it has moved."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         def ask(api: HfApi) -> Any:
@@ -101,7 +101,7 @@ class Repository:
         return RemoteState(bool(info.private), str(info.sha), files)
 
     def check_write(self) -> None:
-        """Ask whether the token may write here; a Hub that does not know the question lets the commit tell."""
+        """Check whether the token may write here. If the Hub does not support the check, the commit will show."""
         from huggingface_hub.errors import HfHubHTTPError
 
         def ask(api: HfApi) -> None:
@@ -117,11 +117,11 @@ class Repository:
         self._ask(lambda api: api.create_repo(self.repo_id, repo_type=self.repo_type, private=private))
 
     def commit(self, files: Mapping[str, bytes], *, parent: str | None, message: str, description: str) -> str:
-        """All files in one commit, or none of them; returns its page."""
+        """Commit all files atomically. Returns the URL of the commit."""
         from huggingface_hub import CommitOperationAdd
 
         def ask(api: HfApi) -> str:
-            # In here: the library reads the bytes at once, to hash them.
+            # Created here, because the library reads the bytes at once to hash them.
             operations = [CommitOperationAdd(name, StoppableBytes(data, self._stop)) for name, data in files.items()]
             done = api.create_commit(
                 self.repo_id,
@@ -143,15 +143,15 @@ class Repository:
         try:
             failpoint("push")
             return question(api)
-        except Exception as error:  # told apart below; what is none of the Hub's is raised as it is
+        except Exception as error:  # mapped below; anything not about the Hub is re-raised
             known = push_error(error, self._watch, self.repo_id, self._token)
             if known is None:
                 raise
-        raise known  # out here it has no cause: an answer of the Hub's may repeat the token
+        raise known  # raised without a cause, because the Hub's response may contain the token
 
 
 def git_hash(data: bytes) -> str:
-    """As git names a file's content."""
+    """git's hash of a file's content."""
     digest = begun_git_hash(len(data))
     digest.update(data)
     return digest.hexdigest()

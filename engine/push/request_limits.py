@@ -1,4 +1,4 @@
-"""Bounds for huggingface_hub while it pushes: it waits without a limit, and sleeps for as long as a server says."""
+"""Limit huggingface_hub during a push: on its own, it waits forever and sleeps as long as a server says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.errors import NetworkError
 from engine.core.failpoints import failpoint
-from engine.hub.client import LONGEST_WAIT_SECONDS
+from engine.hub.client import MAX_WAIT_SECONDS
 from engine.hub.responses import BUSY, retry_after
 from engine.run.stop import StopToken
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from httpx2 import Client, Request, Response
 
 TIMEOUT_SECONDS = 60.0
-"""For the connection, and for every pause in what is sent or answered."""
+"""For connecting, and for every pause in sending or receiving."""
 TRIES = 3
-"""Of one request that meets a busy Hub, or no answer."""
+"""Attempts per request if the Hub is busy or does not respond."""
 CONFLICT = 409
-"""The client asks again at once when two repositories are made at the same time."""
+"""The client retries at once when two repositories are created at the same time."""
 
 
 class BlockedRequest(Exception):
-    """An answer that is not waited for any longer."""
+    """A response after which no further attempt is made."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(f"status {response.status_code}")
@@ -36,17 +36,17 @@ class BlockedRequest(Exception):
 
 
 class RequestLimiter:
-    """Sees every request before it is sent, and every answer."""
+    """Hooks called before every request and after every response."""
 
     def __init__(self, stop: StopToken) -> None:
         self._stop = stop
         self._tries: Counter[tuple[str, str, bytes]] = Counter()
         self._lock = Lock()  # files are uploaded by several threads
         self.last_refusal: Response | None = None
-        """The newest answer that was no success."""
+        """The most recent error response."""
 
     def before(self, request: Request) -> None:
-        """Raises Stopped if that is asked for, NetworkError for one try too many."""
+        """Raises Stopped if a stop is requested, NetworkError after too many attempts."""
         self._stop.raise_if_requested()
         with self._lock:
             self._tries[_key(request)] += 1
@@ -54,7 +54,7 @@ class RequestLimiter:
         if tries > TRIES:
             last = self.last_refusal
             if last is not None and _key(last.request) == _key(request):
-                raise BlockedRequest(last)  # the client asks again by itself, and would for ever
+                raise BlockedRequest(last)  # otherwise the client would retry forever
             raise NetworkError(
                 f"The Hub did not respond {TRIES} times in a row.",
                 f"Each request waited {TIMEOUT_SECONDS:.0f} s.",
@@ -62,22 +62,22 @@ class RequestLimiter:
             )
 
     def after(self, response: Response) -> None:
-        """Raises BlockedRequest for a busy Hub, when it was asked often enough or wants to be waited for too long."""
+        """Raises BlockedRequest if the Hub is busy and attempts are used up, or its Retry-After is too long."""
         if response.status_code >= 400:
             self.last_refusal = response
         if response.status_code not in (*BUSY, CONFLICT):
             with self._lock:
-                del self._tries[_key(response.request)]  # that is an answer; the next time it is another question
+                del self._tries[_key(response.request)]  # answered; the same request later counts anew
         elif response.status_code in BUSY:
             asked_enough = self._tries[_key(response.request)] >= TRIES
-            if asked_enough or retry_after(response) > LONGEST_WAIT_SECONDS:
+            if asked_enough or retry_after(response) > MAX_WAIT_SECONDS:
                 response.read()
                 raise BlockedRequest(response)
 
 
 class StoppableBytes(io.BytesIO):
-    """Bytes to upload; reading them raises Stopped once that is asked for. Not a path: a path would go through Xet, whose
-    transfers have no limit that could be set here.
+    """Bytes to upload; reading them raises Stopped if a stop is requested. Not a path, because paths go through Xet, whose
+    transfers cannot be limited here.
     """
 
     def __init__(self, data: bytes, stop: StopToken) -> None:
@@ -92,7 +92,7 @@ class StoppableBytes(io.BytesIO):
 
 @contextmanager
 def bounded(stop: StopToken) -> Iterator[RequestLimiter]:
-    """Let every request that huggingface_hub makes in this block be bounded; afterwards all is as it was."""
+    """Limit every request of huggingface_hub within this block."""
     import httpx2
     from huggingface_hub.utils import _http, set_client_factory
 
@@ -109,7 +109,7 @@ def bounded(stop: StopToken) -> Iterator[RequestLimiter]:
         }
         return made
 
-    # Its warnings show the addresses of uploads, which are signed: who has one may write there.
+    # Its warnings show signed upload URLs, which grant write access.
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -122,8 +122,8 @@ def bounded(stop: StopToken) -> Iterator[RequestLimiter]:
 
 
 def _key(request: Request) -> tuple[str, str, bytes]:
-    """What makes two requests the same one, tried again: the check of every upload has one address, and its own body."""
+    """Identifies attempts of the same request. Upload checks share one URL but differ in their body."""
     try:
         return request.method, str(request.url), request.content
-    except RuntimeError:  # a stream: its address is its own
+    except RuntimeError:  # a stream, whose URL is unique
         return request.method, str(request.url), b""

@@ -1,4 +1,4 @@
-"""What a push takes of an archive: the adapter as PEFT loads it from a repository, its card, the evaluation, a manifest."""
+"""Select what is pushed from an archive: the adapter in PEFT's layout, its card, the evaluation, a manifest."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from engine.packaging.zip_writer import MANIFEST, manifest_bytes
 
 
 def pushed_files(archive: Archive, packed: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of the repository by name, out of those of the archive. The adapter lies at the top:
-    `PeftModel.from_pretrained(base, repo_id)` looks for it there. Pairs and prompts stay at home.
+    """The repository's files by name, from those of the archive. The adapter is at the top, where
+    `PeftModel.from_pretrained(base, repo_id)` looks for it. Pairs and prompts are not pushed.
     """
     adapter = f"{layout.ADAPTER_DIR}/"
     files = {name.removeprefix(adapter): data for name, data in packed.items() if name.startswith(adapter)}

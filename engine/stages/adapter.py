@@ -11,11 +11,11 @@ from engine.core.errors import Stage3Error
 from engine.core.events import Check, Event
 from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.models.adapters.effect import effect_on_logits, logits_of, refuse_rounded
-from engine.models.adapters.expected_tensors import Expected, base_problems_told, expected_adapter
+from engine.models.adapters.expected_tensors import Expected, base_model_errors, expected_adapter
 from engine.models.adapters.folder import refuse_pickles
 from engine.models.adapters.settings import AdapterSettings, read_settings
-from engine.models.adapters.source import AdapterSource, adapter_source, local_adapter, require_the_hubs_bytes
-from engine.models.adapters.summary import Line, lines_of_settings, share_of_base, size
+from engine.models.adapters.source import AdapterSource, adapter_source, local_adapter, require_hub_sha256
+from engine.models.adapters.summary import Line, settings_lines, share_of_base, size
 from engine.models.adapters.tensor_mismatch import refuse_mismatch
 from engine.models.adapters.trainable import refuse_untrainable
 from engine.models.adapters.vocabulary import refuse_larger_vocabulary
@@ -39,7 +39,7 @@ Found = TypeVar("Found")
 
 def evidence(context: Context) -> dict[str, Any]:
     """A local adapter is identified by its files, wherever they are; one on the Hub by its revision, resolved once."""
-    config, local = context.config, local_adapter(context)
+    config, local = context.config, local_adapter(context.config, context.run)
     if local is None:
         return {"adapter_path": config.adapter_path, "adapter_revision": config.adapter_revision}
     return {"the adapter's weights": _hash(local / ADAPTER_WEIGHTS), ADAPTER_CONFIG: _hash(local / ADAPTER_CONFIG)}
@@ -49,7 +49,7 @@ READ_AS = {"adapter_path": lambda config: None, "adapter_revision": lambda confi
 
 
 def run(context: Context) -> StageRun:
-    source = yield from _checked("folder", lambda: adapter_source(context))
+    source = yield from _checked("folder", lambda: adapter_source(context.config, context.run, context.token_text))
     yield Check("folder", "ok", str(source))
     settings, expected, weights = yield from _without_the_base(context, source)
     context.stop.raise_if_requested()
@@ -75,7 +75,7 @@ def _without_the_base(
     settings = yield from _checked("configuration", lambda: read_settings(folder))
     yield from _checked("configuration", lambda: refuse_untrainable(settings))
     expected = yield from _checked("base model", lambda: expected_adapter(config, settings, context.token_text))
-    yield from _told(lines_of_settings(config, settings, expected))
+    yield from _told(settings_lines(config, settings, expected))
 
     header = yield from _checked("tensors", lambda: read_weights_header(folder))
     yield from _checked("tensors", lambda: refuse_mismatch(settings, expected, header.shapes))
@@ -87,7 +87,7 @@ def _without_the_base(
 
     weights = yield from _checked("tensors", lambda: load_weights(folder))
     yield Check("size", "ok", f"{size(weights.bytes)}, {number_format(header)}")
-    yield from _checked("sha256", lambda: require_the_hubs_bytes(source, weights.sha256))
+    yield from _checked("sha256", lambda: require_hub_sha256(source, weights.sha256))
     yield Check("sha256", "ok", weights.sha256)
     yield from _checked("tensors", lambda: refuse_bad_numbers(weights.tensors))
     silent = zero_lora_b_modules(weights.tensors)
@@ -104,7 +104,7 @@ def _with_the_base(
     config, token = context.config, context.token_text
 
     def load() -> Any:
-        with base_problems_told(config):
+        with base_model_errors(config):
             return load_tokenizer(config, token), load_base(config, token)
 
     tokenizer, base = yield from _checked("base model", load)
@@ -124,7 +124,7 @@ def _with_the_base(
 
 
 def _own_tokens(context: Context) -> int:
-    with base_problems_told(context.config):
+    with base_model_errors(context.config):
         return len(load_tokenizer(context.config, context.token_text))
 
 

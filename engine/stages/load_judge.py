@@ -9,7 +9,7 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Event
 from engine.pairs.generation.methods import needs_judge
 from engine.pairs.judges.base import Judge, LoadedPolicy
-from engine.pairs.judges.examination import ExaminedJudge, examined_judge
+from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 
 if TYPE_CHECKING:
     from engine.models.backend import Backend
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | None:
-    """The judge of `--judge`, or None. `policy` is the Stage 2 policy if it is loaded already; else --judge self loads it.
+    """The judge of `--judge`, or None. `policy` is the Stage 2 policy if already loaded; otherwise --judge self loads it.
 
     Raises a Stage3Error with the cause if the judge cannot be loaded; it never falls back to another judge.
     """
@@ -25,7 +25,7 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
         case "none":
             return None
         case "auto":
-            raise ValueError("which judge it is, its exam tells: engine.pairs.judges.examination")
+            raise ValueError("--judge auto must be resolved first: engine.pairs.judges.examined_judge")
         case "self":
             from engine.pairs.judges.self_judge import load_self_judge
 
@@ -45,21 +45,21 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
 
 
 def ordering_judge(context: Context) -> Generator[Event, None, ExaminedJudge | None]:
-    """The judge that the method makes pairs with; None if it needs none. Raises PreconditionError if it is not believed."""
+    """The judge that ranks the method's drafts; None if the method needs none. Raises PreconditionError if it failed its exam."""
     if not needs_judge(context.config):
         return None
     examined = yield from examined_judge(context, load_judge)
-    if examined.believed is None:
+    if examined.trusted is None:
         raise PreconditionError(
-            f"--method {context.config.method} needs a judge that can judge.",
+            f"--method {context.config.method} needs a judge that passes its exam.",
             examined.why_none,
             "Give another --judge (reward-model, server), or --method contrast, which needs none.",
         )
-    examined.release()  # the policy is loaded next, and a judge that is the policy need not be loaded twice
+    examined.release()  # free it, because the policy is loaded next and may itself be the judge
     return examined
 
 
 def policy_of(backend: Backend) -> LoadedPolicy | None:
-    """The policy that a local backend holds in memory."""
+    """The policy of a local backend; None for a server."""
     model, tokenizer = getattr(backend, "model", None), getattr(backend, "tokenizer", None)
     return LoadedPolicy(model, tokenizer) if model is not None and tokenizer is not None else None

@@ -9,13 +9,12 @@ from engine.core.events import Event, Message, StageStale
 from engine.machine.memory import free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import load_backend
-from engine.models.templates.given import template_key
-from engine.pairs.assessment.outlook import Outlook, require_hope
+from engine.models.templates.option import template_key
+from engine.pairs.assessment.outlook import Outlook, require_reachable
 from engine.pairs.formats.folders import hash_of_files
-from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.making import (
+from engine.pairs.generation.generate import (
     RUN_SET,
-    Look,
+    InterimCheck,
     Maker,
     OpenSet,
     Recorded,
@@ -23,16 +22,17 @@ from engine.pairs.generation.making import (
     generate_until,
     is_complete,
     require_acknowledged,
-    set_aside_what_no_longer_holds,
-    take_over,
-    torn_line,
+    reuse_records,
+    set_aside_outdated,
+    torn_line_warning,
 )
-from engine.pairs.generation.methods import needs_judge, record_maker, refuse_what_cannot_work
+from engine.pairs.generation.identity import RecordIdentity
+from engine.pairs.generation.methods import check_method, needs_judge, record_maker
 from engine.pairs.generation.prompts import Prompt, read_prompts
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions
 from engine.pairs.judges.base import judge_name
-from engine.pairs.judges.examination import ExaminedJudge
+from engine.pairs.judges.examined_judge import ExaminedJudge
 from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
@@ -64,9 +64,9 @@ def run(context: Context) -> StageRun:
         imported = yield from import_pairs(context, config.pairs.expanduser())
         yield from _carry_decisions(context)
         return imported
-    refuse_what_cannot_work(config)
+    check_method(config)
     examined = yield from ordering_judge(context)
-    recipe = GenerationSettings.of(config if examined is None else examined.context.config)
+    settings = GenerationSettings.of(config if examined is None else examined.context.config)
     found = read_prompts(config, context.token_text)
     prompts = found.prompts
     yield from found.bad.messages(config.dataset)
@@ -76,21 +76,21 @@ def run(context: Context) -> StageRun:
             f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
             f"{config.num_examples}: making pairs from those.",
         )
-    identity = RecordIdentity.of(config, recipe, context.run.results)
-    why = set_aside_what_no_longer_holds(context, RUN_SET, prompts, identity)
+    identity = RecordIdentity.of(config, settings, context.run.results)
+    why = set_aside_outdated(context, RUN_SET, prompts, identity)
     if why:
         yield StageStale("pairs", why.partition(";")[0])
         yield Message("info", f"{why[0].upper()}{why[1:]}.")
     with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
-        yield from torn_line(appender)
+        yield from torn_line_warning(appender)
         open_set = OpenSet(RUN_SET, appender, Recorded.read(context.run / layout.PAIRS_JSONL))
         recorded = open_set.recorded
-        taken_over = yield from take_over(context, open_set, prompts, identity)
+        taken_over = yield from reuse_records(context, open_set, prompts, identity)
         if recorded.total:
             yield Message("info", f"Reusing {recorded.total} of {len(prompts)} records.")
         tokens = 0
         if not is_complete(prompts, recorded, config.target_pairs):
-            tokens = yield from _generate_missing(context, prompts, recipe, examined, identity, open_set)
+            tokens = yield from _generate_missing(context, prompts, settings, examined, identity, open_set)
     require_acknowledged(context.run / layout.PAIRS_JSONL, prompts, recorded, config.target_pairs)
     yield from _carry_decisions(context)
     if config.target_pairs and recorded.ok < config.target_pairs:
@@ -111,12 +111,12 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _look(context: Context, prompts: int | None) -> Look:
+def _look(context: Context, prompts: int | None) -> InterimCheck:
     """After each batch: go on only as long as the gate can be passed, or a person accepts that it cannot."""
     outlook = Outlook(context.config, prompts)
 
     def look(recorded: Recorded) -> None:
-        require_hope(
+        require_reachable(
             outlook.estimates(recorded.ok, recorded.asked, recorded.too_long),
             context.config,
             what=f"After {recorded.total} prompts there is no hope left that the gate will open",
@@ -130,19 +130,24 @@ def _look(context: Context, prompts: int | None) -> Look:
 def _generate_missing(
     context: Context,
     prompts: list[Prompt],
-    recipe: GenerationSettings,
+    settings: GenerationSettings,
     examined: ExaminedJudge | None,
     identity: RecordIdentity,
     open_set: OpenSet,
 ) -> Generator[Event, None, int]:
     """Make the missing records; returns the number of generated tokens."""
     yield Message("info", _where(context))
-    backend = load_backend(context.config, adapter_folder(context), context.stop, context.token_text)
-    for note in backend.check(recipe.sampling):
+    backend = load_backend(
+        context.config,
+        adapter_folder(context.config, context.run, context.token_text),
+        context.stop,
+        context.token_text,
+    )
+    for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
-    make = record_maker(backend, recipe, judge, context.stop)
-    maker = Maker(backend, recipe, make, identity)
+    make = record_maker(backend, settings, judge, context.stop)
+    maker = Maker(backend, settings, make, identity)
     if context.config.target_pairs:
         yield from generate_until(context, prompts, maker, open_set, context.config.target_pairs, _look(context, None))
     else:

@@ -19,16 +19,16 @@ from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer, run_date
-from engine.models.templates.given import template_key
+from engine.models.templates.option import template_key
 from engine.pairs.data.record import OK, Pair
 from engine.pairs.formats.folders import hash_of_files
-from engine.pairs.formats.own_form import pair_of_record
-from engine.pairs.generation.effort import prompts_expected, readings_of_a_pair, replies_of_a_pair
+from engine.pairs.formats.native_form import pair_of_record
+from engine.pairs.generation.cost import expected_prompts, prompt_reads_per_pair, replies_per_pair
+from engine.pairs.generation.generate import Maker
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.making import Maker
-from engine.pairs.generation.methods import record_maker, refuse_what_cannot_work
+from engine.pairs.generation.methods import check_method, record_maker
 from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.machine import plan_inputs
 from engine.preflight.pilot import judge_pilot, make_pilot, require_hope_of
 from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memory
@@ -67,7 +67,7 @@ PROMPTS_MEASURED = 200
 
 
 def run(context: Context) -> StageRun:
-    refuse_what_cannot_work(context.config)
+    check_method(context.config)
     scratch = context.run / "preflight/trial"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -77,9 +77,9 @@ def run(context: Context) -> StageRun:
     config = context.config
     whole = forecast(
         measured,
-        num_examples=prompts_expected(config, usable_share) if config.pairs is None else pairs_wanted(config),
-        replies=replies_of_a_pair(config),
-        readings=readings_of_a_pair(config),
+        num_examples=expected_prompts(config, usable_share) if config.pairs is None else pairs_wanted(config),
+        replies=replies_per_pair(config),
+        readings=prompt_reads_per_pair(config),
         max_new_tokens=config.max_new_tokens,
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
@@ -163,17 +163,19 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     """
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
     examined = yield from ordering_judge(context)
-    recipe = GenerationSettings.of(config if examined is None else examined.context.config)
-    backend = load_backend(config, adapter_folder(context), context.stop, context.token_text)
-    for note in backend.check(recipe.sampling):
+    settings = GenerationSettings.of(config if examined is None else examined.context.config)
+    backend = load_backend(
+        config, adapter_folder(context.config, context.run, context.token_text), context.stop, context.token_text
+    )
+    for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
-    make = record_maker(backend, recipe, judge, context.stop)
+    make = record_maker(backend, settings, judge, context.stop)
     short_first, started = _short_first(prompts, backend, config.max_length), time.monotonic()
     wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
     if wants_pilot:
-        identity = RecordIdentity.of(config, recipe, context.run.results, dtype=config.dtype)
-        maker = Maker(backend, recipe, make, identity)
+        identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
+        maker = Maker(backend, settings, make, identity)
         pairs = yield from make_pilot(context, prompts[: config.pilot_prompts], maker)
         del maker
     else:
@@ -183,7 +185,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         "ok",
         f"{time.monotonic() - started:.1f} s, {backend.tokens} tokens",
     )
-    batch_size = backend.batch_size(config.max_prompt_tokens + recipe.beside_the_prompt(backend))
+    batch_size = backend.batch_size(config.max_prompt_tokens + settings.tokens_beside_prompt(backend))
     size = min(batch_size, len(prompts))
     prefill, decode = time_batch(backend, short_first[:size])
     yield Check("a batch", "ok", f"{size} prompts: {prefill:.2f} s to read, {size / decode:.0f} tokens/s")

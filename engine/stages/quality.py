@@ -13,18 +13,18 @@ from typing import Any
 from engine.core import layout
 from engine.core.errors import DamagedState, DataError, Stage3Error
 from engine.core.events import Check, Event, Message
-from engine.models.templates.given import template_key
-from engine.pairs.assessment.gate import KNOWN_WITHOUT_A_JUDGE, Figure, Tally, failed, figures, gate_error, report
-from engine.pairs.assessment.training_set import hold_out, judged_pairs, preference_row
+from engine.models.templates.option import template_key
+from engine.pairs.assessment.gate import FIGURES_WITHOUT_JUDGE, Figure, Tally, failed, figures, gate_error, report
+from engine.pairs.assessment.training_set import assessed_pairs, hold_out, preference_row
 from engine.pairs.data.edits import read_edits
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import read_pairs
 from engine.pairs.judges.base import ScorePair, judge_name
-from engine.pairs.judges.exam import LEAST_ON_THE_LETTERS
-from engine.pairs.judges.examination import ExaminedJudge, examined_judge
-from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of, score_pairs
-from engine.pairs.relevance.kept import Relevances, with_relevance
-from engine.pairs.relevance.of_pairs import measure_relevance
+from engine.pairs.judges.exam import MIN_LETTER_PROBABILITY
+from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
+from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of
+from engine.pairs.relevance.cache import Relevances, with_relevance
+from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.folder import Run
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
@@ -54,14 +54,16 @@ def run(context: Context) -> StageRun:
     tally, usable = judge_run(run_)
     relevances: Relevances = {}
     if config.relevance and usable:
-        relevances = yield from measure_relevance(context, usable)
+        relevances = yield from measure_relevance(
+            config, usable, run_ / layout.RELEVANCE_JSONL, context.token_text, context.stop
+        )
         tally, usable = judge_run(run_, relevances=relevances)
     yield from measure_lengths_of(context, tally, usable)
-    beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in KNOWN_WITHOUT_A_JUDGE]
+    beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
     asks_nobody = bool(beyond_mending) and config.accept_quality is None
     examined = ExaminedJudge(context) if asks_nobody else (yield from examined_judge(context, load_judge))
     judgement = None
-    if examined.believed is not None:
+    if examined.trusted is not None:
         scores, judgement = yield from _score(examined, usable)
         tally, usable = judge_run(run_, scores, relevances, config.min_gain)
         yield from measure_lengths_of(context, tally, usable)
@@ -141,15 +143,14 @@ def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[st
 
 def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
-    scores = yield from score_pairs(examined.context, usable, lambda *_: examined.judge(load_judge))
-    examined.release()
+    scores = yield from examined.score(usable, load_judge)
     judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check("judge", "warning" if unscored else "ok", judgement.sentence)
     for reason, count in judgement.not_scored.items():
         yield Check(f"not scored: {reason}", "skipped", str(count))
     letters = judgement.on_the_letters
-    if letters is not None and letters < LEAST_ON_THE_LETTERS:
+    if letters is not None and letters < MIN_LETTER_PROBABILITY:
         yield Message(
             "warning",
             f"For these pairs, the judge gives A and B a joint probability of only {letters:.1%}, less than in its exam: its "
@@ -184,7 +185,7 @@ def judge_run(
 
     tally = Tally(min_gain=min_gain)
     made = ((line, with_relevance(pair, relevances or {})) for line, pair in _whole_pairs(pairs_path))
-    judged = judged_pairs(made, decisions, tally, scored)
+    judged = assessed_pairs(made, decisions, tally, scored)
     return tally, [each.pair for each in judged if each.verdict.usable]
 
 

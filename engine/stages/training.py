@@ -13,7 +13,7 @@ from engine.core.layout import ADAPTER_WEIGHTS
 from engine.dpo.planning.forecast import against_measured, seconds_at_work
 from engine.dpo.planning.plan import effective_batch, oom_history
 from engine.hub.references import is_local, local_path
-from engine.models.templates.given import template_key
+from engine.models.templates.option import template_key
 from engine.packaging.model_card import model_card
 from engine.pairs.judges.base import judge_name
 from engine.run.journal import read_entries

@@ -53,7 +53,7 @@ def name_folder(part: Path, final: Path) -> None:
         if path.is_dir():
             sync_folder(path)
             continue
-        with path.open("rb") as file:
+        with open_file(path) as file:
             failpoint("sync")
             os.fsync(file.fileno())
     sync_folder(part)

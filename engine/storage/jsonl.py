@@ -22,7 +22,7 @@ from engine.security.sanitize import visible_line
 
 _BLOCK = 1 << 16
 
-LONGEST_LINE = 16 << 20
+MAX_LINE_BYTES = 16 << 20
 """Bytes. A longer line is no record: without a bound, one file without newlines would fill the memory."""
 
 
@@ -165,7 +165,7 @@ def last_unended_line(path: Path) -> bytes:
         size = os.fstat(file.fileno()).st_size
         whole = _end_of_last_whole_line(file.fileno(), size)
         file.seek(whole)
-        return file.read(LONGEST_LINE)
+        return file.read(MAX_LINE_BYTES)
 
 
 def read_records(
@@ -176,11 +176,11 @@ def read_records(
     while True:
         number += 1
         try:
-            raw = file.readline(LONGEST_LINE)
+            raw = file.readline(MAX_LINE_BYTES)
             if not raw:
                 return
             whole = raw.endswith(b"\n")
-            cut = not whole and len(raw) == LONGEST_LINE
+            cut = not whole and len(raw) == MAX_LINE_BYTES
             if cut:
                 whole = _skip_to_next_line(file)
         except EOFError as error:  # of what unpacks it (engine.pairs.formats.streams)
@@ -248,12 +248,12 @@ def _kind(value: Any) -> str:
 
 
 def too_long(number: int) -> BadLine:
-    return BadLine(number, f"longer than {LONGEST_LINE >> 20} MiB")
+    return BadLine(number, f"longer than {MAX_LINE_BYTES >> 20} MiB")
 
 
 def _skip_to_next_line(file: BinaryIO) -> bool:
     """Whether there was one."""
-    while rest := file.readline(LONGEST_LINE):
+    while rest := file.readline(MAX_LINE_BYTES):
         if rest.endswith(b"\n"):
             return True
     return False

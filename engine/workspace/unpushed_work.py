@@ -14,7 +14,7 @@ from engine.workspace.git import UntrustedRepo
 
 NAMED = 5
 """So many of each are named, the rest are counted."""
-MOST_BRANCHES = 50
+MAX_BRANCHES = 50
 """The branches with the latest commits; more are not looked at."""
 
 
@@ -94,7 +94,7 @@ def _unpushed(foreign: UntrustedRepo) -> tuple[tuple[str, int], ...]:
     found = []
     format_ = "--format=%(objectname) %(refname:lstrip=2)"
     for line in _asked(
-        foreign, "for-each-ref", "--sort=-committerdate", f"--count={MOST_BRANCHES}", format_, "refs/heads"
+        foreign, "for-each-ref", "--sort=-committerdate", f"--count={MAX_BRANCHES}", format_, "refs/heads"
     ):
         commit, _, branch = line.partition(" ")
         found.append((branch, _count(foreign, commit, "--not", "--remotes")))

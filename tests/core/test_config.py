@@ -79,7 +79,7 @@ def test_an_option_says_in_words_what_may_be_given(name: str, allowed: str):
     assert next(option for option in options() if option.name == name).allowed == allowed
 
 
-def test_changes_are_taken_all_or_none_and_each_bad_one_is_told(config):
+def test_changes_are_taken_all_or_none_and_each_bad_one_is_reported(config):
     before = config(seed=7)
     changed, refused = with_changes(before, {"num_examples": "31", "temperature": "0"})
     assert (changed.num_examples, changed.temperature, changed.seed, refused) == (31, 0.0, 7, {})

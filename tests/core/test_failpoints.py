@@ -1,4 +1,4 @@
-"""A fail point does what a test asked for, at the call that it asked for, and nothing else."""
+"""A fail point fails at the call that a test asked for, and nowhere else."""
 
 from __future__ import annotations
 

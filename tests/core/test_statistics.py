@@ -1,4 +1,4 @@
-"""The small tests behind the verdict are those of the books."""
+"""The small statistical tests behind the verdict agree with textbook values."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def test_the_wilson_interval_is_that_of_the_books():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_of_nothing_there_is_no_mean_and_a_share_of_none():
+def test_of_nothing_there_is_not_a_mean_and_a_share_of_none():
     assert math.isnan(mean([])) and fraction([]) == 0.0

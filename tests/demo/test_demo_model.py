@@ -1,4 +1,4 @@
-"""The model of --demo: what is shipped is what the script describes, and it does what the demo needs."""
+"""The demo's model: the shipped files match the build script, and the model does what the demo needs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def stage2() -> Any:
-    """Loaded as anybody would load it: plain transformers, plain peft, offline."""
+    """Loaded with plain transformers and plain peft, offline."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""The three figures that carry a verdict, and the answers that people read beside it."""
+"""The three figures behind a verdict, and the answers shown beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room on the disk, estimated before anything is downloaded: what counts, on which disk, and the refusal."""
+"""Disk space, estimated before any download: what counts, on which disk, and the error."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parts(tmp_path: Path, **options: Any) -> dict[str, int]:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, **by_place: int) -> None:
-    """So many bytes are free, by the last part of a folder's name; a TiB elsewhere."""
+    """Free bytes by the last part of a folder's name; one TiB elsewhere."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, by_place.get(Path(path).name, 1 << 40)))
 
@@ -146,7 +146,7 @@ def test_the_formula_is_that_of_the_forecast(tmp_path: Path) -> None:
     assert parts(tmp_path, **options) == {**formula, "reserve": RESERVE}
 
 
-def test_a_run_that_goes_on_needs_only_what_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_run_that_continues_needs_only_what_is_not_there_yet(tmp_path: Path) -> None:
     whole = needed(tmp_path)[0].bytes
     (tmp_path / "run/checkpoints/checkpoint-5").mkdir(parents=True)
     with (tmp_path / "run/checkpoints/checkpoint-5/optimizer.pt").open("wb") as file:

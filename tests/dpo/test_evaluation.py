@@ -1,4 +1,4 @@
-"""Stage 2 and Stage 3 side by side: the figures are what they say, and what looks like a gain and is none gets no `better`."""
+"""Stage 2 and Stage 3 side by side: correct figures, and no `better` for something that only looks like a gain."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LIMITS = Limits.of(TrainingOptions())
 # -- the figures -------------------------------------------------------------------------------------------------------
 
 
-def test_a_reward_is_beta_times_the_log_ratio_and_a_distance_is_told_by_reply_and_by_token():
+def test_a_reward_is_beta_times_the_log_ratio_and_a_distance_is_reported_by_reply_and_by_token():
     held_out = HeldOut([LogRatios(3.0, -1.0, 10, 4), LogRatios(-0.5, 0.5, 30, 8), LogRatios(2.0, 1.0, 5, 13)], 7, 0.25)
     assert held_out.margins == [1.0, -0.25, 0.25]
     figures = held_out.figures
@@ -102,7 +102,7 @@ def test_answers_are_counted_by_length_refusal_breakage_and_sameness():
     assert figures["unchanged_share"] == 0.25
 
 
-def test_an_answer_that_declines_one_thing_and_goes_on_for_long_is_no_refusal():
+def test_an_answer_that_declines_one_thing_and_continues_for_long_is_not_a_refusal():
     short, long = (
         "I can't help with that.",
         "I can't help with that part, but " + "here is a way to do the rest of it. " * 9,
@@ -131,13 +131,13 @@ def test_every_everyday_question_is_harmless_by_our_own_evidence_and_they_fill_u
 
 @pytest.fixture(scope="module")
 def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Any]:
-    """A tiny training, with a micro-batch of its own."""
+    """A tiny training with its own micro-batch."""
     context = build_context(tmp_path_factory.mktemp("tiny") / "run", *stage2, eval_harmless_prompts=3)
     return context, run_stage(train(context, pairs(12)))[1]
 
 
 def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Sequence[int]) -> float:
-    """Of one reply, alone and by the book: no batch, no padding, no fused head."""
+    """Log-probability of one reply by definition: no batch, no padding, no fused head."""
     ids = torch.tensor([[*prompt, *reply]])
     with torch.no_grad(), adapter_active(trained.model, adapter):
         logps = trained.model(input_ids=ids).logits[0].log_softmax(-1)
@@ -310,7 +310,7 @@ def test_what_the_table_calls_sound_is_sound_to_the_detectors():
 
 
 def demo_rows(count: int, *, swapped: bool = False) -> list[dict[str, Any]]:
-    """Pairs as the demo makes them, from its grammar: what Stage 2 says, and the revision."""
+    """Pairs like the demo's, from its grammar: a Stage 2 answer and its revision."""
     random, constitution = Random(5), load_constitution(ASSETS / "constitution.yaml")
     rows = []
     for question in random.sample(questions(held_out=False), count):
@@ -323,7 +323,7 @@ def demo_rows(count: int, *, swapped: bool = False) -> list[dict[str, Any]]:
 
 
 def demo_training(folder: Path, *, swapped: bool = False, **options: Any) -> tuple[list[Any], dict[str, Any]]:
-    """The stage training over the demo's model: what it says, and its report."""
+    """Stage training with the demo's model: its events and its report."""
     config = load_config(
         {"output_dir": folder, "eval_harmless_prompts": 4, **options}, preset=demo_defaults(), environment={}
     )
@@ -341,7 +341,7 @@ def warnings_of(events: Sequence[Any]) -> str:
     return "\n".join(event.text for event in events if isinstance(event, Message) and event.level == "warning")
 
 
-def test_at_learning_rate_0_the_verdict_is_no_different_and_it_is_said_why(tmp_path: Path):
+def test_at_learning_rate_0_the_verdict_is_not_a_different_and_it_is_said_why(tmp_path: Path):
     events, report = demo_training(tmp_path / "run", learning_rate=0.0, num_train_epochs=0.2)
     assert (report["verdict"], report["rule"]) == ("no different", "nothing trained")
     assert "nothing was trained" in warnings_of(events)

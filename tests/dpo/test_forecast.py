@@ -1,4 +1,4 @@
-"""The forecast's formulas against what was counted, and what is said of the two beside each other."""
+"""The forecast's formulas compared with counted bytes, and how both are reported."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_gemma_2b_fits_a_t4_a_pair_at_a_time_and_two_only_with_activations_compu
     once = TrainingPlan(2, 4, False, "up front", "bfloat16")
     twice = TrainingPlan(1, 8, True, "up front", "bfloat16")
     assert gemma(twice) < gemma(twice.split(2)) < gemma(once.split(1)) < 14.6 < gemma(once)
-    assert gemma(twice, 512) < gemma(twice) and gemma(twice, in_4bit=True) < gemma(twice) - 2
+    assert gemma(twice, 512) < gemma(twice) and gemma(twice, quantization_arguments=True) < gemma(twice) - 2
 
 
 def test_a_live_reference_needs_more_and_float32_twice_the_weights():

@@ -1,4 +1,4 @@
-"""Memory that runs out in the training: less at a time, in a fresh process, from the last checkpoint, to the same adapter."""
+"""Memory runs out during training: a smaller micro-batch, a fresh process, the last checkpoint, the same adapter."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A short demo, and the same on a device that holds two pairs at a time."""
+    """A short demo run, and the same on a device with room for two pairs at a time."""
     folder = tmp_path_factory.mktemp("auto")
     whole, hurt = folder / "whole", folder / "hurt"
     done = auto_demo(whole, hurt=False)
@@ -82,7 +82,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.fault("D6")
-def test_auto_goes_on_in_fresh_processes_until_the_training_fits(two_runs: tuple[Path, Path]):
+def test_auto_continues_in_fresh_processes_until_the_training_fits(two_runs: tuple[Path, Path]):
     entries = list(read_entries(two_runs[1] / layout.EVENTS_JSONL))
     told = [
         entry.event.text for entry in entries if isinstance(entry.event, Message) and entry.event.level == "warning"
@@ -129,7 +129,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
 
 @pytest.fixture
 def spent(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException, int], None]:
-    """From a step on every forward pass raises."""
+    """From a given step on, every forward pass raises."""
     real = trl_trainer.Stage3Trainer.compute_loss
 
     def at(error: BaseException, step: int) -> None:
@@ -167,7 +167,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_asks_for_a_fresh_proces
     assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 4, True)
 
 
-def test_a_lower_plan_outlives_the_process_and_the_training_goes_on(
+def test_a_lower_plan_outlives_the_process_and_the_training_continues(
     spent: Callable[..., None], make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     whole = run_stage(train(make(), pairs(23)))[1]
@@ -202,7 +202,7 @@ def test_at_micro_batch_1_activations_are_computed_twice_and_then_it_is_an_end_w
     assert "Tried to allocate 1.95 GiB" in end.value.why
 
 
-def test_who_forbids_computing_activations_twice_is_told_to_allow_it(
+def test_without_gradient_checkpointing_the_advice_is_to_allow_it(
     spent: Callable[..., None], make: Callable[..., Context]
 ):
     spent(torch.OutOfMemoryError(OUT_OF_MEMORY), 0)
@@ -210,7 +210,7 @@ def test_who_forbids_computing_activations_twice_is_told_to_allow_it(
         run_stage(train(make(per_device_train_batch_size=1, gradient_checkpointing=False), pairs(8)))
 
 
-def test_what_is_no_lack_of_memory_passes_through(spent: Callable[..., None], make: Callable[..., Context]):
+def test_errors_other_than_out_of_memory_pass_through(spent: Callable[..., None], make: Callable[..., Context]):
     spent(RuntimeError("CUDA error: device-side assert triggered"), 1)
     context = make()
     with pytest.raises(RuntimeError, match="device-side assert"):

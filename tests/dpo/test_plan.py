@@ -1,4 +1,4 @@
-"""How a training is split: what is chosen, by what it needs and what there is, and why."""
+"""The training plan: which one is chosen for which memory, and why."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ GIB = 1 << 30
 
 
 def needed(plan: TrainingPlan) -> float:
-    """2 GiB, and 1 a pair side by side; a quarter of that if activations are computed twice."""
+    """2 GiB plus 1 GiB per pair; a quarter of that with gradient checkpointing."""
     return GIB * (2 + plan.micro_batch / (4 if plan.gradient_checkpointing else 1))
 
 
 def chosen(config: Stage3Config, room: float, most: int | None = None) -> TrainingPlan:
-    return choose_plan(config, "bfloat16", "the GPU computes in it", needed, room * GIB, most)
+    return choose_plan(config, "bfloat16", "the GPU supports it", needed, room * GIB, most)
 
 
 def test_the_largest_micro_batch_that_fits_is_chosen_and_the_effective_batch_stays(config: Callable[..., Stage3Config]):
@@ -53,7 +53,7 @@ def test_the_reference_is_computed_once_unless_a_part_of_the_pairs_is_seen(confi
 def test_every_choice_has_its_reason_with_the_numbers(config: Callable[..., Stage3Config]):
     why = chosen(config(), 6).why
     assert why["micro_batch"] == "needs 6.0 of 6.0 GiB; 8 would need 10.0"
-    assert "memory holds all" in why["gradient_checkpointing"] and why["dtype"] == "the GPU computes in it"
+    assert "memory holds all" in why["gradient_checkpointing"] and why["dtype"] == "the GPU supports it"
     assert "would need 3.0 of 2.9 GiB" in chosen(config(), 2.9).why["gradient_checkpointing"]
 
 

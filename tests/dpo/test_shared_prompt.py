@@ -1,4 +1,4 @@
-"""A prompt that is read once for both replies gives what reading it twice gives: every figure, every gradient."""
+"""Reading a prompt once for both replies gives the same figures and gradients as reading it twice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def with_adapter(base: Any) -> PeftModel:
 
 
 def collated(sizes: list[tuple[int, int, int]], alike: int = 0) -> dict[str, torch.Tensor]:
-    """Pairs of so many tokens of prompt, chosen and rejected; the replies of the first begin with `alike` equal ones."""
+    """Pairs with these token counts of prompt, chosen and rejected; the first one's replies share `alike` tokens."""
     draw = random.Random(17)
 
     def ids(count: int) -> list[int]:
@@ -79,7 +79,7 @@ def loss_and_gradients(policy: PeftModel, batch: dict[str, torch.Tensor]) -> tup
 
 
 def shapes_read(policy: PeftModel) -> list[tuple[int, ...]]:
-    """Shapes of the ids that the layers get to read, as they come."""
+    """Records the shapes of the ids that the layers read."""
     seen: list[tuple[int, ...]] = []
     backbone = policy.get_base_model().base_model
     backbone.register_forward_pre_hook(
@@ -135,7 +135,7 @@ def test_the_rejected_reply_does_not_see_the_chosen_one():
     assert not torch.isclose(before[0, 8:], after[0, 8:]).any()
 
 
-def test_what_is_no_scoring_of_pairs_is_left_as_it_was():
+def test_what_is_not_a_scoring_of_pairs_is_left_as_it_was():
     policy, batch = policy_of("gemma"), collated([(9, 12, 7)])
     asked = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     logits = policy(**asked).logits
@@ -199,7 +199,7 @@ def test_a_prompt_is_read_once(alike: int):
     assert seen == [(1, 50 + 19 + 7 - alike)]  # the last tokens predict nothing
 
 
-def test_a_reply_that_the_other_goes_on_from_is_scored_like_any_other():
+def test_a_reply_that_the_other_continues_from_is_scored_like_any_other():
     policy, batch = policy_of("qwen2"), collated([(6, 4, 9)], alike=4)
     plain = ask(policy, batch).log_probs
     share_prompt_computation(policy)

@@ -49,7 +49,7 @@ Make = Callable[..., Context]
 
 @pytest.fixture
 def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
-    """The run of an adapter with these settings."""
+    """A run with an adapter of these settings."""
 
     def context(settings: dict[str, Any], run: str = "run", **options: object) -> Context:
         adapter = tmp_path / "adapter"
@@ -61,7 +61,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
 
 
 def record(context: Context) -> str:
-    """Run the stage adapter; the hash that it records."""
+    """Run stage adapter and return the hash it records."""
     _, result = run_stage(stage.run(context))
     context.run.record_stage("adapter", status="done", result=dict(result.facts))
     return str(result.facts["tensors_sha256"])
@@ -124,7 +124,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_bytes(name: str, make: M
 
 @pytest.mark.parametrize("way", ["pissa", "olora"])
 def test_an_adapter_out_of_the_bases_weights_would_train_without_a_fault_to_be_seen(way: str, make: Make):
-    """First loss and hash are right, and the model that was trained is no Stage 2: hence the refusal."""
+    """First loss and hash are right although the trained model is not Stage 2: hence the refusal."""
     context = make({"init_lora_weights": way})
     with pytest.raises(PreconditionError, match="does not belong to the unchanged base model"):
         run_stage(stage.run(context))
@@ -150,7 +150,7 @@ def test_beginnings_that_leave_the_base_alone_are_let_through(way: str, make: Ma
 
 @pytest.mark.fault("D5")
 def test_whole_modules_are_not_trained_in_float16(make: Make):
-    """--dtype auto takes float32 then, on a GPU without bfloat16."""
+    """--dtype auto then takes float32 on a GPU without bfloat16."""
     context = make({"modules_to_save": ["lm_head"]}, dtype="float16")
     policy = load_policy(load_base(context.config), Path(context.config.adapter_path), trainable=True)
     assert "1 tensors of the adapter (modules_to_save)" in overflow_in_float16(policy, [[2, 5, 7]])

@@ -1,4 +1,4 @@
-"""DPO against the right reference, finite to the end, and the same bytes whether it was disturbed or not."""
+"""DPO against the right reference, finite to the end, and with the same bytes after an interruption."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
 
 @pytest.fixture(scope="module")
 def undisturbed(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The events and the result of one run from end to end; its weights in its folder."""
+    """Events and result of one whole run, with its weights in its folder."""
     context = build_context(tmp_path_factory.mktemp("undisturbed") / "run", *stage2)
     return (*run_stage(train(context, ROWS)), weights(context, STEPS))
 
@@ -61,7 +61,7 @@ def weights(context: Context, step: int) -> bytes:
 
 
 def train_until(context: Context, step: int, rows: Sequence[Any] = ROWS) -> list[Any]:
-    """Train, and ask for a stop when `step` is told; the run stops in its own time."""
+    """Train, and request a stop at `step`."""
     events, working = [], train(context, rows)
     with pytest.raises(Stopped):
         for event in working:
@@ -79,7 +79,7 @@ def told(events: Sequence[Any]) -> str:
 
 
 @pytest.mark.fault("D16")
-def test_the_first_loss_is_ln_2_and_every_step_is_told(undisturbed: Any):
+def test_the_first_loss_is_ln_2_and_every_step_is_reported(undisturbed: Any):
     events, trained, _ = undisturbed
     steps = [event for event in events if isinstance(event, TrainStep)]
     assert abs(trained.first_loss - math.log(2)) < 1e-6
@@ -155,7 +155,7 @@ def plain_trl(
 def test_it_is_plain_trl_to_the_fifth_decimal(
     once: bool, side_by_side: int, make: Callable[..., Context], plain_trl: tuple[list[float], dict[str, Any]]
 ):
-    """However a step is cut up, and the prompt read once for both replies."""
+    """However a step is split, and with the prompt read once for both replies."""
     context = make(
         cpu_ref_model=once,
         per_device_train_batch_size=side_by_side,
@@ -192,7 +192,7 @@ def test_a_fresh_lora_over_the_base_passes_ln_2_and_is_refused_by_its_hash(make:
 def test_a_reference_that_the_loss_does_not_see_is_refused_by_the_first_loss(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    """The right weights lie in "ref", but the loss asks the bare base: what `reference = base` looks like."""
+    """The right weights are in "ref", but the loss uses the bare base model."""
     import trl.trainer.dpo_trainer as dpo
 
     monkeypatch.setattr(dpo, "use_adapter", lambda model, adapter_name: model.disable_adapter())
@@ -400,7 +400,7 @@ def test_a_generator_that_nobody_reads_on_leaves_no_thread(make: Callable[..., C
 
 
 @pytest.mark.fault("D14")
-def test_a_damaged_newest_checkpoint_is_put_aside_and_an_older_good_one_used(
+def test_a_damaged_newest_checkpoint_is_set_aside_and_an_older_good_one_used(
     undisturbed: Any, make: Callable[..., Context]
 ):
     context = make()
@@ -499,14 +499,16 @@ def test_an_ordinary_conversation_is_rendered_as_the_template_does_it(make: Call
     tokenizer = load_tokenizer(make().config)
     for row in ROWS[:6]:
         theirs = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        assert conversation_ids(tokenizer, row["prompt"], reply_wanted=True) == theirs  # type: ignore[arg-type]
+        assert conversation_ids(tokenizer, row["prompt"], add_generation_prompt=True) == theirs  # type: ignore[arg-type]
         assert theirs.count(tokenizer.bos_token_id) == 1
 
 
 @pytest.mark.fault("C11")
 def test_a_role_that_the_template_refuses_is_a_precondition(make: Callable[..., Context]):
     with pytest.raises(PreconditionError, match="System role not supported"):
-        conversation_ids(load_tokenizer(make().config), [{"role": "system", "content": "Be brief."}], reply_wanted=True)
+        conversation_ids(
+            load_tokenizer(make().config), [{"role": "system", "content": "Be brief."}], add_generation_prompt=True
+        )
 
 
 def long_row(words: int) -> dict[str, Any]:
@@ -544,7 +546,7 @@ def test_a_bad_line_is_named(line: str, reason: str, tmp_path: Path):
     assert reason in refused.value.why
 
 
-def test_two_equal_replies_are_no_pair(tmp_path: Path):
+def test_two_equal_replies_are_not_pair(tmp_path: Path):
     with pytest.raises(DataError, match="Line 1") as refused:
         load_rows(write_rows(tmp_path / "train.jsonl", [{**ROWS[0], "rejected": ROWS[0]["chosen"]}]))
     assert "teaches nothing" in refused.value.why

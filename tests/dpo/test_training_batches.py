@@ -1,4 +1,4 @@
-"""How an optimizer step and the reference's pass are cut up: by length, by memory, and without a trace in what is computed."""
+"""How an optimizer step and the reference pass are split: by length, by memory, without affecting the result."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_pair_of_a_step_is_in_one_batch_and_none_is_larger_than_the_limit(
 
 
 def watch_steps(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
-    """Of each optimizer step its forward passes, and of each of these its pairs, as text."""
+    """The pairs of each forward pass of each optimizer step, as text."""
     steps: list[list[list[str]]] = []
     real = Stage3Trainer.training_step
 
@@ -137,7 +137,7 @@ def read_lengths(batch: dict[str, torch.Tensor]) -> list[int]:
     return [int(length) for length in chosen + rejected]
 
 
-def test_a_run_whose_batches_are_halved_on_the_way_goes_on_with_the_same_pairs(
+def test_a_run_whose_batches_are_halved_on_the_way_continues_with_the_same_pairs(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     split = {4: {"gradient_accumulation_steps": 1}, 2: {"gradient_accumulation_steps": 2}}
@@ -253,7 +253,7 @@ def test_short_pairs_are_read_side_by_side(trainer: Any, monkeypatch: pytest.Mon
     assert 11 > len(sizes) > 5 and all(rows >= 4 for rows, _ in sizes[1:-1])
 
 
-def test_a_pass_that_was_stopped_goes_on_and_leaves_the_same_bytes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_pass_that_was_stopped_continues_and_leaves_the_same_bytes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
     context, *_ = trainer
     _, expected = run_stage(logps(trainer, 2, "undisturbed.jsonl"))
     working = logps(trainer, 2)
@@ -298,7 +298,7 @@ def test_a_decision_about_a_pair_computes_that_pair_alone(trainer: Any, monkeypa
     "damage",
     ["{", "[]", '{"key": 3}', '{"value": [1.0, 2.0]}', "half a pair", "text"],
 )
-def test_a_damaged_line_of_the_cache_is_computed_anew(damage: str, trainer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_damaged_line_of_the_cache_is_computed_again(damage: str, trainer: Any, monkeypatch: pytest.MonkeyPatch):
     context, *_ = trainer
     _, expected = run_stage(logps(trainer, 2))
     path = context.run / "logps.jsonl"
@@ -329,7 +329,7 @@ def test_a_row_that_is_not_finite_is_named(trainer: Any, monkeypatch: pytest.Mon
 
 
 def watch_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Pairs in each batch that the reference reads from now on."""
+    """Records the number of pairs in each batch that the reference reads."""
     asked: list[int] = []
     real = reference.pair_logps
 

@@ -1,4 +1,4 @@
-"""The verdict is a function of figures, and no figure alone buys the word `better`."""
+"""The verdict is a function of figures, and no single figure is enough for `better`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_reason_comes_first_and_then_what_was_measured():
     )
 
 
-def test_what_was_not_measured_is_not_told():
+def test_what_was_not_measured_is_not_reported():
     assert found(compared(unscored(16), unscored(16), harmless=0)).reasons == (
         "No judge scored the answers.",
         "Unusable answers: 0% before, 0% after.",
@@ -90,7 +90,7 @@ def test_what_was_not_measured_is_not_told():
 # -- is there anything to tell? ----------------------------------------------------------------------------------------
 
 
-def test_an_adapter_that_is_stage_2s_is_no_different_whatever_else_is_said():
+def test_an_adapter_that_is_stage_2s_is_not_a_different_whatever_else_is_said():
     assert word(compared(RISING, HIGHER, trained=False)) == ("no different", "nothing trained")
     assert word(compared(RISING[:3], HIGHER[:3], trained=False)) == ("no different", "nothing trained")
 
@@ -214,7 +214,7 @@ def test_one_more_refusal_of_twenty_is_just_the_limit():
 
 
 def only_refusals(harmless: int) -> Comparison:
-    """Stage 3 began to refuse 12 of 20 prompts, and those are what the judge prefers."""
+    """Stage 3 newly refuses 12 of 20 prompts, and the judge prefers exactly those."""
     made = compared(RISING, [*HIGHER[:12], *RISING[12:]], harmless=harmless)
     answers = [
         AnswerPair(a.stage2, replace(a.stage3, refuses=True)) if i < 12 else a for i, a in enumerate(made.answers)
@@ -236,7 +236,7 @@ def test_a_judge_who_prefers_stage_3_every_time_makes_it_better_and_the_other_wa
     assert word(compared(HIGHER, RISING)) == ("worse", "judged worse")
 
 
-def test_as_many_wins_as_losses_are_no_difference():
+def test_as_many_wins_as_losses_are_not_difference():
     after = [score + (0.21 if i % 2 else -0.2) for i, score in enumerate(RISING)]
     assert word(compared(RISING, after)) == ("no different", "judged alike")
 

@@ -1,4 +1,4 @@
-"""Warnings with their figures: said once, of what chance does not explain, and of nothing that goes well."""
+"""Training warnings: given once, with figures, only for what chance does not explain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.run.context import Context
 
 
 def watch(history: int = 0, **course: Any) -> list[str]:
-    """What is said of 40 steps whose figures follow `course`, each a function of the step."""
+    """The warnings in 40 steps whose figures are functions of the step."""
     said: list[Any] = []
     looking = TrainingWarnings(said.append, tokens_a_reply=50.0, pairs_a_step=8)
     steps = [
@@ -37,30 +37,30 @@ def test_a_training_that_goes_well_is_not_spoken_of():
 
 
 @pytest.mark.fault("D18")
-def test_accuracy_below_chance_for_long_is_told_once_with_the_figure():
+def test_accuracy_below_chance_for_long_is_reported_once_with_the_figure():
     said = watch(accuracy=lambda step: 0.25)
     assert len(said) == 1 and "to step 21" in said[0] and "in only 25% of the pairs" in said[0]
 
 
 def test_a_policy_that_stays_the_reference_is_not_called_swapped():
-    """Learning rate 0: every margin is exactly 0, and accuracy with it, which counts strict wins."""
+    """Learning rate 0: every margin is exactly 0, and so is accuracy, which counts strict wins."""
     assert watch(accuracy=lambda _: 0.0, margin=lambda _: 0.0) == []
 
 
-def test_chance_alone_is_no_alarm():
-    """20 steps of 8 pairs without any skill: 200 courses, in each some 20 windows that overlap; few may alarm."""
+def test_chance_alone_is_not_an_alarm():
+    """200 courses of random figures, each with some 20 overlapping windows; few may raise an alarm."""
     draw = random.Random(1)
     alarms = sum(bool(watch(accuracy=lambda _: sum(draw.random() < 0.5 for _ in range(8)) / 8)) for _ in range(200))
     assert alarms <= 12
 
 
-def test_margins_below_zero_for_long_are_told_and_noise_about_zero_is_not():
+def test_margins_below_zero_for_long_are_reported_and_noise_about_zero_is_not():
     said = watch(margin=lambda step: -0.3 + step % 3 / 50)
     assert len(said) == 1 and "below 0" in said[0] and "-0.2" in said[0]
     assert watch(margin=lambda step: (-0.2, 0.15)[step % 2]) == []
 
 
-def test_chosen_replies_that_become_unlikely_are_told_in_nats_a_token():
+def test_chosen_replies_that_become_unlikely_are_reported_in_nats_a_token():
     said = watch(chosen=lambda step: -80.0 - 2 * step)
     assert len(said) == 1 and "0.5" in said[0] and "nats per token less likely" in said[0]
     assert watch(chosen=lambda step: -80.0 - step / 2) == []

@@ -21,7 +21,7 @@ from engine.hub.requests import get, json_of
 from engine.models.generation.sampling import RefusedReply, SamplingSettings
 from engine.models.server.address import server_address
 from engine.models.server.backend import ServerBackend
-from engine.models.server.client import Question, ServerClient
+from engine.models.server.client import ChatRequest, ServerClient
 from engine.packaging.verify import read_files
 from engine.packaging.zip_writer import MANIFEST
 from engine.pairs.formats import containers, streams
@@ -57,14 +57,14 @@ def asked(url: str, seconds: float = 20.0) -> str:
         return
 
     client = ServerClient(address, "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
-    return client.ask([Question([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
+    return client.ask([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
 
 
 OF_A_SERVER = {
     "endless": "more than 64 MiB",
     "bomb": "more than 64 MiB",
-    "deep": "no answer in OpenAI's format",
-    "deep inside": "no answer in OpenAI's format",
+    "deep": "in OpenAI's format",
+    "deep inside": "in OpenAI's format",
     "packed otherwise": "not asked for",
     "not packed": "not packed as it says",
 }
@@ -230,7 +230,7 @@ def test_f2_06_a_table_that_names_one_long_text_in_every_row_is_read_row_by_row(
     rows = rows_of(tmp_path / "rows.parquet")
     for number in range(4):
         assert next(rows) == (number, {"prompt": [text] if nested else text})
-        assert pa.total_allocated_bytes() - before < 4 * containers.MOST_OF_A_BATCH
+        assert pa.total_allocated_bytes() - before < 4 * containers.MAX_BATCH_BYTES
 
 
 @pytest.mark.fault("F2-6")

@@ -44,7 +44,7 @@ FULL_DISK, MEDIUM = "ENOSPC", "EIO"
 
 @pytest.fixture(autouse=True)
 def quick_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody pulls the plug here, and thousands of real ones would take a minute."""
+    """fsync does nothing: thousands of real ones would take a minute."""
     monkeypatch.setattr("os.fsync", lambda file: None)
 
 
@@ -82,7 +82,7 @@ def each_failure(
 
 
 def failed(rules: str, act: Callable[[Path], object], folder: Path) -> Armed:
-    """What fails must be an error that a person can mend, or memory that ran out."""
+    """A failure must be an error that a person can fix, or an out-of-memory error."""
     with failing(rules) as armed:
         try:
             act(folder)
@@ -122,7 +122,7 @@ def test_a_record_is_acknowledged_and_there_or_neither_whatever_fails(tmp_path: 
 
 @pytest.mark.fault("B6")
 def test_after_memory_ran_out_in_an_append_no_record_stands_twice(tmp_path: Path):
-    """Between write and sync: the line may be there, though nobody was told so."""
+    """Between write and sync the line may be on disk although it was not acknowledged."""
 
     def act(folder: Path) -> None:
         with JsonlAppender(folder / "pairs.jsonl") as appender:
@@ -169,7 +169,7 @@ def test_run_json_tells_of_a_stage_before_or_after(tmp_path: Path):
 
 
 @pytest.mark.fault("B6")
-def test_an_event_is_in_the_journal_or_was_never_told_and_numbers_go_on(tmp_path: Path):
+def test_an_event_is_in_the_journal_or_was_never_told_and_numbers_continue(tmp_path: Path):
     told: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:
@@ -197,7 +197,7 @@ def fill(part: Path) -> None:
 
 
 @pytest.mark.fault("B6", "B2", "D14")
-def test_the_newest_checkpoint_that_was_told_is_one_to_go_on_from(tmp_path: Path):
+def test_the_newest_checkpoint_that_was_reported_is_one_to_continue_from(tmp_path: Path):
     told: dict[Path, list[int]] = {}
 
     def act(folder: Path) -> None:
@@ -331,7 +331,7 @@ def use(server: FilesHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None
 
 
 def make_done(folder: Path) -> None:
-    """A run whose stages are done; what they made is no more than its name."""
+    """A run whose stages are done, with minimal results."""
     run = Run(folder)
     for name in (
         layout.PAIRS_JSONL,
@@ -347,7 +347,7 @@ def make_done(folder: Path) -> None:
 
 @pytest.mark.fault("B6")
 def test_a_redo_that_failed_halfway_takes_nothing_over_when_it_is_asked_for_again(tmp_path: Path):
-    """`--from pairs` forgets stages, then sets their files aside: whatever fails between, the second try begins anew."""
+    """`--from pairs` forgets stages, then sets their files aside; if anything fails in between, the second try starts over."""
 
     def act(folder: Path) -> None:
         context = Context(load_config({"output_dir": folder / "run"}, environment={}), Run(folder / "run"))

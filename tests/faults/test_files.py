@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine.pairs.generation.generate import Recorded, require_acknowledged
 
 from engine.core import layout
 from engine.core.errors import DamagedState, ExitCode, Stage3Error, UnsafeError
@@ -22,7 +23,6 @@ from engine.dpo.training.checkpoints import MANIFEST, newest_good, rotate, write
 from engine.hub.token_file import read_token_file
 from engine.pairs.formats.containers import rows_of
 from engine.pairs.generation.batch_plan import BatchPlan, read_plan
-from engine.pairs.generation.making import Recorded, require_acknowledged
 from engine.pairs.generation.prompts import Prompt
 from engine.pipeline import session as session_module
 from engine.pipeline.session import Session
@@ -33,7 +33,7 @@ from engine.run.state import fold
 from engine.run.superseded import note_of
 from engine.storage.documents import read_json, read_json_or_none
 from engine.storage.files import sha256_of_file, write_atomically, write_json
-from engine.storage.jsonl import LONGEST_LINE, JsonlAppender, loads
+from engine.storage.jsonl import MAX_LINE_BYTES, JsonlAppender, loads
 from tests.support.small_stages import SmallStage, small_stages
 from tui.cli import main
 from tui.runs.tail import JsonlTail
@@ -365,7 +365,7 @@ def test_f2_15_random_bytes_at_the_end_of_the_journal_break_nothing(run: Run):
 @pytest.mark.fault("F2-15", "F2-6")
 def test_f2_15_a_line_that_is_too_long_does_not_stop_who_follows_the_file(tmp_path: Path):
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"a":1}\n"' + b"x" * (LONGEST_LINE + 100) + b'"\n{"b":2}\n')
+    path.write_bytes(b'{"a":1}\n"' + b"x" * (MAX_LINE_BYTES + 100) + b'"\n{"b":2}\n')
     tail, found = JsonlTail(path), []
     for _ in range(4):
         found += tail.read().lines

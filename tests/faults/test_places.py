@@ -1,4 +1,4 @@
-"""Disks, file systems and processes that are not as one hopes."""
+"""Disks, file systems and processes that misbehave."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a11_the_lock_of_a_killed_process_is_free_though_its_forked_child_lives(
 
 
 @pytest.mark.fault("D10")
-def test_d10_a_child_that_the_kernel_kills_is_told_by_its_signal_and_the_archive_gets_no_name(
+def test_d10_a_child_that_the_kernel_kills_is_reported_by_its_signal_and_the_archive_gets_no_name(
     trained: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     context = copied(trained, tmp_path / "run")
@@ -176,7 +176,7 @@ def test_d10_a_child_that_the_kernel_kills_is_told_by_its_signal_and_the_archive
 
 @pytest.mark.fault("D10")
 def test_d10_an_allocation_that_fails_on_the_host_is_exit_7_with_what_needs_less(tmp_path: Path):
-    """MemoryError has no words of its own; the advice must not be that of a bug."""
+    """MemoryError has no message of its own; the advice must not be that for a bug."""
     appender = JsonlAppender(tmp_path / "pairs.jsonl")
     with failing("append=memory@1"), pytest.raises(MemoryError) as spent:
         appender.append({"id": "a"})

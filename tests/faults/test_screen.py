@@ -1,4 +1,4 @@
-"""What reaches the screen: texts too long for it, and bytes that others write on its terminal."""
+"""Text too long for the screen, and bytes that other programs write to the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What breaks in training, and in the checkpoints that it leaves."""
+"""Faults in training, and in its checkpoints."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_d5_what_trains_is_float32_whatever_base_and_file_are(stage2: tuple[Path
 
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """As a disk that is full in the middle of a file; Python ignores the signal that comes with it."""
+    """Simulates a disk that fills up within a file, by a file size limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

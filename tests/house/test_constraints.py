@@ -1,4 +1,4 @@
-"""constraints.txt: the versions that `make demo` and `make test` install, whatever is newest that day."""
+"""constraints.txt pins the versions that `make demo` and `make test` install."""
 
 from __future__ import annotations
 

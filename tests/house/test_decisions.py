@@ -1,4 +1,4 @@
-"""docs/decisions.md lists every private name of a library that the code leans on, and each of them is still there."""
+"""docs/decisions.md lists every private library name that the code uses, and each still exists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def owner_of(path: str) -> Any:
 
 
 def has(owner: Any, name: str) -> bool:
-    """As an attribute, or as one that a method sets."""
+    """As a class attribute, or one set by a method."""
     if hasattr(owner, name) or not inspect.isclass(owner):
         return hasattr(owner, name)
     sources = (inspect.getsource(base) for base in owner.__mro__ if base.__module__ != "builtins")
@@ -51,7 +51,7 @@ def test_the_list_is_complete():
 
 
 def foreign(file: Path) -> Iterator[str]:
-    """Private attributes that the file uses and does not define."""
+    """Private attributes that the file uses but does not define."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     own = {
         name
@@ -65,7 +65,7 @@ def foreign(file: Path) -> Iterator[str]:
 
 
 def _assigned(node: ast.AST) -> str | None:
-    """The name that this node gives a value, as a variable or an attribute."""
+    """The variable or attribute name that this node assigns."""
     if isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store):
         return node.attr if isinstance(node, ast.Attribute) else node.id
     return None

@@ -1,4 +1,4 @@
-"""The samples in the documentation work, and the site builds without a warning."""
+"""The samples in the documentation work, and the site builds without warnings."""
 
 from __future__ import annotations
 

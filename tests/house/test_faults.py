@@ -1,4 +1,4 @@
-"""docs/faults.md is what the catalogue and the tests say."""
+"""docs/faults.md matches the catalogue and the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arrows of the house: what a fresh interpreter has in memory, and which file imports which."""
+"""The import rules: what a fresh interpreter loads, and which file may import which."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_engine_imports_no_screen():
 
 
 def test_no_file_of_the_engine_names_rich():
-    """TRL imports rich by itself, so that the interpreter's memory tells nothing."""
+    """TRL itself imports rich, so sys.modules proves nothing."""
     for path in (ROOT / "engine").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             named = (

@@ -1,4 +1,4 @@
-"""The README is short and true, and docs/ tells the rest."""
+"""The README is short and correct, and docs/ has the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads by the real libraries, in a process of their own, from the Hub on localhost: what they raise is told apart."""
+"""Downloads by the real libraries in their own process, from a Hub on localhost: every error is recognised."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def put(fake: FakeHub, repo: str, mood: Any) -> str:
 
 
 def download(fake: FakeHub, home: Path, *wanted: tuple[str, str], **environment: str) -> list[dict[str, Any]]:
-    """What came of each (way, repository), one after the other in one process; `datasets` takes repository@revision, too."""
+    """The outcome for each (library, repository), in one process; `datasets` also takes repository@revision."""
     env = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
         "HF_ENDPOINT": fake.endpoint,
@@ -129,7 +129,7 @@ DATASETS_SAY = (4, "gated, private or does not exist")
 """datasets hides the Hub's answer behind an exception of its own."""
 
 
-def test_what_the_libraries_raise_is_told_apart_as_the_stage_tells_it(fake: FakeHub, tmp_path: Path) -> None:
+def test_what_the_libraries_raise_is_distinguished_as_the_stage_tells_it(fake: FakeHub, tmp_path: Path) -> None:
     repos = {put(fake, f"a/{mood}", mood): mood for mood in REFUSALS}
     wanted = [(way, repo) for repo in repos for way in WAYS]
     for outcome in download(fake, tmp_path, *wanted):
@@ -167,7 +167,7 @@ def test_after_a_cut_the_next_try_completes(fake: FakeHub, tmp_path: Path) -> No
 
 
 def test_offline_each_commit_is_read_that_was_asked_for(fake: FakeHub, tmp_path: Path) -> None:
-    """datasets alone takes the newest copy that it has."""
+    """On its own, datasets takes its newest copy."""
     put(fake, "a/b", "ok")
     now = "2" * 40
     download(fake, tmp_path, ("datasets", f"a/b@{FIRST_COMMIT}"))

@@ -1,4 +1,4 @@
-"""The Hub, played on localhost: every refusal is told apart, takes bounded time, and never shows the token."""
+"""A Hub on localhost: every refusal is recognised, in bounded time, and the token never shows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def refusal(fake: FakeHub, mood: str, token: Secret | None = TOKEN) -> Stage3Error:
-    """The error of a repository in this mood; no error of the Hub shows the token."""
+    """The error for a repository in this mood; none shows the token."""
     fake.repos["owner/name"] = mood
     with pytest.raises(Stage3Error) as refused:
         check_access("owner/name", "model", token)
@@ -131,7 +131,7 @@ def test_without_a_token_nothing_is_sent_though_one_is_in_the_environment(
 
 
 @pytest.mark.fault("F2")
-def test_a_gated_model_is_told_apart_from_a_wrong_token(fake: FakeHub) -> None:
+def test_a_gated_model_is_distinguished_from_a_wrong_token(fake: FakeHub) -> None:
     gated, wrong = refusal(fake, "gated"), refusal(fake, "401")
     assert isinstance(gated, AccessError) and isinstance(wrong, InvalidToken)
     assert "licence" in gated.what and f"{fake.endpoint}/owner/name" in gated.what_to_do
@@ -152,14 +152,14 @@ def test_who_has_asked_is_not_told_to_ask(fake: FakeHub) -> None:
 
 
 @pytest.mark.fault("F2")
-def test_a_fine_grained_token_without_its_box_is_told_which_box_and_where(fake: FakeHub) -> None:
+def test_the_error_for_a_fine_grained_token_names_the_missing_box_and_its_page(fake: FakeHub) -> None:
     error = refusal(fake, "fine-grained")
     assert isinstance(error, AccessError)
     assert "fine-grained" in error.what and "gated repos" in error.what_to_do and GATED_TOKEN_PAGE in error.what_to_do
 
 
 @pytest.mark.parametrize(("mood", "token"), [("404", TOKEN), ("404", None), ("private", TOKEN), ("private", None)])
-def test_a_missing_repository_is_told_apart_from_a_gated_one(fake: FakeHub, mood: str, token: Secret | None) -> None:
+def test_a_missing_repository_is_distinguished_from_a_gated_one(fake: FakeHub, mood: str, token: Secret | None) -> None:
     error = refusal(fake, mood, token)
     assert isinstance(error, AccessError) and "does not exist or is private" in error.what
 
@@ -175,7 +175,7 @@ def test_a_hub_that_repeats_the_token_does_not_make_us_repeat_it(fake: FakeHub) 
 
 
 @pytest.mark.parametrize("name", ["models/gemma/2b", "../etc", "owner/name?x=1", "own er/name", "", "owner/"])
-def test_what_is_no_name_is_never_sent(fake: FakeHub, name: str) -> None:
+def test_what_is_not_a_name_is_never_sent(fake: FakeHub, name: str) -> None:
     with pytest.raises(ConfigError, match="neither a local path"):
         check_access(name, "model", TOKEN)
     assert fake.requests == []
@@ -191,7 +191,7 @@ def test_a_branch_is_resolved_to_its_commit(fake: FakeHub) -> None:
     assert commit_of("owner/name", "dataset", "main", TOKEN) == "2" * 40
 
 
-def test_a_revision_that_is_not_there_is_the_configurations_fault(fake: FakeHub) -> None:
+def test_a_revision_that_does_not_exist_is_the_configurations_fault(fake: FakeHub) -> None:
     fake.repos["owner/name"] = "ok"
     with pytest.raises(ConfigError, match=r"no branch, tag or commit v1/\.\./x") as refused:
         commit_of("owner/name", "model", "v1/../x", TOKEN)
@@ -243,7 +243,7 @@ def test_a_busy_hub_is_asked_again_but_not_for_ever(fake: FakeHub) -> None:
 
 
 @pytest.mark.parametrize(("mood", "seconds"), [("429", 3600), ("429 by the window", 155)])
-def test_a_long_wait_is_told_not_waited_for(fake: FakeHub, mood: str, seconds: int) -> None:
+def test_a_long_wait_is_reported_not_waited_for(fake: FakeHub, mood: str, seconds: int) -> None:
     assert f"in {seconds} s" in refusal(fake, mood).what_to_do
     assert len(fake.requests) == 1
 
@@ -255,14 +255,14 @@ def test_a_hub_that_hangs_takes_bounded_time(fake: FakeHub) -> None:
 
 
 def test_the_librarys_own_requests_take_bounded_time_too(fake: FakeHub) -> None:
-    """Without our client `model_info` waits for as long as the server does."""
+    """Without our client, `model_info` waits as long as the server does."""
     bound_the_client()
     error = why(fake, "hang")
     assert isinstance(error, NetworkError) and "does not respond" in error.what
 
 
 @pytest.mark.fault("F4")
-def test_an_answer_that_breaks_off_is_no_unreachable_hub(fake: FakeHub) -> None:
+def test_a_truncated_answer_is_not_an_unreachable_hub(fake: FakeHub) -> None:
     fake.account = "short"
     with pytest.raises(NetworkError, match="interrupted"):
         whoami(TOKEN)
@@ -314,7 +314,7 @@ def test_offline_mode_is_named_as_the_reason(fake: FakeHub, monkeypatch: pytest.
 
 
 def why(fake: FakeHub, mood: str, token: str | bool = CANARY) -> Stage3Error | None:
-    """What is behind an exception of the library, wrapped as transformers wraps it."""
+    """The cause of a library's exception, wrapped as transformers wraps it."""
     fake.repos["owner/name"] = mood
     try:
         HfApi(endpoint=fake.endpoint, token=token).model_info("owner/name")
@@ -327,7 +327,7 @@ def why(fake: FakeHub, mood: str, token: str | bool = CANARY) -> Stage3Error | N
 
 
 @pytest.mark.fault("F3")
-def test_the_librarys_wrapped_errors_are_told_apart_too(fake: FakeHub) -> None:
+def test_the_librarys_wrapped_errors_are_distinguished_too(fake: FakeHub) -> None:
     gated, stranger, missing, busy = (why(fake, mood) for mood in ("gated", "members", "404", "503"))
     assert isinstance(gated, AccessError) and "licence" in gated.what and "owner/name" in gated.what
     assert stranger is None

@@ -1,4 +1,4 @@
-"""The login with a browser: a page, a code, and an end to the waiting."""
+"""The browser login: a page, a code, and an end to the polling."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_page_and_the_code_come_first_and_the_token_when_the_person_was_ther
 
 
 def test_the_librarys_own_login_gets_the_same_from_the_same_hub(fake: FakeHub) -> None:
-    """What the fake says of a login is what huggingface_hub understands."""
+    """huggingface_hub understands the fake's login responses."""
     fake.login_interval = 0
     info = _oauth_device.request_device_code()
     assert (info["user_code"], info["verification_uri"]) == ("ABCD-1234", f"{fake.endpoint}/device")
@@ -82,7 +82,7 @@ def test_a_hub_that_fails_all_the_time_is_the_networks_trouble(fake: FakeHub) ->
 
 
 class Clock(StopToken):
-    """Notes how long it was asked to wait, and does not."""
+    """Records the requested waits without sleeping."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every mood of the Hub, through the stage and through `stage3-tui --auto`: the exit code, and the three sentences."""
+"""Every mood of the Hub, through the stage and through `stage3-tui --auto`: the exit code and the three sentences."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_auto_exits_with_the_code_and_says_the_same(case: Case, fake: FakeHub, t
 def auto(
     fake: FakeHub, folder: Path, environment: dict[str, str], *options: str, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """`stage3-tui --auto --until credentials` against `fake`, in a home of its own."""
+    """`stage3-tui --auto --until credentials` against `fake`, with its own home folder."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "STAGE3_"))}
     env = {
         **ours,
@@ -149,7 +149,7 @@ def auto(
 
 
 def assert_no_token(folder: Path, done: subprocess.CompletedProcess[str] | None = None) -> None:
-    """The canary is in no file, neither as it is nor backwards, wide, or in base64."""
+    """The canary is in no file: neither plain nor reversed, as UTF-16, or in base64."""
     token = CANARY.encode()
     forms = (token, token[::-1], CANARY.encode("utf-16-le"), base64.b64encode(token))
     for path in folder.rglob("*"):

@@ -1,4 +1,4 @@
-"""Which token is used, where others are, and how one is kept."""
+"""Which token is used, where others are stored, and how one is saved."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_token_file_that_others_reach_is_refused_with_the_mend(tmp_path: Path,
     assert refused.value.what_to_do == f"chmod 600 {path}" and CANARY not in str(refused.value)
 
 
-def test_a_token_file_that_is_no_text_shows_nothing_of_itself(tmp_path: Path) -> None:
+def test_a_token_file_that_is_not_text_shows_nothing_of_itself(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_bytes(b"hf_abc\xff\xfe")
     path.chmod(0o600)
@@ -151,7 +151,7 @@ def test_a_token_file_of_somebody_else_says_whose_it_is() -> None:
 
 
 def in_another_user(act: Callable[[], object]) -> str:
-    """What `act` raises in a process of an unprivileged user."""
+    """The exception of `act` in an unprivileged process."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -243,7 +243,7 @@ def test_a_place_that_cannot_be_written_says_so(fake: FakeHub) -> None:
         store_token(Secret(CANARY))
 
 
-def test_a_name_of_the_token_that_the_store_cannot_hold_is_no_crash(fake: FakeHub) -> None:
+def test_a_name_of_the_token_that_the_store_cannot_hold_is_not_a_crash(fake: FakeHub) -> None:
     fake.auth = {"accessToken": {"role": "read", "displayName": "DEFAULT"}}
     with pytest.raises(DiskError, match="Cannot store the token"):
         store_token(Secret(CANARY))

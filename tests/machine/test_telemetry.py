@@ -1,4 +1,4 @@
-"""Which GPU is whose."""
+"""Which GPU belongs to which device number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a chat template does is found by trying it: what is asked, what is trained, and what is refused."""
+"""A chat template's behaviour is found by trying it: how it is called, what is trained, what is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def published(name: str, **special: object) -> PreTrainedTokenizerBase:
 
 def asked_and_said(tokenizer: PreTrainedTokenizerBase, conversation: Conversation = ASKED) -> tuple[str, str]:
     """The prompt and the reply of a training pair, as text."""
-    prompt = conversation_ids(tokenizer, conversation, reply_wanted=True)
+    prompt = conversation_ids(tokenizer, conversation, add_generation_prompt=True)
     return tokenizer.decode(prompt), tokenizer.decode(reply_ids(tokenizer, conversation, [REPLY]))
 
 
@@ -117,7 +117,7 @@ def test_a_template_that_always_opens_a_thought_is_refused_with_what_it_writes()
 def test_a_template_without_any_end_is_refused_with_what_it_writes():
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}\
 {% if add_generation_prompt %}assistant: {% endif %}"
-    assert "behind a reply it writes '\\n', and no token of its own" in fault(tokenizer_with(template))
+    assert "after a reply it writes '\\n', and no special token" in fault(tokenizer_with(template))
 
 
 @pytest.mark.fault("C10")
@@ -173,9 +173,9 @@ def test_the_prompt_is_how_prompt_and_reply_begin_even_where_a_token_would_span_
     tokenizer = tokenizer_with(template, bos=None, eos="<|im_end|>")
     said = reply_ids(tokenizer, ASKED, [{"role": "assistant", "content": "place the washer"}])
     whole = conversation_ids(
-        tokenizer, [*ASKED, {"role": "assistant", "content": "place the washer"}], reply_wanted=False
+        tokenizer, [*ASKED, {"role": "assistant", "content": "place the washer"}], add_generation_prompt=False
     )
-    prompt = conversation_ids(tokenizer, ASKED, reply_wanted=True)
+    prompt = conversation_ids(tokenizer, ASKED, add_generation_prompt=True)
     assert whole[: len(prompt)] != prompt, "the tokenizer does not join 're' and 'place': the test tests nothing"
     assert tokenizer.decode(prompt + said) == tokenizer.decode(whole)
 
@@ -202,20 +202,20 @@ def test_the_templates_own_marks_are_text_in_a_message(plain: tuple[str, ...]):
         ("Use <b>both</b> hands.", "Use <b>both</b> hands."),
     ],
 )
-def test_a_thought_is_no_part_of_a_draft(text: str, left: str):
+def test_a_thought_is_not_part_of_a_draft(text: str, left: str):
     assert without_thought(text) == left
 
 
 @pytest.mark.parametrize(
     "text", ["<think>\n\n</think>\n\n", "<|channel>thought\n<channel|>", "[THINK][/THINK]", "</think>"]
 )
-def test_a_thought_that_is_closed_is_told_from_an_open_one(text: str):
+def test_a_closed_thought_is_distinguished_from_an_open_one(text: str):
     assert closes_thought(text) and not opens_thought(text)
     assert not closes_thought("Close the valve.")
 
 
 @pytest.mark.parametrize("text", ["</think><think>\n", "<|START_THINKING|>", "<seed:think>", "[THINK]"])
-def test_a_thought_that_stands_open_is_told(text: str):
+def test_a_thought_that_stands_open_is_reported(text: str):
     assert opens_thought(text) and not closes_thought(text)
 
 
@@ -224,7 +224,7 @@ def test_a_thought_that_stands_open_is_told(text: str):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model as it was pretrained: its tokenizer has Gemma's marks and no template."""
+    """A pretrained base model: its tokenizer has Gemma's special tokens and no template."""
     base = build_base(tmp_path_factory.mktemp("bare") / "base")
     (base / "chat_template.jinja").unlink()
     return base
@@ -253,7 +253,7 @@ def test_gemmas_template_is_given_to_a_base_model_of_gemma(bare: Path, config):
 
 def test_a_template_whose_marks_the_tokenizer_does_not_know_is_refused(bare: Path, config):
     tokenizer = with_option(bare, config, chat_template="chatml")
-    assert "'<|im_end|>\\n', and no token of its own" in fault(tokenizer)
+    assert "'<|im_end|>\\n', and no special token" in fault(tokenizer)
 
 
 def test_a_file_is_the_template_and_is_saved_with_the_tokenizer(bare: Path, config, tmp_path: Path):
@@ -266,8 +266,8 @@ def test_a_file_is_the_template_and_is_saved_with_the_tokenizer(bare: Path, conf
 
 
 @pytest.mark.fault("C11")
-@pytest.mark.parametrize(("text", "why"), [(None, "FileNotFoundError"), ("hello", "does not read `messages`")])
-def test_what_is_no_template_is_refused(text: str | None, why: str, bare: Path, config, tmp_path: Path):
+@pytest.mark.parametrize(("text", "why"), [(None, "FileNotFoundError"), ("hello", "does not use `messages`")])
+def test_what_is_not_a_template_is_refused(text: str | None, why: str, bare: Path, config, tmp_path: Path):
     if text is not None:
         (tmp_path / "mine.jinja").write_text(text)
     with pytest.raises(ConfigError) as refused:

@@ -1,4 +1,4 @@
-"""Three roles: the policy drafts here, a critic on a server criticises and revises, a judge on another compares."""
+"""Three roles: a local policy drafts, a critic on a server criticises and revises, a judge on another compares."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from engine.models.generation.sampling import Reply, SamplingSettings
 from engine.pairs.generation.critique_revision import make_records
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import load_prompts
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.exam import shipped_exam
-from engine.pairs.judges.examination import examined_judge
+from engine.pairs.judges.examined_judge import examined_judge
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -81,7 +81,7 @@ def test_a_critic_that_is_another_model_is_checked_and_not_told_to_be_another(se
 
 
 def test_half_a_critic_is_refused_before_a_model_is_loaded(server: FakeServer):
-    with pytest.raises(ConfigError, match="--critic-url stands alone"):
+    with pytest.raises(ConfigError, match="--critic-url needs --critic-model"):
         load_backend(critic_config(server, critic_model=None), ASSETS / "nowhere", StopToken(), None)
 
 
@@ -136,7 +136,7 @@ def test_a_judge_on_a_server_of_its_own_takes_the_exam_there(
         }
     )
     _, found = run_stage(examined_judge(made, load_judge))
-    assert found.believed is not None and found.believed.right == 60 and found.believed.on_the_letters == 1.0
-    assert found.believed.judge == "server wise" and found.believed.first_place_chosen == 0.5
+    assert found.trusted is not None and found.trusted.right == 60 and found.trusted.on_the_letters == 1.0
+    assert found.trusted.judge == "server wise" and found.trusted.first_place_chosen == 0.5
     assert len(server.asked) == 120 and {each.authorization for each in server.asked} == {f"Bearer {KEY}"}
     assert KEY not in "".join(path.read_text() for path in made.cache.rglob("*.jsonl"))

@@ -1,4 +1,4 @@
-"""The engine's own decoding loop against one plain forward pass, on five architectures of random weights."""
+"""Our decoding loop compared with one plain forward pass, on five architectures with random weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from engine.core.errors import NumbersError
 from engine.models.generation import decoding
-from engine.models.generation.batch_size import kept_bytes
+from engine.models.generation.batch_size import kv_bytes_per_token
 from engine.models.generation.decoding import generate_batch
-from engine.models.generation.kv_cache import given_cache, keeps_all
-from engine.models.generation.prefix_cache import PrefixCache, common_beginning, common_length
+from engine.models.generation.kv_cache import attends_to_all, cache_argument
+from engine.models.generation.prefix_cache import PrefixCache, common_prefix, common_prefix_length
 from engine.models.generation.samplers import Greedy, Nucleus
 from tests.support.greedy import assert_greedy
 
@@ -85,7 +85,7 @@ def test_every_row_of_a_ragged_batch_says_what_the_model_says_alone(model):
 
 
 def test_it_says_what_generate_says(model, clear_choices):
-    """Where the choice is clear from the first token on; the tests here that go further compare logits."""
+    """For prompts whose choices are clear from the first token; other tests here compare logits."""
     prompt = ids(random.Random(8), 12)
     (said,) = generate_batch(model, [prompt], Greedy(), [], [3], pad=0)
     options = {"attention_mask": torch.ones(1, 12, dtype=torch.long), "max_new_tokens": 3, "do_sample": False}
@@ -93,16 +93,18 @@ def test_it_says_what_generate_says(model, clear_choices):
 
 
 def test_what_was_read_is_not_read_again_and_changes_nothing(model, monkeypatch):
-    """Three steps of a conversation; later prompts begin with earlier ones, but for one row that was written anew."""
+    """Three steps of a conversation; later prompts start with earlier ones, except for one rewritten row."""
     draw = random.Random(4)
     memory, rows = PrefixCache(), ragged(2)
     read: list[int] = []
-    forward = decoding._scores
-    monkeypatch.setattr(decoding, "_scores", lambda m, t, *rest: (read.append(t.shape[1]), forward(m, t, *rest))[1])
+    forward = decoding._next_logits
+    monkeypatch.setattr(
+        decoding, "_next_logits", lambda m, t, *rest: (read.append(t.shape[1]), forward(m, t, *rest))[1]
+    )
     for step in range(3):
         read.clear()
         said = generate_batch(model, rows, Greedy(), [], [6 + step] * len(rows), pad=0, memory=memory)
-        memory.keep([row.read for row in said])
+        memory.keep([row.prefix for row in said])
         assert all(len(one.ids) == 6 + step for one in said)
         for row, one in zip(rows, said, strict=True):
             assert_greedy(model, row, one.ids)
@@ -119,8 +121,8 @@ def test_a_beginning_that_all_rows_share_is_read_once(model, monkeypatch):
     examples = ids(draw, 60)
     rows = [[*examples, *ids(draw, 3 + index)] for index in range(5)]
     read: list[tuple[int, int]] = []
-    forward = decoding._scores
-    monkeypatch.setattr(decoding, "_scores", lambda m, t, *r: (read.append(tuple(t.shape)), forward(m, t, *r))[1])
+    forward = decoding._next_logits
+    monkeypatch.setattr(decoding, "_next_logits", lambda m, t, *r: (read.append(tuple(t.shape)), forward(m, t, *r))[1])
     memory = PrefixCache()
     said = generate_batch(model, rows, Greedy(), [], [1] * 5, pad=0, memory=memory)
     for row, one in zip(rows, said, strict=True):
@@ -135,17 +137,19 @@ def test_a_beginning_that_all_rows_share_is_read_once(model, monkeypatch):
 def test_a_text_longer_than_a_sliding_window_is_read_whole_each_time_and_right(name):
     model = build(name, sliding_window=16)
     memory, rows = PrefixCache(), ragged(3)
-    assert not keeps_all(model, 60) and keeps_all(model, 15)
+    assert not attends_to_all(model, 60) and attends_to_all(model, 15)
     said = generate_batch(model, rows, Greedy(), [], [9] * len(rows), pad=0, memory=memory)
     for row, one in zip(rows, said, strict=True):
         assert_greedy(model, row, one.ids)
-    assert all(row.read is None and len(row.ids) == 9 for row in said)
+    assert all(row.prefix is None and len(row.ids) == 9 for row in said)
 
 
 def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
     sizes: list[int] = []
-    forward = decoding._scores
-    monkeypatch.setattr(decoding, "_scores", lambda m, t, *rest: (sizes.append(t.shape[0]), forward(m, t, *rest))[1])
+    forward = decoding._next_logits
+    monkeypatch.setattr(
+        decoding, "_next_logits", lambda m, t, *rest: (sizes.append(t.shape[0]), forward(m, t, *rest))[1]
+    )
     generate_batch(model, ragged(), Greedy(), [], [2, 4, 6, 8, 10, 12, 30], pad=0)
     assert sizes[-1] == 1 and max(sizes) <= 7
 
@@ -183,7 +187,7 @@ def test_the_nucleus_is_drawn_by_its_probabilities_and_nothing_outside_it(top_p,
     assert 0.5 * (share - wanted).abs().sum() < 0.5 * (2 * len(inside) / (3.14 * count)) ** 0.5 + 0.05
 
 
-def test_scores_that_are_no_numbers_stop_the_run():
+def test_scores_that_are_not_numbers_stop_the_run():
     scores = torch.randn(3, 50)
     scores[1, 7] = float("nan")
     with pytest.raises(NumbersError):
@@ -193,23 +197,23 @@ def test_scores_that_are_no_numbers_stop_the_run():
 
 
 def test_what_rows_begin_with():
-    assert common_length([1, 2, 3], [1, 2]) == 2
-    assert common_length([], [4]) == 0
-    assert list(common_beginning([[5, 6, 7, 1], [5, 6, 9], [5, 6, 7]])) == [5, 6]
+    assert common_prefix_length([1, 2, 3], [1, 2]) == 2
+    assert common_prefix_length([], [4]) == 0
+    assert list(common_prefix([[5, 6, 7, 1], [5, 6, 9], [5, 6, 7]])) == [5, 6]
 
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_loop_gives_a_model_its_cache_by_the_name_that_it_has_for_it(
     adapted: bool, recwarn: pytest.WarningsRecorder
 ):
-    """No word about names that have changed reaches the terminal."""
+    """No deprecation warning reaches the terminal."""
     warnings.simplefilter("always")
     model = build("llama")
     if adapted:
         model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     recwarn.clear()
     assert generate_batch(model, [[5, 6, 7]], Greedy(), [], [3], pad=0)[0].ids
-    assert kept_bytes(model) > 0
+    assert kv_bytes_per_token(model) > 0
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -219,4 +223,4 @@ def test_an_older_transformers_has_the_older_name():
             pass
 
     model = Older(CONFIGS["llama"]())
-    assert list(given_cache(model, DynamicCache())) == ["past_key_values"]
+    assert list(cache_argument(model, DynamicCache())) == ["past_key_values"]

@@ -1,4 +1,4 @@
-"""The Hub's cache, filled by the real client from a server here, also by two at once without locks; and its damage found."""
+"""The Hub's cache, filled by the real client from a local server, also by two at once without locks; damage is found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Two files, in blocks, so that two clients take turns."""
+    """Two files sent in blocks, so that two clients take turns."""
 
     protocol_version = "HTTP/1.1"
 
@@ -74,7 +74,7 @@ for name in ("config.json", "model.safetensors"):
 
 @pytest.fixture
 def cache(tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the model in a cache that two processes filled at once."""
+    """The model's folder in a cache that two processes filled at once."""
     quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment = {**os.environ, **quiet, "HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "no_proxy": "127.0.0.1"}
     environment.pop("HF_HUB_OFFLINE", None)

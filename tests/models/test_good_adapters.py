@@ -1,4 +1,4 @@
-"""Adapters of different PEFT settings pass through the whole stage; and a header is read as safetensors reads it."""
+"""Adapters with different PEFT settings pass the whole stage, and headers are read as safetensors reads them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALL = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_pro
 
 
 def of(rank: int, *modules: str) -> int:
-    """Numbers of LoRA with this rank on these modules, in all layers: rank × (in + out) each."""
+    """Parameter count of a LoRA of this rank on these modules in all layers: rank × (in + out) each."""
     sizes = {
         "q_proj": HIDDEN + QUERIES, "k_proj": HIDDEN + KEYS, "v_proj": HIDDEN + KEYS, "o_proj": QUERIES + HIDDEN,
         "gate_proj": HIDDEN + WIDE, "up_proj": HIDDEN + WIDE, "down_proj": WIDE + HIDDEN,
@@ -96,7 +96,7 @@ def test_a_good_adapter_is_accepted_with_the_right_facts(name: str, stage2: tupl
 
 
 def test_the_header_tells_names_and_shapes_without_the_data(stage2: tuple[Path, Path], tmp_path: Path):
-    """Of a file of which the header alone is there: nothing behind it was read."""
+    """The file has only its header, so nothing after it was read."""
     data = (stage2[1] / WEIGHTS).read_bytes()
     length = 8 + int.from_bytes(data[:8], "little")
     header = read_header(io.BytesIO(data[:length]), len(data))
@@ -125,7 +125,7 @@ def test_tensors_that_do_not_lie_on_whole_words_are_read_too(stage2: tuple[Path,
 
 
 def test_what_safetensors_refuses_is_refused_here(stage2: tuple[Path, Path]):
-    """600 damages by chance, in the header and at the end. Were one let through, PEFT would raise in a later stage."""
+    """600 random damages, in the header and at the end. If one passed, PEFT would raise in a later stage."""
     draw, data = random.Random(7), (stage2[1] / WEIGHTS).read_bytes()
     header_end = 8 + int.from_bytes(data[:8], "little")
     theirs = ours = 0

@@ -1,4 +1,4 @@
-"""How likely replies are: the batch says what a reading of each alone says."""
+"""Log-probabilities of replies: a batch gives the same as each reply alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def model(tmp_path_factory):
 
 
 def alone(model, prompt: list[int], reply: list[int]) -> float:
-    """The plain way: one row, one token after another."""
+    """By definition: one row, one token after another."""
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + reply])).logits[0]
     logps = torch.log_softmax(logits.float(), dim=-1)
@@ -32,7 +32,7 @@ def test_each_reply_has_the_log_probability_that_it_has_alone(model):
 
 def test_batches_that_are_cut_small_change_nothing(model, monkeypatch):
     whole = reply_logps(model, ROWS, pad=0)
-    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(likelihood, "LOGITS_PER_FORWARD", 1)
     assert reply_logps(model, ROWS, pad=0) == pytest.approx(whole, abs=1e-4)
 
 

@@ -23,7 +23,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.templates.behaviour import behaviour_of
-from engine.models.templates.rendering import as_asked
+from engine.models.templates.rendering import template_messages
 from tests.support.templates import published_tokenizer
 
 WHEEL = "STAGE3_AXOLOTL_WHEEL"
@@ -42,7 +42,7 @@ CONVERSATIONS: tuple[Conversation, ...] = (ASKED, TALK, [{"role": "system", "con
 REFUSED = {
     "deepseek_r1_distill": "opens a thought where the reply should begin",
     "deepseekv3": "opens a thought where the reply should begin",
-    "llava": "no token of its own that generation could stop at",
+    "llava": "no special token at which generation could stop",
 }
 """Of all of them, those that cannot work, and why. The template of `deepseekv3` in trl is that of DeepSeek-R1."""
 ENDS_ONCE = {"phi3", "phi3_5", "command_a", "command_a_rag", "command_a_tool_use"}
@@ -83,13 +83,13 @@ def wheel(folder: Path) -> Path:
 
 
 def judged(name: str, template: str) -> str:
-    """`accepted`, or the fault; the ids of what is accepted are held against TRL's."""
+    """`accepted`, or the fault. Accepted templates are compared with TRL's ids."""
     tokenizer = published_tokenizer(template)
     behaviour = behaviour_of(tokenizer)
     if behaviour.fault:
         return behaviour.fault
     for conversation, theirs in zip(CONVERSATIONS, ids_of_trl(tokenizer), strict=True):
-        prompt = conversation_ids(tokenizer, conversation, reply_wanted=True)
+        prompt = conversation_ids(tokenizer, conversation, add_generation_prompt=True)
         for reply, key in ((REPLY, "chosen_ids"), (WORSE, "rejected_ids")):
             said = reply_ids(tokenizer, conversation, [reply])
             assert said.count(behaviour.end) == 1
@@ -112,14 +112,14 @@ def assert_ids_of_trl(name: str, ours: list[int], theirs: list[int], tokenizer: 
 
 
 def ids_of_trl(tokenizer: Any) -> list[dict[str, list[int]]]:
-    """What DPOTrainer makes of the conversations, asked with the same switches."""
+    """The ids that DPOTrainer makes of the conversations, with the same arguments."""
     disable_progress_bars()
-    asking = behaviour_of(tokenizer).asking
+    options = behaviour_of(tokenizer).options
     rows = []
     for conversation in CONVERSATIONS:
         sides = {"prompt": conversation, "chosen": [REPLY], "rejected": [WORSE]}
-        row: dict[str, Any] = {key: as_asked(messages, asking) for key, messages in sides.items()}
-        rows.append(row | ({"chat_template_kwargs": dict(asking.switches)} if asking.switches else {}))
+        row: dict[str, Any] = {key: template_messages(messages, options) for key, messages in sides.items()}
+        rows.append(row | ({"chat_template_kwargs": dict(options.switches)} if options.switches else {}))
     settings = DPOConfig(output_dir=".", max_length=None, report_to="none", use_cpu=True, bf16=False)
     return list(
         DPOTrainer._prepare_dataset(SimpleNamespace(), Dataset.from_list(rows), tokenizer, settings, "train")  # type: ignore[arg-type]
@@ -151,11 +151,11 @@ def test_the_reply_is_what_trl_masks_as_the_assistants(name: str):
         pytest.skip("TRL has none, or the template is refused")
     assert has_generation_markers(training)
     masked = tokenizer.apply_chat_template(
-        as_asked([*ASKED, REPLY], behaviour.asking),
+        template_messages([*ASKED, REPLY], behaviour.options),
         chat_template=training,
         return_dict=True,
         return_assistant_tokens_mask=True,
-        **behaviour.asking.switches,
+        **behaviour.options.switches,
     )
     theirs = [token for token, said in zip(masked["input_ids"], masked["assistant_masks"], strict=True) if said]
     ours = reply_ids(tokenizer, ASKED, [REPLY])

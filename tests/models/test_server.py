@@ -56,7 +56,7 @@ def asks(*texts: str) -> list[Conversation]:
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's Stage 2 policy as a folder that a server loads: adapter merged, tokenizer beside it."""
+    """The demo's Stage 2 policy as a folder for a server: merged, with its tokenizer."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -146,7 +146,7 @@ def test_greedy_drafts_critiques_and_revisions_are_those_of_the_local_model(demo
 
 
 def both(local: Any, server: ServerBackend, conversations: Sequence[Conversation]) -> list[Reply]:
-    """The replies of both, which are the same: text, finish and count of tokens."""
+    """The replies of both, which must be the same: text, finish and token count."""
     seeds = [0] * len(conversations)
     here = local.reply(conversations, GREEDY, seeds)
     assert all(reply.text for reply in here)
@@ -176,7 +176,7 @@ def test_a_real_server_is_asked_for_a_model_that_it_does_not_have(served: str):
 # -- where the server is, and the token --------------------------------------------------------------------------------
 
 
-def test_the_tokens_variable_is_no_option():
+def test_the_tokens_variable_is_not_an_option():
     config = load_config(environment={SERVER_TOKEN_VARIABLE: TOKEN})
     assert TOKEN not in config.model_dump_json()
 
@@ -209,8 +209,8 @@ def test_an_address_with_a_secret_in_it_is_refused_without_showing_it(url: str):
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://host/v1", "http://", "http://host:99999", "http://a b/", "http://[::1"]
 )
-def test_what_is_no_address_is_told_so(url: str):
-    with pytest.raises(ConfigError, match="is no address of a server"):
+def test_an_invalid_address_is_refused(url: str):
+    with pytest.raises(ConfigError, match="is not a server address"):
         server_address(url, {})
 
 
@@ -224,9 +224,9 @@ def test_what_cannot_be_a_token_is_refused_without_showing_it(value: str):
 @pytest.mark.parametrize("role", ["server", "critic", "judge"])
 def test_a_server_is_an_address_and_a_model(role: str, config: Callable[..., Any]):
     of = {"server": policy_server, "critic": critic_server, "judge": judge_server}[role]
-    with pytest.raises(ConfigError, match=f"--{role}-url stands alone") as caught:
+    with pytest.raises(ConfigError, match=f"--{role}-url needs") as caught:
         of(config(**{f"{role}_url": "http://me:hunter2@host/v1"}))
-    assert "hunter2" not in str(caught.value) and f"Give --{role}-model too" in caught.value.what_to_do
+    assert "hunter2" not in str(caught.value) and f"Give --{role}-model, too" in caught.value.what_to_do
     assert of(config()) is None
 
 
@@ -246,7 +246,7 @@ def test_the_judge_may_share_the_policys_server_or_have_its_own(config: Callable
 
 
 @pytest.mark.parametrize("role", ["critic", "judge"])
-def test_each_role_has_a_token_of_its_own_which_is_no_option_and_goes_nowhere_else(
+def test_each_role_has_a_token_of_its_own_which_is_not_an_option_and_goes_nowhere_else(
     role: str, config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("MY_KEY", TOKEN)
@@ -265,7 +265,7 @@ def test_each_role_has_a_token_of_its_own_which_is_no_option_and_goes_nowhere_el
 
 
 @pytest.mark.parametrize("variable", ["STAGE3_CRITIC_TOKEN", "STAGE3_JUDGE_TOKEN"])
-def test_the_variables_of_the_other_tokens_are_no_options_either(variable: str):
+def test_the_variables_of_the_other_tokens_are_not_options_either(variable: str):
     assert TOKEN not in load_config(environment={variable: TOKEN}).model_dump_json()
 
 
@@ -286,7 +286,7 @@ def tokenizer() -> Any:
 
 
 class Waits(list[float]):
-    """A sleep that takes no time, and remembers."""
+    """A sleep that takes no time and records its arguments."""
 
     async def __call__(self, seconds: float) -> None:
         self.append(seconds)
@@ -399,9 +399,9 @@ def test_a_fault_that_passes_costs_nothing(server: FakeServer, backend: ServerBa
     assert [reply.text for reply in backend.reply(asks("a"), GREEDY, [0])] == ["you said: a"]
 
 
-def test_a_long_pause_is_told_not_waited_for(server: FakeServer, backend: ServerBackend, waits: Waits):
+def test_a_long_pause_is_reported_not_waited_for(server: FakeServer, backend: ServerBackend, waits: Waits):
     server.moods = [Answer(429, {"error": {"message": "quota used up"}}, {"Retry-After": "3600"})]
-    with pytest.raises(NetworkError, match="quota used up It asks to wait 3600 s"):
+    with pytest.raises(NetworkError, match="quota used up Wait 3600 s"):
         backend.reply(asks("a"), GREEDY, [0])
     assert waits == []
 
@@ -437,14 +437,14 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again_but_not_often(
     ],
     ids=str,
 )
-def test_what_is_no_answer_is_no_empty_reply(server: FakeServer, backend: ServerBackend, body: Any):
+def test_what_is_not_an_answer_is_not_an_empty_reply(server: FakeServer, backend: ServerBackend, body: Any):
     server.moods = [Answer(200, body)]
-    with pytest.raises(NetworkError, match="no answer in OpenAI's format"):
+    with pytest.raises(NetworkError, match="does not respond in OpenAI's format"):
         backend.reply(asks("a"), GREEDY, [0])
     assert len(server.asked) == SLOW_TRIES
 
 
-def test_a_server_that_is_not_there(tokenizer: Any, waits: Waits):
+def test_a_server_that_does_not_exist(tokenizer: Any, waits: Waits):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -487,7 +487,7 @@ def test_the_token_is_in_no_error_and_no_log(
 
 def test_the_token_follows_no_redirect(server: FakeServer, backend: ServerBackend):
     server.moods = ["redirect"]
-    with pytest.raises(ConfigError, match=r"sends on to .*/elsewhere \(307\)"):
+    with pytest.raises(ConfigError, match=r"redirects to .*/elsewhere \(307\)"):
         backend.reply(asks("a"), GREEDY, [0])
     assert [asked.path for asked in server.asked] == ["/v1/chat/completions"]
 
@@ -524,7 +524,7 @@ def test_another_refusal_of_one_conversation_does_not_end_the_run(server: FakeSe
     assert isinstance(backend.reply(asks("bad"), GREEDY, [0])[0], RefusedReply)
 
 
-def test_a_refusal_without_a_word_is_no_empty_reply(server: FakeServer, backend: ServerBackend):
+def test_a_refusal_without_a_word_is_not_an_empty_reply(server: FakeServer, backend: ServerBackend):
     server.mood_for = lambda text: Answer(400) if text == "bad" else "ok"
     _, reply = backend.reply(asks("a", "bad"), GREEDY, [0] * 2)
     assert isinstance(reply, RefusedReply) and reply.reason == "status 400"
@@ -544,7 +544,7 @@ def test_how_a_reply_ended(server: FakeServer, backend: ServerBackend, ending: s
 
 
 @pytest.mark.parametrize("ending", ["content_filter", "tool_calls", "abort", None])
-def test_an_unknown_ending_counts_as_cut_off_and_is_told(
+def test_an_unknown_ending_counts_as_cut_off_and_is_reported(
     server: FakeServer, backend: ServerBackend, ending: str | None
 ):
     server.finish_reason = ending
@@ -572,7 +572,7 @@ def test_no_conversations_no_questions(server: FakeServer, backend: ServerBacken
 # -- the check at the start --------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_the_server_does_not_have_is_told_with_the_nearest(server: FakeServer, backend: ServerBackend):
+def test_a_model_that_the_server_does_not_have_is_reported_with_the_nearest(server: FakeServer, backend: ServerBackend):
     server.models = Answer(200, {"data": [{"id": "meta/llama"}, {"id": "our-model"}]})
     for refusal in (404, 400, 500):
         server.moods = [Answer(refusal, {"message": "The model `ours` does not exist."})]
@@ -582,7 +582,7 @@ def test_a_model_that_the_server_does_not_have_is_told_with_the_nearest(server: 
             backend.check(GREEDY)
 
 
-def test_a_check_that_the_server_refuses_is_told_in_its_words(server: FakeServer, backend: ServerBackend):
+def test_a_check_that_the_server_refuses_is_reported_in_its_words(server: FakeServer, backend: ServerBackend):
     server.moods = [Answer(422, {"detail": "this model takes no temperature"})]
     for models in (server.models, Answer(404)):
         server.models = models
@@ -598,19 +598,19 @@ def test_a_server_that_refuses_high_temperatures_is_not_said_to_draw_nothing(
     assert backend.check(SAMPLING) == []
 
 
-def test_a_wrong_path_is_told_as_such(server: FakeServer, backend: ServerBackend):
+def test_a_wrong_path_is_reported(server: FakeServer, backend: ServerBackend):
     server.models = Answer(404)
     server.moods = [Answer(404, {"detail": "Not Found"})]
     with pytest.raises(ConfigError, match=r"ends in /v1"):
         backend.check(GREEDY)
 
 
-def test_a_server_that_answers_under_any_name_is_told(server: FakeServer, backend: ServerBackend):
+def test_a_server_that_answers_under_any_name_is_reported(server: FakeServer, backend: ServerBackend):
     server.usage = None
     assert backend.check(GREEDY) == []
     server.models = Answer(200, {"data": [{"id": "theirs"}]})
     [note] = backend.check(GREEDY)
-    assert "'ours', which it does not list; it lists theirs" in note
+    assert "'ours' but does not list it; it lists theirs" in note
 
 
 def test_a_server_that_tells_its_context_length_is_believed(server: FakeServer, backend: ServerBackend):
@@ -625,7 +625,7 @@ def test_a_server_that_tells_its_context_length_is_believed(server: FakeServer, 
 @pytest.mark.parametrize(
     "models", [Answer(500), Answer(200, b"<html>"), Answer(200, {"data": None}), Answer(404)], ids=str
 )
-def test_a_server_without_a_list_of_models_is_no_fault(server: FakeServer, backend: ServerBackend, models: Answer):
+def test_a_server_without_a_list_of_models_is_not_a_fault(server: FakeServer, backend: ServerBackend, models: Answer):
     server.models, server.usage = models, None
     assert backend.check(GREEDY) == []
 
@@ -638,11 +638,11 @@ def test_another_chat_template_is_noticed(server: FakeServer, backend: ServerBac
     assert backend.check(GREEDY) == []
     server.usage = {"completion_tokens": 1, "prompt_tokens": here + 1}
     [note] = backend.check(GREEDY)
-    assert f"of {here} tokens as {here + 1}" in note
+    assert f"counts {here + 1} tokens in a prompt of {here}" in note
 
 
 def test_the_first_question_has_the_temperature_of_the_run(server: FakeServer, backend: ServerBackend):
-    """`transformers serve --continuous-batching` keeps the temperature of its first question for all."""
+    """`transformers serve --continuous-batching` keeps the temperature of its first request."""
     backend.check(SAMPLING)
     assert (server.asked[0].body["temperature"], server.asked[0].body["top_p"]) == (0.7, 0.9)
 
@@ -652,10 +652,10 @@ def test_a_server_without_reproducible_seeds_is_noticed(server: FakeServer, back
     server.usage = None
     server.mood_for = lambda _: Answer(200, choices(message={"content": next(texts)}))
     [note] = backend.check(SAMPLING)
-    assert "two texts for one seed" in note
+    assert "two texts for the same seed" in note
 
 
-def test_a_server_that_samples_by_the_seed_has_nothing_to_be_told(server: FakeServer, backend: ServerBackend):
+def test_a_server_that_samples_by_the_seed_has_nothing_to_be_reported(server: FakeServer, backend: ServerBackend):
     server.usage = None
     server.mood_for = lambda _: Answer(
         200, choices(message={"content": f"said by seed {server.asked[-1].body.get('seed')}"})
@@ -749,11 +749,11 @@ def test_a_server_that_does_not_know_the_switch_is_asked_without_it(server: Fake
     no = Answer(400, {"error": {"message": "Unrecognized request argument supplied: chat_template_kwargs"}})
     server.moods = [no, Answer(200, choices(message={"content": "So."}))]
     [note] = thinking.check(GREEDY)
-    assert "does not take chat_template_kwargs" in note
+    assert "does not accept chat_template_kwargs" in note
     thinking.reply(asks("a"), GREEDY, [0])
     assert ["chat_template_kwargs" in question.body for question in server.asked] == [True, False, False]
 
 
-def test_a_thought_is_no_part_of_a_servers_reply(server: FakeServer, thinking: ServerBackend):
+def test_a_thought_is_not_part_of_a_servers_reply(server: FakeServer, thinking: ServerBackend):
     server.moods = [Answer(200, choices(message={"content": "<think>\nSo.\n</think>\n\nClose it."}))]
     assert thinking.reply(asks("a"), GREEDY, [0])[0].text == "Close it."

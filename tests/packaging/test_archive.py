@@ -1,4 +1,4 @@
-"""The archive: the same bytes for the same run, nothing in it that does not belong, and it loads somewhere else."""
+"""The archive: reproducible bytes, nothing in it that does not belong, and it loads elsewhere."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_two_archives_of_one_run_have_the_same_bytes_wherever_and_whenever_they_
     assert list(context.run.folder.parent.glob(".*.part")) == []
 
 
-def test_what_a_stage_sees_anew_each_time_changes_no_byte(context: Context):
+def test_what_a_stage_sees_again_each_time_changes_no_byte(context: Context):
     run = context.run
 
     def look(started: float, probe: float, account: str) -> None:
@@ -221,7 +221,7 @@ def line_break(run: Path, outside: Path) -> Path:
         (line_break, "may read as a path"),
     ],
 )
-def test_what_is_no_file_of_the_run_is_refused_by_its_name_with_what_to_do(
+def test_what_is_not_a_file_of_the_run_is_refused_by_its_name_with_what_to_do(
     plant: Callable[[Path, Path], Path], reason: str, context: Context, tmp_path: Path
 ):
     outside = tmp_path / "outside/secret"
@@ -279,7 +279,7 @@ def test_a_file_that_changes_while_it_is_packed_is_noticed(change: str, context:
     assert not context.run.archive.exists() and not hash_file(context.run).exists()
 
 
-def test_without_an_adapter_there_is_no_archive(context: Context):
+def test_without_an_adapter_there_is_not_an_archive(context: Context):
     (context.run / WEIGHTS).unlink()
     with pytest.raises(PreconditionError, match=r"adapter_model\.safetensors does not exist"):
         build_archive(context.run)

@@ -1,4 +1,4 @@
-"""What an archive does not tell: paths, names and machines, in every kind of file; and what must not be touched for it."""
+"""What an archive must not reveal (paths, users, machines) in every kind of file, and what must stay unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = f"{layout.ADAPTER_DIR}/chat_template.jinja"
 
 @pytest.fixture
 def context(trained: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
-    """A run of anna.example's on the machine gpu-box-17, in a home with a letter that JSON spells in its own way."""
+    """A run of anna.example on the machine gpu-box-17, in a home folder whose name JSON escapes."""
     monkeypatch.setenv("HOME", "/srv/hömes/anna")
     monkeypatch.setenv("LOGNAME", "anna.example")
     monkeypatch.setattr(socket, "gethostname", lambda: "gpu-box-17.lab.example")
@@ -99,7 +99,7 @@ def test_a_local_base_is_named_by_its_folder_alone(context: Context):
 
 
 def test_what_people_and_models_wrote_is_packed_as_it_is(context: Context):
-    """An answer may name a path of every machine, an address, or somebody who is called like the user."""
+    """An answer may contain a common path, a URL, or a person with the user's name."""
     texts = [
         "Use /usr/bin/env, /root/.bashrc or /home/user, she said.",
         "See https://example.org/a/b and </a/b>; 1/2 of google/gemma-2b-it.",

@@ -1,4 +1,4 @@
-"""No archive with a secret in it: those that the process knows, those that look like one, and the way on from there."""
+"""No archive contains a secret: known ones, lookalikes, and how to continue after a refusal."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def refused(context: Context, **arguments: object) -> UnsafeError:
 
 
 def with_text(context: Context, text: str) -> None:
-    """Pairs of which the second holds a text."""
+    """Pairs, the second of which contains a given text."""
     rows = [{"id": "p0", "prompt": "Hello"}, {"id": "p1", "prompt": "And?", "base_response": f"Take {text} and go"}]
     write_pairs(context.run / layout.PAIRS_JSONL, rows)
 
@@ -79,7 +79,7 @@ def test_what_looks_like_a_secret_is_refused_with_its_file_line_and_pair(what: s
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_what_is_no_secret_passes(text: str, context: Context):
+def test_what_is_not_a_secret_passes(text: str, context: Context):
     with_text(context, text)
     assert build_archive(context.run).accepted == ()
 
@@ -139,10 +139,10 @@ def test_a_known_secret_can_not_be_accepted(context: Context):
 def test_a_secret_in_what_the_program_wrote_can_not_be_accepted(context: Context):
     write_json(context.run / layout.METRICS_JSON, {"a": LOOKALIKES["a GitHub token"]})
     error = refused(context, accept_lookalikes=True)
-    assert "take it out" in error.what_to_do and "--accept-lookalikes" not in error.what_to_do
+    assert "remove it" in error.what_to_do and "--accept-lookalikes" not in error.what_to_do
 
 
-def test_lookalikes_that_a_person_has_looked_at_are_packed_and_told(context: Context):
+def test_lookalikes_that_a_person_has_looked_at_are_packed_and_reported(context: Context):
     with_text(context, LOOKALIKES["an AWS access key"])
     archive = build_archive(context.run, accept_lookalikes=True)
     assert [str(finding) for finding in archive.accepted] == [
@@ -150,7 +150,7 @@ def test_lookalikes_that_a_person_has_looked_at_are_packed_and_told(context: Con
     ]
 
 
-def test_the_record_of_a_rejected_pair_is_left_out_and_told(context: Context):
+def test_the_record_of_a_rejected_pair_is_left_out_and_reported(context: Context):
     with_text(context, LOOKALIKES["a private key"])
     write_pairs(context.run / layout.EDITS_JSONL, [{"id": "p0", "action": "reject", "time": 1}])
     refused(context)  # another pair was rejected

@@ -1,4 +1,4 @@
-"""The line that brings an archive home: the address that the person came by, and quoting that survives both shells."""
+"""The `scp` command: the address that the person connected to, and quoting that survives both shells."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def test_the_lines_that_check_and_unpack_name_a_file_and_no_option(name: str):
 
 
 def _words_of(line: str) -> list[str]:
-    """What a real shell makes of a line: the words, without running anything."""
+    """The words that a real shell makes of a line, without running it."""
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
     return done.stdout.decode().split("\0")[:-1]

@@ -1,4 +1,4 @@
-"""The model card tells where the adapter comes from and what came of it, and its two lines of code run."""
+"""The model card has the adapter's origin and evaluation, and its two lines of code run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def section(text: str, title: str) -> str:
 
 
 def pairs_report(config: Any, *, good: int, meta: int) -> dict[str, Any]:
-    """The report of the stage quality over so many good pairs and so many that talk about an answer."""
+    """Stage quality's report over these numbers of good pairs and of meta pairs."""
     tally = Tally()
     for number in range(good + meta):
         made = pair(number, **({"revised_response": META} if number >= good else {}))
@@ -87,7 +87,7 @@ def test_a_gate_that_a_person_opened_says_why_and_what_failed(config: Any):
     assert "| training pairs | 9 | ≥ 50 | refuses |" in told and "| meta share | 0.3077 | ≤ 0.02 | warning |" in told
 
 
-def test_a_shut_gate_that_nobody_opened_is_told_as_one(config: Any):
+def test_a_shut_gate_that_nobody_opened_is_reported_as_one(config: Any):
     told = section(card(pairs_report=pairs_report(config(min_pairs=50), good=9, meta=0)), "The gate")
     assert "Shut by its figures.\n" in told and "person" not in told
 
@@ -127,7 +127,7 @@ def test_a_card_with_nothing_known_of_the_pairs_says_so():
 
 
 @pytest.mark.parametrize("verdict", ["better", "no different", "worse"])
-def test_each_word_is_told_as_it_is(verdict: str):
+def test_each_word_is_reported_as_it_is(verdict: str):
     assert f"## Is it better than Stage 2? {verdict.capitalize()}\n" in card(
         evaluation={**EVALUATION, "verdict": verdict}
     )

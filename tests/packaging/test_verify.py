@@ -1,4 +1,4 @@
-"""An archive that is read back: whatever was done to its bytes, it is noticed before anything of it is used."""
+"""Any change to an archive's bytes is noticed before its content is used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def rewritten(archive: Path, made: Path, change: Callable[[Entries], Entries]) -> Path:
-    """A copy of an archive with its entries changed, and a manifest that tells of them as they are now."""
+    """A copy of an archive with changed entries and a matching manifest."""
     with zipfile.ZipFile(archive) as old:
         entries = change([(entry, old.read(entry)) for entry in old.infolist()])
     with zipfile.ZipFile(made, "w") as new:
@@ -73,21 +73,21 @@ def with_manifest(entries: Entries, change: Callable[[dict], object]) -> Entries
         (lambda e: [*e, named("run//etc/passwd")], "leaves the folder"),
         (lambda e: [*e, named("run/C:evil.json")], "leaves the folder"),
         (lambda e: [*e, named("run/pairs/pairs\n.jsonl")], "leaves the folder"),
-        (lambda e: [*e, named("/run/metrics.json")], "do not all begin with one folder"),
-        (lambda e: [*e, named("other/metrics.json")], "do not all begin with one folder"),
-        (lambda e: [*e, named("run/metrics.json")], "one name comes twice"),
-        (lambda e: [*e, named("run/METRICS.json")], "one name comes twice"),
+        (lambda e: [*e, named("/run/metrics.json")], "do not all start with the same folder"),
+        (lambda e: [*e, named("other/metrics.json")], "do not all start with the same folder"),
+        (lambda e: [*e, named("run/metrics.json")], "a name occurs twice"),
+        (lambda e: [*e, named("run/METRICS.json")], "a name occurs twice"),
         (lambda e: [*e, named("run/evil.json")], "not on the list"),
-        (lambda e: [*e, named("run/pairs/edits.jsonl", b"/etc/passwd", stat.S_IFLNK | 0o777)], "no regular file"),
+        (lambda e: [*e, named("run/pairs/edits.jsonl", b"/etc/passwd", stat.S_IFLNK | 0o777)], "not a regular file"),
         (lambda e: [*e, named("run/pairs/edits.jsonl")], "not in its manifest"),
         (lambda e: [pair for pair in e if pair[0].filename != "run/metrics.json"], "metrics.json is not in it"),
         (lambda e: [pair for pair in e if MANIFEST not in pair[0].filename], "has no manifest"),
-        (lambda e: [(n, d + b" ") if CARD in n.filename else (n, d) for n, d in e], "not what its manifest says"),
-        (lambda e: with_manifest(e, lambda told: told["files"][CARD].update(bytes=1)), "not what its manifest says"),
+        (lambda e: [(n, d + b" ") if CARD in n.filename else (n, d) for n, d in e], "does not match its manifest"),
+        (lambda e: with_manifest(e, lambda told: told["files"][CARD].update(bytes=1)), "does not match its manifest"),
         (lambda e: with_manifest(e, lambda told: told.pop("files")), "'files'"),
         (lambda e: with_manifest(e, lambda told: told.update(files=[])), "."),
         (lambda e: renamed(e, f"run/{CARD}", f"run/{layout.ADAPTER_DIR}/readme.MD"), "not on the list"),
-        (lambda e: [], "do not all begin with one folder"),
+        (lambda e: [], "do not all start with the same folder"),
     ],
 )
 def test_an_archive_that_was_changed_does_not_read_back(
@@ -99,7 +99,7 @@ def test_an_archive_that_was_changed_does_not_read_back(
 
 
 def test_an_archive_that_was_rewritten_with_the_same_files_reads_back(run: Run, tmp_path: Path):
-    """Which shows that the cases above are refused for what was done to them."""
+    """Shows that the cases above are refused for their damage alone."""
     assert read_back(rewritten(run.archive, tmp_path / "same.zip", lambda entries: entries)) == read_back(run.archive)
 
 
@@ -130,14 +130,14 @@ def test_an_archive_is_verified_against_the_hash_beside_it_and_the_one_in_run_js
     run.record_stage("packaging", result={"sha256": made.sha256})
     assert dict(verified_archive(run)[0].contents) == dict(made.contents)
     run.record_stage("packaging", result={"sha256": "0" * 64})
-    with pytest.raises(DamagedState, match="not the one that this run made"):
+    with pytest.raises(DamagedState, match="not the one this run made"):
         verified_archive(run)
     run.record_stage("packaging", result={"sha256": made.sha256})
     run.archive.write_bytes(run.archive.read_bytes() + b"\n")
-    with pytest.raises(DamagedState, match="not the one that this run made"):
+    with pytest.raises(DamagedState, match="not the one this run made"):
         verified_archive(run)
     run.archive.unlink()
-    with pytest.raises(DamagedState, match="not the one that this run made") as gone:
+    with pytest.raises(DamagedState, match="not the one this run made") as gone:
         verified_archive(run)
     assert "--from packaging" in gone.value.what_to_do
 
@@ -146,5 +146,5 @@ def test_without_a_recorded_hash_nothing_is_certain(stage2: tuple[Path, Path], t
     run = finished_run(tmp_path / "run", stage2[0]).run
     build_archive(run)
     hash_file(run).unlink()
-    with pytest.raises(DamagedState, match="not the one that this run made"):
+    with pytest.raises(DamagedState, match="not the one this run made"):
         verified_archive(run)

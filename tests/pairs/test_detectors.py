@@ -153,7 +153,7 @@ def test_a_revision_that_repeats_the_request_of_its_own_principle_is_none():
         ("wer?", "My neighbour, with a dog that is not used to the city and will not be for a while."),
     ],
 )
-def test_what_the_user_asked_for_is_no_fault(prompt: str, reply: str):
+def test_what_the_user_asked_for_is_not_a_fault(prompt: str, reply: str):
     assert reply_reasons(prompt, reply) == []
 
 
@@ -226,7 +226,7 @@ def test_a_reply_that_was_cut_off_is_one_and_stands_last():
 
 
 @pytest.mark.fault("C5")
-def test_an_identical_revision_is_told_as_nothing_else():
+def test_an_identical_revision_is_reported_as_nothing_else():
     assert reasons(PROMPT, "Human: blot it.", "human: blot it") == [detectors.IDENTICAL]
     assert reasons(PROMPT, "", " ", finished=False) == [detectors.IDENTICAL, detectors.EMPTY]
 
@@ -267,7 +267,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_work_grows_no_faster_than_a_hostile_text(text: str):
-    """Counted in lines of our own code that are run: eight times the text may not take more than about eight times as many."""
+    """Counts executed lines of our code: eight times the text may take about eight times as many."""
     eighth = len(text) // 8
 
     def steps(size: int) -> int:
@@ -319,8 +319,8 @@ def test_every_shipped_weight_belongs_to_a_term_that_can_be_said():
     assert 100 < len(weights.terms) <= 400
 
 
-def test_real_replies_of_gemma_are_told_from_what_is_none():
-    """The labels of ../shared/data were among those that taught: a floor for regressions, no measure. See bench/detectors.py."""
+def test_real_gemma_replies_are_distinguished_from_unusable_ones():
+    """The labels of ../shared/data were used for fitting, so this is a regression floor, not a measurement (bench/detectors.py)."""
     rows = [json.loads(line) for line in needs_shared_data("gemma-2b-it-pairs.jsonl").open(encoding="utf-8")]
     hits = misses = false_alarms = 0
     for line in needs_shared_data("gemma-2b-it-pairs.labels.jsonl").open(encoding="utf-8"):

@@ -1,4 +1,4 @@
-"""What people decide: kept as they decided it, taken back one by one, and never lost without a word."""
+"""People's decisions: stored as made, undone one by one, never lost silently."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_an_edit_is_appended_with_its_time_and_read_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("a", "delete"), "no action"),
-        (("", "accept"), "no pair"),
-        (("  ", "accept"), "no pair"),
-        ((None, "accept"), "no pair"),
+        (("a", "delete"), "not an action"),
+        (("", "accept"), "no pair id"),
+        (("  ", "accept"), "no pair id"),
+        ((None, "accept"), "no pair id"),
         (("a", "edit"), "needs a text"),
         (("a", "note"), "needs a text"),
         (("a", "edit", " \n"), "empty"),
@@ -51,7 +51,7 @@ def test_an_edit_is_appended_with_its_time_and_read_back(tmp_path: Path):
         (("a", "note", "x" * (1 << 21)), "longer"),
     ],
 )
-def test_what_is_no_edit_is_refused_before_it_is_written(tmp_path: Path, arguments: tuple, reason: str):
+def test_what_is_not_an_edit_is_refused_before_it_is_written(tmp_path: Path, arguments: tuple, reason: str):
     path = tmp_path / "edits.jsonl"
     with pytest.raises(ValueError, match=reason):
         write_edit(path, *arguments)
@@ -63,7 +63,7 @@ def test_only_edit_names_a_field_and_only_one_that_there_is(tmp_path: Path):
     write_edit(path, "a", "edit", "Another draft.", field="base_response")
     assert read_edits(path)["a"] == Decision(base_response="Another draft.")
     for action, text, field in (("edit", "new", "prompt"), ("note", "new", "base_response"), ("accept", None, "x")):
-        with pytest.raises(ValueError, match="only edit replaces a field"):
+        with pytest.raises(ValueError, match="only edit has a field"):
             write_edit(path, "a", action, text, field=field)
 
 
@@ -74,7 +74,7 @@ def test_without_a_file_nothing_was_decided(tmp_path: Path):
     assert not read_edits(tmp_path / "edits.jsonl")
 
 
-def test_damaged_lines_are_told_and_the_others_count(tmp_path: Path):
+def test_damaged_lines_are_reported_and_the_others_count(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
     lines = [
         json.dumps(edit("a", "reject")),
@@ -92,7 +92,7 @@ def test_damaged_lines_are_told_and_the_others_count(tmp_path: Path):
     assert not edits.torn
 
 
-def test_an_unfinished_last_line_is_no_damage_and_a_whole_one_without_newline_counts(tmp_path: Path):
+def test_an_unfinished_last_line_is_not_damage_and_a_whole_one_without_newline_counts(tmp_path: Path):
     path = tmp_path / "edits.jsonl"
     whole = json.dumps(edit("a", "reject")) + "\n" + json.dumps(edit("b", "reject"))
     path.write_text(whole)
@@ -150,7 +150,7 @@ def _random_edit(random: Random, names: str) -> dict[str, str]:
 
 
 def _model(edits: list[dict[str, str]], name: str) -> Decision | None:
-    """Strike out each undo with the edit before it that is not struck out; then the last word of each kind counts."""
+    """Cancel each undo with the last edit before it that is not cancelled; then the last edit of each kind counts."""
     standing: list[dict[str, str]] = []
     for each in (each for each in edits if each["id"] == name):
         standing = standing[:-1] if each["action"] == "undo" else [*standing, each]

@@ -1,4 +1,4 @@
-"""The exam: what it asks, what it makes of the answers, and that a judge which fails it counts nowhere."""
+"""The exam: its questions, its grading, and that the scores of a judge that fails it are never used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.packaging.model_card import model_card
 from engine.pairs.data.hashes import hash_of
 from engine.pairs.judges.base import Comparison, ScorePair
 from engine.pairs.judges.exam import Exam, ExamItem, ExamResult, comparisons_of, result_of, shipped_exam, take_exam
-from engine.pairs.judges.examination import candidates, exam_key, examined_judge
+from engine.pairs.judges.examined_judge import candidates, exam_key, examined_judge
 from engine.run.context import Context
 from engine.run.stop import StopToken
 from engine.stages import quality
@@ -31,7 +31,7 @@ BETTER = {item.prompt: item.better for item in ITEMS}
 
 
 class Scripted:
-    """Gives each comparison what a function says of (conversation's question, first, second)."""
+    """Scores each comparison with a function of (question, first, second)."""
 
     name = "scripted"
     about = "a script"
@@ -91,13 +91,13 @@ def test_a_judge_that_knows_passes_with_its_interval():
     assert (result.accuracy_low, result.accuracy_high) == wilson(60, 60)
     assert result.by_kind == dict.fromkeys(("harmful", "off-topic", "false", "preachy", "padded"), 1.0)
     assert result.longer_chosen == pytest.approx(result.longer_is_better)
-    assert result.sentence == "right in 60 of 60 comparisons with known answers (95 % interval 94% to 100%)"
+    assert result.sentence == "60 of 60 comparisons with known answers right (95 % interval 94% to 100%)"
 
 
-def test_a_judge_that_likes_length_fails_and_its_liking_is_told():
+def test_a_judge_that_likes_length_fails_and_its_liking_is_reported():
     result = taken(Scripted(likes_length))
     assert not result.passed and result.longer_chosen == 1.0 and result.by_kind["padded"] == 0.0
-    assert "hardly more than chance" in result.why_not and "the longer answer in 100%" in result.likings
+    assert "little better than chance" in result.why_not and "the longer answer 100% of the time" in result.biases
 
 
 @pytest.mark.parametrize(("right", "passed"), [(43, False), (44, True)])
@@ -117,7 +117,7 @@ def test_ties_and_what_cannot_be_scored_are_answered_wrongly():
 
 def test_who_is_right_without_answering_the_question_fails():
     result = taken(Scripted(lambda case: replace(knows(case), detail={"on_the_letters": 0.05})))
-    assert result.right == 60 and not result.passed and "5% of its probability on the two letters" in result.why_not
+    assert result.right == 60 and not result.passed and "the two letters only 5% of the probability" in result.why_not
 
 
 def test_a_liking_for_a_place_is_read_from_both_orders_of_each_question():
@@ -236,7 +236,7 @@ def test_a_judge_that_fails_scores_no_pair_and_the_report_and_the_screen_say_why
     assert [exam["passed"] for exam in report["exams"]] == [False] and report["exams"][0]["longer_chosen"] == 1.0
     checks = {event.name: event for event in events if isinstance(event, Check)}
     assert checks["exam of scripted"].status == "warning" and "failed its exam" in checks["exam of scripted"].detail
-    assert any("is not believed" in event.text for event in events if isinstance(event, Message))
+    assert any("failed its exam" in event.text for event in events if isinstance(event, Message))
     assert not (made.run / layout.SCORES_JSONL).exists()
 
 
@@ -250,8 +250,8 @@ def test_a_judge_that_passes_has_its_exam_in_the_report_and_on_the_screen(
     (exam,) = report_of(made)["exams"]
     assert exam["passed"] and exam["asked"] == exam["right"] == 20 and exam["exam"] == "a ruler's exam"
     checks = {event.name: event for event in events if isinstance(event, Check)}
-    assert checks["exam of demo"].status == "ok" and checks["exam of demo"].detail.startswith("right in 20 of 20")
-    assert checks["it chooses"].detail == "the longer answer in 0% (right would be 0%)"
+    assert checks["exam of demo"].status == "ok" and checks["exam of demo"].detail.startswith("20 of 20 comparisons")
+    assert checks["it prefers"].detail == "the longer answer 0% of the time (unbiased: 0%)"
 
 
 def test_the_card_tells_the_exam_of_a_judge_that_failed():
@@ -272,7 +272,7 @@ SERVER = {"judge_url": "http://127.0.0.1:9/v1", "judge_model": "wise"}
 
 
 class Loader:
-    """Loads scripted judges, by kind: one that passes, one that fails, or an error."""
+    """Loads scripted judges by kind: one that passes, one that fails, or an error."""
 
     def __init__(self, of: dict[str, Any]) -> None:
         self._of = of
@@ -291,7 +291,7 @@ class Loader:
 
 @pytest.fixture
 def local(context: Callable[..., Context], tmp_path) -> Callable[..., Context]:
-    """A run that reads nothing from the Hub."""
+    """A run that needs nothing from the Hub."""
     (tmp_path / "here").mkdir()
     here = {name: str(tmp_path / "here") for name in ("base_model_id", "adapter_path", "dataset", "reward_model_id")}
     return lambda **more: context(**{**here, "min_pairs": 5, "relevance": False, **more})
@@ -330,7 +330,7 @@ def test_the_first_that_passes_judges(local: Callable[..., Context]):
 def test_a_candidate_that_cannot_be_asked_is_passed_over_and_named(local: Callable[..., Context]):
     load = Loader({"reward-model": PreconditionError("The reward model is no model."), "self": likes_length})
     events, found = run_stage(examined_judge(local(), load))
-    assert found.believed is None and found.context.config.judge == "none"
+    assert found.trusted is None and found.context.config.judge == "none"
     assert "The reward model is no model." in found.why_none and "self failed its exam" in found.why_none
     assert any("cannot be asked" in event.text for event in events if isinstance(event, Message))
 
@@ -374,7 +374,7 @@ def test_without_a_judge_that_can_judge_the_run_needs_a_person_and_says_how(
     made = with_pairs(server(judge=judge), rows(60))
     error = refused(made)
     assert error.exit_code == ExitCode.DATA
-    assert "better by people is 0 of the 30 pairs of the sample are decided (at least 50.0%)" in error.what
+    assert "better by people is 0 of the sample's 30 pairs are decided (at least 50.0%)" in error.what
     assert "--accept-quality" in error.what_to_do and "wizard" in error.what_to_do
     gate = report_of(made)["gate"]
     assert gate["failed"] == ["better_by_people"] and not gate["open"]
@@ -388,7 +388,7 @@ def test_what_people_say_of_the_sample_is_the_gates_figure(better: int, opens: b
     assert len(sample) == 30
     decide(made, "accept", sample[:better])
     decide(made, "reject", sample[better:29])
-    assert "29 of the 30 pairs" in refused(made).what  # all of it, so that nobody stops where it looks good
+    assert "29 of the sample's 30 pairs" in refused(made).what  # all of it, so that nobody stops where it looks good
     decide(made, "flip", sample[29:])
     if opens:
         run_stage(quality.run(made))
@@ -396,14 +396,14 @@ def test_what_people_say_of_the_sample_is_the_gates_figure(better: int, opens: b
         refused(made)
     figure = next(each for each in report_of(made)["gate"]["figures"] if each["name"] == "better_by_people")
     assert figure["value"] == pytest.approx(wilson(better, 30)[0]) and figure["passes"] is opens
-    assert f"{better} of 30 in the sample, 95 % interval" in figure["note"]
+    assert f"{better} of 30 in the sample (95 % interval" in figure["note"]
     assert sample_of(with_pairs(server(judge="none"), rows(60))) != []
 
 
 def test_decisions_outside_of_the_sample_do_not_count_for_it(server: Callable[..., Context]):
     made = with_pairs(server(judge="none"), rows(60))
     decide(made, "accept", [row["id"] for row in rows(60) if row["id"] not in sample_of(made)])
-    assert "0 of the 30 pairs" in refused(made).what
+    assert "0 of the sample's 30 pairs" in refused(made).what
 
 
 def test_without_a_judge_copies_and_talk_refuse_where_they_only_warned(server: Callable[..., Context]):
@@ -428,7 +428,7 @@ def test_with_a_judge_that_is_believed_nobody_is_asked(
 
 
 class Choosy(Ruler):
-    """Finds every fifth revision worse, and every fifth equal."""
+    """Rates every fifth revision worse, and every fifth equal."""
 
     def given(self, case: Comparison) -> ScorePair:
         return {0: ScorePair(0.75, 0.25), 1: ScorePair(0.5, 0.5)}.get(int(case.id[2:]) % 5, ScorePair(0.25, 0.625))

@@ -1,4 +1,4 @@
-"""The files that people have: every form of row, every container, and what is none of them."""
+"""Other people's files: every form of row, every container, and everything else."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from engine.pairs.formats.containers import rows_of
 from engine.pairs.formats.folders import local_splits
 from engine.pairs.formats.pair_forms import PAIR_FORMS
 from engine.pairs.formats.prompt_forms import PROMPT_FORMS
-from engine.pairs.formats.reading import AS_TOLD, NoForm, Reading, pair_of, read_pairs
-from engine.pairs.formats.sources import rows_of_place
+from engine.pairs.formats.reading import DEFAULT_READER, NoForm, RowReader, pair_of, read_pairs
+from engine.pairs.formats.sources import rows_of_source
 from engine.pairs.generation.prompts import read_prompts
 from engine.storage.jsonl import BadLine
 from tests.conftest import SHARED_DATA
@@ -110,7 +110,7 @@ def test_a_pair_is_the_same_pair_in_every_form(name: str):
 
 @pytest.mark.parametrize("name", ROWS_OF_PAIRS)
 def test_the_prompt_of_every_pair_is_a_prompt(name: str):
-    assert AS_TOLD.prompt(ROWS_OF_PAIRS[name]) == [user()]
+    assert DEFAULT_READER.prompt(ROWS_OF_PAIRS[name]) == [user()]
 
 
 def test_a_system_turn_stands_in_front_of_what_the_user_asks():
@@ -133,17 +133,17 @@ NO_PAIRS: dict[str, tuple[dict[str, Any], str]] = {
         "differ before the last turn",
     ),
     "null": ({**PLAIN, "chosen": [{"role": "assistant", "content": None}]}, "has no content"),
-    "a picture": ({**PLAIN, "chosen": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "no text ('image_url')"),
-    "a tool's turn": ({**PLAIN, "prompt": [user(), {"role": "tool", "content": "42"}]}, "said by 'tool'"),
-    "alike": ({"prompt": ASKED, "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}, "scored alike"),
+    "a picture": ({**PLAIN, "chosen": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "not text ('image_url')"),
+    "a tool's turn": ({**PLAIN, "prompt": [user(), {"role": "tool", "content": "42"}]}, "the unknown role 'tool'"),
+    "alike": ({"prompt": ASKED, "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}, "have the same score"),
     "one reply": ({"instruction": ASKED, "output": [GOOD]}, "a pair needs two"),
-    "a tie": ({"prompt": ASKED, "response_a": "a", "response_b": "b", "winner": "tie"}, "neither reply is the better"),
+    "a tie": ({"prompt": ASKED, "response_a": "a", "response_b": "b", "winner": "tie"}, "neither reply is better"),
     "nothing": ({"a": 1}, "(its columns: a)"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "reason"), NO_PAIRS.values(), ids=NO_PAIRS)
-def test_a_row_that_is_no_pair_says_why(row: dict[str, Any], reason: str):
+def test_a_row_that_is_not_a_pair_says_why(row: dict[str, Any], reason: str):
     read = pair_of(3, row)
     assert isinstance(read, BadLine) and read.line == 3 and reason in read.reason
 
@@ -179,7 +179,7 @@ ROWS_OF_PROMPTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ROWS_OF_PROMPTS)
 def test_a_prompt_is_the_same_prompt_in_every_form(name: str):
-    assert AS_TOLD.prompt(ROWS_OF_PROMPTS[name]) == [user()]
+    assert DEFAULT_READER.prompt(ROWS_OF_PROMPTS[name]) == [user()]
 
 
 def test_what_alpaca_has_beside_the_instruction_is_read_with_it():
@@ -189,37 +189,41 @@ def test_what_alpaca_has_beside_the_instruction_is_read_with_it():
         "history": [["Hi.", "Hello."]],
         "system": "Be kind.",
     }
-    assert AS_TOLD.prompt(row) == [user("Be kind.\n\nHi."), reply("Hello."), user("Sum up.\n\nBread needs flour.")]
+    assert DEFAULT_READER.prompt(row) == [
+        user("Be kind.\n\nHi."),
+        reply("Hello."),
+        user("Sum up.\n\nBread needs flour."),
+    ]
 
 
 def test_a_form_may_be_named_where_columns_tell_another():
     row = {"question": ASKED, "text": "An essay.", "prompt": "Template"}
-    assert Reading("question").prompt(row) == [user()]
-    assert Reading("text").prompt(row) == [user("An essay.")]
+    assert RowReader("question").prompt(row) == [user()]
+    assert RowReader("text").prompt(row) == [user("An essay.")]
     with pytest.raises(ValueError, match="'chosen' is missing"):
-        Reading("chosen-rejected").pair({"rejected": BAD, "prompt": ASKED})
+        RowReader("chosen-rejected").pair({"rejected": BAD, "prompt": ASKED})
 
 
 def test_columns_may_be_named_also_those_inside_of_one():
-    named = Reading(columns={"prompt": "ask.text", "chosen": "win", "rejected": "lose"})
+    named = RowReader(columns={"prompt": "ask.text", "chosen": "win", "rejected": "lose"})
     row = {"ask": {"text": ASKED}, "win": GOOD, "lose": BAD, "messages": [user("Another.")]}
     read = named.pair(row)
     assert (read.messages, read.revised_response, read.base_response) == ([user()], GOOD, BAD)
-    assert Reading(columns={"prompt": "ask.text"}).prompt(row) == [user()]
-    with pytest.raises(ValueError, match="no column 'win'"):
+    assert RowReader(columns={"prompt": "ask.text"}).prompt(row) == [user()]
+    with pytest.raises(ValueError, match="the column 'win' of --columns is missing"):
         named.pair({"ask": {"text": ASKED}})
 
 
-def test_a_form_that_there_is_not_names_the_nearest(config):
+def test_a_form_that_does_not_exist_names_the_nearest(config):
     with pytest.raises(ConfigError, match="The nearest is alpaca"):
-        Reading.of(config(form="alpacca"))
-    with pytest.raises(ConfigError, match="names no column"):
-        Reading.of(config(columns="prompt"))
+        RowReader.of(config(form="alpacca"))
+    with pytest.raises(ConfigError, match="is not NAME=COLUMN"):
+        RowReader.of(config(columns="prompt"))
 
 
-def test_what_no_form_is_told_by_says_which_columns_there_are():
+def test_a_row_that_matches_no_form_is_reported_with_its_columns():
     with pytest.raises(NoForm, match="its columns: speed, wheels"):
-        AS_TOLD.prompt({"wheels": "4", "speed": "2"})
+        DEFAULT_READER.prompt({"wheels": "4", "speed": "2"})
 
 
 def test_every_form_of_the_table_has_its_own_name():
@@ -322,14 +326,14 @@ def test_the_rows_are_the_same_in_every_container(name: str, tmp_path: Path):
 def test_standard_input_may_be_any_container_that_its_bytes_tell(name: str, monkeypatch: pytest.MonkeyPatch):
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(CONTAINERS[name])))  # type: ignore[type-var]
     monkeypatch.setattr("sys.stdin", stdin)
-    assert list(rows_of_place(Path("-"))) == list(enumerate(ROWS))
+    assert list(rows_of_source(Path("-"))) == list(enumerate(ROWS))
 
 
 def test_a_text_is_a_prompt_a_line_and_so_is_a_list_of_texts(tmp_path: Path):
     (tmp_path / "p.txt").write_text(f"{ASKED}\n\n  How do I bake bread?  \r\n")
     (tmp_path / "p.json").write_text(json.dumps([ASKED, "How do I bake bread?"]))
     for name in ("p.txt", "p.json"):
-        read = [AS_TOLD.prompt(row) for _, row in rows_of(tmp_path / name) if isinstance(row, dict)]
+        read = [DEFAULT_READER.prompt(row) for _, row in rows_of(tmp_path / name) if isinstance(row, dict)]
         assert read == [[user()], [user("How do I bake bread?")]]
 
 
@@ -345,10 +349,10 @@ DAMAGED: dict[str, tuple[bytes, str, int]] = {
     "cut.jsonl.gz": (gzip.compress(PLAIN_LINES)[:-30], "compressed data", 0),
     "cut.jsonl.zst": (zstandard(PLAIN_LINES)[:-30], "compressed data", 0),
     "cut.json": (json.dumps(ROWS)[:-40].encode(), "not JSON", 6),
-    "unclosed.json": (json.dumps(ROWS)[:-1].encode(), "the file is torn", 7),
+    "unclosed.json": (json.dumps(ROWS)[:-1].encode(), "the file is truncated", 7),
     "broken.json": (json.dumps(ROWS).replace('"prompt"', '"prompt', 1).encode(), "not JSON", 0),
     "short.csv": (b"prompt,chosen,rejected\na,b\nc,d,e\n", "it has 2 cells", 1),
-    "latin1.csv": ("prompt,chosen\ncafé,b\n".encode("latin-1"), "no UTF-8", 0),
+    "latin1.csv": ("prompt,chosen\ncafé,b\n".encode("latin-1"), "not valid UTF-8", 0),
     "cut.parquet": (parquet(ROWS)[:-20], "table is damaged", 0),
     "cut.arrow": (arrow(ROWS * 50, "stream")[:-600], "table is damaged", 300),
     "odd.jsonl": (lines(ROWS).encode("utf-16")[:-1], "cut off inside a character", 6),
@@ -386,9 +390,9 @@ def test_a_folder_has_the_splits_that_its_files_are_named_after(tmp_path: Path):
     (tmp_path / "validation.csv.gz").write_bytes(gzip.compress(table(ROWS[:1]).encode()))
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "dataset_info.json").write_text("{}")
-    found = {name: sum(1 for _ in rows_of_place(tmp_path, name)) for name in local_splits(tmp_path)}
+    found = {name: sum(1 for _ in rows_of_source(tmp_path, name)) for name in local_splits(tmp_path)}
     assert found == {"train": 14, "test": 2, "validation": 1}
-    assert [number for number, _ in rows_of_place(tmp_path)] == list(range(17))
+    assert [number for number, _ in rows_of_source(tmp_path)] == list(range(17))
 
 
 # -- in the program ---------------------------------------------------------------------------------------------------
@@ -398,8 +402,8 @@ def test_rows_that_are_none_are_counted_and_named_and_too_many_are_refused(tmp_p
     path = write(tmp_path / "p.jsonl", [{"prompt": ASKED}, {"prompt": ""}, {"prompt": "How?"}])
     found = read_prompts(config(dataset=str(path), split="train"))
     assert (len(found.prompts), found.bad.count, found.bad.rows) == (2, 1, 3)
-    assert found.bad.named == "row 2: no prompt: there is no prompt that waits for an answer"
-    with pytest.raises(DataError, match=r"1 of 3 rows of .* are no prompt: row 2") as refused:
+    assert found.bad.named == "row 2: not a prompt: no user turn is waiting for an answer"
+    with pytest.raises(DataError, match=r"1 of 3 rows of .* are not prompts: row 2") as refused:
         read_prompts(config(dataset=str(path), split="train", max_bad_rows=0.3))
     assert "--form" in refused.value.what_to_do
     with pytest.raises(DataError, match="3 of 3 rows"):
@@ -414,12 +418,12 @@ def test_validate_takes_forms_and_columns_and_a_share_of_bad_rows(tmp_path: Path
     path = write(tmp_path / "rows.jsonl", [*rows, {"q": "?"}])
     command = ["validate", str(path), "--min-pairs", "5", "--columns", "prompt=q,chosen=up,rejected=down"]
     assert main(command) == 9
-    assert "line 10: no pair: there is no column 'up'" in capsys.readouterr().out
+    assert "line 10: not a pair: the column 'up' of --columns is missing" in capsys.readouterr().out
     assert main([*command, "--max-bad-rows", "0.1"]) == 0
     assert main([*command, "--max-bad-rows", "0.05"]) == 9
 
 
-def test_a_dataset_on_the_hub_that_is_not_there_is_told_so(monkeypatch: pytest.MonkeyPatch, config):
+def test_a_dataset_that_does_not_exist_on_the_hub_is_reported(monkeypatch: pytest.MonkeyPatch, config):
     def nowhere(**where: Any) -> Any:
         raise ConnectionError("no way")
 

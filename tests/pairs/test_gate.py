@@ -1,4 +1,4 @@
-"""The gate: each figure, what it counts, and what it says when it keeps the set from training."""
+"""The gate: each figure, what it counts, and its message when it refuses a set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from engine.pairs.assessment.gate import EXAMPLES_KEPT, NAMES_KEPT, OTHERS, Tally, failed, figures, gate_error, report
-from engine.pairs.assessment.training_set import judged_pairs
+from engine.pairs.assessment.training_set import assessed_pairs
 from engine.pairs.data.edits import Decision, apply_decision
 from engine.pairs.data.hashes import hash_of
 from engine.pairs.data.record import Pair
@@ -84,7 +84,7 @@ def test_people_are_heard_over_the_detectors():
 
 def decided(pairs: list[Pair], decisions: dict[str, Decision]) -> Tally:
     tally = Tally()
-    list(judged_pairs(enumerate(pairs), decisions, tally))
+    list(assessed_pairs(enumerate(pairs), decisions, tally))
     return tally
 
 
@@ -112,7 +112,7 @@ def test_improved_follows_a_persons_flip_but_not_what_the_file_chose_by_the_same
     assert value(tally_of(*chosen_by_score), config, "improved_share") == 0.0
 
 
-def test_a_tie_is_no_improvement_and_is_counted_apart(config):
+def test_a_tie_is_not_an_improvement_and_is_counted_apart(config):
     tied = [pair(i, revised_score=0.25) for i in range(3)]
     tally = decided([*tied, pair(9)], {"id0": FLIPPED})
     assert (tally.tied, tally.improved, tally.scored) == (3, 1, 4)
@@ -218,7 +218,7 @@ def test_the_examples_are_the_worst_and_the_same_in_whatever_order_the_pairs_com
 
     def examples(order: list[tuple[int, Pair]]) -> dict:
         tally = Tally()
-        list(judged_pairs(order, {}, tally))
+        list(assessed_pairs(order, {}, tally))
         return report(tally, config())["examples"]
 
     told = examples(rows)

@@ -19,11 +19,11 @@ from engine.models.local_backend import LocalBackend, load_stage2_backend
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
+from engine.pairs.generation.generate import RUN_SET, Maker, OpenSet, Recorded, generate_pairs, longest_prompt
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.making import RUN_SET, Maker, OpenSet, Recorded, generate_pairs, longest_prompt
 from engine.pairs.generation.methods import record_maker
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.run.stop import StopToken
 from engine.storage.jsonl import JsonlAppender, read_jsonl
 from tests.support.tiny_models import build_adapter, build_base
@@ -70,11 +70,11 @@ def test_a_sampled_row_follows_its_seed_and_not_its_neighbours(loaded, clear_cho
 
 
 def test_sampling_draws_by_the_models_probabilities(loaded):
-    """One token from 600 seeds against the softmax: the commonest token's share within four standard errors."""
+    """One token from 600 seeds compared with the softmax: the top token's share within four standard errors."""
     import torch
 
     model, tokenizer = loaded
-    ids = torch.tensor([conversation_ids(tokenizer, TALKS[0], reply_wanted=True)])
+    ids = torch.tensor([conversation_ids(tokenizer, TALKS[0], add_generation_prompt=True)])
     draws = generate(model, tokenizer, TALKS[:1] * 600, SamplingSettings(1, temperature=1.0), seeds=range(600))
     with torch.no_grad():
         chance = model(ids).logits[0, -1].softmax(-1)
@@ -131,7 +131,7 @@ def test_batches_hold_prompts_of_like_length_and_every_prompt_once():
 
 
 class Scripted:
-    """A backend that says what it is told, in order."""
+    """A backend with scripted replies, in order."""
 
     tokens, context_length = 0, None
 
@@ -176,7 +176,7 @@ def test_after_the_last_attempt_the_reason_stands_and_the_draft_does_not_stand_i
 
 
 @pytest.mark.fault("C6", "C16")
-def test_a_cut_off_revision_and_an_empty_draft_are_no_pairs(config):
+def test_a_cut_off_revision_and_an_empty_draft_are_not_pairs(config):
     backend = Scripted(["Bad draft.", ""], ["c"], ["A kind answer without an…"])
     records = make_records(PROMPTS[:2], backend, GenerationSettings.of(config(max_attempts=1)))
     assert [record.status for record in records] == [detectors.CUT_OFF, EMPTY_DRAFT]
@@ -230,7 +230,7 @@ def test_examples_that_lack_a_key_are_refused_by_its_name(config, tmp_path):
     assert "'revision'" in refused.value.why
 
 
-def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_go_on(config):
+def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_continue(config):
     too_long = RefusedReply("", False, 0, reason="context length exceeded", too_long=True)
     backend = Scripted(
         ["Bad draft.", too_long, "Worse draft."],
@@ -284,7 +284,7 @@ def test_a_prompt_must_leave_the_model_room_for_what_comes_beside_it():
 
 
 @pytest.mark.fault("C14")
-def test_a_run_that_goes_on_makes_the_batches_that_it_began_with(context, tmp_path):
+def test_a_run_that_continues_makes_the_batches_that_it_began_with(context, tmp_path):
     at_work = context(max_attempts=1, max_new_tokens=4)
     first = Scripted(["a", "b"], ["c", "c"], ["A kind word.", "Another one."])
     with pytest.raises(IndexError):  # the script ends after the first batch of two
@@ -331,12 +331,12 @@ def test_the_batch_size_is_halved_until_the_longest_rows_fit(loaded, monkeypatch
 def test_on_a_cpu_the_batch_size_is_computed_from_what_a_token_leaves_behind(loaded, monkeypatch):
     import psutil
 
-    from engine.models.generation.batch_size import COPIES, SHARE_OF_FREE_MEMORY, fitting_batch_size, kept_bytes
+    from engine.models.generation.batch_size import COPIES, MEMORY_FRACTION, fitting_batch_size, kv_bytes_per_token
 
     config = loaded[0].config
     floats = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    assert kept_bytes(loaded[0]) == floats * 4
-    room = 11 * 100 * floats * 4 * COPIES / SHARE_OF_FREE_MEMORY  # eleven rows of 100 tokens
+    assert kv_bytes_per_token(loaded[0]) == floats * 4
+    room = 11 * 100 * floats * 4 * COPIES / MEMORY_FRACTION  # eleven rows of 100 tokens
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": room})())
     assert fitting_batch_size(loaded[0], 100) == 8
 

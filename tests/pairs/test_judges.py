@@ -1,4 +1,4 @@
-"""The judges on real, tiny models: what they are asked, what they give, and that they refuse rather than guess."""
+"""The judges with real, tiny models: what they are asked, what they score, and that they fail rather than guess."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from engine.core.errors import ConfigError, DataError, NumbersError, PreconditionError
-from engine.dpo.evaluation.report import judge_answers
+from engine.dpo.evaluation.report import judge_answers, reference_policy
 from engine.dpo.training.trainer import train
 from engine.models.generation.sampling import Reply
 from engine.models.local_backend import load_stage2_backend
@@ -232,15 +232,15 @@ def test_a_space_that_is_a_token_of_its_own_before_the_letter_is_read_first(poli
 @pytest.mark.parametrize(
     ("was", "becomes", "why"),
     [
-        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "'Thinking' at its end is not there"),
-        ("message['content'] | trim", "message['content'].replace('A', 'a').replace('B', 'b')", "say 'a' and 'b'"),
+        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "'Thinking' at its end is missing"),
+        ("message['content'] | trim", "message['content'].replace('A', 'a').replace('B', 'b')", "are 'a' and 'b'"),
         ("message['content'] | trim", "'x'", "the text of a message is not in what it renders"),
     ],
 )
 def test_a_template_where_the_letters_have_no_place_is_refused(was: str, becomes: str, why: str, policy: LoadedPolicy):
     assert was in policy.tokenizer.chat_template
     policy.tokenizer.chat_template = policy.tokenizer.chat_template.replace(was, becomes)
-    with pytest.raises(PreconditionError, match="no token that is the answer A") as refused:
+    with pytest.raises(PreconditionError, match="no single tokens for the answers A") as refused:
         SelfJudge(policy, PRINCIPLES)
     assert why in refused.value.why
 
@@ -248,15 +248,16 @@ def test_a_template_where_the_letters_have_no_place_is_refused(was: str, becomes
 def test_in_the_verdict_the_judge_is_stage_2_and_its_adapter_is_put_back(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(exam, "LEAST_ACCURACY", 0.0)  # a model of random numbers would not pass
-    monkeypatch.setattr(exam, "LEAST_ON_THE_LETTERS", 0.0)
+    monkeypatch.setattr(exam, "MIN_ACCURACY", 0.0)  # a model of random numbers would not pass
+    monkeypatch.setattr(exam, "MIN_LETTER_PROBABILITY", 0.0)
     context = make(judge="self")
     rows = pairs(8)
     _, trained = run_stage(train(context, rows))
     prompts = [row["prompt"] for row in pairs(14)[8:]]
     stage2 = [Reply(case.first, True, 3) for case in cases(14)[8:]]
     stage3 = [Reply(case.second, True, 4) for case in cases(14)[8:]]
-    _, (judged, _) = run_stage(judge_answers(context, trained, prompts, stage2, stage3, load_judge))
+    judge = load_judge(context, reference_policy(trained))
+    _, judged = run_stage(judge_answers(judge, prompts, stage2, stage3, context.stop))
     assert trained.model.active_adapter == "default"
     from_disk = load_judge(context)
     assert from_disk is not None and judged.judge == from_disk.name == "self" and judged.flawed is None
@@ -439,7 +440,7 @@ Told = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 
 @contextmanager
 def serving(told: Told) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A real server on loopback that answers chats by `told`; its address, and what it was asked."""
+    """A real server on loopback that answers chats by `told`. Returns its URL and the requests."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -473,7 +474,7 @@ def chat(text: str, logprobs: object = None) -> tuple[int, dict[str, Any]]:
 
 
 def replies_of(body: dict[str, Any]) -> tuple[str, str]:
-    """What stands as (A) and as (B) in a question."""
+    """The texts of (A) and (B) in a question."""
     text = body["messages"][0]["content"]
     a, _, rest = text.partition("\n\n(A) ")[2].partition("\n\n(B) ")
     return a, rest.partition("\n\nJudge the two")[0]
@@ -528,14 +529,14 @@ def test_a_server_that_tells_letters_alone_counts_one_and_a_half_where_the_order
 
 
 @pytest.mark.parametrize("text", ["", "Both are fine.", "A good answer is", "<think>\nB", "b"])
-def test_an_answer_that_is_no_letter_is_no_score_and_is_kept(text: str, make: Callable[..., Context]):
+def test_an_answer_that_is_not_a_letter_is_not_a_score_and_is_kept(text: str, make: Callable[..., Context]):
     with serving(lambda _: chat(text)) as (url, _):
         (given,) = judge_at(url, make).score(cases(1))
     assert given.outcome == "not scored" and given.detail["not scored"] == "answered with neither letter"
     assert given.detail["said"] == text.replace("\n", "⏎") or given.detail["said"] == text.replace("\n", " ")
 
 
-def test_a_log_probability_that_is_no_number_is_an_error(make: Callable[..., Context]):
+def test_a_log_probability_that_is_not_a_number_is_an_error(make: Callable[..., Context]):
     said = {"content": [entry("A", math.nan, ("B", -1.0))]}
     with serving(lambda _: chat("A", said)) as (url, _), pytest.raises(NumbersError, match="nan"):
         judge_at(url, make).score(cases(1))

@@ -1,4 +1,4 @@
-"""The three ways of making a pair: what each asks for, what it records, and what its records depend on."""
+"""The three methods of generating pairs: what each asks for, what it records, and what its records depend on."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.core.errors import ConfigError
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
 from engine.pairs import detectors
-from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord, names_of_the_texts
-from engine.pairs.formats.own_form import pair_of_record
+from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord, text_labels
+from engine.pairs.formats.native_form import pair_of_record
 from engine.pairs.generation.best_of_n import NO_DIFFERENCE
+from engine.pairs.generation.cost import replies_per_pair
 from engine.pairs.generation.critique_revision import REFUSED
 from engine.pairs.generation.dialogue import with_persona
-from engine.pairs.generation.effort import replies_of_a_pair
-from engine.pairs.generation.methods import record_maker, refuse_what_cannot_work
+from engine.pairs.generation.methods import check_method, record_maker
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, ScorePair
 from engine.pairs.principles.constitution import Principle, load_constitution
 from engine.run.stop import StopToken
@@ -36,7 +36,7 @@ LAZY = "Hit it with a hammer until it stops."
 
 
 class Scripted:
-    """A backend that says what it is told, in order, and keeps what it was asked."""
+    """A backend with scripted replies, in order, that records its requests."""
 
     tokens, context_length = 0, None
 
@@ -68,23 +68,23 @@ class ByLength:
 
 
 @pytest.fixture
-def recipe(config):
+def settings_for(config):
     def of(**options: Any) -> GenerationSettings:
         return GenerationSettings.of(config(**{"max_attempts": 2, **options}))
 
     return of
 
 
-def made(recipe: GenerationSettings, backend: Scripted, prompts: Sequence[Prompt] = PROMPTS[:1], judge: Any = None):
-    return record_maker(backend, recipe, judge, StopToken())(prompts)  # type: ignore[arg-type]
+def made(settings: GenerationSettings, backend: Scripted, prompts: Sequence[Prompt] = PROMPTS[:1], judge: Any = None):
+    return record_maker(backend, settings, judge, StopToken())(prompts)  # type: ignore[arg-type]
 
 
 # -- contrast ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_contrast_answers_as_an_assistant_that_follows_the_principle_and_as_one_that_does_not(recipe):
+def test_a_contrast_answers_as_an_assistant_that_follows_the_principle_and_as_one_that_does_not(settings_for):
     backend = Scripted([KIND, KIND], [RUDE, RUDE])
-    records = made(recipe(method="contrast"), backend, PROMPTS)
+    records = made(settings_for(method="contrast"), backend, PROMPTS)
     principles = {one.id: one for one in load_constitution(None).principles}
     for number, record in enumerate(records):
         assert (record.revised_response, record.base_response, record.status) == (KIND, RUDE, OK)
@@ -105,27 +105,29 @@ def test_a_persona_stands_in_front_of_a_system_message_of_the_prompts_own():
     ]
 
 
-def test_each_answer_of_a_contrast_has_random_numbers_of_its_own(recipe):
+def test_each_answer_of_a_contrast_has_random_numbers_of_its_own(settings_for):
     backend = Scripted([KIND, KIND], [RUDE, RUDE])
-    made(recipe(method="contrast"), backend, PROMPTS)
+    made(settings_for(method="contrast"), backend, PROMPTS)
     assert len({seed for seeds in backend.seeds for seed in seeds}) == 4
 
 
-def test_a_contrast_of_two_equal_answers_is_tried_again_under_another_principle(recipe):
+def test_a_contrast_of_two_equal_answers_is_tried_again_under_another_principle(settings_for):
     backend = Scripted([KIND], [KIND], [KIND], [RUDE])
-    (record,) = made(recipe(method="contrast"), backend)
+    (record,) = made(settings_for(method="contrast"), backend)
     assert (record.status, record.attempts, record.base_response) == (OK, 2, RUDE)
     assert len(set(record.principle_ids)) == 2 and record.made_by == record.principle_ids[1:]
 
 
-def test_a_chosen_answer_that_talks_about_answers_is_no_pair(recipe):
-    (record,) = made(recipe(method="contrast", max_attempts=1), Scripted(["The revised answer is clear."], [RUDE]))
+def test_a_chosen_answer_that_talks_about_answers_is_not_a_pair(settings_for):
+    (record,) = made(
+        settings_for(method="contrast", max_attempts=1), Scripted(["The revised answer is clear."], [RUDE])
+    )
     assert record.status == detectors.META and record.made_by == ()
 
 
-def test_what_is_left_out_of_a_contrast_has_its_reason(recipe):
+def test_what_is_left_out_of_a_contrast_has_its_reason(settings_for):
     refused = RefusedReply("", False, 0, reason="blocked")
-    settings = recipe(method="contrast", max_attempts=1)
+    settings = settings_for(method="contrast", max_attempts=1)
     records = made(settings, Scripted([refused, KIND], [RUDE, ""]), PROMPTS)
     assert [record.status for record in records] == [REFUSED, EMPTY_DRAFT]
 
@@ -145,9 +147,9 @@ def test_the_packages_constitution_has_both_personas_of_each_principle():
 # -- best of n ---------------------------------------------------------------------------------------------------------
 
 
-def test_best_of_n_is_the_judges_best_draft_against_its_worst(recipe):
+def test_best_of_n_is_the_judges_best_draft_against_its_worst(settings_for):
     backend, judge = Scripted([LAZY], [RUDE], [KIND]), ByLength()
-    (record,) = made(recipe(method="best-of-n", num_drafts=3), backend, judge=judge)
+    (record,) = made(settings_for(method="best-of-n", num_drafts=3), backend, judge=judge)
     assert (record.status, record.revised_response, record.base_response) == (OK, KIND, LAZY)
     assert record.method == "best-of-n" and len(record.made_by) == 1
     assert {case.first for case in judge.cases} == {LAZY} and len(judge.cases) == 2
@@ -155,18 +157,18 @@ def test_best_of_n_is_the_judges_best_draft_against_its_worst(recipe):
     assert len({seed for seeds in backend.seeds for seed in seeds}) == 3
 
 
-def test_the_first_draft_may_be_the_best_or_the_worst(recipe):
-    (record,) = made(recipe(method="best-of-n", num_drafts=2), Scripted([KIND], [LAZY]), judge=ByLength())
+def test_the_first_draft_may_be_the_best_or_the_worst(settings_for):
+    (record,) = made(settings_for(method="best-of-n", num_drafts=2), Scripted([KIND], [LAZY]), judge=ByLength())
     assert (record.revised_response, record.base_response) == (KIND, LAZY)
 
 
-def test_drafts_that_are_no_replies_are_not_ordered(recipe):
+def test_drafts_that_are_not_replies_are_not_ordered(settings_for):
     broken = (
         "Please mend the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap the tap"
     )
     assert detectors.reply_reasons(PROMPTS[0].text, broken)
     backend = Scripted([LAZY], [broken], [KIND])
-    (record,) = made(recipe(method="best-of-n", num_drafts=3), backend, judge=ByLength())
+    (record,) = made(settings_for(method="best-of-n", num_drafts=3), backend, judge=ByLength())
     assert (record.revised_response, record.base_response) == (KIND, LAZY)
 
 
@@ -178,17 +180,17 @@ def test_drafts_that_are_no_replies_are_not_ordered(recipe):
         ([["abc of the tap, first.", ], ["xyz of the tap, third."]], NO_DIFFERENCE),
     ],
 )  # fmt: skip
-def test_drafts_without_an_order_are_no_pair(recipe, drafts, why):
-    (record,) = made(recipe(method="best-of-n", num_drafts=2), Scripted(*drafts), judge=ByLength())
+def test_drafts_without_an_order_are_not_pair(settings_for, drafts, why):
+    (record,) = made(settings_for(method="best-of-n", num_drafts=2), Scripted(*drafts), judge=ByLength())
     assert record.status == why and record.made_by == ()
 
 
 @pytest.mark.parametrize(("options", "named"), [({"judge": "none"}, "judge"), ({"temperature": 0.0}, "temperature")])
 def test_best_of_n_without_what_it_needs_is_refused_at_once_with_advice(config, options, named):
     with pytest.raises(ConfigError, match="best-of-n") as refused:
-        refuse_what_cannot_work(config(**{"method": "best-of-n", "judge": "self", **options}))
+        check_method(config(**{"method": "best-of-n", "judge": "self", **options}))
     assert f"--{named}" in refused.value.what_to_do
-    refuse_what_cannot_work(config(**{**options, "method": "contrast"}))
+    check_method(config(**{**options, "method": "contrast"}))
 
 
 # -- what a record depends on ------------------------------------------------------------------------------------------
@@ -202,39 +204,39 @@ def test_best_of_n_without_what_it_needs_is_refused_at_once_with_advice(config, 
         ("best-of-n", {"num_drafts": 7, "judge": "self"}, {"rounds": 2, "max_attempts": 5}),
     ],
 )
-def test_a_record_depends_on_what_its_method_uses(recipe, method, counts, does_not):
+def test_a_record_depends_on_what_its_method_uses(settings_for, method, counts, does_not):
     def made_by(**options: Any) -> Any:
-        return recipe(**{"judge": "demo", "method": method, **options}).made_by()
+        return settings_for(**{"judge": "demo", "method": method, **options}).made_by()
 
     assert all(made_by(**{name: value}) != made_by() for name, value in counts.items())
     assert all(made_by(**{name: value}) == made_by() for name, value in does_not.items())
 
 
-def test_an_opposite_counts_for_a_contrast_alone(recipe, tmp_path):
+def test_an_opposite_counts_for_a_contrast_alone(settings_for, tmp_path):
     path = tmp_path / "principles.yaml"
 
     def made_by(method: str, opposite: str) -> Any:
         path.write_text(f"principles: [{{id: calm, text: Stay calm., opposite: {opposite}}}]")
-        return recipe(method=method, judge="demo", constitution=path).made_by()
+        return settings_for(method=method, judge="demo", constitution=path).made_by()
 
     for method in ("critique-revision", "contrast", "best-of-n"):
         same = made_by(method, "Be upset.") == made_by(method, "Shout.")
         assert same == (method != "contrast")
 
 
-def test_what_was_made_before_there_were_methods_is_asked_for_in_the_same_words(recipe):
-    before = asdict(recipe())
+def test_what_was_made_before_there_were_methods_is_asked_for_in_the_same_words(settings_for):
+    before = asdict(settings_for())
     for later in ("method", "num_drafts", "judge"):
         del before[later]
     del before["constitution"]["source"]
     for principle in before["constitution"]["principles"]:
         del principle["persona"], principle["opposite"]
-    assert json.loads(json.dumps(recipe().made_by())) == json.loads(json.dumps(before))
+    assert json.loads(json.dumps(settings_for().made_by())) == json.loads(json.dumps(before))
 
 
 @pytest.mark.parametrize(("method", "replies"), [("critique-revision", 3), ("contrast", 2), ("best-of-n", 5)])
 def test_the_forecast_counts_the_replies_that_a_method_takes(config, method, replies):
-    assert replies_of_a_pair(config(method=method, num_drafts=5)) == replies
+    assert replies_per_pair(config(method=method, num_drafts=5)) == replies
 
 
 def test_a_file_keeps_the_method_and_the_texts_have_its_names():
@@ -243,5 +245,5 @@ def test_a_file_keeps_the_method_and_the_texts_have_its_names():
     )
     pair = pair_of_record(record)
     assert pair.method == "contrast" and pair.preferred == KIND
-    assert names_of_the_texts("contrast") == ("Under the opposite", "Under the principle")
-    assert names_of_the_texts(["contrast"]) == names_of_the_texts("") == ("Draft", "Revision")
+    assert text_labels("contrast") == ("Under the opposite", "Under the principle")
+    assert text_labels(["contrast"]) == text_labels("") == ("Draft", "Revision")

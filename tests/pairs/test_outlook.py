@@ -1,4 +1,4 @@
-"""What a part of the pairs says of all of them: where there is no hope for the gate, and where there still is."""
+"""Estimates from part of the pairs: when the gate is out of reach, and when it is not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.core.errors import DataError
 from engine.pairs.assessment.outlook import (
     Outlook,
     improved_estimate,
-    require_hope,
+    require_reachable,
     too_long_estimate,
     usable_estimate,
 )
@@ -29,15 +29,15 @@ def test_a_share_that_must_be_small_is_hopeless_where_its_lower_end_is_above_the
     assert not too_long_estimate(3, 24, config()).hopeless, "12 %, and it may still be under 5 % of the whole"
 
 
-def test_nothing_measured_is_no_reason_to_refuse(config):
+def test_nothing_measured_is_not_a_reason_to_refuse(config):
     estimate = improved_estimate(0, 0, config())
-    assert not estimate.hopeless and estimate.share is None and "nothing measured" in estimate.sentence
+    assert not estimate.hopeless and estimate.share is None and "not measured" in estimate.sentence
 
 
 def test_a_refusal_names_the_figure_its_interval_and_what_would_mend_it(config):
     with pytest.raises(DataError) as refused:
-        require_hope([usable_estimate(2, 24, config()), too_long_estimate(0, 24, config())], config(), **TOLD)
-    assert "usable share is 2 of 24, 8% (2% to 26%); the gate asks for at least 50%" in refused.value.what
+        require_reachable([usable_estimate(2, 24, config()), too_long_estimate(0, 24, config())], config(), **TOLD)
+    assert "usable share is 2 of 24, 8% (2% to 26%); the gate needs at least 50%" in refused.value.what
     assert "too long" not in refused.value.what
     for way in ("--method contrast", "--few-shot", "--constitution", "--accept-quality", "pairs.jsonl"):
         assert way in refused.value.what_to_do
@@ -49,10 +49,10 @@ def test_the_advice_names_no_method_that_is_used_already(config):
     assert "--few-shot" not in usable_estimate(0, 9, config(method="contrast")).mend, "a contrast uses no examples"
 
 
-def test_a_person_may_go_on_all_the_same(config):
+def test_a_person_may_continue_all_the_same(config):
     accepts = config(accept_quality="to look at them")
-    assert "to look at them" in require_hope([usable_estimate(0, 24, accepts)], accepts, **TOLD)
-    assert require_hope([usable_estimate(24, 24, accepts)], accepts, **TOLD) == ""
+    assert "to look at them" in require_reachable([usable_estimate(0, 24, accepts)], accepts, **TOLD)
+    assert require_reachable([usable_estimate(24, 24, accepts)], accepts, **TOLD) == ""
 
 
 # -- while the pairs are made ------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_a_run_is_given_up_where_hardly_anything_is_usable(config):
 
 
 def test_a_run_at_the_threshold_itself_is_not_given_up_by_chance(config):
-    """400 runs of 40 looks each, half of all pairs usable: at 95 % a third of them would be given up."""
+    """400 runs of 40 looks each with half of the pairs usable: at 95 %, a third of the runs would end early."""
     outlook, given_up = Outlook(config(min_pairs=1), 5000), 0
     for seed in range(400):
         draw, usable = Random(seed), 0

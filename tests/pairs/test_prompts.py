@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.errors import ConfigError, DataError
 from engine.models.chat import Conversation
-from engine.pairs.formats.reading import AS_TOLD
+from engine.pairs.formats.reading import DEFAULT_READER
 from engine.pairs.formats.sources import parse_split, slice_of
 from engine.pairs.generation.prompts import load_prompts, read_prompts
 
@@ -28,7 +28,7 @@ def dataset(path: Path, rows: int) -> Path:
 
 
 def conversation_of(row: dict) -> Conversation:
-    return AS_TOLD.prompt(row)
+    return DEFAULT_READER.prompt(row)
 
 
 def asked(prompts: list) -> set[str]:

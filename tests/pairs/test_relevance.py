@@ -1,4 +1,4 @@
-"""Relevance: measured by a model that answers sensibly (the demo's), kept by text, and what it does to a pair."""
+"""Relevance: measured by the demo's model, cached by text, and its effect on a pair."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from engine.pairs import detectors
 from engine.pairs.assessment.assess import assess_pair
 from engine.pairs.assessment.validation import validate
 from engine.pairs.data.edits import write_edit
-from engine.pairs.detectors.relevance import LEAST_RELEVANCE, common_words
-from engine.pairs.relevance.kept import MeasuredReply, keep_relevance, key_of_reply, read_relevance, with_relevance
+from engine.pairs.detectors.relevance import MIN_RELEVANCE, common_words
+from engine.pairs.relevance.cache import MeasuredReply, append_relevance, key_of_reply, read_relevance, with_relevance
 from engine.pairs.relevance.measure import OTHER_MESSAGES, Answer, RelevanceMeter
-from engine.pairs.relevance.of_pairs import measure_pairs
+from engine.pairs.relevance.pairs import measure_pairs
 from engine.run.stop import StopToken
 from tests.support.good_pairs import pair, row, write_rows
 
-LOW, HIGH = LEAST_RELEVANCE[-1] - 1, LEAST_RELEVANCE[0] + 1
+LOW, HIGH = MIN_RELEVANCE[-1] - 1, MIN_RELEVANCE[0] + 1
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_an_empty_reply_has_none_and_a_prompt_of_the_panel_is_held_against_the_o
 
 
 class Counting:
-    """A meter that counts what it is asked."""
+    """A meter that counts its measurements."""
 
     def __init__(self, nats: float = HIGH) -> None:
         self.nats, self.asked = nats, 0
@@ -97,7 +97,7 @@ def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_mod
     assert meter.asked == 81
 
 
-def test_a_stopped_measurement_goes_on_where_it_was(tmp_path: Path):
+def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
     path, stop, meter = tmp_path / "relevance.jsonl", StopToken(), Counting()
     pairs = [pair(n) for n in range(40)]
     steps = measure_pairs(pairs, path, "base", lambda: meter, stop)
@@ -123,7 +123,7 @@ def test_lines_that_are_none_are_measured_again(tmp_path: Path):
 def reasons_of(
     nats: float | None, reply: str = "Glue the broken thing with wood glue, gently.", **changes
 ) -> tuple[str, ...]:
-    return assess_pair(replace(pair(1, revised_response=reply, **changes), relevance=nats)).as_made
+    return assess_pair(replace(pair(1, revised_response=reply, **changes), relevance=nats)).reasons_as_made
 
 
 def test_a_revision_that_its_prompt_makes_no_likelier_is_off_topic():
@@ -132,7 +132,7 @@ def test_a_revision_that_its_prompt_makes_no_likelier_is_off_topic():
 
 
 def test_a_revision_that_names_no_subject_must_be_more_relevant():
-    nats = (LEAST_RELEVANCE[0] + LEAST_RELEVANCE[-1]) / 2
+    nats = (MIN_RELEVANCE[0] + MIN_RELEVANCE[-1]) / 2
     assert reasons_of(nats) == ()
     assert reasons_of(nats, "I think that is a good idea, and I would like to help you with it.") == (
         detectors.OFF_TOPIC,
@@ -152,7 +152,7 @@ def test_validate_counts_what_was_measured_beside_the_file_and_an_edit_makes_it_
     path = write_rows(tmp_path / "pairs.jsonl", [row(1), row(2)])
     first = pair(1)
     key = key_of_reply(first.messages, first.revised_response)
-    keep_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10)])
+    append_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10)])
     assert validate(path, config()).report["reasons"] == {detectors.OFF_TOPIC: 1}
     write_edit(tmp_path / "edits.jsonl", first.id, "edit", "Glue it with wood glue.")
     assert validate(path, config()).report["figures"]["training_pairs"] == 2

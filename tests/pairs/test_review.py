@@ -1,4 +1,4 @@
-"""The gate while people decide: after any decisions, in any order, its figures are those of the stage."""
+"""The gate during review: after any decisions, in any order, its figures equal those of the stage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def review_of(*pairs: Pair) -> Review:
 
 
 def counted(counts: Counts) -> dict:
-    """All counts, the memory of prompts as what it says."""
+    """All counts, with the prompt counter as a number."""
     kept = {
         name: value
         for name, value in vars(counts).items()
@@ -48,7 +48,7 @@ def tallied(pairs: list[Pair], decisions: dict[int, Decision]) -> tuple[Tally, l
 
 
 def set_of_pairs(chance: random.Random, count: int = 40) -> list[Pair]:
-    """Good ones, bad ones, ones that share their prompt, and ones that say the same as another."""
+    """Good and bad pairs, pairs that share a prompt, and duplicates."""
     made = []
     for number in range(count):
         one = pair(chance.randrange(count), id=f"id{number}", made_by=(f"P{chance.randrange(3)}",))
@@ -98,7 +98,7 @@ def test_after_any_decisions_the_figures_and_verdicts_are_those_of_the_stage(see
 
 
 def test_rejecting_the_first_of_two_that_say_the_same_still_leaves_the_second_a_repeat():
-    """As the stage has it: the detectors see the repeat whatever people decided."""
+    """As in the stage: detectors see the duplicate whatever people decided."""
     twin = [pair(1, id="a"), pair(1, id="b")]
     review = review_of(*twin)
     assert (review.usable(0), review.usable(1)) == (True, False)

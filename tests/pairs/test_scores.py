@@ -1,4 +1,4 @@
-"""Scores are paid for once: kept by pair, judge and texts, through stops, kills, edits and stages done again."""
+"""Nothing is scored twice: scores are cached by pair, judge and texts, through stops, kills, edits and redone stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engine.dpo.evaluation.report import JudgedAnswers, compare
 from engine.models.generation.sampling import Reply
 from engine.pairs.data.record import Pair
 from engine.pairs.judges import scores as scores_module
-from engine.pairs.judges.base import Comparison, ScorePair
+from engine.pairs.judges.base import Comparison, ScorePair, judge_name
 from engine.pairs.judges.exam import Exam, ExamItem
 from engine.pairs.judges.scores import JudgeSummary, comparison_of, key_of, longest_first, read_scores, score_pairs
 from engine.pairs.principles.constitution import load_constitution
@@ -61,7 +61,7 @@ def as_pairs(count: int) -> list[Pair]:
 
 
 class Ruler:
-    """A judge that likes short replies. It remembers what it was asked; it breaks if it is told to."""
+    """A judge that prefers short replies, records its comparisons, and can be made to fail."""
 
     name = "demo"
     about = "a ruler"
@@ -99,6 +99,12 @@ class LoadedJudge:
 JUDGE = LoadedJudge()
 
 
+def scored_by(context: Context, pairs: Sequence[Pair], load: Callable[[Context], Any]) -> Any:
+    """`score_pairs` into the run folder, by the judge of the configuration."""
+    name = judge_name(context.config) or ""
+    return score_pairs(context.run / layout.SCORES_JSONL, pairs, name, lambda: load(context), context.stop)
+
+
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
     monkeypatch.setattr(quality, "load_judge", JUDGE)
@@ -115,7 +121,7 @@ def scored(context: Callable[..., Context], use: Callable[[Any], Any]) -> Contex
     """A run with 40 pairs of which all are scored."""
     made = context(judge="demo")
     use(Ruler())
-    run_stage(score_pairs(made, as_pairs(40), JUDGE))
+    run_stage(scored_by(made, as_pairs(40), JUDGE))
     return made
 
 
@@ -144,11 +150,11 @@ def test_what_is_scored_is_not_asked_again_and_comes_back_in_the_order_of_the_pa
 ):
     judge = use(Ruler())
     backwards = list(reversed(as_pairs(41)))
-    _, found = run_stage(score_pairs(scored, backwards, JUDGE))
+    _, found = run_stage(scored_by(scored, backwards, JUDGE))
     assert judge.asked == ["id40"]
     assert [given.second for given in found] == [-len(pair.revised_response) for pair in backwards]
     before = (scored.run / layout.SCORES_JSONL).read_bytes()
-    events, _ = run_stage(score_pairs(scored, backwards, JUDGE))
+    events, _ = run_stage(scored_by(scored, backwards, JUDGE))
     assert judge.asked == ["id40"] and events == []
     assert (scored.run / layout.SCORES_JSONL).read_bytes() == before
 
@@ -158,46 +164,52 @@ def test_a_changed_text_is_scored_again_and_nothing_else(changed: str, scored: C
     judge, pairs = use(Ruler()), as_pairs(40)
     other: Any = [{"role": "user", "content": "Another question?"}] if changed == "messages" else "Another text."
     pairs[11] = replace(pairs[11], **{changed: other})
-    _, found = run_stage(score_pairs(scored, pairs, JUDGE))
+    _, found = run_stage(scored_by(scored, pairs, JUDGE))
     assert judge.asked == ["id11"]
     assert found[11].second == -len(pairs[11].revised_response)
-    run_stage(score_pairs(scored, as_pairs(40), JUDGE))
+    run_stage(scored_by(scored, as_pairs(40), JUDGE))
     assert judge.asked == ["id11"]  # put back as it was: its first score still stands
 
 
 def test_another_judge_scores_for_itself(scored: Context, context: Callable[..., Context], use: Callable[[Any], Any]):
     judge = use(Ruler())
     other = context(judge="reward-model", reward_model_id="owner/wise")
-    run_stage(score_pairs(other, as_pairs(40), JUDGE))
+    run_stage(scored_by(other, as_pairs(40), JUDGE))
     assert len(judge.asked) == 40
     assert [row["judge"] for row in lines(other)] == ["demo"] * 40 + ["reward-model owner/wise"] * 40
     known, damaged = read_scores(scored.run / layout.SCORES_JSONL, "demo")
     assert (len(known), damaged) == (40, 0)
 
 
-def test_a_torn_tail_is_put_aside_and_scored_again_and_a_damaged_line_told(scored: Context, use: Callable[[Any], Any]):
+def test_a_torn_tail_is_set_aside_and_scored_again_and_a_damaged_line_reported(
+    scored: Context, use: Callable[[Any], Any]
+):
     path = scored.run / layout.SCORES_JSONL
     whole = path.read_bytes().splitlines(keepends=True)
     torn, spoilt = json.loads(whole[-1]), json.loads(whole[3])
     path.write_bytes(b"".join([*whole[:3], b'{"judge":"demo","id":3}\n', *whole[4:-1], whole[-1][:-20]]))
     judge = use(Ruler())
-    events, found = run_stage(score_pairs(scored, as_pairs(40), JUDGE))
+    events, found = run_stage(scored_by(scored, as_pairs(40), JUDGE))
     assert sorted(judge.asked) == sorted([torn["id"], spoilt["id"]])
     told = " ".join(event.text for event in events if isinstance(event, Message))
-    assert "1 lines of" in told and "An unfinished score" in told and "2 pairs by the judge demo; 38 are scored" in told
+    assert (
+        "1 lines of" in told
+        and "Moved an unfinished score" in told
+        and "2 pairs with the judge demo; 38 are done" in told
+    )
     assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(40)]
 
 
 def test_a_stop_between_two_batches_keeps_what_is_scored(context: Callable[..., Context], use: Callable[[Any], Any]):
     made, judge = context(judge="demo"), use(Ruler())
-    working = score_pairs(made, as_pairs(40), JUDGE)
+    working = scored_by(made, as_pairs(40), JUDGE)
     with pytest.raises(Stopped):
         for event in working:
             if isinstance(event, Progress):
                 made.stop.request("the test asks")
-    assert len(judge.asked) == len(lines(made)) == scores_module.CASES_AT_ONCE
+    assert len(judge.asked) == len(lines(made)) == scores_module.COMPARISONS_PER_BATCH
     first = list(judge.asked)
-    events, _ = run_stage(score_pairs(context(judge="demo"), as_pairs(40), JUDGE))
+    events, _ = run_stage(scored_by(context(judge="demo"), as_pairs(40), JUDGE))
     assert sorted(judge.asked) == sorted(f"id{i}" for i in range(40)) and judge.asked[:16] == first
     progress = [(event.done, event.total) for event in events if isinstance(event, Progress)]
     assert progress == [(32, 40), (40, 40)]
@@ -209,8 +221,7 @@ from pathlib import Path
 from engine.core.config import load_config
 from engine.run.context import Context
 from engine.run.folder import Run
-from tests.pairs.test_scores import Ruler, as_pairs
-from engine.pairs.judges.scores import score_pairs
+from tests.pairs.test_scores import Ruler, as_pairs, scored_by
 folder = Path(sys.argv[1])
 def hold(cases):
     if len(judge.asked) == 32:
@@ -218,7 +229,7 @@ def hold(cases):
         sys.stdin.read()
 judge = Ruler(hold)
 context = Context(load_config({"output_dir": folder, "judge": "demo"}, environment={}), Run(folder))
-list(score_pairs(context, as_pairs(40), lambda *_: judge))
+list(scored_by(context, as_pairs(40), lambda *_: judge))
 """
 
 
@@ -235,7 +246,7 @@ def test_after_a_kill_only_what_was_not_acknowledged_is_scored(
         assert child.wait() == -signal.SIGKILL
     acknowledged = {row["id"] for row in lines(made)}
     assert len(acknowledged) == 32
-    run_stage(score_pairs(made, as_pairs(40), JUDGE))
+    run_stage(scored_by(made, as_pairs(40), JUDGE))
     assert len(judge.asked) == 8 and set(judge.asked).isdisjoint(acknowledged)
     assert len(lines(made)) == 40
 
@@ -243,7 +254,7 @@ def test_after_a_kill_only_what_was_not_acknowledged_is_scored(
 def test_a_batch_too_large_for_the_memory_is_halved(context: Callable[..., Context], use: Callable[[Any], Any]):
     full = RuntimeError("CUDA out of memory. Tried to allocate")
     judge = use(Ruler(lambda cases: full if len(cases) > 5 else None))
-    _, found = run_stage(score_pairs(context(judge="demo"), as_pairs(20), JUDGE))
+    _, found = run_stage(scored_by(context(judge="demo"), as_pairs(20), JUDGE))
     assert [given.second for given in found] == [-len(pair.revised_response) for pair in as_pairs(20)]
     assert sorted(judge.asked) == sorted(f"id{i}" for i in range(20))
 
@@ -255,7 +266,7 @@ def test_what_the_judge_raises_is_passed_on_and_what_it_scored_before_is_kept(
     judge = use(Ruler(lambda cases: broken if len(judge.asked) == 16 else None))
     made = context(judge="demo")
     with pytest.raises(NetworkError, match="is gone"):
-        run_stage(score_pairs(made, as_pairs(20), JUDGE))
+        run_stage(scored_by(made, as_pairs(20), JUDGE))
     assert len(lines(made)) == 16
 
 
@@ -316,7 +327,7 @@ def test_an_edited_pair_is_scored_again_when_the_stage_is_done_again_and_its_out
     assert report_of(made)["judge"]["scored"] == 30
 
 
-def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_told_apart(
+def test_ties_and_worse_revisions_do_not_count_as_improved_and_are_distinguished(
     context: Callable[..., Context], use: Callable[[Any], Any]
 ):
     class Torn(Ruler):

@@ -1,4 +1,4 @@
-"""Pairs and edits to what trains."""
+"""From pairs and edits to the training set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_person_leaves_a_good_pair_out_and_takes_a_bad_one_in():
     assert ids(PAIRS, {"id1": Decision(accepted=False), "id2": Decision(accepted=True)}) == ["id2", "id3"]
 
 
-def test_a_decision_about_a_pair_that_is_not_there_changes_nothing():
+def test_a_decision_about_a_pair_that_does_not_exist_changes_nothing():
     assert ids(PAIRS, {"another": Decision(accepted=False)}) == ["id1", "id3"]
 
 
@@ -33,7 +33,7 @@ def test_a_note_alone_decides_nothing():
     assert ids(PAIRS, {"id1": Decision(note="?"), "id2": Decision(note="!")}) == ["id1", "id3"]
 
 
-def test_an_edited_text_is_judged_anew():
+def test_an_edited_text_is_judged_again():
     edited = {"id1": Decision(revised_response=META), "id2": Decision(revised_response="Tape thing 2 to the wall.")}
     assert ids(PAIRS, edited) == ["id2", "id3"]
     back_to_the_draft = {"id1": Decision(revised_response=PAIRS[0].base_response)}
@@ -51,7 +51,7 @@ def test_an_edit_mends_a_pair_that_was_cut_off():
 
 
 def test_of_a_flipped_pair_the_draft_is_judged():
-    """That the revision is no reply is why somebody would prefer the draft."""
+    """A revision that is not a reply is a reason to prefer the draft."""
     assert ids(PAIRS, {"id2": Decision(flipped=True)}) == ["id1", "id2", "id3"]
     bad_draft = replace(PAIRS[0], base_response=META)
     assert ids([bad_draft], {}) == ["id1"]

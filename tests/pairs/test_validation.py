@@ -1,4 +1,4 @@
-"""`stage3-tui validate`: any pairs file, whatever state it is in, judged to its end in little memory."""
+"""`stage3-tui validate`: any pairs file, in any state, is assessed to its end in constant memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.pairs.assessment.validation import Validation, validate
 from engine.pairs.data.edits import write_edit
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import pair_of, read_pairs
-from engine.storage.jsonl import LONGEST_LINE, BadLine, dumps, read_jsonl
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, dumps, read_jsonl
 from tests.conftest import needs_shared_data
 from tests.support.good_pairs import META, row, write_rows
 from tui.cli import main
@@ -120,32 +120,32 @@ NO_PAIRS: dict[str, tuple[Any, str]] = {
     "null": (row(1, prompt=None), "prompt is null"),
     "a number": (row(1, revised_response=3), "revised_response is a number"),
     "a list": (row(1, base_response=["a"]), "base_response is a list"),
-    "no score": (row(1, base_score="high"), "base_score is a text"),
-    "true as a score": (row(1, base_score=True), "base_score is true or false"),
-    "a choice that is none": (row(1, chosen="maybe"), "chosen is neither"),
+    "no score": (row(1, base_score="high"), "base_score is a string"),
+    "true as a score": (row(1, base_score=True), "base_score is a boolean"),
+    "a choice that is none": (row(1, chosen="maybe"), "chosen must be"),
     "messages of nobody": (row(1, messages=[{"content": "a"}]), r"messages\[0\] has no role"),
     "messages without text": (row(1, messages=[said("user", P), {"role": "user", "content": None}]), r"messages\[1\]"),
     "messages that are none": (row(1, messages={"role": "user"}), "messages is an object"),
-    "messages that wait for nothing": (row(1, messages=[said("assistant", "Hello.")]), "no user's turn"),
-    "principles": (row(1, principle_ids="HP1"), "principle_ids is a text"),
+    "messages that wait for nothing": (row(1, messages=[said("assistant", "Hello.")]), "no user turn"),
+    "principles": (row(1, principle_ids="HP1"), "principle_ids is a string"),
     "a principle": (row(1, principle_ids=[None]), "principle_ids is null"),
     "finish": (row(1, finish={"revision": 1}), "finish"),
     "half a character": (row(1, revised_response="half \ud83d"), "half a character"),
     "an endless status": (row(1, status="x" * 1000), "longer than"),
     "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt"),
-    "an empty prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "no prompt"),
+    "an empty prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "no user turn"),
     "two conversations": (
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
         "different conversations",
     ),
-    "the user's last word": ({"chosen": ASKED, "rejected": ASKED}, "does not end with the assistant's"),
-    "no messages": ({"prompt": P, "chosen": [], "rejected": []}, "does not end with the assistant's"),
+    "the user's last word": ({"chosen": ASKED, "rejected": ASKED}, "does not end with an assistant message"),
+    "no messages": ({"prompt": P, "chosen": [], "rejected": []}, "does not end with an assistant message"),
 }
 
 
 @pytest.mark.fault("C4")
 @pytest.mark.parametrize(("bad", "reason"), NO_PAIRS.values(), ids=NO_PAIRS)
-def test_a_row_that_is_no_pair_says_why(bad: dict[str, Any], reason: str):
+def test_a_row_that_is_not_a_pair_says_why(bad: dict[str, Any], reason: str):
     read = pair_of(9, bad)
     assert isinstance(read, BadLine) and read.line == 9
     with pytest.raises(ValueError, match=reason):
@@ -175,7 +175,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "two records on one line": (LINE + LINE, "Extra data"),
     "UTF-16": ('{"prompt": "x"}'.encode("utf-16-le"), "NUL bytes"),
     "half a character, escaped": (LINE.replace(b"gently", b"\\ud83d"), "half a character"),
-    "too long": (b'{"prompt": "' + b"x" * LONGEST_LINE + b'"}', "longer than 16 MiB"),
+    "too long": (b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 16 MiB"),
 }
 
 
@@ -205,7 +205,7 @@ def test_a_torn_last_line_is_named_and_a_whole_one_without_newline_is_a_pair(goo
 
 
 @pytest.mark.fault("C3")
-def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_no_damage(tmp_path: Path, judge):
+def test_bom_crlf_empty_lines_and_line_separators_inside_texts_are_not_damage(tmp_path: Path, judge):
     rows = [row(i, revised_response=f"Glue\u2028thing {i}\x85 gently.") for i in range(4)]
     lines = [json.dumps(each, ensure_ascii=False) for each in rows]
     path = tmp_path / "pairs.jsonl"
@@ -266,7 +266,7 @@ def test_a_file_with_any_bytes_overwritten_is_judged_to_its_end(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("what", ["missing", "a folder", "empty", "blank", "an empty archive"])
-def test_where_there_is_no_pair_to_read_it_says_so_and_exits_2(tmp_path: Path, what: str, capsys):
+def test_without_a_pair_to_read_it_says_so_and_exits_2(tmp_path: Path, what: str, capsys):
     path = tmp_path / "pairs.jsonl"
     contents = {"empty": b"", "blank": b"\n \r\n\n", "an empty archive": gzip.compress(b"")}
     if what in contents:
@@ -325,7 +325,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path, config):
 # -- what lies beside the file ----------------------------------------------------------------------------------------
 
 
-def test_what_people_decided_beside_the_file_counts_and_is_told(good: Path, judge, capsys):
+def test_what_people_decided_beside_the_file_counts_and_is_reported(good: Path, judge, capsys):
     edits = good.with_name("edits.jsonl")
     for pair_id, action in (("id1", "reject"), ("id2", "flip"), ("elsewhere", "reject")):
         write_edit(edits, pair_id, action)
@@ -416,7 +416,7 @@ def test_an_export_replaces_no_file_without_force_and_never_what_it_reads(tmp_pa
     (tmp_path / "hard.jsonl").hardlink_to(good)
     before = good.read_bytes()
     for name in ("pairs.jsonl", "link.jsonl", "hard.jsonl", "edits.jsonl"):
-        with pytest.raises(ConfigError, match="one of the files that are read"):
+        with pytest.raises(ConfigError, match="one of the input files"):
             judge(good, export=tmp_path / name, force=True)
     assert good.read_bytes() == before
 
@@ -424,8 +424,8 @@ def test_an_export_replaces_no_file_without_force_and_never_what_it_reads(tmp_pa
 def test_an_export_goes_to_an_ordinary_file_in_a_folder_that_is_there(tmp_path: Path, good: Path, judge):
     for place, reason in (
         (tmp_path, "a folder"),
-        (tmp_path / "no" / "x", "no folder"),
-        (Path("/dev/null"), "ordinary"),
+        (tmp_path / "no" / "x", "does not exist"),
+        (Path("/dev/null"), "regular"),
     ):
         with pytest.raises(ConfigError, match=reason):
             judge(good, export=place, force=True)
@@ -457,10 +457,12 @@ def test_the_document_for_machines_has_a_verdict_of_every_line_also_when_there_a
     assert all(set(verdict) == {"line", "usable", "reasons"} for verdict in told["verdicts"])
     assert told["verdicts"][0] == {"line": 0, "usable": False, "reasons": told["verdicts"][0]["reasons"]}
     assert told["verdicts"][-1]["usable"] is False and "not JSON" in told["verdicts"][-1]["reasons"][0]
-    assert printed.err.startswith("failed: The gate is shut") and f"{path} that are no pair: 1" in printed.err
+    assert printed.err.startswith("failed: The gate is shut") and f"1 lines of {path} are not pairs" in printed.err
 
 
-def test_people_are_told_the_lines_from_1_the_figures_and_an_example_of_each_reason(tmp_path: Path, good: Path, capsys):
+def test_the_printed_report_counts_lines_from_1_and_has_figures_and_an_example_of_each_reason(
+    tmp_path: Path, good: Path, capsys
+):
     hostile = row(7, prompt="[red]\x1b[31mask", revised_response=META)
     with good.open("a") as file:
         file.write(dumps(hostile) + "\n{oops\n")

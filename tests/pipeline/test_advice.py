@@ -1,4 +1,4 @@
-"""Whoever follows an error's advice loses nothing that was made before: each advice is followed here, on the demo's model."""
+"""Following an error's advice loses no earlier work: each piece of advice is followed here, on the demo's model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def records(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run on a machine with memory enough."""
+    """The same run on a machine with enough memory."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run(short_demo(folder, **OPTIONS)).code is ExitCode.DONE
     return folder
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many records each batch made, on a device that holds one batch of BATCH, and then no more than SMALLER."""
+    """The records of each batch, on a device with room for one batch of BATCH and then only SMALLER."""
     real = stage_pairs.record_maker
     sizes: list[int] = []
 
@@ -86,7 +86,7 @@ def test_memory_runs_out_in_pairs_and_with_the_smaller_batch_that_is_advised_no_
 
 @pytest.fixture(scope="module")
 def spent(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
-    """A run whose training ran out of memory after its second step, with nothing left to make smaller."""
+    """A run whose training ran out of memory after its second step, with no smaller plan left."""
     folder = tmp_path_factory.mktemp("spent") / "run"
     shutil.copytree(whole, folder)
     with pytest.MonkeyPatch.context() as patch:

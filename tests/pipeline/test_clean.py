@@ -1,4 +1,4 @@
-"""`clean` removes what neither the archive nor the next start needs, and nothing while a process has the run."""
+"""`clean` removes what neither the archive nor the next start needs, and nothing while a process holds the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, figures with intervals, curves, answers to the same prompts, and what speaks against it."""
+"""Runs side by side: differences, figures with intervals, curves, answers to the same prompts, and caveats."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compared_run(
     return run.folder
 
 
-def test_only_the_options_that_differ_are_told_and_none_that_makes_nothing(tmp_path: Path):
+def test_only_the_options_that_differ_are_reported_and_none_that_makes_nothing(tmp_path: Path):
     found = compare([compared_run(tmp_path / "a", beta=0.1), compared_run(tmp_path / "b", beta=0.3)])
     assert found.options == {"beta": (0.1, 0.3)}
     assert found.notes == ()
@@ -47,7 +47,7 @@ def test_a_figure_comes_with_its_interval_and_what_nobody_measured_is_left_out(t
     assert "judge: better" not in found.figures
 
 
-def test_curves_leave_out_what_is_no_number(tmp_path: Path):
+def test_curves_leave_out_what_is_not_a_number(tmp_path: Path):
     found = compare([compared_run(tmp_path / "a", beta=0.1), compared_run(tmp_path / "b", beta=0.3)])
     assert found.losses == ((0.69, 0.5, 0.1), (0.69, 0.5, 0.3))
     assert found.margins[0] == (0.0, 1.5)
@@ -62,7 +62,7 @@ def test_answers_to_the_prompts_that_several_were_asked_stand_together(tmp_path:
     )
 
 
-def test_other_held_out_pairs_are_told(tmp_path: Path):
+def test_other_held_out_pairs_are_reported(tmp_path: Path):
     a, b = compared_run(tmp_path / "a", beta=0.1), compared_run(tmp_path / "b", beta=0.1, held_out="other")
     (note,) = compare([a, b]).notes
     assert "same held-out pairs" in note

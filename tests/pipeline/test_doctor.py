@@ -1,4 +1,4 @@
-"""`stage3-tui doctor`: what the stages find, from the stages themselves, and nothing is made."""
+"""`stage3-tui doctor` reports what the stages find, and changes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.fake_nvml import FakeNvml
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No login of this machine, and no torch in a child: that is tried elsewhere."""
+    """Ignores this machine's login, and does not load torch in a child, which is tested elsewhere."""
     for name in hub.TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
@@ -70,7 +70,7 @@ def test_one_part_that_fails_does_not_hide_the_others(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("token", "status"), [("hf_CanaryCanaryCanaryCanary", "ok"), ("hf_Canary Canary", "failed"), (None, "skipped")]
 )
-def test_a_token_is_told_by_its_place_and_never_shown(
+def test_a_token_is_reported_by_its_place_and_never_shown(
     monkeypatch: pytest.MonkeyPatch, token: str | None, status: str
 ) -> None:
     if token is not None:

@@ -1,4 +1,4 @@
-"""What is done again for which change: a table over every option, and the pipeline's own answer beside it."""
+"""Which change redoes which stages: a table over every option, compared with the pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.core.options import options
 from engine.core.stage_table import STAGE, STAGE_TABLE
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pipeline.graph import changes, evidence_of, options_of, outputs_to_set_aside
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -132,7 +132,7 @@ what stages adapter and preflight recorded of them."""
 
 @pytest.fixture
 def at_rest(context, tmp_path: Path) -> Context:
-    """A run whose models and data are all on this machine, with an adapter, so that no stage asks the Hub."""
+    """A run with local models, data and adapter, so that no stage queries the Hub."""
     (tmp_path / "adapter").mkdir()
     for name in ("principles.yaml", "few.yaml"):
         (tmp_path / name).write_text("x: 1")
@@ -141,7 +141,7 @@ def at_rest(context, tmp_path: Path) -> Context:
 
 
 def done_again(context: Context, changed: dict[str, Any], tmp_path: Path) -> str:
-    """The stages whose evidence is another with these options, each as the pipeline would take it."""
+    """The stages whose evidence changes with these options, as the pipeline computes it."""
     said = []
     others = {key: tmp_path / value if str(value).endswith(".yaml") else value for key, value in changed.items()}
     after = Context(config=context.config.model_copy(update=others), run=context.run)
@@ -225,5 +225,5 @@ def test_a_server_that_moved_redoes_nothing_another_model_does(at_rest: Context)
     assert of(server_url="http://here/v1", server_model="n") != here
 
 
-def test_a_later_result_is_no_input_of_an_earlier_stage():
+def test_a_later_result_is_not_an_input_of_an_earlier_stage():
     assert "training" not in {key.partition(".")[0] for key in STAGE["pairs"].inputs}

@@ -78,7 +78,7 @@ def test_a_stage_that_is_never_reused_always_runs_and_redoes_nothing_else(stages
     assert ran(stages) == [1, 1, 2] + [1] * 7
 
 
-def test_a_stage_that_did_not_finish_goes_on_where_its_files_are(stages, context):
+def test_a_stage_that_did_not_finish_continues_where_its_files_are(stages, context):
     stages["pairs"].failure = NetworkError("gone")
     run_all(context())
     stages["pairs"].failure = None
@@ -99,7 +99,7 @@ def test_a_stage_that_did_not_finish_goes_on_where_its_files_are(stages, context
         (KeyError("a bug"), ExitCode.BUG, "failed"),
     ],
 )
-def test_a_failure_is_told_recorded_and_the_exit_code(failure, code, outcome, stages, context):
+def test_a_failure_is_reported_recorded_and_the_exit_code(failure, code, outcome, stages, context):
     stages["adapter"].failure = failure
     at_work = context()
     events, got = run_all(at_work)

@@ -1,4 +1,4 @@
-"""What `plan` says is what the pipeline then does: one run, and change after change, each planned before it is done."""
+"""`plan` predicts what the pipeline does: one run, and change after change, each planned first."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def plan(folder: Path, options: dict[str, Any]) -> dict[str, PlannedStage]:
 
 
 def _agrees(stage: PlannedStage, *, reused: bool) -> bool:
-    """`open` and `unknown` leave it to what the stages before it come to."""
+    """`open` and `unknown` depend on the results of earlier stages."""
     return stage.action in ("open", "unknown") or (stage.action == "reused") == reused

@@ -1,4 +1,4 @@
-"""A sweep over small stages: pairs once, a training a trial, goes on where it was, and its best is judged anew."""
+"""A sweep over small stages: pairs once, one training per trial, resumption, and a new evaluation of the best."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_pairs_are_made_once_and_every_trial_is_trained_on_the_first_half(traini
     assert sum(isinstance(event, TrialStep) for event in events) == 4
 
 
-def test_what_is_trained_is_not_trained_again_and_what_was_interrupted_goes_on(training, context):
+def test_what_is_trained_is_not_trained_again_and_what_was_interrupted_continues(training, context):
     training.failures[0.2, 1e-6] = Stopped("SIGTERM")
     _, code = swept(context())
     assert code == 143 and len(training.trained) == 2

@@ -1,4 +1,4 @@
-"""The trials of a sweep: every combination once, each with a name of its own, and only of options that trials may vary."""
+"""The trials of a sweep: every combination once, uniquely named, and only of options that may vary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child processes: nothing secret goes in, nothing dangerous comes out, nothing is left behind."""
+"""Child processes: no secrets go in, nothing dangerous comes out, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-S", "-c", code]
 
 
-def test_output_exit_code_and_errors_are_told_apart() -> None:
+def test_output_exit_code_and_errors_are_distinguished() -> None:
     result = run_child(python("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)"), limit_seconds=20)
     assert (result.code, result.output, result.ok) == (7, ("out",), False)
     assert sorted(result.tail) == ["err", "out"]
@@ -118,7 +118,7 @@ def test_what_a_child_prints_cannot_drive_a_terminal() -> None:
     assert result.output == ("a␛]52;c;x␇b␀\ufffd\\x9b2J", "progress 1", "progress 2")
 
 
-def test_what_a_child_says_is_told_in_a_message_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_child_says_is_reported_in_a_message_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     events, result = run_stage(
         stream_child_as_messages(["sh", "-c", "printf 'one\\033[2J\\n'; exit 3"], speaker="pip", limit_seconds=20)
@@ -158,7 +158,7 @@ def test_the_settings_of_uv_and_pip_are_for_uv_and_pip_alone(monkeypatch: pytest
     assert "hf_canary" not in str(clean_environment(installer_settings()))
 
 
-def test_the_certificates_that_git_was_told_of_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_gets_the_configured_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_SSL_CAINFO", "/etc/corporate.pem")
     assert clean_environment()["GIT_SSL_CAINFO"] == "/etc/corporate.pem"
 

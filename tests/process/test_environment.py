@@ -1,4 +1,4 @@
-"""What libraries say goes to the run's log, and never to a person's terminal."""
+"""Library output goes to the run's log, never to the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The push to the Hub, through the real huggingface_hub client against one on localhost."""
+"""Pushing to the Hub, with the real huggingface_hub client against a Hub on localhost."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def pushed(run: Run, repo_id: str = REPO, *, public: bool = False, **others: obj
 
 
 def refused(kind: type[Stage3Error], run: Run, repo_id: str = REPO, **arguments: object) -> Stage3Error:
-    """The error of a push; the archive stands, and the error names the way on and no token."""
+    """The error of a push; the archive is intact, and the error says how to continue without showing the token."""
     before = sha256_of_file(run.archive)
     with pytest.raises(kind) as error:
         pushed(run, repo_id, **arguments)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def test_a_push_makes_a_private_repository_with_one_commit(context: Context, hub
     assert "account someone, token with role write" in told["push: token"].detail
 
 
-def test_what_is_sent_is_told_before_anything_is_sent(context: Context, hub: FakeHubPush):
+def test_what_is_sent_is_reported_before_anything_is_sent(context: Context, hub: FakeHubPush):
     events = push(context.run, REPO, public=False, token=TOKEN, accept_lookalikes=False, stop=StopToken())
     for event in events:
         if isinstance(event, Check) and event.name == f"push: {IN_THE_REPO[-1]}":
@@ -179,7 +179,7 @@ def test_a_second_push_of_the_same_does_nothing_and_says_so(context: Context, hu
     assert "nothing sent" in checks(events)["pushed"].detail
 
 
-def test_another_adapter_is_a_second_commit_and_what_it_meets_is_told(context: Context, hub: FakeHubPush):
+def test_another_adapter_is_a_second_commit_and_what_it_meets_is_reported(context: Context, hub: FakeHubPush):
     pushed(context.run)
     hub.repos[REPO].files |= {".gitattributes": b"*", "theirs.txt": b"of somebody"}
     (context.run / CARD).write_text("# Another card\n")
@@ -227,7 +227,7 @@ def test_a_new_repository_is_public_where_that_is_asked_for(context: Context, hu
     assert not hub.repos[REPO].private and done.in_words == f"pushed to {REPO} (public)"
 
 
-def test_a_private_repository_stays_private_and_that_is_told(context: Context, hub: FakeHubPush):
+def test_a_private_repository_stays_private_and_that_is_reported(context: Context, hub: FakeHubPush):
     hub.repos[REPO] = Repo(private=True)
     events, done = pushed(context.run, public=True)
     assert done.private and hub.repos[REPO].private
@@ -311,7 +311,7 @@ def test_without_a_token_nothing_is_asked(context: Context, hub: FakeHubPush, mo
 
 
 @pytest.mark.parametrize("name", ["no-owner", "a/b/c", "someone/a--b", "someone/x.git", "../x", "someone/"])
-def test_what_is_no_name_of_a_repository_is_told(name: str, context: Context, hub: FakeHubPush):
+def test_what_is_not_a_name_of_a_repository_is_reported(name: str, context: Context, hub: FakeHubPush):
     assert refused(ConfigError, context.run, name).exit_code == ExitCode.USAGE
     assert hub.requests == []
 
@@ -358,7 +358,7 @@ WRITES = ("create", "preupload", "batch", "verify", "commit")
         ("commit", "413", NetworkError, "rejected the push"),
     ],
 )
-def test_a_refusal_at_any_step_is_told_and_leaves_the_archive_and_no_half_repository(
+def test_a_refusal_at_any_step_is_reported_and_leaves_the_archive_and_no_half_repository(
     step: str, mood: str, kind: type[Stage3Error], told: str, context: Context, hub: FakeHubPush
 ):
     hub.moods[step] = mood
@@ -457,7 +457,7 @@ def test_a_request_to_stop_ends_the_push_before_the_commit(step: str, context: C
 def test_a_request_to_stop_ends_an_upload_in_the_middle_of_a_file(
     context: Context, hub: FakeHubPush, monkeypatch: pytest.MonkeyPatch
 ):
-    """A slow line: what has not been sent yet is not sent any more."""
+    """A slow connection: nothing more is sent after a stop."""
     monkeypatch.setattr(fake_hub_push_module, "LFS_FROM_BYTES", 1 << 20)  # one upload, and no second one to be stopped
     save_file({"large": torch.zeros(6_000_000)}, context.run / WEIGHTS)
     build_archive(context.run)
@@ -505,7 +505,7 @@ def test_an_archive_that_is_not_the_recorded_one_is_not_pushed(context: Context,
     with context.run.archive.open("ab") as file:
         file.write(b"\n")
     error = refused(DamagedState, context.run)
-    assert error.exit_code == ExitCode.DAMAGED and "not the one that this run made" in error.what
+    assert error.exit_code == ExitCode.DAMAGED and "not the one this run made" in error.what
     assert hub.requests == []
 
 
@@ -537,7 +537,7 @@ def test_pairs_and_prompts_stay_at_home(context: Context, hub: FakeHubPush):
 
 @pytest.fixture
 def only_packaging(context: Context, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Runs the pipeline, whose only stage is packaging; the archive is never made again."""
+    """Runs the pipeline with packaging as its only stage; the archive is never rebuilt."""
     monkeypatch.setattr("engine.pipeline.loop.STAGES", ("packaging",))
     monkeypatch.setattr(stage, "build_archive", lambda *_, **__: pytest.fail("the archive was made again"))
     context.token = TOKEN
@@ -651,7 +651,7 @@ def test_one_argument_is_the_run_or_the_repository(context: Context, hub: FakeHu
 
 @pytest.mark.fault("F8")
 def test_a_push_that_is_killed_between_two_files_leaves_no_half_repository(context: Context, hub: FakeHubPush):
-    """SIGKILL after the repository was made and a file was sent; the next push is whole."""
+    """SIGKILL after the repository was created and a file was sent; the next push completes."""
     hub.moods["verify"] = "hang"
     context.run.save()
     child = subprocess.Popen(

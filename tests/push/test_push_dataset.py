@@ -1,4 +1,4 @@
-"""`validate --export --push-dataset`: what would train, in a private dataset of the Hub with a card."""
+"""`validate --export --push-dataset`: the training set, in a private dataset on the Hub with a card."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.fault("A10")
-def test_a_second_process_is_refused_and_told_who_has_the_run(tmp_path: Path):
+def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path):
     process = holder(tmp_path)
     try:
         with pytest.raises(RunLocked, match=f"process {process.pid}"):
@@ -64,7 +64,7 @@ def test_a_killed_owner_leaves_the_run_free(tmp_path: Path):
 
 
 @pytest.mark.fault("A12")
-def test_a_pid_that_was_used_again_is_no_owner(tmp_path: Path):
+def test_a_pid_that_was_used_again_is_not_an_owner(tmp_path: Path):
     (tmp_path / "logs").mkdir()
     record = {"pid": os.getppid(), "host": os.uname().nodename, "since": "long ago", "process_started": 12.5}
     (tmp_path / LOCK_FILE).write_text(json.dumps(record))
@@ -124,7 +124,7 @@ def test_a_link_that_leads_out_of_the_run_is_refused_and_nothing_is_written(name
     assert list(out.iterdir()) == []
 
 
-def test_a_link_within_the_run_is_no_danger(tmp_path: Path):
+def test_a_link_within_the_run_is_not_danger(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "latest").symlink_to("checkpoints")
     run = Run(tmp_path)
@@ -198,7 +198,7 @@ def test_a_folder_that_one_may_not_write_to_is_named_with_its_owner():
     assert done.stdout.startswith("DiskError") and "belongs to root." in done.stdout and LOCK_FILE in done.stdout
 
 
-def test_a_refused_file_is_told_with_its_owner(tmp_path: Path):
+def test_a_refused_file_is_reported_with_its_owner(tmp_path: Path):
     (tmp_path / "file").touch()
     error = as_stage3_error(PermissionError(13, "Permission denied", str(tmp_path / "file")))
     assert isinstance(error, DiskError) and "It belongs to " in error.why
@@ -232,7 +232,7 @@ def replaced(folder: Path) -> None:
 
 @pytest.mark.fault("B8")
 @pytest.mark.parametrize("goes", [moved, replaced, shutil.rmtree])
-def test_a_folder_that_is_gone_is_not_written_anew(tmp_path: Path, goes: Callable[[Path], None]):
+def test_a_folder_that_is_gone_is_not_written_again(tmp_path: Path, goes: Callable[[Path], None]):
     run = Run(tmp_path / "run")
     run.acquire()
     run.save()
@@ -246,7 +246,7 @@ def test_a_folder_that_is_gone_is_not_written_anew(tmp_path: Path, goes: Callabl
 
 
 @pytest.mark.fault("B8")
-def test_a_run_whose_folder_is_moved_away_ends_and_goes_on_when_it_is_back(
+def test_a_run_whose_folder_is_moved_away_ends_and_continues_when_it_is_back(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     folder = context().run.folder

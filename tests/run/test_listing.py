@@ -1,4 +1,4 @@
-"""Runs are found again: which folders are runs, how far each came, and which trials belong to it."""
+"""Runs are found: which folders are runs, how far each got, and which trials belong to it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_runs_are_found_below_a_folder_the_newest_first_and_no_other_folder_is_o
     assert [run.folder.name for run in runs_below(tmp_path)] == ["late", "early"]
 
 
-def test_a_run_is_told_with_its_model_pairs_verdict_size_and_archive(tmp_path: Path):
+def test_a_run_is_reported_with_its_model_pairs_verdict_size_and_archive(tmp_path: Path):
     run = made_run(
         tmp_path / "run",
         pairs={"pairs_sha256": "a", "records": 160, "ok": 151},
@@ -56,7 +56,7 @@ def test_a_run_is_told_with_its_model_pairs_verdict_size_and_archive(tmp_path: P
     ("status", "state"),
     [("running", "interrupted"), ("failed", "failed"), ("refused", "refused"), ("stopped", "stopped")],
 )
-def test_where_it_ended_is_told_with_how(status: str, state: str, tmp_path: Path):
+def test_where_it_ended_is_reported_with_how(status: str, state: str, tmp_path: Path):
     found = facts_of(made_run(tmp_path / "run", "quality", status).folder)
     assert (found.state, found.stage) == (state, "quality")
 

@@ -118,7 +118,7 @@ def test_steps_are_the_progress_of_training_at_the_rate_of_this_process():
     assert state.apply(answers, 110.0).stages["training"].progress == answers
 
 
-def test_a_stage_that_goes_on_keeps_the_pairs_that_an_earlier_process_told():
+def test_a_stage_that_continues_keeps_the_pairs_that_an_earlier_process_reported():
     state = state_after(
         StageStarted("pairs"),
         PairMade("x", "p", "a", "b"),
@@ -130,7 +130,7 @@ def test_a_stage_that_goes_on_keeps_the_pairs_that_an_earlier_process_told():
 
 
 def test_a_stage_that_does_not_hold_any_more_shows_nothing_of_what_it_made():
-    """Before a curve, a verdict or a count of the run before was on the screen until new ones came."""
+    """Regression test: a curve, verdict or count of an earlier run stayed on the screen until new ones arrived."""
     state = state_after(
         StageFinished("preflight", "done"),
         Forecast({"pairs": 60.0}, {}),

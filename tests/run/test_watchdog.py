@@ -1,4 +1,4 @@
-"""A standstill is noticed, told and written down; nothing is ended for it."""
+"""A stall is noticed, reported and logged; nothing is ended because of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tui.widgets.status_lines import title_line
 
 
 class Watched:
-    """A watch with a clock that the test turns."""
+    """A watchdog with a clock that the test controls."""
 
     def __init__(self, folder: Path) -> None:
         self.now, self.said = 1_000.0, []
@@ -32,7 +32,7 @@ class Watched:
         self.watch = StallWatchdog(self.said.append, self.log, lambda: self.now)
 
     def after(self, seconds: float, event: Event | None = None) -> list[Event]:
-        """What is said when an event comes, or somebody looks, so much later."""
+        """The messages when an event arrives, or a check runs, this much later."""
         self.now += seconds
         self.said.clear()
         if event is not None:
@@ -53,7 +53,7 @@ def a_step(number: int) -> Progress:
 
 
 @pytest.mark.fault("A19")
-def test_a_long_silence_is_told_once_and_its_end_too(watched: Watched):
+def test_a_long_silence_is_reported_once_and_its_end_too(watched: Watched):
     watched.after(3, a_step(1))
     assert watched.after(LEAST_SECONDS - 1) == []
     stalled, message = watched.after(2)
@@ -84,7 +84,7 @@ def test_a_stage_may_wait_for_a_person(watched: Watched):
 
 
 @pytest.mark.fault("A19")
-def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_goes_on(
+def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     let_go = threading.Event()
@@ -123,7 +123,7 @@ def a_lock_that_nobody_gives_back(let_go: threading.Event) -> None:
     assert let_go.wait(20)
 
 
-def test_the_end_of_a_process_is_no_standstill():
+def test_the_end_of_a_process_is_not_a_standstill():
     state = RunState().apply(RunStarted("run", "0", 1, "here"), 1.0).apply(Stalled("pairs", 400.0), 500.0)
     assert state.stalled_since == 100.0
     assert state.apply(RunFinished(143, "stopped"), 501.0).stalled_since is None

@@ -1,4 +1,4 @@
-"""A token comes out of nothing that this process writes: log, events, run.json, failures, uncaught exceptions."""
+"""A token appears in nothing that this process writes: log, events, run.json, errors, uncaught exceptions."""
 
 from __future__ import annotations
 

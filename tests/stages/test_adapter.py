@@ -1,4 +1,4 @@
-"""What the stage adapter tells and records of an adapter that is good, and what it makes of one that is nearly so."""
+"""Stage adapter with a good adapter, and with one that is almost good."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_hash_is_of_the_numbers_not_of_their_format(stage2: Stage2, tmp_path
 
 
 def test_another_alpha_in_the_configuration_makes_the_stage_stale(stage2: Stage2, tmp_path: Path):
-    """The weights are the same; what they do is not."""
+    """The weights are the same, but not their effect."""
     folder = copy_of(stage2[1], tmp_path)
     context = build_context(tmp_path / "run", stage2[0], folder)
     before = stage.evidence(context)
@@ -87,7 +87,7 @@ def test_another_alpha_in_the_configuration_makes_the_stage_stale(stage2: Stage2
     assert stage.evidence(context) != before
 
 
-def test_target_modules_of_a_pattern_are_told_by_their_names(stage2: Stage2, tmp_path: Path):
+def test_target_modules_of_a_pattern_are_reported_by_their_names(stage2: Stage2, tmp_path: Path):
     adapter = build_adapter(tmp_path / "adapter", stage2[0], target_modules=r".*\.(q|v)_proj")
     events, result = run_stage(stage.run(build_context(tmp_path / "run", stage2[0], adapter)))
     assert line(events, "target modules") == ("ok", "q_proj, v_proj")
@@ -106,7 +106,7 @@ def test_a_trainers_leftovers_are_named_and_never_opened(stage2: Stage2, tmp_pat
     assert line(events, "training_args.bin")[0] == "warning"
 
 
-def test_target_modules_that_the_base_does_not_have_are_told(stage2: Stage2, tmp_path: Path):
+def test_target_modules_that_the_base_does_not_have_are_reported(stage2: Stage2, tmp_path: Path):
     adapter = build_adapter(tmp_path / "adapter", stage2[0], target_modules=["q_proj", "c_attn"])
     status, detail = line(checks(build_context(tmp_path / "run", stage2[0], adapter)), "target modules")
     assert (status, detail) == ("warning", "q_proj; the base model has no c_attn")
@@ -119,14 +119,14 @@ def test_modules_whose_lora_b_is_zero_are_counted(stage2: Stage2, tmp_path: Path
     assert status == "warning" and "4 lora_B are zero" in detail
 
 
-def test_a_tokenizer_that_cannot_be_read_is_told_and_not_used(stage2: Stage2, tmp_path: Path):
+def test_a_tokenizer_that_cannot_be_read_is_reported_and_not_used(stage2: Stage2, tmp_path: Path):
     folder = copy_of(stage2[1], tmp_path)
     (folder / "added_tokens.json").write_text("{")
     assert line(checks(build_context(tmp_path / "run", stage2[0], folder)), "added_tokens.json")[0] == "warning"
 
 
 def test_a_tokenizer_is_not_too_large_where_the_bases_own_is_as_large(stage2: Stage2, tmp_path: Path):
-    """Gemma 3's has one token more than its embedding has rows."""
+    """Gemma 3's tokenizer has one token more than its embedding has rows."""
     base, folder = Path(shutil.copytree(stage2[0], tmp_path / "base")), copy_of(stage2[1], tmp_path)
     tokenizer_of(402)(base)
     tokenizer_of(402)(folder)
@@ -136,7 +136,7 @@ def test_a_tokenizer_is_not_too_large_where_the_bases_own_is_as_large(stage2: St
         run_stage(stage.run(build_context(tmp_path / "run2", base, folder)))
 
 
-def test_fields_of_another_version_of_peft_are_told_where_they_are_set(stage2: Stage2, tmp_path: Path):
+def test_fields_of_another_version_of_peft_are_reported_where_they_are_set(stage2: Stage2, tmp_path: Path):
     folder = copy_of(stage2[1], tmp_path)
     settings(use_newest_idea=0.5, use_other_idea=None)(folder)
     status, detail = line(checks(build_context(tmp_path / "run", stage2[0], folder)), "configuration")
@@ -194,7 +194,7 @@ def test_an_adapter_without_effect_is_refused(stage2: Stage2, tmp_path: Path):
 
 
 def test_a_base_that_loading_the_adapter_changes_is_noticed(stage2: Stage2, tmp_path: Path):
-    """PiSSA does so: PEFT takes the first values out of the base's weights again. Hash and effect are as they should be."""
+    """As with PiSSA: PEFT subtracts the initial values from the base model's weights again, while hash and effect are right."""
     adapter = build_adapter(tmp_path / "pissa", stage2[0], init_lora_weights="pissa")
     context = build_context(tmp_path / "run", stage2[0], adapter)
     base, tokenizer = load_base(context.config), load_tokenizer(context.config)
@@ -207,7 +207,7 @@ def test_a_base_that_loading_the_adapter_changes_is_noticed(stage2: Stage2, tmp_
 
 
 def test_tensors_that_peft_would_put_in_the_base_itself_are_not_let_through(stage2: Stage2, tmp_path: Path):
-    """What `refuse_mismatch` says of an embedding that comes along: PEFT takes it, without a word, in place of the base's."""
+    """The error for an included embedding, which PEFT would silently use instead of the base model's."""
     folder = copy_of(stage2[1], tmp_path)
     added(**{"base_model.model.model.embed_tokens.weight": torch.full((400, 24), 0.25)})(folder)
     context = build_context(tmp_path / "run", stage2[0], folder)
@@ -217,7 +217,7 @@ def test_tensors_that_peft_would_put_in_the_base_itself_are_not_let_through(stag
         run_stage(stage.run(context))
 
 
-def test_whole_modules_in_16_bits_are_told_and_rounded_ones_refused(stage2: Stage2, tmp_path: Path):
+def test_whole_modules_in_16_bits_are_reported_and_rounded_ones_refused(stage2: Stage2, tmp_path: Path):
     whole = build_adapter(tmp_path / "whole", stage2[0], modules_to_save=["lm_head"])
     with pytest.raises(PreconditionError, match="rounds them") as refused:
         run_stage(stage.run(build_context(tmp_path / "run", stage2[0], whole, dtype="bfloat16")))
@@ -234,7 +234,7 @@ def test_whole_modules_in_16_bits_are_told_and_rounded_ones_refused(stage2: Stag
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_base_that_cannot_be_read_is_told_as_such(name: str, stage2: Stage2, tmp_path: Path):
+def test_a_base_that_cannot_be_read_is_reported(name: str, stage2: Stage2, tmp_path: Path):
     base = Path(shutil.copytree(stage2[0], tmp_path / "base"))
     os.truncate(base / name, 7)
     with pytest.raises(PreconditionError, match=r"Cannot read the base model"):
@@ -256,9 +256,9 @@ def test_the_adapter_is_looked_for_here_then_in_the_workspace(stage2: Stage2, tm
     context = build_context(tmp_path / "run", stage2[0], stage2[1], adapter_path="lora/stage2")
     context.run.record_stage("workspace", status="done", result={"folder": str(tmp_path / "clone")})
     shutil.copytree(stage2[1], tmp_path / "clone/lora/stage2")
-    assert adapter_folder(context) == tmp_path / "clone/lora/stage2"
+    assert adapter_folder(context.config, context.run, None) == tmp_path / "clone/lora/stage2"
     shutil.copytree(stage2[1], tmp_path / "lora/stage2")
-    assert adapter_folder(context) == tmp_path / "lora/stage2"
+    assert adapter_folder(context.config, context.run, None) == tmp_path / "lora/stage2"
 
 
 @pytest.mark.fault("G1")
@@ -276,10 +276,10 @@ def test_text_from_the_adapters_files_cannot_drive_a_terminal(stage2: Stage2, tm
     assert not set("\x1b\x07\u202e") & set(shown)
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(stage2: Stage2, tmp_path: Path):
+def test_a_file_in_the_place_of_the_folder_is_reported(stage2: Stage2, tmp_path: Path):
     context = build_context(tmp_path / "run", stage2[0], stage2[1], adapter_path=str(stage2[1] / WEIGHTS))
     with pytest.raises(PreconditionError, match="is a file, but an adapter is a folder"):
-        adapter_source(context)
+        adapter_source(context.config, context.run, None)
 
 
 def test_the_tiny_base_is_what_these_numbers_are_of(tmp_path: Path):

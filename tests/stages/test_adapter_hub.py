@@ -1,4 +1,4 @@
-"""An adapter on the Hub: its commit is asked for once, what is needed is downloaded at it, and every stage reads that."""
+"""An adapter on the Hub: its commit is resolved once, downloads use it, and every stage reads it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, NetworkError, PreconditionError, UnsafeError
 from engine.machine.error_mapping import as_stage3_error
 from engine.models.adapters.source import adapter_folder, adapter_source
 from engine.run.context import Context
+from engine.run.folder import Run
 from engine.stages import adapter as stage
 from tests.conftest import run_stage
 from tests.support.damaged_adapters import CONFIG, WEIGHTS, settings
@@ -54,6 +56,10 @@ def adapter(stage2: tuple[Path, Path], tmp_path: Path) -> Path:
     return folder
 
 
+def parts(context: Context) -> tuple[Stage3Config, Run, str | None]:
+    return context.config, context.run, context.token_text
+
+
 def record(context: Context) -> Any:
     """Run the stage and record its facts, as the pipeline does."""
     events, result = run_stage(stage.run(context))
@@ -84,7 +90,7 @@ def test_later_stages_read_the_recorded_commit_though_the_branch_moves(
     assert hub.push(REPO, adapter) != first
     depends = stage.evidence(context)
     hub.requests.clear()
-    folder = adapter_folder(context)
+    folder = adapter_folder(*parts(context))
     assert folder.name == first
     assert '"lora_alpha": 7' in (folder / CONFIG).read_text()
     assert hub.requests == []  # what is in the cache of a commit is not asked for again
@@ -98,33 +104,33 @@ def test_another_revision_is_another_adapter(hub: FilesHub, make: Callable[..., 
     record(context)
     other = Context(context.config.model_copy(update={"adapter_revision": "better"}), context.run)
     assert stage.evidence(other) != stage.evidence(context)
-    assert adapter_folder(other).name == second
+    assert adapter_folder(*parts(other)).name == second
     by_commit = Context(context.config.model_copy(update={"adapter_revision": first}), context.run)
-    assert adapter_folder(by_commit).name == first
+    assert adapter_folder(*parts(by_commit)).name == first
 
 
-def test_a_revision_that_is_not_there_is_told_as_such(hub: FilesHub, make: Callable[..., Context], adapter: Path):
+def test_a_revision_that_does_not_exist_is_reported(hub: FilesHub, make: Callable[..., Context], adapter: Path):
     hub.push(REPO, adapter)
     with pytest.raises(ConfigError, match=rf"{REPO} has no revision gone \(--adapter-revision\)"):
-        adapter_source(make(adapter_revision="gone"))
+        adapter_source(*parts(make(adapter_revision="gone")))
 
 
 def test_weights_in_a_pickle_alone_are_not_downloaded(hub: FilesHub, make: Callable[..., Context], adapter: Path):
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     hub.push(REPO, adapter)
     with pytest.raises(UnsafeError, match=r"its weights only in adapter_model\.bin"):
-        adapter_source(make())
+        adapter_source(*parts(make()))
     assert hub.downloads() == []
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_repository_without_an_adapter_is_told_by_its_listing(
+def test_a_repository_without_an_adapter_is_reported_by_its_listing(
     name: str, hub: FilesHub, make: Callable[..., Context], adapter: Path
 ):
     (adapter / name).rename(adapter / "runs" / name)
     hub.push(REPO, adapter)
     with pytest.raises(PreconditionError, match=f"{REPO} .* has no {name}"):
-        adapter_source(make())
+        adapter_source(*parts(make()))
     assert hub.downloads() == []
 
 
@@ -145,12 +151,12 @@ def test_offline_the_cache_is_enough_once_the_commit_is_recorded(
     commit, context = hub.push(REPO, adapter), make()
     record(context)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert adapter_folder(context).name == commit
+    assert adapter_folder(*parts(context)).name == commit
     context.run.forget_stage("adapter")
     by_commit = Context(context.config.model_copy(update={"adapter_revision": commit}), context.run)
-    assert adapter_folder(by_commit).name == commit
+    assert adapter_folder(*parts(by_commit)).name == commit
     with pytest.raises(ConnectionError) as refused:
-        adapter_folder(context)
+        adapter_folder(*parts(context))
     assert isinstance(as_stage3_error(refused.value), NetworkError)
 
 
@@ -159,5 +165,5 @@ def test_a_folder_of_that_name_here_comes_first(
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(adapter, tmp_path / REPO)
-    assert adapter_folder(make()) == tmp_path / REPO
+    assert adapter_folder(*parts(make())) == tmp_path / REPO
     assert hub.requests == []

@@ -1,4 +1,4 @@
-"""Stage 3 against the Hub on localhost: what is remote, whose token it is, and what it may read."""
+"""Stage 3 against a Hub on localhost: what is remote, whose token it is, and what it may read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FROM_BROWSER = "hf_oauth_FromTheBrowser12345"
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub where everything is as it should be; no login, an empty current folder."""
+    """A Hub in perfect order; no login, and an empty current folder."""
     monkeypatch.chdir(tmp_path)
     with fake_hub() as server:
         use(server, monkeypatch, tmp_path / "home")
@@ -47,7 +47,7 @@ def context(tmp_path: Path, *, token: str | None = None, **options: Any) -> Cont
 
 
 def drive(context: Context) -> tuple[StageEnd | Stage3Error, list[Event]]:
-    """Run the stage; its result or its error, and its events, none of which shows the token."""
+    """Run the stage; returns its result or error and its events, none of which shows the token."""
     events: list[Event] = []
     stage = credentials.run(context)
     while True:
@@ -68,7 +68,7 @@ def checks(events: list[Event]) -> dict[str, str]:
 
 
 def detail(events: list[Event], name: str) -> str:
-    """The last word of a line of the table."""
+    """The last status of a line in the table."""
     return [event.detail for event in events if isinstance(event, Check) and event.name == name][-1]
 
 
@@ -79,7 +79,7 @@ def again(before: Context, **options: Any) -> Context:
 
 
 def recorded(context: Context) -> Context:
-    """Drive the stage, and write down what it found, as the pipeline does."""
+    """Run the stage and record its result, as the pipeline does."""
     result, _ = drive(context)
     assert isinstance(result, StageEnd), result
     context.run.record_stage("credentials", status="done", result=dict(result.facts))
@@ -182,7 +182,7 @@ def test_without_a_token_public_repositories_pass(tmp_path: Path, fake: FakeHub)
     assert checks(events)["token"] == "skipped" and given.token is None
 
 
-def test_a_hub_that_does_not_answer_is_no_token_trouble(tmp_path: Path, fake: FakeHub) -> None:
+def test_a_hub_that_does_not_answer_is_not_a_token_trouble(tmp_path: Path, fake: FakeHub) -> None:
     fake.repos[BASE] = "503"
     error, _ = drive(context(tmp_path))
     assert isinstance(error, NetworkError) and error.exit_code == 5
@@ -281,7 +281,9 @@ def holders_of(token: str, folder: Path) -> set[Path]:
 # -- the login with a browser --------------------------------------------------------------------------------------------
 
 
-def test_without_a_token_a_login_shows_page_and_code_and_goes_on_with_its_token(tmp_path: Path, fake: FakeHub) -> None:
+def test_without_a_token_a_login_shows_page_and_code_and_continues_with_its_token(
+    tmp_path: Path, fake: FakeHub
+) -> None:
     fake.repos[BASE] = "members"
     fake.auth = {"type": "oauth", "expiresAt": "2027-01-01"}
     given = context(tmp_path, device_login=True)
@@ -375,7 +377,7 @@ def test_a_branch_that_moved_since_the_run_began_needs_a_decision(
     assert f"{flag} {FIRST_COMMIT}" in error.what_to_do and "--from credentials" in error.what_to_do
 
 
-def test_the_first_way_out_goes_on_with_what_the_run_began_with(tmp_path: Path, fake: FakeHub) -> None:
+def test_the_first_way_out_continues_with_what_the_run_began_with(tmp_path: Path, fake: FakeHub) -> None:
     first = recorded(context(tmp_path))
     fake.commits[BASE] = "2" * 40
     second = recorded(again(first, base_model_revision=FIRST_COMMIT))
@@ -454,7 +456,7 @@ def test_a_link_in_the_cache_whose_file_is_gone_counts_as_missing(tmp_path: Path
     assert missing_from(snapshot, wanted) == ("model.safetensors",)
 
 
-def test_what_killed_downloads_left_behind_is_told(tmp_path: Path, fake: FakeHub) -> None:
+def test_what_killed_downloads_left_behind_is_reported(tmp_path: Path, fake: FakeHub) -> None:
     blobs = tmp_path / "home/hub/models--google--gemma-2b-it/blobs"
     blobs.mkdir(parents=True)
     with (blobs / "abc.1234abcd.incomplete").open("wb") as file:

@@ -1,4 +1,4 @@
-"""Stage 4: versions read from real metadata, a uv of the test's own, and the device tried in a real child."""
+"""Stage 4: versions from real metadata, a fake uv, and the device tried in a real child process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOUND = {"torch": "2.13.0", "cuda": None, "device": "cpu", "name": "CPU", "secon
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of installed packages before all others."""
+    """A folder of installed packages that comes first."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -36,7 +36,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A child that says at once that the CPU computes; counts how often it was asked."""
+    """A child that reports a working CPU at once, and counts its runs."""
     asked: list[str] = []
 
     def answer(device: str, *_: Any) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def test_an_installation_that_fails_says_why(
 
 
 @pytest.mark.fault("F11")
-def test_without_uv_the_way_to_get_it_is_told(
+def test_without_uv_the_way_to_get_it_is_reported(
     tmp_path: Path, lacks_trl: Path, no_probe: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installing, "find_uv", lambda: None)
@@ -339,7 +339,7 @@ def test_the_same_environment_is_not_tried_twice_but_another_is(tmp_path: Path, 
     assert no_probe == ["cpu", "auto"]
 
 
-def test_a_device_that_is_not_there_is_refused_with_what_to_do() -> None:
+def test_a_device_that_does_not_exist_is_refused_with_what_to_do() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

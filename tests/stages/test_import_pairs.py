@@ -1,4 +1,4 @@
-"""Stage pairs with `--pairs`: pairs from elsewhere, whatever form they have; nothing is generated."""
+"""Stage pairs with `--pairs`: pairs in any form are imported; nothing is generated."""
 
 from __future__ import annotations
 
@@ -114,26 +114,26 @@ def test_what_people_decided_beside_the_file_comes_along_once(context: Callable[
     assert read_edits(at_work.run / layout.EDITS_JSONL)[first].accepted is False
 
 
-def test_pairs_that_share_an_id_are_told_apart(context: Callable[..., Context], tmp_path: Path):
+def test_pairs_that_share_an_id_are_distinguished(context: Callable[..., Context], tmp_path: Path):
     own = {"id": "x", "prompt": "How?", "base_response": "No.", "revised_response": "So."}
     at_work = context(pairs=write(tmp_path / "own.jsonl", [own, {**own, "revised_response": "Thus."}]))
     imported(at_work)
     assert [record["id"] for record in records(at_work)] == ["x", "x-2"]
 
 
-def test_rows_that_are_no_pair_are_told_and_too_many_are_refused_and_leave_nothing(
+def test_rows_that_are_not_pair_are_reported_and_too_many_are_refused_and_leave_nothing(
     context: Callable[..., Context], tmp_path: Path
 ):
     path = write(tmp_path / "some.jsonl", [orca(1), orca(2, chosen=None), orca(3)])
     events, result = imported(context(pairs=path))
     assert (result.records, (result.imported or {})["bad_rows"]) == (2, 1)
-    assert any(isinstance(event, Message) and "row 2: no pair: chosen is null" in event.text for event in events)
+    assert any(isinstance(event, Message) and "row 2: not a pair: chosen is null" in event.text for event in events)
     strict = replace(context(pairs=path, max_bad_rows=0.1))
     with pytest.raises(DataError, match="1 of 3 rows"):
         imported(strict)
     assert len(records(strict)) == 2
     assert not [file for file in (strict.run / "pairs").iterdir() if file.name.endswith(".part")]
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="does not exist"):
         imported(context(pairs=tmp_path / "nowhere.jsonl"))
 
 

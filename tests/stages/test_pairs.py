@@ -1,4 +1,4 @@
-"""Stage pairs: no record is made twice, none is lost, and decisions follow a pair as long as its texts are the same."""
+"""Stage pairs: no record is generated twice, none is lost, and decisions follow a pair while its texts stay the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import run_stage
 
 
 class Backend:
-    """Its answers depend on seed and settings, and on who shares the batch, as a real model's do in their last bits."""
+    """Its replies depend on seed, settings and the rest of the batch, as a real model's last bits do."""
 
     KIND: ClassVar = {1: "Kick it hard", 3: "That was rude, and", 5: "Mend it kindly with glue"}
     tokens = 0
@@ -63,7 +63,7 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(context: Callable[..., Context], prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs the stage with these options on the one run folder; returns what was drafted, and its events."""
+    """Runs the stage with these options in the same run folder; returns the drafts and the events."""
 
     def make(**options: Any) -> tuple[list[str], list[Any]]:
         backend, at_work = Backend(), a_context(**options)

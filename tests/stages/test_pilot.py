@@ -1,4 +1,4 @@
-"""Preflight's pilot: its pairs are the run's own, its figures are the gate's, and if there is no hope it ends there."""
+"""Preflight's pilot: its pairs are the run's, its figures the gate's, and it ends a run that cannot pass."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine.demo.judge import GrammarJudge
 from engine.demo.preset import ASSETS
 from engine.models.loading import load_tokenizer
 from engine.pairs.data.record import Pair
-from engine.pairs.generation.effort import prompts_expected
+from engine.pairs.generation.cost import expected_prompts
+from engine.pairs.generation.generate import Maker
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.making import Maker
 from engine.pairs.generation.methods import record_maker
 from engine.pairs.generation.prompts import load_prompts
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.pilot import judge_pilot, make_pilot, require_hope_of
 from engine.run.context import Context
 from engine.run.stop import StopToken
@@ -31,7 +31,7 @@ from tests.stages.test_pairs import Backend
 
 
 class Mumbling(Backend):
-    """Repeats its draft in place of revising it."""
+    """Repeats its draft instead of revising it."""
 
     KIND = dict.fromkeys((1, 3, 5), "Kick it hard")
 
@@ -66,9 +66,9 @@ def run_of(context: Callable[..., Context], prompts: Path) -> Callable[..., Cont
 
 
 def pilot(context: Context, backend: Backend, prompts: int = 24) -> tuple[list[Any], list[Pair]]:
-    recipe = GenerationSettings.of(context.config)
-    identity = RecordIdentity.of(context.config, recipe, context.run.results)
-    maker = Maker(backend, recipe, record_maker(backend, recipe, None, StopToken()), identity)  # type: ignore[arg-type]
+    settings = GenerationSettings.of(context.config)
+    identity = RecordIdentity.of(context.config, settings, context.run.results)
+    maker = Maker(backend, settings, record_maker(backend, settings, None, StopToken()), identity)  # type: ignore[arg-type]
     return run_stage(make_pilot(context, load_prompts(context.config)[:prompts], maker))
 
 
@@ -103,7 +103,7 @@ def test_what_the_pilot_made_is_not_made_again(run_of, monkeypatch):
     assert sum(isinstance(event, PairMade) for event in events) == 60
 
 
-def test_a_pilot_that_was_killed_goes_on_and_ends_with_the_same_file(run_of):
+def test_a_pilot_that_was_killed_continues_and_ends_with_the_same_file(run_of):
     context = run_of()
     pilot(context, Backend())
     path = context.run / layout.PILOT_PAIRS
@@ -192,14 +192,14 @@ def test_the_screen_gets_some_pairs_with_what_was_found_of_each(run_of):
 
 
 def test_a_target_forecasts_the_prompts_that_the_pilots_share_asks_for(config):
-    assert prompts_expected(config(num_examples=70)) == 70
-    assert prompts_expected(config(num_examples=70, target_pairs=100), usable_share=0.8) == 125
+    assert expected_prompts(config(num_examples=70)) == 70
+    assert expected_prompts(config(num_examples=70, target_pairs=100), usable_share=0.8) == 125
 
 
 # -- stage pairs stops early, and draws towards a target -----------------------------------------------------------------
 
 
-def test_stage_pairs_stops_where_the_gate_can_no_longer_be_passed_and_goes_on_where_a_person_wants_it(
+def test_stage_pairs_stops_where_the_gate_can_no_longer_be_passed_and_continues_where_a_person_wants_it(
     run_of, monkeypatch
 ):
     with pytest.raises(DataError, match=r"After \d+ prompts there is no hope left") as refused:
@@ -212,7 +212,7 @@ def test_stage_pairs_stops_where_the_gate_can_no_longer_be_passed_and_goes_on_wh
 
 
 class HalfOfThem(Backend):
-    """Every second prompt gets its draft again."""
+    """Every other prompt gets its draft again."""
 
     def reply(self, talks: Any, settings: Any, seeds: Any) -> Any:
         replies = super().reply(talks, settings, [0] * len(seeds))
@@ -224,7 +224,7 @@ class HalfOfThem(Backend):
 
 
 class Dying(HalfOfThem):
-    """Is killed after so many calls."""
+    """Is killed after this many calls."""
 
     def __init__(self, lives: int) -> None:
         super().__init__()

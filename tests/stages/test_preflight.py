@@ -1,4 +1,4 @@
-"""What the preflight chooses by trying, what it refuses, and what it says would fit."""
+"""What preflight chooses by trying, what it refuses, and what it suggests instead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training import trl_trainer
 from engine.models import loading, number_format
 from engine.models.chat_template import conversation_ids
-from engine.models.loading import in_4bit, load_base, load_policy, load_tokenizer, resolve_dtype, restore_adapter
+from engine.models.loading import (
+    load_base,
+    load_policy,
+    load_tokenizer,
+    quantization_arguments,
+    resolve_dtype,
+    restore_adapter,
+)
 from engine.models.number_format import choose_dtype, overflow_in_float16
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.preflight import machine
@@ -152,7 +159,7 @@ def test_a_template_that_cannot_be_trained_with_is_refused_before_a_weight_is_lo
     monkeypatch.setattr(loading, "load_base", lambda *_: pytest.fail("weights were loaded"))
     template = Path(tiny_run.config.base_model_id) / "chat_template.jinja"
     template.write_text("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}assistant: ")
-    with pytest.raises(PreconditionError, match="no token of its own that generation could stop at") as refused:
+    with pytest.raises(PreconditionError, match="no special token at which generation could stop") as refused:
         run_stage(preflight.run(tiny_run))
     assert refused.value.exit_code == 3
 
@@ -184,7 +191,7 @@ def half_policy(context: Context, tiny: tuple[Path, Path], scale: float = 1.0) -
 
 def prompt_ids(context: Context) -> list[list[int]]:
     tokenizer = load_tokenizer(context.config)
-    return [conversation_ids(tokenizer, row["prompt"], reply_wanted=True) for row in pairs(3)]  # type: ignore[arg-type]
+    return [conversation_ids(tokenizer, row["prompt"], add_generation_prompt=True) for row in pairs(3)]  # type: ignore[arg-type]
 
 
 @pytest.mark.fault("D3")
@@ -242,7 +249,7 @@ def test_4_bits_without_bitsandbytes_name_the_extra(config: Callable[..., Any], 
     monkeypatch.setattr(loading, "resolve_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PreconditionError, match="bitsandbytes") as refused:
-        in_4bit(config(load_in_4bit=True), torch.bfloat16)
+        quantization_arguments(config(load_in_4bit=True), torch.bfloat16)
     assert "stage3-tui[bitsandbytes]" in refused.value.what_to_do
 
 
@@ -252,7 +259,7 @@ def test_4_bits_compute_in_16(config: Callable[..., Any], monkeypatch: pytest.Mo
     monkeypatch.setattr(loading, "resolve_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(PreconditionError, match="float32"):
-        in_4bit(config(load_in_4bit=True), torch.float32)
+        quantization_arguments(config(load_in_4bit=True), torch.float32)
 
 
 def test_an_adapter_that_trl_rounded_is_what_it_was_again(tiny: tuple[Path, Path], tmp_path: Path):

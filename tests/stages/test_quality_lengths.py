@@ -1,4 +1,4 @@
-"""What training will refuse as too long stands in the gate, before a judge is asked."""
+"""Pairs that training would refuse as too long show in the gate before a judge is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2 with programs on a PATH of the test's own."""
+"""Stage 2 with fake programs on PATH."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_an_environment_without_pip_gets_one_first(
     assert [line.split()[2] for line in said] == ["ensurepip", "pip"]
 
 
-def test_an_installation_that_fails_is_told_and_does_not_end_the_stage(tmp_path: Path, programs: Path) -> None:
+def test_an_installation_that_fails_is_reported_and_does_not_end_the_stage(tmp_path: Path, programs: Path) -> None:
     beside = tmp_path / "python/bin"
     beside.mkdir(parents=True)
     program(beside, "python", "echo 'No module named pip' >&2; exit 1")
@@ -307,7 +307,7 @@ BATCH_JOB = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n"
         (BATCH_JOB, "KillUserProcesses=yes", "no", None, ""),
     ],
 )
-def test_a_logout_that_would_end_the_run_is_told_with_what_mends_it(
+def test_a_logout_that_would_end_the_run_is_reported_with_the_remedy(
     tmp_path: Path,
     programs: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -328,7 +328,7 @@ def test_a_logout_that_would_end_the_run_is_told_with_what_mends_it(
 
 
 @pytest.mark.parametrize("script", ["exit 1", "sleep 60", "echo no such thing", None])
-def test_a_login_manager_that_does_not_answer_is_no_fault(
+def test_a_login_manager_that_does_not_answer_is_not_a_fault(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
 ) -> None:
     if script is not None:

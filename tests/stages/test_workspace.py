@@ -1,4 +1,4 @@
-"""Stage 1 on real git repositories: the folder as it is, a clone, and what is in its way."""
+"""Stage 1 with real git repositories: an existing folder, a clone, and folders in its way."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_checkout_is_recorded_with_its_commit_and_its_changes(tmp_path: Path, 
     assert (clean.facts["dirty"], changed.facts["dirty"]) == (False, True)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(PreconditionError, match="nowhere is not a folder"):
         drive(context(tmp_path, repo_root=tmp_path / "nowhere"))
 
@@ -47,13 +47,13 @@ def test_a_folder_inside_a_checkout_is_one_of_that_checkout(tmp_path: Path, upst
 
 
 def dirtied(upstream: Path) -> None:
-    """As after a copy: the files are the same, their times are not, and git reads them again."""
+    """As after copying: the files are the same but not their times, so git reads them again."""
     for path in upstream.iterdir():
         os.utime(path, (1_900_000_000, 1_900_000_000), follow_symlinks=False)
 
 
 def arm(upstream: Path, canary: Path, trap: str) -> None:
-    """Lay what a hostile .git/config can lay for whoever asks for the state of the folder."""
+    """Set the traps that a hostile .git/config can have for anyone who runs git status."""
     run = f"touch {canary};"
     if trap == "fsmonitor":
         git(upstream, "config", "core.fsmonitor", run)
@@ -176,7 +176,7 @@ def test_an_unknown_ref_is_refused_names_the_branches_and_leaves_everything_as_i
     assert names_in(here) == {"upstream"}
 
 
-def test_a_folder_that_is_no_repository_cannot_be_cloned(tmp_path: Path, here: Path) -> None:
+def test_a_folder_that_is_not_a_repository_cannot_be_cloned(tmp_path: Path, here: Path) -> None:
     (tmp_path / "plain").mkdir()
     with pytest.raises(PreconditionError, match="Cannot clone"):
         drive(context(tmp_path, repo_url=str(tmp_path / "plain")))
@@ -412,7 +412,7 @@ def test_without_git_a_folder_is_used_and_its_commit_is_not_known(
 
 
 @pytest.mark.fault("F9")
-def test_without_git_nothing_is_cloned_and_the_way_to_get_it_is_told(
+def test_without_git_nothing_is_cloned_and_the_way_to_get_it_is_reported(
     tmp_path: Path, upstream: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", os.devnull)

@@ -27,7 +27,7 @@ def test_what_was_appended_is_read_back(tmp_path: Path):
 
 
 @pytest.mark.fault("C1")
-def test_cut_at_every_byte_the_whole_lines_are_kept_and_the_tail_is_put_aside(tmp_path: Path):
+def test_cut_at_every_byte_the_whole_lines_are_kept_and_the_tail_is_set_aside(tmp_path: Path):
     whole = written(tmp_path / "x.jsonl")
     for cut in range(len(whole)):
         path = tmp_path / f"{cut}.jsonl"

@@ -1,4 +1,4 @@
-"""A guard for tests that compare texts: no token in them may be a close call, which another processor would round otherwise."""
+"""A guard for tests that compare texts: no token may be a close call that another processor would round differently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MASS = 1e-5
 
 @pytest.fixture
 def clear_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every choice of this test is clear enough to be the same anywhere. Where it fails: another seed, other prompts."""
+    """Every token choice of this test is clear enough for any processor. If it fails, use another seed or other prompts."""
     from engine.models.generation.samplers import Greedy, Nucleus
 
     greedy, nucleus = Greedy.__call__, Nucleus.__call__

@@ -1,4 +1,4 @@
-"""Ways to damage a good adapter's folder: each takes the folder, and changes one thing in it."""
+"""Ways to damage a good adapter: each takes the folder and changes one thing in it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def both(*damages: Damage) -> Damage:
 
 
 def settings(**values: object) -> Damage:
-    """Fields of the configuration are others."""
+    """Changes fields of the configuration."""
 
     def change(folder: Path) -> None:
         path = folder / CONFIG
@@ -52,7 +52,7 @@ def without_setting(name: str) -> Damage:
 
 
 def tensors(change: Callable[[Tensors], Tensors]) -> Damage:
-    """The tensors of the file are others; the file is a sound one."""
+    """Changes the tensors of the file, which stays valid."""
     return lambda folder: save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
 
 
@@ -73,7 +73,7 @@ def added(**more: torch.Tensor) -> Damage:
 
 
 def one_number(of: str, value: float) -> Damage:
-    """The last number of the first tensor whose name holds `of` becomes another."""
+    """Changes the last number of the first tensor whose name contains `of`."""
 
     def change(found: Tensors) -> Tensors:
         name = min(name for name in found if of in name)
@@ -84,7 +84,7 @@ def one_number(of: str, value: float) -> Damage:
 
 
 def every_second() -> Callable[[str], bool]:
-    """Of the names that it is asked about, one after the other, it wants every second away."""
+    """Drops every other name."""
     asked: list[str] = []
 
     def unwanted(name: str) -> bool:
@@ -98,7 +98,7 @@ def every_second() -> Callable[[str], bool]:
 
 
 def cut(size: Callable[[int, int], int]) -> Damage:
-    """The file ends after `size(where its data begins, its length)` bytes."""
+    """Truncates the file to `size(start of its data, its length)` bytes."""
 
     def change(folder: Path) -> None:
         data = (folder / WEIGHTS).read_bytes()
@@ -118,7 +118,7 @@ def header_length_of(length: int) -> Damage:
 
 
 def flipped(place: Callable[[bytes], int]) -> Damage:
-    """One bit of the byte at `place(the file)` is another."""
+    """Flips one bit of the byte at `place(the file)`."""
 
     def change(folder: Path) -> None:
         data = bytearray((folder / WEIGHTS).read_bytes())
@@ -129,7 +129,7 @@ def flipped(place: Callable[[bytes], int]) -> Damage:
 
 
 def header(change: Callable[[dict[str, Any]], str | None]) -> Damage:
-    """The header is another: `change` changes it in place, or returns its whole text. The data stay as they are."""
+    """Changes the header: `change` edits it in place or returns its whole text. The data stay unchanged."""
 
     def damage(folder: Path) -> None:
         data = (folder / WEIGHTS).read_bytes()
@@ -142,7 +142,7 @@ def header(change: Callable[[dict[str, Any]], str | None]) -> Damage:
 
 
 def moved(begin: int, end: int) -> Callable[[dict[str, Any]], None]:
-    """The last tensor of the file is said to lie elsewhere, by so many bytes at either end."""
+    """Shifts the offsets of the last tensor by these bytes at either end."""
 
     def change(entries: dict[str, Any]) -> None:
         last = max(
@@ -154,7 +154,7 @@ def moved(begin: int, end: int) -> Callable[[dict[str, Any]], None]:
 
 
 def said_otherwise(field: str, value: object) -> Callable[[dict[str, Any]], None]:
-    """The first tensor's dtype or shape is said to be another."""
+    """Changes the dtype or shape of the first tensor in the header."""
 
     def change(entries: dict[str, Any]) -> None:
         entries[min(name for name in entries if name != "__metadata__")][field] = value
@@ -175,7 +175,7 @@ def header_length(data: bytes) -> int:
 
 
 def linked(name: str, to: str) -> Damage:
-    """A file is put into `to`, from the folder, and a link to it in its place."""
+    """Moves a file of the folder to `to` and replaces it with a link."""
 
     def change(folder: Path) -> None:
         target = Path(os.path.normpath(folder / to))
@@ -191,7 +191,7 @@ def fifo(name: str) -> Damage:
 
 
 def tokenizer_of(tokens: int) -> Damage:
-    """The base's tokenizer, grown to so many tokens, lies in the adapter's folder."""
+    """Puts the base model's tokenizer, grown to this many tokens, into the adapter's folder."""
 
     def change(folder: Path) -> None:
         tokenizer = build_tokenizer()

@@ -1,4 +1,4 @@
-"""The demo's base model, adapter and prompts as repositories of the fake Hub, which whoever has a token may read."""
+"""The demo's base model, adapter and prompts as repositories of the fake Hub, readable with any token."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def put_demo_on(hub: FakeHub) -> None:
 
 
 def options_from_the_hub() -> dict[str, object]:
-    """The demo's options, with the names that models and prompts have there."""
+    """The demo's options with the Hub ids of models and prompts."""
     return {**demo_defaults(), **{option: repo for option, (repo, _) in REPOSITORIES.items()}}

@@ -151,7 +151,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self._answer_well(asked, seen)
 
         def _answer_well(self, asked: Asked, seen: Request, share: Share = WHOLE) -> None:
-            """As the Hub does on a good day, but for the `share` of its body that comes."""
+            """Like the Hub, except that only a `share` of the body is sent."""
             if asked.repo and hub.commit_of(asked.repo, asked.revision) is None:
                 self._send(*ANSWERS["no revision"])
             elif asked.what == "file":

@@ -29,7 +29,7 @@ class FilesHub:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def push(self, repo_id: str, folder: Path, branch: str = "main") -> str:
-        """A new commit with the files of `folder`; the branch is at it then."""
+        """A new commit with the files of `folder`, to which the branch moves."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         everything = json.dumps({name: hashlib.sha1(data).hexdigest() for name, data in sorted(files.items())})
         commit = hashlib.sha1(f"{len(self.commits)}{everything}".encode()).hexdigest()
@@ -37,7 +37,7 @@ class FilesHub:
         return commit
 
     def downloads(self) -> list[str]:
-        """Names of the files that were fetched."""
+        """Names of the downloaded files."""
         return [path.rpartition("/")[2] for path in self.requests if path.startswith("GET") and "/resolve/" in path]
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ class FakeHubPush:
         return [request.step for request in self.requests]
 
     def answer(self, step: str, path: str, body: bytes) -> tuple[int, dict[str, str], Any]:
-        """(status, headers, body: plain data or bytes) of a step that does its work."""
+        """(status, headers, body as plain data or bytes) of a successful step."""
         if step == "whoami":
             return 200, {}, self.account
         if step == "create":

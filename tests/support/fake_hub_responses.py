@@ -1,4 +1,4 @@
-"""What the fake Hub is asked, and what it says: paths, moods, parts of bodies."""
+"""Paths, moods and response bodies of the fake Hub."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KNOWN_MOODS = {*ANSWERS, "portal", "short"}
 
 
 class Share(NamedTuple):
-    """How much of a body comes."""
+    """The part of the body that is sent."""
 
     announced: float
     """In Content-Length."""
@@ -61,7 +61,7 @@ SHARES = {"short": Share(1.0, 0.5), "smaller": Share(0.5, 0.5), "hang in the mid
 
 
 class Asked(NamedTuple):
-    """What a path asks for."""
+    """The resource that a path names."""
 
     what: str
     """whoami, device, token, auth-check, info, tree, paths, file; empty for nothing that the Hub has."""

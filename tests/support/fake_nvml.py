@@ -1,4 +1,4 @@
-"""A stand-in for pynvml on a machine without a GPU: what of it is asked, and no more."""
+"""A stand-in for pynvml on machines without a GPU."""
 
 from __future__ import annotations
 

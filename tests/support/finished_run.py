@@ -1,4 +1,4 @@
-"""A run as the stage training leaves it: a tiny adapter, its tokenizer, pairs, reports, and what is never packed."""
+"""A run as stage training leaves it: a tiny adapter, its tokenizer, pairs, reports, and files that are never packed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def finished_run(folder: Path, base: Path, **options: object) -> Context:
 
 
 def copied(context: Context, folder: Path) -> Context:
-    """The same run in another place, its archive with it."""
+    """A copy of the run in another folder, including its archive."""
     shutil.copytree(context.run.folder, folder)
     for beside in context.run.folder.parent.glob(f"{context.run.folder.name}_artifacts.zip*"):
         shutil.copy2(beside, folder.parent)

@@ -112,7 +112,7 @@ class ForkServer:
         return self._pid
 
     def end(self, *, kill_after: float | None = None) -> Ended:
-        """Wait until it ends; with `kill_after`, SIGKILL so many seconds after the start."""
+        """Wait until it ends; `kill_after` sends SIGKILL this many seconds after the start."""
         if kill_after is not None:
             time.sleep(max(self._started + kill_after - time.monotonic(), 0))
             os.kill(self._pid, signal.SIGKILL)
@@ -171,7 +171,7 @@ def serve() -> None:
 
 
 def _wait(pid: int) -> tuple[int, float]:
-    """The exit code and the processor's seconds; a process that hangs is killed, and that is its code then."""
+    """Exit code and CPU seconds; a process that hangs is killed."""
     end = time.monotonic() + TOO_LONG
     while time.monotonic() < end:
         done, status, used = os.wait4(pid, os.WNOHANG)
@@ -200,7 +200,7 @@ def _child(asked: dict[str, Any], scratch: Path) -> None:
 
 
 def _redirect(scratch: Path, terminal: str) -> None:
-    """The server's own pipes are none of the program's."""
+    """Give the program its own stdin, stdout and stderr, not the server's."""
     writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     if terminal:
         os.setsid()  # the first terminal that is opened now is the session's

@@ -1,4 +1,4 @@
-"""Real git repositories for the tests of the first stage, and its events."""
+"""Real git repositories for the tests of stage 1, and its events."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def context(tmp_path: Path, **options: Any) -> Context:
 
 
 def drive(given: Context) -> tuple[StageEnd, list[Event]]:
-    """Run the stage, and record its facts as the pipeline does."""
+    """Run the stage and record its result as the pipeline does."""
     events: list[Event] = []
     stage = workspace.run(given)
     while True:
@@ -69,7 +69,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def program(folder: Path, name: str, script: str) -> Path:
-    """A program of the test's own; `folder` goes first on PATH."""
+    """Write a fake program; `folder` goes first on PATH."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(script)
     (folder / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""Pairs that the detectors let pass, and the lines that tell of them."""
+"""Pairs that the detectors pass, and their lines in a file."""
 
 from __future__ import annotations
 

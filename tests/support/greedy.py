@@ -16,7 +16,7 @@ TOLERANCE = 1e-3
 
 
 def assert_greedy(model: PreTrainedModel, prompt: Sequence[int], reply: Sequence[int]) -> None:
-    """Each token of `reply` is the likeliest after all before it: one plain forward pass, no cache, no padding, no batch."""
+    """Each token of `reply` is the most likely one by a plain forward pass: no cache, no padding, no batch."""
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0].float()
     before = logits[len(prompt) - 1 : -1]

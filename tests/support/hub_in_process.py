@@ -1,4 +1,4 @@
-"""The fake Hub in the place of the real one, for tests in this process."""
+"""Replaces the real Hub with the fake one, for tests in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CANARY = "hf_CanaryCanaryCanaryCanary"
 
 
 def use(fake: FakeHub | FakeHubPush, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Send this process to `fake`, make it wait for next to nothing, and give it a home of its own, without a login."""
+    """Point this process to `fake`, with short waits and its own home folder without a login."""
     monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
     template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

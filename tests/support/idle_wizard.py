@@ -1,4 +1,4 @@
-"""The wizard without an engine that computes: sessions that wait to be let go, and what a person reads of a screen."""
+"""The wizard without a computing engine: sessions that wait, and the text on a screen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tui.wizard.app import Wizard
 
 
 class FakeSession:
-    """Says that its stages begin, and works on the last one until it is asked to stop, or let go."""
+    """Reports that its stages start, and stays in the last one until stopped or released."""
 
     def __init__(self, context: Context, listener: Callable[[Entry], None]) -> None:
         self.context, self.listener = context, listener
@@ -55,7 +55,7 @@ class FakeSession:
 
 
 class Sessions:
-    """A session factory that keeps what it made."""
+    """A session factory that records its sessions."""
 
     def __init__(self, kind: type[FakeSession] = FakeSession) -> None:
         self.made: list[FakeSession] = []
@@ -80,20 +80,20 @@ def sessions() -> Iterator[Sessions]:
 
 @pytest.fixture
 def runner(tmp_path: Path, config: Callable[..., Stage3Config], sessions: Sessions) -> Runner:
-    """A run that has not begun."""
+    """A run that has not started."""
     folder = tmp_path / "run"
     return Runner(config(output_dir=folder), Run(folder), session_factory=sessions)
 
 
 @pytest.fixture
 def finished(tmp_path: Path, config: Callable[..., Stage3Config], sessions: Sessions) -> Runner:
-    """A run with all ten stages behind it."""
+    """A run with all ten stages done."""
     folder = make_run(tmp_path / "run", pairs=40)
     return Runner(config(output_dir=folder), Run(folder), session_factory=sessions)
 
 
 async def until(pilot: Pilot, holds: Callable[[], object], what: str = "it", seconds: float = 10) -> None:
-    """Wait for something to come about; the screen goes on meanwhile."""
+    """Wait for a condition while the screen keeps running."""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"{what} did not come about within {seconds:.0f} seconds"
@@ -101,7 +101,7 @@ async def until(pilot: Pilot, holds: Callable[[], object], what: str = "it", sec
 
 
 async def look_at(pilot: Pilot, app: Wizard, stage: str) -> None:
-    """Go to a stage by its digit, and wait until it is drawn."""
+    """Go to a stage by its digit and wait until it is drawn."""
     await pilot.press(str((STAGES.index(stage) + 1) % 10))
     await until(pilot, lambda: app.main.selected == stage and app.main.is_whole, stage)
     await pilot.pause()
@@ -122,7 +122,7 @@ async def turn_to(pilot: Pilot, app: Wizard, page: str) -> None:
 async def click_on(
     pilot: Pilot, app: Wizard, text: str, then: Callable[[], object], *, rows: range = range(100), seconds: float = 10
 ) -> None:
-    """Click where a person reads `text`, until what that is to bring about is there: things move while a run goes on."""
+    """Click on `text` until the expected result is there, because things move while a run is in progress."""
     end = time.monotonic() + seconds
     while not then():
         assert time.monotonic() < end, f"clicks on {text!r} brought nothing about; the screen is\n{screen_text(app)}"
@@ -136,7 +136,7 @@ async def click_on(
 
 
 def screen_text(app: Wizard) -> str:
-    """What a person reads."""
+    """The visible text."""
     strips = app.screen._compositor.render_strips()
     return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 

@@ -1,4 +1,4 @@
-"""A run folder as a real run leaves it, made up: all kinds of events, and text that wants to drive the terminal."""
+"""A made-up run folder with all kinds of events, and with text that tries to control the terminal."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def write_events(path: Path, events: Sequence[tuple[float, Event]], first_seq: i
 def make_run(
     folder: Path, *, through: str = "packaging", pairs: int = 240, gpu: bool = True, start: float = 1.79e9
 ) -> Path:
-    """A run folder that went as far as `through`; that stage is running unless it is the last one."""
+    """A run folder that has reached stage `through`, which is running unless it is the last one."""
     events = list(_events(folder, through, pairs, gpu, start))
     write_events(folder / layout.EVENTS_JSONL, events)
     (folder / layout.RUN_LOG).write_text(
@@ -261,7 +261,7 @@ def _training_events() -> Iterator[tuple[float, Event]]:
 
 
 def report() -> dict[str, Any]:
-    """What `evaluation/report.json` says of 40 held-out prompts: 24 better, 7 equal, 9 worse; texts are hostile."""
+    """An `evaluation/report.json` over 40 held-out prompts: 24 better, 7 equal, 9 worse; texts are hostile."""
     samples = []
     for number in range(40):
         before, after = 0.4, 0.4 + (0.3 if number % 5 < 3 else 0.0 if number % 5 == 3 and number < 35 else -0.2)
@@ -344,7 +344,7 @@ CHECKS: dict[str, tuple[tuple[str, Any, str], ...]] = {
 
 
 def failed_run(folder: Path, stage: str = "credentials") -> Path:
-    """A run that failed in `stage`, with hostile text in what it says."""
+    """A run that failed in `stage`, with hostile text in its error."""
     events: list[tuple[float, Event]] = [(1.79e9, RunStarted(str(folder), "0.1.0", 1, "h", "", STAGES))]
     for name in STAGES[: STAGES.index(stage)]:
         events += [(1.79e9, StageStarted(name)), (1.79e9 + 3, StageFinished(name, "done", SUMMARIES[name]))]

@@ -34,7 +34,7 @@ _KITTY = re.compile(rb"\x1b\[[<>][\d;]*u")
 
 
 class PseudoTerminal:
-    """`command` on a terminal of its own. Everything that it wrote is in `seen`; `text` is what a person sees."""
+    """Runs `command` on a pseudo-terminal. `seen` has all output; `text` is the visible screen."""
 
     def __init__(
         self, command: Sequence[str], *, columns: int = 80, rows: int = 24, cwd: Path = ROOT, **environment: str
@@ -57,7 +57,7 @@ class PseudoTerminal:
     # -- what comes ---------------------------------------------------------------------------------------------------
 
     def read(self, seconds: float) -> bool:
-        """Take what the program writes within so many seconds; False when it has closed the terminal."""
+        """Read output for this many seconds; False if the program has closed the terminal."""
         if not select.select([self.master], [], [], seconds)[0]:
             return True
         try:
@@ -77,7 +77,7 @@ class PseudoTerminal:
         return "\n".join(self._screen.display)
 
     def wait_for(self, text: str, seconds: float = 40) -> None:
-        """Until a person sees it."""
+        """Wait until the text is visible."""
         self.until(lambda: text in self.text, text, seconds)
 
     def until(self, holds: Callable[[], object], what: str = "it", seconds: float = 40) -> None:
@@ -94,12 +94,12 @@ class PseudoTerminal:
         os.write(self.master, keys.encode() if isinstance(keys, str) else keys)
 
     def escape(self) -> None:
-        """Esc, and the moment that tells it from the beginning of a sequence."""
+        """Press Esc, with the pause that distinguishes it from an escape sequence."""
         self.press("\x1b")
         self.rest(0.4)
 
     def rest(self, seconds: float) -> None:
-        """Read on for so long."""
+        """Keep reading for this long."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.read(0.05)
@@ -112,13 +112,13 @@ class PseudoTerminal:
         self._screen.resize(rows, columns)
 
     def hang_up(self) -> None:
-        """Close the terminal, as a connection that drops does."""
+        """Close the terminal, like a dropped connection."""
         os.close(self.master)
 
     # -- the processes ------------------------------------------------------------------------------------------------
 
     def end(self, seconds: float = 30) -> int:
-        """The exit code; reads on, because a program that cannot write cannot end."""
+        """Wait for the exit code, reading on, because a program that cannot write cannot exit."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             self.read(0.05)
@@ -131,12 +131,12 @@ class PseudoTerminal:
 
     @property
     def child(self) -> psutil.Process:
-        """The process that draws and works; the first one only waits for it."""
+        """The process that draws and computes; the first one only waits for it."""
         (found,) = psutil.Process(self.pid).children()
         return found
 
     def kill(self) -> None:
-        """Whatever is left of it."""
+        """Kill whatever is left."""
         if psutil.pid_exists(self.pid):
             for process in (*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)):
                 process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The demo in small, in this process: few prompts, the stages that make something, and what they told."""
+"""A small demo run in this process: few prompts, the stages that compute something, and their events."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def short_demo(folder: Path, **options: Any) -> Context:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a start of the pipeline did."""
+    """The events of one start of the pipeline."""
 
     code: ExitCode
     events: list[Event]
@@ -50,7 +50,7 @@ class Ran:
 
     @property
     def records(self) -> list[str]:
-        """Ids of the records that were acknowledged: made, or taken over from an earlier set."""
+        """Ids of acknowledged records: generated, or reused from an earlier set."""
         return [e.id for e in self.events if isinstance(e, (PairMade, PairFailed))]
 
     @property
@@ -62,13 +62,13 @@ class Ran:
         return next(e for e in self.events if isinstance(e, StageFinished) and e.outcome in ("failed", "refused"))
 
     def most_done(self, unit: str, stage: str) -> int:
-        """How far a progress in this unit came in a stage; 0 if there was none."""
+        """The last progress in this unit in a stage; 0 if there was none."""
         found = (e.done for e in self.events if isinstance(e, Progress) and (e.unit, e.stage) == (unit, stage))
         return max(found, default=0)
 
 
 def run(context: Context, stages: tuple[str, ...] = MAKING) -> Ran:
-    """Run these stages; if a fresh process is asked for, this one goes on, as one would."""
+    """Run these stages. If a fresh process is requested, continue in this one."""
     events: list[Event] = []
     while True:
         at_work = run_stages(Context(context.config, Run(context.run.folder), context.stop), stages)

@@ -1,4 +1,4 @@
-"""Ten small stages that write real files into a real run folder: the pipeline without the work."""
+"""Ten small stages that write real files to a real run folder: the pipeline without the work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Made(StageResult):
 
 @dataclass
 class SmallStage:
-    """Leaves one file, depends on one value and on the result of the stage before, and fails when it is told to."""
+    """Writes one file, depends on one value and on the previous stage's result, and fails on request."""
 
     name: str
     depends: Any = 1
@@ -47,7 +47,7 @@ class SmallStage:
 
 
 def small_stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, SmallStage]:
-    """Put them in the place of the real ones; each builds on the one before it and leaves a file."""
+    """Replace the real stages; each depends on the previous one and writes a file."""
     before = None
     for name in STAGES:
         inputs = {} if before is None else {f"{before}.n": f"{before}.n"}
@@ -62,7 +62,7 @@ def small_stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, SmallStage]:
 
 
 def run_all(context: Context, **arguments: Any) -> tuple[list[Event], Any]:
-    """The events of the pipeline, and its exit code."""
+    """The pipeline's events and exit code."""
     events, generator = [], loop.run_pipeline(context, **arguments)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""A small tokenizer that reads the marks of a chat template as one token each, as the published ones do."""
+"""A small tokenizer that reads each mark of a chat template as one token, as published ones do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEXT = "How do I mend a dripping tap ? Close the valve first , then replace the
 
 @cache
 def _vocabulary() -> str:
-    """Byte pairs over a little text, as JSON."""
+    """A BPE model over a little text, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -24,7 +24,7 @@ def _vocabulary() -> str:
 
 
 def marks_of(template: str) -> list[str]:
-    """What looks like a mark in a template's text: `<|im_end|>`, `</s>`, `[INST]`."""
+    """Marks in a template's text: `<|im_end|>`, `</s>`, `[INST]`."""
     return sorted(set(_MARK.findall(template)))
 
 
@@ -62,7 +62,7 @@ BOS_AND_EOS: tuple[tuple[str, str | None, str], ...] = (
 
 
 def published_tokenizer(template: str) -> PreTrainedTokenizerFast:
-    """With the special tokens of the model that the template was published with; what is around a thought is plain, as there."""
+    """With the special tokens of the template's own model; thought tags are plain tokens, as there."""
     plain = tuple(mark for mark in ("<think>", "</think>") if mark in template)
     if "<|im_end|>" in template:
         bos = "<|startoftext|>" if "bos_token" in template else None

@@ -1,4 +1,4 @@
-"""The smallest real things that the tests train: a Gemma of two layers, its tokenizer, an adapter, pairs, a run."""
+"""The smallest real things that tests train: a two-layer Gemma, its tokenizer, an adapter, pairs, a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = TEXT.split()
 
 
 def build_tokenizer() -> PreTrainedTokenizerBase:
-    """Of 400 tokens, with Gemma's chat template."""
+    """A tokenizer of 400 tokens with Gemma's chat template."""
     return train_tokenizer([" ".join(WORDS)] * 3, 400)
 
 
@@ -102,7 +102,7 @@ def build_adapter(
 
 
 def pairs(count: int) -> list[dict[str, object]]:
-    """Pairs of unlike lengths; no two prompts and no two replies are the same."""
+    """Pairs of different lengths; all prompts and replies differ."""
     rows: list[dict[str, object]] = []
     for i in range(count):
         prompt = " ".join(WORDS[(i * 5 + j) % len(WORDS)] for j in range(4 + i % 5)) + f" {i}"
@@ -125,7 +125,7 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def build_context(folder: Path, base: Path, adapter: Path, **options: object) -> Context:
-    """A run in `folder` whose stage adapter has recorded the hash of `adapter`."""
+    """A run in `folder` that has the hash of `adapter` on record."""
     defaults: dict[str, object] = {
         "output_dir": folder,
         "device": "cpu",

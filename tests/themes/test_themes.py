@@ -1,4 +1,4 @@
-"""Themes: those of the package are whole, and a broken one of a person is one notice."""
+"""Themes: the shipped ones are complete, and a broken custom theme gives one notice."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ GROUNDS = ("background", "surface", "panel", "rail-background", "bar-background"
 @pytest.mark.parametrize("depth", ["truecolor", "256"])
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem != "ansi"], ids=lambda path: path.stem)
 def test_every_text_can_be_read_on_every_ground_with_all_colours_and_with_256(path: Path, depth: str):
-    """3 to 1, the least that WCAG has for anything; tmux without RGB shows the nearest of 256 colours, which differ by much."""
+    """3 to 1, WCAG's minimum; tmux without RGB shows the nearest of 256 colours, which can differ a lot."""
     theme = as_textual(load_theme(path))
     colours = {**vars(theme), **theme.variables}
     for ground in GROUNDS:
@@ -61,7 +61,7 @@ def test_every_text_can_be_read_on_every_ground_with_all_colours_and_with_256(pa
 
 
 def _shown(value: str, depth: str) -> object:
-    """A colour as a terminal with so many shows it."""
+    """A colour on a terminal with this many colours."""
     from rich._palettes import EIGHT_BIT_PALETTE
     from rich.color import Color as RichColor
     from rich.color import ColorSystem

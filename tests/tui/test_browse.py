@@ -1,4 +1,4 @@
-"""`stage3-tui browse FILE`: any file of pairs, in the browser, without a run."""
+"""`stage3-tui browse FILE`: any pairs file in the pair browser, without a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui.wizard.pair_file import PairFileBrowser
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Orca's form, with a row that is no pair and an empty line."""
+    """Orca's form, with a row that is not a pair and an empty line."""
     rows = [
         {
             "question": f"How do I mend thing {n}?",
@@ -50,7 +50,7 @@ async def test_any_file_is_looked_at_and_decided_about_beside_it(file: Path, con
             assert "browse" in shown and "orca.jsonl" in shown and "How do I mend thing 5?" in shown
             assert "run all" not in shown and "accept" in shown
             assert [row.line.number for row in browser.store.rows] == [0, 1, 2, 4, 5, 6, 7]
-            assert browser.store.rows[2].reasons[0].startswith("no pair: it has neither")
+            assert browser.store.rows[2].reasons[0].startswith("not a pair: it has neither")
             await pilot.press("x", "j", "w", "r", "a", "escape")
             await pilot.pause()
         decided = read_edits(file.with_name("orca.jsonl.edits.jsonl"))
@@ -62,7 +62,7 @@ async def test_any_file_is_looked_at_and_decided_about_beside_it(file: Path, con
     assert (report["people"]["rejected"], report["people"]["flipped"]) == (1, 1)
 
 
-def test_what_cannot_be_browsed_is_told_before_the_screen(tmp_path: Path, config: Callable[..., Stage3Config]):
+def test_what_cannot_be_browsed_is_reported_before_the_screen(tmp_path: Path, config: Callable[..., Stage3Config]):
     kto = tmp_path / "kto.jsonl"
     kto.write_text('{"prompt": "a", "completion": "b", "label": true}\n')
     with pytest.raises(DataError, match="KTO"):

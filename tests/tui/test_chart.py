@@ -1,4 +1,4 @@
-"""The braille chart, by cases small enough to check by eye, and the other figures drawn from numbers."""
+"""The braille chart, in cases small enough to check by eye, and other drawn figures."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_marks_stand_on_what_is_filled_and_on_what_is_not():
     assert bar(0.5, 4, marks=(forecast_mark(7.0), forecast_mark(math.nan))).plain == "██ ┃"
 
 
-def test_a_peak_behind_what_is_used_now_is_no_mark_and_a_forecast_always_is():
+def test_a_peak_behind_what_is_used_now_is_not_a_mark_and_a_forecast_always_is():
     assert memory_bar(3, 4, 4, peak=2, forecast=1).plain == "┃██ "
 
 

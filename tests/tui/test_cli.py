@@ -1,4 +1,4 @@
-"""The command line as its user meets it: a process, its output and its exit code."""
+"""The command line as users see it: a process, its output and its exit code."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_auto_json_prints_events_and_nothing_else_and_status_tells_the_same(tmp_
     assert "toolchain" in stage3("status", run).stdout
 
 
-def test_the_wizard_goes_on_with_the_options_that_the_run_was_started_with(tmp_path: Path):
+def test_the_wizard_continues_with_the_options_that_the_run_was_started_with(tmp_path: Path):
     import argparse
 
     from tui.commands.arguments import config_of

@@ -1,4 +1,4 @@
-"""The options of a stage as a form: read, written, checked while they are typed."""
+"""A stage's options as a form: read, written, and validated while typing."""
 
 from __future__ import annotations
 

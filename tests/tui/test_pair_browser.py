@@ -1,4 +1,4 @@
-"""The browser of pairs: the list, the pair in full, decisions and writing; and a hundred thousand of them."""
+"""The pair browser: the list, one pair in full, decisions and edits; and a hundred thousand pairs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def listed(number: int, **changes):
 
 
 async def browse(pilot: Pilot, app: Wizard) -> PairBrowser:
-    """The browser, with all pairs read and judged."""
+    """The browser with all pairs read and assessed."""
     await pilot.press("b")
     await until(pilot, lambda: app.main.view is not None and app.main.view.query("#browser"), "the browser")
     browser = app.main.view.query_one(PairBrowser)
@@ -48,7 +48,7 @@ async def browse(pilot: Pilot, app: Wizard) -> PairBrowser:
 
 @pytest.fixture
 def wizard(tmp_path: Path, config: Callable, sessions: Sessions) -> Wizard:
-    """Twelve good pairs and four bad ones, and nothing runs."""
+    """Twelve good pairs and four bad ones, with no run in progress."""
     folder = tmp_path / "run"
     (folder / "pairs").mkdir(parents=True)
     good = [row(number) for number in range(12)]
@@ -368,7 +368,7 @@ async def test_hostile_text_in_the_editor_is_spelt_out_and_stays_as_it_is_when_n
 
 
 async def test_the_revision_is_edited_in_the_editor_that_a_person_chose(wizard: Wizard, tmp_path: Path, monkeypatch):
-    """Headless there is no terminal to give away; that part is seen on a real one (test_terminal)."""
+    """Headless tests have no terminal to suspend; test_terminal covers that on a real one."""
     seen = tmp_path / "seen"
     editor = tmp_path / "my editor"
     editor.write_text(

@@ -1,4 +1,4 @@
-"""The browser's filter and its order: what is found, in which order, and what cannot be read."""
+"""Filtering and sorting in the pair browser: matches, order, and invalid queries."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_notes_are_found_by_their_words():
         ("verdict:nice", "verdict: must be one of"),
     ],
 )
-def test_what_cannot_be_read_is_told_and_the_rest_holds(text: str, problem: str):
+def test_what_cannot_be_read_is_reported_and_the_rest_holds(text: str, problem: str):
     query = parse(f"heating {text}")
     assert query.problem.startswith(problem)
     assert query.words == ("heating",)

@@ -1,4 +1,4 @@
-"""The pairs behind the browser: read while they grow, judged in pieces, decided about; and a gate that is the stage's own."""
+"""The pairs behind the browser: read as they arrive, assessed in chunks, decided about; with the stage's own gate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pairs_of(run: Run, *rows: dict) -> Path:
 
 
 def catch_up(store: PairStore) -> PairStore:
-    """Read and judge all that there is, as the browser does."""
+    """Read and assess everything, as the browser does."""
     while news := store.read():
         store.take(news)
     while batch := store.next_to_judge():
@@ -40,7 +40,7 @@ def catch_up(store: PairStore) -> PairStore:
 
 
 def the_stage_finds(run: Run, config) -> tuple[list, dict[int, bool]]:
-    """What `validate`, and so the stage, finds in the same files."""
+    """The figures of `validate`, and so of the stage, for the same files."""
     usable: dict[int, bool] = {}
     told = validate(
         run / layout.PAIRS_JSONL, config, lambda one: usable.__setitem__(one.line, getattr(one, "usable", False))
@@ -179,7 +179,7 @@ def test_what_is_decided_while_the_detectors_look_is_not_overwritten(run: Run):
 
 
 def test_decisions_made_elsewhere_are_seen(run: Run):
-    """As `attach` sees those of the wizard that owns the run."""
+    """As `attach` sees decisions of the wizard that owns the run."""
     pairs_of(run, row(1))
     watching = catch_up(PairStore(run))
     catch_up(PairStore(run)).decide(0, "reject")
@@ -195,7 +195,7 @@ def test_a_pair_without_an_id_cannot_be_decided_about(run: Run):
     assert not read_edits(run / layout.EDITS_JSONL)
 
 
-def test_a_file_that_was_made_anew_is_read_anew(run: Run):
+def test_a_file_that_was_made_again_is_read_again(run: Run):
     path = pairs_of(run, row(1), row(2))
     store = catch_up(PairStore(run))
     path.unlink()

@@ -20,7 +20,7 @@ PLANNED = [
 
 @pytest.fixture
 def planned(finished: Runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Up to which stage a plan was asked for."""
+    """The stage up to which a plan was requested."""
     asked: list[str] = []
 
     def plan(until: str) -> list[PlannedStage]:
@@ -78,7 +78,7 @@ async def test_a_first_start_begins_at_once(runner: Runner, sessions: Sessions):
         await until(pilot, lambda: sessions.made)
 
 
-def test_each_stage_is_told_with_what_happens_to_it_and_nothing_is_wider_than_the_window():
+def test_each_stage_is_reported_with_what_happens_to_it_and_nothing_is_wider_than_the_window():
     for width in (60, 104):
         lines = [line.plain for line in plan_lines(PLANNED, width)]
         assert all(len(line) <= width for line in lines)

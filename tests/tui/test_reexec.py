@@ -1,4 +1,4 @@
-"""A fresh process for a run: who asks for it, how often, and what it is started with."""
+"""Restarting a run in a fresh process: who asks for it, how often, and its arguments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def until_restart(context: Context) -> list[Any]:
     return events
 
 
-def test_a_stage_that_needs_a_fresh_process_is_no_failure_and_goes_on_there(stages: Any, context: Any):
+def test_a_stage_that_needs_a_fresh_process_is_not_a_failure_and_continues_there(stages: Any, context: Any):
     stages["training"].failure = RestartNeeded("Memory ran out.", "2 GiB", "It goes on.")
     at_work, said = context(), []
     generator = loop.run_pipeline(at_work)
@@ -162,7 +162,7 @@ def test_a_token_that_was_found_on_the_way_is_handed_on_without_a_terminal_too(t
     assert (tmp_path / "heard").read_text() == "hf_found_on_the_way"
 
 
-def test_the_wizards_runner_says_up_to_where_the_run_is_to_go_on(config: Callable[..., Any], tmp_path: Path):
+def test_the_wizards_runner_says_up_to_where_the_run_is_to_continue(config: Callable[..., Any], tmp_path: Path):
     class Session:
         def __init__(self, *_: Any) -> None: ...
 
@@ -220,7 +220,7 @@ def stage_status(folder: Path, stage: str) -> str:
         return ""
 
 
-def test_the_wizard_comes_back_reexec_and_the_run_goes_on_by_itself(tmp_path: Path):
+def test_the_wizard_comes_back_reexec_and_the_run_continues_by_itself(tmp_path: Path):
     folder = tmp_path / "run"
     opened = spent(folder)
     opened.press("a")
@@ -236,7 +236,7 @@ def test_the_wizard_comes_back_reexec_and_the_run_goes_on_by_itself(tmp_path: Pa
     assert Run(folder).owner() is None
 
 
-def test_a_run_that_was_left_goes_on_without_a_screen(tmp_path: Path):
+def test_a_run_that_was_left_continues_without_a_screen(tmp_path: Path):
     folder = tmp_path / "run"
     (tmp_path / "wait").touch()
     opened = spent(folder)

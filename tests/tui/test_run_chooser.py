@@ -1,4 +1,4 @@
-"""Where several runs lie side by side the wizard asks first which one."""
+"""With several runs side by side, the wizard first asks which one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAINED: dict[str, Any] = {
 
 @pytest.fixture
 def chooser(tmp_path: Path, config: Callable[..., Any]) -> Callable[..., RunChooser]:
-    """Over two runs, `b` the newer one, with `--output-dir` at one of them or at a folder without a run."""
+    """Two runs, `b` being newer, with `--output-dir` at one of them or at a folder without a run."""
     made_run(tmp_path / "a", **TRAINED)
     made_run(tmp_path / "b", "training", "stopped").record_stage("training", started=5_000.0)
     return lambda own: RunChooser(config(output_dir=tmp_path / own), tmp_path, runs_below(tmp_path))
@@ -40,7 +40,7 @@ async def test_another_run_can_be_chosen(chooser, tmp_path: Path):
     assert await after(chooser("a"), "k", "enter") == tmp_path / "b"
 
 
-async def test_where_output_dir_is_no_run_yet_a_new_one_can_be_begun(chooser, tmp_path: Path):
+async def test_where_output_dir_is_not_a_run_yet_a_new_one_can_be_begun(chooser, tmp_path: Path):
     assert await after(chooser("new"), "enter") == tmp_path / "b"
     assert await after(chooser("new"), "G", "enter") == tmp_path / "new"
 

@@ -1,4 +1,4 @@
-"""Every screen over a made-up run: what it shows, at which size, and that foreign text stays text."""
+"""Every screen over a made-up run: its content at each size, and foreign text stays text."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_the_first_screen_is_where_the_run_stands(runner: Runner, finished: Runn
 
 @pytest.mark.fault("G2")
 def test_the_markup_of_hostile_text_is_never_parsed():
-    """No widget of ours takes text as markup: Static and Label are given Content, or `markup=False`."""
+    """No widget parses text as markup: Static and Label get Content, or `markup=False`."""
     for path in (Path(__file__).parents[2] / "tui").rglob("*.py"):
         source = path.read_text()
         assert "from_markup" not in source and "markup=True" not in source, path
@@ -236,7 +236,7 @@ def test_the_markup_of_hostile_text_is_never_parsed():
 
 
 def test_hostile_text_is_in_the_made_up_run(tmp_path: Path):
-    """Otherwise the tests above prove nothing."""
+    """Without this, the tests above would prove nothing."""
     folder = make_run(tmp_path / "run", pairs=60)
     journal = (folder / layout.EVENTS_JSONL).read_text()
     assert all(ascii(text)[1:-1].split("\\")[0] in journal for text in HOSTILE)

@@ -52,7 +52,7 @@ RAN: set[str] = set()
 
 
 class ShownPath(PosixPath):
-    """A path that is read where it is, and shown as if it were on the machine of the pictures."""
+    """A path that is read normally but displayed as if on the machine of the pictures."""
 
     def __str__(self) -> str:
         return re.sub(r"^.*(?=/stage3_constitutional)", SHOWN, super().__str__())
@@ -63,7 +63,7 @@ class ShownPath(PosixPath):
 
 @pytest.fixture(autouse=True)
 def still(monkeypatch, request):
-    """Nothing moves, and nothing of this machine is in the picture."""
+    """Stops animations, and hides everything specific to this machine."""
     if not request.node.get_closest_marker("slow"):
         RAN.add(request.node.name)
     monkeypatch.setattr(time, "time", lambda: NOW)
@@ -80,7 +80,7 @@ def still(monkeypatch, request):
 
 @pytest.fixture
 def wizard(tmp_path: Path, config) -> Callable[..., Wizard]:
-    """The wizard over a folder that `make` filled."""
+    """The wizard over a folder filled by `make`."""
 
     def start(make: Callable[[Path], object], **options: object) -> Wizard:
         folder = tmp_path / "stage3_constitutional"
@@ -93,7 +93,7 @@ def wizard(tmp_path: Path, config) -> Callable[..., Wizard]:
 
 
 class Shots:
-    """Takes pictures of one app in one theme, and remembers which are not what they were, or do not fit."""
+    """Takes pictures of an app in one theme, and collects those that changed or do not fit."""
 
     def __init__(self, pilot: Pilot, app: Wizard, size: str, theme: str, tmp_path: Path) -> None:
         self.pilot, self.app, self.size = pilot, app, size
@@ -113,7 +113,7 @@ class Shots:
         self.problems += [f"{name}: {problem}" for problem in what_does_not_fit(self.app)]
 
     async def _settled(self) -> str:
-        """The screen when nothing moves on it any more: scrollbars and columns come a moment after what they are about."""
+        """Wait until the screen is stable: scrollbars and columns appear a moment later."""
         before, now = "", "-"
         while before != now:
             await self.pilot.pause(0.04)
@@ -121,7 +121,7 @@ class Shots:
         return now
 
     def _show(self, name: str, drawn: str) -> None:
-        """Leave it for a person, who may say where."""
+        """Keep the file for inspection."""
         folder = Path(os.environ.get("PICTURES_FOLDER", self._tmp_path))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(drawn, encoding="utf-8")
@@ -141,7 +141,7 @@ class Shots:
 
 
 def first_difference(path: Path, drawn: str) -> str:
-    """The first line of text in which two pictures differ; their styles, if the texts are the same."""
+    """The first line of text that differs between two pictures; their styles if the texts are equal."""
     if not path.exists():
         return "  there is no such picture yet"
     before, now = words_of(path.read_text(encoding="utf-8")), words_of(drawn)
@@ -156,7 +156,7 @@ def words_of(svg: str) -> list[str]:
 
 
 def what_does_not_fit(app: Wizard) -> list[str]:
-    """Widgets that reach over the edge of the screen, or of a parent that does not scroll sideways."""
+    """Widgets that extend beyond the screen, or beyond a parent that does not scroll horizontally."""
     problems = []
     for widget in app.screen.walk_children():
         parent = widget.parent
@@ -291,7 +291,7 @@ async def test_a_failure_and_a_refusal(wizard, size: str, theme: str, tmp_path: 
             "The gate is shut: usable share is 20.5% (at least 50.0%).",
             what="The gate is shut: usable share is 20.5% (at least 50.0%).",
             why="Training on these pairs would spend GPU hours on what cannot teach.",
-            what_to_do='Use a better model or constitution. To train all the same: --accept-quality "your reason".',
+            what_to_do='Use a better model or constitution. To train anyway: --accept-quality "your reason".',
             exit_code=9,
         )
         state = app.source._state.apply(StageStarted("quality"), NOW - 60)
@@ -335,7 +335,7 @@ async def test_what_reaches_over_the_edge_is_found(wizard):
 
 
 def test_no_picture_is_left_over():
-    """Each of them is drawn by a test above; if only some of those ran there is nothing to say."""
+    """Every picture is drawn by a test above; skipped if only some of those ran."""
     if len(RAN) - 1 < 5 * len(KEPT) + 3:
         pytest.skip("not all pictures were drawn in this process")
     assert {path.name for path in FOLDER.glob("*.svg")} == TAKEN

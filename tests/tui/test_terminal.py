@@ -1,4 +1,4 @@
-"""The wizard on a real pseudo-terminal: raw bytes, signals, a shell, and a terminal that stalls or goes away."""
+"""The wizard on a real pseudo-terminal: raw bytes, signals, a shell, and a terminal that stalls or disappears."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def open_terminals() -> Iterator[list[PseudoTerminal]]:
 
 @pytest.fixture
 def wizard(tmp_path: Path, open_terminals: list[PseudoTerminal]):
-    """Opens the wizard over a new demo run in tmp_path/run, or over what is there, and waits for its first screen."""
+    """Opens the wizard over a demo run in tmp_path/run, new or existing, and waits for its first screen."""
 
     def start(*arguments: str, first: str = "Workspace", **options) -> PseudoTerminal:
         terminal = PseudoTerminal(demo(tmp_path / "run", *arguments), **options)
@@ -64,7 +64,7 @@ def status_of(folder: Path) -> set[str]:
 
 
 def sequences(raw: bytes) -> set[str]:
-    """The numbers of all colour and style sequences."""
+    """The numbers of all SGR sequences."""
     return {code for sgr in re.findall(rb"\x1b\[([\d;]*)m", raw) for code in sgr.decode().split(";")}
 
 
@@ -126,7 +126,7 @@ def test_a_closed_terminal_leaves_the_run_running_and_stop_ends_it(wizard, tmp_p
 
 @pytest.mark.fault("A6")
 def test_where_the_hang_up_is_ignored_the_end_of_input_is_noticed_and_nothing_spins(tmp_path: Path, open_terminals):
-    """As under nohup: nobody sends a signal, and a dead terminal reads as an endless end of file."""
+    """As under nohup: no signal arrives, and a dead terminal reads as endless end of file."""
     nohup = ["sh", "-c", 'trap "" HUP; exec "$0" "$@"', *demo(tmp_path / "run")]
     terminal = PseudoTerminal(nohup)
     open_terminals.append(terminal)
@@ -208,7 +208,7 @@ def test_ctrl_z_gives_the_shell_back_and_fg_the_whole_screen(shell: PseudoTermin
 
 
 @pytest.mark.fault("A8")
-def test_after_ctrl_z_what_runs_goes_on_and_fg_shows_it(shell: PseudoTerminal, tmp_path: Path):
+def test_after_ctrl_z_what_runs_continues_and_fg_shows_it(shell: PseudoTerminal, tmp_path: Path):
     shell.press(" ".join(demo(tmp_path / "run")) + "\n")
     shell.wait_for("Workspace")
     shell.press("a")
@@ -319,8 +319,8 @@ def test_hostile_text_of_dataset_and_model_reaches_the_terminal_on_no_screen(tmp
 
 
 @pytest.mark.fault("A8")
-def test_bytes_that_are_no_text_end_nothing(wizard):
-    """A mouse report of an old kind, after tmux was attached again, and half a character."""
+def test_bytes_that_are_not_text_end_nothing(wizard):
+    """A legacy mouse report, as after reattaching tmux, and half a character."""
     terminal = wizard()
     terminal.press(b"\x1b[M \xc8\xc8\xff\xfe\xe4\xb8")
     terminal.read(0.5)

@@ -1,4 +1,4 @@
-"""The token: typed or pasted, given to the engine once, and shown nowhere; or fetched with a browser."""
+"""The token: typed, pasted or fetched with a browser, passed to the engine once, and never shown."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_a_crash_prints_no_locals_and_no_token(runner: Runner, capsys, cap
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub with the demo on it, which refuses strangers, and nobody at its browser yet."""
+    """A Hub with the demo on it that requires a token, and no browser login yet."""
     with fake_hub() as server:
         use(server, monkeypatch, tmp_path / "home")
         put_demo_on(server)

@@ -1,4 +1,4 @@
-"""A sweep's trials on the screen, as they go: in the wizard, and for whoever watches."""
+"""A sweep's trials on the screen as they progress, in the wizard and in a watching terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict's page: the word, what carries it, and the answers, with keys alone and with the mouse alone."""
+"""The verdict page: the word, its evidence and the answers, by keyboard alone and by mouse alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watching a run of another process: its journal as it grows, with torn tails, and the request to stop."""
+"""Watching another process's run: its growing journal, torn tails, and the stop request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def message(text: str) -> tuple[float, Message]:
     return 1.0, Message("info", text)
 
 
-def test_a_journal_that_is_not_there_yet_is_an_empty_state(watcher: Watcher):
+def test_a_journal_that_does_not_exist_yet_is_an_empty_state(watcher: Watcher):
     assert watcher.snapshot().last_seq == -1
     assert not watcher.running
 
@@ -68,7 +68,7 @@ def test_damaged_lines_and_unknown_kinds_are_passed_over(watcher: Watcher, tmp_p
     assert [event.text for _, event in watcher.snapshot().messages] == ["one", "two"]
 
 
-def test_a_journal_that_begins_anew_is_read_anew(watcher: Watcher, tmp_path: Path):
+def test_a_journal_that_begins_again_is_read_again(watcher: Watcher, tmp_path: Path):
     journal = tmp_path / layout.EVENTS_JSONL
     write_events(journal, [message("old"), message("older")])
     watcher.read()

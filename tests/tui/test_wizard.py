@@ -1,4 +1,4 @@
-"""The wizard through its keys: stages walked, the engine in its thread, windows, and how the screen ends."""
+"""The wizard by its keys: moving between stages, the engine in its thread, dialogs, and shutdown."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ async def test_a_theme_is_worn_while_the_cursor_is_on_it_and_kept_by_enter(finis
 
 
 @pytest.mark.parametrize("kept", ["gone", "", "\udcff[/]"])
-async def test_a_kept_theme_that_is_gone_is_no_fault(finished: Runner, kept: str):
+async def test_a_kept_theme_that_is_gone_is_not_a_fault(finished: Runner, kept: str):
     chosen.keep("midnight").write_bytes(kept.encode(errors="surrogateescape"))
     app = Wizard(finished)
     async with app.run_test(size=(100, 30)):
@@ -298,7 +298,7 @@ async def test_redo_asks_first(finished: Runner, sessions: Sessions):
 
 
 @pytest.mark.fault("A18")
-async def test_a_session_that_breaks_is_told_on_the_screen(tmp_path, config):
+async def test_a_session_that_breaks_is_reported_on_the_screen(tmp_path, config):
     def broken(context: Context, listener: object) -> FakeSession:
         raise DiskError("The disk is full.", "No space left [/].", "Free some.")
 
@@ -514,7 +514,7 @@ async def test_a_second_signal_leaves_at_once(tmp_path, config):
     made[0].let_go.set()
 
 
-def test_a_terminal_that_is_no_terminal_is_gone(tmp_path: Path):
+def test_a_terminal_that_is_not_a_terminal_is_gone(tmp_path: Path):
     parent = os.getppid()
     with (tmp_path / "file").open("w") as file:
         assert sequences.terminal_is_gone(file.fileno(), parent)

@@ -36,7 +36,7 @@ Make = Callable[..., Context]
 
 @pytest.fixture
 def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
-    """A run over the tiny models with training and held-out pairs in place."""
+    """A run over the tiny models, with training and held-out pairs in place."""
 
     def build(**options: Any) -> Context:
         context = build_context(
@@ -50,7 +50,7 @@ def make(stage2: tuple[Path, Path], tmp_path: Path) -> Make:
 
 
 def ended(context: Context, monkeypatch: pytest.MonkeyPatch, *stages: str) -> tuple[ExitCode, str]:
-    """The exit code of these stages, and the three sentences that stand in run.json."""
+    """The exit code of these stages, and the three sentences in run.json."""
     monkeypatch.setattr(loop, "STAGES", stages)
     _, code = run_stage(loop.run_pipeline(context, until=stages[-1]))
     error = json.loads((context.run / layout.RUN_JSON).read_text())["error"]
@@ -148,7 +148,7 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_made(
     assert "does not fit" in told and "--base-model-id" in told and "--adapter-path" in told
 
 
-def test_a_fresh_lora_over_the_bare_base_is_no_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_a_fresh_lora_over_the_bare_base_is_not_a_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
     def fresh(base: Any, folder: Path, *, trainable: bool) -> Any:
         return get_peft_model(base, LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"]))
 
@@ -162,7 +162,7 @@ def test_a_fresh_lora_over_the_bare_base_is_no_reference(make: Make, monkeypatch
 
 
 @pytest.mark.fault("D16")
-def test_a_loss_that_asks_the_bare_base_is_no_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_a_loss_that_asks_the_bare_base_is_not_a_reference(make: Make, monkeypatch: pytest.MonkeyPatch):
     import trl.trainer.dpo_trainer as dpo
 
     monkeypatch.setattr(dpo, "use_adapter", lambda model, adapter_name: model.disable_adapter())
@@ -176,7 +176,7 @@ def test_a_loss_that_asks_the_bare_base_is_no_reference(make: Make, monkeypatch:
 
 
 @pytest.mark.fault("D1")
-def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_goes_on(
+def test_one_nan_in_one_gradient_stops_the_run_and_the_last_good_checkpoint_continues(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ):
     real, poisoned = trl_trainer.Stage3Trainer.training_step, []

@@ -1,4 +1,4 @@
-"""The whole of it, as a newcomer sees it: `stage3-tui --auto --demo` in a process of its own, and what it leaves."""
+"""The whole program as a newcomer sees it: `stage3-tui --auto --demo` in its own process, and its results."""
 
 from __future__ import annotations
 

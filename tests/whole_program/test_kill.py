@@ -1,4 +1,4 @@
-"""SIGKILL at random moments while pairs are made of real prompts: nothing acknowledged is lost, nothing stands twice."""
+"""SIGKILL at random moments while pairs are generated: nothing acknowledged is lost or duplicated."""
 
 from __future__ import annotations
 

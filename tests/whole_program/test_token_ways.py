@@ -64,7 +64,7 @@ def test_no_option_takes_the_value_and_a_refusal_does_not_repeat_it(given: list[
     assert done.returncode == 2 and CANARY not in done.stdout + done.stderr
 
 
-def test_a_variable_that_is_no_option_does_not_show_its_value(tmp_path: Path) -> None:
+def test_a_variable_that_is_not_an_option_does_not_show_its_value(tmp_path: Path) -> None:
     done = stage3("--auto", cwd=tmp_path, STAGE3_TOKEN=CANARY)
     assert done.returncode == 2 and CANARY not in done.stdout + done.stderr
 

@@ -81,7 +81,7 @@ HALVES: dict[str, Any] = {"min_eval_pairs": 8}
 FIGURES = ("reward_accuracy", "margin", "score_change")
 
 
-def test_a_sweep_killed_in_a_trial_goes_on_and_its_table_has_the_figures_of_a_run_of_its_own(
+def test_a_sweep_killed_in_a_trial_continues_and_its_table_has_the_figures_of_a_run_of_its_own(
     begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sweep, "BEFORE_TRAINING", STAGES[:-1])

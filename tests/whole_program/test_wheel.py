@@ -1,4 +1,4 @@
-"""The wheel of `make dist`, installed into an empty environment outside the checkout: the demo runs from there."""
+"""The wheel of `make dist`, installed into an empty environment outside the checkout, runs the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transfer of a clone: cut, hanging, asking for a password, hostile inside; over paths, and over a real https server."""
+"""Cloning: interrupted, hanging, asking for a password, hostile content; by path, and from a real https server."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_clone_that_is_not_what_was_asked_for_does_not_get_its_name(
         ("fatal: a word that nobody knows", PreconditionError),
     ],
 )
-def test_what_git_says_is_told_apart(said: str, kind: type[Stage3Error]) -> None:
+def test_what_git_says_is_distinguished(said: str, kind: type[Stage3Error]) -> None:
     error = git_failure("x could not be cloned", ChildResult(128, (), (said,), 1.0))
     assert type(error) is kind and error.what_to_do
 
@@ -379,7 +379,7 @@ def test_an_unknown_branch_over_https_names_those_that_are_there(
         ("to-file", Stage3Error),
     ],
 )
-def test_what_a_server_does_is_told_apart_and_leaves_nothing(
+def test_what_a_server_does_is_distinguished_and_leaves_nothing(
     tmp_path: Path,
     here: Path,
     https: http.server.ThreadingHTTPServer,

@@ -1,4 +1,4 @@
-"""Which addresses may be cloned: a table of hostile ones, and those that are taken."""
+"""Which URLs may be cloned: a table of hostile ones, and of accepted ones."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_path_with_a_colon_is_a_path_where_it_is_there(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     "ref", ["--upload-pack=x", "", "a b", "main:evil", "a..b", "HEAD@{1}", "a\x1bb", "a\u202eb", "main^", "x~1", "ma*n"]
 )
-def test_a_ref_that_is_no_name_is_refused(ref: str) -> None:
+def test_a_ref_that_is_not_a_name_is_refused(ref: str) -> None:
     with pytest.raises(UnsafeError, match="--repo-ref") as refused:
         check_ref(ref)
     assert "\x1b" not in str(refused.value)

@@ -8,7 +8,7 @@ from typing import Any
 from textual.content import Content
 
 from engine.pairs.data.edits import Decision
-from engine.pairs.data.record import names_of_the_texts
+from engine.pairs.data.record import text_labels
 from tui.formatting import one_line, plural, safe_text
 from tui.pair_browser.rows import PairRow, text_of
 from tui.widgets.layout import EMPTY, paragraph
@@ -40,7 +40,7 @@ def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
     """Draft and revision, each with what is to be known of it."""
     draft_is_better = (record.get("chosen") == "base") != decision.flipped
     names = []
-    draft, revision = names_of_the_texts(record.get("method"))
+    draft, revision = text_labels(record.get("method"))
     for name, edited, better in (
         (draft, decision.base_response is not None, draft_is_better),
         (revision, decision.revised_response is not None, False),

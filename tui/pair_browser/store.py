@@ -20,7 +20,7 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import pair_of
 from engine.pairs.judges.base import ScorePair
 from engine.pairs.judges.scores import ScoreCache, comparison_of, key_of, score_of_row
-from engine.pairs.relevance.kept import MeasuredReply, Relevances, measured_reply, with_relevance
+from engine.pairs.relevance.cache import MeasuredReply, Relevances, measured_reply, with_relevance
 from engine.run.folder import Run
 from engine.run.reports import PairsReport
 from engine.storage.documents import read_json_or_none
@@ -52,7 +52,7 @@ class StoreUpdate:
 
 
 @dataclass(frozen=True)
-class Judged:
+class AssessedPair:
     """What became known of one row, and from what."""
 
     index: int
@@ -204,7 +204,7 @@ class PairStore:
         chosen = [*first, *islice((index for index in self._unjudged if index not in first), JUDGED_AT_ONCE)]
         return [(index, self.rows[index].line, self.rows[index].decision) for index in chosen]
 
-    def judge(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[Judged]:
+    def judge(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[AssessedPair]:
         """Let the detectors look. Raises OSError."""
         judge, known, relevances = self._judge, self._known, self._relevances
         return [self._judged(index, line, decision, judge, known, relevances) for index, line, decision in batch]
@@ -217,10 +217,10 @@ class PairStore:
         judge: str | None,
         known: ScoreCache,
         relevances: Relevances,
-    ) -> Judged:
+    ) -> AssessedPair:
         made = self.pair(line)
         if isinstance(made, BadLine):
-            return Judged(index, decision, None, None, None, made.reason)
+            return AssessedPair(index, decision, None, None, None, made.reason)
         made = with_relevance(made, relevances)
         pair = with_relevance(apply_decision(made, decision), relevances)
         key = key_of(comparison_of(pair))
@@ -228,9 +228,9 @@ class PairStore:
             given = known.get(key, _NO_SCORES)
             pair = replace(pair, base_score=given.first, revised_score=given.second)
         least = None if judge is None else self._min_gain
-        return Judged(index, decision, assess_pair(pair, decision, made=made, min_gain=least), key, pair)
+        return AssessedPair(index, decision, assess_pair(pair, decision, made=made, min_gain=least), key, pair)
 
-    def take_findings(self, judged: Iterable[Judged]) -> None:
+    def take_findings(self, judged: Iterable[AssessedPair]) -> None:
         """Put in what `judge` found; what was decided otherwise meanwhile is looked at again."""
         for one in judged:
             if one.index >= len(self.rows) or self.rows[one.index].decision != one.decision:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from engine.core import layout
 from engine.core.errors import ConfigError, ExitCode, Stage3Error
 from engine.pairs.data.edits import edits_beside
-from engine.pairs.formats.own_lines import own_lines
-from engine.pairs.formats.reading import Reading, pairs_of
-from engine.pairs.formats.sources import rows_of_place
+from engine.pairs.formats.native_lines import native_lines
+from engine.pairs.formats.reading import RowReader, pairs_of
+from engine.pairs.formats.sources import rows_of_source
 from engine.run.folder import Run
 from engine.run.state import RunState
 
@@ -58,7 +58,7 @@ class PairFile:
         """Why the reading ended before the file did."""
         if not file.is_file():
             raise ConfigError(f"There is no file {file}.", "", "Give the path of a file of preference pairs.")
-        lines = own_lines(pairs_of(rows_of_place(file), Reading.of(config)))
+        lines = native_lines(pairs_of(rows_of_source(file), RowReader.of(config)))
         try:
             first = next(lines, None)
         except OSError as error:

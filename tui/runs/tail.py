@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.core.reading import open_file
-from engine.storage.jsonl import LONGEST_LINE, BadLine, loads, parsed_line, too_long
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, parsed_line, too_long
 
 BLOCK_BYTES = 4 << 20
 
@@ -52,8 +52,8 @@ class JsonlTail:
                 file.seek(self._offset)
                 block = file.read(BLOCK_BYTES)
                 if len(block) == BLOCK_BYTES and b"\n" not in block:
-                    block += file.readline(LONGEST_LINE)  # a line longer than a block
-                if len(block) >= LONGEST_LINE and b"\n" not in block:
+                    block += file.readline(MAX_LINE_BYTES)  # a line longer than a block
+                if len(block) >= MAX_LINE_BYTES and b"\n" not in block:
                     return self._passed_over(file, len(block), begun_anew)
         except (FileNotFoundError, IsADirectoryError):
             return TailChunk(begun_anew=self._forget())
@@ -61,7 +61,7 @@ class JsonlTail:
 
     def _passed_over(self, file: BinaryIO, length: int, begun_anew: bool) -> TailChunk:
         """One line that is too long to be a record: nothing of it is kept, and what follows is read next time."""
-        while block := file.readline(LONGEST_LINE):
+        while block := file.readline(MAX_LINE_BYTES):
             length += len(block)
             if block.endswith(b"\n"):
                 bad = Line(self._number, self._offset, length - 1, too_long(self._number))

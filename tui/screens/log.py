@@ -13,8 +13,6 @@ from textual.message import Message
 from textual.widgets import Input
 
 from engine.core import layout
-from engine.core.errors import UnsafeError
-from engine.core.reading import open_file
 from engine.run.state import RunState
 from tui.app_protocol import wizard_of
 from tui.formatting import one_line, plural, safe_text
@@ -281,19 +279,6 @@ class LogScreen(Dialog[str | None]):
             self.dismiss(None)
 
 
-<<<<<<< HEAD
-def tail_of(path: Path) -> str:
-    """The end of a file, starting at a whole line; empty if it does not exist."""
-    try:
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(size - TAIL_BYTES, 0))
-            raw = file.read(TAIL_BYTES)
-    except (OSError, UnsafeError):  # no log yet, or what is none
-        return ""
-    text = raw.decode("utf-8", errors="backslashreplace")
-    return text if size <= TAIL_BYTES else text.partition("\n")[2]
-=======
 def head_line(view: str, told: list[str], width: int) -> Content:
     titles = [
         clickable(Content.styled(f" {title} ", "bold reverse" if title == view else "$muted"), "screen.press('v')")
@@ -322,4 +307,3 @@ def detail(line: LogLine, width: int) -> list[Content]:
         if line.level not in ("warning", "error")
         else [head, *(one.stylize(mark.style) for one in lines)]
     )
->>>>>>> main

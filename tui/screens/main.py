@@ -50,7 +50,7 @@ VIEWS: dict[str, type[StageView]] = {
     )
 }
 
-LEAST_COLUMNS, LEAST_ROWS = 80, 24
+MIN_COLUMNS, MIN_ROWS = 80, 24
 ROOM_FOR_TWO_TEXTS = 190
 """Columns needed to show draft and revision side by side beside the list."""
 SOON = 0.1
@@ -163,13 +163,13 @@ class MainScreen(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         size = event.size
-        too_small = size.width < LEAST_COLUMNS or size.height < LEAST_ROWS
+        too_small = size.width < MIN_COLUMNS or size.height < MIN_ROWS
         self.set_class(too_small, "-too-small")
         self.set_class(size.width >= ROOM_FOR_TWO_TEXTS, "-huge")
         self.query_one("#too-small", Static).update(
             Content(
                 f"This terminal has {size.width} columns and {size.height} rows; "
-                f"the wizard needs {LEAST_COLUMNS} and {LEAST_ROWS}. "
+                f"the wizard needs {MIN_COLUMNS} and {MIN_ROWS}. "
                 "Enlarge it, or use `stage3-tui status` and `stage3-tui --auto`. The run continues; q quits."
             )
         )

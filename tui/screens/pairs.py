@@ -9,7 +9,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
 from engine.core.events import PairFailed, PairMade
-from engine.pairs.data.record import DRAFT_AND_REVISION, names_of_the_texts
+from engine.pairs.data.record import DRAFT_AND_REVISION, text_labels
 from engine.run.state import RunState, StageState
 from tui.formatting import one_line, percent
 from tui.screens.base import StageView
@@ -48,7 +48,7 @@ class PairsView(StageView):
         )
         self.paper("reasons").put(failures, (lambda width: reason_lines(failures, width)) if failures else None)
         self.paper("feed").put(newest, (lambda width: feed_lines(newest, width)) if newest else None)
-        names = names_of_the_texts(self.source.config.method)
+        names = text_labels(self.source.config.method)
         last = newest[-1] if newest else None
         self.paper("newest").put(last, (lambda width: newest_lines(last, width, names)) if last is not None else None)
 

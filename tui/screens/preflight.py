@@ -10,7 +10,7 @@ from textual.content import Content
 
 from engine.core.events import Forecast, PilotDone
 from engine.core.stage_table import STAGE
-from engine.pairs.data.record import names_of_the_texts
+from engine.pairs.data.record import text_labels
 from engine.run.state import RunState, StageState
 from tui.formatting import approx_duration, memory, one_line, percent
 from tui.screens.base import StageView
@@ -114,5 +114,5 @@ def pair_lines(number: int, pair: Mapping[str, Any], width: int) -> list[Content
     found = reasons or (f"usable, {pair['outcome']}" if pair["outcome"] else "usable")
     head = section(f"Pair {number}", one_line(found, limit=60).plain, width)
     prompt = one_line(pair["prompt"], "$foreground", 300).truncate(width, ellipsis=True)
-    names = names_of_the_texts(pair["method"])
+    names = text_labels(pair["method"])
     return [head, prompt, *side_by_side(str(pair["base_response"]), str(pair["revised_response"]), width, names)]

@@ -31,7 +31,7 @@ from tui.widgets.text_view import TextView
 ZOOMS = (1, 2, 8)
 """The part of the steps that the charts show: all, the newest half, the newest eighth."""
 ZOOM_WORDS = {1: "", 2: "   the newer half", 8: "   the newest eighth"}
-LEAST_STEPS = 16
+MIN_STEPS = 16
 """Minimum points in a zoomed chart."""
 WARNINGS_SHOWN = 3
 
@@ -164,7 +164,7 @@ class TrainingView(StageView):
         )
 
     def _draw_charts(self, steps: Sequence[TrainStep]) -> None:
-        shown = steps[-max(len(steps) // self._zoom, LEAST_STEPS) :]
+        shown = steps[-max(len(steps) // self._zoom, MIN_STEPS) :]
         over = max(len(shown) // 20, 1)
         note = ZOOM_WORDS[self._zoom] if len(shown) < len(steps) else ""
         for name, drawn in CURVES.items():

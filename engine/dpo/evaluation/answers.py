@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.events import Event, Progress
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, policy_key
 from engine.models.chat import Conversation
 from engine.models.generation.batch_size import chosen_batch_size
 from engine.pairs.generation.prompts import prompt_id
-from engine.pairs.judges.base import Comparison, LoadedPolicy, LoadJudge, ScorePair, TellsFlaws
-from engine.pairs.judges.examination import ExaminedJudge, examined_judge
+from engine.pairs.judges.base import Comparison, FindsFlaws, Judge, LoadedPolicy, ScorePair
 from engine.pairs.judges.scores import JudgeSummary, longest_first, score_in_batches
 from engine.storage.files import sha256_of_json
 from engine.storage.keyed_cache import KeyedCache
@@ -24,7 +24,7 @@ from engine.storage.keyed_cache import KeyedCache
 if TYPE_CHECKING:
     from engine.dpo.training.trainer import Trained
     from engine.models.generation.sampling import Reply
-    from engine.run.context import Context
+    from engine.run.stop import StopToken
 
 STAGE = "training"
 EVERYDAY_PROMPTS = Path(__file__).with_name("everyday_prompts.txt")
@@ -48,23 +48,27 @@ def everyday_prompts() -> tuple[str, ...]:
 
 
 def answers(
-    context: Context, trained: Trained, prompts: Sequence[Conversation], adapter: str, most_tokens: int | None = None
+    config: Stage3Config,
+    trained: Trained,
+    prompts: Sequence[Conversation],
+    adapter: str,
+    *,
+    cache_folder: Path,
+    stop: StopToken,
+    most_tokens: int | None = None,
 ) -> Generator[Event, None, list[Reply]]:
-    """Greedy answers under one adapter, in batches that are halved if memory runs out; those that this policy has given
-    before come from the cache. Raises Stopped.
+    """Greedy answers with one adapter, cached by policy. Batches are halved if memory runs out. Raises Stopped.
 
-    most_tokens   of an answer; without it, --max-new-tokens
+    most_tokens   of an answer; --max-new-tokens by default
     """
     from engine.machine.memory import free_memory, in_halves
     from engine.models.generation.sampling import Reply, SamplingSettings, generate
 
-    limit = context.config.max_new_tokens
+    limit = config.max_new_tokens
     settings = SamplingSettings(limit if most_tokens is None else min(limit, most_tokens))
     which = "Stage 2" if adapter == REFERENCE_ADAPTER else "Stage 3"
-    cache = KeyedCache(context.cache / layout.ANSWERS)
-    policy = policy_key(
-        context.config, trained.stage2_sha256 if adapter == REFERENCE_ADAPTER else trained.tensors_sha256
-    )
+    cache = KeyedCache(cache_folder / layout.ANSWERS)
+    policy = policy_key(config, trained.stage2_sha256 if adapter == REFERENCE_ADAPTER else trained.tensors_sha256)
     keys = [sha256_of_json([policy, asdict(settings), prompt]) for prompt in prompts]
     known = cache.read(keys)
     found: list[Reply] = []
@@ -76,25 +80,25 @@ def answers(
                 trained.tokenizer,
                 [prompts[index] for index in indices],
                 settings,
-                should_stop=lambda: context.stop.requested,
+                should_stop=lambda: stop.requested,
             )
 
-    for start in range(0, len(prompts), chosen_batch_size(context.config)):
-        batch = range(start, min(start + chosen_batch_size(context.config), len(prompts)))
+    for start in range(0, len(prompts), chosen_batch_size(config)):
+        batch = range(start, min(start + chosen_batch_size(config), len(prompts)))
         if all(keys[index] in known for index in batch):
             found += [Reply(**known[keys[index]]) for index in batch]
-        else:  # whole, because an answer may depend, in its last bits, on the shape of its batch
+        else:  # the whole batch, because its shape may affect an answer's last bits
             answered = in_halves(answer, batch, free_memory)
             cache.append({keys[index]: asdict(reply) for index, reply in zip(batch, answered, strict=True)})
             found += answered
-        context.stop.raise_if_requested()
+        stop.raise_if_requested()
         yield Progress(len(found), len(prompts), "answers", note=which)
     return found
 
 
 @dataclass(frozen=True)
 class JudgedAnswers:
-    """What a judge said of the answers; the lists are in the order of the prompts."""
+    """A judge's scores of the answers, in the order of the prompts."""
 
     judge: str
     about: str
@@ -102,44 +106,43 @@ class JudgedAnswers:
     """None if the judge could not score the two answers."""
     stage3: Sequence[float | None]
     flawed: tuple[Sequence[bool], Sequence[bool]] | None
-    """Of Stage 2 and of Stage 3; None if the judge cannot tell of one answer alone."""
+    """(Stage 2, Stage 3); None if the judge cannot assess single answers."""
     on_the_letters: float | None = None
-    """Mean probability that a judge who was asked for A or B gave to the two letters together; None for others."""
+    """Mean total probability of the letters A and B; None for judges that are not asked for a letter."""
+
+
+def reference_policy(trained: Trained) -> LoadedPolicy:
+    """The Stage 2 policy, in memory as the reference, for --judge self."""
+    return LoadedPolicy(trained.model, trained.tokenizer, lambda: adapter_active(trained.model, REFERENCE_ADAPTER))
 
 
 def judge_answers(
-    context: Context,
-    trained: Trained,
+    judge: Judge | None,
     prompts: Sequence[Conversation],
     stage2: Sequence[Reply],
     stage3: Sequence[Reply],
-    load_judge: LoadJudge,
-) -> Generator[Event, None, tuple[JudgedAnswers | None, ExaminedJudge]]:
-    """The judge of `--judge` on both answers to each prompt, if it passes its exam; None without one. With --judge self
-    it is the Stage 2 policy that judges, which is in memory as the reference. Raises Stopped, and what the judge raises.
-    """
+    stop: StopToken,
+) -> Generator[Event, None, JudgedAnswers | None]:
+    """Score both answers to each prompt; None without a judge. Raises Stopped, and what the judge raises."""
     from engine.machine.memory import free_memory
 
-    reference = LoadedPolicy(trained.model, trained.tokenizer, lambda: adapter_active(trained.model, REFERENCE_ADAPTER))
-    examined = yield from examined_judge(context, load_judge, reference)
-    judge = examined.judge(load_judge, reference)
     if judge is None:
-        return None, examined
-    cases = [
+        return None
+    comparisons = [
         Comparison(prompt_id(prompt, ""), prompt, before.text, after.text)
         for prompt, before, after in zip(prompts, stage2, stage3, strict=True)
     ]
     given: dict[str, ScorePair] = {}
-    for batch in score_in_batches(judge, longest_first(cases), context.stop):
-        given |= {case.id: scores for case, scores in batch}
-        yield Progress(len(given), len(cases), "answers judged", note=f"judge: {judge.name}")
+    for batch in score_in_batches(judge, longest_first(comparisons), stop):
+        given |= {comparison.id: scores for comparison, scores in batch}
+        yield Progress(len(given), len(comparisons), "answers judged", note=f"judge: {judge.name}")
     flawed = None
-    if isinstance(judge, TellsFlaws):
+    if isinstance(judge, FindsFlaws):
         flawed = (
-            [judge.flawed(case.conversation, case.first) for case in cases],
-            [judge.flawed(case.conversation, case.second) for case in cases],
+            [judge.flawed(comparison.conversation, comparison.first) for comparison in comparisons],
+            [judge.flawed(comparison.conversation, comparison.second) for comparison in comparisons],
         )
-    scores = [given[case.id] for case in cases]
+    scores = [given[comparison.id] for comparison in comparisons]
     judged = JudgedAnswers(
         judge.name,
         judge.about,
@@ -150,4 +153,4 @@ def judge_answers(
     )
     del judge
     free_memory()
-    return judged, examined
+    return judged

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 
 def harmless_among(prompts: Sequence[Conversation]) -> list[int]:
-    """Indices of harmless prompts: about an everyday subject, and nothing that could do harm."""
-    return [i for i, prompt in enumerate(prompts) if is_harmless(Candidate(prompt[-1]["content"], None, "").asked)]
+    """Indices of prompts about everyday subjects that mention nothing harmful."""
+    return [
+        i for i, prompt in enumerate(prompts) if is_harmless(Candidate(prompt[-1]["content"], None, "").prompt_words)
+    ]
 
 
 def everyday_for(prompts: Sequence[Conversation], wanted: int) -> list[Conversation]:
-    """Everyday questions to fill up the harmless prompts to `wanted`: hardly any red-teaming prompt is harmless."""
+    """Everyday questions to bring the harmless prompts up to `wanted`, because hardly any red-teaming prompt is harmless."""
     missing = max(wanted - len(harmless_among(prompts)), 0)
     return [[{"role": "user", "content": text}] for text in everyday_prompts()[:missing]]
 
@@ -42,13 +44,13 @@ def compare(
     trained: bool = True,
     why_no_judge: str = "",
 ) -> tuple[Comparison, Figures]:
-    """The answers as the verdict reads them, and the figures of the report.
+    """The input of the verdict, and the figures of the report.
 
     relevance  of the answers; None where it was not measured
     everyday   Stage 2's and Stage 3's answers to everyday questions
-    margins    of the held-out pairs, for the verdict
-    trained    False if the adapter's tensors are Stage 2's
-    why_no_judge   if no judge scored
+    margins    of the held-out pairs
+    trained    False if the adapter's tensors equal Stage 2's
+    why_no_judge   the reason, if no judge scored
     """
     unknown: list[float | None] = [None] * len(prompts)
     scores = (judged.stage2, judged.stage3) if judged is not None else (unknown, unknown)
@@ -91,7 +93,7 @@ def _of_answers(known: Comparison, measured: bool) -> Figures:
 
 
 def _of_scores(known: Comparison, judged: JudgedAnswers | None) -> Figures:
-    """What the judge found; if Stage 3's answer is not the longer one, too."""
+    """The judge's results, over all prompts and over those where Stage 3's answer is not longer."""
     figures: Figures = {}
     scored = [each for each in known.answers if each.gain is not None]
     for name, place in (("stage2", 0), ("stage3", 1)):
@@ -120,12 +122,12 @@ def _of_scores(known: Comparison, judged: JudgedAnswers | None) -> Figures:
 
 
 def sample(prompt: Conversation, answered: AnswerPair) -> Mapping[str, Any]:
-    """One prompt of the report: both answers, and all that is known of them."""
+    """One prompt of the report, with both answers and everything known about them."""
     told: dict[str, Any] = {
         "prompt": prompt[-1]["content"],
         "stage2": answered.stage2.text,
         "stage3": answered.stage3.text,
-        "about_harm": is_about_harm(Candidate(prompt[-1]["content"], None, "").asked),
+        "about_harm": is_about_harm(Candidate(prompt[-1]["content"], None, "").prompt_words),
     }
     for name, answer in (("stage2", answered.stage2), ("stage3", answered.stage3)):
         told |= {

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 STAGE = "training"
 
 Figures = dict[str, float | int | None]
-"""By name; None if there was nothing to measure."""
+"""Figures by name; None if there was nothing to measure."""
 
 
 @dataclass(frozen=True)
 class LogRatios:
-    """Of the two replies of a pair: log-probability under Stage 3 less that under Stage 2, in nats, over all its tokens."""
+    """For both replies of a pair, the log-probability under Stage 3 minus that under Stage 2, in nats, summed over tokens."""
 
     chosen: float
     rejected: float
@@ -45,7 +45,7 @@ class HeldOut:
 
     @property
     def margins(self) -> list[float]:
-        """Reward of the chosen reply less that of the rejected one, in nats.
+        """Reward of the chosen reply minus that of the rejected one, in nats.
 
         A reward is beta times the log-ratio of policy to reference (Rafailov et al. 2023, eq. 5).
         """
@@ -77,7 +77,7 @@ class HeldOut:
 def held_out_rewards(
     config: Stage3Config, trained: Trained, rows: Sequence[Row], stop: StopToken
 ) -> Generator[Event, None, HeldOut]:
-    """Both replies of every held-out pair under both models. Raises Stopped."""
+    """Score both replies of each held-out pair with both models. Raises Stopped."""
     pairs, too_long = split_by_length(encode_rows(rows, trained.tokenizer), config.max_length)
     ratios = yield from log_ratios(config, trained, pairs, "held-out pairs", stop)
     return HeldOut(ratios, len(too_long), config.beta)
@@ -91,8 +91,8 @@ def distance_on_own_answers(
     stage3: Sequence[Reply],
     stop: StopToken,
 ) -> Generator[Event, None, Figures]:
-    """How much more likely Stage 3 finds its own greedy answers than Stage 2 finds them, in nats: like KL(Stage 3 ‖ Stage 2),
-    but of the likeliest answers, not of drawn ones. Of answers that ended and fit --max-length. Raises Stopped.
+    """How much more likely Stage 3's greedy answers are under Stage 3 than under Stage 2, in nats: like KL(Stage 3 ‖ Stage 2), but
+    over greedy instead of sampled answers. Covers answers that ended and fit --max-length. Raises Stopped.
     """
     encoded: list[EncodedPair] = []
     for prompt, before, after in zip(prompts, stage2, stage3, strict=True):
@@ -101,9 +101,9 @@ def distance_on_own_answers(
         chosen, rejected = ([{"role": "assistant", "content": reply.text}] for reply in (after, before))
         row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}  # type: ignore[typeddict-item]
         try:
-            encoded.append(encode_row(row, trained.tokenizer))  # the two are the same if training changed nothing
+            encoded.append(encode_row(row, trained.tokenizer))  # both replies are equal if training changed nothing
         except PreconditionError:
-            continue  # the template does not take what a broken model said; the count below tells
+            continue  # the template refuses a broken model's answer; the count below shows it
     fitting, _ = split_by_length(encoded, config.max_length)
     ratios = yield from log_ratios(config, trained, fitting, "answers measured", stop)
     own = [ratio.chosen for ratio in ratios]
@@ -117,7 +117,7 @@ def distance_on_own_answers(
 def log_ratios(
     config: Stage3Config, trained: Trained, pairs: Sequence[EncodedPair], unit: str, stop: StopToken
 ) -> Generator[Event, None, list[LogRatios]]:
-    """One a pair, in their order; as many side by side as the training had. Raises Stopped."""
+    """One per pair, in order, with the micro-batch size of training. Raises Stopped."""
     plain = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
     dtype, device = resolve_dtype(trained.plan.applied_to(config)), trained.model.device
     found: list[LogRatios] = []
@@ -134,7 +134,7 @@ def log_ratios(
 
 
 def per_token(totals: Sequence[float], tokens: Sequence[int]) -> float | None:
-    """Nats a token over all replies together."""
+    """Nats per token, over all replies together."""
     return sum(totals) / sum(tokens) if tokens else None
 
 

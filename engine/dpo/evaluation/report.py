@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.core import layout
 from engine.core.events import EvalDone, Event
-from engine.dpo.evaluation.answers import REFUSAL_TOKENS, JudgedAnswers, answers, distinct_prompts, judge_answers
+from engine.dpo.evaluation.answers import (
+    REFUSAL_TOKENS,
+    JudgedAnswers,
+    answers,
+    distinct_prompts,
+    judge_answers,
+    reference_policy,
+)
 from engine.dpo.evaluation.comparison import compare, everyday_for, sample
 from engine.dpo.evaluation.held_out import Figures, distance_on_own_answers, held_out_rewards
 from engine.dpo.evaluation.relevance import answer_relevance
@@ -17,6 +25,7 @@ from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
 from engine.models.loading import POLICY_ADAPTER
 from engine.models.tensors import adapter_tensors, hash_tensors
+from engine.pairs.judges.examined_judge import examined_judge
 from engine.storage.files import sha256_of_json, write_json
 
 __all__ = ["JudgedAnswers", "compare", "evaluate", "judge_answers"]
@@ -30,7 +39,7 @@ SHOWN_SAMPLES = 5
 
 
 def part_of(rows: Sequence[Row], part: str) -> Sequence[Row]:
-    """All rows, or every second prompt of them with its rows: the two halves share no prompt."""
+    """All rows, or those of every other prompt, so that the two halves share no prompt."""
     if part == "all":
         return rows
     prompts = [sha256_of_json(row["prompt"]) for row in rows]
@@ -46,16 +55,21 @@ def evaluate(
     rows = part_of(rows, config.eval_part)
     held_out = yield from held_out_rewards(config, trained, rows, context.stop)
     prompts = distinct_prompts(rows, config.eval_prompts)
-    stage2 = yield from answers(context, trained, prompts, REFERENCE_ADAPTER)
-    stage3 = yield from answers(context, trained, prompts, POLICY_ADAPTER)
+    answer = partial(answers, config, trained, cache_folder=context.cache, stop=context.stop)
+    stage2 = yield from answer(prompts, REFERENCE_ADAPTER)
+    stage3 = yield from answer(prompts, POLICY_ADAPTER)
     everyday = everyday_for(prompts, config.eval_harmless_prompts)
-    before = yield from answers(context, trained, everyday, REFERENCE_ADAPTER, REFUSAL_TOKENS)
-    after = yield from answers(context, trained, everyday, POLICY_ADAPTER, REFUSAL_TOKENS)
+    before = yield from answer(everyday, REFERENCE_ADAPTER, most_tokens=REFUSAL_TOKENS)
+    after = yield from answer(everyday, POLICY_ADAPTER, most_tokens=REFUSAL_TOKENS)
     distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, context.stop)
     relevance = None
     if config.relevance:
         relevance = yield from answer_relevance(trained, prompts, stage2, stage3, context.stop)
-    judged, examined = yield from judge_answers(context, trained, prompts, stage2, stage3, load_judge)
+    reference = reference_policy(trained)
+    examined = yield from examined_judge(context, load_judge, reference)
+    judge = examined.judge(load_judge, reference)
+    judged = yield from judge_answers(judge, prompts, stage2, stage3, context.stop)
+    del judge
 
     comparison, about_answers = compare(
         prompts,

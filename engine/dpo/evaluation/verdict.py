@@ -16,13 +16,13 @@ An answer is unfit if it is unusable or would fit any message. The rules in orde
 | fewer unfit answers | no judge scored; unfit answers fell by over --max-unusable-rise, and by more than chance | better |
 | no judge | nothing scored the answers, or too few of them | cannot tell |
 | blind judge | the judge gave every single answer the same score, though they differ | cannot tell |
-| judged worse | more losses than chance gives, and the scores fell | worse |
+| judged worse | more losses than chance allows, and the scores fell | worse |
 | more broken | unusable ones rose by over --max-unusable-rise; chance may explain it | cannot tell |
 | more refusals | refusals of harmless prompts rose by over --max-refusal-rise; chance may explain it | cannot tell |
-| judged alike | no more wins than chance gives, or the scores did not rise | no different |
+| judged alike | no more wins than chance allows, or the scores did not rise | no different |
 | judge against pairs | the judge prefers Stage 3, which prefers the rejected replies of held-out pairs | cannot tell |
-| length alone | answers grew over --max-length-ratio; if Stage 3's is not the longer no preference is left | cannot tell |
-| refusals alone | if Stage 3 did not begin to refuse no preference is left, and over-refusal could not be seen | cannot tell |
+| length alone | answers grew over --max-length-ratio; no preference is left among those that are not longer | cannot tell |
+| refusals alone | no preference is left without new refusals, and over-refusal could not be detected | cannot tell |
 | judged better | none of these | better |
 
 "More than chance" is an exact test at --eval-significance: the sign test for scores, McNemar's for broken or unfit answers
@@ -105,7 +105,7 @@ class Comparison:
     trained: bool = True
     """False if the adapter's tensors are identical to Stage 2's."""
     why_no_judge: str = ""
-    """Where none scored the answers: that none is set, or that it failed its exam."""
+    """Why no judge scored the answers: none is set, or it failed its exam."""
 
     @property
     def prompts(self) -> int:
@@ -113,7 +113,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> list[float]:
-        """Stage 3's score less Stage 2's, of the prompts if both were scored."""
+        """Stage 3's score minus Stage 2's, for prompts with both scores."""
         return gains(self.answers)
 
     @cached_property
@@ -123,7 +123,7 @@ class Comparison:
 
     @cached_property
     def unusable(self) -> tuple[list[bool], list[bool]]:
-        """Of Stage 2 and of Stage 3."""
+        """(Stage 2, Stage 3)."""
         return [a.stage2.unusable for a in self.answers], [a.stage3.unusable for a in self.answers]
 
     @cached_property
@@ -133,12 +133,12 @@ class Comparison:
 
     @cached_property
     def refused(self) -> tuple[list[bool], list[bool]]:
-        """The same of the harmless prompts' refusals."""
+        """Refusals of harmless prompts: (Stage 2, Stage 3)."""
         return [before for before, _ in self.harmless], [after for _, after in self.harmless]
 
     @cached_property
     def wrong_way_round(self) -> bool:
-        """Whether reward accuracy lies under one half, and the margin under 0, with the whole of their intervals."""
+        """Whether reward accuracy is below one half and the margin below 0, with their whole intervals."""
         right = sum(margin > 0 for margin in self.margins)
         return wilson(right, len(self.margins))[1] < 0.5 and bootstrap_mean(self.margins)[1] < 0
 
@@ -162,9 +162,9 @@ class Limits:
 class Verdict:
     word: Word
     rule: str
-    """The first that held."""
+    """The first one that applies."""
     reasons: tuple[str, ...]
-    """Why it held, then the evidence."""
+    """Why it applies, then the evidence."""
 
 
 def verdict(comparison: Comparison, limits: Limits) -> Verdict:
@@ -174,11 +174,11 @@ def verdict(comparison: Comparison, limits: Limits) -> Verdict:
         why = reason(case)
         if why:
             return Verdict(word, name, (why, *case.evidence))
-    raise AssertionError("the last rule holds always")
+    raise AssertionError("the last rule always applies")
 
 
 def gains(answers: Sequence[AnswerPair]) -> list[float]:
-    """Of those if both were scored."""
+    """The gains of prompts with both scores."""
     return [gain for answer in answers if (gain := answer.gain) is not None]
 
 
@@ -191,14 +191,14 @@ def unfit(answers: Sequence[AnswerPair]) -> tuple[list[bool], list[bool]]:
 
 
 class Evidence:
-    """A comparison under limits."""
+    """A comparison with its limits."""
 
     def __init__(self, comparison: Comparison, limits: Limits) -> None:
         self.known, self.limits = comparison, limits
 
     @cached_property
     def by_judge(self) -> Word:
-        """By the scores: more wins (or losses) than chance gives, and a mean change whose interval leaves 0 out."""
+        """By the scores: more wins (or losses) than chance allows, and an interval of the mean change that excludes 0."""
         low, high = bootstrap_mean(self.known.differences)
         if self.prefers_stage_3(self.known.answers) and low > 0:
             return "better"
@@ -206,7 +206,7 @@ class Evidence:
         return "worse" if losses > wins and not self.by_chance(sign_test(wins, losses)) and high < 0 else "no different"
 
     def prefers_stage_3(self, answers: Sequence[AnswerPair]) -> bool:
-        """Whether among these the judge gives Stage 3 more wins than chance does."""
+        """Whether Stage 3 wins more often among these answers than chance allows."""
         wins, _, losses = win_tie_loss(gains(answers))
         return wins > losses and not self.by_chance(sign_test(wins, losses))
 
@@ -384,9 +384,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def _rise(flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> float:
-    """By how much the share of True rose, if that is over `most`; else 0."""
+    """How much the share of True rose, if by more than `most`; else 0."""
     rise = fraction(flags[1]) - fraction(flags[0])
-    return rise if rise > most + 1e-9 else 0.0  # 3 of 20 less 2 of 20 is 0.05, not a bit more
+    return rise if rise > most + 1e-9 else 0.0  # 3/20 - 2/20 must count as exactly 0.05
 
 
 def _may_be_chance(what: str, flags: tuple[Sequence[bool], Sequence[bool]], most: float) -> str:

@@ -1,16 +1,15 @@
 """Disk space for the whole run: an estimate from the configuration, before any download.
 
 What goes where
-    downloads    on the disk of the Hub's cache: the base model, the dataset, a reward model, an adapter, if they are
-                 not here. Of what is in the cache already only the rest counts
+    downloads    on the disk of the Hub's cache: base model, dataset, reward model, adapter, minus what is cached already
     the run      on the disk of the run folder: pairs, checkpoints, the archive, by the formula of preflight's forecast
-                 (`engine.dpo.planning.forecast.disk_parts`), and RESERVE. What the run folder holds already is not counted again
-What is not known yet is taken from above
-    base model   its files are listed on the Hub, which is asked later. Its name tells billions of parameters; times 2 bytes
-                 (16 bits), times NAMED_SHARE, because names leave the embeddings out
-    a record     every text as long as it may become
-    adapter      the numbers in its file if it is here; else ADAPTER_NUMBERS
-Preflight measures a record and a checkpoint, and refuses once more by those.
+                 (`engine.dpo.planning.forecast.disk_parts`), plus RESERVE, minus what the run folder contains already
+Unknown quantities are estimated from above
+    base model   the Hub is not asked yet. Billions of parameters by its name, times 2 bytes (16 bits), times NAMED_SHARE,
+                 because names leave out the embeddings
+    a record     every text at its maximum length
+    adapter      the numbers in its file if it is local; else ADAPTER_NUMBERS
+Preflight measures a record and a checkpoint, and checks again.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from engine.dpo.planning.forecast import CHECKPOINT_COPIES, WIDTH, disk_parts
 from engine.hub.cache import cache_folder
 from engine.hub.references import local_path
 from engine.hub.run_requirements import HubRequirement, hub_requirements
-from engine.pairs.generation.effort import prompts_expected, replies_of_a_pair
+from engine.pairs.generation.cost import expected_prompts, replies_per_pair
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from engine.storage.files import size_of_folder
@@ -41,16 +40,16 @@ from engine.storage.jsonl import loads
 from engine.workspace import NAME
 
 NAMED_SHARE = 1.25
-"""gemma-2b has 2.51 billion parameters, gemma-7b 8.54, Llama-3.1-8B 8.03: what the name says, times this, is enough."""
+"""Upper bound of actual to named size: gemma-2b has 2.51 billion parameters, gemma-7b 8.54, Llama-3.1-8B 8.03."""
 UNNAMED_BYTES = 5 << 30
-"""Of a model whose name has no number: as much as gemma-2b-it."""
+"""For models without a number in their name: the size of gemma-2b-it."""
 DATASET_BYTES = 500 << 20
-"""An allowance: a dataset as it comes, and its tables."""
+"""An allowance for a dataset and its Arrow tables."""
 BYTES_PER_TOKEN = 4
 ADAPTER_NUMBERS = 20_000_000
 """LoRA of rank 16 on all projections of gemma-2b: 16 × 18 layers × 68,096."""
 RESERVE = 200 << 20
-"""Logs, events, temporary files, and what others write meanwhile."""
+"""Logs, events, temporary files, and what other programs write meanwhile."""
 OF_THE_RUN = ("pairs", "dpo_dataset", layout.CHECKPOINTS_DIR, "models")
 
 _BILLIONS = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z])", re.IGNORECASE)
@@ -59,7 +58,7 @@ _MILLIONS = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)m(?![a-z])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Bytes that will be written to one disk, by what they are for."""
+    """Bytes that will be written to one disk, by purpose."""
 
     what: str
     """The files of the run, downloads, or both if they share a disk."""
@@ -77,7 +76,7 @@ class DiskNeed:
 
 
 def disk_needs(config: Stage3Config, run: Run) -> list[DiskNeed]:
-    """What the run will write, disk by disk, that of the run folder first."""
+    """What the run will write to each disk; the run folder's disk comes first."""
     return _by_disk(
         DiskNeed("the files of the run", _nearest_existing(run.folder), _of_the_run(config, run)),
         DiskNeed(
@@ -111,10 +110,10 @@ def sized(count: int) -> str:
 
 
 def _of_the_run(config: Stage3Config, run: Run) -> dict[str, int]:
-    texts = replies_of_a_pair(config) * config.max_new_tokens
-    record = BYTES_PER_TOKEN * (texts + 2 * config.max_prompt_tokens)  # the prompt stands in it twice
+    texts = replies_per_pair(config) * config.max_new_tokens
+    record = BYTES_PER_TOKEN * (texts + 2 * config.max_prompt_tokens)  # a record contains the prompt twice
     parts = disk_parts(
-        num_examples=prompts_expected(config),
+        num_examples=expected_prompts(config),
         record_bytes=record,
         checkpoint_bytes=CHECKPOINT_COPIES * WIDTH["float32"] * _adapter_numbers(config, run),
         save_total_limit=config.save_total_limit,
@@ -127,7 +126,7 @@ def _of_the_run(config: Stage3Config, run: Run) -> dict[str, int]:
 
 
 def _adapter_numbers(config: Stage3Config, run: Run) -> int:
-    """Numbers of the Stage 2 adapter, by the header of its file if it is here."""
+    """Number of values in the Stage 2 adapter, by the header of its file if it is local."""
     workspace = run.result(NAME).get("folder")
     folders = [local_path(config.adapter_path), *([Path(workspace) / config.adapter_path] if workspace else [])]
     for folder in folders:
@@ -141,7 +140,7 @@ def _adapter_numbers(config: Stage3Config, run: Run) -> int:
 
 
 def _download(need: HubRequirement) -> int:
-    """What of it is still to come."""
+    """Bytes still to be downloaded."""
     if need.repo_type == "dataset":
         whole = DATASET_BYTES
     elif need.what == "adapter":
@@ -152,7 +151,7 @@ def _download(need: HubRequirement) -> int:
 
 
 def model_bytes(repo_id: str) -> int:
-    """Of the weights in 16 bits, by the parameters in the model's name (2b, 8x7b, 350m)."""
+    """Bytes of the weights in 16 bits, by the parameter count in the model's name (2b, 8x7b, 350m)."""
     name = repo_id.rpartition("/")[2]
     for pattern, unit in ((_BILLIONS, 1e9), (_MILLIONS, 1e6)):
         if match := pattern.search(name):
@@ -161,7 +160,7 @@ def model_bytes(repo_id: str) -> int:
 
 
 def _cached(need: HubRequirement) -> int:
-    """Bytes of it in the Hub's cache. What a killed download left (`.incomplete`) is not gone on with, so it counts for nothing."""
+    """Bytes of it in the Hub's cache, without `.incomplete` files, because interrupted downloads are not resumed."""
     blobs = cache_folder(need.repo_id, need.repo_type) / "blobs"
     if not blobs.is_dir():
         return 0
@@ -187,5 +186,5 @@ def disk_of(place: Path) -> int:
 
 
 def _nearest_existing(path: Path) -> Path:
-    """The disk of a folder that is not there yet, or that this user may not look at, is that of the one above."""
+    """The nearest parent that exists and is accessible; it is on the same disk."""
     return next(parent for parent in (path, *path.parents) if os.access(parent, os.F_OK))

@@ -1,22 +1,21 @@
-"""What the long run will take: memory, time and disk. Formulas of named terms; a short run that was measured sets them right.
+"""Forecast memory, time and disk of the full run, with formulas of named terms that a measured short run calibrates.
 
-memory at the peak of the training
-    context        what CUDA and its libraries take in a process; on the CPU, what the process held before it loaded a model
-    weights        base parameters × bytes of one
-    adapter        float32: the policy's, the reference's copy, the gradient, two moments of AdamW: 5 × 4 bytes a number
-    activations    what autograd keeps of a token and a layer (`kept_per_token`) × layers × tokens of a forward pass; computed
-                   twice: the hidden state of each layer, and all of one layer
-    attention      the mask of a row that two replies share, as numbers, in each layer; and if attention is written out
-                   ("eager") the scores of all heads
-    head           TRL's head takes 4,096 tokens by 32,768 words at a time, in float32, forward and backward: without that
-                   Gemma's 256,000 words would take 1 MB a token
-    workspace      what the layer at work needs and gives back
-    the last four are more on the CPU (SLACK)
-memory at the peak of the generation
-    context, weights, adapter as above; cache: keys and values of all rows, twice while rows are joined; logits of a row; workspace
-seconds_pairs     = batches × (readings × prefill + steps × tokens × seconds per decoding step)
-seconds_training  = pairs × share of the longest pair × seconds of its step × (epochs, and 1/3 for the reference)
-bytes             = pairs × bytes a record + (kept checkpoints + 1) × checkpoint + archive
+Peak memory of training
+    context        CUDA and its libraries; on the CPU, the process before it loaded a model
+    weights        base parameters × bytes per parameter
+    adapter        float32: policy, reference copy, gradient, two AdamW moments: 5 × 4 bytes per number
+    activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with gradient
+                   checkpointing, the hidden state of each layer plus one whole layer
+    attention      the mask of a row with two replies, as numbers, in each layer; for "eager" attention, the scores of all heads
+    head           TRL's head handles 4,096 tokens × 32,768 words at a time, in float32, forward and backward; otherwise
+                   Gemma's 256,000 words would take 1 MB per token
+    workspace      temporary memory of the current layer
+    The last four are larger on the CPU (SLACK).
+Peak memory of generation
+    context, weights, adapter as above; cache: keys and values of all rows, twice while rows are joined; logits; workspace
+seconds_pairs     = batches × (prompt reads × prefill + replies × tokens × seconds per decoding step)
+seconds_training  = pairs × length relative to the longest pair × seconds of its step × (epochs, plus 1/3 for the reference)
+bytes             = pairs × bytes per record + (kept checkpoints + 1) × checkpoint + archive
 """
 
 from __future__ import annotations
@@ -34,56 +33,56 @@ if TYPE_CHECKING:
     import torch
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a number."""
+"""Bytes per number."""
 QUANTIZED = 0.56
-"""Bytes of a parameter in 4 bits, with the scales of its blocks of 64 (Dettmers et al. 2023, section 3)."""
+"""Bytes per parameter in 4 bits, including the scale of each block of 64 (Dettmers et al. 2023, section 3)."""
 ADAPTER_COPIES = 5
 CUDA_CONTEXT = 600 << 20
-"""Measured by others at 0.3 to 0.8 GB, by GPU and version (pytorch#20532)."""
+"""Reported as 0.3 to 0.8 GB, depending on GPU and version (pytorch#20532)."""
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """The tile of TRL's head (trl.kernels.chunked_logprob, trl.trainer.utils)."""
 EAGER = ("gemma2",)
-"""Architectures that transformers loads with attention written out in matrix products."""
+"""Architectures that transformers loads with eager attention."""
 SLACK = {"cpu": 2.0}
-"""Resident memory against what the tensors hold. Autograd's part is exact (tests/dpo/test_forecast.py); the C library keeps what is
-freed and cannot always use it again: 1.9 and 2.0 times, measured with a model of 30 M parameters (bench/gpu.py --tiny)."""
+"""Resident memory relative to the tensors. Autograd's part is exact (tests/dpo/test_forecast.py), but the C library keeps freed
+memory and cannot always reuse it: 1.9 and 2.0 times, measured with a model of 30 M parameters (bench/gpu.py --tiny)."""
 LIBRARIES = 150 << 20
-"""Of host memory, what TRL's import and a thread of its own take once the training begins."""
+"""Host memory for importing TRL and for its thread when training starts."""
 CACHE_COPIES = 2
 FORWARD_SHARE = 1 / 3
-"""Of the time of a step: the backward pass takes twice as long as the forward pass."""
+"""Share of a step's time: the backward pass takes twice as long as the forward pass."""
 REPLY_MARGIN = 1.5
-"""A batch ends with its longest reply; that is longer than the one reply that was measured."""
+"""A batch takes as long as its longest reply, which is longer than the measured mean."""
 ARCHIVE_ADAPTERS = 2
-"""The archive holds the adapter and the data; as much again as the adapter is room enough for the data."""
+"""The archive contains the adapter and the data, for which the adapter's size again is enough."""
 COPIES_OF_A_RECORD = 2
-"""In pairs.jsonl, and as it trains in dpo_dataset."""
+"""In pairs.jsonl, and in dpo_dataset."""
 CHECKPOINT_COPIES = 3
-"""Of the adapter's numbers, in float32: the policy's and two moments of AdamW."""
+"""Copies of the adapter's numbers, in float32: the policy and two AdamW moments."""
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """The short run."""
+    """Measurements of the short run."""
 
     batch_size: int
     reply_tokens: float
     """Mean tokens of draft, critique and revision."""
     prefill_seconds: float
-    """Reading a batch of prompts, once."""
+    """Seconds to read a batch of prompts once."""
     decode_seconds: float
-    """One token of every row of a batch."""
+    """Seconds per token for a whole batch."""
     record_bytes: int
     step_seconds: float
-    """Forward, backward and update on one pair of the longest kind."""
+    """Forward, backward and update for one pair of maximum length."""
     longest_tokens: int
     pair_tokens: float
-    """Mean tokens of prompt and reply of the pair that was made."""
+    """Mean tokens of prompt and reply of the measured pair."""
     checkpoint_bytes: int
     peak_bytes: int
-    """Memory at the peak of those training steps: of the GPU if there is one, else resident memory of the process."""
+    """Peak memory of those training steps: on the GPU, or resident memory of the process."""
     peak_bytes_pairs: int = 0
-    """The same of the generation."""
+    """Peak memory of generation."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Forecast:
     seconds_training: float
     disk_bytes: int
     peak_bytes: int
-    """Of the training."""
+    """Of training."""
     peak_bytes_pairs: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,9 +109,9 @@ def forecast(
     save_total_limit: int,
     plan: TrainingPlan,
 ) -> Forecast:
-    """Of the whole, from the run in small that was made under `plan`.
+    """Forecast the full run from a short one that ran under `plan`.
 
-    replies, readings   of one pair (`engine.pairs.generation.effort`)
+    replies, readings   per pair (`engine.pairs.generation.cost`)
     """
     tokens = min(max_new_tokens, REPLY_MARGIN * measured.reply_tokens)
     batches = ceil(num_examples / measured.batch_size)
@@ -120,7 +119,7 @@ def forecast(
     saying = replies * tokens * measured.decode_seconds
     pairs_seconds = batches * (reading + saying)
     share = min(1.0, measured.pair_tokens / max(measured.longest_tokens, 1))
-    # A live reference is in the step that was measured; one that is computed once comes on top.
+    # The measured step includes a live reference; one computed up front is added.
     passes = epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
     training_seconds = num_examples * share * measured.step_seconds * passes
     disk = disk_parts(
@@ -134,16 +133,16 @@ def forecast(
 
 
 def disk_parts(*, num_examples: int, record_bytes: int, checkpoint_bytes: int, save_total_limit: int) -> dict[str, int]:
-    """Bytes that the run folder will hold at the most, and the archive beside it, by what they are for."""
+    """Maximum bytes of the run folder and of the archive beside it, by purpose."""
     return {
         "pairs": num_examples * COPIES_OF_A_RECORD * record_bytes,
-        "checkpoints": checkpoint_bytes * (save_total_limit + 1),  # one is written before the oldest goes
+        "checkpoints": checkpoint_bytes * (save_total_limit + 1),  # a new one is written before the oldest is deleted
         "archive": checkpoint_bytes * ARCHIVE_ADAPTERS,
     }
 
 
 def against_measured(forecast: Mapping[str, Any], measured: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Of each name in both: the forecast, what was measured, and (forecast - measured) / measured."""
+    """For each name in both: forecast, measured value, and (forecast - measured) / measured."""
     return {
         name: {
             "forecast": float(forecast[name]),
@@ -156,7 +155,7 @@ def against_measured(forecast: Mapping[str, Any], measured: Mapping[str, float])
 
 
 def seconds_at_work(entries: Iterable[Entry], stage: str, until: tuple[type[Event], ...]) -> float:
-    """Seconds from each start of `stage` to the last event of the kinds `until` in it, over all processes that worked at it."""
+    """Seconds from each start of `stage` to its last event of the kinds `until`, summed over all processes."""
     clock = WorkClock(stage, until)
     for entry in entries:
         clock.see(entry)
@@ -193,7 +192,7 @@ class WorkClock:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the memory of a model and its adapter follows from."""
+    """The dimensions that determine the memory of a model and its adapter."""
 
     hidden: int
     layers: int
@@ -206,12 +205,12 @@ class Shape:
     adapter_parameters: int
     rank: int
     targets: tuple[str, ...]
-    """Names of the projections that the adapter is on: q_proj, down_proj, …"""
+    """Projections with an adapter: q_proj, down_proj, …"""
     eager: bool = False
 
     @property
     def q(self) -> int:
-        """Numbers of all query heads of a token."""
+        """Size of all query heads of a token."""
         return self.heads * self.head_dim
 
     @property
@@ -247,9 +246,9 @@ class Shape:
 
 
 def kept_per_token(shape: Shape, dtype: str) -> int:
-    """Bytes that autograd keeps of one token in one layer: exact for Gemma and Llama with LoRA (tests/dpo/test_forecast.py).
+    """Bytes that autograd keeps per token and layer; exact for Gemma and Llama with LoRA (tests/dpo/test_forecast.py).
 
-    In 16 bits each projection with LoRA keeps its own copy of its input, in float32 they share it.
+    In 16 bits each projection with LoRA keeps its own copy of its input; in float32 they share it.
     """
     hidden, q, kv, wide = shape.hidden, shape.q, shape.kv, shape.intermediate
     inputs = {"q_proj": hidden, "k_proj": hidden, "v_proj": hidden, "o_proj": q, "gate_proj": hidden, "up_proj": hidden}
@@ -266,23 +265,29 @@ def kept_per_token(shape: Shape, dtype: str) -> int:
     return kept + log_sums_and_norms
 
 
-def weight_bytes(shape: Shape, dtype: str, in_4bit: bool) -> int:
+def weight_bytes(shape: Shape, dtype: str, quantization_arguments: bool) -> int:
     width, projections = (
         WIDTH[dtype],
         shape.hidden * shape.layers * (2 * shape.q + 2 * shape.kv + 3 * shape.intermediate),
     )
-    if not in_4bit:
+    if not quantization_arguments:
         return width * shape.base_parameters
     return int(QUANTIZED * projections) + width * shape.vocab * shape.hidden
 
 
 def training_memory(
-    shape: Shape, plan: TrainingPlan, *, max_length: int, context: int, in_4bit: bool = False, slack: float = 1.0
+    shape: Shape,
+    plan: TrainingPlan,
+    *,
+    max_length: int,
+    context: int,
+    quantization_arguments: bool = False,
+    slack: float = 1.0,
 ) -> dict[str, int]:
-    """Bytes at the peak of a step on the longest pairs, by term."""
+    """Peak bytes of a training step on the longest pairs, by term."""
     width, layer = WIDTH[plan.dtype], kept_per_token(shape, plan.dtype)
     row = 2 * max_length
-    """Two replies of nearly all of the length: a pair whose prompt takes no part of it is the largest."""
+    """Two replies of nearly the maximum length: a pair with a very short prompt is the largest."""
     tokens = plan.micro_batch * row
     deep = shape.hidden * width * shape.layers + layer if plan.gradient_checkpointing else layer * shape.layers
     square = plan.micro_batch * row * row
@@ -290,7 +295,7 @@ def training_memory(
     workspace = tokens * width * (2 * shape.intermediate + 4 * shape.hidden)
     return {
         "context": context,
-        "weights": weight_bytes(shape, plan.dtype, in_4bit),
+        "weights": weight_bytes(shape, plan.dtype, quantization_arguments),
         "adapter": ADAPTER_COPIES * 4 * shape.adapter_parameters,
         "activations": int(slack * tokens * deep),
         "attention": int(slack * attention * (1 if plan.gradient_checkpointing else shape.layers)),
@@ -305,13 +310,13 @@ def head_memory(shape: Shape, tokens: int) -> int:
 
 
 def generation_memory(
-    shape: Shape, dtype: str, *, rows: int, longest: int, context: int, in_4bit: bool = False
+    shape: Shape, dtype: str, *, rows: int, longest: int, context: int, quantization_arguments: bool = False
 ) -> dict[str, int]:
-    """Bytes at the peak of the generation of `rows` side by side, each of `longest` tokens with its reply, by term."""
+    """Peak bytes of generating a batch of `rows`, each of `longest` tokens including its reply, by term."""
     width = WIDTH[dtype]
     return {
         "context": context,
-        "weights": weight_bytes(shape, dtype, in_4bit),
+        "weights": weight_bytes(shape, dtype, quantization_arguments),
         "adapter": 4 * shape.adapter_parameters,
         "cache": CACHE_COPIES * rows * longest * shape.layers * 2 * shape.kv * width,
         "logits": rows * shape.vocab * (width + 3 * 4),
@@ -321,15 +326,15 @@ def generation_memory(
 
 @dataclass(frozen=True)
 class Machine:
-    """What the device, and the computer around it, have."""
+    """Memory of the device and of the host."""
 
     device_type: str
     total: int
-    """Bytes of the device's memory; of the computer's, if it computes itself."""
+    """Bytes of the device's memory; of host memory if the device is the CPU."""
     room: int
-    """What of it this process may fill: what is free, and what it has already."""
+    """Bytes that this process may use: free memory plus what it holds already."""
     context: int
-    """Bytes that are gone before a model is loaded."""
+    """Bytes in use before a model is loaded."""
     host_available: int
 
     @property
@@ -345,7 +350,7 @@ def machine_of(device: torch.device) -> Machine:
     if device.type != "cuda":
         return Machine(device.type, memory.total, memory.available + own, own + LIBRARIES, memory.available)
     free, total = torch.cuda.mem_get_info(device)
-    # A share that was set for this process (set_per_process_memory_fraction) is all that its allocator gives.
+    # set_per_process_memory_fraction limits the allocator.
     share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
     room = min(free + torch.cuda.memory_reserved(device), int(share * total)) + CUDA_CONTEXT
     return Machine("cuda", total, room, CUDA_CONTEXT, memory.available)

@@ -65,7 +65,7 @@ class TrainingPlan:
         return None
 
     def applied_to(self, config: Stage3Config) -> Stage3Config:
-        """`config` with what was left to the program, and the split of the batch, as this plan has them."""
+        """`config` with this plan's settings."""
         return config.model_copy(
             update={
                 "per_device_train_batch_size": self.micro_batch,
@@ -102,12 +102,12 @@ def effective_batch(config: Stage3Config) -> int:
 
 
 def micro_batches(effective: int) -> list[int]:
-    """The sizes that divide the effective batch, the largest first."""
+    """The divisors of the effective batch, largest first."""
     return [size for size in range(effective, 0, -1) if effective % size == 0]
 
 
 def plan_as_configured(config: Stage3Config, dtype: str) -> TrainingPlan:
-    """The plan if nothing was measured: the batch as it is given, and activations computed twice unless that is off."""
+    """The plan without measurements: the batch as given, with gradient checkpointing unless it is switched off."""
     return TrainingPlan(
         micro_batch=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
@@ -139,12 +139,12 @@ def choose_plan(
     room: float,
     most: int | None = None,
 ) -> TrainingPlan:
-    """The first of these that fits: the largest micro-batch without computing activations twice, then the largest with.
-    Where none does, the smallest there is.
+    """The first plan that fits: the largest micro-batch without gradient checkpointing, else the largest with it; the smallest plan
+    if none fits.
 
-    needed   bytes that a plan takes at its peak, by the forecast
-    room     bytes that there are
-    most     pairs beyond which a larger micro-batch gains nothing
+    needed   peak bytes of a plan, by the forecast
+    room     available bytes
+    most     micro-batch size beyond which there is no gain
     """
     reference, why_reference = reference_for(config)
     given = config.gradient_checkpointing
@@ -178,11 +178,11 @@ def choose_plan(
     return replace(plan, why=sentences)
 
 
-# -- the plan that stands ----------------------------------------------------------------------------------------------
+# -- the current plan ------------------------------------------------------------------------------------------------
 
 
 def current_plan(run: Run, config: Stage3Config, dtype: str) -> TrainingPlan:
-    """What memory forced on this training, else what the preflight chose, else the configuration's own."""
+    """The plan reduced after memory ran out, else preflight's, else the configuration's."""
     preflight = run.results.preflight
     for record in (_stored(run).get("plan"), None if preflight is None else preflight.plan):
         plan = TrainingPlan.from_dict(record)
@@ -192,7 +192,7 @@ def current_plan(run: Run, config: Stage3Config, dtype: str) -> TrainingPlan:
 
 
 def oom_history(run: Run) -> list[dict[str, Any]]:
-    """Each time that memory ran out in this training: the plans before and after, the step, and the error."""
+    """Each time memory ran out in this training: the plans before and after, the step, and the error."""
     found = _stored(run).get("lowered")
     return list(found) if isinstance(found, list) else []
 
@@ -200,10 +200,10 @@ def oom_history(run: Run) -> list[dict[str, Any]]:
 def reduce_after_oom(
     run: Run, config: Stage3Config, plan: TrainingPlan, *, step: int, error: str
 ) -> RestartNeeded | MemoryExhausted:
-    """Write the lower plan down, for the process that goes on; or say, if there is none, that memory does not suffice.
+    """Save a reduced plan for the next process, or return MemoryExhausted if there is none.
 
-    step    the last optimizer step that was done
-    error   what the allocator said
+    step    the last completed optimizer step
+    error   the allocator's message
     """
     first_line = error.strip().splitlines()[0] if error.strip() else "The allocation failed."
     lower = plan.reduce(may_checkpoint=config.gradient_checkpointing is not False)
@@ -221,7 +221,7 @@ def reduce_after_oom(
 
 
 def memory_advice(config: Stage3Config) -> str:
-    """What makes a training smaller than any plan can."""
+    """Options that save more memory than any plan."""
     same = ["--gradient-checkpointing"] if config.gradient_checkpointing is False else []
     if config.cpu_ref_model is False:
         same.append("--cpu-ref-model")

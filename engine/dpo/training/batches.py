@@ -12,18 +12,18 @@ from typing import Any
 Pair = Mapping[str, Any]
 """`prompt_ids`, `chosen_ids` and `rejected_ids`, lists of token ids."""
 Batch = dict[str, Any]
-"""What TRL's collator makes of pairs: tensors of (2B, T), chosen before rejected."""
+"""The output of TRL's collator: tensors of (2B, T), all chosen before all rejected."""
 
 
 def tokens_read(pair: Pair) -> int:
-    """Tokens of a pair whose prompt is read once for both replies; what they share beyond it is not looked for."""
+    """Tokens of a pair whose prompt is read once for both replies. A common prefix of the replies is not considered."""
     return len(pair["prompt_ids"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"])
 
 
 def cut_by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """All indices in batches of like length, longest first, each of at most `most` tokens with its padding, or of one.
+    """Yield batches of indices of similar length, each of at most `most` tokens including padding, or of one row.
 
-    The longest come first so that memory that runs out does so at once.
+    The longest come first, so that if memory runs out it does so at once.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -37,11 +37,11 @@ def cut_by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class StepCollator:
-    """The pairs of one optimizer step as batches for the forward passes of that step."""
+    """Splits the pairs of one optimizer step into batches for its forward passes."""
 
     collate: Callable[[list[Pair]], Batch]
     most: int
-    """Tokens of a forward pass: what was found to fit for the longest pairs."""
+    """Tokens per forward pass, as found to fit for the longest pairs."""
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, list[Batch]]:
         groups = cut_by_length([tokens_read(pair) for pair in pairs], self.most)

@@ -1,4 +1,4 @@
-"""Callbacks of the training beside the steps' events. Imports transformers, so only the trainer imports it, when it is to train."""
+"""Further callbacks of the training. Imports transformers, so only the trainer imports this, when it trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.dpo.training.warnings import TrainingWarnings
 
 
 class WarningsCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Shows each step's figures to a Watch."""
+    """Passes each step's figures to TrainingWarnings."""
 
     def __init__(self, watch: TrainingWarnings) -> None:
         self._watch = watch
@@ -28,7 +28,7 @@ class WarningsCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
 
 def tensorboard(folder: Path) -> TrainerCallback:
-    """Writes the training's figures to `folder`. Raises PreconditionError if tensorboard is not installed."""
+    """A callback that writes figures to `folder`. Raises PreconditionError if tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -41,7 +41,7 @@ def tensorboard(folder: Path) -> TrainerCallback:
 
 
 class Figures(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Every number of a step under its own name; transformers' own callback would write settings and paths beside them."""
+    """Writes every number of a step under its name. transformers' own callback would also write settings and paths."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer

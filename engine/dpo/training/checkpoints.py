@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from engine.core.errors import DamagedState
 from engine.core.events import Message
 from engine.core.failpoints import failpoint
+from engine.core.reading import open_file
 from engine.security.sanitize import visible_line
 from engine.storage.documents import read_json
 from engine.storage.files import name_folder, sha256_of_file, size_of_folder, sync_folder, write_json
@@ -43,13 +44,13 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
     part = folder / f".checkpoint-{step}.part"
     final = folder / f"checkpoint-{step}"
     _remove(part)
-    folder.mkdir(exist_ok=True)  # and not what it lies in: a run folder that was moved away is not begun again
+    folder.mkdir(exist_ok=True)  # without parents, so that a run folder that was moved away is not recreated
     part.mkdir()
     failpoint("checkpoint")
     fill(part)
     files = {}
     for path in sorted(path for path in part.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
+        with open_file(path) as file:
             failpoint("sync")
             os.fsync(file.fileno())
         files[path.relative_to(part).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
@@ -104,7 +105,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
     told: list[Message] = []
     for unfinished in folder.glob(".checkpoint-*.part"):
         if _UNFINISHED.fullmatch(unfinished.name):
-            _remove(unfinished)  # it never had a name, so nothing counted on it
+            _remove(unfinished)  # never completed, so nothing depends on it
     for checkpoint in reversed(by_step(folder)):
         fault = checkpoint_error(checkpoint, fingerprint)
         if not fault:
@@ -115,9 +116,9 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
 
 
 def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None:
-    """Copy the newest whole checkpoint of the same training from one of `others` into `folder`; None if there is none.
+    """Copy the newest complete checkpoint of the same training from one of `others` into `folder`; None if there is none.
 
-    The same data and settings give the same training, so nothing of it has to be done twice.
+    Equal data and settings give the same training, so nothing has to be repeated.
     """
     found = [
         checkpoint for other in others for checkpoint in by_step(other) if not checkpoint_error(checkpoint, fingerprint)
@@ -134,7 +135,7 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
 
 
 def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints. What was renamed as broken is never counted or touched."""
+    """Delete all but the `keep` newest checkpoints. Those renamed as broken are neither counted nor touched."""
     whole = [checkpoint for checkpoint in by_step(folder) if checkpoint.is_dir() and not checkpoint.is_symlink()]
     for checkpoint in whole[:-keep]:
         (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: what is left of it after a kill is no candidate
@@ -143,7 +144,7 @@ def rotate(folder: Path, keep: int) -> None:
 
 
 def by_step(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the lowest step first."""
+    """The checkpoints in `folder`, lowest step first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 

@@ -44,7 +44,7 @@ class EncodedPair:
 
 
 def load_rows(path: Path) -> list[Row]:
-    """The rows of a file in TRL's conversational form. Raises DataError that names the first bad line."""
+    """The rows of a file in TRL's conversational format. Raises DataError, naming the first bad line."""
     if not path.is_file():
         raise DataError(f"{path} does not exist.", "Stage quality writes it.", REBUILD)
     rows: list[Row] = []
@@ -57,9 +57,9 @@ def load_rows(path: Path) -> list[Row]:
 
 
 def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
-    """Each row by the model's chat template; special tokens that occur in its text stay text.
+    """Encode rows with the model's chat template; special tokens in their text stay text.
 
-    Raises PreconditionError if the template cannot be trained with, and DataError if two replies are the same ids.
+    Raises PreconditionError if the template cannot be used for training, DataError if a pair's replies have the same ids.
     """
     encoded = [encode_row(row, tokenizer, index) for index, row in enumerate(rows)]
     for pair in encoded:
@@ -68,8 +68,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> EncodedPair:
-    """One row, whose two replies may be the same. Raises PreconditionError if the template cannot be trained with."""
-    prompt = conversation_ids(tokenizer, row["prompt"], reply_wanted=True)
+    """Encode one row, whose replies may be equal. Raises PreconditionError if the template cannot be used for training."""
+    prompt = conversation_ids(tokenizer, row["prompt"], add_generation_prompt=True)
     chosen, rejected = (reply_ids(tokenizer, row["prompt"], reply) for reply in (row["chosen"], row["rejected"]))
     return EncodedPair(index, prompt, chosen, rejected)
 
@@ -77,9 +77,9 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> 
 def _refuse_same_replies(pair: EncodedPair, tokenizer: PreTrainedTokenizerBase) -> None:
     if pair.chosen_ids == pair.rejected_ids:
         raise DataError(
-            f"The two replies of row {pair.index} are the same tokens.",
-            f"They differ only in what the chat template of {tokenizer.name_or_path} leaves out (blanks at the ends).",
-            "Reject the pair in the stage quality, or mend the file.",
+            f"The two replies of row {pair.index} have the same tokens.",
+            f"They differ only in what the chat template of {tokenizer.name_or_path} drops (whitespace at the ends).",
+            "Reject the pair in stage quality, or fix the file.",
         )
 
 
@@ -89,12 +89,12 @@ def measure_lengths(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def split_by_length(pairs: Sequence[EncodedPair], max_length: int) -> tuple[list[EncodedPair], list[EncodedPair]]:
-    """Those that fit `max_length` tokens, and those that do not."""
+    """(pairs that fit `max_length` tokens, pairs that do not)."""
     return [p for p in pairs if p.length <= max_length], [p for p in pairs if p.length > max_length]
 
 
 def refuse_too_many_long(too_long: Sequence[EncodedPair], total: int, max_length: int, max_share: float) -> None:
-    """Raises DataError if more than `max_share` of the pairs does not fit, or none is left."""
+    """Raise DataError if more than `max_share` of the pairs do not fit, or if none is left."""
     if not total:
         raise DataError("No pairs to train on.", "The training file is empty.", REBUILD)
     share = len(too_long) / total
@@ -113,7 +113,7 @@ def describe(pairs: Sequence[EncodedPair], most: int = 8) -> str:
 
 
 def rows_with_special_text(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Indices of rows in whose messages the text of a special token occurs."""
+    """Indices of rows whose messages contain the text of a special token."""
     special = control_pattern(tokenizer)
     return [i for i, row in enumerate(rows) if any(special.search(m["content"]) for m in _messages(row))]
 
@@ -123,7 +123,7 @@ def _messages(row: Row) -> list[ChatMessage]:
 
 
 def _fault(record: dict[str, Any]) -> str:
-    """Why `record` is no Row, or an empty text."""
+    """Why `record` is not a Row; empty if it is one."""
     for key in ("prompt", "chosen", "rejected"):
         messages = record.get(key)
         if not isinstance(messages, list) or not messages:

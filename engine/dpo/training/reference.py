@@ -38,7 +38,7 @@ TELL_SECONDS = 0.5
 WHAT_TO_DO = "Nothing was trained. Run `stage3-tui --auto --from adapter`; if it happens again, please report it."
 
 Logps = list[tuple[float, float]]
-"""Of each pair: log-probability of the chosen and of the rejected reply, in nats, summed over the reply's tokens."""
+"""Per pair: log-probability of the chosen and of the rejected reply, in nats, summed over the reply's tokens."""
 
 
 def require_reference_weights(model: PeftModel, expected_sha256: str) -> None:
@@ -68,13 +68,13 @@ def require_first_loss(loss: float, dtype: torch.dtype) -> None:
 
 
 def policy_key(config: Stage3Config, adapter_sha256: str) -> str:
-    """A hash of what computes: base model, adapter and number format. Equal keys give equal numbers, up to rounding."""
+    """A hash of base model, adapter and number format. Equal keys give equal numbers, up to rounding."""
     base = [config.base_model_id, config.base_model_revision, config.load_in_4bit]
     return sha256_of_json([adapter_sha256, *base, dtype_name(resolve_dtype(config))])
 
 
 def place_adapter(model: PeftModel, name: str, device: torch.device | str) -> None:
-    """Move the tensors of one adapter. One that is not active may lie elsewhere: no forward pass looks at it."""
+    """Move the tensors of one adapter. Inactive adapters may be on another device, because no forward pass uses them."""
     from torch import nn
 
     for module in model.modules():
@@ -84,7 +84,7 @@ def place_adapter(model: PeftModel, name: str, device: torch.device | str) -> No
 
 @contextmanager
 def adapter_active(model: PeftModel, name: str) -> Iterator[None]:
-    """The model with adapter `name`, without making it trainable; the one before comes back, trainable as it was."""
+    """Switch to adapter `name` without making it trainable; afterwards restore the previous one and its state."""
     before = str(model.active_adapter)
     trainable = any(p.requires_grad for n, p in model.named_parameters() if f".{before}." in n)
     model.set_adapter(name, inference_mode=True)
@@ -109,8 +109,8 @@ def base_active(model: PeftModel) -> Iterator[None]:
 def pair_logps(model: PeftModel, batch: dict[str, Tensor], adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the replies of a collated batch under one adapter: chosen (B,), rejected (B,), float32.
 
-    The model must be one that TRL's trainer was built on: its head then gives log-probabilities without ever holding
-    the (2B, T, vocabulary) logits.
+    The model must be one that TRL's trainer was built on: its fused head computes log-probabilities without ever storing
+    the (2B, T, V) logits.
     """
     import torch
 
@@ -131,7 +131,7 @@ def pair_logps(model: PeftModel, batch: dict[str, Tensor], adapter: str, dtype: 
 def collated(
     pairs: Sequence[dict[str, Any]], collator: Any, batch_size: int, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """The pairs in their order as padded batches on `device`."""
+    """Yield the pairs, in order, as padded batches on `device`."""
     for start in range(0, len(pairs), batch_size):
         batch = collator([pairs[i] for i in range(start, min(start + batch_size, len(pairs)))])
         yield {key: value.to(device) for key, value in batch.items()}
@@ -148,18 +148,18 @@ def reference_logps(
     policy: str,
     stop: StopToken,
 ) -> Generator[Event, None, Logps]:
-    """The reference's log-probabilities of every pair, in their order; only of pairs that `cache` does not know.
+    """The reference's log-probabilities of every pair, in order; computes only those missing in `cache`.
 
-    batch_size   pairs of the greatest length that are read at once; of shorter ones there are more
-    policy       what computes them: a hash of base, adapter and number format
+    batch_size   pairs of maximum length per batch; batches of shorter pairs are larger
+    policy       a hash of base model, adapter and number format
 
-    Raises Stopped after saving, and NumbersError for one that is not finite.
+    Raises Stopped after saving, and NumbersError if a value is not finite.
     """
     keys = [sha256_of_json([policy, pair]) for pair in pairs]
     known = cache.read(keys)
     found = {row: pair for row, key in enumerate(keys) if (pair := _kept_pair(known.get(key))) is not None}
     lengths = [tokens_read(pair) for pair in pairs]
-    # Cut from all pairs, not from those that are left: a pass that was stopped goes on with the same batches.
+    # Batches are cut from all pairs, not from the missing ones, so that a resumed pass uses the same batches.
     batches = [
         [row for row in batch if row not in found]
         for batch in cut_by_length(lengths, batch_size * max(lengths, default=0))
@@ -184,7 +184,7 @@ def reference_logps(
 
 
 def _kept_pair(value: Any) -> tuple[float, float] | None:
-    """What the cache keeps of a pair; None if that is no pair of numbers: then it is computed anew."""
+    """A pair's cached values; None if they are not two numbers, so that they are computed again."""
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, float) for one in value):
         return None
     return value[0], value[1]

@@ -1,17 +1,18 @@
 """Read a pair's prompt once for both replies, with the same result as reading it twice.
 
-Plain DPO reads two rows, prompt + chosen and prompt + rejected. Here they are one row: the mask hides the first reply from
-the second, whose positions continue where the shared prefix ended:
+Plain DPO reads two rows, prompt + chosen and prompt + rejected. Here they share one row. The mask hides the first reply from the
+second, whose positions continue where the shared prefix ended:
 
     rows of the collator          one row                                positions
     <bos> Hi ! Good day .         <bos> Hi ! Good day | Nothing          0 1 2 3 4 | 3
     <bos> Hi ! Nothing .
 
-Attention is causal, so every hidden state is the same as before, and both replies' gradients add up in the shared prompt
-instead of over two copies. The last token of a reply is not read, because nothing is predicted from it. Only states that
-predict a token of a reply go through the head.
+Attention is causal, so every hidden state is unchanged, and the gradients of both replies add up in the shared prompt instead of
+in two copies. The last token of a reply is not read, because nothing is predicted from it. Only hidden states that predict a
+token of a reply go through the head.
 
-Imported where it is used: it imports torch.
+Letters for shapes: B pairs, T columns of the collator's rows, W columns of the shared rows, N scored tokens. Imports torch;
+import it where it is used.
 """
 
 from __future__ import annotations
@@ -26,64 +27,68 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from engine.models.generation.kv_cache import keeps_all
+from engine.models.generation.kv_cache import attends_to_all
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 NO_LABEL = -100
-"""What TRL puts in the labels where nothing is to be predicted."""
+"""TRL's label for tokens that are not predicted."""
 MASKED_ATTENTION = ("sdpa", "eager")
-"""The attention functions that take any mask; flash attention knows only causal ones."""
-OF_A_BATCH = {"input_ids", "attention_mask", "labels", "use_cache", "fused_lm_head"}
-"""All that TRL asks of a text model; if more is asked, it is answered in the plain way."""
+"""Attention implementations that take any mask; flash attention supports only causal ones."""
+TRL_ARGUMENTS = {"input_ids", "attention_mask", "labels", "use_cache", "fused_lm_head"}
+"""The arguments that TRL passes to a text model. A call with any others takes the plain path."""
 SAME_IN_FLOAT32, SAME_IN_HALF = 1e-3, 0.1
-"""Nats a token, on average; a model that is blind to mask or positions is off by more."""
+"""Mean difference in nats per token; a model that ignores mask or positions differs by more."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
 @dataclass(frozen=True)
 class SharedRows:
-    """B pairs as B rows of W columns: what both have in common, the rest of the chosen text, the rest of the rejected."""
+    """B pairs as B rows of W columns: the common prefix, the rest of the chosen text, the rest of the rejected text."""
 
     tokens: Tensor
-    """(B, W) ids; what stands behind the end of a row is seen by nothing before it."""
+    """(B, W) ids; columns after the end of a row are not attended to by any before it."""
     positions: Tensor
-    """(B, W): where the token stands in its own text."""
+    """(B, W) position of each token in its own text."""
     sees: Tensor
-    """(B, 1, W, W) bool: whether the query of a row attends to the key of a column."""
+    """(B, 1, W, W) bool: whether a query (row) attends to a key (column)."""
     scored: Tensor
-    """(N,) columns of the flattened rows, whose hidden states predict a token of a reply."""
+    """(N,) indices into the flattened (B * W) hidden states that predict a token of a reply."""
     labels: Tensor
     """(N,) ids that they predict."""
     places: Tensor
-    """(2B, T - 1): where among the N the figures of that place of the collator's rows are found; N where it has no label."""
+    """(2B, T - 1) maps each place in the collator's rows to its index among the N; N where there is no label."""
 
 
 def pack_shared_prompt(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> SharedRows:
-    """The rows of a collated batch, all (2B, T), B chosen before B rejected and padded on the right, as shared rows."""
-    ends = attention_mask.sum(dim=1) - 1  # the last token predicts nothing
+    """Pack a collated batch into shared rows. All arguments are (2B, T): B chosen before B rejected, padded on the right."""
+    # 1. Length of each text without its last token, which predicts nothing, and of the prefix that both share: (B, 1).
+    ends = attention_mask.sum(dim=1) - 1
     chosen_end, rejected_end = ends.unsqueeze(1).chunk(2)
     chosen, rejected = input_ids.chunk(2)
     chosen_labels, rejected_labels = labels.chunk(2)
     same = (chosen == rejected) & (chosen_labels == rejected_labels)
     shared = torch.minimum(same.cumprod(dim=1).sum(dim=1, keepdim=True), torch.minimum(chosen_end, rejected_end))
 
+    # 2. The shared rows: columns up to chosen_end are the chosen text, the others the rejected text after the prefix. (B, W)
     column = torch.arange(int((chosen_end + rejected_end - shared).max()), device=input_ids.device).unsqueeze(0)
     in_rejected = column >= chosen_end
     positions = torch.where(in_rejected, column - chosen_end + shared, column).clamp(max=input_ids.shape[1] - 1)
     tokens = torch.where(in_rejected, rejected.gather(1, positions), chosen.gather(1, positions))
+    # 3. The mask: causal, and the rejected text does not see the chosen text after the prefix. (B, W, W)
     only_chosen = (column >= shared) & ~in_rejected
     hidden = in_rejected.unsqueeze(2) & only_chosen.unsqueeze(1)
     sees = (column.unsqueeze(2) >= column.unsqueeze(1)) & ~hidden
 
+    # 4. For each place of the collator's rows, the index of its hidden state among the B * W: (2B, T - 1).
     place = torch.arange(input_ids.shape[1] - 1, device=input_ids.device).unsqueeze(0)
     first = torch.arange(len(chosen), device=input_ids.device).unsqueeze(1) * column.shape[1]
     of_rejected = torch.where(place < shared, place, place - shared + chosen_end)
     columns = torch.cat([place.expand_as(of_rejected), of_rejected]) + first.repeat(2, 1)
     wanted = labels[:, 1:] != NO_LABEL
-    # A label within the shared beginning is scored once, with the chosen text.
+    # 5. Number the N scored places. A label within the shared prefix is scored once, with the chosen text. (2B, T - 1)
     common = torch.cat([torch.zeros_like(wanted[: len(chosen)]), place + 1 < shared])
     scored = wanted & ~common
     numbers = (scored.flatten().cumsum(dim=0) - 1).view_as(scored)
@@ -99,40 +104,42 @@ def pack_shared_prompt(input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 
 
 def share_prompt_computation(policy: PeftModel) -> bool:
-    """Let a model that TRL's trainer was built on read pairs as shared rows wherever it is called as TRL calls it: in steps, for
-    the reference, in the evaluation. Returns False, and changes nothing, if its attention takes no mask of ours, or if
-    a small batch comes out otherwise. A batch that is longer than a sliding window is read in the plain way.
+    """Make a model that TRL's trainer was built on read pairs as shared rows whenever it is called the way TRL does: in steps, for
+    the reference, in the evaluation.
+
+    Returns False and changes nothing if its attention does not take our mask, or if a small batch gives different results.
+    Batches longer than a sliding window take the plain path.
     """
     model = policy.get_base_model()
-    as_it_was = model.forward
+    plain_forward = model.forward
 
-    @functools.wraps(as_it_was)
+    @functools.wraps(plain_forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = {name for name, value in kwargs.items() if value is not None}
-        if args or not kwargs.get("fused_lm_head") or not given <= OF_A_BATCH:
-            return as_it_was(*args, **kwargs)
-        if not keeps_all(model, kwargs["input_ids"].shape[1]):
-            return as_it_was(*args, **kwargs)
-        return _score(model, as_it_was, kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"])
+        if args or not kwargs.get("fused_lm_head") or not given <= TRL_ARGUMENTS:
+            return plain_forward(*args, **kwargs)
+        if not attends_to_all(model, kwargs["input_ids"].shape[1]):
+            return plain_forward(*args, **kwargs)
+        return _score(model, plain_forward, kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"])
 
-    if not _can_be_told_what_it_sees(model) or not _says_the_same(model, as_it_was, forward):
+    if not _takes_custom_mask(model) or not _gives_same_logps(model, plain_forward, forward):
         return False
     model.forward = forward
     return True
 
 
-def _can_be_told_what_it_sees(model: PreTrainedModel) -> bool:
+def _takes_custom_mask(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     return (
         config._attn_implementation in MASKED_ATTENTION
         and "position_ids" in inspect.signature(type(model.base_model).forward).parameters
-        and not getattr(config, "output_router_logits", False)  # experts are balanced over a 2D mask
+        and not getattr(config, "output_router_logits", False)  # expert balancing needs a 2D mask
     )
 
 
-def _says_the_same(model: PreTrainedModel, plain: Callable[..., Any], shared: Callable[..., Any]) -> bool:
-    """Whether two pairs of a few tokens get the same log-probabilities either way. It catches what takes a mask and a position
-    and then does something else with them; the last bits are not compared here (tests/dpo/test_shared_prompt.py does).
+def _gives_same_logps(model: PreTrainedModel, plain: Callable[..., Any], shared: Callable[..., Any]) -> bool:
+    """Whether two short pairs get the same log-probabilities both ways. Catches models that accept a mask and positions but use
+    them differently. Exact equality is tested in tests/dpo/test_shared_prompt.py.
     """
     ids = torch.tensor(
         [[2, 5, 3, 7, 4, 6, 9, 8], [3, 3, 6, 0, 0, 0, 0, 0], [2, 5, 3, 7, 9, 9, 0, 0], [3, 3, 7, 5, 2, 8, 0, 0]]
@@ -152,18 +159,19 @@ def _says_the_same(model: PreTrainedModel, plain: Callable[..., Any], shared: Ca
 def _score(
     model: PreTrainedModel, fused: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
 ) -> FusedCausalLMOutput:
-    """The per-token figures (2B, T - 1) of TRL's fused head, by way of shared rows."""
+    """The per-token figures of TRL's fused head, (2B, T - 1), computed on shared rows."""
     rows = pack_shared_prompt(input_ids, attention_mask, labels)
 
-    def leave_the_scored(_: Any, __: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[rows.scored].unsqueeze(0)
+    def keep_scored(_: Any, __: Any, output: Any) -> Any:
+        hidden = output.last_hidden_state.flatten(0, 1)  # (B * W, H)
+        output.last_hidden_state = hidden[rows.scored].unsqueeze(0)  # (1, N, H)
         return output
 
-    backbone = model.base_model.register_forward_hook(leave_the_scored)
+    backbone = model.base_model.register_forward_hook(keep_scored)
     try:
         found = fused(
             input_ids=rows.tokens,
-            attention_mask=_as_taken(rows.sees, model),
+            attention_mask=_attention_mask(rows.sees, model),
             position_ids=rows.positions,
             shift_labels=rows.labels.unsqueeze(0),
             fused_lm_head=True,
@@ -171,18 +179,18 @@ def _score(
     finally:
         backbone.remove()
     return FusedCausalLMOutput(
-        **{name: _in_place(getattr(found, name), rows.places) for name in PER_TOKEN},
+        **{name: _unpacked(getattr(found, name), rows.places) for name in PER_TOKEN},
         label_mask=labels[:, 1:] != NO_LABEL,
     )
 
 
-def _in_place(figures: Tensor | None, places: Tensor) -> Tensor | None:
-    """(1, N) figures to (2B, T - 1), zero where there is no label."""
+def _unpacked(figures: Tensor | None, places: Tensor) -> Tensor | None:
+    """Scatter figures from (1, N) to (2B, T - 1), with 0 where there is no label."""
     return None if figures is None else torch.cat([figures[0], figures.new_zeros(1)])[places]
 
 
-def _as_taken(sees: Tensor, model: PreTrainedModel) -> Tensor:
-    """The mask as the model's attention takes it: sdpa a bool, eager what is added to the scores."""
+def _attention_mask(sees: Tensor, model: PreTrainedModel) -> Tensor:
+    """The mask in the form of the model's attention: bool for sdpa, additive for eager."""
     if model.config.get_text_config()._attn_implementation == "sdpa":
         return sees
     lowest = torch.finfo(model.dtype).min

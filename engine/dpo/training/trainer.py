@@ -72,7 +72,7 @@ WARMUP_SHARE = 0.1
 STAGE = "training"
 LAST_STEPS = 10
 ABOVE_LN2 = 1e-3
-"""A loss that is ln 2 but for rounding (learning rate 0) came from no divergence."""
+"""Tolerance above ln 2: at learning rate 0 the loss is ln 2 up to rounding, which is not divergence."""
 TENSORBOARD_DIR = "logs/tensorboard"
 
 
@@ -86,10 +86,10 @@ class Trained:
     collator: Any
     steps: int
     losses: list[float]
-    """Of every optimizer step, those before a resume included."""
+    """Of every optimizer step, including those before a resume."""
     margins: list[float]
     first_loss: float | None
-    """Before the first update; None if the run went on from a checkpoint."""
+    """Before the first update; None if training resumed from a checkpoint."""
     resumed_from: int | None
     pairs: int
     too_long: list[int]
@@ -100,7 +100,7 @@ class Trained:
     seconds: float
     plan: TrainingPlan
     peak_bytes: int
-    """Of memory in this process, from the loading of the model to the last step: see MemoryPeak."""
+    """Peak memory of this process, from loading the model to the last step (see MemoryPeak)."""
 
 
 def train(
@@ -113,16 +113,16 @@ def train(
     max_steps: int = -1,
     plan: TrainingPlan | None = None,
 ) -> Generator[Event, None, Trained]:
-    """Train on `rows`; go on from the newest good checkpoint in the run folder if there is one.
+    """Train on `rows`, resuming from the newest good checkpoint in the run folder.
 
-    reference_sha256   of the Stage 2 tensors; without it, what the stage adapter recorded
-    policy             a freshly loaded, trainable PeftModel; without it, the run's base and adapter are loaded
-    max_steps          optimizer steps; -1: as --num-train-epochs asks
-    plan               how it is split over the device; without it, the one that stands in the run folder
+    reference_sha256   of the Stage 2 tensors; by default what stage adapter recorded
+    policy             a freshly loaded, trainable PeftModel; by default the run's base model and adapter
+    max_steps          optimizer steps; -1 follows --num-train-epochs
+    plan               by default the current plan of the run folder
 
-    Raises RestartNeeded if memory runs out and a lower plan (it is on disk then) may go on in a fresh process, and
-    MemoryExhausted if there is none; Stopped (a checkpoint is written), NumbersError (wrong reference, NaN, nothing
-    learned; the last good checkpoint is kept), DataError (too many pairs longer than --max-length).
+    Raises RestartNeeded if memory runs out and a reduced plan (now on disk) can continue in a fresh process, MemoryExhausted if
+    there is none, Stopped (after writing a checkpoint), NumbersError (wrong reference, NaN, nothing learned; the last good
+    checkpoint is kept), DataError (too many pairs longer than --max-length).
     """
     plan = plan or current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
     resolved = replace(context, config=plan.applied_to(context.config))
@@ -143,13 +143,13 @@ def train(
         said = str(error)
     finally:
         working.close()
-    # Outside of `except`: the error's traceback holds the tensors that filled the memory.
+    # Outside `except`, because the traceback keeps alive the tensors that filled memory.
     raise reduce_after_oom(context.run, context.config, plan, step=step, error=said)
 
 
 @dataclass
 class _Prepared:
-    """All that the steps need: the trainer over its pairs, with the reference in place."""
+    """Everything needed to start the steps: the trainer over its pairs."""
 
     policy: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -158,7 +158,7 @@ class _Prepared:
     too_long: list[EncodedPair]
     dtype: torch.dtype
     fingerprint: str
-    """Of everything that the trained numbers depend on, but not of how a batch is split."""
+    """A hash of everything the trained numbers depend on, but not of how a batch is split."""
 
 
 def _train(
@@ -170,7 +170,7 @@ def _train(
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
 ) -> Generator[Event, None, Trained]:
-    """`train` under one plan; the context's configuration has it applied."""
+    """`train` under one plan, which is already applied to the configuration."""
     from engine.dpo.training.callbacks import WarningsCallback
 
     config = context.config
@@ -192,7 +192,7 @@ def _train(
     trained, pairs, too_long = prepared.policy, len(prepared.pairs), [pair.index for pair in prepared.too_long]
     tokenizer = prepared.tokenizer
     trained.eval()
-    trained.config.use_cache = True  # checkpointing of activations had switched it off; answers are to come now
+    trained.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
     del prepared  # and with it the optimizer
     free_memory()
     return Trained(
@@ -215,7 +215,7 @@ def _train(
 
 
 def _reporting_callbacks(context: Context) -> list[TrainerCallback]:
-    """Raises PreconditionError if tensorboard is asked for and missing: before anything is loaded."""
+    """Raises PreconditionError if tensorboard is requested but not installed, before anything is loaded."""
     from engine.dpo.training.callbacks import tensorboard
 
     return [tensorboard(context.run / TENSORBOARD_DIR)] if context.config.report_to == "tensorboard" else []
@@ -234,7 +234,9 @@ def _prepare(
     config, token = context.config, context.token_text
     tokenizer = tokenizer or load_tokenizer(config, token)
     pairs, too_long = yield from _encode_and_filter(config, rows, tokenizer)
-    policy = policy or load_policy(load_base(config, token), adapter_folder(context), trainable=True)
+    policy = policy or load_policy(
+        load_base(config, token), adapter_folder(context.config, context.run, context.token_text), trainable=True
+    )
     dtype, plain = resolve_dtype(config), _as_plain(pairs)
     settings = training_settings(config, len(pairs), max_steps)
     fingerprint = sha256_of_json(
@@ -251,7 +253,7 @@ def _prepare(
 
 
 def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Generator[Event, None, None]:
-    """Prove that the reference is the Stage 2 adapter and, if it is computed up front, compute it and move it away."""
+    """Verify that the reference is the Stage 2 adapter and, if configured, compute its log-probabilities up front."""
     config, policy, trainer = context.config, prepared.policy, prepared.trainer
     require_reference_weights(policy, expected)
     if config.load_in_4bit:
@@ -272,7 +274,7 @@ def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Ge
 
 
 def _checkpoint_to_resume(context: Context, fingerprint: str) -> Generator[Event, None, Path | None]:
-    """The newest good checkpoint of this training: its own, else one of the same training that was done elsewhere."""
+    """The newest good checkpoint of this training: its own, else one of the same training in another folder."""
     folder = context.run / layout.CHECKPOINTS_DIR
     checkpoint, told = newest_good(folder, fingerprint)
     yield from told
@@ -286,7 +288,7 @@ def _checkpoint_to_resume(context: Context, fingerprint: str) -> Generator[Event
 
 
 def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, None, float | None]:
-    """The loss before the first step, which must be ln 2; None if the training goes on from a checkpoint."""
+    """The loss before the first step, which must be ln 2; None when resuming from a checkpoint."""
     first_loss = None
     if checkpoint is None:
         first_loss = prepared.trainer.first_loss()
@@ -296,12 +298,12 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
     else:
         yield Message("info", f"Resuming from {checkpoint.name}.")
     if prepared.trainer.precompute_ref_logps:
-        place_adapter(prepared.policy, REFERENCE_ADAPTER, "cpu")  # its log-probabilities are known: no step looks at it
+        place_adapter(prepared.policy, REFERENCE_ADAPTER, "cpu")  # its log-probabilities are known, so no step uses it
     return first_loss
 
 
 def _prove_it_learned(prepared: _Prepared, expected: str, learning_rate: float) -> Generator[Event, None, str]:
-    """The hash of the trained tensors. Raises NumbersError if the reference changed, or the adapter did not."""
+    """The hash of the trained tensors. Raises NumbersError if the reference changed, or if the adapter did not."""
     policy = prepared.policy
     place_adapter(policy, REFERENCE_ADAPTER, policy.device)
     require_reference_weights(policy, expected)
@@ -322,7 +324,7 @@ def _mean_reply_tokens(pairs: Sequence[EncodedPair]) -> float:
 
 
 def earlier_trainings(context: Context) -> list[Path]:
-    """Folders of checkpoints beside the run's own: of its trials, of the run that this is a trial of, and superseded ones."""
+    """Other checkpoint folders: those of the run's trials, of the run that this one is a trial of, and superseded ones."""
     folders = (
         [context.run.folder] if context.cache_folder is None else [context.run.folder, context.cache_folder.parent]
     )
@@ -360,7 +362,7 @@ def planned_steps(pairs: int, epochs: float, batch_size: int, accumulation: int)
 
 
 def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> dict[str, Any]:
-    """Everything that changes what the training computes, as DPOConfig takes it."""
+    """Everything that affects the result of training, as arguments for DPOConfig."""
     steps = (
         max_steps
         if max_steps > 0
@@ -374,7 +376,7 @@ def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> 
         "beta": config.beta,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "linear",
-        # Rounded down: a warm-up of one step in a run of one step would be a run at learning rate 0.
+        # Rounded down: one warm-up step in a run of one step would mean a learning rate of 0.
         "warmup_steps": int(steps * WARMUP_SHARE),
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
@@ -384,7 +386,7 @@ def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> 
 
 
 def split_invariant_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the effective batch in place of how it is split: a checkpoint outlives a change of the plan."""
+    """The settings with the effective batch instead of its split, so that checkpoints survive a change of plan."""
     of_the_split = ("per_device_train_batch_size", "gradient_accumulation_steps")
     size, steps = (settings[name] for name in of_the_split)
     return {key: value for key, value in settings.items() if key not in of_the_split} | {
@@ -415,7 +417,7 @@ def _discard(event: Event) -> None:
 def _drive(
     trainer: Stage3Trainer, stop: StopToken, checkpoint: Path | None, watch: TrainingWarnings
 ) -> Generator[Event, None, None]:
-    """Run the trainer in a thread and yield what it and `watch` say. Raises what it raised, or Stopped when asked to stop."""
+    """Run the trainer in a thread and yield its events and those of `watch`. Raises what it raised, or Stopped."""
     import torch
 
     from engine.dpo.training.trl_trainer import StepEvents, without_warnings
@@ -427,10 +429,10 @@ def _drive(
     def work() -> None:
         try:
             if trainer.args.device.type == "cuda":
-                torch.cuda.set_device(trainer.args.device)  # the current device is a thread's own
+                torch.cuda.set_device(trainer.args.device)  # the current device is per thread
             with without_warnings():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except BaseException as error:  # handed on to the generator's caller
+        except BaseException as error:  # re-raised for the generator's caller
             failure.append(error)
         finally:
             said.put(None)
@@ -461,9 +463,9 @@ def _as_plain(pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:
 
 
 def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revision: str | None) -> None:
-    """The Stage 3 adapter, its tokenizer and chat template in `folder`, whole or not at all; no path of this machine.
+    """Save the Stage 3 adapter, its tokenizer and chat template to `folder`, atomically and without local paths.
 
-    base_name   what `base_model_name_or_path` is to say: a Hub id, or the name of a local folder
+    base_name   the value of `base_model_name_or_path`: a Hub id, or the name of a local folder
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -472,7 +474,7 @@ def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revisio
     (part / "README.md").unlink(missing_ok=True)
     settings = json.loads((part / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     settings |= {"base_model_name_or_path": base_name, "revision": base_revision, "inference_mode": True}
-    if isinstance(settings["target_modules"], list):  # PEFT holds a set: its order changes from process to process
+    if isinstance(settings["target_modules"], list):  # PEFT keeps a set, whose order differs between processes
         settings["target_modules"].sort()
     write_json(part / ADAPTER_CONFIG, settings)
     tokenizer_settings = json.loads((part / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
 MAX_SKIPPED_STEPS = 20
-"""In float16 the loss scaler leaves steps out until its scale fits; more of them in a row than this are no search."""
+"""In float16 the loss scaler skips steps until its scale fits. More skipped steps in a row are an error."""
 
 
 def build_trainer(
@@ -53,18 +53,18 @@ def build_trainer(
     dtype: torch.dtype,
     fingerprint: str,
 ) -> Stage3Trainer:
-    """The trainer over `pairs` (token ids). From here on `policy` has the frozen copy "ref" beside "default".
+    """Build the trainer over `pairs` (token ids). This adds the frozen copy "ref" of the adapter "default" to `policy`.
 
-    folder     of the checkpoints
-    settings   as DPOConfig takes them. Their batch size times their accumulation is the effective batch; the batch size
-               says how many of the longest pairs fit in memory: a pass has that many tokens, so of shorter pairs more
+    folder     for checkpoints
+    settings   for DPOConfig. Batch size times accumulation is the effective batch. The batch size is the number of longest
+               pairs that fit in memory; passes over shorter pairs take more of them
     """
     disable_progress_bar()
     device = resolve_device(config)
     if device.index:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # accelerate takes the first GPU otherwise
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # otherwise accelerate takes the first GPU
     side_by_side = settings["per_device_train_batch_size"]
-    # To TRL a step is one batch: the trainer cuts it up, by length and not by place.
+    # For TRL a step is one batch, which our trainer splits by length.
     whole_steps = {
         "per_device_train_batch_size": side_by_side * settings["gradient_accumulation_steps"],
         "gradient_accumulation_steps": 1,
@@ -87,7 +87,7 @@ def build_trainer(
             dataloader_pin_memory=device.type == "cuda",
         )
         if arguments.n_gpu > 1:
-            arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would take
+            arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would use
         trainer = Stage3Trainer(
             model=policy, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
         )
@@ -100,20 +100,20 @@ def build_trainer(
 
 
 class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
-    """TRL's trainer on pairs that are token ids already, with our checkpoints."""
+    """TRL's trainer for pairs that are already token ids, with our checkpoints."""
 
     fingerprint = ""
     keep_checkpoints = 2
     side_by_side = 1
-    """Pairs of the greatest length that fit in one forward and backward pass."""
+    """Pairs of maximum length that fit in one forward and backward pass."""
     most_tokens = 0
-    """Of a forward pass; 0: a pair at a time."""
+    """Tokens per forward pass; 0 means one pair at a time."""
     emit: Callable[[Event], None] = staticmethod(lambda event: None)
     data_collator: Any
-    """Makes one batch of pairs; the training's own loader makes the batches of a step with it."""
+    """Collates one batch of pairs; the training loader builds the batches of a step with it."""
 
     def use_reference_logps(self, logps: Logps) -> None:
-        """Take the reference's log-probabilities from here from now on, not from the adapter "ref"."""
+        """Use these log-probabilities of the reference instead of the adapter "ref"."""
         chosen, rejected = zip(*logps, strict=True)
         dataset: Dataset = self.train_dataset
         dataset = dataset.add_column("ref_chosen_logps", list(chosen))
@@ -121,10 +121,10 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         self.precompute_ref_logps = True
 
     def first_loss(self) -> float:
-        """The loss on the first batch in the file's order, before any update."""
+        """The loss on the first batch in file order, before any update."""
         model = self.model.eval()
         batch = next(collated(self.train_dataset, self.data_collator, self.side_by_side, model.device))
-        with torch.no_grad(), self.accelerator.autocast():  # as the steps are computed
+        with torch.no_grad(), self.accelerator.autocast():  # in the precision of the steps
             loss = self.compute_loss(model, batch)
         self._metrics["eval"].clear()
         return float(loss.item())
@@ -138,7 +138,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
             self.data_collator = one_batch
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of one optimizer step; its gradient and loss are the mean over its pairs."""
+        """Forward and backward passes of one optimizer step. Gradient and loss are means over its pairs."""
         batches: list[Batch] = inputs["batches"]
         sizes = [len(batch["input_ids"]) // 2 for batch in batches]
         loss = torch.zeros((), device=self.args.device)
@@ -181,7 +181,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
 
 
 class StepEvents(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Turns TRL's log of each optimizer step into an event, and a request to stop into a checkpoint and an end."""
+    """Turns TRL's log of each step into an event. On a stop request, saves a checkpoint and ends training."""
 
     def __init__(
         self, emit: Callable[[Event], None], stop_wanted: Callable[[], bool], skipped: Callable[[], bool]
@@ -224,7 +224,7 @@ class StepEvents(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.last, self.tokens = now, logs["num_tokens"]
 
     def _was_skipped(self, logs: dict[str, float]) -> bool:
-        """Whether float16's scaler left this step out: its gradient overflowed, and nothing was changed by it."""
+        """Whether float16's scaler skipped this step because its gradient overflowed."""
         if math.isfinite(logs["grad_norm"]) or not math.isfinite(logs["loss"]) or not self.skipped():
             self.skipped_in_a_row = 0
             return False

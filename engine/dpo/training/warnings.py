@@ -12,13 +12,13 @@ from engine.core.events import Event, Message
 
 STAGE = "training"
 WINDOW = 20
-"""Optimizer steps that are looked at together."""
+"""Optimizer steps that are averaged."""
 DEVIATIONS = 2.5
-"""Standard errors below what chance gives: before anything is learned half of all windows are below it a little. A false
-alarm in one of 160 windows that do not overlap."""
+"""Standard errors below chance. Before anything is learned, half of all windows are slightly below it. One false alarm in 160
+independent windows."""
 COLLAPSE = 0.5
-"""Nats a token by which the chosen replies may become less likely than they were at first: at one half, a token that had
-60 % has 36 %. Margins grow then by making both replies unlikely (Pal et al. 2024, Razin et al. 2024)."""
+"""Nats per token by which chosen replies may become less likely: at one half, a probability of 60 % falls to 36 %. Margins then
+grow by making both replies unlikely (Pal et al. 2024, Razin et al. 2024)."""
 
 
 @dataclass
@@ -36,9 +36,9 @@ class TrainingWarnings:
     _told: set[str] = field(default_factory=set)
 
     def look(self, step: int, logs: dict[str, Any]) -> None:
-        """One optimizer step; `logs` is TRL's entry of it."""
+        """Record one optimizer step; `logs` is TRL's log entry."""
         if step > 1 and float(logs["rewards/margins"]) != 0.0:
-            # Where policy and reference are one, before the first update or at learning rate 0, no pair is any way round.
+            # While policy and reference are equal (before the first update, or at learning rate 0) there is no preference.
             self._accuracies.append(float(logs["rewards/accuracies"]))
             self._margins.append(float(logs["rewards/margins"]))
         chosen = float(logs["logps/chosen"])

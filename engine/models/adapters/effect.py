@@ -23,7 +23,7 @@ def logits_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
 
     from engine.models.chat_template import conversation_ids
 
-    ids = conversation_ids(tokenizer, [{"role": "user", "content": QUESTION}], reply_wanted=True)
+    ids = conversation_ids(tokenizer, [{"role": "user", "content": QUESTION}], add_generation_prompt=True)
     was_training = model.training
     model.eval()
     with torch.no_grad():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError, UnsafeError
 from engine.models.adapters.settings import AdapterSettings
-from engine.models.adapters.trainable import refuse_what_is_not_copied
+from engine.models.adapters.trainable import refuse_uncopied_parameters
 from engine.models.loading import POLICY_ADAPTER, hub_arguments
 from engine.security.sanitize import visible_line
 
@@ -81,14 +81,14 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
     lora = copy.deepcopy(settings.lora)  # PEFT replaces "all-linear" in it
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with base_problems_told(config):
+        with base_model_errors(config):
             model = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
         base = _facts(config, base_config, model)
         try:
             policy = get_peft_model(model, lora, adapter_name=POLICY_ADAPTER)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
             raise _no_place(settings, base, error) from error
-        refuse_what_is_not_copied(settings, policy)
+        refuse_uncopied_parameters(settings, policy)
         state = get_peft_model_state_dict(policy, adapter_name=POLICY_ADAPTER, save_embedding_layers=False)
     modules = _adapted(policy)
     return Expected(
@@ -100,15 +100,15 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
 
 
 def read_base_config(config: Stage3Config, token: str | None = None) -> PretrainedConfig:
-    """The base model's configuration. Raises as `base_problems_told`."""
+    """The base model's configuration. Raises as `base_model_errors`."""
     from transformers import AutoConfig
 
-    with base_problems_told(config):
+    with base_model_errors(config):
         return AutoConfig.from_pretrained(config.base_model_id, **hub_arguments(config, token))
 
 
 @contextmanager
-def base_problems_told(config: Stage3Config) -> Iterator[None]:
+def base_model_errors(config: Stage3Config) -> Iterator[None]:
     """Turn transformers' errors about the base model into PreconditionError, or UnsafeError if it needs custom code. The Hub's
     errors pass through.
     """

@@ -102,7 +102,7 @@ def _leaves(path: Path, folder: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Of `checkpoint-N` in a trainer's folder, the one with the most steps that holds an adapter; None if none does."""
+    """The `checkpoint-N` with the most steps that contains an adapter; None if none does."""
     found = [(int(name[1]), path) for path in folder.iterdir() if (name := _CHECKPOINT.fullmatch(path.name))]
     return next((path for _, path in sorted(found, reverse=True) if (path / ADAPTER_WEIGHTS).is_file()), None)
 
@@ -115,8 +115,8 @@ def _without(folder: Path, name: str) -> tuple[str, str]:
     newest = newest_checkpoint(folder)
     if newest is not None:
         return (
-            "It is the folder of a training: the adapters are in its checkpoints.",
-            f"Give the newest of them: --adapter-path {shown(newest)}",
+            "It is a trainer's output folder: the adapters are in its checkpoints.",
+            f"Pass the newest one: --adapter-path {shown(newest)}",
         )
     if name != ADAPTER_WEIGHTS:
         return "Without its configuration, the adapter's weights are meaningless.", EXPORT_AGAIN

@@ -15,7 +15,7 @@ from math import prod
 from typing import Any, BinaryIO
 
 LENGTH_BYTES = 8
-LONGEST_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """Bytes; safetensors' own limit."""
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -62,7 +62,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
     if len(length_field) < LENGTH_BYTES:
         raise HeaderError(f"It is truncated: it has {size} bytes, but the header's length alone takes {LENGTH_BYTES}.")
     length = int.from_bytes(length_field, "little")
-    if length > LONGEST_HEADER:
+    if length > MAX_HEADER_BYTES:
         raise HeaderError(f"Its header would be {length:,} bytes long, which is too long for a safetensors file.")
     if LENGTH_BYTES + length > size:
         raise HeaderError(f"It is truncated in the header: that has {length:,} bytes, the whole file {size:,}.")

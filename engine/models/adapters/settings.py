@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG
+from engine.core.nesting import foreign_json
 from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
 from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-LONGEST_CONFIG = 16 << 20
+MAX_CONFIG_BYTES = 16 << 20
 """Bytes; PEFT writes a few thousand."""
 NOT_FOR_PEFT = ("auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
 """Provenance and machine settings, which the file does not decide here."""
@@ -99,12 +99,12 @@ def read_settings(folder: Path) -> AdapterSettings:
 def _read_object(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     with open_in(folder, ADAPTER_CONFIG) as file:
-        text = file.read(LONGEST_CONFIG + 1)
+        text = file.read(MAX_CONFIG_BYTES + 1)
     try:
-        if len(text) > LONGEST_CONFIG:
-            raise ValueError(f"it is longer than {LONGEST_CONFIG:,} bytes")
-        data = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is longer than {MAX_CONFIG_BYTES:,} bytes")
+        data = foreign_json(text)
+    except ValueError as error:
         raise PreconditionError(
             f"{shown(path)} is not JSON.", visible_line(f"{type(error).__name__}: {error}", 300), EXPORT_AGAIN
         ) from error

@@ -6,15 +6,18 @@ reads that commit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, PreconditionError
 from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.hub.references import local_path, looks_like_hub_id
 from engine.models.adapters.folder import NEVER_OPENED, PICKLE_SUFFIXES, few, pickled
 from engine.models.adapters.vocabulary import TOKENIZER_FILES
-from engine.run.context import Context
+from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 
 LISTING_SECONDS = 30.0
@@ -40,22 +43,22 @@ class AdapterSource:
         return f"{visible_line(self.repo_id)} on the Hub, {visible_line(self.revision or '')} at commit {self.commit}"
 
 
-def adapter_folder(context: Context) -> Path:
+def adapter_folder(config: Stage3Config, run: Run, token: str | None) -> Path:
     """The folder of the Stage 2 adapter; on the Hub, at the commit that stage adapter recorded.
 
     Raises PreconditionError if it does not exist, and the Hub's errors.
     """
-    return adapter_source(context).folder
+    return adapter_source(config, run, token).folder
 
 
-def adapter_source(context: Context) -> AdapterSource:
+def adapter_source(config: Stage3Config, run: Run, token: str | None) -> AdapterSource:
     """`--adapter-path`: a local folder, else in the workspace, else on the Hub. Raises as `adapter_folder`."""
-    local = local_adapter(context)
+    local = local_adapter(config, run)
     if local is not None:
         return AdapterSource(local)
-    name, places = context.config.adapter_path, _places(context)
+    name, places = config.adapter_path, _places(config, run)
     if not any(place.exists() for place in places) and looks_like_hub_id(name):
-        return _from_hub(context, name, context.config.adapter_revision)
+        return _from_hub(run.result("adapter"), name, config.adapter_revision, token)
     files = [visible_line(str(place)) for place in places if place.exists()]
     raise PreconditionError(
         f"Found no Stage 2 adapter at {' or '.join(visible_line(str(place)) for place in places)}.",
@@ -66,29 +69,29 @@ def adapter_source(context: Context) -> AdapterSource:
     )
 
 
-def local_adapter(context: Context) -> Path | None:
+def local_adapter(config: Stage3Config, run: Run) -> Path | None:
     """The folder of a local adapter; None if it is on the Hub or does not exist."""
-    return next((place for place in _places(context) if place.is_dir()), None)
+    return next((place for place in _places(config, run) if place.is_dir()), None)
 
 
-def _places(context: Context) -> list[Path]:
+def _places(config: Stage3Config, run: Run) -> list[Path]:
     """Where to look for a folder of that name: here, then in the workspace."""
-    name = context.config.adapter_path
-    workspace = context.run.result("workspace").get("folder")
+    name = config.adapter_path
+    workspace = run.result("workspace").get("folder")
     places = [local_path(name)]
     if workspace and not Path(name).expanduser().is_absolute():
         places.append(Path(workspace) / name)
     return list(dict.fromkeys(places))
 
 
-def _from_hub(context: Context, repo_id: str, revision: str) -> AdapterSource:
-    recorded = context.run.result("adapter")
+def _from_hub(recorded: Mapping[str, Any], repo_id: str, revision: str, token: str | None) -> AdapterSource:
+    """Download the adapter, at the commit that stage adapter `recorded` for this revision, or at the newest."""
     if (recorded.get("adapter_id"), recorded.get("adapter_revision")) == (repo_id, revision):
         commit, files = str(recorded["adapter_commit"]), [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
-        return AdapterSource(_download(context, repo_id, commit, files), repo_id, revision, commit)
-    listing = _listing(repo_id, revision, context.token_text)
+        return AdapterSource(_download(repo_id, commit, files, token), repo_id, revision, commit)
+    listing = _listing(repo_id, revision, token)
     wanted = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER_FILES) if name in listing.files]
-    folder = _download(context, repo_id, listing.commit, wanted)
+    folder = _download(repo_id, listing.commit, wanted, token)
     return AdapterSource(folder, repo_id, revision, listing.commit, listing.sha256, listing.pickles)
 
 
@@ -156,16 +159,15 @@ def _cached_listing(repo_id: str, revision: str) -> _Listing:
     return _Listing(folder.name, tuple(path.name for path in folder.iterdir()))
 
 
-def _download(context: Context, repo_id: str, commit: str, files: list[str]) -> Path:
+def _download(repo_id: str, commit: str, files: list[str], token: str | None) -> Path:
     """The snapshot's folder in the Hub's cache. Cached files of a commit are not requested again."""
     from huggingface_hub import hf_hub_download
 
-    token = context.token_text
     paths = [Path(hf_hub_download(repo_id, name, revision=commit, token=token)) for name in files]
     return paths[0].parent
 
 
-def require_the_hubs_bytes(source: AdapterSource, sha256: str) -> None:
+def require_hub_sha256(source: AdapterSource, sha256: str) -> None:
     """Raises PreconditionError if the cached weights differ from the Hub's."""
     if source.sha256 is not None and source.sha256 != sha256:
         path = source.folder / ADAPTER_WEIGHTS

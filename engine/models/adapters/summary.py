@@ -19,7 +19,7 @@ Line = tuple[str, CheckStatus, str]
 _IN_THE_CACHE = re.compile(r"models--[^/]+?--([^/]+)/snapshots/")
 
 
-def lines_of_settings(config: Stage3Config, settings: AdapterSettings, expected: Expected) -> Iterator[Line]:
+def settings_lines(config: Stage3Config, settings: AdapterSettings, expected: Expected) -> Iterator[Line]:
     """The configuration, as PEFT applies it to this base model."""
     modules = expected.modules
     yield ("named base", *named_base(config, settings.named_base))

@@ -55,7 +55,7 @@ def refuse_untrainable(settings: AdapterSettings) -> None:
             raise cannot_train(settings, reason)
 
 
-def refuse_what_is_not_copied(settings: AdapterSettings, policy: PeftModel) -> None:
+def refuse_uncopied_parameters(settings: AdapterSettings, policy: PeftModel) -> None:
     """Check against the base model's structure: LoRA on embedding or head, and parameters that TRL would not copy. `policy` may
     be on the meta device. Raises PreconditionError.
     """

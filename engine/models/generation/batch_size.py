@@ -1,4 +1,4 @@
-"""How many conversations are generated side by side."""
+"""Choose the batch size for generation."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from engine.machine.memory import free_memory, is_out_of_memory
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LARGEST = 64
+MAX_BATCH_SIZE = 64
 """128 rows took 12 % fewer CPU seconds (bench/RESULTS.md), for twice the memory."""
-SHARE_OF_FREE_MEMORY = 0.5
-"""Of a computer's own memory, which does not say when it has run out: the process is killed."""
+MEMORY_FRACTION = 0.5
+"""Share of free host memory to use. Host memory gives no warning: the process is killed."""
 COPIES = 2
-"""Keys and values stand twice for a moment, when rows are joined into a batch."""
-PROBE = 24
-"""Tokens that are read to see what the model keeps of one."""
+"""Keys and values exist twice for a moment, while rows are joined into a batch."""
+PROBE_TOKENS = 24
+"""Tokens read to measure the cache size per token."""
 
 
 def chosen_batch_size(config: Stage3Config) -> int:
-    """What `--generation-batch-size` says, or the largest; for work that is halved if memory runs out."""
-    return config.generation_batch_size or LARGEST
+    """`--generation-batch-size`, or the maximum; for work that is halved if memory runs out."""
+    return config.generation_batch_size or MAX_BATCH_SIZE
 
 
 def fitting_batch_size(model: PreTrainedModel, longest: int) -> int:
-    """The most rows of `longest` tokens each that fit in memory, a power of two of at most LARGEST; found by trying.
+    """The largest power of two, up to MAX_BATCH_SIZE, at which rows of `longest` tokens fit in memory; found by trying.
 
-    On the CPU it is computed from what one token leaves behind: there, trying could end the process.
+    On the CPU it is computed from the cache size per token, because trying could get the process killed.
     """
     if model.device.type == "cpu":
         import psutil
 
-        room = psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY
-        return _power_of_two(int(room / (COPIES * longest * kept_bytes(model))))
-    size = LARGEST
+        room = psutil.virtual_memory().available * MEMORY_FRACTION
+        return _power_of_two(int(room / (COPIES * longest * kv_bytes_per_token(model))))
+    size = MAX_BATCH_SIZE
     while size > 1 and not _fits(model, size, longest):
         free_memory()
         size //= 2
@@ -43,23 +43,23 @@ def fitting_batch_size(model: PreTrainedModel, longest: int) -> int:
     return size
 
 
-def kept_bytes(model: PreTrainedModel) -> float:
-    """Bytes that the model keeps of one token (keys and values of all layers), measured."""
+def kv_bytes_per_token(model: PreTrainedModel) -> float:
+    """Bytes of keys and values per token, over all layers, measured."""
     import torch
     from transformers import DynamicCache
 
-    from engine.models.generation.kv_cache import given_cache
+    from engine.models.generation.kv_cache import cache_argument
 
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
         model(
-            input_ids=torch.ones(1, PROBE, dtype=torch.long, device=model.device),
+            input_ids=torch.ones(1, PROBE_TOKENS, dtype=torch.long, device=model.device),
             use_cache=True,
             logits_to_keep=1,
-            **given_cache(model, cache),
+            **cache_argument(model, cache),
         )
     kept = [tensor for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)]
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in kept)) / PROBE
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in kept)) / PROBE_TOKENS
 
 
 def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
@@ -67,7 +67,9 @@ def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
     from engine.models.generation.samplers import Greedy
 
     words = model.config.get_text_config().vocab_size
-    rows = [[row % words] * max(longest - 2, 1) for row in range(size)]  # no two alike, or they were read once
+    rows = [
+        [row % words] * max(longest - 2, 1) for row in range(size)
+    ]  # all different, or their common prefix would be read only once
     try:
         generate_batch(model, rows, Greedy(), [], [2] * size, pad=0)
     except (MemoryError, RuntimeError) as error:
@@ -78,4 +80,4 @@ def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
 
 
 def _power_of_two(most: int) -> int:
-    return min(LARGEST, 1 << max(most.bit_length() - 1, 0))
+    return min(MAX_BATCH_SIZE, 1 << max(most.bit_length() - 1, 0))

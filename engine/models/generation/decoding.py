@@ -1,6 +1,10 @@
-"""Generation in batches: what was read is not read again, and a row that has ended its turn leaves the batch.
+"""Batched decoding with a KV prefix cache; finished rows are dropped from the batch.
 
-Imported where it is used: it imports torch.
+    1. prefill   read each prompt from where the prefix cache ends, in groups of similar length (or all at once)
+    2. join      copy the rows' keys and values into one cache, padded on the left
+    3. decode    per step: choose a token for each row, drop finished rows, one forward pass of one token per row
+
+Letters for shapes: R rows, T columns (tokens, padding included), V vocabulary. Imports torch; import it where it is used.
 """
 
 from __future__ import annotations
@@ -13,32 +17,32 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from engine.models.alike import TOKENS_AT_ONCE, alike
-from engine.models.generation.kv_cache import given_cache, join, keeps_all, layer_count, take
+from engine.models.generation.kv_cache import attends_to_all, cache_argument, join, layer_count, take
 from engine.models.generation.prefix_cache import (
-    WORTH_KEEPING,
+    MIN_PREFIX_TOKENS,
     CachedPrefix,
     PrefixCache,
     PrefixMatch,
-    common_beginning,
+    common_prefix,
 )
+from engine.models.length_groups import TOKENS_PER_FORWARD, group_by_length
 
-CROWDED = 0.75
-"""Rows that have ended leave the batch as soon as no more than this share of it is still at work."""
+COMPACT_AT = 0.75
+"""The batch is compacted once the share of unfinished rows is no larger than this."""
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
-"""(scores (R, vocabulary), rows (R,), step) → tokens (R,)."""
+"""(logits (R, V), rows (R,), step) → tokens (R,)."""
 
 
 @dataclass
 class GeneratedRow:
-    """What one row has said so far."""
+    """The tokens generated for one prompt so far."""
 
     ids: list[int] = field(default_factory=list)
     ended: bool = False
     """Whether its last token ends the turn."""
-    read: CachedPrefix | None = None
-    """All of it but the last token, kept for the next call; only if a memory was given."""
+    prefix: CachedPrefix | None = None
+    """Keys and values of prompt and reply, without the last token, for the next call. Only with a prefix cache."""
 
 
 def generate_batch(
@@ -52,21 +56,21 @@ def generate_batch(
     memory: PrefixCache | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[GeneratedRow]:
-    """What the model says after each of `prompts` (token ids), in their order.
+    """Generate a continuation of each of `prompts` (token ids), in order.
 
     ends          tokens that end a turn
-    limits        the most tokens of each row
-    pad           a token for the columns that nothing looks at
-    memory        what was read before, and is kept for the next call; exact, and used only if it is
-    should_stop   asked at every token; the rows are then incomplete
+    limits        maximum number of new tokens per row
+    pad           token for masked columns
+    memory        prefixes read by earlier calls; results are the same with and without it
+    should_stop   polled at every token; if it returns True the rows are incomplete
     """
     longest = max(map(len, prompts)) + max(limits)
     with torch.inference_mode():
-        if keeps_all(model, longest):
-            batch, scores = _read_in_groups(model, prompts, max(limits), pad, memory)
+        if attends_to_all(model, longest):
+            batch, logits = _prefill_in_groups(model, prompts, max(limits), pad, memory)
         else:
-            batch, scores = _read_at_once(model, prompts, pad)
-        return _decode_loop(model, batch, scores, choose, set(ends), limits, pad, memory is not None, should_stop)
+            batch, logits = _prefill_at_once(model, prompts, pad)
+        return _decode_loop(model, batch, logits, choose, set(ends), limits, pad, memory is not None, should_stop)
 
 
 @dataclass
@@ -75,30 +79,31 @@ class _Batch:
 
     prompts: Sequence[Sequence[int]]
     rows: list[int]
-    """Which of the prompts stand here."""
+    """Index of the prompt of each row, (R,)."""
     cache: Cache
+    """Keys and values, (R, heads, T, head size) per layer."""
     mask: Tensor
-    """(rows, columns) int: 1 where a token stands."""
-    roomy: bool
-    """Whether rows can be taken out of the cache."""
+    """(R, T) int: 1 for a token, 0 for padding."""
+    can_drop_rows: bool
+    """Whether the cache supports dropping and copying rows."""
 
     @property
     def columns(self) -> int:
         return int(self.mask.shape[1])
 
     def forward(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
-        """Read one token a row; returns the scores of what follows, (rows, vocabulary)."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
-        return _scores(model, tokens.unsqueeze(1), self.mask, self.cache)
+        """Read one token per row, (R,); returns the logits of the next one, (R, V)."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)  # (R, T + 1)
+        return _next_logits(model, tokens.unsqueeze(1), self.mask, self.cache)
 
-    def take(self, place: int, said: GeneratedRow) -> CachedPrefix:
-        """What was read of the row at `place`: its prompt and all that it said but the last token."""
-        ids = [*self.prompts[self.rows[place]], *said.ids[:-1]]
-        first = int(self.mask[place].argmax())
+    def copy_prefix(self, place: int, generated: GeneratedRow) -> CachedPrefix:
+        """Keys and values of the row at `place`: its prompt and all generated tokens but the last, which was not read."""
+        ids = [*self.prompts[self.rows[place]], *generated.ids[:-1]]
+        first = int(self.mask[place].argmax())  # the first column that is not padding
         return take(self.cache, place, ids, slice(first, first + len(ids)))
 
-    def leave_only(self, places: list[int]) -> None:
-        """Drop the other rows, and the columns that only they filled."""
+    def keep_rows(self, places: list[int]) -> None:
+        """Drop all other rows, and the columns that are padding in every row that stays."""
         kept = torch.tensor(places, device=self.mask.device)
         mask = self.mask[kept]
         first_column = int(mask.argmax(dim=1).min())
@@ -111,7 +116,7 @@ class _Batch:
 def _decode_loop(
     model: PreTrainedModel,
     batch: _Batch,
-    scores: Tensor,
+    logits: Tensor,
     choose: Choose,
     ends: set[int],
     limits: Sequence[int],
@@ -119,102 +124,119 @@ def _decode_loop(
     keep: bool,
     should_stop: Callable[[], bool],
 ) -> list[GeneratedRow]:
-    said = [GeneratedRow() for _ in batch.prompts]
+    """Decode until every row has ended, reached its limit, or `should_stop`. `logits` (R, V) are those after the prompts."""
+    generated = [GeneratedRow() for _ in batch.prompts]
     for step in range(max(limits)):
-        tokens = choose(scores, torch.tensor(batch.rows, device=scores.device), step)
-        at_work = []
+        # Choose one token per row; finished rows that are still in the batch get one too, and ignore it.
+        tokens = choose(logits, torch.tensor(batch.rows, device=logits.device), step)  # (R,)
+        unfinished = []
         for place, token in enumerate(tokens.tolist()):
             row = batch.rows[place]
-            if _at_work(said[row], limits[row]):
-                said[row].ids.append(token)
-                said[row].ended = token in ends
-                if _at_work(said[row], limits[row]):
-                    at_work.append(place)
-                elif keep and batch.roomy:
-                    said[row].read = batch.take(place, said[row])
-        if not at_work or should_stop():
+            if _is_unfinished(generated[row], limits[row]):
+                generated[row].ids.append(token)
+                generated[row].ended = token in ends
+                if _is_unfinished(generated[row], limits[row]):
+                    unfinished.append(place)
+                elif keep and batch.can_drop_rows:
+                    generated[row].prefix = batch.copy_prefix(place, generated[row])
+        if not unfinished or should_stop():
             break
-        if batch.roomy and len(at_work) <= CROWDED * len(batch.rows):
-            batch.leave_only(at_work)
-            tokens = tokens[torch.tensor(at_work, device=tokens.device)]
-        scores = batch.forward(model, tokens)
-    return said
+        # Compact the batch, then read the tokens just chosen.
+        if batch.can_drop_rows and len(unfinished) <= COMPACT_AT * len(batch.rows):
+            batch.keep_rows(unfinished)
+            tokens = tokens[torch.tensor(unfinished, device=tokens.device)]
+        logits = batch.forward(model, tokens)  # (R, V)
+    return generated
 
 
-def _at_work(said: GeneratedRow, limit: int) -> bool:
-    return not said.ended and len(said.ids) < limit
+def _is_unfinished(generated: GeneratedRow, limit: int) -> bool:
+    return not generated.ended and len(generated.ids) < limit
 
 
-def _read_in_groups(
+def _prefill_in_groups(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int, pad: int, memory: PrefixCache | None
 ) -> tuple[_Batch, Tensor]:
-    """Read all prompts from where memory ends, those of like length side by side; then join them into one batch."""
+    """Read each prompt from where its cached prefix ends, in groups of similar length, and join the rows into one batch.
+
+    room   columns to reserve for new tokens
+
+    Returns the batch and the logits after each prompt, (R, V).
+    """
     memory = memory or PrefixCache()
-    _share_beginning(model, prompts, memory)
-    beginnings = [memory.longest(prompt) for prompt in prompts]
+    _share_prefix(model, prompts, memory)
+    prefixes = [memory.longest(prompt) for prompt in prompts]
     reads: dict[int, CachedPrefix] = {}
-    scores: dict[int, Tensor] = {}
-    rests = [len(prompt) - begun.length for prompt, begun in zip(prompts, beginnings, strict=True)]
-    for group in alike(rests, TOKENS_AT_ONCE.get(model.device.type, max(rests))):
-        found = _read(model, [prompts[row] for row in group], [beginnings[row] for row in group], pad)
+    logits: dict[int, Tensor] = {}
+    rest_lengths = [len(prompt) - prefix.length for prompt, prefix in zip(prompts, prefixes, strict=True)]
+    for group in group_by_length(rest_lengths, TOKENS_PER_FORWARD.get(model.device.type, max(rest_lengths))):
+        found = _prefill(model, [prompts[row] for row in group], [prefixes[row] for row in group], pad)
         for row, (read, last) in zip(group, found, strict=True):
-            reads[row], scores[row] = read, last
+            reads[row], logits[row] = read, last
     rows = range(len(prompts))
     whole = [PrefixMatch(reads[row], len(prompts[row])) for row in rows]
-    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)
+    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)  # (R, T)
     cache = join(whole, layer_count(model), room)
-    return _Batch(prompts, list(rows), cache, mask, roomy=True), torch.stack([scores[row] for row in rows])
+    return _Batch(prompts, list(rows), cache, mask, can_drop_rows=True), torch.stack([logits[row] for row in rows])
 
 
-def _share_beginning(model: PreTrainedModel, prompts: Sequence[Sequence[int]], memory: PrefixCache) -> None:
-    """Read what all prompts begin with once, if that is more than memory has of any of them."""
+def _share_prefix(model: PreTrainedModel, prompts: Sequence[Sequence[int]], memory: PrefixCache) -> None:
+    """Read the common prefix of all prompts once, if it is longer than what the cache has of some of them."""
     if len(prompts) < 2:
         return
-    shared = common_beginning(prompts)[: min(map(len, prompts)) - 1]
-    if len(shared) >= WORTH_KEEPING and len(shared) > min(memory.longest(prompt).length for prompt in prompts):
-        ((read, _),) = _read(model, [shared], [memory.longest(shared)], pad=0)
+    shared = common_prefix(prompts)[: min(map(len, prompts)) - 1]
+    if len(shared) >= MIN_PREFIX_TOKENS and len(shared) > min(memory.longest(prompt).length for prompt in prompts):
+        ((read, _),) = _prefill(model, [shared], [memory.longest(shared)], pad=0)
         memory.share(read)
 
 
-def _read(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], beginnings: Sequence[PrefixMatch], pad: int
+def _prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], prefixes: Sequence[PrefixMatch], pad: int
 ) -> list[tuple[CachedPrefix, Tensor]]:
-    """Read the rest of each prompt after its beginning; returns what is kept of it, and the scores of what follows it."""
-    rests = [prompt[begun.length :] for prompt, begun in zip(prompts, beginnings, strict=True)]
+    """Read the rest of each prompt after its cached prefix, in one forward pass.
+
+    Two prompts, the first with a cached prefix of two tokens, the second without (. is padding, lower case is cached):
+
+        prefix   rest         mask
+        a b      C D E        1 1  1 1 1
+        . .      . F G        0 0  0 1 1
+
+    Returns, for each prompt, its keys and values and the logits after its last token, (V,).
+    """
+    rests = [prompt[prefix.length :] for prompt, prefix in zip(prompts, prefixes, strict=True)]
     rest_width = max(map(len, rests))
-    cache = join(beginnings, layer_count(model), rest_width)
-    width = max(begun.length for begun in beginnings)
-    before = _left_padded([[1] * begun.length for begun in beginnings], 0, model.device, width)
-    mask = torch.cat([before, _left_padded([[1] * len(rest) for rest in rests], 0, model.device)], dim=1)
-    scores = _scores(model, _left_padded(rests, pad, model.device), mask, cache)
-    columns = [row.nonzero().squeeze(-1) for row in mask]
-    return [(take(cache, row, prompt, columns[row]), scores[row]) for row, prompt in enumerate(prompts)]
+    cache = join(prefixes, layer_count(model), rest_width)
+    prefix_width = max(prefix.length for prefix in prefixes)
+    before = _left_padded([[1] * prefix.length for prefix in prefixes], 0, model.device, prefix_width)
+    mask = torch.cat([before, _left_padded([[1] * len(rest) for rest in rests], 0, model.device)], dim=1)  # (R, T)
+    logits = _next_logits(model, _left_padded(rests, pad, model.device), mask, cache)  # (R, V)
+    columns = [row.nonzero().squeeze(-1) for row in mask]  # of each row, those that are not padding
+    return [(take(cache, row, prompt, columns[row]), logits[row]) for row, prompt in enumerate(prompts)]
 
 
-def _read_at_once(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> tuple[_Batch, Tensor]:
-    """Read all prompts as one batch into the model's own kind of cache."""
-    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)
+def _prefill_at_once(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> tuple[_Batch, Tensor]:
+    """Read all prompts in one batch into the model's own kind of cache. Returns the batch and (R, V) logits."""
+    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)  # (R, T)
     cache = DynamicCache(config=model.config)
-    batch = _Batch(prompts, list(range(len(prompts))), cache, mask, roomy=False)
-    return batch, _scores(model, _left_padded(prompts, pad, model.device), mask, cache)
+    batch = _Batch(prompts, list(range(len(prompts))), cache, mask, can_drop_rows=False)
+    return batch, _next_logits(model, _left_padded(prompts, pad, model.device), mask, cache)
 
 
-def _scores(model: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-    """Read `tokens` (R, N), the last N columns of `mask`; returns the scores after the last one, (R, vocabulary)."""
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+def _next_logits(model: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+    """Read `tokens` (R, N), the last N columns of `mask` (R, T); returns the logits after the last one, (R, V)."""
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]  # (R, N): padding does not count
     output = model(
         input_ids=tokens,
         attention_mask=mask,
         position_ids=positions,
         use_cache=True,
         logits_to_keep=1,
-        **given_cache(model, cache),
+        **cache_argument(model, cache),
     )
-    scores: Tensor = output.logits[:, -1]
-    return scores
+    logits: Tensor = output.logits[:, -1]
+    return logits
 
 
 def _left_padded(rows: Sequence[Sequence[int]], filler: int, device: torch.device, width: int | None = None) -> Tensor:
-    """(R, width) int: every row at the right end."""
+    """(R, width) int: each row at the right end."""
     width = max(map(len, rows)) if width is None else width
     return torch.tensor([[filler] * (width - len(row)) + list(row) for row in rows], dtype=torch.long, device=device)

@@ -1,6 +1,6 @@
-"""Keys and values of a batch: rows joined into one cache, taken out of it, and dropped from it.
+"""The KV cache of a batch: join rows into it, copy rows out of it, drop rows from it.
 
-Imported where it is used: it imports torch.
+Imports torch; import it where it is used.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from engine.models.generation.prefix_cache import CachedPrefix, PrefixMatch
 
 
-def given_cache(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
-    """`cache` under the name that the model's forward pass has for it: `cache`, before transformers 5.24 `past_key_values`."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT hands all names on
+def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """`cache` as a keyword argument of the model's forward pass: `cache`, or `past_key_values` before transformers 5.24."""
+    plain = (
+        model.get_base_model() if hasattr(model, "get_base_model") else model
+    )  # PEFT passes all keyword arguments on
     return {_cache_name(type(plain).forward): cache}
 
 
@@ -28,7 +30,7 @@ def _cache_name(forward: Callable[..., object]) -> str:
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A layer whose tensors have room for tokens to come, so that a token costs no copy of all that stand before it."""
+    """A layer with preallocated room for new tokens, so that adding one does not copy all the previous ones."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class PreallocatedLayer(DynamicLayer):
 
     @classmethod
     def holding(cls, keys: Tensor, values: Tensor, used: int) -> PreallocatedLayer:
-        """A layer whose first `used` columns are filled; both tensors are (rows, heads, columns, head size)."""
+        """A layer whose first `used` columns are filled. `keys` and `values` are (R, heads, T, head size)."""
         layer = cls(keys.shape[2] - used)
         layer._both = (keys, values)
         layer._show(used)
@@ -56,7 +58,7 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def select(self, rows: Tensor, first_column: int) -> None:
-        """Leave only `rows`, and of their columns those from `first_column` on."""
+        """Keep only `rows`, and their columns from `first_column` on."""
         if self._both is not None:
             keys, values = self._both
             self._both = (keys[rows, :, first_column:], values[rows, :, first_column:])
@@ -76,11 +78,11 @@ class PreallocatedLayer(DynamicLayer):
         self.is_initialized = True
 
 
-def keeps_all(model: PreTrainedModel, length: int) -> bool:
-    """Whether every layer attends to all of `length` tokens, so that what is kept of them is exact.
+def attends_to_all(model: PreTrainedModel, length: int) -> bool:
+    """Whether every layer attends to all of `length` tokens, so that reusing cached keys and values is exact.
 
-    Not so for layers with a state of another kind, and not if a sliding window is shorter than the text: there,
-    padding in the middle of a row pushed tokens out of the window, and one row of eight said something else.
+    False for layers with another kind of state, and for a sliding window shorter than the text: padding in the middle of a
+    row pushed tokens out of the window, and one row of eight gave a different text.
     """
     layers = DynamicCache(config=model.config).layers
     return bool(layers) and all(
@@ -94,7 +96,10 @@ def layer_count(model: PreTrainedModel) -> int:
 
 
 def join(beginnings: Sequence[PrefixMatch], layers: int, room: int) -> Cache:
-    """One cache of all beginnings, padded on the left with zeros, with room for `room` tokens more."""
+    """One cache of all prefixes, padded on the left with zeros, with room for `room` more tokens.
+
+    Per layer: (R, heads, T + room, head size), where T is the longest prefix.
+    """
     width = max(beginning.length for beginning in beginnings)
     if width == 0:
         return Cache(layers=[PreallocatedLayer(room) for _ in range(layers)])
@@ -102,7 +107,7 @@ def join(beginnings: Sequence[PrefixMatch], layers: int, room: int) -> Cache:
 
 
 def take(cache: Cache, row: int, ids: Sequence[int], columns: slice | Tensor) -> CachedPrefix:
-    """What `cache` keeps of one row, whose tokens `ids` stand in `columns`. A copy: the batch may go."""
+    """Copy the keys and values of one row out of `cache`; its tokens `ids` are in `columns`."""
     return CachedPrefix(
         tuple(ids),
         tuple((layer.keys[row][:, columns].clone(), layer.values[row][:, columns].clone()) for layer in cache.layers),
@@ -111,6 +116,7 @@ def take(cache: Cache, row: int, ids: Sequence[int], columns: slice | Tensor) ->
 
 def _joined(beginnings: Sequence[PrefixMatch], number: int, width: int, room: int) -> PreallocatedLayer:
     like = next(beginning.read for beginning in beginnings if beginning.read is not None).layers[number]
+    # keys and values: (R, heads, width + room, head size)
     both = [part.new_zeros(len(beginnings), part.shape[0], width + room, part.shape[2]) for part in like]
     for row, beginning in enumerate(beginnings):
         if beginning.read is not None:

@@ -1,10 +1,10 @@
-"""Choosing the next token of every row of a batch: the likeliest, or a draw from the nucleus.
+"""Choose the next token of each row: greedily, or by nucleus sampling.
 
-A row draws by the inverse of its distribution function from its own stream of uniform numbers, one a token, made on the
-CPU so that every device draws the same. So what a row says depends on its seed and not on how many rows stand beside
-it, up to the rounding of floating point in a differently shaped matrix product.
+Each row has its own stream of uniform random numbers, one per token, and samples by inverting its cumulative distribution. The
+numbers are made on the CPU, so every device draws the same. A row's text therefore depends on its seed and not on the batch,
+up to floating-point rounding in matrix products of different shapes.
 
-Imported where it is used: it imports torch.
+Imports torch; import it where it is used.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from engine.core.errors import NumbersError
 
-FIRST_LOOK = 256
-"""Tokens. The nucleus is nearly always among so many of the likeliest; only if it is not are all of them sorted."""
+TOP_K = 256
+"""The nucleus is almost always within this many top tokens; only otherwise is the whole vocabulary sorted."""
 
 
 class Greedy:
-    """The likeliest token."""
+    """The most likely token."""
 
     def __call__(self, scores: Tensor, rows: Tensor, step: int) -> Tensor:
         best = scores.max(dim=-1)
@@ -30,7 +30,7 @@ class Greedy:
 
 
 class Nucleus:
-    """A draw from the smallest set of tokens that holds `top_p` of the probability (Holtzman et al. 2019)."""
+    """Sample from the smallest set of tokens with `top_p` of the probability (Holtzman et al. 2019)."""
 
     def __init__(
         self, temperature: float, top_p: float, seeds: Sequence[int], steps: int, device: torch.device | str
@@ -42,17 +42,18 @@ class Nucleus:
         self._draws = torch.stack(draws).to(device)
 
     def __call__(self, scores: Tensor, rows: Tensor, step: int) -> Tensor:
-        """scores: (R, vocabulary); rows: (R,) which seeds; step: the how-manieth token of them all. Returns (R,)."""
+        """scores (R, V) logits; rows (R,) index of each row's seed; step, the number of the token. Returns tokens (R,)."""
         _refuse_unless_finite(scores.max(dim=-1).values)
-        chances = torch.softmax(scores.float() / self._temperature, dim=-1)
-        likeliest = torch.topk(chances, min(FIRST_LOOK, chances.shape[-1]), dim=-1)
-        tokens, values = likeliest.indices, likeliest.values
+        chances = torch.softmax(scores.float() / self._temperature, dim=-1)  # (R, V)
+        likeliest = torch.topk(chances, min(TOP_K, chances.shape[-1]), dim=-1)
+        tokens, values = likeliest.indices, likeliest.values  # (R, K), most likely first
         if bool((values.sum(dim=-1) < self._top_p).any()):
             values, tokens = torch.sort(chances, dim=-1, descending=True, stable=True)
         mass = values.double().cumsum(dim=-1)
         before = mass - values
-        inside = (before < self._top_p).sum(dim=-1, keepdim=True)
-        whole = mass.gather(-1, inside - 1)
+        inside = (before < self._top_p).sum(dim=-1, keepdim=True)  # (R, 1) size of the nucleus
+        whole = mass.gather(-1, inside - 1)  # (R, 1) its probability
+        # The first token whose cumulative probability exceeds the draw, (R, 1).
         drawn = (mass <= self._draws[rows, step].unsqueeze(-1) * whole).sum(dim=-1, keepdim=True)
         return tokens.gather(-1, drawn.clamp(max=inside - 1)).squeeze(-1)
 
@@ -60,7 +61,7 @@ class Nucleus:
 def _refuse_unless_finite(best: Tensor) -> None:
     if not bool(torch.isfinite(best).all()):
         raise NumbersError(
-            "The model's scores are not finite.",
-            "Its arithmetic overflows (float16 is too narrow for some models), or the adapter holds NaN.",
+            "The model's logits are not finite.",
+            "The arithmetic overflows (float16 is too narrow for some models), or the adapter contains NaN.",
             "Use --dtype bfloat16 or float32; check the adapter with `stage3-tui --auto --until adapter`.",
         )

@@ -1,4 +1,4 @@
-"""Replies to conversations: rendered by the chat template, generated in batches, decoded."""
+"""Generate replies: render conversations with the chat template, generate in batches, decode."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class SamplingSettings:
 class Reply:
     text: str
     finished: bool
-    """Whether the model ended its turn itself; False if `max_new_tokens` cut it off."""
+    """Whether the model ended its turn; False if `max_new_tokens` cut it off."""
     tokens: int
-    """Generated tokens, the end of turn included."""
+    """Generated tokens, including the end of turn."""
 
 
 @dataclass(frozen=True)
 class RefusedReply(Reply):
-    """No reply: a server would not take the conversation. `text` is empty, and the run goes on."""
+    """The server refused the conversation. `text` is empty, and the run continues."""
 
     reason: str = ""
-    """The server's words, in one line."""
+    """The server's message, in one line."""
     too_long: bool = False
-    """Because conversation and reply together do not fit its context."""
+    """Whether it was refused because conversation and reply exceed the server's context."""
     no_text: bool = False
-    """It answered, with what is no text."""
+    """Whether the server answered, but not with text."""
 
 
 def generate(
@@ -57,17 +57,17 @@ def generate(
     memory: PrefixCache | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Reply]:
-    """One reply to each conversation, in their order, as one batch.
+    """Generate one reply per conversation, in order, as one batch.
 
-    seeds    one a conversation, read if the temperature is above 0
-    memory   what was read before; given, conversations that begin alike are not read twice
+    seeds    one per conversation; needed if the temperature is above 0
+    memory   a prefix cache, so that common prefixes are not read twice
 
-    When `should_stop` turns true the batch ends at the next token; its replies are then incomplete, and the caller
-    throws them away. Memory errors pass through.
+    When `should_stop` returns True, the batch ends at the next token and the caller must discard its incomplete replies.
+    Out-of-memory errors pass through.
     """
     from engine.models.generation.decoding import generate_batch
 
-    prompts = [conversation_ids(tokenizer, conversation, reply_wanted=True) for conversation in conversations]
+    prompts = [conversation_ids(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
     said = generate_batch(
         model,
         prompts,
@@ -79,17 +79,17 @@ def generate(
         should_stop=should_stop,
     )
     if memory is not None:
-        memory.keep([row.read for row in said if row.read is not None])
+        memory.keep([row.prefix for row in said if row.prefix is not None])
     return [_reply(tokenizer, row) for row in said]
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> int:
-    """Tokens of a conversation that waits for the model's turn."""
-    return len(conversation_ids(tokenizer, conversation, reply_wanted=True))
+    """Tokens of a conversation, including the generation prompt."""
+    return len(conversation_ids(tokenizer, conversation, add_generation_prompt=True))
 
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends a turn: the model's own list, the tokenizer's EOS, and what the chat template writes behind a reply."""
+    """Tokens that end a turn: the model's own list, the tokenizer's EOS, and the chat template's end of turn."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = set(configured if isinstance(configured, list) else [configured])
     ids |= {tokenizer.eos_token_id, behaviour_of(tokenizer).end}
@@ -102,7 +102,7 @@ def _choice(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, 
     if settings.temperature == 0:
         return Greedy()
     if seeds is None or len(seeds) != rows:
-        raise ValueError("sampling needs one seed a conversation")
+        raise ValueError("sampling needs one seed per conversation")
     return Nucleus(settings.temperature, settings.top_p, seeds, settings.max_new_tokens, model.device)
 
 

@@ -1,4 +1,4 @@
-"""Where a server is, and the token for it: checked before anything is sent."""
+"""The address of a server and its token, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from engine.security.secrets import SERVER_TOKEN_VARIABLE, Secret
 @dataclass(frozen=True)
 class ServerAddress:
     url: str
-    """Without a slash at its end, and without anything secret in it."""
+    """Without a trailing slash, and without secrets."""
     token: Secret | None = None
     token_variable: str = SERVER_TOKEN_VARIABLE
-    """Where its token is looked for."""
+    """The environment variable with its token."""
     option: str = "--server-url"
-    """What it was given by."""
+    """The option that gave the address."""
 
     @property
     def model_option(self) -> str:
@@ -33,7 +33,7 @@ class ServerAddress:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether nothing that is sent there leaves this machine."""
+        """Whether the server is on this machine."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ip_address(host).is_loopback
@@ -51,19 +51,19 @@ def server_address(
     token_variable: str = SERVER_TOKEN_VARIABLE,
     option: str = "--server-url",
 ) -> ServerAddress:
-    """The server of `--server-url` (of `option`), with the token of the environment.
+    """The server of `--server-url` (or of `option`), with its token from the environment.
 
-    Raises ConfigError for what is no such address, AccessError for what cannot be a token, and UnsafeError if the token
-    would travel unencrypted.
+    Raises ConfigError for an invalid address, AccessError for an invalid token, and UnsafeError if the token would be sent
+    unencrypted.
     """
     token = _token(os.environ if environment is None else environment, token_variable)
     address = ServerAddress(_checked(url, token_variable, option), token, token_variable, option)
     if address.token and not address.is_loopback and address.url.startswith("http:"):
         raise UnsafeError(
             f"The token in {token_variable} would be sent to {address} in clear text.",
-            "http:// is not encrypted, and the server is on another machine: whoever is between can read the token.",
+            "http:// is not encrypted, and the server is on another machine: anyone in between can read the token.",
             "Use https://, or a tunnel (ssh -L 8000:localhost:8000 HOST) and http://localhost:8000/v1; "
-            f"a server that asks for no token needs none: unset {token_variable}.",
+            f"if the server needs no token, unset {token_variable}.",
         )
     return address
 
@@ -77,22 +77,22 @@ def _checked(url: str, token_variable: str, option: str) -> str:
     except ValueError as error:
         raise _no_address(option, shown, f"{error}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch(r"[\x21-\x7e]+", url):
-        raise _no_address(option, shown, "An address is http:// or https://, a host, perhaps a port, and a path.")
+        raise _no_address(option, shown, "An address is http:// or https://, a host, optionally a port, and a path.")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise _no_address(
             option,
             shown,
-            "A user, a password or a query in it would stand in run.json and in every log.",
-            f"Give the token in the variable {token_variable}, and the address without it.",
+            "A user, password or query in it would end up in run.json and in every log.",
+            f"Put the token into the variable {token_variable}, and give the address without it.",
         )
     return url.rstrip("/").removesuffix("/chat/completions")
 
 
 def _no_address(option: str, shown: str, why: str, what_to_do: str = "") -> ConfigError:
     return ConfigError(
-        f"{option} {shown} is no address of a server.",
+        f"{option} {shown} is not a server address.",
         why,
-        what_to_do or "Give the one that the server printed when it started, like http://localhost:8000/v1.",
+        what_to_do or "Give the address that the server printed when it started, such as http://localhost:8000/v1.",
     )
 
 
@@ -102,8 +102,8 @@ def _token(environment: Mapping[str, str], variable: str) -> Secret | None:
         return None
     if not re.fullmatch(r"[\x21-\x7e]+", value):  # httpx2 would show it whole in its own error
         raise AccessError(
-            f"{variable} holds no token.",
-            "There are spaces, line breaks or characters outside ASCII in it.",
-            "Copy it again from where it was made.",
+            f"{variable} does not contain a token.",
+            "It has spaces, line breaks or characters outside ASCII.",
+            "Copy the token again from its source.",
         )
     return Secret(value)

@@ -1,8 +1,8 @@
-"""Questions to an OpenAI-compatible server, many at once: tried again while it is busy, ended at once by a stop.
+"""Send concurrent requests to an OpenAI-compatible server, with retries and immediate cancellation.
 
-An event loop runs in the caller's thread for the length of one `ask`, so that a stop cancels what is under way: its
-connections are closed, and a server that looks (vLLM) ends the generation too. A thread in the middle of a read could
-not be ended. Redirects are not followed: a POST would become a GET, and the token would go where nobody sent it.
+Each `ask` runs an event loop in the caller's thread, so that a stop cancels requests in progress: their connections are
+closed, and a server that notices (vLLM) aborts the generation. A thread blocked in a read could not be cancelled. Redirects
+are not followed: a POST would become a GET, and the token would go to another host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.core.nesting import foreign_json
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
-from engine.models.server.retry import Fault, RetryPolicy, Sleep
+from engine.models.server.retry import RetryableError, RetryPolicy, Sleep
 from engine.run.stop import StopToken
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TRIES = 6
-"""Of a question that meets a busy, broken or absent server."""
+"""Attempts if the server is busy, broken or unreachable."""
 SLOW_TRIES = 3
-"""Of one that was not answered in time, or with what is no answer: each costs much, and waiting mends it seldom."""
+"""Attempts after a timeout or a malformed response: each is expensive, and waiting rarely helps."""
 CONNECT_SECONDS = 15.0
 SWITCHES = "chat_template_kwargs"
 
@@ -43,8 +43,8 @@ _SECONDS = re.compile(r"\d{1,6}(\.\d+)?")
 
 
 @dataclass(frozen=True)
-class Question:
-    """One conversation for the server to go on with."""
+class ChatRequest:
+    """One conversation to complete."""
 
     messages: Sequence[ChatMessage]
     max_tokens: int
@@ -53,9 +53,9 @@ class Question:
     top_p: float = 1.0
     seed: int | None = None
     top_logprobs: int = 0
-    """Above 0: log-probabilities of the tokens said, and of so many others. `transformers serve` leaves them out."""
+    """If above 0, request log-probabilities of the generated and this many top tokens. `transformers serve` ignores it."""
     switches: Mapping[str, Any] = field(default_factory=dict)
-    """What the server's chat template is given beside the messages, as vLLM, SGLang, llama.cpp and `transformers serve` take it."""
+    """Arguments for the server's chat template, in the form of vLLM, SGLang, llama.cpp and `transformers serve`."""
 
     def body(self, model: str) -> dict[str, Any]:
         body: dict[str, Any] = {"model": model, "messages": list(self.messages), "max_tokens": self.max_tokens}
@@ -63,7 +63,9 @@ class Question:
         if self.temperature > 0:
             body["top_p"] = self.top_p
         if self.seed is not None:
-            body["seed"] = self.seed & 0x7FFFFFFF  # llama.cpp's seed has 32 bits, and some languages' numbers have 53
+            body["seed"] = (
+                self.seed & 0x7FFFFFFF
+            )  # llama.cpp's seeds have 32 bits, and JSON numbers in some languages 53
         if self.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         if self.switches:
@@ -72,25 +74,25 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the server said to one question."""
+class ChatResponse:
+    """The response to one request."""
 
     text: str = ""
     finish_reason: str = ""
-    """stop, length, … as the server says it; empty if it does not."""
+    """stop, length, … as sent by the server; empty if missing."""
     tokens: int | None = None
-    """Generated tokens, the end of turn included; None if the server does not count."""
+    """Generated tokens, including the end of turn; None if the server does not report them."""
     prompt_tokens: int | None = None
     choice: dict[str, Any] = field(default_factory=dict)
-    """The choice as the server sent it: `message`, `finish_reason`, `logprobs`."""
+    """The raw choice: `message`, `finish_reason`, `logprobs`."""
     refused: str = ""
-    """The server's words if it would not take this question; nothing was generated then."""
+    """The server's message if it refused this request; nothing was generated."""
     too_long: bool = False
-    """Refused because the conversation and the reply do not fit the server's context."""
+    """Whether it was refused because conversation and reply exceed the server's context."""
 
 
 class ServerClient:
-    """Asks one server for one model. Raises as `ask` does."""
+    """A client for one model on one server. Methods raise what `ask` raises."""
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class ServerClient:
         self.model = model
         self.concurrency = concurrency
         self._timeout_seconds = timeout_seconds
-        self._insistence = RetryPolicy(stop, concurrency, sleep)
+        self._retry = RetryPolicy(stop, concurrency, sleep)
 
     def chat(
         self,
@@ -118,36 +120,36 @@ class ServerClient:
         seed: int | None = None,
         top_logprobs: int = 0,
     ) -> dict[str, Any]:
-        """One conversation, one choice: `message` with `content` (str or None), `finish_reason`, perhaps `logprobs`.
+        """Complete one conversation; returns the choice: `message` with `content` (str or None), `finish_reason`, maybe `logprobs`.
 
-        Raises as `ask` does, and DataError if the server refuses the conversation. Use `ask` for many.
+        Raises what `ask` raises, and DataError if the server refuses the conversation. Use `ask` for many.
         """
-        answer = self.ask([Question(messages, max_tokens, temperature, top_p, seed, top_logprobs)])[0]
+        answer = self.ask([ChatRequest(messages, max_tokens, temperature, top_p, seed, top_logprobs)])[0]
         if answer.refused:
             raise errors.refused(self.address, self.model, answer.refused)
         return answer.choice
 
-    def ask(self, questions: Sequence[Question], *, tries: int = TRIES) -> list[Answer]:
-        """One answer each, in order. A question that the server will not take is an answer too (`refused`).
+    def ask(self, questions: Sequence[ChatRequest], *, tries: int = TRIES) -> list[ChatResponse]:
+        """One response per request, in order. A refusal by the server is a response, too (`refused`).
 
-        tries   at most, of each question
+        tries   maximum attempts per request
 
-        Raises AccessError (401, 403), ConfigError (no such model or path, a redirect), NetworkError (not reached, busy, too
-        slow or no answer, after the last try), and Stopped, at once, when the run is asked to stop.
+        Raises AccessError (401, 403), ConfigError (unknown model or path, redirect), NetworkError (unreachable, busy, too slow
+        or malformed, after the last attempt), and Stopped as soon as a stop is requested.
         """
         return self._run([partial(self._answer, question) for question in questions], tries)
 
     def models(self, *, tries: int = TRIES) -> dict[str, int | None]:
-        """The names that the server lists, in its order, each with its context length in tokens if it is told (vLLM's
-        and SGLang's `max_model_len`); none if there is no list. Raises as `ask` does, save for a list
-        that fails: `transformers serve` answers 500 if the machine has no Hub cache.
+        """The models that the server lists, in order, with their context length in tokens if given (`max_model_len` of vLLM and
+        SGLang); empty if there is no list. Raises what `ask` raises, except if listing fails: `transformers serve` returns 500
+        if the machine has no Hub cache.
         """
         return self._run([self._models], tries)[0]
 
     def _run(self, requests: Sequence[Callable[[AsyncClient], Awaitable[T]]], tries: int) -> list[T]:
         async def all_of_them() -> list[T]:
             async with self._client() as client:
-                return await self._insistence.all_of([partial(request, client) for request in requests], tries)
+                return await self._retry.run_all([partial(request, client) for request in requests], tries)
 
         return asyncio.run(all_of_them())
 
@@ -162,22 +164,24 @@ class ServerClient:
             timeout=httpx2.Timeout(None, connect=min(CONNECT_SECONDS, self._timeout_seconds)),
             limits=httpx2.Limits(
                 max_connections=None
-            ),  # `RetryPolicy` counts; a wait for a connection would cost time of the limit
+            ),  # `RetryPolicy` limits concurrency; waiting for a connection would count towards the timeout
             verify=_certificates(),
             follow_redirects=False,
             event_hooks={"response": [bound_async]},
-            trust_env=not self.address.is_loopback,  # HTTP_PROXY is not meant for this machine itself
+            trust_env=not self.address.is_loopback,  # HTTP_PROXY must not apply to this machine
         )
 
-    async def _answer(self, question: Question, client: AsyncClient) -> Answer:
+    async def _answer(self, question: ChatRequest, client: AsyncClient) -> ChatResponse:
         response = await self._response(
             client.post(self.address.of("chat/completions"), json=question.body(self.model))
         )
         if response.status_code in _REFUSED:
             said = errors.quoted_message(response, self.address)
-            return Answer(refused=said or f"status {response.status_code}", too_long=errors.is_about_length(said))
+            return ChatResponse(
+                refused=said or f"status {response.status_code}", too_long=errors.is_context_overflow(said)
+            )
         if not response.is_success:
-            raise errors.of_status(response, self.address, self.model)
+            raise errors.error_for_status(response, self.address, self.model)
         try:
             answer = foreign_json(response.content)
             choice = answer["choices"][0]
@@ -185,9 +189,9 @@ class ServerClient:
             if not isinstance(text, str):
                 raise TypeError
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise Fault(errors.no_answer(response, self.address), SLOW_TRIES) from None
+            raise RetryableError(errors.malformed_response(response, self.address), SLOW_TRIES) from None
         usage = answer.get("usage") or {}
-        return Answer(
+        return ChatResponse(
             text=text,
             finish_reason=str(choice.get("finish_reason") or ""),
             tokens=_count(usage, "completion_tokens"),
@@ -198,7 +202,7 @@ class ServerClient:
     async def _models(self, client: AsyncClient) -> dict[str, int | None]:
         response = await self._response(client.get(self.address.of("models")), busy=frozenset())
         if response.status_code in (401, 403) or response.has_redirect_location:
-            raise errors.of_status(response, self.address, self.model)
+            raise errors.error_for_status(response, self.address, self.model)
         try:
             return {
                 str(model["id"]): _count(model, "max_model_len") for model in foreign_json(response.content)["data"]
@@ -207,33 +211,35 @@ class ServerClient:
             return {}
 
     async def _response(self, request: Coroutine[Any, Any, Response], busy: Set[int] = _BUSY) -> Response:
-        """The answer to one try, whatever its status. Raises Fault if the next try may go better."""
+        """The response to one attempt, whatever its status. Raises RetryableError if another attempt may succeed."""
         import httpx2
 
         try:
-            async with asyncio.timeout(self._timeout_seconds):  # of the whole: httpx's own begin anew with every byte
+            async with asyncio.timeout(
+                self._timeout_seconds
+            ):  # for the whole request; httpx's timeouts restart with every byte
                 response = await request
         except TimeoutError:
-            raise Fault(errors.too_slow(self.address, self._timeout_seconds), SLOW_TRIES) from None
+            raise RetryableError(errors.too_slow(self.address, self._timeout_seconds), SLOW_TRIES) from None
         except httpx2.HTTPError as error:
             if is_refusal(error):
-                raise Fault(errors.unreadable(self.address, error), SLOW_TRIES) from None
-            raise Fault(errors.unreachable(self.address, error), TRIES) from None
+                raise RetryableError(errors.unreadable(self.address, error), SLOW_TRIES) from None
+            raise RetryableError(errors.unreachable(self.address, error), TRIES) from None
         if response.status_code in busy:
-            raise Fault(errors.busy(response, self.address), TRIES, _retry_after(response))
+            raise RetryableError(errors.busy(response, self.address), TRIES, _retry_after(response))
         return response
 
 
 @cache
 def _certificates() -> SSLContext:
-    """Which certificates are believed; once, because to read them takes 50 ms."""
+    """Trusted certificates; cached, because reading them takes 50 ms."""
     import httpx2
 
     return httpx2.create_ssl_context()
 
 
 def _retry_after(response: Response) -> float:
-    """Seconds that the server asks to wait; 0 if it does not say, or says a date."""
+    """The Retry-After header in seconds; 0 if it is missing or a date."""
     value = response.headers.get("Retry-After", "")
     return float(value) if _SECONDS.fullmatch(value) else 0.0
 

@@ -1,6 +1,6 @@
-"""What can go wrong with a server, quoted_message in the server's own words if it has any.
+"""Errors of a server, which quote the server's own message if there is one.
 
-Texts are made from answers, never from requests; if a server repeats the token it is taken out.
+Messages are built from responses, never from requests; a token that the server echoes is removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.security.sanitize import visible_line
 if TYPE_CHECKING:
     from httpx2 import Response
 
-_SAME_AGAIN = "Everything made so far is on disk: the same command goes on from there."
+_SAME_AGAIN = "Everything generated so far is on disk: run the same command again to continue."
 
 # vLLM: "This model's maximum context length is 2048 tokens", "longer than the maximum model length"; TGI: "`inputs`
 # tokens + `max_new_tokens` must be <= 2048"; llama.cpp: "exceeds the available context size"; SGLang: "longer than the
@@ -29,13 +29,13 @@ _ABOUT_LENGTH = re.compile(
 )
 
 
-def is_about_length(quoted_message: str) -> bool:
-    """Whether a refusal says that conversation and reply do not fit the server's context."""
+def is_context_overflow(quoted_message: str) -> bool:
+    """Whether the message says that conversation and reply exceed the server's context."""
     return _ABOUT_LENGTH.search(quoted_message) is not None
 
 
 def quoted_message(response: Response, address: ServerAddress) -> str:
-    """The server's reason, in one line: OpenAI's `error.message`, FastAPI's `detail`, or the text as it is."""
+    """The server's reason in one line: OpenAI's `error.message`, FastAPI's `detail`, or the text itself."""
     text = response.text
     try:
         answer = foreign_json(response.content)
@@ -55,7 +55,7 @@ def unreachable(address: ServerAddress, error: Exception) -> NetworkError:
     return NetworkError(
         f"The server at {address} cannot be reached.",
         f"{why.rstrip('.')}.{hint}",
-        f"Check that it runs, and {address.option}. {_SAME_AGAIN}",
+        f"Check that it is running, and check {address.option}. {_SAME_AGAIN}",
     )
 
 
@@ -71,58 +71,56 @@ def unreadable(address: ServerAddress, error: Exception) -> NetworkError:
 def too_slow(address: ServerAddress, seconds: float) -> NetworkError:
     return NetworkError(
         f"The server at {address} did not answer within {seconds:g} s (--server-timeout).",
-        "It hangs, or too many questions wait in it.",
-        f"Give fewer at once (--server-concurrency) or more time (--server-timeout). {_SAME_AGAIN}",
+        "It hangs, or too many requests are queued.",
+        f"Send fewer at once (--server-concurrency) or allow more time (--server-timeout). {_SAME_AGAIN}",
     )
 
 
 def busy(response: Response, address: ServerAddress) -> NetworkError:
     status, words = response.status_code, quoted_message(response, address)
     if status == 429:
-        why, what_to_do = words or "It limits the rate.", "Ask less at once (--server-concurrency), or wait."
+        why, what_to_do = words or "It limits the request rate.", "Send fewer at once (--server-concurrency), or wait."
         if wait := visible_line(response.headers.get("Retry-After", ""), 40):
-            what_to_do = (
-                f"It asks to wait {wait}{' s' if wait.isdigit() else ''}; or ask less at once (--server-concurrency)."
-            )
+            what_to_do = f"Wait {wait}{' s' if wait.isdigit() else ''}, or send fewer at once (--server-concurrency)."
     else:
-        why = f"The trouble is on its side{': ' + words if words else '.'}"
-        what_to_do = "Look into its log."
-    return NetworkError(f"The server at {address} answers {status}.", why, f"{what_to_do} {_SAME_AGAIN}")
+        why = f"The problem is on the server{': ' + words if words else '.'}"
+        what_to_do = "Check the server's log."
+    return NetworkError(f"The server at {address} returns {status}.", why, f"{what_to_do} {_SAME_AGAIN}")
 
 
-def no_answer(response: Response, address: ServerAddress) -> NetworkError:
+def malformed_response(response: Response, address: ServerAddress) -> NetworkError:
     return NetworkError(
-        f"The server at {address} gives no answer in OpenAI's format.",
+        f"The server at {address} does not respond in OpenAI's format.",
         f"It sent ({response.status_code}): {quoted_message(response, address)[:200] or 'nothing'}",
-        f"Check {address.option}: with most servers it ends in /v1; a proxy or a login page may be in between.",
+        f"Check {address.option}: for most servers it ends in /v1. A proxy or a login page may be in between.",
     )
 
 
-def of_status(response: Response, address: ServerAddress, model: str) -> Stage3Error:
-    """The error of an answer that no other try would change."""
+def error_for_status(response: Response, address: ServerAddress, model: str) -> Stage3Error:
+    """The error for a status that another attempt would not change."""
     status, words = response.status_code, quoted_message(response, address)
     if status in (401, 403):
         have = f"The token in {address.token_variable}" if address.token else "No token"
         return AccessError(
-            f"The server at {address} lets nobody in so ({status}).",
+            f"The server at {address} denies access ({status}).",
             f"{have} was sent. {'It says: ' + words if words else ''}".strip(),
-            f"Put the server's token into the variable {address.token_variable}; never on the command line.",
+            f"Put the server's token into the variable {address.token_variable}, never on the command line.",
         )
     if 300 <= status < 400:
         target = visible_line(response.headers.get("Location", "somewhere else"), 200)
         return ConfigError(
-            f"The server at {address} sends on to {target} ({status}).",
-            "Redirects are not followed: the token would go where nobody sent it.",
+            f"The server at {address} redirects to {target} ({status}).",
+            "Redirects are not followed, because the token would go to another host.",
             f"Give the right address with {address.option}.",
         )
     if status == 404:
         return ConfigError(
             f"The server at {address} does not know the address or the model {visible_line(model, 200)!r} (404).",
             words or "It gave no reason.",
-            f"Check {address.option} (with most servers it ends in /v1) and {address.model_option}.",
+            f"Check {address.option} (for most servers it ends in /v1) and {address.model_option}.",
         )
     return NetworkError(
-        f"The server at {address} answers {status}.", words or "It gave no reason.", "Look into its log."
+        f"The server at {address} returns {status}.", words or "It gave no reason.", "Check the server's log."
     )
 
 
@@ -130,12 +128,12 @@ def refused(address: ServerAddress, model: str, words: str) -> DataError:
     return DataError(
         f"The server at {address} refuses a conversation for {visible_line(model, 200)!r}.",
         f"It says: {words or 'nothing'}",
-        "Look into its log.",
+        "Check the server's log.",
     )
 
 
 def unknown_model(address: ServerAddress, model: str, listed: Sequence[str], words: str) -> ConfigError:
-    """The server took no question for `model`, which is not one of those that it lists."""
+    """The server refused a request for `model`, which it does not list."""
     names = ", ".join(visible_line(name, 120) for name in listed[:8]) + (" …" if len(listed) > 8 else "")
     near = difflib.get_close_matches(model, listed, n=1, cutoff=0.0)
     return ConfigError(
@@ -143,5 +141,5 @@ def unknown_model(address: ServerAddress, model: str, listed: Sequence[str], wor
         f"It says: {words or 'nothing'} It lists: {names or 'none'}.",
         f"The nearest is {address.model_option} {visible_line(near[0], 120)}."
         if near
-        else f"Give the name that the server was started with, by {address.model_option}.",
+        else f"Give the model's name on the server with {address.model_option}.",
     )

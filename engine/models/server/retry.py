@@ -1,4 +1,4 @@
-"""Many requests at once, each tried again while it may go better, and all ended at once by a stop."""
+"""Run requests concurrently, with retries, and cancel all of them on a stop."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Request = Callable[[], Awaitable[T]]
 Sleep = Callable[[float], Awaitable[None]]
 
 FIRST_WAIT_SECONDS = 1.0
-"""Before the second try; then twice as long each time."""
-LONGEST_WAIT_SECONDS = 60.0
-"""A Retry-After above this is not waited for, it is told."""
+"""Before the second attempt; doubles each time."""
+MAX_WAIT_SECONDS = 60.0
+"""A longer Retry-After raises instead of sleeping."""
 STOP_POLL_SECONDS = 0.1
 
 
-class Fault(Exception):
-    """A try that may go better next time.
+class RetryableError(Exception):
+    """A failed attempt that may succeed when repeated.
 
-    error          what to say when it was the last
-    tries          at most, of a request that fails so
-    wait_seconds   that the server asks for; 0 if it does not
+    error          the error to raise after the last attempt
+    tries          maximum attempts for this kind of failure
+    wait_seconds   the server's Retry-After; 0 if there is none
     """
 
     def __init__(self, error: Stage3Error, tries: int, wait_seconds: float = 0.0) -> None:
@@ -37,27 +37,27 @@ class Fault(Exception):
 
 
 class RetryPolicy:
-    """How many at once, and how to wait between tries."""
+    """Concurrency, and the waits between attempts."""
 
     def __init__(self, stop: StopToken, concurrency: int, sleep: Sleep) -> None:
         self._stop = stop
         self._concurrency = concurrency
         self._sleep = sleep
-        self._jitter = Random()  # of its own: the draws of the run must not depend on the network
+        self._jitter = Random()  # separate from the run's random numbers, which must not depend on the network
 
-    async def all_of(self, requests: Sequence[Request[T]], tries: int) -> list[T]:
-        """What each request gives, in order. A request is tried again after a Fault.
+    async def run_all(self, requests: Sequence[Request[T]], tries: int) -> list[T]:
+        """The result of each request, in order. A RetryableError repeats the request.
 
-        Raises the first error that is none, a last fault's error, and Stopped; the other requests are cancelled by then.
+        Raises the first other error, the error of the last attempt, or Stopped; the other requests are cancelled first.
         """
-        places = asyncio.Semaphore(self._concurrency)
+        slots = asyncio.Semaphore(self._concurrency)
 
-        async def in_its_place(request: Request[T]) -> T:
-            async with places:  # kept while it waits for its next try: a busy server gets fewer questions
-                return await self._insist(request, tries)
+        async def in_slot(request: Request[T]) -> T:
+            async with slots:  # held while waiting for the next attempt, so a busy server gets fewer requests
+                return await self._with_retries(request, tries)
 
         self._stop.raise_if_requested()
-        tasks = [asyncio.create_task(in_its_place(request)) for request in requests]
+        tasks = [asyncio.create_task(in_slot(request)) for request in requests]
         try:
             await self._all_done(tasks)
             return [task.result() for task in tasks]
@@ -74,25 +74,25 @@ class RetryPolicy:
             for task in done:
                 task.result()
 
-    async def _insist(self, request: Request[T], tries: int) -> T:
+    async def _with_retries(self, request: Request[T], tries: int) -> T:
         number = 1
         while True:
             try:
                 return await request()
-            except Fault as fault:
-                if number >= min(tries, fault.tries) or fault.wait_seconds > LONGEST_WAIT_SECONDS:
+            except RetryableError as fault:
+                if number >= min(tries, fault.tries) or fault.wait_seconds > MAX_WAIT_SECONDS:
                     raise _after(number, fault.error) from None
                 wait = max(self._back_off(number), fault.wait_seconds)
             await self._sleep(wait)
             number += 1
 
     def _back_off(self, number: int) -> float:
-        """Seconds after try `number`; not the same for all, who would come back at once."""
+        """Seconds to wait after attempt `number`, with jitter so that requests do not return all at once."""
         return FIRST_WAIT_SECONDS * 2.0 ** (number - 1) * self._jitter.uniform(0.5, 1.0)
 
 
 def _after(tries: int, error: Stage3Error) -> Stage3Error:
-    """`error`, with how often it was tried."""
+    """`error`, with the number of attempts."""
     if tries == 1:
         return error
-    return type(error)(error.what, f"{error.why} It was asked {tries} times.", error.what_to_do)
+    return type(error)(error.what, f"{error.why} Tried {tries} times.", error.what_to_do)

@@ -1,5 +1,5 @@
-"""Who asks a server: the policy (drafts), the critic (critiques and revisions), the judge. Each has its own address, model and
-token; the judge may share the policy's.
+"""The roles of servers: policy (drafts), critic (critiques and revisions), judge. Each has its own address, model and token; the
+judge may share the policy's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ServerRole:
     url: str
     model: str
     role: Role
-    """Whose options the address came from: `--server-url`, `--critic-url`, `--judge-url`."""
+    """The option that gave the address: `--server-url`, `--critic-url` or `--judge-url`."""
     token_variable: str
 
     @property
@@ -32,17 +32,17 @@ class ServerRole:
 
 
 def policy_server(config: Stage3Config) -> ServerRole | None:
-    """Where the policy drafts; None if it does so here. Raises ConfigError for half a server."""
+    """The policy's server; None if the policy runs locally. Raises ConfigError if only the address or the model is given."""
     return _role("server", config.server_url, config.server_model, SERVER_TOKEN_VARIABLE)
 
 
 def critic_server(config: Stage3Config) -> ServerRole | None:
-    """Where critiques and revisions are written; None if the policy writes them."""
+    """The critic's server; None if the policy writes critiques and revisions."""
     return _role("critic", config.critic_url, config.critic_model, config.critic_api_key_env)
 
 
 def judge_server(config: Stage3Config) -> ServerRole | None:
-    """The server that judges: of `--judge-url` and `--judge-model`, else the policy's; None if neither is given."""
+    """The judge's server: `--judge-url` and `--judge-model`, else the policy's; None if neither is given."""
     if config.judge_url is not None:
         return _role("judge", config.judge_url, config.judge_model or config.server_model, config.judge_api_key_env)
     if config.server_url is None and config.judge_model is not None:
@@ -54,10 +54,10 @@ def _role(role: Role, url: str | None, model: str | None, variable: str) -> Serv
     if url and model:
         return ServerRole(url, model, role, variable)
     if not url and (role == "server" or not model):
-        return None  # a model's name alone counts for nothing: --server-model did so before
+        return None  # a model name alone is ignored, as --server-model always was
     given, missing = ("url", "model") if url else ("model", "url")
     raise ConfigError(
-        f"--{role}-{given} stands alone.",
-        "A server is asked by its address and the model's name on it.",
-        f"Give --{role}-{missing} too.",
+        f"--{role}-{given} needs --{role}-{missing}.",
+        "A request needs the server's address and the name of a model on it.",
+        f"Give --{role}-{missing}, too.",
     )

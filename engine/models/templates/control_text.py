@@ -1,4 +1,4 @@
-"""Text of messages that a tokenizer would read as a token of the template's own."""
+"""Message text that a tokenizer would read as a control token of the template."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _BARS = re.compile(r"<[|｜].+[|｜]>")
 
 
 def control_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Every text that is one token and means something to the model, the longest first: special tokens, and added ones that
-    the template writes or that are written like `<|name|>`. Gemma's added line breaks and tables are ordinary text.
+    """Every text that is a control token, longest first: special tokens, and added tokens that the template writes or that look
+    like `<|name|>`. Gemma's added line breaks and tables are ordinary text.
     """
     template = str(tokenizer.chat_template)
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if _controls(token, template)}
@@ -29,12 +29,12 @@ def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 def cut(text: str, control: re.Pattern[str], mark: str) -> str:
-    """`text` with `mark` behind the first character of what would be read as a token."""
+    """Insert `mark` after the first character of everything that would be read as a control token."""
     return control.sub(lambda match: match[0][0] + mark + match[0][1:], text)
 
 
-def mark_not_in(conversation: Sequence[ChatMessage]) -> str:
-    """A text that does not occur in any message."""
+def unused_mark(conversation: Sequence[ChatMessage]) -> str:
+    """A mark that occurs in none of the messages."""
     mark = _FIRST_MARK
     while any(mark in message["content"] for message in conversation):
         mark += _FIRST_MARK
@@ -42,9 +42,9 @@ def mark_not_in(conversation: Sequence[ChatMessage]) -> str:
 
 
 def split_special_text(conversation: Sequence[ChatMessage], control: re.Pattern[str]) -> list[ChatMessage]:
-    """The conversation for whom texts alone can be sent: what looks like a token of the template is parted by a space.
+    """The conversation for a server that takes only text: a space splits whatever looks like a control token.
 
-    A server would read it as one, and a dataset's text could end the turn.
+    Otherwise the server would read it as one, and text from a dataset could end the turn.
     """
 
     def apart(match: re.Match[str]) -> str:
@@ -54,16 +54,16 @@ def split_special_text(conversation: Sequence[ChatMessage], control: re.Pattern[
 
 
 def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> list[int]:
-    """The ids of `text`, in which each `mark` parts what must not be read as one token."""
+    """The ids of `text`; each `mark` separates what must not become one token."""
     first, *rest = text.split(mark)
     ids: list[int] = tokenizer.encode(first, add_special_tokens=False, verbose=False)
     for part in rest:
-        ids += encode_behind(tokenizer, part)
+        ids += encode_continuation(tokenizer, part)
     return ids
 
 
-def encode_behind(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of text that stands behind other text: without the space that SentencePiece puts before a beginning."""
+def encode_continuation(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of text that continues other text, without the space that SentencePiece adds at the start."""
     line_break: list[int] = tokenizer.encode("\n", add_special_tokens=False)
     ids: list[int] = tokenizer.encode("\n" + text, add_special_tokens=False, verbose=False)
     if ids[: len(line_break)] == line_break:

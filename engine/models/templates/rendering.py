@@ -1,4 +1,4 @@
-"""A conversation as the template's text: asked with its own switches, in the form of content that it reads."""
+"""Render a conversation to text, with the template's own arguments and content format."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How a template is asked to render."""
+class RenderOptions:
+    """How to call a template."""
 
     switches: Mapping[str, Any] = field(default_factory=dict)
-    """What it is given beside the messages: `enable_thinking=False`."""
+    """Extra arguments, such as `enable_thinking=False`."""
     as_parts: bool = False
-    """Whether a message's content is a list of parts (idefics3), not a text."""
+    """Whether the content of a message is a list of parts (idefics3) rather than a string."""
     folds_system: bool = False
-    """Whether a system message stands in the first user turn: the template refuses or ignores one of its own."""
+    """Whether system messages go into the first user turn, because the template refuses or ignores them."""
 
 
 _ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -36,48 +36,58 @@ def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def fix_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
-    """Render with `day` as today from now on. Six published templates write the date: a run that goes on past midnight would
-    have another prompt in front of each reply.
+    """From now on render with `day` as today's date. Six published templates write the date, so the prompts of a run would change
+    at midnight.
     """
     _DATES[tokenizer] = day
 
 
 class TemplateRefusal(Exception):
-    """The template raised an error of its own."""
+    """The template raised an error."""
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[ChatMessage], asking: Asking, *, reply_wanted: bool
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Sequence[ChatMessage],
+    options: RenderOptions,
+    *,
+    add_generation_prompt: bool,
 ) -> str:
-    """The text of `conversation`; with `reply_wanted`, the model's turn is opened at its end. Raises TemplateRefusal."""
+    """The text of `conversation`. `add_generation_prompt` opens the model's turn at the end. Raises TemplateRefusal."""
     from jinja2 import TemplateError
 
     try:
         return str(
             tokenizer.apply_chat_template(
-                as_asked(conversation, asking),
+                template_messages(conversation, options),
                 tokenize=False,
-                add_generation_prompt=reply_wanted,
-                **asking.switches,
+                add_generation_prompt=add_generation_prompt,
+                **options.switches,
                 **_with_the_date(tokenizer),
             )
         )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # what a template can raise
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:  # everything a template can raise
         raise TemplateRefusal(str(error) or type(error).__name__) from error
 
 
 def _with_the_date(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The template with the date written in; as an argument transformers takes texts and numbers only, and no function."""
+    """The template with the date filled in, because transformers accepts no functions as template arguments."""
     day = _DATES.get(tokenizer)
     if day is None:
         return {}
     return {"chat_template": _ASKS_DATE.sub(lambda asked: repr(day.strftime(asked[2])), tokenizer.get_chat_template())}
 
 
-def as_asked(conversation: Sequence[ChatMessage], asking: Asking) -> list[dict[str, Any]]:
-    """The messages in the form that the template reads."""
-    messages = with_system_folded(conversation, keep_first=not asking.folds_system)
-    if not asking.as_parts:
+def template_messages(conversation: Sequence[ChatMessage], options: RenderOptions) -> list[dict[str, Any]]:
+    """The messages in the template's content format."""
+    messages = with_system_folded(conversation, keep_first=not options.folds_system)
+    if not options.as_parts:
         return [dict(message) for message in messages]
     return [
         {"role": message["role"], "content": [{"type": "text", "text": message["content"]}]} for message in messages
@@ -85,9 +95,9 @@ def as_asked(conversation: Sequence[ChatMessage], asking: Asking) -> list[dict[s
 
 
 def with_system_folded(conversation: Sequence[ChatMessage], *, keep_first: bool) -> list[ChatMessage]:
-    """System messages in front of the text of the user turn behind them; `keep_first`: but one that begins the conversation.
+    """Move system messages into the user turn that follows; `keep_first` keeps one at the start of the conversation.
 
-    One with no user turn behind it stays, for the template to refuse.
+    A system message without a following user turn stays, for the template to refuse.
     """
     messages: list[ChatMessage] = []
     waiting: list[ChatMessage] = []

@@ -1,4 +1,4 @@
-"""What templates and models write around a thought: `<think>`, `[THINK]`, `<|channel>thought`, and their closing twins."""
+"""The tags around a thought: `<think>`, `[THINK]`, `<|channel>thought` and others, with their closing tags."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _THOUGHT = re.compile(rf"\A\s*(?:(?:{_OPENS}).*?|[^<\[◁]*)(?:{_CLOSES})\s*", r
 
 
 def opens_thought(text: str) -> bool:
-    """Whether a thought begins in `text` and does not end in it."""
+    """Whether a thought starts in `text` and is still open at its end."""
     tags = list(_TAG.finditer(text))
     return bool(tags) and tags[-1].lastgroup == "opens"
 
 
 def closes_thought(text: str) -> bool:
-    """Whether a thought ends in `text` and none stands open behind it."""
+    """Whether a thought ends in `text` and none is open at its end."""
     return has_thought(text) and not opens_thought(text)
 
 
@@ -34,5 +34,5 @@ def has_thought(text: str) -> bool:
 
 
 def without_thought(text: str) -> str:
-    """A reply without the thought that it begins with. One that was opened before the reply began ends in it all the same."""
+    """Remove a thought from the start of a reply, even if it was opened before the reply."""
     return _THOUGHT.sub("", text, count=1)

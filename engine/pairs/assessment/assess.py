@@ -1,5 +1,5 @@
-"""One pair judged: all that the gate counts of it, found once. Judging is the dear part (every detector reads the text);
-counting a finding, and taking it back, costs nothing.
+"""Everything the gate counts about one pair, computed once. Assessing is expensive (every detector reads the text); adding an
+assessment to the counts, or removing it, is cheap.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from engine.pairs.data.hashes import hash_of
 from engine.pairs.data.record import EMPTY_DRAFT, OK, Pair
 
 REJECTED = "rejected"
-"""By a person; the reason of a pair that the detectors would have let pass."""
+"""The reason when a person rejected a pair that the detectors would have passed."""
 
 NOT_BETTER = "not better"
-"""Usable, but a judge that is believed finds it worse than the draft, or equal; no person decided about it."""
+"""Usable, but a trusted judge does not prefer it to the draft, and nobody decided about it."""
 
 _JUDGED_BY_TEXT = frozenset((OK, *detectors.DETECTORS, detectors.CUT_OFF))
 
 
 @dataclass(frozen=True, slots=True)
 class PairVerdict:
-    """One pair, judged."""
+    """Whether one pair trains, and the reasons if not."""
 
     line: int
     id: str
@@ -32,56 +32,55 @@ class PairVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What is known of one pair, other pairs aside."""
+    """What is known about one pair, regardless of other pairs."""
 
-    as_made: tuple[str, ...]
-    """Why the revision, as it was made, cannot be used; empty if it can."""
-    as_left: tuple[str, ...]
-    """The same of the pair as people left it."""
+    reasons_as_made: tuple[str, ...]
+    """Why the revision cannot be used, before edits; empty if it can."""
+    reasons_as_edited: tuple[str, ...]
+    """The same after people's edits."""
     byte_identical: bool
     made_by: tuple[str, ...]
     """The principles of the attempt that made the revision."""
     prompt: int
-    """Hash of the conversation; 0 if the pair is out, whatever other pairs say."""
+    """Hash of the conversation; 0 if the pair cannot train."""
     texts: int
-    """Hash of the conversation and both texts: the same in a pair that says the same again; 0 as above."""
+    """Hash of the conversation and both texts, to find duplicates; 0 as above."""
     has_two_texts: bool
     longer: bool
     """The preferred text is the longer one."""
     gain: float | None
-    """How much better a judge finds what people left as the better one; None if nothing scored."""
+    """The judge's score of the preferred text minus the other's; None without scores."""
     relevant: bool | None = None
-    """Whether the revision, as it was made, depends on its prompt; None if it was not measured."""
+    """Whether the revision depends on its prompt, before edits; None if not measured."""
     accepted: bool | None = None
-    """By a person; None if the detectors decide."""
+    """A person's decision; None leaves it to the detectors."""
     flipped: bool = False
     edited: bool = False
     order: int = 0
-    """Hash of its id: by it the sample is drawn that people decide about."""
+    """Hash of its id, by which the sample for people is drawn."""
 
     min_gain: float | None = None
-    """`--min-gain`, if the gain is that of a judge that is believed."""
+    """`--min-gain`, if a trusted judge gave the scores."""
 
     @property
     def by_people(self) -> bool | None:
-        """What a person says of the revision as it was made: better, or not; None if none decided."""
+        """Whether a person finds the revision, before edits, better than the draft; None if nobody decided."""
         if self.flipped or self.edited:
             return False
         return self.accepted
 
     def reasons(self, *, repeats: bool) -> tuple[str, ...]:
-        """Why the pair is out, as the detectors see it. `repeats`: an earlier usable pair says the same."""
-        return (detectors.DUPLICATE_PROMPT,) if repeats and not self.as_left else self.as_left
+        """Why the detectors leave the pair out. `repeats`: it duplicates an earlier usable pair."""
+        return (detectors.DUPLICATE_PROMPT,) if repeats and not self.reasons_as_edited else self.reasons_as_edited
 
     def usable(self, *, repeats: bool) -> bool:
-        """Whether the pair may train, whatever a judge says. A person decides if one did, but nobody makes a preference of
-        one text."""
+        """Whether the pair may train, apart from any judge. A person's decision wins, but a pair needs two texts."""
         wanted = not self.reasons(repeats=repeats) if self.accepted is None else self.accepted
         return wanted and self.has_two_texts
 
     @property
     def not_better(self) -> bool:
-        """Whether the gain is too small to train on; if a person decided, that holds."""
+        """Whether the gain is too small to train on. A person's decision overrides the judge."""
         if self.min_gain is None or self.gain is None or self.by_people is not None:
             return False
         return self.gain <= self.min_gain
@@ -97,22 +96,22 @@ class Assessment:
 def assess_pair(
     pair: Pair, decision: Decision | None = None, *, made: Pair | None = None, min_gain: float | None = None
 ) -> Assessment:
-    """Judge one pair.
+    """Assess one pair.
 
-    pair   as it would train: with people's decision applied
-    made   as it was made, if that is another
-    min_gain   if its scores are those of a judge that is believed: it trains only if the gain is larger
+    pair   as it would train, with people's edits applied
+    made   as generated, if different
+    min_gain   set if a trusted judge scored it: it trains only if the gain is larger
     """
     made = pair if made is None else made
-    as_made = reasons_of(made)
-    as_left = as_made if decision is None else training_reasons(pair, decision)
-    if not as_left and pair.chosen == "base" and (decision is None or not decision.flipped):
-        as_left = _reasons_of_the_draft(pair)
-    may_train = not as_left or (decision is not None and decision.accepted is True)
+    reasons_as_made = reasons_of(made)
+    reasons_as_edited = reasons_as_made if decision is None else training_reasons(pair, decision)
+    if not reasons_as_edited and pair.chosen == "base" and (decision is None or not decision.flipped):
+        reasons_as_edited = _reasons_of_the_draft(pair)
+    may_train = not reasons_as_edited or (decision is not None and decision.accepted is True)
     prompt = prompt_hash(pair) if may_train else 0
     return Assessment(
-        as_made=tuple(as_made),
-        as_left=tuple(as_left),
+        reasons_as_made=tuple(reasons_as_made),
+        reasons_as_edited=tuple(reasons_as_edited),
         byte_identical=made.base_response == made.revised_response and made.status in (OK, detectors.IDENTICAL),
         made_by=made.made_by,
         prompt=prompt,
@@ -120,7 +119,7 @@ def assess_pair(
         has_two_texts=bool(pair.base_response.strip() and pair.revised_response.strip()),
         longer=len(pair.preferred) > len(pair.dispreferred),
         gain=gain_of(pair, decision),
-        relevant=None if made.relevance is None else detectors.OFF_TOPIC not in as_made,
+        relevant=None if made.relevance is None else detectors.OFF_TOPIC not in reasons_as_made,
         accepted=None if decision is None else decision.accepted,
         flipped=decision is not None and decision.flipped,
         edited=decision is not None and decision.edited,
@@ -130,9 +129,9 @@ def assess_pair(
 
 
 def reasons_of(pair: Pair) -> list[str]:
-    """Why the revision of a pair, as it was made, cannot be used; empty if it can."""
+    """Why the revision of a generated pair cannot be used; empty if it can."""
     if pair.status not in _JUDGED_BY_TEXT:
-        return [pair.status]  # it never got a revision: nothing to look at
+        return [pair.status]  # no revision was ever generated
     finished = pair.finish.get("revision") != "cut off"
     found = detectors.reasons(
         pair.prompt,
@@ -143,13 +142,13 @@ def reasons_of(pair: Pair) -> list[str]:
         relevance=pair.relevance,
     )
     if not found and pair.status == detectors.REQUEST:
-        found = [pair.status]  # of a constitution that the file does not name: found when it was made
+        found = [pair.status]  # found at generation time; the file does not name its constitution
     return found or ([] if pair.base_response.strip() else [EMPTY_DRAFT])
 
 
 def training_reasons(pair: Pair, decision: Decision) -> list[str]:
-    """Why a pair as people left it cannot train. Of a flipped pair the draft is what is judged: that the revision is no
-    reply is a good reason to prefer the draft.
+    """Why an edited pair cannot train. In a flipped pair only the draft must be usable: a revision that is not a reply is a
+    good reason to prefer the draft.
     """
     if not decision.flipped or pair.chosen != "base" or pair.status not in _JUDGED_BY_TEXT:
         return reasons_of(replace(pair, status=OK) if decision.edited and pair.status == detectors.REQUEST else pair)
@@ -158,10 +157,9 @@ def training_reasons(pair: Pair, decision: Decision) -> list[str]:
 
 
 def gain_of(pair: Pair, decision: Decision | None = None) -> float | None:
-    """How much better the judge finds the revision than the draft (of a flipped pair, the draft than the revision);
-    None if nothing scored.
+    """The judge's score of the revision minus the draft's (negated for a flipped pair); None without scores.
 
-    `chosen` of the file does not count: the notebook set it by these very scores, so that all its pairs would be improved.
+    Ignores the file's `chosen`: the notebook set it from these same scores, which would make every pair an improvement.
     """
     if pair.base_score is None or pair.revised_score is None:
         return None
@@ -170,10 +168,10 @@ def gain_of(pair: Pair, decision: Decision | None = None) -> float | None:
 
 
 def prompt_hash(pair: Pair) -> int:
-    """Of the conversation, case, space and punctuation aside."""
+    """Hash of the conversation, ignoring case, whitespace and punctuation."""
     return hash_of(*(detectors.canonical(message["content"]) for message in pair.messages))
 
 
 def _reasons_of_the_draft(pair: Pair) -> list[str]:
-    """Why a draft cannot be used that its file prefers to the revision."""
+    """Why a draft that its file marks as chosen cannot be used."""
     return detectors.reply_reasons(pair.prompt, pair.base_response, finished=pair.finish.get("draft") != "cut off")

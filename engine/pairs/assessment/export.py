@@ -1,4 +1,4 @@
-"""A training set written beside what is there: streamed under a temporary name, and renamed when it may be."""
+"""Export a training set: stream it to a temporary file, then rename that into place."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engine.storage.files import sync_folder
 
 
 class Export:
-    """Rows of TRL's preference format on their way to `path`. Without `keep`, leaving the block leaves nothing behind.
+    """Write rows in TRL's preference format to `path`. Leaving the `with` block without calling `keep` leaves no file behind.
 
-    Raises ConfigError for a path that may not be written to, DiskError when writing fails.
+    Raises ConfigError for a path that must not be written, DiskError if writing fails.
     """
 
     def __init__(self, path: Path, inputs: Iterable[Path], *, force: bool = False) -> None:
         self.path = Path(os.path.realpath(path))
-        """Through links: what a link points to is replaced, not the link."""
+        """Symbolic links are followed: the target is replaced, not the link."""
         self.pairs = 0
         _check_target(path, self.path, inputs, force)
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
@@ -40,7 +40,7 @@ class Export:
         self.pairs += 1
 
     def keep(self) -> None:
-        """Give the file its name: a reader sees the old one or the new one, whole."""
+        """Rename the file into place. A reader sees either the old file or the whole new one."""
         try:
             self._rows.finish()
             self._file.flush()
@@ -69,19 +69,21 @@ class Export:
         return DiskError(
             f"{self.path} could not be written.",
             error.strerror or str(error),
-            "Give --export another place, or make room there.",
+            "Give --export another path, or free some space there.",
         )
 
 
 def _check_target(given: Path, target: Path, inputs: Iterable[Path], force: bool) -> None:
     what = f"--export {given} is not written"
     if any(source.exists() and target.exists() and source.samefile(target) for source in inputs):
-        raise ConfigError(f"{what}: it is one of the files that are read.", "", "Give another name.")
+        raise ConfigError(f"{what}: it is one of the input files.", "", "Give another name.")
     if target.is_dir():
         raise ConfigError(f"{what}: it is a folder.", "", f"Give a file, for example {given / 'train.jsonl'}.")
     if not target.parent.is_dir():
-        raise ConfigError(f"{what}: there is no folder {target.parent}.", "", "Make it, or give another name.")
+        raise ConfigError(f"{what}: the folder {target.parent} does not exist.", "", "Create it, or give another name.")
     if target.exists() and not target.is_file():
-        raise ConfigError(f"{what}: it is no ordinary file.", "", "Give the name of a file.")
+        raise ConfigError(f"{what}: it is not a regular file.", "", "Give the name of a file.")
     if target.exists() and not force:
-        raise ConfigError(f"{what}: it exists.", "It may be somebody's work.", "Give another name, or --force.")
+        raise ConfigError(
+            f"{what}: it already exists.", "It may be somebody's work.", "Give another name, or use --force."
+        )

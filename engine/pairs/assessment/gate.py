@@ -1,10 +1,10 @@
-"""The gate: figures about a set of pairs, each beside its threshold, and whether the set may train.
+"""The gate: figures about a set of pairs, each with its threshold, and whether the set may train.
 
-About the making: what was made, all of it, as it was made. About what would train: after unusable pairs and people's
-rejections are out, and as people left it.
+Some figures cover everything that was generated, before edits. Others cover what would train: after edits, without unusable
+pairs and without those that people rejected.
 
-A pair that repeats an earlier usable one, prompt and both texts, is unusable; pairs that share their prompt alone are
-counted in `shared_prompt_share`, and are no worse one by one.
+A pair that duplicates an earlier usable one (prompt and both texts) is unusable. Pairs that share only their prompt are
+counted in `shared_prompt_share`, and each of them stays usable.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from engine.pairs.data.hashes import hash_of
 from engine.pairs.data.record import Pair
 
 EXAMPLES_KEPT = 5
-"""Of each reason, for the report."""
+"""Per reason, for the report."""
 EXAMPLE_LENGTH = 300
 """Characters of each text of an example."""
 NAMES_KEPT = 500
-"""Reasons, and principles, that are counted by name; a file of a stranger may have a new one in each line."""
+"""How many reasons and principles are counted by name; a foreign file may have a new one on every line."""
 OTHERS = "(others)"
 
 BETTER_BY_PEOPLE = "better_by_people"
-"""The figure that stands in for a judge where none can judge."""
+"""The figure that replaces a judge if none passes its exam."""
 NOT_IMPROVED = "not improved"
-"""The examples of pairs that train although a score finds them no better than their draft: the file's own, or a person's wish."""
+"""Examples of pairs that train although their score is no better than the draft's: by the file, or by a person's decision."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the gate. `passes` is None if nothing was measured."""
+    """One figure of the gate. `passes` is None if it was not measured."""
 
     name: str
     value: float | None
     threshold: float
     bound: Literal["at least", "at most"]
     refuses: bool
-    """Whether the gate stays shut when it fails; else it is a warning."""
+    """Whether the gate stays shut if it fails; otherwise it is a warning."""
     mend: str
-    """What would make it pass."""
+    """How to make it pass."""
     note: str = ""
-    """What the value is made of, if the name does not tell."""
+    """Explains the value if the name does not."""
     needed: bool = False
-    """Not measured is not passed."""
+    """If True, a figure that was not measured fails."""
 
     @property
     def passes(self) -> bool | None:
@@ -79,14 +79,14 @@ class Prompts(Protocol):
 
     @property
     def sharing(self) -> int:
-        """Pairs that have their prompt in common with another, the first of each prompt included."""
+        """How many pairs share their prompt with another pair."""
 
     def count(self, prompt: int, by: int) -> None:
-        """One pair more with this prompt, or (-1) one less."""
+        """Add (`by` = 1) or remove (`by` = -1) one pair with this prompt."""
 
 
 class HashedPrompts:
-    """Counts in memory that does not grow with the texts. Nothing is taken back."""
+    """Counts prompts in constant memory per prompt. Cannot remove."""
 
     def __init__(self) -> None:
         self._all: set[int] = set()
@@ -99,7 +99,7 @@ class HashedPrompts:
 
     def count(self, prompt: int, by: int) -> None:
         if by != 1:
-            raise ValueError("a prompt that was counted here stays")
+            raise ValueError("HashedPrompts can only add")
         if prompt in self._all:
             self._repeats += 1
             self._shared.add(prompt)
@@ -108,25 +108,25 @@ class HashedPrompts:
 
 @dataclass
 class Counts:
-    """What the gate counts: sums over findings, whatever their order."""
+    """What the gate counts: sums over assessments, in any order."""
 
     made: int = 0
     usable: int = 0
     byte_identical: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    """Of the pairs that are out: the first reason of each."""
+    """First reason of each pair that is left out."""
     any_reason: Counter[str] = field(default_factory=Counter)
-    """All reasons, of what was made."""
+    """All reasons, over everything that was generated."""
     principles: Counter[str] = field(default_factory=Counter)
-    """How many pairs each had a part in: the principles of the attempt that made the revision."""
+    """Pairs per principle, counting the principles that made the revision."""
     with_principles: int = 0
     measured: int = 0
-    """Revisions, as they were made, of which it is known whether they depend on their prompt."""
+    """Revisions, before edits, whose relevance was measured."""
     relevant: int = 0
     training: int = 0
     training_longer: int = 0
     scored: int = 0
-    """Of the usable pairs, as the next two: what trains of them is another question."""
+    """Usable pairs with scores (so also `improved` and `tied`), whether they train or not."""
     improved: int = 0
     tied: int = 0
     rejected_by_people: int = 0
@@ -134,13 +134,13 @@ class Counts:
     flipped_by_people: int = 0
     edited_by_people: int = 0
     lengths_measured: int | None = None
-    """Pairs that would be trained on, their lengths measured in tokens; None if not measured."""
+    """Pairs that would train and whose length in tokens is known; None if not measured."""
     too_long: int = 0
-    """Of these, the ones that do not fit --max-length."""
+    """Those of them that do not fit --max-length."""
     bad_lines: int = 0
-    """Lines that are no pair."""
+    """Lines that are not pairs."""
     bad_edits: int = 0
-    """Lines of the edits that are none."""
+    """Damaged lines of the edits file."""
     prompts: Prompts = field(default_factory=HashedPrompts)
     sample: Sample = field(default_factory=Sample)
 
@@ -149,9 +149,9 @@ class Counts:
         return self.prompts.sharing
 
     def count(self, found: Assessment, *, repeats: bool, by: int = 1) -> None:
-        """One pair more, or (-1) one less. `repeats`: an earlier usable pair says the same."""
+        """Add (`by` = 1) or remove (`by` = -1) one pair. `repeats`: it duplicates an earlier usable pair."""
         reasons = found.reasons(repeats=repeats)
-        self._count_making(found, found.as_made or (reasons if not found.as_left else ()), by)
+        self._count_making(found, found.reasons_as_made or (reasons if not found.reasons_as_edited else ()), by)
         self.rejected_by_people += by * (found.accepted is False)
         self.accepted_by_people += by * (found.accepted is True and bool(reasons))
         self.flipped_by_people += by * found.flipped
@@ -189,22 +189,22 @@ class Counts:
 
 @dataclass
 class Tally(Counts):
-    """Counts over pairs as they go by, in memory that does not grow with their texts: two hashes a pair."""
+    """Counts over a stream of pairs, in two hashes of memory per pair."""
 
     examples: Examples = field(default_factory=lambda: Examples())
     min_gain: float | None = None
-    """`--min-gain`, if a judge that is believed scored."""
+    """`--min-gain`, if a trusted judge scored."""
     methods: Counter[str] = field(default_factory=Counter)
-    """How the pairs were made, if their file says it."""
+    """How the pairs were made, if their file says so."""
     _texts: set[int] = field(default_factory=set)
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
-        """Judge one pair and count it; `pair` and `made` as in `find`."""
+        """Assess one pair and count it; `pair` and `made` as in `assess_pair`."""
         found = assess_pair(pair, decision, made=made, min_gain=self.min_gain)
         if pair.method:
             _count(self.methods, pair.method, 1)
-        repeats = not found.as_left and found.texts in self._texts
-        if not found.as_left:
+        repeats = not found.reasons_as_edited and found.texts in self._texts
+        if not found.reasons_as_edited:
             self._texts.add(found.texts)
         self.count(found, repeats=repeats)
         verdict = found.verdict(line, pair.id, repeats=repeats)
@@ -216,7 +216,7 @@ class Tally(Counts):
 
 
 class Example(NamedTuple):
-    """Sorts the worst first: by the judge's difference, then by a hash, which is a sample that is the same every time."""
+    """Sorts the worst first: by gain, then by a hash, so that every run shows the same sample."""
 
     gain: float
     order: int
@@ -225,7 +225,7 @@ class Example(NamedTuple):
 
 
 class Examples:
-    """A few pairs of each reason."""
+    """A few example pairs per reason."""
 
     def __init__(self) -> None:
         self._of_reason: dict[str, list[Example]] = {}
@@ -272,8 +272,8 @@ def _count(counter: Counter[str], name: str, by: int) -> None:
 def figures(tally: Counts, config: Stage3Config, *, judged: bool = True) -> list[Figure]:
     """Every figure of the gate, refusing ones first.
 
-    judged   whether a judge that is believed scored, or none is asked for here; else more is asked of what can be measured
-             without one, and people's decisions about a sample stand in its place
+    judged   True if a trusted judge scored, or none is needed here. False makes the figures that need no judge stricter, and
+             requires people's decisions about a sample
     """
     return [
         *_of_what_was_made(tally, config),
@@ -292,7 +292,7 @@ def _of_what_was_made(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_usable_share,
             "at least",
             True,
-            "A process that fails more often than not is not trusted with the rest: use another --method, model or constitution.",
+            "A process that fails more often than it works cannot be trusted: use another --method, model or constitution.",
         ),
         Figure(
             "training_pairs",
@@ -329,7 +329,7 @@ def _of_what_would_train(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.max_shared_prompt_share,
             "at most",
             True,
-            "Many pairs have one prompt: remove prompts that stand twice from the dataset, or reject all but one of each.",
+            "Many pairs share a prompt: remove duplicate prompts from the dataset, or reject all but one pair of each.",
         ),
         Figure(
             "improved_share",
@@ -337,13 +337,13 @@ def _of_what_would_train(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_improved_share,
             "at least",
             True,
-            "The judge finds too few revisions better than their drafts: look at the pairs, then at the constitution.",
+            "The judge prefers too few revisions to their drafts: look at the pairs, then at the constitution.",
         ),
     ]
 
 
 def _signs(tally: Counts, config: Stage3Config, *, judged: bool) -> list[Figure]:
-    """Signs that the revising went wrong: warnings, but for copies and talk where no judge looks at the rest."""
+    """Signs that revising went wrong. Warnings; without a judge, copies and talk about the answer keep the gate shut."""
     return [
         Figure(
             "identical_share",
@@ -359,7 +359,7 @@ def _signs(tally: Counts, config: Stage3Config, *, judged: bool) -> list[Figure]
             config.warn_meta_share,
             "at most",
             not judged,
-            "The model talks about its answer in place of giving one.",
+            "The model talks about its answer instead of giving one.",
         ),
         Figure(
             "principle_share",
@@ -367,7 +367,7 @@ def _signs(tally: Counts, config: Stage3Config, *, judged: bool) -> list[Figure]
             config.warn_principle_share,
             "at most",
             False,
-            "One principle stands behind most pairs: give the others more weight.",
+            "One principle made most of the pairs: give the others more weight.",
         ),
     ]
 
@@ -379,16 +379,16 @@ def _better_by_people(tally: Counts, config: Stage3Config) -> Figure:
         config.min_sample_share,
         "at least",
         True,
-        "No judge that can judge says whether revisions are better: decide about the pairs of the sample in the wizard (stage "
-        "Quality, Pairs, the key S: accept what is better than its draft, reject or swap what is not), or set a judge "
-        "that passes its exam (--judge).",
+        "No judge passed its exam, so nobody has said whether the revisions are better: decide about the sample in the wizard "
+        "(stage Quality, Pairs, key S: accept a revision that is better than its draft, reject or swap one that is not), or "
+        "set a judge that passes its exam (--judge).",
         note=tally.sample.sentence,
         needed=True,
     )
 
 
 def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
-    """Known to who has the model's tokenizer: training leaves such pairs out, and refuses if they are too many."""
+    """Needs the model's tokenizer. Training leaves such pairs out, and refuses if there are too many."""
     if tally.lengths_measured is None:
         return []
     return [
@@ -398,13 +398,13 @@ def too_long_figures(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.max_too_long_share,
             "at most",
             True,
-            "Training would leave too many pairs out: raise --max-length if memory allows it, or lower --max-prompt-tokens.",
+            "Training would leave out too many pairs: raise --max-length if memory allows, or lower --max-prompt-tokens.",
         )
     ]
 
 
-KNOWN_WITHOUT_A_JUDGE = ("usable_share", "training_pairs", "too_long_share")
-"""Figures that no score can mend."""
+FIGURES_WITHOUT_JUDGE = ("usable_share", "training_pairs", "too_long_share")
+"""Figures that do not depend on scores."""
 
 
 def failed(all_figures: list[Figure]) -> list[Figure]:
@@ -413,7 +413,7 @@ def failed(all_figures: list[Figure]) -> list[Figure]:
 
 
 def damage(tally: Counts, config: Stage3Config) -> list[str]:
-    """What keeps the gate shut and no person can accept: lines that are no pair, beyond --max-bad-rows, and damaged edits."""
+    """What keeps the gate shut and cannot be accepted: bad lines beyond --max-bad-rows, and damaged edits."""
     allowed = (config.max_bad_rows or 0.0) * (tally.made + tally.bad_lines)
     return [
         name for name, shut in (("bad_lines", tally.bad_lines > allowed), ("bad_edits", tally.bad_edits > 0)) if shut
@@ -421,21 +421,21 @@ def damage(tally: Counts, config: Stage3Config) -> list[str]:
 
 
 def gate_error(shut: list[Figure]) -> DataError:
-    """The error of a shut gate: every figure that failed, and what would mend each."""
+    """The error for a shut gate: every figure that failed, and how to fix each."""
     said = "; ".join(f"{figure.title} is {figure.sentence}" for figure in shut)
     mend = " ".join(f"{figure.title.capitalize()}: {figure.mend}" for figure in shut)
     return DataError(
         f"The gate is shut: {said}.",
         "Training on these pairs would spend GPU hours on what cannot teach.",
-        f'{mend} To train all the same: --accept-quality "your reason".',
+        f'{mend} To train anyway: --accept-quality "your reason".',
     )
 
 
 def report(tally: Tally, config: Stage3Config, *, judged: bool = True) -> dict[str, Any]:
-    """The quality report as plain data: counts, figures with thresholds, the gate, and examples of what is out.
+    """The quality report as plain data: counts, figures with thresholds, the gate, and examples of what is left out.
 
-    The gate is open if no figure keeps it shut, or a person accepts the quality (`accepted_for` says why). Damaged
-    lines, and a set of which nothing is left, no person can accept.
+    The gate is open if no figure keeps it shut, or if a person accepts the quality (`accepted_for` says why). Nobody can
+    accept damaged lines or an empty training set.
     """
     all_figures = figures(tally, config, judged=judged)
     shut = [figure.name for figure in failed(all_figures)]

@@ -1,8 +1,8 @@
-"""What a part of the pairs says of all of them: shares with intervals, and whether the gate can still be passed.
+"""Estimate the gate's figures from part of the pairs: shares with intervals, and whether the gate can still open.
 
-The pilot looks once, at a sample that nobody chose by its results: a 95 % interval (Wilson 1927). Stage pairs looks after
-every batch, and so would find a 95 % interval below the threshold by chance alone, sooner or later; its interval is one of
-99.99 % (a Bonferroni correction for 500 looks).
+The pilot looks once, at a random sample: a 95 % interval (Wilson 1927). Stage pairs looks after every batch, so sooner or
+later a 95 % interval would fall below the threshold by chance; it uses 99.99 % (a Bonferroni correction for 500 interim
+looks).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from engine.core.errors import DataError
 from engine.core.statistics import Z_95, wilson
 
 Z_OF_MANY_LOOKS = 3.890592
-"""Of a two-sided 99.99 % interval."""
-LEAST_FOR_A_LOOK = 48
-"""Prompts before stage pairs looks for the first time: twice a pilot."""
+"""z of a two-sided 99.99 % interval."""
+MIN_PROMPTS_BEFORE_LOOK = 48
+"""Prompts before the first interim look of stage pairs: two pilots' worth."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share of the gate, estimated from `n` of what will be made."""
+    """One of the gate's shares, estimated from the first `n` prompts."""
 
     name: str
-    """As the gate's figure is called."""
+    """The name of the gate's figure."""
     successes: int
     n: int
     threshold: float
@@ -48,17 +48,17 @@ class Estimate:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the whole interval is on the wrong side of the threshold."""
+        """Whether the whole interval lies on the wrong side of the threshold."""
         low, high = self.interval
         return high < self.threshold if self.bound == "at least" else low > self.threshold
 
     @property
     def sentence(self) -> str:
         if self.share is None:
-            return f"nothing measured (the gate asks for {self.bound} {self.threshold:.0%})"
+            return f"not measured (the gate needs {self.bound} {self.threshold:.0%})"
         low, high = self.interval
-        told = f"{self.successes} of {self.n}, {self.share:.0%} ({low:.0%} to {high:.0%})"
-        return f"{told}; the gate asks for {self.bound} {self.threshold:.0%}"
+        measured = f"{self.successes} of {self.n}, {self.share:.0%} ({low:.0%} to {high:.0%})"
+        return f"{measured}; the gate needs {self.bound} {self.threshold:.0%}"
 
     def as_dict(self) -> dict[str, Any]:
         low, high = self.interval
@@ -76,11 +76,11 @@ class Estimate:
 
 
 def usable_estimate(usable: int, n: int, config: Stage3Config, *, z: float = Z_95) -> Estimate:
-    return Estimate("usable_share", usable, n, config.min_usable_share, "at least", mend_of_unusable(config), z)
+    return Estimate("usable_share", usable, n, config.min_usable_share, "at least", remedy_for_unusable(config), z)
 
 
 def relevant_estimate(relevant: int, n: int, config: Stage3Config) -> Estimate:
-    return Estimate("relevant_share", relevant, n, config.min_relevant_share, "at least", mend_of_unusable(config))
+    return Estimate("relevant_share", relevant, n, config.min_relevant_share, "at least", remedy_for_unusable(config))
 
 
 def improved_estimate(better: int, n: int, config: Stage3Config) -> Estimate:
@@ -97,8 +97,8 @@ def too_long_estimate(too_long: int, n: int, config: Stage3Config) -> Estimate:
     return Estimate("too_long_share", too_long, n, config.max_too_long_share, "at most", mend)
 
 
-def mend_of_unusable(config: Stage3Config) -> str:
-    """What makes more of the pairs usable, by what the run does not do yet."""
+def remedy_for_unusable(config: Stage3Config) -> str:
+    """How to make more pairs usable: suggests only what the run does not do yet."""
     ways = {
         "critique-revision": "--method contrast, which asks for no critique",
         "contrast": "--method critique-revision",
@@ -113,42 +113,42 @@ def mend_of_unusable(config: Stage3Config) -> str:
 
 
 def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, look_at: str) -> DataError:
-    """The refusal, before the long run or in it: which figures, and what would mend each."""
-    said = "; ".join(f"{estimate.title} is {estimate.sentence}" for estimate in hopeless)
+    """The error that ends generation early: which figures are out of reach, and how to fix each."""
+    figures = "; ".join(f"{estimate.title} is {estimate.sentence}" for estimate in hopeless)
     mend = " ".join(f"{estimate.title.capitalize()}: {estimate.mend}." for estimate in hopeless)
     return DataError(
-        f"{what}: {said}.",
+        f"{what}: {figures}.",
         why,
-        f'{mend} The pairs so far are in {look_at}. To go on all the same: --accept-quality "your reason".',
+        f'{mend} The pairs so far are in {look_at}. To continue anyway: --accept-quality "your reason".',
     )
 
 
-def require_hope(estimates: Iterable[Estimate], config: Stage3Config, **told: str) -> str:
-    """Raises DataError if the gate cannot be passed any more and nobody accepted that; returns what was accepted."""
+def require_reachable(estimates: Iterable[Estimate], config: Stage3Config, **wording: str) -> str:
+    """Raise DataError if the gate can no longer open, unless `--accept-quality` is given; then return a warning."""
     hopeless = [estimate for estimate in estimates if estimate.hopeless]
     if not hopeless:
         return ""
-    error = hopeless_error(hopeless, **told)
+    error = hopeless_error(hopeless, **wording)
     if config.accept_quality is None:
         raise error
-    return f"{error.what} A person goes on all the same: {config.accept_quality}"
+    return f"{error.what} Continuing anyway (--accept-quality): {config.accept_quality}"
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """Of stage pairs under way: whether the set can still pass the gate."""
+    """While stage pairs runs: whether the set can still pass the gate."""
 
     config: Stage3Config
     prompts: int | None
-    """That the run takes, those included that are too long to be asked; None if it takes as many as it needs."""
+    """Prompts of the run, including those that are too long; None with --target-pairs, which draws as many as it needs."""
 
     def estimates(self, usable: int, asked: int, too_long: int) -> list[Estimate]:
-        """The usable ones of the prompts that were asked, against what the gate needs of them.
+        """Estimates from the `asked` prompts so far, of which `usable` gave a usable pair.
 
-        The gate counts prompts that are too long as well; they are known before, and so of the others more must be usable.
+        The gate also counts prompts that are too long. Their number is known, so the threshold for the others rises.
         """
-        if asked < LEAST_FOR_A_LOOK or (self.prompts is not None and asked + too_long >= self.prompts):
-            return []  # too few to tell; or all, and the gate itself tells
+        if asked < MIN_PROMPTS_BEFORE_LOOK or (self.prompts is not None and asked + too_long >= self.prompts):
+            return []  # too few to tell, or all of them, which the gate itself decides
         estimate = usable_estimate(usable, asked, self.config, z=Z_OF_MANY_LOOKS)
         if self.prompts is None:
             return [estimate]

@@ -1,4 +1,4 @@
-"""TRL's conversational preference rows on their way to a file: JSON lines, or Parquet a thousand rows at a time."""
+"""Write TRL's conversational preference rows to JSON lines, or to Parquet in groups of a thousand rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Protocol
 
 from engine.storage.jsonl import dumps
 
-ROWS_OF_A_GROUP = 1000
+ROWS_PER_GROUP = 1000
 PARQUET = ".parquet"
 
 
@@ -15,11 +15,11 @@ class RowWriter(Protocol):
     def add(self, row: dict[str, Any]) -> None: ...
 
     def finish(self) -> None:
-        """What is still in memory goes to the file."""
+        """Write what is still in memory."""
 
 
 def writer_for(path: Path, file: BinaryIO) -> RowWriter:
-    """By the suffix of the name that the file will have."""
+    """Chosen by the suffix of the final file name."""
     return _Parquet(file) if path.suffix.lower() == PARQUET else _JsonLines(file)
 
 
@@ -46,7 +46,7 @@ class _Parquet:
 
     def add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
-        if len(self._rows) == ROWS_OF_A_GROUP:
+        if len(self._rows) == ROWS_PER_GROUP:
             self._write()
 
     def finish(self) -> None:

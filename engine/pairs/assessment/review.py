@@ -1,5 +1,5 @@
-"""The gate's figures while people decide about pairs: a decision about one pair moves them at once, and nothing else is
-judged again. They are those that stage quality finds in the same files (a test holds the two against each other).
+"""The gate's figures while people review pairs: each decision updates them without assessing any other pair again. They equal
+what stage quality computes from the same files (a test compares the two).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from engine.pairs.assessment.gate import Counts
 
 
 class CountedPrompts:
-    """How many pairs each prompt has: what was counted can be taken back."""
+    """Pairs per prompt, with removal."""
 
     def __init__(self) -> None:
         self._pairs: Counter[int] = Counter()
@@ -33,16 +33,16 @@ class CountedPrompts:
 
 
 class Review:
-    """Findings by line, counted; each may be put in place of what was found before.
+    """Assessments by line, counted; each can be replaced.
 
-    Of pairs that say the same, the first line without a reason against it stands; the others repeat it.
+    Among duplicates, the first line that nothing speaks against is kept; the others repeat it.
     """
 
     def __init__(self) -> None:
         self.counts = Counts(prompts=CountedPrompts())
         self._found: dict[int, Assessment] = {}
         self._saying: dict[int, list[int]] = {}
-        """Lines without a reason against them, in order, by the hash of what they say."""
+        """Usable lines in order, by the hash of their texts."""
 
     def __len__(self) -> int:
         return len(self._found)
@@ -51,16 +51,16 @@ class Review:
         return line in self._found
 
     def put(self, line: int, found: Assessment) -> list[int]:
-        """Count a pair; the lines whose verdict is another now, its own first."""
+        """Count a pair. Returns the lines whose verdict changed, its own first."""
         changed = [line, *self._take_back(line)]
-        if found.as_left:
+        if found.reasons_as_edited:
             self._count(line, found)
             return changed
         saying = self._saying.setdefault(found.texts, [])
         first_before = saying[0] if saying else None
         insort(saying, line)
         self._count(line, found)
-        if first_before is not None and saying[0] == line:  # what was the first of its kind now repeats this one
+        if first_before is not None and saying[0] == line:  # the former first duplicate now repeats this one
             self._recount(first_before, repeated=False)
             changed.append(first_before)
         return changed
@@ -69,12 +69,12 @@ class Review:
         return self._found.get(line)
 
     def repeats(self, line: int) -> bool:
-        """Whether an earlier usable pair says the same."""
+        """Whether it duplicates an earlier usable pair."""
         found = self._found[line]
-        return not found.as_left and self._saying[found.texts][0] != line
+        return not found.reasons_as_edited and self._saying[found.texts][0] != line
 
     def reasons(self, line: int) -> tuple[str, ...]:
-        """Why the detectors are against a pair, or a judge that is believed; empty if they are not."""
+        """Why the detectors, or a trusted judge, leave the pair out; empty if they do not."""
         found = self._found[line]
         return found.reasons(repeats=self.repeats(line)) or ((NOT_BETTER,) if found.not_better else ())
 
@@ -83,7 +83,7 @@ class Review:
         return self._found[line].verdict(line, "", repeats=self.repeats(line)).usable
 
     def in_sample(self) -> set[int]:
-        """The lines of the pairs that people decide about where no judge can judge."""
+        """Lines of the sample that people decide about if no judge passes its exam."""
         wanted = set(self.counts.sample.orders)
         return {line for line, found in self._found.items() if found.order in wanted}
 
@@ -92,13 +92,13 @@ class Review:
         self.counts.count(found, repeats=self.repeats(line))
 
     def _take_back(self, line: int) -> list[int]:
-        """Forget a line; the line that stood in its shadow, if there is one."""
+        """Remove a line. Returns the line that was its duplicate and now counts, if any."""
         found = self._found.get(line)
         if found is None:
             return []
         self.counts.count(found, repeats=self.repeats(line), by=-1)
         del self._found[line]
-        if found.as_left:
+        if found.reasons_as_edited:
             return []
         saying = self._saying[found.texts]
         place = bisect_left(saying, line)
@@ -111,6 +111,6 @@ class Review:
         return []
 
     def _recount(self, line: int, *, repeated: bool) -> None:
-        """Count a line as it is now; `repeated` is how it was counted before."""
+        """Count a line again; `repeated` is how it was counted before."""
         self.counts.count(self._found[line], repeats=repeated, by=-1)
         self.counts.count(self._found[line], repeats=not repeated)

@@ -1,4 +1,4 @@
-"""The sample that people decide about where no judge can judge: the same pairs at every start, whatever is decided of them."""
+"""The sample that people decide about if no judge passes its exam: always the same pairs, whatever is decided about them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from heapq import nsmallest
 from engine.core.statistics import wilson
 
 SAMPLE = 30
-"""Pairs. Where 21 of them or more are better, the lower end of the interval lies above one half."""
+"""Pairs. If at least 21 of them are better, the lower end of the interval is above one half."""
 
 
 @dataclass
 class Sample:
-    """What people said of the usable pairs as they were made, each by the hash of its id: better, not better, or nothing yet."""
+    """People's decisions about usable pairs, before edits, by the hash of the pair's id: better, not better, or none yet."""
 
     _said: dict[int, bool | None] = field(default_factory=dict)
 
     def count(self, order: int, better: bool | None, by: int) -> None:
-        """One pair more, or (-1) one less."""
+        """Add (`by` = 1) or remove (`by` = -1) one pair."""
         if by > 0:
             self._said[order] = better
         else:
@@ -31,12 +31,12 @@ class Sample:
 
     @property
     def said(self) -> list[bool | None]:
-        """Of the pairs of the sample."""
+        """The decisions about the sample's pairs."""
         return [self._said[order] for order in self.orders]
 
     @property
     def better_low(self) -> float | None:
-        """Lower end of the 95 % interval of the share that is better; None before all of the sample is decided."""
+        """Lower end of the 95 % interval of the share of better pairs; None until the whole sample is decided."""
         said = self.said
         return None if None in said or not said else wilson(sum(map(bool, said)), len(said))[0]
 
@@ -45,6 +45,6 @@ class Sample:
         said = self.said
         decided, better = len([each for each in said if each is not None]), sum(map(bool, said))
         if decided < len(said) or not said:
-            return f"{decided} of the {len(said)} pairs of the sample are decided"
+            return f"{decided} of the sample's {len(said)} pairs are decided"
         low, high = wilson(better, len(said))
-        return f"{better} of {len(said)} in the sample, 95 % interval {low:.0%} to {high:.0%}, of which the lower end counts"
+        return f"{better} of {len(said)} in the sample (95 % interval {low:.0%} to {high:.0%}; the lower end counts)"

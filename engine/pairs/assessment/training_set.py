@@ -1,4 +1,4 @@
-"""The training set: pairs and people's edits, judged; in TRL's conversational preference format, a part held out by prompt."""
+"""The training set: assessed pairs with people's edits, in TRL's conversational preference format, split by prompt."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from engine.pairs.detectors import canonical
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A pair as people left it, and whether it trains."""
+class AssessedPair:
+    """An edited pair, and whether it trains."""
 
     pair: Pair
     verdict: PairVerdict
 
 
-def judged_pairs(
+def assessed_pairs(
     pairs: Iterable[tuple[int, Pair]],
     decisions: Mapping[str, Decision],
     tally: Tally,
     scored: Callable[[Pair], Pair] = lambda pair: pair,
-) -> Iterator[Judged]:
-    """Judge and count (line, pair as it was made), in their order: of two that repeat each other the first one trains.
+) -> Iterator[AssessedPair]:
+    """Assess and count (line, pair before edits), in order: of two duplicates, the first one trains.
 
-    scored   gives a pair, as people left it, a judge's scores
+    scored   adds a judge's scores to an edited pair
     """
     for line, made in pairs:
         decision = decisions.get(made.id)
         pair = scored(apply_decision(made, decision))
-        yield Judged(pair, tally.add(line, pair, decision, made=made))
+        yield AssessedPair(pair, tally.add(line, pair, decision, made=made))
 
 
 def training_pairs(pairs: Iterable[Pair], decisions: Mapping[str, Decision]) -> Iterator[Pair]:
-    """Pairs and edits to what trains: a function of its arguments and nothing else."""
-    judged = judged_pairs(enumerate(pairs), decisions, Tally())
+    """The pairs that train; a pure function of pairs and decisions."""
+    judged = assessed_pairs(enumerate(pairs), decisions, Tally())
     return (each.pair for each in judged if each.verdict.usable)
 
 
@@ -54,10 +54,10 @@ def preference_row(pair: Pair) -> dict[str, Any]:
 
 
 def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[list[Pair], list[Pair]]:
-    """(train, held out): `fraction` of the prompts but `at_least` so many and at most half, chosen by a hash of the prompt.
+    """Split into (train, held out): `fraction` of the prompts, at least `at_least` and at most half, chosen by a hash.
 
-    By prompt: pairs that share one are on the same side, so that nothing held out was trained on. Both sides are in an
-    order of their own: the same pairs give the same files, in whichever order they were made.
+    Pairs that share a prompt land on the same side, so no held-out prompt is trained on. Both sides are sorted by hash: the
+    same pairs give the same files, whatever order they were made in.
     """
     ordered = sorted((_key(pair), pair.id, number) for number, pair in enumerate(pairs))
     keys = list(dict.fromkeys(key for key, *_ in ordered))

@@ -1,4 +1,4 @@
-"""`stage3-tui validate`: the quality report and the gate on any pairs file, alone, in memory that its texts don't fill."""
+"""`stage3-tui validate`: the quality report and the gate for any pairs file, streamed in constant memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from engine.hub.references import looks_like_hub_id
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.export import Export
 from engine.pairs.assessment.gate import Tally, damage, failed, figures, gate_error, report
-from engine.pairs.assessment.training_set import judged_pairs
+from engine.pairs.assessment.training_set import assessed_pairs
 from engine.pairs.data.edits import Edits, edits_beside, read_edits
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.containers import NumberedRow
-from engine.pairs.formats.reading import Reading, pairs_of
-from engine.pairs.formats.sources import STDIN, hub_rows, rows_of_place
-from engine.pairs.relevance.kept import read_relevance, with_relevance
-from engine.pairs.relevance.of_pairs import measured_as_they_come
+from engine.pairs.formats.reading import RowReader, pairs_of
+from engine.pairs.formats.sources import STDIN, hub_rows, rows_of_source
+from engine.pairs.relevance.cache import read_relevance, with_relevance
+from engine.pairs.relevance.pairs import measure_stream
 from engine.storage.jsonl import BadLine, read_jsonl
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ BAD_LINES_KEPT = 100
 @dataclass(frozen=True)
 class Validation:
     report: dict[str, Any]
-    """All but the verdicts, which went by one at a time."""
+    """Everything but the verdicts, which `on_line` received one at a time."""
     refusal: DataError | None
     """Why the file may not train; None if the gate is open."""
     bad_lines: list[BadLine]
-    """The first of them; `figures.bad_lines` of the report counts all."""
+    """The first few; `figures.bad_lines` in the report counts all."""
     source: str = ""
 
     @property
@@ -56,19 +56,18 @@ def validate(
     split: str | None = None,
     meter: RelevanceMeter | None = None,
 ) -> Validation:
-    """Judge every line, after what people decided in the `edits.jsonl` beside it and with the scores beside it. Lines that
-    are no pair are named, and the rest is judged.
+    """Assess every line, with the `edits.jsonl` and the scores beside the file. Lines that are not pairs are reported and skipped.
 
     source    a file, a folder, or a dataset on the Hub; `-` is standard input
-    split     of a folder or a dataset; without it all of the one, and train of the other
-    on_line   gets the verdict of every pair, and every line that is none, in their order
-    export    where the training set is written in TRL's format, if the gate is open
-    force     it may replace a file
-    meter     measures of what nobody measured whether it depends on its prompt
+    split     of a folder or a dataset; the default is the whole folder, or the dataset's train split
+    on_line   receives the verdict on every pair, and every bad line, in order
+    export    where to write the training set in TRL's format, if the gate is open
+    force     allow `export` to replace a file
+    meter     measures the relevance of pairs for which it is not known yet
 
-    Raises ConfigError if there is no file, or nothing in it; DataError for one of KTO; DiskError; what the Hub says.
+    Raises ConfigError if the file is missing or empty, DataError for a KTO file, DiskError, and the Hub's errors.
     """
-    beside, reading = SidecarFiles.of(source), Reading.of(config)
+    beside, reading = SidecarFiles.of(source), RowReader.of(config)
     tally = Tally(bad_edits=len(beside.edits.damaged))
     bad_lines: list[BadLine] = []
     decided: set[str] = set()
@@ -87,13 +86,13 @@ def validate(
 
     inputs = (source, beside.edits_path, beside.scores_path)
     with opened(source, split) as rows, Export(export, inputs, force=force) if export else nullcontext() as out:
-        made = measured_as_they_come(pairs(rows), meter, beside.relevances) if meter else pairs(rows)
-        for judged in judged_pairs(made, beside.edits, tally, beside.completed):
+        made = measure_stream(pairs(rows), meter, beside.relevances) if meter else pairs(rows)
+        for judged in assessed_pairs(made, beside.edits, tally, beside.completed):
             on_line(judged.verdict)
             if out is not None and judged.verdict.usable:
                 out.add(judged.pair)
         if tally.made + tally.bad_lines == 0:
-            raise ConfigError(f"There is nothing in {_name(source)}.", "", "Give a file with one pair a row.")
+            raise ConfigError(f"{_name(source)} is empty.", "", "Give a file with one pair per row.")
         told = report(tally, config)
         if out is not None and told["gate"]["open"]:
             out.keep()
@@ -110,28 +109,28 @@ def validate(
 def _refusal(
     tally: Tally, config: Stage3Config, told: dict[str, Any], beside: SidecarFiles, source: Path
 ) -> DataError | None:
-    """The gate's own, and what no person can accept: damaged lines, here or in the edits."""
+    """The gate's error, together with what nobody can accept: damaged lines, here or in the edits."""
     if told["gate"]["open"]:
         return None
     shut = failed(figures(tally, config))
     found = [(error.what, error.why, error.what_to_do) for error in ([gate_error(shut)] if shut else [])]
     if "bad_lines" in damage(tally, config):
-        said = f"Lines of {_name(source)} that are no pair: {tally.bad_lines:,}."
+        said = f"{tally.bad_lines:,} lines of {_name(source)} are not pairs."
         found.append(
             (
                 said,
-                "What they said is lost, or was never a pair.",
-                "Mend or remove the lines that are named, say how rows are to be read with --form or --columns, or allow a "
-                "share of them with --max-bad-rows.",
+                "Their content is lost, or never was a pair.",
+                "Fix or remove the lines listed above, say how to read the rows with --form or --columns, or allow a "
+                "share of bad rows with --max-bad-rows.",
             )
         )
     if tally.bad_edits:
         first = beside.edits.damaged[0]
         said = f"Line {first.line + 1} of {beside.edits_path} is damaged: {first.reason}"
         more = f", and {tally.bad_edits - 1} more" if tally.bad_edits > 1 else ""
-        found.append((f"{said}{more}.", "What somebody decided may be lost in it.", "Mend or remove it."))
+        found.append((f"{said}{more}.", "It may hold a decision that would be lost.", "Fix or remove it."))
     if not tally.training and not tally.bad_lines:
-        found.append(("", "Nothing is left to train on, which nobody can accept.", ""))
+        found.append(("", "Nothing is left to train on.", ""))
     whats, whys, mends = (" ".join(part for part in parts if part) for parts in zip(*found, strict=True))
     return DataError(whats, whys, mends)
 
@@ -141,22 +140,22 @@ def _refusal(
 
 @dataclass(frozen=True)
 class SidecarFiles:
-    """People's decisions and a judge's scores, from the files of a run folder beside the pairs."""
+    """People's decisions and a judge's scores, from the files beside the pairs."""
 
     edits_path: Path
     edits: Edits
     scores_path: Path
     judge: str | None
-    """Whose scores count: the last that scored."""
+    """The judge whose scores count: the last one in the file."""
     scored: Callable[[Pair], Pair]
     relevances: dict[str, float]
-    """As stage quality measured them."""
+    """Measured by stage quality."""
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
         edits_path = edits_beside(source).resolve()
         scores_path = source.parent / Path(SCORES_JSONL).name
-        if source == STDIN:  # nothing is beside a pipe
+        if source == STDIN:  # a pipe has no sidecar files
             return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair, {})
         judge = _last_judge(scores_path)
         scored = (lambda pair: pair) if judge is None else _by(judge, scores_path)
@@ -164,11 +163,11 @@ class SidecarFiles:
         return cls(edits_path, read_edits(edits_path), scores_path, judge, scored, relevances)
 
     def completed(self, pair: Pair) -> Pair:
-        """A pair as people left it, with what a judge and a model found of its texts."""
+        """An edited pair with its scores and its relevance."""
         return with_relevance(self.scored(pair), self.relevances)
 
     def as_dict(self, decided: set[str]) -> dict[str, Any]:
-        """What is told of the edits: pairs decided about, decisions about pairs that are not here, damage."""
+        """For the report: pairs decided about, decisions about pairs that are not here, and damage."""
         return {
             "decided": len(decided),
             "not_here": len(self.edits) - len(decided),
@@ -187,7 +186,7 @@ def _last_judge(path: Path) -> str | None:
 
 
 def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
-    """Gives a pair the judge's scores; none if its texts are not those that were scored."""
+    """A function that adds the judge's scores to a pair; none if its texts have changed since."""
     from engine.pairs.judges.base import ScorePair
     from engine.pairs.judges.scores import comparison_of, key_of, read_scores
 
@@ -206,27 +205,27 @@ def _by(judge: str, path: Path) -> Callable[[Pair], Pair]:
 
 @contextmanager
 def opened(source: Path, split: str | None = None) -> Iterator[Iterator[NumberedRow]]:
-    """The rows of the source. Raises ConfigError if it cannot be opened, DiskError while it is read."""
-    advice = "Give a file with one pair a row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
+    """The rows of the source. Raises ConfigError if it cannot be opened, DiskError if reading fails."""
+    advice = "Give a file with one pair per row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
     try:
         if source.is_dir() and (run := _advice_for_a_folder(source)):
-            raise ConfigError(f"{source} is the folder of a run.", "", run)
+            raise ConfigError(f"{source} is a run folder.", "", run)
         if source != STDIN and looks_like_hub_id(str(source)):
             yield hub_rows(str(source), split or "train", "main", None)
         else:
-            yield rows_of_place(source, split)
+            yield rows_of_source(source, split)
     except FileNotFoundError:
-        raise ConfigError(f"There is no pairs file {source}.", "", advice) from None
+        raise ConfigError(f"The pairs file {source} does not exist.", "", advice) from None
     except PermissionError as error:
-        raise ConfigError(f"{source} may not be read.", str(error.strerror), advice) from None
+        raise ConfigError(f"{source} cannot be read.", str(error.strerror), advice) from None
     except OSError as error:
         raise DiskError(
-            f"{_name(source)} cannot be read.", str(error), "Fetch it again, or give another file."
+            f"{_name(source)} cannot be read.", str(error), "Download it again, or give another file."
         ) from error
 
 
 def _advice_for_a_folder(folder: Path) -> str:
-    """The pairs file in it, if it is a run's or looks like one."""
+    """Points to the pairs file inside, if the folder is a run's or looks like one."""
     found = next((path for name in ("pairs/pairs.jsonl", "pairs.jsonl") if (path := folder / name).is_file()), None)
     return f"Did you mean {found}?" if found else ""
 

@@ -1,4 +1,4 @@
-"""Turns to a conversation that a chat template takes: user and assistant in alternation, the user first."""
+"""Build conversations that a chat template accepts: user and assistant alternate, the user first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _ASSISTANT = ("Assistant", "Response")
 
 
 def transcript_turns(text: str) -> Conversation:
-    r"""hh-rlhf: `\n\nHuman: … \n\nAssistant: …`; or `### Human: … ### Assistant: …`. Turns of one speaker in a row are joined:
-    chat templates demand that they alternate."""
+    r"""hh-rlhf: `\n\nHuman: … \n\nAssistant: …`; or `### Human: … ### Assistant: …`. Consecutive turns of one
+    speaker are joined, because chat templates require that they alternate."""
     parts = TURN.split(hh_transcript(text))
     turns: Conversation = []
     for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
@@ -22,7 +22,7 @@ def transcript_turns(text: str) -> Conversation:
 
 
 def hh_transcript(text: str) -> str:
-    """A transcript in the form of hh-rlhf, whichever it has; other text comes back with two newlines in front."""
+    """A transcript of either form in hh-rlhf's form; other text gets two newlines in front."""
     if _OTHER_TURN.match(text):
         text = _OTHER_TURN.sub(lambda found: f"\n\n{'Assistant' if found[1] in _ASSISTANT else 'Human'}:", text)
     return "\n\n" + text.lstrip()
@@ -36,7 +36,7 @@ def is_transcript(text: str) -> bool:
 
 def add_turn(turns: Conversation, role: str, text: str) -> None:
     if not turns and role == "assistant":
-        return  # a conversation begins with the user
+        return  # a conversation starts with the user
     if turns and turns[-1]["role"] == role:
         turns[-1] = ChatMessage(role=role, content=f"{turns[-1]['content']}\n\n{text}".strip())
     else:
@@ -44,9 +44,9 @@ def add_turn(turns: Conversation, role: str, text: str) -> None:
 
 
 def before_the_answer(turns: Conversation) -> Conversation:
-    """The conversation before the last assistant turn. Raises ValueError if there is none."""
+    """The conversation before the last assistant turn. Raises ValueError if nothing is left."""
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     if not turns or not turns[-1]["content"]:
-        raise ValueError("there is no prompt that waits for an answer")
+        raise ValueError("no user turn is waiting for an answer")
     return turns

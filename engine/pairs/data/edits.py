@@ -1,8 +1,8 @@
-"""What people decided about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of both files.
+"""People's decisions about pairs: `pairs/edits.jsonl`, append-only. The training set is a pure function of both files.
 
 An edit is `{"id", "action", "time"}`, `time` in seconds since 1970; `edit` and `note` have a `text`, and `edit` may name the
-`field` that it replaces. `undo` takes back the last edit of its pair that still stands, a note too; if none stands it
-does nothing. Edits of different pairs don't touch each other.
+`field` that it replaces. `undo` reverts the last edit of its pair that is still in effect, notes included; with none left it
+does nothing. Edits of different pairs are independent.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 EditedField = Literal["revised_response", "base_response"]
 EDITED_FIELDS: tuple[EditedField, ...] = get_args(EditedField)
 
-LONGEST_TEXT = 1 << 20
-"""Characters of an edit's text or a note: a line of the file stays far below what a reader takes."""
+MAX_EDIT_CHARACTERS = 1 << 20
+"""Limit for an edit's text or a note, so that a line stays far below what the reader accepts."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """All that stands about one pair after its edits."""
+    """The state of one pair after its edits."""
 
     accepted: bool | None = None
-    """True: use it whatever the detectors say; False: leave it out; None: the detectors decide."""
+    """True uses the pair whatever the detectors say, False leaves it out, None lets the detectors decide."""
     flipped: bool = False
     revised_response: str | None = None
     """New text of the revision."""
@@ -48,15 +48,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Edits(Mapping[str, Decision]):
-    """Decisions by pair id, and what of the file could not be read."""
+    """Decisions by pair id, and the lines that could not be read."""
 
     decisions: dict[str, Decision]
     damaged: tuple[BadLine, ...] = ()
-    """Lines that are no edit: somebody's decision may be lost in them, so whoever reads this says so."""
+    """Lines that are not edits. They may hold somebody's decision, so callers report them."""
     torn: bool = False
-    """An unfinished last line: it was never acknowledged, and is no damage."""
+    """The last line is unfinished. It was never acknowledged, so it does not count as damage."""
     history: History = field(default_factory=lambda: History(), compare=False)
-    """The edits themselves: a decision more is added to them."""
+    """The edits themselves, to which new decisions are added."""
 
     def __getitem__(self, pair_id: str) -> Decision:
         return self.decisions[pair_id]
@@ -69,7 +69,7 @@ class Edits(Mapping[str, Decision]):
 
 
 def edits_beside(pairs: Path) -> Path:
-    """Where the decisions about a file of pairs are: `edits.jsonl` beside a run's `pairs.jsonl`, or if there is one and no
+    """Path of the decisions about a pairs file: `edits.jsonl` beside a run's `pairs.jsonl`, or if there is one and no
     other; else `FILE.edits.jsonl`.
     """
     own, of_a_run = pairs.with_name(f"{pairs.name}.edits.jsonl"), pairs.with_name(Path(layout.EDITS_JSONL).name)
@@ -84,12 +84,12 @@ def edits_beside(pairs: Path) -> Path:
 def write_edit(
     path: Path, pair_id: str, action: str, text: str | None = None, *, field: str | None = None
 ) -> dict[str, Any]:
-    """Append one edit, synced, with the time; returns it.
+    """Append one edit with the time, sync it, and return it.
 
     text    of `edit` and `note`
-    field   what `edit` replaces, `revised_response` without it
+    field   what `edit` replaces; `revised_response` by default
 
-    Raises ValueError, with the reason as a sentence, for what is no edit; DiskError.
+    Raises ValueError with the reason as a sentence if the edit is invalid, and DiskError.
     """
     edit: dict[str, Any] = {"id": pair_id, "action": action}
     if text is not None:
@@ -97,30 +97,30 @@ def write_edit(
     if field is not None:
         edit["field"] = field
     edit["time"] = round(time.time(), 3)
-    reason = why_no_edit(edit)
+    reason = edit_problem(edit)
     if reason:
-        raise ValueError(f"This cannot be kept as a decision: {reason}.")
+        raise ValueError(f"This decision cannot be saved: {reason}.")
     with JsonlAppender(path) as edits:
         edits.append(edit)
     return edit
 
 
 def read_edits(path: Path) -> Edits:
-    """The decisions in a file, damaged lines apart; none if there is no file."""
+    """The decisions in a file, with damaged lines listed separately; empty if there is no file."""
     if not path.exists():
         return Edits({})
     edits: list[dict[str, Any]] = []
     damaged: list[BadLine] = []
     for number, row in read_jsonl(path):
-        reason = row.reason if isinstance(row, BadLine) else why_no_edit(row)
+        reason = row.reason if isinstance(row, BadLine) else edit_problem(row)
         if isinstance(row, BadLine) or reason:
             damaged.append(BadLine(number, reason))
         else:
             edits.append(row)
-    # A person may have written the file by hand and ended it without a newline.
+    # The file may have been written by hand, without a final newline.
     tail = last_unended_line(path)
     last = parsed_line(0, tail) if tail.strip() else None
-    whole = isinstance(last, dict) and not why_no_edit(last)
+    whole = isinstance(last, dict) and not edit_problem(last)
     if isinstance(last, dict) and whole:
         edits.append(last)
     history = History()
@@ -130,18 +130,18 @@ def read_edits(path: Path) -> Edits:
 
 
 def edit_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The edits of a file as they stand there, in order; damaged lines are left out."""
+    """The edits of a file in order; damaged lines are skipped."""
     if path.exists():
-        yield from (row for _, row in read_jsonl(path) if not isinstance(row, BadLine) and not why_no_edit(row))
+        yield from (row for _, row in read_jsonl(path) if not isinstance(row, BadLine) and not edit_problem(row))
 
 
-def why_no_edit(row: Mapping[str, Any]) -> str:
-    """Why a row is no edit; empty if it is one."""
+def edit_problem(row: Mapping[str, Any]) -> str:
+    """Why a row is not a valid edit; empty if it is one."""
     pair_id, action, text = row.get("id"), row.get("action"), row.get("text")
     if not isinstance(pair_id, str) or not pair_id.strip():
-        return "it names no pair"
+        return "it has no pair id"
     if action not in ACTIONS:
-        return f"{ascii(action)[:40]} is no action; there are {', '.join(ACTIONS)}"
+        return f"{ascii(action)[:40]} is not an action ({', '.join(ACTIONS)})"
     if action in ("edit", "note") and not isinstance(text, str):
         return f"{action} needs a text"
     if action == "edit" and not str(text).strip():
@@ -150,21 +150,21 @@ def why_no_edit(row: Mapping[str, Any]) -> str:
         return f"{action} takes no text"
     edited = row.get("field")
     if edited is not None and (action != "edit" or edited not in EDITED_FIELDS):
-        return f"only edit replaces a field, and of {', '.join(EDITED_FIELDS)}"
+        return f"only edit has a field, one of {', '.join(EDITED_FIELDS)}"
     if "time" in row and not _is_time(row["time"]):
-        return "its time is no number of seconds"
+        return "its time is not a number of seconds"
     return _why_no_text(pair_id) or _why_no_text(text or "")
 
 
 def _why_no_text(text: str) -> str:
-    if len(text) > LONGEST_TEXT:
-        return f"the text is longer than {LONGEST_TEXT:,} characters"
+    if len(text) > MAX_EDIT_CHARACTERS:
+        return f"the text is longer than {MAX_EDIT_CHARACTERS:,} characters"
     if "\0" in text:
-        return "there is a NUL character in it"
+        return "it contains a NUL character"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "there is half a character (a lone surrogate) in it"
+        return "it contains half a character (a lone surrogate)"
     return ""
 
 
@@ -176,7 +176,7 @@ def _is_time(value: Any) -> bool:
 
 
 def fold_edits(edits: Iterable[Mapping[str, Any]]) -> dict[str, Decision]:
-    """Decisions by pair id, of edits in the order in which they were made."""
+    """Fold edits, in the order they were made, into decisions by pair id."""
     history = History()
     for edit in edits:
         history.add(edit)
@@ -184,13 +184,13 @@ def fold_edits(edits: Iterable[Mapping[str, Any]]) -> dict[str, Decision]:
 
 
 class History:
-    """Edits in the order in which they were made, and what stands of them."""
+    """Edits in the order they were made, and the decisions that follow from them."""
 
     def __init__(self) -> None:
         self._of_pair: dict[str, list[Mapping[str, Any]]] = {}
 
     def add(self, edit: Mapping[str, Any]) -> Decision | None:
-        """What stands about the edit's pair after it; None if nothing does."""
+        """Add an edit. Returns the decision about its pair, or None if no edit is left."""
         pair_id = str(edit["id"])
         of_pair = self._of_pair.setdefault(pair_id, [])
         if edit["action"] != "undo":
@@ -208,9 +208,9 @@ class History:
 
 
 def apply_decision(pair: Pair, decision: Decision | None) -> Pair:
-    """The pair as people left it; whether it is used is the caller's to ask of `decision.accepted`.
+    """The pair with its edits applied. Whether it is used depends on `decision.accepted`, which the caller checks.
 
-    A new text has no score: the old one was another text's. Nor is it cut off, nor what became of the generation.
+    An edited text loses the score, the cut-off mark and the failure status of the generated one.
     """
     if decision is None:
         return pair

@@ -1,4 +1,4 @@
-"""64-bit hashes of texts, to recognise a text without keeping it."""
+"""64-bit hashes, to recognise texts without storing them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from hashlib import blake2b
 
 
 def hash_of(*texts: str) -> int:
-    """64 bits of the texts, the same in every process; never 0. Where one text ends and the next begins matters."""
+    """A 64-bit hash of the texts, the same in every process and never 0. ("ab", "c") and ("a", "bc") differ."""
     raw = "".join([f"{len(text)}:{text}" for text in texts]).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(raw, digest_size=8).digest(), "little") or 1

@@ -1,4 +1,4 @@
-"""One line of `pairs.jsonl`: the notebook's keys, and what we add to them (a contract)."""
+"""One line of `pairs.jsonl`: the notebook's keys and ours (a contract)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from engine.models.chat import Conversation
 OK = "ok"
 EMPTY_DRAFT = "empty draft"
 
-NAMES_OF_THE_TEXTS = {
+TEXT_LABELS = {
     "contrast": ("Under the opposite", "Under the principle"),
     "best-of-n": ("Worst draft", "Best draft"),
 }
-"""What `base_response` and `revised_response` are by a method that drafts and revises nothing."""
+"""Labels of `base_response` and `revised_response` for methods without draft and revision."""
 DRAFT_AND_REVISION = ("Draft", "Revision")
 
 
-def names_of_the_texts(method: object) -> tuple[str, str]:
-    """Of the texts of a pair, as a person reads them; whatever a stranger's file says of its method."""
-    return NAMES_OF_THE_TEXTS.get(str(method), DRAFT_AND_REVISION)
+def text_labels(method: object) -> tuple[str, str]:
+    """Labels for the two texts of a pair; draft and revision if the method is unknown."""
+    return TEXT_LABELS.get(str(method), DRAFT_AND_REVISION)
 
 
 @dataclass(frozen=True)
 class PairRecord:
-    """Draft, critique and revision of one prompt, and what became of them."""
+    """Draft, critique and revision of one prompt, and the outcome."""
 
     id: str
     prompt: str
@@ -34,7 +34,7 @@ class PairRecord:
     revised_response: str
     critic_notes: str
     principle_ids: tuple[str, ...]
-    """The principle of each attempt, in their order."""
+    """The principle of each attempt, in order."""
     attempts: int
     status: str
     """`ok`, or why there is no pair."""
@@ -42,14 +42,14 @@ class PairRecord:
     revised_score: float | None = None
     chosen: str = "revised"
     made_by: tuple[str, ...] = ()
-    """Of `principle_ids`, those whose critique made the revision: one a round. Empty if there is no pair."""
+    """Those of `principle_ids` whose critique led to the revision, one per round. Empty if there is no pair."""
     finish: dict[str, str] = field(default_factory=dict)
-    """Of draft, critique and revision: `stopped`, or `cut off`."""
+    """How draft, critique and revision ended: `stopped` or `cut off`."""
     made_with: str = ""
-    """A hash of all that its texts depend on (`engine.pairs.generation.identity`)."""
+    """A hash of everything its texts depend on (`engine.pairs.generation.identity`)."""
     prompt_tokens: int | None = None
     method: str = "critique-revision"
-    """How it was made (`--method`); empty if it was imported and its file does not say.
+    """How it was generated (`--method`); empty if it was imported and its file does not say.
 
     `base_response` is the rejected text of every method, `revised_response` the chosen one: draft and revision, the answers under
     the opposite and under the principle, the worst and the best draft."""
@@ -60,7 +60,7 @@ class PairRecord:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What any pairs file tells of one pair: ours, the notebook's, or TRL's prompt, chosen, rejected."""
+    """One pair as read from any pairs file: ours, the notebook's, or TRL's prompt, chosen, rejected."""
 
     id: str
     prompt: str
@@ -74,14 +74,14 @@ class Pair:
     critic_notes: str = ""
     principle_ids: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
-    """Of `principle_ids`, those of the attempt that made the revision."""
+    """Those of `principle_ids` whose attempt made the revision."""
     base_score: float | None = None
     revised_score: float | None = None
     finish: dict[str, str] = field(default_factory=dict)
     method: str = ""
     """How it was made; empty if the file does not say."""
     relevance: float | None = None
-    """How much likelier its prompt makes the revision, in nats; None if it was not measured."""
+    """How much more likely its prompt makes the revision, in nats; None if not measured."""
 
     @property
     def preferred(self) -> str:

@@ -6,5 +6,5 @@ import hashlib
 
 
 def seed_of(seed: int, prompt_id: str, step: str, attempt: int) -> int:
-    """63 bits that nothing but the arguments decides."""
+    """A 63-bit seed that depends only on the arguments."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}:{step}:{attempt}".encode()).digest()[:8], "big") >> 1

@@ -1,7 +1,7 @@
-"""What keeps a text from being a reply that stands alone: one small function a reason.
+"""Why a text is not usable as a reply on its own: one small function per reason.
 
-A detector gets a `Candidate` (the last user turn, the draft or None, the reply) and says whether its reason holds. The order of
-`DETECTORS` is the order in which reasons are told; the first one is the verdict's name.
+A detector gets a `Candidate` (last user turn, draft or None, reply) and says whether its reason applies. Reasons are reported
+in the order of `DETECTORS`; the first one names the verdict.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ NEAR_DUPLICATE = "near-duplicate"
 REFUSAL = "refusal"
 WRONG_LANGUAGE = "wrong language"
 OFF_TOPIC = "off-topic"
-"""Would fit any message: known only if a model measured it."""
+"""Would fit any message. Needs a measured relevance."""
 CUT_OFF = "cut off"
 DUPLICATE_PROMPT = "duplicate prompt"
-"""Told by who sees all pairs: the gate's tally."""
+"""Found by the gate's tally, which sees all pairs."""
 PROMPT_TOO_LONG = "prompt too long"
-"""Told by who made the pair."""
+"""Set when the pair is generated."""
 
 Detector = Callable[[Candidate], bool]
 
@@ -71,18 +71,18 @@ def reasons(
 ) -> list[str]:
     """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty if it can.
 
-    finished    False if the generation was cut off at its longest
-    critique    of the draft, which the reply must not repeat
-    requests    for the critique and the revision, whose words the reply must not repeat either
-    relevance   nats by which the prompt makes the reply likelier; None if it was not measured
+    finished    False if the generation was cut off at the token limit
+    critique    the critique of the draft, which the reply must not repeat
+    requests    the critique and revision requests, which the reply must not repeat either
+    relevance   how much more likely the prompt makes the reply, in nats; None if not measured
     """
     candidate = Candidate(prompt, draft, reply, finished, critique, requests, relevance)
     first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](candidate)]
     if first:
-        return first  # whatever else it is, it is no revision
+        return first  # other reasons would add nothing
     return [name for name, holds in DETECTORS.items() if holds(candidate)]
 
 
 def reply_reasons(prompt: str, reply: str, *, finished: bool = True) -> list[str]:
-    """The same for an answer that revises nothing."""
+    """The same for an answer that is not a revision."""
     return reasons(prompt, None, reply, finished=finished)

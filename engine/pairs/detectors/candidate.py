@@ -1,4 +1,4 @@
-"""One reply under judgement, and its words: taken once, looked at by every detector."""
+"""One reply under test, with its words split once for all detectors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 MARKS_IN_A_ROW = 30
-"""Unicode's Stream-Safe Text Format (UAX 15) lets no more combining marks stand in a row."""
+"""Unicode's Stream-Safe Text Format (UAX 15) allows no more combining marks in a row."""
 LONG = 4_000
-"""Characters. Below it, normalising takes milliseconds whatever the marks."""
+"""Characters. Shorter texts normalise in milliseconds, whatever marks they have."""
 
 WORD = re.compile(r"\w+")
-_MAY_BE_TEXT_WORK = frozenset(
+_EDITING_WORDS = frozenset(
     [
         "re",
         "rewrite",
@@ -60,84 +60,82 @@ _MAY_BE_TEXT_WORK = frozenset(
         "think",
     ]
 )
-"""One of these is in every prompt that the pattern below finds: looking them up costs a tenth of searching."""
-_A_TEXT = (
+"""Every prompt that the pattern below matches has one of these words. Looking them up costs a tenth of the search."""
+_TEXT_NOUN = (
     r"(?:texts?|letters?|e-?mails?|messages?|essays?|paragraphs?|sentences?|poems?|story|stories|articles?|drafts?|answers?"
     r"|responses?|repl(?:y|ies)|speech|words?|wording|grammar|spelling|punctuation|translation|paper|resume|cv|posts?|reports?"
     r"|reviews?|titles?|summary|lyrics|quotes?|passages?|documents?|lists?|code)"
 )
-_TEXT_WORK = re.compile(
+_EDITING_REQUEST = re.compile(
     r"\b(?:re-?(?:writ(?:e|es|ing|ten)|phras(?:e|ed|ing)|word(?:ing)?)\b|revis(?:e|ing)\b|paraphras(?:e|ing)\b|proofread(?:ing)?\b"
     r"|translat(?:e|ed|ing|ion)\b|summari[sz](?:e|ing)\b|shorten(?:ing)?\b"
-    # These are done to taps and bones, too: what is worked on must be a text, quoted, or announced.
+    # Taps and bones get fixed too, so the object must be a text, quoted, or announced.
     r"|(?:edit|improve|polish|correct|fix|critique|review|repeat|quote|copy|transcribe|complete|continue|format)\b"
-    rf"(?=\W*[\"“:]|\s+after\s+me\b|(?:\W+\w+){{1,4}}?\W*(?:[\"“:]|\b{_A_TEXT}\b))"
+    rf"(?=\W*[\"“:]|\s+after\s+me\b|(?:\W+\w+){{1,4}}?\W*(?:[\"“:]|\b{_TEXT_NOUN}\b))"
     r"|(?:feedback|opinion|think)\s+(?:on|about|of)\s+my)",
     re.IGNORECASE,
 )
 
 
 def words(text: str) -> list[str]:
-    """The words of `text`, without what a reader would not call a difference: case, punctuation, Unicode form."""
-    return WORD.findall(folded(text))
+    """The words of `text`, ignoring case, punctuation and Unicode form."""
+    return WORD.findall(normalized_text(text))
 
 
-def folded(text: str) -> str:
+def normalized_text(text: str) -> str:
     """`text` in one case and one Unicode form, with straight quotes."""
     if not text.isascii():
-        text = (
-            text.replace("’", "'").replace("“", '"').replace("”", '"')
-        )  # which leaves most texts in ASCII, the fast way
+        text = text.replace("’", "'").replace("“", '"').replace("”", '"')  # leaves most texts in ASCII, the fast path
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFKC", _stream_safe(text)).casefold()
 
 
 def canonical(text: str) -> str:
-    """`text` without what a reader would not call a difference: case, space, punctuation, Unicode form."""
+    """`text` reduced to its words, ignoring case, whitespace, punctuation and Unicode form."""
     return " ".join(words(text))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The last user turn, the draft (None for an answer that revises nothing), and the reply."""
+    """The last user turn, the draft (None for an answer that is not a revision), and the reply."""
 
     prompt: str
     draft: str | None
     reply: str
     finished: bool = True
-    """False if the generation was cut off at its longest."""
+    """False if the generation was cut off at the token limit."""
     critique: str = ""
-    """Of the draft; empty if there is none."""
+    """The critique of the draft; empty if there is none."""
     requests: tuple[str, ...] = ()
-    """For the critique and the revision, if they are known."""
+    """The critique and revision requests, if known."""
     relevance: float | None = None
-    """How much likelier the prompt makes the reply, in nats (`engine.pairs.relevance`); None if it was not measured."""
+    """How much more likely the prompt makes the reply, in nats (`engine.pairs.relevance`); None if not measured."""
 
     @cached_property
-    def asked(self) -> list[str]:
+    def prompt_words(self) -> list[str]:
         return words(self.prompt)
 
     @cached_property
-    def drafted(self) -> list[str]:
+    def draft_words(self) -> list[str]:
         return [] if self.draft is None else words(self.draft)
 
     @cached_property
-    def said(self) -> list[str]:
-        return self.drafted if self.reply == self.draft else words(self.reply)
+    def reply_words(self) -> list[str]:
+        return self.draft_words if self.reply == self.draft else words(self.reply)
 
     @cached_property
-    def criticised(self) -> list[str]:
+    def critique_words(self) -> list[str]:
         return words(self.critique)
 
     @cached_property
-    def text_work(self) -> bool:
-        """The user wants a text worked on: there, speaking of a revised version or saying the words again is the job."""
-        return not _MAY_BE_TEXT_WORK.isdisjoint(self.asked) and _TEXT_WORK.search(self.prompt) is not None
+    def edits_a_text(self) -> bool:
+        """The user asks for a text to be edited, so a reply may mention a revised version or repeat words."""
+        return not _EDITING_WORDS.isdisjoint(self.prompt_words) and _EDITING_REQUEST.search(self.prompt) is not None
 
 
 def _stream_safe(text: str) -> str:
-    """Without the marks beyond thirty in a row: sorting them takes `unicodedata.normalize` quadratic time."""
+    """Drop combining marks beyond thirty in a row: `unicodedata.normalize` sorts them in quadratic time."""
     if len(text) < LONG:
         return text
     kept, marks = [], 0

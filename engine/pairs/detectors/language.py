@@ -1,7 +1,7 @@
-"""A reply in another language than the prompt's, which nobody asked for.
+"""A reply in a different language than the prompt, without being asked for it.
 
-Known by script (Latin, Cyrillic, Arabic, …) and, within the Latin one, by the commonest words of eight languages. Both texts
-must be plainly of a language: without enough evidence there is no fault.
+Detected by script (Latin, Cyrillic, Arabic, …) and, within Latin, by the most common words of eight languages. Both texts must
+clearly be in some language; without enough evidence nothing is reported.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections import Counter
 
 from engine.pairs.detectors.candidate import Candidate
 
-LEAST_LETTERS = 4
-"""A text with fewer has no script: "OK" answers in any."""
-LEAST_COMMON_WORDS = 4
-LEAST_IN_PROMPT = 2
-"""Of those words, to be of a language: a reply needs more, a prompt may be short."""
-LEAST_SHARE = 0.2
-"""Of a text's words, to be of a language's commonest."""
+MIN_LETTERS = 4
+"""A text with fewer letters has no script: "OK" fits any."""
+MIN_COMMON_WORDS = 4
+MIN_COMMON_WORDS_IN_PROMPT = 2
+"""Common words that make a prompt count as a language. Fewer than for a reply, as prompts may be short."""
+MIN_SHARE = 0.2
+"""Share of a text's words that must be common words of a language."""
 LOOKED_AT = 400
-"""Words and characters: a language shows early."""
+"""Words read (and a quarter of the characters): the language shows early."""
 
 _COMMON = {
     "English": "the and of to is in you that it for are with this not have be can your they from what will would there but as or"
@@ -57,39 +57,39 @@ _ASKED_FOR = re.compile(
 
 
 def is_wrong_language(candidate: Candidate) -> bool:
-    # Most pairs are English throughout, and known for it by a few look-ups; most of the rest are too short to tell.
-    english = _is_english(candidate.said)
-    if english and (len(candidate.asked) < LEAST_COMMON_WORDS or _is_english(candidate.asked)):
+    # Fast path: most pairs are English throughout, and most of the rest are too short to tell.
+    english = _is_english(candidate.reply_words)
+    if english and (len(candidate.prompt_words) < MIN_COMMON_WORDS or _is_english(candidate.prompt_words)):
         return False
-    if len(candidate.said) < LEAST_COMMON_WORDS and not _has_foreign(candidate.reply):
+    if len(candidate.reply_words) < MIN_COMMON_WORDS and not _has_foreign(candidate.reply):
         return False
-    reply = language_of(candidate.reply, candidate.said)
+    reply = language_of(candidate.reply, candidate.reply_words)
     if reply is None or reply == LATIN:
         return False
-    prompt = language_of(candidate.prompt, candidate.asked, least=LEAST_IN_PROMPT)
+    prompt = language_of(candidate.prompt, candidate.prompt_words, least=MIN_COMMON_WORDS_IN_PROMPT)
     if prompt is None or prompt == reply or (prompt == LATIN and reply in _WORDS):
         return False
-    # A draft in the reply's language: the conversation before this turn may be in it.
-    drafted = candidate.draft is not None and language_of(candidate.draft, candidate.drafted) == reply
+    # If the draft has the reply's language, the conversation before this turn may have it, too.
+    drafted = candidate.draft is not None and language_of(candidate.draft, candidate.draft_words) == reply
     return not drafted and _ASKED_FOR.search(candidate.prompt) is None
 
 
-def language_of(text: str, words: list[str], least: int = LEAST_COMMON_WORDS) -> str | None:
-    """A language written in Latin letters, "Latin" if it is none of the eight, else a script; None if it is not plain."""
+def language_of(text: str, words: list[str], least: int = MIN_COMMON_WORDS) -> str | None:
+    """One of the eight languages, "Latin" for any other in Latin script, else the script; None if unclear."""
     script = _script_of(text[: 4 * LOOKED_AT])
     if script != LATIN:
         return script
     first = words[:LOOKED_AT]
     counts = Counter({language: sum(map(common.__contains__, first)) for language, common in _WORDS.items()})
     (best, most), (_, second) = counts.most_common(2)
-    if most < least or most < LEAST_SHARE * len(first) or 2 * most < 3 * second:
+    if most < least or most < MIN_SHARE * len(first) or 2 * most < 3 * second:
         return LATIN
     return best
 
 
 def _is_english(words: list[str]) -> bool:
     first = words[:LOOKED_AT]
-    return sum(map(_ENGLISH.__contains__, first)) >= LEAST_SHARE * len(first)
+    return sum(map(_ENGLISH.__contains__, first)) >= MIN_SHARE * len(first)
 
 
 def _script_of(text: str) -> str | None:
@@ -98,7 +98,7 @@ def _script_of(text: str) -> str | None:
         counts |= {name: len(letters.findall(text)) for name, letters in _SCRIPTS.items()}
     script = max(counts, key=lambda name: counts[name])
     most = counts[script]
-    return script if most >= LEAST_LETTERS and most >= 0.6 * sum(counts.values()) else None
+    return script if most >= MIN_LETTERS and most >= 0.6 * sum(counts.values()) else None
 
 
 def _has_foreign(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is no whole reply: empty, without words, begun or ended in the middle, or with the scaffolding left standing."""
+"""Malformed replies: empty, without words, a fragment, cut off, or with scaffolding left in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from engine.pairs.detectors.candidate import Candidate
 
 CUT_OFF_WORDS = 20
-"""A reply shorter than this that ends without a stop is a heading, a name or a habit."""
+"""A shorter reply without a final full stop may be a heading, a name or a habit."""
 
 _LETTER_OR_PICTURE = re.compile("[^\\W_]|[\U0001f300-\U0001faff\u2600-\u27bf]")
 _BEGUN_ELSEWHERE = re.compile(
@@ -20,7 +20,7 @@ _BROKEN_OFF = re.compile(
 _ROLE = r"(?:human|user|assistant|ai|system)"
 _STEP = r"(?:(?:critique|revision)(?:\s?request)?|(?:revised|original)\s+(?:answer|response|reply|draft))"
 _TURN = re.compile(
-    rf"\A[\s\"“#*>(\[]{{0,8}}(?:{_ROLE}|{_STEP})[\s*\])]{{0,6}}:"  # the reply begins as somebody's turn
+    rf"\A[\s\"“#*>(\[]{{0,8}}(?:{_ROLE}|{_STEP})[\s*\])]{{0,6}}:"  # the reply starts as somebody's turn
     rf"|\n[ \t\"“#*>]{{0,8}}(?:human|assistant|{_STEP})[ \t*]{{0,4}}:"
     rf"|\n\s*\n[#*> ]{{0,6}}{_ROLE}[ \t*]{{0,4}}:"
     rf"|(?-i:[.?!”\")]\s{{1,3}}(?:Human|Assistant|CritiqueRequest|RevisionRequest):)",
@@ -29,7 +29,7 @@ _TURN = re.compile(
 _PLAY = re.compile(
     r"\b(?:dialog(?:ue)?s?|conversation|script|screenplay|interview|transcript|skit|role-?play)\b", re.IGNORECASE
 )
-"""The user asks for people who talk."""
+"""The user asks for a dialogue."""
 _TOKEN = re.compile(
     r"<(?:start_of_turn|end_of_turn|bos|eos|pad|unk|\|[a-z_]{1,30}\|)>|\[/?(?:INST|SYS)\]|<</?SYS>>|</s>\s*\Z"
     r"|</?(?:critique|revision|revised_?(?:answer|response)|scratchpad|think|thinking|reasoning|final_?answer)>"
@@ -43,18 +43,18 @@ def is_empty(candidate: Candidate) -> bool:
 
 
 def is_fragment(candidate: Candidate) -> bool:
-    """Nothing in it that says anything, or a sentence that was begun somewhere else."""
+    """Has no words at all, or starts in the middle of a sentence."""
     if _LETTER_OR_PICTURE.search(candidate.reply) is None:
         return True
     return candidate.reply.lstrip()[:1].islower() and _BEGUN_ELSEWHERE.match(candidate.reply) is not None
 
 
 def is_cut_off(candidate: Candidate) -> bool:
-    """Generated up to the limit; or, if nobody wrote that down, a longer reply that ends in "and the", or within code."""
+    """Generated up to the token limit; or, if that is not recorded, a longer reply that ends in "and the" or inside code."""
     if not candidate.finished:
         return not is_empty(candidate)
     end = candidate.reply.rstrip()
-    if len(candidate.said) >= CUT_OFF_WORDS and _BROKEN_OFF.search(end, max(len(end) - 12, 0)) is not None:
+    if len(candidate.reply_words) >= CUT_OFF_WORDS and _BROKEN_OFF.search(end, max(len(end) - 12, 0)) is not None:
         return True
     return "```" in end and end.count("\n```") + end.startswith("```") == 1
 
@@ -67,6 +67,7 @@ def is_leak(candidate: Candidate) -> bool:
     if "<" not in reply and "[" not in reply and "#" not in reply:
         return False
     return any(
-        match[0] not in candidate.prompt and reply[max(match.start() - 1, 0) : match.start()] != "`"  # else: spoken of
+        match[0] not in candidate.prompt
+        and reply[max(match.start() - 1, 0) : match.start()] != "`"  # else only mentioned
         for match in _TOKEN.finditer(reply)
     )

@@ -1,8 +1,8 @@
-"""Talk about an answer, a revision or a critique in place of a reply.
+"""Talk about an answer, a revision or a critique instead of a reply.
 
-Each sentence is written in a small vocabulary (`meta.toml`): classes of words that talk about answers is made of, plain words,
-and one blank for all the rest. Its score is a constant plus the weights of what stands in it, words and pairs of
-neighbours (`meta.json`); the reply's is the soft maximum of its sentences', for one sentence of talk spoils a reply.
+Each sentence is mapped to a small vocabulary (`meta.toml`): word classes typical of talk about answers, plain words, and one
+blank for everything else. A linear model over words and bigrams (`meta.json`) scores each sentence. The reply's score is the
+soft maximum over sentences, because one sentence of such talk spoils a reply.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from itertools import pairwise
 from math import exp, log
 from pathlib import Path
 
-from engine.pairs.detectors.candidate import WORD, Candidate, folded
+from engine.pairs.detectors.candidate import WORD, Candidate, normalized_text
 
 WORDS_FILE = Path(__file__).with_name("meta.toml")
 WEIGHTS_FILE = Path(__file__).with_name("meta.json")
 
-MOST_CHARACTERS = 6_000
-"""Of a reply that are read. Talk about an answer begins early, and a hostile text must not cost more than a long one."""
-MOST_WORDS = 60
-"""Of a sentence."""
+MAX_CHARACTERS = 6_000
+"""How much of a reply is read. Such talk starts early, and a hostile text must not cost more than a long one."""
+MAX_WORDS = 60
+"""How much of a sentence is read."""
 
 SHARPNESS = 3.0
-"""Of the maximum over sentences. At 1 a reply of thirty harmless sentences would be three times as suspect as one of ten."""
+"""Sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspect as ten."""
 
 BLANK = "_"
 THEIRS = "<theirs>"
-"""A word of a class that the user said too, or any such word if a text is to be worked on: no sign of anything."""
+"""A class word that the user used, too, or any class word if the user asks to edit a text: no evidence."""
 
 _SENTENCE_END = re.compile("(?<=[.?!:])[\\s”\"’')\\]]+|\n+")
 _QUOTED = re.compile(r"[\"“](?:not\s+|more\s+|very\s+|too\s+)?(\w+)")
@@ -39,7 +39,7 @@ _QUOTED = re.compile(r"[\"“](?:not\s+|more\s+|very\s+|too\s+)?(\w+)")
 _ANNOUNCED = re.compile(
     r"\bhere(?:'s| is)\b(?:\W+\w+){0,5}?\W+(?:answer|response|reply|version|revision|rewrite|message)\b[^.?!\n]{0,60}:"
 )
-"""Here is a revised answer, with everything corrected: … People do not announce what they say."""
+""""Here is a revised answer, with everything corrected: …" People do not announce what they say."""
 
 Term = str | tuple[str, str]
 
@@ -47,9 +47,9 @@ Term = str | tuple[str, str]
 @dataclass(frozen=True)
 class Lexicon:
     symbols: dict[str, str]
-    """Word to its class in angle brackets, or to itself."""
+    """Maps a word to its class in angle brackets, or to itself."""
     classed: frozenset[str]
-    """The words that are in a class."""
+    """Words that belong to a class."""
     decisive: frozenset[str]
 
 
@@ -58,7 +58,7 @@ class Weights:
     constant: float
     terms: dict[Term, float]
     threshold: float
-    """A reply is talk if its score, in log-odds, is above this."""
+    """In log-odds; a reply above it is meta."""
 
 
 @cache
@@ -80,7 +80,7 @@ def shipped_weights() -> Weights:
 
 
 def is_meta(candidate: Candidate) -> bool:
-    if not candidate.text_work and _ANNOUNCED.search(folded(candidate.reply[:MOST_CHARACTERS])):
+    if not candidate.edits_a_text and _ANNOUNCED.search(normalized_text(candidate.reply[:MAX_CHARACTERS])):
         return True
     sentences = terms_of(candidate)
     if any(not lexicon().decisive.isdisjoint(terms) for terms in sentences):
@@ -90,7 +90,7 @@ def is_meta(candidate: Candidate) -> bool:
 
 
 def score(sentences: list[set[Term]], weights: Weights) -> float:
-    """The soft maximum over sentences, in log-odds; minus infinity for a reply without words."""
+    """Soft maximum over sentences, in log-odds; minus infinity for a reply without words."""
     known = weights.terms
     sums = [sum([known[term] for term in terms if term in known]) for terms in sentences]
     if not sums:
@@ -100,22 +100,22 @@ def score(sentences: list[set[Term]], weights: Weights) -> float:
 
 
 def terms_of(candidate: Candidate) -> list[set[Term]]:
-    """What stands in each sentence of the reply.
+    """The features of each sentence of the reply.
 
-    "<which>", ("<which>", "<answer>")   a word, two neighbours
-    "^<which>", "~<praise>"              the reply's first word; in lower case
-    ("^the", "<which>")                  its first two
+    "<which>", ("<which>", "<answer>")   a word, a bigram
+    "^<which>", "~<praise>"              the reply's first word; the same in lower case
+    ("^the", "<which>")                  its first bigram
     "quoted:<praise>", "?", ":", "first", "lower", "short"
     """
     known = lexicon()
     symbols = known.symbols
-    spoken_first = known.classed if candidate.text_work else known.classed.intersection(candidate.asked)
+    spoken_first = known.classed if candidate.edits_a_text else known.classed.intersection(candidate.prompt_words)
     if spoken_first:
         symbols = {**symbols, **dict.fromkeys(spoken_first, THEIRS)}
-    text = candidate.reply[:MOST_CHARACTERS].strip()
+    text = candidate.reply[:MAX_CHARACTERS].strip()
     found: list[set[Term]] = []
-    for sentence in _SENTENCE_END.split(folded(text)):
-        line = [symbols.get(word, BLANK) for word in WORD.findall(sentence)[:MOST_WORDS]]
+    for sentence in _SENTENCE_END.split(normalized_text(text)):
+        line = [symbols.get(word, BLANK) for word in WORD.findall(sentence)[:MAX_WORDS]]
         if not line:
             continue
         terms: set[Term] = set(line)

@@ -1,7 +1,7 @@
 """A refusal pasted over a harmless prompt.
 
-Refusing what is harmful is right, so this one would rather miss: the reply must refuse and do nothing else, the draft must
-have answered, and the prompt must be harmless by evidence (`refusal.toml`), not for want of a bad word.
+Refusing harmful requests is right, so this detector prefers misses to false alarms: the reply must refuse and do nothing
+else, the draft must have answered, and the prompt must contain evidence of being harmless (`refusal.toml`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from engine.pairs.detectors.candidate import Candidate
 
 WORDS_FILE = Path(__file__).with_name("refusal.toml")
 
-MOST_WORDS = 60
-"""In a refusal that is nothing else."""
-LEAST_ANSWER = 8
-"""Words of a draft that answered."""
+MAX_WORDS = 60
+"""Longest reply that counts as a pure refusal."""
+MIN_ANSWER_WORDS = 8
+"""Fewest words of a draft that answered."""
 
 _CANNOT = (
     r"(?:can(?:not|['’]t)|could\s?n[o'’]t|won['’]t|will\s+not|am\s+(?:not\s+able|unable)|['’]m\s+(?:not\s+able|unable))"
@@ -34,27 +34,27 @@ _REFUSES = re.compile(
 def is_pasted_refusal(candidate: Candidate) -> bool:
     if (
         candidate.draft is None
-        or len(candidate.said) > MOST_WORDS
-        or len(candidate.drafted) < LEAST_ANSWER
+        or len(candidate.reply_words) > MAX_WORDS
+        or len(candidate.draft_words) < MIN_ANSWER_WORDS
         or "?" in candidate.draft
     ):
         return False
-    return is_harmless(candidate.asked) and _refuses(candidate.reply) and not _refuses(candidate.draft)
+    return is_harmless(candidate.prompt_words) and _refuses(candidate.reply) and not _refuses(candidate.draft)
 
 
 def is_refusal(candidate: Candidate) -> bool:
     """Whether the reply refuses and does nothing else."""
-    return len(candidate.said) <= MOST_WORDS and _refuses(candidate.reply)
+    return len(candidate.reply_words) <= MAX_WORDS and _refuses(candidate.reply)
 
 
 def is_harmless(asked: list[str]) -> bool:
-    """Whether a prompt, by its words, is about an everyday subject and about nothing that could do harm."""
+    """Whether a prompt's words name an everyday subject and nothing that could do harm."""
     harmless, _ = _words()
     return not harmless.isdisjoint(asked) and not is_about_harm(asked)
 
 
 def is_about_harm(asked: list[str]) -> bool:
-    """Whether a prompt, by its words, is about something that could do harm."""
+    """Whether a prompt's words name something that could do harm."""
     _, harmful = _words()
     return any(map(harmful.match, asked))
 
@@ -65,7 +65,7 @@ def _refuses(text: str) -> bool:
 
 @cache
 def _words() -> tuple[frozenset[str], re.Pattern[str]]:
-    """Everyday words as they are, and stems of harm as a pattern; three letters are no stem: "con" is not "continue"."""
+    """Everyday words, and a pattern of harmful stems. Three letters match whole words only: "con" is not "continue"."""
     read = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))
     everyday = read["harmless"].split()
     stems = (stem if len(stem) > 3 else rf"{stem}s?\Z" for stem in read["harmful"].split())

@@ -1,7 +1,7 @@
-"""What would fit any message: its prompt makes it hardly likelier than other messages do.
+"""Replies that would fit any message: their own prompt makes them hardly more likely than other messages do.
 
-A reply of a few words that name a subject is held to less than one whose words stand in every other conversation: "I think
-that's a good idea" gets its relevance from the prompt's manner, not from its matter.
+A reply that names a subject needs less relevance than one made of everyday words: "I think that's a good idea" owes its
+relevance to the prompt's tone, not to its subject.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from pathlib import Path
 from engine.pairs.detectors.candidate import Candidate
 from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
-LEAST_RELEVANCE = (15.0, 9.0, 5.0)
-"""Nats that are asked of a reply with no telling word, with one, and with more (`bench/detectors_by_model.py` measures them)."""
+MIN_RELEVANCE = (15.0, 9.0, 5.0)
+"""Nats needed by a reply with no subject word, with one, and with more (measured by `bench/detectors_by_model.py`)."""
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
-"""Words of conversation that name no subject."""
+"""Everyday words that name no subject."""
 
 
 def is_off_topic(candidate: Candidate) -> bool:
-    """Of a revision alone.
+    """Applies to revisions only.
 
-    People do ask "What do you mean?", and as an answer that may be sent. As the better half of a pair it teaches a model to
-    say so whatever it is told.
+    "What do you mean?" is a fine answer now and then, but as the better half of a pair it teaches a model to say so to
+    anything.
     """
     return candidate.draft is not None and fits_any_message(candidate)
 
 
 def fits_any_message(candidate: Candidate) -> bool:
-    """Whether its prompt makes a reply hardly likelier than other messages do; False if its relevance was not measured.
+    """Whether a reply's prompt makes it hardly more likely than other messages do; False if not measured.
 
-    A refusal may be the same for all that is refused, if the prompt may ask for harm; over a harmless one it is another
-    detector's (`refusal`).
+    A refusal may always read the same if the prompt may ask for harm; over a harmless prompt it is up to the `refusal`
+    detector.
     """
     if candidate.relevance is None:
         return False
-    if is_refusal(candidate) and not is_harmless(candidate.asked):
+    if is_refusal(candidate) and not is_harmless(candidate.prompt_words):
         return False
-    telling = len(set(candidate.said) - common_words())
-    return candidate.relevance < LEAST_RELEVANCE[min(telling, len(LEAST_RELEVANCE) - 1)]
+    telling = len(set(candidate.reply_words) - common_words())
+    return candidate.relevance < MIN_RELEVANCE[min(telling, len(MIN_RELEVANCE) - 1)]
 
 
 @cache

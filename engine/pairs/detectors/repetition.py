@@ -1,4 +1,4 @@
-"""What says nothing new: the draft again, the prompt again, the same words again and again."""
+"""Replies that repeat the draft, the prompt, the critique or themselves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from engine.pairs.detectors.candidate import Candidate, words
 
 NEAR_LENGTH = 12
-"""Words that draft and reply share before one changed word is small. In a shorter text it is likely a correction."""
+"""Fewest words at which one changed word counts as small. In a shorter text it is likely a correction."""
 _SMALL_WORDS = frozenset(
     [
         "a",
@@ -60,7 +60,7 @@ _SMALL_WORDS = frozenset(
         "had",
     ]
 )
-"""A change among these leaves what is said as it was. "Not", "no", "may" and numbers are no small words."""
+"""Changing one of these does not change the meaning. "Not", "no", "may" and numbers are left out on purpose."""
 _EXPANDED = {"m": "am", "re": "are", "ve": "have", "ll": "will", "d": "would"}
 
 ECHO_WORDS = 4
@@ -69,55 +69,57 @@ ECHO_RUNS = 6
 RUN = 3
 
 CRITIQUE_SHARE = 0.4
-"""Of what a revision says that its draft does not: in the critique, as runs of three words."""
+"""Share of the revision's new trigrams that also occur in the critique."""
 CRITIQUE_RUNS = 3
 
 LOOP_REPEATS = 4
 LOOP_WORDS = 12
 LONE_REPEATS = 8
-"""How often one or two words must stand in a row: "very very very very" is speech."""
+"""Repeats needed of one or two words: "very very very very" is speech."""
 LAST_WORDS = 4_000
 FEW_WORDS_AMONG = 60
-"""Words in a row, looked at ten further each time."""
+"""Window size in words; the window moves by ten."""
 FEW_WORDS_AT_LEAST = 20
 FEW_WORDS = 0.4
-"""Share of different words. Of 2,312 replies that people preferred, one in five hundred falls below 0.52 anywhere."""
+"""Share of distinct words. Of 2,312 replies that people preferred, one in five hundred falls below 0.52 anywhere."""
 SENTENCE_WORDS = 5
-"""Shorter ones are said twice by people, too."""
+"""People repeat shorter sentences, too."""
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 STUCK_LETTERS = 40
 _STUCK = re.compile(r"([^\W_])\1{39}|([^\W\d_]{2,6}?)\2{19}")
-"""Forty times one letter or digit, twenty times two to six letters. No language writes so, and 10^30 is shorter."""
+"""One letter or digit forty times, or two to six letters twenty times. No language does that, and 10^30 is shorter."""
 
 
 def is_identical(candidate: Candidate) -> bool:
-    return candidate.draft is not None and candidate.drafted == candidate.said
+    return candidate.draft is not None and candidate.draft_words == candidate.reply_words
 
 
 def is_near_duplicate(candidate: Candidate) -> bool:
-    """The draft but for one small word put in, left out or exchanged, or for "I'm" spelt out.
+    """The draft with one small word added, removed or replaced, or with "I'm" spelt out.
 
-    A word with a sense of its own, a number or a "not" may be the very correction that was asked for.
+    A content word, a number or a "not" may be the very correction that was asked for.
     """
     if (
         candidate.draft is None
-        or abs(len(candidate.drafted) - len(candidate.said)) > RUN
-        or len(candidate.said) < NEAR_LENGTH
+        or abs(len(candidate.draft_words) - len(candidate.reply_words)) > RUN
+        or len(candidate.reply_words) < NEAR_LENGTH
     ):
         return False
-    before, after = ([_EXPANDED.get(word, word) for word in text] for text in (candidate.drafted, candidate.said))
+    before, after = (
+        [_EXPANDED.get(word, word) for word in text] for text in (candidate.draft_words, candidate.reply_words)
+    )
     start = _shared(before, after)
     end = _shared(before[start:][::-1], after[start:][::-1])
     removed, added = before[start : len(before) - end], after[start : len(after) - end]
-    if len(removed) > 1 or len(added) > 1 or candidate.drafted == candidate.said:
+    if len(removed) > 1 or len(added) > 1 or candidate.draft_words == candidate.reply_words:
         return False
     return _SMALL_WORDS.issuperset(removed + added)
 
 
 def is_echo(candidate: Candidate) -> bool:
-    """Repeats the prompt: begins with all of it, or says little but its words in their order."""
-    asked, said = candidate.asked, candidate.said
-    if len(asked) < ECHO_WORDS or not said or candidate.text_work:
+    """Repeats the prompt: starts with all of it, or consists mostly of its words in order."""
+    asked, said = candidate.prompt_words, candidate.reply_words
+    if len(asked) < ECHO_WORDS or not said or candidate.edits_a_text:
         return False
     start = _shared(asked, said)
     if start == len(asked):
@@ -132,26 +134,25 @@ def is_echo(candidate: Candidate) -> bool:
 
 
 def is_critique(candidate: Candidate) -> bool:
-    """Repeats the critique: of what it says beyond the draft, much stands there in the same words.
+    """Repeats the critique: much of what it adds to the draft is in the critique, word for word.
 
-    What draft and critique have in common counts for nothing: a critique quotes.
+    What draft and critique share does not count, because critiques quote.
     """
-    if not candidate.criticised:
+    if not candidate.critique_words:
         return False
-    new = _runs(candidate.said) - _runs(candidate.drafted)
-    return len(new) >= CRITIQUE_RUNS and len(new & _runs(candidate.criticised)) >= CRITIQUE_SHARE * len(new)
+    new = _runs(candidate.reply_words) - _runs(candidate.draft_words)
+    return len(new) >= CRITIQUE_RUNS and len(new & _runs(candidate.critique_words)) >= CRITIQUE_SHARE * len(new)
 
 
 def is_loop(candidate: Candidate) -> bool:
-    """The same words again and again: at the end, if a model got stuck; through much of the text, so that fewer than three
-    in five of its runs of three words are new; a whole sentence said twice; or so few words through some sixty in a
-    row as no speaker gets by with. Of 2,312 replies that people preferred, one says a sentence twice, and two have so few new
-    runs.
+    """The same words again and again. One of: the end loops because the model got stuck; fewer than three in five trigrams are
+    new; a whole sentence is repeated; or some sixty words in a row have too few distinct ones. Of 2,312 replies that people
+    preferred, one repeats a sentence, and two have so few new trigrams.
     """
-    said = candidate.said
+    said = candidate.reply_words
     if any(_STUCK.search(word) is not None for word in said if len(word) >= STUCK_LETTERS):
         return True
-    # A text has at least as many different runs as different words, but for two: most need no closer look.
+    # A text has at least as many distinct trigrams as distinct words, minus two, so most texts need no closer look.
     few_words = len(said) >= LOOP_WORDS and 5 * len(set(said)) < 3 * len(said) + 10
     if few_words and 5 * len(_runs(said)) < 3 * (len(said) - RUN + 1):
         return True
@@ -159,8 +160,8 @@ def is_loop(candidate: Candidate) -> bool:
 
 
 def _says_a_sentence_twice(candidate: Candidate) -> bool:
-    """Not if the user works on a text, in which a refrain may stand."""
-    if candidate.text_work or len(candidate.said) < 2 * SENTENCE_WORDS:
+    """Ignored if the user asks to edit a text, which may have a refrain."""
+    if candidate.edits_a_text or len(candidate.reply_words) < 2 * SENTENCE_WORDS:
         return False
     sentences = [tuple(words(sentence)) for sentence in _SENTENCE_END.split(candidate.reply)]
     long = [sentence for sentence in sentences if len(sentence) >= SENTENCE_WORDS]
@@ -168,7 +169,7 @@ def _says_a_sentence_twice(candidate: Candidate) -> bool:
 
 
 def _has_few_words(said: list[str]) -> bool:
-    """Whether somewhere the words turn in a circle, with other fillers each time round."""
+    """Whether the words go in circles somewhere, with different fillers each time."""
     for start in range(0, max(len(said) - FEW_WORDS_AMONG, 0) + 1, 10):
         passage = said[start : start + FEW_WORDS_AMONG]
         if len(passage) >= FEW_WORDS_AT_LEAST and len(set(passage)) < FEW_WORDS * len(passage):
@@ -177,16 +178,16 @@ def _has_few_words(said: list[str]) -> bool:
 
 
 def _is_stuck_at_the_end(said: list[str]) -> bool:
-    """Whether the text ends in a passage that stands there four times in a row (one or two words: eight times).
+    """Whether the text ends in a passage repeated four times in a row (one or two words: eight times).
 
-    The last word may be cut in two, so it is left out. The words are read backwards and compared with themselves shifted
-    by each period. A long match at one shift that is no loop leaves only short ones at most others, so the work stays small.
+    The last word may be cut in two, so it is ignored. The words are read backwards and compared with themselves, shifted by
+    each period. A long match at one shift implies short matches at most others, so the work stays small.
     """
     if len(said) < LONE_REPEATS or said.count(said[-2]) < LOOP_REPEATS:
         return False
     back = said[-2 : -LAST_WORDS - 2 : -1]
     for period in range(1, len(back) // 2):
-        # Less the word that was left out.
+        # Minus the ignored last word.
         least = LONE_REPEATS * period - 1 if period < RUN else max(LOOP_REPEATS * period - 1, LOOP_WORDS)
         length = period
         while length < len(back) and length < least and back[length - period] == back[length]:
@@ -197,12 +198,12 @@ def _is_stuck_at_the_end(said: list[str]) -> bool:
 
 
 def _runs(text: list[str]) -> set[tuple[str, ...]]:
-    """The runs of three words in it."""
+    """Its trigrams."""
     return set(zip(text, text[1:], text[2:], strict=False))
 
 
 def _shared(one: list[str], other: list[str]) -> int:
-    """How many words two texts begin with alike."""
+    """Length of the common prefix, in words."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

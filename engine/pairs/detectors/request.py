@@ -1,4 +1,4 @@
-"""A revision that repeats what it was asked to do, in the words of the request for a critique or a revision."""
+"""A revision that repeats its instructions: the critique request or the revision request."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from engine.pairs.detectors.candidate import Candidate, words
 from engine.pairs.principles.constitution import load_constitution
 
 RUN = 5
-"""Words in a row. No reply of 2,312 that people preferred has as many of the shipped requests'."""
+"""Length of an n-gram. None of 2,312 replies that people preferred shares one with the shipped requests."""
 
 
 def is_request(candidate: Candidate) -> bool:
-    """Requests of the candidate's own principle, and those of the shipped constitution, which a file does not name."""
+    """Checks the candidate's own requests and those of the shipped constitution, since a file does not name its constitution."""
     if candidate.draft is None:
         return False
-    runs = _runs(candidate.said)
+    runs = _runs(candidate.reply_words)
     own = candidate.requests
     repeated = runs & shipped_requests() if not own else runs & (shipped_requests() | _runs_of(own))
-    return not repeated <= _runs(candidate.asked)
+    return not repeated <= _runs(candidate.prompt_words)
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Rows of a file, whatever it is: JSON lines, JSON, CSV, Parquet, Arrow, plain text; in memory that does not grow with it.
+"""Stream the rows of a file in constant memory: JSON lines, JSON, CSV, Parquet, Arrow or plain text.
 
-What a file is, its first bytes tell; if they cannot (CSV, text), its name does.
+The container is recognised by the first bytes of the file; CSV and text, which have no signature, by its name.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any, cast
 
 from engine.core.errors import ConfigError, UnsafeError
 from engine.core.reading import open_file
-from engine.pairs.formats.json_values import holds_values, json_values
-from engine.pairs.formats.streams import head, in_utf8, seekable, unpacked, without_packing
-from engine.storage.jsonl import LONGEST_LINE, BadLine, loads, read_records
+from engine.pairs.formats.json_values import is_json_document, json_values
+from engine.pairs.formats.streams import as_utf8, decompressed, head, seekable, without_compression_suffix
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, read_records
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadLine]
-"""Counted from 0, with blank lines if a line is a row."""
+"""(row number from 0, row). In line-based files blank lines are counted."""
 
-ROWS_AT_ONCE = 256
-"""Of Parquet and Arrow: a batch of them is in memory."""
-MOST_OF_A_BATCH = 64 << 20
-"""Bytes of one batch, as far as its dictionary tells: a text that stands in it once may be named by every row."""
-MOST_OF_A_ROW = 512 << 20
-"""Bytes of one row, by the same count."""
-LONGEST_CELL_READ = 1 << 20
-"""Characters of a CSV cell that is looked at for a list or an object."""
+ROWS_PER_BATCH = 256
+"""Rows of Parquet and Arrow held in memory."""
+MAX_BATCH_BYTES = 64 << 20
+"""Largest batch of a table, by its dictionaries: every row may name a text that is stored once."""
+MAX_ROW_BYTES = 512 << 20
+"""Largest row of a table, by the same count."""
+MAX_PARSED_CELL_CHARACTERS = 1 << 20
+"""Longest CSV cell that is parsed as a list or an object."""
 DELIMITERS = ",\t;|"
 CSV_SUFFIXES, TEXT_SUFFIXES = (".csv", ".tsv"), (".txt", ".text")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -40,9 +40,9 @@ DATA_SUFFIXES = (*JSON_SUFFIXES, *CSV_SUFFIXES, *TEXT_SUFFIXES, *TABLE_SUFFIXES)
 
 
 def rows_of(path: Path, *, last_line_may_lack_newline: bool = True) -> Iterator[NumberedRow]:
-    """The rows of one file. Raises OSError, UnsafeError for what is no regular file, ConfigError for what holds no rows at all.
+    """The rows of one file. Raises OSError, UnsafeError unless it is a regular file, and ConfigError if it cannot hold rows.
 
-    last_line_may_lack_newline   False for a file of our own: what has no newline yet was never acknowledged
+    last_line_may_lack_newline   False for our own files, where a line without a newline was never acknowledged
     """
     with open_file(path, follow_links=True) as file:
         yield from rows_from(file, path.name, last_line_may_lack_newline=last_line_may_lack_newline)
@@ -51,17 +51,19 @@ def rows_of(path: Path, *, last_line_may_lack_newline: bool = True) -> Iterator[
 def rows_from(
     file: BufferedReader, name: str = "", *, last_line_may_lack_newline: bool = True
 ) -> Iterator[NumberedRow]:
-    """`rows_of` of an open file or a pipe; `name` is what it is called."""
+    """Like `rows_of`, for an open file or a pipe with this `name`."""
     try:
-        plain = unpacked(file)
+        plain = decompressed(file)
         start = head(plain)
     except EOFError as error:
         yield 0, BadLine(0, str(error))
         return
     if plain is not file and start.startswith(_PACKED_TWICE):
-        yield from rows_from(plain, without_packing(name), last_line_may_lack_newline=last_line_may_lack_newline)
+        yield from rows_from(
+            plain, without_compression_suffix(name), last_line_may_lack_newline=last_line_may_lack_newline
+        )
         return
-    yield from _rows(plain, start, without_packing(name), last_line_may_lack_newline)
+    yield from _rows(plain, start, without_compression_suffix(name), last_line_may_lack_newline)
 
 
 _PACKED_TWICE = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
@@ -72,13 +74,13 @@ def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool)
         return _table_rows(file, start, name)
     if start.startswith((b"PK\x03\x04", b"SQLite format 3")):
         raise ConfigError(f"{name} is an archive or a database, not a file of rows.", "", "Unpack it, or export it.")
-    text, suffix = in_utf8(file), PurePath(name).suffix.lower()
+    text, suffix = as_utf8(file), PurePath(name).suffix.lower()
     if suffix in CSV_SUFFIXES:
         return _csv_rows(text)
     if suffix in TEXT_SUFFIXES:
         return _text_rows(text, may_lack_newline)
     try:
-        if holds_values(text, one_a_line=suffix != ".json" and suffix in JSON_SUFFIXES):
+        if is_json_document(text, one_a_line=suffix != ".json" and suffix in JSON_SUFFIXES):
             return json_values(text)
     except EOFError as error:
         return iter([(0, BadLine(0, str(error)))])
@@ -89,8 +91,8 @@ def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool)
 
 
 def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
-    """One row a record, by the names in the first. A cell may hold a list or an object, in JSON or as Python writes it."""
-    csv.field_size_limit(min(LONGEST_LINE, sys.maxsize))
+    """Rows keyed by the header. A cell may hold a list or an object, as JSON or as a Python literal."""
+    csv.field_size_limit(min(MAX_LINE_BYTES, sys.maxsize))
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=_delimiter(head(file)), strict=True)
     header: list[str] | None = None
@@ -105,7 +107,7 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
             return
         except csv.Error as error:
             number += 1
-            yield number, BadLine(number, f"no row of a table: {error}")
+            yield number, BadLine(number, f"not a CSV row: {error}")
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
@@ -119,12 +121,12 @@ def _csv_row(number: int, header: list[str], cells: list[str]) -> Row | BadLine:
         return BadLine(number, f"it has {len(cells)} cells, and the header names {len(header)}")
     for cell in cells:
         if not cell.isascii() and any("\udc80" <= character <= "\udcff" for character in cell):
-            return BadLine(number, "a cell is no UTF-8: save the table as UTF-8")
+            return BadLine(number, "a cell is not valid UTF-8: save the table as UTF-8")
     return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
 
 
 def _cell(cell: str) -> Any:
-    if not cell.startswith(("[", "{")) or not cell.endswith(("]", "}")) or len(cell) > LONGEST_CELL_READ:
+    if not cell.startswith(("[", "{")) or not cell.endswith(("]", "}")) or len(cell) > MAX_PARSED_CELL_CHARACTERS:
         return cell
     for read in (loads, ast.literal_eval):
         try:
@@ -135,19 +137,19 @@ def _cell(cell: str) -> Any:
 
 
 def _delimiter(start: bytes) -> str:
-    """The one that stands most often in the first line, outside of quotes."""
+    """The most frequent delimiter in the first line, outside quotes."""
     first = start.split(b"\n")[0].decode("utf-8", "replace")
     outside = "".join(first.split('"')[::2])
     return max(DELIMITERS, key=outside.count)
 
 
 def _text_rows(file: BufferedReader, may_lack_newline: bool) -> Iterator[NumberedRow]:
-    """One row a line, with the one column `text`."""
+    """One row per line, with the single column `text`."""
     number = -1
     while True:
         number += 1
         try:
-            raw = file.readline(LONGEST_LINE)
+            raw = file.readline(MAX_LINE_BYTES)
         except EOFError as error:
             yield number, BadLine(number, str(error))
             return
@@ -158,31 +160,31 @@ def _text_rows(file: BufferedReader, may_lack_newline: bool) -> Iterator[Numbere
 
 
 def _text_row(number: int, raw: bytes) -> Row | BadLine:
-    if not raw.endswith(b"\n") and len(raw) == LONGEST_LINE:
-        return BadLine(number, f"longer than {LONGEST_LINE >> 20} MiB")
+    if not raw.endswith(b"\n") and len(raw) == MAX_LINE_BYTES:
+        return BadLine(number, f"longer than {MAX_LINE_BYTES >> 20} MiB")
     try:
         return {"text": raw.decode("utf-8").rstrip("\r\n")}
     except UnicodeDecodeError as error:
-        return BadLine(number, f"byte {error.start + 1} (0x{raw[error.start]:02x}) is no UTF-8")
+        return BadLine(number, f"byte {error.start + 1} (0x{raw[error.start]:02x}) is not valid UTF-8")
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
 def _table_rows(file: BufferedReader, start: bytes, name: str) -> Iterator[NumberedRow]:
-    """Of Parquet and Arrow, a batch at a time. Damage ends the reading, and is named."""
+    """Parquet and Arrow, one batch at a time. Damage is reported and ends the file."""
     import pyarrow
 
     number = 0
     try:
         for batch in _batches(file, start):
-            for offset in range(0, batch.num_rows, ROWS_AT_ONCE):
-                for row in batch.slice(offset, ROWS_AT_ONCE).to_pylist():
+            for offset in range(0, batch.num_rows, ROWS_PER_BATCH):
+                for row in batch.slice(offset, ROWS_PER_BATCH).to_pylist():
                     yield number, row
                     number += 1
     except (pyarrow.ArrowException, OSError, EOFError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk
+            raise  # a disk error, not damage
         yield number, BadLine(number, f"the table is damaged from here on: {str(error).splitlines()[0]}")
 
 
@@ -197,19 +199,19 @@ def _rows_at_once(table: Any, source: Any, group: int) -> int:
     columns = [facts.column(number) for number in range(facts.num_columns)]
     packed = [column.path_in_schema for column in columns if column.has_dictionary_page]
     if not packed or not facts.num_rows:
-        return ROWS_AT_ONCE
+        return ROWS_PER_BATCH
     as_dictionaries = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18, read_dictionary=packed)
     first = next(as_dictionaries.iter_batches(batch_size=1, row_groups=[group]), None)
     longest = max(map(_longest_text, first.columns), default=0) if first is not None else 0
     values = max(column.num_values for column in columns) / facts.num_rows
     row = longest * max(values, 1.0)
-    if row > MOST_OF_A_ROW:
+    if row > MAX_ROW_BYTES:
         raise UnsafeError(
             f"A row of the table unfolds to {row:,.0f} bytes.",
             "It names one long text again and again: it would fill the memory.",
             "Look at where the file comes from, and give only the columns that hold prompts or pairs.",
         )
-    return max(1, min(ROWS_AT_ONCE, int(MOST_OF_A_BATCH // max(row, 1))))
+    return max(1, min(ROWS_PER_BATCH, int(MAX_BATCH_BYTES // max(row, 1))))
 
 
 def _longest_text(array: Any) -> int:
@@ -239,7 +241,7 @@ def _batches(file: BufferedReader, start: bytes) -> Iterator[Any]:
     if start.startswith(b"PAR1"):
         import pyarrow.parquet
 
-        # Neither a whole row group, which pre_buffer would hold, nor a whole column of one.
+        # Small buffers: pre_buffer would hold a whole row group in memory.
         source = seekable(file)
         table = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18)
         for group in range(table.num_row_groups):

@@ -1,4 +1,4 @@
-"""Files that belong together: a folder of them as people, `datasets` and the Hub lay them out, by split."""
+"""Find the data files of a folder and group them by split, as `datasets` and the Hub lay them out."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path, PurePath
 from engine.core.errors import ConfigError
 from engine.core.layout import RUN_JSON
 from engine.pairs.formats.containers import DATA_SUFFIXES, NumberedRow, rows_of
-from engine.pairs.formats.streams import without_packing
+from engine.pairs.formats.streams import without_compression_suffix
 from engine.storage.files import sha256_of_file, sha256_of_json
 
 _SHARD = re.compile(r"[-_.]?\d{3,}(-of-\d+)?(-[0-9a-f]{16,})?$")
 _ABOUT = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
-"""Beside the data, if `datasets` saved it."""
+"""Metadata that `datasets` saves beside the data."""
 _NAMES_NO_SPLIT = ("data", "cache", "default", "plain_text")
 
 
 def local_splits(path: Path, given_with: str = "") -> dict[str, list[Path]]:
-    """The splits of a local dataset: a file is `train`; in a folder each file, or each set of shards, is one, named after it.
+    """The splits of a local dataset. A single file is `train`; in a folder each file, or set of shards, is a split of its name.
 
-    Raises ConfigError if there is no data.
+    Raises ConfigError if there are no data files.
     """
     if path.is_file() or (path.exists() and not path.is_dir()):
         return {"train": [path]}
@@ -31,20 +31,20 @@ def local_splits(path: Path, given_with: str = "") -> dict[str, list[Path]]:
     if found:
         return found
     raise ConfigError(
-        f"{given_with} {path}: there is no file of rows there.".strip(),
-        f"Rows are read from {', '.join(DATA_SUFFIXES)}, compressed or not.",
-        "Give a file, a folder with one file a split, or a Hub id like Anthropic/hh-rlhf.",
+        f"{given_with} {path}: no data files found.".strip(),
+        f"Data files are {', '.join(DATA_SUFFIXES)}, compressed or not.",
+        "Give a file, a folder with one file per split, or a Hub id such as Anthropic/hh-rlhf.",
     )
 
 
 def has_rows(path: Path) -> bool:
-    """Whether there is a file of rows that is not empty."""
+    """Whether there is a data file that is not empty."""
     files = _data_files(path) if path.is_dir() else [path]
     return any(file.is_file() and file.stat().st_size > 0 for file in files)
 
 
 def rows_of_files(paths: Iterable[Path]) -> Iterator[NumberedRow]:
-    """The rows of several files as one, counted through. Raises OSError, ConfigError."""
+    """The rows of several files, numbered consecutively. Raises OSError, ConfigError."""
     first = 0
     for path in paths:
         number = -1
@@ -54,13 +54,13 @@ def rows_of_files(paths: Iterable[Path]) -> Iterator[NumberedRow]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """The files of rows below a folder; those of a run that lies in it are not the dataset's."""
+    """The data files below a folder, except those of run folders in it."""
     of_runs = {file.parent for file in folder.rglob(RUN_JSON)}
     return sorted(
         file
         for file in folder.rglob("*")
         if file.is_file()
-        and PurePath(without_packing(file.name)).suffix.lower() in DATA_SUFFIXES
+        and PurePath(without_compression_suffix(file.name)).suffix.lower() in DATA_SUFFIXES
         and file.name not in _ABOUT
         and not of_runs.intersection(file.parents)
         and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
@@ -68,8 +68,8 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _split_of(file: Path, folder: Path) -> str:
-    """`data/train-00000-of-00002.parquet` is of train, and so is `train/data-00000-of-00001.arrow`."""
-    name = _SHARD.sub("", without_packing(file.name).split(".")[0])
+    """`data/train-00000-of-00002.parquet` and `train/data-00000-of-00001.arrow` both belong to train."""
+    name = _SHARD.sub("", without_compression_suffix(file.name).split(".")[0])
     if name and name not in _NAMES_NO_SPLIT:
         return name
     parents = [part for part in file.relative_to(folder).parts[:-1] if part not in _NAMES_NO_SPLIT]
@@ -77,16 +77,14 @@ def _split_of(file: Path, folder: Path) -> str:
 
 
 def hash_of_files(path: Path | None) -> str | None:
-    """Of the content of a file, or of a folder's files of rows under their names; None if nothing is given.
+    """Hash of a file, or of a folder's data files and their names; None for None.
 
-    Raises ConfigError if there are none.
+    Raises ConfigError if nothing is there.
     """
     if path is None:
         return None
     if not path.exists():
-        raise ConfigError(
-            f"--pairs {path}: there is no such file.", "", "Give the path of a file or a folder of pairs."
-        )
+        raise ConfigError(f"--pairs {path} does not exist.", "", "Give the path of a file or a folder of pairs.")
     if not path.is_dir():
         return sha256_of_file(path)
     files = [file for files in local_splits(path, "--pairs").values() for file in files]

@@ -1,4 +1,4 @@
-"""A form: how rows of some kind of file say a prompt or a pair, and by which columns they are told."""
+"""A form: how the rows of one kind of file hold a prompt or a pair, and the columns by which it is recognised."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Read = TypeVar("Read", covariant=True)
 @dataclass(frozen=True)
 class Form(Generic[Read]):
     name: str
-    """For --form."""
-    told_by: tuple[tuple[str, ...], ...]
-    """A row has this form if it has one column of each of these groups."""
+    """The value of --form."""
+    required_columns: tuple[tuple[str, ...], ...]
+    """A row has this form if it has at least one column of each group."""
     read: Callable[[Row], Read]
-    """Raises KeyError, TypeError or ValueError with the reason for a row that is none."""
+    """Raises KeyError, TypeError or ValueError with the reason if the row does not fit."""
     who: str
-    """Whose files have it."""
+    """Which datasets and tools use it, for the docs."""
 
     def tells(self, row: Row) -> bool:
-        return all(any(column(row, name) is not None for name in names) for names in self.told_by)
+        return all(any(column(row, name) is not None for name in names) for names in self.required_columns)
 
     @property
     def columns(self) -> str:
-        """The columns that tell it, in words."""
-        return ", ".join(" or ".join(f"`{name}`" for name in names) for names in self.told_by)
+        """The required columns, in words."""
+        return ", ".join(" or ".join(f"`{name}`" for name in names) for names in self.required_columns)
 
 
 def column(row: Row, name: str) -> Any:
-    """The value of a column, or of a part of one (`question.full_text`); None if there is none."""
+    """The value of a column or a nested one (`question.full_text`); None if missing."""
     if name in row:
         return row[name]
     first, dot, rest = name.partition(".")
@@ -41,7 +41,7 @@ def column(row: Row, name: str) -> Any:
 
 
 def first_column(row: Row, names: Iterable[str]) -> tuple[str, Any]:
-    """The first of these columns that the row has, and its value. Raises KeyError."""
+    """(name, value) of the first of these columns that the row has. Raises KeyError."""
     names = tuple(names)
     for name in names:
         value = column(row, name)
@@ -51,10 +51,10 @@ def first_column(row: Row, names: Iterable[str]) -> tuple[str, Any]:
 
 
 def told(row: Row, forms: Sequence[Form[Read]]) -> Form[Read] | None:
-    """The first form that the row has; its columns may be written with capitals or spaces."""
+    """The first form that matches the row; None if none does."""
     return next((form for form in forms if form.tells(row)), None)
 
 
-def plain_names(row: Row) -> Row:
-    """The row with its columns in small letters and underscores; what stands under such a name already stays."""
+def with_plain_names(row: Row) -> Row:
+    """The row with column names in lower case and underscores; existing columns of such names win."""
     return {name.strip().casefold().replace(" ", "_").replace("-", "_"): value for name, value in row.items()} | row

@@ -1,4 +1,4 @@
-"""The pairs of `--pairs`: read, counted, each under an id of its own."""
+"""Read the pairs of `--pairs`, with unique ids."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from dataclasses import replace
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError
 from engine.pairs.data.record import Pair
-from engine.pairs.formats.reading import BadRows, Reading, pairs_of
-from engine.pairs.formats.sources import rows_of_place
+from engine.pairs.formats.reading import BadRows, RowReader, pairs_of
+from engine.pairs.formats.sources import rows_of_source
 from engine.storage.jsonl import BadLine
 
 
 def read_imported_pairs(config: Stage3Config, bad: BadRows) -> Iterator[Pair]:
-    """The pairs of `--pairs`, one at a time; rows that are none go to `bad`. An id that stands twice gets a number behind it.
+    """Yield the pairs of `--pairs`; rows that are not pairs go to `bad`. Repeated ids get a numeric suffix.
 
-    Raises, at the end, DataError if more rows than `--max-bad-rows` are no pair; before it ConfigError if there is
-    nothing to read.
+    Raises ConfigError if there is nothing to read and, at the end, DataError if the share of bad rows exceeds
+    `--max-bad-rows`.
     """
     if config.pairs is None:
         return
     place, seen = config.pairs.expanduser(), Counter[str]()
     if not place.exists():
-        raise ConfigError(
-            f"--pairs {place}: there is no such file.", "", "Give the path of a file or a folder of pairs."
-        )
+        raise ConfigError(f"--pairs {place} does not exist.", "", "Give the path of a file or a folder of pairs.")
     try:
-        for _, read in pairs_of(rows_of_place(place), Reading.of(config)):
+        for _, read in pairs_of(rows_of_source(place), RowReader.of(config)):
             bad.rows += 1
             if isinstance(read, BadLine):
                 bad.add(read)
@@ -39,4 +37,4 @@ def read_imported_pairs(config: Stage3Config, bad: BadRows) -> Iterator[Pair]:
         raise ConfigError(f"--pairs {place} cannot be read.", str(error), "Give another file.") from error
     bad.refuse(str(place), config.max_bad_rows)
     if not bad.rows:
-        raise ConfigError(f"--pairs {place}: there is nothing in it.", "", "Give a file with one pair a row.")
+        raise ConfigError(f"--pairs {place} is empty.", "", "Give a file with one pair per row.")

@@ -1,6 +1,6 @@
-"""JSON that is not one record a line: an array of records, records over many lines, an object around the array.
+"""JSON that is not one record per line: an array of records, multi-line records, or an object around an array.
 
-Read in pieces: no more than one record is in memory, however long the array is.
+Streams one record at a time, however long the array is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from io import BufferedReader
 from typing import Any
 
 from engine.pairs.formats.streams import head
-from engine.storage.jsonl import LONGEST_LINE, BadLine, loads, parsed_line
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, parsed_line
 
 _BLOCK = 1 << 16
 _TOKEN = re.compile(rb'[\[\]{}",]')
@@ -25,10 +25,10 @@ _WRAPPED = re.compile(
 )
 
 
-def holds_values(file: BufferedReader, *, one_a_line: bool) -> bool:
-    """Whether a JSON text is to be read value by value, and not line by line.
+def is_json_document(file: BufferedReader, *, one_a_line: bool) -> bool:
+    """Whether to read a JSON text value by value rather than line by line.
 
-    one_a_line   what its name says; then only an array is told from it
+    one_a_line   the file name says JSON lines; then only an array is recognised
     """
     start = head(file)
     if _ARRAY.match(start) or start.strip() == b"[":
@@ -40,7 +40,7 @@ def holds_values(file: BufferedReader, *, one_a_line: bool) -> bool:
 
 
 def json_values(file: BufferedReader) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """Yield (number from 0, record or why there is none) of the array, or of the values one after another."""
+    """Yield (number from 0, record or BadLine) for each element of the array, or for each value in a row."""
     wrapped = _WRAPPED.match(head(file))
     opened = bool(_ARRAY.match(head(file))) or head(file).strip() == b"["
     scanner = _Scanner(file)
@@ -57,32 +57,32 @@ def json_values(file: BufferedReader) -> Iterator[tuple[int, dict[str, Any] | Ba
         yield number, BadLine(number, str(error))
         return
     if not scanner.ended:
-        yield number, BadLine(number, "the array is not closed: the file is torn")
+        yield number, BadLine(number, "the array is not closed: the file is truncated")
 
 
 def _record(number: int, raw: bytes | None) -> dict[str, Any] | BadLine:
-    """A text alone is a row with the one column `text`."""
+    """A bare string becomes a row with the single column `text`."""
     if raw is None:
         return BadLine(number, _TOO_LONG)
     return parsed_line(number, b'{"text":' + raw + b"}" if raw.startswith(b'"') else raw)
 
 
-_TOO_LONG = f"longer than {LONGEST_LINE >> 20} MiB, or a bracket is missing"
+_TOO_LONG = f"longer than {MAX_LINE_BYTES >> 20} MiB, or a bracket is missing"
 
 
 class _Scanner:
-    """Finds where each value ends, by brackets and quotes alone: a broken value does not take the next one with it."""
+    """Finds the end of each value by brackets and quotes alone, so a broken value does not affect the next one."""
 
     def __init__(self, file: BufferedReader) -> None:
         self._file, self._buffer, self._at_end = file, b"", False
         self.ended = False
-        """The array was closed, or there is none and the last value was whole."""
+        """The array was closed, or the last bare value was complete."""
 
     def skip(self, count: int) -> None:
         self._file.read(count)
 
     def values(self, *, in_array: bool) -> Iterator[bytes | None]:
-        """Each value's text; None for one that is longer than a record may be, after which nothing is read."""
+        """The text of each value. A value longer than a record may be gives None and ends the file."""
         start = place = depth = 0
         while True:
             token = _TOKEN.search(self._buffer, place)
@@ -95,7 +95,7 @@ class _Scanner:
             else:
                 place = token.end()
             if token is None:
-                if len(self._buffer) - start > LONGEST_LINE:
+                if len(self._buffer) - start > MAX_LINE_BYTES:
                     yield None
                     self.ended = True
                     return
@@ -105,7 +105,7 @@ class _Scanner:
                 continue
             depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
             if not in_array and depth < 0:
-                depth = 0  # a bracket too many: what it ends is named as damaged, and the next value is read
+                depth = 0  # an extra bracket: report the value that it ends as damaged, and go on with the next
             at_top = depth == 0 and (token[0] == b"," if in_array else token[0] == b"}")
             if depth < 0 or at_top:
                 text = self._buffer[start : place if not in_array else token.start()].strip()

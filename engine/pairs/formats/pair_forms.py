@@ -1,6 +1,4 @@
-"""How rows say a pair: row to `Pair`, each form a function of the row alone. The better reply is the pair's revision, the worse
-one its draft.
-"""
+"""The forms of pairs: each turns a row into a `Pair`. The better reply becomes the revision, the worse one the draft."""
 
 from __future__ import annotations
 
@@ -11,14 +9,14 @@ from engine.models.chat import Conversation
 from engine.pairs.data.conversations import add_turn, before_the_answer, hh_transcript, transcript_turns
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.form import Form, first_column
-from engine.pairs.formats.own_form import own_pair
+from engine.pairs.formats.native_form import native_pair
 from engine.pairs.formats.prompt_forms import NO_PROMPT, asked_beside_replies, with_system
 from engine.pairs.formats.values import Row, check_text, id_of, kind, messages_in, number_in
 
 Reply = tuple[Conversation | None, str]
-"""(the conversation in front of the reply, if the value has one; the reply)."""
+"""(the conversation before the reply, if the value contains it; the reply)."""
 
-NAMES_OF_TWO = (
+BETTER_WORSE_COLUMNS = (
     ("chosen_response", "rejected_response"),
     ("response_chosen", "response_rejected"),
     ("chosen_answer", "rejected_answer"),
@@ -30,29 +28,29 @@ NAMES_OF_TWO = (
     ("response_j", "response_k"),
     ("positive", "negative"),
 )
-"""What the better and the worse reply are called: `chosen_response` by Argilla, `preferred_output` by OpenAI, `response_j` by
-stack-exchange-paired."""
+"""Column names of the better and the worse reply: `chosen_response` in Argilla, `preferred_output` in OpenAI's files,
+`response_j` in stack-exchange-paired."""
 ANSWERS = ("answers", "responses", "completions", "generations", "candidates", "outputs", "output", "summaries")
 TEXTS = ("answer", "response", "text", "completion", "content", "output", "value", "generation")
 SCORES = ("overall_score", "score", "rating", "reward", "fine-grained_score")
 LISTS_OF_SCORES = ("ratings", "rating", "scores", "score", "rewards", "overall_ratings")
 RANKS = ("rank", "ranks", "ranking")
-"""Of the best answer, the least."""
+"""The best answer has the lowest rank."""
 
 
 # -- two replies, the better one named ---------------------------------------------------------------------------------
 
 
 def _two_named(row: Row) -> Pair:
-    better, worse = _first_of(row, NAMES_OF_TWO)
+    better, worse = _first_of(row, BETTER_WORSE_COLUMNS)
     return pair_of_replies(row, row[better], row[worse], better, worse)
 
 
 def _first_of(row: Row, names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The first of these sets of columns that the row has all of. Raises ValueError."""
+    """The first of these column groups that the row has completely. Raises ValueError."""
     found = next((each for each in names if all(row.get(name) is not None for name in each)), None)
     if found is None:
-        raise ValueError(f"it has no two replies that belong together, like {' and '.join(names[0][:2])}")
+        raise ValueError(f"it has no matching pair of replies, such as {' and '.join(names[0][:2])}")
     return found
 
 
@@ -61,7 +59,7 @@ def _chosen_rejected(row: Row) -> Pair:
 
 
 def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_key: str) -> Pair:
-    """The pair of two replies as a row has them: texts, messages or transcripts. Raises TypeError, ValueError."""
+    """Make a pair of two replies, given as texts, messages or transcripts. Raises TypeError, ValueError."""
     own, problem = _own_prompt(row)
     asked_better, chosen = _reply(better, better_key, own is not None or problem is not None)
     asked_worse, rejected = _reply(worse, worse_key, own is not None or problem is not None)
@@ -78,7 +76,7 @@ def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_ke
 
 
 def _own_prompt(row: Row) -> tuple[Conversation | None, Exception | None]:
-    """The prompt in columns of its own, or what is wrong with it: that does not matter if the replies have theirs."""
+    """The prompt from its own columns, or the error in it, which does not matter if the replies contain the prompt."""
     try:
         return asked_beside_replies(row), None
     except (KeyError, TypeError, ValueError) as error:
@@ -104,32 +102,32 @@ def _reply(value: Any, key: str, has_own_prompt: bool) -> Reply:
     if isinstance(value, (list, dict)):
         return _reply_of_messages(value, key)
     if not isinstance(value, str):
-        raise TypeError(f"{key} is {kind(value)}, not a text")
+        raise TypeError(f"{key} is {kind(value)}, not a string")
     check_text(value, key)
     text = hh_transcript(value)
     if has_own_prompt and not text.startswith("\n\nHuman:"):
-        # Whole, so that the detectors see it if it simulates further turns.
+        # Kept whole, so that the detectors see simulated turns.
         return None, value.strip()
     _, *replies = text.rpartition("\n\nHuman:")[2].split("\n\nAssistant:")
     if not replies:
-        raise ValueError(f"there is no prompt, and {key} is no transcript with the assistant's turn at its end")
+        raise ValueError(f"there is no prompt, and {key} is not a transcript that ends with an assistant turn")
     turns = transcript_turns(text)
     before = turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
-    # Turns of one speaker in a row are one turn, as they are in the conversation.
+    # Join consecutive turns of one speaker, as in conversations.
     return before or None, "\n\n".join(part.strip() for part in replies).strip()
 
 
 def _reply_of_messages(value: Any, key: str) -> Reply:
     messages = messages_in(value, key)
     if not messages or messages[-1]["role"] != "assistant":
-        raise ValueError(f"{key} does not end with the assistant's reply")
+        raise ValueError(f"{key} does not end with an assistant message")
     before: Conversation = []
     for message in messages[:-1]:
         role = "assistant" if message["role"] == "assistant" else "user"
         if not before and role == "assistant":
             before.append(
                 {"role": role, "content": message["content"].strip()}
-            )  # goes on a prompt in a column of its own
+            )  # continues a prompt that has its own column
         else:
             add_turn(before, role, message["content"].strip())
     return before or None, messages[-1]["content"]
@@ -139,15 +137,15 @@ def _reply_of_messages(value: Any, key: str) -> Reply:
 
 
 def _best_and_worst(row: Row, answers: list[Any], scores: list[float], key: str) -> Pair:
-    """The best against the worst; of equal ones the first."""
+    """The best against the worst; the first among equals."""
     best, worst = max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)
     if scores[best] == scores[worst]:
-        raise ValueError(f"all {key} are scored alike: none is the better one")
+        raise ValueError(f"all {key} have the same score: none is better")
     return pair_of_replies(row, answers[best], answers[worst], f"{key}[{best}]", f"{key}[{worst}]")
 
 
 def _ranked(row: Row) -> Pair:
-    """A list of objects, each with its text and its rank or score."""
+    """A list of objects, each with a text and a rank or a score."""
     key, answers = _answers(row)
     texts, scores = [], []
     for number, answer in enumerate(answers):
@@ -168,20 +166,20 @@ def _score_of(answer: Row, where: str) -> float:
 
 
 def _rated(row: Row) -> Pair:
-    """A list of texts beside a list of their scores or ranks."""
+    """A list of texts and a parallel list of scores or ranks."""
     key, answers = _answers(row)
     name, values = first_column(row, (*LISTS_OF_SCORES, *RANKS))
     if not isinstance(values, list) or len(values) != len(answers):
-        raise ValueError(f"{name} is no list of a number for each of {key}")
+        raise ValueError(f"{name} must be a list with one number for each of {key}")
     numbers = [number_in(value, f"{name}[{number}]") for number, value in enumerate(values)]
     return _best_and_worst(row, answers, [-number for number in numbers] if name in RANKS else numbers, key)
 
 
 def _in_order(row: Row) -> Pair:
-    """A list of texts from the best to the worst."""
+    """A list of texts, best first."""
     key, answers = _answers(row)
     if not all(isinstance(answer, (str, list)) for answer in answers):
-        raise TypeError(f"{key} is no list of texts from the best to the worst")
+        raise TypeError(f"{key} is not a list of replies, best first")
     return pair_of_replies(row, answers[0], answers[-1], f"{key}[0]", f"{key}[{len(answers) - 1}]")
 
 
@@ -192,7 +190,7 @@ def _answers(row: Row) -> tuple[str, list[Any]]:
     if not isinstance(answers, list):
         raise TypeError(f"{key} is {kind(answers)}, not a list of replies")
     if len(answers) < 2:
-        raise ValueError(f"{key} has {len(answers)} replies, and a pair needs two")
+        raise ValueError(f"{key} has {len(answers)} replies, but a pair needs two")
     return key, answers
 
 
@@ -205,7 +203,7 @@ def _scored_two(row: Row) -> Pair:
     first, second, *names = _first_of(row, SCORED_TWO)
     scores = [number_in(row[name], name) for name in names]
     if scores[0] == scores[1]:
-        raise ValueError(f"{names[0]} and {names[1]} are the same: neither reply is the better one")
+        raise ValueError(f"{names[0]} and {names[1]} are equal: neither reply is better")
     return _ordered(row, first, second, scores[0] - scores[1])
 
 
@@ -213,7 +211,7 @@ def _choice(first: str, second: str, choice: str, prefers: Callable[[Any], float
     def read(row: Row) -> Pair:
         preferred = prefers(row[choice])
         if not preferred:
-            raise ValueError(f"{choice} is {str(row[choice])[:40]!a}: neither reply is the better one")
+            raise ValueError(f"{choice} is {str(row[choice])[:40]!a}: neither reply is better")
         return _ordered(row, first, second, preferred)
 
     return read
@@ -225,27 +223,27 @@ def _ordered(row: Row, first: str, second: str, first_is_better: float) -> Pair:
 
 
 def _signed(value: Any) -> float:
-    """HelpSteer: below zero the first is preferred, above it the second."""
+    """HelpSteer: negative prefers the first, positive the second."""
     return -number_in(value, "the preference")
 
 
 def _from_zero(value: Any) -> float:
-    """The number of the better one, 0 or 1."""
+    """Index of the better reply, 0 or 1."""
     return {0.0: FIRST, 1.0: SECOND}.get(number_in(value, "the choice"), 0.0)
 
 
 def _from_one(value: Any) -> float:
-    """The number of the better one, 1 or 2."""
+    """Number of the better reply, 1 or 2."""
     return {1.0: FIRST, 2.0: SECOND}.get(number_in(value, "the choice"), 0.0)
 
 
 def _is_first(value: Any) -> float:
-    """SHP: 1 if the first is the better one."""
+    """SHP: 1 if the first reply is better."""
     return {1.0: FIRST, 0.0: SECOND}.get(number_in(value, "the label"), 0.0)
 
 
 def _letter(value: Any) -> float:
-    """`model_a`, `A`, `response_b`: the last letter. A tie, or both bad, is neither."""
+    """`model_a`, `A`, `response_b`: the last word. A tie, or both bad, prefers neither."""
     words = str(value).strip().casefold().replace("_", " ").split()
     return {"a": FIRST, "b": SECOND}.get(words[-1] if words else "", 0.0)
 
@@ -259,7 +257,7 @@ CHOICES: tuple[tuple[str, str, str, str, Callable[[Any], float], str], ...] = (
     ("arena-responses", "response_a", "response_b", "winner", _letter, "arenas of other makers"),
     ("alpaca-eval", "output_1", "output_2", "preference", _from_one, "AlpacaEval"),
 )
-"""(form, first reply, second reply, the column that says which is better, how, whose)."""
+"""(form, first reply, second reply, choice column, how to read the choice, who uses it)."""
 SCORED_TWO = (
     ("answer_0", "answer_1", "score_0", "score_1"),
     ("response_0", "response_1", "score_0", "score_1"),
@@ -274,7 +272,7 @@ def _summaries(row: Row) -> Pair:
     _, answers = _answers(row)
     number = number_in(row["choice"], "choice")
     if number not in (0.0, 1.0):
-        raise ValueError("choice is neither 0 nor 1")
+        raise ValueError("choice must be 0 or 1")
     texts = [first_column(answer, TEXTS)[1] if isinstance(answer, dict) else answer for answer in answers[:2]]
     return pair_of_replies(row, texts[int(number)], texts[1 - int(number)], "the chosen one", "the other one")
 
@@ -283,13 +281,13 @@ def _summaries(row: Row) -> Pair:
 
 
 class NotPaired(ValueError):
-    """The row is one of KTO: a reply that is good or bad, and none to compare it with."""
+    """A KTO row: one reply labelled good or bad, without a second one to compare it with."""
 
 
 def _kto(row: Row) -> Pair:
     name, label = first_column(row, ("label", "kto_tag"))
     raise NotPaired(
-        f"KTO: one reply with {name} ({str(label)[:40]}), and no second reply to compare it with; DPO trains on pairs"
+        f"a KTO row: one reply with {name} ({str(label)[:40]}) and no second reply to compare; DPO trains on pairs"
     )
 
 
@@ -301,17 +299,17 @@ def _columns(names: Sequence[tuple[str, ...]], place: int) -> tuple[str, ...]:
 
 
 PAIR_FORMS: tuple[Form[Pair], ...] = (
-    Form("draft-revision", (("base_response", "revised_response"),), own_pair, "this program, and the notebook"),
+    Form("draft-revision", (("base_response", "revised_response"),), native_pair, "this program, and the notebook"),
     Form(
         "chosen-rejected",
         (("chosen", "rejected"),),
         _chosen_rejected,
         "TRL, UltraFeedback, orca, hh-rlhf, LLaMA-Factory (ShareGPT and Alpaca): texts, messages or transcripts; the prompt in "
-        "a column of its own (any form of prompts) or in front of both",
+        "its own column (any form of prompt) or in front of both replies",
     ),
     Form(
         "better-worse",
-        (_columns(NAMES_OF_TWO, 0), _columns(NAMES_OF_TWO, 1)),
+        (_columns(BETTER_WORSE_COLUMNS, 0), _columns(BETTER_WORSE_COLUMNS, 1)),
         _two_named,
         "Argilla, OpenAI's preference files, stack-exchange-paired",
     ),
@@ -330,19 +328,19 @@ PAIR_FORMS: tuple[Form[Pair], ...] = (
         "rated",
         (ANSWERS, (*LISTS_OF_SCORES, *RANKS)),
         _rated,
-        "distilabel, Argilla: a list of replies and one of scores; the best against the worst",
+        "distilabel, Argilla: a list of replies and a list of scores; best against worst",
     ),
     Form(
         "ranked",
         (tuple(name for name in ANSWERS if name != "output"),),
         _ranked,
-        "Nectar, UltraFeedback: a list of replies, each with a rank or a score; the best against the worst",
+        "Nectar, UltraFeedback: a list of replies, each with a rank or a score; best against worst",
     ),
     Form("alpaca-ranking", (("output",),), _in_order, "LLaMA-Factory: a list of replies, the better one first"),
     Form(
         "kto",
         (("label", "kto_tag"), ("completion", "response", "messages", "conversations", "prompt")),
         _kto,
-        "TRL and LLaMA-Factory for KTO: refused, since nothing is paired",
+        "TRL and LLaMA-Factory for KTO: refused, because rows are not paired",
     ),
 )

@@ -1,4 +1,4 @@
-"""How rows say a prompt: row to conversation, each form a function of the row alone."""
+"""The forms of prompts: each turns a row into a conversation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.pairs.data.conversations import add_turn, before_the_answer, is_tran
 from engine.pairs.formats.form import Form, first_column
 from engine.pairs.formats.values import Row, check_text, kind, messages_in
 
-NO_PROMPT = "there is no prompt that waits for an answer"
+NO_PROMPT = "no user turn is waiting for an answer"
 SYSTEM = ("system", "system_prompt")
 
 MESSAGES = ("messages", "conversation", "dialogue", "dialog", "chat")
@@ -24,8 +24,8 @@ TEXT = ("text", "content")
 
 
 def turns_of(value: Any, key: str) -> Conversation:
-    """A conversation as it was told: a text is what the user asked, or a transcript; a list is messages. A system turn goes in
-    front of the user's: Gemma's template refuses one.
+    """Turns of a value: a string is the user's turn or a transcript, a list is messages. A system message is put in front of the
+    user's turn, because Gemma's template refuses one.
     """
     turns: Conversation = []
     if isinstance(value, str):
@@ -35,14 +35,14 @@ def turns_of(value: Any, key: str) -> Conversation:
         add_turn(turns, "user", value.strip())
         return turns
     if not isinstance(value, (list, dict)):
-        raise TypeError(f"{key} is {kind(value)}, not a text and no list of messages")
+        raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
     for message in messages_in(value, key):
         add_turn(turns, "assistant" if message["role"] == "assistant" else "user", message["content"].strip())
     return turns
 
 
 def with_system(row: Row, turns: Conversation) -> Conversation:
-    """What a column of its own says to the system, in front of the user's first turn."""
+    """Put the text of a system column in front of the user's first turn."""
     said = next((text for name in SYSTEM if isinstance(text := row.get(name), str) and text.strip()), "")
     if not said or not turns:
         return turns
@@ -59,7 +59,7 @@ def _of(names: tuple[str, ...]) -> Callable[[Row], Conversation]:
 
 
 def _alpaca(row: Row) -> Conversation:
-    """`instruction`, with `input` below it, after the earlier turns of `history`."""
+    """`instruction` followed by `input`, after the earlier turns in `history`."""
     turns: Conversation = []
     history = row.get("history")
     for pair in history if isinstance(history, list) else ():
@@ -80,7 +80,7 @@ ALPACA = ("instruction",)
 
 
 def _first_turn(row: Row) -> Conversation:
-    """Questions to be put one after another: the first waits for an answer."""
+    """Questions asked one after another: take the first."""
     turns = row["turns"]
     if not isinstance(turns, list) or not turns:
         raise TypeError(f"turns is {kind(turns)}, not a list of texts")
@@ -93,7 +93,7 @@ def _transcript(row: Row) -> Conversation:
     key, value = first_column(row, ("transcript", "chosen", "rejected"))
     turns = turns_of(value, key)
     if isinstance(value, str) and not is_transcript(value):
-        raise ValueError(f"{key} is no transcript: it has neither Human: nor Assistant:")
+        raise ValueError(f"{key} is not a transcript: it has neither Human: nor Assistant:")
     return with_system(row, before_the_answer(turns))
 
 
@@ -104,10 +104,10 @@ ASKED_FORMS: tuple[Form[Conversation], ...] = (
     Form("prompt", (PROMPT,), _of(PROMPT), "TRL, UltraFeedback, most others"),
     Form("alpaca", (ALPACA,), _alpaca, "Alpaca, LLaMA-Factory: `input` and `history` are read with it"),
     Form("question", (QUESTION,), _of(QUESTION), "orca, WebGPT, AdvBench, HarmBench"),
-    Form("turns", (("turns",),), _first_turn, "MT-Bench: the first of them"),
+    Form("turns", (("turns",),), _first_turn, "MT-Bench: the first turn"),
     Form("post", (POST,), _of(POST), "SHP, HelpSteer3, summaries of posts"),
 )
-"""Those that stand beside the two replies of a pair, too."""
+"""Forms that may also give the prompt of a pair."""
 
 INPUT_FORM: Form[Conversation] = Form("input", (("input",),), _of(("input",)), "instruction tuning, Argilla")
 
@@ -115,12 +115,12 @@ PROMPT_FORMS: tuple[Form[Conversation], ...] = (
     *ASKED_FORMS,
     Form("transcript", (("transcript", "chosen", "rejected"),), _transcript, "hh-rlhf and its red-team-attempts"),
     INPUT_FORM,
-    Form("text", (TEXT,), _of(TEXT), "plain text files, a prompt a line; guanaco"),
+    Form("text", (TEXT,), _of(TEXT), "plain text files, one prompt per line; guanaco"),
 )
 
 
 def asked_beside_replies(row: Row) -> Conversation | None:
-    """The prompt of a row that also has replies; None if no column of its own says it. Raises TypeError, ValueError."""
+    """The prompt of a row that also has replies; None if no column holds it. Raises TypeError, ValueError."""
     for form in (*ASKED_FORMS, INPUT_FORM):
         if form.tells(row):
             return form.read(row)

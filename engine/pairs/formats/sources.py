@@ -1,4 +1,4 @@
-"""Rows of what a person names: a file, a folder, standard input (`-`), or a dataset on the Hub; all of it, or splits."""
+"""Rows of a source: a file, a folder, standard input (`-`) or a dataset on the Hub; all of it, or some splits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SplitTerm(NamedTuple):
 
 
 def parse_split(expression: str) -> list[SplitTerm]:
-    """`test[:1000]+train[:1500]`: names, slices by row or per cent, and sums of them. Raises ConfigError."""
+    """Parse `test[:1000]+train[:1500]`: names, slices by row or per cent, and sums of them. Raises ConfigError."""
     terms = []
     for part in expression.split("+"):
         match = _SPLIT_TERM.match(part)
@@ -43,7 +43,7 @@ def parse_split(expression: str) -> list[SplitTerm]:
 
 
 def slice_of(term: SplitTerm, length: int) -> slice:
-    """The rows of a term in a split of `length` rows; per cent are rounded to the nearest row."""
+    """The slice of a term in a split of `length` rows; percentages are rounded to the nearest row."""
 
     def bound(text: str) -> int | None:
         if not text:
@@ -54,7 +54,7 @@ def slice_of(term: SplitTerm, length: int) -> slice:
 
 
 def rows_of_splits(path: Path, expression: str, given_with: str) -> Iterator[NumberedRow]:
-    """The rows of splits of a local file or folder. Raises ConfigError."""
+    """The rows of some splits of a local file or folder. Raises ConfigError."""
     terms, files = parse_split(expression), local_splits(path, given_with)
     for term in terms:
         if term.name not in files:
@@ -66,11 +66,13 @@ def rows_of_splits(path: Path, expression: str, given_with: str) -> Iterator[Num
         try:
             yield from _part(files[term.name], term)
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read.", str(error), "Fetch it again, or give another file.") from error
+            raise ConfigError(
+                f"{path} cannot be read.", str(error), "Download it again, or give another file."
+            ) from error
 
 
 def _part(files: list[Path], term: SplitTerm) -> Iterator[NumberedRow]:
-    """Read twice, and not kept, if the slice depends on how many rows there are."""
+    """If the slice depends on the number of rows, the files are read twice rather than held in memory."""
     if any(character in term.start + term.stop for character in "-%"):
         length = sum(1 for _ in rows_of_files(files))
         start, stop, _ = slice_of(term, length).indices(length)
@@ -78,8 +80,8 @@ def _part(files: list[Path], term: SplitTerm) -> Iterator[NumberedRow]:
     return islice(rows_of_files(files), int(term.start or 0), int(term.stop) if term.stop else None)
 
 
-def rows_of_place(place: Path, split: str | None = None) -> Iterator[NumberedRow]:
-    """All rows of a file, of every split of a folder, or of standard input; only those of `split` if it is given.
+def rows_of_source(place: Path, split: str | None = None) -> Iterator[NumberedRow]:
+    """All rows of a file, a folder or standard input; only those of `split` if it is given.
 
     Raises OSError, ConfigError.
     """
@@ -93,12 +95,12 @@ def rows_of_place(place: Path, split: str | None = None) -> Iterator[NumberedRow
 
 
 def hub_rows(name: str, split: str, revision: str, token: str | None) -> Iterator[NumberedRow]:
-    """The rows of a dataset on the Hub, from its cache on disk. Raises NetworkError and what else the Hub says."""
+    """The rows of a dataset on the Hub, through its disk cache. Raises NetworkError and the Hub's other errors."""
     from datasets import load_dataset
 
     where: dict[str, Any] = {"path": name, "revision": revision, "token": token}
     if is_offline() and (here := cached_snapshot(name, "dataset", revision)):
-        where = {"path": str(here)}  # by itself datasets takes the newest copy that it has, whatever the revision
+        where = {"path": str(here)}  # otherwise datasets takes its newest copy, whatever the revision
     try:
         yield from enumerate(load_dataset(**where, split=split))
     except (ConnectionError, TimeoutError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A file or a pipe as plain UTF-8: unpacked (gzip, zstandard, bzip2, xz, told by their first bytes), and decoded (UTF-16)."""
+"""Read a file or a pipe as plain UTF-8: decompress gzip, zstandard, bzip2 and xz, and recode UTF-16."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any, BinaryIO, cast
 from engine.core.errors import UnsafeError
 from engine.core.reading import MOST_UNFOLDING, UNFOLDS_FREELY
 
-PEEKED = 1 << 12
-PACKED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
+PEEK_BYTES = 1 << 12
+COMPRESSED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
 
 
-def unpacked(file: BufferedReader) -> BufferedReader:
-    """What is in a compressed stream, or the stream itself. Reading damaged data raises EOFError, a bomb UnsafeError."""
+def decompressed(file: BufferedReader) -> BufferedReader:
+    """The content of a compressed stream, or the stream itself. Reading damaged data raises EOFError, a bomb UnsafeError."""
     for magic, opener in _OPENERS.items():
         if head(file).startswith(magic):
             packed = _Counted(file)
@@ -30,29 +30,29 @@ def unpacked(file: BufferedReader) -> BufferedReader:
     return file
 
 
-def without_packing(name: str) -> str:
-    """`rows.jsonl.gz` is rows.jsonl."""
-    return PurePath(name).stem if PurePath(name).suffix.lower() in PACKED_SUFFIXES else PurePath(name).name
+def without_compression_suffix(name: str) -> str:
+    """`rows.jsonl.gz` becomes `rows.jsonl`."""
+    return PurePath(name).stem if PurePath(name).suffix.lower() in COMPRESSED_SUFFIXES else PurePath(name).name
 
 
 def head(file: BufferedReader) -> bytes:
-    """The first bytes, still to be read. Raises what reading raises."""
-    return file.peek(PEEKED)[:PEEKED]
+    """Peek at the first bytes. Raises what reading raises."""
+    return file.peek(PEEK_BYTES)[:PEEK_BYTES]
 
 
 def seekable(file: BufferedReader) -> BinaryIO:
-    """The same bytes in a file that can be read from its end, as Parquet is: a pipe's go to a temporary file."""
+    """A seekable file with the same bytes, which Parquet needs; a pipe is copied to a temporary file."""
     if isinstance(file, BufferedReader) and isinstance(file.raw, io.FileIO) and file.seekable():
         return file
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 (gone with the last that reads it)
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (deleted when the last reader closes it)
     while block := file.read(1 << 20):
         spool.write(block)
     spool.seek(0)
     return cast(BinaryIO, spool)
 
 
-def in_utf8(file: BufferedReader) -> BufferedReader:
-    """The text of a file as UTF-8 without a byte order mark, whichever of UTF-8 and UTF-16 it has."""
+def as_utf8(file: BufferedReader) -> BufferedReader:
+    """The file as UTF-8 without a byte order mark, from UTF-8 or UTF-16."""
     start = head(file)
     encoding = _utf16_of(start)
     if encoding is not None:
@@ -65,7 +65,7 @@ def in_utf8(file: BufferedReader) -> BufferedReader:
 def _utf16_of(start: bytes) -> str | None:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    # Without a mark: ASCII characters with a NUL at every second place. A hole of NULs is another thing.
+    # Without a mark: ASCII characters with a NUL at every second byte. A run of NULs is not UTF-16.
     even, odd = start[0:8:2], start[1:8:2]
     if len(odd) == 4 and not any(odd) and all(even):
         return "utf-16-le"
@@ -73,9 +73,7 @@ def _utf16_of(start: bytes) -> str | None:
 
 
 class _Unpacked(io.RawIOBase):
-    """A library's view of compressed data, with one error for what each of them says of damage, and a limit to what a little
-    of it unfolds to.
-    """
+    """Wraps a decompressor, turns its various errors for damage into EOFError, and limits how far little data unfolds."""
 
     def __init__(self, file: Any, packed: _Counted) -> None:
         self._file, self._packed = file, packed
@@ -120,7 +118,7 @@ class _Counted(io.RawIOBase):
 
 
 class _Recoded(io.RawIOBase):
-    """Text in another encoding as UTF-8. Half a character stays one, so that its line is named as damaged."""
+    """Recodes text to UTF-8. Half a character is passed through, so that its line is reported as damaged."""
 
     def __init__(self, file: BinaryIO, encoding: str) -> None:
         self._file = file

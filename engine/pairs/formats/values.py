@@ -1,4 +1,4 @@
-"""Values of a row, checked once: every text can be encoded, every number is finite, every message has a known role."""
+"""Check the values of a row: strings can be encoded, numbers are finite, messages have a known role."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from engine.pairs.data.hashes import hash_of
 
 Row = dict[str, Any]
 
-LONGEST_NAME = 200
-"""Characters of a status or a principle's id: they are counted by name, so that a file must not make them endless."""
+MAX_NAME_CHARACTERS = 200
+"""Limit for a status or a principle's id. They are counted by name, so a file must not make them huge."""
 
 ROLES = {
     "user": "user", "human": "user", "prompter": "user", "customer": "user",
@@ -26,13 +26,13 @@ def text_in(row: Row, key: str) -> str:
     """Raises KeyError, TypeError, ValueError."""
     value = row[key]
     if not isinstance(value, str):
-        raise TypeError(f"{key} is {kind(value)}, not a text")
+        raise TypeError(f"{key} is {kind(value)}, not a string")
     check_text(value, key)
     return value
 
 
 def check_text(text: str, key: str) -> None:
-    """Half a surrogate pair is valid JSON, but nothing that a tokenizer or a file could take."""
+    """A lone surrogate is valid JSON, but no tokenizer or file accepts it."""
     if not text.isascii():
         try:
             text.encode()
@@ -41,13 +41,13 @@ def check_text(text: str, key: str) -> None:
 
 
 def messages_in(value: Any, key: str) -> Conversation:
-    """Messages as they stand, with roles user, assistant and system: `role` and `content` as OpenAI has them (a text or parts
-    of text), or `from` and `value` as ShareGPT has them. Raises TypeError, ValueError.
+    """Messages with roles user, assistant and system: OpenAI's `role` and `content` (a string or text parts), or ShareGPT's
+    `from` and `value`. Raises TypeError, ValueError.
     """
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise TypeError(f"{key} is {kind(value)}, not a text and no list of messages")
+        raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
     return [_message(message, f"{key}[{number}]") for number, message in enumerate(value)]
 
 
@@ -58,32 +58,32 @@ def _message(message: Any, where: str) -> ChatMessage:
     if role is None:
         raise TypeError(f"{where} has no role")
     if role.casefold() not in ROLES:
-        raise ValueError(f"{where} is said by {role[:40]!a}, who is neither user nor assistant nor system")
+        raise ValueError(f"{where} has the unknown role {role[:40]!a}")
     content = next((message[key] for key in _CONTENT_KEYS if message.get(key) is not None), None)
     text = _joined(content, where) if isinstance(content, list) else content
     if not isinstance(text, str):
-        raise TypeError(f"{where} has no content, or it is no text")
+        raise TypeError(f"{where} has no content that is a string")
     check_text(text, where)
     return ChatMessage(role=ROLES[role.casefold()], content=text)
 
 
 def _joined(parts: list[Any], where: str) -> str:
-    """OpenAI's content parts: those of text are one text; anything else is not."""
+    """Join OpenAI's text parts. Raises TypeError for any other part."""
     texts = []
     for part in parts:
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             kind_of_part = part.get("type") if isinstance(part, dict) else kind(part)
-            raise TypeError(f"{where} has a part that is no text ({str(kind_of_part)[:40]!a})")
+            raise TypeError(f"{where} has a part that is not text ({str(kind_of_part)[:40]!a})")
         texts.append(text)
     return "\n".join(texts)
 
 
 def name_in(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{key} is {kind(value)}, not a text")
-    if len(value) > LONGEST_NAME:
-        raise ValueError(f"{key} is longer than {LONGEST_NAME} characters")
+        raise TypeError(f"{key} is {kind(value)}, not a string")
+    if len(value) > MAX_NAME_CHARACTERS:
+        raise ValueError(f"{key} is longer than {MAX_NAME_CHARACTERS} characters")
     check_text(value, key)
     return value
 
@@ -98,12 +98,12 @@ def score_in(row: Row, key: str) -> float | None:
 
 
 def number_in(value: Any, key: str) -> float:
-    """A number, or a text that is one."""
+    """A number, or a string that holds one."""
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise TypeError(f"{key} is a text, not a number") from None
+            raise TypeError(f"{key} is a string, not a number") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{key} is {kind(value)}, not a number")
     return finite(value, key)
@@ -120,10 +120,10 @@ def finite(value: float, key: str) -> float:
 
 
 def id_of(messages: Conversation, *replies: str) -> str:
-    """For a row of a file whose ids, if it has any, are not ours: rows with the same id say the same."""
+    """An id from the content, for files whose own ids are not ours: equal ids mean equal rows."""
     return f"{hash_of(*[message['content'] for message in messages], *replies):016x}"
 
 
 def kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,7 +1,7 @@
-"""Which prompts are generated side by side, written down before the first batch: a run that was killed makes the same batches.
+"""The batch plan, written before the first batch, so that a killed run makes the same batches again.
 
-A record's text may depend, in its last bits, on the shape of its batch. So batches are cut from what was missing when the
-set was begun, not from what is missing when a process starts.
+The shape of a batch may change the last bits of a row's logits, and so its text. Batches are therefore cut from the prompts
+that were missing when the set was started, not from those missing when a process starts.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ LARGEST_BATCH = 1 << 20
 @dataclass(frozen=True)
 class BatchPlan:
     made_for: str
-    """A hash of the prompts and of what makes their records."""
+    """A hash of the prompts and of the settings that make their records."""
     records_before: Annotated[int, Field(ge=0, strict=True)]
-    """Records that were in `pairs.jsonl` when the plan was made."""
+    """Records in `pairs.jsonl` when the plan was made."""
     batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH, strict=True)]
     longest_tokens: Annotated[int, Field(ge=0, strict=True)]
 
@@ -40,13 +40,13 @@ def key_of_plan(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
 
 
 def read_plan(path: Path, made_for: str) -> BatchPlan | None:
-    """The plan of this set of prompts; None if there is none, or none that can be used: then one is made."""
+    """The saved plan for this set of prompts; None if there is none that can be used."""
     plan = read_json_or_none(path, BatchPlan)
     return plan if plan is not None and plan.made_for == made_for else None
 
 
 def prompts_to_make(prompts: Sequence[Prompt], recorded: Iterable[str], plan: BatchPlan) -> list[Prompt]:
-    """Those that had no record when the plan was made.
+    """The prompts that had no record when the plan was made.
 
     recorded   ids in the order of `pairs.jsonl`
     """

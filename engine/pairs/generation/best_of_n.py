@@ -1,7 +1,7 @@
-"""--method best-of-n: several drafts of each prompt, ordered by a judge; the best one is chosen, the worst one rejected.
+"""--method best-of-n: a judge ranks several drafts of each prompt; the best is chosen, the worst rejected.
 
-The judge compares each draft with the first one: that orders them for a judge that scores a text by itself, and for one
-that can only compare, in n - 1 comparisons. Drafts that are no replies are left out before.
+The judge compares each draft with the first one. These n - 1 comparisons rank the drafts, whether the judge scores single
+texts or can only compare two. Unusable drafts are dropped first.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
 from engine.pairs.generation.critique_revision import refusal_of
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, Judge
 from engine.pairs.judges.scores import score_in_batches
 from engine.pairs.principles.constitution import Principle
 from engine.run.stop import StopToken
 
 NO_DIFFERENCE = "no draft better"
-"""The judge finds all drafts equally good, or cannot score them."""
+"""The judge scores all drafts equal, or cannot score them."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Drafted:
 
     prompt: Prompt
     principle: Principle
-    """What a judge that asks with a principle orders them by."""
+    """The principle for judges that ask with one."""
     drafts: tuple[Reply, ...]
 
     @property
     def usable(self) -> list[Reply]:
-        """The drafts that are replies which stand alone, each text once."""
+        """The usable drafts, without duplicates."""
         found = {detectors.canonical(draft.text): draft for draft in self.drafts if not _fault(self.prompt, draft)}
         return list(found.values())
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Each usable draft with the first one."""
+        """Each usable draft against the first one."""
         usable = self.usable
         return [
             Comparison(f"{self.prompt.id}:{n}", self.prompt.messages, usable[0].text, other.text, self.principle.id)
@@ -53,19 +53,19 @@ class Drafted:
 
 
 def make_records(
-    prompts: Sequence[Prompt], backend: Backend, recipe: GenerationSettings, judge: Judge, stop: StopToken
+    prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings, judge: Judge, stop: StopToken
 ) -> list[PairRecord]:
     """The records of one batch, in the order of `prompts`. Raises what the judge raises."""
     rounds = [
         backend.reply(
             [prompt.messages for prompt in prompts],
-            recipe.sampling,
-            [seed_of(recipe.seed, prompt.id, "draft", number) for prompt in prompts],
+            settings.sampling,
+            [seed_of(settings.seed, prompt.id, "draft", number) for prompt in prompts],
         )
-        for number in range(recipe.num_drafts)
+        for number in range(settings.num_drafts)
     ]
     drafted = [
-        Drafted(prompt, _principle(prompt, recipe), drafts)
+        Drafted(prompt, _principle(prompt, settings), drafts)
         for prompt, drafts in zip(prompts, zip(*rounds, strict=True), strict=True)
     ]
     comparisons = [comparison for each in drafted for comparison in each.comparisons]
@@ -78,8 +78,8 @@ def make_records(
     return [_record(each, gains) for each in drafted]
 
 
-def _principle(prompt: Prompt, recipe: GenerationSettings) -> Principle:
-    return recipe.constitution.draw(Random(seed_of(recipe.seed, prompt.id, "principle", 0)))
+def _principle(prompt: Prompt, settings: GenerationSettings) -> Principle:
+    return settings.constitution.draw(Random(seed_of(settings.seed, prompt.id, "principle", 0)))
 
 
 def _fault(prompt: Prompt, draft: Reply) -> str:
@@ -93,12 +93,14 @@ def _ordered(each: Drafted, gains: Mapping[str, float]) -> tuple[Reply, Reply, s
     """(worst, best, `ok` or why they are no pair)."""
     usable = each.usable
     if len(usable) < 2:
-        # All drafts say the same, or all but one are no replies: the last one tells why.
+        # All drafts are the same, or at most one is usable: report the last fault.
         faults = [_fault(each.prompt, draft) for draft in each.drafts]
         why = next((fault for fault in reversed(faults) if fault), detectors.IDENTICAL)
         return each.drafts[0], each.drafts[-1], EMPTY_DRAFT if why == detectors.EMPTY else why
     scored = [(0.0, usable[0])] + [
-        (gains[case.id], draft) for case, draft in zip(each.comparisons, usable[1:], strict=True) if case.id in gains
+        (gains[comparison.id], draft)
+        for comparison, draft in zip(each.comparisons, usable[1:], strict=True)
+        if comparison.id in gains
     ]
     gain_of_worst, worst = min(scored, key=lambda row: row[0])
     gain_of_best, best = max(scored, key=lambda row: row[0])

@@ -1,7 +1,7 @@
-"""--method contrast: one prompt, answered by an assistant that follows a principle and by one that does the opposite.
+"""--method contrast: answer the same prompt as an assistant that follows a principle (chosen) and as one that does the opposite.
 
-Yang et al. 2023, "RLCD: Reinforcement Learning from Contrastive Distillation": which of the two is better follows from how
-they were asked for, so that a policy need not be able to criticise itself.
+Yang et al. 2023, "RLCD: Reinforcement Learning from Contrastive Distillation". How the answers were asked for decides which is
+better, so the policy need not be able to criticise itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.pairs.data.seeds import seed_of
 from engine.pairs.generation.critique_revision import refusal_of
 from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.principles.constitution import Principle
 
 
@@ -35,41 +35,41 @@ class Attempt:
 @dataclass
 class ContrastInProgress:
     prompt: Prompt
-    trials: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
-        return bool(self.trials) and self.trials[-1].fault == OK
+        return bool(self.attempts) and self.attempts[-1].fault == OK
 
 
-def make_records(prompts: Sequence[Prompt], backend: Backend, recipe: GenerationSettings) -> list[PairRecord]:
-    """The records of one batch, in the order of `prompts`; what failed is tried again under another principle."""
-    makings = [ContrastInProgress(prompt) for prompt in prompts]
-    for attempt in range(recipe.max_attempts):
-        pending = [making for making in makings if not making.done]
+def make_records(prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings) -> list[PairRecord]:
+    """The records of one batch, in the order of `prompts`. Failed prompts are retried under another principle."""
+    pairs = [ContrastInProgress(prompt) for prompt in prompts]
+    for attempt in range(settings.max_attempts):
+        pending = [pair for pair in pairs if not pair.done]
         if pending:
-            _try(pending, attempt, backend, recipe)
-    return [_record(making) for making in makings]
+            _try(pending, attempt, backend, settings)
+    return [_record(pair) for pair in pairs]
 
 
-def _try(makings: list[ContrastInProgress], attempt: int, backend: Backend, recipe: GenerationSettings) -> None:
-    principles = [_drawn(making, attempt, recipe) for making in makings]
+def _try(pairs: list[ContrastInProgress], attempt: int, backend: Backend, settings: GenerationSettings) -> None:
+    principles = [_draw_principle(pair, attempt, settings) for pair in pairs]
 
     def answers(personas: Sequence[str], step: str) -> list[Reply]:
-        asked = [with_persona(making.prompt.messages, one) for making, one in zip(makings, personas, strict=True)]
-        seeds = [seed_of(recipe.seed, making.prompt.id, step, attempt) for making in makings]
-        return backend.reply(asked, recipe.sampling, seeds)
+        asked = [with_persona(pair.prompt.messages, one) for pair, one in zip(pairs, personas, strict=True)]
+        seeds = [seed_of(settings.seed, pair.prompt.id, step, attempt) for pair in pairs]
+        return backend.reply(asked, settings.sampling, seeds)
 
     chosen = answers([principle.followed for principle in principles], "chosen")
     rejected = answers([principle.contrary for principle in principles], "rejected")
-    for making, principle, better, worse in zip(makings, principles, chosen, rejected, strict=True):
-        making.trials.append(Attempt(principle, better, worse, _fault(making.prompt, better, worse)))
+    for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
+        pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, better, worse)))
 
 
-def _drawn(making: ContrastInProgress, attempt: int, recipe: GenerationSettings) -> Principle:
-    """A principle that was not tried on this prompt, while there is one."""
-    used = tuple(trial.principle.id for trial in making.trials)
-    return recipe.constitution.draw(Random(seed_of(recipe.seed, making.prompt.id, "principle", attempt)), avoid=used)
+def _draw_principle(pair: ContrastInProgress, attempt: int, settings: GenerationSettings) -> Principle:
+    """Draw a principle that this prompt has not had yet, while there is one."""
+    used = tuple(tried.principle.id for tried in pair.attempts)
+    return settings.constitution.draw(Random(seed_of(settings.seed, pair.prompt.id, "principle", attempt)), avoid=used)
 
 
 def _fault(prompt: Prompt, chosen: Reply, rejected: Reply) -> str:
@@ -80,20 +80,20 @@ def _fault(prompt: Prompt, chosen: Reply, rejected: Reply) -> str:
     return found[0] if found else OK
 
 
-def _record(making: ContrastInProgress) -> PairRecord:
-    told = making.trials[-1]
-    steps = {"draft": told.rejected, "revision": told.chosen}
+def _record(pair: ContrastInProgress) -> PairRecord:
+    last = pair.attempts[-1]
+    steps = {"draft": last.rejected, "revision": last.chosen}
     return PairRecord(
-        id=making.prompt.id,
-        prompt=making.prompt.text,
-        messages=making.prompt.messages,
-        base_response=told.rejected.text,
-        revised_response=told.chosen.text,
+        id=pair.prompt.id,
+        prompt=pair.prompt.text,
+        messages=pair.prompt.messages,
+        base_response=last.rejected.text,
+        revised_response=last.chosen.text,
         critic_notes="",
-        principle_ids=tuple(trial.principle.id for trial in making.trials),
-        made_by=(told.principle.id,) if told.fault == OK else (),
-        attempts=len(making.trials),
-        status=told.fault,
+        principle_ids=tuple(tried.principle.id for tried in pair.attempts),
+        made_by=(last.principle.id,) if last.fault == OK else (),
+        attempts=len(pair.attempts),
+        status=last.fault,
         finish={step: "stopped" if reply.finished else "cut off" for step, reply in steps.items()},
         method="contrast",
     )

@@ -1,7 +1,7 @@
-"""Draft, critique and revision of a batch of prompts, each tried again with another principle if it failed.
+"""--method critique-revision: draft, critique and revision of a batch of prompts, with retries under another principle.
 
-Everything drawn (principle, sampling) has a seed of its own, made from the run's seed, the prompt's id, the step and the
-attempt; batches are planned from the prompts alone. So a run that was killed and started again makes the same records.
+Every random draw (principle, sampling) has its own seed, made from the run's seed, the prompt's id, the step and the attempt;
+batches depend on the prompts alone. So a run that was killed and restarted makes the same records.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
 from engine.pairs.generation.dialogue import critique_prompt, revision_prompt
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.principles.constitution import Principle
 
-BATCHES_IN_A_WINDOW = 8
-"""Prompts are grouped by length inside windows of this many batches, so that the first pairs are no special ones."""
+BATCHES_PER_WINDOW = 8
+"""Prompts are sorted by length within windows of this many batches, so that the first pairs are not all short ones."""
 REFUSED = "refused by the server"
 NO_TEXT = "a reply that is no text"
 
@@ -31,34 +31,34 @@ Item = TypeVar("Item")
 
 @dataclass
 class Attempt:
-    """One critique and the revision that came of it."""
+    """One critique and its revision."""
 
     principle: Principle
     critique: Reply
     revision: Reply
     fault: str
-    """`ok`, or why the revision is no reply that stands alone."""
+    """`ok`, or why the revision is not usable."""
 
 
 @dataclass
 class PairInProgress:
-    """One prompt on its way to a record."""
+    """One prompt being turned into a record."""
 
     prompt: Prompt
     draft: Reply
-    trials: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     rounds: list[Attempt] = field(default_factory=list)
-    """The trials that succeeded, one a round."""
+    """The attempts that succeeded, one per round."""
 
     @property
     def text(self) -> str:
-        """What the next critique looks at."""
+        """The text that the next critique is about."""
         return self.rounds[-1].revision.text if self.rounds else self.draft.text
 
     @property
     def last(self) -> Attempt | None:
-        """The trial that the record tells of: the last one that succeeded, else the last one."""
-        done = self.rounds or self.trials
+        """The tried that the record tells of: the last one that succeeded, else the last one."""
+        done = self.rounds or self.attempts
         return done[-1] if done else None
 
     @property
@@ -71,41 +71,41 @@ class PairInProgress:
 
 
 def plan_batches(items: Sequence[Item], lengths: Sequence[int], batch_size: int) -> Iterator[list[Item]]:
-    """Batches of items of like length; the plan depends on nothing but its arguments."""
-    window = batch_size * BATCHES_IN_A_WINDOW
+    """Batches of items of similar length; a pure function of its arguments."""
+    window = batch_size * BATCHES_PER_WINDOW
     for start in range(0, len(items), window):
         rows = sorted(zip(lengths[start : start + window], range(start, min(start + window, len(items))), strict=True))
         for first in range(0, len(rows), batch_size):
             yield [items[index] for _, index in rows[first : first + batch_size]]
 
 
-def make_records(prompts: Sequence[Prompt], backend: Backend, recipe: GenerationSettings) -> list[PairRecord]:
+def make_records(prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings) -> list[PairRecord]:
     """The records of one batch, in the order of `prompts`."""
     drafts = backend.reply(
         [prompt.messages for prompt in prompts],
-        recipe.sampling,
-        [seed_of(recipe.seed, prompt.id, "draft", 0) for prompt in prompts],
+        settings.sampling,
+        [seed_of(settings.seed, prompt.id, "draft", 0) for prompt in prompts],
     )
-    makings = [PairInProgress(prompt, draft) for prompt, draft in zip(prompts, drafts, strict=True)]
-    going_on = [making for making in makings if not making.status]
-    for number in range(recipe.rounds):
-        for attempt in range(recipe.max_attempts):
-            pending = [making for making in going_on if len(making.rounds) == number]
+    pairs = [PairInProgress(prompt, draft) for prompt, draft in zip(prompts, drafts, strict=True)]
+    open_pairs = [pair for pair in pairs if not pair.status]
+    for number in range(settings.rounds):
+        for attempt in range(settings.max_attempts):
+            pending = [pair for pair in open_pairs if len(pair.rounds) == number]
             if pending:
-                _try(pending, number * recipe.max_attempts + attempt, backend, recipe)
-        going_on = [making for making in going_on if len(making.rounds) > number]
-    return [_record(making) for making in makings]
+                _try(pending, number * settings.max_attempts + attempt, backend, settings)
+        open_pairs = [pair for pair in open_pairs if len(pair.rounds) > number]
+    return [_record(pair) for pair in pairs]
 
 
 def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
-    """The record of a prompt that the model is not asked."""
+    """The record of a prompt that is too long to be given to the model."""
     return PairRecord(
         id=prompt.id,
         prompt=prompt.text,
         messages=prompt.messages,
         base_response="",
         revised_response="",
-        critic_notes=f"{tokens} tokens, and {most} is the most",
+        critic_notes=f"{tokens} tokens; the limit is {most}",
         principle_ids=(),
         attempts=0,
         status=detectors.PROMPT_TOO_LONG,
@@ -113,80 +113,76 @@ def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
 
 
 def refusal_of(reply: Reply) -> str:
-    """Why there is no reply at all, if there is none."""
+    """Why the server gave no reply; empty if it did."""
     if isinstance(reply, RefusedReply):
         return NO_TEXT if reply.no_text else detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
     return ""
 
 
-def _try(makings: list[PairInProgress], attempt: int, backend: Backend, recipe: GenerationSettings) -> None:
-    """One critique and revision of each."""
-    principles, critic = [_drawn(making, attempt, recipe) for making in makings], critic_of(backend)
+def _try(pairs: list[PairInProgress], attempt: int, backend: Backend, settings: GenerationSettings) -> None:
+    """Make one critique and one revision for each pair."""
+    principles, critic = [_draw_principle(pair, attempt, settings) for pair in pairs], critic_of(backend)
     critiques = critic.reply(
         [
-            critique_prompt(making.prompt.messages, making.text, principle, recipe.examples)
-            for making, principle in zip(makings, principles, strict=True)
+            critique_prompt(pair.prompt.messages, pair.text, principle, settings.examples)
+            for pair, principle in zip(pairs, principles, strict=True)
         ],
-        recipe.sampling,
-        [seed_of(recipe.seed, making.prompt.id, "critique", attempt) for making in makings],
+        settings.sampling,
+        [seed_of(settings.seed, pair.prompt.id, "critique", attempt) for pair in pairs],
     )
     revisions = critic.reply(
         [
-            revision_prompt(making.prompt.messages, making.text, critique.text, principle, recipe.examples)
-            for making, critique, principle in zip(makings, critiques, principles, strict=True)
+            revision_prompt(pair.prompt.messages, pair.text, critique.text, principle, settings.examples)
+            for pair, critique, principle in zip(pairs, critiques, principles, strict=True)
         ],
-        recipe.sampling,
-        [seed_of(recipe.seed, making.prompt.id, "revision", attempt) for making in makings],
+        settings.sampling,
+        [seed_of(settings.seed, pair.prompt.id, "revision", attempt) for pair in pairs],
     )
-    for making, principle, critique, revision in zip(makings, principles, critiques, revisions, strict=True):
-        trial = Attempt(principle, critique, revision, _fault(making, principle, critique, revision))
-        making.trials.append(trial)
-        if trial.fault == OK:
-            making.rounds.append(trial)
+    for pair, principle, critique, revision in zip(pairs, principles, critiques, revisions, strict=True):
+        tried = Attempt(principle, critique, revision, _fault(pair, principle, critique, revision))
+        pair.attempts.append(tried)
+        if tried.fault == OK:
+            pair.rounds.append(tried)
 
 
-def _drawn(making: PairInProgress, attempt: int, recipe: GenerationSettings) -> Principle:
-    """A principle that was not tried on this prompt, while there is one."""
-    used = tuple(trial.principle.id for trial in making.trials)
-    return recipe.constitution.draw(Random(seed_of(recipe.seed, making.prompt.id, "principle", attempt)), avoid=used)
+def _draw_principle(pair: PairInProgress, attempt: int, settings: GenerationSettings) -> Principle:
+    """Draw a principle that this prompt has not had yet, while there is one."""
+    used = tuple(tried.principle.id for tried in pair.attempts)
+    return settings.constitution.draw(Random(seed_of(settings.seed, pair.prompt.id, "principle", attempt)), avoid=used)
 
 
-def _fault(making: PairInProgress, principle: Principle, critique: Reply, revision: Reply) -> str:
+def _fault(pair: PairInProgress, principle: Principle, critique: Reply, revision: Reply) -> str:
     refused = refusal_of(critique) or refusal_of(revision)
     if refused:
         return refused
     found = detectors.reasons(
-        making.prompt.text,
-        making.draft.text,
+        pair.prompt.text,
+        pair.draft.text,
         revision.text,
         finished=revision.finished,
         critique=critique.text,
         requests=(principle.critique_request, principle.revision_request),
     )
-    if not found and detectors.canonical(revision.text) == detectors.canonical(making.text):
-        return detectors.IDENTICAL  # to the revision of the round before
+    if not found and detectors.canonical(revision.text) == detectors.canonical(pair.text):
+        return detectors.IDENTICAL  # to the previous round's revision
     return found[0] if found else OK
 
 
-def _record(making: PairInProgress) -> PairRecord:
-    told = making.last
-    steps: dict[str, Reply] = {"draft": making.draft}
-    if told is not None:
-        steps |= {"critique": told.critique, "revision": told.revision}
+def _record(pair: PairInProgress) -> PairRecord:
+    last = pair.last
+    steps: dict[str, Reply] = {"draft": pair.draft}
+    if last is not None:
+        steps |= {"critique": last.critique, "revision": last.revision}
     return PairRecord(
-        id=making.prompt.id,
-        prompt=making.prompt.text,
-        messages=making.prompt.messages,
-        base_response=making.draft.text,
-        revised_response=told.revision.text if told else "",
-        critic_notes=told.critique.text
-        if told
-        else making.draft.reason
-        if isinstance(making.draft, RefusedReply)
-        else "",
-        principle_ids=tuple(trial.principle.id for trial in making.trials),
-        made_by=tuple(trial.principle.id for trial in making.rounds),
-        attempts=len(making.trials),
-        status=making.status,
+        id=pair.prompt.id,
+        prompt=pair.prompt.text,
+        messages=pair.prompt.messages,
+        base_response=pair.draft.text,
+        revised_response=last.revision.text if last else "",
+        critic_notes=last.critique.text if last else pair.draft.reason if isinstance(pair.draft, RefusedReply) else "",
+        principle_ids=tuple(tried.principle.id for tried in pair.attempts),
+        made_by=tuple(tried.principle.id for tried in pair.rounds),
+        attempts=len(pair.attempts),
+        status=pair.status,
         finish={step: "stopped" if reply.finished else "cut off" for step, reply in steps.items()},
     )

@@ -1,8 +1,8 @@
-"""The conversation of one pair: draft, critique, revision, each asked for in the same dialogue; or an answer in a role.
+"""The conversations that ask for draft, critique and revision, or for an answer in a role.
 
-Nothing is parsed out of a tagged answer: each of the three is a generation of its own, and what the next one sees is
-the whole conversation so far, through the model's own chat template. Worked examples, if there are any, stand before
-it: the same ones in the same place for every prompt, so that a backend reads them once.
+Each of the three is a separate generation that sees the whole conversation so far, through the model's own chat template; no
+tagged answer has to be parsed. Worked examples come first and are the same for every prompt, so that a backend reads them
+only once.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def revision_prompt(
 
 
 def with_persona(conversation: Conversation, persona: str) -> Conversation:
-    """The conversation with `persona` as its system message, in front of one that it has.
+    """The conversation with `persona` as its system message, in front of an existing one.
 
-    Both answers of a contrast are asked for so, and differ by it alone (Yang et al. 2023, RLCD, section 3). Put behind the question
-    as a rule, small models talk about the rule.
+    The two answers of a contrast differ by it alone (Yang et al. 2023, RLCD, section 3). If it follows the question as a rule
+    instead, small models talk about the rule.
     """
     if conversation[0]["role"] == "system":
         first, *conversation = conversation

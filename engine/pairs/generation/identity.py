@@ -1,7 +1,7 @@
-"""What made a record: a hash of everything that its texts depend on, so that no text is generated twice.
+"""The identity of a record: a hash of everything its texts depend on, so that no text is generated twice.
 
-The batch size, the order of prompts and the number of examples are not part of it: a text depends on its own seed, and on
-its neighbours only in the last bits of floating point.
+Batch size, order of prompts and number of examples are left out: a text depends on its own seed, and on its neighbours in the
+batch only in the last bits of floating point.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
-from engine.models.templates.given import template_key
+from engine.models.templates.option import template_key
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.run.results import Results
 from engine.storage.files import sha256_of_json
 
 
 @dataclass(frozen=True)
 class RecordIdentity:
-    """Tells the records that a run wants from those that were made in another way."""
+    """Recognises the records that this run would generate, among those made with other settings."""
 
     settings: str
     """A hash of the generation settings, the models and the seed."""
@@ -30,24 +30,24 @@ class RecordIdentity:
 
     @classmethod
     def of(
-        cls, config: Stage3Config, recipe: GenerationSettings, results: Results, *, dtype: str | None = None
+        cls, config: Stage3Config, settings: GenerationSettings, results: Results, *, dtype: str | None = None
     ) -> RecordIdentity:
-        """`dtype`: the number format, if preflight has chosen one and not recorded it yet."""
-        made_by = {**recipe.made_by(), "generator": _generator(config, results, dtype)}
+        """`dtype`: the number format that preflight chose but has not recorded yet."""
+        made_by = {**settings.made_by(), "generator": _generator(config, results, dtype)}
         if config.critic_url is not None:
             made_by["critic"] = config.critic_model
         return cls(sha256_of_json(made_by), config.max_prompt_tokens)
 
     def key(self, prompt: Prompt) -> str:
-        """Of the record that the models make for a prompt."""
+        """The key of a prompt's generated record."""
         return sha256_of_json([self.settings, prompt.id])[:32]
 
     def key_of_too_long(self, prompt: Prompt) -> str:
-        """Of the record that says that a prompt is too long: it also depends on the limit."""
+        """The key of a prompt's "too long" record, which also depends on the limit."""
         return sha256_of_json([self.settings, prompt.id, self.max_prompt_tokens])[:32]
 
-    def holds(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
-        """Whether this record is the one that the run would make now."""
+    def matches(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
+        """Whether the run would make this same record now."""
         if record.get("status") == PROMPT_TOO_LONG:
             return record.get("made_with") == self.key_of_too_long(prompt)
         tokens = record.get("prompt_tokens")
@@ -56,7 +56,7 @@ class RecordIdentity:
 
 
 def _generator(config: Stage3Config, results: Results, chosen_dtype: str | None) -> list[Any]:
-    """Who writes: the model on a server, or base model, adapter and number format."""
+    """What generates: the server's model, or base model, adapter and number format."""
     if config.server_url is not None:
         return ["server", config.server_model]
     adapter, preflight = results.adapter, results.preflight
@@ -67,5 +67,5 @@ def _generator(config: Stage3Config, results: Results, chosen_dtype: str | None)
             "Run `stage3-tui --auto --until adapter` first.",
         )
     dtype = chosen_dtype or (config.dtype if preflight is None else preflight.dtype)
-    template = [template_key(config)] if config.chat_template else []  # keys of older runs stay what they were
+    template = [template_key(config)] if config.chat_template else []  # keeps the keys of older runs unchanged
     return [adapter.base_model_id, adapter.base_model_commit, adapter.tensors_sha256, dtype, *template]

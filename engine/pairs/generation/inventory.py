@@ -1,4 +1,4 @@
-"""How many of the records that a run wants are there already: in its file, and in earlier sets."""
+"""Count the records that a run already has: in its file, and in earlier sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.core import layout
 from engine.pairs.data.record import OK
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt, load_prompts
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import reusable_records
 from engine.run.context import Context
 from engine.storage.jsonl import BadLine, read_jsonl
@@ -17,13 +17,13 @@ from engine.storage.jsonl import BadLine, read_jsonl
 @dataclass(frozen=True)
 class Inventory:
     kept: int
-    """Records in `pairs.jsonl` that hold."""
+    """Valid records in `pairs.jsonl`."""
     taken_over: int
-    """Records of earlier sets that hold."""
+    """Valid records in earlier sets."""
     missing: int
-    """As far as that is known: with `--target-pairs` it depends on how many of them are usable."""
+    """A lower bound with `--target-pairs`, which depends on how many turn out usable."""
     target: int | None = None
-    """Usable pairs that are wanted, if `missing` is a guess."""
+    """The number of usable pairs wanted, if `missing` is a lower bound."""
 
     @property
     def in_words(self) -> str:
@@ -35,9 +35,9 @@ class Inventory:
 
 
 def take_inventory(context: Context, *, afresh: bool = False) -> Inventory:
-    """With `afresh` nothing that is there counts.
+    """Count kept, reusable and missing records. `afresh` ignores all existing ones.
 
-    Raises what reading the prompts raises, and PreconditionError before an adapter was verified."""
+    Raises what reading the prompts raises, and PreconditionError if no adapter was verified yet."""
     config = context.config
     identity = RecordIdentity.of(config, GenerationSettings.of(config), context.run.results)
     wanted = {prompt.id: prompt for prompt in load_prompts(config, context.token_text)}
@@ -48,7 +48,7 @@ def take_inventory(context: Context, *, afresh: bool = False) -> Inventory:
         return Inventory(0, 0, total)
     for _, record in read_jsonl(path) if path.is_file() else ():
         prompt = None if isinstance(record, BadLine) else wanted.get(str(record.get("id")))
-        if prompt is not None and identity.holds(prompt, record):  # type: ignore[arg-type]
+        if prompt is not None and identity.matches(prompt, record):  # type: ignore[arg-type]
             del wanted[prompt.id]
     kept = total - len(wanted)
     taken_over = sum(1 for _ in reusable_records(context.run, wanted, identity))
@@ -58,7 +58,7 @@ def take_inventory(context: Context, *, afresh: bool = False) -> Inventory:
 def _towards(
     context: Context, target: int, wanted: dict[str, Prompt], identity: RecordIdentity, afresh: bool
 ) -> Inventory:
-    """With `--target-pairs`: as if every prompt that is drawn gave a usable pair."""
+    """With `--target-pairs`, assuming that every prompt drawn gives a usable pair."""
     if afresh:
         return Inventory(0, 0, min(target, len(wanted)), target)
     path = context.run / layout.PAIRS_JSONL
@@ -67,7 +67,7 @@ def _towards(
         for _, record in (read_jsonl(path) if path.is_file() else ())
         if not isinstance(record, BadLine)
         and (prompt := wanted.get(str(record.get("id")))) is not None
-        and identity.holds(prompt, record)
+        and identity.matches(prompt, record)
     ]
     missing = {prompt_id: prompt for prompt_id, prompt in wanted.items() if prompt_id not in {r["id"] for r in kept}}
     taken_over = list(reusable_records(context.run, missing, identity))

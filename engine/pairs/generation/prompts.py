@@ -1,4 +1,4 @@
-"""Prompts: a dataset on the Hub or local, a split expression, and the conversation before the last assistant turn."""
+"""Load prompts: the conversations before the last assistant turn, from splits of a local or Hub dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.hub.references import is_local, local_path
 from engine.models.chat import Conversation
 from engine.pairs.formats.containers import NumberedRow
 from engine.pairs.formats.imported import read_imported_pairs
-from engine.pairs.formats.reading import BadRows, Reading, prompt_of
+from engine.pairs.formats.reading import BadRows, RowReader, prompt_of
 from engine.pairs.formats.sources import hub_rows, parse_split, rows_of_splits
 from engine.storage.jsonl import BadLine
 
@@ -21,7 +21,7 @@ from engine.storage.jsonl import BadLine
 @dataclass(frozen=True)
 class Prompt:
     id: str
-    """A hash of the conversation and where it comes from: the same row has the same id in every run."""
+    """A hash of the conversation and its source, so that a row has the same id in every run."""
     messages: Conversation
     """The conversation before the answer; its last message is the user's."""
 
@@ -34,9 +34,9 @@ class Prompt:
 @dataclass(frozen=True)
 class PromptSet:
     prompts: list[Prompt]
-    """Shuffled by `--seed`, without doubles, at most `--num-examples`; all of them with `--target-pairs`."""
+    """Shuffled by `--seed`, without duplicates, at most `--num-examples`; all of them with `--target-pairs`."""
     bad: BadRows
-    """The rows that are no prompt."""
+    """The rows that are not prompts."""
 
 
 def load_prompts(config: Stage3Config, token: str | None = None) -> list[Prompt]:
@@ -45,12 +45,12 @@ def load_prompts(config: Stage3Config, token: str | None = None) -> list[Prompt]
 
 
 def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
-    """The prompts of `--dataset` and `--split`. Rows that are none are counted, and the rest is read.
+    """The prompts of `--dataset` and `--split`. Rows that are not prompts are counted and skipped.
 
-    Raises ConfigError for a split or file that cannot be read, DataError if more rows than `--max-bad-rows` are no
-    prompt, NetworkError when the Hub does not answer.
+    Raises ConfigError for a split or file that cannot be read, DataError if the share of bad rows exceeds `--max-bad-rows`,
+    and NetworkError if the Hub does not respond.
     """
-    reading = Reading.of(config)
+    reading = RowReader.of(config)
     if config.pairs is not None:
         return prompts_of_pairs(config)
     parse_split(config.split)
@@ -71,7 +71,7 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
 
 
 def prompts_of_pairs(config: Stage3Config) -> PromptSet:
-    """The prompts of `--pairs`, all of them, in its order: for stages that look at some before the pairs are imported.
+    """All prompts of `--pairs`, in order, for stages that need some before the pairs are imported.
 
     Raises as `read_imported_pairs`.
     """
@@ -84,7 +84,7 @@ def prompts_of_pairs(config: Stage3Config) -> PromptSet:
 
 
 def pairs_wanted(config: Stage3Config) -> int:
-    """How many pairs the run is to have: `--num-examples`, or as many as `--pairs` has."""
+    """Pairs that the run will have: `--num-examples`, or the number in `--pairs`."""
     if config.pairs is None:
         return config.num_examples
     return sum(1 for _ in read_imported_pairs(config, BadRows("pair")))
@@ -102,5 +102,5 @@ def _rows(config: Stage3Config, token: str | None) -> Iterator[NumberedRow]:
 
 
 def _source_name(config: Stage3Config) -> str:
-    """Goes into ids: of a local dataset only the last part, so that a moved folder keeps its ids."""
+    """Part of the ids. For a local dataset only the last path component, so that moving the folder keeps the ids."""
     return local_path(config.dataset).name if is_local(config.dataset) else config.dataset

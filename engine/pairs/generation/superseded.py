@@ -1,4 +1,4 @@
-"""Records and decisions of earlier sets of this run, in `superseded/`: what still holds is taken over, never made again."""
+"""Reuse the records and decisions of this run's earlier sets, in `superseded/`, as far as they are still valid."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from engine.storage.jsonl import BadLine, dumps, read_jsonl
 
 SETS = (layout.PAIRS_JSONL, layout.PILOT_PAIRS)
 CARRIED = "decisions-carried.json"
-"""Beside superseded edits, once they were carried over; lists the pairs whose decisions were not."""
+"""Written beside superseded edits once they were carried over; lists the pairs whose decisions were not."""
 
 
 def reusable_records(
     run: Run, wanted: Mapping[str, Prompt], identity: RecordIdentity, *, but_not: str = layout.PAIRS_JSONL
 ) -> Iterator[dict[str, Any]]:
-    """The records of other sets that the run would make again just so, one a prompt: of the pilot, or of the run's set if
-    the pilot asks, then of earlier sets, the newest first.
+    """The valid records of other sets, one per prompt: first the pilot's (or, for the pilot, the run's), then those of earlier
+    sets, newest first.
 
-    wanted    the prompts that lack a record, by id
-    but_not   the set that they are for
+    wanted    prompts without a record, by id
+    but_not   the set that the records are for
     """
     missing = dict(wanted)
     reusable = [folder for folder in superseded_folders(run.folder) if is_reusable(folder)]
@@ -41,25 +41,25 @@ def reusable_records(
             continue
         for _, record in read_jsonl(path):
             prompt = None if isinstance(record, BadLine) else missing.get(str(record.get("id")))
-            if prompt is not None and identity.holds(prompt, record):  # type: ignore[arg-type]
+            if prompt is not None and identity.matches(prompt, record):  # type: ignore[arg-type]
                 del missing[prompt.id]
                 yield record  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
 class CarriedDecisions:
-    """What became of the decisions about the pairs of the set before."""
+    """How many decisions about the previous set were carried over, and which were not."""
 
     carried: int
     lost: tuple[str, ...]
-    """Ids of pairs whose texts are others now, or which are not in the set any more."""
+    """Ids of pairs whose texts changed, or that are no longer in the set."""
 
 
 def carry_decisions(run: Run) -> CarriedDecisions | None:
-    """Let decisions follow their pair into the new set if its texts are the same; None if there are none to carry.
+    """Copy decisions to the new set for pairs whose texts are unchanged; None if there is nothing to carry over.
 
-    The superseded file stays as it is, so a decision that is not carried can be looked up. Decisions that were made about
-    the new set come after the carried ones. Raises DiskError.
+    The superseded file stays unchanged, so decisions that were not carried over can be looked up. Decisions about the new set
+    come after the carried ones. Raises DiskError.
     """
     folder = next((folder for folder in _earlier_sets(run) if (folder / layout.EDITS_JSONL).is_file()), None)
     if folder is None or (folder / CARRIED).exists():
@@ -77,7 +77,7 @@ def carry_decisions(run: Run) -> CarriedDecisions | None:
 
 
 def _same_texts(old: Path, new: Path, ids: set[str]) -> set[str]:
-    """Those pairs that have the same draft and revision in both files."""
+    """Ids of pairs with the same draft and revision in both files."""
     before = _texts(old, ids)
     return {pair_id for pair_id, texts in _texts(new, ids).items() if before.get(pair_id) == texts}
 

@@ -1,1 +1,1 @@
-"""The judges, a file each: the Stage 2 policy itself, a reward model, a server."""
+"""The judges, one file each: the Stage 2 policy itself, a reward model, a server."""

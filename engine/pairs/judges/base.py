@@ -1,6 +1,6 @@
-"""What a judge is: it scores two replies to one conversation.
+"""The interface of a judge, which scores two replies to one conversation.
 
-Stage quality asks it about drafts and revisions, the evaluation about Stage 2's and Stage 3's answers.
+Stage quality compares drafts with revisions, the evaluation Stage 2's with Stage 3's answers.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Comparison:
     second: str
     """The revision, or Stage 3's answer."""
     principle_id: str | None = None
-    """The principle that the revision was made by; a judge that needs one draws it if there is none."""
+    """The principle behind the revision; without one, judges that need a principle draw it."""
     criterion: str | None = None
-    """What to judge by, in place of a principle of the constitution."""
+    """What to judge by instead of a principle of the constitution."""
 
 
 @dataclass(frozen=True)
 class ScorePair:
-    """What a judge gives the two replies of a case: higher is better, comparable within the case.
+    """A judge's scores of the two replies: higher is better, comparable only within this comparison.
 
-    Both are None if the judge cannot score this case (too long for it); `detail` then says why under "not scored".
+    Both are None if the judge cannot score it (for example, too long); `detail["not scored"]` then says why.
     """
 
     first: float | None
@@ -51,14 +51,14 @@ class ScorePair:
 
     @property
     def outcome(self) -> Outcome:
-        """Of the second reply. Better only if its score is strictly higher."""
+        """The outcome for the second reply: better only if its score is strictly higher."""
         if self.first is None or self.second is None:
             return "not scored"
         return "better" if self.second > self.first else "worse" if self.second < self.first else "equal"
 
 
 def too_long(tokens: int, most: int) -> ScorePair:
-    """Of a case that does not fit the judge: cutting it would score another text."""
+    """For a comparison that does not fit the judge's context: truncating would score a different text."""
     return ScorePair(
         None, None, {"not scored": f"longer than the {most} tokens that the judge reads", "tokens": tokens}
     )
@@ -66,25 +66,25 @@ def too_long(tokens: int, most: int) -> ScorePair:
 
 class Judge(Protocol):
     name: str
-    """As `judge_name` has it."""
+    """As given by `judge_name`."""
     about: str
-    """Who judges, and the unit of its scores, in one sentence."""
+    """What it is, and the unit of its scores, in one sentence."""
 
-    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-        """One a case, in their order, as one batch. Raises a Stage3Error rather than guess; memory errors pass through."""
+    def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        """Score one batch, in order. Raises a Stage3Error rather than guess; out-of-memory errors pass through."""
         ...
 
 
 @runtime_checkable
-class TellsFlaws(Protocol):
-    """A judge that also tells of one reply alone whether it may be sent."""
+class FindsFlaws(Protocol):
+    """A judge that can also say whether a single reply is unacceptable."""
 
     def flawed(self, conversation: Conversation, reply: str) -> bool: ...
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A Stage 2 policy that is in memory already; `active` holds its adapter on while it is asked."""
+    """A Stage 2 policy already in memory; `active` switches its adapter on for the duration of a `with` block."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -92,13 +92,13 @@ class LoadedPolicy:
 
 
 class LoadJudge(Protocol):
-    """Loads the judge of `--judge`; None if it is "none". `policy` is the Stage 2 policy, if it is in memory."""
+    """Loads the judge of `--judge`; None for "none". `policy` is the Stage 2 policy, if already in memory."""
 
     def __call__(self, context: Context, policy: LoadedPolicy | None = None) -> Judge | None: ...
 
 
 def judge_name(config: Stage3Config) -> str | None:
-    """What the judge of `--judge` is called in scores and reports, known before it is loaded; None if nothing scores."""
+    """The name of `--judge` in scores and reports, known before it is loaded; None for "none"."""
     match config.judge:
         case "none":
             return None
@@ -107,9 +107,7 @@ def judge_name(config: Stage3Config) -> str | None:
         case "server":
             return f"server {config.judge_model or config.server_model}"
         case "auto":
-            return (
-                f"the first that passes: {', '.join(filter(None, (_server(config), config.reward_model_id, 'self')))}"
-            )
+            return f"the first to pass: {', '.join(filter(None, (_server(config), config.reward_model_id, 'self')))}"
         case name:
             return name
 

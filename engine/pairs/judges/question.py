@@ -1,7 +1,7 @@
-"""The question that a language model is asked: which of two replies is better by a principle, (A) or (B)?
+"""The question put to a language model: by this principle, which reply is better, (A) or (B)?
 
-Bai et al. 2022, "Constitutional AI: Harmlessness from AI Feedback", section 4.1: the preference is read from the
-log-probabilities of the two letters. Asked in both orders, because models prefer a place (Zheng et al. 2023).
+Bai et al. 2022, "Constitutional AI: Harmlessness from AI Feedback", section 4.1, read the preference from the log-probabilities
+of the two letters. We ask in both orders, because models have a position bias (Zheng et al. 2023).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.pairs.principles.constitution import Constitution, Principle
 
 LETTERS = ("A", "B")
 TIE_NATS = 1e-4
-"""Log-odds nearer to 0 than this are a tie: what rounding makes of the same row in a batch of another shape."""
+"""Log-odds closer to 0 are a tie: that much comes from rounding in batches of different shapes."""
 
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 QUESTION = """\
@@ -38,33 +38,35 @@ Which answer is better by it? Reply with one letter, A or B, and nothing else.""
 
 @dataclass(frozen=True)
 class PrincipleChoice:
-    """The principle that each case is judged by."""
+    """Chooses the principle that each comparison is judged by."""
 
     constitution: Constitution
     seed: int
 
-    def of(self, case: Comparison) -> Principle:
-        """Its own criterion; else the principle that it names, if the constitution has it; else one drawn by its id."""
-        if case.criterion is not None:
-            return Principle("criterion", case.criterion, "", "")
+    def of(self, comparison: Comparison) -> Principle:
+        """Its own criterion, else its principle if the constitution has it, else one drawn with its id as seed."""
+        if comparison.criterion is not None:
+            return Principle("criterion", comparison.criterion, "", "")
         for principle in self.constitution.principles:
-            if principle.id == case.principle_id:
+            if principle.id == comparison.principle_id:
                 return principle
-        return self.constitution.draw(Random(seed_of(self.seed, case.id, "judge", 0)))
+        return self.constitution.draw(Random(seed_of(self.seed, comparison.id, "judge", 0)))
 
 
-def both_orders(case: Comparison, principle: Principle) -> tuple[Conversation, Conversation]:
-    """The question with the case's first reply as (A), and with its second reply as (A)."""
-    return question(case, principle, case.first, case.second), question(case, principle, case.second, case.first)
+def both_orders(comparison: Comparison, principle: Principle) -> tuple[Conversation, Conversation]:
+    """The question with the first reply as (A), then with the second reply as (A)."""
+    return question(comparison, principle, comparison.first, comparison.second), question(
+        comparison, principle, comparison.second, comparison.first
+    )
 
 
-def question(case: Comparison, principle: Principle, a: str, b: str) -> Conversation:
-    asked = QUESTION.format(dialogue=dialogue(case.conversation), a=a, b=b, principle=principle.text)
+def question(comparison: Comparison, principle: Principle, a: str, b: str) -> Conversation:
+    asked = QUESTION.format(dialogue=dialogue(comparison.conversation), a=a, b=b, principle=principle.text)
     return [{"role": "user", "content": asked}]
 
 
 def dialogue(conversation: Conversation) -> str:
-    """A conversation as hh-rlhf writes it."""
+    """A conversation in the format of hh-rlhf."""
     return "\n\n".join(f"{SPEAKERS.get(m['role'], m['role'])}: {m['content']}" for m in conversation)
 
 
@@ -74,13 +76,13 @@ def second_over_first(order_1: tuple[float, float], order_2: tuple[float, float]
     order_1   log-probabilities of (A, B) where A is the first reply
     order_2   log-probabilities of (A, B) where A is the second reply
 
-    A liking for a place, of the same size in both orders, cancels: (-1, -3) and (-1, -3) give 0.
+    A position bias of the same size in both orders cancels: (-1, -3) and (-1, -3) give 0.
     """
     return ((order_1[1] - order_1[0]) + (order_2[0] - order_2[1])) / 2
 
 
 def probabilities(log_odds: float) -> tuple[float, float]:
-    """(first, second) as probabilities that add up to 1; exactly (0.5, 0.5) for a tie."""
+    """(first, second), adding up to 1; exactly (0.5, 0.5) for a tie."""
     if abs(log_odds) < TIE_NATS:
         return 0.5, 0.5
     return _sigmoid(-log_odds), _sigmoid(log_odds)

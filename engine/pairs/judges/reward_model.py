@@ -1,4 +1,4 @@
-"""--judge reward-model: a sequence classifier with one output reads the conversation and a reply, and gives a number."""
+"""--judge reward-model: a sequence classifier with one output scores a reply to a conversation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 WHAT_TO_DO = "Give another model with --reward-model-id, or use --judge self, server or none."
 NO_LIMIT = 1 << 62
-"""Tokenizers say 10^30 if they know of none."""
+"""Above any real limit; tokenizers without one report 10^30."""
 
 
 def load_reward_model(context: Context) -> RewardModelJudge:
-    """The model of `--reward-model-id`: safetensors only, no code of its own, in the number format that it is kept in.
+    """Load `--reward-model-id`: safetensors only, no remote code, in its stored number format.
 
-    Raises PreconditionError for one that cannot be loaded, lacks weights (they would be random) or has more than one output.
+    Raises PreconditionError if it cannot be loaded, lacks weights (they would be random) or has more than one output.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -41,7 +41,7 @@ def load_reward_model(context: Context) -> RewardModelJudge:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, dtype="auto", output_loading_info=True, **arguments
         )
-    except Exception as error:  # whatever the loader makes of a file that is not ours; it is told, never passed over
+    except Exception as error:  # the loader may raise anything for a foreign file; it is always reported
         known = as_stage3_error(error)
         if known is not None:
             raise known from error
@@ -54,37 +54,39 @@ def load_reward_model(context: Context) -> RewardModelJudge:
     if missing:
         raise PreconditionError(
             f"The reward model {config.reward_model_id} lacks {len(missing)} of its weights ({missing[0]}).",
-            "They would be random, and so would every score: it is no trained classifier.",
+            "They would be random, and so would every score: it is not a trained classifier.",
             WHAT_TO_DO,
         )
     return RewardModelJudge(judge_name(config) or "", model.to(resolve_device(config)).eval(), tokenizer)
 
 
 class RewardModelJudge:
-    """Reads a reply as its authors meant it to: by the tokenizer's chat template if it has one, else as the pair
-    (question, answer), the card of OpenAssistant's models; a conversation of several turns as hh-rlhf writes it.
+    """Formats input the way the model was trained: with the tokenizer's chat template if it has one, else as the pair (question,
+    answer) of OpenAssistant's models, with several turns written as in hh-rlhf.
     """
 
     def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         if model.config.num_labels != 1:
             raise PreconditionError(
                 f"The {name} has {model.config.num_labels} outputs, not one.",
-                "Which of them says that a reply is good is not known.",
+                'There is no way to know which of them means "good".',
                 WHAT_TO_DO,
             )
         self.name = name
-        self.about = "a reward model; its own number for each reply, without a unit"
+        self.about = "a reward model; one score per reply, without a unit"
         self._model = model
         self._tokenizer = tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:  # a decoder looks at the last token that is no padding
+        if model.config.pad_token_id is None:  # decoders score at the last token that is not padding
             model.config.pad_token_id = tokenizer.pad_token_id
         limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
         self._most_tokens = min((int(limit) for limit in limits if limit is not None and limit > 0), default=NO_LIMIT)
 
-    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-        encoded = [(self._encoded(c.conversation, c.first), self._encoded(c.conversation, c.second)) for c in cases]
+    def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        encoded = [
+            (self._encoded(c.conversation, c.first), self._encoded(c.conversation, c.second)) for c in comparisons
+        ]
         longest = [max(len(row["input_ids"]) for row in both) for both in encoded]
         fitting = [number for number, tokens in enumerate(longest) if tokens <= self._most_tokens]
         rewards = self._rewards([row for number in fitting for row in encoded[number]])
@@ -92,8 +94,8 @@ class RewardModelJudge:
         for number, both in found.items():
             if not all(map(math.isfinite, both)):
                 raise NumbersError(
-                    f"The {self.name} gives the replies of the pair {cases[number].id} the scores {both}.",
-                    "A score that is no number would decide nothing, and hide that the model is broken.",
+                    f"The {self.name} gives the replies of the pair {comparisons[number].id} the scores {both}.",
+                    "A score that is not a finite number decides nothing, and hides that the model is broken.",
                     WHAT_TO_DO,
                 )
         return [
@@ -102,10 +104,10 @@ class RewardModelJudge:
         ]
 
     def _encoded(self, conversation: Conversation, reply: str) -> dict[str, list[int]]:
-        """Never cut: what is too long for the model is counted and left without a score."""
+        """Never truncated: input that is too long for the model is counted and gets no score."""
         if self._tokenizer.chat_template is not None:
             whole: Conversation = [*conversation, {"role": "assistant", "content": reply}]
-            return {"input_ids": conversation_ids(self._tokenizer, whole, reply_wanted=False)}
+            return {"input_ids": conversation_ids(self._tokenizer, whole, add_generation_prompt=False)}
         question = conversation[0]["content"] if len(conversation) == 1 else dialogue(conversation)
         return dict(self._tokenizer(question, reply, truncation=False, verbose=False))
 

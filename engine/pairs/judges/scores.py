@@ -1,8 +1,8 @@
-"""Scores of a judge, kept in `pairs/scores.jsonl`: what was scored once is not scored again while its texts stay the same.
+"""A judge's scores, cached in `pairs/scores.jsonl`: nothing is scored twice while its texts stay the same.
 
 Append-only and synced, one line `{id, judge, texts, base_score, revised_score, detail}`; `texts` is a hash of the
-conversation and both replies. `pairs.jsonl` is never rewritten, so another judge, or an edited revision, costs scoring
-alone.
+conversation and both replies. `pairs.jsonl` is never rewritten, so another judge or an edited revision only costs
+scoring.
 """
 
 from __future__ import annotations
@@ -10,27 +10,25 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.core import layout
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory, in_halves
 from engine.pairs.data.record import Pair
-from engine.pairs.judges.base import Comparison, Judge, LoadJudge, Outcome, ScorePair, judge_name
-from engine.run.context import Context
+from engine.pairs.judges.base import Comparison, Judge, Outcome, ScorePair
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
-CASES_AT_ONCE = 16
-"""A judge reads and writes nothing: of more, each with two replies or two orders, it gains little."""
+COMPARISONS_PER_BATCH = 16
+"""Judges read without generating; larger batches, each comparison with two replies or two orders, gain little."""
 
 ScoreCache = dict[tuple[str, str], ScorePair]
-"""By (id, hash of the texts)."""
+"""Keyed by (id, hash of the texts)."""
 
 
 def comparison_of(pair: Pair) -> Comparison:
@@ -38,59 +36,61 @@ def comparison_of(pair: Pair) -> Comparison:
     return Comparison(pair.id, pair.messages, pair.base_response, pair.revised_response, principle)
 
 
-def key_of(case: Comparison) -> tuple[str, str]:
-    """The case's id, and a hash of all that a judge reads of it."""
-    said = [[message["role"], message["content"]] for message in case.conversation]
-    return case.id, sha256_of_json([said, case.first, case.second])
+def key_of(comparison: Comparison) -> tuple[str, str]:
+    """(the comparison's id, a hash of everything a judge reads of it)."""
+    said = [[message["role"], message["content"]] for message in comparison.conversation]
+    return comparison.id, sha256_of_json([said, comparison.first, comparison.second])
 
 
 def score_pairs(
-    context: Context, pairs: Sequence[Pair], load_judge: LoadJudge
+    path: Path, pairs: Sequence[Pair], name: str, load: Callable[[], Judge], stop: StopToken
 ) -> Generator[Event, None, list[ScorePair]]:
-    """The scores of the pairs by the judge of `--judge`, one a pair, in their order.
+    """The scores of the pairs by one judge, in order.
 
-    Scores what `pairs/scores.jsonl` has no score for by this judge; a run that was stopped or killed goes on where it
-    was. Raises Stopped between two batches, and what the judge raises.
+    path   `pairs/scores.jsonl`
+    name   the judge's, known before it is loaded
+    load   loads the judge; called only if a score is missing
+
+    Scores only what the file lacks, so a run that was stopped or killed continues where it was. Raises Stopped
+    between batches, and what the judge raises.
     """
-    name = judge_name(context.config)
-    if name is None:
-        raise ValueError("there is no judge to score by")
-    path = context.run / layout.SCORES_JSONL
-    cases = [comparison_of(pair) for pair in pairs]
+    comparisons = [comparison_of(pair) for pair in pairs]
     known, damaged = read_scores(path, name)
     if damaged:
-        yield Message("warning", f"{damaged} lines of {path} are no scores; what they scored is scored again.")
-    pending = [case for case in cases if key_of(case) not in known]
+        yield Message("warning", f"{damaged} lines of {path} are damaged; those pairs are scored again.")
+    pending = [comparison for comparison in comparisons if key_of(comparison) not in known]
     if pending:
-        yield from _score_pending(context, pending, known, len(cases), load_judge)
-    scores = [known[key_of(case)] for case in cases]
-    if cases and all(given.outcome == "not scored" for given in scores):
+        yield from _score_pending(path, pending, known, len(comparisons), name, load, stop)
+    scores = [known[key_of(comparison)] for comparison in comparisons]
+    if comparisons and all(given.outcome == "not scored" for given in scores):
         raise PreconditionError(
-            f"The judge ({name}) could score none of {len(cases)} pairs.",
-            f"Of the first it says: {scores[0].detail.get('not scored', 'nothing')}.",
+            f"The judge ({name}) could score none of {len(comparisons)} pairs.",
+            f"Reason for the first one: {scores[0].detail.get('not scored', 'none given')}.",
             "Use another judge (--judge self, reward-model, server), or none.",
         )
     return scores
 
 
 def _score_pending(
-    context: Context, pending: list[Comparison], known: ScoreCache, total: int, load_judge: LoadJudge
+    path: Path,
+    pending: list[Comparison],
+    known: ScoreCache,
+    total: int,
+    name: str,
+    load: Callable[[], Judge],
+    stop: StopToken,
 ) -> Iterator[Event]:
-    """Adds to `known` and to the file."""
-    path, name = context.run / layout.SCORES_JSONL, judge_name(context.config)
-    yield Message("info", f"Scoring {len(pending)} pairs by the judge {name}; {total - len(pending)} are scored.")
-    judge = load_judge(context)
-    assert judge is not None  # judge_name gave it a name
+    """Score `pending`, adding to `known` and to the file."""
+    yield Message("info", f"Scoring {len(pending)} pairs with the judge {name}; {total - len(pending)} are done.")
+    judge = load()
     started = time.monotonic()
     with JsonlAppender(path) as appender:
         if appender.torn:
-            yield Message(
-                "warning", f"An unfinished score ({appender.torn} bytes) was put aside in {appender.torn_path}."
-            )
+            yield Message("warning", f"Moved an unfinished score ({appender.torn} bytes) to {appender.torn_path}.")
         done = 0
-        for batch in score_in_batches(judge, longest_first(pending), context.stop):
-            for number, (case, given) in enumerate(batch, start=1):
-                pair_id, texts = key_of(case)
+        for batch in score_in_batches(judge, longest_first(pending), stop):
+            for number, (comparison, given) in enumerate(batch, start=1):
+                pair_id, texts = key_of(comparison)
                 row = {
                     "id": pair_id,
                     "judge": name,
@@ -110,12 +110,12 @@ def _score_pending(
 
 
 def score_in_batches(
-    judge: Judge, cases: Sequence[Comparison], stop: StopToken
+    judge: Judge, comparisons: Sequence[Comparison], stop: StopToken
 ) -> Iterator[list[tuple[Comparison, ScorePair]]]:
-    """Cases with their scores, batch by batch; a batch is halved if memory runs out. Raises Stopped between two."""
-    for start in range(0, len(cases), CASES_AT_ONCE):
+    """Yield batches of (comparison, scores); a batch is halved if memory runs out. Raises Stopped between batches."""
+    for start in range(0, len(comparisons), COMPARISONS_PER_BATCH):
         stop.raise_if_requested()
-        batch = cases[start : start + CASES_AT_ONCE]
+        batch = comparisons[start : start + COMPARISONS_PER_BATCH]
 
         def score(rows: Sequence[int], batch: Sequence[Comparison] = batch) -> list[ScorePair]:
             return judge.score([batch[row] for row in rows])
@@ -123,13 +123,17 @@ def score_in_batches(
         yield list(zip(batch, in_halves(score, range(len(batch)), free_memory), strict=True))
 
 
-def longest_first(cases: Sequence[Comparison]) -> list[Comparison]:
-    """Of like length side by side, so that little is padding; the longest first, so that memory runs out at once or not."""
+def longest_first(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Sort by length, to keep padding low; longest first, so that memory runs out at once or not at all."""
 
-    def length(case: Comparison) -> int:
-        return sum(len(message["content"]) for message in case.conversation) + len(case.first) + len(case.second)
+    def length(comparison: Comparison) -> int:
+        return (
+            sum(len(message["content"]) for message in comparison.conversation)
+            + len(comparison.first)
+            + len(comparison.second)
+        )
 
-    return sorted(cases, key=lambda case: (-length(case), case.id))
+    return sorted(comparisons, key=lambda comparison: (-length(comparison), comparison.id))
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class ScoredTexts:
 
 
 def score_of_row(row: Mapping[str, Any] | BadLine) -> ScoredTexts | None:
-    """What a line says; None for one that is no score."""
+    """The parsed line; None if it is not a score."""
     if isinstance(row, BadLine):
         return None
     try:
@@ -153,7 +157,7 @@ def score_of_row(row: Mapping[str, Any] | BadLine) -> ScoredTexts | None:
 
 
 def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
-    """The scores of one judge, the newest of each, and the number of damaged lines; nothing if there is no file."""
+    """(the newest scores of one judge, the number of damaged lines); empty if there is no file."""
     if not path.exists():
         return {}, 0
     rows = [score_of_row(row) for _, row in read_jsonl(path)]
@@ -162,14 +166,14 @@ def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
 
 @dataclass(frozen=True)
 class JudgeSummary:
-    """What a judge found, counted: for the report and for people."""
+    """A judge's outcomes, counted, for the report and for people."""
 
     judge: str
     outcomes: Mapping[Outcome, int]
     not_scored: Mapping[str, int]
-    """Why, and how often."""
+    """Counts by reason."""
     on_the_letters: float | None
-    """Mean probability that the asked model gave to the two letters together; None if it was not asked, or not told."""
+    """Mean total probability of the two letters; None for judges that are not asked for a letter, or do not report it."""
 
     @classmethod
     def of(cls, judge: str, scores: Sequence[ScorePair]) -> JudgeSummary:

@@ -1,7 +1,7 @@
-"""--judge self: the Stage 2 policy itself is asked which of two replies is better by a principle (Bai et al. 2022, 4.1).
+"""--judge self: ask the Stage 2 policy itself which of two replies is better by a principle (Bai et al. 2022, 4.1).
 
-Both orders, the log-probabilities of the two letters where the answer begins, averaged. Like generation, a score depends
-in its last bits on what stood beside it in the batch; with 16-bit weights on more than the last.
+Averages the log-odds of the two letters at the start of the answer over both orders. As with generation, the rest of the batch
+affects the last bits of a score; with 16-bit weights, more than the last.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ if TYPE_CHECKING:
 
 
 def load_self_judge(context: Context, policy: LoadedPolicy | None = None) -> SelfJudge:
-    """Over `policy`, or over the Stage 2 policy from disk if none is loaded."""
+    """Judge with `policy`, or load the Stage 2 policy from disk."""
     config = context.config
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     if policy is None:
-        backend = load_stage2_backend(config, adapter_folder(context), context.stop, context.token_text)
+        backend = load_stage2_backend(
+            config, adapter_folder(context.config, context.run, context.token_text), context.stop, context.token_text
+        )
         policy = LoadedPolicy(backend.model, backend.tokenizer)
     return SelfJudge(policy, principles)
 
 
 @dataclass(frozen=True)
 class LetterTokens:
-    """How a tokenizer begins the answers "A" and "B" in the model's turn."""
+    """The first tokens of the answers "A" and "B" in the model's turn."""
 
     before: list[int]
-    """What both begin with before they differ (a space of its own); mostly nothing."""
+    """Common tokens before the letters (such as a separate space); usually none."""
     a: int
     b: int
 
 
 class SelfJudge:
     name = "self"
-    about = "the Stage 2 policy, asked with a principle in both orders; the probability, 0 to 1, of the reply's letter"
+    about = "the Stage 2 policy, asked with a principle in both orders; scores are probabilities, 0 to 1"
 
     def __init__(self, policy: LoadedPolicy, principles: PrincipleChoice) -> None:
         self._policy = policy
@@ -56,28 +58,28 @@ class SelfJudge:
         self._most_tokens: int = limit if isinstance(limit, int) else 1 << 62
         policy.model.eval()
 
-    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-        principles = [self._principles.of(case) for case in cases]
+    def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        principles = [self._principles.of(comparison) for comparison in comparisons]
         asked = [
-            [self._ids(question) for question in both_orders(case, principle)]
-            for case, principle in zip(cases, principles, strict=True)
+            [self._ids(question) for question in both_orders(comparison, principle)]
+            for comparison, principle in zip(comparisons, principles, strict=True)
         ]
         longest = [max(map(len, both)) for both in asked]
         fitting = [number for number, tokens in enumerate(longest) if tokens <= self._most_tokens]
         logps = self._letter_logps([row for number in fitting for row in asked[number]])
         orders = {number: (logps[2 * i], logps[2 * i + 1]) for i, number in enumerate(fitting)}
         return [
-            self._scores(cases[number], principles[number].id, orders[number])
+            self._scores(comparisons[number], principles[number].id, orders[number])
             if number in orders
             else too_long(tokens, self._most_tokens)
             for number, tokens in enumerate(longest)
         ]
 
     def _ids(self, question: Sequence[object]) -> list[int]:
-        return conversation_ids(self._policy.tokenizer, question, reply_wanted=True) + self._letters.before  # type: ignore[arg-type]
+        return conversation_ids(self._policy.tokenizer, question, add_generation_prompt=True) + self._letters.before  # type: ignore[arg-type]
 
     def _letter_logps(self, rows: list[list[int]]) -> list[tuple[float, float]]:
-        """Of each row of ids: the log-probabilities of A and of B as the next token, in nats, over the whole vocabulary."""
+        """For each row of ids, the log-probabilities of A and B as next token, in nats, over the whole vocabulary."""
         import torch
 
         if not rows:
@@ -89,21 +91,21 @@ class SelfJudge:
             logits = policy.model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0),  # the padding on the left counts for nothing
+                position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0),  # left padding gets no positions
                 use_cache=False,
-                logits_to_keep=1,  # the others would be (B, T, vocabulary)
+                logits_to_keep=1,  # all of them would be (B, T, V)
             ).logits[:, -1]  # (B, V)
             logps = torch.log_softmax(logits.float(), dim=-1)[:, [self._letters.a, self._letters.b]]
         return [(float(a), float(b)) for a, b in logps.tolist()]
 
     def _scores(
-        self, case: Comparison, principle_id: str, orders: tuple[tuple[float, float], tuple[float, float]]
+        self, comparison: Comparison, principle_id: str, orders: tuple[tuple[float, float], tuple[float, float]]
     ) -> ScorePair:
         log_odds = second_over_first(*orders)
         if not math.isfinite(log_odds):
             raise NumbersError(
-                f"The Stage 2 policy's log-probabilities of A and B for the pair {case.id} are {orders}.",
-                "A score that is no number would decide nothing, and hide that the model is broken.",
+                f"The Stage 2 policy's log-probabilities of A and B for the pair {comparison.id} are {orders}.",
+                "A score that is not a finite number decides nothing, and hides that the model is broken.",
                 "Use --dtype bfloat16 if the GPU has it, else --dtype float32; or another --judge.",
             )
         return ScorePair(
@@ -117,9 +119,9 @@ class SelfJudge:
 
 
 def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> LetterTokens:
-    """Found by rendering the two answers and looking where they part: "A" alone, " A" or "▁A" is the tokenizer's to say.
+    """Render both answers and find the first token that differs; it may be "A", " A" or "▁A", depending on the tokenizer.
 
-    Raises PreconditionError if no single token tells the letters apart at the answer's beginning.
+    Raises PreconditionError if no single token at the start of the answer distinguishes the letters.
     """
     question: list[dict[str, str]] = [{"role": "user", "content": "A or B?"}]
     try:
@@ -129,13 +131,13 @@ def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> LetterTokens:
     parts = next((i for i, (of_a, of_b) in enumerate(zip(a, b, strict=False)) if of_a != of_b), 0)
     said = tuple(tokenizer.decode([ids[parts]]).strip() for ids in (a, b))
     if said != LETTERS:
-        raise _unclear(tokenizer, f"The tokens where the answers A and B part say {said[0]!r} and {said[1]!r}.")
+        raise _unclear(tokenizer, f"The first tokens that differ are {said[0]!r} and {said[1]!r}, not A and B.")
     return LetterTokens(a[:parts], a[parts], b[parts])
 
 
 def _unclear(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:
     return PreconditionError(
-        f"--judge self: {tokenizer.name_or_path} has no token that is the answer A, and none that is B.",
+        f"--judge self: {tokenizer.name_or_path} has no single tokens for the answers A and B.",
         why,
-        "Use --judge reward-model or --judge server, or go on without a judge (--judge none).",
+        "Use --judge reward-model or --judge server, or continue without a judge (--judge none).",
     )

@@ -1,7 +1,7 @@
-"""--judge server: a model behind an OpenAI-compatible server is asked the same question as --judge self, in both orders.
+"""--judge server: ask a model behind an OpenAI-compatible server the question of --judge self, in both orders.
 
-Where the server tells log-probabilities, the two letters' are read; if it does not (`transformers serve`), or tells
-only one letter's, the letter that was said counts: 1, or 0.5 if the two orders disagree.
+If the server returns the log-probabilities of both letters, they are used. Otherwise (`transformers serve`, or only one letter
+among the top ones) the letter in the answer counts: 1, or 0.5 if the two orders disagree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.core.errors import ConfigError, NumbersError
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.backend import load_server_client
-from engine.models.server.client import Answer, Question, ServerClient
+from engine.models.server.client import ChatRequest, ChatResponse, ServerClient
 from engine.models.server.roles import judge_server
 from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name
@@ -26,25 +26,25 @@ from engine.run.context import Context
 from engine.security.sanitize import visible_line
 
 ANSWER_TOKENS = 4
-"""Enough for "(A)" and "**A**"; what is read is where the letter stands."""
+"""Enough for "(A)" and "**A**"; the token with the letter is used."""
 NEITHER_LETTER = "answered with neither letter"
 TOP_LOGPROBS = 20
-"""As many as OpenAI's interface and vLLM give at most."""
+"""The maximum of OpenAI's API and of vLLM."""
 
-# "A", "(B)", "A.", "**B**", "A is better"; not "A good answer is", where it is an article.
+# Matches "A", "(B)", "A.", "**B**", "A is better"; not "A good answer is", where it is an article.
 _SAID = re.compile(r"""[\s(\[*"'`]*([AB])(?:[)\].:,;*"'`]|\s+is\b|\s*$)""")
 NOTHING = re.compile(r"(?!)")
 _AROUND = " \t\n▁Ġ()[]*.:,\"'`"
 
 
 def connect_server_judge(context: Context) -> ServerJudge:
-    """Raises ConfigError if no server is given, and as `load_server_client` does."""
+    """Raises ConfigError if no server is given, and what `load_server_client` raises."""
     config = context.config
     server = judge_server(config)
     if server is None:
         raise ConfigError(
             "--judge server: no server is given.",
-            "A server is asked by its address and the model's name on it.",
+            "The judge needs the server's address and the name of a model on it.",
             "Give --judge-url and --judge-model, or --server-url and --server-model.",
         )
     client = load_server_client(config, server, context.stop)
@@ -55,42 +55,42 @@ def connect_server_judge(context: Context) -> ServerJudge:
 
 @dataclass(frozen=True)
 class _Order:
-    """What was said in one order: the letter, and the log-probabilities of A and B if both are known."""
+    """The answer in one order: its letter, and the log-probabilities of A and B if both are known."""
 
     letter: str
-    """Empty if the answer began with neither: a guess would be no score."""
+    """Empty if the answer starts with neither; guessing would not be a score."""
     logps: tuple[float, float] | None
 
 
 class ServerJudge:
-    """special   texts that the server would read as special tokens: parted by a space, a reply cannot end its turn"""
+    """special   texts that the server would read as special tokens; a space splits them, so that a reply cannot end its turn"""
 
     def __init__(
         self, name: str, client: ServerClient, principles: PrincipleChoice, special: re.Pattern[str] = NOTHING
     ) -> None:
         self.name = name
         self.about = (
-            f"{client.model} at {client.address}, asked with a principle in both orders; the probability, 0 to 1, "
-            "of the reply's letter"
+            f"{client.model} at {client.address}, asked with a principle in both orders; scores are probabilities, "
+            "0 to 1"
         )
         self._client = client
         self._principles = principles
         self._special = special
 
-    def score(self, cases: Sequence[Comparison]) -> list[ScorePair]:
-        principles = [self._principles.of(case) for case in cases]
+    def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        principles = [self._principles.of(comparison) for comparison in comparisons]
         questions = [
-            Question(split_special_text(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
-            for case, principle in zip(cases, principles, strict=True)
-            for asked in both_orders(case, principle)
+            ChatRequest(split_special_text(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
+            for comparison, principle in zip(comparisons, principles, strict=True)
+            for asked in both_orders(comparison, principle)
         ]
         answers = self._client.ask(questions)
         return [
-            self._scores(case, principle.id, answers[2 * number], answers[2 * number + 1])
-            for number, (case, principle) in enumerate(zip(cases, principles, strict=True))
+            self._scores(comparison, principle.id, answers[2 * number], answers[2 * number + 1])
+            for number, (comparison, principle) in enumerate(zip(comparisons, principles, strict=True))
         ]
 
-    def _scores(self, case: Comparison, principle_id: str, *answers: Answer) -> ScorePair:
+    def _scores(self, comparison: Comparison, principle_id: str, *answers: ChatResponse) -> ScorePair:
         for answer in answers:
             if answer.too_long:
                 return ScorePair(
@@ -98,7 +98,7 @@ class ServerJudge:
                 )
             if answer.refused:
                 raise server_errors.refused(self._client.address, self._client.model, answer.refused)
-        first, second = (self._order(case, answer) for answer in answers)
+        first, second = (self._order(comparison, answer) for answer in answers)
         detail: dict[str, Any] = {"principle": principle_id, "letters": [first.letter, second.letter]}
         if not first.letter or not second.letter:
             said = (answers[0] if not first.letter else answers[1]).text
@@ -111,23 +111,23 @@ class ServerJudge:
         for_second = ((first.letter == "B") + (second.letter == "A")) / 2
         return ScorePair(1 - for_second, for_second, detail)
 
-    def _order(self, case: Comparison, answer: Answer) -> _Order:
+    def _order(self, comparison: Comparison, answer: ChatResponse) -> _Order:
         said = _SAID.match(answer.text)
         if said is None:
             return _Order("", None)
         logps = letter_logps(answer.choice)
         if logps is not None and not all(map(math.isfinite, logps)):
             raise NumbersError(
-                f"The judge {self._client.model} gives A and B the log-probabilities {logps} (pair {case.id}).",
-                "A score that is no number would decide nothing, and hide that the model is broken.",
+                f"The judge {self._client.model} gives A and B the log-probabilities {logps} (pair {comparison.id}).",
+                "A score that is not a finite number decides nothing, and hides that the model is broken.",
                 "Look at the server's log; use another model or another --judge.",
             )
         return _Order(said[1], logps)
 
 
 def letter_logps(choice: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Log-probabilities of A and B, in nats, at the first token that is more than a bracket; tokens that say the same
-    letter ("A", " A", "(A") count together. None if the server does not tell both.
+    """Log-probabilities of A and B, in nats, at the first token that is not just a bracket. Tokens for the same letter ("A",
+    " A", "(A") are added up. None if the server does not return both.
     """
     try:
         entries = (choice.get("logprobs") or {}).get("content") or []
@@ -136,7 +136,7 @@ def letter_logps(choice: Mapping[str, Any]) -> tuple[float, float] | None:
             return None
         told = {str(e["token"]): float(e["logprob"]) for e in [*(place.get("top_logprobs") or []), place]}
     except (AttributeError, LookupError, TypeError, ValueError):
-        return None  # told in another form: the letter counts
+        return None  # in an unknown format: use the letter
     of = [[logp for token, logp in told.items() if token.strip(_AROUND) == letter] for letter in LETTERS]
     return (_log_sum_exp(of[0]), _log_sum_exp(of[1])) if all(of) else None
 

@@ -34,18 +34,18 @@ class Principle:
     weight: float = 1.0
     """How often it is drawn, relative to the others."""
     persona: str = ""
-    """For --method contrast: the system message of an assistant that follows it; `text` if the constitution has none."""
+    """For --method contrast: the system message of an assistant that follows it; `text` by default."""
     opposite: str = ""
-    """The same of an assistant that does the opposite; `text` turned round if the constitution has none."""
+    """The same for an assistant that does the opposite; derived from `text` if the constitution has none."""
 
     @property
     def followed(self) -> str:
-        """The system message under which the chosen answer of a contrast is given."""
+        """The system message for the chosen answer of a contrast."""
         return self.persona or self.text
 
     @property
     def contrary(self) -> str:
-        """The system message under which the rejected answer is given."""
+        """The system message for the rejected answer."""
         return self.opposite or OPPOSITE_OF_TEXT.format(text=self.text)
 
 
@@ -53,10 +53,10 @@ class Principle:
 class Constitution:
     principles: tuple[Principle, ...]
     source: str
-    """Where it was read, for the report."""
+    """The file it came from, for the report."""
 
     def draw(self, random: Random, *, avoid: tuple[str, ...] = ()) -> Principle:
-        """One principle by weight; one of `avoid` only when there is no other."""
+        """Draw a principle by weight; one of `avoid` only if there is no other."""
         fresh = [p for p in self.principles if p.id not in avoid] or list(self.principles)
         return random.choices(fresh, weights=[p.weight for p in fresh])[0]
 
@@ -65,7 +65,7 @@ def load_constitution(path: Path | None) -> Constitution:
     """Read a constitution: our YAML shape (`principles: [{id, text, critique_request, revision_request, weight, persona,
     opposite}]`),
     the notebook's (`categories: [{principles: [{id, text}]}]`, list or mapping), or Anthropic's JSON
-    (`{name: {"prompt": [request], "edit_request": request}}`). None means the one in the package.
+    (`{name: {"prompt": [request], "edit_request": request}}`). None loads the shipped one.
 
     Raises ConfigError when the file cannot be read or has no principle in it.
     """

@@ -17,14 +17,14 @@ TURNS = (
     ("user", "revision_request"),
     ("assistant", "revision"),
 )
-"""Of one example: who speaks, and the key of what is said."""
+"""(role, key) of the messages of one example."""
 
 
 def load_few_shot(path: Path | None) -> Conversation:
-    """The examples of a YAML file as one conversation, which is short of nothing that a critique's conversation has.
+    """The examples of a YAML file as one conversation, in the same form as the critique that follows.
 
-    The file is `examples:` with a list of {prompt, response, critique_request, critique, revision_request, revision}.
-    None means no examples. Raises ConfigError, naming the example and the key, when the file is another.
+    The file has `examples:` with a list of {prompt, response, critique_request, critique, revision_request, revision}.
+    None means no examples. Raises ConfigError, naming the example and the key, if the file has another format.
     """
     if path is None:
         return []

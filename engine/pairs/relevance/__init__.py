@@ -1,1 +1,1 @@
-"""Does a reply depend on its prompt? Measured by a language model, which reads and decodes nothing."""
+"""Does a reply depend on its prompt? Measured with a language model in forward passes, without decoding."""

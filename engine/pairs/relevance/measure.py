@@ -1,14 +1,14 @@
-"""Relevance: how much likelier its prompt makes a reply than messages about something else do.
+"""Relevance: how much more likely its own prompt makes a reply than unrelated messages do.
 
     relevance = log p(reply | its prompt) − mean over other messages of log p(reply | that message)        in nats
 
 An estimate of the pointwise mutual information of prompt and reply (Li et al. 2016, "A Diversity-Promoting Objective Function
-for Neural Conversation Models", section 3), over the reply's first tokens. A text that would follow any message has
-none, however well it reads. The sum over tokens tells more than their mean: forty words that fit anywhere must not
-outvote the three that name the subject.
+for Neural Conversation Models", section 3), over the reply's first tokens. A text that could follow any message has none,
+however well it reads. The sum over tokens works better than the mean: forty generic words must not outvote the three that
+name the subject.
 
-The other messages are always the same, so that a reply's relevance depends on nothing but itself, its prompt and the model,
-and is measured once. Messages of the set in their place tell no more (`bench/RESULTS.md`).
+The other messages are fixed, so a reply's relevance depends only on the reply, its prompt and the model, and is measured once.
+Using messages of the set instead works no better (`bench/RESULTS.md`).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 OTHER_MESSAGES = ("How do I keep basil alive indoors?", "My brother never listens to me.")
 """A question and a statement, about nothing in particular."""
 TOKENS_READ = 24
-"""Of a reply. What it is about shows early, and a whole long reply would cost what its generation did."""
-LONGEST_PROMPT = 128
-"""Tokens: of a longer conversation the end is read."""
+"""Tokens of a reply that are read. Its subject shows early, and reading long replies whole would be slow."""
+MAX_PROMPT_TOKENS = 128
+"""Of longer conversations only the end is read."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply, and what it replies to."""
+    """A reply and its conversation."""
 
     conversation: Conversation
     reply: str
 
 
 class RelevanceMeter:
-    """Measures replies with a language model, which reads them and decodes nothing."""
+    """Measures replies with a language model, in forward passes without decoding."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = model
@@ -53,7 +53,7 @@ class RelevanceMeter:
         """Nats, in the order of `answers`; None for an empty reply."""
         rows: list[Row] = []
         places: list[list[int]] = []
-        """Of each answer: its rows, its own prompt's first."""
+        """Per answer, the indices of its rows; the row with its own prompt comes first."""
         for answer in answers:
             reply = self._tokenizer.encode(answer.reply, add_special_tokens=False)[:TOKENS_READ]
             own = self._prompt_ids(answer.conversation)
@@ -65,9 +65,9 @@ class RelevanceMeter:
         return [_difference([logps[row] for row in of_one]) for of_one in places]
 
     def _prompt_ids(self, conversation: Conversation) -> list[int]:
-        return conversation_ids(self._tokenizer, conversation, reply_wanted=True)[-LONGEST_PROMPT:]
+        return conversation_ids(self._tokenizer, conversation, add_generation_prompt=True)[-MAX_PROMPT_TOKENS:]
 
 
 def _difference(logps: Sequence[float]) -> float | None:
-    """Of the first to the mean of the others."""
+    """The first value minus the mean of the others."""
     return logps[0] - sum(logps[1:]) / (len(logps) - 1) if logps else None

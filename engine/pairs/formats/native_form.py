@@ -1,4 +1,4 @@
-"""The form of our own `pairs.jsonl` and of the notebook's: `prompt, base_response, revised_response`, and what they say of it."""
+"""The form of our own `pairs.jsonl` and of the notebook's: `prompt, base_response, revised_response` and more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.storage.jsonl import dumps
 _ROLES = ("user", "assistant")
 
 
-def own_pair(row: Row) -> Pair:
+def native_pair(row: Row) -> Pair:
     """Raises KeyError, TypeError, ValueError."""
     prompt = text_in(row, "prompt")
     base, revised = text_in(row, "base_response"), text_in(row, "revised_response")
@@ -22,7 +22,7 @@ def own_pair(row: Row) -> Pair:
     messages = _conversation(stored, "messages") if stored else [ChatMessage(role="user", content=prompt)]
     chosen = row.get("chosen") or "revised"
     if chosen not in ("revised", "base"):
-        raise ValueError('chosen is neither "revised" nor "base"')
+        raise ValueError('chosen must be "revised" or "base"')
     principles = _names(row, "principle_ids")
     return Pair(
         id=_id(row) or id_of(messages),
@@ -43,12 +43,12 @@ def own_pair(row: Row) -> Pair:
 
 
 def pair_of_record(record: PairRecord) -> Pair:
-    """The pair of a record that was just made."""
-    return own_pair(json.loads(dumps(record.as_dict())))
+    """The pair of a newly generated record."""
+    return native_pair(json.loads(dumps(record.as_dict())))
 
 
 def _made_by(row: Row, principles: tuple[str, ...]) -> tuple[str, ...]:
-    """Ours say which of the principles made the revision; the notebook made one attempt with all of them."""
+    """Our records name the principles that made the revision; the notebook made one attempt with all of them."""
     return _names(row, "made_by") if "made_by" in row else principles
 
 
@@ -63,7 +63,7 @@ def _finish(value: Any) -> dict[str, str]:
     if not value:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise TypeError("finish is no object of texts")
+        raise TypeError("finish is not an object of strings")
     return value
 
 
@@ -75,9 +75,9 @@ def _id(row: Row) -> str:
 
 
 def _conversation(value: Any, key: str) -> Conversation:
-    """Messages as they stand, if a chat template takes them so; else put in order as prompts are."""
+    """The messages unchanged if a chat template accepts them, else normalised like those of prompts."""
     if not isinstance(value, list):
-        raise TypeError(f"{key} is {kind(value)}, not a text and no list of messages")
+        raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
     messages = messages_in(value, key)
     roles = [message["role"] for message in messages]
     if roles == [_ROLES[turn % 2] for turn in range(len(roles))] and roles[-1:] == ["user"]:
@@ -88,4 +88,4 @@ def _conversation(value: Any, key: str) -> Conversation:
     try:
         return before_the_answer(turns)
     except ValueError:
-        raise ValueError(f"{key} has no user's turn that waits for an answer") from None
+        raise ValueError(f"{key} has no user turn waiting for an answer") from None

@@ -1,7 +1,7 @@
-"""A set of pairs in the making: one file of records, each on disk before it is counted; what holds already is not made again.
+"""Generate a set of pairs: a file of records, each on disk before it counts. Valid records are never generated again.
 
-Stage pairs makes the run's set (`RUN_SET`), preflight the set of its pilot (`PILOT_SET`), by the same code: what the pilot made is
-taken over into the run's set.
+Stage pairs generates the run's set (`RUN_SET`) and preflight its pilot (`PILOT_SET`) with the same code; the run reuses the
+pilot's records.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from engine.pairs.generation.critique_revision import plan_batches, too_long
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.methods import MakeRecords
 from engine.pairs.generation.prompts import Prompt
-from engine.pairs.generation.recipe import GenerationSettings
+from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import reusable_records
 from engine.run.context import Context
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
-LEAST_DRAWN = 16
-"""Prompts of a round of `generate_until`, so that the last rounds are batches."""
-LEAST_SHARE = 0.05
-"""Of usable pairs, that a round of it reckons with: a first round without any must not draw without end."""
-LEAST_ROOM = 16
-"""Tokens that must be left to a prompt."""
+MIN_PROMPTS_PER_ROUND = 16
+"""Fewest prompts per round of `generate_until`, so that the last rounds still fill batches."""
+MIN_SHARE = 0.05
+"""Lowest share of usable pairs that a round assumes, so that a first round without any does not draw everything."""
+MIN_PROMPT_TOKENS = 16
+"""Fewest tokens that must be left for a prompt."""
 
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Where a set is, in the run folder."""
+    """Paths of a set in the run folder."""
 
     pairs: str
     plan: str
     beside: tuple[str, ...] = ()
-    """What is set aside with it, when it no longer holds."""
+    """Files that are set aside together with it."""
 
 
 RUN_SET = SetFiles(layout.PAIRS_JSONL, layout.PAIRS_PLAN, (layout.EDITS_JSONL,))
@@ -53,13 +53,13 @@ PILOT_SET = SetFiles(layout.PILOT_PAIRS, layout.PILOT_PLAN)
 
 @dataclass
 class Recorded:
-    """What the file of a set has so far."""
+    """The records of a set so far."""
 
     ids: dict[str, str]
-    """With what became of each (`PairRecord.status`), in the order of the file."""
+    """Maps ids to `PairRecord.status`, in file order."""
     ok: int
     too_long: int = 0
-    """Prompts that the model was not asked."""
+    """Prompts that were not given to the model."""
 
     @property
     def total(self) -> int:
@@ -67,7 +67,7 @@ class Recorded:
 
     @property
     def asked(self) -> int:
-        """Prompts that the model answered, well or not."""
+        """Prompts that were given to the model."""
         return self.total - self.too_long
 
     @classmethod
@@ -89,14 +89,14 @@ class Recorded:
 
 @dataclass(frozen=True)
 class OpenSet:
-    """A set that is being added to."""
+    """A set open for appending."""
 
     files: SetFiles
     appender: JsonlAppender
     recorded: Recorded
 
     def acknowledge(self, record: PairRecord) -> PairMade | PairFailed:
-        """Write a record and count it; the event that tells of it."""
+        """Write a record, count it, and return its event."""
         self.appender.append(record.as_dict())
         self.recorded.add(record)
         return event_of(record)
@@ -118,12 +118,10 @@ def event_of(record: PairRecord) -> PairMade | PairFailed:
     )
 
 
-def set_aside_what_no_longer_holds(
-    context: Context, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity
-) -> str:
-    """Keep the file of a set if each of its records is wanted as it is; else begin a new one. Nothing is deleted.
+def set_aside_outdated(context: Context, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity) -> str:
+    """Set the file of a set aside unless every record in it is still valid. Nothing is deleted.
 
-    Returns why it was set aside, and where it is; empty where it stays.
+    Returns why, and where it is now; empty if it stays.
     """
     path, wanted = context.run / files.pairs, {prompt.id: prompt for prompt in prompts}
     if not path.is_file():
@@ -134,7 +132,7 @@ def set_aside_what_no_longer_holds(
             return ""  # stage quality reports it, and names the line
         prompt = wanted.get(str(record.get("id")))
         total += 1
-        others += prompt is None or not identity.holds(prompt, record)
+        others += prompt is None or not identity.matches(prompt, record)
     if not others:
         return ""
     why = f"{others} of {total} records were made from other prompts or with other settings"
@@ -142,10 +140,10 @@ def set_aside_what_no_longer_holds(
     return f"{why}; the old set is now in {folder}"
 
 
-def take_over(
+def reuse_records(
     context: Context, open_set: OpenSet, prompts: Sequence[Prompt], identity: RecordIdentity
 ) -> Generator[Event, None, int]:
-    """Take the records over that another set of this run has; returns how many records were there already."""
+    """Copy the valid records of other sets of this run. Returns how many records the set then has."""
     recorded = open_set.recorded
     missing = {prompt.id: prompt for prompt in prompts if prompt.id not in recorded.ids}
     for data in reusable_records(context.run, missing, identity, but_not=open_set.files.pairs):
@@ -156,16 +154,16 @@ def take_over(
 
 @dataclass(frozen=True)
 class Maker:
-    """What makes the records, and by which settings."""
+    """Everything needed to generate records."""
 
     backend: Backend
-    recipe: GenerationSettings
+    settings: GenerationSettings
     make: MakeRecords
     identity: RecordIdentity
 
 
-Look = Callable[[Recorded], None]
-"""Called between two batches; raises if it makes no sense to go on."""
+InterimCheck = Callable[[Recorded], None]
+"""Called between batches; raises if continuing makes no sense."""
 
 
 def generate_pairs(
@@ -173,20 +171,20 @@ def generate_pairs(
     prompts: Sequence[Prompt],
     maker: Maker,
     open_set: OpenSet,
-    look: Look = lambda recorded: None,
+    check: InterimCheck = lambda recorded: None,
 ) -> Iterator[Event]:
-    """Make what is not recorded yet. A batch of which some records are there is made again whole, because a row's text
-    may depend, in its last bits, on the shape of its batch; what is there already stays as it is.
+    """Generate the missing records. A batch with some records missing is generated whole, because the shape of a batch may affect
+    a row's text; existing records stay unchanged.
     """
     backend, identity, recorded = maker.backend, maker.identity, open_set.recorded
-    clock = Clock(recorded.total, len(prompts))
+    clock = ProgressMeter(recorded.total, len(prompts))
     yield clock.progress(recorded, backend)
     lengths = [backend.length(prompt.messages) for prompt in prompts]
-    beside = maker.recipe.beside_the_prompt(backend)
+    beside = maker.settings.tokens_beside_prompt(backend)
     most = longest_prompt(context.config.max_prompt_tokens, backend.context_length, beside)
     for prompt, length in zip(prompts, lengths, strict=True):
         if length > most and prompt.id not in recorded.ids:
-            record = replace(too_long(prompt, length, most), method=maker.recipe.method)
+            record = replace(too_long(prompt, length, most), method=maker.settings.method)
             yield open_set.acknowledge(replace(record, made_with=identity.key_of_too_long(prompt)))
     tokens = {prompt.id: length for prompt, length in zip(prompts, lengths, strict=True) if length <= most}
     fitting = [prompt for prompt in prompts if prompt.id in tokens]
@@ -195,7 +193,7 @@ def generate_pairs(
     made_for = key_of_plan(prompts, identity)
     plan = _batch_plan(context, open_set, backend, made_for, max(tokens.values()) + beside)
     to_make = prompts_to_make(fitting, recorded.ids, plan)
-    look(recorded)
+    check(recorded)
     for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
         if all(prompt.id in recorded.ids for prompt in batch):
             continue
@@ -205,7 +203,7 @@ def generate_pairs(
                 yield open_set.acknowledge(record)
         yield clock.progress(recorded, backend)
         context.stop.raise_if_requested()
-        look(recorded)
+        check(recorded)
 
 
 def generate_until(
@@ -214,32 +212,32 @@ def generate_until(
     maker: Maker,
     open_set: OpenSet,
     target: int,
-    look: Look = lambda recorded: None,
+    check: InterimCheck = lambda recorded: None,
 ) -> Iterator[Event]:
-    """Draw prompts, in their order, until `target` of them gave a usable pair, or none are left.
+    """Draw prompts in order until `target` of them gave a usable pair, or none are left.
 
-    In rounds: each draws as many as the share so far says are needed. What a round draws follows from the records of the
-    rounds before, so that a run that was killed draws the same.
+    Works in rounds; each draws as many prompts as the share of usable pairs so far suggests. A round depends only on the
+    records of earlier rounds, so a killed run draws the same prompts again.
     """
     for drawn in draws(prompts, open_set.recorded, target):
-        yield from generate_pairs(context, prompts[:drawn], maker, open_set, look)
+        yield from generate_pairs(context, prompts[:drawn], maker, open_set, check)
 
 
 def draws(prompts: Sequence[Prompt], recorded: Recorded, target: int) -> Iterator[int]:
-    """How many prompts are drawn after each round; the records of a round are looked at when the next one is asked for."""
+    """Yield the total number of prompts drawn after each round. Reads `recorded` anew for each round."""
     drawn = 0
     while drawn < len(prompts):
         usable = recorded.usable_of(prompts[:drawn])
         if usable >= target:
             return
-        share = max(usable / drawn, LEAST_SHARE) if drawn else 1.0
-        drawn = min(drawn + max(ceil((target - usable) / share), LEAST_DRAWN), len(prompts))
+        share = max(usable / drawn, MIN_SHARE) if drawn else 1.0
+        drawn = min(drawn + max(ceil((target - usable) / share), MIN_PROMPTS_PER_ROUND), len(prompts))
         yield drawn
 
 
 def is_complete(prompts: Sequence[Prompt], recorded: Recorded, target: int | None) -> bool:
-    """Whether nothing is left to make. A round that was begun is finished, although there may be enough already: so a run
-    that was killed ends with what one that was not has.
+    """Whether nothing is left to generate. A started round is always finished, even if there are enough pairs, so that a killed
+    run ends with the same set as one that was not.
     """
     rounds = [len(prompts)] if target is None else draws(prompts, recorded, target)
     return all(prompt.id in recorded.ids for drawn in rounds for prompt in prompts[:drawn])
@@ -260,15 +258,15 @@ def require_acknowledged(path: Path, prompts: Sequence[Prompt], recorded: Record
 
 
 def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: int) -> int:
-    """The most tokens of a prompt: what the option allows, and what leaves the model room for all that comes beside it.
+    """Longest prompt in tokens: limited by the option and by the model's context, minus everything `beside` the prompt.
 
-    Raises PreconditionError if nothing is left.
+    Raises PreconditionError if no room is left.
     """
     if context_length is None:
         return max_prompt_tokens
-    if context_length - beside < LEAST_ROOM:
+    if context_length - beside < MIN_PROMPT_TOKENS:
         raise PreconditionError(
-            f"The model's context of {context_length} tokens has no room for a prompt: {beside} are needed for other text.",
+            f"The model's context of {context_length} tokens has no room for a prompt: other text needs {beside}.",
             "Draft, critique, revision, their requests and the worked examples share one conversation with the prompt.",
             "Lower --max-new-tokens, or give fewer examples in --few-shot.",
         )
@@ -276,8 +274,8 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
 
 
 def _batch_plan(context: Context, open_set: OpenSet, backend: Backend, made_for: str, longest: int) -> BatchPlan:
-    """The plan that an earlier start wrote for this set, else a new one. Where another batch size was given, too: batches of
-    that size, cut from the whole set, could hold prompts that have their records.
+    """The plan that an earlier start saved for this set, else a new one. A new batch size also needs a new plan, because batches
+    of that size could mix prompts with and without records.
     """
     path, given = context.run / open_set.files.plan, context.config.generation_batch_size
     found = read_plan(path, made_for)
@@ -288,8 +286,8 @@ def _batch_plan(context: Context, open_set: OpenSet, backend: Backend, made_for:
     return plan
 
 
-class Clock:
-    """Rate and time left, over what this process made: what was there before it started took no time of its."""
+class ProgressMeter:
+    """Rate and time left, based on what this process generated."""
 
     def __init__(self, already: int, total: int) -> None:
         self._already, self._total = already, total
@@ -307,7 +305,7 @@ class Clock:
         return Progress(recorded.total, self._total, "pairs", rate, left, note)
 
 
-def torn_line(appender: JsonlAppender) -> Iterator[Message]:
-    """What a person should know of a file whose last line was not finished."""
+def torn_line_warning(appender: JsonlAppender) -> Iterator[Message]:
+    """A warning if the file ended in an unfinished line."""
     if appender.torn:
         yield Message("warning", f"Moved an unfinished record ({appender.torn} bytes) to {appender.torn_path}.")

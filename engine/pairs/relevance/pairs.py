@@ -1,4 +1,4 @@
-"""Measuring the pairs of a set, batch by batch, with the base model."""
+"""Measure the relevance of a set's pairs, batch by batch, with the base model."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory
 from engine.models.loading import load_base, load_tokenizer
 from engine.pairs.data.record import Pair
-from engine.pairs.relevance.kept import (
+from engine.pairs.relevance.cache import (
     MeasuredReply,
     Relevances,
-    keep_relevance,
+    append_relevance,
     key_of_reply,
     read_relevance,
     with_relevance,
 )
 from engine.pairs.relevance.measure import Answer, RelevanceMeter
-from engine.run.context import Context
 from engine.run.stop import StopToken
 
-PAIRS_AT_ONCE = 32
+PAIRS_PER_BATCH = 32
 
 
 def measure_pairs(
     pairs: Sequence[Pair], path: Path, model: str, load: Callable[[], RelevanceMeter], stop: StopToken
 ) -> Generator[Event, None, dict[str, float]]:
-    """The relevance of each pair's revision, by key; what `path` lacks is measured and kept there.
+    """The relevance of each pair's revision, by key. Missing values are measured and added to `path`.
 
-    model   what the measuring model is called
-    load    loads it, if anything is left to measure
+    model   the name of the measuring model
+    load    loads it; called only if something is left to measure
 
-    Raises Stopped between two batches, and DiskError.
+    Raises Stopped between batches, and DiskError.
     """
     known = read_relevance(path, model)
     missing = {key: pair for pair in pairs if (key := key_of_reply(pair.messages, pair.revised_response)) not in known}
@@ -44,16 +43,16 @@ def measure_pairs(
     yield Message("info", f"Measuring how much {len(missing)} revisions depend on their prompts, with the base model.")
     meter, started, done = load(), time.monotonic(), 0
     by_length = sorted(missing, key=lambda key: (sum(len(m["content"]) for m in missing[key].messages), key))
-    for start in range(0, len(by_length), PAIRS_AT_ONCE):
+    for start in range(0, len(by_length), PAIRS_PER_BATCH):
         stop.raise_if_requested()
-        batch = by_length[start : start + PAIRS_AT_ONCE]
+        batch = by_length[start : start + PAIRS_PER_BATCH]
         nats = meter.measure([Answer(missing[key].messages, missing[key].revised_response) for key in batch])
         measured = [
             MeasuredReply(missing[key].id, model, key, round(value, 4))
             for key, value in zip(batch, nats, strict=True)
             if value is not None
         ]
-        keep_relevance(path, measured)
+        append_relevance(path, measured)
         known.update({reply.key: reply.nats for reply in measured})
         done += len(batch)
         rate = done / max(time.monotonic() - started, 1e-9)
@@ -61,29 +60,28 @@ def measure_pairs(
     return known
 
 
-def measure_relevance(context: Context, usable: list[Pair]) -> Generator[Event, None, Relevances]:
-    """Of the pairs that no detector of texts is against: reading those again would tell nothing."""
-    config = context.config
+def measure_relevance(
+    config: Stage3Config, usable: list[Pair], path: Path, token: str | None, stop: StopToken
+) -> Generator[Event, None, Relevances]:
+    """Measure the pairs that are usable by their text; the others are out anyway."""
 
     def load() -> RelevanceMeter:
-        return RelevanceMeter(load_base(config, context.token_text), load_tokenizer(config, context.token_text))
+        return RelevanceMeter(load_base(config, token), load_tokenizer(config, token))
 
-    found = yield from measure_pairs(
-        usable, context.run / layout.RELEVANCE_JSONL, config.base_model_id, load, context.stop
-    )
+    found = yield from measure_pairs(usable, path, config.base_model_id, load, stop)
     free_memory()
     return found
 
 
-def measured_as_they_come(
+def measure_stream(
     pairs: Iterable[tuple[int, Pair]], meter: RelevanceMeter, known: dict[str, float]
 ) -> Iterator[tuple[int, Pair]]:
-    """(line, pair with the relevance of its revision), in their order, in memory that the texts don't fill.
+    """Yield (line, pair with the relevance of its revision) in order, in constant memory.
 
-    known   what was measured before; what is measured here is put there
+    known   known values; new ones are added to it
     """
     lines = iter(pairs)
-    while batch := list(islice(lines, PAIRS_AT_ONCE)):
+    while batch := list(islice(lines, PAIRS_PER_BATCH)):
         missing = {
             key: pair for _, pair in batch if (key := key_of_reply(pair.messages, pair.revised_response)) not in known
         }

@@ -1,5 +1,5 @@
-"""Relevance of the pairs of a run, kept in `pairs/relevance.jsonl`: what was measured once is not measured again while prompt
-and revision stay the same.
+"""The relevance of a run's pairs, cached in `pairs/relevance.jsonl`: nothing is measured twice while prompt and revision stay
+the same.
 
 Append-only and synced, one line `{id, model, key, nats}`; `key` is a hash of the conversation and the revision.
 """
@@ -18,15 +18,15 @@ from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 Relevances = Mapping[str, float]
-"""Nats by key."""
+"""Maps keys to nats."""
 
 
 @dataclass(frozen=True)
 class MeasuredReply:
-    """One line."""
+    """One line of the file."""
 
     id: str
-    """Of the pair for which it was measured."""
+    """Id of the pair that it was measured for."""
     model: str
     key: str
     nats: float
@@ -37,12 +37,12 @@ def key_of_reply(conversation: Conversation, reply: str) -> str:
 
 
 def with_relevance(pair: Pair, known: Relevances) -> Pair:
-    """The pair with the relevance of its revision, if that is known."""
+    """The pair with the relevance of its revision, if known."""
     return replace(pair, relevance=known.get(key_of_reply(pair.messages, pair.revised_response))) if known else pair
 
 
 def measured_reply(row: Mapping[str, Any] | BadLine) -> MeasuredReply | None:
-    """What a line says; None for one that says nothing."""
+    """The parsed line; None if it is damaged."""
     if isinstance(row, BadLine):
         return None
     nats, names = row.get("nats"), [row.get(name) for name in ("id", "model", "key")]
@@ -55,9 +55,9 @@ def measured_reply(row: Mapping[str, Any] | BadLine) -> MeasuredReply | None:
 
 
 def read_relevance(path: Path, model: str | None = None) -> dict[str, float]:
-    """What was measured, the newest of each key; nothing if there is no file.
+    """The newest value of each key; empty if there is no file.
 
-    model   only by this one
+    model   only values measured by this model
     """
     if not path.is_file():
         return {}
@@ -65,8 +65,8 @@ def read_relevance(path: Path, model: str | None = None) -> dict[str, float]:
     return {row.key: row.nats for row in rows if row is not None and model in (None, row.model)}
 
 
-def keep_relevance(path: Path, measured: Sequence[MeasuredReply]) -> None:
-    """All of it is on disk when this returns. Raises DiskError."""
+def append_relevance(path: Path, measured: Sequence[MeasuredReply]) -> None:
+    """Append and sync. Raises DiskError."""
     with JsonlAppender(path) as appender:
         for number, reply in enumerate(measured, start=1):
             appender.append(asdict(reply), sync=number == len(measured))

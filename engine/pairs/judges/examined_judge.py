@@ -1,10 +1,10 @@
-"""Every judge is examined before it is believed: the exam is taken once, kept by what judges, and if it is not passed the
-judge's scores count nowhere.
+"""Examine a judge before trusting it. Results are cached by everything that affects the judge; the scores of a judge that
+fails are never used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from engine.hub.run_requirements import hub_requirements
 from engine.machine.memory import free_memory
 from engine.models.loading import dtype_name, resolve_dtype
 from engine.models.server.roles import judge_server
-from engine.models.templates.given import template_key
-from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, judge_name
+from engine.models.templates.option import template_key
+from engine.pairs.data.record import Pair
+from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, ScorePair, judge_name
 from engine.pairs.judges.exam import BringsOwnExam, ExamResult, shipped_exam, take_exam
 from engine.pairs.judges.question import QUESTION
+from engine.pairs.judges.scores import score_pairs
 from engine.run.context import Context
 from engine.run.results import Results
 from engine.storage.files import sha256_of_file, sha256_of_json
@@ -31,54 +33,67 @@ from engine.storage.keyed_cache import KeyedCache
 
 @dataclass
 class ExaminedJudge:
-    """Who judges a run, after the exam."""
+    """The judge of a run, after its exam."""
 
     context: Context
-    """The run's, with the judge that is believed as its `--judge`; with "none" if none is."""
+    """The run's context with `--judge` set to the judge that passed, or to "none"."""
     exams: tuple[ExamResult, ...] = ()
-    """All that were taken, the believed judge's last."""
+    """All exams taken; the last is that of the judge that passed."""
     absent: tuple[str, ...] = ()
-    """Of --judge auto: candidates that could not be examined, each with its reason."""
+    """With --judge auto: candidates that could not be examined, each with its reason."""
     _loaded: Judge | None = None
 
     @property
-    def believed(self) -> ExamResult | None:
-        """The exam of the judge whose scores count."""
+    def trusted(self) -> ExamResult | None:
+        """The exam of the judge that passed; None if none did."""
         return self.exams[-1] if self.exams and self.exams[-1].passed else None
 
     @property
     def why_none(self) -> str:
-        """Why no judge's scores count, in one sentence; empty if one's do."""
-        if self.believed is not None:
+        """Why no judge is used, in one sentence; empty if one passed."""
+        if self.trusted is not None:
             return ""
         why = [*self.absent, *(f"{exam.judge} {exam.sentence}" for exam in self.exams)]
-        return f"No judge that can judge: {'; '.join(why)}." if why else "No judge is set (--judge)."
+        return f"No judge passed its exam: {'; '.join(why)}." if why else "No judge is set (--judge)."
 
     def judge(self, load_judge: LoadJudge, policy: LoadedPolicy | None = None) -> Judge | None:
-        """The believed judge, loaded if it is not yet; None if there is none. It is handed over once: who takes it
-        lets go of its memory."""
-        if self.believed is None:
+        """The judge that passed, loaded if necessary; None if none passed. The caller owns it and must release its memory."""
+        if self.trusted is None:
             return None
         loaded, self._loaded = self._loaded, None
         return loaded or load_judge(self.context, policy)
 
+    def score(self, pairs: Sequence[Pair], load_judge: LoadJudge) -> Generator[Event, None, list[ScorePair]]:
+        """The scores of the pairs by the judge that passed, kept in the run folder. Raises as `score_pairs`."""
+        name = judge_name(self.context.config) or ""
+
+        def load() -> Judge:
+            judge = self.judge(load_judge)
+            assert judge is not None  # one passed
+            return judge
+
+        path = self.context.run / layout.SCORES_JSONL
+        scores = yield from score_pairs(path, pairs, name, load, self.context.stop)
+        self.release()
+        return scores
+
     def release(self) -> None:
-        """Let go of a judge that nobody took."""
+        """Release a loaded judge that nobody took."""
         self._loaded = None
         free_memory()
 
     def as_dict(self) -> list[dict[str, Any]]:
-        """The exams, for a report."""
+        """The exams, for the report."""
         return [exam.as_dict() for exam in self.exams]
 
 
 def examined_judge(
     context: Context, load_judge: LoadJudge, policy: LoadedPolicy | None = None
 ) -> Generator[Event, None, ExaminedJudge]:
-    """The judge of `--judge` after its exam, which is read from the cache of the run if this judge took it before; of
-    --judge auto the first candidate that passes.
+    """Examine the judge of `--judge`, or read its result from the run's cache. With --judge auto, take the first candidate that
+    passes.
 
-    policy   the Stage 2 policy, if it is in memory
+    policy   the Stage 2 policy, if already in memory
 
     Raises Stopped, and what loading and asking the judge raise.
     """
@@ -88,12 +103,12 @@ def examined_judge(
         try:
             result, judge = yield from _exam(asked, load_judge, policy)
         except MAY_BE_ABSENT as error:
-            if context.config.judge != "auto" or candidate == "server":  # somebody asked for that one
+            if context.config.judge != "auto" or candidate == "server":  # explicitly asked for
                 raise
             found = replace(found, absent=(*found.absent, f"{judge_name(asked.config)} cannot be asked ({error.what})"))
             yield Message("warning", f"{found.absent[-1]}.")
             continue
-        yield from told_of(result)
+        yield from exam_events(result)
         found = replace(found, exams=(*found.exams, result))
         if result.passed:
             return replace(found, context=asked, _loaded=judge)
@@ -103,12 +118,12 @@ def examined_judge(
 
 
 MAY_BE_ABSENT = (AccessError, ConfigError, DiskError, NetworkError, NumbersError, PreconditionError)
-"""Errors of a candidate that nobody asked for by name, after which the next one is tried."""
+"""Errors after which --judge auto tries the next candidate."""
 
 
 def candidates(context: Context) -> list[str]:
-    """Whom to examine, in this order. Of auto: the configured server, the reward model if it is on this machine or may be
-    fetched, the policy itself.
+    """The judges to examine, in order. For auto: the configured server, the reward model if it is on this machine or can be
+    downloaded, and the policy itself.
     """
     config = context.config
     if config.judge != "auto":
@@ -118,7 +133,7 @@ def candidates(context: Context) -> list[str]:
 
 
 def reward_model_at_hand(context: Context) -> bool:
-    """Whether it is on this machine, or may be fetched: a run that reads nothing from the Hub fetches no judge from there."""
+    """Whether it is on this machine or may be downloaded. A run that needs nothing else from the Hub downloads no judge."""
     name = context.config.reward_model_id
     if is_local(name):
         return local_path(name).is_dir()
@@ -131,14 +146,14 @@ def with_judge(context: Context, judge: str) -> Context:
     return replace(context, config=context.config.model_copy(update={"judge": judge}))
 
 
-def told_of(result: ExamResult) -> list[Event]:
-    """An exam in the lines of a stage's table."""
+def exam_events(result: ExamResult) -> list[Event]:
+    """An exam result as events for the stage's table."""
     lines: list[Event] = [Check(f"exam of {result.judge}", "ok" if result.passed else "warning", result.sentence)]
-    if result.likings:
-        lines.append(Check("it chooses", "ok", result.likings))
+    if result.biases:
+        lines.append(Check("it prefers", "ok", result.biases))
     if not result.passed:
         lines.append(
-            Message("warning", f"The judge {result.judge} is not believed: {result.why_not}. Its scores count nowhere.")
+            Message("warning", f"The judge {result.judge} failed its exam: {result.why_not}. Its scores are not used.")
         )
     return lines
 
@@ -146,7 +161,7 @@ def told_of(result: ExamResult) -> list[Event]:
 def _exam(
     context: Context, load_judge: LoadJudge, policy: LoadedPolicy | None
 ) -> Generator[Event, None, tuple[ExamResult, Judge | None]]:
-    """The result, and the judge if it was loaded for it."""
+    """(result, judge if it had to be loaded)."""
     cache, key = KeyedCache(context.cache / layout.EXAMS), exam_key(context.config, context.run.results)
     known = _result_of(cache.read([key]).get(key))
     if known is not None:
@@ -159,10 +174,8 @@ def _exam(
             result = told
         else:
             yield told
-    assert result is not None  # the last that it yields
-    if not isinstance(
-        judge, BringsOwnExam
-    ):  # whose key is not known before it is loaded, and which is taken in a moment
+    assert result is not None  # take_exam yields it last
+    if not isinstance(judge, BringsOwnExam):  # its exam takes a moment, and its key is unknown before it is loaded
         cache.append({key: result.as_dict()})
     return result, judge
 
@@ -171,14 +184,14 @@ def _result_of(kept: Any) -> ExamResult | None:
     try:
         return None if kept is None else ExamResult.from_dict(kept)
     except TypeError:
-        return None  # of another version
+        return None  # written by another version
 
 
 # -- what judges ---------------------------------------------------------------------------------------------------------
 
 
 def exam_key(config: Stage3Config, results: Results) -> str:
-    """Under which the exam of `--judge` is kept: a hash of what judges, and of what it is asked."""
+    """The cache key of `--judge`'s exam: a hash of the judge and of what it is asked."""
     return sha256_of_json([judge_name(config), shipped_exam().key, QUESTION, *_what_judges(config, results)])
 
 
@@ -197,7 +210,7 @@ def _what_judges(config: Stage3Config, results: Results) -> list[Any]:
 
 def _policy(config: Stage3Config, results: Results) -> list[Any]:
     adapter, preflight = results.adapter, results.preflight
-    # Preflight's pilot asks before its own result is there, and what it learnt holds for stage quality.
+    # Preflight's pilot examines the judge before preflight has a result; stage quality must find the same key.
     dtype = dtype_name(resolve_dtype(config)) if preflight is None else preflight.dtype
     tensors = config.adapter_path if adapter is None else adapter.tensors_sha256
     commit = config.base_model_revision if adapter is None else adapter.base_model_commit
@@ -205,7 +218,7 @@ def _policy(config: Stage3Config, results: Results) -> list[Any]:
 
 
 def _files(model_id: str) -> list[Any]:
-    """Of a folder, what is in it; a Hub id stands for itself."""
+    """Hashes of a local folder's files; empty for a Hub id, which is in the key already."""
     if not is_local(model_id):
         return []
     folder: Path = local_path(model_id)

@@ -1,4 +1,4 @@
-"""How pairs are made: the method, the principles, the worked examples, and the settings that all steps share."""
+"""How pairs are generated: method, principles, worked examples, and the settings shared by all steps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engine.pairs.judges.base import judge_name
 from engine.pairs.principles.constitution import Constitution, Principle, load_constitution
 from engine.pairs.principles.few_shot import load_few_shot
 
-REPLIES_OF_A_REVISION = 3
-"""Draft, critique and revision stand in one conversation, each as long as `--max-new-tokens` allows."""
+REPLIES_PER_REVISION = 3
+"""Draft, critique and revision share one conversation, each up to `--max-new-tokens` long."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class GenerationSettings:
     method: str = "critique-revision"
     num_drafts: int = 4
     judge: str | None = None
-    """The name of the judge that orders drafts."""
+    """The name of the judge that ranks drafts."""
 
     @classmethod
     def of(cls, config: Stage3Config) -> GenerationSettings:
-        """Raises ConfigError if the constitution or the examples cannot be read."""
+        """Raises ConfigError if the constitution or the worked examples cannot be read."""
         return cls(
             load_constitution(config.constitution),
             load_few_shot(config.few_shot),
@@ -46,16 +46,16 @@ class GenerationSettings:
             judge_name(config),
         )
 
-    def beside_the_prompt(self, backend: Backend) -> int:
-        """Tokens that the longest conversation takes beside its prompt: examples, requests or rules, and all replies."""
+    def tokens_beside_prompt(self, backend: Backend) -> int:
+        """Tokens of the longest conversation besides its prompt: examples, requests or rules, and all replies."""
         around = [
             backend.length(asked) for principle in self.constitution.principles for asked in self._asked(principle)
         ]
-        replies = REPLIES_OF_A_REVISION if self.method == "critique-revision" else 1
+        replies = REPLIES_PER_REVISION if self.method == "critique-revision" else 1
         return max(around) + replies * self.sampling.max_new_tokens
 
     def _asked(self, principle: Principle) -> list[Conversation]:
-        """What is asked for by a principle, of a prompt without a text."""
+        """The conversations of a principle around an empty prompt."""
         nothing: Conversation = [{"role": "user", "content": ""}]
         match self.method:
             case "contrast":
@@ -66,7 +66,7 @@ class GenerationSettings:
                 return [revision_prompt(nothing, "", "", principle, self.examples)]
 
     def made_by(self) -> dict[str, Any]:
-        """All that the texts of this method depend on, as plain data, and nothing that only another method uses."""
+        """Everything that this method's texts depend on, as plain data, and nothing that only another method uses."""
         drawn = [asdict(principle) for principle in self.constitution.principles]
         settings = {"sampling": asdict(self.sampling), "seed": self.seed}
         match self.method:
@@ -80,7 +80,7 @@ class GenerationSettings:
                 rules = [{"id": one.id, "weight": one.weight, "text": one.text} for one in self.constitution.principles]
                 drafts = {"num_drafts": self.num_drafts, "judge": self.judge}
                 return {**settings, "method": "best-of-n", "principles": rules, **drafts}
-            case _:  # as it was before there were methods: what was made then still holds
+            case _:  # the format from before there were methods, so that older records stay valid
                 for principle in drawn:
                     del principle["persona"], principle["opposite"]
                 return {

@@ -1,4 +1,4 @@
-"""Pairs of any form as lines of our own `pairs.jsonl`: what a run imports, and what the browser shows."""
+"""Convert pairs of any form to lines of our `pairs.jsonl`, for import and for the pair browser."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from engine.pairs.formats.reading import NO_PAIR, NOT_A_PAIR
 from engine.storage.jsonl import BadLine, dumps
 
 
-def own_row(pair: Pair) -> dict[str, Any]:
+def native_row(pair: Pair) -> dict[str, Any]:
     return asdict(pair)
 
 
-def own_lines(pairs: Iterable[tuple[int, Pair | BadLine]]) -> Iterator[str]:
-    """A line a row, with its newline; a row that is no pair says why, and a blank line stays one: numbers are the file's."""
+def native_lines(pairs: Iterable[tuple[int, Pair | BadLine]]) -> Iterator[str]:
+    """One line per row, newline included. Bad rows carry their reason and blank lines stay, so line numbers match the file."""
     line = 0
     for number, read in pairs:
         yield "\n" * (number - line)
         row = (
             {"prompt": "", NOT_A_PAIR: read.reason.removeprefix(NO_PAIR)}
             if isinstance(read, BadLine)
-            else own_row(read)
+            else native_row(read)
         )
         yield dumps(row) + "\n"
         line = number + 1

@@ -1,4 +1,4 @@
-"""--chat-template: the template of a model that has none, or another than its own."""
+"""--chat-template: a template for a model that has none, or one to replace its own."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ CHATML = (
 BUILT_IN = {"gemma": GEMMA, "chatml": CHATML}
 
 
-def given_template(config: Stage3Config, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The text of the template of --chat-template, None if the option is not given. ChatML begins with the BOS if the
-    tokenizer puts one before a text by itself. Raises ConfigError for a file that cannot be read.
+def template_from_option(config: Stage3Config, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template of --chat-template; None if the option is not given. ChatML starts with a BOS if the
+    tokenizer adds one to plain text. Raises ConfigError for a file that cannot be read.
     """
     given = config.chat_template
     if given is None:
@@ -52,27 +52,27 @@ def given_template(config: Stage3Config, tokenizer: PreTrainedTokenizerBase) -> 
         ) from error
     if "messages" not in text:
         raise ConfigError(
-            f"--chat-template {given} is no chat template.",
-            "It does not read `messages`, so it would write the same text for every conversation.",
-            f"Give a file like the {TEMPLATE_FILE} of a published model.",
+            f"--chat-template {given} is not a chat template.",
+            "It does not use `messages`, so it would write the same text for every conversation.",
+            f"Give a file such as the {TEMPLATE_FILE} of a published model.",
         )
     return text
 
 
 def template_key(config: Stage3Config) -> str | None:
-    """What the option says, for stages that depend on it: a file by its content."""
+    """The option's value for fingerprints; a file by its hash."""
     given = config.chat_template
     if given is None or given in BUILT_IN or not Path(given).expanduser().is_file():
         return given
     return sha256_of_file(Path(given).expanduser())
 
 
-def no_template_mend(config: Stage3Config) -> str:
-    """What to do about a model without a template; the one that the Stage 2 adapter brought along is named."""
+def missing_template_advice(config: Stage3Config) -> str:
+    """What to do about a model without a template; mentions the template in the adapter's folder, if there is one."""
     beside = local_path(config.adapter_path) / TEMPLATE_FILE if is_local(config.adapter_path) else None
     found = f" The adapter has one: --chat-template {beside}." if beside is not None and beside.is_file() else ""
     return (
-        "Say with --chat-template which one the Stage 2 adapter was trained with: a FILE, gemma or chatml; or use the "
+        "Give the template that Stage 2 was trained with, --chat-template FILE, gemma or chatml; or use the "
         f"instruction-tuned model (google/gemma-2b-it, not google/gemma-2b).{found}"
     )
 
