@@ -18,7 +18,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
 SUITE := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow lint format bench real demo-model pictures snapshots screens \
+.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow mutants lint format bench real demo-model pictures snapshots screens \
 	constraints dist clean
 
 demo: $(STAMP)
@@ -50,6 +50,10 @@ test-newest: $(UV)
 test-oldest: $(UV)
 	$(call install,.venv-oldest,--resolution lowest-direct)
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(SUITE)
+
+# Each safeguard taken out of a copy of the code, one at a time: the tests must notice.
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -9,29 +9,64 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from engine import __version__
-from engine.core.errors import ConfigError, ExitCode, PreconditionError, Stage3Error
+from engine.core.errors import ConfigError, DiskError, ExitCode, PreconditionError, Stage3Error
+from engine.core.system_errors import system_error
 from tui.commands.table import COMMANDS, PROGRAM
 from tui.process.print_error import print_error
+from tui.process.standard_streams import lost_output, prepare_standard_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    prepare_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments in (["--version"], ["-V"]):
-        print(f"{PROGRAM} {__version__}")
-        return 0
     try:
-        check_installation()
-        module, rest = split_command(arguments)
-        return int(import_module(f"tui.commands.{module}").main(rest))
+        code, is_report = _run(arguments)
+        lost = lost_output() if is_report and code == ExitCode.DONE else None
     except Stage3Error as error:
-        print_error(error)
-        return int(error.exit_code)
-    except BrokenPipeError:  # `stage3-tui status | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _told(error)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
+    except Exception as error:
+        known = system_error(error)
+        if known is None:
+            raise
+        return _told(known)
+    if lost is None:
+        return code
+    what = "What was printed did not all arrive."
+    return _told(system_error(lost, what) or DiskError(what, str(lost), "Send standard output somewhere else."))
+
+
+def _run(arguments: list[str]) -> tuple[int, bool]:
+    """Run a command: its exit code, and whether what it prints is all that it does. Raises Stage3Error."""
+    if arguments in (["--version"], ["-V"]):
+        print(f"{PROGRAM} {__version__}")
+        return int(ExitCode.DONE), True
+    check_installation()
+    name, rest = split_command(arguments)
+    if not {"--help", "-h"} & set(rest):
+        require_working_directory()
+    module = COMMANDS[name].module if name else "run"
+    code = int(import_module(f"tui.commands.{module}").main(rest))
+    return code, name in COMMANDS and COMMANDS[name].is_report
+
+
+def _told(error: Stage3Error) -> int:
+    print_error(error)
+    return int(error.exit_code)
+
+
+def require_working_directory() -> None:
+    """Raises PreconditionError if it was deleted: no relative path can be resolved then."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise PreconditionError(
+            "The working directory is gone.",
+            "Somebody deleted or replaced the folder that this shell is in.",
+            "Go to another folder (`cd`), and run the same command there.",
+        ) from None
 
 
 def check_installation() -> None:
@@ -53,14 +88,14 @@ def check_installation() -> None:
 
 
 def split_command(arguments: list[str]) -> tuple[str, list[str]]:
-    """(module of the command, its arguments); without a command it is the wizard's or `--auto`'s."""
+    """(the command's name, its arguments); the name is empty for the wizard and `--auto`. Raises ConfigError."""
     if not arguments or arguments[0].startswith("-"):
-        return "run", arguments
+        return "", arguments
     command = arguments[0]
     if command not in COMMANDS:
         nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)[0]
         raise ConfigError(f"There is no command {command!r}.", "", f"The nearest is `{PROGRAM} {nearest}`; see --help.")
-    return COMMANDS[command].module, arguments[1:]
+    return command, arguments[1:]
 
 
 if __name__ == "__main__":

@@ -341,6 +341,7 @@ def load_config(
 
     for source, values in (("the command line", given), ("the environment", from_environment), (str(toml), from_file)):
         _refuse_unknown(values, source)
+        _refuse_no_path(values, source)
     try:
         return Resolved(**given)
     except ValidationError as error:
@@ -398,6 +399,16 @@ def _refuse_unknown(values: Mapping[str, Any], source: str) -> None:
                 f"Unknown option {key!r} in {source}.",
                 "It would have no effect.",
                 f"Did you mean {nearest!r}? `stage3-tui --help` lists all options.",
+            )
+
+
+def _refuse_no_path(values: Mapping[str, Any], source: str) -> None:
+    """An empty path would be the working directory, which nobody means by it."""
+    for key, value in values.items():
+        is_a_path = Stage3Config.model_fields[key].annotation in (Path, Path | None)
+        if is_a_path and isinstance(value, str) and (not value or "\0" in value):
+            raise ConfigError(
+                f"{key} in {source} is no path: {value!r}.", "It names nothing.", "Give a path, or omit it."
             )
 
 

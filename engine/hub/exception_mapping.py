@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from types import TracebackType
 
 from engine.core.errors import AccessError, Stage3Error
+from engine.core.system_errors import chain_of
 from engine.hub import errors as refusals
 from engine.hub.client import is_offline
 from engine.hub.urls import TOKENS_PAGE, repo_in
@@ -90,13 +90,3 @@ def _was_raised_by_the_client(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
-
-
-def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An exception and its causes, newest first."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__

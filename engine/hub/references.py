@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+_HUB_ID = re.compile(f"(?=.{{1,96}}$)(?!.*(?:--|\\.\\.)){_PART}/{_PART}")
 
 
 def is_local(name: str) -> bool:
@@ -15,6 +19,5 @@ def local_path(name: str) -> Path:
 
 
 def looks_like_hub_id(name: str) -> bool:
-    """Whether it is `owner/name`, and not a path."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not is_local(name) and not name.startswith(("artifacts/", "."))
+    """Whether it is `owner/name`, as the Hub allows it, and not a path."""
+    return _HUB_ID.fullmatch(name) is not None and not is_local(name) and not name.startswith("artifacts/")

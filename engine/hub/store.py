@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.core.errors import DiskError, Stage3Error, UnsafeError
+from engine.core.system_errors import MEANINGS, OF_OWNERS, error_of_errno, numbered
 from engine.hub.exception_mapping import as_hub_error
 from engine.hub.tokens import store_path
 from engine.security.sanitize import visible_line
@@ -64,10 +65,14 @@ def _private_files() -> Iterator[None]:
 def _not_stored(error: Exception, path: Path) -> Stage3Error:
     if known := as_hub_error(error):
         return known
-    # Not `str(error)`: the library's message may quote a file that holds tokens.
+    # Not `str(error)` of any: the library's message may quote a file that holds tokens.
     reason = visible_line(str(error), 200) if isinstance(error, OSError) else type(error).__name__
+    what = f"Cannot store the token in {visible_line(str(path), 200)}."
+    number = numbered(error)
+    if number is not None and number not in OF_OWNERS and MEANINGS[number].error is DiskError:
+        return error_of_errno(number, what, reason)
     return DiskError(
-        f"Cannot store the token in {visible_line(str(path), 200)}.",
+        what,
         f"{reason}.",
         "Make its folder writable, or omit --store-token: the run has the token in memory.",
     )

@@ -8,8 +8,8 @@ from typing import IO
 
 from engine.core.errors import AccessError, UnsafeError
 from engine.core.reading import open_file
+from engine.core.users import user_name
 from engine.security.secrets import Secret
-from engine.storage.files import user_name
 
 LONGEST_TOKEN = 4096
 """Characters; the Hub's have some forty, those of an identity provider some two thousand."""

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import errno
-import re
 import sys
-from pathlib import Path
 
-from engine.core.errors import DiskError, MemoryExhausted, Stage3Error
+from engine.core.errors import MemoryExhausted, Stage3Error
+from engine.core.system_errors import numbered, system_error
 from engine.machine.device_errors import is_broken_device, is_out_of_memory
-from engine.storage.files import owner_of
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-# torch and safetensors report a full disk in their own words (iostream error, unexpected pos, StorageFull).
-_NO_SPACE_TEXT = re.compile(
-    r"iostream error|unexpected pos \d+ vs|StorageFull|No space left|PytorchStreamWriter", re.IGNORECASE
-)
 
 
 def as_stage3_error(error: BaseException) -> Stage3Error | None:
     """The fixable error behind `error`, or None: then it is a bug."""
     if isinstance(error, Stage3Error):
         return error
+    if numbered(error) not in (None, errno.ENOMEM):
+        return system_error(error)
     of_the_hub = _hub_failure(error)
     if of_the_hub is not None:
         return of_the_hub
-    if (isinstance(error, OSError) and error.errno in _NO_SPACE) or _NO_SPACE_TEXT.search(str(error)):
-        return DiskError(
-            "Writing to disk failed.",
-            str(error),
-            "Free some space, then run the same command again: everything made so far is saved.",
-        )
     if is_out_of_memory(error):
         return MemoryExhausted(
             "Memory ran out.",
@@ -45,20 +33,7 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
             "Check `nvidia-smi` and `dmesg | grep -i xid`: after a hardware fault the machine must be restarted. "
             "The same command continues from here.",
         )
-    if isinstance(error, PermissionError):
-        return DiskError(
-            f"Permission denied: {error.filename}",
-            f"{error}. {_whose(error.filename)}".strip(),
-            "Change its owner or mode, or choose another path.",
-        )
-    return None
-
-
-def _whose(name: object) -> str:
-    try:
-        return f"It belongs to {owner_of(Path(str(name)))}."
-    except OSError:  # missing, or not visible to us
-        return ""
+    return system_error(error)
 
 
 def _hub_failure(error: BaseException) -> Stage3Error | None:

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from engine.core.errors import DiskError, NetworkError, PreconditionError, Stage3Error
+from engine.core.errors import NetworkError, PreconditionError, Stage3Error
 from engine.core.events import Event, Message
 from engine.core.layout import RUN_LOG
+from engine.core.system_errors import OF_OWNERS, errno_in, error_of_errno
 from engine.machine.programs import ASK_SECONDS, UV, find_uv
 from engine.machine.requirements import PackageStatus
 from engine.process.children import ChildResult, installer_settings, run_child, stream_child_as_messages
@@ -31,13 +32,7 @@ NOWHERE = Path("/")
 
 # On many connections torch's wheel pauses for longer than uv's 30 s timeout, which uv reports as a bad archive.
 _PATIENCE = {"UV_HTTP_TIMEOUT": "300", "UV_NO_PROGRESS": "1"}
-# The first match counts: a full disk ends a download, too.
 _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
-    (
-        r"No space left|Disk quota|os error (28|122)",
-        DiskError,
-        "Free some space (`uv cache clean` empties uv's cache).",
-    ),
     (
         r"error sending request|dns error|timed? ?out|connect|Failed to (fetch|download)|tls|certificate|50[0-9] ",
         NetworkError,
@@ -105,10 +100,17 @@ def install_uv(stop: StopToken) -> Generator[Event, None, str]:
 
 def install_failure(result: ChildResult, command: str) -> Stage3Error:
     """The error for a failed installation: exit code 3, 5 or 6."""
+    what = "uv could not install the missing packages."
+    why = f"uv: {visible_line(result.ending, 800).rstrip('.')}. The full output is in {RUN_LOG}."
+    number = errno_in(" ".join(result.tail))
+    if number is not None and number not in OF_OWNERS:  # a full disk ends a download, too
+        error = error_of_errno(number, what, why)
+        error.what_to_do += f" `uv cache clean` empties uv's cache. By hand: `{command}`"
+        return error
     kind, what_to_do = _told_apart(result)
     return kind(
-        "uv could not install the missing packages.",
-        f"uv: {visible_line(result.ending, 800).rstrip('.')}. The full output is in {RUN_LOG}.",
+        what,
+        why,
         f"{what_to_do} Then run the same command again, or try by hand: `{command}`",
     )
 

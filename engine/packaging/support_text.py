@@ -38,6 +38,7 @@ PRIVATE_KEYS = frozenset(
 """What stands under them is of models and people, or tells who works here."""
 OF_LANGUAGE = ("detectors", "principles", "demo")
 """Folders whose files list words of prompts and replies, and of other languages."""
+OF_TRACEBACKS = ("recent", "during", "handling", "above", "occurred", "direct", "following")
 PUBLIC_HOSTS = (
     "huggingface.co",
     "hf.co",
@@ -214,7 +215,7 @@ def texts(value: Any) -> Iterator[str]:
 @functools.cache
 def program_words() -> frozenset[str]:
     """The words of the program's own source, of Python's and of its packages' names, in small letters."""
-    words = {*map(str.casefold, (*dir(builtins), *sys.stdlib_module_names, *sys.builtin_module_names))}
+    words = {*OF_TRACEBACKS, *map(str.casefold, (*dir(builtins), *sys.stdlib_module_names, *sys.builtin_module_names))}
     for room in ("engine", "tui"):
         for path in (ROOT / room).rglob("*.py"):
             if path.parent.name in OF_LANGUAGE:

@@ -12,14 +12,24 @@ import time
 from collections.abc import Generator, Sequence
 
 from engine import __version__
-from engine.core.errors import DamagedState, DataError, ExitCode, RestartNeeded, Stage3Error, Stopped, UnsafeError
+from engine.core.errors import (
+    DamagedState,
+    DataError,
+    DiskError,
+    ExitCode,
+    RestartNeeded,
+    Stage3Error,
+    Stopped,
+    UnsafeError,
+)
 from engine.core.events import Event, Message, Outcome, RunFinished, StageFinished, StageStale, StageStarted, stamped
-from engine.core.layout import RUN_LOG
+from engine.core.layout import RESERVE, RUN_LOG
 from engine.core.stage_table import STAGE, STAGES
 from engine.machine.device_errors import is_broken_device
 from engine.machine.error_mapping import as_stage3_error
 from engine.pipeline.graph import changes, evidence_of, load_stage, outputs_to_set_aside
 from engine.run.context import Context
+from engine.run.reserve import give_up_reserve
 from engine.stages.base import StageEnd
 
 CHANGES_SHOWN = 4
@@ -68,7 +78,7 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
             why = "; ".join(map(str, changed[:CHANGES_SHOWN]))
             yield from _make_stale(context, [name], outputs_to_set_aside(name, changed), why)
         yield StageStarted(name, STAGE[name].sentence)
-        started = time.time()
+        started, began = time.time(), time.monotonic()
         context.run.record_stage(name, status="running", depends_on=evidence, started=started, error=None)
         context.stop.raise_if_requested()
         end: StageEnd = yield from stamped(stage.run(context), name)
@@ -84,7 +94,7 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
         status=end.outcome,
         summary=end.summary,
         result=end.facts,
-        seconds=round(time.time() - started, 3),
+        seconds=round(time.monotonic() - began, 3),
         error=None,
     )
     yield StageFinished(name, end.outcome, end.summary, facts=end.facts)
@@ -124,6 +134,8 @@ def _fail(context: Context, name: str, error: Exception) -> Generator[Event, Non
         outcome = "stopped"
     elif isinstance(known, (DataError, UnsafeError)):
         outcome = "refused"
+    if isinstance(known, DiskError):
+        give_up_reserve(context.run / RESERVE)
     try:
         context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
         context.run.manifest["error"] = {"stage": name, **known.as_dict()}

@@ -10,21 +10,24 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from threading import Event as Flag
 from threading import Thread
 
 from engine import __version__
 from engine.core import layout
 from engine.core.config import NOT_RECORDED
-from engine.core.errors import DamagedState, ExitCode, Stage3Error, UnsafeError
+from engine.core.errors import ExitCode, Stage3Error
 from engine.core.events import Event, Message, RunFinished, RunStarted, StageFinished
 from engine.core.stage_table import STAGES
 from engine.machine.error_mapping import as_stage3_error
 from engine.machine.telemetry import Sampler
 from engine.pipeline.loop import run_pipeline
 from engine.process.environment import prepare_process
+from engine.run import stop_request
 from engine.run.context import Context
 from engine.run.journal import Entry, Journal
+from engine.run.reserve import give_up_reserve, keep_reserve
 from engine.run.watchdog import StallWatchdog
 from engine.security.redaction import redacted
 
@@ -32,12 +35,16 @@ Listener = Callable[[Entry], None]
 Pipeline = Generator[Event, None, ExitCode]
 
 WATCH_SECONDS = 0.25
+ENDS = (StageFinished, RunFinished)
 
 log = logging.getLogger(__name__)
 
 
 class Session:
     """Owns the journal of a run while this process works on it. The caller has acquired the run."""
+
+    _sampler: Sampler
+    """Of the newest drive."""
 
     def __init__(self, context: Context, listener: Listener) -> None:
         self.context = context
@@ -53,7 +60,7 @@ class Session:
     def drive(self, pipeline: Pipeline, stages: Sequence[str]) -> ExitCode:
         """Run a pipeline to its end, which looks at these stages. Raises as `run` does."""
         prepare_process(self.context.config)
-        (self.context.run / layout.STOP_REQUEST).unlink(missing_ok=True)
+        keep_reserve(self.context.run / layout.RESERVE)
         record_configuration(self.context)
         self._emit(
             RunStarted(
@@ -68,54 +75,70 @@ class Session:
             self._emit(Message("warning", f"{self._journal.torn_bytes} bytes of an unfinished event were moved aside."))
         done = Flag()
         watcher = Thread(target=self._watch, args=(done,), name="watch", daemon=True)
-        sampler = Sampler(self._emit)
+        self._sampler = Sampler(self._emit)
         watcher.start()
-        sampler.start()
+        self._sampler.start()
         try:
             return self._run_to_the_end(pipeline)
         finally:
             done.set()
-            sampler.stop()
+            self._sampler.stop()
             watcher.join()
+            give_up_reserve(self.context.run / layout.RESERVE)
 
     def close(self) -> None:
         self._journal.close()
 
     def _run_to_the_end(self, pipeline: Pipeline) -> ExitCode:
+        """A run folder that is gone, and a journal that cannot be written, are a failure of the stage that works: it is recorded
+        as every other is, as far as that can be.
+        """
+        failure: OSError | Stage3Error | None = None
+        step = partial(next, pipeline)
         while True:
             try:
-                event = self._next(pipeline)
+                event = step()
             except StopIteration as end:
                 return ExitCode(end.value)
-            self._stall.note_event(event)
-            self._emit(event)
+            step = partial(next, pipeline)
+            try:
+                self._record(event)
+            except (OSError, Stage3Error) as error:
+                if failure is not None or isinstance(event, ENDS):
+                    self._listener(self._journal.unwritten(redacted(event)))  # whoever watches is told all the same
+                else:
+                    failure, step = error, partial(pipeline.throw, error)
 
-    def _next(self, pipeline: Pipeline) -> Event:
-        """The pipeline's next event. A run folder or a journal that is gone, or a link in the folder, is a failure of the stage
-        that works there.
+    def _record(self, event: Event) -> None:
+        """Raises DamagedState if the run folder or the journal is gone, UnsafeError if a link is in the place of one of its
+        folders, DiskError if the journal cannot be written.
         """
-        event = next(pipeline)
-        try:
+        self._stall.note_event(event)
+        if isinstance(event, RunFinished):
+            self._sampler.stop()  # the last event is the last
+        if not isinstance(event, ENDS):
             self.context.run.require_in_place()
             self.context.run.refuse_new_links()
             self._journal.require_in_place()
-        except (DamagedState, UnsafeError) as gone:
-            return event if isinstance(event, (StageFinished, RunFinished)) else pipeline.throw(gone)
-        return event
+        self._emit(event)
 
     def _emit(self, event: Event) -> None:
         self._listener(self._journal.append(redacted(event)))
 
     def _watch(self, done: Flag) -> None:
         """For a request to stop, and for a standstill."""
-        path = self.context.run / layout.STOP_REQUEST
         while not done.wait(WATCH_SECONDS):
-            if not self.context.stop.requested and path.exists():
-                self.context.stop.request("requested by `stage3-tui stop`")
             try:
+                self._hear_stop_request()
                 self._stall.check()
             except (OSError, Stage3Error):  # a full disk is the pipeline's to tell
-                log.exception("a standstill could not be told")
+                log.exception("a look at the run folder failed")
+
+    def _hear_stop_request(self) -> None:
+        folder = self.context.run.folder
+        if stop_request.is_asked(folder):
+            self.context.stop.request("requested by `stage3-tui stop`")
+            stop_request.forget(folder)  # the next start is not asked
 
 
 def record_configuration(context: Context) -> None:

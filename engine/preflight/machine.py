@@ -12,8 +12,8 @@ from engine.core.errors import DamagedState
 from engine.core.events import Check, Event
 from engine.dpo.planning.forecast import Shape, machine_of
 from engine.machine.device import resolve_device
+from engine.machine.gpus import read_gpus
 from engine.machine.memory import free_memory
-from engine.machine.telemetry import Gpus
 from engine.models.adapters.source import adapter_folder
 from engine.models.chat_template import conversation_ids
 from engine.models.downloads import verify_base
@@ -86,8 +86,8 @@ def gpu_memory_held_by_others(device_type: str) -> Iterator[Check]:
     """List other processes that hold GPU memory. The program never ends them."""
     if device_type != "cuda":
         return
-    gpus = Gpus()
-    for gpu in gpus.read():
-        if holders := gpus.held_by_others(gpu.index):
+    report = read_gpus(with_holders=True)
+    for gpu, holders in zip(report.gpus, report.holders, strict=True):
+        if holders:
             held = f"GPU {gpu.index}: {', '.join(map(str, holders))}"
             yield Check("memory used by others", "warning", visible_line(held))

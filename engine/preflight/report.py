@@ -10,7 +10,7 @@ from engine.core import events
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event
 from engine.dpo.planning.forecast import Forecast, Machine
-from engine.machine.telemetry import gpu_of_cuda
+from engine.machine.gpus import gpu_of_cuda
 from engine.run.context import Context
 
 if TYPE_CHECKING:

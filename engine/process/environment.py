@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 from engine.core.config import Stage3Config
-from engine.security.redaction import RedactingFormatter, redact_this_process
+from engine.security.redaction import LogFormatter, redact_this_process
 
 QUIET = {
     # Waiting threads spin by default; beside a screen or another job on the same cores, a step took 5 to 20 times as long.
@@ -70,9 +70,10 @@ def log_to_file(path: Path) -> logging.Handler:
     """Write the log of this process, and of libraries imported from now on, to `path` instead of the terminal, with tokens
     redacted."""
     redact_this_process()
+    logging.raiseExceptions = False  # a line that cannot be written (a full disk) is lost, and nobody's traceback
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from engine import hub
 from engine.core.errors import AccessError, NetworkError, Stage3Error
+from engine.core.system_errors import chain_of
 from engine.hub.errors import error_of_response as answered
-from engine.hub.exception_mapping import chain_of
 from engine.hub.responses import BUSY, message_of
 from engine.push.request_limits import BlockedRequest, RequestLimiter
 from engine.security.redaction import redact

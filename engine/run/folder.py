@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import socket
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-from pydantic import BaseModel, ConfigDict, Field
-
 from engine.core import layout
-from engine.core.errors import DamagedState, DiskError, RunLocked, UnsafeError
+from engine.core.errors import ConfigError, DamagedState, DiskError, Stage3Error, UnsafeError
 from engine.core.failpoints import failpoint
 from engine.core.reading import refuse_odd
+from engine.core.system_errors import system_error
+from engine.run.lock import RunLock
 from engine.run.manifest import new_manifest, read_manifest
+from engine.run.owner import Owner
 from engine.run.results import Results
 from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
-from engine.storage.documents import read_json_or_none
-from engine.storage.files import keep_others_from_writing, owner_of, write_json
+from engine.storage.files import keep_others_from_writing, write_json
 
-LARGEST_LOCK = 64 << 10
-"""Bytes; a lock has some hundred."""
+LARGEST_PID = 1 << 22
 
 
 class Run:
@@ -34,7 +28,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().resolve()
-        self._lock_file: int | None = None
+        self._lock = RunLock(self.folder)
         self.manifest: dict[str, Any] = {}
         self.reload()
 
@@ -58,7 +52,7 @@ class Run:
         except FileNotFoundError:
             self.manifest = new_manifest()
         except OSError as error:
-            raise _not_ours(path, error) from error
+            raise _unusable(path, error) from error
 
     def save(self) -> None:
         """Raises DamagedState as `require_in_place` does."""
@@ -116,53 +110,48 @@ class Run:
         """Take the run for this process, until `release` or the process's end. From then on nothing that the process makes
         can be changed by other users, whatever umask it came with.
 
-        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, DiskError for a folder that
-        cannot be written.
+        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError for a name that leaves
+        none for the archive, DiskError for a folder that cannot be written.
         """
         keep_others_from_writing()
+        self._refuse_long_name()
         self._refuse_odd_files()
-        path = self / layout.LOCK_FILE
         try:
             # Whatever the umask: prompts and answers are in it.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.parent.mkdir(exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock.take()
         except OSError as error:
-            raise _not_ours(path, error) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            raise self._locked() from None
-        owner = _read_owner(path)
-        if owner is not None and _is_alive(owner) and owner["pid"] != os.getpid():
-            # The kernel's lock was free, yet its owner lives: a file system on which flock is a no-op.
-            os.close(file)
-            raise self._locked()
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(_me()).encode(), 0)
-        # A forked child (a data loader's worker) must not keep the lock when this process is gone.
-        os.register_at_fork(after_in_child=lambda: _close_quietly(file))
-        self._lock_file = file
+            raise _unusable(self / layout.LOCK_FILE, error) from error
         self.reload()
 
     def require_in_place(self) -> None:
         """Raises DamagedState if the folder that was taken is not at its path any more: whatever was written there now would be
         half a run. Nothing is asked before it was taken.
         """
-        if self._lock_file is None:
-            return
-        try:
-            is_there = os.path.samestat(os.fstat(self._lock_file), (self / layout.LOCK_FILE).stat())
-        except OSError:
-            is_there = False
-        if is_there:
+        if not self._lock.is_held or self._lock.is_in_place():
             return
         raise DamagedState(
             f"The run folder {self.folder} is not there any more.",
             "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
             "Move it back to its place, and run the same command again; or begin a new run with another --output-dir.",
         )
+
+    def _refuse_long_name(self) -> None:
+        """What is written beside the folder, hours from now, is named after it."""
+        if not self.folder.name:
+            raise ConfigError(
+                "The run folder would be /.", "The archive is written beside it.", "Give another --output-dir."
+            )
+        longest = f".{self.archive.name}.sha256.{LARGEST_PID}.part"  # of engine.storage.files.write_atomically
+        there = next(place for place in self.folder.parents if place.is_dir())
+        too_many = len(os.fsencode(longest)) - os.pathconf(there, "PC_NAME_MAX")
+        if too_many > 0:
+            room = len(os.fsencode(self.folder.name)) - too_many
+            raise ConfigError(
+                f"The name of the run folder is too long: {visible_line(self.folder.name, 80)}",
+                "The archive beside it is named after it, and would have no room for its ending.",
+                f"Give an --output-dir whose name has {room} bytes at most.",
+            )
 
     def refuse_new_links(self) -> None:
         """Raises UnsafeError if one of the run's own folders is a link by now: what is written there would land elsewhere."""
@@ -182,24 +171,13 @@ class Run:
         for name in layout.FOLDERS:
             _refuse_kind(self / name, is_folder=True)
 
-    def release(self) -> None:
-        if self._lock_file is not None:
-            os.ftruncate(self._lock_file, 0)
-            os.close(self._lock_file)
-            self._lock_file = None
+    def release(self, *, goes_on: bool = False) -> None:
+        """Let go of the run; with `goes_on`, for as long as this process takes to replace itself."""
+        self._lock.release(goes_on=goes_on)
 
-    def owner(self) -> dict[str, Any] | None:
-        """The live process that holds this run: `pid`, `host`, `since`; None where there is none."""
-        owner = _read_owner(self / layout.LOCK_FILE)
-        return owner if owner is not None and _is_alive(owner) else None
-
-    def _locked(self) -> RunLocked:
-        owner = _read_owner(self / layout.LOCK_FILE) or {"pid": "unknown", "host": "unknown", "since": "unknown"}
-        return RunLocked(
-            f"The run {self.folder} is taken by process {owner['pid']} on {owner['host']}, since {owner['since']}.",
-            "One process at a time may write to a run folder.",
-            f"Watch it with `stage3-tui attach {self.folder}`, or stop it with `stage3-tui stop {self.folder}`.",
-        )
+    def owner(self) -> Owner | None:
+        """The live process that holds this run; None where there is none."""
+        return self._lock.owner()
 
 
 def _refuse_odd_file(path: Path, run_folder: Path) -> None:
@@ -233,54 +211,6 @@ def _leads_into(link: Path, folder: Path) -> bool:
         return False
 
 
-def _not_ours(path: Path, error: OSError) -> DiskError:
-    there = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
-    return DiskError(
-        f"{visible_line(str(path))} cannot be used.",
-        f"{error.strerror or error}; {visible_line(str(there))} belongs to {owner_of(there)}.",
-        "Start as that user, have the files given to you (chown), or give another --output-dir.",
-    )
-
-
-class _Owner(BaseModel):
-    """The record in `logs/lock`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    pid: int = Field(ge=1, lt=1 << 32, strict=True)
-    host: str = Field(max_length=255)
-    since: str = Field(max_length=64)
-    process_started: float = Field(0.0, allow_inf_nan=False)
-
-
-def _me() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "process_started": psutil.Process().create_time(),
-    }
-
-
-def _read_owner(path: Path) -> dict[str, Any] | None:
-    """What the lock says of who holds the run; None where it is empty, or says nothing that can be right."""
-    owner = read_json_or_none(path, _Owner, most=LARGEST_LOCK)
-    return None if owner is None else owner.model_dump()
-
-
-def _is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the recorded owner runs. A pid used again has another start time; of another host nothing is known."""
-    if owner["host"] != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(int(owner["pid"]))
-        return abs(process.create_time() - float(owner.get("process_started", 0))) < 1 and process.status() != "zombie"
-    except (psutil.Error, ValueError, TypeError):
-        return False
-
-
-def _close_quietly(file: int) -> None:
-    try:
-        os.close(file)
-    except OSError:
-        return  # the parent had released it already
+def _unusable(path: Path, error: OSError) -> Stage3Error:
+    what = f"{visible_line(str(path))} cannot be used."
+    return system_error(error, what) or DiskError(what, f"{error.strerror or error}.", "Give another --output-dir.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from engine.core import clock
 from engine.core.errors import DamagedState
 from engine.core.events import Event, PairFailed, PairMade, Telemetry, event_from_dict
 from engine.core.failpoints import failpoint
@@ -26,7 +26,7 @@ class Entry:
 
     seq: int
     time: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch, by `engine.core.clock` of the process that worked."""
     event: Event
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Journal:
     def append(self, event: Event) -> Entry:
         failpoint("event")
         with self._lock:
-            entry = Entry(self._next, round(time.time(), 3), event)
+            entry = self._entry(event)
             # Telemetry comes every second and is worth no disk flush; a pair has its own, in pairs.jsonl.
             self._appender.append(
                 finite(entry.as_dict()), sync=not isinstance(event, (Telemetry, PairMade, PairFailed))
@@ -60,6 +60,16 @@ class Journal:
     def require_in_place(self) -> None:
         """Raises as `JsonlAppender.require_in_place`."""
         self._appender.require_in_place()
+
+    def unwritten(self, event: Event) -> Entry:
+        """The entry of an event that the disk does not take."""
+        with self._lock:
+            entry = self._entry(event)
+            self._next += 1
+        return entry
+
+    def _entry(self, event: Event) -> Entry:
+        return Entry(self._next, round(clock.now(), 3), event)
 
     def close(self) -> None:
         self._appender.close()

@@ -81,9 +81,9 @@ def facts_of(folder: Path) -> RunFacts:
     size = size_of_folder(folder)
     try:
         run = Run(folder)
+        state, stage = state_of(run)
     except (DamagedState, UnsafeError):
         return RunFacts(folder, "damaged", when=_changed(folder / layout.RUN_JSON), bytes=size)
-    state, stage = state_of(run)
     training = run.results.training
     return RunFacts(
         folder,

@@ -16,12 +16,15 @@ from dataclasses import fields, is_dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
+from engine.security.sanitize import visible
+
 MASK = "***"
 SHORTEST = 8
 """A known value of fewer characters is not looked for: it would be found inside of words."""
 
 # What follows `hf_` in a user's token is letters and digits alone; `hf_hub_download_to_cache_dir` is a function.
 _LOOKS_LIKE_A_TOKEN = re.compile(r"hf_(?:oauth_[\w.-]{20,}|[A-Za-z0-9]{20,})")
+_BEGINS_A_RECORD = re.compile(r"\d{4}-\d\d-\d\d")
 _known: set[str] = set()
 
 Value = TypeVar("Value")
@@ -71,11 +74,14 @@ class RedactedRecord(logging.LogRecord):
         return redact(super().getMessage())
 
 
-class RedactingFormatter(logging.Formatter):
-    """The traceback, too, which a record holds apart from its message."""
+class LogFormatter(logging.Formatter):
+    """Redacts the traceback too, which a record holds apart from its message. What would drive the terminal of whoever prints
+    the log is spelt out, and no line of a message looks like the beginning of another record.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        first, *more = visible(redact(super().format(record))).split("\n")
+        return "\n".join([first, *(f" {line}" if _BEGINS_A_RECORD.match(line) else line for line in more)])
 
 
 def redact_this_process() -> None:

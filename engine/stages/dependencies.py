@@ -13,10 +13,10 @@ from typing import Any
 from engine import DISTRIBUTION
 from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.conflicts import find_conflicts
+from engine.machine.gpus import driver_version
 from engine.machine.install import install, missing_tool
 from engine.machine.probe import IMPORTS, PROBE_SECONDS, probe_error, try_device
 from engine.machine.requirements import PackageStatus, extras_of, recheck, required
-from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault
 from engine.run.results import DependenciesResult
 from engine.security.sanitize import visible_line
@@ -29,7 +29,7 @@ def environment_of(context: Context) -> dict[str, Any]:
         "python": sys.executable,
         "host": socket.gethostname(),
         "device": context.config.device,
-        "driver": Gpus().driver_version(),
+        "driver": driver_version(),
         "versions": {item.requirement.name: item.version for item in required(context.config) or []},
     }
 
@@ -98,7 +98,7 @@ def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:
         raise probe_error(failure)
     if "cuda" in found:
         yield Check("imports", "ok", ", ".join(module for module, _ in (*IMPORTS, *more)))
-        yield _driver_check(config.device, TorchBuild(str(found["torch"]), found["cuda"]), Gpus().driver_version())
+        yield _driver_check(config.device, TorchBuild(str(found["torch"]), found["cuda"]), driver_version())
     if failure:
         yield Check("device computes", "failed", visible_line(str(failure.get("what")), 400))
         raise probe_error(failure)

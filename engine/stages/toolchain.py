@@ -9,11 +9,11 @@ from typing import Any
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, CheckStatus, Event, Message
+from engine.machine.gpus import GpuReport, read_gpus
 from engine.machine.install import install_uv
 from engine.machine.programs import CLONING, GIT, TMUX, UV, FoundProgram, find_program
 from engine.machine.requirements import python_needed
 from engine.machine.session_lifetime import in_multiplexer, logout_behaviour
-from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
 from engine.run.results import ToolchainResult
 from engine.security.sanitize import visible_line
@@ -35,8 +35,10 @@ def run(context: Context) -> StageRun:
     logout = logout_behaviour()
     if logout is not None:
         yield Check("logout", "warning" if logout.ends_the_run else "ok", logout.detail)
-    gpus, build = Gpus(), read_torch_build()
-    driver = yield from _driver(gpus, context.config.device)
+    report = read_gpus(with_holders=True, gives_up=lambda: context.stop.requested)
+    context.stop.raise_if_requested()
+    build = read_torch_build()
+    driver = yield from _driver(report, context.config.device)
     yield _cuda(build, driver, context.config.device)
     versions: dict[str, Any] = {"python": python, "uv": _of(uv), "git": _of(git), "tmux": _of(tmux), "driver": driver}
     there = [f"{name} {version}" for name, version in versions.items() if version]
@@ -94,27 +96,25 @@ def _where_this_is() -> str:
     return "this run is inside it" if in_multiplexer() else "this run is outside it"
 
 
-def _driver(gpus: Gpus, device: str) -> Generator[Event, None, str | None]:
+def _driver(report: GpuReport, device: str) -> Generator[Event, None, str | None]:
     """The driver's version, and each GPU with its free memory and the processes that hold the rest."""
-    version = gpus.driver_version()
-    if version is None:
+    if report.driver is None:
         is_needed = device != "cpu"
         hint = "get it at https://www.nvidia.com/drivers; without it, the CPU is used, slowly"
         status: CheckStatus = "warning" if is_needed else "skipped"
-        why = visible_line(gpus.note, 200) or "no response"
+        why = visible_line(report.note, 200) or "no response"
         yield Check("NVIDIA driver", status, f"{why}; {hint if is_needed else 'not needed with --device cpu'}")
         return None
-    version = visible_line(version, 60)
+    version = visible_line(report.driver, 60)
     yield Check("NVIDIA driver", "ok", version)
-    if gpus.note:
-        yield Check("GPU", "warning", visible_line(gpus.note, 200))
-    for gpu in gpus.read():
+    if report.note:
+        yield Check("GPU", "warning", visible_line(report.note, 200))
+    for gpu, holders in zip(report.gpus, report.holders, strict=True):
         if gpu.memory_total_bytes is None or gpu.memory_used_bytes is None:
             memory = "memory unknown"
         else:
             free = gpu.memory_total_bytes - gpu.memory_used_bytes
             memory = f"{free / GIB:.1f} of {gpu.memory_total_bytes / GIB:.1f} GiB free"
-        holders = gpus.held_by_others(gpu.index)
         status = "warning" if holders and device != "cpu" else "ok"
         held = f"; used by {', '.join(str(holder) for holder in holders)}" if holders else ""
         yield Check(f"GPU {gpu.index}", status, f"{visible_line(gpu.name, 60)}, {memory}{visible_line(held)}")

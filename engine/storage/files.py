@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pwd
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +83,6 @@ def sha256_of_json(data: Any) -> str:
 def size_of_folder(path: Path) -> int:
     """Bytes of the regular files below `path`; links are not followed."""
     return sum(entry.lstat().st_size for entry in path.rglob("*") if entry.is_file() and not entry.is_symlink())
-
-
-def owner_of(path: Path) -> str:
-    """The name of whom `path` belongs to, or the number if that user has no name here."""
-    return user_name(path.lstat().st_uid)
-
-
-def user_name(number: int) -> str:
-    """Of a user's number; the number itself if it has no name here."""
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"user {number}"
 
 
 def keep_others_from_writing() -> None:

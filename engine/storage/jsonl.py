@@ -18,6 +18,7 @@ from engine.core.errors import DamagedState, DiskError, UnsafeError
 from engine.core.failpoints import failpoint
 from engine.core.nesting import DEEPEST, TOO_DEEP, refuse_nesting
 from engine.core.reading import open_file, refuse_odd
+from engine.core.system_errors import system_error
 from engine.security.sanitize import visible_line
 
 _BLOCK = 1 << 16
@@ -44,25 +45,25 @@ class JsonlAppender:
     def append(self, record: Mapping[str, Any], *, sync: bool = True) -> None:
         """Write one record; when this returns with `sync`, the record survives a power cut, in the file that has this name.
 
-        Raises DiskError after cutting a half-written line off again, so that the file stays whole, and as `require_in_place`.
+        Raises DiskError (or what else it is to `system_error`) after cutting a half-written line off again, so that the file
+        stays whole, and as `require_in_place`.
         """
         line = dumps(record).encode("ascii") + b"\n"
         with self._lock:
             end = os.fstat(self._file).st_size
             try:
                 failpoint("append")
-                written = os.write(self._file, line)
-                if written < len(line):
-                    raise OSError(28, f"only {written} of {len(line)} bytes were written")
+                rest = memoryview(line)
+                while rest:  # a short write is no error yet: the next one says what is wrong
+                    rest = rest[os.write(self._file, rest) :]
                 if sync:
                     failpoint("sync")
                     os.fsync(self._file)
             except OSError as error:
                 os.ftruncate(self._file, end)
-                raise DiskError(
-                    f"A record of {len(line)} bytes could not be written to {self.path}.",
-                    str(error),
-                    "Free some space, then run the same command again: everything acknowledged so far is kept.",
+                what = f"A record of {len(line)} bytes could not be written to {self.path}."
+                raise (
+                    system_error(error, what) or DiskError(what, f"{error}.", "Then run the same command again.")
                 ) from error
             if self._acknowledges:
                 self.require_in_place()

@@ -14,12 +14,13 @@ from typing import Any
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, PreconditionError
 from engine.core.events import Check, Event, Message
+from engine.core.system_errors import system_error
 from engine.process.children import run_child, stream_child_as_messages
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 from engine.storage.documents import read_json_or_none
-from engine.storage.files import owner_of, sync_folder, write_json
+from engine.storage.files import sync_folder, write_json
 from engine.workspace import NAME
 from engine.workspace.errors import git_failure
 from engine.workspace.git import ASK_SECONDS, UntrustedRepo, ask, fetching, git
@@ -74,11 +75,9 @@ def _holder(target: Path) -> tempfile.TemporaryDirectory[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=_prefix(target), dir=target.parent)
     except OSError as error:
-        there = next(parent for parent in target.parents if parent.exists())
-        raise PreconditionError(
-            f"Cannot create a folder in {visible_line(str(target.parent))}.",
-            f"{visible_line(str(error))}. {visible_line(str(there))} belongs to {owner_of(there)}.",
-            "Choose another --repo-root.",
+        what = f"Cannot create a folder in {visible_line(str(target.parent))}."
+        raise system_error(error, what) or PreconditionError(
+            what, f"{visible_line(str(error))}.", "Choose another --repo-root."
         ) from error
 
 

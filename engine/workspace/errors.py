@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from engine.core.errors import AccessError, DiskError, NetworkError, PreconditionError, Stage3Error
+from engine.core.errors import AccessError, NetworkError, PreconditionError, Stage3Error
+from engine.core.system_errors import OF_OWNERS, errno_in, error_of_errno
 from engine.process.children import ChildResult
 from engine.security.sanitize import visible_line
 
-# The first that fits counts: a full disk also ends a transfer, and a refused login a connection.
+# The first that fits counts: a refused login also ends a connection.
 _WORDS: tuple[tuple[str, type[Stage3Error], str], ...] = (
-    (r"No space left|Disk quota|os error 28", DiskError, "Free some space, then run the same command again."),
     (
         r"dubious ownership|safe\.directory",
         PreconditionError,
@@ -57,6 +57,8 @@ def git_failure(what: str, result: ChildResult) -> Stage3Error:
         why = f"It was killed, or memory ran out. {why}"
         return NetworkError(f"{what}.", why, "Run the same command again. No partial clone is left.")
     said = " ".join(result.tail)
+    if (number := errno_in(said)) is not None and number not in OF_OWNERS:  # it also ends a transfer
+        return error_of_errno(number, f"{what}.", why)
     for pattern, kind, what_to_do in _WORDS:
         if re.search(pattern, said, re.IGNORECASE):
             return kind(f"{what}.", why, what_to_do)

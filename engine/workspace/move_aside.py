@@ -9,9 +9,9 @@ from pathlib import Path
 import engine
 from engine.core.errors import PreconditionError
 from engine.core.events import Check
+from engine.core.users import owner_of
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
-from engine.storage.files import owner_of
 from engine.workspace.unpushed_work import unpushed_work
 from engine.workspace.urls import Source
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core.errors import PreconditionError
+from engine.core.users import owner_of
 from engine.process.output import MAX_LINES
 from engine.security.sanitize import visible_line
-from engine.storage.files import owner_of
 from engine.workspace.git import UntrustedRepo
 
 NAMED = 5

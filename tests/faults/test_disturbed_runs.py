@@ -10,7 +10,7 @@ import random
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,12 +26,6 @@ MADE = (layout.PAIRS_JSONL, layout.TRAIN_JSONL, layout.EVAL_JSONL, f"{layout.ADA
 DISK, NUMBERS, STOPPED, ABORTED, KILLED = 6, 8, 143, -signal.SIGABRT, -signal.SIGKILL
 CODES = {"nan": NUMBERS, "term": STOPPED, "int": 130, "abort": ABORTED, "kill": KILLED}
 """Of every other action: a full or broken disk."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("processes")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine.pairs.generation.generate import Recorded, require_acknowledged
 
 from engine.core import layout
 from engine.core.errors import DamagedState, ExitCode, Stage3Error, UnsafeError
@@ -23,6 +22,7 @@ from engine.dpo.training.checkpoints import MANIFEST, newest_good, rotate, write
 from engine.hub.token_file import read_token_file
 from engine.pairs.formats.containers import rows_of
 from engine.pairs.generation.batch_plan import BatchPlan, read_plan
+from engine.pairs.generation.generate import Recorded, require_acknowledged
 from engine.pairs.generation.prompts import Prompt
 from engine.pipeline import session as session_module
 from engine.pipeline.session import Session

@@ -14,7 +14,6 @@ from engine.packaging.archive import build_archive
 from engine.run.context import Context
 from engine.storage.files import name_folder, write_json
 from engine.storage.jsonl import JsonlAppender
-from tests.support.finished_run import copied
 
 
 @pytest.fixture
@@ -74,6 +73,8 @@ def test_all_of_a_folder_is_synced_before_it_has_its_name(tmp_path: Path, calls:
 
 
 def test_the_archive_is_synced_before_it_has_its_name(trained: Context, tmp_path: Path, calls: list[tuple[str, str]]):
+    from tests.support.finished_run import copied  # it imports torch
+
     run = copied(trained, tmp_path / "run").run
     calls.clear()
     build_archive(run)

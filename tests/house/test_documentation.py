@@ -51,9 +51,9 @@ def help_of(command: str) -> str:
 def test_every_command_in_a_sample_exists_and_knows_its_options():
     assert len(commands()) >= 4
     for document, arguments in commands():
-        module, rest = split_command(arguments)
+        name, rest = split_command(arguments)
         flags = [word.split("=")[0] for word in rest if word.startswith("--")]
-        unknown = [flag for flag in flags if f"{flag}" not in help_of(module)]
+        unknown = [flag for flag in flags if f"{flag}" not in help_of(COMMANDS[name].module if name else "run")]
         assert unknown == [], f"{document}: stage3-tui {' '.join(arguments)}"
 
 

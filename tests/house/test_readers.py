@@ -19,6 +19,7 @@ OWN = {
     "engine/demo/tokenizer.py": "a tokenizer that was made a moment ago",
     "engine/dpo/evaluation/answers.py": "a list in the package",
     "engine/dpo/training/trainer.py": "what PEFT wrote a moment ago, beside its name",
+    "engine/machine/gpus.py": "the output of our own child",
     "engine/machine/memory.py": "/proc",
     "engine/machine/probe.py": "the output of our own child",
     "engine/machine/session_lifetime.py": "/proc",
@@ -35,6 +36,7 @@ OWN = {
     "engine/push/dataset.py": "what `validate` wrote a moment ago",
     "engine/process/children.py": "/proc",
     "engine/process/kill.py": "/proc",
+    "engine/run/owner.py": "/proc",
     "tui/terminal/external_editor.py": "a temporary file of our own",
 }
 """Files that read without it, and what they read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.machine.telemetry import gpu_of_cuda
+from engine.machine.gpus import gpu_of_cuda
 
 
 @pytest.mark.parametrize(

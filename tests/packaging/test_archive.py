@@ -17,6 +17,7 @@ import pytest
 from engine.core import layout
 from engine.core.errors import ExitCode, PreconditionError, Stage3Error, UnsafeError
 from engine.packaging.archive import build_archive, hash_file
+from engine.packaging.contents import read_file
 from engine.packaging.zip_writer import MANIFEST
 from engine.run.context import Context
 from engine.storage.files import sha256_of_file
@@ -247,6 +248,19 @@ def test_checkpoints_and_logs_may_lie_on_another_disk(context: Context, tmp_path
         shutil.move(context.run / name, tmp_path / f"big-disk-{name}")
         (context.run / name).symlink_to(tmp_path / f"big-disk-{name}")
     assert not any("checkpoint" in name or "logs" in name for name, _ in build_archive(context.run).contents)
+
+
+@pytest.mark.fault("H1", "F2-2")
+@pytest.mark.parametrize("name", [CARD, "pairs/pairs.jsonl"])
+def test_what_became_a_link_since_it_was_looked_at_is_not_read(name: str, context: Context, tmp_path: Path):
+    """No link on the way to a file is followed, be it the file or a folder above it."""
+    outside = tmp_path / "outside"
+    (context.run / "pairs").rename(outside)
+    (context.run / "pairs").symlink_to(outside)
+    (context.run / CARD).unlink()
+    (context.run / CARD).symlink_to("/etc/passwd")
+    with pytest.raises(UnsafeError, match="not a regular file"):
+        read_file(context.run, name)
 
 
 @pytest.mark.fault("B10")

@@ -18,7 +18,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import dependencies, toolchain
 from tests.conftest import run_stage
-from tests.support.fake_nvml import FakeNvml
+from tests.support.fake_nvml import fake_nvml
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def config_of(tmp_path: Path, **options: Any) -> Any:
 
 
 def test_it_tells_what_the_stages_tell_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", FakeNvml())
+    fake_nvml(tmp_path, monkeypatch)
     config = config_of(tmp_path)
     context = Context(config, Run(tmp_path / "run"))
     told = list(doctor.examine(config))

@@ -112,6 +112,7 @@ def test_what_helps_is_still_there(folder: Path, tmp_path: Path):
     _, members = bundle(folder, tmp_path / "support.zip")
     log = members["run.log"]
     assert 'File "engine/stages/pairs.py", line 61, in run' in log and "ValueError: no reply for" in log
+    assert "Traceback (most recent call last):" in log
     assert "WARNING engine.models.server: […]" in log and "did not answer" in log
     config = json.loads(members["run.json"])["config"]
     assert config["beta"] == 0.1 and config["dataset"] == "Anthropic/hh-rlhf" and config["base_model_id"] == "[…]"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ from engine.machine.error_mapping import as_stage3_error
 from engine.pipeline.session import Session
 from engine.run.context import Context
 from engine.run.folder import Run
+from engine.run.owner import this_process
 from tests.support.small_stages import SmallStage, small_stages
 
 HOLD = """
 import sys
 from pathlib import Path
 from engine.run.folder import Run
+from engine.run.owner import this_process
 run = Run(Path(sys.argv[1]))
 run.acquire()
 print("held", flush=True)
@@ -46,7 +49,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path):
     try:
         with pytest.raises(RunLocked, match=f"process {process.pid}"):
             Run(tmp_path).acquire()
-        assert Run(tmp_path).owner()["pid"] == process.pid
+        assert Run(tmp_path).owner().pid == process.pid
     finally:
         process.kill()
         process.wait()
@@ -66,8 +69,8 @@ def test_a_killed_owner_leaves_the_run_free(tmp_path: Path):
 @pytest.mark.fault("A12")
 def test_a_pid_that_was_used_again_is_not_an_owner(tmp_path: Path):
     (tmp_path / "logs").mkdir()
-    record = {"pid": os.getppid(), "host": os.uname().nodename, "since": "long ago", "process_started": 12.5}
-    (tmp_path / LOCK_FILE).write_text(json.dumps(record))
+    parent = replace(this_process(tmp_path), pid=os.getppid())
+    (tmp_path / LOCK_FILE).write_text(json.dumps({**parent.as_dict(), "start_ticks": 12}))
     Run(tmp_path).acquire()
 
 
@@ -137,6 +140,7 @@ import os, stat, sys
 from pathlib import Path
 os.umask(int(sys.argv[2], 8))
 from engine.run.folder import Run
+from engine.run.owner import this_process
 from engine.run.journal import Journal
 from engine.core.events import Message
 run = Run(Path(sys.argv[1]) / "run")
@@ -162,6 +166,7 @@ AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from engine.run.folder import Run
+from engine.run.owner import this_process
 os.setgid(65534); os.setuid(65534)
 try:
     Run(Path(sys.argv[1])).acquire()
@@ -201,9 +206,9 @@ def test_a_folder_that_one_may_not_write_to_is_named_with_its_owner():
 def test_a_refused_file_is_reported_with_its_owner(tmp_path: Path):
     (tmp_path / "file").touch()
     error = as_stage3_error(PermissionError(13, "Permission denied", str(tmp_path / "file")))
-    assert isinstance(error, DiskError) and "It belongs to " in error.why
+    assert isinstance(error, DiskError) and f"{tmp_path / 'file'} belongs to " in error.why
     gone = as_stage3_error(PermissionError(13, "Permission denied", str(tmp_path / "gone")))
-    assert isinstance(gone, DiskError) and "belongs" not in gone.why
+    assert isinstance(gone, DiskError) and f"{tmp_path} belongs to " in gone.why
 
 
 @pytest.mark.fault("B12")

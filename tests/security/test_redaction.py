@@ -248,3 +248,17 @@ def test_neither_this_process_nor_its_children_leave_their_memory_in_a_core_dump
         pytest.skip("core dumps are off on this machine, for everybody")
     done = subprocess.run([sys.executable, "-c", CORE], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]
+
+
+@pytest.mark.fault("G1")
+def test_the_log_drives_no_terminal_and_no_text_in_it_passes_for_a_record(log: Path):
+    said = "\x1b]52;c;QUFB\x07\n2026-01-01 00:00:00,000 INFO y: all is well\u202e"
+    logging.getLogger("x").warning("It said %s", said)
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        logging.getLogger("x").exception("It broke")
+    told = log.read_text()
+    assert not any(raw in told for raw in ("\x1b", "\x07", "\u202e"))
+    assert "It said ␛]52;c;QUFB␇" in told and "ValueError: ␛[2J" in told
+    assert sum(line.startswith("20") for line in told.splitlines()) == 2

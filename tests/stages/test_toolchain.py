@@ -17,16 +17,16 @@ from engine.core.config import load_config
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
 from engine.machine import session_lifetime
+from engine.machine.gpus import GpuReport
 from engine.machine.programs import version_numbers
 from engine.machine.requirements import python_needed
-from engine.machine.telemetry import Gpus
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
 from engine.preflight.machine import gpu_memory_held_by_others
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import toolchain
 from engine.stages.base import StageEnd
-from tests.support.fake_nvml import FakeNvml, holder
+from tests.support.fake_nvml import fake_nvml
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_nothing_is_installed_unasked(tmp_path: Path, programs: Path) -> None:
 
 
 def test_a_cpu_run_needs_no_driver(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gpus, "driver_version", lambda self: None)
+    monkeypatch.setattr("engine.stages.toolchain.read_gpus", lambda **_: GpuReport(note="none"))
     assert drive(tmp_path, device="cpu")[1]["NVIDIA driver"].status == "skipped"
     assert drive(tmp_path)[1]["NVIDIA driver"].status == "warning"
 
@@ -200,10 +200,8 @@ def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
         gone = subprocess.Popen(["/bin/true"])
         zombie = gone.pid
         os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
-        nvml = FakeNvml(
-            holder(other.pid, 11 << 30), holder(zombie, None), holder(1 << 22, 1 << 30), holder(os.getpid(), 5)
-        )
-        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        held = ((other.pid, 11 << 30), (zombie, None), (1 << 22, 1 << 30), (os.getpid(), 5))
+        fake_nvml(tmp_path, monkeypatch, *held)
         try:
             result, checks, _ = drive(tmp_path)
         finally:
@@ -220,8 +218,8 @@ def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
 
 
 @pytest.mark.fault("E5")
-def test_preflight_names_them_too_where_a_gpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(holder(1 << 22, 3 << 30)))
+def test_preflight_names_them_too_where_a_gpu_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvml(tmp_path, monkeypatch, (1 << 22, 3 << 30))
     (check,) = gpu_memory_held_by_others("cuda")
     assert check.status == "warning" and f"GPU 0: process {1 << 22} (outside" in check.detail
     assert list(gpu_memory_held_by_others("cpu")) == []
@@ -231,13 +229,11 @@ def test_preflight_names_them_too_where_a_gpu_computes(monkeypatch: pytest.Monke
 def test_a_driver_that_fails_halfway_leaves_out_what_it_does_not_say(
     tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nvml = FakeNvml()
-
-    def refuse(handle: int) -> None:
-        raise RuntimeError("NVML_ERROR_NOT_SUPPORTED")
-
-    nvml.nvmlDeviceGetMemoryInfo = nvml.nvmlDeviceGetComputeRunningProcesses = refuse  # type: ignore[assignment]
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    refuses = """
+def refuse(handle): raise RuntimeError("NVML_ERROR_NOT_SUPPORTED")
+nvmlDeviceGetMemoryInfo = nvmlDeviceGetComputeRunningProcesses = refuse
+"""
+    fake_nvml(tmp_path, monkeypatch, instead=refuses)
     assert drive(tmp_path)[1]["GPU 0"].detail == "NVIDIA L4␛[2J, memory unknown"
 
 

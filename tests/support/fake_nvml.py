@@ -1,36 +1,46 @@
-"""A stand-in for pynvml on machines without a GPU."""
+"""A stand-in for pynvml on a machine without a GPU: what of it is asked, and no more. The child that asks NVML imports it."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.machine.gpus import driver_version
+
+ONE_GPU = '''
+"""One GPU of 24 GiB with driver 570."""
+import os, time
 from types import SimpleNamespace
 
+HOLDERS = {holders}
 
-class FakeNvml:
-    """One GPU of 24 GiB with driver 570, and the processes that hold memory of it."""
-
-    def __init__(self, *holders: SimpleNamespace) -> None:
-        self.holders = list(holders)
-
-    def nvmlInit(self) -> None: ...
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 1
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
-
-    def nvmlSystemGetDriverVersion(self) -> str:
-        return "570.86.10"
-
-    def nvmlDeviceGetName(self, handle: int) -> str:
-        return "NVIDIA L4\x1b[2J"
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(used=18 << 30, total=24 << 30)
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
-        return self.holders
+def nvmlInit(): ...
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlSystemGetDriverVersion(): return "570.86.10"
+def nvmlDeviceGetName(handle): return "NVIDIA L4\\x1b[2J"
+def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(used=18 << 30, total=24 << 30)
+def nvmlDeviceGetUtilizationRates(handle): return SimpleNamespace(gpu=7)
+def nvmlDeviceGetPowerUsage(handle): return 31500
+def nvmlDeviceGetTemperature(handle, sensor): return 41
+def nvmlDeviceGetComputeRunningProcesses(handle):
+    return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in HOLDERS]
+'''
 
 
-def holder(pid: int, held: int | None) -> SimpleNamespace:
-    return SimpleNamespace(pid=pid, usedGpuMemory=held)
+def fake_nvml(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *holders: tuple[int, int | None], instead: str = ""
+) -> None:
+    """From now on this is NVML.
+
+    holders   (pid, bytes held) of processes that hold memory of the GPU
+    instead   Python that replaces some of the functions, or all of the module by failing
+    """
+    place = folder / "nvml"
+    place.mkdir(exist_ok=True)
+    (place / "pynvml.py").write_text(ONE_GPU.format(holders=list(holders)) + instead)
+    before = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), *([before] if before else [])]))
+    driver_version.cache_clear()

@@ -249,7 +249,7 @@ def test_a_run_that_was_left_continues_without_a_screen(tmp_path: Path):
     while stage_status(folder, "toolchain") != "done":
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert starts(folder) == 2 and Run(folder).owner()["pid"] == wizard.pid  # type: ignore[index]
+    assert starts(folder) == 2 and Run(folder).owner().pid == wizard.pid
     (folder / STOP_REQUEST).touch()
     _, alive = psutil.wait_procs([wizard], timeout=40)
     assert not alive

@@ -17,6 +17,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from engine.core import clock
 from engine.core.events import (
     Forecast,
     RunFinished,
@@ -67,6 +68,7 @@ def still(monkeypatch, request):
     if not request.node.get_closest_marker("slow"):
         RAN.add(request.node.name)
     monkeypatch.setattr(time, "time", lambda: NOW)
+    monkeypatch.setattr(clock, "now", lambda: NOW)
     monkeypatch.setattr(platform, "node", lambda: "gpu-box")
     monkeypatch.setattr(workspace, "disk_usage", lambda folder: (88.0 * GIB, 500.0 * GIB))
     monkeypatch.setenv("TZ", "UTC")

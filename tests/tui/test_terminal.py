@@ -19,6 +19,7 @@ from engine.core.layout import STOP_REQUEST
 from engine.core.stage_table import STAGE, STAGES
 from engine.pairs.data.edits import read_edits
 from engine.run.folder import Run
+from engine.run.owner import Owner
 from tests.support.made_up_run import HOSTILE, make_run
 from tests.support.pseudo_terminal import (
     LEAVES_ALTERNATE_SCREEN,
@@ -55,7 +56,7 @@ def wizard(tmp_path: Path, open_terminals: list[PseudoTerminal]):
     return start
 
 
-def owner(folder: Path) -> dict | None:
+def owner(folder: Path) -> Owner | None:
     return Run(folder).owner()
 
 
@@ -117,7 +118,7 @@ def test_a_closed_terminal_leaves_the_run_running_and_stop_ends_it(wizard, tmp_p
     terminal.hang_up()
     os.waitpid(terminal.pid, 0)
     held = owner(tmp_path / "run")
-    assert held is not None and held["pid"] == child.pid
+    assert held is not None and held.pid == child.pid
     (tmp_path / "run" / STOP_REQUEST).touch()
     _, alive = psutil.wait_procs([child], timeout=40)
     assert not alive

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
@@ -68,51 +66,45 @@ def run_and_print(
     context = Context(config=config, run=run, token=token)
     follower = EventPrinter(run, printer_for_output(json, verbose))
     install_signal_handlers(lambda reason, code: context.stop.request(reason, code))
+    command: list[str] | None = None
     try:
         return _work(context, follower, work)
     except RestartNeeded:
         command = again(run)
     finally:
         follower.close()
-        run.release()
+        run.release(goes_on=command is not None)
     return reexec(command, context.token)
 
 
 class EventPrinter:
-    """Folds events as the engine makes them, and lets a printer show them; a closed or dead output never stops a run."""
+    """Folds events as the engine makes them, and lets a printer show them. That none of it ends the run is the work of
+    `tui.process.standard_streams`.
+    """
 
     def __init__(self, run: Run, printer: AutoPrinter) -> None:
         self._lock = Lock()
-        self._printer: AutoPrinter | None = printer
+        self._printer = printer
         self.state = fold(self._remembered(read_journal(run / EVENTS_JSONL)))
 
     def __call__(self, entry: Entry) -> None:
         with self._lock:
             self.state = self.state.apply_entry(entry)
-            self._print(lambda printer: printer.show(entry, self.state))
+            self._printer.show(entry, self.state)
 
     def _remembered(self, entries: Iterable[Entry | None]) -> Iterator[Entry | None]:
         for entry in entries:
             if entry is not None:
-                self._print(lambda printer, entry=entry: printer.remember(entry))  # type: ignore[misc]
+                self._printer.remember(entry)
             yield entry
 
     def refresh(self) -> None:
         with self._lock:
-            self._print(lambda printer: printer.refresh(self.state))
+            self._printer.refresh(self.state)
 
     def close(self) -> None:
         with self._lock:
-            self._print(lambda printer: printer.close(self.state))
-
-    def _print(self, act: Callable[[AutoPrinter], None]) -> None:
-        if self._printer is None:
-            return
-        try:
-            act(self._printer)
-        except OSError:  # the reader of the pipe, or the terminal, is gone
-            self._printer = None
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+            self._printer.close(self.state)
 
 
 def _work(context: Context, follower: EventPrinter, drive: Callable[[Session], int]) -> int:
@@ -150,7 +142,4 @@ def _tell_failure(state: RunState) -> None:
         error = Stage3Error(f"{failure.what} (stage {failure.stage})", failure.why, failure.what_to_do)
     else:
         error = Stage3Error(state.finished.summary, "", "See logs/run.log in the run folder.")
-    try:
-        print_error(error)
-    except OSError:
-        return  # stderr is gone as well; run.json has the same three fields
+    print_error(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import textwrap
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from engine.security.sanitize import visible_line
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
 from tui.commands.table import PROGRAM
 from tui.formatting import memory
+from tui.process.say import print_json
 
 if TYPE_CHECKING:
     from engine.pipeline.clean import Cleanup, Kind, Piece
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     run, kinds = Run(run_dir_of(given)), given.only or KINDS
     found = clean(run, kinds) if given.yes else what_could_go(run).only(kinds)
     if given.json:
-        print(json.dumps(as_data(run, found, removed=given.yes), indent=2))
+        print_json(as_data(run, found, removed=given.yes))
     else:
         print_cleanup(run, found, removed=given.yes)
     return int(ExitCode.DONE)
@@ -105,5 +105,5 @@ def _conclusion(run: Run, found: Cleanup, removed: bool) -> str:
         return f"{memory(found.bytes)} are free now."
     owner = run.owner()
     if owner is not None:
-        return f"{memory(found.bytes)} could go when process {owner['pid']} has let go of the run."
+        return f"{memory(found.bytes)} could go when process {owner.pid} has let go of the run."
     return f"{memory(found.bytes)} could go; `{PROGRAM} clean {shlex.quote(str(run.folder))} --yes` removes them."

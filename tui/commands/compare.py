@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from engine.security.sanitize import visible_line
 from tui.commands.arguments import new_parser, parse
 from tui.commands.table import PROGRAM
 from tui.formatting import bars
+from tui.process.say import print_json
 
 if TYPE_CHECKING:
     from engine.pipeline.compare import Answered, Compared, Figure
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError("To compare takes two runs.", "One was given.", f"{PROGRAM} compare RUN RUN…")
     found = compare(folders)
     if given.json:
-        print(json.dumps(as_data(found), indent=2))
+        print_json(as_data(found))
     else:
         print_compared(found, max(given.answers, 0))
     return int(ExitCode.DONE)

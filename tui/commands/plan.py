@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tui.commands.arguments import add_options, add_run_options, config_of, new_
 from tui.commands.event_lines import stage_number
 from tui.commands.table import PROGRAM
 from tui.formatting import approx_duration
+from tui.process.say import print_json
 
 STYLE: dict[Action, str] = {
     "reused": "green",
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     context = Context(config=config, run=Run(config.output_dir))
     planned = planned_stages(context, until=given.until, redo_from=given.redo_from)
     if given.json:
-        print(json.dumps(plan_data(context.run.folder, planned), indent=2))
+        print_json(plan_data(context.run.folder, planned))
     else:
         print_plan(context.run.folder, planned)
     return int(ExitCode.DONE)
@@ -70,7 +70,7 @@ def known_seconds(planned: list[PlannedStage]) -> float:
 
 def print_plan(folder: Path, planned: list[PlannedStage]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(Text(f"{folder}: what --auto with these options would do"))
+    console.print(Text(f"{visible_line(str(folder))}: what --auto with these options would do"))
     table = Table.grid(padding=(0, 2))
     for column in range(5):
         table.add_column(no_wrap=column < 4, overflow="fold")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-import time
 from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from engine.core import clock
 from engine.core.events import Check, EvalDone, Event, Message, StageFinished, StageStarted
 from engine.run.journal import Entry, finite
 from engine.run.state import RunState, StageState
@@ -83,7 +83,7 @@ class LivePrinter:
             self._console.print(Text(folded, style=_style(line.event)))
 
     def refresh(self, state: RunState) -> None:
-        self._live.update(live_line(state, time.time()))
+        self._live.update(live_line(state, clock.now()))
 
     def close(self, state: RunState) -> None:
         self._live.stop()

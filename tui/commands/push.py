@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,16 +106,8 @@ def _push(run: Run, config: Stage3Config, public: bool, token: Secret | None) ->
     )
     try:
         for event in events:
-            _print(event_line(journal.append(event)))
+            if line := event_line(journal.append(event)):
+                print(line, flush=True)
     finally:
         journal.close()
     return int(ExitCode.DONE)
-
-
-def _print(line: str) -> None:
-    """A reader that has gone (`| head`) does not end a push."""
-    try:
-        if line:
-            print(line, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from engine.security.sanitize import visible_line
 from tui.commands.arguments import add_options, config_of, new_parser, parse
 from tui.commands.table import PROGRAM
 from tui.formatting import memory
+from tui.process.say import print_json
 
 STYLE: dict[State, str] = {
     "running": "cyan", "done": "green", "failed": "red", "refused": "red", "damaged": "red", "stopped": "yellow",
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{folder} is no folder.", "", f"`{PROGRAM} runs FOLDER` looks in the folder that you give.")
     found = runs_below(folder.resolve())
     if given.json:
-        print(json.dumps({"folder": str(folder.resolve()), "runs": [as_data(run) for run in found]}, indent=2))
+        print_json({"folder": str(folder.resolve()), "runs": [as_data(run) for run in found]})
     else:
         print_runs(folder.resolve(), found)
     return int(ExitCode.DONE)

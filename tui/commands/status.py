@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,12 @@ from rich.text import Text
 from engine.core import layout
 from engine.run.folder import Run
 from engine.run.journal import read_journal
+from engine.run.owner import Owner
 from engine.run.state import RunState, StageState, fold
 from engine.security.sanitize import visible_line
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
 from tui.commands.event_lines import COLOUR, GLYPH, duration, progress_text, stage_number, step_text
+from tui.process.say import print_json
 
 
 def main(arguments: list[str]) -> int:
@@ -38,23 +38,23 @@ def print_status(folder: Path, *, as_json: bool) -> int:
     state = fold(read_journal(run / layout.EVENTS_JSONL))
     owner = run.owner()
     if as_json:
-        print(json.dumps(status_data(run, state, owner), ensure_ascii=False, indent=2))
+        print_json(status_data(run, state, owner))
     else:
         print_status_text(run, state, owner)
     return 0
 
 
-def status_data(run: Run, state: RunState, owner: dict[str, Any] | None) -> dict[str, Any]:
+def status_data(run: Run, state: RunState, owner: Owner | None) -> dict[str, Any]:
     step = state.train_steps[-1] if state.train_steps else None
     return {
         "run_dir": str(run.folder),
         "running": owner is not None,
-        "owner": owner,
+        "owner": owner.as_dict() if owner else None,
         "stages": {
             stage.name: {
                 "status": _seen_status(stage, owner),
                 "summary": stage.summary,
-                "seconds": stage.elapsed(time.time() if owner else state.last_time),
+                "seconds": stage.elapsed(state.last_time),
                 "progress": asdict(stage.progress) if stage.progress else None,
             }
             for stage in state.stages.values()
@@ -69,10 +69,9 @@ def status_data(run: Run, state: RunState, owner: dict[str, Any] | None) -> dict
     }
 
 
-def print_status_text(run: Run, state: RunState, owner: dict[str, Any] | None) -> None:
+def print_status_text(run: Run, state: RunState, owner: Owner | None) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    at_work = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "not running"
-    console.print(Text(f"{run.folder}: {at_work}"))
+    console.print(Text(f"{visible_line(str(run.folder))}: {owner or 'not running'}"))
     table = Table.grid(padding=(0, 2))
     for stage in state.stages.values():
         status = _seen_status(stage, owner)
@@ -81,7 +80,7 @@ def print_status_text(run: Run, state: RunState, owner: dict[str, Any] | None) -
             text = progress_text(stage.progress)
         if status == "running" and stage.name == "training" and state.train_steps:
             text = step_text(state.train_steps[-1])
-        seconds = stage.elapsed(time.time() if owner else state.last_time)
+        seconds = stage.elapsed(state.last_time)
         took = duration(seconds) if seconds is not None else ""
         cells = (f"{GLYPH[status]} {stage_number(stage.name)}", stage.name, status, took, text)
         table.add_row(*(Text(cell, style=COLOUR.get(status, "")) for cell in cells))
@@ -96,9 +95,9 @@ def print_status_text(run: Run, state: RunState, owner: dict[str, Any] | None) -
         lines = "1 line" if state.passed_over == 1 else f"{state.passed_over:,} lines"
         console.print(Text(f"{lines} of {layout.EVENTS_JSONL} passed over: damaged, or of another version"))
     if run.archive.exists():
-        console.print(Text(f"archive: {run.archive}"))
+        console.print(Text(f"archive: {visible_line(str(run.archive))}"))
 
 
-def _seen_status(stage: StageState, owner: dict[str, Any] | None) -> str:
+def _seen_status(stage: StageState, owner: Owner | None) -> str:
     """A stage that was running when its process died is stopped, whatever the journal's last word."""
     return "stopped" if stage.status == "running" and owner is None else stage.status

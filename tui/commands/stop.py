@@ -6,10 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from engine.core import layout
 from engine.core.errors import ExitCode
+from engine.run import stop_request
 from engine.run.folder import Run
 from tui.commands.arguments import parse, run_dir_of, run_dir_parser
+from tui.process.say import say
 
 
 def main(arguments: list[str]) -> int:
@@ -28,15 +29,17 @@ def stop_run(folder: Path, wait_seconds: float) -> int:
     run = Run(folder)
     owner = run.owner()
     if owner is None:
-        print(f"{run.folder} is not running.")
+        say(f"{run.folder} is not running.")
         return int(ExitCode.DONE)
-    (run / layout.STOP_REQUEST).touch()
-    print(f"Asked process {owner['pid']} on {owner['host']} to save and stop.", flush=True)
+    stop_request.ask(run.folder)
+    say(f"Asked {owner} to save and stop.")
     end = time.monotonic() + wait_seconds
     while run.owner() is not None:
         if time.monotonic() > end:
-            print("Still finishing its step. Check with `stage3-tui status`.")
-            return int(ExitCode.DONE)
+            say(
+                f"It still works after {wait_seconds:g} s, and stops when its step is done. Check with `stage3-tui status`."
+            )
+            return int(ExitCode.LOCKED)
         time.sleep(0.2)
-    print("Stopped. Everything is saved.")
+    say("Stopped. Everything is saved.")
     return int(ExitCode.DONE)

@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from engine.core import clock
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, ExitCode
 from engine.core.options import Option, options
@@ -169,7 +169,7 @@ def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Vali
         stop=stop,
     )
     for number, event in enumerate(events):
-        if line := event_line(Entry(number, time.time(), event)):
+        if line := event_line(Entry(number, clock.now(), event)):
             print(line, file=sys.stderr)
 
 

@@ -25,7 +25,8 @@ from engine.run.folder import Run
 from engine.run.state import RunState
 
 if TYPE_CHECKING:
-    from engine.core.config import Stage3Config
+    from engine.core import clock
+from engine.core.config import Stage3Config
 
 LINES_AT_ONCE = 200
 
@@ -67,6 +68,7 @@ class PairFile:
             raise ConfigError(f"There is nothing in {file}.", "", "Give a file with one pair a row.")
         self._folder = TemporaryDirectory(prefix="stage3-browse-")
         self.run: Run = _RunOfFile(Path(self._folder.name), self.edits)
+        self.now = clock.now
         self._lines: Iterator[str] = chain([first], lines)
         self._state, self._done = RunState(), Flag()
         self._thread = Thread(target=self._read, name="pair file", daemon=True)

@@ -56,6 +56,9 @@ class RunSource(Protocol):
     def snapshot(self) -> RunState:
         """The newest state; the same object while nothing happens."""
 
+    def now(self) -> float:
+        """On the clock of the process that works: what the times in the state are compared with."""
+
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
         """Ask the run to finish its step, save and stop. Returns at once."""
 

@@ -7,12 +7,11 @@ stalled or lost terminal does not slow the training.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from threading import Lock, Thread
 from typing import Any
 
-from engine.core import layout
+from engine.core import clock, layout
 from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode, RestartNeeded
 from engine.core.events import Message, RunFinished
@@ -75,6 +74,9 @@ class Runner:
         with self._lock:
             return self._state
 
+    def now(self) -> float:
+        return clock.now()
+
     def start(self, *, until: str = STAGES[-1], redo_from: str | None = None) -> None:
         """Run the pipeline in the engine's thread. Raises RuntimeError if it is running."""
         if self.running:
@@ -132,7 +134,7 @@ class Runner:
         """Show a failure that could not be written to the journal."""
         known = as_stage3_error(error)
         code = known.exit_code if known is not None else ExitCode.BUG
-        now = time.time()
+        now = self.now()
         with self._lock:
             state = self._state.apply(Message("error", failure_of(error)), now)
             self._state = as_idle(state.apply(RunFinished(int(code), failure_of(error)), now))

@@ -36,7 +36,8 @@ class Watcher:
         self.config = config
         self._tail = JsonlTail(run / layout.EVENTS_JSONL)
         self._lock = Lock()
-        self._state = RunState()
+        self._state, self._read = RunState(), time.monotonic()
+        """`_read`: when the newest event was."""
         self._resting: tuple[RunState, RunState] | None = None
         self._owner_alive, self._owner_asked = False, 0.0
         self._done = Flag()
@@ -74,6 +75,10 @@ class Watcher:
             self._resting = (state, as_idle(state))
         return self._resting[1]
 
+    def now(self) -> float:
+        with self._lock:
+            return self._state.last_time + (time.monotonic() - self._read)
+
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
         """Leave the request in the run folder, where the owner looks for it."""
         write_atomically(self.run / layout.STOP_REQUEST, f"{reason}\n".encode())
@@ -85,7 +90,8 @@ class Watcher:
         for line in piece.lines:
             state = folded(state, entry_from_dict(line.record))
         with self._lock:
-            self._state = state
+            if state is not self._state:
+                self._state, self._read = state, time.monotonic()
         return len(piece.lines)
 
     def _poll(self) -> None:

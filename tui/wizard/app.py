@@ -162,7 +162,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     async def tick(self) -> None:
         """Poll the run, and draw what changed."""
-        state, now, running = self.source.snapshot(), time.time(), self.source.running
+        state, now, running = self.source.snapshot(), self.source.now(), self.source.running
         if self.shutdown.exit_if_finished(running):
             return
         self.seen = state

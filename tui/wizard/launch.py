@@ -15,6 +15,7 @@ from engine.run.folder import Run
 from engine.security.secrets import Secret
 from tui.process.print_error import print_error
 from tui.process.reexec import reexec, resume_command
+from tui.process.say import say
 from tui.process.supervisor import Detacher, supervise
 from tui.runs.run_source import WizardEnd
 
@@ -26,8 +27,10 @@ def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_
     """The wizard on this terminal; returns the exit code of the command. With `start_until` the run starts at once."""
 
     def farewell(pid: int) -> None:
-        print(f"The run continues as process {pid}.")
-        print(f"Watch it: stage3-tui attach {config.output_dir}    stop it: stage3-tui stop {config.output_dir}")
+        say(f"The run continues as process {pid}.")
+        say(
+            f"Watch it with `stage3-tui attach {config.output_dir}`; stop it with `stage3-tui stop {config.output_dir}`."
+        )
 
     return supervise(lambda leaver: _wizard(config, token, leaver, start_until), farewell)
 
@@ -59,9 +62,12 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_
         if start_until is not None:
             runner.start(until=start_until)
         end, code = _screen_then_engine(runner, leaver)
-    finally:
+    except BaseException:
         run.release()
-    if runner.restart_until is None or end not in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING):
+        raise
+    goes_on = runner.restart_until is not None and end in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING)
+    run.release(goes_on=goes_on)
+    if runner.restart_until is None or not goes_on:
         return code
     without_screen = end is WizardEnd.LEFT_RUNNING
     if not without_screen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,7 @@ class Notifications:
             self._tell_the_end(state)
         self._finished = state.finished
         if state.stalled_since is not None and state.stalled_since != self._stalled_since:
-            silence = duration(time.time() - state.stalled_since)
+            silence = duration(self._wizard.source.now() - state.stalled_since)
             self._wizard.write_sequence(sequences.notification(f"{PROGRAM}: silent for {silence}"))
         self._stalled_since = state.stalled_since
 

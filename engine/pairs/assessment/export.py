@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from engine.core.errors import ConfigError, DiskError
+from engine.core.errors import ConfigError, DiskError, Stage3Error
+from engine.core.system_errors import system_error
 from engine.pairs.assessment.preference_files import writer_for
 from engine.pairs.assessment.training_set import preference_row
 from engine.pairs.data.record import Pair
@@ -65,12 +66,9 @@ class Export:
         finally:
             self._part.unlink(missing_ok=True)
 
-    def _failed(self, error: OSError) -> DiskError:
-        return DiskError(
-            f"{self.path} could not be written.",
-            error.strerror or str(error),
-            "Give --export another path, or free some space there.",
-        )
+    def _failed(self, error: OSError) -> Stage3Error:
+        what = f"{self.path} could not be written."
+        return system_error(error, what) or DiskError(what, error.strerror or str(error), "Give --export another path.")
 
 
 def _check_target(given: Path, target: Path, inputs: Iterable[Path], force: bool) -> None:

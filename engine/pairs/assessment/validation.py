@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, DataError, DiskError
 from engine.core.layout import RELEVANCE_JSONL, SCORES_JSONL
+from engine.core.system_errors import system_error
 from engine.hub.references import looks_like_hub_id
 from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.export import Export
@@ -219,8 +220,9 @@ def opened(source: Path, split: str | None = None) -> Iterator[Iterator[Numbered
     except PermissionError as error:
         raise ConfigError(f"{source} cannot be read.", str(error.strerror), advice) from None
     except OSError as error:
-        raise DiskError(
-            f"{_name(source)} cannot be read.", str(error), "Download it again, or give another file."
+        what = f"{_name(source)} cannot be read."
+        raise system_error(error, what) or DiskError(
+            what, str(error), "Download it again, or give another file."
         ) from error
 
 

@@ -72,7 +72,7 @@ def edits_beside(pairs: Path) -> Path:
     """Path of the decisions about a pairs file: `edits.jsonl` beside a run's `pairs.jsonl`, or if there is one and no
     other; else `FILE.edits.jsonl`.
     """
-    own, of_a_run = pairs.with_name(f"{pairs.name}.edits.jsonl"), pairs.with_name(Path(layout.EDITS_JSONL).name)
+    own, of_a_run = pairs.parent / f"{pairs.name}.edits.jsonl", pairs.parent / Path(layout.EDITS_JSONL).name
     if own.exists():
         return own
     return of_a_run if of_a_run.exists() or pairs.name == Path(layout.PAIRS_JSONL).name else own

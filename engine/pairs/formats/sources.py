@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from engine.core.errors import ConfigError, NetworkError
-from engine.hub import as_hub_error, cached_snapshot, is_offline
+from engine.hub import cached_snapshot, is_offline
+from engine.machine.error_mapping import as_stage3_error
 from engine.pairs.formats.containers import NumberedRow, rows_from, rows_of
 from engine.pairs.formats.folders import local_splits, rows_of_files
 
@@ -104,7 +105,7 @@ def hub_rows(name: str, split: str, revision: str, token: str | None) -> Iterato
     try:
         yield from enumerate(load_dataset(**where, split=split))
     except (ConnectionError, TimeoutError, OSError) as error:
-        raise as_hub_error(error) or NetworkError(
+        raise as_stage3_error(error) or NetworkError(
             f"The dataset {name} ({split}) could not be loaded.",
             str(error),
             "Check the network, or give a local file.",

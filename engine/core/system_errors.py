@@ -1,0 +1,208 @@
+"""What the operating system says when it cannot, in one table by errno: what it means, its exit code, and what helps.
+
+Libraries, git and uv pass the system's reasons on in words of their own; `errno_of` finds the number in them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.core.errors import ConfigError, DiskError, MemoryExhausted, PreconditionError, Stage3Error
+from engine.core.users import owner_of
+from engine.security.sanitize import visible_line
+
+GOES_ON = "then run the same command again: everything acknowledged so far is kept"
+LONGEST_REASON = 400
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Of one errno."""
+
+    error: type[Stage3Error]
+    what: str
+    """Where nobody says what was done when it happened."""
+    why: str
+    what_to_do: str
+
+
+MEANINGS: dict[int, Meaning] = {
+    errno.ENOSPC: Meaning(
+        DiskError, "Writing to disk failed.", "No space is left on the disk.", f"Free some space (`df -h`), {GOES_ON}."
+    ),
+    errno.EDQUOT: Meaning(
+        DiskError,
+        "Writing to disk failed.",
+        "Your quota on this disk is used up, whatever room the disk itself has.",
+        f"Remove files of yours, or ask for more (`quota -s`), {GOES_ON}.",
+    ),
+    errno.EFBIG: Meaning(
+        DiskError,
+        "Writing to disk failed.",
+        "A file would become larger than this process, or this file system, may have.",
+        f"Raise the limit (`ulimit -f unlimited`), or give an --output-dir on a file system with larger files, {GOES_ON}.",
+    ),
+    errno.EROFS: Meaning(
+        DiskError,
+        "Writing to disk failed.",
+        "The file system is read-only. The kernel makes it so after an error of the disk.",
+        f"See `dmesg` for the reason and mount it for writing, or give another --output-dir, {GOES_ON}.",
+    ),
+    errno.EIO: Meaning(
+        DiskError,
+        "The disk reports an error.",
+        "It could not read or write what it was asked to: the device is failing, or its connection is.",
+        "See `dmesg`, copy the run folder to another disk while it can be read, and continue there with --output-dir.",
+    ),
+    errno.ESTALE: Meaning(
+        DiskError,
+        "The disk reports an error.",
+        "The network file system has lost the file (stale handle).",
+        f"Mount it again, {GOES_ON}.",
+    ),
+    errno.EMFILE: Meaning(
+        PreconditionError,
+        "No more files can be opened.",
+        "This process has as many open as its limit allows.",
+        f"Raise the limit (`ulimit -n 4096`), {GOES_ON}.",
+    ),
+    errno.ENFILE: Meaning(
+        PreconditionError,
+        "No more files can be opened.",
+        "The whole system has as many open as it allows.",
+        f"End programs that hold many, or raise fs.file-max, {GOES_ON}.",
+    ),
+    errno.ENOMEM: Meaning(
+        MemoryExhausted,
+        "Memory ran out.",
+        "The system gives this process no more memory.",
+        f"Close other programs, or raise the limit (`ulimit -v unlimited`, or the container's), {GOES_ON}.",
+    ),
+    errno.ENAMETOOLONG: Meaning(
+        ConfigError,
+        "A file name is too long.",
+        "A name has 255 bytes at most, and a path 4,095.",
+        "Give a shorter path, for example with --output-dir.",
+    ),
+    errno.ENOTDIR: Meaning(
+        ConfigError,
+        "A file is where a folder is needed.",
+        "One part of the path is no folder.",
+        "Give another path, for example with --output-dir.",
+    ),
+    errno.EACCES: Meaning(
+        DiskError,
+        "Permission denied.",
+        "This user may not use the file.",
+        "Start as the user it belongs to, have it given to you (chown), or choose another path (--output-dir).",
+    ),
+}
+MEANINGS[errno.EPERM] = MEANINGS[errno.EACCES]
+OF_OWNERS = frozenset({errno.EACCES, errno.EPERM})
+OF_A_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+NO_INODES = (
+    "The disk has room, but no inodes left: it holds as many files as it can.",
+    f"Remove files, however small (`df -i`), {GOES_ON}.",
+)
+
+_RUSTS_NUMBER = re.compile(r"\(?os error (\d+)\)?|Errno (\d+)", re.IGNORECASE)
+# Without EACCES: ssh, the Hub and servers say "Permission denied" as well.
+_SYSTEMS_WORDS = {os.strerror(number): number for number in MEANINGS if number not in OF_OWNERS}
+_WORDS: tuple[tuple[re.Pattern[str], int], ...] = (
+    # torch, safetensors and git tell of a full disk in words of their own.
+    (
+        re.compile(r"iostream error|unexpected pos \d+ vs|StorageFull|PytorchStreamWriter|Out of diskspace"),
+        errno.ENOSPC,
+    ),
+    # The dynamic linker and the interpreter where `ulimit -v` or a container's limit ends.
+    (re.compile(r"failed to map segment from shared object|can't start new thread"), errno.ENOMEM),
+)
+
+
+def system_error(error: BaseException, doing: str = "") -> Stage3Error | None:
+    """What a person can do about an error of the system, found in it or in what led to it; None for other errors.
+
+    doing   what could not be done because of it: a sentence
+    """
+    number = errno_of(error)
+    return None if number is None else error_of_errno(number, doing, str(error), _file_of(error))
+
+
+def error_of_errno(number: int, doing: str = "", said: str = "", file: Path | None = None) -> Stage3Error:
+    """The error of a number in the table. `said`: whoever reported it, in its words; `file`: where."""
+    meaning = MEANINGS[number]
+    why, what_to_do = meaning.why, meaning.what_to_do
+    if number in OF_A_FULL_DISK and file is not None and _lacks_inodes(file):
+        why, what_to_do = NO_INODES
+    if number in OF_OWNERS and file is not None:
+        why = f"{why} {_whose(file)}".rstrip()
+    said = visible_line(said, LONGEST_REASON)
+    return meaning.error(doing or meaning.what, f"{why} ({said})" if said else why, what_to_do)
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The number in the table that an exception, or one that led to it, has or speaks of; None where there is none."""
+    number = numbered(error)
+    if number is not None:
+        return number
+    return next((found for link in chain_of(error) if (found := errno_in(str(link))) is not None), None)
+
+
+def numbered(error: BaseException) -> int | None:
+    """The number in the table that an exception has, or one that led to it; None where none of them has one."""
+    for link in chain_of(error):
+        if isinstance(link, OSError) and link.errno in MEANINGS:
+            return link.errno
+        if isinstance(link, MemoryError):
+            return errno.ENOMEM
+    return None
+
+
+def errno_in(text: str) -> int | None:
+    """The number in the table that a text speaks of, as Rust, git, uv and C libraries write it; None where there is none."""
+    for match in _RUSTS_NUMBER.finditer(text):
+        if (number := int(match[1] or match[2])) in MEANINGS:
+            return number
+    for words, number in _SYSTEMS_WORDS.items():
+        if words in text:
+            return number
+    return next((number for pattern, number in _WORDS if pattern.search(text)), None)
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what led to it, newest first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _file_of(error: BaseException) -> Path | None:
+    names = (link.filename for link in chain_of(error) if isinstance(link, OSError))
+    name = next((name for name in names if isinstance(name, str)), None)
+    return None if name is None else Path(name)
+
+
+def _whose(file: Path) -> str:
+    """A sentence on whom the file, or the folder that it would be in, belongs to."""
+    there = next((place for place in (file, *file.parents) if os.access(place, os.F_OK)), None)
+    return "" if there is None else f"{visible_line(str(there))} belongs to {owner_of(there)}."
+
+
+def _lacks_inodes(file: Path) -> bool:
+    """Whether the disk of `file`, which need not be there yet, has room for bytes and none for a file."""
+    for place in (file, *file.parents):
+        try:
+            disk = os.statvfs(place)
+        except OSError:  # not there: ask its folder
+            continue
+        return disk.f_files > 0 and disk.f_favail == 0 and disk.f_bavail > 0
+    return False

@@ -1,0 +1,21 @@
+"""The file by which another process asks a run to save and stop (`stage3-tui stop`, `attach`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.core import layout
+
+
+def is_asked(folder: Path) -> bool:
+    return (folder / layout.STOP_REQUEST).is_file()
+
+
+def ask(folder: Path) -> None:
+    (folder / layout.STOP_REQUEST).touch()
+
+
+def forget(folder: Path) -> None:
+    """Remove the request. What is no file (somebody's folder of that name) was none, and stays."""
+    if is_asked(folder):
+        (folder / layout.STOP_REQUEST).unlink(missing_ok=True)

@@ -1,0 +1,154 @@
+"""The GPU's driver: what it does not say is blank, and its hanging or crashing ends nothing of ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event as Flag
+
+import psutil
+import pytest
+
+from engine.core.events import GpuReading, Telemetry
+from engine.machine import gpus
+from engine.machine.gpus import Gpus, read_gpus
+from engine.machine.telemetry import Sampler
+from tests.support.fake_nvml import fake_nvml
+
+HANGS = "def {0}(*_): time.sleep(1000)"
+ABORTS = "def {0}(*_): os.abort()"
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Replaces functions of the driver. Afterwards no process of ours asks any more."""
+    monkeypatch.setattr(gpus, "FIRST_SECONDS", 2.0)
+    monkeypatch.setattr(gpus, "LATER_SECONDS", 0.4)
+    yield lambda instead: fake_nvml(tmp_path, monkeypatch, instead=instead)
+    children = [child for child in psutil.Process().children() if "engine.machine.nvml" in command_of(child)]
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
+
+
+def test_what_the_driver_says_arrives(nvml):
+    nvml("")
+    (gpu,) = read_gpus().gpus
+    assert gpu == GpuReading(0, "NVIDIA L4\x1b[2J", 18 << 30, 24 << 30, 7.0, 41.0, 31.5)
+    assert read_gpus().driver == "570.86.10" and read_gpus().note == ""
+
+
+@pytest.mark.fault("F2-18", "E4")
+def test_na_in_the_place_of_numbers_leaves_fields_blank(nvml):
+    nvml(
+        """
+def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(used="N/A", total=None)
+def nvmlDeviceGetUtilizationRates(handle): return SimpleNamespace(gpu="N/A")
+def nvmlDeviceGetPowerUsage(handle): return "N/A"
+def nvmlDeviceGetTemperature(handle, sensor): return float("nan")
+def nvmlDeviceGetName(handle): return b"L4\\xff"
+"""
+    )
+    assert read_gpus().gpus == (GpuReading(0, "L4\ufffd"),)
+
+
+@pytest.mark.fault("F2-18", "E3")
+def test_a_driver_that_hangs_at_its_start_is_not_waited_for(nvml):
+    nvml(HANGS.format("nvmlInit"))
+    started = time.monotonic()
+    report = read_gpus()
+    assert report.driver is None and report.gpus == () and "does not answer" in report.note
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.fault("F2-18", "E3")
+def test_a_request_to_stop_is_heard_while_the_driver_hangs(nvml):
+    nvml(HANGS.format("nvmlInit"))
+    started = time.monotonic()
+    assert "not waited for" in read_gpus(gives_up=lambda: time.monotonic() - started > 0.2).note
+    assert time.monotonic() - started < 1.5
+
+
+@pytest.mark.fault("F2-18", "E3", "E6")
+@pytest.mark.parametrize(("fault", "note"), [(HANGS, "does not answer"), (ABORTS, "signal 6")])
+def test_a_driver_that_hangs_or_aborts_is_asked_three_times_and_no_more(nvml, fault: str, note: str, monkeypatch):
+    nvml(fault.format("nvmlDeviceGetPowerUsage"))
+    monkeypatch.setattr(gpus, "FIRST_SECONDS", 0.8)
+    with Gpus() as asked:
+        notes = [asked.read().note for _ in range(gpus.STARTS)]
+        assert all(note in said for said in notes), notes
+        started = time.monotonic()
+        assert note in asked.read().note and time.monotonic() - started < 0.05
+
+
+@pytest.mark.fault("F2-18", "E6")
+def test_after_a_crash_the_next_reading_comes_from_a_new_child(nvml, tmp_path: Path):
+    once = tmp_path / "crashed"
+    nvml(
+        f"""
+def nvmlDeviceGetTemperature(handle, sensor):
+    if not os.path.exists({str(once)!r}):
+        open({str(once)!r}, "w").close()
+        os.abort()
+    return 41
+"""
+    )
+    with Gpus() as asked:
+        assert "signal 6" in asked.read().note
+        assert asked.read().gpus[0].temperature_celsius == 41 and asked.read().note == ""
+
+
+@pytest.mark.fault("F2-18")
+def test_a_package_of_that_name_that_exits_is_no_end(nvml):
+    nvml("raise SystemExit(3)")
+    assert "exit code 3" in read_gpus().note
+
+
+@pytest.mark.fault("E1", "E2")
+@pytest.mark.parametrize("error", ["Driver/library version mismatch", "NVML Shared Library Not Found"])
+def test_where_nvml_does_not_start_it_is_asked_once(nvml, error: str):
+    nvml(f"def nvmlInit(): raise RuntimeError({error!r})")
+    with Gpus() as asked:
+        assert asked.read() == asked.read() == gpus.GpuReport(note=f"no NVIDIA GPU telemetry: {error}")
+        assert asked._starts == 1
+
+
+@pytest.mark.fault("E2")
+def test_an_error_while_reading_is_told_and_the_next_reading_counts(nvml, tmp_path: Path):
+    nvml(
+        f"""
+def nvmlDeviceGetCount():
+    if not os.path.exists({str(tmp_path / "again")!r}):
+        open({str(tmp_path / "again")!r}, "w").close()
+        raise RuntimeError("GPU is lost")
+    return 1
+"""
+    )
+    with Gpus() as asked:
+        lost = asked.read()
+        assert lost.note.endswith("GPU is lost") and lost.driver == "570.86.10"
+        assert len(asked.read().gpus) == 1 and asked._starts == 1
+
+
+@pytest.mark.fault("F2-18")
+def test_telemetry_goes_on_after_a_reading_that_failed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("engine.machine.telemetry.INTERVAL_SECONDS", 0.02)
+    heard, enough = [], Flag()
+
+    def emit(reading: Telemetry) -> None:
+        heard.append(reading)
+        if len(heard) == 1:
+            raise OSError(28, "No space left on device")
+        enough.set()
+
+    sampler = Sampler(emit)
+    sampler.start()
+    assert enough.wait(20)
+    sampler.stop()
+    assert heard[1].host_total_bytes > 0

@@ -1,0 +1,189 @@
+"""Whatever happens to standard input, output and error: a run goes on, a report says what it can, and nobody sees a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.core.layout import EVENTS_JSONL, RUN_JSON
+from engine.run.folder import Run
+from tests.support.made_up_run import make_run
+
+ROOT = Path(__file__).parents[2]
+RUN = f"{sys.executable} -m tui.cli"
+ONE_STAGE = f"{RUN} --auto --demo --until workspace --output-dir"
+
+
+def shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A script of bash in `folder`; what it sends to the file `e` is its standard error."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = ["bash", "-o", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+
+
+def said(done: subprocess.CompletedProcess[bytes], folder: Path) -> str:
+    file = folder / "e"
+    return (done.stderr + (file.read_bytes() if file.exists() else b"")).decode("utf-8", errors="replace")
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run in it, for commands that only look."""
+    folder = tmp_path_factory.mktemp("streams")
+    make_run(folder / "run")
+    return folder
+
+
+@pytest.mark.fault("F2-14")
+@pytest.mark.parametrize(
+    "streams",
+    [
+        ">&- 2>e",
+        "<&- >&- 2>&-",
+        ">/dev/full 2>e",
+        "--json >/dev/full 2>e",
+        "--json 2>e | head -1",
+        "2>e | head -c1",
+    ],
+)
+def test_a_run_whose_output_is_closed_full_or_left_goes_on(streams: str, tmp_path: Path):
+    done = shell(f"{ONE_STAGE} run {streams}", tmp_path)
+    assert done.returncode == 0 and "Traceback" not in said(done, tmp_path)
+    assert Run(tmp_path / "run").stage("workspace")["status"] == "done"
+
+
+@pytest.mark.fault("F2-14")
+def test_what_the_run_opens_never_gets_the_number_of_a_closed_stream(tmp_path: Path):
+    """A library that prints would write into the lock."""
+    (tmp_path / "opens.py").write_text(OPENS)
+    shell(f"{sys.executable} opens.py <&- >&- 2>&-", tmp_path)
+    assert (tmp_path / "numbers").read_text() == "3\n/dev/null /dev/null /dev/null"
+
+
+OPENS = """
+import os
+from tui.process.standard_streams import prepare_standard_streams
+prepare_standard_streams()
+first = os.open("numbers", os.O_WRONLY | os.O_CREAT)
+print("to the standard output")
+places = " ".join(os.readlink("/proc/self/fd/%d" % number) for number in range(3))
+os.write(first, ("%d\\n%s" % (first, places)).encode())
+"""
+
+
+@pytest.mark.fault("F2-13")
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_where_the_encoding_cannot_do_more_a_run_is_told_in_ascii(locale: dict[str, str], tmp_path: Path):
+    done = shell(f"{ONE_STAGE} run 2>e", tmp_path, **locale)
+    assert done.returncode == 0 and said(done, tmp_path) == ""
+    assert b"1 workspace" in done.stdout and done.stdout.isascii()
+
+
+@pytest.mark.fault("F2-13")
+@pytest.mark.parametrize(
+    "command", ["status run", "status --json run", "plan --demo --output-dir run", "runs .", "--help"]
+)
+def test_reports_are_told_in_ascii_where_the_encoding_cannot_do_more(command: str, looked_at: Path):
+    done = shell(f"{RUN} {command}", looked_at, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.isascii()
+    assert len(done.stdout) > 100
+
+
+@pytest.mark.fault("F2-13")
+def test_json_is_the_same_whatever_the_encoding(looked_at: Path):
+    documents = [
+        json.loads(shell(f"{RUN} status --json run", looked_at, PYTHONIOENCODING=encoding).stdout)
+        for encoding in ("ascii", "utf-8")
+    ]
+    assert documents[0] == documents[1]
+
+
+@pytest.mark.fault("F2-14")
+@pytest.mark.parametrize("command", ["status run", "status --json run", "--version"])
+def test_a_report_that_a_full_disk_does_not_take_is_a_failure_and_says_so(command: str, looked_at: Path):
+    done = shell(f"{RUN} {command} >/dev/full", looked_at)
+    assert done.returncode == 6
+    assert done.stderr.decode().splitlines()[0] == "failed: What was printed did not all arrive."
+    assert b"No space is left" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.fault("F2-14")
+@pytest.mark.parametrize("how", [">&-", "| head -c1", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["status run", "stop run", "--help"])
+def test_a_reader_that_left_is_no_failure_of_a_report(command: str, how: str, looked_at: Path):
+    done = shell(f"{RUN} {command} {how}", looked_at)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+
+
+@pytest.mark.fault("F2-14")
+def test_the_wizard_without_a_standard_input_says_what_to_use(tmp_path: Path):
+    done = shell(f"{RUN} --output-dir run <&-", tmp_path)
+    assert done.returncode == 2 and b"--auto" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.fault("F2-9", "G1")
+@pytest.mark.parametrize(
+    "command", ["status", "stop", "status --json", "plan --demo --output-dir", "push", "clean", "runs"]
+)
+def test_the_name_of_a_folder_drives_no_terminal(command: str, tmp_path: Path):
+    name = "x\x1b]52;c;aGFjaw==\x07\x1b[2J\x9b31m"
+    make_run(tmp_path / name)
+    done = shell(f"{RUN} {command} $'{name}'", tmp_path)
+    printed = (done.stdout + done.stderr).decode("utf-8", errors="surrogateescape")
+    assert printed and not {"\x1b", "\x07", "\x9b"} & set(printed)
+
+
+@pytest.mark.fault("F2-20")
+@pytest.mark.parametrize("command", ["status", "--auto --demo", "doctor"])
+def test_a_working_directory_that_was_deleted_is_told(command: str, tmp_path: Path):
+    done = shell(f"mkdir gone && cd gone && rmdir ../gone && {RUN} {command}", tmp_path)
+    assert done.returncode == 3 and b"working directory is gone" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.fault("F2-20")
+def test_help_and_version_need_no_working_directory(tmp_path: Path):
+    done = shell(f"mkdir gone && cd gone && rmdir ../gone && {RUN} --version && {RUN} --help", tmp_path)
+    assert done.returncode == 0 and done.stderr == b""
+
+
+@pytest.mark.fault("F2-20")
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("''", b"names nothing"),
+        ("/dev/null", b"no folder"),
+        ("file", b"no folder"),
+        ("file/run", b"no folder"),
+        ("/", b"beside it"),
+        ("b" * 250, b"no room for its ending"),
+        ("a" * 300, b"255 bytes"),
+    ],
+)
+def test_a_place_that_cannot_be_a_run_folder_is_refused_before_anything_is_written(
+    place: str, why: bytes, tmp_path: Path
+):
+    (tmp_path / "file").write_text("x")
+    done = shell(f"{ONE_STAGE} {place}", tmp_path)
+    assert done.returncode == 2 and why in done.stderr and b"Traceback" not in done.stderr, done.stderr
+    assert os.listdir(tmp_path) == ["file"] and not Path("/", RUN_JSON).exists()  # noqa: PTH208
+
+
+@pytest.mark.fault("F2-20")
+def test_the_longest_name_that_is_taken_leaves_room_for_the_archives(tmp_path: Path):
+    run = Run(tmp_path / ("b" * (255 - len("._artifacts.zip.sha256.4194304.part"))))
+    run.acquire()
+    run.archive.with_name(f".{run.archive.name}.sha256.4194304.part").touch()
+    run.release()
+    assert (run / EVENTS_JSONL).parent.is_dir()

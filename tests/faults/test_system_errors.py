@@ -1,0 +1,253 @@
+"""Errors of the operating system: each with its exit code and its own advice, whoever reports it and in whatever words."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.core import system_errors
+from engine.core.errors import ExitCode
+from engine.core.events import Event, Message, RunFinished, StageFinished
+from engine.core.layout import LOCK_FILE, RESERVE
+from engine.core.system_errors import MEANINGS, errno_in, errno_of, system_error
+from engine.machine.error_mapping import as_stage3_error
+from engine.machine.install import install_failure
+from engine.pipeline.session import Session
+from engine.process.children import ChildResult
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.storage.files import write_atomically
+from engine.storage.jsonl import JsonlAppender
+from engine.workspace.errors import git_failure
+from tests.support.small_stages import SmallStage, small_stages
+
+ROOT = Path(__file__).parents[2]
+
+CODES = {
+    errno.ENOSPC: 6, errno.EDQUOT: 6, errno.EFBIG: 6, errno.EROFS: 6, errno.EIO: 6, errno.EACCES: 6,
+    errno.EMFILE: 3, errno.ENOMEM: 7, errno.ENAMETOOLONG: 2, errno.ENOTDIR: 2,
+}  # fmt: skip
+
+
+@pytest.mark.fault("F2-12", "B5")
+@pytest.mark.parametrize(("number", "code"), CODES.items(), ids=lambda value: errno.errorcode.get(value, str(value)))
+def test_each_error_of_the_system_has_its_exit_code_and_its_own_advice(number: int, code: int):
+    known = as_stage3_error(OSError(number, os.strerror(number), "/run/file"))
+    assert known is not None and known.exit_code == code
+    assert known.why and "/run/file" in known.why
+    others = [meaning.what_to_do for other, meaning in MEANINGS.items() if meaning is not MEANINGS[number]]
+    assert known.what_to_do not in others
+
+
+@pytest.mark.fault("F2-12", "B2")
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        ("I/O error: File too large (os error 27)", errno.EFBIG),  # safetensors
+        ("Error while serializing: I/O error: Disk quota exceeded (os error 122)", errno.EDQUOT),
+        ("I/O error: Read-only file system (os error 30)", errno.EROFS),
+        ("I/O error: Input/output error (os error 5)", errno.EIO),
+        ("Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: ... })", errno.ENOSPC),
+        ("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0", errno.ENOSPC),  # torch
+        ("basic_ios::clear: iostream error", errno.ENOSPC),
+        ("fatal: sha1 file '<stdout>' write error. Out of diskspace", errno.ENOSPC),  # git
+        ("error: failed to write to file `x`: Too many open files (os error 24)", errno.EMFILE),  # uv
+        ("libtorch.so: failed to map segment from shared object", errno.ENOMEM),  # ulimit -v
+        ("can't start new thread", errno.ENOMEM),
+        ("git@example.org: Permission denied (publickey).", None),
+        ("cannot allocate memory in static TLS block", None),
+        ("os error 99999", None),
+        ("the index is out of range", None),
+    ],
+)
+def test_the_number_is_found_in_the_words_of_libraries_and_programs(words: str, number: int | None):
+    assert errno_in(words) == number == errno_of(RuntimeError(words))
+
+
+def test_what_led_to_an_error_counts_and_what_it_says_only_after_that():
+    try:
+        try:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        except OSError as error:
+            raise ValueError("os error 5") from error
+    except ValueError as error:
+        assert errno_of(error) == errno.EDQUOT
+
+
+@pytest.mark.fault("F2-12")
+def test_the_words_of_safetensors_are_known_as_it_writes_them(tmp_path: Path):
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from engine.machine.error_mapping import as_stage3_error
+import torch
+from safetensors.torch import save_file
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    save_file({{"x": torch.zeros(5000)}}, sys.argv[1])
+except Exception as error:
+    known = as_stage3_error(error)
+    print(int(known.exit_code), known.what_to_do)
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "x"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("6 Raise the limit (`ulimit -f unlimited`)")
+
+
+@pytest.mark.fault("F2-12")
+def test_the_words_of_zipfile_are_known(tmp_path: Path):
+    with pytest.raises(OSError) as full, zipfile.ZipFile("/dev/full", "w") as archive:
+        archive.writestr("x", b"x" * 100_000)
+    assert as_stage3_error(full.value).exit_code == 6  # type: ignore[union-attr]
+
+
+@pytest.mark.fault("F2-12")
+@pytest.mark.parametrize(("words", "code"), [("No space left on device (os error 28)", 6), ("(os error 24)", 3)])
+def test_git_and_uv_end_with_the_code_of_what_stopped_them(words: str, code: int):
+    ended = ChildResult(2, (), (f"Failed to fetch: {words}", "fatal: early EOF"), 1.0)
+    assert git_failure("x could not be cloned", ended).exit_code == code
+    installing = install_failure(ended, "uv pip install x")
+    assert installing.exit_code == code and "uv pip install x" in installing.what_to_do
+
+
+@pytest.mark.fault("F2-11", "B5")
+def test_a_disk_without_inodes_is_told_apart_from_one_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "not there" / "x"))
+    assert "df -h" in system_error(full).what_to_do  # type: ignore[union-attr]
+    inodes = os.statvfs_result((4096, 4096, 1000, 500, 500, 20, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda place: inodes)
+    known = system_error(full)
+    assert known is not None and known.exit_code == 6 and "inodes" in known.why and "df -i" in known.what_to_do
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+@pytest.mark.fault("F2-12", "B1")
+def test_a_record_that_cannot_be_appended_says_why_and_leaves_no_part(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write = os.write
+
+    def half(file: int, data: bytes) -> int:
+        if bytes(data).startswith(b'{"id"'):
+            return write(file, bytes(data)[:5])
+        raise OSError(number, os.strerror(number))
+
+    with JsonlAppender(tmp_path / "x.jsonl") as appender:
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(MEANINGS[number].error, match="could not be written") as refused:
+            appender.append({"id": 1})
+    assert refused.value.what_to_do == MEANINGS[number].what_to_do
+    assert (tmp_path / "x.jsonl").read_bytes() == b""
+
+
+# -- a disk that is full ----------------------------------------------------------------------------------------------
+
+
+class FullDisk:
+    """Nothing can be written while there is no room; taking the reserve away makes some."""
+
+    def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full, self._reserve, self._write = False, run / RESERVE, os.write
+        monkeypatch.setattr(os, "write", self.write)
+        monkeypatch.setattr("engine.run.folder.write_json", self.write_json)
+
+    def write(self, file: int, data: bytes) -> int:
+        self.refuse()
+        return self._write(file, data)
+
+    def write_json(self, path: Path, data: object) -> None:
+        self.refuse()
+        write_atomically(path, json.dumps(data).encode())
+
+    def refuse(self) -> None:
+        if self.is_full and self._reserve.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.fault("F2-11", "B1")
+def test_a_run_that_fills_the_disk_says_so_in_run_json_and_in_its_journal(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    made = context()
+    disk = FullDisk(made.run, monkeypatch)
+
+    class Fills(SmallStage):
+        def run(self, context: Context) -> Iterator[Event]:
+            disk.is_full = True
+            yield Message("info", "the journal does not take this")
+            raise AssertionError("the stage goes on as if it had been written")
+
+    stages = small_stages(monkeypatch)
+    stages["pairs"] = Fills("pairs")
+    heard: list[Event] = []
+    made.run.acquire()
+    assert (made.run / LOCK_FILE).exists()
+    session = Session(made, lambda entry: heard.append(entry.event))
+    assert session.run() is ExitCode.DISK
+    session.close()
+    made.run.release()
+    (failed,) = (event for event in heard if isinstance(event, StageFinished) and event.outcome == "failed")
+    assert failed.stage == "pairs" and "No space is left" in failed.why
+    assert isinstance(heard[-1], RunFinished) and heard[-1].exit_code == 6
+    assert Run(made.run.folder).stage("pairs")["status"] == "failed"
+    assert Run(made.run.folder).manifest["error"]["exit_code"] == 6
+    assert '"run_finished"' in (made.run / "logs/events.jsonl").read_text().splitlines()[-1]
+
+
+def test_the_reserve_is_there_while_a_run_works_and_gone_afterwards(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[int] = []
+
+    class Looks(SmallStage):
+        def run(self, context: Context) -> Iterator[Event]:
+            sizes.append((context.run / RESERVE).stat().st_blocks * 512)
+            return (yield from super().run(context))
+
+    stages = small_stages(monkeypatch)
+    stages["pairs"] = Looks("pairs")
+    made = context()
+    made.run.acquire()
+    session = Session(made, lambda entry: None)
+    session.run()
+    session.close()
+    made.run.release()
+    assert sizes and sizes[0] >= 256 << 10
+    assert not (made.run / RESERVE).exists()
+
+
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=1m{more} tmpfs {disk} || exit 99
+head -c 2m /dev/zero > {disk}/fill 2>/dev/null
+{python} -m tui.cli --auto --demo --until workspace --output-dir {disk}/run
+echo "rc $?"
+"""
+
+
+@pytest.mark.fault("F2-11", "B5")
+@pytest.mark.parametrize(("more", "advice"), [("", "df -h"), (",nr_inodes=2", "df -i")])
+def test_a_disk_that_is_full_before_the_start_is_told_without_a_traceback(more: str, advice: str, tmp_path: Path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    script = ON_A_SMALL_DISK.format(disk=tmp_path, python=sys.executable, more=more)
+    if more:
+        script = script.replace("head -c 2m /dev/zero", "head -c 1 /dev/zero")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, env=env, cwd=ROOT)
+    if "rc" not in done.stdout:
+        pytest.skip(f"no small disk can be mounted here: {done.stderr[-200:]}")
+    assert done.stdout.endswith("rc 6\n"), done.stderr
+    assert "Traceback" not in done.stderr and advice in done.stderr
+    assert done.stderr.startswith("failed: ")
+
+
+def test_the_table_has_no_advice_for_a_number_that_the_system_does_not_know():
+    assert all(os.strerror(number) and not os.strerror(number).startswith("Unknown") for number in MEANINGS)
+    assert MEANINGS.keys() >= system_errors.OF_A_FULL_DISK

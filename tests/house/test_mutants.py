@@ -1,0 +1,16 @@
+"""The table of mutants is about the code as it is: each safeguard stands where the table looks for it, and so do its tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutants import MUTANTS, ROOT, Mutant
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_each_safeguard_is_where_make_mutants_takes_it_out(mutant: Mutant):
+    code = (ROOT / mutant.file).read_text(encoding="utf-8")
+    compile(mutant.mutated(code), mutant.file, "exec")
+    for test in mutant.tests:
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8") if name else (ROOT / file).exists()

@@ -1,0 +1,225 @@
+"""Take one safeguard out at a time, in a copy of the code, and run the tests that hold it: each time some must fail.
+
+    python -m tests.mutants [NAME…]        (make mutants)
+
+Prints a table: what was taken out, and the tests that failed. Exits 1 if one was taken out and nothing failed, or if the tests fail
+before anything is taken out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("engine", "tui", "themes", "tests", "pyproject.toml")
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A safeguard, and how the code reads without it."""
+
+    name: str
+    file: str
+    before: str
+    """Stands in the file once."""
+    after: str
+    tests: tuple[str, ...]
+    """Files, or single tests, that hold the safeguard."""
+
+    def apply(self, folder: Path) -> None:
+        path = folder / self.file
+        path.write_text(self.mutated(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+    def mutated(self, code: str) -> str:
+        """Raises LookupError where the code has changed, and this table must be."""
+        if code.count(self.before) != 1:
+            raise LookupError(f"{self.name}: {self.file} has {code.count(self.before)} times {self.before!r}")
+        return code.replace(self.before, self.after)
+
+
+ORDER = "tests/faults/test_order_of_writes.py"
+RECORD, SMALL_FILE, CHECKPOINT, FOLDER, ARCHIVE = (
+    f"{ORDER}::test_a_record_is_synced_when_its_append_returns",
+    f"{ORDER}::test_a_small_file_is_synced_before_it_has_its_name_and_the_name_after",
+    f"{ORDER}::test_all_of_a_checkpoint_is_synced_before_it_has_its_name",
+    f"{ORDER}::test_all_of_a_folder_is_synced_before_it_has_its_name",
+    f"{ORDER}::test_the_archive_is_synced_before_it_has_its_name",
+)
+ARCHIVES = "tests/packaging/test_archive.py"
+TRAINING = "tests/dpo/test_training.py"
+SYNC = """            failpoint("sync")
+            os.fsync(file.fileno())
+"""
+MUTANTS = (
+    Mutant(
+        "sync of a record",
+        "engine/storage/jsonl.py",
+        """                    failpoint("sync")
+                    os.fsync(self._file)
+""",
+        "                    pass\n",
+        (RECORD,),
+    ),
+    Mutant(
+        "sync of a small file",
+        "engine/storage/files.py",
+        f"            file.flush()\n{SYNC}",
+        "            file.flush()\n",
+        (SMALL_FILE,),
+    ),
+    Mutant(
+        "sync of a folder's files",
+        "engine/storage/files.py",
+        f'        with path.open("rb") as file:\n{SYNC}    sync_folder(part)',
+        "        continue\n    sync_folder(part)",
+        (FOLDER,),
+    ),
+    Mutant("sync of a checkpoint", "engine/dpo/training/checkpoints.py", SYNC, "            pass\n", (CHECKPOINT,)),
+    Mutant(
+        "sync of the archive",
+        "engine/packaging/zip_writer.py",
+        """        failpoint("sync")
+        os.fsync(file.fileno())
+""",
+        "",
+        (ARCHIVE,),
+    ),
+    Mutant(
+        "hashes of a checkpoint's manifest",
+        "engine/dpo/training/checkpoints.py",
+        "or sha256_of_file(path) != facts",
+        "or not facts",
+        (f"{TRAINING}::test_every_damage_to_a_checkpoint_is_seen",),
+    ),
+    Mutant(
+        "hash of the archive",
+        "engine/packaging/archive.py",
+        "if digest not in expected or len(expected) > 1:",
+        "if False:",
+        ("tests/push/test_push.py::test_an_archive_that_is_not_the_recorded_one_is_not_pushed",),
+    ),
+    Mutant(
+        "sanitiser",
+        "engine/security/sanitize.py",
+        '_UNSAFE.sub(_spelt_out, text.replace("\\r\\n", "\\n").replace("\\r", "\\n"))',
+        "text",
+        ("tests/security/test_sanitize.py",),
+    ),
+    Mutant(
+        "sanitiser of one line",
+        "engine/security/sanitize.py",
+        '_UNSAFE.sub(_spelt_out, re.sub(r"\\s+", " ", text).strip())',
+        "text",
+        ("tests/security/test_sanitize.py",),
+    ),
+    Mutant(
+        "redactor of known secrets",
+        "engine/security/redaction.py",
+        "            text = text.replace(value, MASK)",
+        "            pass",
+        ("tests/security/test_redaction.py",),
+    ),
+    Mutant(
+        "redactor of what looks like a token",
+        "engine/security/redaction.py",
+        '_LOOKS_LIKE_A_TOKEN.sub(MASK, text) if "hf_" in text else text',
+        "text",
+        ("tests/security/test_redaction.py",),
+    ),
+    Mutant(
+        "finite loss and gradient",
+        "engine/dpo/training/trl_trainer.py",
+        "        if not math.isfinite(logs[name]):",
+        "        if False:",
+        (
+            f"{TRAINING}::test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint",
+            f"{TRAINING}::test_a_nan_gradient_under_a_finite_loss_stops_the_run",
+        ),
+    ),
+    Mutant(
+        "no link followed into the archive",
+        "engine/packaging/contents.py",
+        "flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC",
+        "flags = os.O_RDONLY | os.O_CLOEXEC",
+        (f"{ARCHIVES}::test_what_became_a_link_since_it_was_looked_at_is_not_read",),
+    ),
+    Mutant(
+        "no link followed by what writes the archive",
+        "engine/packaging/zip_writer.py",
+        """    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+""",
+        "    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)\n",
+        (f"{ARCHIVES}::test_a_link_in_the_place_of_the_temporary_file_is_not_followed",),
+    ),
+)
+
+
+def main(names: Sequence[str]) -> int:
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
+        whole = copied(Path(place) / "whole")
+        every = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
+        failed, seconds = run(whole, every)
+        print(f"Nothing taken out: {len(failed)} tests of {len(every)} places fail ({seconds:.0f} s).", *failed)
+        print("\n| taken out | tests that failed | |\n|---|---|--:|", flush=True)
+        survivors = sum(not caught(mutant, whole) for mutant in chosen)
+    print(f"{len(chosen) - survivors} of {len(chosen)} are noticed.")
+    return int(bool(survivors or failed))
+
+
+def caught(mutant: Mutant, whole: Path) -> bool:
+    """Whether a test fails without the safeguard; prints its line of the table."""
+    path = whole / mutant.file
+    code = path.read_text(encoding="utf-8")
+    mutant.apply(whole)
+    try:
+        failed, seconds = run(whole, mutant.tests)
+    finally:
+        path.write_text(code, encoding="utf-8")
+    more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+    told = ", ".join(name.rpartition("::")[2] for name in failed[:SHOWN]) + more
+    print(f"| {mutant.name} | {told or 'NOTHING FAILED'} | {seconds:.0f} s |", flush=True)
+    return bool(failed)
+
+
+def copied(folder: Path) -> Path:
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "snapshots"))
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def run(folder: Path, tests: Sequence[str]) -> tuple[list[str], float]:
+    """Names of the tests that failed, and the seconds. Raises RuntimeError where pytest itself did."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", "--maxfail=10", *tests],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+    return list(failed_in(done.stdout)), time.monotonic() - started
+
+
+def failed_in(output: str) -> Iterator[str]:
+    for line in output.splitlines():
+        if found := re.match(r"(?:FAILED|ERROR) (.+?)(?: - |$)", line):
+            yield found[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
