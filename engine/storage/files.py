@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from engine.core.failpoints import failpoint
 from engine.core.reading import open_file
+
+PART_NAME = re.compile(r"\..+\.(?P<pid>\d{1,9})\.part", re.DOTALL)
+"""Of a file while `write_atomically` writes it."""
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
