@@ -118,7 +118,7 @@ KEYS: tuple[Key, ...] = (
     Key("pairs", "slash", "/", "filter", "filter", "Filter by words, reason:, verdict:, principle:, gain>, …", PAIRS),
     Key("pairs", "n", "n", "flagged(1)", "next ✗", "Next flagged pair without a decision.", PAIRS),
     Key("pairs", "N", "N", "flagged(-1)", "", "Previous flagged pair.", PAIRS),
-    Key("pairs", "S", "S", "sample", "", "The sample to decide about where no judge can judge.", PAIRS),
+    Key("pairs", "S", "S", "sample", "", "The sample to decide about if no judge passed its exam.", PAIRS),
     Key("pairs", "y", "y", "decide('accept')", "accept", "Accept this pair, whatever the detectors say.", PAIRS),
     Key("pairs", "x", "x", "decide('reject')", "reject", "Reject this pair: leave it out of training.", PAIRS),
     Key("pairs", "w", "w", "decide('flip')", "swap", "Swap: train on the draft as the chosen text.", PAIRS),

@@ -112,7 +112,7 @@ class PairsOptions(Described):
     pairs: Path | None = option(None, changes="credentials preflight pairs", common=True)
     """File or folder of existing preference pairs. Stage pairs imports them instead of generating."""
     form: str | None = option(None, changes="credentials preflight pairs")
-    """Form of the rows, by name (docs/files-you-have.md lists the forms). Default: detected from their columns."""
+    """Form of the rows (docs/files-you-have.md lists them). Default: detected from the columns."""
     columns: str | None = option(None, changes="credentials preflight pairs")
     """The file's names for the columns of a form: prompt=question,chosen=good,rejected=bad."""
     max_bad_rows: float | None = option(None, ge=0.0, le=1.0, changes="credentials preflight pairs")
@@ -120,7 +120,7 @@ class PairsOptions(Described):
     num_examples: int = option(2500, ge=1, changes="preflight pairs", common=True)
     """Number of prompts to make pairs from."""
     target_pairs: int | None = option(None, ge=1, changes="preflight pairs")
-    """Draw prompts until so many usable pairs are there, in place of --num-examples."""
+    """Generate until this many pairs are usable, instead of from a fixed --num-examples."""
     method: Literal["critique-revision", "contrast", "best-of-n"] = option(
         "critique-revision", changes="preflight pairs", common=True
     )
@@ -147,7 +147,7 @@ class PairsOptions(Described):
     few_shot: Path | None = option(None, changes="preflight pairs")
     """YAML file of worked examples of critique and revision, shown before each critique."""
     pilot_prompts: int = option(24, ge=0, changes="preflight")
-    """Preflight makes pairs of so many prompts, judges them, and refuses if they leave no hope for the gate; 0: of one alone."""
+    """Prompts in preflight's pilot: it makes and judges pairs, and refuses if the gate is out of reach. 0: one prompt only."""
 
 
 class ServerOptions(Described):
@@ -158,17 +158,17 @@ class ServerOptions(Described):
     server_model: str | None = option(None, changes="preflight pairs quality evaluation")
     """Name of the model on that server: the base model with the Stage 2 adapter."""
     critic_url: str | None = option(None, changes="preflight pairs")
-    """An OpenAI-compatible server that writes critiques and revisions, while the policy drafts where it is."""
+    """OpenAI-compatible server that writes critiques and revisions. The policy still writes the drafts."""
     critic_model: str | None = option(None, changes="preflight pairs")
-    """The critic's name on that server: any model that follows instructions."""
+    """Name of the critic on that server: any model that follows instructions."""
     critic_api_key_env: str = option("STAGE3_CRITIC_TOKEN", pattern=VARIABLE, changes="")
-    """The environment variable that holds the token of --critic-url; the token itself is no option."""
+    """Environment variable that holds the token for --critic-url. The token itself cannot be an option."""
     judge_url: str | None = option(None, changes="")
-    """An OpenAI-compatible server for --judge server and auto; without it, that of --server-url."""
+    """OpenAI-compatible server for --judge server and auto. Default: --server-url."""
     judge_model: str | None = option(None, changes="quality evaluation")
-    """The judge's name on that server; without it, that of --server-model."""
+    """Name of the judge on that server. Default: --server-model."""
     judge_api_key_env: str = option("STAGE3_JUDGE_TOKEN", pattern=VARIABLE, changes="")
-    """The environment variable that holds the token of --judge-url."""
+    """Environment variable that holds the token for --judge-url."""
     server_concurrency: int = option(16, ge=1, changes="")
     """Maximum concurrent requests to the server."""
     server_timeout: float = option(120.0, gt=0.0, changes="")
@@ -189,7 +189,7 @@ class QualityOptions(Described):
     """Sequence classifier for --judge reward-model: a Hub id or a folder."""
 
     relevance: bool = option(True, changes="quality")
-    """Measure with the base model whether each revision depends on its prompt; what would fit any message is left out."""
+    """Measure with the base model whether each revision depends on its prompt, and leave out what would fit any prompt."""
     min_pairs: int = option(100, ge=1, changes="quality")
     """The gate refuses a set with fewer training pairs."""
     min_usable_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
@@ -205,7 +205,7 @@ class QualityOptions(Described):
     min_gain: float = option(0.0, changes="quality")
     """A pair trains only if a judge finds it better by more than this; a number below 0 lets equal and worse ones in."""
     min_sample_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
-    """Without a judge that can judge: the lower end of the 95 % interval of the share that people find better must reach it."""
+    """If no judge passed its exam: the lower end of the 95 % interval of the share that people find better must reach this."""
     warn_identical_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
     """Warn if a larger share of the revisions is identical to the draft."""
     warn_meta_share: float = option(0.02, ge=0.0, le=1.0, changes="quality")

@@ -1,6 +1,6 @@
-"""What of a run folder could go: nothing that the archive takes, and nothing that the next start would need.
+"""What `clean` may remove from a run folder: nothing that goes into the archive or that the next start needs.
 
-Looked up without the lock; whoever removes holds the run, and looks again.
+Looking needs no lock; the caller that removes holds the run, and looks again.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def _lost_decisions(folder: Path) -> bool:
 
 
 def _checkpoints(run: Run, one: Run) -> Iterator[tuple[Piece, bool]]:
-    """While training is under way all stay, since the newest may turn out damaged; then the newest whole one does: with it a
-    new evaluation trains nothing.
+    """During training all are kept, since the newest may turn out damaged; afterwards the newest valid one, so that a new
+    evaluation needs no training.
     """
     folder = one / layout.CHECKPOINTS_DIR
     for path in sorted([*folder.glob("broken-checkpoint-*"), *folder.glob(".checkpoint-*.part")]):

@@ -61,11 +61,11 @@ class Run:
         write_json(self / layout.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
-        """What is recorded of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before it first ran."""
+        """The record of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before its first run."""
         return dict(self.manifest["stages"].get(name, {}))
 
     def result(self, name: str) -> dict[str, Any]:
-        """The facts that a finished stage left for the later ones."""
+        """The facts that a finished stage left for later stages."""
         return dict(self.stage(name).get("result", {}))
 
     def record_stage(self, name: str, **facts: Any) -> None:
@@ -82,10 +82,10 @@ class Run:
         return Results(self.manifest["stages"])
 
     def set_aside(self, *relative: str, why: str, reusable: bool = True) -> Path | None:
-        """Move files of the run that are to be made again into `superseded/N/`; None where there were none.
+        """Move outdated files of the run into `superseded/N/`, which is returned; None if none of them exist.
 
-        why        written beside them, for people and for `stage3-tui clean`
-        reusable   whether what is in them may be taken over by what is made next
+        why        the reason, written beside them for people and for `stage3-tui clean`
+        reusable   whether the next set may reuse records from them
         """
         there = [name for name in relative if (self / name).exists()]
         if not there:
@@ -97,7 +97,7 @@ class Run:
         write_json(folder / layout.SUPERSEDED_NOTE, {"why": why, "reusable": reusable, "files": there})
         for name in there:
             if not (self / name).exists():
-                continue  # it went with the folder that holds it
+                continue  # moved along with its parent folder
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             failpoint("rename")
@@ -107,17 +107,17 @@ class Run:
     # -- the lock ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Take the run for this process, until `release` or the process's end. From then on nothing that the process makes
-        can be changed by other users, whatever umask it came with.
+        """Lock the run for this process, until `release` or until it exits. Also tightens the umask, so that other users
+        cannot change the run's files.
 
-        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError for a name that leaves
-        none for the archive, DiskError for a folder that cannot be written.
+        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError for a name too long
+        for the archive beside it, DiskError if the folder cannot be written.
         """
         keep_others_from_writing()
         self._refuse_long_name()
         self._refuse_odd_files()
         try:
-            # Whatever the umask: prompts and answers are in it.
+            # Private whatever the umask: it holds prompts and answers.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.take()
         except OSError as error:
@@ -125,15 +125,15 @@ class Run:
         self.reload()
 
     def require_in_place(self) -> None:
-        """Raises DamagedState if the folder that was taken is not at its path any more: whatever was written there now would be
-        half a run. Nothing is asked before it was taken.
+        """Raises DamagedState if the locked folder is no longer at its path: writing there would leave half a run. Does
+        nothing before `acquire`.
         """
         if not self._lock.is_held or self._lock.is_in_place():
             return
         raise DamagedState(
-            f"The run folder {self.folder} is not there any more.",
+            f"The run folder {self.folder} is gone.",
             "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
-            "Move it back to its place, and run the same command again; or begin a new run with another --output-dir.",
+            "Move it back and run the same command again, or start a new run with another --output-dir.",
         )
 
     def _refuse_long_name(self) -> None:
@@ -176,7 +176,7 @@ class Run:
         self._lock.release(goes_on=goes_on)
 
     def owner(self) -> Owner | None:
-        """The live process that holds this run; None where there is none."""
+        """The live process that holds this run; None if no process does."""
         return self._lock.owner()
 
 

@@ -1,4 +1,4 @@
-"""Events on disk: `logs/events.jsonl`, one a line, each with `seq` and `time`."""
+"""Events on disk: `logs/events.jsonl`, one per line, each with `seq` and `time`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LATEST = 4e10
 
 @dataclass(frozen=True)
 class Entry:
-    """An event as the journal keeps it."""
+    """An event with its sequence number and time, as stored."""
 
     seq: int
     time: float
@@ -34,7 +34,7 @@ class Entry:
 
 
 class Journal:
-    """Append events; `seq` goes on from what an earlier process wrote."""
+    """Append events; `seq` continues from what an earlier process wrote."""
 
     def __init__(self, path: Path) -> None:
         # What it tells is told to the end, also into a folder that was moved away: a session asks whether it is in place.
@@ -50,7 +50,7 @@ class Journal:
         failpoint("event")
         with self._lock:
             entry = self._entry(event)
-            # Telemetry comes every second and is worth no disk flush; a pair has its own, in pairs.jsonl.
+            # Telemetry arrives every second and is not worth an fsync; a pair has its own, in pairs.jsonl.
             self._appender.append(
                 finite(entry.as_dict()), sync=not isinstance(event, (Telemetry, PairMade, PairFailed))
             )
@@ -113,7 +113,7 @@ def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinities as text: JSON has none, and the event that reports them must be written above all."""
+    """NaN and infinities as text: JSON has no such numbers, and the event that reports them must not be lost."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a run set aside, in `superseded/1`, `superseded/2`, …: nothing is deleted, and what still holds may be taken over."""
+"""Files that a run set aside, in `superseded/1`, `superseded/2`, …: nothing is deleted, and valid records may be reused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def superseded_folders(run_folder: Path) -> list[Path]:
 
 
 def is_reusable(folder: Path) -> bool:
-    """Whether what is in it may be taken over: not after `--from`, and not where nobody says so."""
+    """Whether its records may be reused: only if its note says so (after `--from` it doesn't)."""
     return note_of(folder).get("reusable") is True
 
 

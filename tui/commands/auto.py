@@ -1,4 +1,4 @@
-"""`--auto`: the ten stages without a terminal. The engine works in a thread; this one prints, and hears signals."""
+"""`--auto`: the ten stages without a terminal. The engine works in a thread; this one prints and handles signals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_auto(
     verbose: bool = False,
     token: Secret | None = None,
 ) -> int:
-    """Run the stages and print what happens. Raises Stage3Error before the run has begun (locked, damaged)."""
+    """Run the stages and print what happens. Raises Stage3Error if the run cannot start (locked, damaged)."""
 
     def stages(session: Session) -> int:
         return int(session.run(until=until, redo_from=redo_from))
@@ -57,7 +57,7 @@ def run_and_print(
 ) -> int:
     """Take the run, let `work` drive its session, and print what happens; returns the exit code.
 
-    again   the command that goes on with the run in a fresh process
+    again   the command that continues the run in a fresh process
     """
     quiet_libraries()
     run = Run(config.output_dir)
@@ -78,8 +78,8 @@ def run_and_print(
 
 
 class EventPrinter:
-    """Folds events as the engine makes them, and lets a printer show them. That none of it ends the run is the work of
-    `tui.process.standard_streams`.
+    """Folds events as they arrive and passes them to a printer. `tui.process.standard_streams` makes sure that a broken
+    output never ends the run.
     """
 
     def __init__(self, run: Run, printer: AutoPrinter) -> None:
@@ -134,7 +134,7 @@ def _work(context: Context, follower: EventPrinter, drive: Callable[[Session], i
 
 
 def _tell_failure(state: RunState) -> None:
-    """What failed, why and what to do, on stderr."""
+    """Print to stderr what failed, why, and what to do."""
     if state.finished is None or not state.finished.exit_code:
         return
     failure = next((stage.failure for stage in state.stages.values() if stage.failure is not None), None)

@@ -99,5 +99,5 @@ def print_status_text(run: Run, state: RunState, owner: Owner | None) -> None:
 
 
 def _seen_status(stage: StageState, owner: Owner | None) -> str:
-    """A stage that was running when its process died is stopped, whatever the journal's last word."""
+    """A stage whose process died while it was running counts as stopped, whatever the journal says last."""
     return "stopped" if stage.status == "running" and owner is None else stage.status

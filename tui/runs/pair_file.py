@@ -1,7 +1,6 @@
-"""A file of pairs in the place of a run: what `stage3-tui browse FILE` draws from.
+"""A file of pairs instead of a run: the source of `stage3-tui browse FILE`.
 
-The rows, whatever their form, become lines of our own in a folder that is gone afterwards; the decisions about them go
-beside the file itself.
+Rows of any form are converted to native lines in a temporary folder; decisions about them are written beside the file.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class _RunOfFile(Run):
 
 
 class PairFile:
-    """Nothing runs here, and decisions may be made."""
+    """Nothing is running, and decisions are allowed."""
 
     read_only = False
     hands_off = False
@@ -57,7 +56,7 @@ class PairFile:
         self.file, self.config = file, config
         self.edits = edits_beside(file.resolve()).resolve()
         self.problem = ""
-        """Why the reading ended before the file did."""
+        """Why reading ended before the end of the file."""
         if not file.is_file():
             raise ConfigError(f"There is no file {file}.", "", "Give the path of a file of preference pairs.")
         lines = native_lines(pairs_of(rows_of_source(file), RowReader.of(config)))
@@ -77,7 +76,7 @@ class PairFile:
             (self.run / name).parent.mkdir(parents=True, exist_ok=True)
 
     def open(self) -> None:
-        """Begin to read; the browser shows what is there, and looks again."""
+        """Start reading; the browser shows the rows as they arrive."""
         self._thread.start()
 
     def close(self) -> None:
@@ -89,7 +88,7 @@ class PairFile:
         return self._state
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """There is nothing to stop."""
+        """Nothing to stop."""
 
     def _read(self) -> None:
         try:

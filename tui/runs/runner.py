@@ -49,12 +49,12 @@ class Runner:
         self.run = run
         self.config = config
         self.exit_code: ExitCode | None = None
-        """Of the last completed start."""
+        """Exit code of the last completed start."""
         self.restart_until: str | None = None
         """The last stage for a fresh process to run; None if this process can continue."""
         self._token = token
         self._context: Context | None = None
-        """Of the newest start."""
+        """Context of the newest start."""
         self._session_factory = session_factory
         self._lock = Lock()
         self._thread: Thread | None = None
@@ -104,11 +104,11 @@ class Runner:
             self._thread.join(timeout)
 
     def set_token(self, token: Secret) -> None:
-        """Used from the next start on."""
+        """Takes effect at the next start."""
         self._token = token
 
     def set_config(self, config: Stage3Config) -> None:
-        """Used from the next start on."""
+        """Takes effect at the next start."""
         self.config = config
 
     def _work(self, context: Context, until: str, redo_from: str | None) -> None:

@@ -18,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Line:
-    """One whole line: its place in the file and its content."""
+    """One complete line: its position in the file and its content."""
 
     number: int
     offset: int
@@ -36,7 +36,7 @@ class TailChunk:
 
 
 class JsonlTail:
-    """Remembers how far it has read. A torn last line, and a file that is not there yet, wait for the next look."""
+    """Remembers how far it has read. An incomplete last line or a missing file waits for the next read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class JsonlTail:
         self._inode: int | None = None
 
     def read(self) -> TailChunk:
-        """The next whole lines, at most about four megabytes of them; no lines when there are none yet."""
+        """The next complete lines, at most about four megabytes; none if there are none yet."""
         try:
             with open_file(self.path) as file:
                 begun_anew = self._notice_another_file(os.fstat(file.fileno()))

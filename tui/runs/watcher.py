@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Reads `logs/events.jsonl` as it grows, in a thread of its own between `open` and `close`."""
+    """Reads `logs/events.jsonl` as it grows, in its own thread between `open` and `close`."""
 
     read_only = True
 
@@ -89,7 +89,7 @@ class Watcher:
         write_atomically(self.run / layout.STOP_REQUEST, f"{reason}\n".encode())
 
     def read(self) -> int:
-        """Fold what is new; the number of new lines."""
+        """Fold new lines; returns how many."""
         piece = self._tail.read()
         state = RunState() if piece.begun_anew else self._state
         for line in piece.lines:

@@ -56,7 +56,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
 """The options on a stage's screen: names of groups, and of single options."""
 
 NOT_EDITED = ("output_dir",)
-"""Another output folder is another run, so it can only be set on the command line."""
+"""Not editable here: another output folder is another run, so it is set on the command line."""
 
 READABLE = 110
 """Maximum width of sentences, in cells."""
@@ -68,17 +68,17 @@ def options_of(stage: str) -> tuple[Option, ...]:
 
 
 class StageView(Vertical):
-    """The body of the screen for one stage. It gets the state, and draws what changed."""
+    """The body of the screen for one stage. Receives the state and draws what changed."""
 
     STAGE: ClassVar[str]
     OPTIONS: ClassVar[str] = "Options"
     OWN_PAGES: ClassVar[tuple[str, ...]] = ("Overview",)
-    """Views of the stage, shown one at a time; its options are another."""
+    """Views of the stage, shown one at a time; its options are a further one."""
     BARE_PAGES: ClassVar[tuple[str, ...]] = (OPTIONS,)
     """Views without summary and next actions above them, because they need the room."""
 
     empty_pages: tuple[str, ...] = ()
-    """Of its own pages those that have nothing to show in this run."""
+    """Its own pages that have nothing to show in this run."""
 
     class Turned(Message):
         """The person switched to another view."""
@@ -127,7 +127,7 @@ class StageView(Vertical):
 
     @property
     def pages(self) -> tuple[str, ...]:
-        """Those that there is something to see on."""
+        """The pages that have something to show."""
         return tuple(page for page in self.all_pages if page not in self.empty_pages)
 
     def compose(self) -> ComposeResult:
@@ -210,7 +210,7 @@ class StageView(Vertical):
 
     @property
     def compact(self) -> bool:
-        """Whether lines are scarce."""
+        """Whether there are few lines."""
         return self.screen.has_class("-short")
 
     @property
@@ -248,7 +248,7 @@ class StageView(Vertical):
         )
 
     def _draw_summary(self, state: RunState, stage: StageState) -> None:
-        """Its result in a line or two, or what it will do, and the possible actions."""
+        """The result in a line or two, or what the stage will do, and the possible actions."""
         waits = stage.status == "waiting" and not stage.summary
         told = description_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
         bare = self.page in self.BARE_PAGES

@@ -104,7 +104,7 @@ class MainScreen(Screen[None]):
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     async def draw(self, state: RunState, standing: str, now: float) -> bool:
-        """Show `state`, and follow the running stage. False if some part could not be drawn yet."""
+        """Show `state`, and follow the running stage. False if a part could not be drawn yet."""
         await self._follow(state)
         if not self.is_whole:
             return False
@@ -271,7 +271,7 @@ class MainScreen(Screen[None]):
             self.view.show_answers(self.view.answers.moved(by))
 
     def action_which(self, kind: str = "") -> None:
-        """Go through the answers of one kind; without a name, of the next one."""
+        """Step through the answers of one kind; without a name, of the next kind."""
         if isinstance(self.view, TrainingView):
             shown = self.view.answers
             self.view.show_answers(shown.of_kind(kind) if kind else shown.of_next_kind())
@@ -285,7 +285,7 @@ class MainScreen(Screen[None]):
             wizard_of(self).copy(*self.view.copy_text(wizard_of(self).seen))
 
     def action_copy_line(self, number: int) -> None:
-        """A click on a line that the stage offers to copy."""
+        """Handle a click on a line that can be copied."""
         if isinstance(self.view, PackagingView):
             wizard_of(self).copy(*self.view.line_at(number, wizard_of(self).seen))
 

@@ -116,7 +116,7 @@ class TrainingView(StageView):
         )
 
     def _read_answers(self, evaluation: EvalDone | None) -> None:
-        """Those of the event at once, and all of the report as soon as it is read."""
+        """The answers in the event first, then all of the report's once it is read."""
         if evaluation is self._read_for:
             return
         self._read_for = evaluation
@@ -237,7 +237,7 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
 
 
 def warning_lines(warnings: Sequence[Message], width: int) -> list[Content]:
-    """Warnings of the training with their evidence, a line each."""
+    """Warnings of the training with their evidence, one per line."""
     return [
         Content.assemble(
             (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), safe_text(one.text, "", 300)

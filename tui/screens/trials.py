@@ -1,4 +1,4 @@
-"""The trials of a sweep, as they go: what each is trained with, how far it is, and what came of it."""
+"""The trials of a sweep, live: the options, progress and outcome of each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ VERDICT_STYLES = {"better": "bold $check-ok", "worse": "bold $check-failed"}
 ROOM_FOR_CURVES = 100
 BAR = 36
 CURVE = 48
-"""Cells of the little curve of the loss."""
+"""Cells of the sparkline of the loss."""
 
 
 def trial_lines(
     trials: Iterable[TrialState], total: int, now: float, width: int, *, plain: bool = False
 ) -> list[Content]:
-    """The best one's verdict once all have ended, then two lines a trial, in their order."""
+    """The best trial's verdict once all have ended, then two lines per trial, in order."""
     shown = list(trials)
     ended = sum(trial.finished is not None for trial in shown)
     lines = _leader(shown, width, plain=plain) if ended == total and shown else []
@@ -88,7 +88,7 @@ def _outcome(trial: TrialState, now: float) -> Content:
 
 
 def _figures(trial: TrialState, width: int) -> Content:
-    """The newest figures of training, or what the evaluation found; a trial that failed says why."""
+    """The newest training figures, or the evaluation's result; for a failed trial, the reason."""
     finished = trial.finished
     if finished is not None and finished.outcome != "done":
         return (Content("     ") + one_line(finished.summary, "$check-failed")).truncate(width, ellipsis=True)

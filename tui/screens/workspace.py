@@ -33,7 +33,7 @@ class WorkspaceView(StageView):
 
 
 def disk_usage(folder: Path) -> tuple[float, float] | None:
-    """(used, total) bytes of the disk that holds `folder`, or will; None if unknown."""
+    """(used, total) bytes of the disk that holds, or will hold, `folder`; None if unknown."""
     for place in (folder, *folder.parents):
         try:
             usage = shutil.disk_usage(place)
@@ -44,7 +44,7 @@ def disk_usage(folder: Path) -> tuple[float, float] | None:
 
 
 def disk_lines(used: float, total: float, needed: float, width: int) -> list[Content]:
-    """Disk usage, and how far the run will fill it, once preflight has a forecast."""
+    """Disk usage, with the usage that preflight forecasts, if it has."""
     needs = f"   the run needs about {memory(needed)}" if needed else ""
     told = Content.assemble((f"  {memory(total - used)} free", "bold"), (f" of {memory(total)}{needs}", "$muted"))
     label = Content.styled("Disk  ", "$muted")

@@ -1,5 +1,5 @@
-"""The options of one stage as a form: a row each, and below them the selected one with its meaning, its allowed values, and a
-field that validates as you type.
+"""The options of one stage as a form: one per row, and below them the selected one with its description, its allowed values,
+and a field that validates as you type.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class OptionsEditor(Vertical):
 
 
 def option_words(option: Option, told: str, editing: bool, fixed: bool, width: int) -> list[Content]:
-    """The option's meaning, its allowed values, and whether the input is valid."""
+    """The option's description, its allowed values, and whether the input is valid."""
     variable = ENV_PREFIX + option.name.upper()
     lines = [*paragraph(Content.styled(option.sentence, "$foreground"), width)]
     facts = f"{option.allowed} · default {option.default or 'none'} · {option.flag} · {variable}"

@@ -1,4 +1,4 @@
-"""The ten stages: on the left, or on one line in a narrow terminal."""
+"""The list of the ten stages: on the left, or on one line in a narrow terminal."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Rail(Widget):
 
 
 def tall_rail(state: RunState, selected: str, now: float, width: int, row_height: int) -> list[Content]:
-    """A row a stage, and under it a second one with its status in a word if there is room."""
+    """A row per stage and, if there is room, a second one with its status in a word."""
     lines = []
     for number, spec in enumerate(STAGE_TABLE, start=1):
         name, title = spec.name, spec.title
@@ -97,7 +97,7 @@ def tall_rail(state: RunState, selected: str, now: float, width: int, row_height
 
 
 def _times(state: RunState, stage: StageState, now: float) -> str:
-    """How long a stage has taken; of what is still to be done, how long it will take, if that is known."""
+    """How long a stage has taken or, for one still to be done, its forecast."""
     expected = state.expected_seconds(stage.name, now) if stage.status in ("running", "waiting") else None
     return times(stage.elapsed(now), expected)
 

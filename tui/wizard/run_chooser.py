@@ -1,4 +1,4 @@
-"""The first question where several runs lie side by side: which one. An application of its own, before a run is taken."""
+"""Choose one of several runs, before any is locked. A separate application."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
 DEPTH = 2
-"""Folders below the one beside --output-dir in which runs are looked for: a home folder is not searched through."""
+"""Levels of folders to search for runs, beside --output-dir: a home folder must not be searched completely."""
 WIDE = 110
 STYLES: dict[State, str] = {
     "running": "$stage-running", "done": "$stage-done", "failed": "$stage-failed", "refused": "$stage-refused",
@@ -33,8 +33,8 @@ VERDICT_STYLES = {"better": "$check-ok", "worse": "$check-failed"}
 
 
 def choose_run(config: Stage3Config) -> Path | None:
-    """The run folder that a person chooses among those beside `--output-dir`; that one itself where there is no choice, None
-    where somebody left.
+    """The run folder that the user chooses among those beside `--output-dir`; `--output-dir` itself if it is the only one;
+    None if the user left.
     """
     beside = config.output_dir.expanduser().resolve().parent
     found = runs_below(beside, DEPTH) if beside.is_dir() else []
@@ -44,7 +44,7 @@ def choose_run(config: Stage3Config) -> Path | None:
 
 
 class RunRows(RowList):
-    """One run a line; the last line is a new run where `--output-dir` names none of them."""
+    """One run per line; the last line is a new run, unless `--output-dir` names one of them."""
 
     def __init__(self, beside: Path, runs: Sequence[RunFacts], new: Path | None) -> None:
         super().__init__(id="runs")
@@ -71,7 +71,7 @@ class RunRows(RowList):
 
 
 def run_row(run: RunFacts, beside: Path, width: int) -> Content:
-    """Name, when, pairs, verdict and state; with room model, trials and size, too."""
+    """Name, time, pairs, verdict and state; if there is room, also model, trials and size."""
     when = "" if run.when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))
     cells = [
         fit(Content.styled(when, "$muted"), 16),
