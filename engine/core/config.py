@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.core.errors import ConfigError
+from engine.core.reading import read_toml
 from engine.security.secrets import TOKEN_VARIABLES
 
 ENV_PREFIX = "STAGE3_"
@@ -502,13 +502,12 @@ def _toml_values(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
-            return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+        return {key.replace("-", "_"): value for key, value in read_toml(path).items()}
     except OSError as error:
         raise ConfigError(
             f"Cannot read the configuration {path}.", str(error), "Pass another file with --config."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(
             f"The configuration {path} is not valid TOML.", str(error), "Correct the line it names."
         ) from error

@@ -5,7 +5,6 @@ Looking needs no lock; the caller that removes holds the run, and looks again.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core import layout
-from engine.dpo.training.checkpoints import MANIFEST, by_step, checkpoint_error
+from engine.dpo.training.checkpoints import MANIFEST, CheckpointManifest, by_step, checkpoint_error
 from engine.pairs.generation.superseded import CARRIED
 from engine.run.folder import Run
 from engine.run.listing import ENDED, is_run
 from engine.run.superseded import is_reusable, note_of, superseded_folders
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import size_of_folder
 
 Kind = Literal["superseded", "checkpoints", "caches"]
@@ -112,11 +112,9 @@ def _needed_of_superseded(run: Run, folder: Path) -> str:
 
 
 def _lost_decisions(folder: Path) -> bool:
-    """Whether decisions were not carried over to the next set; also true if nothing has checked yet."""
-    try:
-        return bool(json.loads((folder / CARRIED).read_text(encoding="utf-8"))["not_carried"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
+    """Whether decisions were not carried over to the set that followed; also if nobody has looked yet."""
+    carried = read_json_or_none(folder / CARRIED, dict[str, Any])
+    return carried is None or bool(carried.get("not_carried", True))
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -142,11 +140,8 @@ def _checkpoints(run: Run, one: Run) -> Iterator[tuple[Piece, bool]]:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    try:
-        fingerprint = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return not checkpoint_error(checkpoint, fingerprint)
+    manifest = read_json_or_none(checkpoint / MANIFEST, CheckpointManifest)
+    return manifest is not None and not checkpoint_error(checkpoint, manifest.fingerprint)
 
 
 # -- caches ------------------------------------------------------------------------------------------------------------

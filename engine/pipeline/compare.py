@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.core import layout
 from engine.run.folder import Run
+from engine.storage.documents import read_json_or_none
 
 NO_RESULT = ("output_dir", "theme", "mouse", "ascii")
 """Options that do not affect the result."""
@@ -84,12 +85,8 @@ def compare(folders: Sequence[Path]) -> Compared:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Empty if not written yet or unreadable."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """Empty if it was not written yet, or cannot be read."""
+    return read_json_or_none(path, dict[str, Any]) or {}
 
 
 def _different_options(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:

@@ -141,7 +141,7 @@ def _fail(context: Context, name: str, error: BaseException) -> Generator[Event,
         context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
         context.run.manifest["error"] = {"stage": name, **known.as_dict()}
         context.run.save()
-    except (OSError, DamagedState) as unwritable:  # a full disk or a missing folder must not hide the original failure
+    except (OSError, DamagedState, UnsafeError) as unwritable:  # must not hide the original failure
         if str(unwritable) != str(known):
             yield Message("error", f"Cannot write run.json: {unwritable}")
     yield StageFinished(

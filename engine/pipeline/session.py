@@ -112,12 +112,16 @@ class Session:
                     failure, step = error, partial(pipeline.throw, error)
 
     def _record(self, event: Event) -> None:
-        """Raises DamagedState if the run folder is gone, DiskError if the journal cannot be written."""
+        """Raises DamagedState if the run folder or the journal is gone, UnsafeError if a link is in the place of one of its
+        folders, DiskError if the journal cannot be written.
+        """
         self._stall.note_event(event)
         if isinstance(event, RunFinished):
             self._sampler.stop()  # the last event is the last
         if not isinstance(event, ENDS):
             self.context.run.require_in_place()
+            self.context.run.refuse_new_links()
+            self._journal.require_in_place()
         self._emit(event)
 
     def _emit(self, event: Event) -> None:

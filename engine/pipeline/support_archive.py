@@ -22,9 +22,11 @@ import engine
 from engine.core import layout
 from engine.core.errors import ConfigError, DiskError, Stage3Error
 from engine.core.events import Check
+from engine.core.reading import open_file
 from engine.packaging.secret_scan import find_secrets, refuse_secrets
 from engine.packaging.support_text import Phrases, SupportText, private_texts, texts
 from engine.packaging.zip_writer import write_zip
+from engine.storage.documents import read_json
 from engine.storage.jsonl import BadLine, read_jsonl
 
 DISTRIBUTION = "stage3-tui"
@@ -154,16 +156,13 @@ def _is_file(path: Path) -> bool:
 
 
 def _json_of(path: Path) -> dict[str, Any] | str:
-    """An object, or the reason why there is none."""
-    if not _is_file(path):
-        return "no file"
-    if path.stat().st_size > LARGEST_JSON:
-        return "too large"
+    """An object, or a word why there is none."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, dict[str, Any], most=LARGEST_JSON)
+    except FileNotFoundError:
+        return "no file"
+    except (OSError, Stage3Error) as error:
         return type(error).__name__
-    return value if isinstance(value, dict) else "no object"
 
 
 def _last_events(path: Path) -> list[dict[str, Any]]:
@@ -178,7 +177,7 @@ def _last_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _end_of_log(path: Path) -> list[str]:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = max(0, file.seek(0, os.SEEK_END) - LOG_BYTES)
         file.seek(start)
         lines = file.read().decode("utf-8", errors="replace").split("\n")

@@ -6,7 +6,6 @@ on the first half, and the picked one gets its verdict on the second.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Generator, Sequence
@@ -34,7 +33,9 @@ from engine.pipeline.session import record_configuration
 from engine.pipeline.trials import Trial, share_inputs, trial_context
 from engine.run.context import Context
 from engine.run.journal import Journal
+from engine.run.reports import EvaluationReport
 from engine.security.redaction import redacted
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import write_json
 
 BEFORE_TRAINING = STAGES[: STAGES.index("training")]
@@ -149,11 +150,8 @@ def _outcome_of(own: Context, trial: Trial, seconds: float | None) -> TrialOutco
 
 
 def _figures_of(own: Context) -> dict[str, Any]:
-    try:
-        report = json.loads((own.run / layout.EVALUATION_REPORT).read_text(encoding="utf-8"))
-        return dict(report["figures"])
-    except (OSError, ValueError, KeyError, TypeError):  # it ended before the evaluation
-        return {}
+    report = read_json_or_none(own.run / layout.EVALUATION_REPORT, EvaluationReport)
+    return {} if report is None else dict(report.figures)  # None: it did not come to an evaluation
 
 
 def write_report(context: Context, outcomes: Sequence[TrialOutcome], picked: str | None = None) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import re
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine.core import layout
 from engine.core.config import Stage3Config, with_changes
 from engine.core.errors import ConfigError
 from engine.core.options import options
+from engine.core.reading import read_toml
 from engine.core.stage_table import STAGES
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -46,9 +46,8 @@ def trials_of_grid(grid: Mapping[str, Sequence[Any]]) -> list[Trial]:
 def trials_of_toml(path: Path) -> list[Trial]:
     """`[grid]` with a list for each option, or one `[[trial]]` table per trial. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = read_toml(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read the sweep {path}.", str(error), "Pass a TOML file with --trials.") from error
     grid, listed = data.get("grid", {}), data.get("trial", [])
     if not isinstance(grid, dict) or not isinstance(listed, list) or not (grid or listed):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from engine.core import layout
 from engine.core.errors import ConfigError, DamagedState, DiskError, Stage3Error, UnsafeError
 from engine.core.failpoints import failpoint
+from engine.core.reading import refuse_odd
 from engine.core.system_errors import system_error
 from engine.run.lock import RunLock
+from engine.run.manifest import new_manifest, read_manifest
 from engine.run.owner import Owner
 from engine.run.results import Results
 from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
 from engine.storage.files import keep_others_from_writing, write_json
 
-SCHEMA = 1
 LARGEST_PID = 1 << 22
 
 
@@ -42,28 +43,16 @@ class Run:
     # -- the manifest ------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read."""
+        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read, UnsafeError for
+        one that is no regular file.
+        """
         path = self / layout.RUN_JSON
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(manifest["stages"], dict):
-                raise TypeError('"stages" is not an object')
+            self.manifest = read_manifest(path)
         except FileNotFoundError:
-            self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
-            return
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise system_error(error, f"{visible_line(str(path))} cannot be used.") or DamagedState(
-                f"{path} cannot be read.",
-                f"{error}. stage3-tui writes this file atomically, so something else changed it.",
-                f"Restore it from a copy, or move {self.folder} aside to start again.",
-            ) from error
-        if manifest.get("schema") != SCHEMA:
-            raise DamagedState(
-                f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.",
-                "Another version of stage3-tui made this run.",
-                "Use that version, or give another --output-dir.",
-            )
-        self.manifest = manifest
+            self.manifest = new_manifest()
+        except OSError as error:
+            raise _unusable(path, error) from error
 
     def save(self) -> None:
         """Raises DamagedState as `require_in_place` does."""
@@ -126,7 +115,7 @@ class Run:
         """
         keep_others_from_writing()
         self._refuse_long_name()
-        self._refuse_links_out()
+        self._refuse_odd_files()
         try:
             # Private whatever the umask: it holds prompts and answers.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,16 +153,23 @@ class Run:
                 f"Give an --output-dir whose name has {room} bytes at most.",
             )
 
-    def _refuse_links_out(self) -> None:
-        """The folder itself may be a link (resolved once, in `__init__`); links inside it must stay inside it."""
+    def refuse_new_links(self) -> None:
+        """Raises UnsafeError if one of the run's own folders is a link by now: what is written there would land elsewhere."""
+        for name in layout.FOLDERS:
+            if (self / name).is_symlink():
+                _refuse_odd_file(self / name, self.folder)
+
+    def _refuse_odd_files(self) -> None:
+        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most, and is
+        a file or a folder, each where a run has one.
+        """
         for folder, folders, files in os.walk(self.folder):
             for path in (Path(folder, name) for name in (*folders, *files)):
-                if path.is_symlink() and not _leads_into(path, self.folder):
-                    raise UnsafeError(
-                        f"{visible_line(str(path))} is a link that leads out of the run folder.",
-                        "The run would write outside its folder.",
-                        "Remove the link. To put a run on another disk, give a folder there as --output-dir.",
-                    )
+                _refuse_odd_file(path, self.folder)
+        for name in layout.FILES:
+            _refuse_kind(self / name, is_folder=False)
+        for name in layout.FOLDERS:
+            _refuse_kind(self / name, is_folder=True)
 
     def release(self, *, goes_on: bool = False) -> None:
         """Let go of the run; with `goes_on`, for as long as this process takes to replace itself."""
@@ -182,6 +178,30 @@ class Run:
     def owner(self) -> Owner | None:
         """The live process that holds this run; None if no process does."""
         return self._lock.owner()
+
+
+def _refuse_odd_file(path: Path, run_folder: Path) -> None:
+    mode = path.lstat().st_mode
+    if not stat.S_ISLNK(mode):
+        refuse_odd(path, mode)
+    elif not _leads_into(path, run_folder):
+        raise UnsafeError(
+            f"{visible_line(str(path))} is a link that leads out of the run folder.",
+            "What the run writes there would land elsewhere.",
+            "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
+        )
+
+
+def _refuse_kind(path: Path, *, is_folder: bool) -> None:
+    """Raises DamagedState for a folder in the place of a file, or a file in that of a folder."""
+    if not path.exists() or path.is_dir() is is_folder:
+        return
+    there, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
+    raise DamagedState(
+        f"{visible_line(str(path))} is {there}.",
+        f"A run has {wanted} of this name: something else put it there.",
+        "Look at what it is, move it out of the run folder, and run the same command again.",
+    )
 
 
 def _leads_into(link: Path, folder: Path) -> bool:

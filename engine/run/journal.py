@@ -9,9 +9,15 @@ from threading import Lock
 from typing import Any
 
 from engine.core import clock
+from engine.core.errors import DamagedState
 from engine.core.events import Event, PairFailed, PairMade, Telemetry, event_from_dict
 from engine.core.failpoints import failpoint
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
+
+MOST_EVENTS = 1 << 53
+"""A larger number is no count of events: other programs read it as another one."""
+LATEST = 4e10
+"""Seconds since the epoch: the year 3237. What comes later is no time that a clock shows."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Journal:
     """Append events; `seq` continues from what an earlier process wrote."""
 
     def __init__(self, path: Path) -> None:
-        self._appender = JsonlAppender(path)
+        # What it tells is told to the end, also into a folder that was moved away: a session asks whether it is in place.
+        self._appender = JsonlAppender(path, acknowledges=False)
         self._lock = Lock()
         self._next = max((entry.seq for entry in read_entries(path)), default=-1) + 1
 
@@ -50,6 +57,10 @@ class Journal:
             self._next += 1
         return entry
 
+    def require_in_place(self) -> None:
+        """Raises as `JsonlAppender.require_in_place`."""
+        self._appender.require_in_place()
+
     def unwritten(self, event: Event) -> Entry:
         """The entry of an event that the disk does not take."""
         with self._lock:
@@ -64,25 +75,41 @@ class Journal:
         self._appender.close()
 
 
-def read_entries(path: Path) -> Iterator[Entry]:
-    """The events in a journal, oldest first; damaged lines and unknown kinds of events are skipped."""
-    if not path.exists():
+def read_journal(path: Path) -> Iterator[Entry | None]:
+    """The events in a journal, oldest first; None for a line that is damaged, or of another version. Raises UnsafeError for
+    what is no regular file, DamagedState for a folder, OSError.
+    """
+    try:
+        yield from (entry_from_dict(record) for _, record in read_jsonl(path))
+    except FileNotFoundError:
         return
-    for _, record in read_jsonl(path):
-        entry = entry_from_dict(record)
-        if entry is not None:
-            yield entry
+    except IsADirectoryError:
+        raise DamagedState(
+            f"{path} is a folder.",
+            "It is where a run tells what it does: something else put the folder there.",
+            "Look at what it is, move it away, and run the same command again.",
+        ) from None
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """`read_journal` without what is passed over."""
+    yield from (entry for entry in read_journal(path) if entry is not None)
 
 
 def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
-    """The entry of one line; None if the line is damaged or its kind of event unknown to this version."""
+    """The entry of one line; None if the line is damaged, or not what this version writes."""
     if isinstance(record, BadLine):
+        return None
+    seq, when = record.get("seq"), record.get("time")
+    if type(seq) is not int or not 0 <= seq < MOST_EVENTS:
+        return None
+    if type(when) not in (int, float) or not 0 <= when < LATEST:  # type: ignore[operator]
         return None
     try:
         event = event_from_dict(record)
-        return None if event is None else Entry(int(record["seq"]), float(record["time"]), event)
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return None
+    return None if event is None else Entry(seq, float(when), event)  # type: ignore[arg-type]
 
 
 def finite(value: Any) -> Any:

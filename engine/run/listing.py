@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core import layout
-from engine.core.errors import DamagedState
+from engine.core.errors import DamagedState, UnsafeError
+from engine.core.reading import open_file
 from engine.core.stage_table import STAGES
 from engine.run.folder import Run
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import size_of_folder
 
 State = Literal["running", "done", "failed", "refused", "stopped", "interrupted", "unfinished", "damaged"]
@@ -72,19 +73,19 @@ def run_folders(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run folder. Other programs write files named `run.json`, too."""
     try:
-        manifest = json.loads((folder / layout.RUN_JSON).read_text(encoding="utf-8"))
-        return isinstance(manifest, dict) and "stages" in manifest
-    except (OSError, ValueError):
-        return (folder / layout.EVENTS_JSONL).is_file()
+        manifest = read_json_or_none(folder / layout.RUN_JSON, dict[str, Any])
+    except UnsafeError:
+        return False
+    return (folder / layout.EVENTS_JSONL).is_file() if manifest is None else "stages" in manifest
 
 
 def facts_of(folder: Path) -> RunFacts:
     size = size_of_folder(folder)
     try:
         run = Run(folder)
-    except DamagedState:
+        state, stage = state_of(run)
+    except (DamagedState, UnsafeError):
         return RunFacts(folder, "damaged", when=_changed(folder / layout.RUN_JSON), bytes=size)
-    state, stage = state_of(run)
     training = run.results.training
     return RunFacts(
         folder,
@@ -143,9 +144,9 @@ def _pairs(run: Run) -> int | None:
     if result is not None:
         return int(result.ok)
     try:
-        with (run / layout.PAIRS_JSONL).open("rb") as file:
+        with open_file(run / layout.PAIRS_JSONL) as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    except OSError:
+    except (OSError, UnsafeError):
         return None
 
 

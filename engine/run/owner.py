@@ -6,7 +6,6 @@ start of the process in clock ticks since boot (independent of the wall clock), 
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -14,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.core.nesting import foreign_json
+from engine.core.reading import open_file
 from engine.security.sanitize import visible_line
 
 LONGEST_RECORD = 4096
@@ -69,11 +70,13 @@ def this_process(folder: Path) -> Owner:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """The owner in a lock file; None if it names none. The file is untrusted: its texts are sanitized."""
+    """What a lock file says; None if it names nobody. The file may be anybody's: its texts are made visible. Raises
+    UnsafeError for what is no regular file.
+    """
     try:
-        with path.open("rb") as file:
-            record = json.loads(file.read(LONGEST_RECORD))
-    except (OSError, ValueError, RecursionError):
+        with open_file(path) as file:
+            record = foreign_json(file.read(LONGEST_RECORD))
+    except (OSError, ValueError):
         return None
     return _owner_in(record) if isinstance(record, dict) else None
 

@@ -166,6 +166,21 @@ class PackagingResult(StageResult):
     pushed: Mapping[str, Any] | None = None
 
 
+RESULTS: Mapping[str, type[StageResult]] = {
+    "workspace": WorkspaceResult,
+    "toolchain": ToolchainResult,
+    "credentials": CredentialsResult,
+    "dependencies": DependenciesResult,
+    "adapter": AdapterResult,
+    "preflight": PreflightResult,
+    "pairs": PairsResult,
+    "quality": QualityResult,
+    "training": TrainingResult,
+    "packaging": PackagingResult,
+}
+"""By stage."""
+
+
 class Results:
     """The recorded results of a run, typed; None for a stage without one."""
 

@@ -6,6 +6,7 @@ first one sees.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
@@ -36,6 +37,8 @@ from engine.core.events import (
 )
 from engine.core.stage_table import STAGES
 from engine.run.journal import Entry
+
+log = logging.getLogger(__name__)
 
 StageStatus = Literal["waiting", "running", "done", "skipped", "failed", "refused", "stopped"]
 
@@ -110,6 +113,8 @@ class RunState:
     stalled_since: float | None = None
     """Time of the running stage's last event, if that is suspiciously long ago."""
     finished: RunFinished | None = None
+    passed_over: int = 0
+    """Lines of the journal that are damaged, or of another version."""
     latest: str = ""
     """The stage that started or ended last, not counting reused ones; empty before the first."""
 
@@ -286,11 +291,22 @@ class RunState:
         return replace(self, stages={**self.stages, stage.name: stage})
 
 
-def fold(entries: Iterable[Entry], state: RunState | None = None) -> RunState:
+def fold(entries: Iterable[Entry | None], state: RunState | None = None) -> RunState:
+    """The state after these lines of a journal (`engine.run.journal.read_journal`); what is passed over is counted."""
     state = state or RunState()
     for entry in entries:
-        state = state.apply_entry(entry)
+        state = folded(state, entry)
     return state
+
+
+def folded(state: RunState, entry: Entry | None) -> RunState:
+    """The state after one line of a journal, whoever wrote it."""
+    try:
+        if entry is not None:
+            return state.apply_entry(entry)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        log.warning("an event of the journal is passed over: %r", error)
+    return replace(state, passed_over=state.passed_over + 1)
 
 
 def _progress_of(step: TrainStep, first: tuple[int, float], now: float) -> Progress:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from engine.core import layout
+from engine.storage.documents import read_json_or_none
 
 
 def superseded_folders(run_folder: Path) -> list[Path]:
@@ -21,9 +21,6 @@ def is_reusable(folder: Path) -> bool:
 
 
 def note_of(folder: Path) -> dict[str, Any]:
-    """The note written beside the files when they were set aside; empty if missing or unreadable."""
-    try:
-        note = json.loads((folder / layout.SUPERSEDED_NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
+    """What was written beside the files when they were set aside; empty where nothing readable was."""
+    note: dict[str, Any] | None = read_json_or_none(folder / layout.SUPERSEDED_NOTE, dict[str, Any])
+    return note or {}

@@ -27,6 +27,15 @@ def visible_line(text: str, limit: int | None = None) -> str:
     return line
 
 
+def half_character(text: str) -> str:
+    """The first lone surrogate in a text, spelt out: JSON has it, and no file or tokenizer takes it. Empty for none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):04x}"
+    return ""
+
+
 def _spelt_out(match: re.Match[str]) -> str:
     code = ord(match.group())
     if code < 0x20:

@@ -109,16 +109,27 @@ def stored_config(folder: Path) -> dict[str, Any]:
 
 
 def token_of(given: argparse.Namespace) -> Any:
-    """The token from standard input or a file, as a Secret; None if neither was given."""
-    from engine.hub.token_file import read_token_file
-    from engine.security.secrets import Secret
+    """The token from standard input or a file, as a Secret; None where neither was asked for."""
+    from engine.hub.token_file import read_token_file, token_line
 
     if getattr(given, "token_fd", None) is not None:
         with os.fdopen(given.token_fd, encoding="utf-8") as pipe:
-            return Secret(pipe.readline().strip())
+            return token_line(pipe, "the pipe of the process before")
     if given.token_stdin:
-        return Secret(sys.stdin.readline().strip())
+        return _token_of_stdin()
     return read_token_file(given.token_file) if given.token_file else None
+
+
+def _token_of_stdin() -> Any:
+    from engine.core.errors import AccessError
+    from engine.hub.token_file import token_line
+
+    try:
+        return token_line(sys.stdin, "standard input")
+    except UnicodeDecodeError:  # its message would quote what was given
+        raise AccessError(
+            "There is no token in standard input.", "It is not UTF-8.", "Give the token alone, in one line."
+        ) from None
 
 
 def require_terminal() -> None:

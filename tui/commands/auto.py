@@ -12,7 +12,7 @@ from engine.core.layout import EVENTS_JSONL, RUN_LOG
 from engine.process.environment import log_to_file, quiet_libraries
 from engine.run.context import Context
 from engine.run.folder import Run
-from engine.run.journal import Entry, read_entries
+from engine.run.journal import Entry, read_journal
 from engine.run.state import RunState, fold
 from engine.security.secrets import Secret
 from tui.commands.printers import AutoPrinter, printer_for_output
@@ -85,16 +85,17 @@ class EventPrinter:
     def __init__(self, run: Run, printer: AutoPrinter) -> None:
         self._lock = Lock()
         self._printer = printer
-        self.state = fold(self._remembered(read_entries(run / EVENTS_JSONL)))
+        self.state = fold(self._remembered(read_journal(run / EVENTS_JSONL)))
 
     def __call__(self, entry: Entry) -> None:
         with self._lock:
             self.state = self.state.apply_entry(entry)
             self._printer.show(entry, self.state)
 
-    def _remembered(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def _remembered(self, entries: Iterable[Entry | None]) -> Iterator[Entry | None]:
         for entry in entries:
-            self._printer.remember(entry)
+            if entry is not None:
+                self._printer.remember(entry)
             yield entry
 
     def refresh(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,9 @@ from engine.core.errors import ConfigError
 from engine.core.options import options
 from engine.core.stage_table import STAGES
 from engine.run.folder import Run
+from engine.run.reports import SweepReport
 from engine.security.sanitize import visible_line
+from engine.storage.documents import read_json_or_none
 from tui.commands.arguments import add_options, add_token_options, config_of, new_parser, parse, token_of
 from tui.commands.auto import run_and_print
 from tui.commands.table import PROGRAM
@@ -111,12 +112,9 @@ def run_sweep_and_print(config: Stage3Config, trials: list[Trial], given: argpar
 
 
 def read_report(run: Run) -> dict[str, Any] | None:
-    """`trials/sweep.json`; None if missing or unreadable."""
-    try:
-        report = json.loads((run / layout.SWEEP_REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) and isinstance(report.get("trials"), list) else None
+    """`trials/sweep.json`; None where there is none that can be read."""
+    report = read_json_or_none(run / layout.SWEEP_REPORT, SweepReport)
+    return None if report is None else report.model_dump()
 
 
 def print_table(report: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ gate. The file is read while it grows, and checked in batches, so that the scree
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,6 +23,8 @@ from engine.pairs.judges.scores import ScoreCache, comparison_of, key_of, score_
 from engine.pairs.relevance.cache import KnownMeasures, MeasuredReply, measured_reply, with_measures
 from engine.pairs.relevance.measure import ReplyMeasures
 from engine.run.folder import Run
+from engine.run.reports import PairsReport
+from engine.storage.documents import read_json_or_none
 from engine.storage.jsonl import BadLine
 from tui.pair_browser.rows import PairRow, pair_row
 from tui.runs.tail import JsonlTail, Line, read_line
@@ -67,11 +68,8 @@ class AssessedPair:
 
 def asks_people(run: Run) -> bool:
     """Whether stage quality's report asks people to decide about a sample."""
-    try:
-        report = json.loads((run / layout.PAIRS_REPORT).read_bytes())
-        return any(figure["name"] == BETTER_BY_PEOPLE for figure in report["gate"]["figures"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False  # no report yet, or none of this version
+    report = read_json_or_none(run / layout.PAIRS_REPORT, PairsReport)
+    return report is not None and any(figure.get("name") == BETTER_BY_PEOPLE for figure in report.gate.figures)
 
 
 class PairStore:

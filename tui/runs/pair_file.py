@@ -32,6 +32,17 @@ LINES_AT_ONCE = 200
 log = logging.getLogger(__name__)
 
 
+class _RunOfFile(Run):
+    """A run in a folder of its own; the decisions are with the file."""
+
+    def __init__(self, folder: Path, edits: Path) -> None:
+        super().__init__(folder)
+        self._edits = edits
+
+    def __truediv__(self, name: str) -> Path:
+        return self._edits if name == layout.EDITS_JSONL else super().__truediv__(name)
+
+
 class PairFile:
     """Nothing is running, and decisions are allowed."""
 
@@ -45,7 +56,7 @@ class PairFile:
     def __init__(self, file: Path, config: Stage3Config) -> None:
         """Raises ConfigError if there is nothing to read, DataError for a file of KTO."""
         self.file, self.config = file, config
-        self.edits = edits_beside(file.resolve())
+        self.edits = edits_beside(file.resolve()).resolve()
         self.problem = ""
         """Why reading ended before the end of the file."""
         if not file.is_file():
@@ -58,14 +69,13 @@ class PairFile:
         if first is None:
             raise ConfigError(f"There is nothing in {file}.", "", "Give a file with one pair a row.")
         self._folder = TemporaryDirectory(prefix="stage3-browse-")
-        self.run = Run(Path(self._folder.name))
+        self.run: Run = _RunOfFile(Path(self._folder.name), self.edits)
         self.now = clock.now
         self._lines: Iterator[str] = chain([first], lines)
         self._state, self._done = RunState(), Flag()
         self._thread = Thread(target=self._read, name="pair file", daemon=True)
         for name in (layout.PAIRS_JSONL, layout.RUN_LOG):
             (self.run / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.run / layout.EDITS_JSONL).symlink_to(self.edits)
 
     def open(self) -> None:
         """Start reading; the browser shows the rows as they arrive."""

@@ -21,8 +21,8 @@ from engine.pipeline.plan import PlannedStage, planned_stages
 from engine.pipeline.session import Listener, Session, failure_of
 from engine.run.context import Context
 from engine.run.folder import Run
-from engine.run.journal import Entry, read_entries
-from engine.run.state import RunState
+from engine.run.journal import Entry, read_journal
+from engine.run.state import RunState, fold
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
 from tui.runs.run_source import as_idle
@@ -61,7 +61,7 @@ class Runner:
         self._lock = Lock()
         self._thread: Thread | None = None
         self._stop = StopToken()
-        self._state = as_idle(_folded(run))
+        self._state = as_idle(fold(read_journal(run / layout.EVENTS_JSONL)))
 
     @property
     def running(self) -> bool:
@@ -142,13 +142,3 @@ class Runner:
             state = self._state.apply(Message("error", failure_of(error)), now)
             self._state = as_idle(state.apply(RunFinished(int(code), failure_of(error)), now))
         self.exit_code = code
-
-
-def _folded(run: Run) -> RunState:
-    state = RunState()
-    for entry in read_entries(run / layout.EVENTS_JSONL):
-        try:
-            state = state.apply_entry(entry)
-        except (KeyError, TypeError, ValueError) as error:
-            log.warning("event %d of the journal is passed over: %r", entry.seq, error)
-    return state

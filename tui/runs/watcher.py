@@ -12,7 +12,7 @@ from engine.core import layout
 from engine.core.errors import ExitCode, UnsafeError
 from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
-from engine.run.state import RunState
+from engine.run.state import RunState, folded
 from engine.storage.files import write_atomically
 from tui.runs.run_source import as_idle
 from tui.runs.tail import JsonlTail
@@ -95,13 +95,7 @@ class Watcher:
         piece = self._tail.read()
         state = RunState() if piece.begun_anew else self._state
         for line in piece.lines:
-            entry = entry_from_dict(line.record)
-            if entry is None:
-                continue
-            try:
-                state = state.apply_entry(entry)
-            except (KeyError, TypeError, ValueError) as error:
-                log.warning("event %d of the journal is passed over: %r", entry.seq, error)
+            state = folded(state, entry_from_dict(line.record))
         with self._lock:
             if state is not self._state:
                 self._state, self._read = state, time.monotonic()
@@ -111,7 +105,7 @@ class Watcher:
         while not self._done.is_set():
             try:
                 new_lines = self.read()
-            except OSError as error:  # a hiccup of a network file system: try again next time
+            except (OSError, UnsafeError) as error:  # a hiccup of a network file system: try again next time
                 log.warning("the journal could not be read: %s", error)
                 new_lines = 0
             if not new_lines:

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.core.errors import UnsafeError
+from engine.core.reading import open_file
 from engine.run.state import RunState
 
 TAIL_BYTES = 256 << 10
@@ -76,11 +78,11 @@ def stage_at(state: RunState, when: float) -> str:
 def tail_of(path: Path) -> str:
     """The end of a file, starting at a whole line; empty if it does not exist."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - TAIL_BYTES, 0))
             raw = file.read(TAIL_BYTES)
-    except OSError:  # no log yet
+    except (OSError, UnsafeError):  # no log yet
         return ""
     text = raw.decode("utf-8", errors="backslashreplace")
     return text if size <= TAIL_BYTES else text.partition("\n")[2]
