@@ -68,7 +68,7 @@ class Children:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._over.wait(0.1):
             try:
                 found = self._root.children(recursive=True)
             except psutil.NoSuchProcess:
