@@ -50,6 +50,10 @@ class OptionRows(RowList):
     def option(self) -> Option:
         return self.options[self.cursor]
 
+    def go_to(self, name: str) -> None:
+        """Put the cursor on an option."""
+        self.cursor = [option.name for option in self.options].index(name)
+
     def put(self, values: dict[str, Any]) -> None:
         if values != self.values:
             self.values = values
