@@ -3,10 +3,12 @@
     python bench/detectors_by_model.py --data ../shared/data --cache FOLDER
 
 For each labelled set of pairs: F1 (positive is every kind but `answer`; identical revisions are left out), from
-texts alone and with relevance, which SmolLM2-135M-Instruct measures (see `bench/real_models.py`). In the last column the
-limits of relevance are fitted on the other sets, and the set that is judged had no part in them.
+texts alone and with relevance and surprise, which SmolLM2-135M-Instruct measures (see `bench/real_models.py`), for the demo's pairs
+the demo's base model. In the last column the limits of both are fitted on the other sets, and the set that is judged had no part in
+them.
 
-The sets: gemma-2b-it with a Stage 2 adapter (300 pairs), SmolLM2 with one (64), SmolLM2 without (112, `bench/labelled`). The
+The sets: gemma-2b-it with a Stage 2 adapter (300 pairs), SmolLM2 with one (64), SmolLM2 without (112, `bench/labelled`), the demo's
+model sampled too hot (200, `bench/labelled`). The
 labels of the first are older than the kinds `critique` and `off-topic`: what would be one of these is `answer` there, and
 counts as a false alarm.
 """
@@ -19,6 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -32,22 +35,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.detectors import REPLIES, Counts, counts_of, interval, objections
 from bench.real_models import model_folder
 from engine.core.config import load_config
+from engine.demo.preset import ASSETS
 from engine.models.chat import Conversation
 from engine.models.local_backend import LocalBackend
 from engine.pairs import detectors
 from engine.pairs.data.conversations import before_the_answer, transcript_turns
-from engine.pairs.detectors import relevance as relevance_detector
+from engine.pairs.detectors import relevance as measuring
+from engine.pairs.detectors.candidate import Candidate
+from engine.pairs.detectors.relevance import is_nonsense, is_off_topic
 from engine.pairs.generation.critique_revision import make_records
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
-from engine.pairs.relevance.measure import Answer, RelevanceMeter
+from engine.pairs.relevance.measure import Answer, RelevanceMeter, ReplyMeasures
 from engine.run.stop import StopToken
 
-OWN_SET = Path(__file__).with_name("labelled") / "smollm2-without-adapter.jsonl"
+LABELLED = Path(__file__).with_name("labelled")
+OWN_SET = LABELLED / "smollm2-without-adapter.jsonl"
+HOT_DEMO = LABELLED / "demo-hot.jsonl"
 HUMAN_REPLIES = 250
 """Of those that people preferred, whose relevance is measured as if they were revisions."""
 COST_PROMPTS = 16
-GRID = list(product((10.0, 15.0, 20.0), (6.0, 9.0, 12.0), (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)))
+GRID = list(product((10.0, 15.0, 20.0), (6.0, 9.0, 12.0), (2.0, 3.0, 4.0, 5.0, 6.0, 7.0), (1.0, 1.2, 1.4, 1.7, 2.0)))
 
 
 class LabelledPair(NamedTuple):
@@ -80,6 +88,11 @@ def own_set(data: Path) -> list[LabelledPair]:
     return found
 
 
+def demo_set() -> list[LabelledPair]:
+    rows = map(json.loads, HOT_DEMO.read_text(encoding="utf-8").splitlines())
+    return [labelled(row, row["kind"]) for row in rows]
+
+
 def labelled(row: dict[str, Any], kind: str) -> LabelledPair:
     conversation = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
     return LabelledPair(
@@ -87,60 +100,74 @@ def labelled(row: dict[str, Any], kind: str) -> LabelledPair:
     )
 
 
-def load_meter(cache: Path) -> RelevanceMeter:
-    folder = model_folder("smollm2", cache)
+def load_meter(folder: Path) -> RelevanceMeter:
     return RelevanceMeter(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
     )
 
 
 def measured(
-    name: str, pairs: Sequence[Answer], cache: Path, meter: Callable[[], RelevanceMeter]
-) -> list[float | None]:
+    name: str, pairs: Sequence[Answer], folder: Path, meter: Callable[[], RelevanceMeter]
+) -> list[ReplyMeasures | None]:
     """Kept in the cache by the name of the set: measuring takes minutes."""
-    path = cache / f"relevance-{name}.json"
+    path = folder / f"measures-{name}.json"
     if not path.is_file():
         path.write_text(json.dumps(meter().measure(pairs)))
-    return list(json.loads(path.read_text()))
+    return [one and ReplyMeasures(*one) for one in json.loads(path.read_text())]
 
 
-def verdicts(pairs: Sequence[LabelledPair], nats: Sequence[float | None]) -> list[bool]:
-    return [
-        bool(
-            detectors.reasons(
-                one.conversation[-1]["content"], one.draft, one.revision, critique=one.critique, relevance=value
-            )
-        )
-        for one, value in zip(pairs, nats, strict=True)
-    ]
+class Judged(NamedTuple):
+    """A pair as it is judged again and again, with other limits: what its texts alone say is found once."""
+
+    candidate: Candidate
+    objects: bool
+    """Whether a detector of texts does."""
+    unusable: bool
+    """According to its label."""
+
+    @property
+    def refused(self) -> bool:
+        return self.objects or is_nonsense(self.candidate) or is_off_topic(self.candidate)
+
+
+def judged(pair: LabelledPair, measures: ReplyMeasures | None) -> Judged:
+    asked, known = pair.conversation[-1]["content"], measures or (None, None)
+    by_text = detectors.reasons(asked, pair.draft, pair.revision, critique=pair.critique)
+    candidate = Candidate(asked, pair.draft, pair.revision, True, pair.critique, (), *known)
+    return Judged(candidate, bool(by_text), pair.unusable)
 
 
 class limits:
-    """`with limits(…)`: the detector's own are others meanwhile."""
+    """`with limits(…)`: the detectors' own are others meanwhile."""
 
-    def __init__(self, values: tuple[float, float, float]) -> None:
+    def __init__(self, values: Limits) -> None:
         self._values = values
 
     def __enter__(self) -> None:
-        self._before = relevance_detector.MIN_RELEVANCE
-        relevance_detector.MIN_RELEVANCE = self._values
+        self._before = (*measuring.MIN_RELEVANCE, measuring.MAX_SURPRISE)
+        self._set(self._values)
 
     def __exit__(self, *error: object) -> None:
-        relevance_detector.MIN_RELEVANCE = self._before
+        self._set(self._before)
+
+    def _set(self, values: Limits) -> None:
+        *relevance, measuring.MAX_SURPRISE = values
+        measuring.MIN_RELEVANCE = tuple(relevance)  # type: ignore[assignment]
 
 
-Set = tuple[list[LabelledPair], list[float | None]]
+Limits = tuple[float, float, float, float]
+Set = list[Judged]
 
 
 def counts(one: Set) -> Counts:
-    return counts_of(verdicts(*one), [pair.unusable for pair in one[0]])
+    return counts_of([pair.refused for pair in one], [pair.unusable for pair in one])
 
 
-def fitted_without(name: str, sets: dict[str, Set]) -> tuple[float, float, float]:
+def fitted_without(name: str, sets: dict[str, Set]) -> Limits:
     """The limits with the best mean F1 over the other sets."""
     others = [one for other, one in sets.items() if other != name]
 
-    def mean_f1(values: tuple[float, float, float]) -> float:
+    def mean_f1(values: Limits) -> float:
         with limits(values):
             return sum(counts(one).f1 for one in others) / len(others)
 
@@ -148,12 +175,12 @@ def fitted_without(name: str, sets: dict[str, Set]) -> tuple[float, float, float
 
 
 def table(sets: dict[str, Set]) -> Iterator[str]:
-    yield f"{'':24}{'n':>5}{'unusable':>10}   {'texts alone':>12}{'with relevance (95 %)':>26}{'limits fitted on the others':>32}"
+    yield f"{'':24}{'n':>5}{'unusable':>10}   {'texts alone':>12}{'with both (95 %)':>26}{'limits fitted on the others':>34}"
     for name, one in sets.items():
-        true = [pair.unusable for pair in one[0]]
-        alone = counts_of(verdicts(one[0], [None] * len(true)), true)
+        true = [pair.unusable for pair in one]
+        alone = counts_of([pair.objects for pair in one], true)
         both = counts(one)
-        low, high = interval(verdicts(*one), true)
+        low, high = interval([pair.refused for pair in one], true)
         best = fitted_without(name, sets)
         with limits(best):
             left_out = counts(one)
@@ -200,33 +227,33 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, required=True, help="where models and measured relevances are kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    loaded: list[RelevanceMeter] = []
-
-    def meter() -> RelevanceMeter:
-        if not loaded:
-            loaded.append(load_meter(given.cache))
-        return loaded[0]
-
+    of_smollm2 = cache(lambda: load_meter(model_folder("smollm2", given.cache)))
+    of_the_demo = cache(lambda: load_meter(ASSETS / "base"))
     pairs = {
-        "gemma-2b-it, Stage 2": shared_set(given.data, "gemma-2b-it-pairs"),
-        "SmolLM2-135M, Stage 2": shared_set(given.data, "smollm2-pairs"),
-        "SmolLM2-135M, no adapter": own_set(given.data),
+        "gemma-2b-it, Stage 2": (shared_set(given.data, "gemma-2b-it-pairs"), of_smollm2),
+        "SmolLM2-135M, Stage 2": (shared_set(given.data, "smollm2-pairs"), of_smollm2),
+        "SmolLM2-135M, no adapter": (own_set(given.data), of_smollm2),
+        "demo, temperature 1.4": (demo_set(), of_the_demo),
     }
     sets: dict[str, Set] = {}
-    for name, one in pairs.items():
+    for name, (one, meter) in pairs.items():
         answers = [Answer(pair.conversation, pair.revision) for pair in one]
-        sets[name] = (one, measured(name.replace(" ", "-"), answers, given.cache, meter))
+        found = measured(name.replace(" ", "-"), answers, given.cache, meter)
+        sets[name] = [judged(*both) for both in zip(one, found, strict=True)]
     print(*table(sets), sep="\n")
     print(f"\n{cost(given.data, given.cache)}")
     number, reasons = objections(given.data / REPLIES)
     print(f"\n{number} replies that people preferred, texts alone: {reasons.total() / number:.1%} refused")
     human = human_answers(given.data)
-    nats = measured("human", human, given.cache, meter)
-    off_topic = [
-        detectors.OFF_TOPIC in detectors.reasons(one.conversation[-1]["content"], "-", one.reply, relevance=value)
-        for one, value in zip(human, nats, strict=True)
+    found = measured("human", human, given.cache, of_smollm2)
+    as_revisions = [
+        Candidate(one.conversation[-1]["content"], "-", one.reply, True, "", (), *(known or (None, None)))
+        for one, known in zip(human, found, strict=True)
     ]
-    print(f"{len(human)} of them as if they were revisions: {sum(off_topic) / len(human):.1%} would fit any message")
+    off_topic, nonsense = (sum(map(holds, as_revisions)) / len(human) for holds in (is_off_topic, is_nonsense))
+    print(
+        f"{len(human)} of them as if they were revisions: {off_topic:.1%} would fit any message, {nonsense:.1%} are nonsense"
+    )
     return 0
 
 

@@ -21,6 +21,7 @@ from engine.run.folder import Run
 from tests.support.clear_choices import clear_choices  # noqa: F401
 from tests.support.git_repositories import here, upstream  # noqa: F401
 from tests.support.idle_wizard import finished, runner, sessions  # noqa: F401
+from tests.support.short_run import short_run  # noqa: F401
 
 quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "0"

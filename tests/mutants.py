@@ -137,6 +137,21 @@ MUTANTS = (
         ("tests/security/test_redaction.py",),
     ),
     Mutant(
+        "lock",
+        "engine/run/lock.py",
+        """            self._lock(file)
+""",
+        "",
+        ("tests/run/test_folder.py::test_a_second_process_is_refused_and_told_who_holds_the_run",),
+    ),
+    Mutant(
+        "owner beside the kernel's lock",
+        "engine/run/lock.py",
+        "if owner is not None and not owner.is_this_process:",
+        "if False:",
+        ("tests/faults/test_owner.py::test_where_flock_does_nothing_the_record_still_keeps_a_second_process_out",),
+    ),
+    Mutant(
         "finite loss and gradient",
         "engine/dpo/training/trl_trainer.py",
         "        if not math.isfinite(logs[name]):",

@@ -26,7 +26,7 @@ class Meaning:
 
     error: type[Stage3Error]
     what: str
-    """Where nobody says what was done when it happened."""
+    """If nobody says what was done when it happened."""
     why: str
     what_to_do: str
 
@@ -120,7 +120,7 @@ _WORDS: tuple[tuple[re.Pattern[str], int], ...] = (
         re.compile(r"iostream error|unexpected pos \d+ vs|StorageFull|PytorchStreamWriter|Out of diskspace"),
         errno.ENOSPC,
     ),
-    # The dynamic linker and the interpreter where `ulimit -v` or a container's limit ends.
+    # The dynamic linker and the interpreter when `ulimit -v` or a container's limit ends.
     (re.compile(r"failed to map segment from shared object|can't start new thread"), errno.ENOMEM),
 )
 
@@ -147,7 +147,7 @@ def error_of_errno(number: int, doing: str = "", said: str = "", file: Path | No
 
 
 def errno_of(error: BaseException) -> int | None:
-    """The number in the table that an exception, or one that led to it, has or speaks of; None where there is none."""
+    """The number in the table that an exception, or one that led to it, has or speaks of; None if there is none."""
     number = numbered(error)
     if number is not None:
         return number
@@ -155,7 +155,7 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def numbered(error: BaseException) -> int | None:
-    """The number in the table that an exception has, or one that led to it; None where none of them has one."""
+    """The number in the table that an exception has, or one that led to it; None if none of them has one."""
     for link in chain_of(error):
         if isinstance(link, OSError) and link.errno in MEANINGS:
             return link.errno
@@ -165,7 +165,7 @@ def numbered(error: BaseException) -> int | None:
 
 
 def errno_in(text: str) -> int | None:
-    """The number in the table that a text speaks of, as Rust, git, uv and C libraries write it; None where there is none."""
+    """The number in the table that a text speaks of, as Rust, git, uv and C libraries write it; None if there is none."""
     for match in _RUSTS_NUMBER.finditer(text):
         if (number := int(match[1] or match[2])) in MEANINGS:
             return number

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import sys
 
-from engine.core.errors import MemoryExhausted, Stage3Error
+from engine.core.errors import MemoryExhausted, PreconditionError, Stage3Error
 from engine.core.system_errors import numbered, system_error
 from engine.machine.device_errors import is_broken_device, is_out_of_memory
+from engine.security.sanitize import visible_line
 
 
 def as_stage3_error(error: BaseException) -> Stage3Error | None:
@@ -26,6 +27,13 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
             "Lower --generation-batch-size or, in training, --per-device-train-batch-size or --max-length, and run the same "
             "command again: it keeps pairs and scores.",
         )
+    if is_panic(error):
+        return PreconditionError(
+            "A library broke on what it was given.",
+            visible_line(str(error), 400),
+            "One of the files that it read is damaged, or it cannot read it: download the model again, or give another one. The "
+            "traceback in logs/run.log has the library's name.",
+        )
     if is_broken_device(error):
         return Stage3Error(
             "The GPU's context broke.",
@@ -34,6 +42,13 @@ def as_stage3_error(error: BaseException) -> Stage3Error | None:
             "The same command continues from here.",
         )
     return system_error(error)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust (tokenizers, safetensors) gave up. Its class is none that `except Exception` catches, and each
+    library has its own.
+    """
+    return type(error).__name__ == "PanicException"
 
 
 def _hub_failure(error: BaseException) -> Stage3Error | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.core.config import load_config
 from engine.core.errors import PreconditionError, Stage3Error
+from engine.core.system_errors import MEANINGS, errno_of, error_of_errno
 from engine.machine.device import resolve_device
 from engine.process.children import ChildResult, run_child
 from engine.run.stop import StopToken
@@ -49,7 +50,11 @@ def try_device(device: str, more: Sequence[tuple[str, str]] = (), stop: StopToke
     return report
 
 
-def probe_error(failure: dict[str, Any]) -> PreconditionError:
+def probe_error(failure: dict[str, Any]) -> Stage3Error:
+    """Of a failure that the child reports. One of the system (no memory under `ulimit -v`) has its own exit code."""
+    number = failure.get("errno")
+    if number in MEANINGS:
+        return error_of_errno(number, visible_line(str(failure.get("what")), 600))
     return PreconditionError(
         visible_line(str(failure.get("what")), 600),
         str(failure.get("why") or "The imports and a small computation ran in a separate process."),
@@ -93,7 +98,8 @@ def probe(device_name: str, imports: Sequence[tuple[str, str]] = IMPORTS) -> dic
         except Exception as error:  # report whatever a broken package raises
             what = f"Cannot import {module}.{attribute}: {type(error).__name__}: {str(error)[:600]}"
             todo = f"Reinstall it: `uv pip install --python {sys.executable} --reinstall {module.split('.')[0]}`"
-            return {"failure": {"where": "imports", "what": what, "why": "The run needs it.", "what_to_do": todo}}
+            failure = {"where": "imports", "what": what, "why": "The run needs it.", "what_to_do": todo}
+            return {"failure": {**failure, "errno": errno_of(error)}}
     import torch
 
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.machine.memory import free_memory, in_halves
 from engine.models.length_groups import TOKENS_PER_FORWARD, group_by_length
@@ -20,8 +20,16 @@ Row = tuple[Sequence[int], Sequence[int]]
 """(token ids of the prompt, token ids of the reply)."""
 
 
-def reply_logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[float]:
-    """The log-probability of each reply given its prompt, in nats, summed over its tokens; in the order of `rows`.
+class Likelihood(NamedTuple):
+    """Of a reply after its prompt, in nats, summed over its tokens."""
+
+    logp: float
+    entropy: float
+    """What −logp would be on average, had the model drawn these tokens itself."""
+
+
+def reply_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[Likelihood]:
+    """How likely each reply is after its prompt, in the order of `rows`.
 
     Batches rows of similar length, and halves a batch if memory runs out.
     """
@@ -29,17 +37,17 @@ def reply_logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[f
         return []
     vocabulary = int(model.config.get_text_config().vocab_size)
     lengths = [sum(map(len, row)) for row in rows]
-    found: dict[int, float] = {}
+    found: dict[int, Likelihood] = {}
     for group in group_by_length(lengths, TOKENS_PER_FORWARD.get(model.device.type, max(lengths))):
         step = max(1, LOGITS_PER_FORWARD // (vocabulary * (max(len(rows[row][1]) for row in group) + 1)))
         for start in range(0, len(group), step):
             batch = group[start : start + step]
-            logps = in_halves(lambda part: _logps(model, [rows[row] for row in part], pad), batch, free_memory)
-            found.update(zip(batch, logps, strict=True))
+            read = in_halves(lambda part: _likelihoods(model, [rows[row] for row in part], pad), batch, free_memory)
+            found.update(zip(batch, read, strict=True))
     return [found[row] for row in range(len(rows))]
 
 
-def _logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[float]:
+def _likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[Likelihood]:
     import torch
 
     longest_reply = max(len(reply) for _, reply in rows)
@@ -53,11 +61,14 @@ def _logps(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[float]
             logits_to_keep=longest_reply + 1,
         ).logits[:, :-1]  # (R, L, V), L the longest reply: the logits before each of its tokens
         targets = ids[:, -longest_reply:]  # (R, L)
-        logps = torch.log_softmax(logits.float(), dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        everything = torch.log_softmax(logits.float(), dim=-1)
+        entropies = -(everything.exp() * everything).sum(dim=-1)  # (R, L)
+        logps = everything.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (R, L)
         # Replies are right-aligned; columns to the left of a shorter one belong to its prompt.
         lengths = torch.tensor([len(reply) for _, reply in rows], device=ids.device)
         of_reply = torch.arange(longest_reply, 0, -1, device=ids.device) <= lengths.unsqueeze(1)
-        return [float(value) for value in (logps * of_reply).sum(dim=-1).tolist()]
+        sums = ((values * of_reply).sum(dim=-1).tolist() for values in (logps, entropies))
+        return [Likelihood(*both) for both in zip(*sums, strict=True)]
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

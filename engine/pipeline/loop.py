@@ -26,7 +26,7 @@ from engine.core.events import Event, Message, Outcome, RunFinished, StageFinish
 from engine.core.layout import RESERVE, RUN_LOG
 from engine.core.stage_table import STAGE, STAGES
 from engine.machine.device_errors import is_broken_device
-from engine.machine.error_mapping import as_stage3_error
+from engine.machine.error_mapping import as_stage3_error, is_panic
 from engine.pipeline.graph import changes, evidence_of, load_stage, outputs_to_set_aside
 from engine.run.context import Context
 from engine.run.reserve import give_up_reserve
@@ -82,26 +82,27 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
         context.run.record_stage(name, status="running", depends_on=evidence, started=started, error=None)
         context.stop.raise_if_requested()
         end: StageEnd = yield from stamped(stage.run(context), name)
-    except Exception as error:  # the one place where a failure becomes an event, a record and an exit code
+        _record_end(context, name, end, time.monotonic() - began)
+    except BaseException as error:  # the one place where a failure becomes an event, a record and an exit code
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         restart = _restart_for(context, name, error)
         if restart is None:
             return (yield from _fail(context, name, error))
         log.info("stage %s goes on in another process", name, exc_info=error)
         yield Message("warning", str(restart), name)
         raise restart from error  # the stage is under way still, for the process that takes it up
-    context.run.record_stage(
-        name,
-        status=end.outcome,
-        summary=end.summary,
-        result=end.facts,
-        seconds=round(time.monotonic() - began, 3),
-        error=None,
-    )
     yield StageFinished(name, end.outcome, end.summary, facts=end.facts)
     return ExitCode.DONE
 
 
-def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded | None:
+def _record_end(context: Context, name: str, end: StageEnd, seconds: float) -> None:
+    context.run.record_stage(
+        name, status=end.outcome, summary=end.summary, result=end.facts, seconds=round(seconds, 3), error=None
+    )
+
+
+def _restart_for(context: Context, name: str, error: BaseException) -> RestartNeeded | None:
     """What asks for a fresh process, if that may mend `error`: a broken device once a stage. None else, or if the run
     is asked to stop: then it ends, and the next start goes on.
     """
@@ -116,7 +117,7 @@ def _restart_for(context: Context, name: str, error: Exception) -> RestartNeeded
     return RestartNeeded("The GPU's context broke.", first_line, "The run continues once in a fresh process.")
 
 
-def _fail(context: Context, name: str, error: Exception) -> Generator[Event, None, ExitCode]:
+def _fail(context: Context, name: str, error: BaseException) -> Generator[Event, None, ExitCode]:
     if isinstance(error, RestartNeeded):  # asked to stop at the same moment: that comes first, and the plan is on disk
         error = _stopped(context) or error
     known = as_stage3_error(error)

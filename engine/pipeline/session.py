@@ -27,6 +27,7 @@ from engine.process.environment import prepare_process
 from engine.run import stop_request
 from engine.run.context import Context
 from engine.run.journal import Entry, Journal
+from engine.run.leftovers import remove_leftovers
 from engine.run.reserve import give_up_reserve, keep_reserve
 from engine.run.watchdog import StallWatchdog
 from engine.security.redaction import redacted
@@ -60,6 +61,7 @@ class Session:
     def drive(self, pipeline: Pipeline, stages: Sequence[str]) -> ExitCode:
         """Run a pipeline to its end, which looks at these stages. Raises as `run` does."""
         prepare_process(self.context.config)
+        remove_leftovers(self.context.run)
         keep_reserve(self.context.run / layout.RESERVE)
         record_configuration(self.context)
         self._emit(

@@ -37,7 +37,7 @@ from engine.pairs.generation.generate import (
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.judges.base import LoadJudge, ScorePair
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
-from engine.pairs.relevance.cache import with_relevance
+from engine.pairs.relevance.cache import with_measures
 from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.context import Context
 from engine.storage.files import write_json
@@ -83,7 +83,7 @@ def judge_pilot(
         readable = [each.pair for each in judged if each.verdict.usable]
         path = context.run / layout.RELEVANCE_JSONL
         known = yield from measure_relevance(config, readable, path, context.token_text, context.stop)
-        tally, judged = _found([with_relevance(pair, known) for pair in pairs])
+        tally, judged = _found([with_measures(pair, known) for pair in pairs])
     usable = [each.pair for each in judged if each.verdict.usable]
     rows: list[Row] = [preference_row(pair) for pair in usable]  # type: ignore[misc]
     too_long = sum(length > config.max_length for length in measure_lengths(rows, tokenizer))

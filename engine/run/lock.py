@@ -30,7 +30,7 @@ class RunLock:
         return self._file is not None
 
     def owner(self) -> Owner | None:
-        """The live process that holds the run; None where there is none."""
+        """The live process that holds the run; None if there is none."""
         owner = read_owner(self._path)
         return owner if owner is not None and owner.is_alive(self._folder) else None
 

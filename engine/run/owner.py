@@ -70,7 +70,7 @@ def this_process(folder: Path) -> Owner:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """What a lock file says; None where it names nobody. The file may be anybody's: its texts are made visible."""
+    """What a lock file says; None if it names nobody. The file may be anybody's: its texts are made visible."""
     try:
         with path.open("rb") as file:
             record = json.loads(file.read(LONGEST_RECORD))
@@ -92,7 +92,7 @@ def _owner_in(record: dict[str, Any]) -> Owner | None:
 
 
 def boot_id() -> str:
-    """Of this boot of the machine; empty where the kernel does not tell."""
+    """Of this boot of the machine; empty if the kernel does not tell."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -100,7 +100,7 @@ def boot_id() -> str:
 
 
 def start_ticks_of(pid: int) -> int | None:
-    """When a process started, in clock ticks since the boot; None where it has ended, or waits for its parent to notice."""
+    """When a process started, in clock ticks since the boot; None if it has ended, or waits for its parent to notice."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes().decode("ascii", errors="replace")
     except OSError:

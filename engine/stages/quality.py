@@ -23,7 +23,7 @@ from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import MIN_LETTER_PROBABILITY
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of
-from engine.pairs.relevance.cache import Relevances, with_relevance
+from engine.pairs.relevance.cache import KnownMeasures, with_measures
 from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.folder import Run
 from engine.run.results import QualityResult
@@ -52,12 +52,12 @@ def evidence(context: Context) -> dict[str, Any]:
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
     tally, usable = judge_run(run_)
-    relevances: Relevances = {}
+    measures: KnownMeasures = {}
     if config.relevance and usable:
-        relevances = yield from measure_relevance(
+        measures = yield from measure_relevance(
             config, usable, run_ / layout.RELEVANCE_JSONL, context.token_text, context.stop
         )
-        tally, usable = judge_run(run_, relevances=relevances)
+        tally, usable = judge_run(run_, measures=measures)
     yield from measure_lengths_of(context, tally, usable)
     beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
     asks_nobody = bool(beyond_mending) and config.accept_quality is None
@@ -65,7 +65,7 @@ def run(context: Context) -> StageRun:
     judgement = None
     if examined.trusted is not None:
         scores, judgement = yield from _score(examined, usable)
-        tally, usable = judge_run(run_, scores, relevances, config.min_gain)
+        tally, usable = judge_run(run_, scores, measures, config.min_gain)
         yield from measure_lengths_of(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
         yield Message(
@@ -162,13 +162,13 @@ def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None
 def judge_run(
     run: Run,
     scores: ScoreCache | None = None,
-    relevances: Relevances | None = None,
+    measures: KnownMeasures | None = None,
     min_gain: float | None = None,
 ) -> tuple[Tally, list[Pair]]:
     """Tally and usable pairs of a run, after edits. Raises DamagedState for an invalid line.
 
     scores       a judge's scores of these texts, instead of those in the file
-    relevances   of the revisions; a missing one was not measured
+    measures   of the revisions; a missing one was not measured
     min_gain     the smallest gain by these scores, above which a pair trains
     """
     pairs_path, edits_path = run / layout.PAIRS_JSONL, run / layout.EDITS_JSONL
@@ -177,14 +177,14 @@ def judge_run(
         raise _damaged(edits_path, decisions.damaged[0], "A decision about a pair may be lost in it.")
 
     def scored(pair: Pair) -> Pair:
-        pair = with_relevance(pair, relevances or {})
+        pair = with_measures(pair, measures or {})
         if scores is None:
             return pair
         given = scores.get(key_of(comparison_of(pair)), NOT_ASKED)
         return replace(pair, base_score=given.first, revised_score=given.second)
 
     tally = Tally(min_gain=min_gain)
-    made = ((line, with_relevance(pair, relevances or {})) for line, pair in _whole_pairs(pairs_path))
+    made = ((line, with_measures(pair, measures or {})) for line, pair in _whole_pairs(pairs_path))
     judged = assessed_pairs(made, decisions, tally, scored)
     return tally, [each.pair for each in judged if each.verdict.usable]
 

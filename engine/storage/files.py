@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from engine.core.failpoints import failpoint
+
+PART_NAME = re.compile(r"\..+\.(?P<pid>\d{1,9})\.part", re.DOTALL)
+"""Of a file while `write_atomically` writes it."""
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +24,9 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.journal import read_entries
 from tests.conftest import run_stage
+from tests.support.short_run import ENVIRONMENT, copy_of, short_demo_command
 from tests.support.tiny_models import build_context, pairs
 
-ROOT = Path(__file__).parents[2]
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 1.95 GiB. GPU 0 has a total capacity of 14.58 GiB"
 
 AUTO = """
@@ -44,23 +41,10 @@ def small(self, model, inputs, *args, **kwargs):
     if self.side_by_side > 2 and self.state.global_step >= 2 and "preflight" not in self.args.output_dir:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.95 GiB.")
     return real(self, model, inputs, *args, **kwargs)
-if HURT:
-    trl_trainer.Stage3Trainer.compute_loss = small
+trl_trainer.Stage3Trainer.compute_loss = small
 from tui.cli import main
 sys.exit(main())
 """
-
-
-def auto_demo(folder: Path, *more: str, hurt: bool) -> subprocess.CompletedProcess[str]:
-    options = (
-        "--num-examples 36 --split train[:36] --min-pairs 16 --min-eval-pairs 4 --num-train-epochs 1 --eval-prompts 2"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", AUTO.replace("HURT", str(hurt)), "--auto", "--demo", *options.split(), "--save-steps", "1",
-         "--until", "training", "--output-dir", str(folder), *more],
-        capture_output=True, text=True, timeout=280, cwd=folder.parent, stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -68,17 +52,15 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A short demo run, and the same on a device with room for two pairs at a time."""
-    folder = tmp_path_factory.mktemp("auto")
-    whole, hurt = folder / "whole", folder / "hurt"
-    done = auto_demo(whole, hurt=False)
-    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
-    shutil.copytree(whole, hurt)
+def two_runs(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A short demo run, and its training again on a device with room for two pairs at a time."""
+    hurt = copy_of(short_run, tmp_path_factory.mktemp("auto") / "hurt")
     (hurt / layout.EVENTS_JSONL).unlink()
-    done = auto_demo(hurt, "--from", "training", hurt=True)
+    program, module = short_demo_command(hurt, "--from", "training"), 3
+    command = [program[0], "-c", AUTO, *program[module:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr + done.stdout[-2000:]
-    return whole, hurt
+    return short_run, hurt
 
 
 @pytest.mark.fault("D6")

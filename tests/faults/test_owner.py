@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 
 from engine.core.errors import ExitCode, RunLocked
-from engine.core.events import Event, Message
-from engine.core.layout import LOCK_FILE, STOP_REQUEST
+from engine.core.events import Event, Message, RunStarted
+from engine.core.layout import EVENTS_JSONL, LOCK_FILE, STOP_REQUEST
 from engine.pipeline.session import Session
 from engine.run import owner as owners
 from engine.run import stop_request
 from engine.run.context import Context
 from engine.run.folder import Run
+from engine.run.journal import Journal
 from engine.run.owner import Owner, read_owner, start_ticks_of, this_process
 from engine.stages.base import StageEnd
 from tests.support.small_stages import Made, SmallStage, small_stages
@@ -33,6 +34,7 @@ HOLD = """
 import os, sys, time
 from pathlib import Path
 from engine.run.folder import Run
+from engine.run.journal import Journal
 run = Run(Path(sys.argv[1]))
 run.acquire()
 if "fork" in sys.argv:
@@ -189,6 +191,21 @@ def test_stop_that_gave_up_waiting_is_no_success(tmp_path: Path, hold, capsys: p
     assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
     assert "It still works" in capsys.readouterr().out
     assert stop_request.is_asked(tmp_path / "run")
+
+
+@pytest.mark.fault("F2-20")
+def test_a_wizard_that_has_the_run_open_and_idle_is_told_apart_and_not_asked(
+    tmp_path: Path, hold, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    process, _ = hold()
+    monkeypatch.setattr("tui.commands.stop.START_SECONDS", 0.0)
+    assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
+    assert "nothing is running" in capsys.readouterr().out and not stop_request.is_asked(tmp_path / "run")
+    journal = Journal(tmp_path / "run" / EVENTS_JSONL)
+    journal.append(RunStarted(str(tmp_path), "0.1.0", process.pid, "here", "", ("workspace",)))
+    journal.close()
+    assert stop_run(tmp_path / "run", 0.0) == ExitCode.LOCKED
+    assert "It still works" in capsys.readouterr().out and stop_request.is_asked(tmp_path / "run")
 
 
 @pytest.mark.fault("F2-20")

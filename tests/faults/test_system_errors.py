@@ -20,6 +20,7 @@ from engine.core.layout import LOCK_FILE, RESERVE
 from engine.core.system_errors import MEANINGS, errno_in, errno_of, system_error
 from engine.machine.error_mapping import as_stage3_error
 from engine.machine.install import install_failure
+from engine.machine.probe import probe, probe_error
 from engine.pipeline.session import Session
 from engine.process.children import ChildResult
 from engine.run.context import Context
@@ -199,6 +200,60 @@ def test_a_run_that_fills_the_disk_says_so_in_run_json_and_in_its_journal(
     assert Run(made.run.folder).stage("pairs")["status"] == "failed"
     assert Run(made.run.folder).manifest["error"]["exit_code"] == 6
     assert '"run_finished"' in (made.run / "logs/events.jsonl").read_text().splitlines()[-1]
+
+
+@pytest.mark.fault("F2-11")
+def test_a_disk_that_is_full_at_the_end_of_a_stage_leaves_no_stage_running(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    made = context()
+    disk = FullDisk(made.run, monkeypatch)
+
+    class FillsAtItsEnd(SmallStage):
+        def run(self, context: Context) -> Iterator[Event]:
+            end = yield from super().run(context)
+            disk.is_full = True
+            return end
+
+    stages = small_stages(monkeypatch)
+    stages["pairs"] = FillsAtItsEnd("pairs")
+    made.run.acquire()
+    session = Session(made, lambda entry: None)
+    assert session.run() is ExitCode.DISK
+    session.close()
+    made.run.release()
+    assert Run(made.run.folder).stage("pairs")["status"] == "failed"
+
+
+class PanicException(BaseException):
+    """As pyo3 makes one in each library."""
+
+
+def test_a_library_that_panics_ends_its_stage_and_not_the_program(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    stages = small_stages(monkeypatch)
+    stages["adapter"].failure = PanicException("called `Option::unwrap()` on a `None` value\x1b[2J")
+    made = context()
+    made.run.acquire()
+    session = Session(made, lambda entry: None)
+    assert session.run() is ExitCode.PRECONDITION
+    session.close()
+    made.run.release()
+    error = Run(made.run.folder).stage("adapter")["error"]
+    assert "unwrap" in error["why"] and "\x1b" not in error["why"]
+
+
+@pytest.mark.fault("F2-20", "D10")
+def test_an_import_that_has_no_memory_is_no_broken_package(monkeypatch: pytest.MonkeyPatch):
+    words = "libtorch_cpu.so: failed to map segment from shared object"
+    monkeypatch.setattr("importlib.import_module", lambda _: raises(ImportError(words)))
+    error = probe_error(probe("cpu", [("a_module_without_memory", "x")])["failure"])
+    assert error.exit_code == ExitCode.MEMORY and "ulimit -v" in error.what_to_do and words in error.what
+
+
+def raises(error: Exception) -> None:
+    raise error
 
 
 def test_the_reserve_is_there_while_a_run_works_and_gone_afterwards(

@@ -125,6 +125,12 @@ def test_a_chosen_answer_that_talks_about_answers_is_not_a_pair(settings_for):
     assert record.status == detectors.META and record.made_by == ()
 
 
+def test_a_chosen_answer_that_recites_its_persona_is_no_pair(settings_for):
+    principle = load_constitution(None).principles[0]
+    (record,) = made(settings_for(method="contrast", max_attempts=1), Scripted([f"Yes. {principle.persona}"], [RUDE]))
+    assert record.status == detectors.REQUEST
+
+
 def test_what_is_left_out_of_a_contrast_has_its_reason(settings_for):
     refused = RefusedReply("", False, 0, reason="blocked")
     settings = settings_for(method="contrast", max_attempts=1)

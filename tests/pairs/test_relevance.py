@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from statistics import mean
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,9 +17,9 @@ from engine.pairs import detectors
 from engine.pairs.assessment.assess import assess_pair
 from engine.pairs.assessment.validation import validate
 from engine.pairs.data.edits import write_edit
-from engine.pairs.detectors.relevance import MIN_RELEVANCE, common_words
-from engine.pairs.relevance.cache import MeasuredReply, append_relevance, key_of_reply, read_relevance, with_relevance
-from engine.pairs.relevance.measure import OTHER_MESSAGES, Answer, RelevanceMeter
+from engine.pairs.detectors.relevance import MAX_SURPRISE, MIN_RELEVANCE, common_words
+from engine.pairs.relevance.cache import MeasuredReply, append_relevance, key_of_reply, read_relevance, with_measures
+from engine.pairs.relevance.measure import OTHER_MESSAGES, Answer, RelevanceMeter, ReplyMeasures
 from engine.pairs.relevance.pairs import measure_pairs
 from engine.run.stop import StopToken
 from tests.support.good_pairs import pair, row, write_rows
@@ -46,18 +47,31 @@ def test_a_reply_depends_on_its_own_prompt_and_not_on_another(meter: RelevanceMe
     replies = [draw_answer(random, question, STAGE2_MIX).text for question in drawn]
     own = meter.measure([Answer(*one) for one in zip(prompts, replies, strict=True)])
     swapped = meter.measure([Answer(*one) for one in zip(prompts, replies[1:] + replies[:1], strict=True)])
-    assert sum(own) / len(own) > sum(swapped) / len(swapped) + 5
+    assert mean(one.relevance for one in own) > mean(one.relevance for one in swapped) + 5
+
+
+def test_words_that_do_not_go_together_surprise_the_model(meter: RelevanceMeter):
+    random = Random(0)
+    prompts = [draw_prompt(random, question) for question in questions(held_out=True)[:12]]
+    replies = [draw_answer(random, question, STAGE2_MIX).text for question in questions(held_out=True)[:12]]
+    salads = [" ".join(random.sample(reply.split(), len(reply.split()))) for reply in replies]
+    surprise = [
+        [one.surprise for one in meter.measure([Answer(*one) for one in zip(prompts, texts, strict=True)])]
+        for texts in (replies, salads)
+    ]
+    assert abs(mean(surprise[0])) < 0.5 and mean(surprise[1]) > MAX_SURPRISE
 
 
 def test_what_stands_beside_a_reply_does_not_change_its_relevance(meter: RelevanceMeter):
     first, second = Answer(asked("How do I fix a tap?"), "Close the valve."), Answer(asked("Why?"), "It is late. " * 9)
     together = meter.measure([first, second])
-    assert together == pytest.approx([*meter.measure([first]), *meter.measure([second])], abs=1e-3)
+    apart = [*meter.measure([first]), *meter.measure([second])]
+    assert [*together[0], *together[1]] == pytest.approx([*apart[0], *apart[1]], abs=1e-3)
 
 
 def test_an_empty_reply_has_none_and_a_prompt_of_the_panel_is_held_against_the_other(meter: RelevanceMeter):
     empty, of_the_panel = meter.measure([Answer(asked("Why?"), ""), Answer(asked(OTHER_MESSAGES[0]), "Water it.")])
-    assert empty is None and of_the_panel is not None and of_the_panel != 0
+    assert empty is None and of_the_panel is not None and of_the_panel.relevance != 0
 
 
 # -- keeping ----------------------------------------------------------------------------------------------------------
@@ -71,7 +85,7 @@ class Counting:
 
     def measure(self, answers):
         self.asked += len(answers)
-        return [self.nats if answer.reply.strip() else None for answer in answers]
+        return [ReplyMeasures(self.nats, 0.0) if answer.reply.strip() else None for answer in answers]
 
 
 def drain(steps):
@@ -82,7 +96,7 @@ def drain(steps):
         return end.value
 
 
-def measured(pairs, path: Path, meter: Counting, model: str = "base") -> dict[str, float]:
+def measured(pairs, path: Path, meter: Counting, model: str = "base") -> dict[str, ReplyMeasures]:
     return drain(measure_pairs(pairs, path, model, lambda: meter, StopToken()))
 
 
@@ -113,7 +127,13 @@ def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
 
 def test_lines_that_are_none_are_measured_again(tmp_path: Path):
     path = tmp_path / "relevance.jsonl"
-    path.write_text('{"id": "a", "model": "base", "key": "k", "nats": "much"}\n{"nats": NaN}\nno json\n')
+    rows = [
+        '{"id": "a", "model": "base", "key": "k", "nats": "much", "surprise": 0.1}',
+        '{"id": "b", "model": "base", "key": "l", "nats": 9.0}',
+        '{"nats": NaN}',
+        "no json",
+    ]
+    path.write_text("\n".join(rows) + "\n")
     assert read_relevance(path) == {}
 
 
@@ -139,6 +159,17 @@ def test_a_revision_that_names_no_subject_must_be_more_relevant():
     )
 
 
+def test_a_revision_that_surprises_the_model_too_much_is_nonsense_unless_it_is_short():
+    def reasons(
+        surprise: float | None, reply: str = "Glue the broken thing with wood glue, gently."
+    ) -> tuple[str, ...]:
+        return assess_pair(replace(pair(1, revised_response=reply), relevance=HIGH, surprise=surprise)).reasons_as_made
+
+    assert reasons(MAX_SURPRISE + 0.1) == (detectors.NONSENSE,)
+    assert reasons(MAX_SURPRISE - 0.1) == reasons(None) == ()
+    assert reasons(MAX_SURPRISE + 0.1, "Glue it today.") == ()
+
+
 def test_an_answer_that_revises_nothing_may_fit_any_message():
     assert detectors.reasons("Mend it", None, "What do you mean?", relevance=-3.0) == []
 
@@ -152,17 +183,18 @@ def test_validate_counts_what_was_measured_beside_the_file_and_an_edit_makes_it_
     path = write_rows(tmp_path / "pairs.jsonl", [row(1), row(2)])
     first = pair(1)
     key = key_of_reply(first.messages, first.revised_response)
-    append_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10)])
+    append_relevance(tmp_path / "relevance.jsonl", [MeasuredReply(first.id, "base", key, LOW - 10, 0.0)])
     assert validate(path, config()).report["reasons"] == {detectors.OFF_TOPIC: 1}
     write_edit(tmp_path / "edits.jsonl", first.id, "edit", "Glue it with wood glue.")
     assert validate(path, config()).report["figures"]["training_pairs"] == 2
 
 
-def test_a_pair_gets_the_relevance_of_its_own_texts():
+def test_a_pair_gets_what_was_measured_of_its_own_texts():
     one = pair(1)
-    known = {key_of_reply(one.messages, one.revised_response): 3.0}
-    assert with_relevance(one, known).relevance == 3.0
-    assert with_relevance(replace(one, revised_response="Other."), known).relevance is None
+    known = {key_of_reply(one.messages, one.revised_response): ReplyMeasures(3.0, 0.5)}
+    assert (with_measures(one, known).relevance, with_measures(one, known).surprise) == (3.0, 0.5)
+    other = with_measures(replace(one, revised_response="Other."), known)
+    assert (other.relevance, other.surprise) == (None, None)
 
 
 def test_validate_measures_with_a_meter_what_nobody_measured(tmp_path: Path, config):

@@ -83,7 +83,7 @@ def figures(events: list[Any]) -> dict[str, Any]:
 
 def whole_run(context: Context, monkeypatch: pytest.MonkeyPatch, backend: Backend) -> list[Any]:
     monkeypatch.setattr(stage, "load_backend", lambda *_: backend)
-    monkeypatch.setattr(stage, "adapter_folder", lambda _: None)
+    monkeypatch.setattr(stage, "adapter_folder", lambda *_: None)
     return run_stage(stage.run(context))[0]
 
 

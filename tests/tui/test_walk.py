@@ -23,6 +23,7 @@ from tests.support.demo_on_hub import REPOSITORIES, options_from_the_hub, put_de
 from tests.support.fake_hub import FakeHub, fake_hub
 from tests.support.hub_in_process import CANARY, use
 from tests.support.idle_wizard import click_on, is_open, screen_text, until
+from tests.support.short_demo import SHORT
 from tui.pair_browser.browser import PairBrowser
 from tui.runs.runner import Runner
 from tui.screens.base import options_of
@@ -30,7 +31,7 @@ from tui.screens.dialogs import Help, Question
 from tui.widgets.token_field import FILLED
 from tui.wizard.app import Wizard, WizardEnd
 
-SMALL = {"num_examples": 48, "split": "train[:48]", "min_pairs": 20, "num_train_epochs": 1.0, "save_steps": 4}
+SMALL = SHORT
 LONG = 240.0
 """Seconds that all ten stages may take on a busy machine."""
 
@@ -86,8 +87,8 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
         await until(pilot, lambda: app.main.view.STAGE == "pairs" and app.main.view.page == "Options")
         await until(pilot, lambda: "num_examples" in screen_text(app))
         down = [option.name for option in options_of("pairs")].index("num_examples")
-        await pilot.press(*"j" * down, "enter", "ctrl+u", *"44", "enter")
-        await until(pilot, lambda: runner.config.num_examples == 44)
+        await pilot.press(*"j" * down, "enter", "ctrl+u", *"26", "enter")
+        await until(pilot, lambda: runner.config.num_examples == 26)
 
         await pilot.press("escape", "7", "r")
         await until(pilot, lambda: "someone/tiny without a token" in screen_text(app), "a refusal", LONG)
@@ -108,11 +109,11 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
         await pilot.press("7", "r")
         await until(pilot, lambda: runner.running)
         await until(pilot, lambda: not runner.running, "seven stages", LONG)
-        await until(pilot, lambda: "usable of 44 prompts" in screen_text(app))
+        await until(pilot, lambda: "usable of 26 prompts" in screen_text(app))
         await pilot.press("b")
         await until(pilot, lambda: app.main.view.query("#browser"))
         browser = app.main.view.query_one(PairBrowser)
-        await until(pilot, lambda: browser.pairs.count == 44 and not browser.store.unjudged and browser.pairs.has_focus)
+        await until(pilot, lambda: browser.pairs.count == 26 and not browser.store.unjudged and browser.pairs.has_focus)
         await pilot.press("x", "j", "m", *"fine", "ctrl+s")
         edits = runner.run / layout.EDITS_JSONL
         await until(pilot, lambda: len(read_edits(edits)) == 2)
@@ -127,7 +128,9 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
         await until(pilot, lambda: not runner.running, "the other stages", LONG)
         assert_the_run_is_whole(runner, credentials="done")
         assert runner.run.result("quality")["left_out"] == {"rejected": 1}
-        await until(pilot, lambda: "✓ finished" in screen_text(app) and "scp " in screen_text(app))
+        await until(pilot, lambda: "✓ finished" in screen_text(app) and "The archive" in screen_text(app))
+        await pilot.press("pagedown")  # the verdict stands above
+        await until(pilot, lambda: "scp " in screen_text(app))
         await pilot.press("9", "v")
         await until(pilot, lambda: app.main.selected == "training")
         await pilot.press("c", "q")
@@ -157,7 +160,7 @@ async def test_with_the_mouse_alone(small_demo):
         await on("Quality", lambda: app.main.selected == "quality", rows=range(30))
         await on(" Pairs ", lambda: app.main.view.query("#browser"), rows=range(4, 9))
         browser = app.main.view.query_one(PairBrowser)
-        await until(pilot, lambda: browser.pairs.count == 48, "all pairs", LONG)
+        await until(pilot, lambda: browser.pairs.count == 28, "all pairs", LONG)
         await pilot.click("#pair-list", offset=(20, 3))
         await until(pilot, lambda: browser.pairs.cursor == 3)
         await on("/ filter", lambda: app.main.focused is not None and app.main.focused.id == "pair-filter", rows=footer)

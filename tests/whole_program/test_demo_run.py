@@ -20,13 +20,15 @@ import pytest
 
 from engine.core import layout
 from engine.core.events import RunStarted, TrainStep
+from engine.core.failpoints import VARIABLE
 from engine.core.stage_table import STAGES
+from engine.dpo.training.checkpoints import by_step
 from engine.run.journal import read_entries
 from engine.run.state import fold
 from tests.support.pseudo_terminal import WIZARD, PseudoTerminal
+from tests.support.short_run import ENVIRONMENT, PROMPTS, copy_of, short_demo_command
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 LOAD = """
 import sys, torch, transformers, peft
@@ -45,19 +47,6 @@ print(float((on - off).abs().max()))
 
 def command(folder: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder), *options]
-
-
-def demo(folder: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(folder, *options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-        cwd=folder.parent,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> int:
-    _, errors = process.communicate(timeout=280)
-    assert process.returncode == 0, errors
-    return process.returncode
 
 
 @dataclass(frozen=True)
@@ -153,21 +142,24 @@ def test_the_archive_unpacks_beside_itself_and_loads_with_plain_peft(finished: P
     assert float(done.stdout) > 0.1
 
 
-def test_killed_in_pairs_and_in_training_the_run_ends_with_the_same_bytes(finished: Path, tmp_path: Path):
-    folder = tmp_path / "stage3"
-    shutil.copytree(finished, folder)
-    journal = folder / layout.EVENTS_JSONL
-    for kind, enough, options in (("pair_made", 65, ("--from", "pairs")), ("train_step", 33, ())):
-        before = how_often(kind, journal)
-        process = demo(folder, *options)
-        wait_for(journal, kind, before + enough, process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    finish(demo(folder))
-    for name in (layout.PAIRS_JSONL, layout.TRAIN_JSONL, "models/lora_adapters/adapter_model.safetensors"):
-        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
-    told = [getattr(entry.event, "text", "") for entry in read_entries(journal)]
-    assert any("Resuming from checkpoint-" in text for text in told)
+def test_killed_in_pairs_and_in_training_the_run_ends_with_the_same_bytes(short_run: Path, tmp_path: Path):
+    folder = copy_of(short_run, tmp_path / "stage3")
+    kill_at(folder, "sync=kill@95", "--from", "pairs")
+    assert 0 < (folder / layout.PAIRS_JSONL).read_bytes().count(b"\n") < PROMPTS
+    kill_at(folder, "checkpoint=kill@4")  # the files of the second one are written, its manifest is not
+    assert [path.name for path in by_step(folder / layout.CHECKPOINTS_DIR)] == ["checkpoint-1"]
+    done = subprocess.run(short_demo_command(folder), capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in (layout.PAIRS_JSONL, layout.TRAIN_JSONL, f"{layout.ADAPTER_DIR}/{layout.ADAPTER_WEIGHTS}"):
+        assert (folder / name).read_bytes() == (short_run / name).read_bytes(), name
+    told = [getattr(entry.event, "text", "") for entry in read_entries(folder / layout.EVENTS_JSONL)]
+    assert any("Resuming from checkpoint-1" in text for text in told)
+
+
+def kill_at(folder: Path, failpoint: str, *options: str) -> None:
+    environment = {**ENVIRONMENT, VARIABLE: failpoint}
+    killed = subprocess.run(short_demo_command(folder, *options), capture_output=True, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothing(finished: Path, tmp_path: Path):
@@ -212,17 +204,3 @@ def step_times(folder: Path) -> list[float]:
 def step_on_screen(text: str) -> int:
     found = re.search(r"step ([\d,]+) /", text)
     return int(found[1].replace(",", "")) if found else 0
-
-
-def how_often(kind: str, journal: Path) -> int:
-    return journal.read_bytes().count(f'"kind":"{kind}"'.encode())
-
-
-def wait_for(journal: Path, kind: str, enough: int, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 200
-    while time.monotonic() < end:
-        if how_often(kind, journal) >= enough:
-            return
-        assert process.poll() is None, f"it ended before {enough} {kind}"
-        time.sleep(0.02)
-    raise AssertionError(f"no {enough} {kind} in time")

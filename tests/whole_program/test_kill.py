@@ -25,7 +25,8 @@ def kill_and_go_on(folder: Path, prompts: int, kills: int, seed: int) -> list[di
     command = [
         sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder),
         "--dataset", str(data), "--split", "train", "--num-examples", str(prompts), "--generation-batch-size", "8",
-        "--max-new-tokens", "16", "--until", "pairs", "--accept-quality", "prompts that the demo cannot answer",
+        "--max-new-tokens", "16", "--pilot-prompts", "0", "--until", "pairs",
+        "--accept-quality", "prompts that the demo cannot answer",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     moments = random.Random(seed)

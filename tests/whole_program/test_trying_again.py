@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from engine.pipeline.trials import trials_of_grid
 from engine.run.context import Context
 from engine.run.folder import Run
 from tests.support.short_demo import run, short_demo
+from tests.support.short_run import copy_of
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("adapter", "pairs", "quality", "training")
@@ -35,10 +35,6 @@ MADE = (layout.PAIRS_JSONL, layout.SCORES_JSONL, layout.TRAIN_JSONL, f"{layout.A
 
 def made(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in MADE}
-
-
-def copy_of(folder: Path, to: Path) -> Path:
-    return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("lock")))
 
 
 def killed(events: Iterator[Event], when: Callable[[Event], bool], times: int) -> None:

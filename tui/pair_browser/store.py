@@ -21,7 +21,8 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import pair_of
 from engine.pairs.judges.base import ScorePair
 from engine.pairs.judges.scores import ScoreCache, comparison_of, key_of, score_of_row
-from engine.pairs.relevance.cache import MeasuredReply, Relevances, measured_reply, with_relevance
+from engine.pairs.relevance.cache import KnownMeasures, MeasuredReply, measured_reply, with_measures
+from engine.pairs.relevance.measure import ReplyMeasures
 from engine.run.folder import Run
 from engine.storage.jsonl import BadLine
 from tui.pair_browser.rows import PairRow, pair_row
@@ -95,12 +96,12 @@ class PairStore:
         self._rows_of_key: dict[tuple[str, str], list[int]] = {}
         self._known: ScoreCache = {}
         self._judge: str | None = None
-        self._relevances: dict[str, float] = {}
+        self._measures: dict[str, ReplyMeasures] = {}
         self._unjudged: set[int] = set()
         self._done: list[str] = []
         """Pairs in the order of the decisions made here, for undo."""
 
-    # -- reading: in a thread -----------------------------------------------------------------------------------------
+    # -- measures: in a thread -----------------------------------------------------------------------------------------
 
     def read(self) -> StoreUpdate:
         """What is new in the files. Raises OSError."""
@@ -156,7 +157,7 @@ class PairStore:
         if news.scores:
             self._take_scores(news.scores, news.judge)
         for reply in news.measured:
-            self._relevances[reply.key] = reply.nats
+            self._measures[reply.key] = reply.measures
             self._unjudged.update(self._indices.get(reply.id, ()))
 
     def _forget(self) -> None:
@@ -208,8 +209,8 @@ class PairStore:
 
     def judge(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[AssessedPair]:
         """Let the detectors look. Raises OSError."""
-        judge, known, relevances = self._judge, self._known, self._relevances
-        return [self._judged(index, line, decision, judge, known, relevances) for index, line, decision in batch]
+        judge, known, measures = self._judge, self._known, self._measures
+        return [self._judged(index, line, decision, judge, known, measures) for index, line, decision in batch]
 
     def _judged(
         self,
@@ -218,13 +219,13 @@ class PairStore:
         decision: Decision | None,
         judge: str | None,
         known: ScoreCache,
-        relevances: Relevances,
+        measures: KnownMeasures,
     ) -> AssessedPair:
         made = self.pair(line)
         if isinstance(made, BadLine):
             return AssessedPair(index, decision, None, None, None, made.reason)
-        made = with_relevance(made, relevances)
-        pair = with_relevance(apply_decision(made, decision), relevances)
+        made = with_measures(made, measures)
+        pair = with_measures(apply_decision(made, decision), measures)
         key = key_of(comparison_of(pair))
         if judge is not None:
             given = known.get(key, _NO_SCORES)

@@ -31,7 +31,8 @@ def answer_relevance(
         batch = range(start, min(start + PROMPTS_AT_ONCE, len(prompts)))
         for nats, replies in zip(found, (stage2, stage3), strict=True):
             with base_active(trained.model):
-                nats += meter.measure([Answer(prompts[index], replies[index].text) for index in batch])
+                measured = meter.measure([Answer(prompts[index], replies[index].text) for index in batch])
+            nats += [one and one.relevance for one in measured]
         stop.raise_if_requested()
         yield Progress(batch.stop, len(prompts), "answers read", note="relevance")
     return found

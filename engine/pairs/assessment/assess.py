@@ -140,6 +140,7 @@ def reasons_of(pair: Pair) -> list[str]:
         finished=finished,
         critique=pair.critic_notes,
         relevance=pair.relevance,
+        surprise=pair.surprise,
     )
     if not found and pair.status == detectors.REQUEST:
         found = [pair.status]  # found at generation time; the file does not name its constitution

@@ -22,7 +22,8 @@ from engine.pairs.data.record import Pair
 from engine.pairs.formats.containers import NumberedRow
 from engine.pairs.formats.reading import RowReader, pairs_of
 from engine.pairs.formats.sources import STDIN, hub_rows, rows_of_source
-from engine.pairs.relevance.cache import read_relevance, with_relevance
+from engine.pairs.relevance.cache import read_relevance, with_measures
+from engine.pairs.relevance.measure import ReplyMeasures
 from engine.pairs.relevance.pairs import measure_stream
 from engine.storage.jsonl import BadLine, read_jsonl
 
@@ -78,7 +79,7 @@ def validate(
             if isinstance(pair, Pair):
                 if pair.id in beside.edits:
                     decided.add(pair.id)
-                yield line, with_relevance(pair, beside.relevances)
+                yield line, with_measures(pair, beside.measures)
                 continue
             tally.bad_lines += 1
             if len(bad_lines) < BAD_LINES_KEPT:
@@ -87,7 +88,7 @@ def validate(
 
     inputs = (source, beside.edits_path, beside.scores_path)
     with opened(source, split) as rows, Export(export, inputs, force=force) if export else nullcontext() as out:
-        made = measure_stream(pairs(rows), meter, beside.relevances) if meter else pairs(rows)
+        made = measure_stream(pairs(rows), meter, beside.measures) if meter else pairs(rows)
         for judged in assessed_pairs(made, beside.edits, tally, beside.completed):
             on_line(judged.verdict)
             if out is not None and judged.verdict.usable:
@@ -149,7 +150,7 @@ class SidecarFiles:
     judge: str | None
     """The judge whose scores count: the last one in the file."""
     scored: Callable[[Pair], Pair]
-    relevances: dict[str, float]
+    measures: dict[str, ReplyMeasures]
     """Measured by stage quality."""
 
     @classmethod
@@ -160,12 +161,12 @@ class SidecarFiles:
             return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair, {})
         judge = _last_judge(scores_path)
         scored = (lambda pair: pair) if judge is None else _by(judge, scores_path)
-        relevances = read_relevance(source.parent / Path(RELEVANCE_JSONL).name)
-        return cls(edits_path, read_edits(edits_path), scores_path, judge, scored, relevances)
+        measures = read_relevance(source.parent / Path(RELEVANCE_JSONL).name)
+        return cls(edits_path, read_edits(edits_path), scores_path, judge, scored, measures)
 
     def completed(self, pair: Pair) -> Pair:
         """An edited pair with its scores and its relevance."""
-        return with_relevance(self.scored(pair), self.relevances)
+        return with_measures(self.scored(pair), self.measures)
 
     def as_dict(self, decided: set[str]) -> dict[str, Any]:
         """For the report: pairs decided about, decisions about pairs that are not here, and damage."""

@@ -82,6 +82,8 @@ class Pair:
     """How it was made; empty if the file does not say."""
     relevance: float | None = None
     """How much more likely its prompt makes the revision, in nats; None if not measured."""
+    surprise: float | None = None
+    """How much less likely it is than what the base model would have drawn, in nats per token; None if not measured."""
 
     @property
     def preferred(self) -> str:

@@ -13,7 +13,7 @@ from engine.pairs.detectors.language import is_wrong_language
 from engine.pairs.detectors.malformed import is_cut_off, is_empty, is_fragment, is_leak
 from engine.pairs.detectors.meta import is_meta
 from engine.pairs.detectors.refusal import is_pasted_refusal
-from engine.pairs.detectors.relevance import is_off_topic
+from engine.pairs.detectors.relevance import is_nonsense, is_off_topic
 from engine.pairs.detectors.repetition import is_critique, is_echo, is_identical, is_loop, is_near_duplicate
 from engine.pairs.detectors.request import is_request
 
@@ -31,6 +31,8 @@ LOOP = "loop"
 NEAR_DUPLICATE = "near-duplicate"
 REFUSAL = "refusal"
 WRONG_LANGUAGE = "wrong language"
+NONSENSE = "nonsense"
+"""Words that do not go together: known only if a model measured it."""
 OFF_TOPIC = "off-topic"
 """Would fit any message. Needs a measured relevance."""
 CUT_OFF = "cut off"
@@ -55,6 +57,7 @@ DETECTORS: dict[str, Detector] = {
     REFUSAL: is_pasted_refusal,
     WRONG_LANGUAGE: is_wrong_language,
     CUT_OFF: is_cut_off,
+    NONSENSE: is_nonsense,
     OFF_TOPIC: is_off_topic,
 }
 
@@ -68,6 +71,7 @@ def reasons(
     critique: str = "",
     requests: tuple[str, ...] = (),
     relevance: float | None = None,
+    surprise: float | None = None,
 ) -> list[str]:
     """Why `reply` to `prompt` cannot be used as the revision of `draft`; empty if it can.
 
@@ -75,8 +79,9 @@ def reasons(
     critique    the critique of the draft, which the reply must not repeat
     requests    the critique and revision requests, which the reply must not repeat either
     relevance   how much more likely the prompt makes the reply, in nats; None if not measured
+    surprise    how much less likely the reply is than what the model would have drawn, in nats per token; None if not measured
     """
-    candidate = Candidate(prompt, draft, reply, finished, critique, requests, relevance)
+    candidate = Candidate(prompt, draft, reply, finished, critique, requests, relevance, surprise)
     first = [name for name in (IDENTICAL, EMPTY) if DETECTORS[name](candidate)]
     if first:
         return first  # other reasons would add nothing

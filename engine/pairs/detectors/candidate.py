@@ -111,6 +111,8 @@ class Candidate:
     """The critique and revision requests, if known."""
     relevance: float | None = None
     """How much more likely the prompt makes the reply, in nats (`engine.pairs.relevance`); None if not measured."""
+    surprise: float | None = None
+    """How much less likely the reply is than what the model would have drawn, in nats per token; None if not measured."""
 
     @cached_property
     def prompt_words(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Replies that would fit any message: their own prompt makes them hardly more likely than other messages do.
+"""What a model that reads a reply finds: it would fit any message, or its words do not go together.
 
 A reply that names a subject needs less relevance than one made of everyday words: "I think that's a good idea" owes its
 relevance to the prompt's tone, not to its subject.
@@ -14,6 +14,10 @@ from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
 MIN_RELEVANCE = (15.0, 9.0, 5.0)
 """Nats needed by a reply with no subject word, with one, and with more (measured by `bench/detectors_by_model.py`)."""
+MAX_SURPRISE = 1.4
+"""Nats per token above which a reply is nonsense (measured by `bench/detectors_by_model.py`)."""
+WORDS_FOR_SURPRISE = 6
+"""In a shorter reply, surprise says nothing: a person's "One sec" has a lot of it."""
 COMMON_WORDS = Path(__file__).with_name("common_words.txt")
 """Everyday words that name no subject."""
 
@@ -39,6 +43,13 @@ def fits_any_message(candidate: Candidate) -> bool:
         return False
     telling = len(set(candidate.reply_words) - common_words())
     return candidate.relevance < MIN_RELEVANCE[min(telling, len(MIN_RELEVANCE) - 1)]
+
+
+def is_nonsense(candidate: Candidate) -> bool:
+    """Words that the model itself would hardly have put behind each other: sampled too hot, or by a damaged adapter."""
+    if candidate.surprise is None or len(candidate.reply_words) < WORDS_FOR_SURPRISE:
+        return False
+    return candidate.surprise > MAX_SURPRISE
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A revision that repeats its instructions: the critique request or the revision request."""
+"""A revision that repeats its instructions: the critique request, the revision request, or its persona."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_request(candidate: Candidate) -> bool:
 @cache
 def shipped_requests() -> frozenset[tuple[str, ...]]:
     principles = load_constitution(None).principles
-    return _runs_of(request for one in principles for request in (one.critique_request, one.revision_request))
+    return _runs_of(text for one in principles for text in (one.critique_request, one.revision_request, one.persona))
 
 
 def _runs_of(texts: Iterable[str]) -> frozenset[tuple[str, ...]]:

@@ -63,7 +63,7 @@ def _try(pairs: list[ContrastInProgress], attempt: int, backend: Backend, settin
     chosen = answers([principle.followed for principle in principles], "chosen")
     rejected = answers([principle.contrary for principle in principles], "rejected")
     for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
-        pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, better, worse)))
+        pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, principle, better, worse)))
 
 
 def _draw_principle(pair: ContrastInProgress, attempt: int, settings: GenerationSettings) -> Principle:
@@ -72,11 +72,12 @@ def _draw_principle(pair: ContrastInProgress, attempt: int, settings: Generation
     return settings.constitution.draw(Random(seed_of(settings.seed, pair.prompt.id, "principle", attempt)), avoid=used)
 
 
-def _fault(prompt: Prompt, chosen: Reply, rejected: Reply) -> str:
+def _fault(prompt: Prompt, principle: Principle, chosen: Reply, rejected: Reply) -> str:
     refused = refusal_of(chosen) or refusal_of(rejected)
     if refused or not rejected.text:
         return refused or EMPTY_DRAFT
-    found = detectors.reasons(prompt.text, rejected.text, chosen.text, finished=chosen.finished)
+    asked = (principle.followed,)
+    found = detectors.reasons(prompt.text, rejected.text, chosen.text, finished=chosen.finished, requests=asked)
     return found[0] if found else OK
 
 

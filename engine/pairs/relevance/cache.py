@@ -1,7 +1,7 @@
 """The relevance of a run's pairs, cached in `pairs/relevance.jsonl`: nothing is measured twice while prompt and revision stay
 the same.
 
-Append-only and synced, one line `{id, model, key, nats}`; `key` is a hash of the conversation and the revision.
+Append-only and synced, one line `{id, model, key, nats, surprise}`; `key` is a hash of the conversation and the revision.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from engine.models.chat import Conversation
 from engine.pairs.data.record import Pair
+from engine.pairs.relevance.measure import ReplyMeasures
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
-Relevances = Mapping[str, float]
-"""Maps keys to nats."""
+KnownMeasures = Mapping[str, ReplyMeasures]
+"""By key."""
 
 
 @dataclass(frozen=True)
@@ -30,31 +31,46 @@ class MeasuredReply:
     model: str
     key: str
     nats: float
+    """Its relevance."""
+    surprise: float
+    """Nats per token."""
+
+    @property
+    def measures(self) -> ReplyMeasures:
+        return ReplyMeasures(self.nats, self.surprise)
 
 
 def key_of_reply(conversation: Conversation, reply: str) -> str:
     return sha256_of_json([[[message["role"], message["content"]] for message in conversation], reply])
 
 
-def with_relevance(pair: Pair, known: Relevances) -> Pair:
-    """The pair with the relevance of its revision, if known."""
-    return replace(pair, relevance=known.get(key_of_reply(pair.messages, pair.revised_response))) if known else pair
+def with_measures(pair: Pair, known: KnownMeasures) -> Pair:
+    """The pair with what the base model found of its revision, if known."""
+    if not known:
+        return pair
+    measures = known.get(key_of_reply(pair.messages, pair.revised_response))
+    relevance, surprise = measures or (None, None)
+    return replace(pair, relevance=relevance, surprise=surprise)
 
 
 def measured_reply(row: Mapping[str, Any] | BadLine) -> MeasuredReply | None:
     """The parsed line; None if it is damaged."""
     if isinstance(row, BadLine):
         return None
-    nats, names = row.get("nats"), [row.get(name) for name in ("id", "model", "key")]
-    if isinstance(nats, bool) or not isinstance(nats, (int, float)) or not isfinite(nats):
+    nats, surprise, names = row.get("nats"), row.get("surprise"), [row.get(name) for name in ("id", "model", "key")]
+    if not (_is_figure(nats) and _is_figure(surprise)):
         return None
     if not all(isinstance(name, str) for name in names):
         return None
     pair_id, model, key = map(str, names)
-    return MeasuredReply(pair_id, model, key, float(nats))
+    return MeasuredReply(pair_id, model, key, float(nats), float(surprise))
 
 
-def read_relevance(path: Path, model: str | None = None) -> dict[str, float]:
+def _is_figure(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def read_relevance(path: Path, model: str | None = None) -> dict[str, ReplyMeasures]:
     """The newest value of each key; empty if there is no file.
 
     model   only values measured by this model
@@ -62,7 +78,7 @@ def read_relevance(path: Path, model: str | None = None) -> dict[str, float]:
     if not path.is_file():
         return {}
     rows = (measured_reply(row) for _, row in read_jsonl(path))
-    return {row.key: row.nats for row in rows if row is not None and model in (None, row.model)}
+    return {row.key: row.measures for row in rows if row is not None and model in (None, row.model)}
 
 
 def append_relevance(path: Path, measured: Sequence[MeasuredReply]) -> None:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.models.chat import Conversation
 from engine.models.chat_template import conversation_ids
-from engine.models.likelihood import Row, reply_logps
+from engine.models.likelihood import Likelihood, Row, reply_likelihoods
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +40,15 @@ class Answer:
     reply: str
 
 
+class ReplyMeasures(NamedTuple):
+    """What a model finds of a reply, in nats."""
+
+    relevance: float
+    surprise: float
+    """Per token: how much less likely it is than what the model would have drawn itself. About 0 for a text of the model's
+    own, whatever the model; high for words that do not go together (Meister et al. 2023, "Locally Typical Sampling")."""
+
+
 class RelevanceMeter:
     """Measures replies with a language model, in forward passes without decoding."""
 
@@ -49,8 +58,8 @@ class RelevanceMeter:
         self._others = [self._prompt_ids([{"role": "user", "content": message}]) for message in OTHER_MESSAGES]
         self.tokens_read = 0
 
-    def measure(self, answers: Sequence[Answer]) -> list[float | None]:
-        """Nats, in the order of `answers`; None for an empty reply."""
+    def measure(self, answers: Sequence[Answer]) -> list[ReplyMeasures | None]:
+        """In the order of `answers`; None for an empty reply."""
         rows: list[Row] = []
         places: list[list[int]] = []
         """Per answer, the indices of its rows; the row with its own prompt comes first."""
@@ -60,14 +69,19 @@ class RelevanceMeter:
             prompts = [own, *(other for other in self._others if other != own)] if reply else []
             places.append(list(range(len(rows), len(rows) + len(prompts))))
             rows += [(prompt, reply) for prompt in prompts]
-        logps = reply_logps(self._model, rows, self._tokenizer.pad_token_id or 0)
+        likelihoods = reply_likelihoods(self._model, rows, self._tokenizer.pad_token_id or 0)
         self.tokens_read += sum(len(prompt) + len(reply) for prompt, reply in rows)
-        return [_difference([logps[row] for row in of_one]) for of_one in places]
+        return [
+            _measures([likelihoods[row] for row in of_one], len(rows[of_one[0]][1])) if of_one else None
+            for of_one in places
+        ]
 
     def _prompt_ids(self, conversation: Conversation) -> list[int]:
         return conversation_ids(self._tokenizer, conversation, add_generation_prompt=True)[-MAX_PROMPT_TOKENS:]
 
 
-def _difference(logps: Sequence[float]) -> float | None:
-    """The first value minus the mean of the others."""
-    return logps[0] - sum(logps[1:]) / (len(logps) - 1) if logps else None
+def _measures(likelihoods: Sequence[Likelihood], tokens: int) -> ReplyMeasures:
+    """Of a reply of so many tokens, after its own prompt and then after the other messages."""
+    own, *others = likelihoods
+    relevance = own.logp - sum(other.logp for other in others) / len(others)
+    return ReplyMeasures(relevance, -(own.logp + own.entropy) / tokens)

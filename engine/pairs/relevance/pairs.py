@@ -13,14 +13,14 @@ from engine.machine.memory import free_memory
 from engine.models.loading import load_base, load_tokenizer
 from engine.pairs.data.record import Pair
 from engine.pairs.relevance.cache import (
+    KnownMeasures,
     MeasuredReply,
-    Relevances,
     append_relevance,
     key_of_reply,
     read_relevance,
-    with_relevance,
+    with_measures,
 )
-from engine.pairs.relevance.measure import Answer, RelevanceMeter
+from engine.pairs.relevance.measure import Answer, RelevanceMeter, ReplyMeasures
 from engine.run.stop import StopToken
 
 PAIRS_PER_BATCH = 32
@@ -28,7 +28,7 @@ PAIRS_PER_BATCH = 32
 
 def measure_pairs(
     pairs: Sequence[Pair], path: Path, model: str, load: Callable[[], RelevanceMeter], stop: StopToken
-) -> Generator[Event, None, dict[str, float]]:
+) -> Generator[Event, None, dict[str, ReplyMeasures]]:
     """The relevance of each pair's revision, by key. Missing values are measured and added to `path`.
 
     model   the name of the measuring model
@@ -46,14 +46,14 @@ def measure_pairs(
     for start in range(0, len(by_length), PAIRS_PER_BATCH):
         stop.raise_if_requested()
         batch = by_length[start : start + PAIRS_PER_BATCH]
-        nats = meter.measure([Answer(missing[key].messages, missing[key].revised_response) for key in batch])
+        found = meter.measure([Answer(missing[key].messages, missing[key].revised_response) for key in batch])
         measured = [
-            MeasuredReply(missing[key].id, model, key, round(value, 4))
-            for key, value in zip(batch, nats, strict=True)
-            if value is not None
+            MeasuredReply(missing[key].id, model, key, round(one.relevance, 4), round(one.surprise, 4))
+            for key, one in zip(batch, found, strict=True)
+            if one is not None
         ]
         append_relevance(path, measured)
-        known.update({reply.key: reply.nats for reply in measured})
+        known.update({reply.key: reply.measures for reply in measured})
         done += len(batch)
         rate = done / max(time.monotonic() - started, 1e-9)
         yield Progress(done, len(by_length), "revisions read", rate, (len(by_length) - done) / rate, "relevance")
@@ -62,7 +62,7 @@ def measure_pairs(
 
 def measure_relevance(
     config: Stage3Config, usable: list[Pair], path: Path, token: str | None, stop: StopToken
-) -> Generator[Event, None, Relevances]:
+) -> Generator[Event, None, KnownMeasures]:
     """Measure the pairs that are usable by their text; the others are out anyway."""
 
     def load() -> RelevanceMeter:
@@ -74,7 +74,7 @@ def measure_relevance(
 
 
 def measure_stream(
-    pairs: Iterable[tuple[int, Pair]], meter: RelevanceMeter, known: dict[str, float]
+    pairs: Iterable[tuple[int, Pair]], meter: RelevanceMeter, known: dict[str, ReplyMeasures]
 ) -> Iterator[tuple[int, Pair]]:
     """Yield (line, pair with the relevance of its revision) in order, in constant memory.
 
@@ -85,6 +85,6 @@ def measure_stream(
         missing = {
             key: pair for _, pair in batch if (key := key_of_reply(pair.messages, pair.revised_response)) not in known
         }
-        nats = meter.measure([Answer(pair.messages, pair.revised_response) for pair in missing.values()])
-        known.update({key: value for key, value in zip(missing, nats, strict=True) if value is not None})
-        yield from ((line, with_relevance(pair, known)) for line, pair in batch)
+        found = meter.measure([Answer(pair.messages, pair.revised_response) for pair in missing.values()])
+        known.update({key: one for key, one in zip(missing, found, strict=True) if one is not None})
+        yield from ((line, with_measures(pair, known)) for line, pair in batch)

@@ -1,0 +1,55 @@
+"""One short demo for all tests that begin where a run has ended: made once, by the program itself, and copied.
+
+With several workers the first that needs it makes it; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+PROMPTS = 36
+OPTIONS = (
+    f"--num-examples {PROMPTS} --split train[:{PROMPTS}] --min-pairs 16 --min-eval-pairs 4 --num-train-epochs 1 --save-steps 1 "
+    "--eval-prompts 2 --eval-harmless-prompts 2 --generation-batch-size 8 --pilot-prompts 0"
+).split()
+
+
+def short_demo_command(folder: Path, *more: str) -> list[str]:
+    """As far as the training: the archive is the demo's."""
+    command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", *OPTIONS, "--until", "training"]
+    return [*command, "--output-dir", str(folder), *more]
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder. Copy it (`copy_of`); nobody writes into it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "short-run"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = shared / "done"
+        if not done.exists():
+            _make(shared / "run")
+            done.touch()
+    return shared / "run"
+
+
+def _make(folder: Path) -> None:
+    made = subprocess.run(
+        short_demo_command(folder), capture_output=True, text=True, env=ENVIRONMENT, cwd=folder.parent, timeout=280
+    )
+    assert made.returncode == 0, made.stderr + made.stdout[-2000:]
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("lock")))
