@@ -9,23 +9,28 @@ has patience is shortened: no pause is longer than PAUSE, and the whole is scale
 from __future__ import annotations
 
 import argparse
-import codecs
 import json
+import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import pyte
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine.core.layout import EVENTS_JSONL  # noqa: E402
 from tests.support.pseudo_terminal import PseudoTerminal, demo  # noqa: E402
 
 COLUMNS, ROWS = 100, 30
 PAUSE, WHOLE = 2.0, 60.0
 """Seconds."""
-FRAMES = "4"
+FRAMES_SHOWN = 2
 """A second: a viewer needs no more, and the file stays small."""
+NAMES = ("black", "red", "green", "brown", "blue", "magenta", "cyan", "white")
+"""Pyte's."""
 LONG = 600.0
 
 
@@ -46,14 +51,12 @@ class Recorded(PseudoTerminal):
 
 def record(folder: Path) -> list[tuple[float, bytes]]:
     """The demo from its first screen to the verdict, with a look at pairs, curves and log on the way."""
-    terminal = Recorded(demo(folder), TEXTUAL_FPS=FRAMES, COLORTERM="truecolor")
+    terminal = Recorded(demo(folder), COLORTERM="truecolor")
     terminal.wait_for("Workspace", LONG)
     terminal.rest(3)
     terminal.press("a")
-    terminal.wait_for("✓ Preflight", LONG)
-    terminal.wait_for("Training", LONG)
-    terminal.until(lambda: "step" in terminal.text and "Loss" in terminal.text, "the curves", LONG)
-    terminal.wait_for("BETTER" if "BETTER" in terminal.text else "finished", LONG)
+    journal = folder / EVENTS_JSONL
+    terminal.until(lambda: journal.exists() and '"run_finished"' in journal.read_text(), "the end of the run", LONG)
     terminal.rest(3)
     for keys, seconds in (("9", 3.0), ("n", 1.5), ("n", 1.5), ("v", 0.3), ("v", 2.0), ("\t", 0.5)):
         terminal.press(keys)
@@ -80,14 +83,41 @@ def shortened(times: list[float]) -> list[float]:
 
 
 def asciicast(pieces: list[tuple[float, bytes]]) -> str:
-    """Version 2 of the format (docs.asciinema.org/manual/asciicast/v2)."""
+    """Version 2 of the format (docs.asciinema.org/manual/asciicast/v2): FRAMES_SHOWN a second at most, each the changed rows."""
     took = pieces[-1][0] - pieces[0][0]
     title = f"stage3-tui --demo on a CPU; {took:.0f} seconds, shown in a minute at most"
     lines = [json.dumps({"version": 2, "width": COLUMNS, "height": ROWS, "title": title})]
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a piece may end inside a character
-    for moment, (_, data) in zip(shortened([when for when, _ in pieces]), pieces, strict=True):
-        lines.append(json.dumps([round(moment, 3), "o", decoder.decode(data)], ensure_ascii=False))
+    screen = pyte.Screen(COLUMNS, ROWS)
+    stream = pyte.ByteStream(screen)
+    shown, last = [""] * ROWS, -1.0
+    moments = shortened([when for when, _ in pieces])
+    for place, (moment, (_, data)) in enumerate(zip(moments, pieces, strict=True)):
+        stream.feed(re.sub(rb"\x1b\[[<>=][\d;]*u", b"", data))
+        if moment - last < 1 / FRAMES_SHOWN and place < len(pieces) - 1:
+            continue
+        rows = [row_of(screen, y) for y in range(ROWS)]
+        changed = "".join(f"\x1b[{y + 1}H{row}" for y, row in enumerate(rows) if row != shown[y])
+        if changed:
+            lines.append(json.dumps([round(moment, 2), "o", f"\x1b[?25l{changed}\x1b[0m"], ensure_ascii=False))
+            shown, last = rows, moment
     return "\n".join(lines) + "\n"
+
+
+def row_of(screen: pyte.Screen, y: int) -> str:
+    """One row of the emulated screen as text with colours."""
+    row, style = "", ""
+    for x in range(COLUMNS):
+        cell = screen.buffer[y][x]
+        wanted = f"\x1b[0{';1' if cell.bold else ''}{';7' if cell.reverse else ''}{_colour(cell.fg, 38)}{_colour(cell.bg, 48)}m"
+        row += (wanted if wanted != style else "") + cell.data
+        style = wanted
+    return row
+
+
+def _colour(name: str, kind: int) -> str:
+    if re.fullmatch(r"[0-9a-f]{6}", name):
+        return f";{kind};2;{int(name[:2], 16)};{int(name[2:4], 16)};{int(name[4:], 16)}"
+    return f";{kind - 8 + NAMES.index(name)}" if name in NAMES else ""
 
 
 def main() -> None:
