@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from textual.app import SystemCommand
 
@@ -14,13 +14,40 @@ from engine.security.sanitize import visible_line
 from tui.keys import KEYS, Key
 
 if TYPE_CHECKING:
-    from tui.wizard.app import Wizard
+    from tui.runs.run_source import RunSource
+    from tui.screens.main import MainScreen
 
 MOVES = ("go(", "move(", "scroll(", "turn(-", "command_palette", "back", "press")
 """Actions that the palette has another way for, or that mean nothing from inside it."""
 
 
-def commands(wizard: Wizard) -> Iterable[SystemCommand]:
+class Commanded(Protocol):
+    """The application, as far as its commands need it."""
+
+    source: RunSource
+
+    @property
+    def main(self) -> MainScreen: ...
+
+    @property
+    def theme_names(self) -> list[str]: ...
+
+    def is_key_enabled(self, key: Key) -> bool: ...
+
+    def save_screenshot_file(self) -> None: ...
+
+    def copy_folder(self) -> None: ...
+
+    def keep_theme(self, name: str) -> None: ...
+
+    def simulate_key(self, key: str) -> None: ...
+
+    def call_later(self, callback: Any, *arguments: Any) -> bool: ...
+
+    def notify_user(self, text: str, severity: Any = "information") -> None: ...
+
+
+def commands(wizard: Commanded) -> Iterable[SystemCommand]:
     """All of them; those whose key does nothing now are left out."""
     for stage in STAGE_TABLE:
         yield SystemCommand(f"Go to {stage.title}", stage.sentence, partial(wizard.main.look_at, stage.name))
@@ -42,11 +69,11 @@ def _title(key: Key) -> str:
     return key.sentence.partition(";")[0].removesuffix(".")
 
 
-def _press(wizard: Wizard, key: Key) -> None:
+def _press(wizard: Commanded, key: Key) -> None:
     wizard.simulate_key(key.keys.partition(",")[0])
 
 
-def _show_option(wizard: Wizard, option: Option) -> None:
+def _show_option(wizard: Commanded, option: Option) -> None:
     if option.home:
         wizard.call_later(wizard.main.show_option, option)
     else:
