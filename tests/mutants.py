@@ -80,7 +80,7 @@ MUTANTS = (
     Mutant(
         "sync of a folder's files",
         "engine/storage/files.py",
-        f'        with path.open("rb") as file:\n{SYNC}    sync_folder(part)',
+        f"        with open_file(path) as file:\n{SYNC}    sync_folder(part)",
         "        continue\n    sync_folder(part)",
         (FOLDER,),
     ),
