@@ -39,6 +39,10 @@ class WizardApp(Protocol):
     def draws_ascii(self) -> bool:
         """Whether the terminal gets ASCII alone."""
 
+    @property
+    def draws_blocks(self) -> bool:
+        """Whether charts are drawn with half blocks, for a font without braille."""
+
     def exit(self, result: WizardEnd | None = None, return_code: int = 0) -> None:
         """End the screen."""
 

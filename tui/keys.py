@@ -23,8 +23,8 @@ class Key(NamedTuple):
     group: str
 
 
-RUN, MOVE, LOOK, LIST, PAIRS, OPTIONS, WRITE, LOG = (
-    "Run", "Move", "Look", "Lists", "Pairs", "Options", "Writing", "The log",
+RUN, MOVE, LOOK, LIST, PAIRS, OPTIONS, WRITE, LOG, CHARTS = (
+    "Run", "Move", "Look", "Lists", "Pairs", "Options", "Writing", "The log", "Charts",
 )  # fmt: skip
 
 PLACES: dict[str, str] = {
@@ -32,6 +32,7 @@ PLACES: dict[str, str] = {
     "stage": "On a stage's screen",
     "list": "In a list",
     "pairs": "Among the pairs",
+    "chart": "On a chart (Tab, or a click)",
     "options": "Among the options",
     "log": "In the log",
     "text": "Writing a text",
@@ -80,6 +81,15 @@ KEYS: tuple[Key, ...] = (
     Key("stage", "b", "b", "browse", "pairs", "Browse the pairs, from any screen.", LOOK),
     Key("stage", "d", "d", "log_in", "log in", "Credentials: log in with a browser, on any device.", LOOK),
     Key("stage", "z", "z", "zoom", "zoom", "Charts: all steps, the newer half, the newest eighth.", LOOK),
+    Key("stage", "m", "m", "smooth", "mean", "Charts: the mean over the curves, or the steps alone.", LOOK),
+    Key("stage", "g", "g", "log_scale", "log scale", "Charts: the gradient norm on a log scale.", LOOK),
+    Key("stage", "x", "x", "export", "export", "Charts: save them as logs/curves.csv and logs/curves.svg.", LOOK),
+    Key("chart", "left", "←", "point(-1)", "", "The step before: its figures stand above each chart.", CHARTS),
+    Key("chart", "right", "→", "point(1)", "", "The next step.", CHARTS),
+    Key("chart", "shift+left", "⇧←", "point(-10)", "", "Ten steps back.", CHARTS),
+    Key("chart", "shift+right", "⇧→", "point(10)", "", "Ten steps on.", CHARTS),
+    Key("chart", "home", "Home", "point(-1000000)", "", "The first step that is shown.", CHARTS),
+    Key("chart", "end", "End", "point(1000000)", "", "The newest step.", CHARTS),
     Key("stage", "n", "n", "answer(1)", "next", "Verdict: the answers to the next held-out prompt.", LOOK),
     Key("stage", "N", "N", "answer(-1)", "", "Verdict: the answers to the previous one.", LOOK),
     Key("stage", "w", "w", "which", "which", "Verdict: which answers: all, better, worse, broken, harmful, …", LOOK),
@@ -162,7 +172,7 @@ def help_rows(places: Iterable[str] = PLACES) -> list[tuple[str, str, str]]:
     """(group, key, sentence) of the rows of some places, with the ten digits on one row."""
     rows = []
     wanted = tuple(places)
-    for group in (RUN, MOVE, LOOK, LIST, PAIRS, OPTIONS, LOG, WRITE):
+    for group in (RUN, MOVE, LOOK, LIST, PAIRS, OPTIONS, CHARTS, LOG, WRITE):
         for key in KEYS:
             if key.group != group or key.where not in wanted:
                 continue

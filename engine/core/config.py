@@ -292,6 +292,8 @@ class DisplayOptions(Described):
     """Use the mouse in the wizard. --no-mouse leaves it to the terminal."""
     ascii: bool | None = option(None, changes="")
     """Draw with ASCII only. Default: if the terminal or the locale has no Unicode."""
+    charts: Literal["auto", "braille", "blocks"] = option("auto", changes="")
+    """Draw charts with braille dots or with half blocks. auto: blocks on the Linux console, whose font has no braille."""
 
 
 class Stage3Config(

@@ -119,6 +119,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "theme":                      ("ember",          NOTHING),
     "mouse":                      (False,            NOTHING),
     "ascii":                      (True,             NOTHING),
+    "charts":                     ("blocks",         NOTHING),
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from tui.screens.log import LogRows, LogScreen
 from tui.screens.main import MainScreen
 from tui.screens.themes import ThemePicker
 from tui.terminal import sequences
+from tui.widgets.line_chart import LineChart
 from tui.widgets.options_editor import OptionRows
 from tui.widgets.row_list import RowList
 from tui.widgets.text_field import TextField
@@ -38,6 +39,7 @@ OWNERS = {
     "stage": MainScreen,
     "list": RowList,
     "pairs": PairBrowser,
+    "chart": LineChart,
     "options": OptionRows,
     "log": LogRows,
     "text": TextField,

@@ -9,15 +9,21 @@ from tui.commands.arguments import config_of, parse, require_terminal, run_dir_o
 
 def main(arguments: list[str]) -> int:
     given = parse(command_parser(), arguments)
-    require_terminal()
+    if not given.in_browser:
+        require_terminal()
     from tui.wizard.launch import attach
 
     folder = run_dir_of(given)
     given.output_dir = str(folder)
-    return attach(config_of(given, goes_on=True), folder)
+    return attach(config_of(given, goes_on=True), folder, hands_off=given.hands_off)
 
 
 def command_parser() -> argparse.ArgumentParser:
-    return run_dir_parser(
+    parser = run_dir_parser(
         "attach", "Watch a run from another terminal: the wizard's screens, read-only except for stop."
     )
+    parser.add_argument("--hands-off", action="store_true", help="look only: not even stop, and no file is written")
+    parser.add_argument(
+        "--in-browser", action="store_true", help=argparse.SUPPRESS
+    )  # for `serve`: there is no terminal
+    return parser

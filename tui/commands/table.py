@@ -18,6 +18,9 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "attach": Command("attach", "attach [RUN_DIR]", "watch a run from another terminal, or ask it to stop"),
+    "serve": Command(
+        "serve", "serve [RUN_DIR]", "watch a run in a browser: loopback, a token, nothing to change unless asked"
+    ),
     "stop": Command("stop", "stop [RUN_DIR]", "ask a run to save and stop"),
     "status": Command("status", "status [RUN_DIR]", "one screen of text (--json for machines)", True),
     "plan": Command(

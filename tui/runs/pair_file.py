@@ -37,6 +37,7 @@ class PairFile:
     """Nothing runs here, and decisions may be made."""
 
     read_only = False
+    hands_off = False
     running = False
     exit_code: ExitCode | None = None
 

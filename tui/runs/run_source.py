@@ -38,6 +38,8 @@ class RunSource(Protocol):
 
     read_only: bool
     """This process does not own the run: it can watch it, and ask it to stop."""
+    hands_off: bool
+    """It may not even be asked to stop, and nothing is written: somebody else looks, in a browser."""
     run: Run
     config: Stage3Config
 

@@ -36,6 +36,7 @@ class Runner:
     """A run that this process owns: the caller has acquired `run`, and releases it after `join`."""
 
     read_only = False
+    hands_off = False
 
     def __init__(
         self,

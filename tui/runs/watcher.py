@@ -9,7 +9,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 from engine.core import layout
-from engine.core.errors import ExitCode
+from engine.core.errors import ExitCode, UnsafeError
 from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
 from engine.run.state import RunState
@@ -31,7 +31,8 @@ class Watcher:
 
     read_only = True
 
-    def __init__(self, run: Run, config: Stage3Config) -> None:
+    def __init__(self, run: Run, config: Stage3Config, *, hands_off: bool = False) -> None:
+        self.hands_off = hands_off
         self.run = run
         self.config = config
         self._tail = JsonlTail(run / layout.EVENTS_JSONL)
@@ -80,7 +81,11 @@ class Watcher:
             return self._state.last_time + (time.monotonic() - self._read)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """Leave the request in the run folder, where the owner looks for it."""
+        """Leave the request in the run folder, where the owner looks for it. Raises UnsafeError if it may only be looked at."""
+        if self.hands_off:
+            raise UnsafeError(
+                "This screen only looks.", "It was started so.", "`stage3-tui stop` asks the run to stop."
+            )
         write_atomically(self.run / layout.STOP_REQUEST, f"{reason}\n".encode())
 
     def read(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from functools import partial
 
 from textual import events, on
@@ -237,8 +238,32 @@ class MainScreen(Screen[None]):
 
     def action_zoom(self) -> None:
         if isinstance(self.view, TrainingView):
-            self.view.zoom()
-            wizard_of(self).tick_soon()
+            self.view.show_curves(self.view.curves.next_zoom())
+
+    def action_smooth(self) -> None:
+        """The mean over the curves, or the steps alone."""
+        if isinstance(self.view, TrainingView):
+            self.view.show_curves(replace(self.view.curves, smooth=not self.view.curves.smooth))
+
+    def action_log_scale(self) -> None:
+        if isinstance(self.view, TrainingView):
+            self.view.show_curves(replace(self.view.curves, log=not self.view.curves.log))
+
+    def action_export(self) -> None:
+        """The charts as a table and a picture."""
+        if not isinstance(self.view, TrainingView):
+            return
+        if self.source.hands_off:
+            wizard_of(self).notify_user("This screen only looks; it writes no files.")
+            return
+        try:
+            written = self.view.export_curves()
+        except OSError as error:
+            wizard_of(self).notify_user(f"The charts cannot be written: {error}", "error")
+            return
+        names = " and ".join(str(path.relative_to(self.source.run.folder)) for path in written or ())
+        told = f"Saved {names} in the run folder." if written else "There is no step yet."
+        wizard_of(self).notify_user(told)
 
     def action_answer(self, by: int) -> None:
         """Another held-out prompt's answers."""

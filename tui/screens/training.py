@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from pathlib import Path
 
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.content import Content
@@ -19,20 +20,16 @@ from tui.app_protocol import wizard_of
 from tui.formatting import figure, memory, number, safe_text
 from tui.screens.answers import AnswersShown, answers_lines
 from tui.screens.base import StageView
+from tui.screens.curves import CURVES, CurvesView, drawn_curve
+from tui.screens.curves_file import write_curves
 from tui.screens.trials import trial_lines
 from tui.screens.verdict import evidence_lines, verdict_lines
-from tui.widgets.chart import Level, Series, moving_average
 from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY, fit
 from tui.widgets.line_chart import LineChart
 from tui.widgets.marks import LEVEL_MARKS
 from tui.widgets.text_view import TextView
 
-ZOOMS = (1, 2, 8)
-"""The part of the steps that the charts show: all, the newest half, the newest eighth."""
-ZOOM_WORDS = {1: "", 2: "   the newer half", 8: "   the newest eighth"}
-MIN_STEPS = 16
-"""Minimum points in a zoomed chart."""
 WARNINGS_SHOWN = 3
 
 
@@ -43,7 +40,10 @@ class TrainingView(StageView):
 
     _charted: object = None
     """The inputs of the charts when they were last drawn."""
-    _zoom = ZOOMS[0]
+    _view = CurvesView()
+    _steps: tuple[TrainStep, ...] = ()
+    _evaluation: EvalDone | None = None
+    """What the charts and the strip above them were last drawn of: the same, so that both say the same."""
     empty_pages: tuple[str, ...] = (TRIALS,)
     _answers = AnswersShown()
     _read_for: EvalDone | None = None
@@ -75,9 +75,6 @@ class TrainingView(StageView):
         done = state.evaluation is not None and state.stages[self.STAGE].status == "done"
         return self.VERDICT if done else self.CURVES
 
-    def zoom(self) -> None:
-        self._zoom = ZOOMS[(ZOOMS.index(self._zoom) + 1) % len(ZOOMS)]
-
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.VERDICT:
             self._draw_verdict(state.evaluation, stage.summary)
@@ -86,9 +83,16 @@ class TrainingView(StageView):
             self._draw_trials(state, now)
             return
         steps, saved, gap = state.train_steps, state.checkpoints, self.gap
+        # Once a second is enough: a chart is the most expensive part to draw, and to send over SSH.
+        key = (int(now) if stage.status == "running" else steps[-1:], len(steps) > 0, state.evaluation)
+        if key != self._charted:
+            self._charted, self._steps, self._evaluation = key, steps, state.evaluation
+            self._view = replace(self._view, blocks=wizard_of(self).draws_blocks)
+            self._draw_charts(steps, state.evaluation)
+        charted = self._steps
         self.paper("numbers").put(
-            (steps[-1:], saved, len(gap)),
-            (lambda width: [*gap, *number_lines(steps, saved, width)]) if steps else None,
+            (charted[-1:], saved, len(gap)),
+            (lambda width: [*gap, *number_lines(charted, saved, width)]) if charted else None,
         )
         self.query_one("#charts").display = bool(steps)
         self._draw_memory(state)
@@ -98,11 +102,6 @@ class TrainingView(StageView):
             if message.stage == self.STAGE and message.level in ("warning", "error")
         )[-WARNINGS_SHOWN:]
         self.paper("warnings").put(warnings, (lambda width: warning_lines(warnings, width)) if warnings else None)
-        # Once a second is enough: a chart is the most expensive part to draw, and to send over SSH.
-        key = (int(now) if stage.status == "running" else steps[-1:], len(steps) > 0, self._zoom)
-        if key != self._charted:
-            self._charted = key
-            self._draw_charts(steps)
 
     def _draw_verdict(self, evaluation: EvalDone | None, summary: str) -> None:
         compact, plain = self.compact, wizard_of(self).draws_ascii
@@ -163,45 +162,53 @@ class TrainingView(StageView):
             else None,
         )
 
-    def _draw_charts(self, steps: Sequence[TrainStep]) -> None:
-        shown = steps[-max(len(steps) // self._zoom, MIN_STEPS) :]
-        over = max(len(shown) // 20, 1)
-        note = ZOOM_WORDS[self._zoom] if len(shown) < len(steps) else ""
-        for name, drawn in CURVES.items():
-            points = [(float(step.step), number(getattr(step, drawn.field))) for step in shown]
-            newest = figure(points[-1][1], 4 if name == "loss" else 3) if points else ""
-            raw = Series(points, f"$chart-{drawn.colour}-raw")
-            smooth = Series(moving_average(points, over), f"$chart-{drawn.colour}", thick=True)
-            self.query_one(f"#{name}", LineChart).put(
-                (shown[-1:], len(shown)),
-                Content.assemble(
-                    (f"{drawn.title}  ", "bold $heading"), (newest, "bold"), (f"   {drawn.sentence}{note}", "$muted")
-                ),
-                [raw, smooth],
-                drawn.levels,
-                drawn.bounds,
-            )
+    def _draw_charts(self, steps: Sequence[TrainStep], evaluation: EvalDone | None) -> None:
+        view = self._view
+        for name in CURVES:
+            drawn = drawn_curve(name, steps, view, evaluation)
+            key = (steps[-1:], len(steps), view, evaluation)
+            levels = () if drawn.look.log else drawn.curve.levels
+            chart = self.query_one(f"#{name}", LineChart)
+            chart.put(key, drawn.title, drawn.series, levels, drawn.curve.bounds, drawn.look)
 
+    # -- what a person does with the charts ---------------------------------------------------------------------------
 
-class Curve(NamedTuple):
-    title: str
-    sentence: str
-    field: str
-    """Of a step."""
-    colour: str
-    levels: tuple[Level, ...] = ()
-    bounds: tuple[float, float] | None = None
+    @property
+    def curves(self) -> CurvesView:
+        return self._view
 
+    def show_curves(self, view: CurvesView) -> None:
+        """Draw them in another way, at once."""
+        if view != self._view:
+            self._view = view
+            if self._steps and self.page == self.CURVES and self.is_made(self.page):
+                self._draw_charts(self._steps, self._evaluation)
 
-CURVES: dict[str, Curve] = {
-    "loss": Curve("Loss", "ln 2 = untrained", "loss", "loss", (Level(math.log(2), "ln 2"),)),
-    "margin": Curve("Reward margin", "chosen minus rejected", "margin", "margin", (Level(0.0, "0"),)),
-    "accuracy": Curve(
-        "Accuracy", "pairs with a positive margin", "accuracy", "margin", (Level(0.5, "0.5"),), (0.0, 1.0)
-    ),
-    "gradient": Curve("Gradient norm", "before clipping", "grad_norm", "loss"),
-}
-"""The last two are shown if there is room."""
+    def focus_page(self) -> None:
+        charts = self.query(LineChart) if self.page == self.CURVES else None
+        self.screen.set_focus(charts.first() if charts else None)
+
+    def step_back(self) -> bool:
+        if self.page == self.CURVES and self._view.cursor is not None:
+            self.show_curves(replace(self._view, cursor=None))
+            return True
+        return super().step_back()
+
+    def export_curves(self) -> tuple[Path, Path] | None:
+        """The charts as CSV and SVG, in the run folder; None before the first step. Raises OSError."""
+        if not self._steps:
+            return None
+        return write_curves(self.source.run.folder, self._steps, self._view, self._evaluation)
+
+    @on(LineChart.Pointed)
+    def _pointed(self, event: LineChart.Pointed) -> None:
+        event.stop()
+        self.show_curves(self._view.pointed_at(event.x, self._steps))
+
+    @on(LineChart.Stepped)
+    def _stepped(self, event: LineChart.Stepped) -> None:
+        event.stop()
+        self.show_curves(self._view.moved(event.by, self._steps))
 
 
 def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], width: int) -> list[Content]:

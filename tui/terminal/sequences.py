@@ -34,6 +34,16 @@ def draws_ascii_alone() -> bool:
     return bool(named) and "utf" not in named.lower()
 
 
+def in_browser() -> bool:
+    """Whether textual-serve shows this process's screen."""
+    return os.environ.get("TEXTUAL_DRIVER", "").endswith(":WebDriver")
+
+
+def lacks_braille() -> bool:
+    """Whether the terminal's font is known to have no braille: that of the Linux console (512 characters at most)."""
+    return os.environ.get("TERM") == "linux"
+
+
 def terminal_is_gone(input_file: int, parent: int) -> bool:
     """Whether the terminal hung up, or the process that this one was started from is no more.
 

@@ -1,10 +1,12 @@
-"""A line chart in braille: two by four dots a cell. Pure functions from numbers to rows of text."""
+"""A line chart in braille (two by four dots a cell) or half blocks (one by two), for fonts without braille. Pure functions from
+numbers to rows of text.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
@@ -15,6 +17,23 @@ Point = tuple[float, float]
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """The bit of the dot in row y (downwards) and column x of a cell."""
 BLANK = 0x2800
+
+
+@dataclass(frozen=True)
+class Raster:
+    """How dots become characters."""
+
+    across: int
+    """Dots of a cell, side by side."""
+    down: int
+    bit: Callable[[int, int], int]
+    """Of the dot in row y and column x of a cell."""
+    glyph: Callable[[int], str]
+
+
+BRAILLE = Raster(2, 4, lambda y, x: DOTS[y][x], lambda bits: chr(BLANK + bits))
+BLOCKS = Raster(1, 2, lambda y, x: 1 << y, lambda bits: " ▀▄█"[bits])
+"""Every console font has these, since code page 437."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,49 @@ class Level:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A figure that was measured on held-out pairs, at a step, with its interval."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    style: str = "bold $foreground"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a chart is drawn."""
+
+    raster: Raster = BRAILLE
+    log: bool = False
+    """The heights are logarithms to base ten; the axis says what they stand for."""
+    cursor: float | None = None
+    """An upright line at this x."""
+    held_out: Sequence[HeldOut] = ()
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Where the points lie in a chart of some width."""
+
+    window: Window
+    gutter: int
+    """Cells of the labels at the left, without the axis."""
+    across: int
+    """Cells of the points."""
+
+    def column_of(self, x: float) -> int:
+        """The cell of an x, from the left edge of the points."""
+        return _scaled(x, self.window.left, self.window.right, self.across - 1)
+
+    def x_at(self, column: int) -> float:
+        """What a cell of the chart stands for, counted from the left edge of the widget."""
+        share = (column - self.gutter - 1) / max(self.across - 1, 1)
+        return self.window.left + min(max(share, 0.0), 1.0) * (self.window.right - self.window.left)
+
+
+@dataclass(frozen=True)
 class Window:
     """The part of the plane that is shown."""
 
@@ -46,11 +108,15 @@ class Window:
 
 def braille(points: Sequence[Point], width: int, height: int, window: Window) -> list[str]:
     """`height` rows of `width` cells with a line through `points` in order of x; NaN and infinities leave a gap."""
-    return ["".join(chr(BLANK + bits) for bits in row) for row in _cells(Series(points, ""), width, height, window)]
+    cells = _cells(Series(points, ""), width, height, window, BRAILLE)
+    return ["".join(map(BRAILLE.glyph, row)) for row in cells]
 
 
 def window_of(
-    series: Sequence[Series], levels: Sequence[Level] = (), bounds: tuple[float, float] | None = None
+    series: Sequence[Series],
+    levels: Sequence[Level] = (),
+    bounds: tuple[float, float] | None = None,
+    held_out: Sequence[HeldOut] = (),
 ) -> Window | None:
     """All finite points and levels, with a little air above and below; None if there is nothing to show.
 
@@ -60,6 +126,7 @@ def window_of(
     if not finite:
         return None
     heights = [y for _, y in finite] + [level.value for level in levels]
+    heights += [end for one in held_out for end in (one.low, one.high) if math.isfinite(end)]
     bottom, top = min(heights), max(heights)
     air = 0.05 * (top - bottom) or abs(top) * 0.1 or 1.0
     left, right = min(x for x, _ in finite), max(x for x, _ in finite)
@@ -69,30 +136,68 @@ def window_of(
     return Window(left, right if right > left else left + 1, bottom - below, top + air)
 
 
+def plot_of(
+    series: Sequence[Series],
+    levels: Sequence[Level],
+    width: int,
+    bounds: tuple[float, float] | None = None,
+    look: Look | None = None,
+) -> Plot | None:
+    """Where everything lies in `width` cells; None where there is nothing to show."""
+    look = look or Look()
+    window = window_of(series, levels, bounds, look.held_out)
+    if window is None:
+        return None
+    ticks = (_tick(window.top, look.log), _tick(window.bottom, look.log))
+    gutter = max(*map(len, ticks), *(len(level.label) for level in levels), 5) + 1
+    return Plot(window, gutter, max(width - gutter - 1, 4))
+
+
 def chart(
     series: Sequence[Series],
     levels: Sequence[Level],
     width: int,
     height: int,
     bounds: tuple[float, float] | None = None,
+    look: Look | None = None,
 ) -> list[Content]:
     """A chart with its axes: labels at the left, the range of x under it. The last series lies on top."""
-    window = window_of(series, levels, bounds)
-    if window is None or height < 3:
+    look = look or Look()
+    plot = plot_of(series, levels, width, bounds, look)
+    if plot is None or height < 3:
         return [Content.styled("No points yet.", "$muted")]
-    gutter = max(len(_tick(window.top)), len(_tick(window.bottom)), *(len(level.label) for level in levels), 5) + 1
-    across, down = max(width - gutter - 1, 4), height - 1
-    layers = [(_cells(one, across, down, window), one.style) for one in series]
+    window, gutter, across, down = plot.window, plot.gutter, plot.across, height - 1
+    layers = [(_cells(one, across, down, window, look.raster), one.style) for one in series]
+    over = _overlay(plot, down, look)
     level_rows = {_row_of(level.value, down, window): level for level in levels}
     rows = []
     for y in range(down):
         level = level_rows.get(y)
-        label = level.label if level else _tick(window.top) if y == 0 else _tick(window.bottom) if y == down - 1 else ""
+        ends = {0: window.top, down - 1: window.bottom}
+        label = level.label if level else _tick(ends[y], look.log) if y in ends else ""
         axis = Content.styled(f"{label:>{gutter}}", level.style if level else "$chart-axis")
-        rows.append(axis + Content.styled("┤" if label else "│", "$chart-axis") + _row(layers, y, across, level))
+        line = _row(layers, y, across, level, over.get(y, {}), look.raster)
+        rows.append(axis + Content.styled("┤" if label else "│", "$chart-axis") + line)
     first, last = f"{window.left:,.0f}", f"{window.right:,.0f}"
     under = " " * (gutter + 1) + first + " " * max(across - len(first) - len(last), 1) + last
     return [*rows, Content.styled(under[: gutter + 1 + across], "$chart-axis")]
+
+
+Overlay = dict[int, dict[int, tuple[str, str, bool]]]
+"""By row and column: a character, its style, and whether it lies over the points."""
+
+
+def _overlay(plot: Plot, down: int, look: Look) -> Overlay:
+    """The cursor's line, under the points, and held-out figures with their intervals, over them."""
+    over: Overlay = {y: {} for y in range(down)}
+    if look.cursor is not None:
+        for y in range(down):
+            over[y][plot.column_of(look.cursor)] = ("│", "$key", False)
+    for one in look.held_out:
+        rows = [_row_of(value, down, plot.window) for value in (one.high, one.y, one.low)]
+        for y in range(rows[0], rows[2] + 1):
+            over[y][plot.column_of(one.x)] = ("◆" if y == rows[1] else "┃", one.style, True)
+    return over
 
 
 def moving_average(points: Sequence[Point], over: int) -> list[Point]:
@@ -111,17 +216,27 @@ def moving_average(points: Sequence[Point], over: int) -> list[Point]:
     return smooth
 
 
-def _row(layers: Sequence[tuple[list[list[int]], str]], y: int, width: int, level: Level | None) -> Content:
+def _row(
+    layers: Sequence[tuple[list[list[int]], str]],
+    y: int,
+    width: int,
+    level: Level | None,
+    over: dict[int, tuple[str, str, bool]],
+    raster: Raster,
+) -> Content:
     pieces: list[tuple[str, str]] = []
     for x in range(width):
         bits, style = 0, ""
         for cells, layer_style in layers:
             if cells[y][x]:
                 bits, style = cells[y][x], layer_style
-        if not bits and level is not None:
+        above = over.get(x)
+        if above is not None and (above[2] or not bits):
+            pieces.append((above[0], above[1]))
+        elif not bits and level is not None:
             pieces.append(("╌", level.style))
         else:
-            pieces.append((chr(BLANK + bits), style))
+            pieces.append((raster.glyph(bits), style))
     return Content.assemble(*_joined(pieces))
 
 
@@ -136,19 +251,20 @@ def _joined(pieces: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return joined
 
 
-def _cells(series: Series, width: int, height: int, window: Window) -> list[list[int]]:
+def _cells(series: Series, width: int, height: int, window: Window, raster: Raster) -> list[list[int]]:
     cells = [[0] * width for _ in range(height)]
+    across, down, bit = raster.across, raster.down, raster.bit
     before: tuple[int, int] | None = None
     for x, y in series.points:
         if not (math.isfinite(x) and math.isfinite(y)):
             before = None
             continue
-        column = _scaled(x, window.left, window.right, 2 * width - 1)
-        row = 4 * height - 1 - _scaled(y, window.bottom, window.top, 4 * height - 1)
+        column = _scaled(x, window.left, window.right, across * width - 1)
+        row = down * height - 1 - _scaled(y, window.bottom, window.top, down * height - 1)
         for dot_x, dot_y in _between(before or (column, row), (column, row)):
-            cells[dot_y // 4][dot_x // 2] |= DOTS[dot_y % 4][dot_x % 2]
-            if series.thick and dot_y:
-                cells[(dot_y - 1) // 4][dot_x // 2] |= DOTS[(dot_y - 1) % 4][dot_x % 2]
+            cells[dot_y // down][dot_x // across] |= bit(dot_y % down, dot_x % across)
+            if series.thick and dot_y and down > 2:  # half blocks are thick as they are
+                cells[(dot_y - 1) // down][dot_x // across] |= bit((dot_y - 1) % down, dot_x % across)
         before = (column, row)
     return cells
 
@@ -171,5 +287,6 @@ def _row_of(value: float, height: int, window: Window) -> int:
     return (4 * height - 1 - _scaled(value, window.bottom, window.top, 4 * height - 1)) // 4
 
 
-def _tick(value: float) -> str:
-    return figure(float(value), 2 if abs(value) >= 10 else 3)
+def _tick(value: float, log: bool = False) -> str:
+    value = 10.0**value if log else float(value)
+    return figure(value, 2 if abs(value) >= 10 else 3)

@@ -1,18 +1,43 @@
-"""The chart of `tui.widgets.chart` as a widget with a title."""
+"""The chart of `tui.widgets.chart` as a widget with a title, and a cursor that keys and the mouse move."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+from textual import events
+from textual.binding import BindingType
 from textual.content import Content
+from textual.message import Message
 from textual.widget import Widget
 
-from tui.widgets.chart import Level, Series, chart
+from tui.keys import bindings
+from tui.widgets.chart import Level, Look, Plot, Series, chart, plot_of
 from tui.widgets.layout import fit, stack
 
 
-class LineChart(Widget):
-    DEFAULT_CSS = "LineChart { height: 1fr; min-height: 5; width: 1fr; text-wrap: nowrap; }"
+class LineChart(Widget, can_focus=True):
+    BINDINGS: ClassVar[list[BindingType]] = bindings("chart")
+    PLACE = "chart"
+
+    DEFAULT_CSS = """
+    LineChart { height: 1fr; min-height: 5; width: 1fr; text-wrap: nowrap; }
+    LineChart:focus { background-tint: $foreground 4%; }
+    """
+
+    class Pointed(Message):
+        """The mouse is over an x; None: it left."""
+
+        def __init__(self, x: float | None) -> None:
+            super().__init__()
+            self.x = x
+
+    class Stepped(Message):
+        """A key moves the cursor by so many points; to an end with a large number."""
+
+        def __init__(self, by: int) -> None:
+            super().__init__()
+            self.by = by
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
@@ -21,6 +46,7 @@ class LineChart(Widget):
         self._series: Sequence[Series] = ()
         self._levels: Sequence[Level] = ()
         self._bounds: tuple[float, float] | None = None
+        self._look = Look()
 
     def put(
         self,
@@ -29,14 +55,41 @@ class LineChart(Widget):
         series: Sequence[Series],
         levels: Sequence[Level] = (),
         bounds: tuple[float, float] | None = None,
+        look: Look | None = None,
     ) -> None:
         """Show this. `key` is all that it depends on: the same key again costs nothing."""
         if key != self._key:
             self._key, self._title, self._series, self._levels, self._bounds = key, title, series, levels, bounds
+            self._look = look or Look()
             self.refresh()
 
     def render(self) -> Content:
         width, height = self.content_size
         if width < 16 or height < 4:
             return fit(self._title, max(width, 1))
-        return stack([fit(self._title, width), *chart(self._series, self._levels, width, height - 1, self._bounds)])
+        drawn = chart(self._series, self._levels, width, height - 1, self._bounds, self._look)
+        return stack([fit(self._title, width), *drawn])
+
+    @property
+    def plot(self) -> Plot | None:
+        """Where the points lie now."""
+        return plot_of(self._series, self._levels, self.content_size.width, self._bounds, self._look)
+
+    # -- the cursor: the page moves it in all charts at once ----------------------------------------------------------
+
+    def action_point(self, by: int) -> None:
+        self.post_message(self.Stepped(by))
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        plot = self.plot
+        if plot is not None:
+            self.post_message(self.Pointed(plot.x_at(event.x)))
+
+    def on_click(self, event: events.Click) -> None:
+        """A terminal that sends no moves sends clicks."""
+        plot = self.plot
+        if plot is not None:
+            self.post_message(self.Pointed(plot.x_at(event.x)))
+
+    def on_leave(self) -> None:
+        self.post_message(self.Pointed(None))

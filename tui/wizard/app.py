@@ -215,12 +215,14 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             case "redo":
                 return mine and not running and self.seen.stages[self.main.selected].status != "waiting"
             case "stop":
-                return running and not self.shutdown.stopping
+                return running and not self.shutdown.stopping and not self.source.hands_off
             case "follow":
                 return running and not self.main.following
             case "options":
                 return view is not None and view.OPTIONS in view.pages and view.page != view.OPTIONS
-            case "zoom":
+            case "log_scale" if not self.main.query("#gradient") or not self.main.query_one("#gradient").display:
+                return False
+            case "zoom" | "smooth" | "log_scale" | "export":
                 return view is not None and view.page == getattr(view, "CURVES", None)
             case "answer(1)" | "which":
                 return view is not None and view.page == getattr(view, "VERDICT", None) and bool(self.seen.evaluation)
@@ -379,6 +381,8 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     def keep_theme(self, name: str) -> None:
         """Use it now and from the next start."""
         self.use_theme(name)
+        if self.source.hands_off:
+            return
         try:
             keep(name)
         except (OSError, RuntimeError) as error:
@@ -401,6 +405,9 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         self.copy(str(self.source.run.folder), "the run folder's path")
 
     def save_screenshot_file(self) -> None:
+        if self.source.hands_off:
+            self.notify_user("This screen only looks; it writes no files.")
+            return
         folder = self.source.run / "logs"
         try:
             folder.mkdir(parents=True, exist_ok=True)

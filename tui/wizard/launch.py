@@ -35,13 +35,13 @@ def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_
     return supervise(lambda leaver: _wizard(config, token, leaver, start_until), farewell)
 
 
-def attach(config: Stage3Config, folder: Path) -> int:
-    """The same screens for another process's run, read-only except for stop."""
+def attach(config: Stage3Config, folder: Path, *, hands_off: bool = False) -> int:
+    """The same screens for another process's run, read-only except for stop; with `hands_off` without that."""
     from tui.runs.watcher import Watcher
     from tui.wizard.app import run_wizard
 
     redirect_output_to_log(None)
-    _, code = run_wizard(Watcher(Run(folder), config))
+    _, code = run_wizard(Watcher(Run(folder), config, hands_off=hands_off))
     return code
 
 

@@ -101,6 +101,10 @@ class Shutdown:
         self.stop(name, code)
 
     def _look_at_terminal(self) -> None:
+        if sequences.in_browser():  # a pipe in the place of a terminal: only the server can go away
+            if os.getppid() != self._started_from:
+                self.hang_up()
+            return
         input_file = sequences.standard_input()
         if input_file is None or sequences.terminal_is_gone(input_file, self._started_from):
             self.hang_up()

@@ -40,6 +40,7 @@ class ThemedApp(App[Result], inherit_bindings=False):
         begun_with = config.theme or (kept if kept in self.themes_found else DEFAULT)
         self._first_theme = PLAIN_THEME if plain else begun_with
         self._reverse_video = ReverseVideo()
+        self._charts = config.charts
         self._ascii = AsciiOnly(enabled=sequences.draws_ascii_alone() if config.ascii is None else config.ascii)
 
     @property
@@ -47,8 +48,14 @@ class ThemedApp(App[Result], inherit_bindings=False):
         """Whether the terminal gets ASCII alone."""
         return self._ascii.enabled
 
+    @property
+    def draws_blocks(self) -> bool:
+        """Whether charts are drawn with half blocks: asked for, or the terminal's font has no braille."""
+        chosen = self._charts
+        return sequences.lacks_braille() if chosen == "auto" else chosen == "blocks"
+
     def get_driver_class(self) -> type[Driver]:
-        return WizardDriver
+        return super().get_driver_class() if sequences.in_browser() else WizardDriver
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return default_variables()
