@@ -68,7 +68,7 @@ def made(context: Callable[..., Context], prompts: Path, monkeypatch: pytest.Mon
     def make(**options: Any) -> tuple[list[str], list[Any]]:
         backend, at_work = Backend(), a_context(**options)
         monkeypatch.setattr(stage, "load_backend", lambda *_: backend)
-        monkeypatch.setattr(stage, "adapter_folder", lambda _: None)
+        monkeypatch.setattr(stage, "adapter_folder", lambda *_: None)
         events, _ = run_stage(stage.run(at_work))
         return backend.drafted, events
 

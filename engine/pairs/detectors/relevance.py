@@ -14,7 +14,7 @@ from engine.pairs.detectors.refusal import is_harmless, is_refusal
 
 MIN_RELEVANCE = (15.0, 9.0, 5.0)
 """Nats needed by a reply with no subject word, with one, and with more (measured by `bench/detectors_by_model.py`)."""
-MAX_SURPRISE = 1.4
+MAX_SURPRISE = 1.2
 """Nats per token above which a reply is nonsense (measured by `bench/detectors_by_model.py`)."""
 WORDS_FOR_SURPRISE = 6
 """In a shorter reply, surprise says nothing: a person's "One sec" has a lot of it."""
