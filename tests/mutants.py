@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = ("engine", "tui", "themes", "tests", "pyproject.toml")
 SHOWN = 3
+TOO_LONG = 600.0
+"""Seconds. Without a limit something may have no end: that is noticed, too."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ MUTANTS = (
     Mutant(
         "sync of a folder's files",
         "engine/storage/files.py",
-        f'        with path.open("rb") as file:\n{SYNC}    sync_folder(part)',
+        f"        with open_file(path) as file:\n{SYNC}    sync_folder(part)",
         "        continue\n    sync_folder(part)",
         (FOLDER,),
     ),
@@ -221,10 +223,23 @@ def copied(folder: Path) -> Path:
 def run(folder: Path, tests: Sequence[str]) -> tuple[list[str], float]:
     """Names of the tests that failed, and the seconds. Raises RuntimeError where pytest itself did."""
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", "--maxfail=10", *tests],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=no",
+        "-rfE",
+        "--maxfail=10",
+        *tests,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TOO_LONG)
+    except subprocess.TimeoutExpired:
+        return ["it hangs"], TOO_LONG
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
     return list(failed_in(done.stdout)), time.monotonic() - started

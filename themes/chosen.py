@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from engine.core.errors import UnsafeError
+from engine.core.reading import read_file
+
+LONGEST_NAME = 4096
+"""Bytes."""
+
 
 def _file() -> Path:
     home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
@@ -14,8 +20,8 @@ def _file() -> Path:
 def chosen_last() -> str | None:
     """Its name; None where nobody has chosen one. It may be of a file that is gone."""
     try:
-        return _file().read_text(encoding="utf-8", errors="replace").strip() or None
-    except (OSError, RuntimeError):  # nothing was kept; nobody is at home
+        return read_file(_file(), LONGEST_NAME, follow_links=True).decode("utf-8", "replace").strip() or None
+    except (OSError, RuntimeError, ValueError, UnsafeError):  # nothing was kept; nobody is at home
         return None
 
 

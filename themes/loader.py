@@ -12,11 +12,13 @@ ansi = false          the sixteen colours of the terminal, and no others
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from engine.core.errors import UnsafeError
+from engine.core.reading import read_toml
 
 if TYPE_CHECKING:
     from textual.theme import Theme
@@ -122,9 +124,8 @@ def find_themes(folder: Path | None = None) -> tuple[dict[str, ThemeFile], list[
 def load_theme(path: Path) -> ThemeFile:
     """Read one file. Raises ThemeProblem."""
     try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = read_toml(path)
+    except (OSError, ValueError, UnsafeError) as error:
         raise ThemeProblem(str(error)) from error
     unknown = set(data) - {"name", "dark", "ansi", "colours", "meanings", "textual"}
     if unknown:

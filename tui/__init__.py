@@ -1,3 +1,3 @@
-"""What people see: the wizard, `--auto`'s printer, and the command line."""
+"""The user interface: the wizard, the printer of `--auto`, and the command line."""
 
 DISTRIBUTION = "stage3-tui"

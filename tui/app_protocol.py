@@ -1,4 +1,4 @@
-"""The application as screens, widgets and its own helpers see it. They know this much of it and no more."""
+"""The application's interface for screens, widgets and helpers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WizardApp(Protocol):
 
     source: RunSource
     seen: RunState
-    """The state that is on the screen."""
+    """The state shown on the screen."""
 
     @property
     def stage_on_screen(self) -> str:
@@ -33,11 +33,11 @@ class WizardApp(Protocol):
 
     @property
     def return_code(self) -> int | None:
-        """The exit code so far, as Textual keeps it."""
+        """The exit code so far, as Textual stores it."""
 
     @property
     def draws_ascii(self) -> bool:
-        """Whether the terminal gets ASCII alone."""
+        """Whether to draw with ASCII only."""
 
     @property
     def draws_blocks(self) -> bool:
@@ -56,30 +56,33 @@ class WizardApp(Protocol):
         """Send an escape sequence to the terminal; nothing if there is none."""
 
     def tick_soon(self) -> None:
-        """Draw what there is to be drawn before the next poll."""
+        """Draw pending changes before the next poll."""
 
     def is_key_enabled(self, key: Key) -> bool:
-        """Whether a key does something now."""
+        """Whether a key works now."""
 
     def notify_user(self, text: str, severity: Any = "information") -> None:
         """Show a notice for a few seconds."""
 
     def copy(self, text: str, what: str) -> None:
-        """Put a text on the terminal's clipboard, and say what it is."""
+        """Copy a text to the terminal's clipboard, with a notice that names it."""
 
     def use_theme(self, name: str) -> None:
-        """Wear a theme."""
+        """Apply a theme."""
 
     def use_config(self, config: Stage3Config) -> None:
-        """Take the options of a form."""
+        """Use the options of a form."""
+
+    def choose_preset(self) -> None:
+        """Ask which settings to begin with."""
 
     def use_token(self, token: Secret) -> None:
-        """Give a token to the engine, and check it."""
+        """Pass a token to the engine, and check it."""
 
     def log_in(self) -> None:
-        """Fetch a token with a browser."""
+        """Get a token by browser login."""
 
 
 def wizard_of(node: DOMNode) -> WizardApp:
-    """The wizard that a screen or a widget is part of."""
+    """The wizard that a screen or widget belongs to."""
     return cast(WizardApp, node.app)

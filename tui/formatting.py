@@ -1,4 +1,4 @@
-"""Format numbers and foreign text for people. Pure functions; all foreign text goes through `safe_text` or `one_line`."""
+"""Format numbers and untrusted text for people. Pure functions; all untrusted text goes through `safe_text` or `one_line`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from engine.security.sanitize import visible, visible_line
 
 BARS = "▁▂▃▄▅▆▇█"
 TEXT_SHOWN = 6_000
-"""Longer foreign text is cut on the screen, with a note: a megabyte in one widget takes seconds to lay out."""
+"""Longer untrusted text is cut on the screen, with a note: a megabyte in one widget takes seconds to lay out."""
 
 
 def one_line(text: object, style: str = "", limit: int = 400) -> Content:
-    """Foreign text in one line, as text and never as markup."""
+    """Untrusted text in one line, never parsed as markup."""
     return Content.styled(visible_line(str(text)[: 4 * limit], limit), style)
 
 
 def safe_text(text: object, style: str = "", limit: int = TEXT_SHOWN) -> Content:
-    """Foreign text with its newlines, as text and never as markup."""
+    """Untrusted text with its newlines, never parsed as markup."""
     whole = str(text)
     shown = Content.styled(visible(whole[:limit]).expandtabs(4), style)
     if len(whole) <= limit:

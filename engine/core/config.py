@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.core.errors import ConfigError
+from engine.core.reading import read_toml
 from engine.security.secrets import TOKEN_VARIABLES
 
 ENV_PREFIX = "STAGE3_"
@@ -26,12 +26,24 @@ NOT_RECORDED = frozenset({"store_token"})
 """Fields that `run.json` does not keep: they apply to one start of a run."""
 
 
-def option(default: Any, *, changes: str, common: bool = False, **bounds: Any) -> Any:
+def option(
+    default: Any,
+    *,
+    changes: str,
+    label: str,
+    unit: str = "",
+    topic: str = "",
+    common: bool = False,
+    **bounds: Any,
+) -> Any:
     """A field of the configuration.
 
     changes   the stages whose result depends on it, by name, and "evaluation" for the second half of stage training;
               empty if it changes no result. A stage is done again when one of its own options changes, not when others
               do (`engine.pipeline.graph`).
+    label     what forms call it
+    unit      of its value, as forms show it; "share" is a number from 0 to 1 that they show in percent
+    topic     the heading under which forms show it; that of its group, if empty
     common    whether it is one of the twenty that people use: `--help` shows these, `--help-all` the rest
     bounds    ge, gt, le, lt, pattern, as in pydantic's Field
     """
@@ -45,133 +57,182 @@ class Described(BaseModel):
 class RunOptions(Described):
     """The run"""
 
-    output_dir: Path = option("artifacts/stage3_constitutional", changes="", common=True)
+    output_dir: Path = option("artifacts/stage3_constitutional", changes="", common=True, label="Run folder")
     """The run folder. It holds everything that the run makes; the archive goes beside it."""
-    seed: int = option(42, ge=0, changes="pairs quality training evaluation", common=True)
+    seed: int = option(42, ge=0, changes="pairs quality training evaluation", common=True, label="Random seed")
     """Random seed for prompt order, principles, sampling and training."""
-    device: str = option("auto", changes="preflight", common=True)
+    device: str = option("auto", changes="preflight", common=True, label="Device")
     """Device to compute on: auto, cpu, cuda, cuda:1."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", changes="preflight")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
+        "auto", changes="preflight", label="Number format of the weights"
+    )
     """Number format of the base weights. auto: bfloat16 if the GPU supports it, else float32."""
 
 
 class WorkspaceOptions(Described):
     """Workspace"""
 
-    repo_root: Path | None = option(None, changes="workspace")
+    repo_root: Path | None = option(None, changes="workspace", label="Existing checkout")
     """Existing checkout to work in. Default: the current folder, unless --repo-url is given."""
-    repo_url: str | None = option(None, changes="workspace")
+    repo_url: str | None = option(None, changes="workspace", label="Repository to clone")
     """Git repository to clone into a new folder: an https address or a local path."""
-    repo_ref: str = option("main", changes="workspace")
+    repo_ref: str = option("main", changes="workspace", label="Branch, tag or commit")
     """Branch, tag or commit of --repo-url to check out."""
-    allow_ssh: bool = option(False, changes="workspace")
+    allow_ssh: bool = option(False, changes="workspace", label="Allow ssh addresses")
     """Allow an ssh address in --repo-url (ssh://… or host:path). ssh uses your keys and never prompts."""
-    fetch_lfs: bool = option(False, changes="workspace")
+    fetch_lfs: bool = option(False, changes="workspace", label="Fetch large files")
     """Also fetch the large files of --repo-url (git-lfs). Otherwise only their pointers are cloned."""
-    fresh: bool = option(False, changes="workspace")
+    fresh: bool = option(False, changes="workspace", label="Clone again")
     """Clone again even if a clone exists. The old one is moved aside."""
-    install: bool = option(False, changes="toolchain dependencies")
+    install: bool = option(False, changes="toolchain dependencies", label="Install what is missing")
     """Let stages toolchain and dependencies install missing packages with uv."""
 
 
 class HubOptions(Described):
     """Hugging Face"""
 
-    device_login: bool = option(False, changes="credentials")
+    device_login: bool = option(False, changes="credentials", label="Log in with a browser")
     """Log in with a browser and a code if no token is found, or if the Hub rejects it."""
-    store_token: bool = option(False, changes="credentials")
+    store_token: bool = option(False, changes="credentials", label="Save the token")
     """Save an accepted token in the Hub's own store (HF_HOME/token, mode 0600), like `hf auth login`."""
 
 
 class ModelOptions(Described):
     """Models"""
 
-    base_model_id: str = option("google/gemma-2b-it", changes="credentials adapter preflight", common=True)
+    base_model_id: str = option(
+        "google/gemma-2b-it", changes="credentials adapter preflight", common=True, label="Base model"
+    )
     """Base model, a causal language model: a Hub id or a folder."""
-    base_model_revision: str = option("main", changes="credentials adapter preflight")
+    base_model_revision: str = option("main", changes="credentials adapter preflight", label="Base model's revision")
     """Branch, tag or commit of the base model on the Hub. The run records the resolved commit."""
     adapter_path: str = option(
-        "artifacts/stage2_finetuning_artifacts/lora_adapters", changes="credentials adapter", common=True
+        "artifacts/stage2_finetuning_artifacts/lora_adapters",
+        changes="credentials adapter",
+        common=True,
+        label="Stage 2 adapter",
     )
     """Stage 2 LoRA adapter: a folder or a Hub id."""
-    adapter_revision: str = option("main", changes="credentials adapter")
+    adapter_revision: str = option("main", changes="credentials adapter", label="Adapter's revision")
     """Branch, tag or commit of the adapter on the Hub. The run records the resolved commit."""
-    chat_template: str | None = option(None, changes="preflight pairs quality training")
+    chat_template: str | None = option(None, changes="preflight pairs quality training", label="Chat template")
     """Chat template of the Stage 2 training, if the base model has none or another: a file, gemma or chatml."""
 
 
 class PairsOptions(Described):
     """Pairs"""
 
-    dataset: str = option("Anthropic/hh-rlhf", changes="credentials preflight pairs", common=True)
+    dataset: str = option(
+        "Anthropic/hh-rlhf", changes="credentials preflight pairs", common=True, label="Prompts from", topic="Prompts"
+    )
     """Prompts: a Hub id, or a local file or folder: JSON, JSON lines, CSV, Parquet, Arrow or text, compressed or not."""
-    dataset_revision: str = option("main", changes="credentials preflight pairs")
+    dataset_revision: str = option(
+        "main", changes="credentials preflight pairs", label="Dataset's revision", topic="Prompts"
+    )
     """Branch, tag or commit of the dataset on the Hub. The run records the resolved commit."""
-    split: str = option("test[:1000]+train[:1500]", changes="preflight pairs", common=True)
+    split: str = option(
+        "test[:1000]+train[:1500]", changes="preflight pairs", common=True, label="Rows to use", topic="Prompts"
+    )
     """Rows to use: splits, slices and sums of them. A local file has one split, train."""
-    pairs: Path | None = option(None, changes="credentials preflight pairs", common=True)
+    pairs: Path | None = option(
+        None, changes="credentials preflight pairs", common=True, label="Pairs that exist already", topic="Prompts"
+    )
     """File or folder of existing preference pairs. Stage pairs imports them instead of generating."""
-    form: str | None = option(None, changes="credentials preflight pairs")
-    """Form of the rows, by name (docs/files-you-have.md lists the forms). Default: detected from their columns."""
-    columns: str | None = option(None, changes="credentials preflight pairs")
+    form: str | None = option(None, changes="credentials preflight pairs", label="Form of the rows", topic="Prompts")
+    """Form of the rows (docs/files-you-have.md lists them). Default: detected from the columns."""
+    columns: str | None = option(
+        None, changes="credentials preflight pairs", label="Names of the columns", topic="Prompts"
+    )
     """The file's names for the columns of a form: prompt=question,chosen=good,rejected=bad."""
-    max_bad_rows: float | None = option(None, ge=0.0, le=1.0, changes="credentials preflight pairs")
+    max_bad_rows: float | None = option(
+        None,
+        ge=0.0,
+        le=1.0,
+        changes="credentials preflight pairs",
+        label="Bad rows at most",
+        unit="share",
+        topic="Prompts",
+    )
     """Refuse a file if a larger share of its rows is not a prompt or pair. Default: 0.5; in `validate`, none."""
-    num_examples: int = option(2500, ge=1, changes="preflight pairs", common=True)
+    num_examples: int = option(
+        2500, ge=1, changes="preflight pairs", common=True, label="Number of prompts", topic="Prompts"
+    )
     """Number of prompts to make pairs from."""
-    target_pairs: int | None = option(None, ge=1, changes="preflight pairs")
-    """Draw prompts until so many usable pairs are there, in place of --num-examples."""
+    target_pairs: int | None = option(
+        None, ge=1, changes="preflight pairs", label="Usable pairs wanted", topic="Prompts"
+    )
+    """Generate until this many pairs are usable, instead of from a fixed --num-examples."""
     method: Literal["critique-revision", "contrast", "best-of-n"] = option(
-        "critique-revision", changes="preflight pairs", common=True
+        "critique-revision", changes="preflight pairs", common=True, label="How a pair is made", topic="Method"
     )
     """How a pair is made: the policy revises its own draft (critique-revision), answers under a principle and under its
     opposite (contrast), or a judge orders several drafts (best-of-n)."""
-    num_drafts: int = option(4, ge=2, changes="preflight pairs")
+    num_drafts: int = option(4, ge=2, changes="preflight pairs", label="Drafts with best-of-n", topic="Method")
     """Drafts of each prompt with --method best-of-n; the best one is chosen, the worst one rejected."""
-    constitution: Path | None = option(None, changes="pairs", common=True)
+    constitution: Path | None = option(None, changes="pairs", common=True, label="Constitution", topic="Method")
     """File of principles: YAML, or the JSON of Anthropic's paper. Default: the constitution in the package."""
-    max_new_tokens: int = option(512, ge=1, changes="preflight pairs evaluation", common=True)
+    max_new_tokens: int = option(
+        512,
+        ge=1,
+        changes="preflight pairs evaluation",
+        common=True,
+        label="Longest answer",
+        unit="tokens",
+        topic="Generation",
+    )
     """Maximum tokens in a draft, critique or revision."""
-    max_prompt_tokens: int = option(1024, ge=8, changes="preflight pairs")
+    max_prompt_tokens: int = option(
+        1024, ge=8, changes="preflight pairs", label="Longest prompt", unit="tokens", topic="Prompts"
+    )
     """Maximum tokens in a prompt. Longer prompts are skipped, with the reason recorded."""
-    temperature: float = option(0.7, ge=0.0, changes="pairs")
+    temperature: float = option(0.7, ge=0.0, changes="pairs", label="Temperature", topic="Generation")
     """Sampling temperature. 0 is greedy."""
-    top_p: float = option(0.9, gt=0.0, le=1.0, changes="pairs")
+    top_p: float = option(0.9, gt=0.0, le=1.0, changes="pairs", label="Nucleus (top p)", topic="Generation")
     """Nucleus sampling: the share of probability to sample from."""
-    generation_batch_size: int | None = option(None, ge=1, changes="preflight")
+    generation_batch_size: int | None = option(
+        None, ge=1, changes="preflight", label="Prompts in a batch", topic="Generation"
+    )
     """Prompts in one generation batch. Default: the largest that fits. Halved if memory runs out."""
-    max_attempts: int = option(3, ge=1, changes="pairs")
+    max_attempts: int = option(3, ge=1, changes="pairs", label="Attempts at a prompt", topic="Method")
     """Attempts at critique and revision per prompt, each with another principle."""
-    rounds: int = option(1, ge=1, changes="preflight pairs")
+    rounds: int = option(1, ge=1, changes="preflight pairs", label="Rounds of revision", topic="Method")
     """Rounds of critique and revision. Each starts from the previous revision."""
-    few_shot: Path | None = option(None, changes="preflight pairs")
+    few_shot: Path | None = option(None, changes="preflight pairs", label="Worked examples", topic="Method")
     """YAML file of worked examples of critique and revision, shown before each critique."""
-    pilot_prompts: int = option(24, ge=0, changes="preflight")
-    """Preflight makes pairs of so many prompts, judges them, and refuses if they leave no hope for the gate; 0: of one alone."""
+    pilot_prompts: int = option(24, ge=0, changes="preflight", label="Prompts of the pilot", topic="Preflight")
+    """Prompts in preflight's pilot: it makes and judges pairs, and refuses if the gate is out of reach. 0: one prompt only."""
 
 
 class ServerOptions(Described):
     """Server"""
 
-    server_url: str | None = option(None, changes="preflight pairs", common=True)
+    server_url: str | None = option(
+        None, changes="preflight pairs", common=True, label="Server that makes the pairs", topic="Policy"
+    )
     """OpenAI-compatible server (http://host:8000/v1) that makes the pairs instead of the local model."""
-    server_model: str | None = option(None, changes="preflight pairs quality evaluation")
+    server_model: str | None = option(
+        None, changes="preflight pairs quality evaluation", label="Model on that server", topic="Policy"
+    )
     """Name of the model on that server: the base model with the Stage 2 adapter."""
-    critic_url: str | None = option(None, changes="preflight pairs")
-    """An OpenAI-compatible server that writes critiques and revisions, while the policy drafts where it is."""
-    critic_model: str | None = option(None, changes="preflight pairs")
-    """The critic's name on that server: any model that follows instructions."""
-    critic_api_key_env: str = option("STAGE3_CRITIC_TOKEN", pattern=VARIABLE, changes="")
-    """The environment variable that holds the token of --critic-url; the token itself is no option."""
-    judge_url: str | None = option(None, changes="")
-    """An OpenAI-compatible server for --judge server and auto; without it, that of --server-url."""
-    judge_model: str | None = option(None, changes="quality evaluation")
-    """The judge's name on that server; without it, that of --server-model."""
-    judge_api_key_env: str = option("STAGE3_JUDGE_TOKEN", pattern=VARIABLE, changes="")
-    """The environment variable that holds the token of --judge-url."""
-    server_concurrency: int = option(16, ge=1, changes="")
+    critic_url: str | None = option(None, changes="preflight pairs", label="Server of the critic", topic="Critic")
+    """OpenAI-compatible server that writes critiques and revisions. The policy still writes the drafts."""
+    critic_model: str | None = option(None, changes="preflight pairs", label="Model of the critic", topic="Critic")
+    """Name of the critic on that server: any model that follows instructions."""
+    critic_api_key_env: str = option(
+        "STAGE3_CRITIC_TOKEN", pattern=VARIABLE, changes="", label="Variable with its token", topic="Critic"
+    )
+    """Environment variable that holds the token for --critic-url. The token itself cannot be an option."""
+    judge_url: str | None = option(None, changes="", label="Server of the judge", topic="Judge")
+    """OpenAI-compatible server for --judge server and auto. Default: --server-url."""
+    judge_model: str | None = option(None, changes="quality evaluation", label="Model of the judge", topic="Judge")
+    """Name of the judge on that server. Default: --server-model."""
+    judge_api_key_env: str = option(
+        "STAGE3_JUDGE_TOKEN", pattern=VARIABLE, changes="", label="Variable with its token", topic="Judge"
+    )
+    """Environment variable that holds the token for --judge-url."""
+    server_concurrency: int = option(16, ge=1, changes="", label="Requests at once", topic="Requests")
     """Maximum concurrent requests to the server."""
-    server_timeout: float = option(120.0, gt=0.0, changes="")
+    server_timeout: float = option(120.0, gt=0.0, changes="", label="Timeout of a request", unit="s", topic="Requests")
     """Timeout of one request, in seconds."""
 
 
@@ -179,91 +240,150 @@ class QualityOptions(Described):
     """Quality"""
 
     judge: Literal["auto", "none", "self", "reward-model", "server", "demo"] = option(
-        "auto", changes="credentials pairs quality evaluation", common=True
+        "auto", changes="credentials pairs quality evaluation", common=True, label="Judge", topic="Judge"
     )
     """Who scores drafts and revisions, after an exam: self (the Stage 2 policy), reward-model, server, demo (the demo's own),
     none, or auto: the first of a configured server, the reward model and self that passes."""
     reward_model_id: str = option(
-        "OpenAssistant/reward-model-deberta-v3-large-v2", changes="credentials quality evaluation"
+        "OpenAssistant/reward-model-deberta-v3-large-v2",
+        changes="credentials quality evaluation",
+        label="Reward model",
+        topic="Judge",
     )
     """Sequence classifier for --judge reward-model: a Hub id or a folder."""
 
-    relevance: bool = option(True, changes="quality")
-    """Measure with the base model whether each revision depends on its prompt; what would fit any message is left out."""
-    min_pairs: int = option(100, ge=1, changes="quality")
+    relevance: bool = option(True, changes="quality", label="Measure relevance", topic="Gate")
+    """Measure with the base model whether each revision depends on its prompt, and leave out what would fit any prompt."""
+    min_pairs: int = option(100, ge=1, changes="quality", label="Training pairs, at least", topic="Gate")
     """The gate refuses a set with fewer training pairs."""
-    min_usable_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
+    min_usable_share: float = option(
+        0.5, ge=0.0, le=1.0, changes="quality", label="Usable, at least", unit="share", topic="Gate"
+    )
     """The gate refuses a set if a smaller share of its pairs is usable."""
-    min_relevant_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
+    min_relevant_share: float = option(
+        0.5, ge=0.0, le=1.0, changes="quality", label="Relevant, at least", unit="share", topic="Gate"
+    )
     """The gate refuses a set if a smaller share of its measured revisions depends on the prompt."""
-    max_longer_share: float = option(0.9, ge=0.0, le=1.0, changes="quality")
+    max_longer_share: float = option(
+        0.9, ge=0.0, le=1.0, changes="quality", label="Chosen is longer, at most", unit="share", topic="Gate"
+    )
     """The gate refuses a set if the chosen text is longer in a larger share: DPO would learn length."""
-    max_shared_prompt_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
+    max_shared_prompt_share: float = option(
+        0.05, ge=0.0, le=1.0, changes="quality", label="Shared prompts, at most", unit="share", topic="Gate"
+    )
     """The gate refuses a set if a larger share of its pairs has a prompt in common with another pair."""
-    min_improved_share: float = option(0.6, ge=0.0, le=1.0, changes="quality")
+    min_improved_share: float = option(
+        0.6, ge=0.0, le=1.0, changes="quality", label="Improved, at least", unit="share", topic="Gate"
+    )
     """The gate refuses a set if a judge scored it and found a smaller share improved."""
-    min_gain: float = option(0.0, changes="quality")
+    min_gain: float = option(0.0, changes="quality", label="Gain of a pair, above", topic="Gate")
     """A pair trains only if a judge finds it better by more than this; a number below 0 lets equal and worse ones in."""
-    min_sample_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
-    """Without a judge that can judge: the lower end of the 95 % interval of the share that people find better must reach it."""
-    warn_identical_share: float = option(0.05, ge=0.0, le=1.0, changes="quality")
+    min_sample_share: float = option(
+        0.5, ge=0.0, le=1.0, changes="quality", label="Better by people, at least", unit="share", topic="Gate"
+    )
+    """If no judge passed its exam: the lower end of the 95 % interval of the share that people find better must reach this."""
+    warn_identical_share: float = option(
+        0.05, ge=0.0, le=1.0, changes="quality", label="Identical, above", unit="share", topic="Warnings"
+    )
     """Warn if a larger share of the revisions is identical to the draft."""
-    warn_meta_share: float = option(0.02, ge=0.0, le=1.0, changes="quality")
+    warn_meta_share: float = option(
+        0.02, ge=0.0, le=1.0, changes="quality", label="Meta, above", unit="share", topic="Warnings"
+    )
     """Warn if a larger share of the revisions talks about an answer instead of giving one."""
-    warn_principle_share: float = option(0.5, ge=0.0, le=1.0, changes="quality")
+    warn_principle_share: float = option(
+        0.5, ge=0.0, le=1.0, changes="quality", label="One principle, above", unit="share", topic="Warnings"
+    )
     """Warn if one principle made a larger share of the pairs."""
-    accept_quality: str | None = option(None, changes="quality", common=True)
+    accept_quality: str | None = option(
+        None, changes="quality", common=True, label="Open the gate anyway, because", topic="Gate"
+    )
     """Open the gate anyway, for the reason you give. Every report records it."""
-    eval_fraction: float = option(0.1, gt=0.0, lt=1.0, changes="quality")
+    eval_fraction: float = option(
+        0.1, gt=0.0, lt=1.0, changes="quality", label="Held out for evaluation", unit="share", topic="Held-out pairs"
+    )
     """Share of the usable pairs to hold out for evaluation."""
-    min_eval_pairs: int = option(20, ge=1, changes="quality")
+    min_eval_pairs: int = option(20, ge=1, changes="quality", label="Held-out pairs, at least", topic="Held-out pairs")
     """Minimum number of pairs to hold out, up to half of them."""
 
 
 class TrainingOptions(Described):
     """Training"""
 
-    num_train_epochs: float = option(1.0, gt=0.0, changes="preflight training", common=True)
+    num_train_epochs: float = option(
+        1.0, gt=0.0, changes="preflight training", common=True, label="Passes over the pairs", topic="Optimizer"
+    )
     """Number of passes over the training pairs."""
-    beta: float = option(0.1, gt=0.0, changes="training", common=True)
+    beta: float = option(0.1, gt=0.0, changes="training", common=True, label="Beta", topic="Optimizer")
     """DPO's beta: higher keeps the policy closer to the reference."""
-    learning_rate: float = option(5e-5, ge=0.0, changes="training", common=True)
+    learning_rate: float = option(
+        5e-5, ge=0.0, changes="training", common=True, label="Peak learning rate", topic="Optimizer"
+    )
     """Peak learning rate, after warm-up and before linear decay."""
-    per_device_train_batch_size: int = option(1, ge=1, changes="preflight training")
+    per_device_train_batch_size: int = option(
+        1, ge=1, changes="preflight training", label="Pairs in a batch", topic="Optimizer"
+    )
     """Multiplied by --gradient-accumulation-steps, the pairs in one optimizer step. The program splits them by what fits."""
-    gradient_accumulation_steps: int = option(8, ge=1, changes="preflight training")
+    gradient_accumulation_steps: int = option(
+        8, ge=1, changes="preflight training", label="Batches in a step", topic="Optimizer"
+    )
     """Multiplied by --per-device-train-batch-size, the pairs in one optimizer step."""
-    gradient_checkpointing: bool | None = option(None, changes="preflight")
+    gradient_checkpointing: bool | None = option(
+        None, changes="preflight", label="Gradient checkpointing", topic="Memory"
+    )
     """Recompute activations to save memory. Default: only if needed."""
-    max_length: int = option(1024, ge=16, changes="preflight training", common=True)
+    max_length: int = option(
+        1024, ge=16, changes="preflight training", common=True, label="Longest pair", unit="tokens", topic="Memory"
+    )
     """Maximum tokens in prompt and reply together. Longer pairs are listed and left out."""
-    max_too_long_share: float = option(0.05, ge=0.0, le=1.0, changes="training")
+    max_too_long_share: float = option(
+        0.05, ge=0.0, le=1.0, changes="training", label="Pairs too long, at most", unit="share", topic="Memory"
+    )
     """Refuse, in the gate and in training, if a larger share of the pairs exceeds --max-length."""
-    save_steps: int = option(25, ge=1, changes="")
+    save_steps: int = option(25, ge=1, changes="", label="Checkpoint every", unit="steps", topic="Checkpoints")
     """Optimizer steps between checkpoints."""
-    save_total_limit: int = option(2, ge=2, changes="preflight")
+    save_total_limit: int = option(2, ge=2, changes="preflight", label="Checkpoints to keep", topic="Checkpoints")
     """Number of good checkpoints to keep."""
-    cpu_ref_model: bool | None = option(None, changes="preflight")
+    cpu_ref_model: bool | None = option(None, changes="preflight", label="Reference computed before", topic="Memory")
     """Compute the reference's log-probabilities before training, to save memory during it. Default: chosen by what fits."""
-    load_in_4bit: bool = option(False, changes="preflight training")
+    load_in_4bit: bool = option(False, changes="preflight training", label="Base weights in 4 bits", topic="Memory")
     """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
-    report_to: Literal["none", "tensorboard"] = option("none", changes="")
+    report_to: Literal["none", "tensorboard"] = option("none", changes="", label="Report to", topic="Checkpoints")
     """Also write training figures for tensorboard, in logs/tensorboard. Needs the extra `tensorboard`."""
-    eval_prompts: int = option(40, ge=1, changes="evaluation")
+    eval_prompts: int = option(40, ge=1, changes="evaluation", label="Held-out prompts to answer", topic="Evaluation")
     """Number of held-out prompts that Stage 2 and Stage 3 both answer."""
-    eval_harmless_prompts: int = option(20, ge=0, changes="evaluation")
+    eval_harmless_prompts: int = option(
+        20, ge=0, changes="evaluation", label="Harmless prompts to answer", topic="Evaluation"
+    )
     """Number of harmless prompts that both answer, to detect over-refusal. Everyday questions fill a shortage."""
-    eval_part: Literal["all", "first", "second"] = option("all", changes="evaluation")
+    eval_part: Literal["all", "first", "second"] = option(
+        "all", changes="evaluation", label="Half of the held-out pairs", topic="Evaluation"
+    )
     """Half of the held-out pairs to evaluate on. A sweep chooses on the first and reports on the second."""
-    min_eval_prompts: int = option(15, ge=1, changes="evaluation")
+    min_eval_prompts: int = option(
+        15, ge=1, changes="evaluation", label="Prompts for a verdict, at least", topic="Verdict"
+    )
     """With fewer held-out prompts, the verdict is "cannot tell": 10 wins of 14 have p = 0.18."""
-    eval_significance: float = option(0.05, gt=0.0, lt=1.0, changes="evaluation")
+    eval_significance: float = option(
+        0.05, gt=0.0, lt=1.0, changes="evaluation", label="Significance of the tests", topic="Verdict"
+    )
     """The verdict ignores a difference with a higher p-value."""
-    max_unusable_rise: float = option(0.05, ge=0.0, le=1.0, changes="evaluation")
+    max_unusable_rise: float = option(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        changes="evaluation",
+        label="Rise of broken answers, at most",
+        unit="share",
+        topic="Verdict",
+    )
     """Never "better" if the share of unusable answers rose by more, whatever the judge says."""
-    max_refusal_rise: float = option(0.05, ge=0.0, le=1.0, changes="evaluation")
+    max_refusal_rise: float = option(
+        0.05, ge=0.0, le=1.0, changes="evaluation", label="Rise of refusals, at most", unit="share", topic="Verdict"
+    )
     """Never "better" if the share of refused harmless prompts rose by more."""
-    max_length_ratio: float = option(1.5, ge=1.0, changes="evaluation")
+    max_length_ratio: float = option(
+        1.5, ge=1.0, changes="evaluation", label="Longer than Stage 2, at most", unit="times", topic="Verdict"
+    )
     """If answers are longer than Stage 2's by more than this factor, the judge's preference must also hold on the others."""
 
 
@@ -275,24 +395,25 @@ class PackagingOptions(Described):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$",
         changes="credentials packaging",
         common=True,
+        label="Push to the Hub as",
     )
     """Hub repository (owner/name) to push the adapter, its card and the evaluation to, in one commit."""
-    push_public: bool = option(False, changes="credentials packaging")
+    push_public: bool = option(False, changes="credentials packaging", label="Push to a public repository")
     """Push to a public repository. Otherwise a new repository is private, and a public one is refused."""
-    accept_lookalikes: str | None = option(None, changes="packaging")
+    accept_lookalikes: str | None = option(None, changes="packaging", label="Pack look-alikes, because")
     """Pack text that only looks like a key or token, for the reason you give. The run records it."""
 
 
 class DisplayOptions(Described):
     """Display"""
 
-    theme: str | None = option(None, changes="")
+    theme: str | None = option(None, changes="", label="Theme")
     """Theme: one of the package, or of $XDG_CONFIG_HOME/stage3-tui/themes. Default: the last one chosen."""
-    mouse: bool = option(True, changes="")
+    mouse: bool = option(True, changes="", label="Mouse")
     """Use the mouse in the wizard. --no-mouse leaves it to the terminal."""
-    ascii: bool | None = option(None, changes="")
+    ascii: bool | None = option(None, changes="", label="ASCII only")
     """Draw with ASCII only. Default: if the terminal or the locale has no Unicode."""
-    charts: Literal["auto", "braille", "blocks"] = option("auto", changes="")
+    charts: Literal["auto", "braille", "blocks"] = option("auto", changes="", label="Charts in")
     """Draw charts with braille dots or with half blocks. auto: blocks on the Linux console, whose font has no braille."""
 
 
@@ -381,13 +502,12 @@ def _toml_values(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
-            return {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+        return {key.replace("-", "_"): value for key, value in read_toml(path).items()}
     except OSError as error:
         raise ConfigError(
             f"Cannot read the configuration {path}.", str(error), "Pass another file with --config."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(
             f"The configuration {path} is not valid TOML.", str(error), "Correct the line it names."
         ) from error

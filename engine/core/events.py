@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
+
+from engine.core.stage_table import STAGES
+from engine.core.typed import validated
 
 Outcome = Literal["done", "skipped", "failed", "refused", "stopped"]
 CheckStatus = Literal["ok", "warning", "failed", "skipped"]
@@ -302,17 +305,18 @@ def _stamp(event: Event, stage: str) -> Event:
 def event_from_dict(data: Mapping[str, Any]) -> Event | None:
     """Rebuild an event from a line of the journal; None for an unknown kind.
 
-    Drops unknown fields (a newer version wrote them). Raises TypeError for a missing field.
+    Drops unknown fields (a newer version wrote them). Raises ValueError for a missing field, one of another type, and a stage
+    that this version does not have.
     """
     cls = KINDS.get(str(data.get("kind")))
     if cls is None:
         return None
-    known = {f.name for f in fields(cls)}
-    values = {key: _frozen(value) for key, value in data.items() if key in known}
-    if cls is Telemetry:
-        values["gpus"] = tuple(GpuReading(**gpu) for gpu in values["gpus"])
-    return cls(**values)
+    event = validated(cls, dict(data))
+    stage = getattr(event, "stage", None)
+    if stage is not None and stage not in STAGES and not (stage == "" and cls in _OF_NO_STAGE):
+        raise ValueError(f"there is no stage {stage[:40]!a}")
+    return event
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+_OF_NO_STAGE = (Message, Stalled)
+"""Kinds that may belong to the run as a whole."""

@@ -43,3 +43,34 @@ ARCHIVE_SUFFIX = "_artifacts.zip"
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+
+FILES = (
+    RUN_JSON,
+    PAIRS_JSONL,
+    PAIRS_PLAN,
+    PILOT_PAIRS,
+    PILOT_PLAN,
+    PILOT_REPORT,
+    EDITS_JSONL,
+    SCORES_JSONL,
+    RELEVANCE_JSONL,
+    PAIRS_REPORT,
+    TRAIN_JSONL,
+    EVAL_JSONL,
+    EVENTS_JSONL,
+    RUN_LOG,
+    EVALUATION_REPORT,
+    METRICS_JSON,
+    STOP_REQUEST,
+    LOCK_FILE,
+    SWEEP_REPORT,
+)
+"""What a run has of files; in the place of none is a folder."""
+FOLDERS = tuple(
+    sorted(
+        {
+            *(name.partition("/")[0] for name in FILES if "/" in name),
+            *(CACHE_DIR, ADAPTER_DIR, ADAPTER_DIR.partition("/")[0], CHECKPOINTS_DIR, SUPERSEDED_DIR, TRIALS_DIR),
+        }
+    )
+)

@@ -44,6 +44,12 @@ class Option:
     """One of the twenty that people use: `--help` shows it."""
     home: str = ""
     """The stage whose form shows it; empty for display options."""
+    label: str = ""
+    """What forms call it."""
+    unit: str = ""
+    """Of its value; "share" is a number from 0 to 1 that forms show in percent."""
+    topic: str = ""
+    """The heading under which forms show it."""
 
     @property
     def may_be_none(self) -> bool:
@@ -103,7 +109,8 @@ def _options_of(node: ast.ClassDef) -> list[Option]:
                 _changes(field.value),
                 _common(field.value),
             )
-            found.append(Option(name, group, annotation, *written, home=HOME_OF_GROUP[group]))
+            label, unit, topic = (_word(field.value, key) for key in ("label", "unit", "topic"))
+            found.append(Option(name, group, annotation, *written, HOME_OF_GROUP[group], label, unit, topic or group))
     return found
 
 
@@ -129,6 +136,13 @@ def _changes(value: ast.expr | None) -> tuple[str, ...]:
 def _common(value: ast.expr | None) -> bool:
     given = value.keywords if isinstance(value, ast.Call) else []
     return any(keyword.arg == "common" and ast.unparse(keyword.value) == "True" for keyword in given)
+
+
+def _word(value: ast.expr | None, key: str) -> str:
+    """A keyword of a field that is text; empty without it."""
+    given = {keyword.arg: keyword.value for keyword in value.keywords} if isinstance(value, ast.Call) else {}
+    found = given.get(key)
+    return str(found.value) if isinstance(found, ast.Constant) else ""
 
 
 def _bounds(value: ast.expr | None) -> str:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engine.hub.urls import RepoType
+from pydantic import BaseModel
 
+from engine.core.errors import UnsafeError
+from engine.core.reading import read_file
+from engine.core.typed import validated
+from engine.hub.urls import RepoType
+from engine.storage.jsonl import loads
+
+LARGEST_INDEX = 64 << 20
+"""Bytes; that of a model in two hundred parts has a few million."""
+LONGEST_REFERENCE = 4096
+"""Bytes; a commit has forty."""
 INDEX_SUFFIX = ".index.json"
 """Of the file that lists the parts of weights which are too large for one file."""
 
@@ -21,7 +30,7 @@ def cached_snapshot(repo_id: str, repo_type: RepoType, revision: str) -> Path | 
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         if not reference.is_file():
             return None
-        commit = reference.read_text(encoding="utf-8", errors="replace").strip()
+        commit = read_file(reference, LONGEST_REFERENCE, follow_links=True).decode("utf-8", "replace").strip()
     there = folder / "snapshots" / commit
     return there if commit and there.is_dir() and any(there.iterdir()) else None
 
@@ -47,11 +56,18 @@ def _missing(snapshot: Path, names: Sequence[str]) -> Iterator[str]:
         yield from (part for part in _parts(snapshot / there[0]) if not (snapshot / part).exists())
 
 
+class _Index(BaseModel):
+    """`model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
+
+
 def _parts(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        found = validated(_Index, loads(read_file(index, LARGEST_INDEX, follow_links=True)))
+    except (OSError, ValueError, UnsafeError):
         return [f"{index.name} (unreadable)"]
+    return sorted(set(found.weight_map.values()))
 
 
 def cache_folder(repo_id: str, repo_type: RepoType) -> Path:

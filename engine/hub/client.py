@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.core.bodies import LARGEST_ANSWER, bound
 from engine.core.failpoints import failpoint
 from engine.hub.responses import BUSY, retry_after
+from engine.hub.urls import endpoint
 
 if TYPE_CHECKING:
     from httpx2 import Client, Request, Response
@@ -19,6 +21,9 @@ MAX_WAIT_SECONDS = 20.0
 """A longer Retry-After raises instead of sleeping."""
 WORK_SECONDS = 300.0
 """Timeout of requests that make the Hub work, such as the commit of an upload."""
+
+_IS_FILE = "stage3_is_file"
+"""Whether a request asks for a file, which the library writes to disk as it comes."""
 
 _bounded = False
 
@@ -56,19 +61,26 @@ def _client() -> Client:
     hooks = client.event_hooks
     client.event_hooks = {
         "request": [*hooks.get("request", []), _limit_time],
-        "response": [*hooks.get("response", []), _refuse_a_long_wait],
+        "response": [_bound, *hooks.get("response", []), _refuse_a_long_wait],
     }
     return client
 
 
 def _limit_time(request: Request) -> None:
-    """Set the limit if the caller set none or a longer one."""
+    """Set the limit if the caller set none or a longer one. What the Hub redirects to is what was asked for first."""
+    is_file = "/resolve/" in request.url.path or not str(request.url).startswith(endpoint())
+    request.extensions = {_IS_FILE: is_file, **request.extensions}
     if request.method in ("GET", "HEAD"):
         failpoint("download")
     limit = timeout_seconds() if request.method in ("GET", "HEAD") else WORK_SECONDS
     given = request.extensions.get("timeout") or {}
     limits = {phase: min(given.get(phase) or limit, limit) for phase in ("connect", "read", "write", "pool")}
     request.extensions = {**request.extensions, "timeout": limits}
+
+
+def _bound(response: Response) -> None:
+    """A file may be as long as the Hub says; what the library holds in memory may not."""
+    bound(response, None if response.request.extensions.get(_IS_FILE) else LARGEST_ANSWER)
 
 
 def _refuse_a_long_wait(response: Response) -> None:

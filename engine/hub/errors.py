@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from engine.core.bodies import is_refusal
 from engine.core.errors import AccessError, ConfigError, NetworkError, PreconditionError, Stage3Error
 from engine.hub.client import timeout_seconds
 from engine.hub.responses import BUSY, is_html, message_of, retry_after
@@ -174,6 +175,10 @@ def unreachable(error: BaseException) -> NetworkError:
     import httpx2
 
     where, why = f"The Hub at {shown_endpoint()}", visible_line(str(error), 300) or type(error).__name__
+    if is_refusal(error):
+        return NetworkError(
+            f"{where} sends what is no answer.", f"{why}.", "Check HF_ENDPOINT and the proxy, then try again."
+        )
     if isinstance(error, (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)):
         return interrupted_download(why)
     if isinstance(error, httpx2.TimeoutException):

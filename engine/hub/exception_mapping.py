@@ -53,7 +53,7 @@ def _explained_alone(link: BaseException, token: Secret | None) -> Stage3Error |
     if isinstance(link, (httpx2.TransportError, httpx2.TooManyRedirects, *_BROKEN)):
         return refusals.unreachable(link)
     if isinstance(link, FileMetadataError) or (
-        isinstance(link, json.JSONDecodeError) and _was_raised_by_the_client(link)
+        isinstance(link, (json.JSONDecodeError, RecursionError)) and _was_raised_by_the_client(link)
     ):
         return refusals.not_a_hub_response(None)
     if isinstance(link, OSError) and _NOT_WHOLE.search(str(link)):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import IO
 
 from engine.core.errors import AccessError, UnsafeError
+from engine.core.reading import open_file
 from engine.core.users import user_name
 from engine.security.secrets import Secret
+
+LONGEST_TOKEN = 4096
+"""Characters; the Hub's have some forty, those of an identity provider some two thousand."""
 
 
 def read_token_file(path: str) -> Secret:
     """The first line of a file that only its owner can read. Raises AccessError or UnsafeError."""
     file = Path(path).expanduser()
     try:
-        with file.open(encoding="utf-8") as opened:
+        with open_file(file, follow_links=True) as opened:
             mode = os.fstat(opened.fileno()).st_mode  # of the open file: the name may point elsewhere by now
             if mode & 0o077:
                 raise UnsafeError(
@@ -22,7 +27,7 @@ def read_token_file(path: str) -> Secret:
                     "A token that others can read is not a secret.",
                     f"chmod 600 {file}",
                 )
-            return Secret(opened.readline().strip())
+            return token_line(opened, f"the token file {file}")
     except UnicodeDecodeError:  # its message would quote the file
         raise AccessError(
             f"The token file {file} is not a text file.", "It is not UTF-8.", "Pass another file with --token-file."
@@ -31,6 +36,19 @@ def read_token_file(path: str) -> Secret:
         raise AccessError(
             f"Cannot read the token file {file}.", f"{error}{not_ours(file)}", "Pass another file with --token-file."
         ) from error
+
+
+def token_line(stream: IO[str] | IO[bytes], where: str) -> Secret:
+    """The first line of a stream that somebody else writes. Raises AccessError for what is longer than any token."""
+    line = stream.readline(LONGEST_TOKEN + 1)
+    text = line.decode("utf-8") if isinstance(line, bytes) else line
+    if len(text) > LONGEST_TOKEN:
+        raise AccessError(
+            f"There is no token in {where}.",
+            f"Its first line has more than {LONGEST_TOKEN:,} characters.",
+            "Give the token alone, in one line.",
+        )
+    return Secret(text.strip())
 
 
 def not_ours(file: Path) -> str:

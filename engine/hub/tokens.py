@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.core.errors import AccessError, NetworkError
+from engine.core.errors import AccessError, NetworkError, UnsafeError
+from engine.core.reading import read_file
 from engine.hub.exception_mapping import as_hub_error
-from engine.hub.token_file import not_ours
+from engine.hub.token_file import LONGEST_TOKEN, not_ours
 from engine.hub.urls import TOKENS_PAGE
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
@@ -84,8 +85,8 @@ def _everywhere() -> Iterator[tuple[str, str]]:
         if value := _variable(name):
             yield in_variable(name), value
     try:
-        stored = store_path().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):  # none, or none that we can offer
+        stored = read_file(store_path(), LONGEST_TOKEN, follow_links=True).decode("utf-8").strip()
+    except (OSError, ValueError, UnsafeError):  # none, or none that we can offer
         return
     if stored:
         yield in_store(), stored

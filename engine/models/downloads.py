@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core.config import Stage3Config
+from engine.core.reading import open_file
 from engine.hub import cached_snapshot
 from engine.hub.references import is_local
 from engine.storage.files import begun_git_hash
@@ -48,7 +49,7 @@ def _is_as_named(blob: Path) -> bool:
         digest = begun_git_hash(blob.stat().st_size)
     else:
         return True
-    with blob.open("rb") as file:
+    with open_file(blob, follow_links=True) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest() == blob.name

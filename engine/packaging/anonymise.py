@@ -15,7 +15,7 @@ from engine.hub.references import is_local, local_path
 from engine.packaging.contents import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, TOKENIZER_CONFIG
 from engine.packaging.private_words import Scrubber, each_text
 from engine.run.folder import Run
-from engine.storage.jsonl import dumps
+from engine.storage.jsonl import dumps, loads
 
 VOCABULARY = ("model", "added_tokens")
 """Keys of `tokenizer.json` that contain the tokens themselves."""
@@ -104,7 +104,7 @@ def _line(line: bytes, private: Scrubber) -> bytes:
     if not private.stands_in(_decoded(line)):
         return line
     try:
-        return dumps(each_text(json.loads(line), private.out_of_text)).encode("ascii")
+        return dumps(each_text(loads(line), private.out_of_text)).encode("ascii")
     except ValueError:  # a torn line, which no reader takes for JSON
         return _encoded(private.out_of_text(_decoded(line)))
 
@@ -116,7 +116,7 @@ def _text(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
 
 def _json(run: Run, name: str, data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data)
+        found = loads(data)
     except ValueError as error:
         raise DamagedState(
             f"{run / name} is not valid JSON.", str(error), "Redo the stage that writes it, with --from."

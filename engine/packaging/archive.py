@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import layout
-from engine.core.errors import DamagedState
+from engine.core.errors import DamagedState, UnsafeError
 from engine.core.failpoints import failpoint
+from engine.core.reading import open_file, read_file
 from engine.core.stage_table import STAGES
 from engine.packaging.anonymise import anonymised
 from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
@@ -22,8 +22,13 @@ from engine.packaging.verify import read_files
 from engine.packaging.zip_writer import MANIFEST, manifest_bytes, write_zip
 from engine.pairs.data.edits import read_edits
 from engine.run.folder import Run
+from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 from engine.storage.files import sha256_of_file, sync_folder, write_atomically
+from engine.storage.jsonl import loads
+
+LARGEST_HASH_FILE = 4096
+"""Bytes: a hash and a name."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,13 @@ def build_archive(
     Raises UnsafeError for a link, a device, a pickle or a secret among the packed files, PreconditionError without an adapter,
     DamagedState if the archive does not read back as written, or if the run changed meanwhile.
     """
+    _refuse_folder_in_its_place(run.archive)
     contents, packed = _to_be_packed(run, known or {}, accept_lookalikes=accept_lookalikes)
     packed.files[MANIFEST] = manifest_bytes(packed.files, packed.withheld)
     part = run.archive.with_name(f".{run.archive.name}.part")
     try:
         write_zip(part, run.folder.name, packed.files)
-        with part.open("rb") as file:
+        with open_file(part) as file:
             read_files(file, part)
         if check is not None:
             check(part)
@@ -92,6 +98,15 @@ def build_archive(
         tuple(packed.withheld),
         tuple(packed.accepted),
     )
+
+
+def _refuse_folder_in_its_place(archive: Path) -> None:
+    if archive.is_dir() and not archive.is_symlink():
+        raise DamagedState(
+            f"{visible_line(str(archive))} is a folder.",
+            "The archive of this run has that name.",
+            "Move the folder away, and run the same command again.",
+        )
 
 
 def hash_file(run: Run) -> Path:
@@ -125,9 +140,11 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
     """
     expected = _recorded_hash(run)
     try:
-        file = run.archive.open("rb")
+        file = open_file(run.archive)
     except OSError as error:
         raise _unlike(run, f"It is unreadable: {error.strerror}.") from error
+    except UnsafeError as error:
+        raise _unlike(run, error.what) from error
     with file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest not in expected or len(expected) > 1:
@@ -135,15 +152,15 @@ def verified_archive(run: Run) -> tuple[Archive, dict[str, bytes]]:
         size = file.tell()
         file.seek(0)
         files = read_files(file, run.archive)
-    withheld = json.loads(files[MANIFEST]).get("withheld_pairs", [])
+    withheld = loads(files[MANIFEST]).get("withheld_pairs", [])
     return Archive(run.archive, digest, size, _sizes(files), withheld=tuple(withheld)), files
 
 
 def _recorded_hash(run: Run) -> set[str]:
     """The hashes in the file beside the archive and in `run.json`. More than one means that they disagree."""
     try:
-        beside = hash_file(run).read_text(encoding="ascii").split()[:1]
-    except (OSError, UnicodeDecodeError):
+        beside = read_file(hash_file(run), LARGEST_HASH_FILE).decode("ascii").split()[:1]
+    except (OSError, ValueError, UnsafeError):
         beside = []
     recorded = run.result(STAGES[-1]).get("sha256")
     return {*beside, *([str(recorded)] if recorded else [])}
@@ -151,7 +168,7 @@ def _recorded_hash(run: Run) -> set[str]:
 
 def _training_in(files: Mapping[str, bytes]) -> Any:
     """The training's record in a packed `run.json`."""
-    record = json.loads(files.get(layout.RUN_JSON, b"{}"))
+    record = loads(files.get(layout.RUN_JSON, b"{}"))
     return record.get("stages", {}).get("training", {}).get("result")
 
 
@@ -206,6 +223,6 @@ def _without_records(data: bytes, ids: set[str]) -> bytes:
 
 def _id_of(line: bytes) -> str:
     try:
-        return str(json.loads(line).get("id", ""))
+        return str(loads(line).get("id", ""))
     except (ValueError, AttributeError):
         return ""

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from engine.core import layout
 from engine.core.errors import DamagedState, PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.core.reading import open_file
 from engine.models.adapters.folder import PICKLE_SUFFIXES
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
@@ -158,7 +159,7 @@ def _refuse_name(path: Path) -> None:
 
 
 def _begins_like_a_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(2) in _PICKLE_PROTOCOLS
 
 

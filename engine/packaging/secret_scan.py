@@ -6,7 +6,6 @@ decides: reject the pair, whose record is then left out, or accept all findings 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from engine.core.errors import UnsafeError
 from engine.core.layout import ADAPTER_WEIGHTS
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
+from engine.storage.jsonl import loads
 
 OF_MODELS_AND_PEOPLE = frozenset(
     {
@@ -158,6 +158,6 @@ def _record_of(name: str, line: bytes) -> str:
     if name not in (layout.PAIRS_JSONL, layout.EDITS_JSONL):
         return ""
     try:
-        return str(json.loads(line).get("id", ""))
+        return str(loads(line).get("id", ""))
     except (ValueError, AttributeError):
         return ""

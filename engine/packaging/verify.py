@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import stat
 import struct
@@ -13,8 +12,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.core.errors import DamagedState
+from engine.core.reading import UNFOLDS_FREELY, in_words, open_file
 from engine.packaging.contents import LISTED
 from engine.packaging.zip_writer import MANIFEST
+from engine.storage.jsonl import loads
+
+LARGEST_MANIFEST = 16 << 20
+"""Bytes; it has a line for each of some twenty files."""
+MOST_UNFOLDING = 50
+"""Times its own size: most of an archive is the adapter, which is stored as it is, and texts unfold to ten times theirs."""
 
 _NAME = re.compile(r"[A-Za-z0-9._/-]+")
 _FAULTS = (
@@ -29,7 +35,7 @@ def read_back(archive: Path) -> dict[str, str]:
 
     Raises DamagedState if the content does not match the manifest, or if it contains anything that our archives never do.
     """
-    with archive.open("rb") as file:
+    with open_file(archive) as file:
         return {name: hashlib.sha256(data).hexdigest() for name, data in read_files(file, archive).items()}
 
 
@@ -37,7 +43,7 @@ def read_files(file: IO[bytes], archive: Path) -> dict[str, bytes]:
     """All files of the archive open as `file`, by name without the top folder. Raises DamagedState as `read_back`."""
     try:
         with zipfile.ZipFile(file) as packed:
-            fault = _fault(packed.infolist())
+            fault = _fault(packed.infolist()) or _unfolds_too_far(packed.infolist(), archive.stat().st_size)
             files = {} if fault else {_inner(entry): packed.read(entry) for entry in packed.infolist()}
         fault = fault or _other_than_told(files)
     except _FAULTS as error:
@@ -81,8 +87,20 @@ def _fault(entries: list[zipfile.ZipInfo]) -> str:
     return "" if any(_inner(entry) == MANIFEST for entry in entries) else "it has no manifest"
 
 
+def _unfolds_too_far(entries: list[zipfile.ZipInfo], size: int) -> str:
+    """Why these are more bytes than an archive of this size can hold; zipfile reads no more of an entry than it says here."""
+    if sum(entry.compress_size for entry in entries) > size:
+        return "its files overlap"
+    for entry in entries:
+        if _inner(entry) == MANIFEST and entry.file_size > LARGEST_MANIFEST:
+            return f"its manifest has more than {in_words(LARGEST_MANIFEST)}"
+    if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MOST_UNFOLDING * size):
+        return f"it unfolds to more than {MOST_UNFOLDING} times its bytes"
+    return ""
+
+
 def _other_than_told(files: dict[str, bytes]) -> str:
-    told: dict[str, Any] = json.loads(files[MANIFEST])["files"]
+    told: dict[str, Any] = loads(files[MANIFEST])["files"]
     for name in sorted({*told, *files} - {MANIFEST}):
         data, facts = files.get(name), told.get(name)
         if data is None or facts is None:

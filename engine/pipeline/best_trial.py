@@ -12,7 +12,7 @@ RULE = (
 
 
 class Ended(Protocol):
-    """What a trial came to."""
+    """The outcome of a trial."""
 
     @property
     def outcome(self) -> str: ...

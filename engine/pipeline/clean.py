@@ -1,11 +1,10 @@
-"""What of a run folder could go: nothing that the archive takes, and nothing that the next start would need.
+"""What `clean` may remove from a run folder: nothing that goes into the archive or that the next start needs.
 
-Looked up without the lock; whoever removes holds the run, and looks again.
+Looking needs no lock; the caller that removes holds the run, and looks again.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core import layout
-from engine.dpo.training.checkpoints import MANIFEST, by_step, checkpoint_error
+from engine.dpo.training.checkpoints import MANIFEST, CheckpointManifest, by_step, checkpoint_error
 from engine.pairs.generation.superseded import CARRIED
 from engine.run.folder import Run
 from engine.run.listing import ENDED, is_run
 from engine.run.superseded import is_reusable, note_of, superseded_folders
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import size_of_folder
 
 Kind = Literal["superseded", "checkpoints", "caches"]
@@ -113,18 +113,16 @@ def _needed_of_superseded(run: Run, folder: Path) -> str:
 
 def _lost_decisions(folder: Path) -> bool:
     """Whether decisions were not carried over to the set that followed; also if nobody has looked yet."""
-    try:
-        return bool(json.loads((folder / CARRIED).read_text(encoding="utf-8"))["not_carried"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
+    carried = read_json_or_none(folder / CARRIED, dict[str, Any])
+    return carried is None or bool(carried.get("not_carried", True))
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
 def _checkpoints(run: Run, one: Run) -> Iterator[tuple[Piece, bool]]:
-    """While training is under way all stay, since the newest may turn out damaged; then the newest whole one does: with it a
-    new evaluation trains nothing.
+    """During training all are kept, since the newest may turn out damaged; afterwards the newest valid one, so that a new
+    evaluation needs no training.
     """
     folder = one / layout.CHECKPOINTS_DIR
     for path in sorted([*folder.glob("broken-checkpoint-*"), *folder.glob(".checkpoint-*.part")]):
@@ -142,11 +140,8 @@ def _checkpoints(run: Run, one: Run) -> Iterator[tuple[Piece, bool]]:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    try:
-        fingerprint = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return not checkpoint_error(checkpoint, fingerprint)
+    manifest = read_json_or_none(checkpoint / MANIFEST, CheckpointManifest)
+    return manifest is not None and not checkpoint_error(checkpoint, manifest.fingerprint)
 
 
 # -- caches ------------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from typing import Any
 
 from engine.core import layout
 from engine.run.folder import Run
+from engine.storage.documents import read_json_or_none
 
 NO_RESULT = ("output_dir", "theme", "mouse", "ascii")
-"""Options that say nothing about what was made."""
+"""Options that do not affect the result."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Answered:
-    """What the runs answer to one held-out prompt; "" for a run that was not asked."""
+    """The runs' answers to one held-out prompt; "" for a run without one."""
 
     prompt: str
     stage2: str
-    """Of the first run that was asked; the other runs' Stage 2 answers, if they differ, are in `other_stage2`."""
+    """Of the first run with an answer; the other runs' Stage 2 answers, if they differ, are in `other_stage2`."""
     stage3: tuple[str, ...]
     other_stage2: tuple[str, ...] = ()
 
@@ -44,16 +45,16 @@ class Compared:
 
     folders: tuple[Path, ...]
     options: Mapping[str, tuple[Any, ...]]
-    """Those that differ."""
+    """The options that differ."""
     verdicts: tuple[str, ...]
     figures: Mapping[str, tuple[Figure, ...]]
     losses: tuple[tuple[float, ...], ...]
     """Of each optimizer step."""
     margins: tuple[tuple[float, ...], ...]
     answers: tuple[Answered, ...]
-    """To the prompts that at least two of the runs were asked, in the first one's order."""
+    """Prompts that at least two of the runs answered, in the first one's order."""
     notes: tuple[str, ...] = ()
-    """What speaks against comparing the figures."""
+    """Why the figures may not be comparable."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,7 @@ def compare(folders: Sequence[Path]) -> Compared:
 
 def _read(path: Path) -> dict[str, Any]:
     """Empty if it was not written yet, or cannot be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json_or_none(path, dict[str, Any]) or {}
 
 
 def _different_options(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
@@ -124,7 +121,7 @@ FIGURES = {
     "log ratio, rejected": ("evaluation", "rejected_log_ratio"),
     "seconds of training": ("seconds",),
 }
-"""What each is called, and where it stands in `metrics.json`; `NAME_low` and `NAME_high` beside it are its interval."""
+"""The figures' titles and their keys in `metrics.json`; `NAME_low` and `NAME_high` beside them are the interval."""
 SHARES = (
     "held-out accuracy",
     "unusable, Stage 2",

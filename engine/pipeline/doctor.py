@@ -1,4 +1,4 @@
-"""What this machine can run: the findings of the stages that look at it, without a run."""
+"""What this machine can run: the checks of stages toolchain and dependencies, without a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.run.folder import Run
 
 
 def examine(config: Stage3Config) -> Iterator[Check | Stage3Error]:
-    """Disk and token; then what the stages toolchain and dependencies find. What would end a run ends its part of this."""
+    """Disk and token, then stages toolchain and dependencies. An error that would end a run ends only its part here."""
     quiet_libraries()
     from engine.stages import dependencies, toolchain
 
@@ -37,12 +37,12 @@ def examine(config: Stage3Config) -> Iterator[Check | Stage3Error]:
 def _room(config: Stage3Config) -> Iterator[Event]:
     from engine.dpo.planning.disk_space import require_disk_space
 
-    run = Run(config.output_dir)  # as it stands; nothing is written
+    run = Run(config.output_dir)  # read only
     yield from require_disk_space(config, run)
 
 
 def token_check() -> Check:
-    """Where a token would come from; not whether the Hub takes it."""
+    """Where a token would come from; not whether the Hub accepts it."""
     from engine import hub
 
     name = "Hugging Face token"

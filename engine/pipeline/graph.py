@@ -36,7 +36,7 @@ def options_of(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def evidence_of(context: Context, name: str, *, stage: Stage | None = None) -> Evidence | None:
-    """What the stage's result depends on, as JSON has it; None for a stage that is never reused."""
+    """What the stage's result depends on, as JSON values; None for a stage that is never reused."""
     if STAGE[name].every_time:
         return None
     stage = stage or load_stage(name)
@@ -53,7 +53,7 @@ def _option_values(config: Stage3Config, stage: Stage, name: str) -> Evidence:
 
 
 def _input_values(run: Run, name: str) -> Evidence:
-    """The results that the stage builds on; None for what is not there yet."""
+    """The results that the stage depends on; None for those that do not exist yet."""
     found = {}
     for key in STAGE[name].inputs:
         stage, _, field = key.partition(".")
@@ -102,7 +102,7 @@ def outputs_to_set_aside(name: str, changed: list[Change]) -> tuple[str, ...]:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Whether a person can read nothing in it: a hash, or a list of them."""
+    """Whether it means nothing to a person: a hash, or a list of them."""
     return isinstance(value, (dict, list)) or (isinstance(value, str) and _HASH.fullmatch(value) is not None)
 
 

@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 def run_pipeline(
     context: Context, *, until: str = STAGES[-1], redo_from: str | None = None
 ) -> Generator[Event, None, ExitCode]:
-    """Run the stages up to `until`; with `redo_from`, that one and what follows are done again in any case.
+    """Run the stages up to `until`. With `redo_from`, that stage and those after it are done again in any case.
 
-    Ends with RunFinished, and returns the exit code. A failure is recorded in `run.json`, told in StageFinished, and is
-    the exit code. Raises RestartNeeded alone, and says so before: the run goes on, in another process.
+    Ends with RunFinished and returns the exit code. A failure is recorded in `run.json`, reported in StageFinished, and
+    decides the exit code. Raises only RestartNeeded, after a message: the run continues in another process.
     """
     if redo_from is not None:
         yield from _redo_from(context, redo_from)
@@ -55,7 +55,7 @@ def run_pipeline(
 
 
 def run_stages(context: Context, names: Sequence[str]) -> Generator[Event, None, tuple[ExitCode, str]]:
-    """Run these stages as far as they go well: the exit code, and the stage that ran last."""
+    """Run these stages until one fails. Returns the exit code and the stage that ran last."""
     for name in names:
         code = yield from _run_stage(context, name)
         if code is not ExitCode.DONE:
@@ -91,7 +91,7 @@ def _run_stage(context: Context, name: str) -> Generator[Event, None, ExitCode]:
             return (yield from _fail(context, name, error))
         log.info("stage %s goes on in another process", name, exc_info=error)
         yield Message("warning", str(restart), name)
-        raise restart from error  # the stage is under way still, for the process that takes it up
+        raise restart from error  # the stage stays "running" for the process that continues it
     yield StageFinished(name, end.outcome, end.summary, facts=end.facts)
     return ExitCode.DONE
 
@@ -103,8 +103,8 @@ def _record_end(context: Context, name: str, end: StageEnd, seconds: float) -> N
 
 
 def _restart_for(context: Context, name: str, error: BaseException) -> RestartNeeded | None:
-    """What asks for a fresh process, if that may mend `error`: a broken device once a stage. None else, or if the run
-    is asked to stop: then it ends, and the next start goes on.
+    """The request for a fresh process, if that may fix `error` (for a broken device, once per stage); else None. Also None
+    if a stop was requested: then the run ends, and the next start continues.
     """
     if context.stop.requested:
         return None
@@ -118,7 +118,7 @@ def _restart_for(context: Context, name: str, error: BaseException) -> RestartNe
 
 
 def _fail(context: Context, name: str, error: BaseException) -> Generator[Event, None, ExitCode]:
-    if isinstance(error, RestartNeeded):  # asked to stop at the same moment: that comes first, and the plan is on disk
+    if isinstance(error, RestartNeeded):  # a stop was requested, too: it wins, and the plan is on disk
         error = _stopped(context) or error
     known = as_stage3_error(error)
     if known is None:
@@ -141,7 +141,7 @@ def _fail(context: Context, name: str, error: BaseException) -> Generator[Event,
         context.run.record_stage(name, status=outcome, summary=known.what, error=known.as_dict())
         context.run.manifest["error"] = {"stage": name, **known.as_dict()}
         context.run.save()
-    except (OSError, DamagedState) as unwritable:  # a full disk, or a folder that is gone, must not hide what failed
+    except (OSError, DamagedState, UnsafeError) as unwritable:  # must not hide the original failure
         if str(unwritable) != str(known):
             yield Message("error", f"Cannot write run.json: {unwritable}")
     yield StageFinished(
@@ -165,9 +165,9 @@ def _stopped(context: Context) -> Stopped | None:
 
 
 def _redo_from(context: Context, first: str) -> Generator[Event, None, None]:
-    """Forget stage `first` and all that follow, whether or not anything changed; none of their records is taken over.
+    """Forget stage `first` and all after it, whether or not anything changed; none of their records is reused.
 
-    The files of all of them go aside, also of one that is not recorded: an earlier try may have ended in between.
+    All their files are set aside, also those of unrecorded stages: an earlier attempt may have ended halfway.
     """
     following = STAGES[STAGES.index(first) :]
     names = [name for name in following if context.run.stage(name)]
@@ -180,10 +180,10 @@ def _make_stale(
 ) -> Generator[Event, None, None]:
     """Forget the stages, and set these files aside.
 
-    reusable   whether records among them may be taken over by what is made next
+    reusable   whether the next attempt may reuse records among them
     """
     for name in names:
-        # Not done from here on, but not forgotten before its files are aside: a start after a crash in between looks again.
+        # No longer done, but not forgotten until its files are set aside, so that a start after a crash here checks again.
         context.run.record_stage(name, status="running")
     folder = context.run.set_aside(*outputs, why=why, reusable=reusable)
     for name in names:

@@ -1,7 +1,7 @@
-"""What a command would do, without doing it: stage by stage reused, done again and why, with a forecast if there is one.
+"""What a command would do, without doing it: which stages are reused, which are done again and why, and how long it takes.
 
-Reads the run folder and writes nothing. It asks the same questions as the pipeline (`engine.pipeline.graph`), with what an
-earlier start recorded; if a stage's inputs are themselves made again, it says on what the answer depends.
+Reads the run folder and writes nothing. It decides as the pipeline does (`engine.pipeline.graph`), from what an earlier
+start recorded; if a stage's inputs will be made again, it names what the decision depends on.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Action = Literal["every time", "reused", "new", "goes on", "again", "open", "unk
 class PlannedStage:
     name: str
     action: Action
-    """`open`: reused if the stages before it come out as they were. `unknown`: it cannot be said without running."""
+    """`open`: reused if the stages before it give the same results. `unknown`: cannot be decided without running."""
     why: str = ""
     seconds: float | None = None
-    """By preflight's forecast, else as long as it took the last time; None if nobody knows."""
+    """From preflight's forecast, else from the last time it ran; None if unknown."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def planned_stages(context: Context, *, until: str = STAGES[-1], redo_from: str | None = None) -> list[PlannedStage]:
-    """The stages up to `until`, as `run_pipeline` with the same arguments would take them."""
+    """The stages up to `until`, as `run_pipeline` with the same arguments would treat them."""
     context = replace(context, config=at_recorded_commits(context.config, context.run))
     names = STAGES[: STAGES.index(until) + 1]
     redone = set() if redo_from is None else set(STAGES[STAGES.index(redo_from) :])
@@ -78,7 +78,7 @@ def _plan_stage(context: Context, name: str, redone: bool, open_results: Mapping
 
 
 def _results_left_open(stage: PlannedStage, context: Context) -> dict[str, str]:
-    """The results of the stage that later ones build on and that nobody knows before it has run, with their names."""
+    """Names and titles of the stage's results that later stages depend on and that are unknown until it has run."""
     if stage.action in ("reused", "every time"):
         return {}
     inputs = {key: called for spec in STAGE.values() for key, called in spec.inputs.items()}
@@ -88,7 +88,7 @@ def _results_left_open(stage: PlannedStage, context: Context) -> dict[str, str]:
 
 
 def _settled_results(name: str, context: Context) -> set[str]:
-    """The fields of a stage's result that stay what they are, whatever else it finds this time."""
+    """The fields of a stage's result that stay the same, whatever it finds this time."""
     stage, recorded = load_stage(name), context.run.stage(name)
     evidence = evidence_of(context, name) if recorded.get("result") else None
     if evidence is None:
@@ -117,7 +117,7 @@ def _with_forecast(context: Context, stage: PlannedStage) -> PlannedStage:
 
 
 def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
-    """How many records are there, how many an earlier set has, and how many have to be made."""
+    """How many records exist, how many an earlier set has, and how many must be made."""
     from engine.pairs.generation.inventory import take_inventory
 
     if context.config.pairs is not None:
@@ -126,7 +126,7 @@ def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
     try:
         found = take_inventory(context, afresh=stage.why == REDONE)
     except (Stage3Error, OSError):
-        return stage  # the prompts or the adapter cannot be read yet
+        return stage  # the prompts or the adapter are not readable yet
     told = ", ".join(part for part in (stage.why if stage.action == "again" else "", found.in_words) if part)
     if not found.missing:
         return replace(stage, why=told, seconds=0.0)
@@ -135,14 +135,14 @@ def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
 
 
 def _pairs_in_the_run(context: Context) -> int:
-    """Those that are there, if they were imported; else as many as are to be made."""
+    """The imported pairs, if any; else as many as will be made."""
     pairs = context.run.results.pairs
     imported = context.config.pairs is not None and pairs is not None and pairs.imported is not None
     return pairs.records if imported and pairs is not None else expected_prompts(context.config)
 
 
 def run_forecast(context: Context, pairs: int) -> Forecast | None:
-    """What preflight's measurements say of the run with this configuration; None before a preflight."""
+    """The forecast for this configuration from preflight's measurements; None before a preflight."""
     preflight = context.run.results.preflight
     if preflight is None or not preflight.measured:
         return None
@@ -162,7 +162,7 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
 
 
 def in_words(planned: list[PlannedStage]) -> Iterator[str]:
-    """One sentence a stage that is not simply reused."""
+    """One sentence for each stage that is not simply reused."""
     for stage in planned:
         if stage.action in ("again", "open"):
             yield f"{STAGE[stage.name].title}: {stage.action} ({stage.why})"

@@ -1,7 +1,7 @@
-"""One process at work on one run: the lock, the journal, telemetry, requests to stop, and the pipeline between them.
+"""A process working on a run: the lock, the journal, telemetry, stop requests, and the pipeline between them.
 
-Both drivers use it: the loop of `--auto` and the worker thread under the wizard. It calls `listener` with each journal
-entry, from whichever thread made it.
+Used by both drivers: the loop of `--auto` and the wizard's worker thread. It calls `listener` with each journal entry, on
+the thread that wrote it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Session:
         return self.drive(run_pipeline(self.context, until=until, redo_from=redo_from), stages)
 
     def drive(self, pipeline: Pipeline, stages: Sequence[str]) -> ExitCode:
-        """Run a pipeline to its end, which looks at these stages. Raises as `run` does."""
+        """Run a pipeline over these stages to its end. Raises as `run` does."""
         prepare_process(self.context.config)
         remove_leftovers(self.context.run)
         keep_reserve(self.context.run / layout.RESERVE)
@@ -112,35 +112,39 @@ class Session:
                     failure, step = error, partial(pipeline.throw, error)
 
     def _record(self, event: Event) -> None:
-        """Raises DamagedState where the run folder is gone, DiskError where the journal cannot be written."""
+        """Raises DamagedState if the run folder or the journal is gone, UnsafeError if a link is in the place of one of its
+        folders, DiskError if the journal cannot be written.
+        """
         self._stall.note_event(event)
         if isinstance(event, RunFinished):
             self._sampler.stop()  # the last event is the last
         if not isinstance(event, ENDS):
             self.context.run.require_in_place()
+            self.context.run.refuse_new_links()
+            self._journal.require_in_place()
         self._emit(event)
 
     def _emit(self, event: Event) -> None:
         self._listener(self._journal.append(redacted(event)))
 
     def _watch(self, done: Flag) -> None:
-        """For a request to stop, and for a standstill."""
+        """Poll for stop requests and for stalls."""
         while not done.wait(WATCH_SECONDS):
             try:
                 self._hear_stop_request()
                 self._stall.check()
-            except (OSError, Stage3Error):  # a full disk is the pipeline's to tell
+            except (OSError, Stage3Error):  # the pipeline reports a full disk
                 log.exception("a look at the run folder failed")
 
     def _hear_stop_request(self) -> None:
         folder = self.context.run.folder
         if stop_request.is_asked(folder):
             self.context.stop.request("requested by `stage3-tui stop`")
-            stop_request.forget(folder)  # the next start is not asked
+            stop_request.forget(folder)  # it must not stop the next start
 
 
 def record_configuration(context: Context) -> None:
-    """What the run is made with, in `run.json`."""
+    """Record the configuration and versions in `run.json`."""
     context.run.manifest["config"] = context.config.model_dump(mode="json", exclude=set(NOT_RECORDED))
     context.run.manifest["version"] = __version__
     context.run.save()

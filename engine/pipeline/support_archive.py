@@ -1,4 +1,4 @@
-"""`stage3-tui doctor --bundle`: what a maintainer needs to know of a run and its machine, and nothing of what it is about."""
+"""`stage3-tui doctor --bundle`: what a maintainer needs to know about a run and its machine, without any of its texts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ import engine
 from engine.core import layout
 from engine.core.errors import ConfigError, DiskError, Stage3Error
 from engine.core.events import Check
+from engine.core.reading import open_file
 from engine.packaging.secret_scan import find_secrets, refuse_secrets
 from engine.packaging.support_text import Phrases, SupportText, private_texts, texts
 from engine.packaging.zip_writer import write_zip
+from engine.storage.documents import read_json
 from engine.storage.jsonl import BadLine, read_jsonl
 
 DISTRIBUTION = "stage3-tui"
 LAST_EVENTS = 400
 LAST_READINGS = 60
-"""Telemetry comes every second, and would leave room for nothing else."""
+"""Telemetry is written every second and would crowd out the rest."""
 LOG_BYTES = 256 << 10
 LARGEST_JSON = 16 << 20
 REPORTS = {"plan.json": layout.PAIRS_PLAN, "preflight.json": layout.PILOT_REPORT, "metrics.json": layout.METRICS_JSON}
@@ -39,18 +41,18 @@ WITH_PRIVATE_TEXTS = (
 )  # fmt: skip
 REPORTS_WITH_PRIVATE_TEXTS = (layout.EVALUATION_REPORT, layout.PAIRS_REPORT, layout.PILOT_REPORT)
 VARIABLES = ("STAGE3_", "HF_", "CUDA_", "PYTORCH_", "OMP_", "MKL_", "LC_")
-"""Beginnings of the variables that change what a run does; of a token only that it is set."""
+"""Prefixes of the variables that affect a run; for a token, only that it is set."""
 
 
 @dataclass(frozen=True)
 class SupportArchive:
     path: Path
     members: tuple[tuple[str, int, str], ...]
-    """Name, bytes, and what it is."""
+    """Name, bytes, and description."""
     taken: Mapping[str, int]
-    """What was taken out, and how often."""
+    """What was removed, and how often."""
     missing: tuple[str, ...]
-    """Files of the run that are not there, or cannot be read."""
+    """Files of the run that are missing or unreadable."""
 
 
 ABOUT = {
@@ -71,8 +73,8 @@ def write_support_archive(
 ) -> SupportArchive:
     """Write the archive as a new file of mode 0600.
 
-    findings   what `engine.pipeline.doctor.examine` told
-    config     the options in use; those that the run recorded come before them
+    findings   the events of `engine.pipeline.doctor.examine`
+    config     the current options; those recorded by the run take precedence
 
     Raises ConfigError if `path` exists, DiskError if it cannot be written, UnsafeError if a secret were in it.
     """
@@ -125,7 +127,7 @@ def _about(taken: Mapping[str, int], missing: Sequence[str]) -> str:
 
 
 def _read(run_folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The members as they are on disk, and what could not be read."""
+    """The members as on disk, and those that could not be read."""
     found: dict[str, Any] = {}
     missing = []
     for name, file in {"run.json": layout.RUN_JSON, **REPORTS}.items():
@@ -146,7 +148,7 @@ def _read(run_folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _is_file(path: Path) -> bool:
-    """A regular one: whoever opens a FIFO waits for its writer."""
+    """Only a regular file: opening a FIFO blocks until there is a writer."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -155,15 +157,12 @@ def _is_file(path: Path) -> bool:
 
 def _json_of(path: Path) -> dict[str, Any] | str:
     """An object, or a word why there is none."""
-    if not _is_file(path):
-        return "no file"
-    if path.stat().st_size > LARGEST_JSON:
-        return "too large"
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, dict[str, Any], most=LARGEST_JSON)
+    except FileNotFoundError:
+        return "no file"
+    except (OSError, Stage3Error) as error:
         return type(error).__name__
-    return value if isinstance(value, dict) else "no object"
 
 
 def _last_events(path: Path) -> list[dict[str, Any]]:
@@ -178,7 +177,7 @@ def _last_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _end_of_log(path: Path) -> list[str]:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = max(0, file.seek(0, os.SEEK_END) - LOG_BYTES)
         file.seek(start)
         lines = file.read().decode("utf-8", errors="replace").split("\n")
@@ -208,7 +207,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _packages() -> list[str]:
-    """What this package asks for by name; nothing if it runs from its source alone."""
+    """The direct requirements of this package; none if it runs from source without metadata."""
     try:
         asked = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
@@ -224,7 +223,7 @@ def _version(package: str) -> str | None:
 
 
 def _names_of_gpus(findings: Sequence[Check | Stage3Error]) -> list[str]:
-    """What the driver calls them, without who holds memory of them."""
+    """The GPUs as the driver reports them, without the processes that use them."""
     checks = [one for one in findings if isinstance(one, Check)]
     return [one.detail.partition(",")[0] for one in checks if re.fullmatch(r"GPU \d+", one.name)]
 

@@ -1,12 +1,11 @@
-"""A sweep: pairs and quality once, then one training a trial, all evaluated on the same half of the held-out pairs.
+"""A sweep: pairs and quality once, then one training per trial, all evaluated on the same half of the held-out pairs.
 
-The best of many trials looks better than it is on the pairs that chose it (the winner's curse). So trials are compared on
-the first half, and the one that is picked gets its verdict on the second.
+The best of many trials looks better than it is on the pairs that selected it (the winner's curse). So trials are compared
+on the first half, and the picked one gets its verdict on the second.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Generator, Sequence
@@ -34,14 +33,16 @@ from engine.pipeline.session import record_configuration
 from engine.pipeline.trials import Trial, share_inputs, trial_context
 from engine.run.context import Context
 from engine.run.journal import Journal
+from engine.run.reports import EvaluationReport
 from engine.security.redaction import redacted
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import write_json
 
 BEFORE_TRAINING = STAGES[: STAGES.index("training")]
 FROM_TRAINING = STAGES[STAGES.index("training") :]
 BEST = "best"
 GOES_ON_AFTER = (ExitCode.NUMBERS, ExitCode.DATA)
-"""A trial that ends so says something about its options; any other failure would meet the next trial too."""
+"""Failures caused by a trial's own options; any other failure would hit the next trial, too."""
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +62,14 @@ class TrialOutcome:
 
 
 def run_sweep(context: Context, trials: Sequence[Trial], pick: str | None = None) -> Generator[Event, None, ExitCode]:
-    """The stages before training, the trials, and, with `pick` ("best", or a trial's name), training and packaging of
-    the one that is chosen. Ends with RunFinished, and returns the exit code. Raises RestartNeeded as `run_pipeline` does.
+    """Run the stages before training, the trials, and, with `pick` ("best" or a trial's name), training and packaging of
+    the picked one. Ends with RunFinished and returns the exit code. Raises RestartNeeded as `run_pipeline` does.
     """
     try:
         return (yield from _sweep(context, trials, pick))
     except RestartNeeded:
         raise
-    except Exception as error:  # what breaks between two stages: a full disk, a trial's folder that is taken
+    except Exception as error:  # failures between stages: a full disk, a trial's folder in use
         known = as_stage3_error(error)
         if known is None:
             raise
@@ -149,11 +150,8 @@ def _outcome_of(own: Context, trial: Trial, seconds: float | None) -> TrialOutco
 
 
 def _figures_of(own: Context) -> dict[str, Any]:
-    try:
-        report = json.loads((own.run / layout.EVALUATION_REPORT).read_text(encoding="utf-8"))
-        return dict(report["figures"])
-    except (OSError, ValueError, KeyError, TypeError):  # it did not come to an evaluation
-        return {}
+    report = read_json_or_none(own.run / layout.EVALUATION_REPORT, EvaluationReport)
+    return {} if report is None else dict(report.figures)  # None: it did not come to an evaluation
 
 
 def write_report(context: Context, outcomes: Sequence[TrialOutcome], picked: str | None = None) -> None:
@@ -165,8 +163,8 @@ def write_report(context: Context, outcomes: Sequence[TrialOutcome], picked: str
 
 
 def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
-    """The trial of that name or number (from 1), or the best. Raises ConfigError for one that is not there, DataError if
-    no trial may be picked.
+    """The trial with that name or number (from 1), or the best. Raises ConfigError for an unknown one, DataError if no
+    trial may be picked.
     """
     if pick != BEST:
         named = next((each for number, each in enumerate(outcomes, 1) if pick in (each.name, str(number))), None)
@@ -187,7 +185,7 @@ def picked_of(outcomes: Sequence[TrialOutcome], pick: str) -> TrialOutcome:
 def _train_the_picked(
     context: Context, trials: Sequence[Trial], outcomes: Sequence[TrialOutcome], pick: str
 ) -> Generator[Event, None, ExitCode]:
-    """Stages training and packaging with the picked trial's options: its checkpoint is taken over, its verdict is new."""
+    """Run stages training and packaging with the picked trial's options: its checkpoint is reused, its verdict is new."""
     chosen = picked_of(outcomes, pick)
     write_report(context, outcomes, chosen.name)
     options = next(trial.options for trial in trials if trial.name == chosen.name)

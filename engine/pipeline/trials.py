@@ -1,4 +1,4 @@
-"""The trials of a sweep: every combination of some training options, each with a name and a run folder of its own."""
+"""The trials of a sweep: every combination of some training options, each with a name and its own run folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import re
 import shutil
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +15,25 @@ from engine.core import layout
 from engine.core.config import Stage3Config, with_changes
 from engine.core.errors import ConfigError
 from engine.core.options import options
+from engine.core.reading import read_toml
 from engine.core.stage_table import STAGES
 from engine.run.context import Context
 from engine.run.folder import Run
 
 MAX_NAME_CHARACTERS = 80
 SHARED_FILES = (layout.TRAIN_JSONL, layout.EVAL_JSONL, layout.PAIRS_REPORT)
-"""What a trial has in common with the run."""
+"""Files that a trial shares with the run."""
 
 
 @dataclass(frozen=True)
 class Trial:
     name: str
     options: Mapping[str, Any]
-    """What it is trained with, if trials differ."""
+    """The options in which the trials differ."""
 
 
 def options_to_try() -> tuple[str, ...]:
-    """The options that a sweep may vary: those that change what is trained, on the same pairs."""
+    """The options that a sweep may vary: those that change the training but not the pairs."""
     return tuple(option.name for option in options() if "training" in option.changes)
 
 
@@ -44,11 +44,10 @@ def trials_of_grid(grid: Mapping[str, Sequence[Any]]) -> list[Trial]:
 
 
 def trials_of_toml(path: Path) -> list[Trial]:
-    """`[grid]` with a list for each option, or `[[trial]]` tables, one a trial. Raises ConfigError."""
+    """`[grid]` with a list for each option, or one `[[trial]]` table per trial. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = read_toml(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"Cannot read the sweep {path}.", str(error), "Pass a TOML file with --trials.") from error
     grid, listed = data.get("grid", {}), data.get("trial", [])
     if not isinstance(grid, dict) or not isinstance(listed, list) or not (grid or listed):
@@ -63,7 +62,7 @@ def trials_of_toml(path: Path) -> list[Trial]:
 
 
 def checked(config: Stage3Config, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials with their values as the configuration reads them. Raises ConfigError for one that cannot be."""
+    """The trials with their values as the configuration parses them. Raises ConfigError for an invalid one."""
     allowed, found = options_to_try(), []
     for trial in trials:
         for name in trial.options:
@@ -93,7 +92,7 @@ def _named(combinations: list[dict[str, Any]]) -> list[Trial]:
 
 
 def _name(options: Mapping[str, Any]) -> str:
-    """`beta-0.1_learning-rate-5e-06`: what differs, as a folder's name."""
+    """The differing options as a folder name: `beta-0.1_learning-rate-5e-06`."""
     whole = "_".join(f"{name.replace('_', '-')}-{_value(value)}" for name, value in options.items())
     if len(whole) <= MAX_NAME_CHARACTERS:
         return whole
@@ -106,7 +105,7 @@ def _value(value: Any) -> str:
 
 
 def _as_number(value: Any) -> float | None:
-    """`5e-6`, `0.000005` and 5e-06 are one value, and have one name."""
+    """`5e-6`, `0.000005` and 5e-06 are the same value and get the same name."""
     if isinstance(value, bool):
         return None
     try:
@@ -119,7 +118,7 @@ def _as_number(value: Any) -> float | None:
 
 
 def trial_context(context: Context, trial: Trial) -> Context:
-    """The trial as a run of its own: its folder, with all that the run's stages before training left."""
+    """The trial as a run of its own: its folder, with the results of the stages before training."""
     folder = context.run / layout.TRIALS_DIR / trial.name
     config = context.config.model_copy(update={**trial.options, "output_dir": folder, "eval_part": "first"})
     run = Run(folder)
@@ -127,7 +126,7 @@ def trial_context(context: Context, trial: Trial) -> Context:
 
 
 def share_inputs(context: Context, trial: Context) -> None:
-    """Give the trial, whose run is acquired, what it builds on. Raises OSError."""
+    """Copy the files and records that the trial builds on into its (acquired) run. Raises OSError."""
     for name in SHARED_FILES:
         (trial.run / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(context.run / name, trial.run / name)  # a hard link would keep the run from being packed

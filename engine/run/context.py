@@ -18,10 +18,10 @@ class Context:
     run: Run
     stop: StopToken = field(default_factory=StopToken)
     token: Secret | None = None
-    """The Hugging Face token, in memory only; set by whoever started the run, checked by the stage credentials."""
+    """The Hugging Face token, in memory only; set by the command or wizard, checked by stage credentials."""
 
     cache_folder: Path | None = None
-    """Where results are kept by what made them; without it, in the run folder. A trial uses that of its sweep."""
+    """Folder of the keyed caches; default: in the run folder. A trial uses its sweep's."""
 
     @property
     def cache(self) -> Path:
@@ -29,5 +29,5 @@ class Context:
 
     @property
     def token_text(self) -> str | None:
-        """The token as the Hub's client takes it."""
+        """The token as plain text, for the Hub's client."""
         return self.token.reveal() if self.token is not None else None

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from engine.core import layout
 from engine.core.errors import ConfigError, DamagedState, DiskError, Stage3Error, UnsafeError
 from engine.core.failpoints import failpoint
+from engine.core.reading import refuse_odd
 from engine.core.system_errors import system_error
 from engine.run.lock import RunLock
+from engine.run.manifest import new_manifest, read_manifest
 from engine.run.owner import Owner
 from engine.run.results import Results
 from engine.security.redaction import redacted
 from engine.security.sanitize import visible_line
 from engine.storage.files import keep_others_from_writing, write_json
 
-SCHEMA = 1
 LARGEST_PID = 1 << 22
 
 
@@ -42,28 +43,16 @@ class Run:
     # -- the manifest ------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read."""
+        """Read `run.json`; a folder without one is a new run. Raises DamagedState for one that cannot be read, UnsafeError for
+        one that is no regular file.
+        """
         path = self / layout.RUN_JSON
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(manifest["stages"], dict):
-                raise TypeError("stages is no object")
+            self.manifest = read_manifest(path)
         except FileNotFoundError:
-            self.manifest = {"schema": SCHEMA, "config": {}, "stages": {}}
-            return
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise system_error(error, f"{visible_line(str(path))} cannot be used.") or DamagedState(
-                f"{path} cannot be read.",
-                f"{error}. It tells what the run has done, and is written whole or not at all: something else changed it.",
-                f"Move {self.folder} aside to start anew, or put the file back from a copy.",
-            ) from error
-        if manifest.get("schema") != SCHEMA:
-            raise DamagedState(
-                f"{path} has schema {manifest.get('schema')!r}; this version reads {SCHEMA}.",
-                "Another version of stage3-tui made this run.",
-                "Use that version, or give another --output-dir.",
-            )
-        self.manifest = manifest
+            self.manifest = new_manifest()
+        except OSError as error:
+            raise _unusable(path, error) from error
 
     def save(self) -> None:
         """Raises DamagedState as `require_in_place` does."""
@@ -72,11 +61,11 @@ class Run:
         write_json(self / layout.RUN_JSON, redacted(self.manifest))
 
     def stage(self, name: str) -> dict[str, Any]:
-        """What is recorded of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before it first ran."""
+        """The record of a stage: `status`, `fingerprint`, `result`, `error`, …; empty before its first run."""
         return dict(self.manifest["stages"].get(name, {}))
 
     def result(self, name: str) -> dict[str, Any]:
-        """The facts that a finished stage left for the later ones."""
+        """The facts that a finished stage left for later stages."""
         return dict(self.stage(name).get("result", {}))
 
     def record_stage(self, name: str, **facts: Any) -> None:
@@ -93,10 +82,10 @@ class Run:
         return Results(self.manifest["stages"])
 
     def set_aside(self, *relative: str, why: str, reusable: bool = True) -> Path | None:
-        """Move files of the run that are to be made again into `superseded/N/`; None where there were none.
+        """Move outdated files of the run into `superseded/N/`, which is returned; None if none of them exist.
 
-        why        written beside them, for people and for `stage3-tui clean`
-        reusable   whether what is in them may be taken over by what is made next
+        why        the reason, written beside them for people and for `stage3-tui clean`
+        reusable   whether the next set may reuse records from them
         """
         there = [name for name in relative if (self / name).exists()]
         if not there:
@@ -108,7 +97,7 @@ class Run:
         write_json(folder / layout.SUPERSEDED_NOTE, {"why": why, "reusable": reusable, "files": there})
         for name in there:
             if not (self / name).exists():
-                continue  # it went with the folder that holds it
+                continue  # moved along with its parent folder
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             failpoint("rename")
@@ -118,17 +107,17 @@ class Run:
     # -- the lock ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Take the run for this process, until `release` or the process's end. From then on nothing that the process makes
-        can be changed by other users, whatever umask it came with.
+        """Lock the run for this process, until `release` or until it exits. Also tightens the umask, so that other users
+        cannot change the run's files.
 
-        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError for a name that leaves
-        none for the archive, DiskError for a folder that cannot be written.
+        Raises RunLocked with the owner, UnsafeError for a link that leads out of the folder, ConfigError for a name too long
+        for the archive beside it, DiskError if the folder cannot be written.
         """
         keep_others_from_writing()
         self._refuse_long_name()
-        self._refuse_links_out()
+        self._refuse_odd_files()
         try:
-            # Whatever the umask: prompts and answers are in it.
+            # Private whatever the umask: it holds prompts and answers.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.take()
         except OSError as error:
@@ -136,15 +125,15 @@ class Run:
         self.reload()
 
     def require_in_place(self) -> None:
-        """Raises DamagedState where the folder that was taken is not at its path any more: whatever was written there now would
-        be half a run. Nothing is asked before it was taken.
+        """Raises DamagedState if the locked folder is no longer at its path: writing there would leave half a run. Does
+        nothing before `acquire`.
         """
         if not self._lock.is_held or self._lock.is_in_place():
             return
         raise DamagedState(
-            f"The run folder {self.folder} is not there any more.",
+            f"The run folder {self.folder} is gone.",
             "It was moved, deleted or replaced while this process worked on it. Nothing more was written.",
-            "Move it back to its place, and run the same command again; or begin a new run with another --output-dir.",
+            "Move it back and run the same command again, or start a new run with another --output-dir.",
         )
 
     def _refuse_long_name(self) -> None:
@@ -164,24 +153,55 @@ class Run:
                 f"Give an --output-dir whose name has {room} bytes at most.",
             )
 
-    def _refuse_links_out(self) -> None:
-        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most."""
+    def refuse_new_links(self) -> None:
+        """Raises UnsafeError if one of the run's own folders is a link by now: what is written there would land elsewhere."""
+        for name in layout.FOLDERS:
+            if (self / name).is_symlink():
+                _refuse_odd_file(self / name, self.folder)
+
+    def _refuse_odd_files(self) -> None:
+        """The folder itself may be a link: it was resolved once. What is in it may lead to another place in it, at most, and is
+        a file or a folder, each where a run has one.
+        """
         for folder, folders, files in os.walk(self.folder):
             for path in (Path(folder, name) for name in (*folders, *files)):
-                if path.is_symlink() and not _leads_into(path, self.folder):
-                    raise UnsafeError(
-                        f"{visible_line(str(path))} is a link that leads out of the run folder.",
-                        "What the run writes there would land elsewhere.",
-                        "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
-                    )
+                _refuse_odd_file(path, self.folder)
+        for name in layout.FILES:
+            _refuse_kind(self / name, is_folder=False)
+        for name in layout.FOLDERS:
+            _refuse_kind(self / name, is_folder=True)
 
     def release(self, *, goes_on: bool = False) -> None:
         """Let go of the run; with `goes_on`, for as long as this process takes to replace itself."""
         self._lock.release(goes_on=goes_on)
 
     def owner(self) -> Owner | None:
-        """The live process that holds this run; None where there is none."""
+        """The live process that holds this run; None if no process does."""
         return self._lock.owner()
+
+
+def _refuse_odd_file(path: Path, run_folder: Path) -> None:
+    mode = path.lstat().st_mode
+    if not stat.S_ISLNK(mode):
+        refuse_odd(path, mode)
+    elif not _leads_into(path, run_folder):
+        raise UnsafeError(
+            f"{visible_line(str(path))} is a link that leads out of the run folder.",
+            "What the run writes there would land elsewhere.",
+            "Remove the link. To have a run on another disk, give its folder there with --output-dir.",
+        )
+
+
+def _refuse_kind(path: Path, *, is_folder: bool) -> None:
+    """Raises DamagedState for a folder in the place of a file, or a file in that of a folder."""
+    if not path.exists() or path.is_dir() is is_folder:
+        return
+    there, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
+    raise DamagedState(
+        f"{visible_line(str(path))} is {there}.",
+        f"A run has {wanted} of this name: something else put it there.",
+        "Look at what it is, move it out of the run folder, and run the same command again.",
+    )
 
 
 def _leads_into(link: Path, folder: Path) -> bool:

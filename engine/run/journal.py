@@ -1,4 +1,4 @@
-"""Events on disk: `logs/events.jsonl`, one a line, each with `seq` and `time`."""
+"""Events on disk: `logs/events.jsonl`, one per line, each with `seq` and `time`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from threading import Lock
 from typing import Any
 
 from engine.core import clock
+from engine.core.errors import DamagedState
 from engine.core.events import Event, PairFailed, PairMade, Telemetry, event_from_dict
 from engine.core.failpoints import failpoint
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
+MOST_EVENTS = 1 << 53
+"""A larger number is no count of events: other programs read it as another one."""
+LATEST = 4e10
+"""Seconds since the epoch: the year 3237. What comes later is no time that a clock shows."""
+
 
 @dataclass(frozen=True)
 class Entry:
-    """An event as the journal keeps it."""
+    """An event with its sequence number and time, as stored."""
 
     seq: int
     time: float
@@ -28,10 +34,11 @@ class Entry:
 
 
 class Journal:
-    """Append events; `seq` goes on from what an earlier process wrote."""
+    """Append events; `seq` continues from what an earlier process wrote."""
 
     def __init__(self, path: Path) -> None:
-        self._appender = JsonlAppender(path)
+        # What it tells is told to the end, also into a folder that was moved away: a session asks whether it is in place.
+        self._appender = JsonlAppender(path, acknowledges=False)
         self._lock = Lock()
         self._next = max((entry.seq for entry in read_entries(path)), default=-1) + 1
 
@@ -43,12 +50,16 @@ class Journal:
         failpoint("event")
         with self._lock:
             entry = self._entry(event)
-            # Telemetry comes every second and is worth no disk flush; a pair has its own, in pairs.jsonl.
+            # Telemetry arrives every second and is not worth an fsync; a pair has its own, in pairs.jsonl.
             self._appender.append(
                 finite(entry.as_dict()), sync=not isinstance(event, (Telemetry, PairMade, PairFailed))
             )
             self._next += 1
         return entry
+
+    def require_in_place(self) -> None:
+        """Raises as `JsonlAppender.require_in_place`."""
+        self._appender.require_in_place()
 
     def unwritten(self, event: Event) -> Entry:
         """The entry of an event that the disk does not take."""
@@ -64,29 +75,45 @@ class Journal:
         self._appender.close()
 
 
-def read_entries(path: Path) -> Iterator[Entry]:
-    """The events in a journal, oldest first; lines of newer kinds and damaged lines are passed over."""
-    if not path.exists():
+def read_journal(path: Path) -> Iterator[Entry | None]:
+    """The events in a journal, oldest first; None for a line that is damaged, or of another version. Raises UnsafeError for
+    what is no regular file, DamagedState for a folder, OSError.
+    """
+    try:
+        yield from (entry_from_dict(record) for _, record in read_jsonl(path))
+    except FileNotFoundError:
         return
-    for _, record in read_jsonl(path):
-        entry = entry_from_dict(record)
-        if entry is not None:
-            yield entry
+    except IsADirectoryError:
+        raise DamagedState(
+            f"{path} is a folder.",
+            "It is where a run tells what it does: something else put the folder there.",
+            "Look at what it is, move it away, and run the same command again.",
+        ) from None
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """`read_journal` without what is passed over."""
+    yield from (entry for entry in read_journal(path) if entry is not None)
 
 
 def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
-    """The entry of one line; None where the line is damaged or of a kind that this version does not know."""
+    """The entry of one line; None if the line is damaged, or not what this version writes."""
     if isinstance(record, BadLine):
+        return None
+    seq, when = record.get("seq"), record.get("time")
+    if type(seq) is not int or not 0 <= seq < MOST_EVENTS:
+        return None
+    if type(when) not in (int, float) or not 0 <= when < LATEST:  # type: ignore[operator]
         return None
     try:
         event = event_from_dict(record)
-        return None if event is None else Entry(int(record["seq"]), float(record["time"]), event)
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return None
+    return None if event is None else Entry(seq, float(when), event)  # type: ignore[arg-type]
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinities as text: JSON has none, and the event that reports them must be written above all."""
+    """NaN and infinities as text: JSON has no such numbers, and the event that reports them must not be lost."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     if isinstance(value, dict):

@@ -1,8 +1,7 @@
-"""Runs below a folder: what each is made with, how far it came and what came of it. Reads, and takes no lock."""
+"""List the runs below a folder: the model, the current stage and the outcome of each. Reads only; takes no lock."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,15 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core import layout
-from engine.core.errors import DamagedState
+from engine.core.errors import DamagedState, UnsafeError
+from engine.core.reading import open_file
 from engine.core.stage_table import STAGES
 from engine.run.folder import Run
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import size_of_folder
 
 State = Literal["running", "done", "failed", "refused", "stopped", "interrupted", "unfinished", "damaged"]
 
 DEEPEST = 6
-"""Folders below the one that is searched."""
+"""How many levels of folders are searched."""
 ENDED = ("done", "skipped")
 
 
@@ -28,17 +29,17 @@ class RunFacts:
 
     folder: Path
     state: State
-    """`interrupted`: its process died. `unfinished`: all that was asked for is done, and stages are left."""
+    """`interrupted`: its process died. `unfinished`: all requested stages are done, others are left."""
     stage: str = ""
-    """Where it is, or where it ended; empty where it is done."""
+    """The current stage, or the one that ended the run; empty once all are done."""
     when: float | None = None
-    """Seconds since the epoch of its last sign of life; None where nobody knows."""
+    """When it last wrote something, in seconds since the epoch; None if unknown."""
     model: str = ""
     pairs: int | None = None
-    """Usable ones; while they are made, the records so far. None before the first."""
+    """Usable pairs; while stage pairs runs, the records so far. None before the first."""
     verdict: str = ""
     bytes: int = 0
-    """With trials and archive."""
+    """Including trials and the archive."""
     trials: tuple[RunFacts, ...] = ()
 
     @property
@@ -53,13 +54,15 @@ class RunFacts:
 
 
 def runs_below(folder: Path, depth: int = DEEPEST) -> list[RunFacts]:
-    """Every run in `folder` and below it, the newest first; trials stand with the run of their sweep. Links are not followed."""
+    """Every run in `folder` and below it, newest first; trials are listed under the run of their sweep. Links are not
+    followed.
+    """
     found = [facts_of(path) for path in run_folders(folder, depth)]
     return sorted(found, key=lambda run: (-(run.when or 0.0), str(run.folder)))
 
 
 def run_folders(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
-    """Run folders, none inside another. What may not be read is passed over."""
+    """Run folders, none inside another. Unreadable folders are skipped."""
     if is_run(folder):
         yield folder
     elif depth:
@@ -68,21 +71,21 @@ def run_folders(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has worked there. Other programs write a `run.json`, too."""
+    """Whether `folder` is a run folder. Other programs write files named `run.json`, too."""
     try:
-        manifest = json.loads((folder / layout.RUN_JSON).read_text(encoding="utf-8"))
-        return isinstance(manifest, dict) and "stages" in manifest
-    except (OSError, ValueError):
-        return (folder / layout.EVENTS_JSONL).is_file()
+        manifest = read_json_or_none(folder / layout.RUN_JSON, dict[str, Any])
+    except UnsafeError:
+        return False
+    return (folder / layout.EVENTS_JSONL).is_file() if manifest is None else "stages" in manifest
 
 
 def facts_of(folder: Path) -> RunFacts:
     size = size_of_folder(folder)
     try:
         run = Run(folder)
-    except DamagedState:
+        state, stage = state_of(run)
+    except (DamagedState, UnsafeError):
         return RunFacts(folder, "damaged", when=_changed(folder / layout.RUN_JSON), bytes=size)
-    state, stage = state_of(run)
     training = run.results.training
     return RunFacts(
         folder,
@@ -98,7 +101,7 @@ def facts_of(folder: Path) -> RunFacts:
 
 
 def state_of(run: Run) -> tuple[State, str]:
-    """What became of it, and at which stage."""
+    """The state of a run, and the stage it is in."""
     recorded = {name: str(run.stage(name).get("status", "")) for name in _stages_of(run)}
     if run.owner() is not None:
         return "running", next((name for name, status in recorded.items() if status == "running"), "")
@@ -112,13 +115,13 @@ def state_of(run: Run) -> tuple[State, str]:
 
 
 def _stages_of(run: Run) -> tuple[str, ...]:
-    """The stages that the run is to do: a trial ends with its training."""
+    """The stages of this run: a trial ends after training."""
     is_trial = run.folder.parent.name == layout.TRIALS_DIR
     return STAGES[: STAGES.index("training") + 1] if is_trial else STAGES
 
 
 def _last_sign(run: Run, state: State) -> float | None:
-    """A copied folder keeps what is recorded, and its files are as new as the copy."""
+    """Prefers the recorded times: the files of a copied folder are as new as the copy."""
     ended = [
         stage["started"] + (stage.get("seconds") or 0.0)
         for stage in run.manifest["stages"].values()
@@ -141,14 +144,14 @@ def _pairs(run: Run) -> int | None:
     if result is not None:
         return int(result.ok)
     try:
-        with (run / layout.PAIRS_JSONL).open("rb") as file:
+        with open_file(run / layout.PAIRS_JSONL) as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    except OSError:
+    except (OSError, UnsafeError):
         return None
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """By name, without links and hidden ones."""
+    """Subfolders sorted by name, without links and hidden ones."""
     try:
         with os.scandir(folder) as entries:
             found = [

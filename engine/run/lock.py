@@ -1,6 +1,4 @@
-"""The lock on a run folder: the kernel's (flock), and beside it a record of who holds it, for people and for file systems on
-which flock does nothing.
-"""
+"""The lock on a run folder: flock, plus a record of the owner, for people and for file systems on which flock does nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from engine.security.sanitize import visible_line
 
 
 class RunLock:
-    """Of one run folder. Takes it, lets it go, and tells who has it."""
+    """The lock on one run folder: take it, release it, and find its owner."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -35,10 +33,9 @@ class RunLock:
         return owner if owner is not None and owner.is_alive(self._folder) else None
 
     def take(self) -> None:
-        """Until `release` or the process's end. Raises RunLocked with the owner, and OSError.
+        """Lock until `release` or the end of the process. Raises RunLocked with the owner, and OSError.
 
-        A request to stop that was left for an earlier owner is removed before this process is named as the owner: whatever
-        comes after that is for this process.
+        Removes a stop request for an earlier owner before recording this process: later requests are for this process.
         """
         self._path.parent.mkdir(exist_ok=True)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -48,13 +45,13 @@ class RunLock:
         except BaseException:
             os.close(file)
             raise
-        # A forked child (a data loader's worker) must not keep the lock when this process is gone.
+        # A forked child (a data loader's worker) must not hold the lock after this process has exited.
         os.register_at_fork(after_in_child=lambda: _close_quietly(file))
         self._file = file
 
     def release(self, *, goes_on: bool = False) -> None:
-        """Let go. With `goes_on` the record stays: this process is about to replace itself (exec) and to take the run again,
-        and a request to stop that comes meanwhile is for it.
+        """Release the lock. With `goes_on` the record stays: this process is about to replace itself (exec) and lock the run
+        again, and a stop request that arrives in between is for it.
         """
         if self._file is None:
             return
@@ -64,7 +61,7 @@ class RunLock:
         self._file = None
 
     def is_in_place(self) -> bool:
-        """Whether the file that is held is the one at its path."""
+        """Whether the locked file is still the one at its path."""
         assert self._file is not None
         try:
             return os.path.samestat(os.fstat(self._file), self._path.stat())
@@ -78,7 +75,7 @@ class RunLock:
             raise self._taken() from None
         owner = self.owner()
         if owner is not None and not owner.is_this_process:
-            # The kernel's lock was free, yet its owner lives: a file system on which flock is a no-op.
+            # flock succeeded although the owner is alive: on this file system flock does nothing.
             raise self._taken()
 
     def _sign(self, file: int) -> None:
@@ -94,25 +91,25 @@ class RunLock:
         if owner is None and (left := processes_with(self._path)):
             numbers = " ".join(map(str, left))
             return RunLocked(
-                f"The run {folder} is held by what an ended process left behind: {numbers}.",
-                "They have its lock open.",
-                f"Wait for them, or end them: `kill {numbers}`.",
+                f"The run {folder} is locked by children of an ended process: {numbers}.",
+                "They still have its lock file open.",
+                f"Wait until they end, or end them: `kill {numbers}`.",
             )
-        who = str(owner) if owner is not None else "a process that this machine does not know"
+        who = str(owner) if owner is not None else "a process that is not visible from here"
         return RunLocked(
-            f"The run {folder} is taken by {who}.",
-            "One process at a time may write to a run folder.",
+            f"The run {folder} is in use by {who}.",
+            "Only one process at a time may write to a run folder.",
             f"Watch it with `stage3-tui attach {folder}`, or stop it with `stage3-tui stop {folder}`.",
         )
 
 
 def processes_with(path: Path) -> list[int]:
-    """The processes that have a file open, as far as this user may see."""
+    """The processes that have a file open, as far as this user can see."""
     found = []
     for pid in (name for name in os.listdir("/proc") if name.isdecimal()):  # noqa: PTH208
         try:
             is_open = any(file.samefile(path) for file in Path(f"/proc/{pid}/fd").iterdir())
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
         if is_open and int(pid) != os.getpid():
             found.append(int(pid))
@@ -123,4 +120,4 @@ def _close_quietly(file: int) -> None:
     try:
         os.close(file)
     except OSError:
-        return  # the parent had released it already
+        return  # the parent had already released it

@@ -1,13 +1,11 @@
-"""The process that works on a run, as the lock names it.
+"""The process that works on a run, as recorded in the lock.
 
-Its number alone does not tell: numbers are used again, and a copy of the folder has the same record. So the record also has
-what the kernel says about the process and cannot change while it lives: the boot that it belongs to, and its start in clock
-ticks since that boot (no step of the wall clock moves them), and the folder's inode, which no copy has.
+A pid is not enough: pids are reused, and a copy of the folder has the same record. So the record also holds the boot id, the
+start of the process in clock ticks since boot (independent of the wall clock), and the folder's inode, which no copy shares.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -15,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.core.nesting import foreign_json
+from engine.core.reading import open_file
 from engine.security.sanitize import visible_line
 
 LONGEST_RECORD = 4096
@@ -29,7 +29,7 @@ _ENDED = frozenset({"Z", "X", "x"})
 
 @dataclass(frozen=True)
 class Owner:
-    """Who took a run. The texts are fit for a terminal."""
+    """The owner of a run. Its texts are sanitized."""
 
     pid: int
     host: str
@@ -45,14 +45,14 @@ class Owner:
         return asdict(self)
 
     def is_alive(self, folder: Path) -> bool:
-        """Whether this process runs, and works in `folder`. Of a process on another host nothing is known."""
+        """Whether this process is running, and works in `folder`. False for another host, which cannot be checked."""
         if self.host != socket.gethostname() or self.boot_id != boot_id() or self.folder_inode != _inode_of(folder):
             return False
         return self.start_ticks == start_ticks_of(self.pid)
 
     @property
     def is_this_process(self) -> bool:
-        """Also of what this process was before it replaced itself (exec)."""
+        """True also before and after this process replaces itself (exec)."""
         return (self.pid, self.start_ticks, self.boot_id) == (os.getpid(), start_ticks_of(os.getpid()), boot_id())
 
 
@@ -70,11 +70,13 @@ def this_process(folder: Path) -> Owner:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """What a lock file says; None if it names nobody. The file may be anybody's: its texts are made visible."""
+    """What a lock file says; None if it names nobody. The file may be anybody's: its texts are made visible. Raises
+    UnsafeError for what is no regular file.
+    """
     try:
-        with path.open("rb") as file:
-            record = json.loads(file.read(LONGEST_RECORD))
-    except (OSError, ValueError, RecursionError):
+        with open_file(path) as file:
+            record = foreign_json(file.read(LONGEST_RECORD))
+    except (OSError, ValueError):
         return None
     return _owner_in(record) if isinstance(record, dict) else None
 
@@ -92,7 +94,7 @@ def _owner_in(record: dict[str, Any]) -> Owner | None:
 
 
 def boot_id() -> str:
-    """Of this boot of the machine; empty if the kernel does not tell."""
+    """The id of this boot; empty if unavailable."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -100,12 +102,12 @@ def boot_id() -> str:
 
 
 def start_ticks_of(pid: int) -> int | None:
-    """When a process started, in clock ticks since the boot; None if it has ended, or waits for its parent to notice."""
+    """The start of a process, in clock ticks since boot; None if it has ended or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes().decode("ascii", errors="replace")
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # the program's name may have blanks and brackets in it
+    fields = stat.rpartition(")")[2].split()  # the program's name may contain blanks and brackets
     return None if fields[_STATE] in _ENDED else int(fields[_START])
 
 

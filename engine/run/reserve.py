@@ -1,7 +1,7 @@
-"""Room on the disk for the last words of a run: a full disk must not keep a run from saying that it is full.
+"""Disk space in reserve, so that a run can record and report that the disk is full.
 
-While a process works on a run, the folder has a file of a few hundred kilobytes that is of no use. If the disk is full, it is
-removed, and `run.json`, the journal and the log have that room.
+While a process works on a run, its folder holds an unused file of 256 KiB. When the disk is full, the file is removed, which
+frees space for `run.json`, the journal and the log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def keep_reserve(path: Path) -> None:
-    """Have the reserve at `path`. Raises OSError, for a full disk among other things."""
+    """Create the reserve at `path`. Raises OSError, for example if the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -28,12 +28,12 @@ def keep_reserve(path: Path) -> None:
         if error.errno in MEANINGS:
             path.unlink()
             raise
-        log.info("no room is kept for a full disk: %s", error)  # a file system that cannot
+        log.info("no disk space in reserve: %s", error)  # not supported by the file system
     finally:
         os.close(file)
 
 
 def give_up_reserve(path: Path) -> None:
-    """What cannot be removed stays: it does no harm."""
+    """Remove the reserve. If that fails it stays, which does no harm."""
     with suppress(OSError):
         path.unlink()

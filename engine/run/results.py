@@ -1,4 +1,4 @@
-"""What each stage leaves for the later ones, as `run.json` keeps it."""
+"""What each stage leaves for later stages, as stored in `run.json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result", bound=StageResult)
 
 
 def read_result(cls: type[Result], record: Mapping[str, Any]) -> Result | None:
-    """The result in a record of `run.json`; None where the stage left none, or not all of it."""
+    """The result in a record of `run.json`; None if the stage left none or an incomplete one."""
     if not record:
         return None
     known = {f.name for f in fields(cls)}
@@ -33,9 +33,9 @@ def read_result(cls: type[Result], record: Mapping[str, Any]) -> Result | None:
 class WorkspaceResult(StageResult):
     folder: str
     commit: str | None = None
-    """None where the folder is no git checkout."""
+    """None if the folder is not a git checkout."""
     dirty: bool | None = None
-    """Whether tracked files differ from the commit; None where that is not known."""
+    """Whether tracked files differ from the commit; None if unknown."""
     free_bytes: int = 0
     url: str | None = None
     ref: str | None = None
@@ -65,13 +65,13 @@ class CredentialsResult(StageResult):
     offline: bool = False
     reads: tuple[str, ...] = ()
     commits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By what is read: `repo`, `commit`, and the `revisions` that it went by."""
+    """By what is read (base_model, adapter, …): `repo`, `commit`, and the `revisions` that resolved to it."""
 
 
 @dataclass(frozen=True)
 class DependenciesResult(StageResult):
     environment: Mapping[str, Any]
-    """What the probe depends on, and what the run was made with."""
+    """What the probe depends on, and what the run was computed with."""
     probe: Mapping[str, Any]
 
 
@@ -114,7 +114,7 @@ class PreflightResult(StageResult):
     """Bytes at the training's peak, by term of the formula."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     date: str = ""
-    """Of the run's first preflight: what a chat template writes as today for the whole run."""
+    """The date of the run's first preflight; chat templates write it as today's date throughout the run."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,10 @@ class PairsResult(StageResult):
     records: int = 0
     ok: int = 0
     taken_over: int = 0
-    """Records that an earlier start, or a superseded set, had made already."""
+    """Records reused from an earlier start or a superseded set."""
     generated_tokens: int = 0
     imported: Mapping[str, Any] | None = None
-    """Where imported pairs came from: `name`, `sha256`, `rows`, `bad_rows`; None where the run made its own."""
+    """The source of imported pairs: `name`, `sha256`, `rows`, `bad_rows`; None if the run made its own."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,23 @@ class PackagingResult(StageResult):
     pushed: Mapping[str, Any] | None = None
 
 
+RESULTS: Mapping[str, type[StageResult]] = {
+    "workspace": WorkspaceResult,
+    "toolchain": ToolchainResult,
+    "credentials": CredentialsResult,
+    "dependencies": DependenciesResult,
+    "adapter": AdapterResult,
+    "preflight": PreflightResult,
+    "pairs": PairsResult,
+    "quality": QualityResult,
+    "training": TrainingResult,
+    "packaging": PackagingResult,
+}
+"""By stage."""
+
+
 class Results:
-    """The recorded results of a run, typed; None for a stage that left none."""
+    """The recorded results of a run, typed; None for a stage without one."""
 
     def __init__(self, recorded: Mapping[str, Mapping[str, Any]]) -> None:
         self._recorded = recorded

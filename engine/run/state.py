@@ -1,11 +1,12 @@
 """What a screen shows, as a pure fold of events: `state = state.apply(event, time)`.
 
-The wizard, `attach`, `status` and `--auto`'s printer all draw from this one fold, so that a second terminal sees what
-the first one sees.
+The wizard, `attach`, `status` and the printer of `--auto` all show this one fold, so a second terminal sees what the
+first one sees.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
@@ -37,6 +38,8 @@ from engine.core.events import (
 from engine.core.stage_table import STAGES
 from engine.run.journal import Entry
 
+log = logging.getLogger(__name__)
+
 StageStatus = Literal["waiting", "running", "done", "skipped", "failed", "refused", "stopped"]
 
 NEWEST_PAIRS_KEPT = 60
@@ -56,9 +59,9 @@ class StageState:
     checks: tuple[Check, ...] = ()
     progress: Progress | None = None
     failure: StageFinished | None = None
-    """What failed, why and what to do, where the stage failed or refused."""
+    """What failed, why, and what to do, if the stage failed or refused."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the finished stage left, as plain data."""
+    """The result of the finished stage, as plain data."""
 
     def elapsed(self, now: float) -> float | None:
         """Seconds of work, never negative; None before the start."""
@@ -90,14 +93,14 @@ class RunState:
     newest_pairs: tuple[PairMade | PairFailed, ...] = ()
     pairs_made: int = 0
     pair_failures: Mapping[str, int] = field(default_factory=dict)
-    """How often each reason kept a prompt from becoming a pair."""
+    """Prompts that gave no pair, by reason."""
     train_steps: tuple[TrainStep, ...] = ()
     first_step_seen: tuple[int, float] | None = None
-    """The first optimizer step of the process at work, and when it was told: the rate counts from there."""
+    """The first optimizer step of the current process, and its time: the rate is measured from there."""
     checkpoints: tuple[CheckpointSaved, ...] = ()
     evaluation: EvalDone | None = None
     trials: Mapping[str, TrialState] = field(default_factory=dict)
-    """Of the newest sweep, by name, in their order."""
+    """The trials of the newest sweep, by name, in order."""
     trials_total: int = 0
     pilot: PilotDone | None = None
     forecast: Forecast | None = None
@@ -105,13 +108,15 @@ class RunState:
     """The newest readings, oldest first."""
     peak_gpu_bytes: Mapping[int, int] = field(default_factory=dict)
     peak_rss_bytes: int = 0
-    """Of the process that worked."""
+    """Peak of the process that did the work."""
     messages: tuple[tuple[float, Message], ...] = ()
     stalled_since: float | None = None
-    """When the running stage last gave a sign, where that is suspiciously long ago."""
+    """Time of the running stage's last event, if that is suspiciously long ago."""
     finished: RunFinished | None = None
+    passed_over: int = 0
+    """Lines of the journal that are damaged, or of another version."""
     latest: str = ""
-    """The stage that began or ended last, what was only found to be done aside; empty before the first."""
+    """The stage that started or ended last, not counting reused ones; empty before the first."""
 
     @property
     def current(self) -> StageState | None:
@@ -120,14 +125,12 @@ class RunState:
 
     @property
     def next_stage(self) -> str | None:
-        """The first that is not done (or skipped with its reason); None where all are."""
+        """The first stage that is neither done nor skipped; None if there is none left."""
         undone = (stage.name for stage in self.stages.values() if stage.status not in ("done", "skipped"))
         return next(undone, None)
 
     def expected_seconds(self, name: str, now: float) -> float | None:
-        """How long a stage takes from its start to its end: by its own progress while it runs, else by preflight's forecast;
-        None where nobody knows.
-        """
+        """Total duration of a stage: from its own progress while it runs, else from preflight's forecast; None if unknown."""
         stage = self.stages[name]
         elapsed, progress = stage.elapsed(now), stage.progress
         if stage.status == "running" and elapsed is not None and progress is not None and progress.seconds_left:
@@ -159,7 +162,7 @@ class RunState:
     def _(self, event: StageFinished, time: float) -> RunState:
         stage = self.stages[event.stage]
         if event.reused:
-            # What an earlier process found and showed (checks, times) is still what stands.
+            # The checks and times that an earlier process reported still apply.
             facts = event.facts or stage.facts
             status: StageStatus = "skipped" if stage.status == "skipped" else "done"
             return self._with_stage(
@@ -175,7 +178,7 @@ class RunState:
     def _(self, event: StageStale, time: float) -> RunState:
         begun = self.stages[event.stage]
         afresh = StageState(event.stage)
-        if begun.status == "running":  # it set its own files aside, and is at work
+        if begun.status == "running":  # it set its own files aside and is still working
             afresh = replace(afresh, status="running", sentence=begun.sentence, started=begun.started)
         state = self._with_stage(afresh)
         if event.stage == "preflight":
@@ -213,7 +216,7 @@ class RunState:
 
     @apply.register(TrainStep)
     def _(self, event: TrainStep, time: float) -> RunState:
-        # A resumed run does the steps after its checkpoint again: the newest telling of a step holds.
+        # A resumed run repeats the steps after its checkpoint: the newest report of a step counts.
         kept = self.train_steps
         while kept and kept[-1].step >= event.step:
             kept = kept[:-1]
@@ -231,7 +234,7 @@ class RunState:
     def _(self, event: TrialStep, time: float) -> RunState:
         trial = self.trials.get(event.trial)
         if trial is None:
-            return self  # the line that began it is damaged, or of another version
+            return self  # the line of its start is damaged, or from another version
         kept = tuple(step for step in trial.steps if step.step < event.step)
         return self._with_trial(replace(trial, steps=(*kept, event)))
 
@@ -288,15 +291,26 @@ class RunState:
         return replace(self, stages={**self.stages, stage.name: stage})
 
 
-def fold(entries: Iterable[Entry], state: RunState | None = None) -> RunState:
+def fold(entries: Iterable[Entry | None], state: RunState | None = None) -> RunState:
+    """The state after these lines of a journal (`engine.run.journal.read_journal`); what is passed over is counted."""
     state = state or RunState()
     for entry in entries:
-        state = state.apply_entry(entry)
+        state = folded(state, entry)
     return state
 
 
+def folded(state: RunState, entry: Entry | None) -> RunState:
+    """The state after one line of a journal, whoever wrote it."""
+    try:
+        if entry is not None:
+            return state.apply_entry(entry)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        log.warning("an event of the journal is passed over: %r", error)
+    return replace(state, passed_over=state.passed_over + 1)
+
+
 def _progress_of(step: TrainStep, first: tuple[int, float], now: float) -> Progress:
-    """How far the optimizer is, with the rate since the first step that this process told."""
+    """Optimizer steps done, with the rate since the first step of this process."""
     since, started = first
     rate = (step.step - since) / (now - started) if step.step > since and now > started else None
     left = (step.total_steps - step.step) / rate if rate else None

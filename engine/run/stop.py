@@ -1,4 +1,4 @@
-"""One flag that asks a run to save and stop; whoever works looks at it between two steps."""
+"""A flag that asks a run to save and stop; workers check it between steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StopToken:
         self._exit_code = ExitCode.TERMINATED
 
     def request(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """Ask once; later requests change nothing."""
+        """Request a stop; later requests change nothing."""
         if not self._event.is_set():
             self._reason, self._exit_code = reason, exit_code
             self._event.set()
@@ -24,10 +24,10 @@ class StopToken:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, and wake up at once when a stop is requested; whether one is."""
+        """Sleep, but wake up at once if a stop is requested. Returns whether one is."""
         return self._event.wait(seconds)
 
     def raise_if_requested(self) -> None:
-        """Raises Stopped. Call it where everything made so far is on disk."""
+        """Raises Stopped. Call it only where everything made so far is on disk."""
         if self._event.is_set():
             raise Stopped(self._reason, self._exit_code)

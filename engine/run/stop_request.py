@@ -16,6 +16,6 @@ def ask(folder: Path) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Remove the request. What is no file (somebody's folder of that name) was none, and stays."""
+    """Remove the request. Anything but a file (a folder of that name) is not a request, and stays."""
     if is_asked(folder):
         (folder / layout.STOP_REQUEST).unlink(missing_ok=True)

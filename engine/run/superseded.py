@@ -1,12 +1,12 @@
-"""What a run set aside, in `superseded/1`, `superseded/2`, …: nothing is deleted, and what still holds may be taken over."""
+"""Files that a run set aside, in `superseded/1`, `superseded/2`, …: nothing is deleted, and valid records may be reused."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from engine.core import layout
+from engine.storage.documents import read_json_or_none
 
 
 def superseded_folders(run_folder: Path) -> list[Path]:
@@ -16,14 +16,11 @@ def superseded_folders(run_folder: Path) -> list[Path]:
 
 
 def is_reusable(folder: Path) -> bool:
-    """Whether what is in it may be taken over: not after `--from`, and not where nobody says so."""
+    """Whether its records may be reused: only if its note says so (after `--from` it doesn't)."""
     return note_of(folder).get("reusable") is True
 
 
 def note_of(folder: Path) -> dict[str, Any]:
     """What was written beside the files when they were set aside; empty where nothing readable was."""
-    try:
-        note = json.loads((folder / layout.SUPERSEDED_NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
+    note: dict[str, Any] | None = read_json_or_none(folder / layout.SUPERSEDED_NOTE, dict[str, Any])
+    return note or {}

@@ -1,7 +1,7 @@
-"""Notices that a stage has come to a standstill: nothing for far longer than what it does takes.
+"""Detect a stage that has stalled: silent for far longer than its steps usually take.
 
-Nothing is ended for it. A person is told, and where each thread stands is written into the log: a lock that nobody gives back, a
-download that waits, a computation that has no end look alike from outside.
+Nothing is killed. The user gets a warning, and the stack of each thread goes into the log: from outside, a lock that is
+never released, a hanging download and an endless computation look alike.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from engine.core.events import Event, Message, Stalled
 
 LEAST_SECONDS = 300.0
-"""A shorter silence is none: a model may take as long to load, and a slow processor as long for a batch."""
+"""Never warn earlier: loading a model, or a batch on a slow processor, may take this long."""
 TIMES_THE_LONGEST = 5.0
-"""What a stage is given, of the longest silence that it has come out of."""
+"""How long a stage may be silent, as a multiple of its longest silence so far."""
 FOR_PEOPLE = frozenset({"credentials"})
 """Stages that may wait for a person."""
 
 
 class StallWatchdog:
-    """`heard` is called with each event of a stage, `look` every now and then, from another thread."""
+    """`note_event` is called with each event of a stage, `check` periodically from another thread."""
 
     def __init__(self, say: Callable[[Event], None], log: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._log, self._clock = say, log, clock
@@ -36,7 +36,7 @@ class StallWatchdog:
         else:
             self._stage, self._longest = stage, 0.0
         if self._told:
-            text = f"It goes on, after {(now - self._last) / 60:.1f} min without a sign."
+            text = f"It continues, after {(now - self._last) / 60:.1f} min of silence."
             self._told = False
             self._say(Stalled(self._stage, 0.0))
             self._say(Message("info", text))
@@ -50,14 +50,14 @@ class StallWatchdog:
         self._log_thread_stacks(silence)
         self._say(Stalled(self._stage, silence))
         text = (
-            f"Nothing has come from here for {silence / 60:.1f} min; what took longest before took {self._longest:.0f} s. "
-            f"It may still be at work. Where each thread stands is in {self._log.name}; s stops the run as soon as it moves."
+            f"No progress for {silence / 60:.1f} min; the longest step so far took {self._longest:.0f} s. It may still be "
+            f"working. The stack of each thread is in {self._log.name}; s stops the run as soon as it continues."
         )
         self._say(Message("warning", text))
 
     def _log_thread_stacks(self, silence: float) -> None:
-        """Files, lines and names of functions; no values, and so no token."""
+        """Writes files, lines and function names, but no values, so no token."""
         with self._log.open("a", encoding="utf-8") as file:
-            file.write(f"\nNothing from stage {self._stage} for {silence:.0f} s. Where each thread stands:\n")
+            file.write(f"\nNo progress in stage {self._stage} for {silence:.0f} s. The stack of each thread:\n")
             file.flush()
             faulthandler.dump_traceback(file)

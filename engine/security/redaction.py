@@ -1,7 +1,7 @@
-"""Tokens are taken out of every text that leaves this process: by their value, and by what a Hub token looks like.
+"""Mask tokens in every text that leaves this process, by their value and by the pattern of Hub tokens.
 
-Every `Secret` makes its value known here. The log, the events, `run.json` and the texts of failures go through `redact`; so a
-library that puts a token into an exception's text puts it into no file.
+Every `Secret` registers its value here. The log, the events, `run.json` and error messages go through `redact`, so a token
+that a library puts into an exception's message reaches no file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.security.sanitize import visible
 
 MASK = "***"
 SHORTEST = 8
-"""A known value of fewer characters is not looked for: it would be found inside of words."""
+"""Shorter values are not masked: they would match inside ordinary words."""
 
-# What follows `hf_` in a user's token is letters and digits alone; `hf_hub_download_to_cache_dir` is a function.
+# Only letters and digits follow `hf_` in a user token; `hf_hub_download_to_cache_dir` is a function.
 _LOOKS_LIKE_A_TOKEN = re.compile(r"hf_(?:oauth_[\w.-]{20,}|[A-Za-z0-9]{20,})")
 _BEGINS_A_RECORD = re.compile(r"\d{4}-\d\d-\d\d")
 _known: set[str] = set()
@@ -37,14 +37,14 @@ def register_secret(value: str) -> None:
 
 
 def redact(text: str) -> str:
-    for value in sorted(_known, key=len, reverse=True):  # a longer one may hold a shorter one
+    for value in sorted(_known, key=len, reverse=True):  # a longer one may contain a shorter one
         if value in text:
             text = text.replace(value, MASK)
     return _LOOKS_LIKE_A_TOKEN.sub(MASK, text) if "hf_" in text else text
 
 
 def redacted(value: Value) -> Value:
-    """The same plain data, or dataclass of plain data, with every text in it redacted."""
+    """A copy of plain data, or a dataclass of plain data, with every string in it redacted."""
     return _redacted(value)  # type: ignore[no-any-return]
 
 
@@ -68,15 +68,15 @@ def _redacted_fields(value: Any) -> Any:
 
 
 class RedactedRecord(logging.LogRecord):
-    """A log record that shows no token, whichever handler writes it: libraries have handlers of their own."""
+    """A log record without tokens, whichever handler writes it: libraries have their own handlers."""
 
     def getMessage(self) -> str:
         return redact(super().getMessage())
 
 
 class LogFormatter(logging.Formatter):
-    """Redacts the traceback too, which a record holds apart from its message. What would drive the terminal of whoever prints
-    the log is spelt out, and no line of a message looks like the beginning of another record.
+    """Redacts the traceback, too, which a record holds apart from its message. Makes control characters visible, and indents
+    message lines that look like the start of another record.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -85,8 +85,8 @@ class LogFormatter(logging.Formatter):
 
 
 def redact_this_process() -> None:
-    """From now on no log record, and no traceback of an exception that nobody caught, shows a token: neither one that is a
-    `Secret` here, nor one in a variable.
+    """From now on, mask tokens in log records and in tracebacks of uncaught exceptions: both `Secret`s and those in
+    environment variables.
     """
     for name, value in os.environ.items():
         if name.endswith("_TOKEN"):

@@ -1,7 +1,7 @@
-"""The one boundary between foreign text and a terminal, a log or a title.
+"""Sanitize untrusted text before it reaches a terminal, a log or a title.
 
-Model output, dataset text, file names, output of children, error texts: what could drive a terminal is made visible,
-the rest is kept. Nothing foreign is ever parsed as markup; that is the screen's half of the promise.
+Model output, dataset text, file names, output of child processes, error messages: characters that could control a
+terminal are made visible, the rest is kept. The screens' part: never parse untrusted text as markup.
 """
 
 from __future__ import annotations
@@ -13,18 +13,27 @@ _UNSAFE = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029{_ZE
 
 
 def visible(text: str) -> str:
-    """`text` with control characters, escape sequences, bidi and zero-width marks and lone surrogates spelt out; newline
-    and tab stay. CRLF and a lone CR become newlines.
+    """`text` with control characters, escape sequences, bidi and zero-width characters and lone surrogates made visible;
+    newline and tab stay. CRLF and a lone CR become newlines.
     """
     return _UNSAFE.sub(_spelt_out, text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def visible_line(text: str, limit: int | None = None) -> str:
-    """The same in one line: newlines and tabs become spaces. Past `limit` characters it is cut, and says how much."""
+    """The same on one line: whitespace becomes single spaces. Longer than `limit` characters, it is cut and ends in "…"."""
     line = _UNSAFE.sub(_spelt_out, re.sub(r"\s+", " ", text).strip())
     if limit is not None and len(line) > limit:
         return f"{line[: max(limit - 1, 0)]}…"
     return line
+
+
+def half_character(text: str) -> str:
+    """The first lone surrogate in a text, spelt out: JSON has it, and no file or tokenizer takes it. Empty for none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):04x}"
+    return ""
 
 
 def _spelt_out(match: re.Match[str]) -> str:

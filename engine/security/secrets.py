@@ -1,4 +1,4 @@
-"""A string that does not show itself."""
+"""A string that is never printed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NoReturn
 from engine.security.redaction import register_secret
 
 SERVER_TOKEN_VARIABLE = "STAGE3_SERVER_TOKEN"
-"""Where the token of `--server-url` is. It begins like an option's variable, and is none: options are written down."""
+"""Holds the token of `--server-url`. Despite the prefix it is not an option: options are written to disk."""
 CRITIC_TOKEN_VARIABLE, JUDGE_TOKEN_VARIABLE = "STAGE3_CRITIC_TOKEN", "STAGE3_JUDGE_TOKEN"
-"""The same of `--critic-url` and `--judge-url`, where `--critic-api-key-env` and `--judge-api-key-env` name no other."""
+"""The same for `--critic-url` and `--judge-url`, unless `--critic-api-key-env` or `--judge-api-key-env` names another."""
 TOKEN_VARIABLES = frozenset({SERVER_TOKEN_VARIABLE, CRITIC_TOKEN_VARIABLE, JUDGE_TOKEN_VARIABLE})
 
 
 class Secret:
-    """Holds a token. `str`, `repr` and `format` are masked; it can be neither pickled, copied nor written as JSON; and its
-    value is masked in whatever this process writes (`engine.security.redaction`).
+    """Holds a token. `str`, `repr` and `format` are masked; it cannot be pickled, copied or written as JSON, and its value
+    is masked in everything this process writes (`engine.security.redaction`).
     """
 
     __slots__ = ("_value",)
@@ -25,7 +25,7 @@ class Secret:
         register_secret(value)
 
     def reveal(self) -> str:
-        """The value itself. Every call of this is a place where the token may leak: keep them few."""
+        """The value itself. Each call is a place where the token may leak: keep them few."""
         return self._value
 
     def __repr__(self) -> str:
@@ -37,7 +37,7 @@ class Secret:
         return repr(self)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret is not to be written anywhere")
+        raise TypeError("a Secret must not be serialized")
 
     def __bool__(self) -> bool:
         return bool(self._value)

@@ -91,7 +91,11 @@ def _take_over_decisions(context: Context, source: Path) -> Iterator[Event]:
     path = context.run / layout.EDITS_JSONL
     here = list(edit_lines(path))
     known = {dumps(edit) for edit in here}
-    theirs = [edit for edit in edit_lines(edits_beside(source)) if dumps(edit) not in known] if source.is_file() else []
+    theirs = (
+        [edit for edit in edit_lines(edits_beside(source).resolve()) if dumps(edit) not in known]
+        if source.is_file()
+        else []
+    )
     if not theirs:
         return
     write_atomically(path, "".join(dumps(edit) + "\n" for edit in [*theirs, *here]).encode("ascii"))

@@ -21,6 +21,7 @@ from engine.pairs.generation.generate import (
     generate_pairs,
     generate_until,
     is_complete,
+    require_acknowledged,
     reuse_records,
     set_aside_outdated,
     torn_line_warning,
@@ -90,6 +91,7 @@ def run(context: Context) -> StageRun:
         tokens = 0
         if not is_complete(prompts, recorded, config.target_pairs):
             tokens = yield from _generate_missing(context, prompts, settings, examined, identity, open_set)
+    require_acknowledged(context.run / layout.PAIRS_JSONL, prompts, recorded, config.target_pairs)
     yield from _carry_decisions(context)
     if config.target_pairs and recorded.ok < config.target_pairs:
         yield Message(

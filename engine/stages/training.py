@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,11 @@ from engine.models.templates.option import template_key
 from engine.packaging.model_card import model_card
 from engine.pairs.judges.base import judge_name
 from engine.run.journal import read_entries
+from engine.run.reports import PairsReport
 from engine.run.results import AdapterResult, TrainingResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import load_judge
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -180,8 +181,9 @@ def _quality(context: Context) -> dict[str, Any]:
 
 
 def _pairs_report(context: Context) -> dict[str, Any]:
-    path = context.run / layout.PAIRS_REPORT
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """Empty if there is none, or a damaged one: it was for people, and nothing that trains comes from it."""
+    report = read_json_or_none(context.run / layout.PAIRS_REPORT, PairsReport)
+    return {} if report is None else report.model_dump()
 
 
 def _origin_of_pairs(context: Context, dataset: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.failpoints import failpoint
+from engine.core.reading import open_file
 
 PART_NAME = re.compile(r"\..+\.(?P<pid>\d{1,9})\.part", re.DOTALL)
 """Of a file while `write_atomically` writes it."""
@@ -20,7 +21,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
+        with os.fdopen(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode), "wb"
+        ) as file:
             file.write(data)
             file.flush()
             failpoint("sync")
@@ -53,7 +56,7 @@ def name_folder(part: Path, final: Path) -> None:
         if path.is_dir():
             sync_folder(path)
             continue
-        with path.open("rb") as file:
+        with open_file(path) as file:
             failpoint("sync")
             os.fsync(file.fileno())
     sync_folder(part)
@@ -68,8 +71,9 @@ def begun_git_hash(size: int) -> hashlib._Hash:
 
 
 def sha256_of_file(path: Path) -> str:
+    """Raises UnsafeError for what is no regular file, OSError."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path, follow_links=True) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

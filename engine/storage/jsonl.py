@@ -14,9 +14,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
-from engine.core.errors import DiskError
+from engine.core.errors import DamagedState, DiskError, UnsafeError
 from engine.core.failpoints import failpoint
+from engine.core.nesting import DEEPEST, TOO_DEEP, refuse_nesting
+from engine.core.reading import open_file, refuse_odd
 from engine.core.system_errors import system_error
+from engine.security.sanitize import visible_line
 
 _BLOCK = 1 << 16
 
@@ -30,18 +33,20 @@ class JsonlAppender:
     torn   bytes of an unfinished last line found on opening, now in `torn_path`; 0 if there was none
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, acknowledges: bool = True) -> None:
+        """acknowledges   whether a record counts once it is appended; else the caller asks `require_in_place` when it matters"""
         self.path = path
+        self._acknowledges = acknowledges
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._file = _opened_to_append(path)
         self.torn, self.torn_path = self._put_torn_tail_aside()
 
     def append(self, record: Mapping[str, Any], *, sync: bool = True) -> None:
-        """Write one record; when this returns with `sync`, the record survives a power cut.
+        """Write one record; when this returns with `sync`, the record survives a power cut, in the file that has this name.
 
         Raises DiskError (or what else it is to `system_error`) after cutting a half-written line off again, so that the file
-        stays whole.
+        stays whole, and as `require_in_place`.
         """
         line = dumps(record).encode("ascii") + b"\n"
         with self._lock:
@@ -60,6 +65,28 @@ class JsonlAppender:
                 raise (
                     system_error(error, what) or DiskError(what, f"{error}.", "Then run the same command again.")
                 ) from error
+            if self._acknowledges:
+                self.require_in_place()
+
+    def require_in_place(self) -> None:
+        """Raises DamagedState if the file is not at its path any more, UnsafeError if a link is there: what is written now would
+        go to a file without a name, or to another one.
+        """
+        try:
+            there = self.path.lstat()
+        except OSError:
+            there = None
+        if there is not None and os.path.samestat(there, os.fstat(self._file)):
+            return
+        if there is not None:
+            refuse_odd(self.path, there.st_mode)
+        raise DamagedState(
+            f"{visible_line(str(self.path))} was {'removed' if there is None else 'replaced'} while this process wrote to it.",
+            "An editor or a copy put another file in its place. What was acknowledged before is in the file that was there; "
+            "nothing more was counted.",
+            "Put the file back if you have it, and leave it alone while the run works. Then run the same command again: it "
+            "makes what the file does not have.",
+        )
 
     def close(self) -> None:
         with self._lock:
@@ -89,6 +116,29 @@ class JsonlAppender:
         return len(tail), aside
 
 
+def _opened_to_append(path: Path) -> int:
+    """Raises UnsafeError for a link, a pipe, a device; DamagedState for a folder; OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        file = os.open(path, flags, 0o644)
+    except IsADirectoryError:
+        raise DamagedState(
+            f"{visible_line(str(path))} is a folder.",
+            "A run has a file of this name: something else put the folder there.",
+            "Look at what it is, move it out of the run folder, and run the same command again.",
+        ) from None
+    except OSError:
+        if os.path.lexists(path):
+            refuse_odd(path, path.lstat().st_mode)
+        raise
+    try:
+        refuse_odd(path, os.fstat(file).st_mode)
+    except UnsafeError:
+        os.close(file)
+        raise
+    return file
+
+
 @dataclass(frozen=True)
 class BadLine:
     """A line that is no record."""
@@ -104,10 +154,19 @@ def read_jsonl(
     """Yield (line number from 0, record or BadLine) in constant memory; blank lines are passed over.
 
     A last line without a newline is what a writer has not finished yet, and is left out, unless the file is
-    somebody else's and `last_line_may_lack_newline`.
+    somebody else's and `last_line_may_lack_newline`. Raises UnsafeError for what is no regular file, OSError.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         yield from read_records(file, last_line_may_lack_newline=last_line_may_lack_newline)
+
+
+def last_unended_line(path: Path) -> bytes:
+    """What comes after the last newline, as far as a line may be long. Raises as `read_jsonl` does."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        whole = _end_of_last_whole_line(file.fileno(), size)
+        file.seek(whole)
+        return file.read(MAX_LINE_BYTES)
 
 
 def read_records(
@@ -131,7 +190,7 @@ def read_records(
         if not whole and not last_line_may_lack_newline:
             return
         if cut:
-            yield number, BadLine(number, f"longer than {MAX_LINE_BYTES >> 20} MiB")
+            yield number, too_long(number)
             continue
         if number == 0:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -148,18 +207,25 @@ def dumps(record: Mapping[str, Any]) -> str:
 
 
 def loads(raw: bytes | str) -> Any:
-    """JSON as everybody writes it. NaN, Infinity, numbers of absurd length, a key that stands twice in one object, and
-    bytes that are no UTF-8 are errors (ValueError); so is nesting without end (RecursionError).
+    """JSON as everybody writes it. NaN, Infinity, numbers of absurd length, a key that stands twice in one object, bytes
+    that are no UTF-8, and more than `DEEPEST` levels are errors (ValueError).
     """
     # Not json's own guess at the encoding: it takes a hole of NULs for UTF-16, and lets lone surrogates through.
-    return _DECODER.decode(raw.decode("utf-8") if isinstance(raw, bytes) else raw)
+    text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+    try:
+        value = _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    if text.count("[") + text.count("{") > DEEPEST:
+        refuse_nesting(value)
+    return value
 
 
 def parsed_line(number: int, raw: bytes) -> dict[str, Any] | BadLine:
     """The record of one line, or why it is none."""
     try:
         record = loads(raw)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return BadLine(number, f"not JSON: {_said(error, raw)}")
     if not isinstance(record, dict):
         return BadLine(number, f"not a JSON object, but {_kind(record)}")
@@ -174,14 +240,16 @@ def _said(error: Exception, raw: bytes) -> str:
             return f"{error.msg}, at character {error.pos + 1}"
         case UnicodeDecodeError():
             return f"byte {error.start + 1} (0x{raw[error.start]:02x}) is no UTF-8"
-        case RecursionError():
-            return "nested too deeply"
     return "a number of thousands of digits" if "int_max_str_digits" in str(error) else str(error)
 
 
 def _kind(value: Any) -> str:
     names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+def too_long(number: int) -> BadLine:
+    return BadLine(number, f"longer than {MAX_LINE_BYTES >> 20} MiB")
 
 
 def _skip_to_next_line(file: BinaryIO) -> bool:

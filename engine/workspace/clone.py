@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, PreconditionError
@@ -19,6 +19,7 @@ from engine.process.children import run_child, stream_child_as_messages
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import sync_folder, write_json
 from engine.workspace import NAME
 from engine.workspace.errors import git_failure
@@ -150,11 +151,8 @@ def _is_reusable(source: Source, ref: str, target: Path, run: Run, *, fresh: boo
     """Whether the target is a clone of ours at the wanted commit, and --fresh not asked for, or granted before."""
     if target.is_symlink():
         return False
-    try:
-        marker = json.loads((target / ".git" / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(marker, dict) or marker.get("url") != source.url:
+    marker = read_json_or_none(target / ".git" / MARKER, dict[str, Any])
+    if marker is None or marker.get("url") != source.url:
         return False
     try:
         head = UntrustedRepo(target, alone=True).ask("rev-parse", "--verify", "HEAD").output

@@ -77,7 +77,7 @@ def with_manifest(entries: Entries, change: Callable[[dict], object]) -> Entries
         (lambda e: [*e, named("other/metrics.json")], "do not all start with the same folder"),
         (lambda e: [*e, named("run/metrics.json")], "a name occurs twice"),
         (lambda e: [*e, named("run/METRICS.json")], "a name occurs twice"),
-        (lambda e: [*e, named("run/evil.json")], "not on the list"),
+        (lambda e: [*e, named("run/evil.json")], "not on the allow-list"),
         (lambda e: [*e, named("run/pairs/edits.jsonl", b"/etc/passwd", stat.S_IFLNK | 0o777)], "not a regular file"),
         (lambda e: [*e, named("run/pairs/edits.jsonl")], "not in its manifest"),
         (lambda e: [pair for pair in e if pair[0].filename != "run/metrics.json"], "metrics.json is not in it"),
@@ -86,7 +86,7 @@ def with_manifest(entries: Entries, change: Callable[[dict], object]) -> Entries
         (lambda e: with_manifest(e, lambda told: told["files"][CARD].update(bytes=1)), "does not match its manifest"),
         (lambda e: with_manifest(e, lambda told: told.pop("files")), "'files'"),
         (lambda e: with_manifest(e, lambda told: told.update(files=[])), "."),
-        (lambda e: renamed(e, f"run/{CARD}", f"run/{layout.ADAPTER_DIR}/readme.MD"), "not on the list"),
+        (lambda e: renamed(e, f"run/{CARD}", f"run/{layout.ADAPTER_DIR}/readme.MD"), "not on the allow-list"),
         (lambda e: [], "do not all start with the same folder"),
     ],
 )

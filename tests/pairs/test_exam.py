@@ -341,7 +341,7 @@ def test_a_server_that_is_down_is_an_error_and_no_reason_to_ask_somebody_else(lo
         run_stage(examined_judge(local(**SERVER), load))
 
 
-# -- no judge that can judge -------------------------------------------------------------------------------------------
+# -- no judge passed its exam ------------------------------------------------------------------------------------------
 
 
 def decide(context: Context, action: str, ids: Sequence[str]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from textual.content import Content
 
 from engine.core.options import options
-from tests.support.idle_wizard import Sessions, look_at, screen_text, turn_to, until
+from tests.support.idle_wizard import Sessions, click_on, look_at, screen_text, turn_to, until
 from tui.runs.runner import Runner
 from tui.screens.base import STAGE_OPTIONS, options_of
-from tui.widgets.options_editor import OptionsEditor, choices_of, differs, given
+from tui.widgets.option_rows import OptionRows
+from tui.widgets.option_words import choices_of, consequence_words, differs, given, option_words, shown_value
+from tui.widgets.options_editor import OptionsEditor
 from tui.wizard.app import Wizard
 
 OPTION = {option.name: option for option in options()}
@@ -22,16 +25,20 @@ def test_every_option_stands_on_some_screen():
     assert all(name in known for chosen in STAGE_OPTIONS.values() for name in chosen)
 
 
+def drawn(rows: OptionRows, width: int = 100) -> list[Content]:
+    return [rows.row_content(index, width) for index in range(rows.shown)]
+
+
 async def editor_of(pilot, app: Wizard, stage: str, option: str) -> OptionsEditor:
     """The form of a stage with the cursor on an option."""
     await look_at(pilot, app, stage)
     if app.main.view.page != "Options":
         await pilot.press("o")
     await until(pilot, lambda: app.main.view.page == "Options")
-    editor = app.main.view.query_one(OptionsEditor)
+    editor = app.main.view.options_editor
     await until(pilot, lambda: editor.rows.values, "the values")
     editor.rows.focus()
-    editor.rows.cursor = [one.name for one in editor.rows.options].index(option)
+    editor.rows.go_to(option)
     await pilot.pause()
     return editor
 
@@ -41,7 +48,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(run
     async with app.run_test(size=(100, 40)) as pilot:
         editor = await editor_of(pilot, app, "pairs", "num_examples")
         assert "Number of prompts to make pairs from." in screen_text(app)
-        assert "a whole number, at least 1 · default 2500 · --num-examples" in screen_text(app)
+        assert "a whole number, at least 1   default 2500   --num-examples" in screen_text(app)
         await pilot.press("enter", *"3x")
         await until(pilot, lambda: "✗" in screen_text(app) and "integer" in screen_text(app))
         await pilot.press("enter")
@@ -51,7 +58,7 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(run
         await pilot.press("enter")
         await until(pilot, lambda: not editor.editing)
         assert runner.config.num_examples == 31 and runner.config.output_dir.name == "run"
-        await until(pilot, lambda: "● num_examples" in screen_text(app))
+        await until(pilot, lambda: "● Number of prompts" in screen_text(app))
         await pilot.press("d")
         await until(pilot, lambda: runner.config.num_examples == 2500)
 
@@ -120,9 +127,12 @@ async def test_a_click_puts_the_cursor_on_an_option_and_a_second_one_opens_it(ru
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:
         editor = await editor_of(pilot, app, "training", "num_train_epochs")
-        await pilot.click("#option-rows", offset=(5, 1))
+        y = [row.plain for row in drawn(editor.rows)].index(
+            next(r.plain for r in drawn(editor.rows) if "Beta" in r.plain)
+        )
+        await pilot.click("#option-rows", offset=(5, y))
         assert editor.rows.option.name == "beta"
-        await pilot.click("#option-rows", offset=(5, 1), times=2)
+        await pilot.click("#option-rows", offset=(5, y), times=2)
         await until(pilot, lambda: editor.editing)
 
 
@@ -159,3 +169,107 @@ async def test_turning_to_the_options_and_back_with_o(runner: Runner):
         await turn_to(pilot, app, "Options")
         await pilot.press("o")
         await until(pilot, lambda: app.main.view.page == "Overview")
+
+
+# -- for people --------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_has_a_label_of_its_own_under_its_heading():
+    named = [(option.topic, option.label) for option in options()]
+    assert all(label and topic for topic, label in named)
+    assert len(set(named)) == len(named)
+
+
+def test_values_are_shown_with_their_units():
+    assert shown_value(OPTION["max_new_tokens"], 1512) == "1,512 tokens"
+    assert shown_value(OPTION["server_timeout"], 120.0) == "120 s"
+    assert shown_value(OPTION["eval_fraction"], 0.125) == "12.5 %"
+    assert shown_value(OPTION["cpu_ref_model"], None) == "automatic" and shown_value(OPTION["repo_url"], None) == ""
+    assert shown_value(OPTION["seed"], 42) == "42" and shown_value(OPTION["install"], True) == "yes"
+
+
+def test_a_share_may_be_typed_in_percent():
+    assert given(OPTION["eval_fraction"], " 15 % ") == "0.15" and given(OPTION["eval_fraction"], "0.2") == "0.2"
+    assert given(OPTION["eval_fraction"], "x%") == "x%", "the configuration says what is wrong with it"
+
+
+def test_what_a_change_does_again_is_told_with_its_time_and_what_stays():
+    done = {"adapter": 2.0, "preflight": 7.0, "pairs": 3_000.0, "quality": 60.0, "training": 240.0, "packaging": 9.0}
+    assert consequence_words(OPTION["learning_rate"], done) == (
+        "Does training again (about 4m), then packaging if that changes the result; pairs and quality stay."
+    )
+    assert consequence_words(OPTION["eval_prompts"], done) == (
+        "Does the evaluation again, then packaging if that changes the result; pairs, quality and training stay."
+    )
+    assert consequence_words(OPTION["save_steps"], done) == "Changes no result."
+    assert consequence_words(OPTION["repo_root"], done) == "Changes nothing that is done already."
+    assert consequence_words(OPTION["learning_rate"], {}) == ""
+
+
+def test_the_words_below_the_rows_are_wrapped_and_never_cut():
+    for width in (40, 78, 164):
+        for option in options():
+            lines = option_words(option, "", False, False, width, {"training": 240.0})
+            assert all(line.cell_length <= width for line in lines)
+            assert "".join(option.sentence.split()) in "".join("".join(line.plain for line in lines).split())
+
+
+def test_rows_are_aligned_and_have_label_value_and_name():
+    rows = OptionRows([option for option in options() if option.group == "Training"])
+    rows.put({option.name: option.default for option in options()})
+    shown = [row.plain for row in drawn(rows, 78)]
+    assert all(len(row) <= 78 for row in shown)
+    names = [f"  {option.name.replace('_', '-')}" for option in rows.options]
+    starts = {row.index(name) for name in names for row in shown if row.rstrip().endswith(name)}
+    assert len(starts) == 1
+    assert [type(row) for row in rows.rows[:2]] == [str, type(OPTION["beta"])]
+
+
+async def test_common_options_come_first_and_a_dot_shows_the_rest(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 40)) as pilot:
+        editor = await editor_of(pilot, app, "training", "beta")
+        assert all(option.common for option in editor.rows.options) and "more options" in screen_text(app)
+        assert "Significance of the tests" not in screen_text(app)
+        await pilot.press("full_stop")
+        await until(pilot, lambda: editor.rows.hidden == 0)
+        assert editor.rows.option.name == "beta", "the cursor stays where it was"
+        await pilot.press("full_stop")
+        await until(pilot, lambda: editor.rows.hidden > 0)
+
+
+async def test_an_option_is_found_by_typing_and_esc_shows_all_again(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(80, 24)) as pilot:
+        editor = await editor_of(pilot, app, "training", "beta")
+        await pilot.press("slash", *"4 bits")
+        await until(pilot, lambda: [option.name for option in editor.rows.options] == ["load_in_4bit"])
+        await pilot.press("enter", "right")
+        await until(pilot, lambda: runner.config.load_in_4bit)
+        await pilot.press("slash", *"zzz")
+        await until(pilot, lambda: "No option has these words." in screen_text(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: len(editor.rows.options) > 1)
+        assert app.main.view.page == "Options"
+
+
+async def test_the_cursor_passes_over_headings_in_both_directions(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(80, 24)) as pilot:
+        editor = await editor_of(pilot, app, "pairs", "dataset")
+        rows = editor.rows
+        seen = []
+        for key in ("G", *"k" * len(rows.options)):
+            await pilot.press(key)
+            seen.append(rows.option.name)
+        assert seen[-1] == rows.options[0].name and set(seen) == {option.name for option in rows.options}
+
+
+async def test_with_the_mouse_alone(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await click_on(pilot, app, "Training", lambda: app.main.selected == "training")
+        await click_on(pilot, app, " Options ", lambda: app.main.view.page == "Options")
+        editor = app.main.view.options_editor
+        await click_on(pilot, app, "more options", lambda: editor.rows.hidden == 0)
+        await click_on(pilot, app, "Checkpoint every", lambda: editor.rows.option.name == "save_steps", rows=range(30))

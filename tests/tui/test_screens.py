@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
 
 from engine.core import layout
-from engine.core.events import Forecast, StageFinished, StageStarted
+from engine.core.events import (
+    Forecast,
+    GpuReading,
+    PairFailed,
+    PairMade,
+    Progress,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    Telemetry,
+)
 from engine.core.stage_table import STAGE, STAGES
 from engine.run.folder import Run
 from engine.run.state import RunState
@@ -20,8 +31,8 @@ from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
 from tui.screens.log import LogRows, LogScreen
 from tui.screens.stage_descriptions import DESCRIPTIONS, description_of
-from tui.widgets.rail import flat_number_at, flat_rail, tall_rail
-from tui.widgets.status_lines import seconds_to_go
+from tui.widgets.progress_of import seconds_to_go
+from tui.widgets.rail import clock, flat_number_at, flat_rail, run_rows, tall_rail, whole_run
 from tui.wizard.app import Wizard, first_stage
 
 SIZES = [(80, 24), (160, 48)]
@@ -149,12 +160,15 @@ async def test_before_it_ran_a_stage_offers_what_can_be_done(runner: Runner):
 # -- the rail ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_rail_tells_every_state_in_a_word_and_a_glyph(finished: Runner):
+def rail(state: RunState, now: float) -> list[str]:
+    return [line.plain for _, line in tall_rail(state, "pairs", now, 34)]
+
+
+def test_the_rail_has_a_line_a_stage_with_its_state_and_its_time(finished: Runner):
     state = finished.snapshot()
-    tall = [line.plain for line in tall_rail(state, "pairs", 1.79e9, 34, 2)]
-    assert len(tall) == 20 and all(len(line) == 34 for line in tall)
-    assert "✓ Workspace" in tall[0] and "done" in tall[1]
-    assert "↷ Credentials" in tall[4] and "skipped" in tall[5]
+    tall = rail(state, 1.79e9)
+    assert len(tall) == 10 and all(len(line) == 34 for line in tall)
+    assert "✓ Workspace" in tall[0] and "↷ Credentials" in tall[2] and "skipped" in tall[2]
     flat = flat_rail(state, "pairs", 80)
     assert flat.cell_length <= 80 and "7✓ Pairs done" in flat.plain
 
@@ -164,20 +178,44 @@ def test_the_rail_tells_every_state_in_a_word_and_a_glyph(finished: Runner):
 )
 def test_the_rail_shows_how_a_stage_ended(runner: Runner, outcome, glyph):
     state = runner.snapshot().apply(StageStarted("pairs"), 1.0)
-    assert "▶ Pairs" in tall_rail(state, "pairs", 2.0, 34, 1)[6].plain
-    state = state.apply(StageFinished("pairs", outcome, "x"), 5.0)
-    for height in (1, 2):
-        row = " ".join(line.plain for line in tall_rail(state, "pairs", 9.0, 34, height)[6 * height : 7 * height])
-        assert f"{glyph} Pairs" in row
-        assert outcome in row or "4s" in row
+    assert "▶ Pairs" in rail(state, 2.0)[6]
+    row = rail(state.apply(StageFinished("pairs", outcome, "x"), 5.0), 9.0)[6]
+    assert f"{glyph} Pairs" in row and (outcome in row or "4s" in row)
+
+
+def test_the_stage_that_runs_has_a_second_line_with_bar_rate_and_time_left():
+    state = RunState().apply(StageStarted("pairs"), 100.0)
+    state = state.apply(Progress(1_000, 2_500, "prompts", 2.5, 600.0, stage="pairs"), 160.0)
+    rows = rail(state, 160.0)
+    assert len(rows) == 11 and all(len(row) <= 34 for row in rows)
+    assert rows[7].count("█") == 4 and rows[7].endswith("2.5/s 10m left")
+    assert [name for name, _ in tall_rail(state, "pairs", 160.0, 34)][6:8] == ["pairs", "pairs"], "a click on either"
+
+
+def test_under_the_stages_stands_the_run_as_a_whole(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    state = RunState().apply(RunStarted("x", "0.1.0", 7, "box", "", STAGES), 0.0).apply(StageStarted("pairs"), 100.0)
+    state = state.apply(PairMade("a", "?", "no", "yes"), 130.0).apply(PairFailed("b", "?", "meta"), 150.0)
+    state = state.apply(Progress(2, 20, "prompts", 0.05, 360.0, stage="pairs"), 160.0)
+    state = state.apply(Telemetry((GpuReading(0, "H100", 31 << 30, 80 << 30),), 1 << 30, 2 << 30, 8 << 30), 160.0)
+    assert dict(run_rows(state, 160.0)) == {
+        "elapsed": "1m 00s", "left": "~6m", "done at": "00:08", "peak VRAM": "31.0 GiB", "usable": "1 of 2 pairs",
+    }  # fmt: skip
+    assert clock(86_400.0 + 60, 0.0) == "Fri 00:01"
+    assert run_rows(RunState(), 1.0) == (), "before anything is known there is nothing to say"
+    lines = whole_run(state, 160.0, 34, 4)
+    assert len(lines) == 4 and all(line.cell_length <= 34 for line in lines)
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_the_rail_has_elapsed_and_forecast_times():
     state = RunState().apply(Forecast({"pairs": 2880.0, "training": 7500.0}, {}), 1.0)
-    rows = [line.plain for line in tall_rail(state, "pairs", 2.0, 34, 1)]
+    rows = rail(state, 2.0)
     assert rows[6].rstrip().endswith("~48m") and rows[8].rstrip().endswith("~2h 05m")
     state = state.apply(StageStarted("pairs"), 100.0)
-    assert tall_rail(state, "pairs", 160.0, 34, 1)[6].plain.rstrip().endswith("1m 00s of ~48m")
+    assert rail(state, 160.0)[6].rstrip().endswith("1m 00s of ~48m")
     assert seconds_to_go(state, 160.0) == 2820.0 + 7500.0
     assert seconds_to_go(RunState(), 1.0) is None
 
@@ -204,7 +242,7 @@ async def test_a_click_on_the_rail_looks_at_a_stage(finished: Runner):
     async with app.run_test(size=(120, 40)) as pilot:
         await until(pilot, lambda: app.main.is_whole)
         await pilot.pause(0.2)
-        await pilot.click("#rail", offset=(10, 1 + 2 * 3))
+        await pilot.click("#rail", offset=(10, 1 + 3))
         await until(pilot, lambda: app.main.selected == "dependencies")
 
 

@@ -27,8 +27,9 @@ from engine.core.events import (
     Telemetry,
 )
 from engine.core.stage_table import STAGES
+from engine.pipeline import ingredients
 from engine.run.folder import Run
-from tests.support.idle_wizard import look_at, until
+from tests.support.idle_wizard import look_at, screen_text, until
 from tests.support.made_up_run import GIB, failed_run, make_run
 from themes.loader import BUILT_IN, DEFAULT
 from tui.runs.runner import Runner
@@ -71,6 +72,8 @@ def still(monkeypatch, request):
     monkeypatch.setattr(clock, "now", lambda: NOW)
     monkeypatch.setattr(platform, "node", lambda: "gpu-box")
     monkeypatch.setattr(workspace, "disk_usage", lambda folder: (88.0 * GIB, 500.0 * GIB))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/home/of-nobody/cache")
+    monkeypatch.setattr(ingredients, "free_bytes", lambda folder: 412 * GIB)
     monkeypatch.setenv("TZ", "UTC")
     monkeypatch.setenv("HOME", "/home/of-nobody")
     monkeypatch.setenv("TMUX", "none")
@@ -256,6 +259,9 @@ async def test_before_anything_ran(wizard, size: str, theme: str, tmp_path: Path
         shots = Shots(pilot, app, size, theme, tmp_path)
         for stage in ("workspace", "credentials", "pairs", "training"):
             await look_at(pilot, app, stage)
+            if stage == "workspace":
+                await until(pilot, lambda: "Missing: adapter" in screen_text(app))
+                app.main.set_focus(None)
             await shots.take(f"new-{stage}")
         shots.check()
 

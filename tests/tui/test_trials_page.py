@@ -49,6 +49,17 @@ def test_a_trial_that_failed_says_why():
     assert any("The loss is NaN [/]." in line.plain for line in trial_lines(state.trials.values(), 3, 150.0, 78))
 
 
+def test_once_all_have_ended_the_best_trial_leads_with_its_verdict_large():
+    last = TrialFinished("beta-0.3", "done", "9 steps", "no different", {**FIGURES, "reward_accuracy": 0.6})
+    state = folded().apply(last, 140.0)
+    shown = "\n".join(line.plain for line in trial_lines(state.trials.values(), 2, 150.0, 118))
+    assert "Trial 1 leads: beta 0.1" in shown and "█▀▄ █▀▀ ▀█▀" in shown
+    assert shown.count("●") == 2, "a bar for each one's accuracy"
+    worse = folded().apply(TrialFinished("beta-0.1", "done", "", "worse", {}), 140.0)
+    worse = worse.apply(TrialFinished("beta-0.3", "failed", "NaN"), 140.0)
+    assert any("No trial may be picked" in line.plain for line in trial_lines(worse.trials.values(), 2, 150.0, 78))
+
+
 async def test_whoever_watches_a_sweep_sees_its_trials_come(tmp_path: Path, config):
     folder = make_run(tmp_path / "run", through="quality", pairs=20)
     watcher = Watcher(Run(folder), config(output_dir=folder))

@@ -26,7 +26,6 @@ from tests.support.idle_wizard import click_on, is_open, screen_text, until
 from tests.support.short_demo import SHORT
 from tui.pair_browser.browser import PairBrowser
 from tui.runs.runner import Runner
-from tui.screens.base import options_of
 from tui.screens.dialogs import Help, Question
 from tui.widgets.token_field import FILLED
 from tui.wizard.app import Wizard, WizardEnd
@@ -77,7 +76,7 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
     runner = small_demo(options_from_the_hub())
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "without cloning" in screen_text(app))
+        await until(pilot, lambda: "P presets" in screen_text(app))
         await pilot.press("question_mark")
         await until(pilot, lambda: is_open(app, Help))
         await pilot.press("escape", "t", "down", "enter")
@@ -85,12 +84,11 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
 
         await pilot.press("7", "o")
         await until(pilot, lambda: app.main.view.STAGE == "pairs" and app.main.view.page == "Options")
-        await until(pilot, lambda: "num_examples" in screen_text(app))
-        down = [option.name for option in options_of("pairs")].index("num_examples")
-        await pilot.press(*"j" * down, "enter", "ctrl+u", *"26", "enter")
+        await until(pilot, lambda: "num-examples" in screen_text(app))
+        await pilot.press("slash", *"num-examples", "enter", "enter", "ctrl+u", *"26", "enter")
         await until(pilot, lambda: runner.config.num_examples == 26)
 
-        await pilot.press("escape", "7", "r")
+        await pilot.press("escape", "escape", "7", "r")
         await until(pilot, lambda: "someone/tiny without a token" in screen_text(app), "a refusal", LONG)
         assert f"{hub.endpoint}/someone/tiny" in screen_text(app), "the page to open"
         await until(pilot, lambda: not runner.running)
@@ -128,9 +126,7 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
         await until(pilot, lambda: not runner.running, "the other stages", LONG)
         assert_the_run_is_whole(runner, credentials="done")
         assert runner.run.result("quality")["left_out"] == {"rejected": 1}
-        await until(pilot, lambda: "✓ finished" in screen_text(app) and "The archive" in screen_text(app))
-        await pilot.press("pagedown")  # the verdict stands above
-        await until(pilot, lambda: "scp " in screen_text(app))
+        await until(pilot, lambda: "✓ finished" in screen_text(app) and "scp " in screen_text(app))
         await pilot.press("9", "v")
         await until(pilot, lambda: app.main.selected == "training")
         await pilot.press("c", "q")
@@ -144,11 +140,12 @@ async def test_with_the_mouse_alone(small_demo):
     footer = range(39, 40)
     async with app.run_test(size=(130, 40)) as pilot:
         on = partial(click_on, pilot, app)
-        await until(pilot, lambda: "without cloning" in screen_text(app))
+        await until(pilot, lambda: "P presets" in screen_text(app))
         await pilot.pause(0.5)
         await on("Training", lambda: app.main.selected == "training")
-        await on(" Options ", lambda: "learning_rate" in screen_text(app))
-        await on("save_steps", lambda: "Optimizer steps between checkpoints" in screen_text(app), rows=range(8, 30))
+        await on(" Options ", lambda: "learning-rate" in screen_text(app))
+        await on("more options", lambda: "save-steps" in screen_text(app))
+        await on("save-steps", lambda: "Optimizer steps between checkpoints" in screen_text(app), rows=range(8, 30))
         await on("? help", lambda: is_open(app, Help), rows=footer)
         await pilot.click(offset=(0, 0))
         await until(pilot, lambda: app.screen is app.main)
@@ -158,7 +155,7 @@ async def test_with_the_mouse_alone(small_demo):
         await on("q quit", lambda: is_open(app, Question), rows=footer)
         await on("cancel", lambda: app.screen is app.main)
         await on("Quality", lambda: app.main.selected == "quality", rows=range(30))
-        await on(" Pairs ", lambda: app.main.view.query("#browser"), rows=range(4, 9))
+        await on(" Pairs ", lambda: app.main.view.query("#browser"), rows=range(4, 8))
         browser = app.main.view.query_one(PairBrowser)
         await until(pilot, lambda: browser.pairs.count == 28, "all pairs", LONG)
         await pilot.click("#pair-list", offset=(20, 3))

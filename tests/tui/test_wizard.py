@@ -28,7 +28,7 @@ from tui.screens.main import MainScreen
 from tui.screens.themes import ThemePicker
 from tui.terminal import sequences
 from tui.widgets.line_chart import LineChart
-from tui.widgets.options_editor import OptionRows
+from tui.widgets.option_rows import OptionRows
 from tui.widgets.row_list import RowList
 from tui.widgets.text_field import TextField
 from tui.wizard import notifications

@@ -1,4 +1,4 @@
-"""What the commands' parsers share: options as flags, the configuration and the token that they give."""
+"""Shared by the commands' parsers: options as flags, and the configuration and token that they give."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
 MANY_OPTIONS = 40
-"""With more options than this, `--help` shows those that people use."""
+"""With more options than this, `--help` shows only the common ones."""
 
 
 def add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Which run it is, and which stages of it."""
+    """Options that select the run and its stages."""
     parser.add_argument("--demo", action="store_true", help="the embedded model, adapter, prompts and judge")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="the last stage to run")
     parser.add_argument(
@@ -43,7 +43,7 @@ def add_token_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> None:
     """The fields of the configuration as options; values stay text here, the configuration class reads them.
 
-    With many of them `--help` shows those that people use, and `--help-all` shows all.
+    If there are many, `--help` shows the common ones, and `--help-all` all.
     """
     long = len(chosen) > MANY_OPTIONS
     if long:
@@ -68,8 +68,8 @@ def _default_shown(option: Option) -> str:
 
 
 def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Config:
-    """The configuration of the arguments. With `goes_on`, what the run in the output folder was started with takes the
-    place of the defaults: `stage3-tui` after `stage3-tui --demo` continues the demo.
+    """The configuration from the arguments. With `goes_on`, the configuration that the run in the output folder was started
+    with replaces the defaults: `stage3-tui` after `stage3-tui --demo` continues the demo.
     """
     from pathlib import Path
 
@@ -91,7 +91,7 @@ def config_of(given: argparse.Namespace, *, goes_on: bool = False) -> Stage3Conf
 
 
 def recorded_config(given: argparse.Namespace) -> Stage3Config:
-    """The configuration that the run recorded, and nothing else: it was resolved when the run began. Raises DamagedState."""
+    """The configuration recorded by the run, as resolved at its start. Raises DamagedState."""
     from pathlib import Path
 
     from engine.core.config import load_config
@@ -101,7 +101,7 @@ def recorded_config(given: argparse.Namespace) -> Stage3Config:
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in `folder`; empty where there is none. Raises DamagedState."""
+    """The configuration of the run in `folder`; empty if there is no run. Raises DamagedState."""
     from engine.run.folder import Run
 
     known = {option.name for option in options()} - {"output_dir"}
@@ -110,15 +110,26 @@ def stored_config(folder: Path) -> dict[str, Any]:
 
 def token_of(given: argparse.Namespace) -> Any:
     """The token from standard input or a file, as a Secret; None where neither was asked for."""
-    from engine.hub.token_file import read_token_file
-    from engine.security.secrets import Secret
+    from engine.hub.token_file import read_token_file, token_line
 
     if getattr(given, "token_fd", None) is not None:
         with os.fdopen(given.token_fd, encoding="utf-8") as pipe:
-            return Secret(pipe.readline().strip())
+            return token_line(pipe, "the pipe of the process before")
     if given.token_stdin:
-        return Secret(sys.stdin.readline().strip())
+        return _token_of_stdin()
     return read_token_file(given.token_file) if given.token_file else None
+
+
+def _token_of_stdin() -> Any:
+    from engine.core.errors import AccessError
+    from engine.hub.token_file import token_line
+
+    try:
+        return token_line(sys.stdin, "standard input")
+    except UnicodeDecodeError:  # its message would quote what was given
+        raise AccessError(
+            "There is no token in standard input.", "It is not UTF-8.", "Give the token alone, in one line."
+        ) from None
 
 
 def require_terminal() -> None:
@@ -140,7 +151,7 @@ def run_dir_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def run_dir_of(given: argparse.Namespace) -> Any:
-    """The run folder that a command is about. Raises ConfigError where there is no run."""
+    """The run folder given to a command. Raises ConfigError if there is no run in it."""
     from pathlib import Path
 
     from engine.core.layout import EVENTS_JSONL, RUN_JSON
@@ -163,7 +174,7 @@ def new_parser(description: str, epilogue: str, *, usage: str) -> argparse.Argum
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """An option that can be yes or no is shown once: --mouse / --no-mouse."""
+    """Show a yes-or-no option once: --mouse / --no-mouse."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):
@@ -172,7 +183,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _HelpAll(argparse.Action):
-    """`--help-all`: the help with the options that `--help` leaves out."""
+    """`--help-all`: the help including the options that `--help` omits."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -202,7 +213,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Parse; an option that is not known is an error that names the nearest one."""
+    """Parse; the error for an unknown option names the nearest one."""
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]

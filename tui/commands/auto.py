@@ -1,4 +1,4 @@
-"""`--auto`: the ten stages without a terminal. The engine works in a thread; this one prints, and hears signals."""
+"""`--auto`: the ten stages without a terminal. The engine works in a thread; this one prints and handles signals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.core.layout import EVENTS_JSONL, RUN_LOG
 from engine.process.environment import log_to_file, quiet_libraries
 from engine.run.context import Context
 from engine.run.folder import Run
-from engine.run.journal import Entry, read_entries
+from engine.run.journal import Entry, read_journal
 from engine.run.state import RunState, fold
 from engine.security.secrets import Secret
 from tui.commands.printers import AutoPrinter, printer_for_output
@@ -35,7 +35,7 @@ def run_auto(
     verbose: bool = False,
     token: Secret | None = None,
 ) -> int:
-    """Run the stages and print what happens. Raises Stage3Error before the run has begun (locked, damaged)."""
+    """Run the stages and print what happens. Raises Stage3Error if the run cannot start (locked, damaged)."""
 
     def stages(session: Session) -> int:
         return int(session.run(until=until, redo_from=redo_from))
@@ -57,7 +57,7 @@ def run_and_print(
 ) -> int:
     """Take the run, let `work` drive its session, and print what happens; returns the exit code.
 
-    again   the command that goes on with the run in a fresh process
+    again   the command that continues the run in a fresh process
     """
     quiet_libraries()
     run = Run(config.output_dir)
@@ -78,23 +78,24 @@ def run_and_print(
 
 
 class EventPrinter:
-    """Folds events as the engine makes them, and lets a printer show them. That none of it ends the run is the work of
-    `tui.process.standard_streams`.
+    """Folds events as they arrive and passes them to a printer. `tui.process.standard_streams` makes sure that a broken
+    output never ends the run.
     """
 
     def __init__(self, run: Run, printer: AutoPrinter) -> None:
         self._lock = Lock()
         self._printer = printer
-        self.state = fold(self._remembered(read_entries(run / EVENTS_JSONL)))
+        self.state = fold(self._remembered(read_journal(run / EVENTS_JSONL)))
 
     def __call__(self, entry: Entry) -> None:
         with self._lock:
             self.state = self.state.apply_entry(entry)
             self._printer.show(entry, self.state)
 
-    def _remembered(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def _remembered(self, entries: Iterable[Entry | None]) -> Iterator[Entry | None]:
         for entry in entries:
-            self._printer.remember(entry)
+            if entry is not None:
+                self._printer.remember(entry)
             yield entry
 
     def refresh(self) -> None:
@@ -133,7 +134,7 @@ def _work(context: Context, follower: EventPrinter, drive: Callable[[Session], i
 
 
 def _tell_failure(state: RunState) -> None:
-    """What failed, why and what to do, on stderr."""
+    """Print to stderr what failed, why, and what to do."""
     if state.finished is None or not state.finished.exit_code:
         return
     failure = next((stage.failure for stage in state.stages.values() if stage.failure is not None), None)

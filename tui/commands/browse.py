@@ -1,4 +1,4 @@
-"""`stage3-tui browse FILE`: look at the pairs of any file and decide about them, without a run and without a model."""
+"""`stage3-tui browse FILE`: read the pairs of any file and decide about them, without a run or a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stage3-tui clean`: what of a run could go, and how many bytes; with --yes it goes."""
+"""`stage3-tui clean`: list what can be removed from a run, with sizes; with --yes, remove it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def clean(run: Run, kinds: tuple[Kind, ...]) -> Cleanup:
-    """Remove what could go, with the run and its trials held; returns what went. Raises RunLocked, OSError."""
+    """Lock the run and its trials, and remove what can be removed; returns it. Raises RunLocked, OSError."""
     from engine.pipeline.clean import remove, trials_of, what_could_go
 
     with ExitStack() as held:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 ROOM_FOR_ANSWERS = 36
-"""Columns that an answer needs to stand beside others."""
+"""Minimum columns for an answer beside others."""
 ANSWER_SHOWN = 1_200
-"""Characters of an answer; --json has all."""
+"""Characters shown of an answer; --json has all of it."""
 
 
 def main(arguments: list[str]) -> int:
@@ -91,7 +91,7 @@ def print_compared(found: Compared, answers: int) -> None:
 
 
 def letters(found: Compared) -> list[str]:
-    """A, B, … stand for the runs: a path has no room above a column."""
+    """Letters for the runs (A, B, …): a path does not fit above a column."""
     return [chr(ord("A") + number) if number < 26 else str(number + 1) for number in range(len(found.folders))]
 
 
@@ -134,7 +134,7 @@ def _print_figures(console: Console, found: Compared) -> None:
 
 
 def figure_text(name: str, figure: Figure) -> Text:
-    """The figure and, where there is one, its interval."""
+    """The figure and its interval, if any."""
     text = Text(_number(name, figure.value))
     if figure.low is not None and figure.high is not None:
         text.append(f" ({_number(name, figure.low, 3)} to {_number(name, figure.high, 3)})", "dim")

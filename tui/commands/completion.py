@@ -1,4 +1,4 @@
-"""`stage3-tui completion bash|zsh|fish`: a script that completes commands, options and their values."""
+"""`stage3-tui completion bash|zsh|fish`: print a script that completes commands, options and values."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _names(line: CommandLine) -> str:
 
 
 def _distinct(lines: tuple[CommandLine, ...]) -> list[Flag]:
-    """Each option once: it means the same with every command that has it."""
+    """Each option once: it means the same in every command."""
     return list({flag.names: flag for line in lines for flag in line.flags}.values())
 
 
@@ -234,7 +234,7 @@ def _fish_quoted(text: str) -> str:
 
 
 def _brief(sentence: str) -> str:
-    """The first sentence, for the column beside a completion."""
+    """The first sentence, as the description of a completion."""
     return sentence.partition(". ")[0].removesuffix(".")
 
 

@@ -1,4 +1,4 @@
-"""`stage3-tui doctor`: what this machine can run, and with --bundle an archive for those who are to help."""
+"""`stage3-tui doctor`: what this machine can run; with --bundle, an archive for a bug report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def print_doctor(config: Stage3Config, bundle: Path | None = None) -> int:
-    """What stages toolchain and dependencies find, and GPU, disk and token, without a run."""
+    """Print the checks of stages toolchain and dependencies, GPU, disk and token, without a run."""
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     worst = ExitCode.DONE
     findings = []

@@ -44,7 +44,7 @@ DETAIL_COLUMN = TEXT_COLUMN + NAME_WIDTH + 1
 
 
 def event_line(entry: Entry) -> str:
-    """One event as a line of text; empty for those that are not worth one. Foreign text is made visible."""
+    """One event as a line of text; empty for minor ones. Untrusted text is sanitized."""
     match entry.event:
         case StageStarted(stage=stage, sentence=sentence):
             return f"▶ {stage_number(stage)} {stage}: {sentence}"

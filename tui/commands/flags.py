@@ -1,6 +1,6 @@
-"""Every command and option as plain data: what the completions, the man page and the palette are made of.
+"""Every command and option as plain data, for the completions, the man page and the palette.
 
-It is read from the commands' own parsers, and those take the options from `engine/core/config.py`: there is no second table.
+Read from the commands' own parsers, which take the options from `engine/core/config.py`: there is no second table.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tui.commands.table import COMMANDS
 Kind = Literal["nothing", "text", "path", "choice"]
 
 NO_PATHS = frozenset({"base_model_id", "reward_model_id"})
-"""A Hub id before it is a folder."""
+"""Options that are usually a Hub id, but may be a folder."""
 PATH_WORDS = ("FILE", "FOLDER", "RUN", "RUN_DIR", "PAIRS", "DIR", "PATH")
-"""What help texts call the argument that is a path."""
+"""Metavars of arguments that are paths."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One option of a command, or with no name its arguments."""
+    """One option of a command, or (without a name) its positional arguments."""
 
     names: tuple[str, ...]
     sentence: str
@@ -32,9 +32,9 @@ class Flag:
     choices: tuple[str, ...] = ()
     metavar: str = ""
     group: str = ""
-    """Of the option; empty for what is of the command alone."""
+    """Group of the option; empty for the command's own."""
     rare: bool = False
-    """Left out of `--help`."""
+    """Omitted from `--help`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CommandLine:
     sentence: str
     flags: tuple[Flag, ...]
     argument: Flag | None
-    """What stands without a name: a run folder, a file."""
+    """Positional arguments: a run folder, a file."""
 
 
 @cache

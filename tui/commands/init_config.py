@@ -1,4 +1,4 @@
-"""`--init-config`: a TOML file of all options with their sentences and defaults, each commented out."""
+"""`--init-config`: write a TOML file of all options with descriptions and defaults, each commented out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD = f"""\
 
 
 def write_config(name: str) -> int:
-    """Write the file; `-` is standard output. Raises ConfigError where it exists, DiskError where it cannot be written."""
+    """Write the file; `-` is standard output. Raises ConfigError if it exists, DiskError if it cannot be written."""
     if name == "-":
         sys.stdout.write(config_text())
         return 0
@@ -34,7 +34,7 @@ def write_config(name: str) -> int:
 
 
 def config_text() -> str:
-    """Valid TOML as it is, and with any of its keys uncommented whose default is a value."""
+    """The file's text: valid TOML as it is, and after uncommenting any key with a default."""
     blocks = [HEAD]
     for group in dict.fromkeys(option.group for option in options()):
         blocks.append(f"# ---- {group} {'-' * (74 - len(group))}\n")
@@ -49,7 +49,7 @@ def _block(option: Option) -> str:
 
 
 def toml_value(option: Option) -> str:
-    """The default as TOML; empty where there is none."""
+    """The default as TOML; empty if there is none."""
     if not option.default:
         return ""
     kind = option.annotation.removesuffix(" | None")

@@ -77,7 +77,7 @@ def _item(head: str, text: str) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Text as troff prints it: hyphens that can be copied, and no letter that begins a request."""
+    """Escape text for troff: hyphens that can be copied, and no line that starts a request."""
     for plain, troff in (("\\", "\\e"), ("-", "\\-"), ("…", "..."), ('"', "\\(dq")):
         text = text.replace(plain, troff)
     return f"\\&{text}" if text.startswith((".", "'")) else text

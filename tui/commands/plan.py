@@ -1,4 +1,4 @@
-"""`stage3-tui plan`: what `--auto` with the same options would do, and why; nothing is done."""
+"""`stage3-tui plan`: what `--auto` with the same options would do, and why, without doing it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def plan_data(folder: Path, planned: list[PlannedStage]) -> dict[str, Any]:
 
 
 def known_seconds(planned: list[PlannedStage]) -> float:
-    """Of the stages whose time is known."""
+    """Total of the stages whose duration is known."""
     return sum(stage.seconds or 0.0 for stage in planned)
 
 

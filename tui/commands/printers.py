@@ -1,4 +1,4 @@
-"""The story of a run on a terminal (finished lines above one live line), on a pipe (lines alone), or as JSON."""
+"""Print the progress of a run on a terminal (finished lines above one live line), to a pipe (lines only), or as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BAR_WIDTH = 20
 
 class AutoPrinter(Protocol):
     def remember(self, entry: Entry) -> None:
-        """An event of an earlier process, before the first `show`."""
+        """Take an event of an earlier process, before the first `show`."""
 
     def show(self, entry: Entry, state: RunState) -> None: ...
 
@@ -56,14 +56,14 @@ class LinePrinter:
             print(line, flush=True)
 
     def refresh(self, state: RunState) -> None:
-        """Lines are printed as events come."""
+        """Nothing to do: lines are printed as events arrive."""
 
     def close(self, state: RunState) -> None:
         sys.stdout.flush()
 
 
 class LivePrinter:
-    """On a terminal: lines for what is finished scroll away above one line that moves."""
+    """For a terminal: finished lines scroll above one live line."""
 
     def __init__(self, *, verbose: bool = False) -> None:
         self._story = Story(verbose)
@@ -90,7 +90,7 @@ class LivePrinter:
 
 
 def live_line(state: RunState, now: float) -> Text:
-    """The running stage in one line: its time, a bar, and the figures that fit."""
+    """The running stage in one line: elapsed time, a bar, and the figures that fit."""
     line = Text("", no_wrap=True, overflow="ellipsis")
     stage = state.current
     if stage is None:
@@ -124,7 +124,7 @@ def _style(event: Event | None) -> str:
 
 
 class JsonPrinter:
-    """The events, one JSON object a line, and nothing else."""
+    """The events, one JSON object per line, and nothing else."""
 
     def remember(self, entry: Entry) -> None:
         """It is in the journal."""
@@ -133,7 +133,7 @@ class JsonPrinter:
         print(dumps(finite(entry.as_dict())), flush=True)
 
     def refresh(self, state: RunState) -> None:
-        """Events are printed as they come."""
+        """Nothing to do: events are printed as they arrive."""
 
     def close(self, state: RunState) -> None:
         sys.stdout.flush()

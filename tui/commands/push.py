@@ -1,4 +1,4 @@
-"""`stage3-tui push`: what `engine.push.finished_run` does, as lines for people."""
+"""`stage3-tui push`: push a finished run (`engine.push.finished_run`) and print the progress."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def is_repository(argument: str) -> bool:
-    """Whether a single argument is a repository (owner/name), and no folder, nor one that is misspelt."""
+    """Whether a single argument is a repository (owner/name), not a (perhaps misspelt) folder."""
     owner, slash, name = argument.partition("/")
     return (
         bool(owner and slash and name) and "/" not in name and not Path(argument).exists() and not Path(owner).is_dir()
@@ -64,7 +64,7 @@ def is_repository(argument: str) -> bool:
 
 
 def push_run(folder: Path, config: Stage3Config, *, public: bool, token: Secret | None) -> int:
-    """Push the run in `folder` to `config.push_to_hub`, print what happens, and keep it in the run's journal.
+    """Push the run in `folder` to `config.push_to_hub`, print what happens, and record it in the run's journal.
 
     Raises Stage3Error.
     """

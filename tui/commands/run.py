@@ -81,8 +81,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _is_chosen(config: Stage3Config, arguments: list[str]) -> bool:
-    """Ask which run, where several lie beside `--output-dir`. With another one this process begins anew: what it does from here
-    on, it does with one thread, and with the options of that run. False where somebody left.
+    """Ask which run, if there are several beside `--output-dir`. For another one this process restarts itself, so that it
+    has a single thread and that run's options. False if the user left.
     """
     from tui.process.reexec import program, reexec
     from tui.wizard.run_chooser import choose_run

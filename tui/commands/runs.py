@@ -1,4 +1,4 @@
-"""`stage3-tui runs`: the runs below a folder, the newest first, each sweep with its trials."""
+"""`stage3-tui runs`: list the runs below a folder, newest first, each sweep with its trials."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STYLE: dict[State, str] = {
 }  # fmt: skip
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 WIDE = 120
-"""Columns from which a run has room on one line."""
+"""Minimum columns to show a run on one line."""
 
 
 def main(arguments: list[str]) -> int:
@@ -93,7 +93,7 @@ def _print_on_one_line_each(console: Console, folder: Path, found: list[RunFacts
 
 
 def _print_on_two_lines_each(console: Console, folder: Path, found: list[RunFacts]) -> None:
-    """The name has a line of its own: a path is longer than what a table leaves of 80 columns."""
+    """The name gets its own line: a path does not fit in a table of 80 columns."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for title in ("when", "model", "pairs", "verdict", "state", "size"):
         table.add_column(justify="right" if title in ("pairs", "size") else "left", no_wrap=title != "model")

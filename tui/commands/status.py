@@ -13,7 +13,7 @@ from rich.text import Text
 
 from engine.core import layout
 from engine.run.folder import Run
-from engine.run.journal import read_entries
+from engine.run.journal import read_journal
 from engine.run.owner import Owner
 from engine.run.state import RunState, StageState, fold
 from engine.security.sanitize import visible_line
@@ -35,7 +35,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 def print_status(folder: Path, *, as_json: bool) -> int:
     run = Run(folder)
-    state = fold(read_entries(run / layout.EVENTS_JSONL))
+    state = fold(read_journal(run / layout.EVENTS_JSONL))
     owner = run.owner()
     if as_json:
         print_json(status_data(run, state, owner))
@@ -64,6 +64,7 @@ def status_data(run: Run, state: RunState, owner: Owner | None) -> dict[str, Any
         "train_step": asdict(step) if step else None,
         "verdict": state.evaluation.verdict if state.evaluation else None,
         "error": run.manifest.get("error"),
+        "events_passed_over": state.passed_over,
         "archive": str(run.archive) if run.archive.exists() else None,
     }
 
@@ -90,10 +91,13 @@ def print_status_text(run: Run, state: RunState, owner: Owner | None) -> None:
             console.print(Text(f"{word + ':':8}{visible_line(str(error.get(key, '')))}"))
     if state.evaluation:
         console.print(Text(f"verdict: {state.evaluation.verdict}. {visible_line(' '.join(state.evaluation.reasons))}"))
+    if state.passed_over:
+        lines = "1 line" if state.passed_over == 1 else f"{state.passed_over:,} lines"
+        console.print(Text(f"{lines} of {layout.EVENTS_JSONL} passed over: damaged, or of another version"))
     if run.archive.exists():
         console.print(Text(f"archive: {visible_line(str(run.archive))}"))
 
 
 def _seen_status(stage: StageState, owner: Owner | None) -> str:
-    """A stage that was running when its process died is stopped, whatever the journal's last word."""
+    """A stage whose process died while it was running counts as stopped, whatever the journal says last."""
     return "stopped" if stage.status == "running" and owner is None else stage.status

@@ -32,7 +32,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def stop_run(folder: Path, wait_seconds: float) -> int:
-    """Ask, then wait until the process has let go of the run."""
+    """Request a stop, then wait until the process releases the run."""
     run = Run(folder)
     owner = run.owner()
     if owner is None:

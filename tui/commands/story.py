@@ -1,6 +1,6 @@
-"""What `--auto` tells of a run: a line a stage, the forecast where the long ones begin, and what it came to.
+"""What `--auto` prints about a run: a line per stage, the forecast before the long ones, and the outcome.
 
-Pure functions of the events and their fold; `tui.commands.printers` puts the lines on a terminal or a pipe.
+Pure functions of the events and their fold; `tui.commands.printers` writes the lines to a terminal or pipe.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from engine.security.sanitize import visible_line
 from tui.commands.event_lines import GLYPH, duration, event_line, progress_text, stage_number, step_text
 
 LONG_STAGES: dict[str, tuple[type[Event], ...]] = {"pairs": (PairMade, PairFailed), "training": (TrainStep,)}
-"""Preflight forecasts these; the events are the work that its figure counts."""
+"""The stages that preflight forecasts, with the events that count as their work."""
 STEADY = (Progress, TrainStep, TrialStep)
-"""Events that come many times a minute."""
+"""Events that arrive many times a minute."""
 LINE_SECONDS, LINE_SHARE, SILENT_SECONDS = 10.0, 0.1, 600.0
-"""A progress line comes ten seconds after the last one at the earliest, and then only if another tenth is done or ten minutes
+"""A progress line follows the last one after at least ten seconds, and then only if another tenth is done or ten minutes
 have passed.
 """
 RESULT_STAGE = "packaging"
-"""Its table is what a person does next (the scp command), so it is shown in any case."""
+"""Its checks hold the next steps (the scp command), so they are always printed."""
 
 
 class Line(NamedTuple):
     text: str
     event: Event | None = None
-    """What it tells of, for its colour."""
+    """The kind of line, for its colour."""
 
 
 class Story:
-    """Turns each event into the lines that are worth one.
+    """Turns events into lines; minor events give none.
 
-    verbose   every check and checkpoint as well, and the start of every stage
+    verbose   also every check and checkpoint, and the start of every stage
     """
 
     def __init__(self, verbose: bool = False) -> None:
@@ -57,7 +57,7 @@ class Story:
         self._began: float | None = None
 
     def remember(self, entry: Entry) -> None:
-        """An event of an earlier process: nothing is told, but its time counts."""
+        """Take an event of an earlier process: nothing is printed, but its time counts."""
         for clock in self._clocks.values():
             clock.see(entry)
 
@@ -104,7 +104,7 @@ def _is_detail(event: Event) -> bool:
 
 
 def forecast_of_the_whole(state: RunState, stage: str) -> str:
-    """Preflight's forecast where a long stage begins: of it, of what follows, and of all together; empty without one."""
+    """Preflight's forecast at the start of a long stage: for it, those after it, and in total; empty without one."""
     forecast = state.forecast.seconds if state.forecast is not None else {}
     ahead = list(LONG_STAGES)[list(LONG_STAGES).index(stage) :] if stage in LONG_STAGES else []
     known = {name: forecast[name] for name in ahead if forecast.get(name)}
@@ -117,7 +117,7 @@ def forecast_of_the_whole(state: RunState, stage: str) -> str:
 
 
 def came_to(state: RunState, measured: Mapping[str, float]) -> list[str]:
-    """The forecast of each long stage against its work, over all processes that worked at it."""
+    """Forecast and actual time of each long stage, over all processes that worked on it."""
     forecast = state.forecast.seconds if state.forecast is not None else {}
     return [
         f"{name} took {duration(seconds)} of work (forecast {duration(forecast[name])})"
@@ -127,14 +127,14 @@ def came_to(state: RunState, measured: Mapping[str, float]) -> list[str]:
 
 
 class Pace:
-    """Lets a progress line pass from time to time."""
+    """Rate limit for progress lines."""
 
     def __init__(self) -> None:
         self._last: tuple[str, float, float] | None = None
         """What moved, when, and the share that was done."""
 
     def line(self, entry: Entry, state: RunState) -> str:
-        """The line of a steady event; empty where it is too soon for another."""
+        """The line of a progress event; empty if it is too soon for another."""
         what, unit, done, text = _progress(entry.event, state)
         if not what or self._too_soon(f"{what} {unit}", entry.time, done):
             return ""
@@ -151,7 +151,7 @@ class Pace:
 
 
 def _progress(event: Event, state: RunState) -> tuple[str, str, float, str]:
-    """What moves, in which unit, the share that is done, and the figures."""
+    """What progresses, in which unit, the share done, and the figures."""
     match event:
         case Progress(stage=stage, done=done, total=total) if total:
             return stage, event.unit, done / total, progress_text(event)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,9 @@ from engine.core.errors import ConfigError
 from engine.core.options import options
 from engine.core.stage_table import STAGES
 from engine.run.folder import Run
+from engine.run.reports import SweepReport
 from engine.security.sanitize import visible_line
+from engine.storage.documents import read_json_or_none
 from tui.commands.arguments import add_options, add_token_options, config_of, new_parser, parse, token_of
 from tui.commands.auto import run_and_print
 from tui.commands.table import PROGRAM
@@ -87,7 +88,7 @@ def _trials(grid: dict[str, list[str]], file: str | None) -> list[Trial]:
 
 
 def with_two_halves(config: Stage3Config, given: argparse.Namespace) -> Stage3Config:
-    """Twice as many held-out pairs, unless their number was given: one half chooses, the other decides."""
+    """Twice as many held-out pairs, unless their number was given: one half selects, the other gives the verdict."""
     if given.min_eval_pairs is not None or given.eval_fraction is not None:
         return config
     doubled = {"min_eval_pairs": 2 * config.min_eval_pairs, "eval_fraction": min(2 * config.eval_fraction, 0.5)}
@@ -112,15 +113,12 @@ def run_sweep_and_print(config: Stage3Config, trials: list[Trial], given: argpar
 
 def read_report(run: Run) -> dict[str, Any] | None:
     """`trials/sweep.json`; None where there is none that can be read."""
-    try:
-        report = json.loads((run / layout.SWEEP_REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) and isinstance(report.get("trials"), list) else None
+    report = read_json_or_none(run / layout.SWEEP_REPORT, SweepReport)
+    return None if report is None else report.model_dump()
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """A row a trial: what it was trained with, what came of it. Fits 80 columns with two options."""
+    """A row per trial: its options and its outcome. Fits 80 columns with two options."""
     console = Console(highlight=False, markup=False, emoji=False)
     trials, picked = report["trials"], report.get("picked")
     varied = list(dict.fromkeys(name for trial in trials for name in trial["options"]))
@@ -161,12 +159,12 @@ def figure_cells(trial: dict[str, Any]) -> list[Text]:
 
 
 def with_interval(figures: dict[str, Any], name: str, form: str) -> Text:
-    """The figure, and under it its interval."""
+    """The figure with its interval below."""
     low, high = (number(figures.get(f"{name}_{end}"), form.lstrip("+")) for end in ("low", "high"))
     text = Text(number(figures.get(name), form))
     return text.append(f"\n{low.rstrip('%')}–{high}", "dim") if low and high else text
 
 
 def number(value: Any, form: str) -> str:
-    """Empty for what was not measured."""
+    """Empty if not measured."""
     return format(value, form) if isinstance(value, (int, float)) and value == value else ""

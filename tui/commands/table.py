@@ -1,4 +1,4 @@
-"""The commands: what each is called, what it takes and what it does. `--help` and the documentation say what this says."""
+"""The commands, their arguments and descriptions, for `--help` and the documentation."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ WITHOUT_COMMAND: tuple[tuple[str, str], ...] = (
 
 
 def summary() -> str:
-    """One line for each way to call the program."""
+    """One line per way to call the program."""
     ways = [*WITHOUT_COMMAND, *((command.usage, command.sentence) for command in COMMANDS.values())]
     width = max(len(usage) for usage, _ in ways) + 2
     return "\n".join(f"  {PROGRAM} {usage:{width}}{sentence}" for usage, sentence in ways)

@@ -1,4 +1,4 @@
-"""`stage3-tui validate`: the quality report on any pairs file, for people or as one JSON document."""
+"""`stage3-tui validate`: the quality report for any pairs file, as text or JSON."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from engine.pairs.relevance.measure import RelevanceMeter
 
 IN_MEMORY = 1 << 20
-"""Bytes of verdicts that are kept in memory; more wait in a temporary file until the figures, which stand first, are known."""
+"""Bytes of verdicts kept in memory; more go to a temporary file until the figures, which are printed first, are known."""
 BAD_LINES_SHOWN = 20
 TEXT_SHOWN = 100
-"""Characters of each text of an example."""
+"""Characters shown of each text of an example."""
 
 
 def main(arguments: list[str]) -> int:
@@ -102,7 +102,7 @@ def forms() -> str:
 
 
 def load_meter(config: Stage3Config) -> RelevanceMeter:
-    """The base model, and how it measures whether a revision depends on its prompt."""
+    """The base model with its likelihood measurement, for whether a revision depends on its prompt."""
     from engine.models.loading import load_base, load_tokenizer
     from engine.pairs.relevance.measure import RelevanceMeter
     from engine.process.environment import quiet_libraries
@@ -112,12 +112,14 @@ def load_meter(config: Stage3Config) -> RelevanceMeter:
 
 
 OF_THE_MODEL = ("base_model_id", "base_model_revision", "device", "dtype", "chat_template")
-"""With --base-model-id it is measured whether revisions depend on their prompts."""
+"""Options for measuring, with --base-model-id, whether revisions depend on their prompts."""
 OF_THE_ROWS = ("form", "columns", "max_bad_rows")
 
 
 def is_of_the_gate(option: Option) -> bool:
-    """Not the judge, nor what is held out: `validate` neither scores nor parts. How rows are read is."""
+    """The options that apply: how rows are read, but not the judge or the held-out part, since `validate` neither scores
+    nor splits.
+    """
     if option.name in OF_THE_ROWS:
         return True
     threshold = option.name.startswith(("min_", "max_", "warn_")) and option.name != "min_eval_pairs"
@@ -127,9 +129,9 @@ def is_of_the_gate(option: Option) -> bool:
 def print_validation(
     judged: Callable[..., Validation], *, as_json: bool, push: Callable[[Validation], None] | None = None
 ) -> int:
-    """Print, and push where the gate is open.
+    """Print, and push if the gate is open.
 
-    judged   `validate` with all its arguments but who gets the verdicts
+    judged   `validate` with all its arguments except the receiver of the verdicts
     """
     if as_json:
         result = _print_json(judged)
@@ -177,7 +179,7 @@ def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Vali
 
 
 def _print_json(judged: Callable[..., Validation]) -> Validation:
-    """One document, a verdict a line, streamed: the verdicts of a large file never stand in memory together."""
+    """Stream one document with a verdict per line: those of a large file are never all in memory."""
     with tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="ascii") as verdicts:
 
         def keep(line: PairVerdict | BadLine) -> None:

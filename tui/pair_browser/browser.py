@@ -1,4 +1,4 @@
-"""The pair browser: a filter, a list, the selected pair, and the gate's figures, which follow the decisions."""
+"""The pair browser: a filter, a list, the selected pair, and the gate's figures, updated with each decision."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class PairBrowser(Vertical):
         self.pairs.focus()
 
     def action_sample(self) -> None:
-        """Show the sample alone."""
+        """Show only the sample."""
         if self.store.unjudged:
             self._say("The sample is drawn from the usable pairs, and not all are looked at yet.")
             return

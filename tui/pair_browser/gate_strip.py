@@ -23,16 +23,16 @@ SHORT = {
     "principle_share": "one principle",
 }
 WITH_THRESHOLDS = 120
-"""Cells from which each figure has its threshold beside it."""
+"""Minimum cells to show each figure's threshold beside it."""
 
 
 def gate_lines(
     figures: Sequence[Figure], accepted: bool, before: Mapping[str, float | None], unjudged: int, total: int, width: int
 ) -> list[Content]:
-    """The gate, its figures, and how far the detectors are.
+    """The gate, its figures, and the progress of the detectors.
 
-    before    the figures when the first decision was made, by name; what moved since is shown
-    unjudged  rows that the detectors have not looked at yet
+    before    the figures at the first decision, by name; changes since then are shown
+    unjudged  rows that the detectors have not checked yet
     """
     if not total:
         return [Content.styled("Gate: no pairs yet.", "$muted")]

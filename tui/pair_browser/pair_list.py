@@ -1,4 +1,4 @@
-"""The list of pairs: filtered, sorted, a row each."""
+"""The list of pairs: filtered, sorted, one per row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.widgets.row_list import RowList
 
 
 class PairColumn(NamedTuple):
-    """A column of the list: what it sorts by, its title, its cells, and from which width of the list on it is there."""
+    """A column of the list: its sort key, its title, its width, and the list width from which it is shown."""
 
     name: str
     title: str
@@ -35,21 +35,21 @@ COLUMNS = (
     PairColumn("draft", "draft", 6, 60),
     PairColumn("revision", "rev.", 6, 60),
 )
-"""And the prompt, which takes what is left."""
+"""And the prompt, which takes the rest."""
 WIDE_VERDICT = 26
-"""Cells for the verdict if there are so many that all reasons may stand there."""
+"""Cells for the verdict if there is room for all reasons."""
 MUCH_ROOM = 110
 
 
 class PairList(RowList):
-    """The rows of a store through a filter and in an order. At its last row it follows what is added."""
+    """The rows of a store, filtered and sorted. On its last row, the cursor follows added rows."""
 
     def __init__(self, rows: Sequence[PairRow], *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._rows = rows
         self._indices: Sequence[int] = range(0)
         self._taken = 0
-        """How many of the rows `_indices` knows of."""
+        """How many rows `_indices` covers."""
         self.query_, self.order = Query(), Order()
 
     # -- which rows ---------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class PairList(RowList):
 
     @property
     def index(self) -> int | None:
-        """The row under the cursor, as the store counts."""
+        """The store's index of the row under the cursor."""
         return self._indices[self.cursor] if self.cursor < self.shown else None
 
     @property
@@ -72,7 +72,7 @@ class PairList(RowList):
         return None if self.index is None else self._rows[self.index]
 
     def use(self, rows: Sequence[PairRow]) -> None:
-        """Show these rows: the store began anew."""
+        """Show these rows: the store was reset."""
         self._rows = rows
         self.rearrange(keep_cursor=False)
 
@@ -100,9 +100,9 @@ class PairList(RowList):
         self.rearrange()
 
     def rearrange(self, among: Sequence[int] | None = None, *, keep_cursor: bool = True) -> None:
-        """Find and sort anew; the cursor stays on its pair if that is still there.
+        """Filter and sort again; the cursor stays on its pair if that is still shown.
 
-        among   rows that may match, where that is known; in their order
+        among   rows that may match, if known; in order
         """
         under_cursor = self.index if keep_cursor else None
         whole = range(len(self._rows))
@@ -138,7 +138,7 @@ class PairList(RowList):
         return self._indices.index(index) if index in self._indices else min(self.cursor, max(self.shown - 1, 0))
 
     def next_flagged(self, by: int) -> bool:
-        """Put the cursor on the next flagged row, or (-1) the one before, round the end; False if there is none."""
+        """Move the cursor to the next flagged row, or (-1) the previous one, wrapping around; False if there is none."""
         for step in range(1, self.shown + 1):
             place = (self.cursor + by * step) % self.shown
             if self._rows[self._indices[place]].flagged:
@@ -168,7 +168,7 @@ def columns_for(width: int) -> list[PairColumn]:
 
 
 def header_text(width: int, order: Order) -> Content:
-    """The titles of the columns, with an arrow at the one that the list is sorted by."""
+    """The titles of the columns, with an arrow at the sorted one."""
     arrow = "↓" if order.reverse else "↑"
     cells = [
         fit(_title(column.title, column.name, order, arrow), column.cells, right=column.right).pad_right(1)
@@ -205,7 +205,7 @@ def _cell(row: PairRow, column: PairColumn, cells: int) -> Content:
 
 
 def verdict_text(row: PairRow, *, all_reasons: bool = False) -> Content:
-    """A mark and a word: what people decided, else why it is out, else that it is usable."""
+    """A mark and a word: the human decision, else why it is left out, else that it is usable."""
     mark = PAIR_MARKS[row.word]
     reasons = [visible_line(one, 24) for one in row.reasons]
     words = mark.word

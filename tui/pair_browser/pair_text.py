@@ -18,7 +18,7 @@ from tui.widgets.stage_sections import section
 
 
 def pair_lines(record: Mapping[str, Any], row: PairRow, width: int) -> list[Content]:
-    """All of a record of `pairs.jsonl`, as people left it; every key may be missing, or of another type."""
+    """A complete record of `pairs.jsonl`, after edits; any key may be missing or of another type."""
     decision = row.decision or Decision()
     lines = [_first_line(record, row).truncate(width, ellipsis=True)]
     facts = _facts(record, row)
@@ -37,7 +37,7 @@ def pair_lines(record: Mapping[str, Any], row: PairRow, width: int) -> list[Cont
 
 
 def _names(record: Mapping[str, Any], decision: Decision) -> tuple[str, str]:
-    """Draft and revision, each with what is to be known of it."""
+    """Draft and revision, each with its facts."""
     draft_is_better = (record.get("chosen") == "base") != decision.flipped
     names = []
     draft, revision = text_labels(record.get("method"))

@@ -80,7 +80,7 @@ class Query:
         return list(found)
 
     def narrows(self, other: Query) -> bool:
-        """Whether all that this one finds, the other one finds as well: as when one more letter was typed."""
+        """Whether every match of this filter also matches the other one, as after typing one more letter."""
         if self.parts or other.parts or self.without != other.without:
             return False
         return all(any(word in longer for longer in self.words) for word in other.words)
@@ -111,7 +111,7 @@ def _not(part: Predicate) -> Predicate:
 
 
 def _part(term: str) -> tuple[Predicate | None, str]:
-    """(the predicate of a term, why it cannot be read); neither for a plain word."""
+    """(the predicate of a term, why it is invalid); neither for a plain word."""
     if found := _NUMBER_TERM.fullmatch(term):
         return _number_part(*found.groups())
     if not (found := _WORD_TERM.fullmatch(term)):
@@ -145,13 +145,13 @@ def _number_part(name: str, sign: str, value: str) -> tuple[Predicate | None, st
 
 @dataclass(frozen=True)
 class Order:
-    """A column to sort by, and which way."""
+    """A column to sort by, and the direction."""
 
     column: str = "line"
     reverse: bool = False
 
     def next(self, by: int) -> Order:
-        """By the next column, in the way that is most often wanted: the worst gain first, the longest text first."""
+        """By the next column, in its most useful direction: the worst gain first, the longest text first."""
         columns = list(COLUMNS)
         column = columns[(columns.index(self.column) + by) % len(columns)]
         return Order(column, column in ("draft", "revision"))
@@ -160,7 +160,7 @@ class Order:
         return Order(self.column, not self.reverse)
 
     def sort(self, rows: Sequence[PairRow], indices: list[int]) -> list[int]:
-        """Rows that say nothing of the column come last, whichever way; equal ones stay in the order of their lines."""
+        """Rows without a value in the column come last in either direction; equal ones stay in line order."""
         key = COLUMNS[self.column]
         told = [index for index in indices if key(rows[index]) is not None]
         untold = [index for index in indices if key(rows[index]) is None]

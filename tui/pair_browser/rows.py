@@ -1,4 +1,4 @@
-"""What the list keeps of a pair: enough to draw a row, to filter and to sort. The record itself stays on disk."""
+"""What the list keeps of a pair in memory: enough to draw, filter and sort. The record itself stays on disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tui.runs.tail import Line
 
 PROMPT_KEPT = 240
 SEARCHED = 400
-"""Characters of the prompt and of each answer that a filter looks at."""
+"""Characters of the prompt and of each answer that a filter searches."""
 DAMAGED = "damaged"
 
 Word = Literal["usable", "out", "accepted", "rejected", "swapped", "edited"]
-"""How a pair stands, in a word: as people decided, else as the detectors find."""
+"""The state of a pair in a word: the human decision, else the detectors' finding."""
 
 
 @dataclass(slots=True)
 class PairRow:
-    """One line of `pairs.jsonl`, and what became known of it since."""
+    """One line of `pairs.jsonl`, and what is known about it."""
 
     line: Line
     id: str
@@ -36,19 +36,19 @@ class PairRow:
     """Characters."""
     revision: int
     gain: float | None = None
-    """How much better a judge found the revision; None if nothing scored."""
+    """How much better the judge scores the revision than the draft; None without scores."""
     score: float | None = None
     """The revision's score."""
     usable: bool = True
     reasons: tuple[str, ...] = ()
-    """Why the detectors are against it; what the record says of itself until they looked."""
+    """Why the detectors reject it; until they have checked it, the record's own reason."""
     judged: bool = False
-    """The detectors have looked."""
+    """Whether the detectors have checked it."""
     decision: Decision | None = None
     sampled: bool = False
-    """One of those that people decide about if no judge can judge."""
+    """Whether it is in the sample that people decide about if no judge passed its exam."""
     scored_by_file: bool = False
-    """The scores stand in the record itself."""
+    """Whether the scores are in the record itself."""
 
     @property
     def word(self) -> Word:
@@ -63,17 +63,17 @@ class PairRow:
 
     @property
     def decided(self) -> bool:
-        """Whether a person decided what becomes of it; a note alone decides nothing."""
+        """Whether a person decided about it; a note alone is no decision."""
         return self.word not in ("usable", "out")
 
     @property
     def flagged(self) -> bool:
-        """Something speaks against it, and nobody has decided yet."""
+        """The detectors reject it, and nobody has decided yet."""
         return not self.decided and (bool(self.reasons) or (self.gain is not None and self.gain <= 0))
 
 
 def pair_row(line: Line) -> PairRow:
-    """The row of one line of `pairs.jsonl`, whoever wrote it: every key may be missing, or of another type."""
+    """The row of one line of `pairs.jsonl`, whoever wrote it: any key may be missing or of another type."""
     record = line.record
     place = Line(line.number, line.offset, line.length, {})
     if isinstance(record, BadLine):
@@ -106,7 +106,7 @@ def text_of(record: Mapping[str, Any], key: str) -> str:
 
 
 def scores_of(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """(the revision's score, how much better it is than the draft's); None if the record says none."""
+    """(the revision's score, its gain over the draft's); None if not in the record."""
     if record.get("base_score") is None or record.get("revised_score") is None:
         return None, None
     score = number(record["revised_score"])

@@ -1,12 +1,11 @@
-"""The pairs of a run as people look at them: rows, what the detectors and a judge find, what people decide, and the gate that
-all of it makes. It is read while the file grows, and judged in pieces, so that the screen never waits.
+"""The pairs of a run for the browser: rows, findings of the detectors and the judge, human decisions, and the resulting
+gate. The file is read while it grows, and checked in batches, so that the screen never waits.
 
-`read` and `judge` may run in a thread; `take` and `take_findings` put what they found in, where the screen is drawn.
+`read` and `judge` may run in a thread; `take` and `take_findings` apply their results in the screen's thread.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -24,6 +23,8 @@ from engine.pairs.judges.scores import ScoreCache, comparison_of, key_of, score_
 from engine.pairs.relevance.cache import KnownMeasures, MeasuredReply, measured_reply, with_measures
 from engine.pairs.relevance.measure import ReplyMeasures
 from engine.run.folder import Run
+from engine.run.reports import PairsReport
+from engine.storage.documents import read_json_or_none
 from engine.storage.jsonl import BadLine
 from tui.pair_browser.rows import PairRow, pair_row
 from tui.runs.tail import JsonlTail, Line, read_line
@@ -36,13 +37,13 @@ _NO_SCORES = ScorePair(None, None)
 
 @dataclass(frozen=True)
 class StoreUpdate:
-    """What one look at the files gave."""
+    """The result of reading the files once."""
 
     rows: list[PairRow] = field(default_factory=list)
     begun_anew: bool = False
     scores: ScoreCache = field(default_factory=dict)
     judge: str | None = None
-    """Who gave the newest of `scores`."""
+    """The judge of the newest of `scores`."""
     edits: Edits | None = None
     measured: list[MeasuredReply] = field(default_factory=list)
     asks_people: bool = False
@@ -53,35 +54,32 @@ class StoreUpdate:
 
 @dataclass(frozen=True)
 class AssessedPair:
-    """What became known of one row, and from what."""
+    """The findings about one row, and their inputs."""
 
     index: int
     decision: Decision | None
     found: Assessment | None
-    """None if the line is no pair."""
+    """None if the line is not a pair."""
     key: tuple[str, str] | None
-    """Under which a judge's scores of these very texts are kept."""
+    """The key of a judge's scores of exactly these texts."""
     pair: Pair | None
     why: str = ""
 
 
 def asks_people(run: Run) -> bool:
     """Whether stage quality's report asks people to decide about a sample."""
-    try:
-        report = json.loads((run / layout.PAIRS_REPORT).read_bytes())
-        return any(figure["name"] == BETTER_BY_PEOPLE for figure in report["gate"]["figures"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False  # no report yet, or none of this version
+    report = read_json_or_none(run / layout.PAIRS_REPORT, PairsReport)
+    return report is not None and any(figure.get("name") == BETTER_BY_PEOPLE for figure in report.gate.figures)
 
 
 class PairStore:
     """All pairs of one run."""
 
     def __init__(self, run: Run, min_gain: float | None = None) -> None:
-        """min_gain   `--min-gain`: it holds for scores of `scores.jsonl`, which only a judge that passed its exam writes"""
+        """min_gain   `--min-gain`: applies to the scores in `scores.jsonl`, which only a judge that passed its exam writes"""
         self.run = run
         self.asks_people = False
-        """Stage quality found no judge that can judge, and asks people to decide about a sample."""
+        """Whether no judge passed its exam, so that stage quality asks people to decide about a sample."""
         self._min_gain = min_gain
         self.rows: list[PairRow] = []
         self.review = Review()
@@ -104,7 +102,7 @@ class PairStore:
     # -- measures: in a thread -----------------------------------------------------------------------------------------
 
     def read(self) -> StoreUpdate:
-        """What is new in the files. Raises OSError."""
+        """New lines in the files. Raises OSError."""
         piece = self._tail.read()
         scored = self._scores_tail.read()
         scores: ScoreCache = {}
@@ -139,7 +137,7 @@ class PairStore:
         return read_edits(path)
 
     def take(self, news: StoreUpdate) -> None:
-        """Put in what `read` gave."""
+        """Apply the result of `read`."""
         self.asks_people = news.asks_people
         if news.begun_anew:
             self._forget()
@@ -176,7 +174,7 @@ class PairStore:
                     self._unjudged.add(index)
 
     def _take_scores(self, scores: ScoreCache, judge: str | None) -> None:
-        """The newest judge's scores count, and only of the texts that it was shown."""
+        """The newest judge's scores count, and only for the texts that it saw."""
         if judge != self._judge:
             self._known, self._judge = {}, judge
             changed: Iterable[int] = tuple(self._keys)
@@ -202,13 +200,13 @@ class PairStore:
         return len(self._unjudged)
 
     def next_to_judge(self, wanted: Sequence[int] = ()) -> list[tuple[int, Line, Decision | None]]:
-        """Rows that the detectors have not looked at yet, `wanted` first; give them to `judge`."""
+        """Rows that the detectors have not checked yet, `wanted` first; pass them to `judge`."""
         first = [index for index in wanted if index in self._unjudged]
         chosen = [*first, *islice((index for index in self._unjudged if index not in first), JUDGED_AT_ONCE)]
         return [(index, self.rows[index].line, self.rows[index].decision) for index in chosen]
 
     def judge(self, batch: Sequence[tuple[int, Line, Decision | None]]) -> list[AssessedPair]:
-        """Let the detectors look. Raises OSError."""
+        """Run the detectors. Raises OSError."""
         judge, known, measures = self._judge, self._known, self._measures
         return [self._judged(index, line, decision, judge, known, measures) for index, line, decision in batch]
 
@@ -234,7 +232,7 @@ class PairStore:
         return AssessedPair(index, decision, assess_pair(pair, decision, made=made, min_gain=least), key, pair)
 
     def take_findings(self, judged: Iterable[AssessedPair]) -> None:
-        """Put in what `judge` found; what was decided otherwise meanwhile is looked at again."""
+        """Apply the result of `judge`; rows whose decision changed meanwhile are checked again."""
         for one in judged:
             if one.index >= len(self.rows) or self.rows[one.index].decision != one.decision:
                 continue
@@ -266,7 +264,7 @@ class PairStore:
             changed.usable, changed.reasons = self.review.usable(number), self.review.reasons(number)
 
     def _row_of_line(self, number: int) -> PairRow:
-        """Rows are in the order of their lines; blank lines have none."""
+        """Rows are in line order; blank lines have none."""
         low, high = 0, len(self.rows)
         while low < high:
             middle = (low + high) // 2
@@ -289,8 +287,8 @@ class PairStore:
             return BadLine(line.number, str(error))
 
     def decide(self, index: int, action: Action, text: str | None = None, field: str | None = None) -> None:
-        """Append what a person decided to `edits.jsonl`, synced, and let the gate move. Raises DiskError, and ValueError with a
-        sentence for what cannot be kept.
+        """Append a decision to `edits.jsonl`, synced, and update the gate. Raises DiskError, and ValueError with a sentence
+        for an invalid decision.
         """
         row = self.rows[index]
         if not row.id:
@@ -311,8 +309,8 @@ class PairStore:
         self.take_findings(self.judge([(same, self.rows[same].line, decision) for same in self._indices[row.id]]))
 
     def undo(self, index: int | None) -> int | None:
-        """Take back the last decision made here; if none was, the last about the row `index`. The row it was about; None
-        if there was nothing to take back.
+        """Undo the last decision made here or, without one, the last about row `index`. Returns its row; None if there was
+        nothing to undo.
         """
         while self._done:
             pair_id = self._done.pop()
@@ -325,11 +323,11 @@ class PairStore:
         return index
 
     def mark_sample(self) -> None:
-        """Mark the rows of the sample, of what is judged so far."""
+        """Mark the rows of the sample among those checked so far."""
         lines = self.review.in_sample()
         for row in self.rows:
             row.sampled = row.line.number in lines
 
     def reasons(self) -> Iterator[tuple[str, int]]:
-        """Why rows are out, the commonest first."""
+        """Why rows are left out, most common first."""
         return iter(self.review.counts.reasons.most_common())

@@ -1,7 +1,6 @@
-"""A file of pairs in the place of a run: what `stage3-tui browse FILE` draws from.
+"""A file of pairs instead of a run: the source of `stage3-tui browse FILE`.
 
-The rows, whatever their form, become lines of our own in a folder that is gone afterwards; the decisions about them go
-beside the file itself.
+Rows of any form are converted to native lines in a temporary folder; decisions about them are written beside the file.
 """
 
 from __future__ import annotations
@@ -33,10 +32,23 @@ LINES_AT_ONCE = 200
 log = logging.getLogger(__name__)
 
 
+class _RunOfFile(Run):
+    """A run in a folder of its own; the decisions are with the file."""
+
+    def __init__(self, folder: Path, edits: Path) -> None:
+        super().__init__(folder)
+        self._edits = edits
+
+    def __truediv__(self, name: str) -> Path:
+        return self._edits if name == layout.EDITS_JSONL else super().__truediv__(name)
+
+
 class PairFile:
-    """Nothing runs here, and decisions may be made."""
+    """Nothing is running, and decisions are allowed."""
 
     read_only = False
+    token = None
+    asks_hub = False
     hands_off = False
     running = False
     exit_code: ExitCode | None = None
@@ -44,9 +56,9 @@ class PairFile:
     def __init__(self, file: Path, config: Stage3Config) -> None:
         """Raises ConfigError if there is nothing to read, DataError for a file of KTO."""
         self.file, self.config = file, config
-        self.edits = edits_beside(file.resolve())
+        self.edits = edits_beside(file.resolve()).resolve()
         self.problem = ""
-        """Why the reading ended before the file did."""
+        """Why reading ended before the end of the file."""
         if not file.is_file():
             raise ConfigError(f"There is no file {file}.", "", "Give the path of a file of preference pairs.")
         lines = native_lines(pairs_of(rows_of_source(file), RowReader.of(config)))
@@ -57,17 +69,16 @@ class PairFile:
         if first is None:
             raise ConfigError(f"There is nothing in {file}.", "", "Give a file with one pair a row.")
         self._folder = TemporaryDirectory(prefix="stage3-browse-")
-        self.run = Run(Path(self._folder.name))
+        self.run: Run = _RunOfFile(Path(self._folder.name), self.edits)
         self.now = clock.now
         self._lines: Iterator[str] = chain([first], lines)
         self._state, self._done = RunState(), Flag()
         self._thread = Thread(target=self._read, name="pair file", daemon=True)
         for name in (layout.PAIRS_JSONL, layout.RUN_LOG):
             (self.run / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.run / layout.EDITS_JSONL).symlink_to(self.edits)
 
     def open(self) -> None:
-        """Begin to read; the browser shows what is there, and looks again."""
+        """Start reading; the browser shows the rows as they arrive."""
         self._thread.start()
 
     def close(self) -> None:
@@ -79,7 +90,7 @@ class PairFile:
         return self._state
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
-        """There is nothing to stop."""
+        """Nothing to stop."""
 
     def _read(self) -> None:
         try:

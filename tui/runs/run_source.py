@@ -22,11 +22,11 @@ class WizardEnd(Enum):
     FINISHED = "finished"
     """The person quit, and nothing was running."""
     LEFT_RUNNING = "left running"
-    """The run continues: the person chose that, the terminal went away, or the screen broke."""
+    """The run continues: the user chose that, the terminal is gone, or the screen broke."""
     STOPPED = "stopped"
     """Asked to stop. The engine may still be saving: join it, unless `at_once` was asked for."""
     HUNG_UP = "hung up"
-    """The terminal went away, and nothing was running."""
+    """The terminal is gone, and nothing was running."""
     CRASHED = "crashed"
     """The screen broke, and nothing was running; a sentence was printed."""
     RESTARTS = "restarts"
@@ -42,6 +42,14 @@ class RunSource(Protocol):
     """It may not even be asked to stop, and nothing is written: somebody else looks, in a browser."""
     run: Run
     config: Stage3Config
+
+    @property
+    def token(self) -> Secret | None:
+        """The token in use, if this process has one."""
+
+    @property
+    def asks_hub(self) -> bool:
+        """Whether the screen may ask the Hub about the names in the options before a run starts."""
 
     @property
     def running(self) -> bool: ...

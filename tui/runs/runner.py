@@ -21,8 +21,8 @@ from engine.pipeline.plan import PlannedStage, planned_stages
 from engine.pipeline.session import Listener, Session, failure_of
 from engine.run.context import Context
 from engine.run.folder import Run
-from engine.run.journal import Entry, read_entries
-from engine.run.state import RunState
+from engine.run.journal import Entry, read_journal
+from engine.run.state import RunState, fold
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
 from tui.runs.run_source import as_idle
@@ -45,21 +45,23 @@ class Runner:
         *,
         token: Secret | None = None,
         session_factory: SessionFactory = Session,
+        asks_hub: bool = False,
     ) -> None:
         self.run = run
         self.config = config
+        self.asks_hub = asks_hub
         self.exit_code: ExitCode | None = None
-        """Of the last completed start."""
+        """Exit code of the last completed start."""
         self.restart_until: str | None = None
         """The last stage for a fresh process to run; None if this process can continue."""
         self._token = token
         self._context: Context | None = None
-        """Of the newest start."""
+        """Context of the newest start."""
         self._session_factory = session_factory
         self._lock = Lock()
         self._thread: Thread | None = None
         self._stop = StopToken()
-        self._state = as_idle(_folded(run))
+        self._state = as_idle(fold(read_journal(run / layout.EVENTS_JSONL)))
 
     @property
     def running(self) -> bool:
@@ -104,11 +106,11 @@ class Runner:
             self._thread.join(timeout)
 
     def set_token(self, token: Secret) -> None:
-        """Used from the next start on."""
+        """Takes effect at the next start."""
         self._token = token
 
     def set_config(self, config: Stage3Config) -> None:
-        """Used from the next start on."""
+        """Takes effect at the next start."""
         self.config = config
 
     def _work(self, context: Context, until: str, redo_from: str | None) -> None:
@@ -140,13 +142,3 @@ class Runner:
             state = self._state.apply(Message("error", failure_of(error)), now)
             self._state = as_idle(state.apply(RunFinished(int(code), failure_of(error)), now))
         self.exit_code = code
-
-
-def _folded(run: Run) -> RunState:
-    state = RunState()
-    for entry in read_entries(run / layout.EVENTS_JSONL):
-        try:
-            state = state.apply_entry(entry)
-        except (KeyError, TypeError, ValueError) as error:
-            log.warning("event %d of the journal is passed over: %r", entry.seq, error)
-    return state

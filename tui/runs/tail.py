@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from engine.storage.jsonl import BadLine, loads, parsed_line
+from engine.core.reading import open_file
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, parsed_line, too_long
 
 BLOCK_BYTES = 4 << 20
 
@@ -17,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Line:
-    """One whole line: its place in the file and its content."""
+    """One complete line: its position in the file and its content."""
 
     number: int
     offset: int
@@ -35,7 +36,7 @@ class TailChunk:
 
 
 class JsonlTail:
-    """Remembers how far it has read. A torn last line, and a file that is not there yet, wait for the next look."""
+    """Remembers how far it has read. An incomplete last line or a missing file waits for the next read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,17 +45,30 @@ class JsonlTail:
         self._inode: int | None = None
 
     def read(self) -> TailChunk:
-        """The next whole lines, at most about four megabytes of them; no lines when there are none yet."""
+        """The next complete lines, at most about four megabytes; none if there are none yet."""
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 begun_anew = self._notice_another_file(os.fstat(file.fileno()))
                 file.seek(self._offset)
                 block = file.read(BLOCK_BYTES)
                 if len(block) == BLOCK_BYTES and b"\n" not in block:
-                    block += file.readline()  # a line longer than a block
-        except FileNotFoundError:
+                    block += file.readline(MAX_LINE_BYTES)  # a line longer than a block
+                if len(block) >= MAX_LINE_BYTES and b"\n" not in block:
+                    return self._passed_over(file, len(block), begun_anew)
+        except (FileNotFoundError, IsADirectoryError):
             return TailChunk(begun_anew=self._forget())
         return TailChunk(self._lines(block[: block.rfind(b"\n") + 1]), begun_anew)
+
+    def _passed_over(self, file: BinaryIO, length: int, begun_anew: bool) -> TailChunk:
+        """One line that is too long to be a record: nothing of it is kept, and what follows is read next time."""
+        while block := file.readline(MAX_LINE_BYTES):
+            length += len(block)
+            if block.endswith(b"\n"):
+                bad = Line(self._number, self._offset, length - 1, too_long(self._number))
+                self._number += 1
+                self._offset += length
+                return TailChunk([bad], begun_anew)
+        return TailChunk(begun_anew=begun_anew)
 
     def _notice_another_file(self, stat: os.stat_result) -> bool:
         another = self._inode is not None and (stat.st_ino != self._inode or stat.st_size < self._offset)
@@ -82,7 +96,7 @@ class JsonlTail:
 
 def read_line(path: Path, line: Line) -> dict[str, Any]:
     """The record of `line`, read again from disk. Raises OSError or ValueError when it is not there any more."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(line.offset)
         record = loads(file.read(line.length))
     if not isinstance(record, dict):

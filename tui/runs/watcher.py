@@ -12,7 +12,7 @@ from engine.core import layout
 from engine.core.errors import ExitCode, UnsafeError
 from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
-from engine.run.state import RunState
+from engine.run.state import RunState, folded
 from engine.storage.files import write_atomically
 from tui.runs.run_source import as_idle
 from tui.runs.tail import JsonlTail
@@ -27,9 +27,11 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Reads `logs/events.jsonl` as it grows, in a thread of its own between `open` and `close`."""
+    """Reads `logs/events.jsonl` as it grows, in its own thread between `open` and `close`."""
 
     read_only = True
+    token = None
+    asks_hub = False
 
     def __init__(self, run: Run, config: Stage3Config, *, hands_off: bool = False) -> None:
         self.hands_off = hands_off
@@ -89,17 +91,11 @@ class Watcher:
         write_atomically(self.run / layout.STOP_REQUEST, f"{reason}\n".encode())
 
     def read(self) -> int:
-        """Fold what is new; the number of new lines."""
+        """Fold new lines; returns how many."""
         piece = self._tail.read()
         state = RunState() if piece.begun_anew else self._state
         for line in piece.lines:
-            entry = entry_from_dict(line.record)
-            if entry is None:
-                continue
-            try:
-                state = state.apply_entry(entry)
-            except (KeyError, TypeError, ValueError) as error:
-                log.warning("event %d of the journal is passed over: %r", entry.seq, error)
+            state = folded(state, entry_from_dict(line.record))
         with self._lock:
             if state is not self._state:
                 self._state, self._read = state, time.monotonic()
@@ -109,7 +105,7 @@ class Watcher:
         while not self._done.is_set():
             try:
                 new_lines = self.read()
-            except OSError as error:  # a hiccup of a network file system: try again next time
+            except (OSError, UnsafeError) as error:  # a hiccup of a network file system: try again next time
                 log.warning("the journal could not be read: %s", error)
                 new_lines = 0
             if not new_lines:

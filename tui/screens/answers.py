@@ -8,7 +8,7 @@ from textual.content import Content
 
 from engine.dpo.evaluation.answered import KINDS, Answered
 from tui.formatting import figure, safe_text
-from tui.widgets.layout import EMPTY, paragraph, spread
+from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import section
 from tui.widgets.text_view import clickable
@@ -19,13 +19,13 @@ WORD_MARKS = {
     "worse": ("▼", "$pair-bad"),
 }
 LEAST_IN_COMMON = 0.4
-"""Where fewer words are the same, marking those that are not marks nearly all."""
+"""If fewer words are the same, nearly all would be marked, so none are."""
 PROMPT_SHOWN = 1_000
 
 
 @dataclass(frozen=True)
 class AnswersShown:
-    """The answers of a report, and the place of a person among them."""
+    """The answers of a report, and the position of the reader in them."""
 
     answers: tuple[Answered, ...] = ()
     kind: str = "all"
@@ -43,17 +43,17 @@ class AnswersShown:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many there are of each kind; kinds of which there are none are left out."""
+        """The number of answers of each kind, without empty kinds."""
         counted = {kind: sum(map(fits, self.answers)) for kind, fits in KINDS.items()}
         return {kind: count for kind, count in counted.items() if count}
 
     def moved(self, by: int) -> AnswersShown:
-        """To another answer; from the last one to the first."""
+        """Step to another answer, wrapping around."""
         chosen = len(self.chosen)
         return replace(self, place=(self.place + by) % chosen) if chosen else self
 
     def of_kind(self, kind: str) -> AnswersShown:
-        """The first answer of a kind; as it is where there is none."""
+        """Go to the first answer of a kind; unchanged if there is none."""
         return replace(self, kind=kind, place=0) if kind in self.counts else self
 
     def of_next_kind(self) -> AnswersShown:
@@ -62,15 +62,17 @@ class AnswersShown:
 
 
 def answers_lines(shown: AnswersShown, width: int) -> list[Content]:
-    """Which answers, how to go through them, the prompt, and both answers to it."""
+    """The kind of answers, how to step through them, the prompt, and both answers."""
     one = shown.current
     if one is None:
         return []
+    steps = _steps()
     prompt = safe_text(one.prompt, "bold $foreground", PROMPT_SHOWN)
     names = tuple(_name(one, stage) for stage in (2, 3))
     return [
-        section("Answers", f"{shown.place + 1} of {len(shown.chosen)}", width),
-        spread(_kinds(shown), _steps(), width),
+        section("Answers", f"{shown.place + 1} of {len(shown.chosen)}", width - steps.cell_length - 1)
+        + steps.pad_left(1),
+        _kinds(shown).truncate(width, ellipsis=True),
         EMPTY,
         *paragraph(prompt, width),
         EMPTY,
@@ -100,7 +102,7 @@ def _steps() -> Content:
 
 
 def _name(one: Answered, stage: int) -> Content:
-    """Above an answer: whose it is, its score, and what speaks against it."""
+    """The heading of an answer: its model, its score, and its faults."""
     second = stage == 3
     score = one.stage3_score if second else one.stage2_score
     told = f"Stage {stage}" + ("" if score is None else f"  {figure(float(score), 2)}")

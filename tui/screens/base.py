@@ -56,7 +56,7 @@ STAGE_OPTIONS: dict[str, tuple[str, ...]] = {
 """The options on a stage's screen: names of groups, and of single options."""
 
 NOT_EDITED = ("output_dir",)
-"""Another output folder is another run, so it can only be set on the command line."""
+"""Not editable here: another output folder is another run, so it is set on the command line."""
 
 READABLE = 110
 """Maximum width of sentences, in cells."""
@@ -67,18 +67,23 @@ def options_of(stage: str) -> tuple[Option, ...]:
     return tuple(option for option in options() if option.name in wanted or option.group in wanted)
 
 
+def done_of(state: RunState) -> dict[str, float | None]:
+    """The stages that are done, each with the seconds that it took."""
+    return {name: stage.elapsed(0.0) for name, stage in state.stages.items() if stage.status in ("done", "skipped")}
+
+
 class StageView(Vertical):
-    """The body of the screen for one stage. It gets the state, and draws what changed."""
+    """The body of the screen for one stage. Receives the state and draws what changed."""
 
     STAGE: ClassVar[str]
     OPTIONS: ClassVar[str] = "Options"
     OWN_PAGES: ClassVar[tuple[str, ...]] = ("Overview",)
-    """Views of the stage, shown one at a time; its options are another."""
+    """Views of the stage, shown one at a time; its options are a further one."""
     BARE_PAGES: ClassVar[tuple[str, ...]] = (OPTIONS,)
     """Views without summary and next actions above them, because they need the room."""
 
     empty_pages: tuple[str, ...] = ()
-    """Of its own pages those that have nothing to show in this run."""
+    """Its own pages that have nothing to show in this run."""
 
     class Turned(Message):
         """The person switched to another view."""
@@ -117,7 +122,7 @@ class StageView(Vertical):
 
     def step_back(self) -> bool:
         """Esc: one step back inside the page. False if there is none."""
-        return self.page == self.OPTIONS and self.page in self._made and self.query_one(OptionsEditor).leave()
+        return self.page == self.OPTIONS and self.page in self._made and self.options_editor.step_back()
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
@@ -127,7 +132,7 @@ class StageView(Vertical):
 
     @property
     def pages(self) -> tuple[str, ...]:
-        """Those that there is something to see on."""
+        """The pages that have something to show."""
         return tuple(page for page in self.all_pages if page not in self.empty_pages)
 
     def compose(self) -> ComposeResult:
@@ -172,7 +177,11 @@ class StageView(Vertical):
         self._page_chosen = False
 
     def focus_options(self) -> None:
-        self.query_one(OptionsEditor).rows.focus()
+        self.options_editor.rows.focus()
+
+    @property
+    def options_editor(self) -> OptionsEditor:
+        return self._container(self.OPTIONS).query_one(OptionsEditor)
 
     def scroll_page(self, pages: int) -> None:
         page = self._container(self.page)
@@ -202,7 +211,7 @@ class StageView(Vertical):
             return False
         if self.page == self.OPTIONS:
             why_not = "Another process owns this run: change its options there." if self.source.read_only else ""
-            self.query_one(OptionsEditor).put(self.source.config, why_not)
+            self.options_editor.put(self.source.config, why_not, done_of(state))
         else:
             self.draw_checks(stage)
             self.draw_page(state, stage, now)
@@ -210,7 +219,7 @@ class StageView(Vertical):
 
     @property
     def compact(self) -> bool:
-        """Whether lines are scarce."""
+        """Whether there are few lines."""
         return self.screen.has_class("-short")
 
     @property
@@ -248,7 +257,7 @@ class StageView(Vertical):
         )
 
     def _draw_summary(self, state: RunState, stage: StageState) -> None:
-        """Its result in a line or two, or what it will do, and the possible actions."""
+        """The result in a line or two, or what the stage will do, and the possible actions."""
         waits = stage.status == "waiting" and not stage.summary
         told = description_of(self.STAGE, self.source.config, state) if waits else (stage.summary,)
         bare = self.page in self.BARE_PAGES

@@ -1,4 +1,4 @@
-"""Stage 3: the Hugging Face token, hidden from the first character on."""
+"""Stage 3: the Hugging Face token, hidden from the first character."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class LogRows(RowList):
     # -- what is in it ------------------------------------------------------------------------------------------------
 
     def put(self, lines: list[LogLine], *, anew: bool = False) -> None:
-        """Show these. The cursor stays on its line, or at the end if it was there; `anew`: another log, from its end."""
+        """Show these lines. The cursor stays on its line, or at the end if it was there; `anew`: show another log from its end."""
         if lines == self._all and not anew:
             return
         at_end, held = anew or self.follows, self.line
@@ -93,12 +93,12 @@ class LogRows(RowList):
 
     @property
     def matches(self) -> list[int]:
-        """The rows that have what is sought."""
+        """The rows with a match."""
         wanted = self.sought.lower()
         return [at for at, line in enumerate(self.lines) if wanted in line.whole.lower()] if wanted else []
 
     def seek(self, text: str) -> None:
-        """Find this: the cursor goes to the nearest match at or before it, else to the last."""
+        """Search: the cursor goes to the nearest match at or before it, else to the last."""
         self.sought = text
         found = self.matches
         if found:

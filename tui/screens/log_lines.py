@@ -8,11 +8,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.core.errors import UnsafeError
+from engine.core.reading import open_file
 from engine.run.state import RunState
 
 TAIL_BYTES = 256 << 10
 LEVELS = ("all", "warning", "error")
-"""What the filter lets pass: everything, warnings and errors, errors alone."""
+"""Levels of the filter: everything, warnings and errors, errors only."""
 LEVEL_WORDS = {"all": "every line", "warning": "warnings and errors", "error": "errors alone"}
 _RANK = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 3}
 _OF_THE_LOG = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),\d+ ([A-Z]+) (.*)", re.DOTALL)
@@ -24,7 +26,7 @@ class LogLine:
     clock: str
     level: str
     stage: str
-    """The stage that it is about, or that ran then; empty where none did."""
+    """The stage that it is about, or that ran at the time; empty if none did."""
     text: str
 
     def passes(self, level: str) -> bool:
@@ -32,12 +34,12 @@ class LogLine:
 
     @property
     def whole(self) -> str:
-        """As it is copied."""
+        """The text that is copied."""
         return " ".join(part for part in (self.clock, self.level, self.stage, self.text) if part)
 
 
 def message_rows(state: RunState) -> list[LogLine]:
-    """What the run said, and what failed, in order of time."""
+    """The messages and failures of the run, in order of time."""
     timed = [(when, message.level, message.stage, message.text) for when, message in state.messages]
     for stage in state.stages.values():
         failure = stage.failure
@@ -66,7 +68,7 @@ def file_rows(text: str, state: RunState) -> list[LogLine]:
 
 
 def stage_at(state: RunState, when: float) -> str:
-    """The stage that was at work at a time, to the second; empty where none was."""
+    """The stage that was running at a time, to the second; empty if none was."""
     for stage in state.stages.values():
         if stage.started is not None and int(stage.started) <= when <= (stage.finished or when):
             return stage.name
@@ -76,11 +78,11 @@ def stage_at(state: RunState, when: float) -> str:
 def tail_of(path: Path) -> str:
     """The end of a file, starting at a whole line; empty if it does not exist."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size - TAIL_BYTES, 0))
             raw = file.read(TAIL_BYTES)
-    except OSError:  # no log yet
+    except (OSError, UnsafeError):  # no log yet
         return ""
     text = raw.decode("utf-8", errors="backslashreplace")
     return text if size <= TAIL_BYTES else text.partition("\n")[2]

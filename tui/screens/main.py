@@ -30,8 +30,9 @@ from tui.screens.quality import QualityView
 from tui.screens.toolchain import ToolchainView
 from tui.screens.training import TrainingView
 from tui.screens.workspace import WorkspaceView
+from tui.widgets.progress_of import seconds_to_go
 from tui.widgets.rail import Rail
-from tui.widgets.status_lines import keys_line, seconds_to_go, status_line, title_line
+from tui.widgets.status_lines import keys_line, status_line, title_line
 from tui.widgets.text_view import TextView
 from tui.widgets.token_field import TokenField
 
@@ -104,7 +105,7 @@ class MainScreen(Screen[None]):
     # -- drawing ------------------------------------------------------------------------------------------------------
 
     async def draw(self, state: RunState, standing: str, now: float) -> bool:
-        """Show `state`, and follow the running stage. False if some part could not be drawn yet."""
+        """Show `state`, and follow the running stage. False if a part could not be drawn yet."""
         await self._follow(state)
         if not self.is_whole:
             return False
@@ -271,10 +272,19 @@ class MainScreen(Screen[None]):
             self.view.show_answers(self.view.answers.moved(by))
 
     def action_which(self, kind: str = "") -> None:
-        """Go through the answers of one kind; without a name, of the next one."""
+        """Step through the answers of one kind; without a name, of the next kind."""
         if isinstance(self.view, TrainingView):
             shown = self.view.answers
             self.view.show_answers(shown.of_kind(kind) if kind else shown.of_next_kind())
+
+    def action_enter(self) -> None:
+        """Into the list or form of the page."""
+        if self.view is not None:
+            self.view.focus_options() if self.view.page == self.view.OPTIONS else self.view.focus_page()
+
+    def action_presets(self) -> None:
+        if isinstance(self.view, WorkspaceView):
+            wizard_of(self).choose_preset()
 
     def action_log_in(self) -> None:
         if isinstance(self.view, CredentialsView):
@@ -285,7 +295,7 @@ class MainScreen(Screen[None]):
             wizard_of(self).copy(*self.view.copy_text(wizard_of(self).seen))
 
     def action_copy_line(self, number: int) -> None:
-        """A click on a line that the stage offers to copy."""
+        """Handle a click on a line that can be copied."""
         if isinstance(self.view, PackagingView):
             wizard_of(self).copy(*self.view.line_at(number, wizard_of(self).seen))
 

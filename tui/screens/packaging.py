@@ -36,16 +36,17 @@ class PackagingView(StageView):
 
         evaluation, plain = state.evaluation, wizard_of(self).draws_ascii
 
-        def draw(width: int) -> list[Content]:
-            hero = [] if evaluation is None else [EMPTY, *word_lines(evaluation, width, plain=plain)]
-            drawn = [
-                *hero,
-                EMPTY,
-                *card("The archive", [(name, one_line(detail, "bold")) for name, detail in told], width),
-            ]
-            return [*drawn, *line_lines(lines, width), *content_lines(contents, width)]
+        gap = self.gap
 
-        self.paper("extra").put((told, lines, contents, evaluation), draw if told else None)
+        def draw(width: int) -> list[Content]:
+            hero = [] if evaluation is None else [*gap, *word_lines(evaluation, width, plain=plain)]
+            archive = [*gap, *card("The archive", [(name, one_line(detail, "bold")) for name, detail in told], width)]
+            commands = line_lines(lines, width)
+            # Where lines are scarce, what to do next goes before what there is.
+            parts = [hero, archive, commands] if gap else [hero, commands, archive]
+            return [*(line for part in parts for line in part), *content_lines(contents, width)]
+
+        self.paper("extra").put((told, lines, contents, evaluation, len(gap)), draw if told else None)
 
     def copy_text(self, state: RunState) -> tuple[str, str]:
         lines = lines_of(state.stages[self.STAGE])

@@ -1,4 +1,4 @@
-"""The screen of `stage3-tui browse FILE`: the pair browser, and nothing of a run around it."""
+"""The screen of `stage3-tui browse FILE`: only the pair browser, without a run around it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui.widgets.status_lines import keys_line
 from tui.widgets.text_view import TextView
 
 NOTHING_TO_RUN = {"run_stage", "run_all", "redo", "stop", "log"}
-"""Keys of the wizard that are for a run."""
+"""Keys of the wizard that need a run."""
 
 
 class PairFileScreen(MainScreen, inherit_bindings=False):
@@ -47,7 +47,7 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
 
     @property
     def view(self) -> StageView | None:
-        """No stage is looked at."""
+        """No stage is shown."""
         return None
 
     def places(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a start would do, before it is started: stage by stage reused, made again and why, and how long that takes."""
+"""What a start would do: which stages are reused, which are done again and why, and how long it takes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Planning = Callable[[], Sequence[PlannedStage]]
 
 
 class PlanWindow(Dialog[bool | None]):
-    """Gives True where the start is wanted. It may be started before the plan is there: reading a dataset takes a moment."""
+    """Returns True to start. Start works before the plan is ready, too: reading a dataset takes a moment."""
 
     CLOSED_BY = ("q", "p")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,a,r,y", "start", "start", show=False)]

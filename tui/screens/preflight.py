@@ -27,7 +27,7 @@ class PreflightView(StageView):
     OVERVIEW, PILOT = OWN_PAGES = ("Overview", "Pilot")
 
     def page_for(self, state: RunState) -> str:
-        """The pilot's pairs, where it was they that ended the stage."""
+        """The pilot's pairs, if they made the stage refuse."""
         refused = state.stages[self.STAGE].status == "refused" and state.pilot is not None
         return self.PILOT if refused else self.OVERVIEW
 
@@ -78,7 +78,7 @@ WIDEST_BAR = 60
 
 
 def pilot_lines(pilot: PilotDone | None, width: int) -> list[Content]:
-    """Each share with its interval and the gate's threshold, then the pairs, one below the other."""
+    """Each share with its interval and the gate's threshold, then the pairs, one after the other."""
     if pilot is None:
         return [EMPTY, Content.styled("There is no pilot yet.", "$muted")]
     lines = [EMPTY, section("What the pilot says of the whole", f"{pilot.pairs} prompts", width)]
@@ -109,7 +109,7 @@ def figure_lines(figure: Mapping[str, Any], width: int) -> list[Content]:
 
 
 def pair_lines(number: int, pair: Mapping[str, Any], width: int) -> list[Content]:
-    """One pair of the pilot. All of its texts are foreign."""
+    """One pair of the pilot. All its texts are untrusted."""
     reasons = ", ".join(str(reason) for reason in pair["reasons"])
     found = reasons or (f"usable, {pair['outcome']}" if pair["outcome"] else "usable")
     head = section(f"Pair {number}", one_line(found, limit=60).plain, width)

@@ -57,7 +57,7 @@ class QualityView(StageView):
             self.paper("extra").put(told, (lambda width: [EMPTY, *lines]) if lines else None)
 
     def _decided_since(self, stage: StageState) -> Content:
-        """A sentence if people made decisions after the stage read them."""
+        """A sentence if there are decisions that the stage has not read yet."""
         if stage.status not in ("done", "refused") or stage.finished is None:
             return EMPTY
         try:
@@ -100,10 +100,10 @@ def gate_line(stage: StageState) -> Content:
 
 
 def ask_people_line(stage: StageState) -> Content:
-    """How to decide about the sample, where the stage asks for it."""
+    """How to decide about the sample, if the stage asks for it."""
     title = BETTER_BY_PEOPLE.replace("_", " ")
     if not any(check.name == title and check.status == "failed" for check in stage.checks):
         return EMPTY
     return Content.styled(
-        "No judge can judge: b shows the pairs, S the sample to decide about; then r.", "$check-warning"
+        "No judge passed its exam: b shows the pairs, S the sample to decide about; then r.", "$check-warning"
     )

@@ -1,4 +1,4 @@
-"""What each stage will do with the current options, in sentences for first-time users."""
+"""What each stage will do with the current options, for first-time users."""
 
 from __future__ import annotations
 

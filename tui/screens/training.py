@@ -20,6 +20,7 @@ from tui.app_protocol import wizard_of
 from tui.formatting import figure, memory, number, safe_text
 from tui.screens.answers import AnswersShown, answers_lines
 from tui.screens.base import StageView
+from tui.screens.compare import series_of
 from tui.screens.curves import CURVES, CurvesView, drawn_curve
 from tui.screens.curves_file import write_curves
 from tui.screens.trials import trial_lines
@@ -59,6 +60,7 @@ class TrainingView(StageView):
             yield TextView(id="memory")
         elif page == self.TRIALS:
             yield TextView(id="trials")
+            yield LineChart(id="trial-losses")
         else:
             yield TextView(id="verdict")
             yield TextView(id="answers")
@@ -116,7 +118,7 @@ class TrainingView(StageView):
         )
 
     def _read_answers(self, evaluation: EvalDone | None) -> None:
-        """Those of the event at once, and all of the report as soon as it is read."""
+        """The answers in the event first, then all of the report's once it is read."""
         if evaluation is self._read_for:
             return
         self._read_for = evaluation
@@ -151,6 +153,11 @@ class TrainingView(StageView):
         key = (trials, total, int(now) if state.running else 0)
         plain = wizard_of(self).draws_ascii
         self.paper("trials").put(key, lambda width: trial_lines(trials, total, now, width, plain=plain))
+        losses = [[number(step.loss) for step in trial.steps] for trial in trials]
+        chart = self.query_one("#trial-losses", LineChart)
+        chart.display = any(losses)
+        head = Content.assemble(("Loss", "bold $heading"), ("   of every trial, in the colour of its number", "$muted"))
+        chart.put([len(each) for each in losses], head, series_of(losses), CURVES["loss"].levels)
 
     def _draw_memory(self, state: RunState) -> None:
         reading = state.telemetry[-1] if state.telemetry else None
@@ -237,7 +244,7 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
 
 
 def warning_lines(warnings: Sequence[Message], width: int) -> list[Content]:
-    """Warnings of the training with their evidence, a line each."""
+    """Warnings of the training with their evidence, one per line."""
     return [
         Content.assemble(
             (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), safe_text(one.text, "", 300)

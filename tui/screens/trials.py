@@ -1,4 +1,4 @@
-"""The trials of a sweep, as they go: what each is trained with, how far it is, and what came of it."""
+"""The trials of a sweep, live: the options, progress and outcome of each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from engine.dpo.evaluation.carried import with_interval
 from engine.pipeline.best_trial import best_of
 from engine.run.state import TrialState
 from tui.formatting import bars, duration, number, one_line
+from tui.screens.compare import colour
 from tui.screens.verdict import READABLE, WORD_STYLES
 from tui.widgets.big_word import big_word, hero
 from tui.widgets.interval_bar import interval_bar
@@ -22,13 +23,13 @@ VERDICT_STYLES = {"better": "bold $check-ok", "worse": "bold $check-failed"}
 ROOM_FOR_CURVES = 100
 BAR = 36
 CURVE = 48
-"""Cells of the little curve of the loss."""
+"""Cells of the sparkline of the loss."""
 
 
 def trial_lines(
     trials: Iterable[TrialState], total: int, now: float, width: int, *, plain: bool = False
 ) -> list[Content]:
-    """The best one's verdict once all have ended, then two lines a trial, in their order."""
+    """The best trial's verdict once all have ended, then two lines per trial, in order."""
     shown = list(trials)
     ended = sum(trial.finished is not None for trial in shown)
     lines = _leader(shown, width, plain=plain) if ended == total and shown else []
@@ -61,7 +62,7 @@ def _head(trial: TrialState, now: float, width: int) -> Content:
     mark = STAGE_MARKS.get("running" if trial.finished is None else trial.finished.outcome, UNKNOWN)
     left = Content.assemble(
         (f"{mark.glyph} ", f"bold {mark.style}"),
-        (f"{trial.number}  ", "$muted"),
+        (f"{trial.number}  ", f"bold {colour(trial.number - 1)}"),
         one_line(_options(trial.options), "bold", 120),
     )
     return spread(left, _outcome(trial, now), width)
@@ -88,7 +89,7 @@ def _outcome(trial: TrialState, now: float) -> Content:
 
 
 def _figures(trial: TrialState, width: int) -> Content:
-    """The newest figures of training, or what the evaluation found; a trial that failed says why."""
+    """The newest training figures, or the evaluation's result; for a failed trial, the reason."""
     finished = trial.finished
     if finished is not None and finished.outcome != "done":
         return (Content("     ") + one_line(finished.summary, "$check-failed")).truncate(width, ellipsis=True)

@@ -1,4 +1,4 @@
-"""The verdict as the hero of a screen: its word large, one sentence, the three figures that carry it, and all figures below."""
+"""The verdict, large: its word, one sentence, the three figures that decide it, and all figures below."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORD_STYLES = {
 def verdict_lines(
     evaluation: EvalDone | None, width: int, *, compact: bool = False, plain: bool = False
 ) -> list[Content]:
-    """The word, the sentence, and what carries them; fewer blank lines where lines are scarce, and no blocks where `plain`."""
+    """The word, the sentence, and the deciding figures; with few lines, fewer blank ones; `plain`: without block characters."""
     gap = [] if compact else [EMPTY]
     if evaluation is None:
         return [EMPTY, Content.styled("The verdict follows after training, from held-out prompts.", "$muted")]
@@ -40,7 +40,7 @@ def verdict_lines(
 
 
 def word_lines(evaluation: EvalDone, width: int, *, plain: bool = False) -> list[Content]:
-    """The word, large, and why it holds, in one sentence."""
+    """The word, large, and the reason, in one sentence."""
     word = one_line(evaluation.verdict, limit=40).plain
     asked = evaluation.figures.get("prompts")
     about = "Stage 3 against Stage 2" + (f", on {figure(asked)} held-out prompts" if isinstance(asked, int) else "")
@@ -50,7 +50,7 @@ def word_lines(evaluation: EvalDone, width: int, *, plain: bool = False) -> list
 
 
 def evidence_lines(evaluation: EvalDone, summary: str, width: int) -> list[Content]:
-    """What was measured, in sentences, then every figure."""
+    """The measurements in sentences, then every figure."""
     told = [*evaluation.reasons[1:], *([summary] if summary else [])]
     lines = [EMPTY, section("Evidence", "", width)] if told else []
     for reason in told:

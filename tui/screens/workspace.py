@@ -1,15 +1,23 @@
-"""Stage 1: the working folder and the disk space."""
+"""Stage 1: what the run is made of and what is missing, before it starts; then the working folder and the disk space."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+from textual.app import ComposeResult
+from textual.containers import Vertical
 from textual.content import Content
+from textual.widget import Widget
+from textual.worker import Worker, WorkerState
 
+from engine.pipeline.ingredients import Access, Beginning, ask_hub, beginning
+from engine.run.folder import Run
 from engine.run.state import RunState, StageState
 from tui.formatting import memory
-from tui.screens.base import StageView
+from tui.runs.run_source import RunSource
+from tui.screens.base import StageView, done_of
+from tui.screens.start import StartEditor
 from tui.widgets.gauge import memory_bar
 from tui.widgets.layout import EMPTY
 
@@ -18,10 +26,93 @@ DISK_SECONDS = 5
 
 class WorkspaceView(StageView):
     STAGE = "workspace"
+    START, OVERVIEW = OWN_PAGES = ("Start", "Overview")
+    BARE_PAGES = (START, StageView.OPTIONS)
 
     _looked: tuple[float, float] | None = None
+    _known_of: object = None
+    """The configuration and the stages that the last look at the ingredients was about."""
+
+    def __init__(self, source: RunSource) -> None:
+        super().__init__(source)
+        self._access: tuple[object, Access] = (None, {})
+        """What the Hub said, and of which configuration."""
+
+    # -- the start ----------------------------------------------------------------------------------------------------
+
+    def compose_page(self, page: str) -> ComposeResult:
+        if page == self.START:
+            yield StartEditor(self.source.config, id="start")
+        else:
+            yield from super().compose_page(page)
+
+    def page_container(self, page: str) -> Widget:
+        if page != self.START:
+            return super().page_container(page)
+        container = Vertical(id=f"page-{page.lower()}", classes="page")
+        container.display = page == self.page
+        return container
+
+    def page_for(self, state: RunState) -> str:
+        return self.START if state.stages[self.STAGE].status == "waiting" else self.OVERVIEW
+
+    def focus_page(self) -> None:
+        if self.page == self.START:
+            self.query_one(StartEditor).rows.focus()
+        else:
+            super().focus_page()
+
+    def step_back(self) -> bool:
+        if self.page == self.START and self.is_made(self.page):
+            return self.query_one(StartEditor).step_back()
+        return super().step_back()
+
+    def _draw_start(self, state: RunState) -> None:
+        why_not = "Another process owns this run: change its options there." if self.source.read_only else ""
+        editor = self.query_one(StartEditor)
+        editor.put(self.source.config, why_not, done_of(state))
+        if self._known_of is None and self.screen.focused is None and not self.source.running:
+            editor.rows.focus()  # Enter changes the line under the cursor from the first moment on
+        key = (self.source.config, tuple(stage.status for stage in state.stages.values()))
+        if key != self._known_of:
+            self._known_of = key
+            self._look()
+
+    def _look(self) -> None:
+        source, asked = self.source, self._access[1] if self._access[0] == self.source.config else {}
+        config, folder, token = source.config, source.run.folder, source.token
+        self.run_worker(
+            lambda: beginning(config, Run(folder), token=token, access=asked),
+            name="beginning", thread=True, exclusive=True, exit_on_error=False, group="start",
+        )  # fmt: skip
+
+    def _ask(self) -> None:
+        source = self.source
+        config, folder, token = source.config, source.run.folder, source.token
+        self.run_worker(
+            lambda: (config, ask_hub(config, Run(folder), token)),
+            name="access", thread=True, exclusive=True, exit_on_error=False, group="ask", description="asks the Hub",
+        )  # fmt: skip
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        if event.state is not WorkerState.SUCCESS:
+            return
+        if event.worker.name == "beginning":
+            found: Beginning = event.worker.result  # type: ignore[assignment]
+            self.query_one(StartEditor).know(found)
+            if self.source.asks_hub and self._access[0] != self.source.config:
+                self._ask()
+        elif event.worker.name == "access":
+            self._access = event.worker.result  # type: ignore[assignment]
+            if self._access[1]:
+                self._look()
+
+    # -- what the stage found -----------------------------------------------------------------------------------------
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
+        if self.page == self.START:
+            self._draw_start(state)
+            return
         needed = state.forecast.disk_bytes if state.forecast is not None else 0.0
         if (now // DISK_SECONDS, needed) != self._looked:
             self._looked = (now // DISK_SECONDS, needed)
@@ -33,7 +124,7 @@ class WorkspaceView(StageView):
 
 
 def disk_usage(folder: Path) -> tuple[float, float] | None:
-    """(used, total) bytes of the disk that holds `folder`, or will; None if unknown."""
+    """(used, total) bytes of the disk that holds, or will hold, `folder`; None if unknown."""
     for place in (folder, *folder.parents):
         try:
             usage = shutil.disk_usage(place)
@@ -44,7 +135,7 @@ def disk_usage(folder: Path) -> tuple[float, float] | None:
 
 
 def disk_lines(used: float, total: float, needed: float, width: int) -> list[Content]:
-    """Disk usage, and how far the run will fill it, once preflight has a forecast."""
+    """Disk usage, with the usage that preflight forecasts, if it has."""
     needs = f"   the run needs about {memory(needed)}" if needed else ""
     told = Content.assemble((f"  {memory(total - used)} free", "bold"), (f" of {memory(total)}{needs}", "$muted"))
     label = Content.styled("Disk  ", "$muted")

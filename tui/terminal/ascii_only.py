@@ -1,6 +1,6 @@
-"""For terminals that have ASCII alone: what the screens draw with, and what foreign text is written in, in its place.
+"""ASCII replacements for terminals without Unicode, for the screens' own characters and for untrusted text.
 
-One filter over what is about to be written, so that no widget need know of it.
+One filter over the output, so that no widget needs to know about it.
 """
 
 from __future__ import annotations

@@ -18,15 +18,13 @@ from textual.drivers import linux_driver
 from textual.drivers.linux_driver import LinuxDriver
 
 ENOUGH_ROOM = 5
-"""Of the writer's queue: with so few writes waiting the terminal reads again."""
+"""Length of the writer's queue at which the terminal counts as reading again."""
 LAST_WRITES_SECONDS = 1.0
 """How long the end of the screen waits for a terminal that does not read."""
 
 
 def _decoder(name: str) -> Any:
-    """Mouse reports of an old kind (X10) come as bytes that are no UTF-8; Textual would end with an error
-    (Textualize/textual#6696).
-    """
+    """X10 mouse reports contain bytes that are not UTF-8, on which Textual would crash (Textualize/textual#6696)."""
     return partial(codecs.getincrementaldecoder(name), errors="replace")
 
 
@@ -37,9 +35,9 @@ class WizardDriver(LinuxDriver):
         setattr(linux_driver, "getincrementaldecoder", _decoder)  # noqa: B010 (a name that it imports)
         super().__init__(*arguments, **options)
         self.aside = False
-        """The terminal is somebody else's for the moment."""
+        """The terminal is in use by another program at the moment."""
         self.missed = False
-        """Something was not written: what is on the terminal is not what should be."""
+        """Output was dropped, so the terminal is out of date."""
         self._drawing = False
         self._waits_until = 0.0
 
@@ -56,7 +54,7 @@ class WizardDriver(LinuxDriver):
 
     @property
     def reads(self) -> bool:
-        """Whether the terminal takes what is written."""
+        """Whether the terminal is reading our output."""
         return not self.aside and self._writer_thread is not None and self._writer_thread._queue.qsize() <= ENOUGH_ROOM
 
     def start_application_mode(self) -> None:
@@ -70,7 +68,7 @@ class WizardDriver(LinuxDriver):
             self._drawing = False
 
     def close(self) -> None:
-        """End the writer, which may be stuck in a write that nobody reads: then it is left behind."""
+        """End the writer thread; if it is stuck in a write that nobody reads, abandon it."""
         writer, self._writer_thread = self._writer_thread, None
         if writer is None:
             return
@@ -83,7 +81,7 @@ class WizardDriver(LinuxDriver):
     # -- aside: the shell has the terminal, what runs goes on ---------------------------------------------------------
 
     def suspend(self, farewell: str) -> None:
-        """Leave the terminal as it was found, with a line on it; what is drawn from now on goes nowhere."""
+        """Restore the terminal and print a line on it; output is discarded from now on."""
         self.suspend_application_mode()
         self.aside = True
         if farewell:
@@ -91,10 +89,10 @@ class WizardDriver(LinuxDriver):
             self._out.flush()
 
     def stop_the_job(self, *, but_this_process: bool) -> None:
-        """Stop the processes of this job, so that its shell takes the terminal back; `but_this_process` goes on working.
+        """Stop the processes of this job, so that its shell takes the terminal back; `but_this_process` keeps running.
 
-        Where there is no shell with jobs the kernel stops nobody (an orphaned process group). Without `but_this_process`
-        it returns when the job is brought back.
+        Without a job-control shell the kernel stops none (an orphaned process group). Without `but_this_process` it
+        returns when the job is resumed.
         """
         if not but_this_process:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
@@ -102,14 +100,14 @@ class WizardDriver(LinuxDriver):
         signal.signal(signal.SIGTSTP, self._sigtstp_application)
 
     def resume(self) -> None:
-        """Draw again. The whole screen has to be painted anew."""
+        """Resume drawing. The whole screen must be redrawn."""
         self.aside = False
         self.resume_application_mode()
         self.missed = True
 
     @property
     def terminal_file(self) -> int:
-        """What the screen is written to."""
+        """The file that the screen is written to."""
         return self._out.fileno()
 
     @property
@@ -119,7 +117,7 @@ class WizardDriver(LinuxDriver):
 
     @property
     def in_foreground(self) -> bool:
-        """Whether the terminal is this job's."""
+        """Whether this job is in the terminal's foreground."""
         try:
             return os.tcgetpgrp(self.fileno) == os.getpgrp()
         except OSError:
@@ -130,6 +128,6 @@ class WizardDriver(LinuxDriver):
             super()._sigtstp_application()
 
     def _sigcont_application(self, *_: object) -> None:
-        """Textual would draw at once, though it may be the shell's `bg` that sends this."""
+        """Textual would draw at once, but the signal may come from the shell's `bg`."""
         if not self.aside:
             super()._sigcont_application()

@@ -1,4 +1,4 @@
-"""A text in the editor that a person chose for such things, while the screen waits and what runs goes on."""
+"""Edit a text in the user's editor, while the screen is suspended and the run continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FALLBACKS = ("sensible-editor", "nano", "vim", "vi")
 
 
 def editor_command() -> list[str]:
-    """The words of $VISUAL or $EDITOR, else an editor that is there. Raises ValueError with a sentence."""
+    """The command in $VISUAL or $EDITOR, else an installed editor. Raises ValueError with a sentence."""
     for name in ("VISUAL", "EDITOR"):
         if words := shlex.split(os.environ.get(name, "")):
             return words
@@ -28,9 +28,9 @@ def editor_command() -> list[str]:
 
 
 async def edit_externally(driver: WizardDriver | None, folder: Path, text: str) -> str | None:
-    """The text after somebody edited it; None if the editor said that it failed, or nothing is left of the text.
+    """The edited text; None if the editor failed or the text is empty.
 
-    driver   of the terminal that the editor gets while it runs; without one it gets none
+    driver   of the terminal that the editor uses while it runs; without one it gets no terminal
 
     Raises ValueError if there is no editor or it cannot be started, OSError if the file cannot be written.
     """
@@ -52,7 +52,7 @@ async def edit_externally(driver: WizardDriver | None, folder: Path, text: str) 
 
 
 async def _with_the_terminal(driver: WizardDriver | None, command: list[str]) -> int:
-    """Run a program on the terminal; the screen is aside, and signals are still heard."""
+    """Run a program on the terminal with the screen suspended; signals are still handled."""
     if driver is None:
         screen = (subprocess.DEVNULL, subprocess.DEVNULL)
     else:

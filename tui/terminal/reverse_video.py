@@ -1,7 +1,7 @@
-"""Selection on a terminal with sixteen colours, or none: reverse video, which every terminal has and every text can be read in.
+"""Show selection in reverse video on terminals with sixteen colours or none: always supported and always readable.
 
-The ANSI themes give selected ground one colour that nothing else has (`themes.loader.ANSI_SELECTED_GROUND`); this filter puts
-reverse video in its place, before colours are translated or taken away.
+The ANSI themes give the selection a background that nothing else has (`themes.loader.ANSI_SELECTED_GROUND`); this filter
+replaces it with reverse video, before colours are translated or removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ReverseVideo(LineFilter):
 
 @lru_cache(256)
 def _reversed(style: Style) -> Style:
-    """The same weight and links, in the terminal's own two colours, exchanged."""
+    """The same weight and links, in the terminal's two default colours, swapped."""
     plain = Style(
         color="default",
         bgcolor="default",

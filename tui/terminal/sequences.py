@@ -25,8 +25,8 @@ def notification(text: str) -> str:
 
 
 def draws_ascii_alone() -> bool:
-    """Whether the terminal, or what the locale says of it, has no other characters. A locale that says nothing (as in most
-    containers) says nothing of the terminal either.
+    """Whether the terminal, according to its type or the locale, has only ASCII. An unset locale, as in most containers,
+    says nothing about the terminal.
     """
     if os.environ.get("TERM") == "linux":
         return True
@@ -45,9 +45,9 @@ def lacks_braille() -> bool:
 
 
 def terminal_is_gone(input_file: int, parent: int) -> bool:
-    """Whether the terminal hung up, or the process that this one was started from is no more.
+    """Whether the terminal hung up, or the parent process is gone.
 
-    Where SIGHUP is ignored (nohup), nothing else says so, and reading a dead terminal costs half a core.
+    If SIGHUP is ignored (nohup), there is no other sign, and reading a dead terminal costs half a core.
     """
     if os.getppid() != parent:
         return True
@@ -69,7 +69,7 @@ def standard_input() -> int | None:
 
 
 def saved_copy(folder: Path, text: str) -> Path:
-    """Put a text beside the run as well: over SSH and tmux a clipboard often stays empty."""
+    """Also write the text to a file beside the run: over SSH and tmux the clipboard often stays empty."""
     path = folder / "logs" / "copied.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

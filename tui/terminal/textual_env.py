@@ -1,4 +1,4 @@
-"""What Textual reads from the environment when it is imported; import this first."""
+"""Set the variables that Textual reads on import; import this first."""
 
 import os
 

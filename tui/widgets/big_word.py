@@ -1,4 +1,4 @@
-"""A word three rows high, for the one result that a whole run is about."""
+"""A word three rows high, for the verdict of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tui.widgets.layout import EMPTY, beside, paragraph
 
 GAP = 4
 LEAST_BESIDE = 36
-"""Cells that a sentence needs to stand beside the word."""
+"""Minimum cells for a sentence beside the word."""
 
 LETTERS: dict[str, tuple[str, str, str]] = {
     " ": ("  ", "  ", "  "),
@@ -29,12 +29,12 @@ LETTERS: dict[str, tuple[str, str, str]] = {
     "T": ("▀█▀", " █ ", " ▀ "),
     "W": ("█   █", "█ █ █", " ▀ ▀ "),
 }
-"""Those of the verdicts."""
+"""The letters of the verdicts."""
 
 
 def big_word(word: str, style: str, *, plain: bool = False) -> list[Content]:
-    """Three rows of cells; letters with air between them, in one row, where a terminal has no blocks (`plain`); the word itself
-    where a letter of it is not drawn here.
+    """Three rows of cells. With `plain` (no block characters), one row of spaced letters; a word with a letter that has no
+    drawing is shown as it is.
     """
     letters = word.upper()
     if plain:
@@ -45,7 +45,7 @@ def big_word(word: str, style: str, *, plain: bool = False) -> list[Content]:
 
 
 def hero(word: Sequence[Content], label: Content, sentence: Content, width: int) -> list[Content]:
-    """The word, with a label and a sentence beside it where there is room, else under it."""
+    """The word, with a label and a sentence beside it if there is room, else below."""
     word_width = max(row.cell_length for row in word)
     room = width - word_width - GAP
     if room < LEAST_BESIDE:

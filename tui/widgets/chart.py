@@ -46,7 +46,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line at a value that means something."""
+    """A horizontal line at a reference value."""
 
     value: float
     label: str
@@ -118,9 +118,9 @@ def window_of(
     bounds: tuple[float, float] | None = None,
     held_out: Sequence[HeldOut] = (),
 ) -> Window | None:
-    """All finite points and levels, with a little air above and below; None if there is nothing to show.
+    """The range of all finite points and levels, with a small margin; None if there is nothing to show.
 
-    bounds   what the values can be at most: then these are shown, without air
+    bounds   the possible range of the values: shown instead, without a margin
     """
     finite = [(x, y) for one in series for x, y in one.points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
@@ -161,7 +161,7 @@ def chart(
     bounds: tuple[float, float] | None = None,
     look: Look | None = None,
 ) -> list[Content]:
-    """A chart with its axes: labels at the left, the range of x under it. The last series lies on top."""
+    """A chart with its axes: labels at the left, the range of x below. The last series is drawn on top."""
     look = look or Look()
     plot = plot_of(series, levels, width, bounds, look)
     if plot is None or height < 3:
@@ -201,7 +201,7 @@ def _overlay(plot: Plot, down: int, look: Look) -> Overlay:
 
 
 def moving_average(points: Sequence[Point], over: int) -> list[Point]:
-    """Each value averaged with those before it, `over` at most; what is not finite is left out."""
+    """The moving average over up to `over` values; non-finite values are left out."""
     kept: deque[float] = deque()
     total = 0.0
     smooth = []
@@ -241,7 +241,7 @@ def _row(
 
 
 def _joined(pieces: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Neighbours of one style as one piece: fewer escape sequences over a slow line."""
+    """Merge neighbours with the same style: fewer escape sequences over a slow connection."""
     joined: list[tuple[str, str]] = []
     for text, style in pieces:
         if joined and joined[-1][1] == style:

@@ -1,4 +1,4 @@
-"""Two texts with the words marked that only one of them has. A pure function."""
+"""Mark the words in which two texts differ. A pure function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from textual.content import Content
 
 WORDS_COMPARED = 3_000
-"""More words together are shown without marks: comparing them takes the square of their number."""
+"""Texts with more words in total are shown without marks: the time to compare grows with the square."""
 
 
 def word_diff(before: str, after: str) -> tuple[Content, Content, float | None]:
@@ -30,7 +30,7 @@ def word_diff(before: str, after: str) -> tuple[Content, Content, float | None]:
 
 
 def _words(text: str) -> list[str]:
-    """Words, the blanks after them included, and newlines of their own."""
+    """Words with the blanks that follow them; newlines are separate."""
     return re.findall(r"\n|[^\S\n]+|[^\s]+[^\S\n]?", text)
 
 

@@ -1,4 +1,4 @@
-"""Bars: how much of something is used. Pure functions, and nothing that blinks."""
+"""Bars: how much of something is used. Pure functions, and nothing blinks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIGH_SHARE = 0.92
 
 
 class Mark(NamedTuple):
-    """A place on a bar that means something."""
+    """A marked position on a bar."""
 
     share: float
     glyph: str
@@ -31,7 +31,7 @@ def forecast_mark(share: float) -> Mark:
 
 
 def bar(share: float, width: int, *, style: str = "$gauge-used", marks: Sequence[Mark] = ()) -> Content:
-    """`width` cells, `share` of them filled to an eighth of a cell; a mark stands on what is filled and on what is not."""
+    """`width` cells, `share` of them filled to an eighth of a cell; marks are visible on filled and empty cells."""
     share = min(max(share if share == share else 0.0, 0.0), 1.0)
     eighths = round(share * width * 8)
     whole, rest = divmod(eighths, 8)
@@ -55,7 +55,7 @@ def bar(share: float, width: int, *, style: str = "$gauge-used", marks: Sequence
 def memory_bar(
     used: float, total: float, width: int, *, peak: float | None = None, forecast: float | None = None
 ) -> Content:
-    """Bytes of bytes; what is nearly full is red, and says so by its length too."""
+    """Used of total bytes; red when nearly full, which its length shows, too."""
     share = used / total if total else 0.0
     style = "$gauge-high" if share >= HIGH_SHARE else "$gauge-used"
     marks = []
@@ -89,13 +89,13 @@ def short_memory(reading: Telemetry, forecast: Forecast | None, width: int) -> C
 
 
 def fullest(gpus: Sequence[GpuReading]) -> GpuReading | None:
-    """The GPU that is filled most; None if none says how full it is."""
+    """The fullest GPU; None if none reports its memory."""
     telling = [gpu for gpu in gpus if gpu.memory_used_bytes is not None and gpu.memory_total_bytes]
     return max(telling, key=lambda gpu: (gpu.memory_used_bytes or 0) / (gpu.memory_total_bytes or 1), default=None)
 
 
 def peak_on_gpu(forecast: Forecast | None, index: int) -> float | None:
-    """The most that a stage is expected to take of a GPU; None if nothing is known of this one."""
+    """The forecast peak memory on a GPU over all stages; None if unknown."""
     if forecast is None or not forecast.on_gpu or forecast.gpu != index:
         return None
     return max(forecast.peak_bytes.values(), default=None)

@@ -1,4 +1,4 @@
-"""Memory of every GPU with peak and forecast; without one, the reason, and the machine's memory."""
+"""Memory of every GPU with peak and forecast; without a GPU, the reason, and the machine's memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tui.widgets.gauge import memory_bar, peak_on_gpu
 from tui.widgets.layout import fit
 
 ROOM_FOR_MODEL = 118
-"""Cells from which the GPU's model stands there too."""
+"""Minimum cells to show the GPU's model, too."""
 
 
 class _Row(NamedTuple):
@@ -32,7 +32,7 @@ class _Row(NamedTuple):
 def gpu_lines(
     reading: Telemetry, peaks: Mapping[int, int], forecast: Forecast | None, width: int, *, peak_of_process: int = 0
 ) -> list[Content]:
-    """A line for each GPU, and one for the machine's memory; marks on the bars: peak so far, and what was forecast."""
+    """A line for each GPU and one for the machine's memory; the bars mark the peak so far and the forecast."""
     lines = []
     if not reading.gpus:
         note = one_line(reading.note or "the driver reports none", "$muted", 160)
@@ -82,7 +82,7 @@ def _joined(*figures: str) -> str:
 
 
 def _aligned(rows: Sequence[_Row], width: int) -> list[Content]:
-    """One under the other: names, bars of one length, and figures to their right."""
+    """Rows of a name, a bar of common length, and figures to its right."""
     names = max(len(row.name) for row in rows)
     numbers = max(len(row.numbers) for row in rows)
     room = min(max(width - names - numbers - max(len(row.rest) for row in rows) - 7, 8), 40)

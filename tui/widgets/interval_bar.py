@@ -1,4 +1,4 @@
-"""A figure with its interval on a scale, and what it is held against. Pure functions."""
+"""A figure with its interval and threshold on a scale. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def interval_bar(one: Carrying, width: int) -> Content:
 
 
 def scale_of(one: Carrying) -> tuple[float, float]:
-    """A share has all of 0 to 1; what has no bounds stands on a scale around its mark."""
+    """The scale: 0 to 1 for a share; for an unbounded figure, a range around its threshold."""
     if one.is_share:
         return 0.0, 1.0
     reach = 1.15 * max(abs(one.low - one.mark), abs(one.high - one.mark), 1e-9)
@@ -34,7 +34,7 @@ def scale_of(one: Carrying) -> tuple[float, float]:
 
 
 def interval_lines(figures: Sequence[Carrying], width: int) -> list[Content]:
-    """A row a figure: name, value, bar and interval, aligned; with room what it is held against and the counts, too."""
+    """A row per figure: name, value, bar and interval, aligned; if there is room, also threshold and counts."""
     columns = [[_name(one), _value(one), _interval(one), _against(one)] for one in figures]
     names, values, intervals, marks = (
         max(cell.cell_length for cell in column) for column in zip(*columns, strict=True)

@@ -12,12 +12,12 @@ EMPTY = Content("")
 
 @dataclass(frozen=True)
 class Column:
-    """How one column of a table takes its room; the last column takes what is left, and wraps."""
+    """The layout of one column of a table; the last column takes the rest and wraps."""
 
     most: int = 30
     """Cells at most; longer text is cut with an ellipsis."""
     right: bool = False
-    """Aligned to the right, as numbers are."""
+    """Right-aligned, for numbers."""
 
 
 def stack(lines: Iterable[Content]) -> Content:
@@ -31,15 +31,22 @@ def fit(content: Content, width: int, *, right: bool = False) -> Content:
     return content.pad_left(missing) if right else content.pad_right(missing)
 
 
+def shortened(value: Content, room: int) -> Content:
+    """At most `room` cells; of a path the end says most."""
+    if value.cell_length <= room or "/" not in value.plain:
+        return value
+    return Content("…") + value[-(room - 1) :]
+
+
 def paragraph(content: Content, width: int, indent: int = 0) -> list[Content]:
-    """Wrapped at words; lines after the first too are moved in by `indent`."""
+    """Wrapped at words; all lines are indented by `indent`."""
     room = max(width - indent, 8)
     wrapped = [piece for whole in content.split("\n", allow_blank=True) for piece in whole.wrap(room) or [EMPTY]]
     return [piece.rstrip().pad_left(indent) for piece in wrapped] if indent else [piece.rstrip() for piece in wrapped]
 
 
 def table(rows: Sequence[Sequence[Content]], columns: Sequence[Column], width: int, gap: int = 2) -> list[Content]:
-    """Rows under each other. All columns but the last are as wide as their widest cell; the last one wraps."""
+    """Rows of a table. All columns but the last are as wide as their widest cell; the last one wraps."""
     widths = [
         min(column.most, max((row[index].cell_length for row in rows), default=0))
         for index, column in enumerate(columns[:-1])
@@ -66,7 +73,7 @@ def beside(left: Sequence[Content], right: Sequence[Content], left_width: int, g
 
 
 def spread(left: Content, right: Content, width: int) -> Content:
-    """One line, its two ends at the edges; the left end gives way when there is no room for both."""
+    """One line with its two ends at the edges; the left end is cut if there is no room for both."""
     room = width - right.cell_length - 2
     if room < 4:
         return fit(left, width)

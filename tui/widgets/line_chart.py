@@ -57,7 +57,7 @@ class LineChart(Widget, can_focus=True):
         bounds: tuple[float, float] | None = None,
         look: Look | None = None,
     ) -> None:
-        """Show this. `key` is all that it depends on: the same key again costs nothing."""
+        """Show this. `key` is everything it depends on: the same key again costs nothing."""
         if key != self._key:
             self._key, self._title, self._series, self._levels, self._bounds = key, title, series, levels, bounds
             self._look = look or Look()

@@ -1,4 +1,4 @@
-"""The glyph, the word and the colour of every status: never the colour alone."""
+"""The glyph, word and colour of every status: never colour alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A list as long as it may be: only the rows on the screen are ever drawn (`render_line`, where DataTable would lay out all)."""
+"""A list for any number of rows: only visible ones are drawn (`render_line`; DataTable would lay out all)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tui.widgets.layout import fit
 
 
 class RowList(ScrollView, can_focus=True):
-    """Rows with a cursor. A subclass says how many there are and draws one."""
+    """Rows with a cursor. A subclass gives their number and draws one."""
 
     BINDINGS = bindings("list")
     PLACE = "list"
-    """Whose keys these are, for footer and help."""
+    """The place of its keys, for footer and help."""
 
     DEFAULT_CSS = """
     RowList {
@@ -37,7 +37,7 @@ class RowList(ScrollView, can_focus=True):
     """An index into the rows."""
 
     class About(Message):
-        """Something happened in a list."""
+        """Base of the list's messages."""
 
         def __init__(self, rows: RowList) -> None:
             super().__init__()
@@ -48,7 +48,7 @@ class RowList(ScrollView, can_focus=True):
             return self.rows
 
     class Moved(About):
-        """The cursor is on another row, or the row under it is another one."""
+        """The cursor moved, or the row under it changed."""
 
     class Opened(About):
         """Enter was pressed on a row, or it was clicked twice."""
@@ -57,21 +57,21 @@ class RowList(ScrollView, can_focus=True):
 
     @property
     def shown(self) -> int:
-        """How many rows there are to show."""
+        """The number of rows."""
         raise NotImplementedError
 
     def row_content(self, index: int, width: int) -> Content:
-        """One row, in `width` cells or fewer."""
+        """One row, in at most `width` cells."""
         raise NotImplementedError
 
     def nothing(self) -> str:
-        """What stands in an empty list."""
+        """The text of an empty list."""
         return "Nothing here."
 
     # -- the cursor ---------------------------------------------------------------------------------------------------
 
     def rows_changed(self, cursor: int | None = None) -> None:
-        """There are more rows, or fewer, or others."""
+        """Call after rows were added, removed or replaced."""
         self.virtual_size = Size(0, self.shown)
         self.cursor = self.cursor if cursor is None else cursor
         self._show_cursor()

@@ -26,8 +26,8 @@ def side_by_side(
     *,
     least_common: float = 0.0,
 ) -> list[Content]:
-    """`before` and `after`, foreign texts, each under its name. Their words are marked where at least `least_common` of them are
-    the same.
+    """`before` and `after`, untrusted texts, each under its name. Differing words are marked if at least `least_common` of
+    the words are the same.
     """
     old, new, common = word_diff(visible(before[:TEXT_SHOWN]).expandtabs(4), visible(after[:TEXT_SHOWN]).expandtabs(4))
     if common is not None and common < least_common:
@@ -50,6 +50,6 @@ def side_by_side(
 
 
 def _rest(text: str) -> Content:
-    """How much of a text there is beyond what is shown."""
+    """A note about how much of a text is not shown."""
     more = len(text) - TEXT_SHOWN
     return Content.styled(f" … {more:,} more characters", "$muted") if more > 0 else Content("")

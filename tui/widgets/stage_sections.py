@@ -27,7 +27,7 @@ def heading(
     *,
     compact: bool = False,
 ) -> list[Content]:
-    """The stage's name, how it stands and how long it takes, what it does, and its views; on few lines when `compact`."""
+    """The stage's name, status and time, what it does, and its views; on few lines if `compact`."""
     name = STAGE[stage.name]
     mark = STAGE_MARKS.get(stage.status, UNKNOWN)
     left = Content.assemble((f"{STAGES.index(stage.name) + 1}  ", "$muted"), (name.title, "bold $heading"))
@@ -46,7 +46,7 @@ def heading(
 
 
 def tabs(pages: Sequence[str], page: str) -> Content:
-    """The views of a stage; a click turns to one."""
+    """The views of a stage; a click shows one."""
     shown = [
         clickable(
             Content.styled(f" {title} ", "bold $heading on $rail-selected" if title == page else "$muted"),
@@ -59,7 +59,7 @@ def tabs(pages: Sequence[str], page: str) -> Content:
 
 
 def times(elapsed: float | None, expected: float | None) -> str:
-    """How long it has taken, and how long it will take in all: `12m 03s of ~48m`."""
+    """Elapsed and expected time: `12m 03s of ~48m`."""
     took, whole = duration(elapsed), approx_duration(expected)
     if not whole:
         return took
@@ -74,7 +74,7 @@ OFFERS: dict[str, tuple[str, ...]] = {
     "refused": ("run_stage", "options", "browse"),
     "stopped": ("run_stage", "run_all"),
 }
-"""What can be done about a stage that does not run, by its status: actions of `tui.keys`."""
+"""Possible actions for a stage that is not running, by status: actions of `tui.keys`."""
 
 
 def offered(status: str) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def failure_box(failure: StageFinished, log_path: str, width: int) -> list[Conte
 
 
 def progress_line(progress: Progress, width: int) -> list[Content]:
-    """The bar, the count, how fast and how long yet."""
+    """The bar, the count, the rate and the time left."""
     share = progress.done / progress.total if progress.total else 0.0
     unit = one_line(progress.unit, limit=20).plain
     count = f"{progress.done:,} / {progress.total:,} {unit}" if progress.total else f"{progress.done:,} {unit}"
@@ -135,7 +135,7 @@ def progress_line(progress: Progress, width: int) -> list[Content]:
 
 
 def checks_table(checks: Iterable[Check], width: int) -> list[Content]:
-    """A line a check: how it went, its name, what was found."""
+    """A line per check: its status, its name, its finding."""
     rows = []
     for check in checks:
         mark = CHECK_MARKS.get(check.status, UNKNOWN)
@@ -151,13 +151,13 @@ def checks_table(checks: Iterable[Check], width: int) -> list[Content]:
 
 
 def checks_count(checks: Sequence[Check]) -> str:
-    """How many went how: `12 ok · 1 warning`."""
+    """Checks by status: `12 ok · 1 warning`."""
     counts = {status: sum(check.status == status for check in checks) for status in CHECK_MARKS}
     return " · ".join(f"{count} {CHECK_MARKS[status].word}" for status, count in counts.items() if count)
 
 
 def section(title: str | Content, note: str, width: int) -> Content:
-    """A quiet line above a part."""
+    """A muted heading."""
     named = Content.styled(title, "bold $heading") if isinstance(title, str) else title
     head = Content.assemble(named, (f"  {note}" if note else "", "$muted"), " ")
     head = head.truncate(width, ellipsis=True)
@@ -165,7 +165,7 @@ def section(title: str | Content, note: str, width: int) -> Content:
 
 
 def histogram(counts: Mapping[str, int], width: int, most: int) -> list[Content]:
-    """How often each reason occurred, the commonest first."""
+    """How often each reason occurred, most common first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown, others = ordered[:most], ordered[most:]
     top = max((count for _, count in shown), default=1)
@@ -187,7 +187,7 @@ def histogram(counts: Mapping[str, int], width: int, most: int) -> list[Content]
 
 
 def card(title: str, rows: Sequence[tuple[str, Content]], width: int) -> list[Content]:
-    """Labels and values in a frame, as wide as they are and no wider than `width`."""
+    """Labels and values in a frame that fits them, at most `width` wide."""
     labels = max((len(label) for label, _ in rows), default=0)
     inside = min(max([labels + 2 + value.cell_length for _, value in rows] + [len(title) + 2]), width - 4)
     room = max(inside - labels - 2, 8)

@@ -13,7 +13,7 @@ from tui.keys import Key
 from tui.widgets.gauge import short_memory
 from tui.widgets.layout import EMPTY, fit, spread
 from tui.widgets.marks import STAGE_MARKS
-from tui.widgets.rail import share_done
+from tui.widgets.progress_of import seconds_to_go, share_done
 from tui.widgets.text_view import clickable
 
 ALWAYS = ("leave", "help")
@@ -58,22 +58,6 @@ def keys_line(keys: Sequence[Key], width: int) -> Content:
         if key.action not in ALWAYS and shown.cell_length + piece.cell_length + right.cell_length <= width - 2:
             shown = shown + piece
     return spread(shown, right, width) if right else fit(shown, width)
-
-
-def seconds_to_go(state: RunState, now: float) -> float | None:
-    """Remaining time of the running stage and of the forecast stages after it; None if unknown."""
-    current = state.current
-    if current is None:
-        return None
-    here = state.expected_seconds(current.name, now)
-    elapsed = current.elapsed(now) or 0.0
-    later = [
-        seconds
-        for name in STAGES[STAGES.index(current.name) + 1 :]
-        if state.stages[name].status == "waiting" and (seconds := state.expected_seconds(name, now)) is not None
-    ]
-    left = max(here - elapsed, 0.0) if here is not None else 0.0
-    return left + sum(later) if here is not None or later else None
 
 
 def how_far(state: RunState) -> str:

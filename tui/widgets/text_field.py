@@ -1,4 +1,4 @@
-"""Edit a text in place, one at a time."""
+"""Edit one text in place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tui.widgets.text_view import TextView, clickable
 
 
 class TextField(Vertical):
-    """A revision, draft or note being edited. Control characters are shown spelt out, to protect the terminal; they stay
-    unchanged unless the text is edited.
+    """A revision, draft or note being edited. Control characters are shown as visible text, to protect the terminal; they
+    stay unchanged unless the text is edited.
     """
 
     BINDINGS = bindings("text")

@@ -1,4 +1,4 @@
-"""A widget for text that is laid out anew for the width that it gets."""
+"""A widget for text whose layout depends on its width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Draw = Callable[[int], Sequence[Content]]
 
 
 class TextView(Widget):
-    """Shows the lines of `draw(width)`, and draws again when what they depend on, or the width, has changed."""
+    """Shows the lines of `draw(width)`; redraws if their inputs or the width change."""
 
     DEFAULT_CSS = """
     TextView { height: auto; width: 1fr; text-wrap: nowrap; text-overflow: clip; }
@@ -31,7 +31,7 @@ class TextView(Widget):
         self.add_class("-empty")
 
     def put(self, key: Hashable, draw: Draw | None) -> None:
-        """Show `draw(width)`. `key` is all that it depends on: the same key again costs nothing. None shows nothing."""
+        """Show `draw(width)`. `key` is everything it depends on: the same key again costs nothing. None shows nothing."""
         if key == self._key:
             return
         before = self._height_now()
@@ -59,5 +59,5 @@ class TextView(Widget):
 
 
 def clickable(content: Content, action: str) -> Content:
-    """Text of ours that does something when it is clicked. Foreign text never gets here: nothing parses it for actions."""
+    """Our own text with a click action. Never pass untrusted text: it must not be parsed for actions."""
     return content.stylize(Style.from_meta({"@click": action}))

@@ -10,11 +10,11 @@ from textual.widget import Widget
 from engine.security.secrets import Secret
 
 FILLED = "••••••••"
-"""The same whatever the length."""
+"""The same for any length."""
 
 
 class TokenField(Widget, can_focus=True):
-    """Typed or pasted, kept as characters in this object alone, and given away once, as a Secret."""
+    """Typed or pasted; the characters are only in this object, and handed over once, as a Secret."""
 
     DEFAULT_CSS = "TokenField { height: 1; width: 1fr; text-wrap: nowrap; }"
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tui.app_protocol import WizardApp
 
 MAKING = STAGES[STAGES.index("adapter") :]
-"""The stages that make something; those before look at this machine."""
+"""The stages that produce something; those before only check this machine."""
 POLL_SECONDS = 0.15
 ROOM_FOR_NOTICES = 30
 """With fewer lines, only the newest notice is shown."""
@@ -91,9 +91,9 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
         super().__init__(source.config)
         self.source = source
         self.seen = source.snapshot()
-        """The state on the screen."""
+        """The state shown on the screen."""
         self.crashed = ""
-        """A sentence about what broke the screen; empty if nothing did."""
+        """What broke the screen, as a sentence; empty if nothing did."""
         self.shutdown, self.suspension, self.notifications = Shutdown(self), Suspend(self), Notifications(self)
         self._drawn: tuple[object, ...] | None = None
         """The inputs of the last drawing."""
@@ -152,7 +152,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     @property
     def run_driver(self) -> RunDriver | None:
-        """The run as one that can be started; None if it is only watched."""
+        """The run if this process can start it; None if it is only watched."""
         return None if self.source.read_only else cast(RunDriver, self.source)
 
     # -- drawing ------------------------------------------------------------------------------------------------------
@@ -226,6 +226,10 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 return view is not None and view.page == getattr(view, "CURVES", None)
             case "answer(1)" | "which":
                 return view is not None and view.page == getattr(view, "VERDICT", None) and bool(self.seen.evaluation)
+            case "rest" | "search":
+                return view is not None and view.page == view.OPTIONS
+            case "presets":
+                return mine and not running and view is not None and view.page == getattr(view, "START", None)
             case "log_in":
                 return mine and not running and self.main.selected == "credentials"
             case "browse":
@@ -247,7 +251,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             self._open_plan(STAGES[-1])
 
     def _show_plan_then_start(self, until: str) -> None:
-        """A first start begins at once; where something was made, a person sees what becomes of it first."""
+        """Start a new run at once; for an existing one, first show what will be reused and what done again."""
         names = MAKING[: max(STAGES.index(until) - STAGES.index(MAKING[0]) + 1, 0)]
         if any(self.seen.stages[name].status in ("done", "skipped") for name in names) and self._may_start():
             self._open_plan(until)
@@ -309,8 +313,24 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 self.notify_user("Applies from the next start; the current run keeps its settings.")
             self.tick_soon()
 
+    def choose_preset(self) -> None:
+        from engine.pipeline.presets import presets
+        from tui.screens.dialogs import Answer, Question
+
+        if not self._may_start():
+            return
+        offered = {one.key: one for one in presets(self.source.config)}
+        answers = tuple(Answer(one.key, one.name, one.sentence) for one in offered.values())
+
+        def answered(key: str | None) -> None:
+            if key is not None:
+                self.use_config(offered[key].config)
+
+        text = "It sets every option; the run folder stays."
+        self.push_screen(Question("Begin with which settings?", text, answers), answered)
+
     def use_token(self, token: Secret) -> None:
-        """Give the token to the engine, and check it."""
+        """Pass the token to the engine, and check it."""
         driver = self.run_driver
         if driver is not None:
             driver.set_token(token)
@@ -320,7 +340,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 self._start(until="credentials")
 
     def log_in(self) -> None:
-        """With a browser: the stage credentials shows a page and a code."""
+        """Get a token by browser login: stage credentials shows a page and a code."""
         if self._may_start():
             self.use_config(self.source.config.model_copy(update={"device_login": True}))
             self._start(until="credentials")
@@ -423,7 +443,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             self.clear_notifications()  # a second one would hide the screen that they are about
 
     def notify_user(self, text: str, severity: Any = "information") -> None:
-        """A notice for a few seconds; whatever is in it is text."""
+        """Show a notice for a few seconds; never parsed as markup."""
         self.notify(visible_line(text, 400), severity=severity, markup=False)
 
     # -- when the screen itself breaks --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The wizard's process: the run taken, the engine's thread under the screen, and what happens when the screen ends."""
+"""The wizard's process: lock the run, start the engine's thread and the screen, and clean up when the screen ends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_
     redirect_output_to_log(run / RUN_LOG)
     from tui.runs.runner import Runner
 
-    runner = Runner(config, run, token=token)
+    runner = Runner(config, run, token=token, asks_hub=True)
     try:
         if start_until is not None:
             runner.start(until=start_until)
@@ -105,7 +105,7 @@ def redirect_output_to_log(log: Path | None) -> None:
 
 
 def restore_output() -> None:
-    """Put the terminal where it was, on the file descriptors of output and errors, for the process that comes after."""
+    """Restore the terminal as stdout and stderr, for the process that replaces this one."""
     sys.stdout.flush()
     terminal = sys.__stderr__.fileno()  # type: ignore[union-attr]
     os.dup2(terminal, 1)

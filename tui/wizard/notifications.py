@@ -10,7 +10,7 @@ from engine.machine.session_lifetime import in_multiplexer
 from engine.run.state import RunState
 from tui.formatting import duration
 from tui.terminal import sequences
-from tui.widgets.rail import share_done
+from tui.widgets.progress_of import share_done
 from tui.widgets.status_lines import how_far
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`stage3-tui browse FILE`: the wizard's application with the pair browser alone in it."""
+"""`stage3-tui browse FILE`: the wizard's application with only the pair browser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def browse(file: Path, config: Stage3Config) -> int:
 
 
 class PairFileBrowser(Wizard):
-    """The same keys, themes and dialogs; nothing can be started."""
+    """Same keys, themes and dialogs as the wizard, but nothing to start."""
 
     def get_default_screen(self) -> Screen[None]:
         return PairFileScreen(cast(PairFile, self.source))
@@ -51,7 +51,7 @@ class PairFileBrowser(Wizard):
         return False
 
     async def action_back(self) -> None:
-        """Esc: out of a field, or of a pair that has the whole room."""
+        """Esc: leave a field, or a pair shown full screen."""
         browser = self.main.query_one(PairBrowser)
         if not browser.step_back():
             browser.pairs.focus()

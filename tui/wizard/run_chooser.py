@@ -1,4 +1,4 @@
-"""The first question where several runs lie side by side: which one. An application of its own, before a run is taken."""
+"""Choose one of several runs, before any is locked. A separate application."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from engine.run.listing import RunFacts, State, runs_below
 from tui.formatting import memory, one_line, short_path
 from tui.widgets.layout import fit
 from tui.widgets.row_list import RowList
-from tui.widgets.text_view import TextView
+from tui.widgets.text_view import TextView, clickable
 from tui.wizard.themed_app import ThemedApp
 
 if TYPE_CHECKING:
     from engine.core.config import Stage3Config
 
 DEPTH = 2
-"""Folders below the one beside --output-dir in which runs are looked for: a home folder is not searched through."""
+"""Levels of folders to search for runs, beside --output-dir: a home folder must not be searched completely."""
 WIDE = 110
 STYLES: dict[State, str] = {
     "running": "$stage-running", "done": "$stage-done", "failed": "$stage-failed", "refused": "$stage-refused",
@@ -33,8 +33,8 @@ VERDICT_STYLES = {"better": "$check-ok", "worse": "$check-failed"}
 
 
 def choose_run(config: Stage3Config) -> Path | None:
-    """The run folder that a person chooses among those beside `--output-dir`; that one itself where there is no choice, None
-    where somebody left.
+    """The run folder that the user chooses among those beside `--output-dir`; `--output-dir` itself if it is the only one;
+    None if the user left.
     """
     beside = config.output_dir.expanduser().resolve().parent
     found = runs_below(beside, DEPTH) if beside.is_dir() else []
@@ -44,11 +44,23 @@ def choose_run(config: Stage3Config) -> Path | None:
 
 
 class RunRows(RowList):
-    """One run a line; the last line is a new run where `--output-dir` names none of them."""
+    """One run per line; the last line is a new run, unless `--output-dir` names one of them."""
 
     def __init__(self, beside: Path, runs: Sequence[RunFacts], new: Path | None) -> None:
         super().__init__(id="runs")
         self._beside, self._runs, self._new = beside, runs, new
+        self._marked: set[Path] = set()
+
+    @property
+    def marked(self) -> tuple[Path, ...]:
+        return tuple(run.folder for run in self._runs if run.folder in self._marked)
+
+    def mark(self) -> None:
+        """The run under the cursor, or no longer; then the next one."""
+        if self.cursor < len(self._runs):
+            self._marked ^= {self._runs[self.cursor].folder}
+            self.cursor += 1
+            self.refresh()
 
     @property
     def shown(self) -> int:
@@ -66,12 +78,13 @@ class RunRows(RowList):
 
     def row_content(self, index: int, width: int) -> Content:
         if index == len(self._runs):
-            return Content.assemble((" a new run in ", "$muted"), one_line(self.folder_at(index).name, "bold", 60))
-        return run_row(self._runs[index], self._beside, width)
+            return Content.assemble(("   a new run in ", "$muted"), one_line(self.folder_at(index).name, "bold", 60))
+        mark = Content.styled("● " if self._runs[index].folder in self._marked else "  ", "$accent")
+        return mark + run_row(self._runs[index], self._beside, width - 2)
 
 
 def run_row(run: RunFacts, beside: Path, width: int) -> Content:
-    """Name, when, pairs, verdict and state; with room model, trials and size, too."""
+    """Name, time, pairs, verdict and state; if there is room, also model, trials and size."""
     when = "" if run.when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))
     cells = [
         fit(Content.styled(when, "$muted"), 16),
@@ -99,7 +112,11 @@ class RunChooser(ThemedApp[Path]):
     #head { padding: 1 1; }
     """
     ENABLE_COMMAND_PALETTE = False
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,escape,ctrl+c", "leave", "leave", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q,escape,ctrl+c", "leave", "leave", show=False),
+        Binding("x", "mark", "mark", show=False),
+        Binding("c", "compare", "compare", show=False),
+    ]
 
     def __init__(self, config: Stage3Config, beside: Path, runs: Sequence[RunFacts]) -> None:
         super().__init__(config)
@@ -128,11 +145,32 @@ class RunChooser(ThemedApp[Path]):
         rows = self.query_one(RunRows)
         self.exit(rows.folder_at(rows.cursor))
 
+    def action_mark(self) -> None:
+        self.query_one(RunRows).mark()
+
+    def action_compare(self) -> None:
+        """The marked runs; without two marks, all that were trained."""
+        from tui.screens.compare import CompareScreen
+
+        rows = self.query_one(RunRows)
+        chosen = rows.marked or tuple(run.folder for run in self._runs if run.verdict)
+        if len(chosen) < 2:
+            self.notify("To compare takes two runs: x marks one.")
+        else:
+            self.push_screen(CompareScreen(chosen))
+
     def action_leave(self) -> None:
         self.exit(None)
 
 
-KEYS = Content.assemble(
-    ("j k", "bold $key"), (" move  ", "$muted"), ("Enter", "bold $key"), (" opens it  ", "$muted"), ("q", "bold $key"),
-    (" leaves   ", "$muted"), ("--output-dir names one at once", "$muted"),
+def _offer(key: str, word: str, action: str = "") -> Content:
+    told = Content.assemble((key, "bold $key"), (f" {word}  ", "$muted"))
+    return clickable(told, f"app.{action}") if action else told
+
+
+KEYS = Content("").join(
+    [
+        _offer("j k", "move"), _offer("Enter", "opens it"), _offer("x", "marks", "mark"),
+        _offer("c", "compares", "compare"), _offer("q", "leaves", "leave"),
+    ]
 )  # fmt: skip

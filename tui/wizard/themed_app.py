@@ -1,4 +1,4 @@
-"""What every application of ours looks like: the theme that was chosen, the terminal's colours and signs."""
+"""Base of our applications: the chosen theme, and the terminal's colours and characters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ThemedApp(App[Result], inherit_bindings=False):
 
     @property
     def draws_ascii(self) -> bool:
-        """Whether the terminal gets ASCII alone."""
+        """Whether to draw with ASCII only."""
         return self._ascii.enabled
 
     @property

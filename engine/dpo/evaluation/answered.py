@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from engine.storage.documents import read_json_or_none
 
 MOST_BYTES = 64 << 20
 """A report beyond this is not one of ours."""
@@ -57,13 +58,8 @@ about something that could do harm."""
 
 def read_answered(report: Path) -> tuple[Answered, ...]:
     """All of the report's; empty where there is none, or none that can be read."""
-    try:
-        if report.stat().st_size > MOST_BYTES:
-            return ()
-        data = json.loads(report.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ()
-    samples = data.get("samples") if isinstance(data, dict) else None
+    data = read_json_or_none(report, dict[str, Any], most=MOST_BYTES)
+    samples = None if data is None else data.get("samples")
     return answered_of(samples if isinstance(samples, list) else ())
 
 

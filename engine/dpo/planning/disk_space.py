@@ -14,7 +14,6 @@ Preflight measures a record and a checkpoint, and checks again.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -25,9 +24,10 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.config import Stage3Config
-from engine.core.errors import PreconditionError
+from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.events import Check
 from engine.core.layout import ADAPTER_WEIGHTS
+from engine.core.reading import open_file
 from engine.dpo.planning.forecast import CHECKPOINT_COPIES, WIDTH, disk_parts
 from engine.hub.cache import cache_folder
 from engine.hub.references import local_path
@@ -36,6 +36,7 @@ from engine.pairs.generation.cost import expected_prompts, replies_per_pair
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 from engine.storage.files import size_of_folder
+from engine.storage.jsonl import loads
 from engine.workspace import NAME
 
 NAMED_SHARE = 1.25
@@ -130,10 +131,10 @@ def _adapter_numbers(config: Stage3Config, run: Run) -> int:
     folders = [local_path(config.adapter_path), *([Path(workspace) / config.adapter_path] if workspace else [])]
     for folder in folders:
         try:
-            with (folder / ADAPTER_WEIGHTS).open("rb") as file:
-                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 16 << 20)))
+            with open_file(folder / ADAPTER_WEIGHTS, follow_links=True) as file:
+                header = loads(file.read(min(int.from_bytes(file.read(8), "little"), 16 << 20)))
             return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, UnsafeError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not here, or damaged: the stage adapter says so
     return ADAPTER_NUMBERS
 

@@ -8,7 +8,6 @@ plan can be resumed under another.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import MemoryExhausted, RestartNeeded
 from engine.run.folder import Run
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import write_json
 
 PLAN_JSON = f"{layout.CHECKPOINTS_DIR}/plan.json"
@@ -236,8 +236,4 @@ def memory_advice(config: Stage3Config) -> str:
 
 
 def _stored(run: Run) -> dict[str, Any]:
-    try:
-        data = json.loads((run / PLAN_JSON).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    return read_json_or_none(run / PLAN_JSON, dict[str, Any]) or {}

@@ -6,15 +6,19 @@ highest step, whatever the file times. A bad one is renamed, not deleted.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
+from engine.core.errors import DamagedState
 from engine.core.events import Message
 from engine.core.failpoints import failpoint
+from engine.core.reading import open_file
+from engine.security.sanitize import visible_line
+from engine.storage.documents import read_json
 from engine.storage.files import name_folder, sha256_of_file, size_of_folder, sync_folder, write_json
 
 MANIFEST = "manifest.json"
@@ -22,24 +26,37 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED = re.compile(r"\.checkpoint-\d+\.part")
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    step: int
+    fingerprint: str
+    files: dict[str, FileFacts]
+
+
 def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fingerprint: str) -> Path:
     """Make `folder/checkpoint-<step>`. `fill` writes its files into the folder that it is given."""
     part = folder / f".checkpoint-{step}.part"
     final = folder / f"checkpoint-{step}"
-    shutil.rmtree(part, ignore_errors=True)
+    _remove(part)
     folder.mkdir(exist_ok=True)  # without parents, so that a run folder that was moved away is not recreated
     part.mkdir()
     failpoint("checkpoint")
     fill(part)
     files = {}
     for path in sorted(path for path in part.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
+        with open_file(path) as file:
             failpoint("sync")
             os.fsync(file.fileno())
         files[path.relative_to(part).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
     failpoint("checkpoint")
     write_json(part / MANIFEST, {"step": step, "fingerprint": fingerprint, "files": files})
-    if final.exists():
+    if os.path.lexists(final):
         _rename_broken(final)
     failpoint("rename")
     part.rename(final)
@@ -49,23 +66,37 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
 
 def checkpoint_error(checkpoint: Path, fingerprint: str) -> str:
     """Why `checkpoint` cannot be resumed; empty if it can."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir():
+        return "it is no folder"
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        step, made_for, files = manifest["step"], manifest["fingerprint"], dict(manifest["files"])
+        manifest = read_json(checkpoint / MANIFEST, CheckpointManifest)
     except FileNotFoundError:
         return "it has no manifest, so it is incomplete"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its manifest is unreadable ({error})"
-    if checkpoint.name != f"checkpoint-{step}":
-        return f"its manifest belongs to step {step}"
-    if made_for != fingerprint:
+    except (OSError, DamagedState) as error:
+        return f"its manifest is unreadable ({error.why if isinstance(error, DamagedState) else error})"
+    if checkpoint.name != f"checkpoint-{manifest.step}":
+        return f"its manifest belongs to step {manifest.step}"
+    if manifest.fingerprint != fingerprint:
         return "it belongs to a training with different data or settings"
-    for name, facts in files.items():
-        path = checkpoint / name
+    if not manifest.files:
+        return "its manifest names no files"
+    return next(
+        (fault for name, facts in manifest.files.items() if (fault := _file_fault(checkpoint, name, facts))), ""
+    )
+
+
+def _file_fault(checkpoint: Path, name: str, facts: FileFacts) -> str:
+    """What is wrong with a file of a checkpoint; empty for nothing."""
+    path, shown = checkpoint / name, visible_line(name, 120)
+    if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+        return f"its manifest names {shown}, which is not in it"
+    try:
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"] or sha256_of_file(path) != facts["sha256"]:
-            return f"{name} has changed"
+            return f"{shown} is missing"
+        if path.stat().st_size != facts.bytes or sha256_of_file(path) != facts.sha256:
+            return f"{shown} has changed"
+    except OSError as error:
+        return f"{shown} cannot be read ({error.strerror})"
     return ""
 
 
@@ -74,7 +105,7 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
     told: list[Message] = []
     for unfinished in folder.glob(".checkpoint-*.part"):
         if _UNFINISHED.fullmatch(unfinished.name):
-            shutil.rmtree(unfinished)  # never completed, so nothing depends on it
+            _remove(unfinished)  # never completed, so nothing depends on it
     for checkpoint in reversed(by_step(folder)):
         fault = checkpoint_error(checkpoint, fingerprint)
         if not fault:
@@ -96,7 +127,7 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
         return None
     newest = max(found, key=step_of)
     part, final = folder / f".{newest.name}.part", folder / newest.name
-    shutil.rmtree(part, ignore_errors=True)
+    _remove(part)
     folder.mkdir(exist_ok=True)
     shutil.copytree(newest, part)
     name_folder(part, final)
@@ -105,7 +136,8 @@ def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None
 
 def rotate(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints. Those renamed as broken are neither counted nor touched."""
-    for checkpoint in by_step(folder)[:-keep]:
+    whole = [checkpoint for checkpoint in by_step(folder) if checkpoint.is_dir() and not checkpoint.is_symlink()]
+    for checkpoint in whole[:-keep]:
         (checkpoint / MANIFEST).unlink(missing_ok=True)  # first: what is left of it after a kill is no candidate
         failpoint("delete")
         shutil.rmtree(checkpoint)
@@ -125,9 +157,17 @@ def size_of(checkpoint: Path) -> int:
     return size_of_folder(checkpoint)
 
 
+def _remove(unfinished: Path) -> None:
+    """Of a link the link alone: what it leads to is not ours."""
+    if unfinished.is_dir() and not unfinished.is_symlink():
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.unlink(missing_ok=True)
+
+
 def _rename_broken(checkpoint: Path) -> Path:
     number, aside = 1, checkpoint.with_name(f"broken-{checkpoint.name}")
-    while aside.exists():
+    while os.path.lexists(aside):
         number += 1
         aside = checkpoint.with_name(f"broken-{checkpoint.name}.{number}")
     checkpoint.rename(aside)

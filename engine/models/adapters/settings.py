@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG
+from engine.core.nesting import foreign_json
 from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
 from engine.security.sanitize import visible_line
 
@@ -103,8 +103,8 @@ def _read_object(folder: Path) -> dict[str, Any]:
     try:
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"it is longer than {MAX_CONFIG_BYTES:,} bytes")
-        data = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = foreign_json(text)
+    except ValueError as error:
         raise PreconditionError(
             f"{shown(path)} is not JSON.", visible_line(f"{type(error).__name__}: {error}", 300), EXPORT_AGAIN
         ) from error

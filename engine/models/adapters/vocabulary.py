@@ -4,13 +4,13 @@ model's tokenizer.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from engine.core.errors import PreconditionError
+from engine.core.nesting import foreign_json
 from engine.models.adapters.expected_tensors import BaseFacts
 from engine.models.adapters.folder import open_in, shown
 
@@ -32,8 +32,8 @@ def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable
         with open_in(folder, name) as file:
             text = file.read(LONGEST + 1)
         try:
-            highest = max(_ids(json.loads(text.decode("utf-8"))), default=-1)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+            highest = max(_ids(foreign_json(text)), default=-1)
+        except (ValueError, TypeError, AttributeError):
             unreadable.append(name)
             continue
         if highest >= base.vocabulary and highest >= own_tokens():

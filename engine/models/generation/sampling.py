@@ -43,6 +43,8 @@ class RefusedReply(Reply):
     """The server's message, in one line."""
     too_long: bool = False
     """Whether it was refused because conversation and reply exceed the server's context."""
+    no_text: bool = False
+    """Whether the server answered, but not with text."""
 
 
 def generate(

@@ -23,7 +23,7 @@ from engine.models.templates.behaviour import behaviour_of
 from engine.models.templates.control_text import control_pattern, split_special_text
 from engine.models.templates.thoughts import without_thought
 from engine.run.stop import StopToken
-from engine.security.sanitize import visible_line
+from engine.security.sanitize import half_character, visible_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -181,6 +181,8 @@ class ServerBackend:
         if answer.finish_reason not in _FINISHED | _CUT_OFF:
             self._odd_endings[answer.finish_reason] += 1
         text = without_thought(answer.text).strip()
+        if half := half_character(text):
+            return RefusedReply("", False, answer.tokens or 0, f"half a character ({half}) is in it", no_text=True)
         tokens = len(self.tokenizer.encode(text, add_special_tokens=False)) if answer.tokens is None else answer.tokens
         # `transformers serve` reports "length" if the end of turn is the last allowed token; we count that as cut off.
         return Reply(text, finished=answer.finish_reason in _FINISHED, tokens=tokens)

@@ -15,6 +15,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
+from engine.core.bodies import bound_async, is_refusal
+from engine.core.nesting import foreign_json
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
@@ -154,7 +156,7 @@ class ServerClient:
     def _client(self) -> AsyncClient:
         import httpx2
 
-        headers = {"User-Agent": f"stage3-tui/{__version__}"}
+        headers = {"User-Agent": f"stage3-tui/{__version__}", "Accept-Encoding": "gzip, deflate"}
         if self.address.token:
             headers["Authorization"] = f"Bearer {self.address.token.reveal()}"
         return httpx2.AsyncClient(
@@ -165,6 +167,7 @@ class ServerClient:
             ),  # `RetryPolicy` limits concurrency; waiting for a connection would count towards the timeout
             verify=_certificates(),
             follow_redirects=False,
+            event_hooks={"response": [bound_async]},
             trust_env=not self.address.is_loopback,  # HTTP_PROXY must not apply to this machine
         )
 
@@ -180,7 +183,7 @@ class ServerClient:
         if not response.is_success:
             raise errors.error_for_status(response, self.address, self.model)
         try:
-            answer = response.json()
+            answer = foreign_json(response.content)
             choice = answer["choices"][0]
             text = choice["message"].get("content") or ""
             if not isinstance(text, str):
@@ -201,7 +204,9 @@ class ServerClient:
         if response.status_code in (401, 403) or response.has_redirect_location:
             raise errors.error_for_status(response, self.address, self.model)
         try:
-            return {str(model["id"]): _count(model, "max_model_len") for model in response.json()["data"]}
+            return {
+                str(model["id"]): _count(model, "max_model_len") for model in foreign_json(response.content)["data"]
+            }
         except (ValueError, LookupError, TypeError):
             return {}
 
@@ -217,6 +222,8 @@ class ServerClient:
         except TimeoutError:
             raise RetryableError(errors.too_slow(self.address, self._timeout_seconds), SLOW_TRIES) from None
         except httpx2.HTTPError as error:
+            if is_refusal(error):
+                raise RetryableError(errors.unreadable(self.address, error), SLOW_TRIES) from None
             raise RetryableError(errors.unreachable(self.address, error), TRIES) from None
         if response.status_code in busy:
             raise RetryableError(errors.busy(response, self.address), TRIES, _retry_after(response))

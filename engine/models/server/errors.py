@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.errors import AccessError, ConfigError, DataError, NetworkError, Stage3Error
+from engine.core.nesting import foreign_json
 from engine.models.server.address import ServerAddress
 from engine.security.sanitize import visible_line
 
@@ -37,7 +38,7 @@ def quoted_message(response: Response, address: ServerAddress) -> str:
     """The server's reason in one line: OpenAI's `error.message`, FastAPI's `detail`, or the text itself."""
     text = response.text
     try:
-        answer = response.json()
+        answer = foreign_json(response.content)
     except ValueError:
         answer = None
     if isinstance(answer, dict):
@@ -55,6 +56,15 @@ def unreachable(address: ServerAddress, error: Exception) -> NetworkError:
         f"The server at {address} cannot be reached.",
         f"{why.rstrip('.')}.{hint}",
         f"Check that it is running, and check {address.option}. {_SAME_AGAIN}",
+    )
+
+
+def unreadable(address: ServerAddress, error: Exception) -> NetworkError:
+    """The body of an answer was not read to its end (`engine.core.bodies`)."""
+    return NetworkError(
+        f"The server at {address} sends what is no answer.",
+        f"{visible_line(str(error), 300)}: no reply is as large.",
+        f"Check {address.option}: something else may answer there. {_SAME_AGAIN}",
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError
+from engine.core.reading import read_file
 from engine.hub.references import is_local, local_path
 from engine.storage.files import sha256_of_file
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_FILE = "chat_template.jinja"
+LARGEST_TEMPLATE = 1 << 20
+"""Bytes; published templates have up to some ten thousand."""
 
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
@@ -40,8 +43,8 @@ def template_from_option(config: Stage3Config, tokenizer: PreTrainedTokenizerBas
     if given in BUILT_IN:
         return ("{{ bos_token }}" if given == "chatml" and _begins_with_bos(tokenizer) else "") + BUILT_IN[given]
     try:
-        text = Path(given).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(Path(given).expanduser(), LARGEST_TEMPLATE, follow_links=True).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"--chat-template {given} cannot be read.",
             f"{type(error).__name__}: {error}",

@@ -155,7 +155,7 @@ class SidecarFiles:
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
-        edits_path = edits_beside(source)
+        edits_path = edits_beside(source).resolve()
         scores_path = source.parent / Path(SCORES_JSONL).name
         if source == STDIN:  # a pipe has no sidecar files
             return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair, {})

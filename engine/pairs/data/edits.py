@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from engine.core import layout
 from engine.pairs.data.record import OK, Pair
-from engine.storage.jsonl import BadLine, JsonlAppender, parsed_line, read_jsonl
+from engine.storage.jsonl import BadLine, JsonlAppender, last_unended_line, parsed_line, read_jsonl
 
 Action = Literal["accept", "reject", "flip", "edit", "note", "undo"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -118,7 +118,7 @@ def read_edits(path: Path) -> Edits:
         else:
             edits.append(row)
     # The file may have been written by hand, without a final newline.
-    tail = path.read_bytes().rpartition(b"\n")[2]
+    tail = last_unended_line(path)
     last = parsed_line(0, tail) if tail.strip() else None
     whole = isinstance(last, dict) and not edit_problem(last)
     if isinstance(last, dict) and whole:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import ast
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from engine.core.errors import ConfigError
+from engine.core.errors import ConfigError, UnsafeError
+from engine.core.reading import open_file
 from engine.pairs.formats.json_values import is_json_document, json_values
 from engine.pairs.formats.streams import as_utf8, decompressed, head, seekable, without_compression_suffix
-from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, read_records
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, read_records
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadLine]
@@ -26,6 +26,10 @@ NumberedRow = tuple[int, Row | BadLine]
 
 ROWS_PER_BATCH = 256
 """Rows of Parquet and Arrow held in memory."""
+MAX_BATCH_BYTES = 64 << 20
+"""Largest batch of a table, by its dictionaries: every row may name a text that is stored once."""
+MAX_ROW_BYTES = 512 << 20
+"""Largest row of a table, by the same count."""
 MAX_PARSED_CELL_CHARACTERS = 1 << 20
 """Longest CSV cell that is parsed as a list or an object."""
 DELIMITERS = ",\t;|"
@@ -36,11 +40,11 @@ DATA_SUFFIXES = (*JSON_SUFFIXES, *CSV_SUFFIXES, *TEXT_SUFFIXES, *TABLE_SUFFIXES)
 
 
 def rows_of(path: Path, *, last_line_may_lack_newline: bool = True) -> Iterator[NumberedRow]:
-    """The rows of one file. Raises OSError, and ConfigError if the file cannot hold rows.
+    """The rows of one file. Raises OSError, UnsafeError unless it is a regular file, and ConfigError if it cannot hold rows.
 
     last_line_may_lack_newline   False for our own files, where a line without a newline was never acknowledged
     """
-    with path.open("rb") as file:
+    with open_file(path, follow_links=True) as file:
         yield from rows_from(file, path.name, last_line_may_lack_newline=last_line_may_lack_newline)
 
 
@@ -124,7 +128,7 @@ def _csv_row(number: int, header: list[str], cells: list[str]) -> Row | BadLine:
 def _cell(cell: str) -> Any:
     if not cell.startswith(("[", "{")) or not cell.endswith(("]", "}")) or len(cell) > MAX_PARSED_CELL_CHARACTERS:
         return cell
-    for read in (json.loads, ast.literal_eval):
+    for read in (loads, ast.literal_eval):
         try:
             return read(cell)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -184,13 +188,64 @@ def _table_rows(file: BufferedReader, start: bytes, name: str) -> Iterator[Numbe
         yield number, BadLine(number, f"the table is damaged from here on: {str(error).splitlines()[0]}")
 
 
+def _rows_at_once(table: Any, source: Any, group: int) -> int:
+    """Rows of a row group that are read side by side: fewer if its dictionaries name long texts, which each row would copy.
+
+    Raises UnsafeError for rows that no memory would hold.
+    """
+    import pyarrow.parquet
+
+    facts = table.metadata.row_group(group)
+    columns = [facts.column(number) for number in range(facts.num_columns)]
+    packed = [column.path_in_schema for column in columns if column.has_dictionary_page]
+    if not packed or not facts.num_rows:
+        return ROWS_PER_BATCH
+    as_dictionaries = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18, read_dictionary=packed)
+    first = next(as_dictionaries.iter_batches(batch_size=1, row_groups=[group]), None)
+    longest = max(map(_longest_text, first.columns), default=0) if first is not None else 0
+    values = max(column.num_values for column in columns) / facts.num_rows
+    row = longest * max(values, 1.0)
+    if row > MAX_ROW_BYTES:
+        raise UnsafeError(
+            f"A row of the table unfolds to {row:,.0f} bytes.",
+            "It names one long text again and again: it would fill the memory.",
+            "Look at where the file comes from, and give only the columns that hold prompts or pairs.",
+        )
+    return max(1, min(ROWS_PER_BATCH, int(MAX_BATCH_BYTES // max(row, 1))))
+
+
+def _longest_text(array: Any) -> int:
+    """Bytes of the longest text in the dictionaries of an array, those inside of lists and structs too."""
+    import pyarrow.compute
+    import pyarrow.types
+
+    if pyarrow.types.is_dictionary(array.type):
+        texts = array.dictionary
+        kinds = (
+            pyarrow.types.is_string,
+            pyarrow.types.is_large_string,
+            pyarrow.types.is_binary,
+            pyarrow.types.is_large_binary,
+        )
+        if not any(is_kind(texts.type) for is_kind in kinds) or not len(texts):
+            return 0
+        return int(pyarrow.compute.max(pyarrow.compute.binary_length(texts)).as_py() or 0)
+    if pyarrow.types.is_struct(array.type):
+        return max(map(_longest_text, array.flatten()), default=0)
+    if pyarrow.types.is_list(array.type) or pyarrow.types.is_large_list(array.type):
+        return _longest_text(array.values)
+    return 0
+
+
 def _batches(file: BufferedReader, start: bytes) -> Iterator[Any]:
     if start.startswith(b"PAR1"):
         import pyarrow.parquet
 
         # Small buffers: pre_buffer would hold a whole row group in memory.
-        table = pyarrow.parquet.ParquetFile(seekable(file), pre_buffer=False, buffer_size=1 << 18)
-        yield from table.iter_batches(batch_size=ROWS_PER_BATCH)
+        source = seekable(file)
+        table = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18)
+        for group in range(table.num_row_groups):
+            yield from table.iter_batches(batch_size=_rows_at_once(table, source, group), row_groups=[group])
         return
     import pyarrow.ipc
 

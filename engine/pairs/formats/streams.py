@@ -14,15 +14,19 @@ from io import BufferedReader
 from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
+from engine.core.errors import UnsafeError
+from engine.core.reading import MOST_UNFOLDING, UNFOLDS_FREELY
+
 PEEK_BYTES = 1 << 12
 COMPRESSED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
 
 
 def decompressed(file: BufferedReader) -> BufferedReader:
-    """The content of a compressed stream, or the stream itself. Reading damaged data raises EOFError."""
+    """The content of a compressed stream, or the stream itself. Reading damaged data raises EOFError, a bomb UnsafeError."""
     for magic, opener in _OPENERS.items():
         if head(file).startswith(magic):
-            return io.BufferedReader(_Unpacked(opener(file)))
+            packed = _Counted(file)
+            return io.BufferedReader(_Unpacked(opener(io.BufferedReader(packed)), packed))
     return file
 
 
@@ -69,10 +73,11 @@ def _utf16_of(start: bytes) -> str | None:
 
 
 class _Unpacked(io.RawIOBase):
-    """Wraps a decompressor and turns its various errors for damage into EOFError."""
+    """Wraps a decompressor, turns its various errors for damage into EOFError, and limits how far little data unfolds."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, packed: _Counted) -> None:
+        self._file, self._packed = file, packed
+        self._unfolded = 0
 
     def readable(self) -> bool:
         return True
@@ -84,6 +89,30 @@ class _Unpacked(io.RawIOBase):
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk
             raise EOFError(f"the compressed data is damaged or ends here: {error}") from error
+        self._unfolded += len(block)
+        if self._unfolded > max(UNFOLDS_FREELY, MOST_UNFOLDING * self._packed.count):
+            raise UnsafeError(
+                f"{self._packed.count:,} bytes of compressed data unfold to more than {self._unfolded:,}.",
+                f"Texts unfold to ten times their size, and this to over {MOST_UNFOLDING} times: it would fill memory or disk.",
+                "Look at where the file comes from. If it is meant, unpack it yourself and give what is in it.",
+            )
+        buffer[: len(block)] = block
+        return len(block)
+
+
+class _Counted(io.RawIOBase):
+    """The compressed bytes, counted as they are read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._file.read(len(buffer))
+        self.count += len(block)
         buffer[: len(block)] = block
         return len(block)
 

@@ -6,30 +6,30 @@ that were missing when the set was started, not from those missing when a proces
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt
+from engine.storage.documents import read_json_or_none
 from engine.storage.files import sha256_of_json, write_json
+
+LARGEST_BATCH = 1 << 20
+"""Prompts; no machine makes as many side by side, and a larger number in a file is damage."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     made_for: str
     """A hash of the prompts and of the settings that make their records."""
-    records_before: int
+    records_before: Annotated[int, Field(ge=0, strict=True)]
     """Records in `pairs.jsonl` when the plan was made."""
-    batch_size: int
-    longest_tokens: int
-
-    @property
-    def is_sound(self) -> bool:
-        """False if the file is damaged or foreign."""
-        numbers = (self.records_before, self.batch_size, self.longest_tokens)
-        return all(type(number) is int for number in numbers) and self.records_before >= 0 and self.batch_size >= 1
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH, strict=True)]
+    longest_tokens: Annotated[int, Field(ge=0, strict=True)]
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -41,11 +41,8 @@ def key_of_plan(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
 
 def read_plan(path: Path, made_for: str) -> BatchPlan | None:
     """The saved plan for this set of prompts; None if there is none that can be used."""
-    try:
-        plan = BatchPlan(**json.loads(path.read_text(encoding="ascii")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return plan if plan.is_sound and plan.made_for == made_for else None
+    plan = read_json_or_none(path, BatchPlan)
+    return plan if plan is not None and plan.made_for == made_for else None
 
 
 def prompts_to_make(prompts: Sequence[Prompt], recorded: Iterable[str], plan: BatchPlan) -> list[Prompt]:

@@ -24,6 +24,7 @@ from engine.pairs.principles.constitution import Principle
 BATCHES_PER_WINDOW = 8
 """Prompts are sorted by length within windows of this many batches, so that the first pairs are not all short ones."""
 REFUSED = "refused by the server"
+NO_TEXT = "a reply that is no text"
 
 Item = TypeVar("Item")
 
@@ -114,7 +115,7 @@ def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
 def refusal_of(reply: Reply) -> str:
     """Why the server gave no reply; empty if it did."""
     if isinstance(reply, RefusedReply):
-        return detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
+        return NO_TEXT if reply.no_text else detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
     return ""
 
 

@@ -13,7 +13,7 @@ from math import ceil
 from pathlib import Path
 
 from engine.core import layout
-from engine.core.errors import PreconditionError
+from engine.core.errors import DamagedState, PreconditionError
 from engine.core.events import Event, Message, PairFailed, PairMade, Progress
 from engine.models.backend import Backend
 from engine.pairs.data.record import OK, PairRecord
@@ -26,6 +26,7 @@ from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import reusable_records
 from engine.run.context import Context
+from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
 MIN_PROMPTS_PER_ROUND = 16
@@ -71,8 +72,9 @@ class Recorded:
 
     @classmethod
     def read(cls, path: Path) -> Recorded:
+        """A line that is no record of ours counts as missing: stage quality names it."""
         rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
-        ids = {str(row["id"]): str(row["status"]) for row in rows}
+        ids = {row["id"]: str(row.get("status")) for row in rows if isinstance(row.get("id"), str)}
         statuses = list(ids.values())
         return cls(ids, statuses.count(OK), statuses.count(PROMPT_TOO_LONG))
 
@@ -239,6 +241,20 @@ def is_complete(prompts: Sequence[Prompt], recorded: Recorded, target: int | Non
     """
     rounds = [len(prompts)] if target is None else draws(prompts, recorded, target)
     return all(prompt.id in recorded.ids for drawn in rounds for prompt in prompts[:drawn])
+
+
+def require_acknowledged(path: Path, prompts: Sequence[Prompt], recorded: Recorded, target: int | None) -> None:
+    """Raises DamagedState if the file of a set that is done lacks a record that was acknowledged, or one of a prompt."""
+    there = Recorded.read(path)
+    missing = [pair_id for pair_id in recorded.ids if pair_id not in there.ids]
+    if not missing and is_complete(prompts, there, target):
+        return
+    named = f"The first that is missing is {visible_line(missing[0], 40)}. " if missing else ""
+    raise DamagedState(
+        f"{visible_line(str(path))} has {there.total} of {max(recorded.total, there.total)} records that were made.",
+        f"{named}Something else changed the file while pairs were made.",
+        "Run the same command again: what is missing is made again.",
+    )
 
 
 def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: int) -> int:

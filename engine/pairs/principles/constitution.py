@@ -10,9 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
 from engine.core.errors import ConfigError
+from engine.core.reading import read_yaml
 
 DEFAULT_PATH = Path(__file__).with_name("constitution.yaml")
 
@@ -72,8 +71,8 @@ def load_constitution(path: Path | None) -> Constitution:
     """
     path = path or DEFAULT_PATH
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(path)  # JSON is YAML
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"Cannot read the constitution {path}.", str(error), "Pass another file with --constitution."
         ) from error

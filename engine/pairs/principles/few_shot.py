@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.core.errors import ConfigError
+from engine.core.reading import read_yaml
 from engine.models.chat import Conversation
 
 TURNS = (
@@ -30,8 +29,8 @@ def load_few_shot(path: Path | None) -> Conversation:
     if path is None:
         return []
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"Cannot read the examples {path}.", str(error), "Pass another file with --few-shot."
         ) from error

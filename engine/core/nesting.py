@@ -1,0 +1,39 @@
+"""How deep plain data may be nested: whoever wrote it, what walks through it must come to an end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+DEEPEST = 100
+"""Objects and lists inside one another. Nothing that is written here has ten; Python's own limit is its stack's."""
+MOST_INSIDE = 1_000_000
+"""Objects and lists in one document, each as often as it is named: YAML's aliases make a billion of a few lines."""
+TOO_DEEP = f"nested too deeply: more than {DEEPEST} levels"
+
+
+def foreign_json(raw: bytes) -> Any:
+    """JSON as other programs send it, NaN and doubled keys among it. Raises ValueError, also for nesting without end."""
+    try:
+        value = json.loads(raw)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    refuse_nesting([value])
+    return value
+
+
+def refuse_nesting(value: Any) -> None:
+    """Raises ValueError for more than `DEEPEST` levels, or `MOST_INSIDE` objects and lists."""
+    level, seen = [value], 0
+    for _ in range(DEEPEST):
+        inside = (child for each in level for child in (each.values() if isinstance(each, dict) else each))
+        level = []
+        for child in inside:
+            if isinstance(child, (dict, list)):
+                level.append(child)
+                if len(level) + seen > MOST_INSIDE:
+                    raise ValueError(f"it unfolds to more than {MOST_INSIDE:,} objects and lists")
+        seen += len(level)
+        if not level:
+            return
+    raise ValueError(TOO_DEEP)

@@ -1,0 +1,123 @@
+"""Bytes that somebody else may have written: of a regular file, opened once, and no more of them than are expected.
+
+A name in a run folder, or one that a person gives, may be a link to any file of this machine, a named pipe on which opening waits
+for ever, or a file without end. Every reader opens through here, and asks the open file, not the name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tomllib
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.core.errors import UnsafeError
+from engine.core.nesting import TOO_DEEP, refuse_nesting
+from engine.security.sanitize import visible_line
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+    stat.S_IFLNK: "a link",
+}
+
+
+LARGEST_CONFIG = 4 << 20
+"""Bytes of a configuration, a constitution, worked examples; people write some thousand."""
+
+
+UNFOLDS_FREELY = 256 << 20
+"""Bytes that compressed data may unfold to, however small it is."""
+MOST_UNFOLDING = 200
+"""Times its own size, beyond that. Texts unfold to three or ten times theirs, columns of one value to fifty."""
+
+
+class TooLarge(ValueError):
+    """A file has more bytes than anything that is meant for this place."""
+
+
+def open_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
+    """Open a regular file to read it.
+
+    follow_links   for what a person names, who may well name a link, or a pipe of this process; nothing in a run folder is one
+
+    Raises UnsafeError for a link, a pipe, a socket or a device, and OSError for what cannot be opened, a folder among it.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        file = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link that is not to be followed; a socket
+            refuse_odd(path, path.lstat().st_mode)
+        raise
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode) or (follow_links and stat.S_ISFIFO(mode) and _is_open_here(path)):
+        os.set_blocking(file, True)
+        return os.fdopen(file, "rb")
+    os.close(file)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise _odd(path, mode)
+
+
+def read_file(path: Path, most: int, *, follow_links: bool = False) -> bytes:
+    """The whole of a regular file of at most so many bytes. Raises TooLarge, and as `open_file` does."""
+    with open_file(path, follow_links=follow_links) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise TooLarge(f"it has more than {in_words(most)}")
+    return data
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A configuration that a person names. Raises ValueError, UnsafeError, OSError."""
+    try:
+        found = tomllib.loads(read_file(path, LARGEST_CONFIG, follow_links=True).decode("utf-8"))
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    refuse_nesting(found)
+    return found
+
+
+def read_yaml(path: Path) -> Any:
+    """A document that a person names, JSON among it. Raises ValueError, UnsafeError, OSError."""
+    try:
+        found = yaml.safe_load(read_file(path, LARGEST_CONFIG, follow_links=True).decode("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    refuse_nesting([found])
+    return found
+
+
+def refuse_odd(path: Path, mode: int) -> None:
+    """Raises UnsafeError where a file of this mode is neither a regular one nor a folder."""
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise _odd(path, mode)
+
+
+def in_words(size: int) -> str:
+    """Bytes as a person says them."""
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB" if size >= 1 << 10 else f"{size} bytes"
+
+
+def _is_open_here(path: Path) -> bool:
+    """Whether a name is that of a file of this process, as a shell's `<(command)` gives one: opening it waits for nobody."""
+    return path.parent.resolve() == Path(f"/proc/{os.getpid()}/fd")
+
+
+def _odd(path: Path, mode: int) -> UnsafeError:
+    kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+    return UnsafeError(
+        f"{visible_line(str(path))} is {kind}, not a regular file.",
+        "Reading it could wait for ever, have no end, or show another file of this machine.",
+        "Put a regular file in its place. A command that reads standard input takes - for it.",
+    )

@@ -1,0 +1,33 @@
+"""Plain data as the types that the code reckons with: whoever wrote the file, a text is not taken for a number."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+def validated(shape: type[T], data: Any, *, partial: bool = False) -> T:
+    """Plain data as `shape`: a dataclass, a pydantic model, dict[str, int], … Fields that it does not have are dropped.
+
+    partial   fields that are missing are no fault; what is returned is then of no use
+
+    Raises ValueError that names the first field with another type.
+    """
+    try:
+        return cast(T, _adapter(cast(Hashable, shape)).validate_python(data))
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_input=False):
+            if not partial or fault["type"] != "missing":
+                where = ".".join(map(str, fault["loc"]))
+                raise ValueError(f"{where}: {fault['msg']}" if where else fault["msg"]) from None
+        return cast(T, data)
+
+
+@cache
+def _adapter(shape: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, shape))

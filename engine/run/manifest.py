@@ -1,0 +1,74 @@
+"""`run.json` as it is read back: the types of what every command looks at, whoever wrote the file last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.core.errors import DamagedState
+from engine.core.typed import validated
+from engine.run.results import RESULTS
+from engine.security.sanitize import visible_line
+from engine.storage.documents import read_json
+
+SCHEMA = 1
+LARGEST_MANIFEST = 16 << 20
+"""Bytes; a run writes some ten thousand."""
+_WHOLE_OR_NOT = "It tells what the run has done, and is written whole or not at all: something else changed it."
+
+
+class _Stage(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    status: str = ""
+    summary: str = ""
+    depends_on: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    started: float | None = Field(None, allow_inf_nan=False)
+    seconds: float | None = Field(None, allow_inf_nan=False)
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    config: dict[str, Any]
+    stages: dict[str, _Stage]
+    error: dict[str, Any] | None = None
+    version: str = ""
+
+
+def new_manifest() -> dict[str, Any]:
+    return {"schema": SCHEMA, "config": {}, "stages": {}}
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest in a file, as it stands there. Raises DamagedState, UnsafeError and OSError as `read_json` does."""
+    aside = f"Move {visible_line(str(path.parent))} aside to start anew, or put the file back from a copy."
+    found: dict[str, Any] = read_json(path, dict[str, Any], most=LARGEST_MANIFEST, why=_WHOLE_OR_NOT, what_to_do=aside)
+    if found.get("schema", SCHEMA) != SCHEMA:
+        raise DamagedState(
+            f"{visible_line(str(path))} has schema {visible_line(repr(found['schema']), 40)}; this version reads {SCHEMA}.",
+            "Another version of stage3-tui made this run.",
+            "Use that version, or give another --output-dir.",
+        )
+    try:
+        if "schema" not in found:
+            raise ValueError("schema: Field required")
+        validated(_Manifest, found)
+        for name, stage in found["stages"].items():
+            if name in RESULTS and stage.get("result"):
+                _refuse_other_types(name, stage["result"])
+    except ValueError as error:
+        raise DamagedState(f"{visible_line(str(path))} cannot be read.", f"{error}. {_WHOLE_OR_NOT}", aside) from None
+    return found
+
+
+def _refuse_other_types(stage: str, result: dict[str, Any]) -> None:
+    """Raises ValueError. A field that is missing is another version's."""
+    try:
+        validated(RESULTS[stage], result, partial=True)
+    except ValueError as error:
+        raise ValueError(f"stages.{stage}.result.{error}") from None

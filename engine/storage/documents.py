@@ -1,0 +1,55 @@
+"""JSON documents that the program reads back: one reader for all of them, with a limit on bytes and depth, and types.
+
+Whatever is in a run folder may have been changed by an editor, a copy that stopped half way, another version, or a stranger.
+Either something can stand in for a damaged file (`read_json_or_none`), or its reader ends with its name (`read_json`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from engine.core.errors import DamagedState
+from engine.core.reading import read_file
+from engine.core.typed import validated
+from engine.security.sanitize import visible_line
+from engine.storage.jsonl import loads
+
+T = TypeVar("T")
+
+LARGEST_DOCUMENT = 64 << 20
+"""Bytes. The largest that a run writes, the metrics of a long training, has a few million."""
+MAKE_AGAIN = "Put the file back from a copy, or move it aside and run the same command again."
+
+
+def read_json(
+    path: Path, shape: type[T], *, most: int = LARGEST_DOCUMENT, why: str = "", what_to_do: str = MAKE_AGAIN
+) -> T:
+    """The document in a file, as `shape` has it (a dataclass, a pydantic model, dict[str, int], …).
+
+    why          a sentence beside what is wrong with it
+    what_to_do   for the person who meets it
+
+    Raises DamagedState with the file's name for what is no such document, UnsafeError for what is no regular file, and OSError
+    for a file that is not there or may not be read.
+    """
+    try:
+        return validated(shape, loads(read_file(path, most)))
+    except IsADirectoryError:
+        fault = "It is a folder."
+    except ValueError as error:
+        fault = f"{str(error)[:1].upper()}{str(error)[1:]}."
+    raise DamagedState(
+        f"{visible_line(str(path))} cannot be read.", f"{visible_line(fault, 400)} {why}".strip(), what_to_do
+    )
+
+
+def read_json_or_none(path: Path, shape: type[T], *, most: int = LARGEST_DOCUMENT) -> T | None:
+    """The same of a file that can be done without, or made again: None where it is missing, unreadable or damaged.
+
+    Raises UnsafeError alone: whoever put a pipe or a link there did not mean it as a file of the run.
+    """
+    try:
+        return read_json(path, shape, most=most)
+    except (OSError, DamagedState):
+        return None

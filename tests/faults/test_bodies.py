@@ -1,0 +1,243 @@
+"""What comes over the network, or unfolds from a file, without end: a limit ends it, and says so."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from engine.core import bodies
+from engine.core.errors import DamagedState, ExitCode, NetworkError, UnsafeError
+from engine.hub.requests import get, json_of
+from engine.models.generation.sampling import RefusedReply, SamplingSettings
+from engine.models.server.address import server_address
+from engine.models.server.backend import ServerBackend
+from engine.models.server.client import ChatRequest, ServerClient
+from engine.packaging.verify import read_files
+from engine.packaging.zip_writer import MANIFEST
+from engine.pairs.formats import containers, streams
+from engine.pairs.formats.containers import rows_of
+from engine.run.stop import StopToken
+from tests.support.endless_server import endless_server
+from tests.support.fake_server import Answer, choices, fake_server
+from tests.support.hub_in_process import use
+from tests.support.templates import tokenizer_with
+
+MUCH = 160 << 20
+"""Bytes of Python's own that no reader here takes."""
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MUCH, f"{peak >> 20} MiB"
+
+
+# -- servers -------------------------------------------------------------------------------------------------------------
+
+
+def asked(url: str, seconds: float = 20.0) -> str:
+    address = server_address(f"{url}/v1", token_variable="NO_SUCH_TOKEN", option="--server-url")
+
+    async def at_once(_: float) -> None:
+        return
+
+    client = ServerClient(address, "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
+    return client.ask([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
+
+
+OF_A_SERVER = {
+    "endless": "more than 64 MiB",
+    "bomb": "more than 64 MiB",
+    "deep": "in OpenAI's format",
+    "deep inside": "in OpenAI's format",
+    "packed otherwise": "not asked for",
+    "not packed": "not packed as it says",
+}
+
+
+@pytest.mark.fault("F2-6", "F2-8")
+@pytest.mark.parametrize("kind", OF_A_SERVER)
+def test_f2_06_a_server_that_sends_without_end_is_no_server(kind: str):
+    with endless_server(kind) as server, little_memory(), pytest.raises(NetworkError) as refused:
+        asked(server.url)
+    assert OF_A_SERVER[kind] in str(refused.value)
+    assert server.written < 100 << 20
+
+
+@pytest.mark.fault("F2-7", "F2-6")
+def test_f2_07_a_server_that_sends_a_byte_now_and_then_ends_with_the_time_that_it_was_given():
+    with endless_server("drip") as server, pytest.raises(NetworkError, match="did not answer within 1 s"):
+        asked(server.url, seconds=1)
+
+
+def test_an_answer_that_is_packed_is_read():
+    with endless_server("packed") as server:
+        assert asked(server.url) == "Yes."
+
+
+@pytest.mark.fault("F2-5")
+def test_f2_05_half_a_character_in_a_reply_is_a_reason_on_its_record_and_the_others_go_on():
+    with fake_server() as server:
+        server.mood_for = lambda text: (
+            Answer(200, json.dumps(choices(message={"content": "A \ud83d of it."})).encode())
+            if "half" in text
+            else "ok"
+        )
+        address = server_address(server.url, token_variable="NO_SUCH_TOKEN", option="--server-url")
+        client = ServerClient(address, "ours", StopToken(), concurrency=2, timeout_seconds=20)
+        backend = ServerBackend(client, tokenizer_with("{{ messages }}"))
+        talks = [[{"role": "user", "content": text}] for text in ("half", "whole")]
+        half, whole = backend.reply(talks, SamplingSettings(8), [0, 0])
+    assert isinstance(half, RefusedReply) and half.no_text and "\\ud83d" in half.reason
+    assert whole.text and not isinstance(whole, RefusedReply)
+
+
+# -- the Hub -------------------------------------------------------------------------------------------------------------
+
+OF_THE_HUB = {
+    "endless": "more than 64 MiB",
+    "bomb": "more than 64 MiB",
+    "deep": "HF_ENDPOINT",
+    "packed otherwise": "not asked for",
+    "not packed": "not packed as it says",
+}
+
+
+@pytest.fixture
+def hub_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    def be(url: str) -> None:
+        fake = type("Fake", (), {"endpoint": url})()
+        use(fake, monkeypatch, tmp_path)
+
+    return be
+
+
+@pytest.mark.fault("F2-6", "F2-8", "F4")
+@pytest.mark.parametrize("kind", OF_THE_HUB)
+def test_f2_06_a_hub_that_sends_without_end_is_none(kind: str, hub_is):
+    with endless_server(kind) as server, little_memory():
+        hub_is(server.url)
+        with pytest.raises(NetworkError) as refused:
+            json_of(get("/api/whoami-v2", None))
+    assert OF_THE_HUB[kind] in str(refused.value)
+    assert server.written < 100 << 20
+
+
+@pytest.mark.fault("F2-7", "F4")
+def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(hub_is, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.5)
+    with endless_server("drip") as server:
+        hub_is(server.url)
+        with pytest.raises(NetworkError, match="sends what is no answer") as refused:
+            get("/api/whoami-v2", None)
+    assert "slower than any line" in refused.value.why
+
+
+@pytest.mark.fault("F2-6", "F4")
+@pytest.mark.parametrize("kind", ["endless", "bomb", "packed otherwise"])
+def test_f2_06_what_the_library_itself_asks_of_the_hub_is_bounded_too(kind: str, hub_is):
+    from huggingface_hub import HfApi
+
+    from engine.hub.client import bound_the_client
+    from engine.hub.exception_mapping import as_hub_error
+
+    with endless_server(kind) as server, little_memory():
+        hub_is(server.url)
+        bound_the_client()
+        with pytest.raises(Exception) as refused:
+            HfApi(endpoint=server.url).model_info("a/b")
+    error = as_hub_error(refused.value)
+    assert error is not None and error.exit_code == ExitCode.NETWORK
+
+
+@pytest.mark.parametrize("kind", ["packed"])
+def test_what_the_hub_packs_is_read(kind: str, hub_is):
+    with endless_server(kind) as server:
+        hub_is(server.url)
+        assert json_of(get("/api/whoami-v2", None))["name"] == "me"
+
+
+# -- what unfolds --------------------------------------------------------------------------------------------------------
+
+
+def zip_of(files: dict[str, int]) -> bytes:
+    """An archive with so many NULs in each file."""
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, size in files.items():
+            entry = zipfile.ZipInfo(f"run/{name}")
+            entry.external_attr, entry.compress_type = 0o100644 << 16, zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w") as file:
+                for start in range(0, size, 1 << 20):
+                    file.write(bytes(min(1 << 20, size - start)))
+    return packed.getvalue()
+
+
+@pytest.mark.fault("F2-6")
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [({MANIFEST: 200 << 20}, "manifest has more than 16 MiB"), ({MANIFEST: 2, "metrics.json": 300 << 20}, "50 times")],
+)
+def test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked(files: dict[str, int], why: str, tmp_path: Path):
+    (tmp_path / "run_artifacts.zip").write_bytes(zip_of(files))
+    with little_memory(), (tmp_path / "run_artifacts.zip").open("rb") as file, pytest.raises(DamagedState) as refused:
+        read_files(file, tmp_path / "run_artifacts.zip")
+    assert why in refused.value.why
+
+
+@pytest.mark.fault("F2-6")
+def test_f2_06_of_a_bomb_of_rows_only_those_asked_for_are_unfolded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(streams, "UNFOLDS_FREELY", 8 << 20)
+    monkeypatch.setattr(streams, "MOST_UNFOLDING", 50)
+    row = json.dumps({"prompt": "How do I water a fern" + " " * 200 + "?"}).encode() + b"\n"
+    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb", 1) as file:
+        for _ in range(60):
+            file.write(row * 1000)
+    with little_memory():
+        rows = rows_of(tmp_path / "bomb.jsonl.gz")
+        assert [next(rows)[0] for _ in range(4)] == [0, 1, 2, 3]
+    read = 4
+    with pytest.raises(UnsafeError, match="unfold to more than"):
+        for number, _ in rows:
+            read = number
+    assert read > 30_000, "what is small is read, however it is packed"
+
+
+@pytest.mark.fault("F2-6")
+@pytest.mark.parametrize("nested", [False, True])
+def test_f2_06_a_table_that_names_one_long_text_in_every_row_is_read_row_by_row(nested: bool, tmp_path: Path):
+    text = "How do I water a fern? " * 400_000  # 9 MB
+    named = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array([text]))
+    column = pa.ListArray.from_arrays(pa.array(range(257), pa.int32()), named) if nested else named
+    pa.parquet.write_table(pa.table({"prompt": column}), tmp_path / "rows.parquet", store_schema=False)
+    assert (tmp_path / "rows.parquet").stat().st_size < 20 << 20
+    before = pa.total_allocated_bytes()
+    rows = rows_of(tmp_path / "rows.parquet")
+    for number in range(4):
+        assert next(rows) == (number, {"prompt": [text] if nested else text})
+        assert pa.total_allocated_bytes() - before < 4 * containers.MAX_BATCH_BYTES
+
+
+@pytest.mark.fault("F2-6")
+def test_f2_06_a_row_that_no_memory_holds_is_refused(tmp_path: Path):
+    text = "x" * (4 << 20)
+    named = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
+    table = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), named)})
+    pa.parquet.write_table(table, tmp_path / "rows.parquet", store_schema=False)
+    with little_memory(), pytest.raises(UnsafeError, match="A row of the table unfolds"):
+        next(rows_of(tmp_path / "rows.parquet"))

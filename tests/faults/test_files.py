@@ -1,0 +1,541 @@
+"""What somebody else does to the files of a run: each is told by its name, or passed over; nothing crashes, nothing waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core import layout
+from engine.core.errors import DamagedState, ExitCode, Stage3Error, UnsafeError
+from engine.core.events import Message, StageFinished, StageStarted
+from engine.core.nesting import refuse_nesting
+from engine.core.reading import TooLarge, read_file, read_toml, read_yaml
+from engine.dpo.training.checkpoints import MANIFEST, newest_good, rotate, write_checkpoint
+from engine.hub.token_file import read_token_file
+from engine.pairs.formats.containers import rows_of
+from engine.pairs.generation.batch_plan import BatchPlan, read_plan
+from engine.pairs.generation.generate import Recorded, require_acknowledged
+from engine.pairs.generation.prompts import Prompt
+from engine.pipeline import session as session_module
+from engine.pipeline.session import Session
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.journal import Journal, read_journal
+from engine.run.state import fold
+from engine.run.superseded import note_of
+from engine.storage.documents import read_json, read_json_or_none
+from engine.storage.files import sha256_of_file, write_atomically, write_json
+from engine.storage.jsonl import MAX_LINE_BYTES, JsonlAppender, loads
+from tests.support.small_stages import SmallStage, small_stages
+from tui.cli import main
+from tui.runs.tail import JsonlTail
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits_for_ever() -> Iterator[None]:
+    """What opens a FIFO waits for its writer: then the test fails, and the others go on."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with a manifest and a journal."""
+    made = Run(tmp_path / "run")
+    made.acquire()
+    made.save()
+    journal = Journal(made / layout.EVENTS_JSONL)
+    for event in (StageStarted("pairs"), StageFinished("pairs", "done", "160 usable of 160")):
+        journal.append(event)
+    journal.close()
+    made.release()
+    return made
+
+
+# -- run.json ----------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "nothing": "",
+    "a list": "[]",
+    "no configuration": '{"schema":1,"stages":{}}',
+    "a configuration that is a list": '{"schema":1,"stages":{},"config":[1]}',
+    "a stage that is a list": '{"schema":1,"config":{},"stages":{"workspace":[1]}}',
+    "an error that is a text": '{"schema":1,"config":{},"stages":{},"error":"boom"}',
+    "a result that is a text": '{"schema":1,"config":{},"stages":{"packaging":{"status":"done","result":"x"}}}',
+    "a field of a result": '{"schema":1,"config":{},"stages":{"pairs":{"result":{"pairs_sha256":7}}}}',
+    "a start that is a text": '{"schema":1,"config":{},"stages":{"pairs":{"started":"noon"}}}',
+    "a newer schema": '{"schema":2,"config":{},"stages":{}}',
+    "no schema": '{"config":{},"stages":{}}',
+    "no bottom": '{"schema":1,"config":{},"stages":{},"x":' + DEEP + "}",
+    "no end": '{"schema":1,"config":{},"stages":{},"x":"' + "x" * (17 << 20) + '"}',
+}
+
+
+@pytest.mark.fault("A15", "F2-16", "F2-8")
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG.keys())
+def test_f2_16_run_json_with_other_types_is_named_and_left_as_it_is(
+    text: str, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    (run / layout.RUN_JSON).write_text(text)
+    for command in (
+        ["status", str(run.folder)],
+        ["status", "--json", str(run.folder)],
+        ["push", str(run.folder), "a/b"],
+    ):
+        assert main(command) == ExitCode.DAMAGED
+        assert "run.json" in capsys.readouterr().err
+    assert (run / layout.RUN_JSON).read_text() == text
+
+
+@pytest.mark.fault("A15", "F2-16")
+def test_f2_16_a_result_of_an_older_version_that_lacks_a_field_is_read(run: Run):
+    manifest = {
+        "schema": 1,
+        "config": {},
+        "stages": {"training": {"status": "done", "result": {"steps": 3}}},
+        "more": 1,
+    }
+    (run / layout.RUN_JSON).write_text(json.dumps(manifest))
+    assert Run(run.folder).manifest == manifest and Run(run.folder).results.training is None
+
+
+# -- pipes, devices, links, folders --------------------------------------------------------------------------------------
+
+
+def fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def link_out(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("/etc/passwd")
+
+
+@pytest.mark.fault("F2-10", "B10")
+@pytest.mark.parametrize("odd", [fifo, link_out])
+@pytest.mark.parametrize("name", [layout.RUN_JSON, layout.EVENTS_JSONL, layout.LOCK_FILE])
+def test_f2_10_status_refuses_a_pipe_or_a_link_in_the_place_of_a_file(name: str, odd: Callable[[Path], None], run: Run):
+    odd(run / name)
+    assert main(["status", str(run.folder)]) == ExitCode.UNSAFE
+
+
+@pytest.mark.fault("F2-10", "B10")
+@pytest.mark.parametrize("name", [*layout.FILES, "superseded/1/note.json", "cache/answers.jsonl", "checkpoints/x"])
+def test_f2_10_no_run_is_taken_with_a_pipe_in_its_folder(name: str, run: Run):
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    fifo(run / name)
+    with pytest.raises(UnsafeError, match="named pipe") as refused:
+        Run(run.folder).acquire()
+    assert name in refused.value.what
+
+
+@pytest.mark.fault("F2-17")
+@pytest.mark.parametrize("name", layout.FILES)
+def test_f2_17_a_folder_in_the_place_of_a_file_is_named(name: str, run: Run):
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir(parents=True)
+    with pytest.raises(DamagedState) as refused:
+        Run(run.folder).acquire()
+    assert name in refused.value.what
+
+
+@pytest.mark.fault("F2-17")
+@pytest.mark.parametrize("name", ["superseded", "pairs", "checkpoints", "models", "cache"])
+def test_f2_17_a_file_in_the_place_of_a_folder_is_named(name: str, run: Run):
+    (run / name).write_text("x")
+    with pytest.raises(DamagedState, match="is a file") as refused:
+        Run(run.folder).acquire()
+    assert name in refused.value.what
+
+
+@pytest.mark.fault("F2-10")
+@pytest.mark.parametrize("name", ["options.toml", "rows.jsonl", "rows.jsonl.gz", "token"])
+def test_f2_10_what_a_person_names_may_be_a_link_but_no_pipe(name: str, tmp_path: Path):
+    path = tmp_path / name
+    os.mkfifo(path, 0o600)
+    readers: dict[str, Callable[[Path], Any]] = {
+        "options.toml": read_toml,
+        "token": lambda path: read_token_file(str(path)),
+    }
+    with pytest.raises(UnsafeError, match="named pipe"):
+        readers.get(name, lambda path: list(rows_of(path)))(path)
+
+
+@pytest.mark.fault("F2-10")
+def test_f2_10_commands_with_a_pipe_for_a_file_end_with_12(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["--auto", "--config", str(tmp_path / "pipe"), "--output-dir", str(tmp_path / "run")]) == 12
+    assert main(["validate", str(tmp_path / "pipe")]) == 12
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pipe_that_a_shell_has_opened_for_us_is_read(tmp_path: Path):
+    reader, writer = os.pipe()
+    os.write(writer, b'prompt = "x"\n')
+    os.close(writer)
+    assert read_toml(Path(f"/dev/fd/{reader}")) == {"prompt": "x"}
+    os.close(reader)
+
+
+@pytest.mark.fault("F2-10")
+def test_f2_10_hashes_and_documents_of_pipes_devices_and_sockets_are_refused(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UnsafeError):
+            sha256_of_file(odd)
+        with pytest.raises(UnsafeError):
+            read_json_or_none(odd, dict[str, Any])
+        with pytest.raises(UnsafeError):
+            JsonlAppender(odd)
+
+
+# -- the file that is open is the file that is there --------------------------------------------------------------------
+
+
+def replaced(path: Path) -> None:
+    shutil.copy(path, path.with_suffix(".swp"))
+    path.with_suffix(".swp").replace(path)
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def moved_away_with_its_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+@pytest.mark.fault("C12", "F2-1")
+@pytest.mark.parametrize("act", [replaced, removed, moved_away_with_its_folder])
+def test_f2_01_nothing_is_acknowledged_into_a_file_that_is_not_there(act: Callable[[Path], None], tmp_path: Path):
+    path = tmp_path / "pairs/pairs.jsonl"
+    with JsonlAppender(path) as appender:
+        appender.append({"id": "a"})
+        act(path)
+        with pytest.raises(DamagedState, match=r"pairs\.jsonl was re(placed|moved)"):
+            appender.append({"id": "b"})
+        with pytest.raises(DamagedState):
+            appender.append({"id": "c"}, sync=False)
+
+
+@pytest.mark.fault("C12", "F2-1", "B10")
+def test_f2_01_a_link_in_the_place_of_the_file_is_refused(tmp_path: Path):
+    path, precious = tmp_path / "pairs.jsonl", tmp_path / "precious"
+    precious.write_text("mine\n")
+    with JsonlAppender(path) as appender:
+        path.unlink()
+        path.symlink_to(precious)
+        with pytest.raises(UnsafeError, match="is a link"):
+            appender.append({"id": "b"})
+    with pytest.raises(UnsafeError, match="is a link"):
+        JsonlAppender(path)
+    assert precious.read_text() == "mine\n"
+
+
+@pytest.mark.fault("C12", "F2-1", "F2-3")
+def test_f2_03_a_stage_that_is_done_has_a_record_of_every_prompt_and_of_all_that_it_acknowledged(tmp_path: Path):
+    prompts = [Prompt(f"p{number}", [{"role": "user", "content": "Mend it?"}]) for number in range(4)]
+    path = tmp_path / "pairs.jsonl"
+
+    def holds(*ids: str) -> None:
+        path.write_text("".join(json.dumps({"id": one, "status": "ok"}) + "\n" for one in ids))
+
+    holds("p0", "p1", "p2", "p3")
+    recorded = Recorded.read(path)
+    require_acknowledged(path, prompts, recorded, None)
+    holds("p0", "p1", "p3")
+    with pytest.raises(DamagedState, match="has 3 of 4 records") as refused:
+        require_acknowledged(path, prompts, recorded, None)
+    assert "p2" in refused.value.why
+    with pytest.raises(DamagedState, match="has 3 of 3"):
+        require_acknowledged(path, prompts, Recorded.read(path), None)  # a prompt that nobody asked
+
+
+def run_small(context: Context, monkeypatch: pytest.MonkeyPatch, act: Callable[[Run], None]) -> ExitCode:
+    """Ten small stages; in the middle of stage pairs `act` does something to the folder."""
+    stages = small_stages(monkeypatch)
+    monkeypatch.setattr(session_module, "prepare_process", lambda _: None)
+    pairs: SmallStage = stages["pairs"]
+    works = pairs.run
+
+    def meddled_with(context: Context) -> Any:
+        act(context.run)
+        return (yield from works(context))
+
+    pairs.run = meddled_with  # type: ignore[method-assign]
+    context.run.acquire()
+    session = Session(context, lambda entry: None)
+    try:
+        return session.run()
+    finally:
+        session.close()
+        context.run.release()
+
+
+@pytest.mark.fault("B10", "F2-2")
+def test_f2_02_a_link_put_in_the_place_of_pairs_while_the_run_works_is_refused(context, monkeypatch, tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    at_work = context()
+    code = run_small(at_work, monkeypatch, lambda run: (run / "pairs").symlink_to(victim))
+    assert code == ExitCode.UNSAFE and list(victim.iterdir()) == []
+    assert Run(at_work.run.folder).stage("pairs")["status"] == "refused"
+
+
+@pytest.mark.fault("C12", "F2-1")
+@pytest.mark.parametrize("act", [replaced, removed])
+def test_f2_01_a_journal_that_is_gone_ends_the_run_and_run_json_tells_why(act, context, monkeypatch):
+    at_work = context()
+    assert run_small(at_work, monkeypatch, lambda run: act(run / layout.EVENTS_JSONL)) == ExitCode.DAMAGED
+    recorded = Run(at_work.run.folder).stage("pairs")
+    assert recorded["status"] == "failed" and "events.jsonl was re" in recorded["error"]["what"]
+
+
+# -- the journal ---------------------------------------------------------------------------------------------------------
+
+STAMP = '"seq":99999,"time":1.0'
+OF_ANOTHER_VERSION = {
+    "a stage": f'{{{STAMP},"kind":"progress","stage":"distill","done":1,"total":2,"unit":"x"}}',
+    "a stage that starts": f'{{{STAMP},"kind":"stage_started","stage":"distill"}}',
+    "a check": f'{{{STAMP},"kind":"check","stage":"distill","name":"a","status":"ok"}}',
+    "an outcome": f'{{{STAMP},"kind":"stage_finished","stage":"pairs","outcome":"paused"}}',
+    "a stage that is a list": f'{{{STAMP},"kind":"stage_finished","stage":[1],"outcome":"done"}}',
+    "a summary that is a number": f'{{{STAMP},"kind":"stage_finished","stage":"pairs","outcome":"done","summary":5}}',
+    "a telemetry of numbers": f'{{{STAMP},"kind":"telemetry","gpus":[7],"rss_bytes":1,"host_used_bytes":1,'
+    '"host_total_bytes":1}',
+    "memory that is a text": f'{{{STAMP},"kind":"telemetry","gpus":[],"rss_bytes":"x","host_used_bytes":1,'
+    '"host_total_bytes":1}',
+    "a number without end": '{"seq":1e308,"time":1.0,"kind":"message","level":"info","text":"x"}',
+    "a number below zero": '{"seq":-1,"time":1.0,"kind":"message","level":"info","text":"x"}',
+    "a time without end": '{"seq":99999,"time":1e300,"kind":"stage_started","stage":"pairs"}',
+    "a verdict that is a number": f'{{{STAMP},"kind":"eval_done","verdict":7,"reasons":[1]}}',
+    "a kind": f'{{{STAMP},"kind":"distilled","n":1}}',
+    "no object": "[1,2]",
+    "NULs": "\0\0\0",
+    "no bottom": '{"seq":1,"time":1.0,"kind":"message","level":"info","text":' + DEEP + "}",
+    "a line of 17 MiB": '{"seq":1,"time":1.0,"kind":"message","level":"info","text":"' + "x" * (17 << 20) + '"}',
+}
+
+
+@pytest.mark.fault("A15", "F2-15", "F2-8")
+@pytest.mark.parametrize("line", OF_ANOTHER_VERSION.values(), ids=OF_ANOTHER_VERSION.keys())
+def test_f2_15_lines_of_another_version_are_passed_over_and_counted(
+    line: str, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    path = run / layout.EVENTS_JSONL
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    journal = Journal(path)
+    assert journal.append(Message("info", "it goes on")).seq == 2
+    journal.close()
+    state = fold(read_journal(path))
+    assert state.passed_over == 1 and state.last_seq == 2 and state.stages["pairs"].status == "done"
+    assert main(["status", str(run.folder)]) == 0
+    assert "1 line of logs/events.jsonl passed over" in capsys.readouterr().out
+    assert main(["status", "--json", str(run.folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["events_passed_over"] == 1
+
+
+@pytest.mark.fault("A15", "F2-15")
+def test_f2_15_random_bytes_at_the_end_of_the_journal_break_nothing(run: Run):
+    with (run / layout.EVENTS_JSONL).open("ab") as file:
+        file.write(os.urandom(100_000))
+    assert main(["status", str(run.folder)]) == 0
+    Journal(run / layout.EVENTS_JSONL).close()
+
+
+@pytest.mark.fault("F2-15", "F2-6")
+def test_f2_15_a_line_that_is_too_long_does_not_stop_who_follows_the_file(tmp_path: Path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"a":1}\n"' + b"x" * (MAX_LINE_BYTES + 100) + b'"\n{"b":2}\n')
+    tail, found = JsonlTail(path), []
+    for _ in range(4):
+        found += tail.read().lines
+    assert [line.record for line in (found[0], found[-1])] == [{"a": 1}, {"b": 2}] and len(found) == 3
+    assert [line.number for line in found] == [0, 1, 2]
+
+
+# -- what can stand in for a damaged file --------------------------------------------------------------------------------
+
+PLAN = BatchPlan("these prompts", 0, 4, 20)
+
+
+@pytest.mark.fault("F2-3", "F2-17")
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"batch_size": size} for size in (0, -3, "4", 4.0, True, 1 << 40)),
+        {"records_before": -1},
+        {"longest_tokens": None},
+        {"made_for": "others"},
+    ],
+)
+def test_f2_03_a_plan_that_cannot_be_right_is_passed_over(change: dict[str, Any], tmp_path: Path):
+    PLAN.write(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json", "these prompts") == PLAN
+    write_json(tmp_path / "plan.json", {**PLAN.__dict__, **change})
+    assert read_plan(tmp_path / "plan.json", "these prompts") is None
+
+
+@pytest.mark.fault("F2-3", "F2-17", "F2-8")
+@pytest.mark.parametrize("text", ["", "garbage{", "{}", "[]", DEEP, "\0", '{"a":1,"a":2}', "NaN"])
+def test_f2_17_a_document_is_damaged_or_passed_over_as_its_reader_says(text: str, tmp_path: Path):
+    path = tmp_path / "document.json"
+    path.write_text(text)
+    assert read_json_or_none(path, BatchPlan) is None
+    with pytest.raises(DamagedState, match=r"document\.json cannot be read"):
+        read_json(path, BatchPlan)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json", BatchPlan)
+    (tmp_path / layout.SUPERSEDED_NOTE).write_text(text)
+    assert note_of(tmp_path) == {}
+
+
+@pytest.mark.fault("F2-6")
+def test_f2_06_a_document_larger_than_any_is_not_read_to_its_end(tmp_path: Path):
+    path = tmp_path / "document.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole of a terabyte
+    started = time.monotonic()
+    with pytest.raises(DamagedState, match="cannot be read"):
+        read_json(path, dict[str, Any])
+    with pytest.raises(TooLarge, match="more than 1 MiB"):
+        read_file(path, 1 << 20)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.fault("F2-17")
+def test_f2_17_records_without_an_id_count_as_missing(tmp_path: Path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"a": 1}\n{"id": 7}\n[]\n{"id": "p", "status": "ok"}\n{"id": "q"}\n')
+    assert list(Recorded.read(path).ids) == ["p", "q"] and Recorded.read(path).ok == 1
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    for step in (40, 54):
+        write_checkpoint(tmp_path / "c", step, lambda part: (part / "weights").write_bytes(b"w" * 100), "this training")
+    return tmp_path / "c"
+
+
+BROKEN_MANIFESTS = {
+    "facts that are numbers": lambda manifest: {**manifest, "files": dict.fromkeys(manifest["files"], 1)},
+    "no files": lambda manifest: {**manifest, "files": {}},
+    "a list": lambda manifest: [manifest],
+    "files outside": lambda manifest: {**manifest, "files": {"../../x": {"bytes": 1, "sha256": "0"}}},
+    "a step that is a list": lambda manifest: {**manifest, "step": [54]},
+}
+
+
+@pytest.mark.fault("D14", "F2-17", "F2-8")
+@pytest.mark.parametrize("change", BROKEN_MANIFESTS.values(), ids=BROKEN_MANIFESTS.keys())
+def test_f2_17_a_checkpoint_whose_manifest_is_none_is_skipped(change: Callable[[Any], Any], checkpoints: Path):
+    path = checkpoints / "checkpoint-54" / MANIFEST
+    write_json(path, change(json.loads(path.read_text())))
+    found, told = newest_good(checkpoints, "this training")
+    assert found == checkpoints / "checkpoint-40" and len(told) == 1
+
+
+@pytest.mark.fault("D14", "F2-17", "F2-8")
+def test_f2_17_a_manifest_without_bottom_is_skipped(checkpoints: Path):
+    (checkpoints / "checkpoint-54" / MANIFEST).write_text(DEEP)
+    assert newest_good(checkpoints, "this training")[0] == checkpoints / "checkpoint-40"
+
+
+@pytest.mark.fault("F2-17")
+def test_f2_17_what_is_no_folder_stops_no_training_and_links_are_not_followed(checkpoints: Path, tmp_path: Path):
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep/x").write_text("precious")
+    (checkpoints / ".checkpoint-60.part").symlink_to("../keep")
+    (checkpoints / ".checkpoint-61.part").write_text("")
+    (checkpoints / "checkpoint-99").write_text("")
+    (checkpoints / "checkpoint-98").symlink_to("../keep")
+    found, told = newest_good(checkpoints, "this training")
+    assert found == checkpoints / "checkpoint-54" and len(told) == 2
+    (checkpoints / "checkpoint-98").symlink_to("../keep")
+    rotate(checkpoints, keep=1)
+    assert (tmp_path / "keep/x").read_text() == "precious"
+    assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-54", "checkpoint-98"]
+    (checkpoints / ".checkpoint-70.part").symlink_to("../keep")
+    write_checkpoint(checkpoints, 70, lambda part: (part / "weights").write_bytes(b"w"), "this training")
+    assert (tmp_path / "keep/x").read_text() == "precious"
+
+
+# -- what a person gives -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F2-8")
+def test_f2_08_a_configuration_without_bottom_is_a_mistake_of_who_gave_it(tmp_path: Path, capsys):
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    assert main(["--auto", "--config", str(tmp_path / "deep.toml")]) == ExitCode.USAGE
+    assert "nested too deeply" in capsys.readouterr().err
+    (tmp_path / "deep.yaml").write_text("[" * 5_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_yaml(tmp_path / "deep.yaml")
+
+
+@pytest.mark.fault("F2-6", "F2-8")
+def test_f2_06_aliases_that_unfold_to_a_billion_are_refused(tmp_path: Path):
+    lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    (tmp_path / "constitution.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="unfolds to more than"):
+        read_yaml(tmp_path / "constitution.yaml")
+
+
+@pytest.mark.fault("F2-6")
+def test_f2_06_a_configuration_larger_than_any_is_refused(tmp_path: Path):
+    with (tmp_path / "large.toml").open("wb") as file:
+        file.truncate(1 << 40)
+    assert main(["--auto", "--config", str(tmp_path / "large.toml")]) == ExitCode.USAGE
+
+
+@pytest.mark.fault("F2-8")
+def test_f2_08_nesting_is_counted_level_by_level():
+    assert loads("[" * 100 + "]" * 100)
+    for text in ("[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101, DEEP):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            loads(text)
+    assert loads('"' + "[" * 5_000 + '"') == "[" * 5_000
+    refuse_nesting([[0]] * 1000)
+
+
+@pytest.mark.fault("F2-20", "F2-6")
+def test_f2_20_a_token_without_end_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    (tmp_path / "token").write_text("x" * 100_000)
+    (tmp_path / "token").chmod(0o600)
+    with pytest.raises(Stage3Error, match="There is no token in"):
+        read_token_file(str(tmp_path / "token"))
+    with Path("/dev/zero").open() as endless:
+        monkeypatch.setattr("sys.stdin", endless)
+        assert main(["--auto", "--token-stdin", "--output-dir", str(tmp_path / "run")]) == ExitCode.ACCESS
+    assert "There is no token in standard input" in capsys.readouterr().err
+
+
+def test_a_file_that_is_written_follows_no_link_at_its_temporary_name(tmp_path: Path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / f".x.json.{os.getpid()}.part").symlink_to(precious)
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "x.json", b"{}")
+    assert precious.read_text() == "mine"

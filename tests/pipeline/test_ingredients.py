@@ -1,0 +1,133 @@
+"""What a run is made of before it starts: what is there, what is missing, what it will take; and the presets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.core.config import load_config
+from engine.core.errors import AccessError, NetworkError
+from engine.core.options import options
+from engine.demo.preset import demo_defaults
+from engine.pipeline import ingredients as module
+from engine.pipeline.ingredients import YES, Beginning, Ingredient, ask_hub, beginning, values_of
+from engine.pipeline.presets import KEPT, presets
+from engine.run.folder import Run
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The beginning of a run with these options, in an empty folder with an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def begin(preset=None, access=None, **given) -> Beginning:
+        config = load_config({"output_dir": tmp_path / "run", **given}, preset=preset, environment={})
+        return beginning(config, Run(config.output_dir), access=access)
+
+    return begin
+
+
+def found(begun: Beginning, title: str) -> Ingredient:
+    return next(one for one in begun.ingredients if one.title == title)
+
+
+def test_of_the_demo_nothing_is_missing_and_nothing_has_to_be_fetched(begun):
+    start = begun(demo_defaults())
+    assert start.hindrances == ()
+    assert {found(start, title).told for title in ("Base model", "Adapter", "Prompts")} == {"found here"}
+    assert set(start.costs.disk) == {"pairs", "checkpoints", "archive", "reserve"}
+    assert start.costs.replies == "160 prompts × 3 answers, up to 64 tokens each"
+    assert start.costs.free_bytes > 0 and start.costs.weights_bytes and start.costs.forecast is None
+
+
+def test_with_the_defaults_the_adapter_is_missing_and_the_rest_is_fetched(begun):
+    start = begun()
+    (missing,) = start.hindrances
+    assert (missing.title, missing.told) == ("Adapter", "not there") and "folder or Hub id" in missing.mend
+    assert found(start, "Base model").standing == "fetch" and "GiB to fetch" in found(start, "Base model").told
+    assert found(start, "Prompts").value == "Anthropic/hh-rlhf, 2,500 prompts"
+
+
+def test_what_the_account_may_not_read_is_gated(begun):
+    start = begun(access={"google/gemma-2b-it": "No access", "Anthropic/hh-rlhf": YES})
+    assert found(start, "Base model").standing == "gated" and "gated" in found(start, "Base model").told
+    assert found(start, "Prompts").standing == "fetch"
+
+
+def test_the_hub_is_asked_about_what_is_fetched_and_its_silence_says_nothing(tmp_path, monkeypatch, begun):
+    asked = []
+
+    def check(repo_id, repo_type, token):
+        asked.append((repo_id, repo_type))
+        if repo_id == "google/gemma-2b-it":
+            raise AccessError("No access to the model google/gemma-2b-it", "gated", "ask")
+        raise NetworkError("The Hub does not answer", "no route", "later")
+
+    monkeypatch.setattr(module, "check_access", check)
+    config = load_config({"output_dir": tmp_path / "run"}, environment={})
+    said = ask_hub(config, Run(config.output_dir), None)
+    assert asked == [("google/gemma-2b-it", "model"), ("Anthropic/hh-rlhf", "dataset")]
+    assert said == {"google/gemma-2b-it": "No access to the model google/gemma-2b-it"}
+
+
+@pytest.mark.parametrize(
+    ("given", "title", "standing"),
+    [
+        ({"base_model_id": "/no/such/model"}, "Base model", "missing"),
+        ({"dataset": "/no/such/file.jsonl"}, "Prompts", "missing"),
+        ({"pairs": "/no/such/pairs.jsonl"}, "Pairs", "missing"),
+        ({"judge": "none"}, "Judge", "decide"),
+        ({"judge": "server"}, "Judge", "missing"),
+        ({"judge": "server", "server_url": "http://localhost:1/v1"}, "Judge", "open"),
+        ({"judge": "reward-model"}, "Judge", "fetch"),
+        ({"method": "best-of-n", "judge": "none"}, "Method", "missing"),
+        ({"push_to_hub": "me/adapter"}, "Push", "open"),
+        ({"repo_url": "https://example.org/x.git"}, "Adapter", "open"),
+    ],
+)
+def test_how_each_stands(begun, given: dict[str, object], title: str, standing: str):
+    assert found(begun(**given), title).standing == standing
+
+
+def test_what_is_shown_at_once_are_the_values_of_what_is_known_later(begun, tmp_path):
+    config = load_config({"output_dir": tmp_path / "run"}, environment={})
+    at_once, later = values_of(config), begun().ingredients
+    assert [(one.option, one.value) for one in at_once] == [(one.option, one.value) for one in later]
+    assert {one.option for one in at_once} <= {option.name for option in options()}
+
+
+# -- presets -----------------------------------------------------------------------------------------------------------
+
+
+def test_presets_set_every_option_but_where_the_run_is_and_how_it_looks(tmp_path: Path):
+    config = load_config(
+        {"output_dir": tmp_path / "run", "theme": "daylight", "num_examples": 7, "judge": "none"}, environment={}
+    )
+    demo, notebook = presets(config)
+    assert demo.config.judge == "demo" and demo.config.num_examples == 160
+    defaults = load_config({name: getattr(config, name) for name in KEPT}, environment={})
+    assert notebook.config.model_dump() == defaults.model_dump()
+    assert all(one.config.output_dir == tmp_path / "run" and one.config.theme == "daylight" for one in (demo, notebook))
+
+
+def test_the_last_run_is_the_newest_beside_this_one_and_never_itself(tmp_path: Path):
+    for name, examples in (("old", 11), ("new", 22), ("run", 33)):
+        run = Run(tmp_path / name)
+        run.acquire()
+        run.manifest["config"] = {"num_examples": examples, "no_longer_an_option": 1}
+        run.save()
+        run.release()
+    config = load_config({"output_dir": tmp_path / "run"}, environment={})
+    (last,) = [one for one in presets(config) if one.key == "l"]
+    assert last.config.num_examples == 22 and "new" in last.sentence
+
+
+def test_a_last_run_whose_options_do_not_hold_any_more_is_not_offered(tmp_path: Path):
+    run = Run(tmp_path / "old")
+    run.acquire()
+    run.manifest["config"] = {"num_examples": -1}
+    run.save()
+    run.release()
+    assert [one.key for one in presets(load_config({"output_dir": tmp_path / "run"}, environment={}))] == ["d", "n"]

@@ -1,0 +1,189 @@
+"""The first page: what the run is made of, what it will cost, and what is missing; Enter on a line changes it there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from textual.app import ComposeResult
+from textual.content import Content
+
+from engine.core.options import options
+from engine.dpo.planning.disk_space import sized
+from engine.pipeline.ingredients import Beginning, Costs, Ingredient, Standing, values_of
+from tui.formatting import approx_duration, memory, one_line
+from tui.widgets.layout import EMPTY, fit, shortened, spread
+from tui.widgets.option_rows import OptionRows
+from tui.widgets.option_words import Done
+from tui.widgets.options_editor import OptionsEditor
+from tui.widgets.stage_sections import section
+from tui.widgets.text_view import TextView, clickable
+
+if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
+
+MARKS: dict[Standing, tuple[str, str]] = {
+    "ready": ("✓", "$check-ok"),
+    "fetch": ("↓", "$accent"),
+    "gated": ("✗", "$check-failed"),
+    "missing": ("✗", "$check-failed"),
+    "decide": ("!", "$check-warning"),
+    "open": ("·", "$muted"),
+}
+TITLE_CELLS, LEAST_VALUE = 12, 24
+
+
+class StartRows(OptionRows):
+    """A row per ingredient: whether it is there, its name, its value, and what is known of it."""
+
+    ingredients: tuple[Ingredient, ...] = ()
+
+    def __init__(self, ingredients: tuple[Ingredient, ...], *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__((), id=id)
+        self.show(ingredients)
+
+    def show(self, ingredients: tuple[Ingredient, ...]) -> None:
+        if ingredients != self.ingredients:
+            self.ingredients = ingredients
+            self.rearrange()
+
+    def _arrange(self) -> None:
+        by_name = {option.name: option for option in options()}
+        self.rows = tuple(by_name[one.option] for one in self.ingredients)
+
+    def put(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def action_rest(self) -> None:
+        """All of them are shown."""
+
+    def action_search(self) -> None:
+        """There is nothing to find among so few."""
+
+    def row_content(self, index: int, width: int) -> Content:
+        return ingredient_row(self.ingredients[index], max(len(one.told) for one in self.ingredients), width)
+
+
+class StartEditor(OptionsEditor):
+    """The ingredients in place of one stage's options."""
+
+    DEFAULT_CSS = """
+    StartEditor StartRows { height: 1fr; max-height: 8; }
+    """
+
+    def __init__(self, config: Stage3Config, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__((), fixed=("output_dir",), id=id)
+        self._config = config
+        self._beginning: Beginning | None = None
+
+    def compose(self) -> ComposeResult:
+        assert self._config is not None
+        yield TextView(id="start-head")
+        yield StartRows(values_of(self._config), id="start-rows")
+        yield TextView(id="start-costs")
+        yield from self.panel()
+
+    @property
+    def rows(self) -> StartRows:
+        return self.query_one(StartRows)
+
+    def put(self, config: Stage3Config, why_not: str = "", done: Done | None = None) -> None:
+        """Show the values of `config` at once; what is known of them follows with `know`."""
+        self._config, self._why_not, self._done = config, why_not, self._done if done is None else done
+        known = {one.title: one for one in self._beginning.ingredients} if self._beginning is not None else {}
+        values = values_of(config)
+        self.rows.show(tuple(self._unless_changed(one, known.get(one.title)) for one in values))
+        self.rows.put({one.option: getattr(config, one.option) for one in values})
+        self.show_option()
+        self._draw_around()
+
+    def know(self, beginning: Beginning) -> None:
+        """What a look at this machine found. After the first look the cursor stands on what is missing."""
+        first_look, self._beginning = self._beginning is None, beginning
+        if first_look and beginning.hindrances and not self.rows.cursor:
+            self.rows.cursor = beginning.ingredients.index(beginning.hindrances[0])
+        if self._config is not None:
+            self.put(self._config, self._why_not)
+
+    def advice(self) -> str:
+        return self.rows.ingredients[self.rows.cursor].mend
+
+    @staticmethod
+    def _unless_changed(shown: Ingredient, known: Ingredient | None) -> Ingredient:
+        return known if known is not None and (known.option, known.value) == (shown.option, shown.value) else shown
+
+    def _draw_around(self) -> None:
+        beginning, compact = self._beginning, self.screen.has_class("-short")
+        key = (beginning, compact)
+        self.query_one("#start-head", TextView).put(key, lambda width: head_lines(beginning, width, compact=compact))
+        self.query_one("#start-costs", TextView).put(key, lambda width: cost_lines(beginning, width, compact=compact))
+
+
+def ingredient_row(one: Ingredient, told_cells: int, width: int) -> Content:
+    """`told_cells`: the widest of what is told of any of them."""
+    glyph, style = MARKS[one.standing]
+    loud = one.standing in ("missing", "gated", "decide")
+    room = max(width - TITLE_CELLS - told_cells - 6, LEAST_VALUE)
+    cells = [
+        Content.styled(f" {glyph} ", f"bold {style}") + fit(Content.styled(one.title, "$foreground"), TITLE_CELLS),
+        fit(shortened(one_line(one.value, "bold $foreground", 400), room), room),
+        one_line(one.told, style if loud else "$muted", 80),
+    ]
+    return (cells[0] + cells[1] + Content("  ") + cells[2]).truncate(width, ellipsis=True)
+
+
+def head_lines(beginning: Beginning | None, width: int, *, compact: bool = False) -> list[Content]:
+    """Whether something is missing, in one sentence, and the presets."""
+    offered = clickable(Content.assemble(("P", "bold $key"), (" presets", "$muted")), "screen.presets")
+    if beginning is None:
+        told = Content.styled("Looking at what is here …", "$muted")
+    elif beginning.hindrances:
+        names = ", ".join(one.title.lower() for one in beginning.hindrances)
+        told = Content.assemble(("✗ Missing: ", "bold $check-failed"), (f"{names}. ", "bold"))
+        mend = beginning.hindrances[0].mend
+        if told.cell_length + len(mend) + offered.cell_length + 2 <= width:  # the line itself says it, too
+            told = told + Content(mend)
+    else:
+        told = Content.assemble(
+            ("✓ Nothing is missing. ", "bold $check-ok"), ("a", "bold $key"), " runs all ten stages."
+        )
+    return [*([] if compact else [EMPTY]), spread(told, offered, width), *([] if compact else [EMPTY])]
+
+
+def cost_lines(beginning: Beginning | None, width: int, *, compact: bool = False) -> list[Content]:
+    """What the run will take: as far as the options say before preflight, and by its measurements after."""
+    if beginning is None:
+        return []
+    costs = beginning.costs
+    rows = [("Work", costs.replies, ""), ("Disk", *_disk(costs)), *_time_and_memory(costs)]
+    head = [] if compact else [EMPTY, section("What it takes", "", width)]
+    return [*head, *(_cost_row(label, told, more, width) for label, told, more in rows)]
+
+
+def _cost_row(label: str, told: str, more: str, width: int) -> Content:
+    """`more` is shown where there is room for all of it."""
+    line = Content.assemble("   ", fit(Content.styled(label, "$muted"), TITLE_CELLS), (told, "$foreground"))
+    if more and line.cell_length + 2 + len(more) <= width:
+        line = line + Content.styled(f"  {more}", "$muted")
+    return line.truncate(width, ellipsis=True)
+
+
+def _disk(costs: Costs) -> tuple[str, str]:
+    parts = sorted(((size, name) for name, size in costs.disk.items() if size >= 1 << 20), reverse=True)
+    return (
+        f"about {sized(sum(costs.disk.values()))} of {sized(costs.free_bytes)} free",
+        ", ".join(f"{name} {sized(size)}" for size, name in parts),
+    )
+
+
+def _time_and_memory(costs: Costs) -> list[tuple[str, str, str]]:
+    forecast = costs.forecast
+    if forecast is None:
+        weights = f"over {sized(costs.weights_bytes)}" if costs.weights_bytes else "not known yet"
+        return [
+            ("Memory", weights, "for the weights; preflight measures it"),
+            ("Time", "known after preflight (stage 6)", ""),
+        ]
+    whole = approx_duration(forecast.seconds_pairs + forecast.seconds_training)
+    parts = f"pairs {approx_duration(forecast.seconds_pairs)}, training {approx_duration(forecast.seconds_training)}"
+    peak = max(forecast.peak_bytes, forecast.peak_bytes_pairs)
+    return [("Memory", f"{memory(peak)} at the peak", "measured by preflight"), ("Time", f"about {whole}", parts)]

@@ -1,0 +1,200 @@
+"""The rows of a form of options: under headings, common ones first, found by typing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from textual.content import Content
+from textual.geometry import Size
+from textual.message import Message
+
+from engine.core.options import Option
+from tui.formatting import one_line, plural
+from tui.keys import bindings
+from tui.widgets.layout import EMPTY, fit, shortened
+from tui.widgets.option_words import choices_of, differs, shown_value
+from tui.widgets.row_list import RowList
+from tui.widgets.stage_sections import section
+from tui.widgets.text_view import clickable
+
+FEW = 12
+"""So many options are shown without being asked for."""
+LEAST_VALUE = 10
+Row = Option | str
+"""An option, a heading, or nothing (air above a heading)."""
+
+
+class OptionRows(RowList):
+    """A row per option: whether it differs from its default, its label, its value, and its name."""
+
+    BINDINGS = bindings("options")
+    PLACE = "options"
+
+    def __init__(self, options: Sequence[Option], *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.every = tuple(options)
+        self.values: dict[str, Any] = {}
+        self.whole = len(options) <= FEW
+        """Whether the less common ones are shown, too."""
+        self.wanted = ""
+        """Words that are looked for."""
+        self.rows: tuple[Row, ...] = ()
+        self._arrange()
+
+    @property
+    def shown(self) -> int:
+        return len(self.rows)
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """Those that are shown."""
+        return tuple(row for row in self.rows if isinstance(row, Option))
+
+    @property
+    def option(self) -> Option | None:
+        """The one under the cursor; None where none is shown."""
+        row = self.rows[self.cursor] if self.cursor < len(self.rows) else None
+        return row if isinstance(row, Option) else None
+
+    def put(self, values: dict[str, Any]) -> None:
+        if values != self.values:
+            first, self.values = not self.values, values
+            self.rearrange()
+            if first:
+                self.cursor = 0
+
+    # -- which are shown ----------------------------------------------------------------------------------------------
+
+    def show_all(self, whole: bool | None = None) -> None:
+        """The less common ones, too, or not."""
+        self.whole = not self.whole if whole is None else whole
+        self.rearrange()
+
+    def find(self, words: str) -> None:
+        """Only those whose label, name or sentence has all of the words."""
+        self.wanted = words
+        self.rearrange()
+
+    def go_to(self, name: str) -> None:
+        """Put the cursor on an option."""
+        if name not in {option.name for option in self.options}:
+            self.wanted = ""
+            self.show_all(whole=True)
+        self.cursor = next(place for place, row in enumerate(self.rows) if isinstance(row, Option) and row.name == name)
+
+    @property
+    def hidden(self) -> int:
+        return 0 if self.wanted else len(self.every) - len(self.options)
+
+    def rearrange(self) -> None:
+        """Choose anew which rows are shown; the cursor stays on its option."""
+        before, rows = self.option, self.rows
+        self._arrange()
+        if self.rows == rows:
+            self.virtual_size = Size(0, self.shown)
+            self.refresh()
+            return
+        place = next((place for place, row in enumerate(self.rows) if row is before), None)
+        if self.is_mounted:
+            self.rows_changed(place)
+
+    def _arrange(self) -> None:
+        chosen = [option for option in self.every if self._is_shown(option)]
+        rows: list[Row] = []
+        topics = dict.fromkeys(option.topic for option in chosen)
+        air = [""] if len(chosen) + 2 * len(topics) <= self.size.height else []
+        for topic in topics:
+            own = [option for option in chosen if option.topic == topic]
+            rows += [*(air if rows else ()), topic, *sorted(own, key=lambda option: not option.common)]
+        self.rows = tuple(rows)
+
+    def _is_shown(self, option: Option) -> bool:
+        if self.wanted:
+            text = f"{option.label} {option.name} {option.name.replace('_', '-')} {option.sentence}".casefold()
+            return all(word in text for word in self.wanted.casefold().split())
+        return self.whole or option.common or differs(option, self.values.get(option.name, option.default))
+
+    def nothing(self) -> str:
+        return "No option has these words." if self.wanted else "This stage has no options."
+
+    # -- the cursor stands on options, never on a heading --------------------------------------------------------------
+
+    def validate_cursor(self, cursor: int) -> int:
+        cursor = super().validate_cursor(cursor)
+        if not self.rows:
+            return cursor
+        up = cursor < self.cursor
+        there = range(cursor, -1, -1) if up else range(cursor, len(self.rows))
+        back = range(cursor, len(self.rows)) if up else range(cursor, -1, -1)
+        return next((place for place in (*there, *back) if isinstance(self.rows[place], Option)), cursor)
+
+    def on_resize(self) -> None:
+        self.rearrange()
+
+    # -- drawing ------------------------------------------------------------------------------------------------------
+
+    def row_content(self, index: int, width: int) -> Content:
+        row = self.rows[index]
+        if isinstance(row, str):
+            return section(row, "", width) if row else EMPTY
+        labels = max(len(option.label) for option in self.options) + 2
+        values = max(len(shown_value(option, self.values.get(option.name))) for option in self.options)
+        names = max(len(option.name) for option in self.options)
+        room = min(max(values, LEAST_VALUE), max(width - labels - names - 5, LEAST_VALUE))
+        return option_row(row, self.values.get(row.name), labels, room, width)
+
+    # -- what the keys ask for ----------------------------------------------------------------------------------------
+
+    class Wanted(Message):
+        """A new value, as text or typed; the editor validates it with the configuration class."""
+
+        def __init__(self, value: Any) -> None:
+            super().__init__()
+            self.value = value
+
+    class Searched(Message):
+        """The field for words was asked for."""
+
+    def action_choose(self, by: int) -> None:
+        if self.option is None:
+            return
+        choices, now = choices_of(self.option), self.values.get(self.option.name)
+        if choices:
+            self.post_message(self.Wanted(choices[(choices.index(now) + by) % len(choices) if now in choices else 0]))
+
+    def action_default(self) -> None:
+        if self.option is not None:
+            none = None if self.option.may_be_none else ""
+            self.post_message(self.Wanted(self.option.default or none))
+
+    def action_rest(self) -> None:
+        self.show_all()
+
+    def action_search(self) -> None:
+        self.post_message(self.Searched())
+
+
+def option_row(option: Option, value: object, labels: int, values: int, width: int) -> Content:
+    """Label and value, in so many cells each, and the name dimmed beside them."""
+    changed = differs(option, value)
+    text = shown_value(option, value)
+    shown = one_line(text or "none", "bold $heading" if changed else "$foreground" if text else "$muted")
+    cells = [
+        Content.styled(" ● " if changed else "   ", "$accent"),
+        fit(Content.styled(option.label, "$foreground"), labels),
+        fit(shortened(shown, values), values),
+        Content.styled(f"  {option.name.replace('_', '-')}", "$muted"),
+    ]
+    return EMPTY.join(cells).truncate(width, ellipsis=True)
+
+
+def rest_line(hidden: int, whole: bool, width: int) -> Content:
+    """What is not shown, and how to find one."""
+    key = Content.styled(".", "bold $key")
+    more = "shows the common ones alone" if whole else f"shows {plural(hidden, 'more option')}"
+    told = Content.assemble(key, (f" {more}   ", "$muted")) if hidden or whole else EMPTY
+    find = Content.assemble(("/", "bold $key"), (" finds one", "$muted"))
+    return (clickable(told, "screen.press('full_stop')") + clickable(find, "screen.press('slash')")).truncate(
+        width, ellipsis=True
+    )
