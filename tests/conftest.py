@@ -28,7 +28,17 @@ os.environ["HF_HUB_OFFLINE"] = "0"
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
-LONGEST_FIRST = ("demo_run", "canary", "memory", "walk", "snapshots", "kill", "terminal")
+LONGEST_FIRST = (
+    "demo_run",
+    "canary",
+    "walk",
+    "disturbed_runs",
+    "trying_again",
+    "memory",
+    "snapshots",
+    "kill",
+    "terminal",
+)
 """Files that take half a minute and more, begun first: one of them alone at the end would leave a processor idle."""
 
 Result = TypeVar("Result")

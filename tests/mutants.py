@@ -57,6 +57,7 @@ RECORD, SMALL_FILE, CHECKPOINT, FOLDER, ARCHIVE = (
     f"{ORDER}::test_all_of_a_folder_is_synced_before_it_has_its_name",
     f"{ORDER}::test_the_archive_is_synced_before_it_has_its_name",
 )
+FILES, BODIES = "tests/faults/test_files.py", "tests/faults/test_bodies.py"
 ARCHIVES = "tests/packaging/test_archive.py"
 TRAINING = "tests/dpo/test_training.py"
 SYNC = """            failpoint("sync")
@@ -178,6 +179,48 @@ MUTANTS = (
 """,
         "    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)\n",
         (f"{ARCHIVES}::test_a_link_in_the_place_of_the_temporary_file_is_not_followed",),
+    ),
+    Mutant(
+        "no link followed by a reader of run files",
+        "engine/core/reading.py",
+        "(0 if follow_links else os.O_NOFOLLOW)",
+        "0",
+        (f"{FILES}::test_f2_10_status_refuses_a_pipe_or_a_link_in_the_place_of_a_file",),
+    ),
+    Mutant(
+        "no link followed by an appender",
+        "engine/storage/jsonl.py",
+        "os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_CLOEXEC | os.O_NONBLOCK",
+        (f"{FILES}::test_f2_01_a_link_in_the_place_of_the_file_is_refused",),
+    ),
+    Mutant(
+        "no link followed by what writes a small file",
+        "engine/storage/files.py",
+        "os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW",
+        "os.O_TRUNC | os.O_CLOEXEC",
+        (f"{FILES}::test_a_file_that_is_written_follows_no_link_at_its_temporary_name",),
+    ),
+    Mutant(
+        "limit on the bytes of a file",
+        "engine/core/reading.py",
+        "if len(data) > most:",
+        "if False:",
+        (f"{FILES}::test_f2_06_a_document_larger_than_any_is_not_read_to_its_end",),
+    ),
+    Mutant(
+        "limit on the bytes of an answer, ten times as high",
+        "engine/core/bodies.py",
+        "LARGEST_ANSWER = 64 << 20",
+        "LARGEST_ANSWER = 640 << 20",
+        (f"{BODIES}::test_f2_06_a_server_that_sends_without_end_is_no_server[endless]",),
+    ),
+    Mutant(
+        "limit on what an archive unfolds to",
+        "engine/packaging/verify.py",
+        "if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MOST_UNFOLDING * size):",
+        "if False:",
+        (f"{BODIES}::test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked",),
     ),
 )
 

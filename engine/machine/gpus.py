@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +133,21 @@ class Gpus:
 def read_gpus(*, with_holders: bool = False, gives_up: Callable[[], bool] = lambda: False) -> GpuReport:
     """Ask once, in a child for this alone. Raises nothing."""
     with Gpus() as gpus:
-        return gpus.read(with_holders=with_holders, gives_up=gives_up)
+        report = gpus.read(with_holders=with_holders, gives_up=gives_up)
+    if not gives_up():
+        DRIVER.append(report.driver)
+    return report
 
 
-@lru_cache(maxsize=1)
-def driver_version() -> str | None:
-    """Of the NVIDIA driver; None without one that answers. Asked once in a process."""
-    return read_gpus().driver
+DRIVER: list[str | None] = []
+"""What was said of the driver's version in this process."""
+
+
+def driver_version(gives_up: Callable[[], bool] = lambda: False) -> str | None:
+    """Of the NVIDIA driver; None without one that answers. A process asks once: one that hung is not waited for again."""
+    if not DRIVER:
+        read_gpus(gives_up=gives_up)
+    return DRIVER[-1] if DRIVER else None
 
 
 def _start() -> subprocess.Popen[bytes]:

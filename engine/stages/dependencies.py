@@ -29,7 +29,7 @@ def environment_of(context: Context) -> dict[str, Any]:
         "python": sys.executable,
         "host": socket.gethostname(),
         "device": context.config.device,
-        "driver": driver_version(),
+        "driver": driver_version(lambda: context.stop.requested),
         "versions": {item.requirement.name: item.version for item in required(context.config) or []},
     }
 

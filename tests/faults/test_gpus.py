@@ -68,6 +68,15 @@ def test_a_driver_that_hangs_at_its_start_is_not_waited_for(nvml):
 
 
 @pytest.mark.fault("F2-18", "E3")
+def test_a_driver_that_hung_once_is_not_waited_for_again(nvml):
+    nvml(HANGS.format("nvmlDeviceGetPowerUsage"))
+    read_gpus()
+    started = time.monotonic()
+    assert gpus.driver_version() is None
+    assert time.monotonic() - started < 0.1
+
+
+@pytest.mark.fault("F2-18", "E3")
 def test_a_request_to_stop_is_heard_while_the_driver_hangs(nvml):
     nvml(HANGS.format("nvmlInit"))
     started = time.monotonic()

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.machine.gpus import driver_version
-
 ONE_GPU = '''
 """One GPU of 24 GiB with driver 570."""
 import os, time
@@ -43,4 +41,4 @@ def fake_nvml(
     (place / "pynvml.py").write_text(ONE_GPU.format(holders=list(holders)) + instead)
     before = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), *([before] if before else [])]))
-    driver_version.cache_clear()
+    monkeypatch.setattr("engine.machine.gpus.DRIVER", [])

@@ -13,6 +13,7 @@ from textual.widgets import Input
 from engine.core.config import Stage3Config
 from engine.core.errors import DiskError, ExitCode
 from engine.core.events import Message, Progress, StageFinished, StageStarted
+from engine.core.options import options
 from engine.core.stage_table import STAGES
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -166,6 +167,32 @@ async def test_the_palette_goes_to_a_stage(finished: Runner):
         await pilot.pause(0.5)
         await pilot.press("enter")
         await until(pilot, lambda: app.main.selected == "training")
+
+
+async def test_the_palette_has_every_command_and_every_option(finished: Runner):
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: app.main.is_whole)
+        titles = [command.title for command in app.get_system_commands(app.screen)]
+        for option in options():
+            assert any(title.startswith(f"Option {option.name}: ") for title in titles), option.name
+        enabled = [key for key in KEYS if key.where == "app" and app.is_key_enabled(key)]
+        named = {key.sentence.partition(";")[0].removesuffix(".") for key in enabled}
+        assert {"Run all ten stages", "Themes, previewed as you move"} <= named & set(titles)
+
+
+@pytest.mark.parametrize("name", ["beta", "judge_url", "output_dir", "device_login"])
+async def test_the_palette_goes_to_an_option_in_its_form(finished: Runner, name: str):
+    app = Wizard(finished)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("ctrl+k")
+        await until(pilot, lambda: app.screen is not app.main)
+        await pilot.press(*f"option {name}:")
+        await pilot.pause(0.7)
+        await pilot.press("down", "enter")
+        rows = f"#page-options {OptionRows.__name__}"
+        await until(pilot, lambda: app.screen is app.main and bool(app.main.query(rows)), "the form")
+        await until(pilot, lambda: app.main.query(rows).last(OptionRows).option.name == name, "the option")
 
 
 # -- themes ------------------------------------------------------------------------------------------------------------

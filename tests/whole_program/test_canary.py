@@ -6,6 +6,7 @@ Run folder, logs, events, screenshots, archive, pickles, caches; bytes on the te
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import shutil
@@ -68,7 +69,7 @@ class Children:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._over.wait(0.1):
             try:
                 found = self._root.children(recursive=True)
             except psutil.NoSuchProcess:
@@ -248,12 +249,20 @@ def finished(run: Path) -> list[RunFinished]:
 def save_screenshot(terminal: PseudoTerminal, run: Path) -> None:
     """By the palette of commands. They are named by the second."""
     before = set((run / "logs").glob("screen-*.svg"))
-    terminal.escape()
-    terminal.press("\x0b")
-    terminal.wait_for("Search for commands")
+    open_palette(terminal)
     terminal.press("screenshot")
     terminal.until(lambda: "SVG" in terminal.text and "Open the log" not in terminal.text, "the command")
     terminal.rest(0.2)
     terminal.press("\r")
     terminal.until(lambda: set((run / "logs").glob("screen-*.svg")) != before, "a screenshot")
     terminal.wait_for("Saved as")
+
+
+def open_palette(terminal: PseudoTerminal) -> None:
+    """On a busy machine Esc and the key after it may come as one: then again."""
+    for _ in range(5):
+        terminal.escape()
+        terminal.press("\x0b")
+        with contextlib.suppress(AssertionError):
+            return terminal.wait_for("Search for commands", seconds=10)
+    return terminal.wait_for("Search for commands")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
+from engine.core.options import Option
 from engine.core.stage_table import STAGES
 from engine.run.state import RunState
 from tui.app_protocol import wizard_of
@@ -30,6 +32,7 @@ from tui.screens.quality import QualityView
 from tui.screens.toolchain import ToolchainView
 from tui.screens.training import TrainingView
 from tui.screens.workspace import WorkspaceView
+from tui.widgets.options_editor import OptionsEditor
 from tui.widgets.progress_of import seconds_to_go
 from tui.widgets.rail import Rail
 from tui.widgets.status_lines import keys_line, status_line, title_line
@@ -225,6 +228,23 @@ class MainScreen(Screen[None]):
             await self.view.turn_to(self.view.OWN_PAGES[0])
         elif self.view.OPTIONS in self.view.pages:
             await self.view.turn_to(self.view.OPTIONS)
+
+    async def show_option(self, option: Option) -> None:
+        """The form that has it, with the cursor on it."""
+        await self.look_at(option.home)
+        view = self.view
+        if self.selected != option.home or view is None:
+            self.set_timer(SOON, partial(self.show_option, option))
+            return
+        if view.page != view.OPTIONS:
+            await view.turn_to(view.OPTIONS)
+        if not view.is_made(view.OPTIONS):
+            self.set_timer(SOON, partial(self.show_option, option))
+            return
+        await view.draw(wizard_of(self).seen, time.time())  # its rows are there now, and stay where they are
+        rows = view.query_one(f"#page-{view.OPTIONS.lower()} OptionsEditor", OptionsEditor).rows
+        rows.focus()
+        rows.go_to(option.name)
 
     async def action_browse(self) -> None:
         """Open the pair browser from any screen."""

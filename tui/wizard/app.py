@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -20,7 +19,7 @@ from textual.screen import Screen
 
 from engine.core.errors import ExitCode
 from engine.core.layout import RUN_LOG
-from engine.core.stage_table import STAGE, STAGE_TABLE, STAGES
+from engine.core.stage_table import STAGE, STAGES
 from engine.run.state import RunState
 from engine.security.sanitize import visible_line
 from themes.chosen import keep
@@ -30,6 +29,7 @@ from tui.screens.main import MainScreen
 from tui.terminal import sequences
 from tui.terminal.driver import WizardDriver
 from tui.wizard.notifications import Notifications
+from tui.wizard.palette import commands
 from tui.wizard.shutdown import ASKED_HERE, Shutdown
 from tui.wizard.suspend import Suspend
 from tui.wizard.themed_app import ThemedApp
@@ -105,20 +105,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The commands of the command palette."""
-        main = self.main
-        for stage in STAGE_TABLE:
-            yield SystemCommand(f"Go to {stage.title}", stage.sentence, partial(main.look_at, stage.name))
-        browse = partial(self.call_later, main.action_browse)
-        yield SystemCommand("Browse the pairs", "All pairs, and the reasons against them.", browse)
-        for name in self.theme_names:
-            yield SystemCommand(f"Theme: {name}", "Use this theme.", partial(self.keep_theme, name))
-        yield SystemCommand("Save a screenshot", "An SVG in the run folder's logs.", self.save_screenshot_file)
-        yield SystemCommand("Choose a theme", "Previewed as you move.", self.action_themes)
-        copied = "To the clipboard, and to logs/copied.txt."
-        yield SystemCommand("Copy the run folder's path", copied, self.copy_folder)
-        yield SystemCommand("Show the plan", "What a start would do, and why.", self.action_plan)
-        yield SystemCommand("Open the log", "Messages, and the end of run.log.", self.action_log)
-        yield SystemCommand("Keys", "Every key and what it does.", self.action_help)
+        return commands(self)
 
     def on_mount(self) -> None:
         self.wear_first_theme()

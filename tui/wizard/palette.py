@@ -1,0 +1,80 @@
+"""The command palette: every stage, every key that does something of its own, every option, every theme."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from textual.app import SystemCommand
+
+from engine.core.options import Option, options
+from engine.core.stage_table import STAGE_TABLE
+from engine.security.sanitize import visible_line
+from tui.keys import KEYS, Key
+
+if TYPE_CHECKING:
+    from tui.runs.run_source import RunSource
+    from tui.screens.main import MainScreen
+
+MOVES = ("go(", "move(", "scroll(", "turn(-", "command_palette", "back", "press")
+"""Actions that the palette has another way for, or that mean nothing from inside it."""
+
+
+class Commanded(Protocol):
+    """The application, as far as its commands need it."""
+
+    source: RunSource
+
+    @property
+    def main(self) -> MainScreen: ...
+
+    @property
+    def theme_names(self) -> list[str]: ...
+
+    def is_key_enabled(self, key: Key) -> bool: ...
+
+    def save_screenshot_file(self) -> None: ...
+
+    def copy_folder(self) -> None: ...
+
+    def keep_theme(self, name: str) -> None: ...
+
+    def simulate_key(self, key: str) -> None: ...
+
+    def call_later(self, callback: Any, *arguments: Any) -> bool: ...
+
+    def notify_user(self, text: str, severity: Any = "information") -> None: ...
+
+
+def commands(wizard: Commanded) -> Iterable[SystemCommand]:
+    """All of them; those whose key does nothing now are left out."""
+    for stage in STAGE_TABLE:
+        yield SystemCommand(f"Go to {stage.title}", stage.sentence, partial(wizard.main.look_at, stage.name))
+    for key in KEYS:
+        if key.where in ("app", "stage") and not key.action.startswith(MOVES) and wizard.is_key_enabled(key):
+            yield SystemCommand(_title(key), f"Key {key.shown}", partial(_press, wizard, key))
+    yield SystemCommand("Save a screenshot", "An SVG in the run folder's logs.", wizard.save_screenshot_file)
+    yield SystemCommand("Copy the run folder's path", "To the clipboard.", wizard.copy_folder)
+    for name in wizard.theme_names:
+        yield SystemCommand(f"Theme: {name}", "Use this theme.", partial(wizard.keep_theme, name))
+    config = wizard.source.config
+    for option in options():
+        value = visible_line(str(getattr(config, option.name)), 40)
+        yield SystemCommand(f"Option {option.name}: {value}", option.sentence, partial(_show_option, wizard, option))
+
+
+def _title(key: Key) -> str:
+    """Its sentence, without what is said besides."""
+    return key.sentence.partition(";")[0].removesuffix(".")
+
+
+def _press(wizard: Commanded, key: Key) -> None:
+    wizard.simulate_key(key.keys.partition(",")[0])
+
+
+def _show_option(wizard: Commanded, option: Option) -> None:
+    if option.home:
+        wizard.call_later(wizard.main.show_option, option)
+    else:
+        wizard.notify_user(f"{option.flag} is chosen on the command line. {option.sentence}")
