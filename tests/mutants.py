@@ -150,7 +150,7 @@ MUTANTS = (
     Mutant(
         "owner beside the kernel's lock",
         "engine/run/lock.py",
-        "if owner is not None and not owner.is_this_process:",
+        "if owner is not None and not owner.hands_over_to_this_process:",
         "if False:",
         ("tests/faults/test_owner.py::test_where_flock_does_nothing_the_record_still_keeps_a_second_process_out",),
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from engine.core import layout
@@ -55,8 +56,9 @@ class RunLock:
         """
         if self._file is None:
             return
-        if not goes_on:
-            os.ftruncate(self._file, 0)
+        os.ftruncate(self._file, 0)
+        if goes_on:
+            self._write(self._file, replace(this_process(self._folder), goes_on=True))
         os.close(self._file)
         self._file = None
 
@@ -74,16 +76,20 @@ class RunLock:
         except BlockingIOError:
             raise self._taken() from None
         owner = self.owner()
-        if owner is not None and not owner.is_this_process:
+        if owner is not None and not owner.hands_over_to_this_process:
             # flock succeeded although the owner is alive: on this file system flock does nothing.
             raise self._taken()
 
     def _sign(self, file: int) -> None:
         before = read_owner(self._path)
-        if before is None or not before.is_this_process:
+        if before is None or not before.hands_over_to_this_process:
             stop_request.forget(self._folder)
         os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(this_process(self._folder).as_dict()).encode(), 0)
+        self._write(file, this_process(self._folder))
+
+    @staticmethod
+    def _write(file: int, owner: Owner) -> None:
+        os.pwrite(file, json.dumps(owner.as_dict()).encode(), 0)
 
     def _taken(self) -> RunLocked:
         folder = visible_line(str(self._folder))

@@ -37,6 +37,8 @@ class Owner:
     boot_id: str
     start_ticks: int
     folder_inode: int
+    goes_on: bool = False
+    """It has released the run, and is about to replace itself (exec) and lock it again."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -53,7 +55,17 @@ class Owner:
     @property
     def is_this_process(self) -> bool:
         """True also before and after this process replaces itself (exec)."""
-        return (self.pid, self.start_ticks, self.boot_id) == (os.getpid(), start_ticks_of(os.getpid()), boot_id())
+        return self._is(os.getpid())
+
+    @property
+    def hands_over_to_this_process(self) -> bool:
+        """Whether it released the run to go on with it here: this process as it was before exec, or the parent that replaced
+        itself by the supervisor of this process (the wizard works in a child).
+        """
+        return self.is_this_process or (self.goes_on and self._is(os.getppid()))
+
+    def _is(self, pid: int) -> bool:
+        return (self.pid, self.start_ticks, self.boot_id) == (pid, start_ticks_of(pid), boot_id())
 
 
 def this_process(folder: Path) -> Owner:
@@ -90,7 +102,7 @@ def _owner_in(record: dict[str, Any]) -> Owner | None:
         return None
     pid, ticks, inode = numbers
     host, since, boot = (visible_line(str(text), LONGEST_FIELD) for text in texts)
-    return Owner(pid, host, since, boot, ticks, inode)  # type: ignore[arg-type]
+    return Owner(pid, host, since, boot, ticks, inode, record.get("goes_on") is True)  # type: ignore[arg-type]
 
 
 def boot_id() -> str:

@@ -138,7 +138,7 @@ def test_rows_have_the_form_of_hh_rlhf() -> None:
 def test_the_constitution_says_what_the_grammar_says(constitution: Constitution) -> None:
     assert len(constitution.principles) == 4
     for principle, source in zip(constitution.principles, grammar().principles, strict=True):
-        assert vars(principle) == {**source, "weight": 1.0, "opposite": ""}
+        assert vars(principle) == {**source, "weight": 1.0, "persona": "", "opposite": ""}
 
 
 def test_the_preset_names_files_that_are_there() -> None:

@@ -254,10 +254,23 @@ def test_a_request_while_the_process_replaces_itself_is_for_what_comes(tmp_path:
     assert after.owner() is None
 
 
-def test_a_folder_in_the_place_of_the_request_asks_nothing(tmp_path: Path):
-    (tmp_path / STOP_REQUEST).mkdir(parents=True)
+def test_a_parent_that_replaced_itself_hands_the_run_to_its_child(tmp_path: Path):
     run = Run(tmp_path)
     run.acquire()
+    run.release(goes_on=True)
+    stop_request.ask(tmp_path)
+    take = "import sys; from pathlib import Path; from engine.run.folder import Run; Run(Path(sys.argv[1])).acquire()"
+    child = subprocess.run(
+        [sys.executable, "-c", take, tmp_path], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert child.returncode == 0, child.stderr
+    assert stop_request.is_asked(tmp_path), "it is for what goes on"
+
+
+def test_a_folder_in_the_place_of_the_request_asks_nothing(tmp_path: Path):
+    run = Run(tmp_path)
+    run.acquire()
+    (tmp_path / STOP_REQUEST).mkdir(parents=True)
     assert not stop_request.is_asked(tmp_path) and (tmp_path / STOP_REQUEST).is_dir()
     run.release()
 

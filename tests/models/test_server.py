@@ -154,6 +154,41 @@ def both(local: Any, server: ServerBackend, conversations: Sequence[Conversation
     return here
 
 
+def test_a_critic_on_a_real_server_writes_what_the_policy_itself_would(served: str, merged: Path):
+    from engine.models.backend import PolicyAndCritic, load_backend
+    from engine.models.local_backend import load_stage2_backend
+    from engine.pairs.generation.methods import record_maker
+    from engine.pairs.generation.prompts import load_prompts
+    from engine.pairs.generation.settings import GenerationSettings
+
+    given = {"critic_url": served, "critic_model": str(merged), "temperature": 0.0, "max_attempts": 1}
+    config = load_config(given, preset=demo_defaults(), environment={})
+    prompts, settings = load_prompts(config, None)[:6], GenerationSettings.of(config)
+    shared = load_backend(config, ASSETS / "adapter", StopToken(), None)
+    alone = load_stage2_backend(config, ASSETS / "adapter", StopToken(), None)
+    assert isinstance(shared, PolicyAndCritic) and shared.check(settings.sampling) == []
+    by_both, by_one = (record_maker(one, settings, None, StopToken())(prompts) for one in (shared, alone))
+    assert by_both == by_one and all(record.critic_notes for record in by_both)
+    assert shared.critic.tokens > shared.policy.tokens > 0, "drafts here, critiques and revisions there"
+
+
+def test_a_judge_on_a_real_server_is_examined_and_one_that_cannot_judge_fails(served: str, merged: Path):
+    from engine.pairs.judges.exam import ExamResult, take_exam
+    from engine.pairs.judges.question import PrincipleChoice
+    from engine.pairs.judges.server import ServerJudge
+    from engine.pairs.principles.constitution import load_constitution
+
+    given = {"judge_url": served, "judge_model": str(merged)}
+    config = load_config(given, preset=demo_defaults(), environment={})
+    role = judge_server(config)
+    assert role is not None
+    client = load_server_client(config, role, StopToken())
+    judge = ServerJudge("server", client, PrincipleChoice(load_constitution(None), config.seed))
+    *_, result = take_exam(judge, StopToken())
+    assert isinstance(result, ExamResult) and result.asked == 60
+    assert not result.passed and result.why_not
+
+
 def test_a_real_server_tells_a_reply_that_was_cut_off(demo_backend: ServerBackend):
     [whole] = demo_backend.reply(asks("hello"), GREEDY, [0])
     [cut] = demo_backend.reply(asks("hello"), SamplingSettings(max_new_tokens=3), [0])

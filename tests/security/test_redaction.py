@@ -227,9 +227,9 @@ def test_a_stage_that_breaks_with_the_token_in_its_hands_leaves_it_nowhere(
 
 def test_a_fact_that_holds_a_token_is_masked_in_the_manifest(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.record_stage("credentials", status="done", result={"source": [CANARY, {"deep": f"x{CANARY}"}], "count": 3})
+    run.record_stage("credentials", status="done", result={"seen": [CANARY, {"deep": f"x{CANARY}"}], "count": 3})
     assert_no_token(tmp_path)
-    assert Run(tmp_path).result("credentials") == {"source": [MASK, {"deep": f"x{MASK}"}], "count": 3}
+    assert Run(tmp_path).result("credentials") == {"seen": [MASK, {"deep": f"x{MASK}"}], "count": 3}
 
 
 CORE = """

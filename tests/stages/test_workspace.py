@@ -307,7 +307,7 @@ def test_a_place_where_this_user_may_not_write_says_whose_it_is() -> None:
         done = subprocess.run(
             [sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=Path(__file__).parents[2]
         )
-    assert "PreconditionError Cannot create a folder in" in done.stdout, done.stderr
+    assert "DiskError Cannot create a folder in" in done.stdout, done.stderr
     assert "belongs to root" in done.stdout
 
 

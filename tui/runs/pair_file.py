@@ -14,7 +14,7 @@ from threading import Event as Flag
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from engine.core import layout
+from engine.core import clock, layout
 from engine.core.errors import ConfigError, ExitCode, Stage3Error
 from engine.pairs.data.edits import edits_beside
 from engine.pairs.formats.native_lines import native_lines
@@ -24,8 +24,7 @@ from engine.run.folder import Run
 from engine.run.state import RunState
 
 if TYPE_CHECKING:
-    from engine.core import clock
-from engine.core.config import Stage3Config
+    from engine.core.config import Stage3Config
 
 LINES_AT_ONCE = 200
 

@@ -149,6 +149,8 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
 
     async def tick(self) -> None:
         """Poll the run, and draw what changed."""
+        if not self.screen_stack:  # a last tick while the app ends
+            return
         state, now, running = self.source.snapshot(), self.source.now(), self.source.running
         if self.shutdown.exit_if_finished(running):
             return
