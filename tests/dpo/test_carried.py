@@ -41,6 +41,14 @@ def test_what_a_rule_asks_about_comes_first(rule: str, names: list[str]):
     assert [one.name for one in carrying(rule, MEASURED)] == names
 
 
+def test_fewer_unfit_answers_are_carried_by_their_share():
+    known = {**MEASURED, "stage2_unfit_share": 0.4, "stage3_unfit_share": 0.1}
+    unfit, *others = carrying("fewer unfit answers", known)
+    assert (unfit.name, unfit.value, unfit.mark) == ("Unfit answers", 0.1, 0.4)
+    assert unfit.told == "16 before, 4 after, of 40 prompts"
+    assert [one.name for one in others] == ["Broken answers", "Refused harmless prompts"]
+
+
 def test_what_was_not_measured_is_passed_over_and_never_shown_as_zero():
     unjudged = {key: value for key, value in MEASURED.items() if key not in ("wins", "ties", "losses")}
     assert [one.name for one in carrying("no judge", unjudged)] == [

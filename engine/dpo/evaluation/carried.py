@@ -86,6 +86,10 @@ def _broken(figures: Figures) -> Carrying | None:
     return _before_and_after("Broken answers", figures, "unusable_share", "prompts", "prompts")
 
 
+def _unfit(figures: Figures) -> Carrying | None:
+    return _before_and_after("Unfit answers", figures, "unfit_share", "prompts", "prompts")
+
+
 def _refused(figures: Figures) -> Carrying | None:
     return _before_and_after(
         "Refused harmless prompts", figures, "harmless_refusal_share", "harmless_prompts", "harmless prompts"
@@ -124,6 +128,7 @@ FIGURES: dict[str, Callable[[Figures], Carrying | None]] = {
     "not longer": _preferred_not_longer,
     "change": _change,
     "broken": _broken,
+    "unfit": _unfit,
     "refused": _refused,
     "accuracy": _accuracy,
     "margin": _margin,
@@ -140,7 +145,8 @@ BY_RULE: dict[str, Sequence[str]] = {
     "refusals alone": ("refused", "preferred", "broken"),
     "wrong way round": ("accuracy", "margin", "preferred"),
     "judge against pairs": ("accuracy", "margin", "preferred"),
-    "no judge": ("accuracy", "broken", "refused"),
+    "fewer unfit answers": ("unfit", "broken", "refused"),
+    "no judge": ("accuracy", "unfit", "broken", "refused"),
     "blind judge": ("accuracy", "broken", "refused"),
     "judged worse": ("preferred", "change", "accuracy"),
     "judged alike": ("preferred", "change", "accuracy"),
