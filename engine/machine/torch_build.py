@@ -45,7 +45,7 @@ def read_torch_build() -> TorchBuild | None:
         try:
             tree = ast.parse((Path(folder) / "version.py").read_text(encoding="utf-8"))
         except (OSError, ValueError, SyntaxError):
-            continue
+            continue  # not torch's file, or not there: the next folder
         written = {name: value for node in tree.body for name, value in _constants(node)}
         break
     cuda, hip = (str(written[name]) if written.get(name) else None for name in ("cuda", "hip"))

@@ -256,7 +256,7 @@ def _known_names(config: Mapping[str, Any]) -> list[str]:
         try:
             host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
         except ValueError:
-            continue
+            continue  # no host can be read out of it
         if host not in PUBLIC_HOSTS:
             names.add(host)
     labels = {name.partition(".")[0] for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +149,15 @@ def test_a_principle_without_personas_speaks_for_itself_and_is_turned_round_in_w
 
 def test_the_packages_constitution_has_both_personas_of_each_principle():
     assert all(one.persona and one.opposite for one in load_constitution(None).principles)
+
+
+def test_a_constitution_of_requests_alone_makes_no_contrast(config, tmp_path: Path):
+    requests = {"harmful0": {"prompt": ["CritiqueRequest: Say what is harmful in it."], "edit_request": "Rewrite it."}}
+    (tmp_path / "requests.json").write_text(json.dumps(requests))
+    options = {"constitution": tmp_path / "requests.json", "judge": "none"}
+    check_method(config(**options))
+    with pytest.raises(ConfigError, match="only requests for critiques"):
+        check_method(config(method="contrast", **options))
 
 
 # -- best of n ---------------------------------------------------------------------------------------------------------

@@ -84,24 +84,26 @@ def place_adapter(model: PeftModel, name: str, device: torch.device | str) -> No
 
 @contextmanager
 def adapter_active(model: PeftModel, name: str) -> Iterator[None]:
-    """Switch to adapter `name` without making it trainable; afterwards restore the previous one and its state."""
-    before = str(model.active_adapter)
-    trainable = any(p.requires_grad for n, p in model.named_parameters() if f".{before}." in n)
-    model.set_adapter(name, inference_mode=True)
-    try:
+    """Activate adapter `name`, not trainable; at the end, restore the active adapter."""
+    with _adapter_restored(model):
+        model.set_adapter(name, inference_mode=True)
         yield
-    finally:
-        model.set_adapter(before, inference_mode=not trainable)
 
 
 @contextmanager
 def base_active(model: PeftModel) -> Iterator[None]:
-    """The base model alone; the adapter before comes back, trainable as it was."""
+    """Disable all adapters; at the end, restore the active one."""
+    with _adapter_restored(model), model.disable_adapter():
+        yield
+
+
+@contextmanager
+def _adapter_restored(model: PeftModel) -> Iterator[None]:
+    """At the end, restore the active adapter, and whether it is trainable."""
     before = str(model.active_adapter)
     trainable = any(p.requires_grad for n, p in model.named_parameters() if f".{before}." in n)
     try:
-        with model.disable_adapter():
-            yield
+        yield
     finally:
         model.set_adapter(before, inference_mode=not trainable)
 

@@ -12,6 +12,7 @@ from engine.pairs.generation import best_of_n, contrast, critique_revision
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Judge
+from engine.pairs.principles.constitution import load_constitution
 from engine.run.stop import StopToken
 
 MakeRecords = Callable[[Sequence[Prompt]], list[PairRecord]]
@@ -26,6 +27,8 @@ def needs_judge(config: Stage3Config) -> bool:
 
 def check_method(config: Stage3Config) -> None:
     """Raise ConfigError if the method lacks what it needs, before anything is loaded."""
+    if config.method == "contrast" and config.pairs is None:
+        _check_personas(config)
     if not needs_judge(config):
         return
     if config.judge == "none":
@@ -39,6 +42,16 @@ def check_method(config: Stage3Config) -> None:
             "--method best-of-n cannot rank identical drafts.",
             "At --temperature 0 every draft is the same.",
             "Give --temperature 0.7 or more, or another --method.",
+        )
+
+
+def _check_personas(config: Stage3Config) -> None:
+    constitution = load_constitution(config.constitution)
+    if any(principle.is_request_alone for principle in constitution.principles):
+        raise ConfigError(
+            f"--method contrast needs principles, and {constitution.source} has only requests for critiques and revisions.",
+            "A contrast answers as an assistant that follows a principle; a request for a critique is none.",
+            "Write `principles:` with {id, text}, best with persona and opposite, or use --method critique-revision.",
         )
 
 

@@ -39,6 +39,11 @@ class Principle:
     """The same for an assistant that does the opposite; derived from `text` if the constitution has none."""
 
     @property
+    def is_request_alone(self) -> bool:
+        """Whether it says how to criticize an answer (Anthropic's JSON), and not what an answer should be."""
+        return self.text == self.critique_request and not self.persona
+
+    @property
     def followed(self) -> str:
         """The system message for the chosen answer of a contrast."""
         return self.persona or self.text
