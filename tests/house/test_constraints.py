@@ -22,7 +22,10 @@ def test_every_line_is_a_name_and_a_public_version_and_names_no_address():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line), line
 
 
-ASKED = [*PROJECT["dependencies"], *(asked for extra in ("dev", "server", "docs", "examples") for asked in EXTRAS[extra])]
+ASKED = [
+    *PROJECT["dependencies"],
+    *(asked for extra in ("dev", "server", "docs", "examples") for asked in EXTRAS[extra]),
+]
 
 
 @pytest.mark.parametrize("asked", ASKED)
