@@ -21,6 +21,7 @@ from typing import IO, cast
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Level, Message
+from engine.core.generators import returned
 from engine.process.kill import MARK, end_child
 from engine.process.output import LineSplitter, OutputTail
 from engine.run.stop import StopToken
@@ -112,13 +113,7 @@ def run_child(
     stop: StopToken | None = None,
 ) -> ChildResult:
     """Run a child until it ends or times out. Raises as `stream_child`."""
-    lines = stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop)
-    while True:
-        try:
-            next(lines)
-        except StopIteration as end:
-            result: ChildResult = end.value
-            return result
+    return returned(stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop))
 
 
 def stream_child_as_messages(
