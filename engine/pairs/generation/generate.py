@@ -7,6 +7,7 @@ pilot's records.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -73,7 +74,7 @@ class Recorded:
 
     @classmethod
     def read(cls, path: Path) -> Recorded:
-        """A line that is no record of ours counts as missing: stage quality names it."""
+        """A line that is no record of ours counts as missing."""
         rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
         ids = {row["id"]: str(row.get("status")) for row in rows if isinstance(row.get("id"), str)}
         statuses = list(ids.values())
@@ -83,6 +84,10 @@ class Recorded:
         self.ids[record.id] = record.status
         self.ok += record.status == OK
         self.too_long += record.status == PROMPT_TOO_LONG
+
+    def left_out(self) -> list[tuple[str, int]]:
+        """Why there is no pair of the others that were asked, the most frequent reason first."""
+        return Counter(status for status in self.ids.values() if status not in (OK, PROMPT_TOO_LONG)).most_common()
 
     def usable_of(self, prompts: Sequence[Prompt]) -> int:
         return sum(self.ids.get(prompt.id) == OK for prompt in prompts)
@@ -130,7 +135,7 @@ def set_aside_outdated(context: Context, files: SetFiles, prompts: Sequence[Prom
     total = others = 0
     for _, record in read_jsonl(path):
         if isinstance(record, BadLine):
-            return ""  # stage quality reports it, and names the line
+            return ""  # of the pilot: what it does not have is made again
         prompt = wanted.get(str(record.get("id")))
         total += 1
         others += prompt is None or not identity.matches(prompt, record)
