@@ -65,7 +65,7 @@ mutants: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)
+lint: $(STAMP) $(BIN)/hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -94,6 +94,17 @@ pictures: $(STAMP)
 .PHONY: faults
 faults:
 	$(PYTHON) docs/faults.py
+
+# The linters of examples/: in no other environment than one that lints, because they take 170 MB.
+.PHONY: examples
+examples: $(BIN)/hadolint
+	$(BIN)/python -m pytest tests/examples
+
+# SkyPilot alone, for its schema: `import sky` would need forty packages.
+$(BIN)/hadolint: $(STAMP)
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[examples]'
+	$(UV) pip install --quiet --no-deps --python $(BIN)/python --constraint constraints.txt skypilot
+	touch $@
 
 .PHONY: docs
 docs: $(BIN)/mkdocs
@@ -127,7 +138,7 @@ $(STAMP): pyproject.toml constraints.txt $(UV)
 	$(call install,$(VENV),--constraint constraints.txt)
 	touch $(STAMP)
 
-constraints: docs
+constraints: docs $(BIN)/hadolint
 	$(UV) pip freeze --python $(BIN)/python --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 # A wheel, which `uv tool install` takes.
