@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.core.reading import open_file
 from engine.hub.references import is_local, local_path
-from engine.process.first_look import STANDARD_INPUT, first_look
+from engine.process.first_look import first_look, given_file
 from engine.run.stop import StopToken
 
 TOKENIZER = "tokenizer.json"
@@ -54,5 +54,6 @@ def look() -> None:
     """In the child: a line of text there and back."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_buffer(Path(STANDARD_INPUT).read_bytes())
+    with given_file() as file:
+        tokenizer = Tokenizer.from_buffer(file.read())
     tokenizer.decode(tokenizer.encode(LINE).ids)

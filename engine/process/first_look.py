@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from engine.core.errors import UnsafeError
+from engine.core.reading import open_file
 from engine.process.children import run_child
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
@@ -20,9 +22,6 @@ LOOK_SECONDS = 120.0
 """Until a child that looks counts as hanging. It ends by itself long before."""
 LOOK_MEMORY = 8 << 30
 """Bytes of addresses that it may have."""
-STANDARD_INPUT = "/proc/self/fd/0"
-"""Opened by this name a file is read from its beginning, apart from whoever else has it open."""
-
 _ROOT = Path(__file__).resolve().parents[2]
 _seen: set[tuple[int, int, int, int]] = set()
 
@@ -51,6 +50,11 @@ def first_look(module: str, file: BinaryIO, name: str, *, mend: str, stop: StopT
 
 
 # -- in the child ------------------------------------------------------------------------------------------------------
+
+
+def given_file() -> BufferedReader:
+    """What is looked at, from its beginning, apart from whoever else has it open."""
+    return open_file(Path("/proc/self/fd/0"), follow_links=True)
 
 
 def limit() -> None:

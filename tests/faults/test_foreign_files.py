@@ -69,8 +69,8 @@ def test_what_python_raises_is_no_crash_and_a_file_is_looked_at_once(look_with: 
 
 def test_the_child_reads_the_whole_file_and_has_a_limit_of_memory(look_with: Callable[[str], None]):
     look_with(
-        "import resource; from engine.process.first_look import STANDARD_INPUT as it, LOOK_MEMORY as most; "
-        "right = open(it, 'rb').read() == b'what a stranger wrote' and resource.getrlimit(resource.RLIMIT_AS)[0] == most; "
+        "import resource; from engine.process.first_look import given_file, LOOK_MEMORY as most; "
+        "right = given_file().read() == b'what a stranger wrote' and resource.getrlimit(resource.RLIMIT_AS)[0] == most; "
         "right or os.abort()"
     )
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.process.first_look import STANDARD_INPUT, first_look
+from engine.process.first_look import first_look, given_file
 
 LOOK_AT_MOST_SECONDS = 10.0
 """How long the first look reads on in a large table."""
@@ -31,9 +30,9 @@ def look_at_table(file: BinaryIO, name: str) -> None:
 def look() -> None:
     """In the child: decode all columns as far as the time reaches."""
     end = time.monotonic() + LOOK_AT_MOST_SECONDS
-    with Path(STANDARD_INPUT).open("rb") as file:
-        start = file.read(len(ARROW))
-        for batch in _parquet(file) if start.startswith(PARQUET) else arrow_batches(file):
+    with given_file() as file:
+        is_parquet = file.peek(len(PARQUET)).startswith(PARQUET)
+        for batch in _parquet(file) if is_parquet else arrow_batches(file):
             batch.validate(full=True)
             if time.monotonic() > end:
                 return
