@@ -442,16 +442,17 @@ class Stage3Config(
     @field_validator("num_processes")
     @classmethod
     def _divides_a_step(cls, number: int | None, given: ValidationInfo) -> int | None:
-        sizes = [given.data.get(name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
-        if number is None or None in sizes:
+        size: int | None = given.data.get("per_device_train_batch_size")
+        accumulation: int | None = given.data.get("gradient_accumulation_steps")
+        if number is None or size is None or accumulation is None:  # those that are no numbers are refused themselves
             return number
-        pairs = sizes[0] * sizes[1]
+        pairs = size * accumulation
         if pairs % number:
             below, above = nearest_divisors(pairs, number)
             nearest = f"{below} and {above}" if above else f"{below}"
             raise ValueError(
-                f"{pairs} pairs of one optimizer step (--per-device-train-batch-size {sizes[0]} × "
-                f"--gradient-accumulation-steps {sizes[1]}) cannot be dealt out to {number} processes; the nearest numbers "
+                f"{pairs} pairs of one optimizer step (--per-device-train-batch-size {size} × "
+                f"--gradient-accumulation-steps {accumulation}) cannot be dealt out to {number} processes; the nearest numbers "
                 f"that divide {pairs} are {nearest}"
             )
         return number
