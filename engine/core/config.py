@@ -350,6 +350,8 @@ class TrainingOptions(Described):
     num_processes: int | None = option(None, ge=1, changes="preflight", label="Processes that train", topic="Processes")
     """Number of processes that train together, one on each GPU. It must divide the pairs of one optimizer step. Default: the
     GPUs that are there, else 1."""
+    sharding: Literal["ddp", "fsdp"] = option("ddp", changes="preflight", label="Base weights", topic="Processes")
+    """With several processes: each has the whole base model (ddp), or a part of it during the steps (fsdp)."""
     report_to: Literal["none", "tensorboard"] = option("none", changes="", label="Report to", topic="Checkpoints")
     """Also write training figures for tensorboard, in logs/tensorboard. Needs the extra `tensorboard`."""
     eval_prompts: int = option(40, ge=1, changes="evaluation", label="Held-out prompts to answer", topic="Evaluation")

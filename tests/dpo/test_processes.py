@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.core import layout
 from engine.core.errors import NumbersError, RestartNeeded, Stage3Error, Stopped
@@ -19,6 +20,7 @@ from engine.dpo.training.blame import Blame
 from engine.dpo.training.processes import train_as_planned
 from engine.dpo.training.trainer import Trained, train
 from engine.dpo.training.voice import Failure, rank_log
+from engine.models.tensors import adapter_tensors
 from engine.run.context import Context
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
@@ -124,6 +126,27 @@ def test_the_finite_check_holds(make: Callable[..., Context], monkeypatch: pytes
     with pytest.raises(NumbersError, match="The loss is nan at step 4"):
         run_stage(training(context))
     assert not ranks_of(context)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [("", "fsdp"), ("fsdp", ""), ("ddp", "fsdp")])
+def test_a_sharded_training_has_the_same_losses_and_leaves_a_whole_adapter(
+    before: str, after: str, make: Callable[..., Context]
+):
+    """Begun and continued as said; "" is one process, or what follows from the start."""
+    (_, alone), sharding = run_stage(train(make("alone", 1), ROWS)), {"": {"processes": 1}}
+    if before:
+        context = make(**sharding.get(before, {"sharding": before}))
+        with pytest.raises(Stopped):
+            for event in training(context):
+                if isinstance(event, TrainStep) and event.step == 3:
+                    context.stop.request("the test asks")
+    _, trained = run_stage(training(make(**sharding.get(after, {"sharding": after}))))
+    assert (trained.resumed_from or 0) >= (3 if before else 0)
+    assert trained.losses == pytest.approx(alone.losses, abs=1e-4)
+    tensors, expected = (adapter_tensors(one.model, "default") for one in (trained, alone))
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {n: t.shape for n, t in expected.items()}
+    assert all(torch.allclose(tensors[name], expected[name], atol=1e-4) for name in expected)
 
 
 # -- who went first ----------------------------------------------------------------------------------------------------

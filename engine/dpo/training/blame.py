@@ -11,11 +11,11 @@ from engine.core import layout
 from engine.core.errors import ExitCode, Stage3Error
 from engine.dpo.planning.plan import TrainingPlan, reduce_after_oom
 from engine.dpo.training.checkpoints import by_step, step_of
+from engine.dpo.training.launcher import LAUNCHER_LOG
 from engine.dpo.training.voice import Failure, rank_log
 from engine.run.context import Context
 from engine.security.sanitize import visible_line
 
-LAUNCHER_LOG = f"{layout.PROCESSES_DIR}/launcher.log"
 LOG_LINES, LOG_CHARACTERS = 4, 240
 """Of the end of a log, in an error."""
 _DEATH = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*(-?\d+)")

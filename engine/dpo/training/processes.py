@@ -7,30 +7,22 @@ in the last checkpoint, which this process takes as it takes every other one.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from engine.core import layout
 from engine.core.events import Event, Message, Stalled, TrainStep, event_from_dict
-from engine.core.failpoints import VARIABLE as FAILPOINTS
 from engine.dpo.planning.plan import TrainingPlan, current_plan
-from engine.dpo.training.blame import LAUNCHER_LOG, Blame
+from engine.dpo.training.blame import Blame
 from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.dataset import Row
+from engine.dpo.training.launcher import REQUEST_JSON, launched
 from engine.dpo.training.trainer import STAGE, Trained, expected_reference, train
 from engine.dpo.training.voice import STOP, Heard, Request
 from engine.models.loading import dtype_name, resolve_dtype
-from engine.process.conversation import Conversation, conversation
+from engine.process.conversation import Conversation
 from engine.process.stopped import StoppedProcesses
 from engine.run.context import Context
-
-LAUNCHER = "accelerate.commands.launch"
-REQUEST_JSON = f"{layout.PROCESSES_DIR}/request.json"
-INHERITED = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", FAILPOINTS)
-"""Variables that locate the base model, and those of a test."""
 
 
 def train_as_planned(
@@ -64,45 +56,13 @@ def _train_elsewhere(context: Context, plan: TrainingPlan, expected: str) -> Gen
     config = context.config.model_dump(mode="json")
     Request(config, str(run.folder), str(context.cache), expected, plan.as_dict()).write(run / REQUEST_JSON)
     yield Message("info", f"{plan.processes} processes train together; the log of each is in {layout.PROCESSES_DIR}/.")
-    with conversation(
-        launch_command(context, plan.processes),
-        cwd=Path.cwd(),
-        extra=_environment(),
-        log_file=run / LAUNCHER_LOG,
-    ) as talk:
+    with launched(context, plan.processes) as talk:
         heard, step = yield from _listen(context, talk, plan.processes)
         beside = "\n".join(talk.beside.tail)
     context.stop.raise_if_requested()
     if heard.result is None:
         raise Blame(context, plan, heard.failures, beside, step).error()
     return heard
-
-
-def launch_command(context: Context, processes: int) -> list[str]:
-    """Every option that the user's own configuration of accelerate could set otherwise is given."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(len(os.sched_getaffinity(0)) // processes, 1))
-    options = {
-        "num_processes": processes,
-        "num_machines": 1,
-        "machine_rank": 0,
-        "main_process_port": 0,  # a free one
-        "gpu_ids": "all",
-        "mixed_precision": "no",  # TRL's trainer sets it
-        "dynamo_backend": "no",
-        "num_cpu_threads_per_process": threads,
-    }
-    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    # --multi_gpu without GPUs is gloo on the CPU; with --cpu the launcher would start a single process.
-    return [
-        *(sys.executable, "-m", LAUNCHER, "--multi_gpu", *given),
-        *("--module", "engine.dpo.training.worker", str(context.run / REQUEST_JSON)),
-    ]
-
-
-def _environment() -> dict[str, str]:
-    """The base model is cached by now, so they work offline and get no token."""
-    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    return {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HUB_OFFLINE": "1", **kept}
 
 
 def _listen(context: Context, talk: Conversation, processes: int) -> Generator[Event, None, tuple[Heard, int]]:

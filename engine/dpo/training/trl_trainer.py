@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,7 @@ def build_trainer(
         )
         if arguments.n_gpu > 1:
             arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would use
-        trainer = Stage3Trainer(
+        trainer = _kind_of_trainer(config, ranks)(
             model=policy, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
         )
     trainer.remove_callback(PrinterCallback)
@@ -108,6 +108,14 @@ def build_trainer(
     trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(map(tokens_read, pairs))
     share_prompt_computation(policy)
     return trainer
+
+
+def _kind_of_trainer(config: Stage3Config, ranks: Ranks) -> type[Stage3Trainer]:
+    if ranks.count == 1 or config.sharding == "ddp":
+        return Stage3Trainer
+    from engine.dpo.training.sharded_trainer import ShardedTrainer
+
+    return ShardedTrainer
 
 
 class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
@@ -221,7 +229,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # TRL writes in place, adds a pickle that can contain the Hub token, and rotates by file time.
         folder, step = Path(self.args.output_dir), self.state.global_step
-        _require_finite_weights(self.model, step)
+        self._require_finite_weights(step)
         if self.ranks.is_first:
             path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
             rotate(folder, self.keep_checkpoints)
@@ -231,12 +239,22 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         self.ranks.wait()  # a checkpoint that one of them waits for is there for all
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        self.model.save_pretrained(str(folder), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False)
+        self.model.save_pretrained(
+            str(folder), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False, state_dict=self._weights()
+        )
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._add_random_state(folder)
         self.state.save_to_json(str(folder / TRAINER_STATE))
+
+    def _weights(self) -> dict[str, torch.Tensor] | None:
+        """What the adapter's file is made of; None for the model's own."""
+        return None
+
+    def _require_finite_weights(self, step: int) -> None:
+        """A finite loss and gradient may still be followed by an update that overflows: such a checkpoint could never go on."""
+        require_finite_weights(((n, p) for n, p in self.model.named_parameters() if p.requires_grad), step)
 
     def _add_random_state(self, folder: Path) -> None:
         """Each process has its own. Where another machine writes to a disk of its own, there is no such folder."""
@@ -312,10 +330,10 @@ def _require_finite(logs: dict[str, float], step: int) -> None:
             )
 
 
-def _require_finite_weights(model: Any, step: int) -> None:
-    """A finite loss and gradient may still be followed by an update that overflows: such a checkpoint could never go on."""
-    for name, weights in model.named_parameters():
-        if weights.requires_grad and not bool(torch.isfinite(weights).all()):
+def require_finite_weights(weights: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+    """Raises NumbersError for the first of these by name that holds a number that is not finite."""
+    for name, tensor in weights:
+        if not bool(torch.isfinite(tensor).all()):
             raise NumbersError(
                 f"{name} holds numbers that are not finite after step {step}.",
                 "The update overflowed. No checkpoint was made of it.",
