@@ -145,8 +145,11 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(answer.status)
             for name, value in {**answer.headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            try:
+                self.end_headers()
+                self.wfile.write(body)
+            except ConnectionError:  # whoever asked no longer waits
+                self.close_connection = True
 
         def log_message(self, *_: object) -> None:
             """Nothing on stderr."""
