@@ -70,3 +70,11 @@ def test_the_sums_of_the_memory_table_are_those_of_the_forecast(scaling):
     row = next(line for line in PAGE.splitlines() if line.startswith("| Gemma 2B | 2.51"))
     terms = training_memory(scaling.MODELS["Gemma 2B"], scaling.LIVE, max_length=1024, context=CUDA_CONTEXT)
     assert float(re.split(r"\s*\|\s*", row)[8]) == round(sum(terms.values()) / 1e9, 1)
+
+
+def test_the_measured_figures_are_those_of_the_results():
+    results = (ROOT / "bench/RESULTS.md").read_text(encoding="utf-8")
+    section = PAGE.split("## Measured here")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) >= 8
+    assert [row for row in rows if row not in results] == []
