@@ -6,9 +6,11 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.core import layout
 from engine.core.errors import ExitCode, Stage3Error
+from engine.core.reading import open_file
 from engine.dpo.planning.plan import TrainingPlan, reduce_after_oom
 from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.launcher import LAUNCHER_LOG
@@ -18,6 +20,7 @@ from engine.security.sanitize import visible_line
 
 LOG_LINES, LOG_CHARACTERS = 4, 240
 """Of the end of a log, in an error."""
+LAST_BYTES = 1 << 14
 _DEATH = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*(-?\d+)")
 """In the launcher's report."""
 _WAITED_IN_VAIN = re.compile(r"collective operation timeout|timed out waiting", re.IGNORECASE)
@@ -50,10 +53,9 @@ class Blame:
         silent = sorted(set(range(self.plan.processes)) - waited - lost)
         if waited and silent:
             return self._error(silent[0], "did not answer, and the others waited for it in vain")
-        # The launcher ends the others with SIGTERM, so another signal came first.
-        ended = sorted((deaths[rank] in (-signal.SIGTERM, 0), rank) for rank in silent if rank in deaths)
+        ended = sorted((_order(deaths[rank]), rank) for rank in silent if rank in deaths)
         bug = next((failure for failure in self.failures if failure.reason == "bug"), None)
-        if bug is not None and (not ended or ended[0][0] or ended[0][1] == bug.rank):
+        if bug is not None and (not ended or ended[0][0]):
             return self._error(bug.rank, f"broke: {visible_line(bug.what, LOG_CHARACTERS)}")
         if ended:
             rank = ended[0][1]
@@ -82,8 +84,19 @@ class Blame:
     def _log_end(self, rank: int | None) -> list[str]:
         """Of a process that came to no log, what the launcher wrote."""
         log = None if rank is None else rank_log(self.context.run, rank)
-        text = log.read_text(encoding="utf-8", errors="replace") if log is not None and log.is_file() else self.report
+        text = _end_of(log) if log is not None and log.is_file() else self.report
         return [visible_line(line, LOG_CHARACTERS) for line in text.splitlines() if line.strip()][-LOG_LINES:]
+
+
+def _order(code: int) -> int:
+    """A signal comes first; the launcher ends the others with SIGTERM."""
+    return 2 if code in (-signal.SIGTERM, 0) else int(code > 0)
+
+
+def _end_of(log: Path) -> str:
+    with open_file(log) as file:
+        file.seek(max(log.stat().st_size - LAST_BYTES, 0))
+        return file.read().decode("utf-8", errors="replace")
 
 
 def _how(code: int) -> str:

@@ -6,7 +6,6 @@ in the last checkpoint, which this process takes as it takes every other one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -23,6 +22,7 @@ from engine.models.loading import dtype_name, resolve_dtype
 from engine.process.conversation import Conversation
 from engine.process.stopped import StoppedProcesses
 from engine.run.context import Context
+from engine.storage.jsonl import loads
 
 
 def train_as_planned(
@@ -85,7 +85,7 @@ def _listen(context: Context, talk: Conversation, processes: int) -> Generator[E
 def _understood(line: bytes, heard: Heard) -> Event | None:
     """The event of a line; what else it tells is noted. What is no line of ours, of a library perhaps, is passed over."""
     try:
-        told = json.loads(line)
+        told = loads(line)
         if isinstance(told, dict) and isinstance(told.get("event"), dict):
             return event_from_dict(told["event"])
         if isinstance(told, dict):

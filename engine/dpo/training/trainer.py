@@ -269,9 +269,16 @@ def _prepare(
         }
     )
     folder = context.run / layout.CHECKPOINTS_DIR
-    trainer = build_trainer(config, folder, policy, tokenizer, plain, settings, dtype, fingerprint, ranks)
+    kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
+    trainer = build_trainer(config, folder, policy, tokenizer, plain, settings, dtype, fingerprint, ranks, kind)
     steps = max_steps if max_steps > 0 else steps_of(config, len(pairs))
     return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint, steps)
+
+
+def _sharded() -> type[Stage3Trainer]:
+    from engine.dpo.training.sharded_trainer import ShardedTrainer
+
+    return ShardedTrainer
 
 
 def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Generator[Event, None, None]:

@@ -57,6 +57,7 @@ def build_trainer(
     dtype: torch.dtype,
     fingerprint: str,
     ranks: Ranks = ALONE,
+    kind: type[Stage3Trainer] | None = None,
 ) -> Stage3Trainer:
     """Build the trainer over `pairs` (token ids). This adds the frozen copy "ref" of the adapter "default" to `policy`.
 
@@ -64,42 +65,19 @@ def build_trainer(
     settings   for DPOConfig. Batch size times accumulation is the effective batch. The batch size is the number of longest
                pairs that fit in memory; passes over shorter pairs take more of them
     ranks      the processes that train; each is given all pairs, and takes its share of each step
+    kind       by default Stage3Trainer
     """
     disable_progress_bar()
     device = resolve_device(config)
     if device.index and ranks.count == 1:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # otherwise accelerate takes the first GPU
     side_by_side = settings["per_device_train_batch_size"]
-    # For TRL a step is one batch, which our trainer splits by length.
-    whole_steps = {
-        "per_device_train_batch_size": side_by_side * settings["gradient_accumulation_steps"],
-        "gradient_accumulation_steps": 1,
-    }
     with without_warnings():
-        arguments = DPOConfig(
-            output_dir=str(folder),
-            **(settings | whole_steps),
-            save_strategy="steps",
-            save_steps=config.save_steps,
-            save_total_limit=None,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=config.gradient_checkpointing,
-            bf16=dtype == torch.bfloat16,
-            fp16=dtype == torch.float16,
-            use_cpu=device.type == "cpu",
-            dataloader_pin_memory=device.type == "cuda",
-            # All that trains takes part in every step, and nothing else of the model changes.
-            ddp_find_unused_parameters=False,
-            ddp_broadcast_buffers=False,
-            ddp_timeout=WAIT_SECONDS,
-        )
-        if arguments.n_gpu > 1:
-            arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would use
-        trainer = _kind_of_trainer(config, ranks)(
-            model=policy, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+        trainer = (kind or Stage3Trainer)(
+            model=policy,
+            args=_arguments(config, folder, settings, dtype, device),
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=tokenizer,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -110,12 +88,38 @@ def build_trainer(
     return trainer
 
 
-def _kind_of_trainer(config: Stage3Config, ranks: Ranks) -> type[Stage3Trainer]:
-    if ranks.count == 1 or config.sharding == "ddp":
-        return Stage3Trainer
-    from engine.dpo.training.sharded_trainer import ShardedTrainer
-
-    return ShardedTrainer
+def _arguments(
+    config: Stage3Config, folder: Path, settings: dict[str, Any], dtype: torch.dtype, device: torch.device
+) -> DPOConfig:
+    # For TRL a step is one batch, which our trainer splits by length.
+    whole_steps = {
+        "per_device_train_batch_size": settings["per_device_train_batch_size"]
+        * settings["gradient_accumulation_steps"],
+        "gradient_accumulation_steps": 1,
+    }
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        **(settings | whole_steps),
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=None,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        # All that trains takes part in every step, and nothing else of the model changes.
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=WAIT_SECONDS,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would use
+    return arguments
 
 
 class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]

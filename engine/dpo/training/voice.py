@@ -15,6 +15,7 @@ from typing import Any, Literal
 from engine.core import layout
 from engine.core.events import Event
 from engine.run.folder import Run
+from engine.storage.documents import read_json
 from engine.storage.files import write_json
 
 STOP = "stop"
@@ -47,7 +48,8 @@ class Request:
 
     @classmethod
     def read(cls, path: Path) -> Request:
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        """Raises DamagedState, OSError."""
+        return read_json(path, cls)
 
 
 @dataclass(frozen=True)
