@@ -20,7 +20,7 @@ SHORT = {
     "better_by_people": "by people",
     "identical_share": "identical",
     "meta_share": "meta",
-    "principle_share": "one principle",
+    "principle_share": "top principle",
 }
 WITH_THRESHOLDS = 120
 """Minimum cells to show each figure's threshold beside it."""

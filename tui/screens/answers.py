@@ -112,6 +112,8 @@ def _name(one: Answered, stage: int) -> Content:
         pieces.append((f"  {glyph} {one.word}", f"bold {style}"))
     if one.stage3_unusable if second else one.stage2_unusable:
         pieces.append(("  ✗ broken", "bold $pair-bad"))
+    if one.stage3_off_topic if second else one.stage2_off_topic:
+        pieces.append(("  ✗ fits any message", "bold $pair-bad"))
     if one.stage3_refuses if second else one.stage2_refuses:
         pieces.append(("  ⊘ refuses", "bold $check-warning"))
     return Content.assemble(*pieces)

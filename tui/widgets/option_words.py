@@ -76,7 +76,7 @@ def option_words(
 
 
 def consequence_words(option: Option, done: Done) -> str:
-    """What a change would do again: "Does training again (about 4m), then packaging; pairs and quality stay."."""
+    """What a change would do again: "A change repeats training (about 4m), then packaging if the results differ; pairs stay."."""
     if not done or not option.changes:
         return "" if not done else "Changes no result."
     found = consequence_of(option.changes, done)
@@ -87,11 +87,11 @@ def consequence_words(option: Option, done: Done) -> str:
 
 def _again(found: Consequence) -> str:
     took = approx_duration(found.seconds)
-    return f"Does {_listed(found.again)} again" + (f" (about {took})" if took else "")
+    return f"A change repeats {_listed(found.again)}" + (f" (about {took})" if took else "")
 
 
 def _follow(found: Consequence) -> str:
-    return f", then {_listed(found.follow)} if that changes the result" if found.follow else ""
+    return f", then {_listed(found.follow)} if the results differ" if found.follow else ""
 
 
 def _stay(found: Consequence) -> str:
