@@ -1,15 +1,16 @@
-"""Log-probabilities of given replies, in forward passes without decoding."""
+"""Log-probabilities of given replies, in forward passes without decoding. A prefix that several rows share is read once."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.machine.memory import free_memory, in_halves
+from engine.models.generation.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, PrefixMatch, common_prefix
 from engine.models.length_groups import TOKENS_PER_FORWARD, group_by_length
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -36,46 +37,78 @@ def reply_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> 
     if not rows:
         return []
     vocabulary = int(model.config.get_text_config().vocab_size)
-    lengths = [sum(map(len, row)) for row in rows]
+    prefixes = _shared_prefixes(model, rows)
+    lengths = [len(prompt) - prefix.length + len(reply) for (prompt, reply), prefix in zip(rows, prefixes, strict=True)]
     found: dict[int, Likelihood] = {}
     for group in group_by_length(lengths, TOKENS_PER_FORWARD.get(model.device.type, max(lengths))):
-        step = max(1, LOGITS_PER_FORWARD // (vocabulary * (max(len(rows[row][1]) for row in group) + 1)))
+        step = max(1, LOGITS_PER_FORWARD // (vocabulary * max(len(rows[row][1]) for row in group)))
         for start in range(0, len(group), step):
             batch = group[start : start + step]
-            read = in_halves(lambda part: _likelihoods(model, [rows[row] for row in part], pad), batch, free_memory)
+            read = in_halves(
+                lambda part: _likelihoods(model, [rows[row] for row in part], [prefixes[row] for row in part], pad),
+                batch,
+                free_memory,
+            )
             found.update(zip(batch, read, strict=True))
     return [found[row] for row in range(len(rows))]
 
 
-def _likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[Likelihood]:
+def _shared_prefixes(model: PreTrainedModel, rows: Sequence[Row]) -> list[PrefixMatch]:
+    """Of each row the prefix that is read already: all of a prompt that occurs twice but its last token, or what the other
+    prompts have in common (the template's system message).
+    """
     import torch
 
-    longest_reply = max(len(reply) for _, reply in rows)
-    ids, mask = _left_padded([[*prompt, *reply] for prompt, reply in rows], pad, model.device)
+    from engine.models.generation.kv_cache import attends_to_all
+    from engine.models.generation.prefill import read_rows
+
+    counts = Counter(tuple(prompt) for prompt, _ in rows)
+    alone = [prompt for prompt, count in counts.items() if count == 1]
+    wanted = [prompt[:-1] for prompt, count in counts.items() if count > 1]
+    if len(alone) > 1:
+        wanted.append(tuple(common_prefix(alone))[: min(map(len, alone)) - 1])
+    wanted = [ids for ids in wanted if len(ids) >= MIN_PREFIX_TOKENS]
+    if not wanted or not attends_to_all(model, max(sum(map(len, row)) for row in rows)):
+        return [PrefixMatch()] * len(rows)
+    cache = PrefixCache()
     with torch.inference_mode():
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=-1) - 1).clamp_min(0),
-            use_cache=False,
-            logits_to_keep=longest_reply + 1,
-        ).logits[:, :-1]  # (R, L, V), L the longest reply: the logits before each of its tokens
-        targets = ids[:, -longest_reply:]  # (R, L)
+        cache.keep([read_rows(model, [ids], [PrefixMatch()], pad=0).prefix(0) for ids in wanted])
+    return [cache.longest(prompt) for prompt, _ in rows]
+
+
+def _likelihoods(
+    model: PreTrainedModel, rows: Sequence[Row], prefixes: Sequence[PrefixMatch], pad: int
+) -> list[Likelihood]:
+    import torch
+
+    from engine.models.generation.prefill import left_padded
+
+    replies = [reply for _, reply in rows]
+    longest = max(map(len, replies))
+    read = [[*prompt, *reply[:-1]] for prompt, reply in rows]  # nothing is asked after a reply's last token
+    with torch.inference_mode():
+        logits = _logits_before(model, read, prefixes, pad, longest)  # (R, L, V), L the longest reply
+        targets = left_padded(replies, pad, model.device)  # (R, L)
         everything = torch.log_softmax(logits.float(), dim=-1)
         entropies = -(everything.exp() * everything).sum(dim=-1)  # (R, L)
         logps = everything.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (R, L)
         # Replies are right-aligned; columns to the left of a shorter one belong to its prompt.
-        lengths = torch.tensor([len(reply) for _, reply in rows], device=ids.device)
-        of_reply = torch.arange(longest_reply, 0, -1, device=ids.device) <= lengths.unsqueeze(1)
+        of_reply = left_padded([[1] * len(reply) for reply in replies], 0, model.device)
         sums = ((values * of_reply).sum(dim=-1).tolist() for values in (logps, entropies))
         return [Likelihood(*both) for both in zip(*sums, strict=True)]
 
 
-def _left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(token ids, mask), both (R, T)."""
-    import torch
+def _logits_before(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], prefixes: Sequence[PrefixMatch], pad: int, keep: int
+) -> Tensor:
+    """The logits after the last `keep` tokens of each row, (R, keep, V). Any model can read rows that have no prefix."""
+    from engine.models.generation.prefill import left_padded, positions_of, read_rows
 
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    if any(prefix.length for prefix in prefixes):
+        return read_rows(model, rows, prefixes, pad, keep).logits
+    mask = left_padded([[1] * len(row) for row in rows], 0, model.device)
+    ids = left_padded(rows, pad, model.device)
+    logits: Tensor = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False, logits_to_keep=keep
+    ).logits
+    return logits

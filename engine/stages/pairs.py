@@ -12,6 +12,7 @@ from engine.models.backend import load_backend
 from engine.models.templates.option import template_key
 from engine.pairs.assessment.outlook import Outlook, require_reachable
 from engine.pairs.formats.folders import hash_of_files
+from engine.pairs.formats.run_pairs import require_whole_lines
 from engine.pairs.generation.generate import (
     RUN_SET,
     InterimCheck,
@@ -77,6 +78,7 @@ def run(context: Context) -> StageRun:
             f"{config.num_examples}: making pairs from those.",
         )
     identity = RecordIdentity.of(config, settings, context.run.results)
+    require_whole_lines(context.run / layout.PAIRS_JSONL)
     why = set_aside_outdated(context, RUN_SET, prompts, identity)
     if why:
         yield StageStale("pairs", why.partition(";")[0])
@@ -117,7 +119,7 @@ def _look(context: Context, prompts: int | None) -> InterimCheck:
 
     def look(recorded: Recorded) -> None:
         require_reachable(
-            outlook.estimates(recorded.ok, recorded.asked, recorded.too_long),
+            outlook.estimates(recorded.ok, recorded.asked, recorded.too_long, recorded.left_out()),
             context.config,
             what=f"After {recorded.total} prompts there is no hope left that the gate will open",
             why="The rest would be made as these were, and training would refuse them; nothing that was made is lost.",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
+from engine.core.generators import returned
 from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
@@ -179,7 +180,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         pairs = yield from make_pilot(context, prompts[: config.pilot_prompts], maker)
         del maker
     else:
-        pairs = [pair_of_record(record) for record in make(short_first[:1])]
+        pairs = [pair_of_record(record) for record in returned(make(short_first[:1]))]
     yield Check(
         "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs",
         "ok",

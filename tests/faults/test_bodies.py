@@ -80,8 +80,9 @@ def test_f2_06_a_server_that_sends_without_end_is_no_server(kind: str):
 
 
 @pytest.mark.fault("F2-7", "F2-6")
-def test_f2_07_a_server_that_sends_a_byte_now_and_then_ends_with_the_time_that_it_was_given():
-    with endless_server("drip") as server, pytest.raises(NetworkError, match="did not answer within 1 s"):
+@pytest.mark.parametrize("kind", ["drip", "dripping headers"])
+def test_f2_07_a_server_that_sends_a_byte_now_and_then_ends_with_the_time_that_it_was_given(kind: str):
+    with endless_server(kind) as server, pytest.raises(NetworkError, match="did not answer within 1 s"):
         asked(server.url, seconds=1)
 
 
@@ -139,9 +140,10 @@ def test_f2_06_a_hub_that_sends_without_end_is_none(kind: str, hub_is):
 
 
 @pytest.mark.fault("F2-7", "F4")
-def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(hub_is, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kind", ["drip", "dripping headers"])
+def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(kind: str, hub_is, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.5)
-    with endless_server("drip") as server:
+    with endless_server(kind) as server:
         hub_is(server.url)
         with pytest.raises(NetworkError, match="sends what is no answer") as refused:
             get("/api/whoami-v2", None)
@@ -163,6 +165,20 @@ def test_f2_06_what_the_library_itself_asks_of_the_hub_is_bounded_too(kind: str,
             HfApi(endpoint=server.url).model_info("a/b")
     error = as_hub_error(refused.value)
     assert error is not None and error.exit_code == ExitCode.NETWORK
+
+
+@pytest.mark.fault("F2-7", "F4")
+def test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too(hub_is, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import HfApi
+
+    from engine.hub.client import bound_the_client
+
+    monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.5)
+    with endless_server("dripping headers") as server:
+        hub_is(server.url)
+        bound_the_client()
+        with pytest.raises(Exception, match="slower than any line"):
+            HfApi(endpoint=server.url).model_info("a/b")
 
 
 @pytest.mark.parametrize("kind", ["packed"])

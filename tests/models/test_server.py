@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from engine.core.errors import (
     Stopped,
     UnsafeError,
 )
+from engine.core.generators import returned
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
@@ -37,6 +35,7 @@ from engine.models.server.roles import critic_server, judge_server, policy_serve
 from engine.run.stop import StopToken
 from engine.security.secrets import SERVER_TOKEN_VARIABLE
 from tests.support.fake_server import Answer, FakeServer, choices, fake_server
+from tests.support.real_server import real_server
 from tests.support.templates import tokenizer_with
 
 TOKEN = "sk-a-token-that-nobody-may-see"
@@ -74,35 +73,9 @@ def served(merged: Path) -> Iterator[str]:
 
     if not is_serve_available():
         pytest.skip("`transformers serve` needs the extra: pip install -e '.[server]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (merged.parent / "serve.log").open("w")
-    command = Path(sys.executable).with_name("transformers")
-    server = subprocess.Popen(
-        [command, "serve", str(merged), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        wait_until_healthy(f"http://127.0.0.1:{port}/health", server, Path(log.name))
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.kill()
-        server.wait()
-        log.close()
-
-
-def wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=1):
-                return
-        except OSError:
-            time.sleep(0.1)
-    pytest.fail(f"transformers serve does not answer:\n{log.read_text()[-2000:]}")
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(merged), "--device", "cpu"]
+    with real_server(command, "/health", merged.parent / "serve.log") as address:
+        yield f"{address}/v1"
 
 
 @pytest.fixture
@@ -167,7 +140,7 @@ def test_a_critic_on_a_real_server_writes_what_the_policy_itself_would(served: s
     shared = load_backend(config, ASSETS / "adapter", StopToken(), None)
     alone = load_stage2_backend(config, ASSETS / "adapter", StopToken(), None)
     assert isinstance(shared, PolicyAndCritic) and shared.check(settings.sampling) == []
-    by_both, by_one = (record_maker(one, settings, None, StopToken())(prompts) for one in (shared, alone))
+    by_both, by_one = (returned(record_maker(one, settings, None, StopToken())(prompts)) for one in (shared, alone))
     assert by_both == by_one and all(record.critic_notes for record in by_both)
     assert shared.critic.tokens > shared.policy.tokens > 0, "drafts here, critiques and revisions there"
 

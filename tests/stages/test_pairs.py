@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from engine.core import layout
+from engine.core.errors import DamagedState
 from engine.core.events import Message, PairFailed, PairMade
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import Reply, SamplingSettings
@@ -93,6 +94,22 @@ def test_more_examples_make_only_what_is_missing(made):
     assert len(first) == 12 and len(more) == 8 and not set(first) & set(more)
     assert len(records(made.context().run)) == 20
     assert made(num_examples=20)[0] == []
+
+
+@pytest.mark.fault("A15", "F2-17")
+@pytest.mark.parametrize("damaged", ['{"id": "cut", "status": "o', "[1, 2]", "\\0" * 40])
+def test_a_damaged_line_is_named_before_anything_is_made(made, damaged: str):
+    made(num_examples=12)
+    path = made.context().run / layout.PAIRS_JSONL
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], damaged + "\n", *lines[4:]]))
+    with pytest.raises(DamagedState, match=r"Line 4 of .*pairs\.jsonl is damaged") as told:
+        made(num_examples=20)
+    assert "remove that line" in told.value.what_to_do
+    assert len(path.read_text().splitlines()) == 12, "nothing was made, and nothing taken away"
+    path.write_text("".join([*lines[:3], *lines[4:]]))
+    made(num_examples=12)
+    assert sorted(records(made.context().run), key=str) == sorted(map(json.loads, lines), key=str)
 
 
 def test_fewer_examples_are_a_selection_and_nothing_is_deleted(made):

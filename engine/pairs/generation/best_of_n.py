@@ -6,7 +6,7 @@ texts or can only compare two. Unusable drafts are dropped first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -15,7 +15,7 @@ from engine.models.generation.sampling import RefusedReply, Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import refusal_of
+from engine.pairs.generation.critique_revision import count_of, refusal_of
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, Judge
@@ -54,21 +54,19 @@ class Drafted:
 
 def make_records(
     prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings, judge: Judge, stop: StopToken
-) -> list[PairRecord]:
-    """The records of one batch, in the order of `prompts`. Raises what the judge raises."""
-    rounds = [
-        backend.reply(
-            [prompt.messages for prompt in prompts],
-            settings.sampling,
-            [seed_of(settings.seed, prompt.id, "draft", number) for prompt in prompts],
-        )
-        for number in range(settings.num_drafts)
-    ]
+) -> Generator[str, None, list[PairRecord]]:
+    """The records of one batch, in the order of `prompts`. Yields each step as it begins. Raises what the judge raises."""
+    rounds = []
+    for number in range(settings.num_drafts):
+        yield f"{count_of(prompts, 'draft')} ({number + 1} of {settings.num_drafts})"
+        seeds = [seed_of(settings.seed, prompt.id, "draft", number) for prompt in prompts]
+        rounds.append(backend.reply([prompt.messages for prompt in prompts], settings.sampling, seeds))
     drafted = [
         Drafted(prompt, _principle(prompt, settings), drafts)
         for prompt, drafts in zip(prompts, zip(*rounds, strict=True), strict=True)
     ]
     comparisons = [comparison for each in drafted for comparison in each.comparisons]
+    yield count_of(comparisons, "comparison")
     gains = {
         comparison.id: given.second - given.first
         for batch in score_in_batches(judge, comparisons, stop)

@@ -6,7 +6,7 @@ batches depend on the prompts alone. So a run that was killed and restarted make
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
@@ -79,8 +79,11 @@ def plan_batches(items: Sequence[Item], lengths: Sequence[int], batch_size: int)
             yield [items[index] for _, index in rows[first : first + batch_size]]
 
 
-def make_records(prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings) -> list[PairRecord]:
-    """The records of one batch, in the order of `prompts`."""
+def make_records(
+    prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings
+) -> Generator[str, None, list[PairRecord]]:
+    """The records of one batch, in the order of `prompts`. Yields each step as it begins."""
+    yield count_of(prompts, "draft")
     drafts = backend.reply(
         [prompt.messages for prompt in prompts],
         settings.sampling,
@@ -92,7 +95,7 @@ def make_records(prompts: Sequence[Prompt], backend: Backend, settings: Generati
         for attempt in range(settings.max_attempts):
             pending = [pair for pair in open_pairs if len(pair.rounds) == number]
             if pending:
-                _try(pending, number * settings.max_attempts + attempt, backend, settings)
+                yield from _try(pending, number * settings.max_attempts + attempt, backend, settings)
         open_pairs = [pair for pair in open_pairs if len(pair.rounds) > number]
     return [_record(pair) for pair in pairs]
 
@@ -112,6 +115,10 @@ def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
     )
 
 
+def count_of(items: Sequence[object], noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
 def refusal_of(reply: Reply) -> str:
     """Why the server gave no reply; empty if it did."""
     if isinstance(reply, RefusedReply):
@@ -119,8 +126,11 @@ def refusal_of(reply: Reply) -> str:
     return ""
 
 
-def _try(pairs: list[PairInProgress], attempt: int, backend: Backend, settings: GenerationSettings) -> None:
+def _try(
+    pairs: list[PairInProgress], attempt: int, backend: Backend, settings: GenerationSettings
+) -> Generator[str, None, None]:
     """Make one critique and one revision for each pair."""
+    yield count_of(pairs, "critique")
     principles, critic = [_draw_principle(pair, attempt, settings) for pair in pairs], critic_of(backend)
     critiques = critic.reply(
         [
@@ -130,6 +140,7 @@ def _try(pairs: list[PairInProgress], attempt: int, backend: Backend, settings: 
         settings.sampling,
         [seed_of(settings.seed, pair.prompt.id, "critique", attempt) for pair in pairs],
     )
+    yield count_of(pairs, "revision")
     revisions = critic.reply(
         [
             revision_prompt(pair.prompt.messages, pair.text, critique.text, principle, settings.examples)

@@ -7,10 +7,12 @@ pilot's records.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import cast
 
 from engine.core import layout
 from engine.core.errors import DamagedState, PreconditionError
@@ -72,7 +74,7 @@ class Recorded:
 
     @classmethod
     def read(cls, path: Path) -> Recorded:
-        """A line that is no record of ours counts as missing: stage quality names it."""
+        """A line that is no record of ours counts as missing."""
         rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
         ids = {row["id"]: str(row.get("status")) for row in rows if isinstance(row.get("id"), str)}
         statuses = list(ids.values())
@@ -82,6 +84,10 @@ class Recorded:
         self.ids[record.id] = record.status
         self.ok += record.status == OK
         self.too_long += record.status == PROMPT_TOO_LONG
+
+    def left_out(self) -> list[tuple[str, int]]:
+        """Why there is no pair of the others that were asked, the most frequent reason first."""
+        return Counter(status for status in self.ids.values() if status not in (OK, PROMPT_TOO_LONG)).most_common()
 
     def usable_of(self, prompts: Sequence[Prompt]) -> int:
         return sum(self.ids.get(prompt.id) == OK for prompt in prompts)
@@ -129,7 +135,7 @@ def set_aside_outdated(context: Context, files: SetFiles, prompts: Sequence[Prom
     total = others = 0
     for _, record in read_jsonl(path):
         if isinstance(record, BadLine):
-            return ""  # stage quality reports it, and names the line
+            return ""  # of the pilot: what it does not have is made again
         prompt = wanted.get(str(record.get("id")))
         total += 1
         others += prompt is None or not identity.matches(prompt, record)
@@ -197,7 +203,8 @@ def generate_pairs(
     for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
         if all(prompt.id in recorded.ids for prompt in batch):
             continue
-        for prompt, made in zip(batch, maker.make(batch), strict=True):
+        made_now = yield from clock.of_batch(maker.make(batch), recorded, backend)
+        for prompt, made in zip(batch, made_now, strict=True):
             if made.id not in recorded.ids:
                 record = replace(made, made_with=identity.key(prompt), prompt_tokens=tokens[prompt.id])
                 yield open_set.acknowledge(record)
@@ -293,7 +300,18 @@ class ProgressMeter:
         self._already, self._total = already, total
         self._started = time.monotonic()
 
-    def progress(self, recorded: Recorded, backend: Backend) -> Progress:
+    def of_batch(
+        self, making: Generator[str, None, list[PairRecord]], recorded: Recorded, backend: Backend
+    ) -> Generator[Event, None, list[PairRecord]]:
+        """Its records. An event for each step, because a large batch may take minutes."""
+        while True:
+            try:
+                step = next(making)
+            except StopIteration as end:
+                return cast("list[PairRecord]", end.value)
+            yield self.progress(recorded, backend, step)
+
+    def progress(self, recorded: Recorded, backend: Backend, step: str = "") -> Progress:
         seconds = time.monotonic() - self._started
         made = recorded.total - self._already
         rate = made / seconds if made and seconds > 0 else None
@@ -301,7 +319,7 @@ class ProgressMeter:
         share = f"{recorded.ok / recorded.total:.0%} usable" if recorded.total else ""
         tokens = backend.tokens
         speed = f"{tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
-        note = ", ".join(part for part in (share, speed) if part)
+        note = ", ".join(part for part in (step, share, speed) if part)
         return Progress(recorded.total, self._total, "pairs", rate, left, note)
 
 
