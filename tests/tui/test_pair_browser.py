@@ -307,7 +307,7 @@ async def test_who_watches_may_decide_where_that_was_allowed(tmp_path: Path, con
     app = Wizard(Watcher(Run(folder), config(output_dir=folder), decides=True))
     async with app.run_test(size=(160, 40)) as pilot:
         await browse(pilot, app)
-        assert "accept" in screen_text(app).splitlines()[-1] and "you may decide" in screen_text(app)
+        assert "accept" in screen_text(app).splitlines()[-1] and "watching, may decide" in screen_text(app)
         await pilot.press("x")
         assert read_edits(folder / layout.EDITS_JSONL)["id1"].accepted is False
 

@@ -41,7 +41,13 @@ class CompareScreen(Screen[None]):
     CompareScreen { background: $background; }
     CompareScreen #compare-head, CompareScreen #compare-keys { height: auto; padding: 0 1; }
     CompareScreen #compare-head { padding: 1 1 0 1; }
-    CompareScreen #compare-body { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
+    CompareScreen #compare-body {
+        height: 1fr;
+        padding: 0 1;
+        scrollbar-size-vertical: 1;
+        scrollbar-background: $background;
+        scrollbar-color: $rule;
+    }
     CompareScreen #compare-curves { height: 14; margin-top: 1; }
     CompareScreen #compare-curves LineChart { margin-right: 2; }
     """

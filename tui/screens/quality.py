@@ -13,7 +13,7 @@ from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
 from engine.run.state import RunState, StageState
 from tui.pair_browser.waiting import waiting_note
 from tui.screens.base import StageView
-from tui.widgets.layout import EMPTY
+from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
@@ -54,7 +54,12 @@ class QualityView(StageView):
         if self.page == self.GATE:
             lines = [line for line in (gate_line(stage), ask_people_line(stage), self._waiting(state)) if line]
             told = tuple(line.plain for line in lines)
-            self.paper("extra").put(told, (lambda width: [EMPTY, *lines]) if lines else None)
+            self.paper("extra").put(
+                told,
+                (lambda width: [EMPTY, *(each for line in lines for each in paragraph(line, width))])
+                if lines
+                else None,
+            )
 
     def _waiting(self, state: RunState) -> Content:
         """A sentence if there are decisions that the stage has not read."""

@@ -31,6 +31,16 @@ def as_fits(pieces: Iterable[Content], width: int, gap: int = 2) -> Content:
     return line
 
 
+def flowing(pieces: Iterable[Content], width: int) -> list[Content]:
+    """The pieces one after the other, on as many lines as they take; each brings its own gap."""
+    lines = [EMPTY]
+    for piece in pieces:
+        if lines[-1] and lines[-1].cell_length + piece.rstrip().cell_length > width:
+            lines.append(EMPTY)
+        lines[-1] = lines[-1] + piece
+    return [line.rstrip().truncate(width, ellipsis=True) for line in lines]
+
+
 def clauses(sentence: str, room: int) -> str:
     """The sentence, or as many of its clauses as fit; empty if not even the first one does."""
     parts = sentence.rstrip(".").split(", ")

@@ -12,7 +12,7 @@ from engine.core.options import Option
 from engine.core.stage_table import STAGE
 from engine.pipeline.consequences import EVALUATION, Consequence, consequence_of
 from tui.formatting import approx_duration, one_line
-from tui.widgets.layout import paragraph
+from tui.widgets.layout import as_fits, paragraph
 
 AUTOMATIC = "automatic"
 EDITS, KEEPS = "Enter edits   ← → choose   d resets", "Enter saves, Esc discards"
@@ -62,7 +62,11 @@ def option_words(
     facts = [option.allowed, f"default {option.default or 'none'}", option.flag, ENV_PREFIX + option.name.upper()]
     if option.unit == "share":
         facts[0] += " (a share)"
-    lines += paragraph(Content.styled("   ".join(facts[:3] if compact else facts), "$muted"), width)
+    if compact:  # a long default is left out
+        allowed, default, flag, _ = facts
+        lines.append(as_fits((Content.styled(fact, "$muted") for fact in (allowed, flag, default)), width, gap=3))
+    else:
+        lines += paragraph(Content.styled("   ".join(facts), "$muted"), width)
     again = consequence_words(option, done) if done is not None else ""
     if again:
         lines += paragraph(Content.assemble(("↻ ", "bold $accent"), (again, "$foreground")), width)

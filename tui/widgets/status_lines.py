@@ -65,10 +65,10 @@ def how_far(state: RunState) -> str:
     return "finished" if state.next_stage is None else f"{STAGES.index(state.next_stage)} of {len(STAGES)} stages done"
 
 
-def _standing(state: RunState, standing: str, now: float, *, in_full: bool) -> Content:
+def _standing(state: RunState, standing: str, now: float, *, in_full: bool, beside_more: bool = False) -> Content:
     """`in_full`: also the stage that runs and its share, which on few columns stand right below."""
     if standing:
-        rest = _standing(state, "", now, in_full=in_full)
+        rest = _standing(state, "", now, in_full=in_full, beside_more=True)
         return Content.assemble(one_line(standing, "$check-warning"), ("  ·  ", "$muted"), rest)
     current = state.current
     if current is not None:
@@ -76,9 +76,10 @@ def _standing(state: RunState, standing: str, now: float, *, in_full: bool) -> C
         stage = f" {STAGE[current.name].title} {share_done(current)}".rstrip() if in_full else ""
         text = f"▶ running {number}/10{stage}"
         to_go = approx_duration(seconds_to_go(state, now))
-        elapsed = duration(current.elapsed(now)) + (f" · ~{to_go} to go" if to_go else "")
+        elapsed = duration(current.elapsed(now)) if in_full or not beside_more else ""
+        times = " · ".join(filter(None, (elapsed, f"~{to_go} to go" if to_go else "")))
         silent = f"silent for {duration(now - state.stalled_since)}  ·  " if state.stalled_since is not None else ""
-        return Content.assemble((silent, "$check-warning"), (text, "$stage-running"), (f"  {elapsed}", "$muted"))
+        return Content.assemble((silent, "$check-warning"), (text, "$stage-running"), (f"  {times}", "$muted"))
     finished = state.finished
     if finished is None:
         return Content.styled("not running", "$muted")

@@ -195,7 +195,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             return f"■ {self.shutdown.stopping}"
         if not self.source.read_only:
             return ""
-        return "watching; you may decide about pairs" if self.source.decides else "watching, read-only"
+        return "watching, may decide" if self.source.decides else "watching, read-only"
 
     def is_key_enabled(self, key: Key) -> bool:
         """Whether a key works now; the footer shows those."""
