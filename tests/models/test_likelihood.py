@@ -37,7 +37,14 @@ def test_each_reply_has_the_log_probability_and_the_entropy_that_it_has_alone(mo
     assert read(model) == pytest.approx([value for row in ROWS for value in alone(model, *row)], abs=1e-4)
 
 
+def test_where_the_head_cannot_be_seen_the_logits_give_the_same(model, monkeypatch):
+    tiles = read(model)
+    monkeypatch.setattr(likelihood, "_reader", lambda model: likelihood._from_logits)
+    assert read(model) == pytest.approx(tiles, abs=1e-4)
+
+
 def test_batches_that_are_cut_small_change_nothing(model, monkeypatch):
+    monkeypatch.setattr(likelihood, "_reader", lambda model: likelihood._from_logits)
     whole = read(model)
     monkeypatch.setattr(likelihood, "LOGITS_PER_FORWARD", 1)
     assert read(model) == pytest.approx(whole, abs=1e-4)
@@ -46,10 +53,10 @@ def test_batches_that_are_cut_small_change_nothing(model, monkeypatch):
 def test_where_memory_runs_out_the_batch_is_halved(model, monkeypatch):
     whole, real = read(model), likelihood._likelihoods
 
-    def small_memory(model, rows, pad):
+    def small_memory(model, reader, rows, pad):
         if len(rows) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return real(model, rows, pad)
+        return real(model, reader, rows, pad)
 
     monkeypatch.setattr(likelihood, "_likelihoods", small_memory)
     assert read(model) == pytest.approx(whole, abs=1e-4)
