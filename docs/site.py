@@ -20,6 +20,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "bench/RESULTS.md": "results.md",
+    "examples/README.md": "examples.md",
 }
 """Document of the repository → page of the site."""
 
@@ -42,4 +43,4 @@ def with_site_links(text: str) -> str:
     for document, page in PAGES.items():
         for written in (document, f"../{document}"):
             text = text.replace(f"]({written}", f"]({page}")
-    return text.replace("](docs/", "](")
+    return text.replace("](docs/", "](").replace("](../docs/", "](")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LARGEST_ANSWER = 64 << 20
 """Bytes of an answer that is no file, unpacked. A list of a large repository has some million."""
 PATIENCE_SECONDS = 30.0
-"""Until a body has to have come as fast as `SLOWEST`."""
+"""Until an answer has to have come as fast as `SLOWEST`."""
 SLOWEST = 1024.0
 """Bytes a second on the average: a modem of 1991 has more."""
 _PIECE = 1 << 16
@@ -28,7 +28,7 @@ _ENCODED = ("gzip", "x-gzip", "deflate")
 
 
 class Budget:
-    """What one body may still take. Raises as `refused`, from `count`."""
+    """What one answer may still take. Raises as `refused`."""
 
     def __init__(self, most: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         """most   bytes; None for a file that goes to disk, of a length that was told before"""

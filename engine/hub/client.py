@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.core.bodies import LARGEST_ANSWER, bound
 from engine.core.failpoints import failpoint
 from engine.hub.responses import BUSY, retry_after
+from engine.hub.slow_answers import watch_connections
 from engine.hub.urls import endpoint
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _client() -> Client:
     from huggingface_hub.utils._http import default_client_factory
 
     client: Client = default_client_factory()
+    watch_connections(client)
     hooks = client.event_hooks
     client.event_hooks = {
         "request": [*hooks.get("request", []), _limit_time],

@@ -94,7 +94,7 @@ def judge_pilot(
         scores = dict(zip((pair.id for pair in usable), given, strict=True))
     outcomes = [score.outcome for score in scores.values() if score.outcome != "not scored"]
     estimates = [
-        usable_estimate(tally.usable, tally.made, config),
+        usable_estimate(tally.usable, tally.made, config, left_out=tally.reasons.most_common()),
         *([relevant_estimate(tally.relevant, tally.measured, config)] if tally.measured else []),
         too_long_estimate(too_long, len(usable), config),
         *([improved_estimate(outcomes.count("better"), len(outcomes), config)] if outcomes else []),

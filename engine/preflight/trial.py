@@ -111,7 +111,7 @@ def longest_row(record: Pair, tokenizer: PreTrainedTokenizerBase, max_length: in
     """The pair, with its words repeated until prompt and reply (almost) fill `max_length` tokens."""
     from engine.dpo.training.dataset import measure_lengths
 
-    pool = (record.revised_response or record.base_response or "word").split()
+    pool = (record.revised_response or record.base_response).split() or ["word"]
 
     def row(words: int) -> Row:
         reply = [pool[i % len(pool)] for i in range(words)]

@@ -17,10 +17,11 @@ import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, BinaryIO, cast
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Level, Message
+from engine.core.generators import returned
 from engine.process.kill import MARK, end_child
 from engine.process.output import LineSplitter, OutputTail
 from engine.run.stop import StopToken
@@ -110,15 +111,10 @@ def run_child(
     cwd: Path | None = None,
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
+    given: BinaryIO | None = None,
 ) -> ChildResult:
-    """Run a child until it ends or times out. Raises as `stream_child`."""
-    lines = stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop)
-    while True:
-        try:
-            next(lines)
-        except StopIteration as end:
-            result: ChildResult = end.value
-            return result
+    """Run a child until it ends or times out. Parameters and errors are those of `stream_child`."""
+    return returned(stream_child(argv, limit_seconds=limit_seconds, cwd=cwd, extra=extra, stop=stop, given=given))
 
 
 def stream_child_as_messages(
@@ -150,14 +146,17 @@ def stream_child(
     cwd: Path | None = None,
     extra: Mapping[str, str] | None = None,
     stop: StopToken | None = None,
+    given: BinaryIO | None = None,
 ) -> Generator[str, None, ChildResult]:
     """Yield the output of a child line by line, and return how it ended.
+
+    given   an open file that becomes its standard input; else it has none
 
     Raises PreconditionError if it cannot be started, and Stopped if `stop` was requested. In that case, after a timeout and when
     the generator is closed, the child and its descendants are killed first.
     """
     started, mark = time.monotonic(), uuid.uuid4().hex
-    child = _start(argv, cwd, {**clean_environment(extra), MARK: mark})
+    child = _start(argv, cwd, {**clean_environment(extra), MARK: mark}, given)
     try:
         heard = OutputTail()
         timed_out = yield from _read_output(child, heard, started + limit_seconds, stop)
@@ -168,13 +167,15 @@ def stream_child(
     return ChildResult(code, tuple(heard.output), tuple(heard.tail), time.monotonic() - started, timed_out)
 
 
-def _start(argv: Sequence[str], cwd: Path | None, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    argv: Sequence[str], cwd: Path | None, environment: dict[str, str], given: BinaryIO | None
+) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             list(argv),
             cwd=cwd,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if given is None else given,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,

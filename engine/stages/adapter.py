@@ -29,6 +29,7 @@ from engine.models.adapters.weights import (
 )
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.tensors import hash_tensors
+from engine.models.tokenizer_look import look_at_tokenizer
 from engine.run.results import AdapterResult
 from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageEnd, StageRun
@@ -105,6 +106,7 @@ def _with_the_base(
 
     def load() -> Any:
         with base_model_errors(config):
+            look_at_tokenizer(config.base_model_id, config.base_model_revision, token, context.stop)
             return load_tokenizer(config, token), load_base(config, token)
 
     tokenizer, base = yield from _checked("base model", load)
@@ -124,8 +126,10 @@ def _with_the_base(
 
 
 def _own_tokens(context: Context) -> int:
-    with base_model_errors(context.config):
-        return len(load_tokenizer(context.config, context.token_text))
+    config, token = context.config, context.token_text
+    with base_model_errors(config):
+        look_at_tokenizer(config.base_model_id, config.base_model_revision, token, context.stop)
+        return len(load_tokenizer(config, token))
 
 
 def _result(

@@ -12,6 +12,7 @@ from engine.models.backend import load_backend
 from engine.models.templates.option import template_key
 from engine.pairs.assessment.outlook import Outlook, require_reachable
 from engine.pairs.formats.folders import hash_of_files
+from engine.pairs.formats.run_pairs import require_whole_lines
 from engine.pairs.generation.generate import (
     RUN_SET,
     InterimCheck,
@@ -77,6 +78,7 @@ def run(context: Context) -> StageRun:
             f"{config.num_examples}: making pairs from those.",
         )
     identity = RecordIdentity.of(config, settings, context.run.results)
+    require_whole_lines(context.run / layout.PAIRS_JSONL)
     why = set_aside_outdated(context, RUN_SET, prompts, identity)
     if why:
         yield StageStale("pairs", why.partition(";")[0])
@@ -117,7 +119,7 @@ def _look(context: Context, prompts: int | None) -> InterimCheck:
 
     def look(recorded: Recorded) -> None:
         require_reachable(
-            outlook.estimates(recorded.ok, recorded.asked, recorded.too_long),
+            outlook.estimates(recorded.ok, recorded.asked, recorded.too_long, recorded.left_out()),
             context.config,
             what=f"After {recorded.total} prompts there is no hope left that the gate will open",
             why="The rest would be made as these were, and training would refuse them; nothing that was made is lost.",
@@ -142,6 +144,7 @@ def _generate_missing(
         adapter_folder(context.config, context.run, context.token_text),
         context.stop,
         context.token_text,
+        context.tell,
     )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
@@ -178,8 +181,11 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
 def _where(context: Context) -> str:
     config = context.config
     critic = (
-        f" {config.critic_model} on {config.critic_url} writes critiques and revisions." if config.critic_url else ""
+        f" {config.critic_model} on {' and '.join(config.critic_url)} writes critiques and revisions."
+        if config.critic_url
+        else ""
     )
     if config.server_url:
-        return f"{config.server_model} on {config.server_url} generates the {'drafts' if critic else 'pairs'}.{critic}"
+        servers, what = " and ".join(config.server_url), "drafts" if critic else "pairs"
+        return f"{config.server_model} on {servers} generates the {what}.{critic}"
     return f"Loading {config.base_model_id} with the Stage 2 adapter.{critic}"

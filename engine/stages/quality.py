@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import layout
-from engine.core.errors import DamagedState, DataError, Stage3Error
+from engine.core.errors import DataError, Stage3Error
 from engine.core.events import Check, Event, Message
 from engine.models.templates.option import template_key
 from engine.pairs.assessment.gate import FIGURES_WITHOUT_JUDGE, Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import assessed_pairs, hold_out, preference_row
 from engine.pairs.data.edits import read_edits
 from engine.pairs.data.record import Pair
-from engine.pairs.formats.reading import read_pairs
+from engine.pairs.formats.run_pairs import damaged_line, run_pairs
 from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import MIN_LETTER_PROBABILITY
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
@@ -30,7 +30,7 @@ from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import load_judge
 from engine.storage.files import sha256_of_file, write_atomically, write_json
-from engine.storage.jsonl import BadLine, dumps
+from engine.storage.jsonl import dumps
 
 NOT_ASKED = ScorePair(None, None)
 
@@ -174,7 +174,7 @@ def judge_run(
     pairs_path, edits_path = run / layout.PAIRS_JSONL, run / layout.EDITS_JSONL
     decisions = read_edits(edits_path)
     if decisions.damaged:
-        raise _damaged(edits_path, decisions.damaged[0], "A decision about a pair may be lost in it.")
+        raise damaged_line(edits_path, decisions.damaged[0], "A decision about a pair may be lost in it.")
 
     def scored(pair: Pair) -> Pair:
         pair = with_measures(pair, measures or {})
@@ -184,22 +184,9 @@ def judge_run(
         return replace(pair, base_score=given.first, revised_score=given.second)
 
     tally = Tally(min_gain=min_gain)
-    made = ((line, with_measures(pair, measures or {})) for line, pair in _whole_pairs(pairs_path))
+    made = ((line, with_measures(pair, measures or {})) for line, pair in run_pairs(pairs_path))
     judged = assessed_pairs(made, decisions, tally, scored)
     return tally, [each.pair for each in judged if each.verdict.usable]
-
-
-def _whole_pairs(path: Path) -> Iterator[tuple[int, Pair]]:
-    for line, pair in read_pairs(path, last_line_may_lack_newline=False):
-        if isinstance(pair, BadLine):
-            raise _damaged(path, pair, "stage3-tui writes whole lines, so something else changed the file.")
-        yield line, pair
-
-
-def _damaged(path: Path, bad: BadLine, why: str) -> DamagedState:
-    return DamagedState(
-        f"Line {bad.line + 1} of {path} is damaged: {bad.reason}.", why, "Repair or remove that line, then start again."
-    )
 
 
 def check_of(figure: Figure) -> Check:

@@ -20,8 +20,9 @@ from engine.core.errors import DamagedState, ExitCode, NetworkError, UnsafeError
 from engine.hub.requests import get, json_of
 from engine.models.generation.sampling import RefusedReply, SamplingSettings
 from engine.models.server.address import server_address
+from engine.models.server.api import ChatRequest
 from engine.models.server.backend import ServerBackend
-from engine.models.server.client import ChatRequest, ServerClient
+from engine.models.server.client import ServerClient
 from engine.packaging.verify import read_files
 from engine.packaging.zip_writer import MANIFEST
 from engine.pairs.formats import containers, streams
@@ -56,7 +57,7 @@ def asked(url: str, seconds: float = 20.0) -> str:
     async def at_once(_: float) -> None:
         return
 
-    client = ServerClient(address, "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
+    client = ServerClient([address], "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
     return client.ask([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
 
 
@@ -80,8 +81,9 @@ def test_f2_06_a_server_that_sends_without_end_is_no_server(kind: str):
 
 
 @pytest.mark.fault("F2-7", "F2-6")
-def test_f2_07_a_server_that_sends_a_byte_now_and_then_ends_with_the_time_that_it_was_given():
-    with endless_server("drip") as server, pytest.raises(NetworkError, match="did not answer within 1 s"):
+@pytest.mark.parametrize("kind", ["drip", "dripping headers"])
+def test_f2_07_a_server_that_sends_a_byte_now_and_then_ends_with_the_time_that_it_was_given(kind: str):
+    with endless_server(kind) as server, pytest.raises(NetworkError, match="did not answer within 1 s"):
         asked(server.url, seconds=1)
 
 
@@ -99,7 +101,7 @@ def test_f2_05_half_a_character_in_a_reply_is_a_reason_on_its_record_and_the_oth
             else "ok"
         )
         address = server_address(server.url, token_variable="NO_SUCH_TOKEN", option="--server-url")
-        client = ServerClient(address, "ours", StopToken(), concurrency=2, timeout_seconds=20)
+        client = ServerClient([address], "ours", StopToken(), concurrency=2, timeout_seconds=20)
         backend = ServerBackend(client, tokenizer_with("{{ messages }}"))
         talks = [[{"role": "user", "content": text}] for text in ("half", "whole")]
         half, whole = backend.reply(talks, SamplingSettings(8), [0, 0])
@@ -139,9 +141,10 @@ def test_f2_06_a_hub_that_sends_without_end_is_none(kind: str, hub_is):
 
 
 @pytest.mark.fault("F2-7", "F4")
-def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(hub_is, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kind", ["drip", "dripping headers"])
+def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(kind: str, hub_is, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.5)
-    with endless_server("drip") as server:
+    with endless_server(kind) as server:
         hub_is(server.url)
         with pytest.raises(NetworkError, match="sends what is no answer") as refused:
             get("/api/whoami-v2", None)
@@ -163,6 +166,20 @@ def test_f2_06_what_the_library_itself_asks_of_the_hub_is_bounded_too(kind: str,
             HfApi(endpoint=server.url).model_info("a/b")
     error = as_hub_error(refused.value)
     assert error is not None and error.exit_code == ExitCode.NETWORK
+
+
+@pytest.mark.fault("F2-7", "F4")
+def test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too(hub_is, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import HfApi
+
+    from engine.hub.client import bound_the_client
+
+    monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.5)
+    with endless_server("dripping headers") as server:
+        hub_is(server.url)
+        bound_the_client()
+        with pytest.raises(Exception, match="slower than any line"):
+            HfApi(endpoint=server.url).model_info("a/b")
 
 
 @pytest.mark.parametrize("kind", ["packed"])

@@ -22,7 +22,13 @@ def test_every_line_is_a_name_and_a_public_version_and_names_no_address():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line), line
 
 
-@pytest.mark.parametrize("asked", [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["server"], *EXTRAS["docs"]])
+ASKED = [
+    *PROJECT["dependencies"],
+    *(asked for extra in ("dev", "server", "docs", "examples") for asked in EXTRAS[extra]),
+]
+
+
+@pytest.mark.parametrize("asked", ASKED)
 def test_every_requirement_has_one_version_that_pyproject_allows(asked: str):
     requirement = Requirement(asked)
     assert PINNED[canonicalize_name(requirement.name)] in requirement.specifier

@@ -21,12 +21,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from engine.core.errors import NumbersError
-from engine.models.generation import decoding
 from engine.models.generation.batch_size import kv_bytes_per_token
 from engine.models.generation.decoding import generate_batch
 from engine.models.generation.kv_cache import attends_to_all, cache_argument
 from engine.models.generation.prefix_cache import PrefixCache, common_prefix, common_prefix_length
 from engine.models.generation.samplers import Greedy, Nucleus
+from tests.support.forward_shapes import forward_shapes
 from tests.support.greedy import assert_greedy
 
 VOCABULARY = 97
@@ -92,18 +92,14 @@ def test_it_says_what_generate_says(model, clear_choices):
     assert model.generate(torch.tensor([prompt]), **options, eos_token_id=None)[0, 12:].tolist() == said.ids
 
 
-def test_what_was_read_is_not_read_again_and_changes_nothing(model, monkeypatch):
+def test_what_was_read_is_not_read_again_and_changes_nothing(model):
     """Three steps of a conversation; later prompts start with earlier ones, except for one rewritten row."""
     draw = random.Random(4)
     memory, rows = PrefixCache(), ragged(2)
-    read: list[int] = []
-    forward = decoding._next_logits
-    monkeypatch.setattr(
-        decoding, "_next_logits", lambda m, t, *rest: (read.append(t.shape[1]), forward(m, t, *rest))[1]
-    )
     for step in range(3):
-        read.clear()
-        said = generate_batch(model, rows, Greedy(), [], [6 + step] * len(rows), pad=0, memory=memory)
+        with forward_shapes(model) as shapes:
+            said = generate_batch(model, rows, Greedy(), [], [6 + step] * len(rows), pad=0, memory=memory)
+        read = [columns for _, columns in shapes]
         memory.keep([row.prefix for row in said])
         assert all(len(one.ids) == 6 + step for one in said)
         for row, one in zip(rows, said, strict=True):
@@ -116,20 +112,18 @@ def test_what_was_read_is_not_read_again_and_changes_nothing(model, monkeypatch)
         rows[3] = ids(draw, 30)
 
 
-def test_a_beginning_that_all_rows_share_is_read_once(model, monkeypatch):
+def test_a_beginning_that_all_rows_share_is_read_once(model):
     draw = random.Random(9)
     examples = ids(draw, 60)
     rows = [[*examples, *ids(draw, 3 + index)] for index in range(5)]
-    read: list[tuple[int, int]] = []
-    forward = decoding._next_logits
-    monkeypatch.setattr(decoding, "_next_logits", lambda m, t, *r: (read.append(tuple(t.shape)), forward(m, t, *r))[1])
     memory = PrefixCache()
-    said = generate_batch(model, rows, Greedy(), [], [1] * 5, pad=0, memory=memory)
+    with forward_shapes(model) as read:
+        said = generate_batch(model, rows, Greedy(), [], [1] * 5, pad=0, memory=memory)
     for row, one in zip(rows, said, strict=True):
         assert_greedy(model, row, one.ids)
     assert read[0] == (1, 60) and max(columns for _, columns in read[1:]) <= 7
-    read.clear()
-    generate_batch(model, [[*examples, 5, 6], [*examples, 7, 8]], Greedy(), [], [1, 1], pad=0, memory=memory)
+    with forward_shapes(model) as read:
+        generate_batch(model, [[*examples, 5, 6], [*examples, 7, 8]], Greedy(), [], [1, 1], pad=0, memory=memory)
     assert max(columns for _, columns in read) <= 7  # the next batch finds it, too
 
 
@@ -144,13 +138,10 @@ def test_a_text_longer_than_a_sliding_window_is_read_whole_each_time_and_right(n
     assert all(row.prefix is None and len(row.ids) == 9 for row in said)
 
 
-def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
-    sizes: list[int] = []
-    forward = decoding._next_logits
-    monkeypatch.setattr(
-        decoding, "_next_logits", lambda m, t, *rest: (sizes.append(t.shape[0]), forward(m, t, *rest))[1]
-    )
-    generate_batch(model, ragged(), Greedy(), [], [2, 4, 6, 8, 10, 12, 30], pad=0)
+def test_rows_that_have_ended_leave_the_batch(model):
+    with forward_shapes(model) as shapes:
+        generate_batch(model, ragged(), Greedy(), [], [2, 4, 6, 8, 10, 12, 30], pad=0)
+    sizes = [rows for rows, _ in shapes]
     assert sizes[-1] == 1 and max(sizes) <= 7
 
 

@@ -11,6 +11,8 @@ import yaml
 
 from engine.core import layout
 from engine.core.errors import ConfigError, PreconditionError, Stopped
+from engine.core.events import Progress
+from engine.core.generators import returned
 from engine.machine.memory import in_halves
 from engine.models.chat_template import conversation_ids
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, generate
@@ -157,7 +159,7 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
     backend = Scripted(
         ["Bad draft."], ["Too rude."], ["The revised answer is clear."], ["Too short."], ["A kind answer."]
     )
-    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config()))
+    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config())))
     assert (record.status, record.attempts, record.revised_response, record.critic_notes) == (
         OK,
         2,
@@ -171,21 +173,21 @@ def test_a_revision_that_talks_about_itself_is_tried_again_with_another_principl
 @pytest.mark.fault("C17")
 def test_after_the_last_attempt_the_reason_stands_and_the_draft_does_not_stand_in(config):
     backend = Scripted(["Bad draft."], *[["c"], ["bad draft"]] * 2)
-    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config(max_attempts=2)))
+    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(max_attempts=2))))
     assert (record.status, record.attempts, record.revised_response) == (detectors.IDENTICAL, 2, "bad draft")
 
 
 @pytest.mark.fault("C6", "C16")
 def test_a_cut_off_revision_and_an_empty_draft_are_not_pairs(config):
     backend = Scripted(["Bad draft.", ""], ["c"], ["A kind answer without an…"])
-    records = make_records(PROMPTS[:2], backend, GenerationSettings.of(config(max_attempts=1)))
+    records = returned(make_records(PROMPTS[:2], backend, GenerationSettings.of(config(max_attempts=1))))
     assert [record.status for record in records] == [detectors.CUT_OFF, EMPTY_DRAFT]
     assert records[0].finish == {"draft": "stopped", "critique": "stopped", "revision": "cut off"}
 
 
 def test_a_second_round_begins_with_the_revision_of_the_first(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], ["Too short."], ["A kind and whole answer."])
-    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=2)))
+    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=2))))
     assert (record.status, record.revised_response, record.critic_notes) == (
         OK,
         "A kind and whole answer.",
@@ -198,7 +200,7 @@ def test_a_second_round_begins_with_the_revision_of_the_first(config):
 
 def test_a_round_that_brings_nothing_new_leaves_the_revision_of_the_round_before(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."], *[["Fine."], ["a kind answer"]] * 2)
-    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=3, max_attempts=2)))
+    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(rounds=3, max_attempts=2))))
     assert (record.status, record.revised_response, record.critic_notes, record.attempts) == (
         OK,
         "A kind answer.",
@@ -213,7 +215,7 @@ def test_worked_examples_stand_before_each_critique_and_revision_and_before_no_d
     path = tmp_path / "few.yaml"
     path.write_text(yaml.safe_dump({"examples": [{key: f"{key} {n}" for key in keys} for n in (1, 2)]}))
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
-    make_records(PROMPTS[:1], backend, GenerationSettings.of(config(few_shot=path)))
+    returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config(few_shot=path))))
     draft, critique, revision = (conversations[0] for conversations in backend.heard)
     assert len(draft) == 1
     expected = [f"{key} {n}" for n in (1, 2) for key in keys]
@@ -237,7 +239,7 @@ def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_contin
         ["Too rude.", "Vague."],
         ["A kind answer.", RefusedReply("", False, 0, reason="blocked")],
     )
-    records = make_records(PROMPTS[:3], backend, GenerationSettings.of(config(max_attempts=1)))
+    records = returned(make_records(PROMPTS[:3], backend, GenerationSettings.of(config(max_attempts=1))))
     assert [record.status for record in records] == [OK, detectors.PROMPT_TOO_LONG, REFUSED]
 
 
@@ -295,6 +297,18 @@ def test_a_run_that_continues_makes_the_batches_that_it_began_with(context, tmp_
     assert [len(heard) for heard in second.heard] == [2, 2, 2] and len(rows) == 4
 
 
+def test_the_progress_names_each_step_of_a_batch_as_it_begins(context, tmp_path):
+    at_work = context(max_attempts=2, max_new_tokens=4)
+    script = [["a", "b"], ["c", "c"], ["A kind word.", "a…"], ["d"], ["Another one."]]
+    backend = Scripted(*script)
+    maker_settings = GenerationSettings.of(at_work.config)
+    maker = Maker(backend, maker_settings, record_maker(backend, maker_settings, None, StopToken()), IDENTITY)
+    with JsonlAppender(tmp_path / "p.jsonl") as appender:
+        events = list(generate_pairs(at_work, PROMPTS[:2], maker, OpenSet(RUN_SET, appender, Recorded({}, 0))))
+    begun = [event.note.split(",")[0] for event in events if isinstance(event, Progress) and event.done == 0]
+    assert begun == ["", "2 drafts", "2 critiques", "2 revisions", "1 critique", "1 revision"]
+
+
 @pytest.mark.fault("D7")
 def test_after_memory_ran_out_no_batch_is_as_large_again(loaded, monkeypatch):
     backend, sizes = LocalBackend(*loaded, StopToken()), []
@@ -348,7 +362,7 @@ def replace_lengths(backend: Scripted) -> Scripted:
 
 def test_records_have_the_notebooks_keys(config):
     backend = Scripted(["Bad draft."], ["Too rude."], ["A kind answer."])
-    (record,) = make_records(PROMPTS[:1], backend, GenerationSettings.of(config()))
+    (record,) = returned(make_records(PROMPTS[:1], backend, GenerationSettings.of(config())))
     row = json.loads(json.dumps(replace(record, base_score=0.5).as_dict()))
     notebook = "prompt base_response revised_response base_score revised_score chosen critic_notes principle_ids"
     assert set(notebook.split()) <= set(row)

@@ -49,6 +49,25 @@ def test_the_advice_names_no_method_that_is_used_already(config):
     assert "--few-shot" not in usable_estimate(0, 9, config(method="contrast")).mend, "a contrast uses no examples"
 
 
+def test_a_refusal_names_why_the_others_were_left_out(config):
+    left_out = [("meta", 12), ("identical", 7), ("loop", 2), ("leak", 1)]
+    with pytest.raises(DataError, match=r"Left out: meta \(12\), identical \(7\), loop \(2\)\.") as refused:
+        require_reachable([usable_estimate(2, 24, config(), left_out=left_out)], config(), **TOLD)
+    assert "--method contrast" in refused.value.what_to_do
+
+
+@pytest.mark.fault("C6")
+def test_a_model_that_says_nothing_is_not_told_to_try_another_constitution(config):
+    nothing = [("empty draft", 20), ("meta", 4)]
+    mend = usable_estimate(0, 24, config(), left_out=nothing).mend
+    assert "--constitution" not in mend and "--chat-template" in mend and "--dtype float32" in mend
+    mend = usable_estimate(
+        0, 24, config(server_url="http://localhost:1/v1", server_model="ours"), left_out=nothing
+    ).mend
+    assert "--constitution" not in mend and "ask ours one question by hand" in mend
+    assert "--constitution" in usable_estimate(0, 24, config(), left_out=[("empty draft", 4), ("meta", 20)]).mend
+
+
 def test_a_person_may_continue_all_the_same(config):
     accepts = config(accept_quality="to look at them")
     assert "to look at them" in require_reachable([usable_estimate(0, 24, accepts)], accepts, **TOLD)

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.core.errors import Stopped
+from engine.core.generators import returned
 from engine.demo.grammar import STAGE2_MIX, draw_answer, draw_prompt, questions
 from engine.demo.preset import ASSETS
 from engine.pairs import detectors
@@ -88,16 +89,8 @@ class Counting:
         return [ReplyMeasures(self.nats, 0.0) if answer.reply.strip() else None for answer in answers]
 
 
-def drain(steps):
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        return end.value
-
-
 def measured(pairs, path: Path, meter: Counting, model: str = "base") -> dict[str, ReplyMeasures]:
-    return drain(measure_pairs(pairs, path, model, lambda: meter, StopToken()))
+    return returned(measure_pairs(pairs, path, model, lambda: meter, StopToken()))
 
 
 def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_model_changed(tmp_path: Path):
@@ -118,7 +111,7 @@ def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
     next(steps), next(steps)
     stop.request("SIGTERM")
     with pytest.raises(Stopped):
-        drain(steps)
+        returned(steps)
     kept = len(read_relevance(path))
     assert 0 < kept < 40
     measured(pairs, path, meter)

@@ -105,6 +105,15 @@ def _drip(handler: _Handler) -> None:
         time.sleep(0.05)
 
 
+def _dripping_headers(handler: _Handler) -> None:
+    handler.server.write(handler, b"HTTP/1.1 200 OK\r\nX-Long: ")
+    end = time.monotonic() + LONGEST_SECONDS
+    while time.monotonic() < end:
+        handler.server.write(handler, b"a")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
 def _body(body: bytes, **headers: str) -> Callable[[_Handler], None]:
     def send(handler: _Handler) -> None:
         handler.begin(Content_Length=str(len(body)), **headers)
@@ -117,6 +126,7 @@ KINDS: dict[str, Callable[[_Handler], None]] = {
     "endless": _endless,
     "bomb": _bomb,
     "drip": _drip,
+    "dripping headers": _dripping_headers,
     "deep": _body(b"[" * DEPTH + b"]" * DEPTH),
     "deep inside": _body(b'{"choices":' + b"[" * DEPTH + b"]" * DEPTH + b"}"),
     "packed otherwise": _body(b"xxxx", Content_Encoding="br"),

@@ -1,4 +1,7 @@
-"""SIGKILL at random moments while pairs are generated: nothing acknowledged is lost or duplicated."""
+"""SIGKILL at random moments while pairs of real prompts are generated: nothing acknowledged is lost or duplicated.
+
+The default suite kills whole runs of the demo (tests/faults/test_disturbed_runs.py).
+"""
 
 from __future__ import annotations
 
@@ -64,12 +67,7 @@ def _whole_records(folder: Path) -> list[dict]:
 
 
 @pytest.mark.fault("A1")
-def test_killed_twice_among_24_prompts_nothing_is_lost(tmp_path: Path):
-    records = kill_and_go_on(tmp_path / "run", prompts=24, kills=2, seed=3)
-    assert any(len(record["messages"]) > 1 for record in records)
-
-
-@pytest.mark.fault("A1")
 @pytest.mark.slow
 def test_killed_ten_times_among_500_prompts_nothing_is_lost(tmp_path: Path):
-    kill_and_go_on(tmp_path / "run", prompts=500, kills=10, seed=7)
+    records = kill_and_go_on(tmp_path / "run", prompts=500, kills=10, seed=7)
+    assert any(len(record["messages"]) > 1 for record in records)

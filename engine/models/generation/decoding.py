@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from engine.models.generation.kv_cache import attends_to_all, cache_argument, join, layer_count, take
+from engine.models.generation.kv_cache import attends_to_all, join, layer_count, take
+from engine.models.generation.prefill import last_logits, left_padded, read_rows
 from engine.models.generation.prefix_cache import (
     MIN_PREFIX_TOKENS,
     CachedPrefix,
@@ -94,7 +95,7 @@ class _Batch:
     def forward(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """Read one token per row, (R,); returns the logits of the next one, (R, V)."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)  # (R, T + 1)
-        return _next_logits(model, tokens.unsqueeze(1), self.mask, self.cache)
+        return last_logits(model, tokens.unsqueeze(1), self.mask, self.cache)[:, -1]
 
     def copy_prefix(self, place: int, generated: GeneratedRow) -> CachedPrefix:
         """Keys and values of the row at `place`: its prompt and all generated tokens but the last, which was not read."""
@@ -169,12 +170,12 @@ def _prefill_in_groups(
     logits: dict[int, Tensor] = {}
     rest_lengths = [len(prompt) - prefix.length for prompt, prefix in zip(prompts, prefixes, strict=True)]
     for group in group_by_length(rest_lengths, TOKENS_PER_FORWARD.get(model.device.type, max(rest_lengths))):
-        found = _prefill(model, [prompts[row] for row in group], [prefixes[row] for row in group], pad)
-        for row, (read, last) in zip(group, found, strict=True):
-            reads[row], logits[row] = read, last
+        read = read_rows(model, [prompts[row] for row in group], [prefixes[row] for row in group], pad)
+        for place, row in enumerate(group):
+            reads[row], logits[row] = read.prefix(place), read.logits[place, -1]
     rows = range(len(prompts))
     whole = [PrefixMatch(reads[row], len(prompts[row])) for row in rows]
-    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)  # (R, T)
+    mask = left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)  # (R, T)
     cache = join(whole, layer_count(model), room)
     return _Batch(prompts, list(rows), cache, mask, can_drop_rows=True), torch.stack([logits[row] for row in rows])
 
@@ -185,58 +186,12 @@ def _share_prefix(model: PreTrainedModel, prompts: Sequence[Sequence[int]], memo
         return
     shared = common_prefix(prompts)[: min(map(len, prompts)) - 1]
     if len(shared) >= MIN_PREFIX_TOKENS and len(shared) > min(memory.longest(prompt).length for prompt in prompts):
-        ((read, _),) = _prefill(model, [shared], [memory.longest(shared)], pad=0)
-        memory.share(read)
-
-
-def _prefill(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], prefixes: Sequence[PrefixMatch], pad: int
-) -> list[tuple[CachedPrefix, Tensor]]:
-    """Read the rest of each prompt after its cached prefix, in one forward pass.
-
-    Two prompts, the first with a cached prefix of two tokens, the second without (. is padding, lower case is cached):
-
-        prefix   rest         mask
-        a b      C D E        1 1  1 1 1
-        . .      . F G        0 0  0 1 1
-
-    Returns, for each prompt, its keys and values and the logits after its last token, (V,).
-    """
-    rests = [prompt[prefix.length :] for prompt, prefix in zip(prompts, prefixes, strict=True)]
-    rest_width = max(map(len, rests))
-    cache = join(prefixes, layer_count(model), rest_width)
-    prefix_width = max(prefix.length for prefix in prefixes)
-    before = _left_padded([[1] * prefix.length for prefix in prefixes], 0, model.device, prefix_width)
-    mask = torch.cat([before, _left_padded([[1] * len(rest) for rest in rests], 0, model.device)], dim=1)  # (R, T)
-    logits = _next_logits(model, _left_padded(rests, pad, model.device), mask, cache)  # (R, V)
-    columns = [row.nonzero().squeeze(-1) for row in mask]  # of each row, those that are not padding
-    return [(take(cache, row, prompt, columns[row]), logits[row]) for row, prompt in enumerate(prompts)]
+        memory.share(read_rows(model, [shared], [memory.longest(shared)], pad=0).prefix(0))
 
 
 def _prefill_at_once(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> tuple[_Batch, Tensor]:
     """Read all prompts in one batch into the model's own kind of cache. Returns the batch and (R, V) logits."""
-    mask = _left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)  # (R, T)
+    mask = left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)  # (R, T)
     cache = DynamicCache(config=model.config)
     batch = _Batch(prompts, list(range(len(prompts))), cache, mask, can_drop_rows=False)
-    return batch, _next_logits(model, _left_padded(prompts, pad, model.device), mask, cache)
-
-
-def _next_logits(model: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-    """Read `tokens` (R, N), the last N columns of `mask` (R, T); returns the logits after the last one, (R, V)."""
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]  # (R, N): padding does not count
-    output = model(
-        input_ids=tokens,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-        **cache_argument(model, cache),
-    )
-    logits: Tensor = output.logits[:, -1]
-    return logits
-
-
-def _left_padded(rows: Sequence[Sequence[int]], filler: int, device: torch.device, width: int | None = None) -> Tensor:
-    """(R, width) int: each row at the right end."""
-    width = max(map(len, rows)) if width is None else width
-    return torch.tensor([[filler] * (width - len(row)) + list(row) for row in rows], dtype=torch.long, device=device)
+    return batch, last_logits(model, left_padded(prompts, pad, model.device), mask, cache)[:, -1]

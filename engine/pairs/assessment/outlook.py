@@ -14,11 +14,20 @@ from typing import Any, Literal
 from engine.core.config import Stage3Config
 from engine.core.errors import DataError
 from engine.core.statistics import Z_95, wilson
+from engine.pairs.data.record import EMPTY_DRAFT
+from engine.pairs.detectors import EMPTY
+from engine.security.sanitize import visible_line
 
 Z_OF_MANY_LOOKS = 3.890592
 """z of a two-sided 99.99 % interval."""
 MIN_PROMPTS_BEFORE_LOOK = 48
 """Prompts before the first interim look of stage pairs: two pilots' worth."""
+
+
+Reasons = Sequence[tuple[str, int]]
+"""(reason, number of prompts)."""
+REASONS_TOLD = 3
+SAYS_NOTHING = (EMPTY_DRAFT, EMPTY)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class Estimate:
     bound: Literal["at least", "at most"]
     mend: str
     z: float = Z_95
+    left_out: Reasons = ()
+    """Why the others do not count, the most frequent reason first."""
 
     @property
     def title(self) -> str:
@@ -75,8 +86,10 @@ class Estimate:
         }
 
 
-def usable_estimate(usable: int, n: int, config: Stage3Config, *, z: float = Z_95) -> Estimate:
-    return Estimate("usable_share", usable, n, config.min_usable_share, "at least", remedy_for_unusable(config), z)
+def usable_estimate(usable: int, n: int, config: Stage3Config, *, left_out: Reasons = (), z: float = Z_95) -> Estimate:
+    nothing = sum(count for reason, count in left_out if reason in SAYS_NOTHING)
+    mend = remedy_for_silence(config) if 2 * nothing > n - usable else remedy_for_unusable(config)
+    return Estimate("usable_share", usable, n, config.min_usable_share, "at least", mend, z, left_out)
 
 
 def relevant_estimate(relevant: int, n: int, config: Stage3Config) -> Estimate:
@@ -112,12 +125,24 @@ def remedy_for_unusable(config: Stage3Config) -> str:
     return f"use {', '.join(more)}, or another --constitution"
 
 
+def remedy_for_silence(config: Stage3Config) -> str:
+    """What to look at if most answers have no text: no method and no constitution changes that."""
+    if config.server_url is not None:
+        return (
+            f"ask {visible_line(str(config.server_model), 80)} one question by hand; a model that sends reasoning only, or one "
+            "without a chat template, answers nothing"
+        )
+    return "the model ends its turn at once: try --dtype float32, and look at its --chat-template"
+
+
 def hopeless_error(hopeless: Sequence[Estimate], what: str, why: str, look_at: str) -> DataError:
     """The error that ends generation early: which figures are out of reach, and how to fix each."""
     figures = "; ".join(f"{estimate.title} is {estimate.sentence}" for estimate in hopeless)
     mend = " ".join(f"{estimate.title.capitalize()}: {estimate.mend}." for estimate in hopeless)
+    told = [reason for estimate in hopeless for reason in estimate.left_out[:REASONS_TOLD]]
+    reasons = ", ".join(f"{visible_line(reason, 120)} ({count})" for reason, count in dict.fromkeys(told))
     return DataError(
-        f"{what}: {figures}.",
+        f"{what}: {figures}.{f' Left out: {reasons}.' if reasons else ''}",
         why,
         f'{mend} The pairs so far are in {look_at}. To continue anyway: --accept-quality "your reason".',
     )
@@ -142,14 +167,14 @@ class Outlook:
     prompts: int | None
     """Prompts of the run, including those that are too long; None with --target-pairs, which draws as many as it needs."""
 
-    def estimates(self, usable: int, asked: int, too_long: int) -> list[Estimate]:
+    def estimates(self, usable: int, asked: int, too_long: int, left_out: Reasons = ()) -> list[Estimate]:
         """Estimates from the `asked` prompts so far, of which `usable` gave a usable pair.
 
         The gate also counts prompts that are too long. Their number is known, so the threshold for the others rises.
         """
         if asked < MIN_PROMPTS_BEFORE_LOOK or (self.prompts is not None and asked + too_long >= self.prompts):
             return []  # too few to tell, or all of them, which the gate itself decides
-        estimate = usable_estimate(usable, asked, self.config, z=Z_OF_MANY_LOOKS)
+        estimate = usable_estimate(usable, asked, self.config, left_out=left_out, z=Z_OF_MANY_LOOKS)
         if self.prompts is None:
             return [estimate]
         to_ask = self.prompts - too_long

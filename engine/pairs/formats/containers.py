@@ -18,14 +18,21 @@ from engine.core.errors import ConfigError, UnsafeError
 from engine.core.reading import open_file
 from engine.pairs.formats.json_values import is_json_document, json_values
 from engine.pairs.formats.streams import as_utf8, decompressed, head, seekable, without_compression_suffix
+from engine.pairs.formats.tables import (
+    ARROW,
+    PARQUET,
+    ROWS_PER_BATCH,
+    arrow_batches,
+    columns_with_dictionaries,
+    look_at_table,
+    parquet_file,
+)
 from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, read_records
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadLine]
 """(row number from 0, row). In line-based files blank lines are counted."""
 
-ROWS_PER_BATCH = 256
-"""Rows of Parquet and Arrow held in memory."""
 MAX_BATCH_BYTES = 64 << 20
 """Largest batch of a table, by its dictionaries: every row may name a text that is stored once."""
 MAX_ROW_BYTES = 512 << 20
@@ -70,7 +77,7 @@ _PACKED_TWICE = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 
 
 def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool) -> Iterator[NumberedRow]:
-    if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+    if start.startswith((PARQUET, ARROW, b"\xff\xff\xff\xff")):
         return _table_rows(file, start, name)
     if start.startswith((b"PK\x03\x04", b"SQLite format 3")):
         raise ConfigError(f"{name} is an archive or a database, not a file of rows.", "", "Unpack it, or export it.")
@@ -172,12 +179,16 @@ def _text_row(number: int, raw: bytes) -> Row | BadLine:
 
 
 def _table_rows(file: BufferedReader, start: bytes, name: str) -> Iterator[NumberedRow]:
-    """Parquet and Arrow, one batch at a time. Damage is reported and ends the file."""
+    """Parquet and Arrow, one batch at a time. Damage is reported and ends the file.
+
+    Raises UnsafeError for a table that crashes pyarrow.
+    """
     import pyarrow
 
     number = 0
     try:
-        for batch in _batches(file, start):
+        for batch in _batches(file, start, name):
+            batch.validate(full=True)  # pyarrow itself trusts the offsets in a file, and reads wherever they point
             for offset in range(0, batch.num_rows, ROWS_PER_BATCH):
                 for row in batch.slice(offset, ROWS_PER_BATCH).to_pylist():
                     yield number, row
@@ -193,17 +204,14 @@ def _rows_at_once(table: Any, source: Any, group: int) -> int:
 
     Raises UnsafeError for rows that no memory would hold.
     """
-    import pyarrow.parquet
-
     facts = table.metadata.row_group(group)
-    columns = [facts.column(number) for number in range(facts.num_columns)]
-    packed = [column.path_in_schema for column in columns if column.has_dictionary_page]
+    packed = columns_with_dictionaries(facts)
     if not packed or not facts.num_rows:
         return ROWS_PER_BATCH
-    as_dictionaries = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18, read_dictionary=packed)
+    as_dictionaries = parquet_file(source, read_dictionary=packed)
     first = next(as_dictionaries.iter_batches(batch_size=1, row_groups=[group]), None)
     longest = max(map(_longest_text, first.columns), default=0) if first is not None else 0
-    values = max(column.num_values for column in columns) / facts.num_rows
+    values = max(facts.column(number).num_values for number in range(facts.num_columns)) / facts.num_rows
     row = longest * max(values, 1.0)
     if row > MAX_ROW_BYTES:
         raise UnsafeError(
@@ -237,22 +245,18 @@ def _longest_text(array: Any) -> int:
     return 0
 
 
-def _batches(file: BufferedReader, start: bytes) -> Iterator[Any]:
-    if start.startswith(b"PAR1"):
-        import pyarrow.parquet
+def _batches(file: BufferedReader, start: bytes, name: str) -> Iterator[Any]:
+    if not start.startswith((PARQUET, ARROW)):
+        import pyarrow.ipc
 
-        # Small buffers: pre_buffer would hold a whole row group in memory.
-        source = seekable(file)
-        table = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18)
-        for group in range(table.num_row_groups):
-            yield from table.iter_batches(batch_size=_rows_at_once(table, source, group), row_groups=[group])
+        with pyarrow.ipc.open_stream(file) as reader:
+            yield from reader
         return
-    import pyarrow.ipc
-
-    if start.startswith(b"ARROW1"):
-        with pyarrow.ipc.open_file(seekable(file)) as reader:
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
+    source = seekable(file)
+    look_at_table(source, name)
+    if start.startswith(ARROW):
+        yield from arrow_batches(source)
         return
-    with pyarrow.ipc.open_stream(file) as reader:
-        yield from reader
+    table = parquet_file(source)
+    for group in range(table.num_row_groups):
+        yield from table.iter_batches(batch_size=_rows_at_once(table, source, group), row_groups=[group])

@@ -6,16 +6,16 @@ texts or can only compare two. Unusable drafts are dropped first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from engine.models.backend import Backend
-from engine.models.generation.sampling import RefusedReply, Reply
+from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import refusal_of
+from engine.pairs.generation.critique_revision import count_of, refusal_of, server_words
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, Judge
@@ -54,21 +54,19 @@ class Drafted:
 
 def make_records(
     prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings, judge: Judge, stop: StopToken
-) -> list[PairRecord]:
-    """The records of one batch, in the order of `prompts`. Raises what the judge raises."""
-    rounds = [
-        backend.reply(
-            [prompt.messages for prompt in prompts],
-            settings.sampling,
-            [seed_of(settings.seed, prompt.id, "draft", number) for prompt in prompts],
-        )
-        for number in range(settings.num_drafts)
-    ]
+) -> Generator[str, None, list[PairRecord]]:
+    """The records of one batch, in the order of `prompts`. Yields each step as it begins. Raises what the judge raises."""
+    rounds = []
+    for number in range(settings.num_drafts):
+        yield f"{count_of(prompts, 'draft')} ({number + 1} of {settings.num_drafts})"
+        seeds = [seed_of(settings.seed, prompt.id, "draft", number) for prompt in prompts]
+        rounds.append(backend.reply([prompt.messages for prompt in prompts], settings.sampling, seeds))
     drafted = [
         Drafted(prompt, _principle(prompt, settings), drafts)
         for prompt, drafts in zip(prompts, zip(*rounds, strict=True), strict=True)
     ]
     comparisons = [comparison for each in drafted for comparison in each.comparisons]
+    yield count_of(comparisons, "comparison")
     gains = {
         comparison.id: given.second - given.first
         for batch in score_in_batches(judge, comparisons, stop)
@@ -112,14 +110,13 @@ def _ordered(each: Drafted, gains: Mapping[str, float]) -> tuple[Reply, Reply, s
 
 def _record(each: Drafted, gains: Mapping[str, float]) -> PairRecord:
     worst, best, status = _ordered(each, gains)
-    refused = [draft.reason for draft in each.drafts if isinstance(draft, RefusedReply)]
     return PairRecord(
         id=each.prompt.id,
         prompt=each.prompt.text,
         messages=each.prompt.messages,
         base_response=worst.text,
         revised_response=best.text,
-        critic_notes=refused[0] if refused and status != OK else "",
+        critic_notes="" if status == OK else server_words(*each.drafts),
         principle_ids=(each.principle.id,),
         made_by=(each.principle.id,) if status == OK else (),
         attempts=1,

@@ -6,7 +6,7 @@ better, so the policy need not be able to criticise itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -15,7 +15,7 @@ from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import refusal_of
+from engine.pairs.generation.critique_revision import count_of, refusal_of, server_words
 from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
@@ -42,17 +42,23 @@ class ContrastInProgress:
         return bool(self.attempts) and self.attempts[-1].fault == OK
 
 
-def make_records(prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings) -> list[PairRecord]:
-    """The records of one batch, in the order of `prompts`. Failed prompts are retried under another principle."""
+def make_records(
+    prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings
+) -> Generator[str, None, list[PairRecord]]:
+    """The records of one batch, in the order of `prompts`. Yields each step as it begins. Failed prompts are retried under
+    another principle.
+    """
     pairs = [ContrastInProgress(prompt) for prompt in prompts]
     for attempt in range(settings.max_attempts):
         pending = [pair for pair in pairs if not pair.done]
         if pending:
-            _try(pending, attempt, backend, settings)
+            yield from _try(pending, attempt, backend, settings)
     return [_record(pair) for pair in pairs]
 
 
-def _try(pairs: list[ContrastInProgress], attempt: int, backend: Backend, settings: GenerationSettings) -> None:
+def _try(
+    pairs: list[ContrastInProgress], attempt: int, backend: Backend, settings: GenerationSettings
+) -> Generator[str, None, None]:
     principles = [_draw_principle(pair, attempt, settings) for pair in pairs]
 
     def answers(personas: Sequence[str], step: str) -> list[Reply]:
@@ -60,7 +66,9 @@ def _try(pairs: list[ContrastInProgress], attempt: int, backend: Backend, settin
         seeds = [seed_of(settings.seed, pair.prompt.id, step, attempt) for pair in pairs]
         return backend.reply(asked, settings.sampling, seeds)
 
+    yield count_of(pairs, "chosen answer")
     chosen = answers([principle.followed for principle in principles], "chosen")
+    yield count_of(pairs, "rejected answer")
     rejected = answers([principle.contrary for principle in principles], "rejected")
     for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
         pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, principle, better, worse)))
@@ -90,7 +98,7 @@ def _record(pair: ContrastInProgress) -> PairRecord:
         messages=pair.prompt.messages,
         base_response=last.rejected.text,
         revised_response=last.chosen.text,
-        critic_notes="",
+        critic_notes="" if last.fault == OK else server_words(last.chosen, last.rejected),
         principle_ids=tuple(tried.principle.id for tried in pair.attempts),
         made_by=(last.principle.id,) if last.fault == OK else (),
         attempts=len(pair.attempts),

@@ -6,7 +6,7 @@ batches depend on the prompts alone. So a run that was killed and restarted make
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
@@ -14,7 +14,7 @@ from typing import TypeVar
 from engine.models.backend import Backend, critic_of
 from engine.models.generation.sampling import RefusedReply, Reply
 from engine.pairs import detectors
-from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
+from engine.pairs.data.record import EMPTY_DRAFT, FAILED_ON_SERVER, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
 from engine.pairs.generation.dialogue import critique_prompt, revision_prompt
 from engine.pairs.generation.prompts import Prompt
@@ -79,8 +79,11 @@ def plan_batches(items: Sequence[Item], lengths: Sequence[int], batch_size: int)
             yield [items[index] for _, index in rows[first : first + batch_size]]
 
 
-def make_records(prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings) -> list[PairRecord]:
-    """The records of one batch, in the order of `prompts`."""
+def make_records(
+    prompts: Sequence[Prompt], backend: Backend, settings: GenerationSettings
+) -> Generator[str, None, list[PairRecord]]:
+    """The records of one batch, in the order of `prompts`. Yields each step as it begins."""
+    yield count_of(prompts, "draft")
     drafts = backend.reply(
         [prompt.messages for prompt in prompts],
         settings.sampling,
@@ -92,7 +95,7 @@ def make_records(prompts: Sequence[Prompt], backend: Backend, settings: Generati
         for attempt in range(settings.max_attempts):
             pending = [pair for pair in open_pairs if len(pair.rounds) == number]
             if pending:
-                _try(pending, number * settings.max_attempts + attempt, backend, settings)
+                yield from _try(pending, number * settings.max_attempts + attempt, backend, settings)
         open_pairs = [pair for pair in open_pairs if len(pair.rounds) > number]
     return [_record(pair) for pair in pairs]
 
@@ -112,15 +115,29 @@ def too_long(prompt: Prompt, tokens: int, most: int) -> PairRecord:
     )
 
 
+def count_of(items: Sequence[object], noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
 def refusal_of(reply: Reply) -> str:
     """Why the server gave no reply; empty if it did."""
     if isinstance(reply, RefusedReply):
+        if reply.failed:
+            return FAILED_ON_SERVER
         return NO_TEXT if reply.no_text else detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
     return ""
 
 
-def _try(pairs: list[PairInProgress], attempt: int, backend: Backend, settings: GenerationSettings) -> None:
+def server_words(*replies: Reply) -> str:
+    """What the server said instead of the first reply that it did not give; empty if it gave all."""
+    return next((reply.reason for reply in replies if isinstance(reply, RefusedReply)), "")
+
+
+def _try(
+    pairs: list[PairInProgress], attempt: int, backend: Backend, settings: GenerationSettings
+) -> Generator[str, None, None]:
     """Make one critique and one revision for each pair."""
+    yield count_of(pairs, "critique")
     principles, critic = [_draw_principle(pair, attempt, settings) for pair in pairs], critic_of(backend)
     critiques = critic.reply(
         [
@@ -130,6 +147,7 @@ def _try(pairs: list[PairInProgress], attempt: int, backend: Backend, settings: 
         settings.sampling,
         [seed_of(settings.seed, pair.prompt.id, "critique", attempt) for pair in pairs],
     )
+    yield count_of(pairs, "revision")
     revisions = critic.reply(
         [
             revision_prompt(pair.prompt.messages, pair.text, critique.text, principle, settings.examples)
@@ -173,13 +191,14 @@ def _record(pair: PairInProgress) -> PairRecord:
     steps: dict[str, Reply] = {"draft": pair.draft}
     if last is not None:
         steps |= {"critique": last.critique, "revision": last.revision}
+    refused = "" if pair.status == OK else server_words(*steps.values())
     return PairRecord(
         id=pair.prompt.id,
         prompt=pair.prompt.text,
         messages=pair.prompt.messages,
         base_response=pair.draft.text,
         revised_response=last.revision.text if last else "",
-        critic_notes=last.critique.text if last else pair.draft.reason if isinstance(pair.draft, RefusedReply) else "",
+        critic_notes=refused or (last.critique.text if last else ""),
         principle_ids=tuple(tried.principle.id for tried in pair.attempts),
         made_by=tuple(tried.principle.id for tried in pair.rounds),
         attempts=len(pair.attempts),

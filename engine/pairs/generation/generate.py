@@ -7,16 +7,20 @@ pilot's records.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import cast
 
 from engine.core import layout
-from engine.core.errors import DamagedState, PreconditionError
+from engine.core.config import Stage3Config
+from engine.core.errors import DamagedState, NetworkError, PreconditionError
 from engine.core.events import Event, Message, PairFailed, PairMade, Progress
 from engine.models.backend import Backend
-from engine.pairs.data.record import OK, PairRecord
+from engine.models.server.errors import too_many_failed
+from engine.pairs.data.record import FAILED_ON_SERVER, OK, PairRecord
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
 from engine.pairs.generation.critique_revision import plan_batches, too_long
@@ -60,6 +64,10 @@ class Recorded:
     ok: int
     too_long: int = 0
     """Prompts that were not given to the model."""
+    failed: int = 0
+    """Prompts at which the server failed."""
+    why_failed: str = ""
+    """What it said at the last of them."""
 
     @property
     def total(self) -> int:
@@ -72,16 +80,25 @@ class Recorded:
 
     @classmethod
     def read(cls, path: Path) -> Recorded:
-        """A line that is no record of ours counts as missing: stage quality names it."""
+        """A line that is no record of ours counts as missing."""
         rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
         ids = {row["id"]: str(row.get("status")) for row in rows if isinstance(row.get("id"), str)}
         statuses = list(ids.values())
-        return cls(ids, statuses.count(OK), statuses.count(PROMPT_TOO_LONG))
+        why = [str(row.get("critic_notes")) for row in rows if row.get("status") == FAILED_ON_SERVER]
+        return cls(
+            ids, statuses.count(OK), statuses.count(PROMPT_TOO_LONG), len(why), visible_line(why[-1]) if why else ""
+        )
 
     def add(self, record: PairRecord) -> None:
         self.ids[record.id] = record.status
         self.ok += record.status == OK
         self.too_long += record.status == PROMPT_TOO_LONG
+        if record.status == FAILED_ON_SERVER:
+            self.failed, self.why_failed = self.failed + 1, visible_line(record.critic_notes)
+
+    def left_out(self) -> list[tuple[str, int]]:
+        """Why there is no pair of the others that were asked, the most frequent reason first."""
+        return Counter(status for status in self.ids.values() if status not in (OK, PROMPT_TOO_LONG)).most_common()
 
     def usable_of(self, prompts: Sequence[Prompt]) -> int:
         return sum(self.ids.get(prompt.id) == OK for prompt in prompts)
@@ -119,25 +136,41 @@ def event_of(record: PairRecord) -> PairMade | PairFailed:
 
 
 def set_aside_outdated(context: Context, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity) -> str:
-    """Set the file of a set aside unless every record in it is still valid. Nothing is deleted.
+    """Set the file of a set aside unless every record in it is still valid, and the server did not fail at too many prompts:
+    these are asked again. Nothing is deleted.
 
     Returns why, and where it is now; empty if it stays.
     """
     path, wanted = context.run / files.pairs, {prompt.id: prompt for prompt in prompts}
     if not path.is_file():
         return ""
-    total = others = 0
+    total = others = failed = 0
     for _, record in read_jsonl(path):
         if isinstance(record, BadLine):
-            return ""  # stage quality reports it, and names the line
+            return ""  # of the pilot: what it does not have is made again
         prompt = wanted.get(str(record.get("id")))
         total += 1
-        others += prompt is None or not identity.matches(prompt, record)
-    if not others:
+        others += prompt is None or not identity.is_of(prompt, record)
+        failed += record.get("status") == FAILED_ON_SERVER
+    again = too_many_failed(failed, total, context.config.max_failed_share)
+    if not others and not again:
         return ""
     why = f"{others} of {total} records were made from other prompts or with other settings"
+    if not others:
+        why = f"the server failed at {failed} of {total} prompts, which are asked again"
     folder = context.run.set_aside(files.pairs, *files.beside, why=why)
     return f"{why}; the old set is now in {folder}"
+
+
+def require_few_failures(recorded: Recorded, config: Stage3Config) -> None:
+    """Raises NetworkError if the server failed at too many prompts while it answered others."""
+    if too_many_failed(recorded.failed, recorded.asked, config.max_failed_share):
+        raise NetworkError(
+            f"The server failed at {recorded.failed} of {recorded.asked} prompts, and answered the others.",
+            f"At most {config.max_failed_share:.0%} may fail (--max-failed-share). The last time: {recorded.why_failed}",
+            "Look at the server's log. The same command asks these prompts again and keeps the rest; a higher "
+            "--max-failed-share goes on without them.",
+        )
 
 
 def reuse_records(
@@ -197,12 +230,14 @@ def generate_pairs(
     for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
         if all(prompt.id in recorded.ids for prompt in batch):
             continue
-        for prompt, made in zip(batch, maker.make(batch), strict=True):
+        made_now = yield from clock.of_batch(maker.make(batch), recorded, backend)
+        for prompt, made in zip(batch, made_now, strict=True):
             if made.id not in recorded.ids:
                 record = replace(made, made_with=identity.key(prompt), prompt_tokens=tokens[prompt.id])
                 yield open_set.acknowledge(record)
         yield clock.progress(recorded, backend)
         context.stop.raise_if_requested()
+        require_few_failures(recorded, context.config)
         check(recorded)
 
 
@@ -293,7 +328,18 @@ class ProgressMeter:
         self._already, self._total = already, total
         self._started = time.monotonic()
 
-    def progress(self, recorded: Recorded, backend: Backend) -> Progress:
+    def of_batch(
+        self, making: Generator[str, None, list[PairRecord]], recorded: Recorded, backend: Backend
+    ) -> Generator[Event, None, list[PairRecord]]:
+        """Its records. An event for each step, because a large batch may take minutes."""
+        while True:
+            try:
+                step = next(making)
+            except StopIteration as end:
+                return cast("list[PairRecord]", end.value)
+            yield self.progress(recorded, backend, step)
+
+    def progress(self, recorded: Recorded, backend: Backend, step: str = "") -> Progress:
         seconds = time.monotonic() - self._started
         made = recorded.total - self._already
         rate = made / seconds if made and seconds > 0 else None
@@ -301,7 +347,7 @@ class ProgressMeter:
         share = f"{recorded.ok / recorded.total:.0%} usable" if recorded.total else ""
         tokens = backend.tokens
         speed = f"{tokens / seconds:.0f} tokens/s" if tokens and seconds > 0 else ""
-        note = ", ".join(part for part in (share, speed) if part)
+        note = ", ".join(part for part in (step, share, speed) if part)
         return Progress(recorded.total, self._total, "pairs", rate, left, note)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError
@@ -15,9 +15,11 @@ from engine.pairs.judges.base import Judge
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.stop import StopToken
 
-MakeRecords = Callable[[Sequence[Prompt]], list[PairRecord]]
-"""Returns the records of one batch, in the order of its prompts. Every random draw has its own seed, made from the run's seed,
-the prompt's id, the step and the attempt, so a run that was killed and restarted makes the same records."""
+MakeRecords = Callable[[Sequence[Prompt]], Generator[str, None, list[PairRecord]]]
+"""Returns the records of one batch, in the order of its prompts. Yields each step as it begins: "24 drafts".
+
+Every random draw has its own seed, made from the run's seed, the prompt's id, the step and the attempt, so a run that was killed
+and restarted makes the same records."""
 
 
 def needs_judge(config: Stage3Config) -> bool:

@@ -1,0 +1,36 @@
+"""The pairs of a run's own file. stage3-tui writes whole lines, so a damaged one is an error and not a row that is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.core.errors import DamagedState
+from engine.pairs.data.record import Pair
+from engine.pairs.formats.reading import read_pairs
+from engine.security.sanitize import visible_line
+from engine.storage.jsonl import BadLine
+
+
+def run_pairs(path: Path) -> Iterator[tuple[int, Pair]]:
+    """(line from 0, pair), without a last line that no newline ends. Raises DamagedState for a line that is no pair."""
+    for line, pair in read_pairs(path, last_line_may_lack_newline=False):
+        if isinstance(pair, BadLine):
+            raise damaged_line(path, pair, "stage3-tui writes whole lines, so something else changed the file.")
+        yield line, pair
+
+
+def require_whole_lines(path: Path) -> None:
+    """Raises as `run_pairs`; a file that is not there has none."""
+    if path.is_file():
+        for _ in run_pairs(path):
+            pass
+
+
+def damaged_line(path: Path, bad: BadLine, why: str) -> DamagedState:
+    """The error for a line of a file of the run."""
+    return DamagedState(
+        f"Line {bad.line + 1} of {visible_line(str(path))} is damaged: {bad.reason}.",
+        why,
+        "Repair or remove that line, then run the same command again: a pair that is missing is made again.",
+    )

@@ -1,0 +1,164 @@
+"""Files of strangers that crash, hang or fill the library that reads them: a child looks first, and the run goes on or says why."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from engine.core.errors import ExitCode, UnsafeError
+from engine.models.adapters.expected_tensors import refuse_endless
+from engine.models.tokenizer_look import look_at_tokenizer
+from engine.pairs.formats.containers import rows_of
+from engine.process import first_look as first_look_module
+from engine.process.first_look import first_look
+from engine.storage.jsonl import BadLine
+from tests.support.tiny_models import build_base
+
+MEND = "Look at where it comes from."
+
+
+# -- the child ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def look_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Looks at a file with a module whose `look` does this."""
+    (tmp_path / "file").write_bytes(b"what a stranger wrote")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def looks(body: str) -> None:
+        (tmp_path / "looks.py").write_text(f"import os, signal, sys, time\ndef look():\n    {body}\n")
+        with (tmp_path / "file").open("rb") as file:
+            file.read(7)  # where we are in it is no matter of the child's
+            first_look("looks", file, "a\x1b[2J file", mend=MEND)
+            assert file.tell() == 7
+
+    return looks
+
+
+@pytest.mark.parametrize("how", ["os.abort()", "os.kill(os.getpid(), signal.SIGSEGV)"])
+def test_a_file_that_crashes_its_library_is_refused_with_the_signal(how: str, look_with: Callable[[str], None]):
+    with pytest.raises(UnsafeError, match="crashes the library") as refused:
+        look_with(how)
+    assert refused.value.exit_code == ExitCode.UNSAFE and MEND in refused.value.what_to_do
+    assert "ended by SIG" in refused.value.why and "\x1b" not in str(refused.value)
+
+
+def test_a_file_that_hangs_its_library_is_refused_though_it_hears_no_signal(
+    look_with: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(first_look_module, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr("engine.process.kill.GRACE_SECONDS", 0.2)
+    with pytest.raises(UnsafeError, match="hangs the library"):
+        look_with("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
+
+
+def test_what_python_raises_is_no_crash_and_a_file_is_looked_at_once(look_with: Callable[[str], None]):
+    look_with("raise ValueError('no table')")
+    look_with("os.abort()")  # not asked again
+
+
+def test_the_child_reads_the_whole_file_and_has_a_limit_of_memory(look_with: Callable[[str], None]):
+    look_with(
+        "import resource; from engine.process.first_look import given_file, LOOK_MEMORY as most; "
+        "right = given_file().read() == b'what a stranger wrote' and resource.getrlimit(resource.RLIMIT_AS)[0] == most; "
+        "right or os.abort()"
+    )
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+WORDS = "How do I mend it?"
+
+
+def arrow(kind: str) -> bytes:
+    sink, table = io.BytesIO(), pa.table({"prompt": [WORDS] * 64})
+    with (pa.ipc.new_file if kind == "file" else pa.ipc.new_stream)(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_a_table_whose_offsets_point_anywhere_is_damaged_and_not_read_there(kind: str, tmp_path: Path):
+    """pyarrow itself reads wherever they point, and the process dies."""
+    right = struct.pack("<65i", *range(0, 65 * len(WORDS), len(WORDS)))
+    wrong = struct.pack("<65i", 0, *[0x7FFFFFF0] * 64)
+    assert arrow(kind).count(right) == 1
+    (tmp_path / "rows.arrow").write_bytes(arrow(kind).replace(right, wrong))
+    ((_, bad),) = rows_of(tmp_path / "rows.arrow")
+    assert isinstance(bad, BadLine) and "damaged from here on" in bad.reason and "offset" in bad.reason
+
+
+def test_a_table_is_looked_at_by_a_child_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    looked: list[Any] = []
+    monkeypatch.setattr("engine.pairs.formats.tables.first_look", lambda *given, **more: looked.append(given[2]))
+    pa.parquet.write_table(pa.table({"prompt": [WORDS]}), tmp_path / "rows.parquet")
+    (tmp_path / "rows.arrow").write_bytes(arrow("file"))
+    for name in ("rows.parquet", "rows.arrow"):
+        assert next(rows_of(tmp_path / name)) == (0, {"prompt": WORDS})
+    assert looked == ["rows.parquet", "rows.arrow"]
+
+
+# -- tokenizers, configurations ------------------------------------------------------------------------------------------
+
+
+def tokenizer_with(folder: Path, **parts: Any) -> str:
+    build_base(folder)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+    return str(folder)
+
+
+def test_a_tokenizer_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Forty replacements, each of which makes two letters of one."""
+    monkeypatch.setattr(first_look_module, "LOOK_SECONDS", 0.8)
+    monkeypatch.setattr(first_look_module, "LOOK_MEMORY", 1 << 30)
+    monkeypatch.setattr("engine.process.kill.GRACE_SECONDS", 0.2)
+    twice = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    with pytest.raises(UnsafeError, match="the library that reads it") as refused:
+        look_at_tokenizer(
+            tokenizer_with(tmp_path / "base", normalizer={"type": "Sequence", "normalizers": [twice] * 40}), None, None
+        )
+    assert "--base-model-id" in refused.value.what_to_do
+
+
+def test_a_tokenizer_that_aborts_the_process_is_refused(tmp_path: Path):
+    long = {
+        "strategy": {"Fixed": 10**13},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+    }
+    with pytest.raises(UnsafeError, match="crashes the library"):
+        look_at_tokenizer(tokenizer_with(tmp_path / "base", padding={**long, "pad_token": "<pad>"}), None, None)
+
+
+def test_a_good_tokenizer_and_a_model_without_one_pass(tmp_path: Path):
+    folder = build_base(tmp_path / "base")
+    look_at_tokenizer(str(folder), None, None)
+    (folder / "tokenizer.json").unlink()
+    look_at_tokenizer(str(folder), None, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "n_layer", "num_experts", "n_routed_experts", "num_local_experts"]
+)
+def test_a_model_with_a_billion_layers_is_not_built(name: str):
+    with pytest.raises(UnsafeError, match=f"{name} = 1,000,000,000"):
+        refuse_endless({"text_config": {name: 10**9}})
+
+
+def test_real_sizes_are_no_counts_of_parts():
+    refuse_endless(
+        {"vocab_size": 262_144, "moe_intermediate_size": 20_000, "num_experts_per_tok": 8, "num_hidden_layers": 126}
+    )
