@@ -144,6 +144,7 @@ def _generate_missing(
         adapter_folder(context.config, context.run, context.token_text),
         context.stop,
         context.token_text,
+        context.tell,
     )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
@@ -180,8 +181,11 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
 def _where(context: Context) -> str:
     config = context.config
     critic = (
-        f" {config.critic_model} on {config.critic_url} writes critiques and revisions." if config.critic_url else ""
+        f" {config.critic_model} on {' and '.join(config.critic_url)} writes critiques and revisions."
+        if config.critic_url
+        else ""
     )
     if config.server_url:
-        return f"{config.server_model} on {config.server_url} generates the {'drafts' if critic else 'pairs'}.{critic}"
+        servers, what = " and ".join(config.server_url), "drafts" if critic else "pairs"
+        return f"{config.server_model} on {servers} generates the {what}.{critic}"
     return f"Loading {config.base_model_id} with the Stage 2 adapter.{critic}"

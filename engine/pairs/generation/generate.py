@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import cast
 
 from engine.core import layout
-from engine.core.errors import DamagedState, PreconditionError
+from engine.core.config import Stage3Config
+from engine.core.errors import DamagedState, NetworkError, PreconditionError
 from engine.core.events import Event, Message, PairFailed, PairMade, Progress
 from engine.models.backend import Backend
-from engine.pairs.data.record import OK, PairRecord
+from engine.models.server.errors import too_many_failed
+from engine.pairs.data.record import FAILED_ON_SERVER, OK, PairRecord
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
 from engine.pairs.generation.critique_revision import plan_batches, too_long
@@ -62,6 +64,10 @@ class Recorded:
     ok: int
     too_long: int = 0
     """Prompts that were not given to the model."""
+    failed: int = 0
+    """Prompts at which the server failed."""
+    why_failed: str = ""
+    """What it said at the last of them."""
 
     @property
     def total(self) -> int:
@@ -78,12 +84,17 @@ class Recorded:
         rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
         ids = {row["id"]: str(row.get("status")) for row in rows if isinstance(row.get("id"), str)}
         statuses = list(ids.values())
-        return cls(ids, statuses.count(OK), statuses.count(PROMPT_TOO_LONG))
+        why = [str(row.get("critic_notes")) for row in rows if row.get("status") == FAILED_ON_SERVER]
+        return cls(
+            ids, statuses.count(OK), statuses.count(PROMPT_TOO_LONG), len(why), visible_line(why[-1]) if why else ""
+        )
 
     def add(self, record: PairRecord) -> None:
         self.ids[record.id] = record.status
         self.ok += record.status == OK
         self.too_long += record.status == PROMPT_TOO_LONG
+        if record.status == FAILED_ON_SERVER:
+            self.failed, self.why_failed = self.failed + 1, visible_line(record.critic_notes)
 
     def left_out(self) -> list[tuple[str, int]]:
         """Why there is no pair of the others that were asked, the most frequent reason first."""
@@ -125,25 +136,41 @@ def event_of(record: PairRecord) -> PairMade | PairFailed:
 
 
 def set_aside_outdated(context: Context, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity) -> str:
-    """Set the file of a set aside unless every record in it is still valid. Nothing is deleted.
+    """Set the file of a set aside unless every record in it is still valid, and the server did not fail at too many prompts:
+    these are asked again. Nothing is deleted.
 
     Returns why, and where it is now; empty if it stays.
     """
     path, wanted = context.run / files.pairs, {prompt.id: prompt for prompt in prompts}
     if not path.is_file():
         return ""
-    total = others = 0
+    total = others = failed = 0
     for _, record in read_jsonl(path):
         if isinstance(record, BadLine):
             return ""  # of the pilot: what it does not have is made again
         prompt = wanted.get(str(record.get("id")))
         total += 1
-        others += prompt is None or not identity.matches(prompt, record)
-    if not others:
+        others += prompt is None or not identity.is_of(prompt, record)
+        failed += record.get("status") == FAILED_ON_SERVER
+    again = too_many_failed(failed, total, context.config.max_failed_share)
+    if not others and not again:
         return ""
     why = f"{others} of {total} records were made from other prompts or with other settings"
+    if not others:
+        why = f"the server failed at {failed} of {total} prompts, which are asked again"
     folder = context.run.set_aside(files.pairs, *files.beside, why=why)
     return f"{why}; the old set is now in {folder}"
+
+
+def require_few_failures(recorded: Recorded, config: Stage3Config) -> None:
+    """Raises NetworkError if the server failed at too many prompts while it answered others."""
+    if too_many_failed(recorded.failed, recorded.asked, config.max_failed_share):
+        raise NetworkError(
+            f"The server failed at {recorded.failed} of {recorded.asked} prompts, and answered the others.",
+            f"At most {config.max_failed_share:.0%} may fail (--max-failed-share). The last time: {recorded.why_failed}",
+            "Look at the server's log. The same command asks these prompts again and keeps the rest; a higher "
+            "--max-failed-share goes on without them.",
+        )
 
 
 def reuse_records(
@@ -210,6 +237,7 @@ def generate_pairs(
                 yield open_set.acknowledge(record)
         yield clock.progress(recorded, backend)
         context.stop.raise_if_requested()
+        require_few_failures(recorded, context.config)
         check(recorded)
 
 

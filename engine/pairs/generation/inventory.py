@@ -48,7 +48,7 @@ def take_inventory(context: Context, *, afresh: bool = False) -> Inventory:
         return Inventory(0, 0, total)
     for _, record in read_jsonl(path) if path.is_file() else ():
         prompt = None if isinstance(record, BadLine) else wanted.get(str(record.get("id")))
-        if prompt is not None and identity.matches(prompt, record):  # type: ignore[arg-type]
+        if prompt is not None and identity.is_of(prompt, record):  # type: ignore[arg-type]
             del wanted[prompt.id]
     kept = total - len(wanted)
     taken_over = sum(1 for _ in reusable_records(context.run, wanted, identity))
@@ -67,7 +67,7 @@ def _towards(
         for _, record in (read_jsonl(path) if path.is_file() else ())
         if not isinstance(record, BadLine)
         and (prompt := wanted.get(str(record.get("id")))) is not None
-        and identity.matches(prompt, record)
+        and identity.is_of(prompt, record)
     ]
     missing = {prompt_id: prompt for prompt_id, prompt in wanted.items() if prompt_id not in {r["id"] for r in kept}}
     taken_over = list(reusable_records(context.run, missing, identity))
