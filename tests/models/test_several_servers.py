@@ -258,7 +258,7 @@ def test_three_failures_leave_it_out_unless_it_answers_between():
     of = Pool()
     for _ in range(2):
         of.pool.failed(of.a, of.time, "500", gone=False, rest_seconds=None)
-    of.pool.answered(of.a)
+    of.pool.answered(of.a, of.time)
     for _ in range(2):
         of.pool.failed(of.a, of.time, "500", gone=False, rest_seconds=None)
     assert of.a.state == "in"
@@ -273,6 +273,8 @@ def test_the_echo_of_an_outage_is_no_second_one():
     for _ in range(8):
         of.pool.failed(of.a, sent, "gone", gone=True, rest_seconds=None)
     assert of.a.outages == 1
+    of.pool.answered(of.a, sent)
+    assert of.a.state == "out", "nor does a late answer end it"
     of.pool.due()
     assert sum(isinstance(event, Message) for event in of.told) == 1
 

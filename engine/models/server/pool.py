@@ -118,9 +118,11 @@ class ServerPool:
     def now(self) -> float:
         return self._clock()
 
-    def answered(self, server: Server) -> None:
-        """It answered a request: whatever was wrong is over."""
+    def answered(self, server: Server, sent: float) -> None:
+        """It answered a request that was sent at `sent`: whatever was wrong before is over."""
         server.answered += 1
+        if sent < server.since:
+            return
         server.strikes = server.outages = 0
         if server.state != "in":
             self.put_in(server)

@@ -162,7 +162,7 @@ class RetryPolicy:
             away = RetryableError(error, 1, gone=True)
             self._note(server, sent, away)
             raise away from None
-        self._pool.answered(server)
+        self._pool.answered(server, sent)
         return result
 
     def _note(self, server: Server, sent: float, fault: RetryableError) -> None:
