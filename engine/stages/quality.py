@@ -90,11 +90,7 @@ def run(context: Context) -> StageRun:
         yield Message("warning", f"You opened the gate (--accept-quality): {config.accept_quality}")
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
     if not train or not held_out:
-        raise DataError(
-            f"{len(usable)} usable pairs are too few to split into training and held-out sets.",
-            "Each set needs at least one: without held-out pairs, the effect of training cannot be measured.",
-            "Make more pairs: raise --num-examples.",
-        )
+        raise _too_few(len(usable))
     _write_rows(run_ / layout.TRAIN_JSONL, train)
     _write_rows(run_ / layout.EVAL_JSONL, held_out)
     yield Check("held out", "ok", f"{len(held_out)} pairs, by prompt, before training")
@@ -110,6 +106,14 @@ def run(context: Context) -> StageRun:
             edits_bytes=edits_bytes,
             judge=told["judge"],
         ),
+    )
+
+
+def _too_few(usable: int) -> DataError:
+    return DataError(
+        f"{usable} usable pairs are too few to split into training and held-out sets.",
+        "Each set needs at least one: without held-out pairs, the effect of training cannot be measured.",
+        "Make more pairs: raise --num-examples.",
     )
 
 

@@ -43,6 +43,7 @@ async def browse(pilot: Pilot, app: Wizard) -> PairBrowser:
     await pilot.press("b")
     await until(pilot, lambda: app.main.view is not None and app.main.view.query("#browser"), "the browser")
     browser = app.main.view.query_one(PairBrowser)
+    await until(pilot, lambda: browser.query(PairList), "its parts")
     await until(pilot, lambda: browser.pairs.count and not browser.store.unjudged, "the verdicts")
     await until(pilot, lambda: browser.pairs.has_focus, "the focus")
     return browser
