@@ -28,13 +28,13 @@ RUN_LOG = "logs/run.log"
 PROCESSES_DIR = "logs/processes"
 """With several processes: what they were asked to do, the log of each, and that of their launcher."""
 CURVES_CSV, CURVES_SVG = "logs/curves.csv", "logs/curves.svg"
-"""What a person took of the charts on the screen."""
+"""Charts exported by a person."""
 EVALUATION_REPORT = "evaluation/report.json"
 METRICS_JSON = "metrics.json"
 STOP_REQUEST = "logs/stop-request"
 LOCK_FILE = "logs/lock"
 RESERVE = "logs/reserve"
-"""Room on the disk for the last words of a run, while a process works on it (`engine.run.reserve`)."""
+"""Disk space reserved for a run's last messages while a process works on it (`engine.run.reserve`)."""
 SUPERSEDED_DIR = "superseded"
 SUPERSEDED_NOTE = "note.json"
 """In each of its folders: why the files were set aside, and whether their records may be reused."""
@@ -67,7 +67,7 @@ FILES = (
     LOCK_FILE,
     SWEEP_REPORT,
 )
-"""What a run has of files; in the place of none is a folder."""
+"""All files of a run. None of these paths may be a folder."""
 FOLDERS = tuple(
     sorted(
         {

@@ -271,6 +271,8 @@ def _prepare(
     folder = context.run / layout.CHECKPOINTS_DIR
     kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
     trainer = build_trainer(config, folder, policy, tokenizer, plain, settings, dtype, fingerprint, ranks, kind)
+    if trainer.why_head:
+        yield Message("warning" if config.head != "auto" else "info", f"{trainer.why_head}.")
     steps = max_steps if max_steps > 0 else steps_of(config, len(pairs))
     return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint, steps)
 
