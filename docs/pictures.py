@@ -1,9 +1,10 @@
-"""The README's pictures: screens of the wizard over a real demo run, as SVG.
+"""The pictures of README and docs: screens of the wizard over real demo runs, as SVG.
 
-    python docs/pictures.py
+    python docs/pictures.py [NAME …]
 
-The run is over when the pictures are taken: what they show is the fold of its journal, as `stage3-tui attach` shows it. It is made
-in a home folder of its own, and by a machine with another name, so that no picture names this one.
+The runs are over when the pictures are taken: what they show is the fold of a journal, as `stage3-tui attach` shows it. Only the
+first page is that of a run that was not started, of the demo's model in a folder of its own. Everything is made in another home
+folder, and by a machine with another name, so that no picture names this one.
 """
 
 from __future__ import annotations
@@ -11,18 +12,28 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from textual.app import App
 
 from engine.core.config import load_config
+from engine.demo.preset import ASSETS, demo_defaults
 from engine.run.folder import Run
+from engine.run.listing import runs_below
 from tui.cli import main as stage3_tui
+from tui.runs.runner import Runner
 from tui.runs.watcher import Watcher
 from tui.wizard.app import Wizard
+from tui.wizard.run_chooser import RunChooser
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
+RUNS = Path("artifacts")
+RUN = RUNS / "stage3_constitutional"
 SIZE = (120, 36)
 
 
@@ -42,32 +53,65 @@ PICTURES: dict[str, Picture] = {
 }
 
 
-async def take(run: Path) -> None:
-    for name, picture in PICTURES.items():
-        source = Watcher(Run(run), load_config({"theme": picture.theme}, environment={}))
-        wizard = Wizard(source)
-        source.open()
-        async with wizard.run_test(size=SIZE) as pilot:
-            await pilot.pause(1.0)
-            for key in picture.keys:
-                await pilot.press(key)
-                await pilot.pause(0.5)
-            await pilot.pause(1.0)
-            svg = wizard.export_screenshot(title="stage3-tui")
-        source.close()
-        (FOLDER / f"{name}.svg").write_text(svg, encoding="utf-8")
-        print(f"docs/{name}.svg")
+async def take_stage(name: str, picture: Picture) -> None:
+    """A screen of the finished run."""
+    source = Watcher(Run(RUN), load_config({"theme": picture.theme}, environment={}))
+    source.open()
+    await take(name, Wizard(source), picture.keys)
+    source.close()
 
 
-def demo_run(home: Path) -> Path:
-    run = home / "artifacts" / "stage3_constitutional"
-    if stage3_tui(["--auto", "--demo", "--output-dir", str(run)]) != 0:
-        sys.exit("the demo run failed: no pictures")
-    return run
+async def take_first_page() -> None:
+    shutil.copytree(ASSETS, "models")
+    here = {name: f"models/{name}" for name in ("base", "adapter", "prompts")}
+    own = {"base_model_id": here["base"], "adapter_path": here["adapter"], "dataset": here["prompts"]}
+    config = load_config({"output_dir": RUNS / "next", **own}, preset=demo_defaults(), environment={})
+    source = Runner(config, Run(config.output_dir))
+    await take("start", Wizard(source), ())
+    source.close()
+
+
+async def take_comparison() -> None:
+    """Both runs, from the list of the runs that there are."""
+    config = load_config({"output_dir": RUN}, environment={})
+    await take("compare", RunChooser(config, RUNS.resolve(), runs_below(RUNS.resolve(), 1)), ("c",), rest=3.0)
+
+
+async def take(name: str, app: App[Any], keys: Sequence[str], rest: float = 1.0) -> None:
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.pause(1.0)
+        for key in keys:
+            await pilot.press(key)
+            await pilot.pause(0.5)
+        await pilot.pause(rest)
+        svg = app.export_screenshot(title="stage3-tui")
+    (FOLDER / f"{name}.svg").write_text(svg, encoding="utf-8")
+    print(f"docs/{name}.svg")
+
+
+async def take_all(names: Sequence[str]) -> None:
+    for name in names:
+        if name == "start":
+            await take_first_page()
+        elif name == "compare":
+            await take_comparison()
+        else:
+            await take_stage(name, PICTURES[name])
+
+
+def demo_run(*options: str) -> None:
+    if stage3_tui(["--auto", "--demo", *options]) != 0:
+        sys.exit("a demo run failed: no pictures")
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HOME"] = scratch
         platform.node = lambda: "gpu-box"
-        asyncio.run(take(demo_run(Path(scratch))))
+        os.chdir(scratch)
+        names = sys.argv[1:] or [*PICTURES, "start", "compare"]
+        if set(names) != {"start"}:
+            demo_run("--output-dir", str(RUN))
+        if "compare" in names:
+            demo_run("--output-dir", str(RUNS / "slower"), "--learning-rate", "1e-3")
+        asyncio.run(take_all(names))

@@ -1,4 +1,4 @@
-"""Write the tables of the documentation from the program's own: stages, keys, commands, options, forms of rows.
+"""Write the tables of the documentation from the program's own: stages, keys, commands, options, forms of rows, forecasts.
 
     python docs/tables.py [--check]
 
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from scaling import TABLES as SCALING_TABLES
 
 from engine.core.options import Option, options
 from engine.core.stage_table import STAGE_TABLE
@@ -65,6 +67,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "options": ("options.md", option_tables),
     "pair-forms": ("files-you-have.md", lambda: form_table(PAIR_FORMS)),
     "prompt-forms": ("files-you-have.md", lambda: form_table(PROMPT_FORMS)),
+    **SCALING_TABLES,
 }
 """Name of a table → its page, and what writes it."""
 

@@ -11,9 +11,9 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.core.errors import ConfigError
@@ -48,6 +48,18 @@ def option(
     bounds    ge, gt, le, lt, pattern, as in pydantic's Field
     """
     return Field(default, json_schema_extra={"changes": list(changes.split()), "common": common}, **bounds)  # type: ignore[dict-item]
+
+
+def _addresses(value: Any) -> Any:
+    """Addresses as they are given (several flags, a list, text with commas or spaces between them), each once; None for none."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
+        return value  # pydantic names what is wrong
+    return tuple(dict.fromkeys(one for text in given for one in text.replace(",", " ").split())) or None
+
+
+Addresses = Annotated[tuple[str, ...] | None, BeforeValidator(_addresses)]
+"""One address or several, in order; None for none."""
 
 
 class Described(BaseModel):
@@ -206,24 +218,26 @@ class PairsOptions(Described):
 class ServerOptions(Described):
     """Server"""
 
-    server_url: str | None = option(
+    server_url: Addresses | None = option(
         None, changes="preflight pairs", common=True, label="Server that makes the pairs", topic="Policy"
     )
-    """OpenAI-compatible server (http://host:8000/v1) that makes the pairs instead of the local model."""
+    """OpenAI-compatible server (http://host:8000/v1) that makes the pairs instead of the local model. May be given several
+    times."""
     server_model: str | None = option(
         None, changes="preflight pairs quality evaluation", label="Model on that server", topic="Policy"
     )
     """Name of the model on that server: the base model with the Stage 2 adapter."""
-    critic_url: str | None = option(None, changes="preflight pairs", label="Server of the critic", topic="Critic")
-    """OpenAI-compatible server that writes critiques and revisions. The policy still writes the drafts."""
+    critic_url: Addresses | None = option(None, changes="preflight pairs", label="Server of the critic", topic="Critic")
+    """OpenAI-compatible server that writes critiques and revisions; the policy still writes the drafts. May be given several
+    times."""
     critic_model: str | None = option(None, changes="preflight pairs", label="Model of the critic", topic="Critic")
     """Name of the critic on that server: any model that follows instructions."""
     critic_api_key_env: str = option(
         "STAGE3_CRITIC_TOKEN", pattern=VARIABLE, changes="", label="Variable with its token", topic="Critic"
     )
     """Environment variable that holds the token for --critic-url. The token itself cannot be an option."""
-    judge_url: str | None = option(None, changes="", label="Server of the judge", topic="Judge")
-    """OpenAI-compatible server for --judge server and auto. Default: --server-url."""
+    judge_url: Addresses | None = option(None, changes="", label="Server of the judge", topic="Judge")
+    """OpenAI-compatible server for --judge server and auto. Default: --server-url. May be given several times."""
     judge_model: str | None = option(None, changes="quality evaluation", label="Model of the judge", topic="Judge")
     """Name of the judge on that server. Default: --server-model."""
     judge_api_key_env: str = option(
@@ -231,9 +245,13 @@ class ServerOptions(Described):
     )
     """Environment variable that holds the token for --judge-url."""
     server_concurrency: int = option(16, ge=1, changes="", label="Requests at once", topic="Requests")
-    """Maximum concurrent requests to the server."""
+    """Maximum concurrent requests to each server."""
     server_timeout: float = option(120.0, gt=0.0, changes="", label="Timeout of a request", unit="s", topic="Requests")
     """Timeout of one request, in seconds."""
+    max_failed_share: float = option(
+        0.05, ge=0.0, le=1.0, changes="", label="Failed prompts, at most", unit="share", topic="Requests"
+    )
+    """Stop if a server fails at a larger share of the prompts (5 at least) while it answers others."""
 
 
 class QualityOptions(Described):
@@ -345,6 +363,11 @@ class TrainingOptions(Described):
     """Number of good checkpoints to keep."""
     cpu_ref_model: bool | None = option(None, changes="preflight", label="Reference computed before", topic="Memory")
     """Compute the reference's log-probabilities before training, to save memory during it. Default: chosen by what fits."""
+    head: Literal["auto", "chunked", "trl", "whole"] = option(
+        "auto", changes="preflight", label="Head over the vocabulary", topic="Memory"
+    )
+    """How log-probabilities come from hidden states. chunked: in small tiles, with the gradient in the same pass; trl: in
+    TRL's tiles; whole: all logits at once. auto: trl on a GPU, else chunked."""
     load_in_4bit: bool = option(False, changes="preflight training", label="Base weights in 4 bits", topic="Memory")
     """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
     report_to: Literal["none", "tensorboard"] = option("none", changes="", label="Report to", topic="Checkpoints")

@@ -7,7 +7,7 @@ Stages yield them, a driver appends them to `logs/events.jsonl`, and every scree
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
@@ -253,6 +253,35 @@ class Telemetry(Event):
 
 
 @dataclass(frozen=True)
+class ServerReading:
+    """One inference server at one moment."""
+
+    url: str
+    state: Literal["in", "resting", "out"] = "in"
+    """Whether it is asked; resting is after a 429, out after a failure."""
+    why: str = ""
+    """What it said when it was left out."""
+    asked_again_in: float = 0.0
+    """Seconds, if it is not in."""
+    in_flight: int = 0
+    answered: int = 0
+    running: float | None = None
+    """Requests that it works on, by its own /metrics, like the next two; None if it has none."""
+    waiting: float | None = None
+    cache: float | None = None
+    """Share of its KV cache in use, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Servers(Event):
+    """The servers of one role, when one was left out or came back, and every few seconds if they tell how busy they are."""
+
+    role: str
+    """server (the policy's), critic or judge."""
+    servers: tuple[ServerReading, ...] = ()
+
+
+@dataclass(frozen=True)
 class Stalled(Event):
     """A stage has been silent far longer than usual (`engine.run.watchdog`)."""
 
@@ -272,6 +301,14 @@ class Message(Event):
 class RunFinished(Event):
     exit_code: int
     summary: str = ""
+
+
+Tell = Callable[[Event], None]
+"""Reports an event from where nothing can be yielded."""
+
+
+def nobody(event: Event) -> None:
+    """Reports to nobody."""
 
 
 KINDS: dict[str, type[Event]] = {cls.kind(): cls for cls in Event.__subclasses__()}

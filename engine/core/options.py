@@ -70,6 +70,11 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def may_be_repeated(self) -> bool:
+        """Whether the flag may be given several times."""
+        return self.annotation.startswith("Addresses")
+
+    @property
     def is_switch(self) -> bool:
         return self.annotation == "bool"
 
@@ -122,7 +127,7 @@ def _default(value: ast.expr | None) -> str:
     return "" if value is None else ast.unparse(value)
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "yes or no", "Path": "a path"}
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "yes or no", "Path": "a path", "Addresses": "addresses"}
 _LOWER, _UPPER = {"ge": "at least", "gt": "above"}, {"le": "at most", "lt": "below"}
 
 

@@ -13,6 +13,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
+from engine.machine.memory import set_libraries_aside
 from engine.models.templates.option import missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, writes_date
 from engine.run.folder import Run
@@ -83,6 +84,7 @@ def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel
     """
     from transformers import AutoModelForCausalLM
 
+    set_libraries_aside()
     dtype = resolve_dtype(config)
     arguments = hub_arguments(config, token) | (quantization_arguments(config, dtype) if config.load_in_4bit else {})
     model = AutoModelForCausalLM.from_pretrained(config.base_model_id, dtype=dtype, use_safetensors=True, **arguments)

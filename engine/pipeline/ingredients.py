@@ -208,7 +208,7 @@ def _method(config: Stage3Config) -> Ingredient:
     if config.pairs is not None:
         return Ingredient("Method", "pairs", "imported", "ready", "nothing is generated")
     if config.critic_url:
-        return Ingredient("Method", "method", value, "open", f"critic: {config.critic_model or config.critic_url}")
+        return Ingredient("Method", "method", value, "open", f"critic: {config.critic_model or config.critic_url[0]}")
     if config.method == "best-of-n" and config.judge == "none":
         return Ingredient("Method", "method", value, "missing", "needs a judge", "Choose a judge, or another method.")
     return Ingredient("Method", "method", value, "ready", "")

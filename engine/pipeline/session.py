@@ -50,6 +50,7 @@ class Session:
     def __init__(self, context: Context, listener: Listener) -> None:
         self.context = context
         self._listener = listener
+        context.tell = self._emit
         self._journal = Journal(context.run / layout.EVENTS_JSONL)
         self._stall = StallWatchdog(self._emit, context.run / layout.RUN_LOG)
 

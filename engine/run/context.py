@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.core.config import Stage3Config
+from engine.core.events import Tell, nobody
 from engine.core.layout import CACHE_DIR
 from engine.run.folder import Run
 from engine.run.stop import StopToken
@@ -22,6 +23,9 @@ class Context:
 
     cache_folder: Path | None = None
     """Folder of the keyed caches; default: in the run folder. A trial uses its sweep's."""
+
+    tell: Tell = nobody
+    """Reports what happens while the stage waits and cannot yield: a server that is left out. Set by the session."""
 
     @property
     def cache(self) -> Path:

@@ -25,6 +25,7 @@ from engine.core.events import (
     Progress,
     RunFinished,
     RunStarted,
+    Servers,
     StageFinished,
     StageStale,
     StageStarted,
@@ -109,6 +110,8 @@ class RunState:
     peak_gpu_bytes: Mapping[int, int] = field(default_factory=dict)
     peak_rss_bytes: int = 0
     """Peak of the process that did the work."""
+    servers: Mapping[str, Servers] = field(default_factory=dict)
+    """The newest reading of the servers that the running stage asks, by role."""
     messages: tuple[tuple[float, Message], ...] = ()
     stalled_since: float | None = None
     """Time of the running stage's last event, if that is suspiciously long ago."""
@@ -155,7 +158,7 @@ class RunState:
     @apply.register(StageStarted)
     def _(self, event: StageStarted, time: float) -> RunState:
         begun = StageState(event.stage, "running", event.sentence, started=time)
-        state = replace(self._with_stage(begun), latest=event.stage)
+        state = replace(self._with_stage(begun), latest=event.stage, servers={})
         return replace(state, evaluation=None, first_step_seen=None) if event.stage == "training" else state
 
     @apply.register(StageFinished)
@@ -271,6 +274,10 @@ class RunState:
             peak_gpu_bytes=peaks,
             peak_rss_bytes=max(self.peak_rss_bytes, event.rss_bytes),
         )
+
+    @apply.register(Servers)
+    def _(self, event: Servers, time: float) -> RunState:
+        return replace(self, servers={**self.servers, event.role: event})
 
     @apply.register(Stalled)
     def _(self, event: Stalled, time: float) -> RunState:

@@ -79,15 +79,15 @@ def run(context: Context) -> StageRun:
         )
     identity = RecordIdentity.of(config, settings, context.run.results)
     require_whole_lines(context.run / layout.PAIRS_JSONL)
-    why = set_aside_outdated(context, RUN_SET, prompts, identity)
+    why = set_aside_outdated(context.run, RUN_SET, prompts, identity, config.max_failed_share)
     if why:
         yield StageStale("pairs", why.partition(";")[0])
         yield Message("info", f"{why[0].upper()}{why[1:]}.")
     with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
         yield from torn_line_warning(appender)
-        open_set = OpenSet(RUN_SET, appender, Recorded.read(context.run / layout.PAIRS_JSONL))
+        open_set = OpenSet(context.run, RUN_SET, appender, Recorded.read(context.run / layout.PAIRS_JSONL))
         recorded = open_set.recorded
-        taken_over = yield from reuse_records(context, open_set, prompts, identity)
+        taken_over = yield from reuse_records(open_set, prompts, identity, context.stop)
         if recorded.total:
             yield Message("info", f"Reusing {recorded.total} of {len(prompts)} records.")
         tokens = 0
@@ -144,16 +144,17 @@ def _generate_missing(
         adapter_folder(context.config, context.run, context.token_text),
         context.stop,
         context.token_text,
+        context.tell,
     )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
     make = record_maker(backend, settings, judge, context.stop)
-    maker = Maker(backend, settings, make, identity)
+    maker = Maker(context.config, backend, settings, make, identity, context.stop)
     if context.config.target_pairs:
-        yield from generate_until(context, prompts, maker, open_set, context.config.target_pairs, _look(context, None))
+        yield from generate_until(prompts, maker, open_set, context.config.target_pairs, _look(context, None))
     else:
-        yield from generate_pairs(context, prompts, maker, open_set, _look(context, len(prompts)))
+        yield from generate_pairs(prompts, maker, open_set, _look(context, len(prompts)))
     for note in backend.warnings():
         yield Message("warning", note)
     tokens = backend.tokens
@@ -180,8 +181,11 @@ def _carry_decisions(context: Context) -> Iterator[Event]:
 def _where(context: Context) -> str:
     config = context.config
     critic = (
-        f" {config.critic_model} on {config.critic_url} writes critiques and revisions." if config.critic_url else ""
+        f" {config.critic_model} on {' and '.join(config.critic_url)} writes critiques and revisions."
+        if config.critic_url
+        else ""
     )
     if config.server_url:
-        return f"{config.server_model} on {config.server_url} generates the {'drafts' if critic else 'pairs'}.{critic}"
+        servers, what = " and ".join(config.server_url), "drafts" if critic else "pairs"
+        return f"{config.server_model} on {servers} generates the {what}.{critic}"
     return f"Loading {config.base_model_id} with the Stage 2 adapter.{critic}"

@@ -8,7 +8,9 @@ import shutil
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
+from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
 from engine.core.generators import returned
@@ -45,8 +47,16 @@ from engine.stages.load_judge import load_judge, ordering_judge, policy_of
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
+
+def _in_one_text(name: str, config: Stage3Config) -> str | None:
+    """Addresses as earlier versions recorded one."""
+    given: tuple[str, ...] | None = getattr(config, name)
+    return None if given is None else ", ".join(given)
+
+
 READ_AS = {
     "chat_template": template_key,
+    **{name: partial(_in_one_text, name) for name in ("server_url", "critic_url")},
     "pairs": lambda config: hash_of_files(config.pairs),
     "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
@@ -166,7 +176,11 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.context.config)
     backend = load_backend(
-        config, adapter_folder(context.config, context.run, context.token_text), context.stop, context.token_text
+        config,
+        adapter_folder(context.config, context.run, context.token_text),
+        context.stop,
+        context.token_text,
+        context.tell,
     )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
@@ -176,8 +190,8 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
     if wants_pilot:
         identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
-        maker = Maker(backend, settings, make, identity)
-        pairs = yield from make_pilot(context, prompts[: config.pilot_prompts], maker)
+        maker = Maker(config, backend, settings, make, identity, context.stop)
+        pairs = yield from make_pilot(context.run, prompts[: config.pilot_prompts], maker)
         del maker
     else:
         pairs = [pair_of_record(record) for record in returned(make(short_first[:1]))]

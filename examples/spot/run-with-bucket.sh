@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run with a folder as the bucket and killed with SIGKILL (tests), not on a spot machine or with a cloud's bucket.
+# Run with a folder as rclone's remote and killed with SIGKILL, not on a spot machine, not with a cloud's bucket.
 #
 #   BUCKET=mybucket:stage3/run-1 examples/spot/run-with-bucket.sh --num-examples 2500
 #
@@ -25,38 +25,46 @@ gone() {
 }
 
 upload() {
-  # Files grow while they are copied.
-  rclone sync --local-no-check-updated --exclude '**/logs/lock' "$work" "$bucket" &
+  # Files grow while they are copied: rclone sends what they had at first, and must not throw the copy away for being shorter.
+  rclone sync --local-no-check-updated --ignore-checksum --ignore-size --exclude '**/logs/lock' "$work" "$bucket" &
   gone "$!"
 }
 
-mkdir -p "$work"
-rclone copy "$bucket" "$work"
-restored=$?
-# Starting afresh after a failed download would overwrite what the bucket has.
-if [ "$restored" -ne 0 ] && [ "$restored" -ne "$not_found" ]; then
-  echo "Cannot read $bucket (rclone ended with $restored); nothing was started." >&2
-  exit "$no_network"
-fi
-
-options=(--auto --output-dir "$work/stage3_constitutional")
-if [ -r "$token" ]; then
-  options+=(--token-file "$token")
-fi
-stage3-tui "${options[@]}" "$@" &
-run=$!
-trap 'kill -TERM "$run" 2>/dev/null' TERM
-
-last=$SECONDS
-while kill -0 "$run" 2>/dev/null; do
-  sleep 1 &
-  wait "$!"
-  if [ $((SECONDS - last)) -ge "$seconds" ]; then
-    upload
-    last=$SECONDS
+download() {
+  mkdir -p "$work"
+  rclone copy "$bucket" "$work"
+  local restored=$?
+  # Starting afresh after a failed download would overwrite what the bucket has.
+  if [ "$restored" -ne 0 ] && [ "$restored" -ne "$not_found" ]; then
+    echo "Cannot read $bucket (rclone ended with $restored); nothing was started." >&2
+    exit "$no_network"
   fi
-done
-gone "$run"
-code=$?
-upload
-exit "$code"
+}
+
+# A function is read as a whole: bash reads a script as it goes, and somebody may change the file within those hours.
+main() {
+  download
+  local options=(--auto --output-dir "$work/stage3_constitutional")
+  if [ -r "$token" ]; then
+    options+=(--token-file "$token")
+  fi
+  stage3-tui "${options[@]}" "$@" &
+  local run=$! last=$SECONDS
+  # shellcheck disable=SC2064  # the process that there is now
+  trap "kill -TERM $run 2>/dev/null" TERM
+
+  while kill -0 "$run" 2>/dev/null; do
+    sleep 1 &
+    wait "$!"
+    if [ $((SECONDS - last)) -ge "$seconds" ]; then
+      upload
+      last=$SECONDS
+    fi
+  done
+  gone "$run"
+  local code=$?
+  upload
+  exit "$code"
+}
+
+main "$@"

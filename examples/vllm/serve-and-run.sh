@@ -3,8 +3,8 @@
 #
 #   BASE=google/gemma-2b-it ADAPTER=artifacts/stage2_finetuning_artifacts/lora_adapters examples/vllm/serve-and-run.sh
 #
-# vLLM serves the base model with the Stage 2 adapter on one GPU and makes the pairs; the run trains on another one. With a
-# single GPU give vLLM a part of it: VLLM_OPTIONS="--gpu-memory-utilization 0.4".
+# vLLM serves the base model with the Stage 2 adapter and makes the pairs, a server on each of VLLM_GPUS; the run trains on
+# RUN_GPUS. With a single GPU give vLLM a part of it: VLLM_OPTIONS="--gpu-memory-utilization 0.4" RUN_GPUS=0.
 set -uo pipefail
 
 base=${BASE:-google/gemma-2b-it}
@@ -12,42 +12,66 @@ adapter=${ADAPTER:-artifacts/stage2_finetuning_artifacts/lora_adapters}
 port=${PORT:-8000}
 rank=${MAX_LORA_RANK:-64} # at least `r` of adapter_config.json
 read -ra more <<<"${VLLM_OPTIONS:-}"
+read -ra gpus <<<"${VLLM_GPUS:-0}" # "0 1 2" for three servers
+missing=3 # docs/troubleshooting.md: a precondition is missing
 
-# In the environment of these two processes only: a command line is visible to every user of the machine.
-key=$(head -c 24 /dev/urandom | base64)
-
-VLLM_API_KEY=$key CUDA_VISIBLE_DEVICES=${VLLM_GPUS:-0} vllm serve "$base" --host 127.0.0.1 --port "$port" \
-  --enable-lora --lora-modules "stage2=$adapter" --max-lora-rank "$rank" "${more[@]}" &
-server=$!
-run=
-end_server() {
-  kill -TERM "$server" 2>/dev/null
-  wait "$server"
+# A trapped signal ends `wait` early: wait until the process is gone, and return its exit status.
+gone() {
+  while kill -0 "$1" 2>/dev/null; do
+    wait "$1"
+  done
+  wait "$1"
 }
-# shellcheck disable=SC2329  # the trap calls it
-stop() {
-  if [ -n "$run" ]; then kill -TERM "$run" 2>/dev/null; else kill -TERM "$server" 2>/dev/null; fi
+
+end_servers() {
+  kill -TERM "${servers[@]}" 2>/dev/null
+  for server in "${servers[@]}"; do
+    gone "$server"
+  done
 }
-trap stop TERM
 
-until curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health"; do
-  if ! kill -0 "$server" 2>/dev/null; then
-    wait "$server"
-    code=$?
-    echo "vLLM ended with $code before it answered." >&2
-    exit 3 # docs/troubleshooting.md: a precondition is missing
-  fi
-  sleep 1 &
-  wait "$!"
-done
+# Process and address of a server.
+wait_for_answer() {
+  until curl --silent --fail --output /dev/null "$2/health"; do
+    if ! kill -0 "$1" 2>/dev/null; then
+      gone "$1"
+      echo "vLLM ended with $? before it answered at $2." >&2
+      end_servers
+      exit "$missing"
+    fi
+    sleep 1 &
+    wait "$!"
+  done
+}
 
-STAGE3_SERVER_TOKEN=$key CUDA_VISIBLE_DEVICES=${RUN_GPUS:-1} stage3-tui --auto --base-model-id "$base" \
-  --adapter-path "$adapter" --server-url "http://127.0.0.1:$port/v1" --server-model stage2 "$@" &
-run=$!
-while kill -0 "$run" 2>/dev/null; do # a trapped signal ends `wait` early
-  wait "$run"
-done
-wait "$run"
-code=$?
-end_server
-exit "$code"
+# A function is read as a whole: bash reads a script as it goes, and somebody may change the file within those hours.
+# shellcheck disable=SC2064  # traps: the process that there is now
+main() {
+  local key run code address number options=()
+  servers=()
+  # In the environment of these processes only: a command line is visible to every user of the machine.
+  key=$(head -c 24 /dev/urandom | base64)
+
+  for number in "${!gpus[@]}"; do
+    VLLM_API_KEY=$key CUDA_VISIBLE_DEVICES=${gpus[number]} vllm serve "$base" --host 127.0.0.1 --port $((port + number)) \
+      --enable-lora --lora-modules "stage2=$adapter" --max-lora-rank "$rank" "${more[@]}" &
+    servers+=("$!")
+  done
+  trap "kill -TERM ${servers[*]} 2>/dev/null" TERM
+  for number in "${!gpus[@]}"; do
+    address=http://127.0.0.1:$((port + number))
+    wait_for_answer "${servers[number]}" "$address"
+    options+=(--server-url "$address/v1")
+  done
+
+  STAGE3_SERVER_TOKEN=$key CUDA_VISIBLE_DEVICES=${RUN_GPUS:-1} stage3-tui --auto --base-model-id "$base" \
+    --adapter-path "$adapter" "${options[@]}" --server-model stage2 "$@" &
+  run=$!
+  trap "kill -TERM $run 2>/dev/null" TERM # it saves; the servers go after it
+  gone "$run"
+  code=$?
+  end_servers
+  exit "$code"
+}
+
+main "$@"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,29 @@ def test_command_line_beats_environment_beats_file_beats_preset(tmp_path: Path):
     assert (config.num_examples, config.beta, config.seed, config.top_p) == (1, 0.2, 3, 0.44)
 
 
+BOTH = ("http://a/v1", "http://b/v1")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["http://a/v1", "http://b/v1"], "http://a/v1, http://b/v1", "http://a/v1 http://b/v1", [*BOTH, "http://a/v1"]],
+)
+def test_several_servers_are_a_list_or_text_and_each_counts_once(given: object, tmp_path: Path):
+    assert load_config({"server_url": given}, environment={}).server_url == BOTH
+    toml = tmp_path / "stage3.toml"
+    toml.write_text(f"server-url = {json.dumps(given)}\n")
+    assert load_config(toml=toml, environment={}).server_url == BOTH
+
+
+def test_one_server_is_given_as_ever_and_none_is_none():
+    assert load_config(environment={"STAGE3_SERVER_URL": BOTH[0]}).server_url == BOTH[:1]
+    assert load_config({"judge_url": ""}, environment={}).judge_url is None
+    before = load_config({"critic_url": BOTH}, environment={})
+    assert with_changes(before, {"critic_url": "http://c/v1,http://a/v1"})[0].critic_url == ("http://c/v1", BOTH[0])
+    with pytest.raises(ConfigError, match="server_url: 5"):
+        load_config({"server_url": 5}, environment={})
+
+
 @pytest.mark.parametrize("where", ["command line", "environment", "stage3.toml"])
 def test_a_misspelt_key_names_the_nearest_one_and_where_it_stands(where: str, tmp_path: Path):
     toml = tmp_path / "stage3.toml"
@@ -73,6 +97,7 @@ def test_a_value_out_of_bounds_is_refused_with_its_source_and_the_options_senten
         ("report_to", "one of none, tensorboard"),
         ("repo_root", "a path, or empty"),
         ("split", "text"),
+        ("server_url", "addresses, or empty"),
     ],
 )
 def test_an_option_says_in_words_what_may_be_given(name: str, allowed: str):

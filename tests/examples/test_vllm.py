@@ -61,6 +61,16 @@ def test_vllm_serves_the_adapter_and_the_run_asks_it_by_that_name(vllm):
     assert is_gone(int(vllm.wait_for("server")))
 
 
+def test_a_server_on_each_gpu_and_the_run_knows_all_of_them(vllm):
+    port = int(free_port())
+    script = vllm.start(SCRIPT, PORT=str(port), VLLM_GPUS="0 2")
+    script.communicate(timeout=60)
+    assert script.returncode == 0
+    assert len(vllm.calls("vllm")) == 2
+    (command,) = vllm.calls("stage3-tui")
+    assert configuration_of(command).server_url == (f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{port + 1}/v1")
+
+
 def test_both_have_the_same_key_and_no_command_line_has_it(vllm):
     vllm.start(SCRIPT, PORT=free_port()).communicate(timeout=60)
     key = (vllm.folder / "key").read_text()

@@ -20,8 +20,9 @@ from engine.core.errors import DamagedState, ExitCode, NetworkError, UnsafeError
 from engine.hub.requests import get, json_of
 from engine.models.generation.sampling import RefusedReply, SamplingSettings
 from engine.models.server.address import server_address
+from engine.models.server.api import ChatRequest
 from engine.models.server.backend import ServerBackend
-from engine.models.server.client import ChatRequest, ServerClient
+from engine.models.server.client import ServerClient
 from engine.packaging.verify import read_files
 from engine.packaging.zip_writer import MANIFEST
 from engine.pairs.formats import containers, streams
@@ -56,7 +57,7 @@ def asked(url: str, seconds: float = 20.0) -> str:
     async def at_once(_: float) -> None:
         return
 
-    client = ServerClient(address, "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
+    client = ServerClient([address], "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
     return client.ask([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
 
 
@@ -100,7 +101,7 @@ def test_f2_05_half_a_character_in_a_reply_is_a_reason_on_its_record_and_the_oth
             else "ok"
         )
         address = server_address(server.url, token_variable="NO_SUCH_TOKEN", option="--server-url")
-        client = ServerClient(address, "ours", StopToken(), concurrency=2, timeout_seconds=20)
+        client = ServerClient([address], "ours", StopToken(), concurrency=2, timeout_seconds=20)
         backend = ServerBackend(client, tokenizer_with("{{ messages }}"))
         talks = [[{"role": "user", "content": text}] for text in ("half", "whole")]
         half, whole = backend.reply(talks, SamplingSettings(8), [0, 0])

@@ -29,12 +29,13 @@ from engine.demo.preset import ASSETS, demo_defaults
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
 from engine.models.server.address import server_address
+from engine.models.server.api import SLOW_TRIES, TRIES
 from engine.models.server.backend import ServerBackend, load_server_backend, load_server_client
-from engine.models.server.client import SLOW_TRIES, TRIES, ServerClient
+from engine.models.server.client import CONTROL, ServerClient
 from engine.models.server.roles import critic_server, judge_server, policy_server
 from engine.run.stop import StopToken
 from engine.security.secrets import SERVER_TOKEN_VARIABLE
-from tests.support.fake_server import Answer, FakeServer, choices, fake_server
+from tests.support.fake_server import Answer, Asked, FakeServer, choices, fake_server
 from tests.support.real_server import real_server
 from tests.support.templates import tokenizer_with
 
@@ -242,12 +243,12 @@ def test_the_judge_may_share_the_policys_server_or_have_its_own(config: Callable
     shared = config(server_url="http://here/v1", server_model="policy")
     assert judge_server(shared) == policy_server(shared)
     wiser = judge_server(config(server_url="http://here/v1", server_model="policy", judge_model="wise"))
-    assert wiser is not None and (wiser.url, wiser.model, wiser.token_variable) == (
-        "http://here/v1", "wise", SERVER_TOKEN_VARIABLE
+    assert wiser is not None and (wiser.urls, wiser.model, wiser.token_variable) == (
+        ("http://here/v1",), "wise", SERVER_TOKEN_VARIABLE
     )  # fmt: skip
     own = judge_server(config(server_url="http://here/v1", server_model="policy", judge_url="http://there/v1"))
-    assert own is not None and (own.url, own.model, own.token_variable) == (
-        "http://there/v1",
+    assert own is not None and (own.urls, own.model, own.token_variable) == (
+        ("http://there/v1",),
         "policy",
         "STAGE3_JUDGE_TOKEN",
     )
@@ -293,6 +294,11 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(ASSETS / "base")
 
 
+def sent_to(server: FakeServer) -> list[Asked]:
+    """What it was asked, but for the control."""
+    return [asked for asked in server.asked if asked.body["messages"] != CONTROL.messages]
+
+
 class Waits(list[float]):
     """A sleep that takes no time and records its arguments."""
 
@@ -314,7 +320,7 @@ def make_backend(url: str, tokenizer: Any, *, stop: StopToken | None = None, con
     address = server_address(url, {SERVER_TOKEN_VARIABLE: TOKEN})
     timeout = more.pop("timeout_seconds", 10.0)
     client = ServerClient(
-        address, "ours", stop or StopToken(), concurrency=concurrency, timeout_seconds=timeout, **more
+        [address], "ours", stop or StopToken(), concurrency=concurrency, timeout_seconds=timeout, **more
     )
     return ServerBackend(client, tokenizer)
 
@@ -395,7 +401,7 @@ def test_waits_grow_and_the_tries_are_bounded(server: FakeServer, backend: Serve
     with pytest.raises(NetworkError, match=f"{TRIES} times") as caught:
         backend.reply(asks("a"), GREEDY, [0])
     assert caught.value.exit_code == ExitCode.NETWORK
-    assert len(server.asked) == TRIES == len(waits) + 1
+    assert len(sent_to(server)) == TRIES == len(waits) + 1
     for number, wait in enumerate(waits):
         assert 0.5 * 2**number <= wait <= 2**number
     assert len({wait / 2**number for number, wait in enumerate(waits)}) > 1, "all clients would come back at once"
@@ -422,7 +428,7 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again_but_not_often(
     started = time.monotonic()
     with pytest.raises(NetworkError, match=r"did not answer within 0.1 s \(--server-timeout\)"):
         backend.reply(asks("a"), GREEDY, [0])
-    assert len(server.asked) == SLOW_TRIES
+    assert len(sent_to(server)) == SLOW_TRIES
     assert 0.1 * SLOW_TRIES <= time.monotonic() - started < 2.0
     server.moods = ["hang", "ok"]
     assert backend.reply(asks("b"), GREEDY, [0])[0].text == "you said: b"
@@ -449,7 +455,7 @@ def test_what_is_not_an_answer_is_not_an_empty_reply(server: FakeServer, backend
     server.moods = [Answer(200, body)]
     with pytest.raises(NetworkError, match="does not respond in OpenAI's format"):
         backend.reply(asks("a"), GREEDY, [0])
-    assert len(server.asked) == SLOW_TRIES
+    assert len(sent_to(server)) == SLOW_TRIES
 
 
 def test_a_server_that_does_not_exist(tokenizer: Any, waits: Waits):
@@ -639,7 +645,7 @@ def test_a_server_without_a_list_of_models_is_not_a_fault(server: FakeServer, ba
 
 
 def test_another_chat_template_is_noticed(server: FakeServer, backend: ServerBackend):
-    from engine.models.server.backend import PROBE
+    from engine.models.server.check import PROBE
 
     here = backend.length(PROBE)
     server.usage = {"completion_tokens": 1, "prompt_tokens": here}
@@ -669,6 +675,78 @@ def test_a_server_that_samples_by_the_seed_has_nothing_to_be_reported(server: Fa
         200, choices(message={"content": f"said by seed {server.asked[-1].body.get('seed')}"})
     )
     assert backend.check(SAMPLING) == []
+
+
+# -- several at the start ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other() -> Iterator[FakeServer]:
+    with fake_server() as running:
+        yield running
+
+
+def backend_on(tokenizer: Any, *servers: FakeServer | str, **more: Any) -> ServerBackend:
+    urls = [server if isinstance(server, str) else server.url for server in servers]
+    given = {"concurrency": 4, "timeout_seconds": 5.0, "sleep": Waits(), **more}
+    return ServerBackend(
+        ServerClient([server_address(url, {}) for url in urls], "ours", StopToken(), **given), tokenizer
+    )
+
+
+def test_servers_of_different_models_are_refused_with_what_each_lists(
+    server: FakeServer, other: FakeServer, tokenizer: Any
+):
+    server.usage = other.usage = None
+    assert backend_on(tokenizer, server, other).check(GREEDY) == []
+    other.models = Answer(200, {"data": [{"id": "theirs"}, {"id": "and \x1b[31mmore"}]})
+    with pytest.raises(ConfigError, match="do not serve the same model 'ours'") as caught:
+        backend_on(tokenizer, server, other).check(GREEDY)
+    assert f"{server.url} lists ours, theirs; {other.url} lists theirs, and" in caught.value.why
+    assert "\x1b" not in str(caught.value) and "--server-url" in caught.value.what_to_do
+
+
+def test_servers_that_read_the_same_prompt_differently_are_refused(
+    server: FakeServer, other: FakeServer, tokenizer: Any
+):
+    server.usage, other.usage = ({"completion_tokens": 1, "prompt_tokens": count} for count in (20, 21))
+    with pytest.raises(ConfigError, match=r"do not read the same prompt alike.*counts 20.*counts 21"):
+        backend_on(tokenizer, server, other).check(GREEDY)
+
+
+def test_one_of_several_may_be_away_at_the_start_and_is_named(server: FakeServer, other: FakeServer, tokenizer: Any):
+    server.usage = None
+    other.close()
+    backend = backend_on(tokenizer, server, other)
+    [note] = backend.check(GREEDY)
+    assert f"The server at {other.url} cannot be reached" in note and "The others go on" in note
+    assert [reply.text for reply in backend.reply(asks(*"abcd"), GREEDY, [0] * 4)] == [f"you said: {t}" for t in "abcd"]
+    server.close()
+    with pytest.raises(NetworkError):
+        backend_on(tokenizer, server, other).check(GREEDY)
+
+
+def test_the_shorter_context_of_several_holds(server: FakeServer, other: FakeServer, tokenizer: Any):
+    for one, length in ((server, 4096), (other, 2048)):
+        one.usage, one.models = None, Answer(200, {"data": [{"id": "ours", "max_model_len": length}]})
+    backend = backend_on(tokenizer, server, other)
+    backend.check(GREEDY)
+    assert backend.context_length == 2048 and backend.batch_size(99) == 2 * 4 * 4
+
+
+def test_a_note_about_one_of_several_names_it(server: FakeServer, other: FakeServer, tokenizer: Any):
+    server.usage = other.usage = None
+    server.mood_for = lambda _: Answer(200, choices(message={"content": f"seed {server.asked[-1].body.get('seed')}"}))
+    [note] = backend_on(tokenizer, server, other).check(SAMPLING)
+    assert note.startswith(f"{other.url}: ") and "it does not sample" in note
+
+
+def test_a_row_at_which_every_server_fails_is_a_refused_reply(server: FakeServer, other: FakeServer, tokenizer: Any):
+    for one in (server, other):
+        one.mood_for = lambda text: Answer(500, {"error": "boom"}) if text == "bad" else "ok"
+    backend = backend_on(tokenizer, server, other)
+    [bad] = backend.reply(asks("bad"), GREEDY, [0])  # the first that it is asked, too
+    assert isinstance(bad, RefusedReply) and bad.failed and "boom" in bad.reason and not bad.too_long
 
 
 # -- the stop ----------------------------------------------------------------------------------------------------------

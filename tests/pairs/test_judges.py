@@ -25,22 +25,25 @@ from transformers import (
     GemmaForSequenceClassification,
 )
 
-from engine.core.errors import ConfigError, DataError, NumbersError, PreconditionError
+from engine.core.errors import ConfigError, DataError, NetworkError, NumbersError, PreconditionError
 from engine.dpo.evaluation.report import judge_answers, reference_policy
 from engine.dpo.training.trainer import train
 from engine.models.generation.sampling import Reply
 from engine.models.local_backend import load_stage2_backend
+from engine.models.server.pool import ServerPool
 from engine.pairs.generation.prompts import prompt_id
 from engine.pairs.judges import exam
-from engine.pairs.judges.base import Comparison, LoadedPolicy, ScorePair, judge_name
+from engine.pairs.judges.base import FAILED_AT_IT, Comparison, LoadedPolicy, ScorePair, judge_name
 from engine.pairs.judges.question import PrincipleChoice, both_orders, dialogue, probabilities, second_over_first
 from engine.pairs.judges.reward_model import RewardModelJudge, load_reward_model
+from engine.pairs.judges.scores import read_scores
 from engine.pairs.judges.self_judge import SelfJudge, letter_tokens
 from engine.pairs.judges.server import ServerJudge, connect_server_judge, letter_logps
 from engine.pairs.principles.constitution import Constitution, Principle, load_constitution
 from engine.run.context import Context
 from engine.stages.load_judge import load_judge
 from tests.conftest import run_stage
+from tests.support.fake_server import Answer, fake_server
 from tests.support.tiny_models import TEXT, build_adapter, build_base, build_context, pairs
 
 PRINCIPLES = PrincipleChoice(
@@ -559,6 +562,44 @@ def test_what_the_server_finds_too_long_is_not_scored_and_another_refusal_is_an_
     ):
         judge_at(url, make).score(cases(1))
     assert "no logprobs here" in refused.value.why
+
+
+def test_a_comparison_at_which_the_server_fails_has_no_score_and_too_many_end_it(
+    make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.0)
+
+    def told(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        bad = "water water" in body["messages"][0]["content"]
+        return (500, {"error": {"message": "out of memory"}}) if bad else chat("A")
+
+    long = [Comparison(f"long {n}", cases(1)[0].conversation, "yes", "water water") for n in range(5)]
+    with serving(told) as (url, _):
+        judge = judge_at(url, make)
+        given = judge.score([long[0], cases(1)[0]])
+        assert [scores.outcome for scores in given] == ["not scored", "equal"]
+        assert given[0].detail["not scored"] == FAILED_AT_IT and "out of memory" in given[0].detail["server"]
+        judge.score(long[1:])
+        with pytest.raises(NetworkError, match=r"failed at 5 of 6 comparisons.*out of memory"):
+            judge.score(cases(1))
+
+
+def test_what_the_server_failed_at_is_asked_again_at_the_next_start(tmp_path: Path):
+    path = tmp_path / "scores.jsonl"
+    rows = [("a", "x", {"not scored": FAILED_AT_IT}), ("b", "y", {"not scored": "too long"})]
+    lines = [
+        {"id": i, "judge": "j", "texts": t, "base_score": None, "revised_score": None, "detail": d} for i, t, d in rows
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert set(read_scores(path, "j")[0]) == {("b", "y")}
+
+
+def test_a_judge_on_servers_of_different_models_is_refused(make: Callable[..., Context]):
+    with fake_server() as one, fake_server() as other:
+        one.models = Answer(200, {"data": [{"id": "wise"}]})
+        judge = judge_at(f"{one.url},{other.url}", make)
+        with pytest.raises(ConfigError, match="do not serve the same model 'wise'"):
+            judge.score(cases(1))
 
 
 def test_a_reply_cannot_end_its_own_turn_on_the_server(make: Callable[..., Context]):

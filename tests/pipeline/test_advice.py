@@ -16,6 +16,7 @@ from engine.dpo.training import trl_trainer
 from engine.stages import pairs as stage_pairs
 from tests.support.short_demo import Ran, run, short_demo
 
+UNTIL_PAIRS = ("adapter", "preflight", "pairs")
 FULL = "CUDA out of memory. Tried to allocate 1.95 GiB."
 BATCH, SMALLER = 8, 2
 OPTIONS: dict[str, Any] = {
@@ -68,13 +69,13 @@ def test_memory_runs_out_in_pairs_and_with_the_smaller_batch_that_is_advised_no_
     made: list[int], tmp_path: Path
 ):
     folder = tmp_path / "run"
-    first = run(short_demo(folder, **OPTIONS))
+    first = run(short_demo(folder, **OPTIONS), UNTIL_PAIRS)
     assert first.code is ExitCode.MEMORY and first.failure.stage == "pairs"
     assert "--generation-batch-size" in first.failure.what_to_do
     before = records(folder)
     assert len(before) == BATCH
 
-    second = run(short_demo(folder, **{**OPTIONS, "generation_batch_size": SMALLER}))
+    second = run(short_demo(folder, **{**OPTIONS, "generation_batch_size": SMALLER}), UNTIL_PAIRS)
     assert second.code is ExitCode.DONE
     assert records(folder)[: len(before)] == before
     assert len(second.records) == 28 - len(before) == sum(made[1:])

@@ -65,16 +65,17 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "rounds":                     (2,                "preflight pairs"),
     "few_shot":                   ("few.yaml",       "preflight pairs"),
     "pilot_prompts":              (3,                PREFLIGHT),
-    "server_url":                 ("http://h/v1",    "preflight pairs"),
+    "server_url":                 (("http://h/v1",), "preflight pairs"),
     "server_model":               ("m",              PREFLIGHT),
-    "critic_url":                 ("http://h/v1",    "preflight pairs"),
+    "critic_url":                 (("http://h/v1",), "preflight pairs"),
     "critic_model":               ("m",              PREFLIGHT),
     "critic_api_key_env":         ("OTHER_TOKEN",    NOTHING),
-    "judge_url":                  ("http://h/v1",    NOTHING),
+    "judge_url":                  (("http://h/v1",), NOTHING),
     "judge_model":                ("m",              NOTHING),
     "judge_api_key_env":          ("OTHER_TOKEN",    NOTHING),
     "server_concurrency":         (3,                NOTHING),
     "server_timeout":             (9.0,              NOTHING),
+    "max_failed_share":           (0.2,              NOTHING),
     "judge":                      ("demo",           "credentials quality training (evaluation)"),
     "reward_model_id":            ("other/judge",    "credentials"),
     "relevance":                  (False,            GATE),
@@ -103,6 +104,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "save_steps":                 (3,                NOTHING),
     "save_total_limit":           (4,                PREFLIGHT),
     "cpu_ref_model":              (True,             PREFLIGHT),
+    "head":                       ("whole",          PREFLIGHT),
     "load_in_4bit":               (True,             "preflight training"),
     "report_to":                  ("tensorboard",    NOTHING),
     "eval_prompts":               (9,                VERDICT),
@@ -218,12 +220,12 @@ def test_the_name_of_a_file_counts_for_nothing_its_content_does(at_rest: Context
 
 
 def test_a_server_that_moved_redoes_nothing_another_model_does(at_rest: Context):
-    def of(**options: str) -> Any:
+    def of(**options: Any) -> Any:
         return evidence_of(Context(at_rest.config.model_copy(update=options), at_rest.run), "pairs")
 
-    here = of(server_url="http://here/v1", server_model="m")
-    assert of(server_url="http://there/v1", server_model="m") == here
-    assert of(server_url="http://here/v1", server_model="n") != here
+    here = of(server_url=("http://here/v1",), server_model="m")
+    assert of(server_url=("http://there/v1", "http://here/v1"), server_model="m") == here
+    assert of(server_url=("http://here/v1",), server_model="n") != here
 
 
 def test_a_later_result_is_not_an_input_of_an_earlier_stage():

@@ -28,7 +28,7 @@ CHANGES: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-QUICK = ("nothing yet", "nothing", "a setting of training", "more examples", "the judge")
+QUICK = ("nothing yet", "a setting of training", "more examples")
 
 
 @pytest.mark.fault("A14")

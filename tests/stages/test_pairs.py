@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import pytest
 
 from engine.core import layout
-from engine.core.errors import DamagedState
+from engine.core.errors import DamagedState, ExitCode, NetworkError
 from engine.core.events import Message, PairFailed, PairMade
 from engine.models.chat import Conversation
-from engine.models.generation.sampling import Reply, SamplingSettings
+from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
 from engine.pairs.data.edits import read_edits, write_edit
 from engine.pairs.generation.inventory import Inventory, take_inventory
 from engine.run.context import Context
@@ -31,12 +31,15 @@ class Backend:
 
     def __init__(self) -> None:
         self.drafted: list[str] = []
+        self.fails_at: Callable[[str], bool] = lambda text: False
 
     def reply(self, talks: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]) -> list[Reply]:
         self.drafted += [talk[-1]["content"] for talk in talks if len(talk) == 1]
         beside = "".join(talk[0]["content"].split()[-1] for talk in talks).replace("?", ".")
         return [
-            Reply(
+            RefusedReply("", False, 0, "The server returns 500. out of memory\x1b[31m", failed=True)
+            if self.fails_at(talk[0]["content"])
+            else Reply(
                 f"{self.KIND[len(talk)]}, as number {seed % 9973} says at {settings.temperature} of {beside}", True, 5
             )
             for talk, seed in zip(talks, seeds, strict=True)
@@ -66,8 +69,9 @@ def prompts(tmp_path: Path) -> Path:
 def made(context: Callable[..., Context], prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the stage with these options in the same run folder; returns the drafts and the events."""
 
-    def make(**options: Any) -> tuple[list[str], list[Any]]:
+    def make(fails_at: Callable[[str], bool] | None = None, **options: Any) -> tuple[list[str], list[Any]]:
         backend, at_work = Backend(), a_context(**options)
+        backend.fails_at = fails_at or backend.fails_at
         monkeypatch.setattr(stage, "load_backend", lambda *_: backend)
         monkeypatch.setattr(stage, "adapter_folder", lambda *_: None)
         events, _ = run_stage(stage.run(at_work))
@@ -206,11 +210,58 @@ def test_decisions_follow_a_pair_while_its_texts_are_the_same_and_are_listed_whe
     assert not read_edits(run / layout.EDITS_JSONL), "decisions are carried from the set before, and that had none"
 
 
+def inventory_of(context: Context, *, afresh: bool = False) -> Inventory:
+    return take_inventory(context.config, context.run, None, afresh=afresh)
+
+
 def test_the_inventory_says_what_the_stage_does(made):
     made(num_examples=12)
-    assert take_inventory(made.context(num_examples=20)) == Inventory(12, 0, 8)
+    assert inventory_of(made.context(num_examples=20)) == Inventory(12, 0, 8)
     made(num_examples=20)
     made(num_examples=5)
-    assert take_inventory(made.context(num_examples=12)) == Inventory(5, 7, 0)
-    assert take_inventory(made.context(num_examples=12, temperature=0.1)) == Inventory(0, 0, 12)
-    assert take_inventory(made.context(num_examples=12), afresh=True).missing == 12
+    assert inventory_of(made.context(num_examples=12)) == Inventory(5, 7, 0)
+    assert inventory_of(made.context(num_examples=12, temperature=0.1)) == Inventory(0, 0, 12)
+    assert inventory_of(made.context(num_examples=12), afresh=True).missing == 12
+
+
+# -- prompts at which the server fails ------------------------------------------------------------------------------------
+
+
+def is_one_of(*numbers: int) -> Callable[[str], bool]:
+    return lambda text: any(text.endswith(f"thing {number}?") for number in numbers)
+
+
+def failed_of(run: Run) -> list[dict[str, Any]]:
+    return [row for row in records(run) if row["status"] == "failed on the server"]
+
+
+def test_a_prompt_at_which_the_server_fails_is_a_record_with_its_reason_and_the_others_are_made(made):
+    _, events = made(is_one_of(3, 7), num_examples=30)
+    run = made.context().run
+    assert len(records(run)) == 30 == len({row["id"] for row in records(run)})
+    failed = failed_of(run)
+    assert len(failed) == 2 and all("out of memory" in row["critic_notes"] for row in failed)
+    assert [event.reason for event in events if isinstance(event, PairFailed)] == ["failed on the server"] * 2
+    again, _ = made(num_examples=30)
+    assert again == [] and len(failed_of(run)) == 2, "as few as that stay as they are"
+
+
+def test_too_many_of_them_end_the_stage_with_the_reason_and_only_they_are_asked_again(made):
+    with pytest.raises(NetworkError, match=r"failed at \d of \d+ prompts.*--max-failed-share.*out of memory") as caught:
+        made(is_one_of(*range(0, 30, 3)), num_examples=30)
+    assert caught.value.exit_code == ExitCode.NETWORK and "\x1b" not in str(caught.value)
+    run = made.context().run
+    before = {row["id"]: row for row in records(run)}
+    assert len(failed_of(run)) >= 5 and len(before) < 30, "it did not go on to the end"
+    drafted, events = made(num_examples=30)
+    assert len(records(run)) == 30 == len({row["id"] for row in records(run)}) and failed_of(run) == []
+    good = {pair_id: row for pair_id, row in before.items() if row["status"] != "failed on the server"}
+    assert all(row == good[row["id"]] for row in records(run) if row["id"] in good), "nothing is made twice"
+    assert sum(isinstance(event, PairMade | PairFailed) for event in events) == 30
+    assert any("asked again" in event.text for event in events if isinstance(event, Message))
+    assert set(drafted) >= {row["prompt"] for row in before.values() if row["status"] == "failed on the server"}
+
+
+def test_a_higher_limit_goes_on_without_them(made):
+    made(is_one_of(*range(0, 30, 3)), num_examples=30, max_failed_share=0.5)
+    assert len(failed_of(made.context().run)) == 10

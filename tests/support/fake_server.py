@@ -40,6 +40,8 @@ class FakeServer:
         self.finish_reason: str | None = "stop"
         self.usage: dict[str, int] | None = {"completion_tokens": 3, "prompt_tokens": 7}
         self.models: Answer = Answer(200, {"data": [{"id": "ours"}, {"id": "theirs"}]})
+        self.metrics: Answer = Answer(404, {"detail": "Not Found"})
+        self.metrics_asked = 0
         self.asked: list[Asked] = []
         """Every chat request."""
         self.most_at_once = 0
@@ -94,6 +96,10 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if self.path == "/metrics":
+                server.metrics_asked += 1
+                self._send(server.metrics)
+                return
             self._send(server.models if self.path == "/v1/models" else Answer(404, {"detail": "Not Found"}))
 
         def do_POST(self) -> None:
@@ -139,8 +145,11 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(answer.status)
             for name, value in {**answer.headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            try:
+                self.end_headers()
+                self.wfile.write(body)
+            except ConnectionError:  # whoever asked no longer waits
+                self.close_connection = True
 
         def log_message(self, *_: object) -> None:
             """Nothing on stderr."""

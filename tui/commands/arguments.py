@@ -58,7 +58,10 @@ def add_options(parser: argparse.ArgumentParser, chosen: Sequence[Option]) -> No
             )
         else:
             metavar = "|".join(option.choices) or option.name.rpartition("_")[2].upper()
-            added = group.add_argument(option.flag, default=None, dest=option.name, metavar=metavar, help=sentence)
+            action = "append" if option.may_be_repeated else "store"
+            added = group.add_argument(
+                option.flag, action=action, default=None, dest=option.name, metavar=metavar, help=sentence
+            )
         added.rare = long and not option.common
 
 

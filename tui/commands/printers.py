@@ -26,6 +26,7 @@ from tui.commands.event_lines import (
     step_figures,
 )
 from tui.commands.story import Pace, Story
+from tui.server_words import servers_words
 
 BAR_WIDTH = 20
 
@@ -109,7 +110,7 @@ def _figures(stage: StageState, state: RunState) -> str:
     text = progress_text(stage.progress)
     if stage.progress.unit == "steps" and state.train_steps:
         return f"{text}  {step_figures(state.train_steps[-1])}"
-    return text
+    return "  ".join(filter(None, (text, servers_words(state.servers))))
 
 
 def _style(event: Event | None) -> str:

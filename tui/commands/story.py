@@ -26,6 +26,7 @@ from engine.run.journal import Entry
 from engine.run.state import RunState
 from engine.security.sanitize import visible_line
 from tui.commands.event_lines import GLYPH, duration, event_line, progress_text, stage_number, step_text
+from tui.server_words import servers_words
 
 LONG_STAGES: dict[str, tuple[type[Event], ...]] = {"pairs": (PairMade, PairFailed), "training": (TrainStep,)}
 """The stages that preflight forecasts, with the events that count as their work."""
@@ -154,7 +155,8 @@ def _progress(event: Event, state: RunState) -> tuple[str, str, float, str]:
     """What progresses, in which unit, the share done, and the figures."""
     match event:
         case Progress(stage=stage, done=done, total=total) if total:
-            return stage, event.unit, done / total, progress_text(event)
+            figures = "  ".join(filter(None, (progress_text(event), servers_words(state.servers))))
+            return stage, event.unit, done / total, figures
         case TrainStep(step=step, total_steps=total) if total:
             left = state.stages["training"].progress
             ahead = f"  {duration(left.seconds_left)} left" if left is not None and left.seconds_left else ""

@@ -8,11 +8,12 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
-from engine.core.events import PairFailed, PairMade
+from engine.core.events import PairFailed, PairMade, Servers
 from engine.pairs.data.record import DRAFT_AND_REVISION, text_labels
 from engine.run.state import RunState, StageState
 from tui.formatting import one_line, percent
 from tui.screens.base import StageView
+from tui.server_words import is_anyone_out, servers_words
 from tui.widgets.gauge import bar, forecast_mark
 from tui.widgets.layout import EMPTY, fit
 from tui.widgets.side_by_side import side_by_side
@@ -30,6 +31,7 @@ class PairsView(StageView):
     OWN_PAGES = ("Making",)
 
     def compose_page(self, page: str) -> ComposeResult:
+        yield TextView(id="servers")
         with Horizontal(id="making"):
             with VerticalScroll(id="making-left", can_focus=False):
                 yield TextView(id="share")
@@ -40,6 +42,7 @@ class PairsView(StageView):
                 yield TextView(id="feed")
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
+        self._draw_servers(state, stage)
         made, failures, newest = state.pairs_made, state.pair_failures, state.newest_pairs
         least = self.source.config.min_usable_share
         began = bool(made or failures)
@@ -51,6 +54,20 @@ class PairsView(StageView):
         names = text_labels(self.source.config.method)
         last = newest[-1] if newest else None
         self.paper("newest").put(last, (lambda width: newest_lines(last, width, names)) if last is not None else None)
+
+    def _draw_servers(self, state: RunState, stage: StageState) -> None:
+        servers = state.servers if stage.status == "running" else {}
+        shown = servers_words(servers)
+        gap = self.gap
+        self.paper("servers").put(
+            (shown, len(gap)), (lambda width: [*gap, *servers_line(servers, width)]) if shown else None
+        )
+
+
+def servers_line(servers: Mapping[str, Servers], width: int) -> list[Content]:
+    """How the servers are, in one line."""
+    style = "$check-warning" if is_anyone_out(servers) else "$muted"
+    return [Content.styled(servers_words(servers), style).truncate(width, ellipsis=True)]
 
 
 def share_lines(made: int, failures: Mapping[str, int], least: float, width: int) -> list[Content]:

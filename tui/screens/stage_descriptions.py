@@ -80,10 +80,14 @@ def _preflight(config: Stage3Config) -> tuple[str, ...]:
 
 
 def _critique_revision(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
-    critic = f"{config.critic_model} on {config.critic_url} " if config.critic_url else ""
+    critic = f"{config.critic_model} on {_servers(config.critic_url)} " if config.critic_url else ""
     return f"drafts an answer, {critic}critiques it in the light of a principle, and revises it.", (
         f"An unusable revision is tried again, up to {plural(config.max_attempts, 'attempt')} in all.",
     )
+
+
+def _servers(urls: tuple[str, ...]) -> str:
+    return urls[0] if len(urls) == 1 else plural(len(urls), "server")
 
 
 def _contrast(config: Stage3Config) -> tuple[str, tuple[str, ...]]:
@@ -107,7 +111,7 @@ def _pairs(config: Stage3Config) -> tuple[str, ...]:
             "A row that is no pair is left out, and named.",
             "What people decided about them beside the file is taken over.",
         )
-    who = f"{config.server_model} on {config.server_url}" if config.server_url else "the Stage 2 policy"
+    who = f"{config.server_model} on {_servers(config.server_url)}" if config.server_url else "the Stage 2 policy"
     how, again = METHODS[config.method](config)
     source = f"of {config.dataset} ({config.split})"
     takes = f"Takes {config.num_examples:,} prompts {source}."

@@ -22,6 +22,8 @@ Done = Mapping[str, float | None]
 
 def value_text(value: object) -> str:
     """As it is typed."""
+    if isinstance(value, tuple):
+        return ", ".join(value)
     return {True: "yes", False: "no", None: ""}.get(value) if isinstance(value, bool) or value is None else str(value)  # type: ignore[arg-type, return-value]
 
 

@@ -43,6 +43,8 @@ class RefusedReply(Reply):
     """The server's message, in one line."""
     too_long: bool = False
     """Whether it was refused because conversation and reply exceed the server's context."""
+    failed: bool = False
+    """Whether the server failed at it each time while it answered others (`reason` says how), rather than refuse it."""
     no_text: bool = False
     """Whether the server answered, but not with text."""
 

@@ -12,12 +12,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
-from engine.core.errors import ExitCode, Stage3Error
+from engine.core.errors import ExitCode, NetworkError, Stage3Error
+from engine.core.events import Tell, nobody
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings, prompt_length
 from engine.models.server import errors
 from engine.models.server.address import server_address
-from engine.models.server.client import SWITCHES, ChatRequest, ChatResponse, ServerClient
+from engine.models.server.api import SWITCHES, ChatRequest, ChatResponse
+from engine.models.server.check import (
+    CHECK_TRIES,
+    PROBE,
+    CheckedServer,
+    about_sampling,
+    notes_of,
+    require_the_same,
+)
+from engine.models.server.client import ServerClient
+from engine.models.server.pool import Server
 from engine.models.server.roles import ServerRole
 from engine.models.templates.behaviour import behaviour_of
 from engine.models.templates.control_text import control_pattern, split_special_text
@@ -28,13 +39,6 @@ from engine.security.sanitize import half_character, visible_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBE: Conversation = [{"role": "user", "content": "Name an animal, a colour and a town."}]
-PROBE_TOKENS = 24
-PROBE_TEMPERATURE = 2.0
-"""The maximum of OpenAI's API, at which two samples of this many tokens are equal only if the server does not sample."""
-PROBE_TOP_P = 0.99
-"""TGI refuses 1."""
-CHECK_TRIES = 2
 BATCHES_OF_CONCURRENCY = 4
 """Batches are this many times the concurrency, because slots stay idle while the last replies of a batch arrive."""
 
@@ -81,7 +85,8 @@ class ServerBackend:
                 for conversation, seed in zip(conversations, seeds, strict=True)
             ]
         )
-        self._answered = self._answered or any(not answer.refused or answer.too_long for answer in answers)
+        told_apart = [not answer.refused or answer.too_long or answer.failed for answer in answers]
+        self._answered = self._answered or any(told_apart)
         if answers and not self._answered:
             raise errors.refused(self.client.address, self.client.model, answers[0].refused)
         replies = [self._reply(answer) for answer in answers]
@@ -99,26 +104,47 @@ class ServerBackend:
         """Nothing to do: the server has its own cache."""
 
     def check(self, settings: SamplingSettings) -> list[str]:
-        """Send the server a few short requests. Returns notes for the user before a long run, as sentences.
+        """Send each server a few short requests. Returns notes for the user before a long run, as sentences.
 
         settings   those of the run, because `transformers serve --continuous-batching` keeps the sampling settings of its
                    first request for as long as it runs
 
-        Raises AccessError, ConfigError (unknown model; names the nearest), DataError and NetworkError.
+        One of several that cannot be reached is left out, with a note. Raises AccessError, ConfigError (unknown model, names
+        the nearest; several servers with different models), DataError and NetworkError (no server is left).
         """
-        listed = self.client.models(tries=CHECK_TRIES)
-        self.context_length = listed.get(self.client.model)
-        answer, notes = self._asked_not_to_think(list(listed), settings)
-        if listed and self.client.model not in listed:
-            names = ", ".join(visible_line(name, 120) for name in list(listed)[:8])
-            notes.append(f"The server accepts {self.client.model!r} but does not list it; it lists {names}.")
+        found: list[CheckedServer] = []
+        lost: list[Stage3Error] = []
+        for server, alone in self.client.each():
+            try:
+                found.append(self._checked(server, alone, settings))
+            except NetworkError as error:
+                lost.append(error)
+                self.client.pool.still_out(server, f"{error.what} {error.why}")
+        if not found:
+            raise lost[0]
+        require_the_same(found, self.client.model)
+        known = [one.context_length for one in found if one.context_length is not None]
+        self.context_length = min(known, default=None)
+        self.client.read_loads()
+        return [f"{error.what} {error.why} The others go on." for error in lost] + notes_of(found)
+
+    def _checked(self, server: Server, alone: ServerClient, settings: SamplingSettings) -> CheckedServer:
+        """What one server answers to the short requests. Raises as `check`."""
+        listed = alone.models(tries=CHECK_TRIES)
+        self.client.has_listed(server, listed)
+        answer, notes = self._asked_not_to_think(alone, list(listed), settings)
+        if listed and alone.model not in listed:
+            notes.append(
+                f"The server accepts {alone.model!r} but does not list it; it lists {errors.shown_names(listed)}."
+            )
         here = self.length(PROBE)
         if self._is_the_policy and answer.prompt_tokens is not None and answer.prompt_tokens != here:
             notes.append(
                 f"The server counts {answer.prompt_tokens} tokens in a prompt of {here}: its chat template or model differs "
                 f"from {self.tokenizer.name_or_path}."
             )
-        return notes + (self._about_sampling() if settings.temperature > 0 else [])
+        notes += about_sampling(alone) if settings.temperature > 0 else []
+        return CheckedServer(alone.address, tuple(listed), listed.get(alone.model), answer.prompt_tokens, tuple(notes))
 
     def warnings(self) -> list[str]:
         """Unusual things about the replies so far, as sentences."""
@@ -127,57 +153,41 @@ class ServerBackend:
             for ending, count in self._odd_endings.most_common()
         ]
 
-    def _asked_not_to_think(self, listed: Sequence[str], settings: SamplingSettings) -> tuple[ChatResponse, list[str]]:
+    def _asked_not_to_think(
+        self, alone: ServerClient, listed: Sequence[str], settings: SamplingSettings
+    ) -> tuple[ChatResponse, list[str]]:
         """The response to a first request, and notes. Not every server accepts template arguments."""
         try:
-            return self._probe(listed, settings), []
+            return self._probe(alone, listed, settings), []
         except Stage3Error as error:
             if not self._switches or SWITCHES not in f"{error.what} {error.why}":
                 raise
         self._switches = {}
         note = f"The server does not accept {SWITCHES}: the model may think first. Thoughts are removed from replies."
-        return self._probe(listed, settings), [note]
+        return self._probe(alone, listed, settings), [note]
 
-    def _probe(self, listed: Sequence[str], settings: SamplingSettings) -> ChatResponse:
-        unlisted = bool(listed) and self.client.model not in listed
+    def _probe(self, alone: ServerClient, listed: Sequence[str], settings: SamplingSettings) -> ChatResponse:
+        unlisted = bool(listed) and alone.model not in listed
         try:
             question = ChatRequest(PROBE, 1, settings.temperature, settings.top_p, switches=self._switches)
-            answer = self.client.ask([question], tries=CHECK_TRIES)[0]
+            answer = alone.ask([question], tries=CHECK_TRIES)[0]
         except Stage3Error as error:
             # For a model that it cannot load, `transformers serve` returns 500, other servers 404.
             if unlisted and error.exit_code in (ExitCode.USAGE, ExitCode.NETWORK):
-                raise errors.unknown_model(self.client.address, self.client.model, listed, error.what) from None
+                raise errors.unknown_model(alone.address, alone.model, listed, error.what) from None
             raise
         # Pinned to one folder, `transformers serve` lists other models or none, and names its own one in the refusal.
-        if answer.refused and (unlisted or (not listed and self.client.model in answer.refused)):
-            raise errors.unknown_model(self.client.address, self.client.model, listed, answer.refused)
+        if answer.refused and (unlisted or (not listed and alone.model in answer.refused)):
+            raise errors.unknown_model(alone.address, alone.model, listed, answer.refused)
         if answer.refused:
-            raise errors.refused(self.client.address, self.client.model, answer.refused)
+            raise errors.refused(alone.address, alone.model, answer.refused)
         return answer
-
-    def _about_sampling(self) -> list[str]:
-        """Whether the server samples, and whether seeds are reproducible. `transformers serve` ignores the temperature unless the
-        model's generation_config sets `do_sample`, and it has one seed for all requests in progress.
-        """
-        questions = [ChatRequest(PROBE, PROBE_TOKENS, PROBE_TEMPERATURE, PROBE_TOP_P, seed) for seed in (1, 2, 1)]
-        answers = self.client.ask(questions, tries=CHECK_TRIES)
-        if any(answer.refused for answer in answers):
-            return []
-        one, other, again = (answer.text for answer in answers)
-        if one == other == again:
-            return [
-                f"The server gave the same text for two seeds at temperature {PROBE_TEMPERATURE:g}: it does not sample. With "
-                'transformers serve, set "do_sample": true in the model\'s generation_config.json.'
-            ]
-        if one != again:
-            return [
-                "The server gave two texts for the same seed: a run that is stopped and resumed will get different pairs."
-            ]
-        return []
 
     def _reply(self, answer: ChatResponse) -> Reply:
         if answer.refused:
-            return RefusedReply("", finished=False, tokens=0, reason=answer.refused, too_long=answer.too_long)
+            return RefusedReply(
+                "", False, tokens=0, reason=answer.refused, too_long=answer.too_long, failed=answer.failed
+            )
         if answer.finish_reason not in _FINISHED | _CUT_OFF:
             self._odd_endings[answer.finish_reason] += 1
         text = without_thought(answer.text).strip()
@@ -188,19 +198,24 @@ class ServerBackend:
         return Reply(text, finished=answer.finish_reason in _FINISHED, tokens=tokens)
 
 
-def load_server_client(config: Stage3Config, role: ServerRole, stop: StopToken) -> ServerClient:
-    """A client for the server; sends nothing yet. Raises ConfigError, AccessError, UnsafeError."""
+def load_server_client(config: Stage3Config, role: ServerRole, stop: StopToken, tell: Tell = nobody) -> ServerClient:
+    """A client for the servers of a role; sends nothing yet. Raises ConfigError, AccessError, UnsafeError.
+
+    tell   is told when a server is left out or comes back, and how busy they are
+    """
+    addresses = [server_address(url, token_variable=role.token_variable, option=role.url_option) for url in role.urls]
     return ServerClient(
-        server_address(role.url, token_variable=role.token_variable, option=role.url_option),
+        addresses,
         role.model,
         stop,
         concurrency=config.server_concurrency,
         timeout_seconds=config.server_timeout,
+        tell=tell,
     )
 
 
 def load_server_backend(
-    config: Stage3Config, role: ServerRole, stop: StopToken, token: str | None = None
+    config: Stage3Config, role: ServerRole, stop: StopToken, token: str | None = None, tell: Tell = nobody
 ) -> ServerBackend:
     """A server as a backend; sends nothing until `check`.
 
@@ -209,4 +224,4 @@ def load_server_backend(
     from engine.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(config, token)
-    return ServerBackend(load_server_client(config, role, stop), tokenizer, is_policy=role.role == "server")
+    return ServerBackend(load_server_client(config, role, stop, tell), tokenizer, is_policy=role.role == "server")

@@ -1,4 +1,4 @@
-"""Send concurrent requests to an OpenAI-compatible server, with retries and immediate cancellation.
+"""Send concurrent requests to OpenAI-compatible servers of one model, with retries and immediate cancellation.
 
 Each `ask` runs an event loop in the caller's thread, so that a stop cancels requests in progress: their connections are
 closed, and a server that notices (vLLM) aborts the generation. A thread blocked in a read could not be cancelled. Redirects
@@ -8,107 +8,84 @@ are not followed: a POST would become a GET, and the token would go to another h
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import __version__
-from engine.core.bodies import bound_async, is_refusal
-from engine.core.nesting import foreign_json
+from engine.core.bodies import bound_async
+from engine.core.errors import Stage3Error
+from engine.core.events import Tell, nobody
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
-from engine.models.server.retry import RetryableError, RetryPolicy, Sleep
+from engine.models.server.api import TRIES, ChatApi, ChatRequest, ChatResponse
+from engine.models.server.pool import Server, ServerPool
+from engine.models.server.retry import Failing, RetryPolicy, Sleep, Watch
 from engine.run.stop import StopToken
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-    from httpx2 import AsyncClient, Response
+    from httpx2 import AsyncClient
 
 T = TypeVar("T")
+Ask = Callable[[ServerAddress, "AsyncClient"], Awaitable[T]]
 
-TRIES = 6
-"""Attempts if the server is busy, broken or unreachable."""
-SLOW_TRIES = 3
-"""Attempts after a timeout or a malformed response: each is expensive, and waiting rarely helps."""
 CONNECT_SECONDS = 15.0
-SWITCHES = "chat_template_kwargs"
-
-_BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_REFUSED = frozenset({400, 413, 422})
-_SECONDS = re.compile(r"\d{1,6}(\.\d+)?")
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """One conversation to complete."""
-
-    messages: Sequence[ChatMessage]
-    max_tokens: int
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    seed: int | None = None
-    top_logprobs: int = 0
-    """If above 0, request log-probabilities of the generated and this many top tokens. `transformers serve` ignores it."""
-    switches: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments for the server's chat template, in the form of vLLM, SGLang, llama.cpp and `transformers serve`."""
-
-    def body(self, model: str) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": model, "messages": list(self.messages), "max_tokens": self.max_tokens}
-        body["temperature"] = self.temperature
-        if self.temperature > 0:
-            body["top_p"] = self.top_p
-        if self.seed is not None:
-            body["seed"] = (
-                self.seed & 0x7FFFFFFF
-            )  # llama.cpp's seeds have 32 bits, and JSON numbers in some languages 53
-        if self.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        if self.switches:
-            body[SWITCHES] = dict(self.switches)
-        return body
-
-
-@dataclass(frozen=True)
-class ChatResponse:
-    """The response to one request."""
-
-    text: str = ""
-    finish_reason: str = ""
-    """stop, length, … as sent by the server; empty if missing."""
-    tokens: int | None = None
-    """Generated tokens, including the end of turn; None if the server does not report them."""
-    prompt_tokens: int | None = None
-    choice: dict[str, Any] = field(default_factory=dict)
-    """The raw choice: `message`, `finish_reason`, `logprobs`."""
-    refused: str = ""
-    """The server's message if it refused this request; nothing was generated."""
-    too_long: bool = False
-    """Whether it was refused because conversation and reply exceed the server's context."""
+CONTROL = ChatRequest([{"role": "user", "content": "Name an animal."}], 1)
+"""A request that any model can answer: whether a server or another request is at fault (`engine.models.server.retry`)."""
 
 
 class ServerClient:
-    """A client for one model on one server. Methods raise what `ask` raises."""
+    """A client for one model on one server or several. Methods raise what `ask` raises."""
 
     def __init__(
         self,
-        address: ServerAddress,
+        addresses: Sequence[ServerAddress],
         model: str,
         stop: StopToken,
         *,
         concurrency: int,
         timeout_seconds: float,
         sleep: Sleep = asyncio.sleep,
+        tell: Tell = nobody,
     ) -> None:
-        self.address = address
+        """concurrency   most requests at once, to each server"""
+        self.address = addresses[0]
         self.model = model
-        self.concurrency = concurrency
-        self._timeout_seconds = timeout_seconds
-        self._retry = RetryPolicy(stop, concurrency, sleep)
+        self.concurrency = concurrency * len(addresses)
+        role = self.address.option.removeprefix("--").removesuffix("-url")
+        self.pool = ServerPool(addresses, concurrency, role=role, tell=tell)
+        self._api = ChatApi(model, timeout_seconds)
+        self._retry = RetryPolicy(stop, self.pool, sleep)
+        self._lists_the_model: set[Server] = set()
+        self._stop, self._sleep = stop, sleep
+
+    @property
+    def where(self) -> str:
+        """The addresses, for a sentence."""
+        return " and ".join(str(server.address) for server in self.pool.servers)
+
+    def each(self) -> list[tuple[Server, ServerClient]]:
+        """Each server with a client for it alone, for what is asked of every one."""
+        return [(server, self._alone(server.address)) for server in self.pool.servers]
+
+    def _alone(self, address: ServerAddress) -> ServerClient:
+        return ServerClient(
+            [address],
+            self.model,
+            self._stop,
+            concurrency=self.pool.concurrency,
+            timeout_seconds=self._api.timeout_seconds,
+            sleep=self._sleep,
+        )
+
+    def has_listed(self, server: Server, models: Collection[str]) -> None:
+        """Remember whether it lists the model: if it comes back with others, it stays out."""
+        if self.model in models:
+            self._lists_the_model.add(server)
 
     def chat(
         self,
@@ -130,104 +107,96 @@ class ServerClient:
         return answer.choice
 
     def ask(self, questions: Sequence[ChatRequest], *, tries: int = TRIES) -> list[ChatResponse]:
-        """One response per request, in order. A refusal by the server is a response, too (`refused`).
+        """One response per request, in order. A refusal by the server is a response, too (`refused`), and so is a request at
+        which the servers fail each time while they answer a control (`failed`).
 
         tries   maximum attempts per request
 
         Raises AccessError (401, 403), ConfigError (unknown model or path, redirect), NetworkError (unreachable, busy, too slow
-        or malformed, after the last attempt), and Stopped as soon as a stop is requested.
+        or malformed, after the last attempt, on all servers), and Stopped as soon as a stop is requested.
         """
-        return self._run([partial(self._answer, question) for question in questions], tries)
+        return self._run([partial(self._api.answer, question) for question in questions], tries, by_control=_failed)
 
     def models(self, *, tries: int = TRIES) -> dict[str, int | None]:
         """The models that the server lists, in order, with their context length in tokens if given (`max_model_len` of vLLM and
         SGLang); empty if there is no list. Raises what `ask` raises, except if listing fails: `transformers serve` returns 500
         if the machine has no Hub cache.
         """
-        return self._run([self._models], tries)[0]
+        return self._run([self._api.models], tries)[0]
 
-    def _run(self, requests: Sequence[Callable[[AsyncClient], Awaitable[T]]], tries: int) -> list[T]:
+    def read_loads(self) -> None:
+        """Read /metrics of every server that is in. One that has none like vLLM's is not asked again."""
+
+        async def all_of_them() -> None:
+            async with self._clients() as clients:
+                inside = [server for server in self.pool.servers if server.state == "in"]
+                await asyncio.gather(*(self._read_load(server, clients[server]) for server in inside))
+
+        asyncio.run(all_of_them())
+
+    def _run(
+        self, requests: Sequence[Ask[T]], tries: int, by_control: Callable[[Stage3Error], T] | None = None
+    ) -> list[T]:
+        """by_control   the result of a request that fails while a control does not; without it, its error is raised"""
+
         async def all_of_them() -> list[T]:
-            async with self._client() as client:
-                return await self._retry.run_all([partial(request, client) for request in requests], tries)
+            async with self._clients() as clients:
+
+                def on_a_server(ask: Ask[Any]) -> Callable[[Server], Awaitable[Any]]:
+                    return lambda server: ask(server.address, clients[server])
+
+                failing = Failing(on_a_server(partial(self._api.answer, CONTROL)), by_control) if by_control else None
+                watch = Watch(
+                    lambda server: self._ask_again(server, clients[server]),
+                    lambda server: self._read_load(server, clients[server]),
+                )
+                return await self._retry.run_all([on_a_server(one) for one in requests], tries, failing, watch)
 
         return asyncio.run(all_of_them())
 
-    def _client(self) -> AsyncClient:
-        import httpx2
+    async def _ask_again(self, server: Server, client: AsyncClient) -> None:
+        known = server in self._lists_the_model
+        why = await self._api.health(server.address, client, needs_the_model=known)
+        if why:
+            self.pool.still_out(server, f"The server at {server.address} is out. {why}")
+        elif server.state == "out":
+            self.pool.put_in(server)
 
-        headers = {"User-Agent": f"stage3-tui/{__version__}", "Accept-Encoding": "gzip, deflate"}
-        if self.address.token:
-            headers["Authorization"] = f"Bearer {self.address.token.reveal()}"
-        return httpx2.AsyncClient(
-            headers=headers,
-            timeout=httpx2.Timeout(None, connect=min(CONNECT_SECONDS, self._timeout_seconds)),
-            limits=httpx2.Limits(
-                max_connections=None
-            ),  # `RetryPolicy` limits concurrency; waiting for a connection would count towards the timeout
-            verify=_certificates(),
-            follow_redirects=False,
-            event_hooks={"response": [bound_async]},
-            trust_env=not self.address.is_loopback,  # HTTP_PROXY must not apply to this machine
-        )
+    async def _read_load(self, server: Server, client: AsyncClient) -> None:
+        load = await self._api.load(server.address, client)
+        if load.tells or server.load_due is not None:
+            self.pool.loaded(server, load)
 
-    async def _answer(self, question: ChatRequest, client: AsyncClient) -> ChatResponse:
-        response = await self._response(
-            client.post(self.address.of("chat/completions"), json=question.body(self.model))
-        )
-        if response.status_code in _REFUSED:
-            said = errors.quoted_message(response, self.address)
-            return ChatResponse(
-                refused=said or f"status {response.status_code}", too_long=errors.is_context_overflow(said)
-            )
-        if not response.is_success:
-            raise errors.error_for_status(response, self.address, self.model)
-        try:
-            answer = foreign_json(response.content)
-            choice = answer["choices"][0]
-            text = choice["message"].get("content") or ""
-            if not isinstance(text, str):
-                raise TypeError
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise RetryableError(errors.malformed_response(response, self.address), SLOW_TRIES) from None
-        usage = answer.get("usage") or {}
-        return ChatResponse(
-            text=text,
-            finish_reason=str(choice.get("finish_reason") or ""),
-            tokens=_count(usage, "completion_tokens"),
-            prompt_tokens=_count(usage, "prompt_tokens"),
-            choice=choice,
-        )
-
-    async def _models(self, client: AsyncClient) -> dict[str, int | None]:
-        response = await self._response(client.get(self.address.of("models")), busy=frozenset())
-        if response.status_code in (401, 403) or response.has_redirect_location:
-            raise errors.error_for_status(response, self.address, self.model)
-        try:
-            return {
-                str(model["id"]): _count(model, "max_model_len") for model in foreign_json(response.content)["data"]
+    @asynccontextmanager
+    async def _clients(self) -> AsyncIterator[dict[Server, AsyncClient]]:
+        async with AsyncExitStack() as stack:
+            yield {
+                server: await stack.enter_async_context(_http_client(server.address, self._api.timeout_seconds))
+                for server in self.pool.servers
             }
-        except (ValueError, LookupError, TypeError):
-            return {}
 
-    async def _response(self, request: Coroutine[Any, Any, Response], busy: Set[int] = _BUSY) -> Response:
-        """The response to one attempt, whatever its status. Raises RetryableError if another attempt may succeed."""
-        import httpx2
 
-        try:
-            async with asyncio.timeout(
-                self._timeout_seconds
-            ):  # for the whole request; httpx's timeouts restart with every byte
-                response = await request
-        except TimeoutError:
-            raise RetryableError(errors.too_slow(self.address, self._timeout_seconds), SLOW_TRIES) from None
-        except httpx2.HTTPError as error:
-            if is_refusal(error):
-                raise RetryableError(errors.unreadable(self.address, error), SLOW_TRIES) from None
-            raise RetryableError(errors.unreachable(self.address, error), TRIES) from None
-        if response.status_code in busy:
-            raise RetryableError(errors.busy(response, self.address), TRIES, _retry_after(response))
-        return response
+def _failed(error: Stage3Error) -> ChatResponse:
+    return ChatResponse(refused=f"{error.what} {error.why}".strip(), failed=True)
+
+
+def _http_client(address: ServerAddress, timeout_seconds: float) -> AsyncClient:
+    import httpx2
+
+    headers = {"User-Agent": f"stage3-tui/{__version__}", "Accept-Encoding": "gzip, deflate"}
+    if address.token:
+        headers["Authorization"] = f"Bearer {address.token.reveal()}"
+    return httpx2.AsyncClient(
+        headers=headers,
+        timeout=httpx2.Timeout(None, connect=min(CONNECT_SECONDS, timeout_seconds)),
+        limits=httpx2.Limits(
+            max_connections=None
+        ),  # `ServerPool` limits concurrency; waiting for a connection would count towards the timeout
+        verify=_certificates(),
+        follow_redirects=False,
+        event_hooks={"response": [bound_async]},
+        trust_env=not address.is_loopback,  # HTTP_PROXY must not apply to this machine
+    )
 
 
 @cache
@@ -236,14 +205,3 @@ def _certificates() -> SSLContext:
     import httpx2
 
     return httpx2.create_ssl_context()
-
-
-def _retry_after(response: Response) -> float:
-    """The Retry-After header in seconds; 0 if it is missing or a date."""
-    value = response.headers.get("Retry-After", "")
-    return float(value) if _SECONDS.fullmatch(value) else 0.0
-
-
-def _count(usage: object, key: str) -> int | None:
-    value = usage.get(key) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) else None

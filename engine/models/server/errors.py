@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.errors import AccessError, ConfigError, DataError, NetworkError, Stage3Error
@@ -27,6 +27,15 @@ _ABOUT_LENGTH = re.compile(
     r"context[ _](length|size|window)|maximum (model|sequence|input) length|max_new_tokens|prompt is too long|too many tokens",
     re.IGNORECASE,
 )
+
+
+FEW_FAILED = 5
+"""Requests at which a server may fail whatever their share."""
+
+
+def too_many_failed(failed: int, of: int, most_share: float) -> bool:
+    """Whether a server failed at too many requests, of those that it was sent, to go on."""
+    return failed >= FEW_FAILED and failed > most_share * of
 
 
 def is_context_overflow(quoted_message: str) -> bool:
@@ -132,13 +141,38 @@ def refused(address: ServerAddress, model: str, words: str) -> DataError:
     )
 
 
+def shown_names(models: Iterable[str]) -> str:
+    """Names of models that a server lists, for a sentence."""
+    listed = list(models)
+    return ", ".join(visible_line(name, 120) for name in listed[:8]) + (" …" if len(listed) > 8 else "")
+
+
+def different_models(model: str, option: str, listed: Mapping[ServerAddress, Iterable[str]]) -> ConfigError:
+    """Some of several servers list the model, others only others."""
+    lists = "; ".join(f"{address} lists {shown_names(names)}" for address, names in listed.items())
+    return ConfigError(
+        f"The {len(listed)} servers of {option} do not serve the same model {visible_line(model, 200)!r}.",
+        f"{lists}. Each prompt goes to any of them, so the pairs would come from several models.",
+        f"Start the same model on all of them under the same name, or leave out the others ({option}).",
+    )
+
+
+def different_prompts(model: str, option: str, tokens: Mapping[ServerAddress, int]) -> ConfigError:
+    """Several servers count different tokens in the same prompt."""
+    counts = ", ".join(f"{address} counts {count}" for address, count in tokens.items())
+    return ConfigError(
+        f"The {len(tokens)} servers of {option} do not read the same prompt alike for {visible_line(model, 200)!r}.",
+        f"{counts} tokens in it: their models or chat templates differ.",
+        f"Start the same model with the same chat template on all of them, or leave out the others ({option}).",
+    )
+
+
 def unknown_model(address: ServerAddress, model: str, listed: Sequence[str], words: str) -> ConfigError:
     """The server refused a request for `model`, which it does not list."""
-    names = ", ".join(visible_line(name, 120) for name in listed[:8]) + (" …" if len(listed) > 8 else "")
     near = difflib.get_close_matches(model, listed, n=1, cutoff=0.0)
     return ConfigError(
         f"The server at {address} has no model {visible_line(model, 200)!r}.",
-        f"It says: {words or 'nothing'} It lists: {names or 'none'}.",
+        f"It says: {words or 'nothing'} It lists: {shown_names(listed) or 'none'}.",
         f"The nearest is {address.model_option} {visible_line(near[0], 120)}."
         if near
         else f"Give the model's name on the server with {address.model_option}.",

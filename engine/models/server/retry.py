@@ -1,23 +1,25 @@
-"""Run requests concurrently, with retries, and cancel all of them on a stop."""
+"""Run requests concurrently on the servers of a pool, with retries, and cancel all of them on a stop.
+
+Is the server at fault, or the request? A request that failed at every attempt is weighed against a control: a short question
+that every model can answer. If a server that failed at the request answers the control, the request is at fault: it fails alone,
+and the others go on. Otherwise the servers are lost, and all of it ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from random import Random
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from engine.core.errors import Stage3Error
+from engine.models.server.pool import MAX_WAIT_SECONDS, Server, ServerPool
 from engine.run.stop import StopToken
 
 T = TypeVar("T")
-Request = Callable[[], Awaitable[T]]
+Request = Callable[[Server], Awaitable[T]]
 Sleep = Callable[[float], Awaitable[None]]
 
-FIRST_WAIT_SECONDS = 1.0
-"""Before the second attempt; doubles each time."""
-MAX_WAIT_SECONDS = 60.0
-"""A longer Retry-After raises instead of sleeping."""
 STOP_POLL_SECONDS = 0.1
 
 
@@ -26,69 +28,202 @@ class RetryableError(Exception):
 
     error          the error to raise after the last attempt
     tries          maximum attempts for this kind of failure
-    wait_seconds   the server's Retry-After; 0 if there is none
+    rest_seconds   the server is busy: its Retry-After, 0 if it names none; None for every other failure
+    gone           whether nobody is there
     """
 
-    def __init__(self, error: Stage3Error, tries: int, wait_seconds: float = 0.0) -> None:
+    def __init__(
+        self, error: Stage3Error, tries: int, *, rest_seconds: float | None = None, gone: bool = False
+    ) -> None:
         super().__init__(str(error))
         self.error = error
         self.tries = tries
-        self.wait_seconds = wait_seconds
+        self.rest_seconds = rest_seconds
+        self.gone = gone
+
+    @property
+    def may_be_the_requests(self) -> bool:
+        """Whether the request itself may be the cause."""
+        return not self.gone and self.rest_seconds is None
+
+
+@dataclass(frozen=True)
+class Failing(Generic[T]):
+    """What becomes of a request that fails while others do not."""
+
+    control: Request[Any]
+    instead: Callable[[Stage3Error], T]
+    """Its result, from the error of its last attempt."""
+
+
+@dataclass
+class Watch:
+    """What to ask of the servers beside the requests; each raises nothing."""
+
+    health: Callable[[Server], Awaitable[None]]
+    load: Callable[[Server], Awaitable[None]]
+
+
+@dataclass
+class Attempts(Generic[T]):
+    """One request on its way."""
+
+    request: Request[T]
+    tries: int
+    spent: int = 0
+    """Attempts that count: those at which the request may be at fault, and those after which no server was left."""
+    tried: list[Server] = field(default_factory=list)
+    """Servers that failed at it since it last waited."""
+    failed_at: set[Server] = field(default_factory=set)
+    """Servers that failed at it, ever."""
 
 
 class RetryPolicy:
     """Concurrency, and the waits between attempts."""
 
-    def __init__(self, stop: StopToken, concurrency: int, sleep: Sleep) -> None:
+    def __init__(self, stop: StopToken, pool: ServerPool, sleep: Sleep) -> None:
         self._stop = stop
-        self._concurrency = concurrency
+        self._pool = pool
         self._sleep = sleep
-        self._jitter = Random()  # separate from the run's random numbers, which must not depend on the network
 
-    async def run_all(self, requests: Sequence[Request[T]], tries: int) -> list[T]:
-        """The result of each request, in order. A RetryableError repeats the request.
+    async def run_all(
+        self,
+        requests: Sequence[Request[T]],
+        tries: int,
+        failing: Failing[T] | None = None,
+        watch: Watch | None = None,
+    ) -> list[T]:
+        """The result of each request, in order. A RetryableError repeats the request, on another server if there is one.
 
         Raises the first other error, the error of the last attempt, or Stopped; the other requests are cancelled first.
         """
-        slots = asyncio.Semaphore(self._concurrency)
-
-        async def in_slot(request: Request[T]) -> T:
-            async with slots:  # held while waiting for the next attempt, so a busy server gets fewer requests
-                return await self._with_retries(request, tries)
-
         self._stop.raise_if_requested()
-        tasks = [asyncio.create_task(in_slot(request)) for request in requests]
+        self._pool.open()
+        tasks = [asyncio.create_task(self._with_retries(Attempts(one, tries), failing)) for one in requests]
+        beside: set[asyncio.Task[None]] = set()
         try:
-            await self._all_done(tasks)
+            await self._all_done(tasks, watch, beside)
             return [task.result() for task in tasks]
         finally:
-            for task in tasks:
+            for task in (*tasks, *beside):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *beside, return_exceptions=True)
 
-    async def _all_done(self, tasks: Sequence[asyncio.Task[T]]) -> None:
+    async def _all_done(
+        self, tasks: Sequence[asyncio.Task[T]], watch: Watch | None, beside: set[asyncio.Task[None]]
+    ) -> None:
         pending = set(tasks)
         while pending:
             done, pending = await asyncio.wait(pending, timeout=STOP_POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
             self._stop.raise_if_requested()
+            for ended in [task for task in beside if task.done()]:
+                beside.remove(ended)
+                ended.result()
+            self._look_after(watch, beside)
             for task in done:
                 task.result()
 
-    async def _with_retries(self, request: Request[T], tries: int) -> T:
-        number = 1
-        while True:
-            try:
-                return await request()
-            except RetryableError as fault:
-                if number >= min(tries, fault.tries) or fault.wait_seconds > MAX_WAIT_SECONDS:
-                    raise _after(number, fault.error) from None
-                wait = max(self._back_off(number), fault.wait_seconds)
-            await self._sleep(wait)
-            number += 1
+    def _look_after(self, watch: Watch | None, beside: set[asyncio.Task[None]]) -> None:
+        for server in self._pool.due():
+            if watch is not None:
+                beside.add(asyncio.create_task(_asking(server, watch.health)))
+        for server in self._pool.due_for_load():
+            if watch is not None:
+                beside.add(asyncio.create_task(_asking(server, watch.load)))
 
-    def _back_off(self, number: int) -> float:
-        """Seconds to wait after attempt `number`, with jitter so that requests do not return all at once."""
-        return FIRST_WAIT_SECONDS * 2.0 ** (number - 1) * self._jitter.uniform(0.5, 1.0)
+    async def _with_retries(self, attempts: Attempts[T], failing: Failing[T] | None) -> T:
+        server = await self._pool.take()
+        while True:
+            assert server is not None  # with nothing tried, there is one
+            try:
+                return await self._attempt(attempts.request, server)
+            except RetryableError as fault:
+                self._count(attempts, server, fault)
+                if self._has_ended(attempts, fault):
+                    return await self._weigh(attempts, fault, failing)
+                if not self._pool.others(attempts.tried):
+                    await self._wait(attempts, server, fault)  # its place stays taken: a busy server gets fewer
+            finally:
+                self._pool.release(server)
+            server = await self._next_server(attempts)
+
+    async def _attempt(self, request: Request[T], server: Server) -> T:
+        """The result, and what it shows of the server."""
+        sent = self._pool.now()
+        server.sent += 1
+        try:
+            result = await request(server)
+        except RetryableError as fault:
+            self._note(server, sent, fault)
+            raise
+        except Stage3Error as error:  # it lets nobody in, or has another model: of several, the others may do
+            if len(self._pool.servers) == 1:
+                raise
+            away = RetryableError(error, 1, gone=True)
+            self._note(server, sent, away)
+            raise away from None
+        self._pool.answered(server, sent)
+        return result
+
+    def _note(self, server: Server, sent: float, fault: RetryableError) -> None:
+        why = f"{fault.error.what} {fault.error.why}".strip()
+        self._pool.failed(server, sent, why, gone=fault.gone, rest_seconds=fault.rest_seconds)
+
+    def _count(self, attempts: Attempts[T], server: Server, fault: RetryableError) -> None:
+        attempts.tried.append(server)
+        attempts.failed_at.add(server)
+        attempts.spent += fault.may_be_the_requests or not self._pool.others(attempts.tried)
+
+    def _has_ended(self, attempts: Attempts[T], fault: RetryableError) -> bool:
+        if attempts.spent >= min(attempts.tries, fault.tries):
+            return True
+        return not self._pool.others(attempts.tried) and self._rest(attempts.tried[-1], fault) > MAX_WAIT_SECONDS
+
+    def _rest(self, server: Server, fault: RetryableError) -> float:
+        """Seconds until a server is due."""
+        known = [fault.rest_seconds or 0.0, self._pool.seconds_until_due(server)]
+        return min(seconds for seconds in known if seconds is not None)
+
+    async def _wait(self, attempts: Attempts[T], server: Server, fault: RetryableError) -> None:
+        await self._sleep(max(self._pool.back_off(max(attempts.spent, 1)), self._rest(server, fault)))
+        attempts.tried.clear()
+
+    async def _next_server(self, attempts: Attempts[T]) -> Server | None:
+        """One that was not tried since the last wait, else, after a wait, whichever is due first."""
+        server = await self._pool.take(attempts.tried, insist=not attempts.tried)
+        if server is None:  # the last one went while this request waited for room on it
+            await self._sleep(self._pool.back_off(1))
+            attempts.tried.clear()
+            server = await self._pool.take(insist=True)
+        return server
+
+    async def _weigh(self, attempts: Attempts[T], fault: RetryableError, failing: Failing[T] | None) -> T:
+        """The result of a request that failed for the last time. Raises its error if no server answers the control."""
+        error = self._lost(_after(attempts.spent, fault.error))
+        if failing is None or not fault.may_be_the_requests:
+            raise error from None
+        for server in attempts.failed_at:
+            try:
+                await self._attempt(failing.control, server)
+            except (RetryableError, Stage3Error):
+                continue
+            return failing.instead(fault.error)
+        raise error from None
+
+    def _lost(self, error: Stage3Error) -> Stage3Error:
+        """`error`, with what each of several servers said."""
+        whys = [f"{server.why.rstrip('.')}." for server in self._pool.servers if server.why]
+        if len(self._pool.servers) == 1 or len(whys) < 2:
+            return error
+        return type(error)(f"None of the {len(self._pool.servers)} servers answers.", " ".join(whys), error.what_to_do)
+
+
+async def _asking(server: Server, ask: Callable[[Server], Awaitable[None]]) -> None:
+    server.asking = True
+    try:
+        await ask(server)
+    finally:
+        server.asking = False
 
 
 def _after(tries: int, error: Stage3Error) -> Stage3Error:

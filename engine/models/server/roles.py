@@ -16,7 +16,8 @@ Role = Literal["server", "critic", "judge"]
 
 @dataclass(frozen=True)
 class ServerRole:
-    url: str
+    urls: tuple[str, ...]
+    """One address or several, which serve the same model."""
     model: str
     role: Role
     """The option that gave the address: `--server-url`, `--critic-url` or `--judge-url`."""
@@ -50,12 +51,12 @@ def judge_server(config: Stage3Config) -> ServerRole | None:
     return _role("server", config.server_url, config.judge_model or config.server_model, SERVER_TOKEN_VARIABLE)
 
 
-def _role(role: Role, url: str | None, model: str | None, variable: str) -> ServerRole | None:
-    if url and model:
-        return ServerRole(url, model, role, variable)
-    if not url and (role == "server" or not model):
+def _role(role: Role, urls: tuple[str, ...] | None, model: str | None, variable: str) -> ServerRole | None:
+    if urls and model:
+        return ServerRole(urls, model, role, variable)
+    if not urls and (role == "server" or not model):
         return None  # a model name alone is ignored, as --server-model always was
-    given, missing = ("url", "model") if url else ("model", "url")
+    given, missing = ("url", "model") if urls else ("model", "url")
     raise ConfigError(
         f"--{role}-{given} needs --{role}-{missing}.",
         "A request needs the server's address and the name of a model on it.",

@@ -9,6 +9,8 @@ from engine.models.chat import Conversation
 
 OK = "ok"
 EMPTY_DRAFT = "empty draft"
+FAILED_ON_SERVER = "failed on the server"
+"""The server failed at this prompt each time while it answered others; `critic_notes` has its words."""
 
 TEXT_LABELS = {
     "contrast": ("Under the opposite", "Under the principle"),

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from random import Random
 
 from engine.models.backend import Backend
-from engine.models.generation.sampling import RefusedReply, Reply
+from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import count_of, refusal_of
+from engine.pairs.generation.critique_revision import count_of, refusal_of, server_words
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, Judge
@@ -110,14 +110,13 @@ def _ordered(each: Drafted, gains: Mapping[str, float]) -> tuple[Reply, Reply, s
 
 def _record(each: Drafted, gains: Mapping[str, float]) -> PairRecord:
     worst, best, status = _ordered(each, gains)
-    refused = [draft.reason for draft in each.drafts if isinstance(draft, RefusedReply)]
     return PairRecord(
         id=each.prompt.id,
         prompt=each.prompt.text,
         messages=each.prompt.messages,
         base_response=worst.text,
         revised_response=best.text,
-        critic_notes=refused[0] if refused and status != OK else "",
+        critic_notes="" if status == OK else server_words(*each.drafts),
         principle_ids=(each.principle.id,),
         made_by=(each.principle.id,) if status == OK else (),
         attempts=1,

@@ -14,7 +14,7 @@ from typing import TypeVar
 from engine.models.backend import Backend, critic_of
 from engine.models.generation.sampling import RefusedReply, Reply
 from engine.pairs import detectors
-from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
+from engine.pairs.data.record import EMPTY_DRAFT, FAILED_ON_SERVER, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
 from engine.pairs.generation.dialogue import critique_prompt, revision_prompt
 from engine.pairs.generation.prompts import Prompt
@@ -122,8 +122,15 @@ def count_of(items: Sequence[object], noun: str) -> str:
 def refusal_of(reply: Reply) -> str:
     """Why the server gave no reply; empty if it did."""
     if isinstance(reply, RefusedReply):
+        if reply.failed:
+            return FAILED_ON_SERVER
         return NO_TEXT if reply.no_text else detectors.PROMPT_TOO_LONG if reply.too_long else REFUSED
     return ""
+
+
+def server_words(*replies: Reply) -> str:
+    """What the server said instead of the first reply that it did not give; empty if it gave all."""
+    return next((reply.reason for reply in replies if isinstance(reply, RefusedReply)), "")
 
 
 def _try(
@@ -184,13 +191,14 @@ def _record(pair: PairInProgress) -> PairRecord:
     steps: dict[str, Reply] = {"draft": pair.draft}
     if last is not None:
         steps |= {"critique": last.critique, "revision": last.revision}
+    refused = "" if pair.status == OK else server_words(*steps.values())
     return PairRecord(
         id=pair.prompt.id,
         prompt=pair.prompt.text,
         messages=pair.prompt.messages,
         base_response=pair.draft.text,
         revised_response=last.revision.text if last else "",
-        critic_notes=last.critique.text if last else pair.draft.reason if isinstance(pair.draft, RefusedReply) else "",
+        critic_notes=refused or (last.critique.text if last else ""),
         principle_ids=tuple(tried.principle.id for tried in pair.attempts),
         made_by=tuple(tried.principle.id for tried in pair.rounds),
         attempts=len(pair.attempts),

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import cast
 
 from engine.core import layout
-from engine.core.errors import DamagedState, PreconditionError
+from engine.core.config import Stage3Config
+from engine.core.errors import DamagedState, NetworkError, PreconditionError
 from engine.core.events import Event, Message, PairFailed, PairMade, Progress
 from engine.models.backend import Backend
-from engine.pairs.data.record import OK, PairRecord
+from engine.models.server.errors import too_many_failed
+from engine.pairs.data.record import FAILED_ON_SERVER, OK, PairRecord
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
 from engine.pairs.generation.critique_revision import plan_batches, too_long
@@ -27,7 +29,8 @@ from engine.pairs.generation.methods import MakeRecords
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import reusable_records
-from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
@@ -62,6 +65,10 @@ class Recorded:
     ok: int
     too_long: int = 0
     """Prompts that were not given to the model."""
+    failed: int = 0
+    """Prompts at which the server failed."""
+    why_failed: str = ""
+    """What it said at the last of them."""
 
     @property
     def total(self) -> int:
@@ -78,12 +85,17 @@ class Recorded:
         rows = [row for _, row in read_jsonl(path) if not isinstance(row, BadLine)]
         ids = {row["id"]: str(row.get("status")) for row in rows if isinstance(row.get("id"), str)}
         statuses = list(ids.values())
-        return cls(ids, statuses.count(OK), statuses.count(PROMPT_TOO_LONG))
+        why = [str(row.get("critic_notes")) for row in rows if row.get("status") == FAILED_ON_SERVER]
+        return cls(
+            ids, statuses.count(OK), statuses.count(PROMPT_TOO_LONG), len(why), visible_line(why[-1]) if why else ""
+        )
 
     def add(self, record: PairRecord) -> None:
         self.ids[record.id] = record.status
         self.ok += record.status == OK
         self.too_long += record.status == PROMPT_TOO_LONG
+        if record.status == FAILED_ON_SERVER:
+            self.failed, self.why_failed = self.failed + 1, visible_line(record.critic_notes)
 
     def left_out(self) -> list[tuple[str, int]]:
         """Why there is no pair of the others that were asked, the most frequent reason first."""
@@ -97,6 +109,7 @@ class Recorded:
 class OpenSet:
     """A set open for appending."""
 
+    run: Run
     files: SetFiles
     appender: JsonlAppender
     recorded: Recorded
@@ -124,37 +137,55 @@ def event_of(record: PairRecord) -> PairMade | PairFailed:
     )
 
 
-def set_aside_outdated(context: Context, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity) -> str:
-    """Set the file of a set aside unless every record in it is still valid. Nothing is deleted.
+def set_aside_outdated(
+    run: Run, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity, max_failed_share: float
+) -> str:
+    """Set the file of a set aside unless every record in it is still valid, and the server did not fail at too many prompts:
+    these are asked again. Nothing is deleted.
 
     Returns why, and where it is now; empty if it stays.
     """
-    path, wanted = context.run / files.pairs, {prompt.id: prompt for prompt in prompts}
+    path, wanted = run / files.pairs, {prompt.id: prompt for prompt in prompts}
     if not path.is_file():
         return ""
-    total = others = 0
+    total = others = failed = 0
     for _, record in read_jsonl(path):
         if isinstance(record, BadLine):
             return ""  # of the pilot: what it does not have is made again
         prompt = wanted.get(str(record.get("id")))
         total += 1
-        others += prompt is None or not identity.matches(prompt, record)
-    if not others:
+        others += prompt is None or not identity.is_of(prompt, record)
+        failed += record.get("status") == FAILED_ON_SERVER
+    again = too_many_failed(failed, total, max_failed_share)
+    if not others and not again:
         return ""
     why = f"{others} of {total} records were made from other prompts or with other settings"
-    folder = context.run.set_aside(files.pairs, *files.beside, why=why)
+    if not others:
+        why = f"the server failed at {failed} of {total} prompts, which are asked again"
+    folder = run.set_aside(files.pairs, *files.beside, why=why)
     return f"{why}; the old set is now in {folder}"
 
 
+def require_few_failures(recorded: Recorded, config: Stage3Config) -> None:
+    """Raises NetworkError if the server failed at too many prompts while it answered others."""
+    if too_many_failed(recorded.failed, recorded.asked, config.max_failed_share):
+        raise NetworkError(
+            f"The server failed at {recorded.failed} of {recorded.asked} prompts, and answered the others.",
+            f"At most {config.max_failed_share:.0%} may fail (--max-failed-share). The last time: {recorded.why_failed}",
+            "Look at the server's log. The same command asks these prompts again and keeps the rest; a higher "
+            "--max-failed-share goes on without them.",
+        )
+
+
 def reuse_records(
-    context: Context, open_set: OpenSet, prompts: Sequence[Prompt], identity: RecordIdentity
+    open_set: OpenSet, prompts: Sequence[Prompt], identity: RecordIdentity, stop: StopToken
 ) -> Generator[Event, None, int]:
     """Copy the valid records of other sets of this run. Returns how many records the set then has."""
     recorded = open_set.recorded
     missing = {prompt.id: prompt for prompt in prompts if prompt.id not in recorded.ids}
-    for data in reusable_records(context.run, missing, identity, but_not=open_set.files.pairs):
+    for data in reusable_records(open_set.run, missing, identity, but_not=open_set.files.pairs):
         yield open_set.acknowledge(PairRecord(**data))
-        context.stop.raise_if_requested()
+        stop.raise_if_requested()
     return recorded.total
 
 
@@ -162,10 +193,12 @@ def reuse_records(
 class Maker:
     """Everything needed to generate records."""
 
+    config: Stage3Config
     backend: Backend
     settings: GenerationSettings
     make: MakeRecords
     identity: RecordIdentity
+    stop: StopToken
 
 
 InterimCheck = Callable[[Recorded], None]
@@ -173,7 +206,6 @@ InterimCheck = Callable[[Recorded], None]
 
 
 def generate_pairs(
-    context: Context,
     prompts: Sequence[Prompt],
     maker: Maker,
     open_set: OpenSet,
@@ -187,7 +219,7 @@ def generate_pairs(
     yield clock.progress(recorded, backend)
     lengths = [backend.length(prompt.messages) for prompt in prompts]
     beside = maker.settings.tokens_beside_prompt(backend)
-    most = longest_prompt(context.config.max_prompt_tokens, backend.context_length, beside)
+    most = longest_prompt(maker.config.max_prompt_tokens, backend.context_length, beside)
     for prompt, length in zip(prompts, lengths, strict=True):
         if length > most and prompt.id not in recorded.ids:
             record = replace(too_long(prompt, length, most), method=maker.settings.method)
@@ -197,7 +229,7 @@ def generate_pairs(
     if all(prompt.id in recorded.ids for prompt in fitting):
         return
     made_for = key_of_plan(prompts, identity)
-    plan = _batch_plan(context, open_set, backend, made_for, max(tokens.values()) + beside)
+    plan = _batch_plan(maker, open_set, made_for, max(tokens.values()) + beside)
     to_make = prompts_to_make(fitting, recorded.ids, plan)
     check(recorded)
     for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
@@ -209,12 +241,12 @@ def generate_pairs(
                 record = replace(made, made_with=identity.key(prompt), prompt_tokens=tokens[prompt.id])
                 yield open_set.acknowledge(record)
         yield clock.progress(recorded, backend)
-        context.stop.raise_if_requested()
+        maker.stop.raise_if_requested()
+        require_few_failures(recorded, maker.config)
         check(recorded)
 
 
 def generate_until(
-    context: Context,
     prompts: Sequence[Prompt],
     maker: Maker,
     open_set: OpenSet,
@@ -227,7 +259,7 @@ def generate_until(
     records of earlier rounds, so a killed run draws the same prompts again.
     """
     for drawn in draws(prompts, open_set.recorded, target):
-        yield from generate_pairs(context, prompts[:drawn], maker, open_set, check)
+        yield from generate_pairs(prompts[:drawn], maker, open_set, check)
 
 
 def draws(prompts: Sequence[Prompt], recorded: Recorded, target: int) -> Iterator[int]:
@@ -280,15 +312,15 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
     return min(max_prompt_tokens, context_length - beside)
 
 
-def _batch_plan(context: Context, open_set: OpenSet, backend: Backend, made_for: str, longest: int) -> BatchPlan:
+def _batch_plan(maker: Maker, open_set: OpenSet, made_for: str, longest: int) -> BatchPlan:
     """The plan that an earlier start saved for this set, else a new one. A new batch size also needs a new plan, because batches
     of that size could mix prompts with and without records.
     """
-    path, given = context.run / open_set.files.plan, context.config.generation_batch_size
+    path, given = open_set.run / open_set.files.plan, maker.config.generation_batch_size
     found = read_plan(path, made_for)
     if found is not None and given in (None, found.batch_size):
         return found
-    plan = BatchPlan(made_for, open_set.recorded.total, given or backend.batch_size(longest), longest)
+    plan = BatchPlan(made_for, open_set.recorded.total, given or maker.backend.batch_size(longest), longest)
     plan.write(path)
     return plan
 

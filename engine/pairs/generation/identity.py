@@ -13,6 +13,7 @@ from typing import Any
 from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.models.templates.option import template_key
+from engine.pairs.data.record import FAILED_ON_SERVER
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
@@ -47,7 +48,13 @@ class RecordIdentity:
         return sha256_of_json([self.settings, prompt.id, self.max_prompt_tokens])[:32]
 
     def matches(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
-        """Whether the run would make this same record now."""
+        """Whether the run would make this same record now, wherever it was made. At a prompt on which a server failed it may do
+        better in another set.
+        """
+        return record.get("status") != FAILED_ON_SERVER and self.is_of(prompt, record)
+
+    def is_of(self, prompt: Prompt, record: Mapping[str, Any]) -> bool:
+        """Whether the record was made from this prompt with these settings."""
         if record.get("status") == PROMPT_TOO_LONG:
             return record.get("made_with") == self.key_of_too_long(prompt)
         tokens = record.get("prompt_tokens")

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Outcome = Literal["better", "equal", "worse", "not scored"]
 
 
+FAILED_AT_IT = "the server failed at it"
+"""Why a comparison has no score: the next start asks it again."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two replies to one conversation."""

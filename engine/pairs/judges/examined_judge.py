@@ -201,7 +201,7 @@ def _what_judges(config: Stage3Config, results: Results) -> list[Any]:
             return _policy(config, results)
         case "server":
             server = judge_server(config)
-            return [] if server is None else [server.url]
+            return [] if server is None else list(server.urls)
         case "reward-model":
             return _files(config.reward_model_id)
         case _:

@@ -19,7 +19,7 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory, in_halves
 from engine.pairs.data.record import Pair
-from engine.pairs.judges.base import Comparison, Judge, Outcome, ScorePair
+from engine.pairs.judges.base import FAILED_AT_IT, Comparison, Judge, Outcome, ScorePair
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
@@ -161,7 +161,12 @@ def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
     if not path.exists():
         return {}, 0
     rows = [score_of_row(row) for _, row in read_jsonl(path)]
-    return {row.key: row.scores for row in rows if row is not None and row.judge == judge}, rows.count(None)
+    found = {row.key: row.scores for row in rows if row is not None and row.judge == judge}
+    return {key: given for key, given in found.items() if not _is_asked_again(given)}, rows.count(None)
+
+
+def _is_asked_again(given: ScorePair) -> bool:
+    return given.detail.get("not scored") == FAILED_AT_IT
 
 
 @dataclass(frozen=True)

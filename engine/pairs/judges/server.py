@@ -12,14 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.core.errors import ConfigError, NumbersError
+from engine.core.errors import ConfigError, NetworkError, NumbersError
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
+from engine.models.server.api import ChatRequest, ChatResponse
 from engine.models.server.backend import load_server_client
-from engine.models.server.client import ChatRequest, ChatResponse, ServerClient
+from engine.models.server.check import ask_what_they_serve
+from engine.models.server.client import ServerClient
+from engine.models.server.errors import too_many_failed
 from engine.models.server.roles import judge_server
 from engine.models.templates.control_text import control_pattern, split_special_text
-from engine.pairs.judges.base import Comparison, ScorePair, judge_name
+from engine.pairs.judges.base import FAILED_AT_IT, Comparison, ScorePair, judge_name
 from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.context import Context
@@ -47,10 +50,10 @@ def connect_server_judge(context: Context) -> ServerJudge:
             "The judge needs the server's address and the name of a model on it.",
             "Give --judge-url and --judge-model, or --server-url and --server-model.",
         )
-    client = load_server_client(config, server, context.stop)
+    client = load_server_client(config, server, context.stop, context.tell)
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     special = control_pattern(load_tokenizer(config, context.token_text))
-    return ServerJudge(judge_name(config) or "", client, principles, special)
+    return ServerJudge(judge_name(config) or "", client, principles, special, max_failed_share=config.max_failed_share)
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,34 @@ class ServerJudge:
     """special   texts that the server would read as special tokens; a space splits them, so that a reply cannot end its turn"""
 
     def __init__(
-        self, name: str, client: ServerClient, principles: PrincipleChoice, special: re.Pattern[str] = NOTHING
+        self,
+        name: str,
+        client: ServerClient,
+        principles: PrincipleChoice,
+        special: re.Pattern[str] = NOTHING,
+        *,
+        max_failed_share: float = 1.0,
     ) -> None:
         self.name = name
         self.about = (
-            f"{client.model} at {client.address}, asked with a principle in both orders; scores are probabilities, "
-            "0 to 1"
+            f"{client.model} at {client.where}, asked with a principle in both orders; scores are probabilities, 0 to 1"
         )
         self._client = client
         self._principles = principles
         self._special = special
+        self._max_failed_share = max_failed_share
+        self._asked = 0
+        self._failed: list[str] = []
+        """What the server said at the comparisons at which it failed."""
 
     def score(self, comparisons: Sequence[Comparison]) -> list[ScorePair]:
+        """Raises also ConfigError if several servers serve different models, and NetworkError, before it asks, if the server failed
+        at too many comparisons so far.
+        """
+        if not self._asked:
+            ask_what_they_serve(self._client)
+        self._require_few_failures()
+        self._asked += len(comparisons)
         principles = [self._principles.of(comparison) for comparison in comparisons]
         questions = [
             ChatRequest(split_special_text(asked, self._special), ANSWER_TOKENS, top_logprobs=TOP_LOGPROBS)
@@ -90,12 +109,24 @@ class ServerJudge:
             for number, (comparison, principle) in enumerate(zip(comparisons, principles, strict=True))
         ]
 
+    def _require_few_failures(self) -> None:
+        failed = len(self._failed)
+        if too_many_failed(failed, self._asked, self._max_failed_share):
+            raise NetworkError(
+                f"The judge's server failed at {failed} of {self._asked} comparisons, and answered the others.",
+                f"At most {self._max_failed_share:.0%} may fail (--max-failed-share). The last time: {self._failed[-1]}",
+                "Look at the server's log. The same command asks these again and keeps the other scores.",
+            )
+
     def _scores(self, comparison: Comparison, principle_id: str, *answers: ChatResponse) -> ScorePair:
         for answer in answers:
             if answer.too_long:
                 return ScorePair(
                     None, None, {"not scored": "longer than the server's context", "server": answer.refused}
                 )
+            if answer.failed:
+                self._failed.append(answer.refused)
+                return ScorePair(None, None, {"not scored": FAILED_AT_IT, "server": answer.refused})
             if answer.refused:
                 raise server_errors.refused(self._client.address, self._client.model, answer.refused)
         first, second = (self._order(comparison, answer) for answer in answers)

@@ -28,7 +28,7 @@ OTHER_MESSAGES = ("How do I keep basil alive indoors?", "My brother never listen
 """A question and a statement, about nothing in particular."""
 TOKENS_READ = 24
 """Tokens of a reply that are read. Its subject shows early, and reading long replies whole would be slow."""
-MAX_PROMPT_TOKENS = 128
+MAX_PROMPT_TOKENS = 112
 """Of longer conversations only the end is read."""
 
 

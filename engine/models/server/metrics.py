@@ -1,0 +1,69 @@
+"""What a vLLM server tells of itself at /metrics, in Prometheus' text format: running and waiting requests, and its KV cache.
+
+https://docs.vllm.ai/en/latest/usage/metrics/: gauges `vllm:num_requests_running`, `vllm:num_requests_waiting` and
+`vllm:kv_cache_usage_perc` (a share, in spite of its name; `vllm:gpu_cache_usage_perc` before version 0.10), one sample for each
+engine of a data-parallel server.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+MOST_CHARACTERS = 4 << 20
+"""A server with many models has some hundred thousand."""
+MOST_REQUESTS = 1e6
+"""No server has more requests at once: a larger number is none."""
+_SAMPLE = re.compile(
+    r"^(vllm:[a-z_]+)(?:\{[^\n]*\})?[ \t]+([+-]?[0-9.eE+-]{1,32})(?:[ \t]+-?\d+)?[ \t]*\r?$", re.MULTILINE
+)
+_RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+_CACHE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+
+
+@dataclass(frozen=True)
+class ServerLoad:
+    """How busy a server is; None for what it does not tell, or tells as no number that can be."""
+
+    running: float | None = None
+    waiting: float | None = None
+    cache: float | None = None
+    """0 to 1; the fullest engine's."""
+
+    @property
+    def tells(self) -> bool:
+        return any(value is not None for value in (self.running, self.waiting, self.cache))
+
+
+def address_of_metrics(url: str) -> str:
+    """They are beside /v1, not under it."""
+    return url.removesuffix("/v1") + "/metrics"
+
+
+def server_load(text: str) -> ServerLoad:
+    """The load from the text of /metrics; nothing told if it is another server's, or no such text."""
+    samples = _samples(text[:MOST_CHARACTERS])
+    cache = next((samples[name] for name in _CACHE if name in samples), [])
+    return ServerLoad(_sum(samples.get(_RUNNING, ())), _sum(samples.get(_WAITING, ())), _greatest(cache))
+
+
+def _samples(text: str) -> Mapping[str, list[float]]:
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for name, digits in _SAMPLE.findall(text):
+        try:
+            found[name].append(float(digits))
+        except ValueError:
+            continue  # digits and signs that are no number: as if it were not there
+    return found
+
+
+def _sum(values: Sequence[float]) -> float | None:
+    possible = bool(values) and all(0 <= value <= MOST_REQUESTS for value in values)  # no NaN is
+    return math.fsum(values) if possible else None
+
+
+def _greatest(values: Sequence[float]) -> float | None:
+    return max(values) if values and all(0 <= value <= 1 for value in values) else None
