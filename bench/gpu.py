@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,7 @@ def work(given: argparse.Namespace) -> int:
     import torch
 
     from engine.core.errors import RestartNeeded
-    from engine.core.events import TrainStep
-    from engine.dpo.planning.forecast import Shape, machine_of, training_memory
+    from engine.dpo.planning.forecast import Shape, machine_of
     from engine.dpo.planning.plan import current_plan
     from engine.dpo.training.dataset import encode_rows
     from engine.dpo.training.trainer import train
@@ -113,50 +113,73 @@ def work(given: argparse.Namespace) -> int:
     working = train(context, rows, policy=policy, tokenizer=tokenizer,
                     reference_sha256=hash_tensors(adapter_tensors(policy, "default")))  # fmt: skip
     try:
-        while True:
-            event = next(working)
-            if isinstance(event, TrainStep):
-                times.append(time.monotonic())
-                print(
-                    f"\rstep {event.step}/{event.total_steps}, {event.tokens_per_second:.0f} tokens/s",
-                    end="",
-                    flush=True,
-                )
+        trained = followed(working, times)
     except RestartNeeded as restart:
         print(f"\n{restart}", flush=True)
         return GO_ON
-    except StopIteration as end:
-        trained = end.value
-    print()
-    fitting = [pair for pair in encode_rows(rows, tokenizer) if pair.length <= given.max_length]
-    longest_pair = max(len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in fitting)
-    # The plan was made for two replies of --max-length; what was measured had the longest pair that there is.
-    terms = training_memory(
-        shape, trained.plan, max_length=-(-longest_pair // 2), context=machine.context, slack=machine.slack
-    )
-    measured = trained.peak_bytes + (machine.context if cuda else 0)
-    longest = max(len(times) - 1, 1)
-    first = min(FIRST_STEPS, longest)
-    foretold = (times[first] - times[0]) / first * longest if len(times) > 1 else 0.0
-    really = times[-1] - times[0]
-    figures: dict[str, Any] = {
+    figures = {
         "device": torch.cuda.get_device_name(0) if cuda else "CPU",
         "plan": trained.plan.in_words,
         "pairs": trained.pairs,
-        "longest_pair_tokens": longest_pair,
         "steps": trained.steps,
         "minutes": trained.seconds / 60,
         "seconds_a_pair": trained.seconds / trained.pairs,
-        "peak_gib": measured / GIB,
-        "peak_forecast_gib": sum(terms.values()) / GIB,
-        "peak_forecast_error": sum(terms.values()) / measured - 1,
-        "steps_forecast_error": foretold / really - 1 if really else 0.0,
-        "terms_gib": {name: round(size / GIB, 3) for name, size in terms.items()},
+        **memory_figures(encode_rows(rows, tokenizer), given.max_length, shape, trained, machine),
+        "steps_forecast_error": error_of_first_steps(times),
     }
     if cuda:
         figures["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
     (given.in_folder / "figures.json").write_text(json.dumps(figures))
     return 0
+
+
+def followed(working: Iterator[Any], times: list[float]) -> Any:
+    """Print each step, note when it ended, and return what the training returns."""
+    from engine.core.events import TrainStep
+
+    while True:
+        try:
+            event = next(working)
+        except StopIteration as end:
+            print()
+            return end.value
+        if isinstance(event, TrainStep):
+            times.append(time.monotonic())
+            step = f"step {event.step}/{event.total_steps}, {event.tokens_per_second:.0f} tokens/s"
+            print(f"\r{step}", end="", flush=True)
+
+
+def memory_figures(pairs: Sequence[Any], max_length: int, shape: Any, trained: Any, machine: Any) -> dict[str, Any]:
+    """The measured peak beside the forecast. The plan was made for two replies of --max-length; what was measured had the longest
+    pair that there is.
+    """
+    from engine.dpo.planning.forecast import training_memory
+
+    longest = max(
+        len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+        for pair in pairs
+        if pair.length <= max_length
+    )
+    terms = training_memory(
+        shape, trained.plan, max_length=-(-longest // 2), context=machine.context, slack=machine.slack
+    )
+    measured = trained.peak_bytes + (machine.context if machine.device_type == "cuda" else 0)
+    return {
+        "longest_pair_tokens": longest,
+        "peak_gib": measured / GIB,
+        "peak_forecast_gib": sum(terms.values()) / GIB,
+        "peak_forecast_error": sum(terms.values()) / measured - 1,
+        "terms_gib": {name: round(size / GIB, 3) for name, size in terms.items()},
+    }
+
+
+def error_of_first_steps(times: Sequence[float]) -> float:
+    """How far the first FIRST_STEPS steps were wrong about the rest, as a share."""
+    longest = max(len(times) - 1, 1)
+    first = min(FIRST_STEPS, longest)
+    foretold = (times[first] - times[0]) / first * longest if len(times) > 1 else 0.0
+    really = times[-1] - times[0]
+    return foretold / really - 1 if really else 0.0
 
 
 def read(path: Path, count: int) -> tuple[list[Any], Any]:

@@ -253,6 +253,7 @@ def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
 
     from bench.generation import make_models
     from engine.dpo.training.trl_trainer import without_warnings
+    from engine.models.head import LabelFigures
 
     torch.set_num_threads(threads)
     pairs = json.loads((prepared / f"{which}.json").read_text())
@@ -264,10 +265,9 @@ def run(way: Way, prepared: Path, which: str, threads: int) -> dict[str, Any]:
         clock = Clock()
 
         clock.watch(policy, "forward", lambda: "forward" if torch.is_grad_enabled() else "reference")
-        clock.watch(
-            ChunkedLogProbFunction, "forward", lambda: "reference" if clock.within("reference") else "head, forward"
-        )
-        clock.watch(ChunkedLogProbFunction, "backward", lambda: "head, backward")
+        for head in (ChunkedLogProbFunction, LabelFigures):
+            clock.watch(head, "forward", lambda: "reference" if clock.within("reference") else "head, forward")
+            clock.watch(head, "backward", lambda: "head, backward")
         clock.watch(trainer.accelerator, "backward", lambda: "backward")
         wall, cpu = time.perf_counter(), time.process_time()
         with clock.part("reference"):

@@ -1,4 +1,4 @@
-"""Bodies of answers over the network: no more bytes, no longer, and no further unfolded than an answer can be.
+"""Limits on answers over the network: bytes, total time, and the size after decompression.
 
 An HTTP client's own limits begin anew with every byte, and it unpacks whatever it is sent: a byte a second never ends, and
 three megabytes of gzip fill the memory. `bound` and `bound_async` are hooks that see each answer before its body is read.
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from httpx2 import AsyncByteStream, Response, SyncByteStream
 
 LARGEST_ANSWER = 64 << 20
-"""Bytes of an answer that is no file, unpacked. A list of a large repository has some million."""
+"""Bytes of an answer after decompression, files aside. The listing of a large repository has a few million."""
 PATIENCE_SECONDS = 30.0
-"""Until an answer has to have come as fast as `SLOWEST`."""
+"""Seconds before an answer must have averaged `SLOWEST`."""
 SLOWEST = 1024.0
-"""Bytes a second on the average: a modem of 1991 has more."""
+"""Bytes a second on average: a modem of 1991 has more."""
 _PIECE = 1 << 16
 _ENCODED = ("gzip", "x-gzip", "deflate")
 
@@ -56,7 +56,7 @@ class Budget:
 
 
 def refused(why: str) -> Exception:
-    """The client's own kind of error, so that whoever called it takes it as one: of the peer, and not worth another try."""
+    """An error of the client's own type, so that callers handle it: the peer's fault, and not worth a retry."""
     return _refusal()(why)
 
 
@@ -75,7 +75,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def unfolded(blocks: Iterator[bytes], encoding: str, budget: Budget) -> Iterator[bytes]:
-    """A body as it was meant, a piece at a time. Raises as `refused`."""
+    """The decompressed body, chunk by chunk. Raises what `refused` makes."""
     unpack = _unpacker(encoding)
     for block in blocks:
         budget.received(len(block))
@@ -108,7 +108,7 @@ def _unpacker(encoding: str) -> Callable[[bytes], Iterator[bytes]]:
 
 
 def bound(response: Response, most: int | None = LARGEST_ANSWER) -> None:
-    """Let what is read of this answer be bounded. A file whose length was told may be as long as that (`most` None)."""
+    """Limit what is read of this answer. A file may be as long as its announced length (`most` None)."""
     response.stream = _stream()(response.stream, _taken_encoding(response), Budget(_most(response, most)))
 
 
@@ -122,7 +122,7 @@ def _most(response: Response, most: int | None) -> int | None:
 
 
 def _taken_encoding(response: Response) -> str:
-    """How the body is packed; the client is not told, so that it unpacks nothing by itself."""
+    """How the body is compressed. Hidden from the client, so that it decompresses nothing itself."""
     encoding = str(response.headers.get("Content-Encoding", "")).strip().lower()
     if encoding:
         del response.headers["Content-Encoding"]

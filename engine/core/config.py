@@ -363,6 +363,11 @@ class TrainingOptions(Described):
     """Number of good checkpoints to keep."""
     cpu_ref_model: bool | None = option(None, changes="preflight", label="Reference computed before", topic="Memory")
     """Compute the reference's log-probabilities before training, to save memory during it. Default: chosen by what fits."""
+    head: Literal["auto", "chunked", "trl", "whole"] = option(
+        "auto", changes="preflight", label="Head over the vocabulary", topic="Memory"
+    )
+    """How log-probabilities come from hidden states. chunked: in small tiles, with the gradient in the same pass; trl: in
+    TRL's tiles; whole: all logits at once. auto: trl on a GPU, else chunked."""
     load_in_4bit: bool = option(False, changes="preflight training", label="Base weights in 4 bits", topic="Memory")
     """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
     report_to: Literal["none", "tensorboard"] = option("none", changes="", label="Report to", topic="Checkpoints")

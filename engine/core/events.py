@@ -308,7 +308,7 @@ Tell = Callable[[Event], None]
 
 
 def nobody(event: Event) -> None:
-    """Tells nobody."""
+    """Reports to nobody."""
 
 
 KINDS: dict[str, type[Event]] = {cls.kind(): cls for cls in Event.__subclasses__()}

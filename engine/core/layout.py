@@ -26,13 +26,13 @@ CHECKPOINTS_DIR = "checkpoints"
 EVENTS_JSONL = "logs/events.jsonl"
 RUN_LOG = "logs/run.log"
 CURVES_CSV, CURVES_SVG = "logs/curves.csv", "logs/curves.svg"
-"""What a person took of the charts on the screen."""
+"""Charts exported by a person."""
 EVALUATION_REPORT = "evaluation/report.json"
 METRICS_JSON = "metrics.json"
 STOP_REQUEST = "logs/stop-request"
 LOCK_FILE = "logs/lock"
 RESERVE = "logs/reserve"
-"""Room on the disk for the last words of a run, while a process works on it (`engine.run.reserve`)."""
+"""Disk space reserved for a run's last messages while a process works on it (`engine.run.reserve`)."""
 SUPERSEDED_DIR = "superseded"
 SUPERSEDED_NOTE = "note.json"
 """In each of its folders: why the files were set aside, and whether their records may be reused."""
@@ -65,7 +65,7 @@ FILES = (
     LOCK_FILE,
     SWEEP_REPORT,
 )
-"""What a run has of files; in the place of none is a folder."""
+"""All files of a run. None of these paths may be a folder."""
 FOLDERS = tuple(
     sorted(
         {

@@ -1,4 +1,4 @@
-"""How deep plain data may be nested: whoever wrote it, what walks through it must come to an end."""
+"""A limit on the nesting of plain data, so that whatever walks through it ends, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 DEEPEST = 100
-"""Objects and lists inside one another. Nothing that is written here has ten; Python's own limit is its stack's."""
+"""Levels of objects and lists. Nothing written here has ten; Python's own limit is that of its stack."""
 MOST_INSIDE = 1_000_000
-"""Objects and lists in one document, each as often as it is named: YAML's aliases make a billion of a few lines."""
+"""Objects and lists in one document, counted once per mention: YAML's aliases turn a few lines into a billion."""
 TOO_DEEP = f"nested too deeply: more than {DEEPEST} levels"
 
 
 def foreign_json(raw: bytes) -> Any:
-    """JSON as other programs send it, NaN and doubled keys among it. Raises ValueError, also for nesting without end."""
+    """JSON as other programs send it, including NaN and duplicate keys. Raises ValueError, also for endless nesting."""
     try:
         value = json.loads(raw)
     except RecursionError:

@@ -1,7 +1,7 @@
-"""Bytes that somebody else may have written: of a regular file, opened once, and no more of them than are expected.
+"""Read files that somebody else may have written: regular files only, opened once, with a limit on bytes.
 
-A name in a run folder, or one that a person gives, may be a link to any file of this machine, a named pipe on which opening waits
-for ever, or a file without end. Every reader opens through here, and asks the open file, not the name.
+A path in a run folder, or one given by a person, may be a link to any file of this machine, a named pipe on which opening blocks
+for ever, or an endless file. Every reader opens through here, and checks the open file, not the path.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _KINDS = {
 
 
 LARGEST_CONFIG = 4 << 20
-"""Bytes of a configuration, a constitution, worked examples; people write some thousand."""
+"""Bytes of a configuration, a constitution or worked examples; people write a few thousand."""
 
 
 UNFOLDS_FREELY = 256 << 20
-"""Bytes that compressed data may unfold to, however small it is."""
+"""Bytes that compressed data may always decompress to, however small it is."""
 MOST_UNFOLDING = 200
-"""Times its own size, beyond that. Texts unfold to three or ten times theirs, columns of one value to fifty."""
+"""Beyond that, times its own size. Texts decompress to three to ten times theirs, columns of one value to fifty."""
 
 
 class TooLarge(ValueError):
-    """A file has more bytes than anything that is meant for this place."""
+    """The file has more bytes than anything that belongs there."""
 
 
 def open_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
     """Open a regular file to read it.
 
-    follow_links   for what a person names, who may well name a link, or a pipe of this process; nothing in a run folder is one
+    follow_links   for paths given by a person, which may be links, or a pipe of this process; nothing in a run folder is a link
 
     Raises UnsafeError for a link, a pipe, a socket or a device, and OSError for what cannot be opened, a folder among it.
     """
@@ -68,7 +68,7 @@ def open_file(path: Path, *, follow_links: bool = False) -> BufferedReader:
 
 
 def read_file(path: Path, most: int, *, follow_links: bool = False) -> bytes:
-    """The whole of a regular file of at most so many bytes. Raises TooLarge, and as `open_file` does."""
+    """A whole regular file of at most so many bytes. Raises TooLarge, and as `open_file` does."""
     with open_file(path, follow_links=follow_links) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -77,7 +77,7 @@ def read_file(path: Path, most: int, *, follow_links: bool = False) -> bytes:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A configuration that a person names. Raises ValueError, UnsafeError, OSError."""
+    """A configuration file given by a person. Raises ValueError, UnsafeError, OSError."""
     try:
         found = tomllib.loads(read_file(path, LARGEST_CONFIG, follow_links=True).decode("utf-8"))
     except RecursionError:
@@ -87,7 +87,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """A document that a person names, JSON among it. Raises ValueError, UnsafeError, OSError."""
+    """A YAML or JSON document given by a person. Raises ValueError, UnsafeError, OSError."""
     try:
         found = yaml.safe_load(read_file(path, LARGEST_CONFIG, follow_links=True).decode("utf-8"))
     except yaml.YAMLError as error:
@@ -99,18 +99,18 @@ def read_yaml(path: Path) -> Any:
 
 
 def refuse_odd(path: Path, mode: int) -> None:
-    """Raises UnsafeError where a file of this mode is neither a regular one nor a folder."""
+    """Raises UnsafeError if a file of this mode is neither a regular file nor a folder."""
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise _odd(path, mode)
 
 
 def in_words(size: int) -> str:
-    """Bytes as a person says them."""
+    """Bytes in words."""
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB" if size >= 1 << 10 else f"{size} bytes"
 
 
 def _is_open_here(path: Path) -> bool:
-    """Whether a name is that of a file of this process, as a shell's `<(command)` gives one: opening it waits for nobody."""
+    """Whether the path is a file descriptor of this process, like a shell's `<(command)`: opening it never blocks."""
     return path.parent.resolve() == Path(f"/proc/{os.getpid()}/fd")
 
 

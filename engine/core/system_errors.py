@@ -1,6 +1,6 @@
-"""What the operating system says when it cannot, in one table by errno: what it means, its exit code, and what helps.
+"""Errors of the operating system in one table by errno: what each means, its exit code, and what helps.
 
-Libraries, git and uv pass the system's reasons on in words of their own; `errno_of` finds the number in them.
+Libraries, git and uv report them in their own words; `errno_of` finds the number in them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Meaning:
 
     error: type[Stage3Error]
     what: str
-    """If nobody says what was done when it happened."""
+    """Used if the caller does not say what it was doing."""
     why: str
     what_to_do: str
 
@@ -115,7 +115,7 @@ _RUSTS_NUMBER = re.compile(r"\(?os error (\d+)\)?|Errno (\d+)", re.IGNORECASE)
 # Without EACCES: ssh, the Hub and servers say "Permission denied" as well.
 _SYSTEMS_WORDS = {os.strerror(number): number for number in MEANINGS if number not in OF_OWNERS}
 _WORDS: tuple[tuple[re.Pattern[str], int], ...] = (
-    # torch, safetensors and git tell of a full disk in words of their own.
+    # torch, safetensors and git report a full disk in their own words.
     (
         re.compile(r"iostream error|unexpected pos \d+ vs|StorageFull|PytorchStreamWriter|Out of diskspace"),
         errno.ENOSPC,
@@ -126,7 +126,7 @@ _WORDS: tuple[tuple[re.Pattern[str], int], ...] = (
 
 
 def system_error(error: BaseException, doing: str = "") -> Stage3Error | None:
-    """What a person can do about an error of the system, found in it or in what led to it; None for other errors.
+    """The Stage3Error for a system error, found in it or in its causes; None for other errors.
 
     doing   what could not be done because of it: a sentence
     """
@@ -147,7 +147,7 @@ def error_of_errno(number: int, doing: str = "", said: str = "", file: Path | No
 
 
 def errno_of(error: BaseException) -> int | None:
-    """The number in the table that an exception, or one that led to it, has or speaks of; None if there is none."""
+    """The errno from the table that an exception or one of its causes carries or mentions; None if there is none."""
     number = numbered(error)
     if number is not None:
         return number
@@ -155,7 +155,7 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def numbered(error: BaseException) -> int | None:
-    """The number in the table that an exception has, or one that led to it; None if none of them has one."""
+    """The errno from the table that an exception or one of its causes carries; None if none does."""
     for link in chain_of(error):
         if isinstance(link, OSError) and link.errno in MEANINGS:
             return link.errno
@@ -165,7 +165,7 @@ def numbered(error: BaseException) -> int | None:
 
 
 def errno_in(text: str) -> int | None:
-    """The number in the table that a text speaks of, as Rust, git, uv and C libraries write it; None if there is none."""
+    """The errno from the table that a text mentions, as Rust, git, uv and C libraries write it; None if there is none."""
     for match in _RUSTS_NUMBER.finditer(text):
         if (number := int(match[1] or match[2])) in MEANINGS:
             return number
@@ -176,7 +176,7 @@ def errno_in(text: str) -> int | None:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what led to it, newest first."""
+    """An exception and its causes, newest first."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -192,13 +192,13 @@ def _file_of(error: BaseException) -> Path | None:
 
 
 def _whose(file: Path) -> str:
-    """A sentence on whom the file, or the folder that it would be in, belongs to."""
+    """A sentence that names the owner of the file, or of the folder it would be in."""
     there = next((place for place in (file, *file.parents) if os.access(place, os.F_OK)), None)
     return "" if there is None else f"{visible_line(str(there))} belongs to {owner_of(there)}."
 
 
 def _lacks_inodes(file: Path) -> bool:
-    """Whether the disk of `file`, which need not be there yet, has room for bytes and none for a file."""
+    """Whether the disk of `file` (which need not exist) has free bytes but no free inode."""
     for place in (file, *file.parents):
         try:
             disk = os.statvfs(place)

@@ -1,4 +1,4 @@
-"""Plain data as the types that the code reckons with: whoever wrote the file, a text is not taken for a number."""
+"""Check plain data against types: whoever wrote the file, a text is never taken for a number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 def validated(shape: type[T], data: Any, *, partial: bool = False) -> T:
     """Plain data as `shape`: a dataclass, a pydantic model, dict[str, int], … Fields that it does not have are dropped.
 
-    partial   fields that are missing are no fault; what is returned is then of no use
+    partial missing fields are no error; the return value is then meaningless
 
     Raises ValueError that names the first field with another type.
     """

@@ -1,4 +1,4 @@
-"""Whom files belong to."""
+"""The owners of files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def owner_of(path: Path) -> str:
-    """The name of whom `path` belongs to, or the number where that user has no name here."""
+    """The name of the owner of `path`, or the number if that user has no name here."""
     return user_name(path.lstat().st_uid)
 
 
 def user_name(number: int) -> str:
-    """Of a user's number; the number itself where it has no name here."""
+    """The name of a user id; the number itself if it has none here."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

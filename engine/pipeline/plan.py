@@ -124,7 +124,7 @@ def _pairs_counted(context: Context, stage: PlannedStage) -> PlannedStage:
         told = f"imports {context.config.pairs.name}; nothing is generated"
         return replace(stage, why="; ".join(part for part in (stage.why, told) if part), seconds=0.0)
     try:
-        found = take_inventory(context, afresh=stage.why == REDONE)
+        found = take_inventory(context.config, context.run, context.token_text, afresh=stage.why == REDONE)
     except (Stage3Error, OSError):
         return stage  # the prompts or the adapter are not readable yet
     told = ", ".join(part for part in (stage.why if stage.action == "again" else "", found.in_words) if part)

@@ -40,6 +40,7 @@ from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 from engine.pairs.relevance.cache import with_measures
 from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.context import Context
+from engine.run.folder import Run
 from engine.storage.files import write_json
 from engine.storage.jsonl import BadLine, JsonlAppender
 
@@ -52,17 +53,17 @@ TEXT_SHOWN = 600
 """Characters of each of their texts."""
 
 
-def make_pilot(context: Context, prompts: Sequence[Prompt], maker: Maker) -> Generator[Event, None, list[Pair]]:
+def make_pilot(run: Run, prompts: Sequence[Prompt], maker: Maker) -> Generator[Event, None, list[Pair]]:
     """Generate the pairs of these prompts, reusing records of earlier starts and of other sets."""
-    why = set_aside_outdated(context, PILOT_SET, prompts, maker.identity)
+    why = set_aside_outdated(run, PILOT_SET, prompts, maker.identity, maker.config.max_failed_share)
     if why:
         yield Message("info", f"The pilot is made again: {why}.")
-    path = context.run / PILOT_SET.pairs
+    path = run / PILOT_SET.pairs
     with JsonlAppender(path) as appender:
         yield from torn_line_warning(appender)
-        open_set = OpenSet(PILOT_SET, appender, Recorded.read(path))
-        yield from _without_pairs(reuse_records(context, open_set, prompts, maker.identity))
-        yield from _without_pairs(generate_pairs(context, prompts, maker, open_set))
+        open_set = OpenSet(run, PILOT_SET, appender, Recorded.read(path))
+        yield from _without_pairs(reuse_records(open_set, prompts, maker.identity, maker.stop))
+        yield from _without_pairs(generate_pairs(prompts, maker, open_set))
     return [pair for _, pair in read_pairs(path, last_line_may_lack_newline=False) if not isinstance(pair, BadLine)]
 
 

@@ -53,6 +53,8 @@ class PlanInputs:
             context=self.machine.context,
             quantization_arguments=quantization_arguments,
             slack=self.machine.slack,
+            head=formula.head_way(self.context.config.head, self.machine.device_type),
+            device_type=self.machine.device_type,
         )
 
     def generation(self, rows: int, **other: Any) -> dict[str, int]:

@@ -76,8 +76,8 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[Entry | None]:
-    """The events in a journal, oldest first; None for a line that is damaged, or of another version. Raises UnsafeError for
-    what is no regular file, DamagedState for a folder, OSError.
+    """The events in a journal, oldest first; None for a line that is damaged, or of another version. Raises UnsafeError if
+    it is not a regular file, DamagedState for a folder, OSError.
     """
     try:
         yield from (entry_from_dict(record) for _, record in read_jsonl(path))

@@ -83,7 +83,7 @@ def this_process(folder: Path) -> Owner:
 
 def read_owner(path: Path) -> Owner | None:
     """What a lock file says; None if it names nobody. The file may be anybody's: its texts are made visible. Raises
-    UnsafeError for what is no regular file.
+    UnsafeError if it is not a regular file.
     """
     try:
         with open_file(path) as file:

@@ -79,15 +79,15 @@ def run(context: Context) -> StageRun:
         )
     identity = RecordIdentity.of(config, settings, context.run.results)
     require_whole_lines(context.run / layout.PAIRS_JSONL)
-    why = set_aside_outdated(context, RUN_SET, prompts, identity)
+    why = set_aside_outdated(context.run, RUN_SET, prompts, identity, config.max_failed_share)
     if why:
         yield StageStale("pairs", why.partition(";")[0])
         yield Message("info", f"{why[0].upper()}{why[1:]}.")
     with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
         yield from torn_line_warning(appender)
-        open_set = OpenSet(RUN_SET, appender, Recorded.read(context.run / layout.PAIRS_JSONL))
+        open_set = OpenSet(context.run, RUN_SET, appender, Recorded.read(context.run / layout.PAIRS_JSONL))
         recorded = open_set.recorded
-        taken_over = yield from reuse_records(context, open_set, prompts, identity)
+        taken_over = yield from reuse_records(open_set, prompts, identity, context.stop)
         if recorded.total:
             yield Message("info", f"Reusing {recorded.total} of {len(prompts)} records.")
         tokens = 0
@@ -150,11 +150,11 @@ def _generate_missing(
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
     make = record_maker(backend, settings, judge, context.stop)
-    maker = Maker(backend, settings, make, identity)
+    maker = Maker(context.config, backend, settings, make, identity, context.stop)
     if context.config.target_pairs:
-        yield from generate_until(context, prompts, maker, open_set, context.config.target_pairs, _look(context, None))
+        yield from generate_until(prompts, maker, open_set, context.config.target_pairs, _look(context, None))
     else:
-        yield from generate_pairs(context, prompts, maker, open_set, _look(context, len(prompts)))
+        yield from generate_pairs(prompts, maker, open_set, _look(context, len(prompts)))
     for note in backend.warnings():
         yield Message("warning", note)
     tokens = backend.tokens

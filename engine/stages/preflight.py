@@ -190,8 +190,8 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
     if wants_pilot:
         identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
-        maker = Maker(backend, settings, make, identity)
-        pairs = yield from make_pilot(context, prompts[: config.pilot_prompts], maker)
+        maker = Maker(config, backend, settings, make, identity, context.stop)
+        pairs = yield from make_pilot(context.run, prompts[: config.pilot_prompts], maker)
         del maker
     else:
         pairs = [pair_of_record(record) for record in returned(make(short_first[:1]))]

@@ -1,7 +1,7 @@
 """JSON documents that the program reads back: one reader for all of them, with a limit on bytes and depth, and types.
 
-Whatever is in a run folder may have been changed by an editor, a copy that stopped half way, another version, or a stranger.
-Either something can stand in for a damaged file (`read_json_or_none`), or its reader ends with its name (`read_json`).
+Files in a run folder may have been changed by an editor, an interrupted copy, another version, or a stranger. Either a
+damaged file can be replaced (`read_json_or_none`), or reading it fails with its name (`read_json`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def read_json(
     why          a sentence beside what is wrong with it
     what_to_do   for the person who meets it
 
-    Raises DamagedState with the file's name for what is no such document, UnsafeError for what is no regular file, and OSError
-    for a file that is not there or may not be read.
+    Raises DamagedState with the file's name if it is not such a document, UnsafeError if it is not a regular file, and
+    OSError if the file is missing or unreadable.
     """
     try:
         return validated(shape, loads(read_file(path, most)))
@@ -45,9 +45,8 @@ def read_json(
 
 
 def read_json_or_none(path: Path, shape: type[T], *, most: int = LARGEST_DOCUMENT) -> T | None:
-    """The same of a file that can be done without, or made again: None where it is missing, unreadable or damaged.
-
-    Raises UnsafeError alone: whoever put a pipe or a link there did not mean it as a file of the run.
+    """For a file that is optional or can be made again: None if it is missing, unreadable or damaged. Raises only
+    UnsafeError: a pipe or a link there was not put there by a run.
     """
     try:
         return read_json(path, shape, most=most)

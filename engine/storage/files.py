@@ -1,4 +1,4 @@
-"""Small files written whole or not at all, and hashes of files and of plain data."""
+"""Write small files whole or not at all; hashes of files and of plain data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PART_NAME = re.compile(r"\..+\.(?P<pid>\d{1,9})\.part", re.DOTALL)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace `path` by `data`: a reader, or a power cut, sees the old file or the new one, never a part."""
+    """Replace the contents of `path` by `data`. A reader, or a power cut, finds the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -51,7 +51,7 @@ def sync_folder(path: Path) -> None:
 
 
 def name_folder(part: Path, final: Path) -> None:
-    """Give `part` its name with everything in it synced: a power cut leaves the whole folder under that name, or none."""
+    """Sync everything in `part` and give it its name. A power cut leaves the whole folder under that name, or none."""
     for path in sorted(part.rglob("*")):
         if path.is_dir():
             sync_folder(path)
@@ -66,12 +66,12 @@ def name_folder(part: Path, final: Path) -> None:
 
 
 def begun_git_hash(size: int) -> hashlib._Hash:
-    """Git's hash of a file of `size` bytes, before the first of them: the Hub names small files by it."""
+    """Git's hash of a file of `size` bytes, before any of them is added: the Hub identifies small files by it."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 def sha256_of_file(path: Path) -> str:
-    """Raises UnsafeError for what is no regular file, OSError."""
+    """Raises UnsafeError if it is not a regular file, OSError."""
     digest = hashlib.sha256()
     with open_file(path, follow_links=True) as file:
         while block := file.read(1 << 20):
@@ -80,7 +80,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_json(data: Any) -> str:
-    """Of plain data, whatever the order of its keys."""
+    """SHA-256 of plain data, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -90,5 +90,5 @@ def size_of_folder(path: Path) -> int:
 
 
 def keep_others_from_writing() -> None:
-    """What this process makes from now on is not for other users to change, whatever umask it was started with."""
+    """From now on other users cannot write to what this process creates, whatever umask it was started with."""
     os.umask(os.umask(0o077) | 0o022)

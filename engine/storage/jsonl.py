@@ -1,7 +1,7 @@
-"""JSON lines on disk: an appender that acknowledges a record only when it is synced, and a reader for what is there.
+"""JSON Lines on disk: an appender that acknowledges a record only once it is synced, and a reader.
 
 A record is a line that ends in a newline. Lines are cut at `\\n` only (`str.splitlines` would cut a valid record at
-U+2028). What a killed writer left after the last newline was never acknowledged: it is put aside, and reported.
+U+2028). Whatever a killed writer left after the last newline was never acknowledged: it is set aside and reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.security.sanitize import visible_line
 _BLOCK = 1 << 16
 
 MAX_LINE_BYTES = 16 << 20
-"""Bytes. A longer line is no record: without a bound, one file without newlines would fill the memory."""
+"""Bytes. A longer line is not a record: without a limit, a file without newlines would fill the memory."""
 
 
 class JsonlAppender:
@@ -34,7 +34,9 @@ class JsonlAppender:
     """
 
     def __init__(self, path: Path, *, acknowledges: bool = True) -> None:
-        """acknowledges   whether a record counts once it is appended; else the caller asks `require_in_place` when it matters"""
+        """acknowledges whether a record counts once it is appended; if not, the caller uses `require_in_place` when it
+        matters
+        """
         self.path = path
         self._acknowledges = acknowledges
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +71,8 @@ class JsonlAppender:
                 self.require_in_place()
 
     def require_in_place(self) -> None:
-        """Raises DamagedState if the file is not at its path any more, UnsafeError if a link is there: what is written now would
-        go to a file without a name, or to another one.
+        """Raises DamagedState if the file is no longer at its path, UnsafeError if a link is there: records would go to an
+        unnamed file, or to another one.
         """
         try:
             there = self.path.lstat()
@@ -141,7 +143,7 @@ def _opened_to_append(path: Path) -> int:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that is no record."""
+    """A line that is not a record."""
 
     line: int
     """Counted from 0."""
@@ -151,17 +153,16 @@ class BadLine:
 def read_jsonl(
     path: Path, *, last_line_may_lack_newline: bool = False
 ) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """Yield (line number from 0, record or BadLine) in constant memory; blank lines are passed over.
-
-    A last line without a newline is what a writer has not finished yet, and is left out, unless the file is
-    somebody else's and `last_line_may_lack_newline`. Raises UnsafeError for what is no regular file, OSError.
+    """Yield (line number from 0, record or BadLine) in constant memory; skips blank lines. A last line without a newline is
+    unfinished and left out, unless the file is somebody else's (`last_line_may_lack_newline`). Raises UnsafeError if it is
+    not a regular file, OSError.
     """
     with open_file(path) as file:
         yield from read_records(file, last_line_may_lack_newline=last_line_may_lack_newline)
 
 
 def last_unended_line(path: Path) -> bytes:
-    """What comes after the last newline, as far as a line may be long. Raises as `read_jsonl` does."""
+    """What follows the last newline, up to the longest allowed line. Raises what `read_jsonl` raises."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         whole = _end_of_last_whole_line(file.fileno(), size)
@@ -172,7 +173,7 @@ def last_unended_line(path: Path) -> bytes:
 def read_records(
     file: BinaryIO, *, last_line_may_lack_newline: bool = False
 ) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """`read_jsonl` of a file that is open, a pipe, or gzip's view of one."""
+    """`read_jsonl` of an open file, a pipe, or a decompressed stream."""
     number = -1
     while True:
         number += 1
@@ -202,13 +203,13 @@ def read_records(
 
 
 def dumps(record: Mapping[str, Any]) -> str:
-    """One record as ASCII JSON, on one line whatever is in it. Raises ValueError for NaN and infinities."""
+    """A record as one line of ASCII JSON. Raises ValueError for NaN and infinities."""
     return json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def loads(raw: bytes | str) -> Any:
-    """JSON as everybody writes it. NaN, Infinity, numbers of absurd length, a key that stands twice in one object, bytes
-    that are no UTF-8, and more than `DEEPEST` levels are errors (ValueError).
+    """Strict JSON. NaN, Infinity, absurdly long numbers, duplicate keys, bytes that are not UTF-8, and more than `DEEPEST`
+    levels are errors (ValueError).
     """
     # Not json's own guess at the encoding: it takes a hole of NULs for UTF-16, and lets lone surrogates through.
     text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
@@ -222,7 +223,7 @@ def loads(raw: bytes | str) -> Any:
 
 
 def parsed_line(number: int, raw: bytes) -> dict[str, Any] | BadLine:
-    """The record of one line, or why it is none."""
+    """The record of a line, or why it is not one."""
     try:
         record = loads(raw)
     except ValueError as error:

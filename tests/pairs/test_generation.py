@@ -246,11 +246,17 @@ def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_contin
 IDENTITY = RecordIdentity("settings", max_prompt_tokens=30)
 
 
+def maker_of(context, backend) -> Maker:
+    settings = GenerationSettings.of(context.config)
+    return Maker(
+        context.config, backend, settings, record_maker(backend, settings, None, StopToken()), IDENTITY, StopToken()
+    )
+
+
 def made(context, backend, *, appender_path: Path) -> list[dict]:
-    recipe = GenerationSettings.of(context.config)
-    maker = Maker(backend, recipe, record_maker(backend, recipe, None, StopToken()), IDENTITY)
+    maker = maker_of(context, backend)
     with JsonlAppender(appender_path) as appender:
-        list(generate_pairs(context, PROMPTS, maker, OpenSet(RUN_SET, appender, Recorded.read(appender_path))))
+        list(generate_pairs(PROMPTS, maker, OpenSet(context.run, RUN_SET, appender, Recorded.read(appender_path))))
     return [row for _, row in read_jsonl(appender_path)]
 
 
@@ -301,10 +307,9 @@ def test_the_progress_names_each_step_of_a_batch_as_it_begins(context, tmp_path)
     at_work = context(max_attempts=2, max_new_tokens=4)
     script = [["a", "b"], ["c", "c"], ["A kind word.", "a…"], ["d"], ["Another one."]]
     backend = Scripted(*script)
-    maker_settings = GenerationSettings.of(at_work.config)
-    maker = Maker(backend, maker_settings, record_maker(backend, maker_settings, None, StopToken()), IDENTITY)
+    maker = maker_of(at_work, backend)
     with JsonlAppender(tmp_path / "p.jsonl") as appender:
-        events = list(generate_pairs(at_work, PROMPTS[:2], maker, OpenSet(RUN_SET, appender, Recorded({}, 0))))
+        events = list(generate_pairs(PROMPTS[:2], maker, OpenSet(at_work.run, RUN_SET, appender, Recorded({}, 0))))
     begun = [event.note.split(",")[0] for event in events if isinstance(event, Progress) and event.done == 0]
     assert begun == ["", "2 drafts", "2 critiques", "2 revisions", "1 critique", "1 revision"]
 

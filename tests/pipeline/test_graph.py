@@ -104,6 +104,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "save_steps":                 (3,                NOTHING),
     "save_total_limit":           (4,                PREFLIGHT),
     "cpu_ref_model":              (True,             PREFLIGHT),
+    "head":                       ("whole",          PREFLIGHT),
     "load_in_4bit":               (True,             "preflight training"),
     "report_to":                  ("tensorboard",    NOTHING),
     "eval_prompts":               (9,                VERDICT),

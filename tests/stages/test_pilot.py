@@ -68,8 +68,9 @@ def run_of(context: Callable[..., Context], prompts: Path) -> Callable[..., Cont
 def pilot(context: Context, backend: Backend, prompts: int = 24) -> tuple[list[Any], list[Pair]]:
     settings = GenerationSettings.of(context.config)
     identity = RecordIdentity.of(context.config, settings, context.run.results)
-    maker = Maker(backend, settings, record_maker(backend, settings, None, StopToken()), identity)  # type: ignore[arg-type]
-    return run_stage(make_pilot(context, load_prompts(context.config)[:prompts], maker))
+    make = record_maker(backend, settings, None, StopToken())
+    maker = Maker(context.config, backend, settings, make, identity, context.stop)
+    return run_stage(make_pilot(context.run, load_prompts(context.config)[:prompts], maker))
 
 
 def judged(context: Context, pairs: list[Pair], load_judge: Any = lambda *_: None) -> tuple[list[Any], Any]:

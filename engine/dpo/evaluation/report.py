@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from engine.dpo.evaluation.answers import (
 from engine.dpo.evaluation.comparison import compare, everyday_for, sample
 from engine.dpo.evaluation.held_out import Figures, distance_on_own_answers, held_out_rewards
 from engine.dpo.evaluation.relevance import answer_relevance
-from engine.dpo.evaluation.verdict import Limits, verdict
+from engine.dpo.evaluation.verdict import Limits, Verdict, verdict
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
 from engine.models.loading import POLICY_ADAPTER
@@ -31,7 +31,10 @@ from engine.storage.files import sha256_of_json, write_json
 __all__ = ["JudgedAnswers", "compare", "evaluate", "judge_answers"]
 
 if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
     from engine.dpo.training.trainer import Trained
+    from engine.models.chat import Conversation
+    from engine.models.generation.sampling import Reply
     from engine.pairs.judges.base import LoadJudge
     from engine.run.context import Context
 
@@ -47,6 +50,19 @@ def part_of(rows: Sequence[Row], part: str) -> Sequence[Row]:
     return [row for row, prompt in zip(rows, prompts, strict=True) if prompt in wanted]
 
 
+@dataclass(frozen=True)
+class BothAnswer:
+    """The answers of Stage 2 and Stage 3, in the order of the prompts."""
+
+    prompts: Sequence[Conversation]
+    stage2: Sequence[Reply]
+    stage3: Sequence[Reply]
+
+    @property
+    def pairs(self) -> list[tuple[Reply, Reply]]:
+        return list(zip(self.stage2, self.stage3, strict=True))
+
+
 def evaluate(
     context: Context, trained: Trained, rows: Sequence[Row], load_judge: LoadJudge
 ) -> Generator[Event, None, dict[str, Any]]:
@@ -54,13 +70,8 @@ def evaluate(
     config = context.config
     rows = part_of(rows, config.eval_part)
     held_out = yield from held_out_rewards(config, trained, rows, context.stop)
-    prompts = distinct_prompts(rows, config.eval_prompts)
-    answer = partial(answers, config, trained, cache_folder=context.cache, stop=context.stop)
-    stage2 = yield from answer(prompts, REFERENCE_ADAPTER)
-    stage3 = yield from answer(prompts, POLICY_ADAPTER)
-    everyday = everyday_for(prompts, config.eval_harmless_prompts)
-    before = yield from answer(everyday, REFERENCE_ADAPTER, most_tokens=REFUSAL_TOKENS)
-    after = yield from answer(everyday, POLICY_ADAPTER, most_tokens=REFUSAL_TOKENS)
+    answered, everyday = yield from _answer_both(context, trained, rows)
+    prompts, stage2, stage3 = answered.prompts, answered.stage2, answered.stage3
     distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, context.stop)
     relevance = None
     if config.relevance:
@@ -77,33 +88,57 @@ def evaluate(
         stage3,
         judged,
         relevance=relevance,
-        everyday=list(zip(before, after, strict=True)),
+        everyday=everyday.pairs,
         margins=held_out.margins,
         trained=trained.tensors_sha256 != hash_tensors(adapter_tensors(trained.model, REFERENCE_ADAPTER)),
         why_no_judge=examined.why_none,
     )
-    limits = Limits.of(config)
-    found = verdict(comparison, limits)
+    found = verdict(comparison, Limits.of(config))
     figures: Figures = {**about_answers, **distance, **held_out.figures}
-    samples = [sample(prompt, answered) for prompt, answered in zip(prompts, comparison.answers, strict=True)]
-    report = {
+    samples = [sample(prompt, one) for prompt, one in zip(prompts, comparison.answers, strict=True)]
+    report = _report(config, found, figures, samples, everyday, judged) | {"exams": examined.as_dict()}
+    write_json(context.run / layout.EVALUATION_REPORT, report)
+    shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
+    yield EvalDone(found.word, found.reasons, figures, shown, found.rule)
+    return report
+
+
+def _answer_both(
+    context: Context, trained: Trained, rows: Sequence[Row]
+) -> Generator[Event, None, tuple[BothAnswer, BothAnswer]]:
+    """Both models answer held-out prompts, and everyday questions as far as a refusal shows."""
+    config = context.config
+    answer = partial(answers, config, trained, cache_folder=context.cache, stop=context.stop)
+    prompts = distinct_prompts(rows, config.eval_prompts)
+    stage2 = yield from answer(prompts, REFERENCE_ADAPTER)
+    stage3 = yield from answer(prompts, POLICY_ADAPTER)
+    everyday = everyday_for(prompts, config.eval_harmless_prompts)
+    before = yield from answer(everyday, REFERENCE_ADAPTER, most_tokens=REFUSAL_TOKENS)
+    after = yield from answer(everyday, POLICY_ADAPTER, most_tokens=REFUSAL_TOKENS)
+    return BothAnswer(prompts, stage2, stage3), BothAnswer(everyday, before, after)
+
+
+def _report(
+    config: Stage3Config,
+    found: Verdict,
+    figures: Figures,
+    samples: Sequence[Mapping[str, Any]],
+    everyday: BothAnswer,
+    judged: JudgedAnswers | None,
+) -> dict[str, Any]:
+    return {
         "verdict": found.word,
         "rule": found.rule,
         "reasons": list(found.reasons),
         "judge": None if judged is None else judged.judge,
         "judge_about": None if judged is None else judged.about,
-        "exams": examined.as_dict(),
         "part": config.eval_part,
-        "limits": asdict(limits),
+        "limits": asdict(Limits.of(config)),
         "figures": figures,
         "decoding": {"temperature": 0.0, "max_new_tokens": config.max_new_tokens},
         "samples": samples,
         "everyday": [
-            {"prompt": prompt[-1]["content"], "stage2": of_stage2.text, "stage3": of_stage3.text}
-            for prompt, of_stage2, of_stage3 in zip(everyday, before, after, strict=True)
+            {"prompt": prompt[-1]["content"], "stage2": before.text, "stage3": after.text}
+            for prompt, (before, after) in zip(everyday.prompts, everyday.pairs, strict=True)
         ],
     }
-    write_json(context.run / layout.EVALUATION_REPORT, report)
-    shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
-    yield EvalDone(found.word, found.reasons, figures, shown, found.rule)
-    return report

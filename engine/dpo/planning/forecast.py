@@ -7,8 +7,8 @@ Peak memory of training
     activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with gradient
                    checkpointing, the hidden state of each layer plus one whole layer
     attention      the mask of a row with two replies, as numbers, in each layer; for "eager" attention, the scores of all heads
-    head           TRL's head handles 4,096 tokens × 32,768 words at a time, in float32, forward and backward; otherwise
-                   Gemma's 256,000 words would take 1 MB per token
+    head           by the way of --head: TRL's tiles of 4,096 tokens × 32,768 words in float32, forward and backward; ours, small
+                   tiles and the gradient of each hidden state; or all logits, 1 MB per token with Gemma's 256,000 words
     workspace      temporary memory of the current layer
     The last four are larger on the CPU (SLACK).
 Peak memory of generation
@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from engine.core.events import Event, RunStarted, StageStarted
 from engine.dpo.planning.plan import TrainingPlan
@@ -39,8 +39,13 @@ QUANTIZED = 0.56
 ADAPTER_COPIES = 5
 CUDA_CONTEXT = 600 << 20
 """Reported as 0.3 to 0.8 GB, depending on GPU and version (pytorch#20532)."""
+HeadWay = Literal["chunked", "trl", "whole"]
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """The tile of TRL's head (trl.kernels.chunked_logprob, trl.trainer.utils)."""
+CHUNK_TOKENS, CHUNK_WORDS = 512, 4096
+"""The tile of ours (engine.models.head)."""
+TRL_TILES = {"cpu": 7}
+"""Tiles that TRL's head holds at once: without Triton, one for each operation of its backward pass (bench/head.py)."""
 EAGER = ("gemma2",)
 """Architectures that transformers loads with eager attention."""
 SLACK = {"cpu": 2.0}
@@ -283,6 +288,8 @@ def training_memory(
     context: int,
     quantization_arguments: bool = False,
     slack: float = 1.0,
+    head: HeadWay = "trl",
+    device_type: str = "cuda",
 ) -> dict[str, int]:
     """Peak bytes of a training step on the longest pairs, by term."""
     width, layer = WIDTH[plan.dtype], kept_per_token(shape, plan.dtype)
@@ -299,14 +306,28 @@ def training_memory(
         "adapter": ADAPTER_COPIES * 4 * shape.adapter_parameters,
         "activations": int(slack * tokens * deep),
         "attention": int(slack * attention * (1 if plan.gradient_checkpointing else shape.layers)),
-        "head": int(slack * head_memory(shape, tokens)),
+        "head": head_memory(shape, tokens, head, device_type),
         "workspace": int(slack * workspace * (2 if plan.reference == "live" else 1)),
     }
 
 
-def head_memory(shape: Shape, tokens: int) -> int:
+def head_way(wanted: str, device_type: str) -> HeadWay:
+    """The way of --head. TRL has a kernel for GPUs; elsewhere it makes several large tiles at once, and is slower than ours."""
+    if wanted == "auto":
+        return "trl" if device_type in ("cuda", "xpu") else "chunked"
+    return cast("HeadWay", wanted)
+
+
+def head_memory(shape: Shape, tokens: int, way: HeadWay, device_type: str) -> int:
+    """Bytes from hidden states to log-probabilities and back."""
+    states = tokens * shape.hidden
+    if way == "chunked":
+        words = min(shape.vocab, CHUNK_WORDS)
+        return 4 * (3 * min(tokens, CHUNK_TOKENS) * words + words * shape.hidden + 3 * states)
+    if way == "whole":
+        return 4 * 4 * tokens * shape.vocab
     words = min(shape.vocab, HEAD_WORDS)
-    return 2 * 4 * min(tokens, HEAD_TOKENS) * words + 4 * words * shape.hidden + 2 * 4 * tokens * shape.hidden
+    return 4 * (TRL_TILES.get(device_type, 2) * min(tokens, HEAD_TOKENS) * words + words * shape.hidden + 2 * states)
 
 
 def generation_memory(

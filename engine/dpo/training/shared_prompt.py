@@ -27,14 +27,13 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
+from engine.dpo.training.head import NO_LABEL
 from engine.models.generation.kv_cache import attends_to_all
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-NO_LABEL = -100
-"""TRL's label for tokens that are not predicted."""
 MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations that take any mask; flash attention supports only causal ones."""
 TRL_ARGUMENTS = {"input_ids", "attention_mask", "labels", "use_cache", "fused_lm_head"}

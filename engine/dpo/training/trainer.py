@@ -249,6 +249,8 @@ def _prepare(
     )
     folder = context.run / layout.CHECKPOINTS_DIR
     trainer = build_trainer(config, folder, policy, tokenizer, plain, settings, dtype, fingerprint)
+    if trainer.why_head:
+        yield Message("warning" if config.head != "auto" else "info", f"{trainer.why_head}.")
     return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint)
 
 

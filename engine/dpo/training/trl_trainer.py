@@ -26,8 +26,10 @@ from engine.core import layout
 from engine.core.errors import NumbersError
 from engine.core.events import CheckpointSaved, Event, TrainStep
 from engine.core.failpoints import failpoint
+from engine.dpo.planning.forecast import HeadWay
 from engine.dpo.training.batches import Batch, StepCollator, tokens_read
 from engine.dpo.training.checkpoints import rotate, size_of, write_checkpoint
+from engine.dpo.training.head import install_head
 from engine.dpo.training.reference import Logps, collated
 from engine.dpo.training.shared_prompt import share_prompt_computation
 from engine.machine.device import resolve_device
@@ -95,6 +97,7 @@ def build_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
     trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(map(tokens_read, pairs))
+    trainer.head, trainer.why_head = install_head(policy, config)
     share_prompt_computation(policy)
     return trainer
 
@@ -108,6 +111,9 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     """Pairs of maximum length that fit in one forward and backward pass."""
     most_tokens = 0
     """Tokens per forward pass; 0 means one pair at a time."""
+    head: HeadWay = "trl"
+    why_head = ""
+    """Why it is another than --head asks for, as a sentence; empty if it is not."""
     emit: Callable[[Event], None] = staticmethod(lambda event: None)
     data_collator: Any
     """Collates one batch of pairs; the training loader builds the batches of a step with it."""

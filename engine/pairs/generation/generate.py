@@ -29,7 +29,8 @@ from engine.pairs.generation.methods import MakeRecords
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import reusable_records
-from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
@@ -108,6 +109,7 @@ class Recorded:
 class OpenSet:
     """A set open for appending."""
 
+    run: Run
     files: SetFiles
     appender: JsonlAppender
     recorded: Recorded
@@ -135,13 +137,15 @@ def event_of(record: PairRecord) -> PairMade | PairFailed:
     )
 
 
-def set_aside_outdated(context: Context, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity) -> str:
+def set_aside_outdated(
+    run: Run, files: SetFiles, prompts: Sequence[Prompt], identity: RecordIdentity, max_failed_share: float
+) -> str:
     """Set the file of a set aside unless every record in it is still valid, and the server did not fail at too many prompts:
     these are asked again. Nothing is deleted.
 
     Returns why, and where it is now; empty if it stays.
     """
-    path, wanted = context.run / files.pairs, {prompt.id: prompt for prompt in prompts}
+    path, wanted = run / files.pairs, {prompt.id: prompt for prompt in prompts}
     if not path.is_file():
         return ""
     total = others = failed = 0
@@ -152,13 +156,13 @@ def set_aside_outdated(context: Context, files: SetFiles, prompts: Sequence[Prom
         total += 1
         others += prompt is None or not identity.is_of(prompt, record)
         failed += record.get("status") == FAILED_ON_SERVER
-    again = too_many_failed(failed, total, context.config.max_failed_share)
+    again = too_many_failed(failed, total, max_failed_share)
     if not others and not again:
         return ""
     why = f"{others} of {total} records were made from other prompts or with other settings"
     if not others:
         why = f"the server failed at {failed} of {total} prompts, which are asked again"
-    folder = context.run.set_aside(files.pairs, *files.beside, why=why)
+    folder = run.set_aside(files.pairs, *files.beside, why=why)
     return f"{why}; the old set is now in {folder}"
 
 
@@ -174,14 +178,14 @@ def require_few_failures(recorded: Recorded, config: Stage3Config) -> None:
 
 
 def reuse_records(
-    context: Context, open_set: OpenSet, prompts: Sequence[Prompt], identity: RecordIdentity
+    open_set: OpenSet, prompts: Sequence[Prompt], identity: RecordIdentity, stop: StopToken
 ) -> Generator[Event, None, int]:
     """Copy the valid records of other sets of this run. Returns how many records the set then has."""
     recorded = open_set.recorded
     missing = {prompt.id: prompt for prompt in prompts if prompt.id not in recorded.ids}
-    for data in reusable_records(context.run, missing, identity, but_not=open_set.files.pairs):
+    for data in reusable_records(open_set.run, missing, identity, but_not=open_set.files.pairs):
         yield open_set.acknowledge(PairRecord(**data))
-        context.stop.raise_if_requested()
+        stop.raise_if_requested()
     return recorded.total
 
 
@@ -189,10 +193,12 @@ def reuse_records(
 class Maker:
     """Everything needed to generate records."""
 
+    config: Stage3Config
     backend: Backend
     settings: GenerationSettings
     make: MakeRecords
     identity: RecordIdentity
+    stop: StopToken
 
 
 InterimCheck = Callable[[Recorded], None]
@@ -200,7 +206,6 @@ InterimCheck = Callable[[Recorded], None]
 
 
 def generate_pairs(
-    context: Context,
     prompts: Sequence[Prompt],
     maker: Maker,
     open_set: OpenSet,
@@ -214,7 +219,7 @@ def generate_pairs(
     yield clock.progress(recorded, backend)
     lengths = [backend.length(prompt.messages) for prompt in prompts]
     beside = maker.settings.tokens_beside_prompt(backend)
-    most = longest_prompt(context.config.max_prompt_tokens, backend.context_length, beside)
+    most = longest_prompt(maker.config.max_prompt_tokens, backend.context_length, beside)
     for prompt, length in zip(prompts, lengths, strict=True):
         if length > most and prompt.id not in recorded.ids:
             record = replace(too_long(prompt, length, most), method=maker.settings.method)
@@ -224,7 +229,7 @@ def generate_pairs(
     if all(prompt.id in recorded.ids for prompt in fitting):
         return
     made_for = key_of_plan(prompts, identity)
-    plan = _batch_plan(context, open_set, backend, made_for, max(tokens.values()) + beside)
+    plan = _batch_plan(maker, open_set, made_for, max(tokens.values()) + beside)
     to_make = prompts_to_make(fitting, recorded.ids, plan)
     check(recorded)
     for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
@@ -236,13 +241,12 @@ def generate_pairs(
                 record = replace(made, made_with=identity.key(prompt), prompt_tokens=tokens[prompt.id])
                 yield open_set.acknowledge(record)
         yield clock.progress(recorded, backend)
-        context.stop.raise_if_requested()
-        require_few_failures(recorded, context.config)
+        maker.stop.raise_if_requested()
+        require_few_failures(recorded, maker.config)
         check(recorded)
 
 
 def generate_until(
-    context: Context,
     prompts: Sequence[Prompt],
     maker: Maker,
     open_set: OpenSet,
@@ -255,7 +259,7 @@ def generate_until(
     records of earlier rounds, so a killed run draws the same prompts again.
     """
     for drawn in draws(prompts, open_set.recorded, target):
-        yield from generate_pairs(context, prompts[:drawn], maker, open_set, check)
+        yield from generate_pairs(prompts[:drawn], maker, open_set, check)
 
 
 def draws(prompts: Sequence[Prompt], recorded: Recorded, target: int) -> Iterator[int]:
@@ -308,15 +312,15 @@ def longest_prompt(max_prompt_tokens: int, context_length: int | None, beside: i
     return min(max_prompt_tokens, context_length - beside)
 
 
-def _batch_plan(context: Context, open_set: OpenSet, backend: Backend, made_for: str, longest: int) -> BatchPlan:
+def _batch_plan(maker: Maker, open_set: OpenSet, made_for: str, longest: int) -> BatchPlan:
     """The plan that an earlier start saved for this set, else a new one. A new batch size also needs a new plan, because batches
     of that size could mix prompts with and without records.
     """
-    path, given = context.run / open_set.files.plan, context.config.generation_batch_size
+    path, given = open_set.run / open_set.files.plan, maker.config.generation_batch_size
     found = read_plan(path, made_for)
     if found is not None and given in (None, found.batch_size):
         return found
-    plan = BatchPlan(made_for, open_set.recorded.total, given or backend.batch_size(longest), longest)
+    plan = BatchPlan(made_for, open_set.recorded.total, given or maker.backend.batch_size(longest), longest)
     plan.write(path)
     return plan
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.pairs.data.record import OK
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt, load_prompts
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import reusable_records
-from engine.run.context import Context
+from engine.run.folder import Run
 from engine.storage.jsonl import BadLine, read_jsonl
 
 
@@ -34,16 +35,15 @@ class Inventory:
         )
 
 
-def take_inventory(context: Context, *, afresh: bool = False) -> Inventory:
+def take_inventory(config: Stage3Config, run: Run, token: str | None, *, afresh: bool = False) -> Inventory:
     """Count kept, reusable and missing records. `afresh` ignores all existing ones.
 
     Raises what reading the prompts raises, and PreconditionError if no adapter was verified yet."""
-    config = context.config
-    identity = RecordIdentity.of(config, GenerationSettings.of(config), context.run.results)
-    wanted = {prompt.id: prompt for prompt in load_prompts(config, context.token_text)}
-    total, path = len(wanted), context.run / layout.PAIRS_JSONL
+    identity = RecordIdentity.of(config, GenerationSettings.of(config), run.results)
+    wanted = {prompt.id: prompt for prompt in load_prompts(config, token)}
+    total, path = len(wanted), run / layout.PAIRS_JSONL
     if config.target_pairs:
-        return _towards(context, config.target_pairs, wanted, identity, afresh)
+        return _towards(run, config.target_pairs, wanted, identity, afresh)
     if afresh:
         return Inventory(0, 0, total)
     for _, record in read_jsonl(path) if path.is_file() else ():
@@ -51,17 +51,15 @@ def take_inventory(context: Context, *, afresh: bool = False) -> Inventory:
         if prompt is not None and identity.is_of(prompt, record):  # type: ignore[arg-type]
             del wanted[prompt.id]
     kept = total - len(wanted)
-    taken_over = sum(1 for _ in reusable_records(context.run, wanted, identity))
+    taken_over = sum(1 for _ in reusable_records(run, wanted, identity))
     return Inventory(kept, taken_over, total - kept - taken_over)
 
 
-def _towards(
-    context: Context, target: int, wanted: dict[str, Prompt], identity: RecordIdentity, afresh: bool
-) -> Inventory:
+def _towards(run: Run, target: int, wanted: dict[str, Prompt], identity: RecordIdentity, afresh: bool) -> Inventory:
     """With `--target-pairs`, assuming that every prompt drawn gives a usable pair."""
     if afresh:
         return Inventory(0, 0, min(target, len(wanted)), target)
-    path = context.run / layout.PAIRS_JSONL
+    path = run / layout.PAIRS_JSONL
     kept = [
         record
         for _, record in (read_jsonl(path) if path.is_file() else ())
@@ -70,7 +68,7 @@ def _towards(
         and identity.is_of(prompt, record)
     ]
     missing = {prompt_id: prompt for prompt_id, prompt in wanted.items() if prompt_id not in {r["id"] for r in kept}}
-    taken_over = list(reusable_records(context.run, missing, identity))
+    taken_over = list(reusable_records(run, missing, identity))
     usable = sum(record.get("status") == OK for record in [*kept, *taken_over])
     to_make = min(max(target - usable, 0), len(missing) - len(taken_over))
     return Inventory(len(kept), len(taken_over), to_make, target if to_make else None)

@@ -28,8 +28,8 @@ OTHER_MESSAGES = ("How do I keep basil alive indoors?", "My brother never listen
 """A question and a statement, about nothing in particular."""
 TOKENS_READ = 24
 """Tokens of a reply that are read. Its subject shows early, and reading long replies whole would be slow."""
-MAX_PROMPT_TOKENS = 96
-"""Of longer conversations only the end is read. With 128 the detectors are right as often."""
+MAX_PROMPT_TOKENS = 112
+"""Of longer conversations only the end is read."""
 
 
 @dataclass(frozen=True)

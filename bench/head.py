@@ -1,0 +1,177 @@
+"""Peak memory and seconds a pair of the ways of --head, by size of the vocabulary: each cell in a process of its own.
+
+One optimizer step of the engine's trainer on one pair (prompt 30 tokens, two replies up to --length), after one that is not
+measured. The model is SmolLM2's shape with 4 layers and random weights, or the folder --model with --adapter. The reference is
+known, so that a step is one forward and one backward pass. Memory: the peak of resident memory in the measured step, and how
+much of it the step added. Seconds are the process's CPU time, which neighbours disturb least.
+
+    python bench/head.py [--vocabularies 32000 49152 256000] [--ways whole trl chunked] [--length 512] [--pairs 1] [--threads 1]
+                         [--dtype float32] [--model DIR --adapter DIR]
+
+TRL has no other way on a CPU: its `use_liger_kernel` is deprecated, leaves its head out for DPO, and its kernels need a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.process.environment import quiet_libraries
+
+quiet_libraries()
+
+PROMPT = 30
+GIB = 1 << 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32000, 49152, 256000])
+    parser.add_argument("--ways", nargs="+", default=["whole", "trl", "chunked"])
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.cell:
+        print(json.dumps(measure(arguments, *json.loads(arguments.cell))))
+        return
+    sizes = [0] if arguments.model else arguments.vocabularies
+    print(f"{arguments.pairs} pairs of 2 x {arguments.length} tokens, {arguments.dtype}, {arguments.threads} threads\n")
+    print(f"{'vocabulary':>10}  {'head':10}{'peak GiB':>9}{'of the step':>12}{'CPU s/pair':>12}{'loss':>12}")
+    for vocabulary in sizes:
+        for way in arguments.ways:
+            command = [sys.executable, __file__, *sys.argv[1:], "--cell", json.dumps([vocabulary, way])]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            cell = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{cell['vocabulary']:10,}  {way:10}{cell['peak'] / GIB:9.2f}{cell['added'] / GIB:12.2f}"
+                f"{cell['seconds'] / arguments.pairs:12.2f}{cell['loss']:12.7f}",
+                flush=True,
+            )
+
+
+def measure(arguments: argparse.Namespace, vocabulary: int, way: str) -> dict[str, Any]:
+    import torch
+
+    from engine.dpo.training.trl_trainer import without_warnings
+
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(arguments, vocabulary, way, Path(folder))
+        trainer.create_optimizer()
+        steps: list[tuple[Resident, float]] = []
+        real = trainer.training_step
+
+        def watched(*given: Any, **named: Any) -> Any:
+            resident, started = Resident(), time.process_time()
+            with resident:
+                loss = real(*given, **named)
+            steps.append((resident, time.process_time() - started))
+            return loss
+
+        trainer.training_step = watched
+        with without_warnings():
+            trainer.train()
+    resident, seconds = steps[-1]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "vocabulary": trainer.model.config.vocab_size,
+        "peak": resident.peak,
+        "added": resident.peak - resident.before,
+        "seconds": seconds,
+        "loss": losses[-1],
+    }
+
+
+class Resident:
+    """The peak of this process's resident memory while it is open."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process, self._over = psutil.Process(), threading.Event()
+        self.before = self.peak = self._process.memory_info().rss
+
+    def __enter__(self) -> None:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.005):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def trainer_of(arguments: argparse.Namespace, vocabulary: int, way: str, folder: Path) -> Any:
+    import torch
+
+    from engine.core.config import Stage3Config
+    from engine.demo.tokenizer import train_tokenizer
+    from engine.dpo.training.trl_trainer import build_trainer
+
+    policy = policy_of(arguments, vocabulary)
+    draw = torch.Generator().manual_seed(1)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(3, policy.config.vocab_size, (count,), generator=draw).tolist()  # type: ignore[no-any-return]
+
+    pairs = [
+        {
+            "prompt_ids": ids(PROMPT),
+            **{f"{name}_ids": ids(arguments.length - PROMPT) for name in ("chosen", "rejected")},
+        }
+        for _ in range(2 * arguments.pairs)
+    ]
+    config = Stage3Config(
+        output_dir=folder, device="cpu", dtype=arguments.dtype, head=way, gradient_checkpointing=False, save_steps=10**6
+    )
+    settings = {
+        "num_train_epochs": 1.0, "max_steps": 2, "beta": 0.1, "learning_rate": 5e-5, "lr_scheduler_type": "linear",
+        "warmup_steps": 0, "per_device_train_batch_size": arguments.pairs, "gradient_accumulation_steps": 1,
+        "max_length": arguments.length, "seed": 42,
+    }  # fmt: skip
+    dtype = getattr(torch, arguments.dtype)
+    tokenizer = train_tokenizer(["a few words"], 300)
+    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, "bench")
+    assert trainer.head == way, trainer.why_head
+    trainer._save_checkpoint = lambda *_: None
+    trainer.use_reference_logps([(-1000.0, -1000.0)] * len(pairs))
+    return trainer
+
+
+def policy_of(arguments: argparse.Namespace, vocabulary: int) -> Any:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    dtype = getattr(torch, arguments.dtype)
+    if arguments.model:
+        base = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
+        return PeftModel.from_pretrained(base, str(arguments.adapter), is_trainable=True)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9,
+        num_key_value_heads=3, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    return get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+if __name__ == "__main__":
+    main()

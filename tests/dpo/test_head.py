@@ -1,0 +1,174 @@
+"""--head: every way gives TRL's trainer the same figures and gradients, and a model that changes its logits is not misread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from trl.trainer.utils import add_fused_lm_head
+
+from engine.core.config import Stage3Config
+from engine.dpo.planning.forecast import Shape, head_memory, head_way
+from engine.dpo.training.head import install_head
+from engine.dpo.training.reference import adapter_active
+from engine.dpo.training.shared_prompt import share_prompt_computation
+from engine.models import head as head_module
+from engine.models.head import explains_logits, head_of
+from tests.dpo.test_forecast import GEMMA_2B
+from tests.dpo.test_shared_prompt import BATCHES, FAMILIES, FIGURES, SHAPE, ask, collated, loss_and_gradients
+
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma, tied": FAMILIES["gemma"],
+    "llama, untied": ("Llama", {**SHAPE, "num_key_value_heads": 2, "tie_word_embeddings": False}),
+    "gemma2, capped": (
+        "Gemma2",
+        {**SHAPE, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 400, "final_logit_softcapping": 2.0},
+    ),
+    "granite, divided": ("Granite", {**SHAPE, "num_key_value_heads": 2, "logits_scaling": 3.0}),
+    "cohere, multiplied": ("Cohere", {**SHAPE, "num_key_value_heads": 2, "logit_scale": 0.25}),
+}
+WHOLE, CHUNKED, TRL = (Stage3Config(head=way) for way in ("whole", "chunked", "trl"))
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(head_module, "TILE_POSITIONS", 9)
+    monkeypatch.setattr(head_module, "TILE_WORDS", 50)
+
+
+def policy_of(name: str, **settings: Any) -> PeftModel:
+    torch.manual_seed(3)
+    family, shape = HEADS[name]
+    base = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**shape))
+    with torch.no_grad():
+        base.get_output_embeddings().weight.mul_(3)  # far enough from 0 that a cap shows
+    chosen = {"r": 3, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", **settings}
+    policy = get_peft_model(base, LoraConfig(**chosen))
+    for parameter_name, parameter in policy.named_parameters():
+        if "lora_B" in parameter_name or "modules_to_save" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    add_fused_lm_head(policy.get_base_model(), outputs=FIGURES)
+    return policy.eval()
+
+
+def found_by(config: Stage3Config, name: str, *, everything: bool = False, **settings: Any) -> Any:
+    """Figures, loss and gradients of a batch in one way of the head; everything: of the base's parameters, too."""
+    policy = policy_of(name, **settings)
+    if everything:
+        policy.requires_grad_(True)
+    assert install_head(policy, config) == (config.head, "")
+    return loss_and_gradients(policy, collated(BATCHES["prompts of one to hundreds of tokens"]))
+
+
+@pytest.mark.parametrize("way", [CHUNKED, TRL], ids=["chunked", "trl"])
+@pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["lm_head"]}, {"everything": True}], ids=str)
+@pytest.mark.parametrize("name", HEADS)
+def test_figures_and_every_gradient_are_those_of_the_models_own_logits(
+    name: str, settings: dict[str, Any], way: Stage3Config
+):
+    expected, loss, theirs = found_by(WHOLE, name, **settings)
+    found, own_loss, ours = found_by(way, name, **settings)
+    assert own_loss == pytest.approx(loss, abs=1e-6)
+    for figure in FIGURES:
+        torch.testing.assert_close(getattr(found, figure), getattr(expected, figure), atol=2e-5, rtol=1e-5)
+    assert ours.keys() == theirs.keys()
+    assert "modules_to_save" not in settings or any("lm_head" in parameter for parameter in ours)
+    for parameter, gradient in ours.items():
+        largest = theirs[parameter].abs().max()
+        assert largest > 0
+        torch.testing.assert_close(gradient / largest, theirs[parameter] / largest, atol=1e-5, rtol=1e-5)
+
+
+def test_with_the_prompt_read_once_it_is_the_same():
+    batch = collated(BATCHES["short replies of one and of seven tokens"], alike=1)
+    _, loss, theirs = loss_and_gradients(policy_of("gemma2, capped"), batch)
+    policy = policy_of("gemma2, capped")
+    policy.config._attn_implementation = "eager"
+    install_head(policy, CHUNKED)
+    assert share_prompt_computation(policy)
+    _, own_loss, ours = loss_and_gradients(policy, batch)
+    assert own_loss == pytest.approx(loss, abs=1e-6)
+    for parameter, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[parameter], atol=2e-5, rtol=2e-4)
+
+
+def test_the_reference_reads_its_own_copy_of_a_trained_head():
+    policy = policy_of("llama, untied", modules_to_save=["lm_head"])
+    policy.add_adapter("ref", policy.peft_config["default"])
+    base = policy.get_base_model()
+    with adapter_active(policy, "ref"):
+        of_reference = head_of(base)
+    with policy.disable_adapter():
+        of_base = head_of(base)
+    heads = [head.weight for head in (head_of(base), of_reference, of_base) if head is not None]
+    wrapper = base.get_output_embeddings()
+    copies = [*(wrapper.modules_to_save[name] for name in ("default", "ref")), wrapper.original_module]
+    assert [weight.data_ptr() for weight in heads] == [copy.weight.data_ptr() for copy in copies]
+
+
+# -- models that do more ----------------------------------------------------------------------------------------------
+
+
+def of_a_kind_of_its_own() -> PeftModel:
+    """A Llama that shifts its logits after its head, as no configuration says."""
+    policy = policy_of("llama, untied")
+    base = policy.get_base_model()
+    fused = base.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = fused(*args, **kwargs)
+        if not kwargs.get("fused_lm_head"):
+            output.logits = output.logits + torch.linspace(0, 5, output.logits.shape[-1])
+        return output
+
+    base.forward = forward
+    return policy
+
+
+@pytest.mark.parametrize("way", ["auto", "chunked", "trl"])
+def test_a_model_that_changes_its_logits_in_its_own_way_is_scored_by_them(way: str):
+    policy = of_a_kind_of_its_own()
+    assert not explains_logits(policy.get_base_model())
+    batch = collated(BATCHES["a prompt of one token"])
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        logits = policy(input_ids=ids, attention_mask=batch["attention_mask"]).logits
+    used, why = install_head(policy, Stage3Config(head=way))
+    assert used == "whole" and "LlamaForCausalLM" in why and "whole" in why
+    found = ask(policy, batch).log_probs
+    own = logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(found, own * found.ne(0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_that_is_no_plain_matrix_is_not_read_as_one():
+    policy = policy_of("llama, untied")
+    base = policy.get_base_model()
+    base.lm_head = torch.nn.Sequential(base.lm_head)
+    assert head_of(base) is None and not explains_logits(base)
+
+
+# -- which way, and what it needs -------------------------------------------------------------------------------------
+
+
+def test_auto_is_chunked_without_a_gpu_and_trls_kernel_with_one():
+    assert [head_way("auto", device) for device in ("cpu", "mps", "cuda", "xpu")] == [
+        "chunked",
+        "chunked",
+        "trl",
+        "trl",
+    ]
+    assert [head_way(way, "cpu") for way in ("chunked", "trl", "whole")] == ["chunked", "trl", "whole"]
+
+
+def test_the_forecast_knows_that_chunks_do_not_grow_with_the_vocabulary():
+    def needed(shape: Shape, tokens: int, way: str) -> int:
+        return head_memory(shape, tokens, head_way(way, "cpu"), "cpu")
+
+    small = Shape(**{**GEMMA_2B.__dict__, "vocab": 32000})
+    assert needed(GEMMA_2B, 4096, "chunked") == needed(small, 4096, "chunked")
+    assert needed(GEMMA_2B, 4096, "chunked") < needed(GEMMA_2B, 4096, "trl") < needed(GEMMA_2B, 4096, "whole")
+    more_tokens = needed(GEMMA_2B, 8192, "chunked") - needed(GEMMA_2B, 4096, "chunked")
+    assert more_tokens == 3 * 4 * 4096 * GEMMA_2B.hidden
