@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -67,7 +68,7 @@ def test_two_machines_train_what_one_does(machine: Callable[..., Context], stage
 
 def test_the_options_are_accelerates_own(machine: Callable[..., Context]):
     command = launch_command(machine(1), 4)
-    given = dict(zip(command, command[1:], strict=False))
+    given = dict(itertools.pairwise(command))
     wanted = {"--num_processes": "4", "--num_machines": "2", "--machine_rank": "1", "--main_process_ip": "127.0.0.1"}
     assert {name: given[name] for name in wanted} == wanted
     assert given["--main_process_port"] == str(machine(1).config.main_process_port)
