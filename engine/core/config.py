@@ -648,5 +648,7 @@ def _refused(
     )
     sentence = Stage3Config.model_fields[key].description or ""
     return ConfigError(
-        f"Invalid value for {key}: {first['input']!r} (from {source}).", f"{first['msg'].removeprefix('Value error, ')}.", f"{key}: {sentence}"
+        f"Invalid value for {key}: {first['input']!r} (from {source}).",
+        f"{first['msg'].removeprefix('Value error, ')}.",
+        f"{key}: {sentence}",
     )
