@@ -148,6 +148,7 @@ def _trial_run(
         checkpoint_bytes=tried.checkpoint_bytes,
         peak_bytes=tried.peak_bytes,
         peak_bytes_pairs=made.peak_bytes,
+        load_seconds=made.load_seconds,
     )
     return plan, measured, inputs, made.usable_share
 
@@ -165,6 +166,7 @@ class PairsInSmall:
     decode_seconds: float
     peak_bytes: int
     usable_share: float
+    load_seconds: float
 
 
 def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
@@ -175,6 +177,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.context.config)
+    started = time.monotonic()
     backend = load_backend(
         config,
         adapter_folder(context.config, context.run, context.token_text),
@@ -182,6 +185,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         context.token_text,
         context.tell,
     )
+    load_seconds = time.monotonic() - started
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
@@ -215,6 +219,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         decode_seconds=decode,
         peak_bytes=peak.bytes(),
         usable_share=fraction([pair.status == OK for pair in pairs]),
+        load_seconds=load_seconds,
     )
     del backend, judge, make
     free_memory()
