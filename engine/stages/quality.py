@@ -5,7 +5,8 @@ Scores are not an output of this stage: `pairs/scores.jsonl` stays when it is do
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from array import array
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from engine.core.events import Check, Event, Message
 from engine.models.templates.option import template_key
 from engine.pairs.assessment.gate import FIGURES_WITHOUT_JUDGE, Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import assessed_pairs, hold_out, preference_row
-from engine.pairs.data.edits import Edits, read_edits, read_settled_edits
+from engine.pairs.data.edits import Edits, apply_decision, read_edits, read_settled_edits
 from engine.pairs.data.record import Pair
+from engine.pairs.formats.indexed_pairs import IndexedPairs
 from engine.pairs.formats.run_pairs import damaged_line, run_pairs
 from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import MIN_LETTER_PROBABILITY
@@ -117,7 +119,7 @@ def _too_few(usable: int) -> DataError:
     )
 
 
-def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> Iterator[Event]:
+def measure_lengths_of(context: Context, tally: Tally, usable: Sequence[Pair]) -> Iterator[Event]:
     """Count the pairs of the training part that training would leave out as too long, as it will find them itself.
 
     The sets that this stage writes do not depend on it: another --max-length is preflight's and training's to look at.
@@ -129,7 +131,7 @@ def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> It
 
     config = context.config
     train, _ = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
-    rows = [preference_row(pair) for pair in train]
+    rows = (preference_row(pair) for pair in train)
     try:
         tokenizer = load_tokenizer(config, context.token_text)
         lengths = measure_lengths(rows, tokenizer)  # type: ignore[arg-type]
@@ -147,7 +149,7 @@ def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[st
     return Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
 
 
-def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
+def _score(examined: ExaminedJudge, usable: Sequence[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
     scores = yield from examined.score(usable, load_judge)
     judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
@@ -171,8 +173,8 @@ def judge_run(
     scores: ScoreCache | None = None,
     measures: KnownMeasures | None = None,
     min_gain: float | None = None,
-) -> tuple[Tally, list[Pair]]:
-    """Tally and usable pairs of a run, after edits. Raises DamagedState for an invalid line.
+) -> tuple[Tally, Sequence[Pair]]:
+    """Tally and usable pairs of a run, after edits; each is read when it is asked for. Raises DamagedState for an invalid line.
 
     decisions    people's; those of the file if not given
     scores       a judge's scores of these texts, instead of those in the file
@@ -194,7 +196,12 @@ def judge_run(
     tally = Tally(min_gain=min_gain)
     made = ((line, with_measures(pair, measures or {})) for line, pair in run_pairs(pairs_path))
     judged = assessed_pairs(made, decisions, tally, scored)
-    return tally, [each.pair for each in judged if each.verdict.usable]
+    usable = array("Q", (each.verdict.line for each in judged if each.verdict.usable))
+
+    def as_trained(made: Pair) -> Pair:
+        return scored(apply_decision(with_measures(made, measures or {}), decisions.get(made.id)))
+
+    return tally, IndexedPairs(pairs_path, usable, as_trained) if usable else []
 
 
 def check_of(figure: Figure) -> Check:
@@ -204,5 +211,4 @@ def check_of(figure: Figure) -> Check:
 
 
 def _write_rows(path: Path, pairs: Iterable[Pair]) -> None:
-    lines = "".join(dumps(preference_row(pair)) + "\n" for pair in pairs)
-    write_atomically(path, lines.encode("ascii"))
+    write_atomically(path, (f"{dumps(preference_row(pair))}\n".encode("ascii") for pair in pairs))

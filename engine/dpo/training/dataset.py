@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -56,15 +56,20 @@ def load_rows(path: Path) -> list[Row]:
     return rows
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
+def encode_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
     """Encode rows with the model's chat template; special tokens in their text stay text.
 
     Raises PreconditionError if the template cannot be used for training, DataError if a pair's replies have the same ids.
     """
-    encoded = [encode_row(row, tokenizer, index) for index, row in enumerate(rows)]
-    for pair in encoded:
+    return list(encoded(rows, tokenizer))
+
+
+def encoded(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[EncodedPair]:
+    """`encode_rows`, one after another."""
+    for index, row in enumerate(rows):
+        pair = encode_row(row, tokenizer, index)
         _refuse_same_replies(pair, tokenizer)
-    return encoded
+        yield pair
 
 
 def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, index: int = 0) -> EncodedPair:
@@ -83,9 +88,9 @@ def _refuse_same_replies(pair: EncodedPair, tokenizer: PreTrainedTokenizerBase) 
         )
 
 
-def measure_lengths(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def measure_lengths(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of each row's prompt and longer reply."""
-    return [pair.length for pair in encode_rows(rows, tokenizer)]
+    return [pair.length for pair in encoded(rows, tokenizer)]
 
 
 def split_by_length(pairs: Sequence[EncodedPair], max_length: int) -> tuple[list[EncodedPair], list[EncodedPair]]:
