@@ -87,6 +87,7 @@ def run(context: Context) -> StageRun:
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
         plan=plan,
+        at_once=plan.processes if inputs.machine.device_type == "cuda" else 1,  # they share a CPU
     )
     if config.pairs is not None:
         whole = replace(whole, seconds_pairs=0.0)  # they are there already

@@ -15,7 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from engine.core.errors import ExitCode, UnsafeError
-from engine.models.adapters.expected_tensors import refuse_endless
+from engine.models.adapters.expected_tensors import read_base_config
+from engine.models.endless import refuse_endless
 from engine.models.tokenizer_look import look_at_tokenizer
 from engine.pairs.formats.containers import rows_of
 from engine.process import first_look as first_look_module
@@ -126,7 +127,10 @@ def test_a_tokenizer_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pyt
     twice = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
     with pytest.raises(UnsafeError, match="the library that reads it") as refused:
         look_at_tokenizer(
-            tokenizer_with(tmp_path / "base", normalizer={"type": "Sequence", "normalizers": [twice] * 40}), None, None
+            tokenizer_with(tmp_path / "base", normalizer={"type": "Sequence", "normalizers": [twice] * 40}),
+            None,
+            None,
+            "--base-model-id",
         )
     assert "--base-model-id" in refused.value.what_to_do
 
@@ -140,14 +144,16 @@ def test_a_tokenizer_that_aborts_the_process_is_refused(tmp_path: Path):
         "pad_type_id": 0,
     }
     with pytest.raises(UnsafeError, match="crashes the library"):
-        look_at_tokenizer(tokenizer_with(tmp_path / "base", padding={**long, "pad_token": "<pad>"}), None, None)
+        look_at_tokenizer(
+            tokenizer_with(tmp_path / "base", padding={**long, "pad_token": "<pad>"}), None, None, "--base-model-id"
+        )
 
 
 def test_a_good_tokenizer_and_a_model_without_one_pass(tmp_path: Path):
     folder = build_base(tmp_path / "base")
-    look_at_tokenizer(str(folder), None, None)
+    look_at_tokenizer(str(folder), None, None, "--base-model-id")
     (folder / "tokenizer.json").unlink()
-    look_at_tokenizer(str(folder), None, None)
+    look_at_tokenizer(str(folder), None, None, "--base-model-id")
 
 
 @pytest.mark.parametrize(
@@ -155,10 +161,16 @@ def test_a_good_tokenizer_and_a_model_without_one_pass(tmp_path: Path):
 )
 def test_a_model_with_a_billion_layers_is_not_built(name: str):
     with pytest.raises(UnsafeError, match=f"{name} = 1,000,000,000"):
-        refuse_endless({"text_config": {name: 10**9}})
+        refuse_endless({"text_config": {name: 10**9}}, "--base-model-id")
+
+
+def test_the_configuration_of_a_base_model_is_looked_at_before_anything_is_built(tmp_path: Path, config):
+    path = build_base(tmp_path / "base") / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**9}))
+    with pytest.raises(UnsafeError, match="num_hidden_layers"):
+        read_base_config(config(base_model_id=str(tmp_path / "base")))
 
 
 def test_real_sizes_are_no_counts_of_parts():
-    refuse_endless(
-        {"vocab_size": 262_144, "moe_intermediate_size": 20_000, "num_experts_per_tok": 8, "num_hidden_layers": 126}
-    )
+    real = {"vocab_size": 262_144, "moe_intermediate_size": 20_000, "num_experts_per_tok": 8, "num_hidden_layers": 126}
+    refuse_endless(real, "--base-model-id")
