@@ -33,6 +33,7 @@ def look_at_tokenizer(
     with open_file(path, follow_links=True) as file:
         first_look(
             __name__,
+            "tokenizers",
             file,
             str(path),
             mend=f"Give another {option}, or take the file from where the model was first published.",

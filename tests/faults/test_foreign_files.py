@@ -36,11 +36,11 @@ def look_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     (tmp_path / "file").write_bytes(b"what a stranger wrote")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def looks(body: str) -> None:
+    def looks(body: str, library: str = "json") -> None:
         (tmp_path / "looks.py").write_text(f"import os, signal, sys, time\ndef look():\n    {body}\n")
         with (tmp_path / "file").open("rb") as file:
             file.read(7)  # where we are in it is no matter of the child's
-            first_look("looks", file, "a\x1b[2J file", mend=MEND)
+            first_look("looks", library, file, "a\x1b[2J file", mend=MEND)
             assert file.tell() == 7
 
     return looks
@@ -66,6 +66,16 @@ def test_a_file_that_hangs_its_library_is_refused_though_it_hears_no_signal(
 def test_what_python_raises_is_no_crash_and_a_file_is_looked_at_once(look_with: Callable[[str], None]):
     look_with("raise ValueError('no table')")
     look_with("os.abort()")  # not asked again
+
+
+def test_a_library_that_crashes_by_itself_is_no_fault_of_the_file(
+    look_with: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "broken.py").write_text("import os\nos.abort()\n")
+    look_with("os.abort()", "broken")
+    assert "was not looked at first: ended by SIGABRT" in caplog.text
+    with pytest.raises(UnsafeError):
+        look_with("os.abort()")  # it counts as not looked at
 
 
 def test_the_child_reads_the_whole_file_and_has_a_limit_of_memory(look_with: Callable[[str], None]):
@@ -101,7 +111,7 @@ def test_a_table_whose_offsets_point_anywhere_is_damaged_and_not_read_there(kind
 
 def test_a_table_is_looked_at_by_a_child_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     looked: list[Any] = []
-    monkeypatch.setattr("engine.pairs.formats.tables.first_look", lambda *given, **more: looked.append(given[2]))
+    monkeypatch.setattr("engine.pairs.formats.tables.first_look", lambda *given, **more: looked.append(given[3]))
     pa.parquet.write_table(pa.table({"prompt": [WORDS]}), tmp_path / "rows.parquet")
     (tmp_path / "rows.arrow").write_bytes(arrow("file"))
     for name in ("rows.parquet", "rows.arrow"):
