@@ -113,10 +113,12 @@ def forecast(
     epochs: float,
     save_total_limit: int,
     plan: TrainingPlan,
+    at_once: int = 1,
 ) -> Forecast:
     """Forecast the full run from a short one that ran under `plan`.
 
     replies, readings   per pair (`engine.pairs.generation.cost`)
+    at_once             processes that train at the same time, each on a device of its own
     """
     tokens = min(max_new_tokens, REPLY_MARGIN * measured.reply_tokens)
     batches = ceil(num_examples / measured.batch_size)
@@ -126,7 +128,7 @@ def forecast(
     share = min(1.0, measured.pair_tokens / max(measured.longest_tokens, 1))
     # The measured step includes a live reference; one computed up front is added.
     passes = epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
-    training_seconds = num_examples * share * measured.step_seconds * passes
+    training_seconds = num_examples * share * measured.step_seconds * passes / at_once
     disk = disk_parts(
         num_examples=num_examples,
         record_bytes=measured.record_bytes,

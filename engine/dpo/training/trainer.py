@@ -28,10 +28,12 @@ from engine.dpo.training.dataset import (
     Row,
     describe,
     encoded,
+    load_rows,
     refuse_too_many_long,
     rows_with_special_text,
     without_long,
 )
+from engine.dpo.training.ranks import ALONE, Ranks
 from engine.dpo.training.reference import (
     LN2,
     REFERENCE_ADAPTER,
@@ -129,7 +131,7 @@ def train(
     """
     plan = plan or current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
     resolved = replace(context, config=plan.applied_to(context.config))
-    expected = reference_sha256 or _recorded_reference(context)
+    expected = reference_sha256 or expected_reference(context)
     said, step = "", max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
     try:
         working = _train(resolved, rows, plan, expected, policy, tokenizer, max_steps)
@@ -150,6 +152,18 @@ def train(
     raise reduce_after_oom(context.run, context.config, plan, step=step, error=said)
 
 
+def train_share(
+    context: Context, plan: TrainingPlan, reference_sha256: str, ranks: Ranks
+) -> Generator[Event, None, Trained]:
+    """`train` on the run's training pairs, as one of several processes. Each yields the same events.
+
+    Raises as `train` does, but of memory that ran out what the allocator raised.
+    """
+    resolved = replace(context, config=plan.applied_to(context.config))
+    rows = load_rows(context.run / layout.TRAIN_JSONL)
+    return _train(resolved, rows, plan, reference_sha256, None, None, -1, ranks)
+
+
 @dataclass
 class _Prepared:
     """Everything needed to start the steps: the trainer over its pairs."""
@@ -162,6 +176,8 @@ class _Prepared:
     dtype: torch.dtype
     fingerprint: str
     """A hash of everything the trained numbers depend on, but not of how a batch is split."""
+    steps: int
+    """Optimizer steps of the whole training."""
 
 
 def _train(
@@ -172,6 +188,7 @@ def _train(
     policy: PeftModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
+    ranks: Ranks = ALONE,
 ) -> Generator[Event, None, Trained]:
     """`train` under one plan, which is already applied to the configuration."""
     from engine.dpo.training.callbacks import WarningsCallback
@@ -179,14 +196,17 @@ def _train(
     config = context.config
     started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
     callbacks = _reporting_callbacks(context)
-    prepared = yield from _prepare(context, rows, expected, policy, tokenizer, max_steps)
+    prepared = yield from _prepare(context, rows, expected, policy, tokenizer, max_steps, ranks)
     yield from _place_reference(context, prepared, expected)
-    checkpoint = yield from _checkpoint_to_resume(context, prepared.fingerprint)
+    checkpoint = yield from _checkpoint_to_resume(context, prepared.fingerprint, ranks)
     first_loss = yield from _begin(prepared, checkpoint)
     watch = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
     for callback in [WarningsCallback(watch), *callbacks]:
         prepared.trainer.add_callback(callback)
-    yield from _drive(prepared.trainer, context.stop, checkpoint, watch)
+    if checkpoint is not None and step_of(checkpoint) >= prepared.steps:
+        prepared.trainer.take_back(checkpoint)
+    else:
+        yield from _drive(prepared.trainer, context.stop, checkpoint, watch)
     final = yield from _prove_it_learned(prepared, expected, config.learning_rate)
     history = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in history]
@@ -231,6 +251,7 @@ def _prepare(
     policy: PeftModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
+    ranks: Ranks,
 ) -> Generator[Event, None, _Prepared]:
     from engine.dpo.training.encoded_pairs import as_plain, fingerprint_of
     from engine.dpo.training.trl_trainer import build_trainer
@@ -248,10 +269,18 @@ def _prepare(
         {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
     folder = context.run / layout.CHECKPOINTS_DIR
-    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint)
+    kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
+    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
     if trainer.why_head:
         yield Message("warning" if config.head != "auto" else "info", f"{trainer.why_head}.")
-    return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint)
+    steps = max_steps if max_steps > 0 else steps_of(config, len(pairs))
+    return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint, steps)
+
+
+def _sharded() -> type[Stage3Trainer]:
+    from engine.dpo.training.sharded_trainer import ShardedTrainer
+
+    return ShardedTrainer
 
 
 def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Generator[Event, None, None]:
@@ -273,11 +302,18 @@ def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Ge
         cache=KeyedCache(context.cache / layout.REFERENCE_LOGPS),
         policy=policy_key(config, expected),
         stop=context.stop,
+        ranks=trainer.ranks,
     )
     trainer.use_reference_logps(logps)
 
 
-def _checkpoint_to_resume(context: Context, fingerprint: str) -> Generator[Event, None, Path | None]:
+def _checkpoint_to_resume(context: Context, fingerprint: str, ranks: Ranks) -> Generator[Event, None, Path | None]:
+    """What the first process finds: others may not look while it renames."""
+    found = (yield from _newest_checkpoint(context, fingerprint)) if ranks.is_first else None
+    return ranks.from_first(found)
+
+
+def _newest_checkpoint(context: Context, fingerprint: str) -> Generator[Event, None, Path | None]:
     """The newest good checkpoint of this training: its own, else one of the same training in another folder."""
     folder = context.run / layout.CHECKPOINTS_DIR
     checkpoint, told = newest_good(folder, fingerprint)
@@ -299,9 +335,9 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
         require_first_loss(first_loss, prepared.dtype)
         text = f"Before the first step: loss {first_loss:.6f} = ln 2, so the reference is the Stage 2 adapter."
         yield Message("info", text)
-    else:
+    elif step_of(checkpoint) < prepared.steps:
         yield Message("info", f"Resuming from {checkpoint.name}.")
-    if prepared.trainer.precompute_ref_logps:
+    if prepared.trainer.precompute_ref_logps and prepared.trainer.ranks.count == 1:  # DDP wants one device
         place_adapter(prepared.policy, REFERENCE_ADAPTER, "cpu")  # its log-probabilities are known, so no step uses it
     return first_loss
 
@@ -348,7 +384,8 @@ def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
         yield Message("warning", f"{text}: worse than untrained. Check --learning-rate and the pairs.")
 
 
-def _recorded_reference(context: Context) -> str:
+def expected_reference(context: Context) -> str:
+    """The hash of the reference's tensors that stage adapter recorded. Raises PreconditionError without one."""
     adapter = context.run.results.adapter
     if adapter is None:
         raise PreconditionError(
@@ -365,15 +402,16 @@ def planned_steps(pairs: int, epochs: float, batch_size: int, accumulation: int)
     return math.ceil(epochs * per_epoch)
 
 
+def steps_of(config: Stage3Config, pairs: int) -> int:
+    """Optimizer steps of a training on that many pairs."""
+    return planned_steps(
+        pairs, config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps
+    )
+
+
 def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> dict[str, Any]:
     """Everything that affects the result of training, as arguments for DPOConfig."""
-    steps = (
-        max_steps
-        if max_steps > 0
-        else planned_steps(
-            pairs, config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps
-        )
-    )
+    steps = max_steps if max_steps > 0 else steps_of(config, pairs)
     return {
         "num_train_epochs": config.num_train_epochs,
         "max_steps": max_steps,
@@ -448,7 +486,7 @@ def _drive(
     trainer.add_callback(
         StepEvents(
             said.put,
-            stop_wanted=lambda: stop.requested or abandoned.is_set(),
+            stop_wanted=lambda: trainer.ranks.stop_wanted(stop) or abandoned.is_set(),
             skipped=lambda: bool(trainer.accelerator.optimizer_step_was_skipped),
         )
     )
