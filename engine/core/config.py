@@ -71,7 +71,8 @@ Addresses = Annotated[tuple[str, ...] | None, BeforeValidator(_addresses)]
 
 
 class Described(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    # Only the whole is validated: to build the parts too would take a tenth of a second of every start.
+    model_config = ConfigDict(use_attribute_docstrings=True, defer_build=True)
 
 
 class RunOptions(Described):
@@ -477,7 +478,12 @@ class Stage3Config(
     """All options, resolved and frozen."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=False,  # its own: it has none, and the parts have read theirs
+        validate_default=True,
+        defer_build=False,
     )
 
     @field_validator("num_processes")

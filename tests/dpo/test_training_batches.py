@@ -17,7 +17,8 @@ from engine.core.errors import NumbersError, Stopped
 from engine.core.events import Progress, TrainStep
 from engine.dpo.training import reference
 from engine.dpo.training.batches import StepCollator, cut_by_length, tokens_read
-from engine.dpo.training.dataset import encode_rows
+from engine.dpo.training.dataset import EncodedPair, encode_rows
+from engine.dpo.training.encoded_pairs import EncodedPairs
 from engine.dpo.training.ranks import Ranks
 from engine.dpo.training.reference import reference_logps
 from engine.dpo.training.trainer import train, training_settings
@@ -187,8 +188,8 @@ def test_steps_and_reference_read_a_prompt_once(once: bool, make: Callable[..., 
     )
     run_stage(train(context, ROWS[:1], policy=policy, max_steps=1))
     (pair,) = plain(context, ROWS[:1])
-    # Neither reply's last token; after the probe of two small pairs, the reference, the first loss and the step.
-    assert read[2:] == [tokens_read(pair) - 2] * (3 if once else 4)
+    # Neither reply's last token; after the probes of the head and of two small pairs, the reference, the first loss and the step.
+    assert read[3:] == [tokens_read(pair) - 2] * (3 if once else 4)
 
 
 def test_the_mean_is_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
@@ -224,7 +225,7 @@ def trainer(make: Callable[..., Context]) -> Any:
         context.run / layout.CHECKPOINTS_DIR,
         policy,
         load_tokenizer(context.config),
-        tokens,
+        EncodedPairs((EncodedPair(number, **pair) for number, pair in enumerate(tokens)), context.run.folder),
         training_settings(context.config, len(tokens)),
         torch.float32,
         "x",

@@ -24,13 +24,14 @@ from engine.dpo.planning.plan import TrainingPlan, current_plan, reduce_after_oo
 from engine.dpo.training.checkpoints import adopt, by_step, newest_good, step_of
 from engine.dpo.training.dataset import (
     EncodedPair,
+    LongPair,
     Row,
     describe,
-    encode_rows,
+    encoded,
     load_rows,
     refuse_too_many_long,
     rows_with_special_text,
-    split_by_length,
+    without_long,
 )
 from engine.dpo.training.ranks import ALONE, Ranks
 from engine.dpo.training.reference import (
@@ -57,8 +58,9 @@ from engine.models.loading import (
 )
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.superseded import is_reusable, superseded_folders
-from engine.storage.files import name_folder, sha256_of_json, write_json
+from engine.storage.files import name_folder, write_json
 from engine.storage.keyed_cache import KeyedCache
+from engine.storage.lazy import Mapped
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from engine.core.config import Stage3Config
+    from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.trl_trainer import Stage3Trainer
     from engine.run.context import Context
     from engine.run.stop import StopToken
@@ -168,8 +171,8 @@ class _Prepared:
     policy: PeftModel
     tokenizer: PreTrainedTokenizerBase
     trainer: Stage3Trainer
-    pairs: list[EncodedPair]
-    too_long: list[EncodedPair]
+    pairs: EncodedPairs
+    too_long: list[LongPair]
     dtype: torch.dtype
     fingerprint: str
     """A hash of everything the trained numbers depend on, but not of how a batch is split."""
@@ -250,27 +253,24 @@ def _prepare(
     max_steps: int,
     ranks: Ranks,
 ) -> Generator[Event, None, _Prepared]:
+    from engine.dpo.training.encoded_pairs import as_plain, fingerprint_of
     from engine.dpo.training.trl_trainer import build_trainer
 
     config, token = context.config, context.token_text
     tokenizer = tokenizer or load_tokenizer(config, token)
-    pairs, too_long = yield from _encode_and_filter(config, rows, tokenizer)
+    pairs, too_long = yield from _encode_and_filter(context, rows, tokenizer)
     policy = policy or load_policy(
         load_base(config, token), adapter_folder(context.config, context.run, context.token_text), trainable=True
     )
-    dtype, plain = resolve_dtype(config), _as_plain(pairs)
+    dtype = resolve_dtype(config)
     settings = training_settings(config, len(pairs), max_steps)
-    fingerprint = sha256_of_json(
-        {
-            "settings": split_invariant_settings(settings),
-            "reference": expected,
-            "pairs": plain,
-            "dtype": str(dtype),
-        }
+    fingerprint = fingerprint_of(
+        map(as_plain, pairs),
+        {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
     folder = context.run / layout.CHECKPOINTS_DIR
     kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
-    trainer = build_trainer(config, folder, policy, tokenizer, plain, settings, dtype, fingerprint, ranks, kind)
+    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
     if trainer.why_head:
         yield Message("warning" if config.head != "auto" else "info", f"{trainer.why_head}.")
     steps = max_steps if max_steps > 0 else steps_of(config, len(pairs))
@@ -285,6 +285,8 @@ def _sharded() -> type[Stage3Trainer]:
 
 def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Generator[Event, None, None]:
     """Verify that the reference is the Stage 2 adapter and, if configured, compute its log-probabilities up front."""
+    from engine.dpo.training.encoded_pairs import as_plain
+
     config, policy, trainer = context.config, prepared.policy, prepared.trainer
     require_reference_weights(policy, expected)
     if config.load_in_4bit:
@@ -293,7 +295,7 @@ def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Ge
         return
     logps = yield from reference_logps(
         policy,
-        _as_plain(prepared.pairs),
+        Mapped(prepared.pairs, as_plain),
         trainer.data_collator,
         batch_size=config.per_device_train_batch_size,
         dtype=prepared.dtype,
@@ -435,14 +437,17 @@ def split_invariant_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode_and_filter(
-    config: Stage3Config, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
-) -> Generator[Event, None, tuple[list[EncodedPair], list[EncodedPair]]]:
+    context: Context, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> Generator[Event, None, tuple[EncodedPairs, list[LongPair]]]:
+    from engine.dpo.training.encoded_pairs import EncodedPairs
+
+    config, too_long = context.config, list[LongPair]()
     inert = rows_with_special_text(rows, tokenizer)
     if inert:
         yield Message(
             "info", f"{len(inert)} pairs contain text that looks like a special token; it is trained as plain text."
         )
-    pairs, too_long = split_by_length(encode_rows(rows, tokenizer), config.max_length)
+    pairs = EncodedPairs(without_long(encoded(rows, tokenizer), config.max_length, too_long), context.run.folder)
     refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
     if too_long:
         text = f"{len(too_long)} of {len(rows)} pairs exceed --max-length {config.max_length} and are left out"
@@ -496,10 +501,6 @@ def _drive(
     if failure:
         raise failure[0]
     stop.raise_if_requested()
-
-
-def _as_plain(pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:
-    return [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
 
 
 def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revision: str | None) -> None:

@@ -27,8 +27,9 @@ from engine.core.errors import NumbersError
 from engine.core.events import CheckpointSaved, Event, TrainStep
 from engine.core.failpoints import failpoint
 from engine.dpo.planning.forecast import HeadWay
-from engine.dpo.training.batches import Batch, StepCollator, tokens_read
+from engine.dpo.training.batches import Batch, StepCollator
 from engine.dpo.training.checkpoints import rotate, size_of, unfinished, write_checkpoint
+from engine.dpo.training.encoded_pairs import EncodedPairs
 from engine.dpo.training.head import install_head
 from engine.dpo.training.ranks import ALONE, Ranks
 from engine.dpo.training.reference import Logps, collated
@@ -54,7 +55,7 @@ def build_trainer(
     folder: Path,
     policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: list[dict[str, Any]],
+    pairs: EncodedPairs,
     settings: dict[str, Any],
     dtype: torch.dtype,
     fingerprint: str,
@@ -78,14 +79,14 @@ def build_trainer(
         trainer = (kind or Stage3Trainer)(
             model=policy,
             args=_arguments(config, folder, settings, dtype, device),
-            train_dataset=Dataset.from_list(pairs),
+            train_dataset=Dataset(pairs.table),
             processing_class=tokenizer,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
     trainer.ranks = ranks
-    trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(map(tokens_read, pairs))
+    trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(pair.tokens_read for pair in pairs)
     trainer.head, trainer.why_head = install_head(policy, config)
     share_prompt_computation(policy)
     return trainer
