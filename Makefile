@@ -123,7 +123,7 @@ snapshots: $(STAMP)
 # Every screen at three sizes in a dark, a light and the ANSI theme, as SVG in SCREENS, to look at.
 SCREENS ?= screens
 screens: $(STAMP)
-	PICTURES_FOLDER=$(abspath $(SCREENS)) $(BIN)/python -m pytest -m slow tests/tui/test_snapshots.py
+	PICTURES_FOLDER=$(abspath $(SCREENS)) $(BIN)/python -m pytest -m slow tests/tui/test_snapshots.py tests/tui/test_further_screens.py
 
 $(TOOLS)/bin/uv:
 	$(PYTHON) -m venv $(TOOLS)

@@ -86,7 +86,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
 
     from engine.core.events import TrainStep
     from engine.demo.tokenizer import train_tokenizer
-    from engine.dpo.planning.forecast import Shape, machine_of, training_memory
+    from engine.dpo.planning.forecast import Shape, head_way, machine_of, training_memory
     from engine.dpo.planning.plan import TrainingPlan
     from engine.dpo.training.dataset import encode_rows
     from engine.dpo.training.trainer import train
@@ -116,7 +116,15 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         shape = Shape.of(policy.config, context.run.result("adapter"))
     pair = encode_rows(rows[:1], tokenizer)[0]
     tokens = len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
-    terms = training_memory(shape, plan, max_length=-(-tokens // 2), context=machine.context, slack=machine.slack)
+    terms = training_memory(
+        shape,
+        plan,
+        max_length=-(-tokens // 2),
+        context=machine.context,
+        slack=machine.slack,
+        head=head_way(config.head, machine.device_type),
+        device_type=machine.device_type,
+    )
     seconds = statistics.median(after - before for before, after in itertools.pairwise(times))
     return {
         "tokens": tokens,

@@ -19,6 +19,7 @@ from engine.process.environment import quiet_libraries
 from engine.run.context import Context
 from engine.run.folder import Run
 from tests.support.clear_choices import clear_choices  # noqa: F401
+from tests.support.finished_demo import demo_run  # noqa: F401
 from tests.support.git_repositories import here, upstream  # noqa: F401
 from tests.support.idle_wizard import finished, runner, sessions  # noqa: F401
 from tests.support.short_run import short_run  # noqa: F401

@@ -58,6 +58,7 @@ RECORD, SMALL_FILE, CHECKPOINT, FOLDER, ARCHIVE = (
     f"{ORDER}::test_the_archive_is_synced_before_it_has_its_name",
 )
 FILES, BODIES = "tests/faults/test_files.py", "tests/faults/test_bodies.py"
+FOREIGN = "tests/faults/test_foreign_files.py"
 ARCHIVES = "tests/packaging/test_archive.py"
 TRAINING = "tests/dpo/test_training.py"
 SYNC = """            failpoint("sync")
@@ -221,6 +222,44 @@ MUTANTS = (
         "if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MOST_UNFOLDING * size):",
         "if False:",
         (f"{BODIES}::test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked",),
+    ),
+    Mutant(
+        "limit on headers that drip",
+        "engine/hub/client.py",
+        "    watch_connections(client)\n",
+        "",
+        (f"{BODIES}::test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too",),
+    ),
+    Mutant(
+        "first look at a stranger's file in a child",
+        "engine/process/first_look.py",
+        "if looked.timed_out or looked.killed_by:",
+        "if False:",
+        (
+            f"{FOREIGN}::test_a_file_that_crashes_its_library_is_refused_with_the_signal",
+            f"{FOREIGN}::test_a_tokenizer_that_aborts_the_process_is_refused",
+        ),
+    ),
+    Mutant(
+        "first look at a table",
+        "engine/pairs/formats/containers.py",
+        "    look_at_table(source, name)\n",
+        "",
+        (f"{FOREIGN}::test_a_table_is_looked_at_by_a_child_before_it_is_read",),
+    ),
+    Mutant(
+        "limit on the parts of a model",
+        "engine/models/endless.py",
+        "value > MOST_PARTS",
+        "value > 10**12",
+        (f"{FOREIGN}::test_a_model_with_a_billion_layers_is_not_built",),
+    ),
+    Mutant(
+        "damaged lines are named before pairs are made",
+        "engine/stages/pairs.py",
+        "    require_whole_lines(context.run / layout.PAIRS_JSONL)\n",
+        "",
+        ("tests/stages/test_pairs.py::test_a_damaged_line_is_named_before_anything_is_made",),
     ),
 )
 

@@ -102,7 +102,15 @@ KEYS: tuple[Key, ...] = (
     Key("chart", "end", "End", "point(1000000)", "", "The newest step.", CHARTS),
     Key("stage", "n", "n", "answer(1)", "next", "Verdict: the answers to the next held-out prompt.", LOOK),
     Key("stage", "N", "N", "answer(-1)", "", "Verdict: the answers to the previous one.", LOOK),
-    Key("stage", "w", "w", "which", "which", "Verdict: which answers: all, better, worse, broken, harmful, …", LOOK),
+    Key(
+        "stage",
+        "w",
+        "w",
+        "which",
+        "which",
+        "Verdict: which answers: all, better, worse, broken, unfit, harmful, …",
+        LOOK,
+    ),
     Key(
         "stage", "c", "c", "copy", "copy", "Copy the scp command of stage packaging, else the run folder's path.", LOOK
     ),
@@ -160,7 +168,7 @@ KEYS: tuple[Key, ...] = (
     Key("log", "v", "v", "other_log", "other log", "Messages of the run, or the end of run.log.", LOG),
     Key("text", "ctrl+s", "Ctrl+S", "keep", "keep", "Save the text.", WRITE),
     Key("text", "ctrl+t", "Ctrl+T", "other", "draft/revision", "Switch between draft and revision.", WRITE),
-    Key("text", "escape", "Esc", "leave", "leave", "Discard the changes.", WRITE),
+    Key("text", "escape", "Esc", "leave", "discard", "Discard the changes.", WRITE),
     Key("field", "enter", "Enter", "submit", "use it", "Use the value.", WRITE),
     Key("field", "escape", "Esc", "app.back", "leave", "Leave the field.", WRITE),
     Key("window", "escape", "Esc", "dismiss_window", "", "Close the window; so does a click outside.", MOVE),

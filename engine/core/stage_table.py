@@ -52,7 +52,9 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
         every_time=True,
     ),
     StageSpec("toolchain", "Toolchain", "Looks for Python, uv, git, tmux and the GPU driver.", every_time=True),
-    StageSpec("credentials", "Credentials", "Checks the Hugging Face token and its permissions before any download."),
+    StageSpec(
+        "credentials", "Credentials", "Checks the Hugging Face token, and what it may read, before any download."
+    ),
     StageSpec(
         "dependencies",
         "Dependencies",
@@ -70,7 +72,7 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
     StageSpec(
         "pairs",
         "Pairs",
-        "Drafts, critiques and revises an answer to every prompt.",
+        "Drafts an answer to every prompt, critiques it and revises it.",
         inputs=MODELS,
         outputs=("pairs",),
         keeps_records=True,
@@ -93,7 +95,7 @@ STAGE_TABLE: tuple[StageSpec, ...] = (
     StageSpec(
         "packaging",
         "Packaging",
-        "Packs the adapter and its provenance into one archive.",
+        "Packs the adapter into one archive, with its provenance.",
         inputs={"training.tensors_sha256": "the Stage 3 adapter", "training.verdict": "the verdict"},
     ),
 )

@@ -79,7 +79,15 @@ class Content:
 
 def packed_names(run: Run) -> list[str]:
     """The existing files of the run that are on the allow-list, sorted."""
-    return sorted(name for name in LISTED if os.path.lexists(run / name))
+    return sorted(name for name in LISTED if os.path.lexists(run / name) and most_bytes(run, name) != 0)
+
+
+def most_bytes(run: Run, name: str) -> int | None:
+    """How much of a file is packed; None: all. Of people's decisions those that stage quality read: the training set is made
+    of those, and later ones count for the next run.
+    """
+    quality = run.results.quality
+    return None if name != layout.EDITS_JSONL or quality is None else quality.edits_bytes
 
 
 def unlisted_names(run: Run) -> list[str]:
@@ -189,7 +197,7 @@ def read_file(run: Run, name: str) -> Content:
     with os.fdopen(file, "rb") as opened:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise _unsafe(run / name, "not a regular file")
-        data = opened.read()
+        data = opened.read(most_bytes(run, name))
     return Content(data, sha256(data).hexdigest())
 
 

@@ -137,6 +137,8 @@ class QualityResult(StageResult):
     held_out: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     accepted_for: str | None = None
+    edits_bytes: int | None = None
+    """Of `pairs/edits.jsonl`, as far as the stage read it: later decisions count for the next run. None in older runs."""
     judge: Mapping[str, Any] | None = None
 
 

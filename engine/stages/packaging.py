@@ -13,11 +13,12 @@ from engine.core.events import Check, Event, Message
 from engine.machine.memory import free_memory
 from engine.packaging.archive import Archive, build_archive, existing_archive, hash_file
 from engine.packaging.bring_home import check_line, scp_line_of_this_machine, unzip_line
-from engine.packaging.contents import packed_names
+from engine.packaging.contents import most_bytes, packed_names, read_file
 from engine.packaging.fresh_process import load_in_fresh_process
 from engine.packaging.model_card import load_lines
 from engine.packaging.secret_scan import known_secrets
 from engine.push.push import push
+from engine.run.folder import Run
 from engine.run.results import PackagingResult
 from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageEnd, StageRun
@@ -33,9 +34,14 @@ def evidence(context: Context) -> dict[str, Any]:
     packed = [name for name in packed_names(run) if name != layout.RUN_JSON]
     made = run.results.packaging
     return {
-        "the files to pack": {name: sha256_of_file(run / name) for name in packed if (run / name).is_file()},
+        "the files to pack": {name: _sha256(run, name) for name in packed if (run / name).is_file()},
         **({} if made is None or is_whole(run.archive, made.sha256) else {"the archive": "gone or changed"}),
     }
+
+
+def _sha256(run: Run, name: str) -> str:
+    """Of what is packed of a file."""
+    return sha256_of_file(run / name) if most_bytes(run, name) is None else read_file(run, name).sha256
 
 
 def is_whole(archive: Path, sha256: str) -> bool:

@@ -5,7 +5,8 @@ Scores are not an output of this stage: `pairs/scores.jsonl` stays when it is do
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from array import array
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from engine.core.events import Check, Event, Message
 from engine.models.templates.option import template_key
 from engine.pairs.assessment.gate import FIGURES_WITHOUT_JUDGE, Figure, Tally, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import assessed_pairs, hold_out, preference_row
-from engine.pairs.data.edits import read_edits
+from engine.pairs.data.edits import Edits, apply_decision, read_edits, read_settled_edits
 from engine.pairs.data.record import Pair
+from engine.pairs.formats.indexed_pairs import IndexedPairs
 from engine.pairs.formats.run_pairs import damaged_line, run_pairs
 from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import MIN_LETTER_PROBABILITY
@@ -51,13 +53,14 @@ def evidence(context: Context) -> dict[str, Any]:
 
 def run(context: Context) -> StageRun:
     config, run_ = context.config, context.run
-    tally, usable = judge_run(run_)
+    decisions, edits_bytes = read_settled_edits(run_ / layout.EDITS_JSONL)
+    tally, usable = judge_run(run_, decisions)
     measures: KnownMeasures = {}
     if config.relevance and usable:
         measures = yield from measure_relevance(
             config, usable, run_ / layout.RELEVANCE_JSONL, context.token_text, context.stop
         )
-        tally, usable = judge_run(run_, measures=measures)
+        tally, usable = judge_run(run_, decisions, measures=measures)
     yield from measure_lengths_of(context, tally, usable)
     beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
     asks_nobody = bool(beyond_mending) and config.accept_quality is None
@@ -65,7 +68,7 @@ def run(context: Context) -> StageRun:
     judgement = None
     if examined.trusted is not None:
         scores, judgement = yield from _score(examined, usable)
-        tally, usable = judge_run(run_, scores, measures, config.min_gain)
+        tally, usable = judge_run(run_, decisions, scores, measures, config.min_gain)
         yield from measure_lengths_of(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
         yield Message(
@@ -89,11 +92,7 @@ def run(context: Context) -> StageRun:
         yield Message("warning", f"You opened the gate (--accept-quality): {config.accept_quality}")
     train, held_out = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
     if not train or not held_out:
-        raise DataError(
-            f"{len(usable)} usable pairs are too few to split into training and held-out sets.",
-            "Each set needs at least one: without held-out pairs, the effect of training cannot be measured.",
-            "Make more pairs: raise --num-examples.",
-        )
+        raise _too_few(len(usable))
     _write_rows(run_ / layout.TRAIN_JSONL, train)
     _write_rows(run_ / layout.EVAL_JSONL, held_out)
     yield Check("held out", "ok", f"{len(held_out)} pairs, by prompt, before training")
@@ -106,12 +105,21 @@ def run(context: Context) -> StageRun:
             held_out=len(held_out),
             left_out=dict(tally.reasons),
             accepted_for=config.accept_quality if shut else None,
+            edits_bytes=edits_bytes,
             judge=told["judge"],
         ),
     )
 
 
-def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> Iterator[Event]:
+def _too_few(usable: int) -> DataError:
+    return DataError(
+        f"{usable} usable pairs are too few to split into training and held-out sets.",
+        "Each set needs at least one: without held-out pairs, the effect of training cannot be measured.",
+        "Make more pairs: raise --num-examples.",
+    )
+
+
+def measure_lengths_of(context: Context, tally: Tally, usable: Sequence[Pair]) -> Iterator[Event]:
     """Count the pairs of the training part that training would leave out as too long, as it will find them itself.
 
     The sets that this stage writes do not depend on it: another --max-length is preflight's and training's to look at.
@@ -123,7 +131,7 @@ def measure_lengths_of(context: Context, tally: Tally, usable: list[Pair]) -> It
 
     config = context.config
     train, _ = hold_out(usable, config.eval_fraction, config.min_eval_pairs)
-    rows = [preference_row(pair) for pair in train]
+    rows = (preference_row(pair) for pair in train)
     try:
         tokenizer = load_tokenizer(config, context.token_text)
         lengths = measure_lengths(rows, tokenizer)  # type: ignore[arg-type]
@@ -141,7 +149,7 @@ def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[st
     return Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
 
 
-def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
+def _score(examined: ExaminedJudge, usable: Sequence[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
     scores = yield from examined.score(usable, load_judge)
     judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
@@ -161,18 +169,20 @@ def _score(examined: ExaminedJudge, usable: list[Pair]) -> Generator[Event, None
 
 def judge_run(
     run: Run,
+    decisions: Edits | None = None,
     scores: ScoreCache | None = None,
     measures: KnownMeasures | None = None,
     min_gain: float | None = None,
-) -> tuple[Tally, list[Pair]]:
-    """Tally and usable pairs of a run, after edits. Raises DamagedState for an invalid line.
+) -> tuple[Tally, Sequence[Pair]]:
+    """Tally and usable pairs of a run, after edits; each is read when it is asked for. Raises DamagedState for an invalid line.
 
+    decisions    people's; those of the file if not given
     scores       a judge's scores of these texts, instead of those in the file
-    measures   of the revisions; a missing one was not measured
+    measures     of the revisions; a missing one was not measured
     min_gain     the smallest gain by these scores, above which a pair trains
     """
     pairs_path, edits_path = run / layout.PAIRS_JSONL, run / layout.EDITS_JSONL
-    decisions = read_edits(edits_path)
+    decisions = read_edits(edits_path) if decisions is None else decisions
     if decisions.damaged:
         raise damaged_line(edits_path, decisions.damaged[0], "A decision about a pair may be lost in it.")
 
@@ -186,7 +196,12 @@ def judge_run(
     tally = Tally(min_gain=min_gain)
     made = ((line, with_measures(pair, measures or {})) for line, pair in run_pairs(pairs_path))
     judged = assessed_pairs(made, decisions, tally, scored)
-    return tally, [each.pair for each in judged if each.verdict.usable]
+    usable = array("Q", (each.verdict.line for each in judged if each.verdict.usable))
+
+    def as_trained(made: Pair) -> Pair:
+        return scored(apply_decision(with_measures(made, measures or {}), decisions.get(made.id)))
+
+    return tally, IndexedPairs(pairs_path, usable, as_trained) if usable else []
 
 
 def check_of(figure: Figure) -> Check:
@@ -196,5 +211,4 @@ def check_of(figure: Figure) -> Check:
 
 
 def _write_rows(path: Path, pairs: Iterable[Pair]) -> None:
-    lines = "".join(dumps(preference_row(pair)) + "\n" for pair in pairs)
-    write_atomically(path, lines.encode("ascii"))
+    write_atomically(path, (f"{dumps(preference_row(pair))}\n".encode("ascii") for pair in pairs))

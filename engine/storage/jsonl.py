@@ -41,7 +41,7 @@ class JsonlAppender:
         self._acknowledges = acknowledges
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()
-        self._file = _opened_to_append(path)
+        self._file = opened_to_append(path)
         self.torn, self.torn_path = self._put_torn_tail_aside()
 
     def append(self, record: Mapping[str, Any], *, sync: bool = True) -> None:
@@ -118,7 +118,7 @@ class JsonlAppender:
         return len(tail), aside
 
 
-def _opened_to_append(path: Path) -> int:
+def opened_to_append(path: Path) -> int:
     """Raises UnsafeError for a link, a pipe, a device; DamagedState for a folder; OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:

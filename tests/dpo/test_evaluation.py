@@ -59,6 +59,9 @@ def test_a_reward_is_beta_times_the_log_ratio_and_a_distance_is_reported_by_repl
     assert (figures["pairs"], figures["pairs_too_long"]) == (3, 7)
     assert figures["reward_accuracy"] == pytest.approx(2 / 3)
     assert figures["margin"] == pytest.approx(1 / 3)
+    losses = [math.log(1 + math.exp(-margin)) for margin in (1.0, -0.25, 0.25)]
+    assert held_out.losses == pytest.approx(losses) and figures["loss"] == pytest.approx(sum(losses) / 3)
+    assert min(losses) <= figures["loss_low"] < figures["loss_high"] <= max(losses)
     assert figures["chosen_log_ratio"] == pytest.approx(1.5)
     assert figures["chosen_log_ratio_per_token"] == pytest.approx(0.1)
     assert figures["rejected_log_ratio"] == pytest.approx(0.5 / 3)

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine.core.errors import ExitCode
@@ -90,7 +91,7 @@ def test_a_demo_that_the_time_limit_stopped_is_finished_by_the_next_start_of_the
     command = ["bash", SCRIPT, "--demo", *OPTIONS]
     job = slurm.start(*command, SLURM_SUBMIT_DIR=str(slurm.folder), **JOB)
     slurm.wait_for("artifacts/stage3_constitutional/pairs/pairs.jsonl", seconds=300)
-    os.kill(pid_at_work(run), signal.SIGTERM)
+    signal_step(pid_at_work(run))
     job.communicate(timeout=300)
     assert job.returncode == ExitCode.TERMINATED
     assert slurm.calls("scontrol") == [["requeue", "4711"]]
@@ -101,6 +102,13 @@ def test_a_demo_that_the_time_limit_stopped_is_finished_by_the_next_start_of_the
     assert again.returncode == 0, told
     assert (run / "pairs/pairs.jsonl").read_bytes().startswith(made)
     assert (run.parent / "stage3_constitutional_artifacts.zip").exists()
+
+
+def signal_step(pid: int) -> None:
+    """SIGTERM as Slurm sends it: to every process of the step, the program's children too."""
+    program = psutil.Process(pid)
+    for process in [*program.children(recursive=True), program]:
+        process.send_signal(signal.SIGTERM)
 
 
 def pid_at_work(run: Path) -> int:

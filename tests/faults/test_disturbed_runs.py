@@ -7,10 +7,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,9 @@ from engine.core.events import CheckpointSaved, PairFailed, PairMade, StageFinis
 from engine.dpo.training.checkpoints import MANIFEST, by_step, step_of
 from engine.run.folder import Run
 from engine.run.journal import Entry, read_entries
+from tests.support.finished_demo import Demo, demo_arguments
 from tests.support.fork_server import MAKING, Ended, ForkServer, tiny
+from tests.support.waiting import wait_until
 
 MADE = (layout.PAIRS_JSONL, layout.TRAIN_JSONL, layout.EVAL_JSONL, f"{layout.ADAPTER_DIR}/{layout.ADAPTER_WEIGHTS}")
 DISK, NUMBERS, STOPPED, ABORTED, KILLED = 6, 8, 143, -signal.SIGABRT, -signal.SIGKILL
@@ -149,9 +149,8 @@ def test_the_nth_call_of_the_nth_start_fails_for_every_n_until_the_run_passes(
 
 def kill_at_random(
     server: ForkServer,
-    arguments: Callable[[Path], list[str]],
-    stages: tuple[str, ...],
-    whole: tuple[Path, Ended],
+    whole: Path,
+    seconds: float,
     *,
     folder: Path,
     kills: int,
@@ -159,55 +158,89 @@ def kill_at_random(
 ) -> dict[str, int]:
     """SIGKILL so many times, at any moment of what is left to do; whatever run is at work then goes on to its end.
 
+    seconds   that an undisturbed run takes
+
     Returns how many of the kills met which stage.
     """  # fmt: skip
     moments, met, number = random.Random(seed), dict[str, int](), 0
-    killed = 0
-    while killed < kills:
+    while sum(met.values()) < kills:
         run = folder / f"run-{number}"
-        server.start(arguments(run), stages=stages)
-        ended = server.end(kill_after=moments.uniform(0.0, whole[1].seconds * 0.7))
+        server.start(demo_arguments(run))
+        ended = server.end(kill_after=moments.uniform(0.0, seconds * 0.7))
         check(run, ended)
         if ended.code == 0:
-            check_whole(run, whole[0], ended)
+            check_whole(run, whole, ended)
             number += 1
             continue
         assert ended.code == KILLED, ended
-        killed += 1
-        stage = stage_at_work(run)
-        met[stage] = met.get(stage, 0) + 1
+        count(met, stage_at_work(run))
     run = folder / f"run-{number}"
-    check_whole(run, whole[0], server.run(arguments(run), stages=stages))
+    check_whole(run, whole, server.run(demo_arguments(run)))
     return met
 
 
+def count(met: dict[str, int], stage: str) -> None:
+    met[stage] = met.get(stage, 0) + 1
+
+
 def stage_at_work(folder: Path) -> str:
-    began = [
-        entry.event.stage
-        for entry in read_entries(folder / layout.EVENTS_JSONL)
-        if isinstance(entry.event, StageStarted)
-    ]
+    path = folder / layout.EVENTS_JSONL
+    entries = read_entries(path) if path.exists() else ()
+    began = [entry.event.stage for entry in entries if isinstance(entry.event, StageStarted)]
     return began[-1] if began else "none yet"
 
 
+MARKS = {"stage_started", "stage_finished", "pair_made", "pair_failed", "train_step", "checkpoint_saved"}
+
+
+class Marks:
+    """What a run has come to: stages begun and ended, pairs, steps, checkpoints. Reads what its journal gets, as it grows."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._read = folder / layout.EVENTS_JSONL, 0
+        self.found: list[tuple[str, ...]] = []
+
+    def now(self) -> list[tuple[str, ...]]:
+        if self._path.exists():
+            with self._path.open("rb") as journal:
+                journal.seek(self._read)
+                lines = journal.read().rpartition(b"\n")[0]
+            self._read += len(lines)  # the next one begins with the newline, and a line without text is none
+            events = [json.loads(line) for line in lines.split(b"\n") if line]
+            self.found += [mark_of(event) for event in events if event["kind"] in MARKS]
+        return self.found
+
+
+def mark_of(event: dict[str, object]) -> tuple[str, ...]:
+    return tuple(str(event.get(name)) for name in ("kind", "stage", "id", "step"))
+
+
 @pytest.mark.fault("A1", "A2", "C7", "D15")
-def test_killed_four_times_at_random_it_ends_with_the_same_bytes(
-    server: ForkServer, undisturbed: tuple[Path, Ended], tmp_path: Path
+def test_the_whole_demo_killed_ten_times_at_random_ends_with_the_same_bytes(
+    server: ForkServer, demo_run: Demo, tmp_path: Path
 ):
-    met = kill_at_random(server, tiny, MAKING, undisturbed, folder=tmp_path, kills=4, seed=5)
-    assert sum(met.values()) == 4
+    """At ten moments of the undisturbed run, in turn: each start comes to the next of them, and is killed a little later."""
+    run, moments, met = tmp_path / "stage3", random.Random(5), dict[str, int]()
+    *all_of_them, _ = Marks(demo_run.folder).now()  # behind the last one nothing is left to kill
+    for place in sorted(moments.sample(range(len(all_of_them)), 10)):
+        server.start(demo_arguments(run))
+        so_far = Marks(run)
+        wait_until(lambda at=all_of_them[place], so_far=so_far: at in so_far.now(), f"{all_of_them[place]}")
+        ended = server.end(kill_more_after=moments.uniform(0.0, 0.2))
+        assert ended.code == KILLED, ended
+        check(run, ended)
+        count(met, stage_at_work(run))
+    check_whole(run, demo_run.folder, server.run(demo_arguments(run)))
+    assert {"pairs", "training"} <= met.keys(), met
 
 
 @pytest.mark.slow
 @pytest.mark.fault("A1", "A2", "C7", "D15")
 def test_the_whole_demo_killed_a_hundred_times_at_random_ends_with_the_same_bytes(server: ForkServer, tmp_path: Path):
-    def demo(folder: Path) -> list[str]:
-        return ["--auto", "--demo", "--json", "--output-dir", str(folder)]
-
     folder = tmp_path / "undisturbed"
-    ended = server.run(demo(folder))
+    ended = server.run(demo_arguments(folder))
     assert ended.code == 0, ended.errors
-    met = kill_at_random(server, demo, (), (folder, ended), folder=tmp_path, kills=100, seed=11)
+    met = kill_at_random(server, folder, ended.seconds, folder=tmp_path, kills=100, seed=11)
     print("kills by stage:", met)
     assert {"pairs", "training", "packaging"} <= met.keys()
 
@@ -267,12 +300,3 @@ def test_ctrl_c_in_a_save_keeps_the_checkpoint_and_twice_ends_at_once(
     assert twice.code == 130
     check(folder, twice)
     check_whole(folder, undisturbed[0], server.run(tiny(folder), stages=MAKING))
-
-
-def wait_until(holds: Callable[[], object], what: str, terminal: int | None = None, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"no {what}"
-        if terminal is not None and select.select([terminal], [], [], 0)[0]:
-            os.read(terminal, 1 << 16)
-        time.sleep(0.01)

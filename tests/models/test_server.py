@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from engine.run.stop import StopToken
 from engine.security.secrets import SERVER_TOKEN_VARIABLE
 from tests.support.fake_server import Answer, Asked, FakeServer, choices, fake_server
 from tests.support.real_server import real_server
+from tests.support.served_policy import merged_policy, serve_command
 from tests.support.templates import tokenizer_with
 
 TOKEN = "sk-a-token-that-nobody-may-see"
@@ -56,26 +56,13 @@ def asks(*texts: str) -> list[Conversation]:
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's Stage 2 policy as a folder for a server: merged, with its tokenizer."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("served") / "policy"
-    base = AutoModelForCausalLM.from_pretrained(ASSETS / "base")
-    PeftModel.from_pretrained(base, ASSETS / "adapter").merge_and_unload().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(ASSETS / "base").save_pretrained(folder)
-    return folder
+    return merged_policy(tmp_path_factory.mktemp("served") / "policy")
 
 
 @pytest.fixture(scope="module")
 def served(merged: Path) -> Iterator[str]:
     """The address of `transformers serve` with that policy."""
-    from transformers.utils.import_utils import is_serve_available
-
-    if not is_serve_available():
-        pytest.skip("`transformers serve` needs the extra: pip install -e '.[server]'")
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(merged), "--device", "cpu"]
-    with real_server(command, "/health", merged.parent / "serve.log") as address:
+    with real_server(serve_command(merged), "/health", merged.parent / "serve.log") as address:
         yield f"{address}/v1"
 
 

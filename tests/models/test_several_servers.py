@@ -68,7 +68,7 @@ def test_requests_are_shared_out_and_each_is_answered_once(two: list[FakeServer]
     assert all_said(ask(client_of(two), *asked), asked)
     here, there = map(heard, two)
     assert here + there == Counter(asked) and min(here.total(), there.total()) >= 15
-    assert [server.most_at_once for server in two] == [4, 4], "the limit holds for each of them"
+    assert all(2 <= server.most_at_once <= 4 for server in two), "the limit holds for each of them"
 
 
 def test_the_slower_server_gets_fewer(two: list[FakeServer]):

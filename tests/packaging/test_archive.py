@@ -19,7 +19,9 @@ from engine.core.errors import ExitCode, PreconditionError, Stage3Error, UnsafeE
 from engine.packaging.archive import build_archive, hash_file
 from engine.packaging.contents import read_file
 from engine.packaging.zip_writer import MANIFEST
+from engine.pairs.data.edits import write_edit
 from engine.run.context import Context
+from engine.stages.packaging import evidence
 from engine.storage.files import sha256_of_file
 from tests.support.finished_run import CARD, WEIGHTS, copied
 
@@ -291,6 +293,26 @@ def test_a_file_that_changes_while_it_is_packed_is_noticed(change: str, context:
         build_archive(context.run, meanwhile)
     assert noticed.value.exit_code == (ExitCode.UNSAFE if change == "a link now" else ExitCode.DAMAGED)
     assert not context.run.archive.exists() and not hash_file(context.run).exists()
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_what_people_decide_after_stage_quality_read_it_is_not_packed_and_disturbs_nothing(read: int, context: Context):
+    path = context.run / layout.EDITS_JSONL
+    for number in range(read):
+        write_edit(path, f"early-{number}", "accept")
+    early = path.read_bytes() if read else b""
+    sets = {"train_sha256": "a", "eval_sha256": "b"}
+    context.run.record_stage("quality", status="done", result={**sets, "edits_bytes": len(early)})
+    write_edit(path, "late", "reject")
+    archive = build_archive(context.run, lambda _: write_edit(path, "later", "reject"))
+    with zipfile.ZipFile(archive.path) as opened:
+        packed = {name.partition("/")[2]: opened.read(name) for name in opened.namelist()}
+    assert packed.get(layout.EDITS_JSONL, b"") == early
+    before = evidence(context)
+    write_edit(path, "last", "reject")
+    assert evidence(context) == before, "it would pack the same again"
+    context.run.record_stage("quality", result={**sets, "edits_bytes": path.stat().st_size})
+    assert evidence(context) != before
 
 
 def test_without_an_adapter_there_is_not_an_archive(context: Context):

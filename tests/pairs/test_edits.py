@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 import pytest
 
-from engine.pairs.data.edits import ACTIONS, Decision, apply_decision, fold_edits, read_edits, write_edit
+from engine.core.errors import DiskError
+from engine.pairs.data import edits_lock
+from engine.pairs.data.edits import (
+    ACTIONS,
+    Decision,
+    Edits,
+    apply_decision,
+    edits_after,
+    fold_edits,
+    read_edits,
+    read_settled_edits,
+    write_edit,
+)
+from engine.pairs.data.edits_lock import sole_writer
+from engine.pairs.generation.superseded import _put_before
 from engine.storage.jsonl import read_jsonl
 from tests.support.good_pairs import pair
+
+ROOT = Path(__file__).parents[2]
 
 
 def edit(pair_id: str, action: str, **more: str) -> dict[str, str]:
@@ -188,3 +207,50 @@ def test_edit_then_flip_prefers_the_draft_to_the_new_text():
     decision = fold_edits([edit("id1", "edit", text="Wait."), edit("id1", "flip")])["id1"]
     edited = apply_decision(pair(1), decision)
     assert (edited.preferred, edited.dispreferred) == (pair(1).base_response, "Wait.")
+
+
+# -- several writers ---------------------------------------------------------------------------------------------------
+
+
+def test_several_processes_write_at_once_and_every_edit_is_there_whole(tmp_path: Path):
+    path = tmp_path / "edits.jsonl"
+    script = "import sys; from pathlib import Path; from engine.pairs.data.edits import write_edit\n"
+    script += "for n in range(60): write_edit(Path(sys.argv[1]), f'{sys.argv[2]}-{n}', 'note', 'x' * 3000)"
+    command = [sys.executable, "-c", script, str(path)]
+    writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in "ab"]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    found = read_edits(path)
+    assert set(found) == {f"{name}-{n}" for name in "ab" for n in range(60)} and not found.damaged
+    assert [other.name for other in tmp_path.iterdir()] == ["edits.jsonl"], "nothing was put aside as torn"
+
+
+def test_who_replaces_the_file_loses_nothing_that_is_decided_meanwhile(tmp_path: Path):
+    path = tmp_path / "edits.jsonl"
+    decided = [f"new-{n}" for n in range(50)]
+    writer = Thread(target=lambda: [write_edit(path, name, "accept") for name in decided])
+    writer.start()
+    rounds = 0
+    while writer.is_alive() or not rounds:
+        _put_before(path, [{"id": f"old-{rounds}", "action": "reject", "time": 1.0}])
+        rounds += 1
+    writer.join()
+    assert set(read_edits(path)) == {*decided, *(f"old-{n}" for n in range(rounds))}
+
+
+def test_a_writer_that_hangs_is_named_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(edits_lock, "MOST_SECONDS", 0.05)
+    path = tmp_path / "edits.jsonl"
+    with sole_writer(path), pytest.raises(DiskError, match="another process"):
+        write_edit(path, "a", "accept")
+    write_edit(path, "a", "accept")
+    assert set(read_edits(path)) == {"a"}
+
+
+def test_what_was_decided_after_a_moment_is_counted_and_not_read(tmp_path: Path):
+    path = tmp_path / "edits.jsonl"
+    assert read_settled_edits(path) == (Edits({}), 0) and edits_after(path, 0) == 0 and not path.exists()
+    write_edit(path, "a", "accept")
+    decisions, size = read_settled_edits(path)
+    write_edit(path, "b", "accept")
+    write_edit(path, "b", "note", "later")
+    assert set(decisions) == {"a"} and edits_after(path, size) == 2 and edits_after(path, 0) == 3

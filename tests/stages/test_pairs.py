@@ -101,7 +101,9 @@ def test_more_examples_make_only_what_is_missing(made):
 
 
 @pytest.mark.fault("A15", "F2-17")
-@pytest.mark.parametrize("damaged", ['{"id": "cut", "status": "o', "[1, 2]", "\\0" * 40])
+@pytest.mark.parametrize(
+    "damaged", ['{"id": "cut", "status": "o', "[1, 2]", "\0" * 40], ids=["cut off", "a list", "zeros"]
+)
 def test_a_damaged_line_is_named_before_anything_is_made(made, damaged: str):
     made(num_examples=12)
     path = made.context().run / layout.PAIRS_JSONL

@@ -111,8 +111,10 @@ class ForkServer:
         self._pid = int(self._heard()["pid"])
         return self._pid
 
-    def end(self, *, kill_after: float | None = None) -> Ended:
-        """Wait until it ends; `kill_after` sends SIGKILL this many seconds after the start."""
+    def end(self, *, kill_after: float | None = None, kill_more_after: float | None = None) -> Ended:
+        """Wait until it ends; it gets SIGKILL so many seconds after its start, or so many more."""
+        if kill_more_after is not None:
+            kill_after = time.monotonic() - self._started + kill_more_after
         if kill_after is not None:
             time.sleep(max(self._started + kill_after - time.monotonic(), 0))
             os.kill(self._pid, signal.SIGKILL)

@@ -274,6 +274,7 @@ def report() -> dict[str, Any]:
                 "stage3_score": after,
                 "stage2_unusable": number in (3, 8, 20),
                 "stage3_unusable": number in (8, 31),
+                "stage3_off_topic": number == 4,
                 "stage2_refuses": False,
                 "stage3_refuses": number == 12,
                 "about_harm": number % 6 == 2,

@@ -1,11 +1,7 @@
-"""One short demo for all tests that begin where a run has ended: made once, by the program itself, and copied.
-
-With several workers the first that needs it makes it; the others wait for it.
-"""
+"""One short demo for all tests that begin where a run has ended: made once, by the program itself, and copied."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -13,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.shared import made_once
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -32,16 +30,7 @@ def short_demo_command(folder: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its folder. Copy it (`copy_of`); nobody writes into it."""
-    own = tmp_path_factory.getbasetemp()
-    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "short-run"
-    shared.mkdir(exist_ok=True)
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = shared / "done"
-        if not done.exists():
-            _make(shared / "run")
-            done.touch()
-    return shared / "run"
+    return made_once(tmp_path_factory, "short-run", lambda place: _make(place / "run")) / "run"
 
 
 def _make(folder: Path) -> None:

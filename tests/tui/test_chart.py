@@ -108,10 +108,10 @@ def test_a_peak_behind_what_is_used_now_is_not_a_mark_and_a_forecast_always_is()
     assert memory_bar(3, 4, 4, peak=2, forecast=1).plain == "┃██ "
 
 
-def gpus(on_gpu: bool, gpu: int | None = 0) -> list[str]:
+def gpus(on_gpu: bool, gpu: int | None = 0, width: int = 120) -> list[str]:
     reading = Telemetry((GpuReading(0, "T4", 6 << 30, 16 << 30, 91.0, 66.0, 70.0),), 2 << 30, 8 << 30, 64 << 30, 12.0)
     forecast = Forecast({}, {"pairs": 5 << 30, "training": 11 << 30}, on_gpu, gpu)
-    lines = gpu_lines(reading, {0: 9 << 30}, forecast, 120, peak_of_process=3 << 30)
+    lines = gpu_lines(reading, {0: 9 << 30}, forecast, width, peak_of_process=3 << 30)
     return [line.plain for line in lines]
 
 
@@ -121,6 +121,12 @@ def test_a_gauge_has_used_peak_and_forecast_and_what_the_driver_says():
         assert told in gpu
     assert gpu.count("┃") == 2 and gpu.count("▏") == 2, "on the bar, and in the legend"
     assert "forecast" not in mine and "2.0 GiB of 64.0 GiB" in mine and "8.0 GiB of 64.0 GiB" in host
+
+
+def test_on_few_columns_the_marks_are_told_and_the_watts_left_out_whole():
+    gpu = gpus(on_gpu=True, width=78)[0]
+    assert gpu.endswith(("▏peak 9.0 GiB   ┃forecast 11.0 GiB   91 %", "forecast 11.0 GiB"))
+    assert "…" not in gpu and "W" not in gpu
 
 
 def test_on_the_cpu_the_forecast_is_about_this_run_and_of_another_gpu_there_is_none():
@@ -136,7 +142,7 @@ def test_without_a_gpu_the_gauge_says_so_and_shows_the_machines_memory():
     assert lines[0] == "No GPU: no NVIDIA GPU telemetry: driver not loaded"
     assert "All memory" in lines[2] and "8.0 GiB of 64.0 GiB" in lines[2]
     short = short_memory(reading, None, 6).plain
-    assert short.startswith("no GPU  RAM ") and short.endswith(" 8/64.0 GiB")
+    assert short.startswith("no GPU  RAM ") and short.endswith(" 8/64 GiB")
 
 
 def test_words_that_changed_are_marked():

@@ -20,6 +20,7 @@ from tui.screens.curves_file import curves_csv, curves_svg
 from tui.screens.training import TrainingView
 from tui.terminal import sequences
 from tui.widgets.chart import BLOCKS, HeldOut, Level, Look, Series, chart, plot_of
+from tui.widgets.layout import as_fits
 from tui.widgets.line_chart import LineChart
 from tui.wizard.app import Wizard
 
@@ -36,17 +37,17 @@ EVALUATION = EvalDone("better", figures={"margin": 0.25, "margin_low": 0.2, "mar
 
 
 def test_the_headline_says_the_newest_step_and_its_mean_by_name():
-    title = drawn_curve("loss", STEPS, CurvesView(), None).title.plain
+    title = drawn_curve("loss", STEPS, CurvesView(), None).headline
     assert title.startswith("Loss  0.3000  mean of 2 0.3050")
 
 
 def test_without_smoothing_there_is_one_line_and_no_mean():
     drawn = drawn_curve("loss", STEPS, CurvesView(smooth=False), None)
-    assert "mean" not in drawn.title.plain and len(drawn.series) == 1
+    assert "mean" not in drawn.headline and len(drawn.series) == 1
 
 
 def test_under_the_cursor_stand_the_figures_of_its_step():
-    title = drawn_curve("loss", STEPS, CurvesView(cursor=11), None).title.plain
+    title = drawn_curve("loss", STEPS, CurvesView(cursor=11), None).headline
     assert title.startswith("Loss  0.5900  at step 11  mean of 2 0.5950")
 
 
@@ -62,15 +63,23 @@ def test_the_cursor_goes_to_the_nearest_step_and_stays_among_those_that_are_show
 def test_the_held_out_figure_stands_at_the_last_step_with_its_interval():
     drawn = drawn_curve("margin", STEPS, CurvesView(), EVALUATION)
     assert drawn.look.held_out == (HeldOut(40.0, 0.25, 0.2, 0.4),)
-    assert "◆ held out 0.250 (0.200 to 0.400)" in drawn.title.plain
-    assert drawn_curve("loss", STEPS, CurvesView(), EVALUATION).look.held_out == ()
+    assert "◆ held out 0.250  (0.200 to 0.400)" in drawn.headline
+    assert drawn_curve("loss", STEPS, CurvesView(), EVALUATION).look.held_out == (), "it was not measured"
+    measured = replace(EVALUATION, figures={"loss": 0.6, "loss_low": 0.55, "loss_high": 0.65})
+    assert drawn_curve("loss", STEPS, CurvesView(), measured).look.held_out == (HeldOut(40.0, 0.6, 0.55, 0.65),)
+
+
+def test_what_stands_above_a_narrow_chart_is_left_out_whole_and_never_cut():
+    drawn = drawn_curve("margin", STEPS, CurvesView(), EVALUATION)
+    assert as_fits(drawn.titles, 60).plain == "Reward margin  0.310  mean of 2 0.310  ◆ held out 0.250"
+    assert as_fits(drawn.titles, 44).plain == "Reward margin  0.310  mean of 2 0.310"
 
 
 def test_on_a_log_scale_equal_factors_are_equal_heights_and_nothing_has_no_height():
     drawn = drawn_curve("gradient", [*STEPS, step(41, 0.3, 0.0)], CurvesView(log=True), None)
     heights = [y for _, y in drawn.raw]
     assert heights[10] - heights[0] == pytest.approx(heights[30] - heights[20]) == pytest.approx(-1.0)
-    assert math.isnan(heights[-1]) and "log scale" in drawn.title.plain
+    assert math.isnan(heights[-1]) and "log scale" in drawn.headline
 
 
 # -- how it is drawn ---------------------------------------------------------------------------------------------------

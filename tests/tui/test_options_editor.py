@@ -196,10 +196,10 @@ def test_a_share_may_be_typed_in_percent():
 def test_what_a_change_does_again_is_told_with_its_time_and_what_stays():
     done = {"adapter": 2.0, "preflight": 7.0, "pairs": 3_000.0, "quality": 60.0, "training": 240.0, "packaging": 9.0}
     assert consequence_words(OPTION["learning_rate"], done) == (
-        "Does training again (about 4m), then packaging if that changes the result; pairs and quality stay."
+        "A change repeats training (about 4m), then packaging if the results differ; pairs and quality stay."
     )
     assert consequence_words(OPTION["eval_prompts"], done) == (
-        "Does the evaluation again, then packaging if that changes the result; pairs, quality and training stay."
+        "A change repeats the evaluation, then packaging if the results differ; pairs, quality and training stay."
     )
     assert consequence_words(OPTION["save_steps"], done) == "Changes no result."
     assert consequence_words(OPTION["repo_root"], done) == "Changes nothing that is done already."

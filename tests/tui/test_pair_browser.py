@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,8 @@ from textual.pilot import Pilot
 from textual.widgets import TextArea
 
 from engine.core import layout
-from engine.core.events import StageStarted
-from engine.pairs.data.edits import read_edits
+from engine.core.events import StageFinished, StageStarted
+from engine.pairs.data.edits import edit_lines, read_edits
 from engine.run.folder import Run
 from tests.support.good_pairs import META, row, write_rows
 from tests.support.idle_wizard import Sessions, screen_text, until
@@ -41,6 +43,7 @@ async def browse(pilot: Pilot, app: Wizard) -> PairBrowser:
     await pilot.press("b")
     await until(pilot, lambda: app.main.view is not None and app.main.view.query("#browser"), "the browser")
     browser = app.main.view.query_one(PairBrowser)
+    await until(pilot, lambda: browser.query(PairList), "its parts")
     await until(pilot, lambda: browser.pairs.count and not browser.store.unjudged, "the verdicts")
     await until(pilot, lambda: browser.pairs.has_focus, "the focus")
     return browser
@@ -273,16 +276,17 @@ async def test_pairs_are_decided_about_while_others_are_still_being_made(wizard:
         assert browser.pairs.cursor == 0
 
 
-async def test_nothing_is_decided_while_a_stage_works_on_the_pairs(wizard: Wizard):
+async def test_what_is_decided_while_training_runs_is_kept_and_said_to_count_for_the_next_run(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
+        done = StageFinished("quality", "done", "fine", facts={"edits_bytes": 0})
+        wizard.source._state = wizard.source._state.apply(done, time.time())
         wizard.source.start(until="training")
         await until(pilot, lambda: wizard.source.snapshot().current is not None)
-        wizard.main.following = False
-        await pilot.press("x", "e", "m", "u")
-        await pilot.pause(0.1)
-        assert not edits_of(wizard)
-        assert any("training" in notice.message for notice in wizard._notifications)
+        await until(pilot, lambda: "new ones count for the next run" in screen_text(wizard))
+        await pilot.press("x")
+        assert edits_of(wizard)["id0"].accepted is False
+        await until(pilot, lambda: "1 decision waits for the next run." in screen_text(wizard))
 
 
 async def test_who_watches_decides_nothing(tmp_path: Path, config):
@@ -297,15 +301,48 @@ async def test_who_watches_decides_nothing(tmp_path: Path, config):
         assert not (folder / layout.EDITS_JSONL).exists()
 
 
-async def test_a_finished_stage_says_that_decisions_were_made_since(wizard: Wizard):
+async def test_who_watches_may_decide_where_that_was_allowed(tmp_path: Path, config):
+    folder = tmp_path / "run"
+    (folder / "pairs").mkdir(parents=True)
+    write_rows(folder / layout.PAIRS_JSONL, [row(1)])
+    app = Wizard(Watcher(Run(folder), config(output_dir=folder), decides=True))
+    async with app.run_test(size=(160, 40)) as pilot:
+        await browse(pilot, app)
+        assert "accept" in screen_text(app).splitlines()[-1] and "watching, may decide" in screen_text(app)
+        await pilot.press("x")
+        assert read_edits(folder / layout.EDITS_JSONL)["id1"].accepted is False
+
+
+async def test_two_people_at_two_terminals_lose_nothing(wizard: Wizard, tmp_path: Path):
+    """One decides in the wizard, the other one in a process of their own, about other pairs and about the same one."""
+    path = wizard.source.run / layout.EDITS_JSONL
+    script = "from pathlib import Path; from engine.pairs.data.edits import write_edit\n"
+    script += f"for n in range(40): write_edit(Path({str(path)!r}), f'id{{n % 12}}', 'note', f'other {{n}}')"
+    async with wizard.run_test(size=(160, 40)) as pilot:
+        browser = await browse(pilot, wizard)
+        other = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+        mine = 0
+        while other.poll() is None or mine < 5:
+            await pilot.press("x", "u")
+            mine += 2
+            await pilot.pause(0.02)
+        assert other.returncode == 0
+        lines = [edit["action"] for edit in edit_lines(path)]
+        assert lines.count("note") == 40 and len(lines) == 40 + mine and not read_edits(path).damaged
+        await until(
+            pilot, lambda: browser.store.rows[3].decision is not None, "the other one's decision on this screen"
+        )
+        assert browser.store.rows[3].decision.note == read_edits(path)["id3"].note
+
+
+async def test_a_finished_stage_says_that_decisions_wait(wizard: Wizard):
     async with wizard.run_test(size=(160, 40)) as pilot:
         await browse(pilot, wizard)
         state = wizard.source._state.apply(StageStarted("quality"), time.time() - 60)
-        from engine.core.events import StageFinished
-
-        wizard.source._state = state.apply(StageFinished("quality", "done", "fine"), time.time() - 30)
+        done = StageFinished("quality", "done", "fine", facts={"edits_bytes": 0})
+        wizard.source._state = state.apply(done, time.time() - 30)
         await pilot.press("x", "V")
-        await until(pilot, lambda: "Decisions have been made since" in screen_text(wizard))
+        await until(pilot, lambda: "1 decision waits for the next run: r on stage quality" in screen_text(wizard))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

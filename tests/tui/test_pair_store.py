@@ -214,3 +214,25 @@ def test_real_pairs_give_the_gate_that_validate_gives(run: Run, config):
 
 def test_every_figure_of_the_gate_has_a_short_name_beside_the_pairs(config):
     assert {one.name for judged in (True, False) for one in figures(Tally(), config(), judged=judged)} == set(SHORT)
+
+
+def test_a_decision_made_during_a_read_is_not_taken_back_by_it(run: Run):
+    pairs_of(run, row(0), row(1))
+    store = catch_up(PairStore(run))
+    write_edit(run / layout.EDITS_JSONL, "id1", "reject")
+    news = store.read()
+    store.decide(0, "accept")
+    store.take(news)
+    assert store.rows[0].decision.accepted is True
+    catch_up(store)
+    assert (store.rows[0].decision.accepted, store.rows[1].decision.accepted) == (True, False)
+
+
+def test_what_two_stores_decide_is_seen_by_both(run: Run):
+    pairs_of(run, row(0), row(1))
+    one, other = catch_up(PairStore(run)), catch_up(PairStore(run))
+    one.decide(0, "reject")
+    other.decide(1, "reject")
+    for store in (one, other):
+        catch_up(store)
+        assert [each.decision.accepted for each in store.rows] == [False, False]

@@ -47,23 +47,9 @@ def address(run_folder: Path) -> Iterator[str]:
         assert server.stdout is not None
         found = re.search(r"http://\S+", server.stdout.readline())
         assert found is not None
-        wait_for_port(int(found[0].split(":")[2].split("/")[0]))
         yield found[0]
         server.terminate()
         server.wait(20)
-
-
-def wait_for_port(port: int) -> None:
-    """The address is told a moment before the server listens."""
-    end = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            assert time.monotonic() < end, "the server does not listen"
-            time.sleep(0.05)
-        else:
-            return
 
 
 def base_of(address: str) -> str:

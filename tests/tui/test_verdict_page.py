@@ -53,6 +53,13 @@ def test_the_rows_of_the_figures_are_aligned():
         assert len({row.index("%") for row in rows}) == 1
 
 
+def test_an_unfit_answer_is_broken_or_fits_any_message():
+    unfit = ANSWERS.of_kind("unfit").chosen
+    assert [one.stage3_unusable for one in unfit] == [False, True, True]
+    shown = "\n".join(line.plain for line in answers_lines(ANSWERS.of_kind("unfit"), 164))
+    assert "✗ fits any message" in shown
+
+
 def test_going_through_the_answers_of_one_kind():
     worse = ANSWERS.of_kind("worse")
     assert {one.word for one in worse.chosen} == {"worse"} and worse.place == 0
@@ -63,7 +70,7 @@ def test_going_through_the_answers_of_one_kind():
     while shown.kind != "all":
         kinds.append(shown.kind)
         shown = shown.of_next_kind()
-    assert kinds == ["all", "better", "equal", "worse", "broken", "refused", "harmful"]
+    assert kinds == ["all", "better", "equal", "worse", "broken", "unfit", "refused", "harmful"]
     assert AnswersShown().moved(1).of_next_kind() == AnswersShown(), "of none there is nothing to go through"
 
 

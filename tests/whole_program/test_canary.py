@@ -27,10 +27,11 @@ from engine.run.folder import Run
 from engine.run.journal import read_entries
 from tests.support.demo_on_hub import REPOSITORIES, options_from_the_hub, put_demo_on
 from tests.support.fake_hub import FakeHub, fake_hub
+from tests.support.fork_server import TINY
 from tests.support.git_repositories import make_upstream
 from tests.support.planted_failures import PLANTED
 from tests.support.pseudo_terminal import OF_ANOTHER_TERMINAL, ROOT, PseudoTerminal
-from tests.tui.test_walk import LONG, SMALL
+from tests.tui.test_walk import LONG
 from tui.widgets.token_field import FILLED
 
 GIVEN, STALE = "hf_Zq7Xw9Kp2Lm5Nt8RvYb3Jd6", "hf_Gs4Hc1Fu0Ea8Wk2Vn5Tq9Mx"
@@ -55,7 +56,7 @@ LEAK = re.compile(b"|".join(re.escape(trace) for token in (GIVEN, STALE) for tra
 
 
 class Children:
-    """Looks at all that a process starts, many times a second, for as long as it lives."""
+    """Looks at all that a process starts, five times a second, for as long as it lives."""
 
     def __init__(self, root: int) -> None:
         self.commands: set[str] = set()
@@ -69,7 +70,7 @@ class Children:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.2):
             try:
                 found = self._root.children(recursive=True)
             except psutil.NoSuchProcess:
@@ -145,7 +146,7 @@ def spy_on(program: str, folder: Path) -> None:
 
 def arguments(tmp_path: Path) -> list[str]:
     places = {"output_dir": tmp_path / "work/run", "repo_url": make_upstream(tmp_path / "repo")}
-    options = {**options_from_the_hub(), **SMALL, **places}
+    options = {**options_from_the_hub(), **TINY, **places}
     return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 

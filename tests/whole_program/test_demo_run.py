@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -13,20 +11,18 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from engine.core import layout
 from engine.core.events import RunStarted, TrainStep
-from engine.core.failpoints import VARIABLE
 from engine.core.stage_table import STAGES
-from engine.dpo.training.checkpoints import by_step
 from engine.run.journal import read_entries
 from engine.run.state import fold
+from tests.support.finished_demo import Demo
 from tests.support.pseudo_terminal import WIZARD, PseudoTerminal
-from tests.support.short_run import ENVIRONMENT, PROMPTS, copy_of, short_demo_command
+from tests.support.short_run import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,34 +39,6 @@ with torch.no_grad():
         off = model(**ids).logits
 print(float((on - off).abs().max()))
 """
-
-
-def command(folder: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", "--output-dir", str(folder), *options]
-
-
-@dataclass(frozen=True)
-class Demo:
-    folder: Path
-    output: str
-    errors: bytes
-    """What came on stderr, which was a terminal: libraries draw their bars nowhere else."""
-
-
-@pytest.fixture(scope="module")
-def demo_run(tmp_path_factory) -> Demo:
-    folder = tmp_path_factory.mktemp("demo") / "stage3"
-    terminal, end = pty.openpty()
-    with Path(f"{folder}.output").open("w") as output:
-        process = subprocess.Popen(command(folder), stdout=output, stderr=end, env=ENVIRONMENT, cwd=folder.parent)
-    os.close(end)
-    errors = b""
-    with contextlib.suppress(OSError):  # how Linux tells that nobody has the other end any more
-        while data := os.read(terminal, 1 << 16):
-            errors += data
-    os.close(terminal)
-    assert process.wait(timeout=280) == 0, errors
-    return Demo(folder, Path(f"{folder}.output").read_text(), errors)
 
 
 @pytest.fixture(scope="module")
@@ -140,26 +108,6 @@ def test_the_archive_unpacks_beside_itself_and_loads_with_plain_peft(finished: P
         capture_output=True, text=True, check=True, cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": ""},
     )  # fmt: skip
     assert float(done.stdout) > 0.1
-
-
-def test_killed_in_pairs_and_in_training_the_run_ends_with_the_same_bytes(short_run: Path, tmp_path: Path):
-    folder = copy_of(short_run, tmp_path / "stage3")
-    kill_at(folder, "sync=kill@95", "--from", "pairs")
-    assert 0 < (folder / layout.PAIRS_JSONL).read_bytes().count(b"\n") < PROMPTS
-    kill_at(folder, "checkpoint=kill@4")  # the files of the second one are written, its manifest is not
-    assert [path.name for path in by_step(folder / layout.CHECKPOINTS_DIR)] == ["checkpoint-1"]
-    done = subprocess.run(short_demo_command(folder), capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert done.returncode == 0, done.stderr
-    for name in (layout.PAIRS_JSONL, layout.TRAIN_JSONL, f"{layout.ADAPTER_DIR}/{layout.ADAPTER_WEIGHTS}"):
-        assert (folder / name).read_bytes() == (short_run / name).read_bytes(), name
-    told = [getattr(entry.event, "text", "") for entry in read_entries(folder / layout.EVENTS_JSONL)]
-    assert any("Resuming from checkpoint-1" in text for text in told)
-
-
-def kill_at(folder: Path, failpoint: str, *options: str) -> None:
-    environment = {**ENVIRONMENT, VARIABLE: failpoint}
-    killed = subprocess.run(short_demo_command(folder, *options), capture_output=True, env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothing(finished: Path, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from engine.core.errors import ConfigError
 from tui.commands.arguments import config_of, parse, require_terminal, run_dir_of, run_dir_parser
 
 
@@ -15,13 +16,19 @@ def main(arguments: list[str]) -> int:
 
     folder = run_dir_of(given)
     given.output_dir = str(folder)
-    return attach(config_of(given, goes_on=True), folder, hands_off=given.hands_off)
+    if given.hands_off and given.allow_decisions:
+        raise ConfigError(
+            "--hands-off and --allow-decisions exclude each other.", "The first one writes nothing.", "Leave one out."
+        )
+    config = config_of(given, goes_on=True)
+    return attach(config, folder, hands_off=given.hands_off, decides=given.allow_decisions)
 
 
 def command_parser() -> argparse.ArgumentParser:
     parser = run_dir_parser(
         "attach", "Watch a run from another terminal: the wizard's screens, read-only except for stop."
     )
+    parser.add_argument("--allow-decisions", action="store_true", help="accept, reject, swap and edit pairs here, too")
     parser.add_argument("--hands-off", action="store_true", help="look only: not even stop, and no file is written")
     parser.add_argument(
         "--in-browser", action="store_true", help=argparse.SUPPRESS

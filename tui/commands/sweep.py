@@ -62,6 +62,7 @@ def command_parser() -> argparse.ArgumentParser:
         "--pick", metavar="best|NAME", help="stop training: take this trial, evaluate it again and pack it"
     )
     parser.add_argument("--json", action="store_true", help="events on stdout, one JSON object per line")
+    parser.add_argument("--verbose", action="store_true", help="every check and checkpoint, not a line a stage")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with options")
     parser.add_argument("--token-fd", type=int, help="==SUPPRESS==")
     add_token_options(parser)
@@ -104,7 +105,7 @@ def run_sweep_and_print(config: Stage3Config, trials: list[Trial], given: argpar
     def again(run: Run) -> list[str]:
         return [sys.executable, *(word for word in sys.orig_argv[1:] if word != "--token-stdin")]
 
-    code = run_and_print(config, sweep, again, json=given.json, token=token_of(given))
+    code = run_and_print(config, sweep, again, json=given.json, verbose=given.verbose, token=token_of(given))
     report = read_report(Run(config.output_dir))
     if report is not None and not given.json:
         print_table(report)

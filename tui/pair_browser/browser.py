@@ -25,6 +25,7 @@ from tui.pair_browser.pair_list import PairList, header_text
 from tui.pair_browser.pair_text import pair_lines
 from tui.pair_browser.query import HINT, Order
 from tui.pair_browser.store import PairStore
+from tui.pair_browser.waiting import waiting_note
 from tui.runs.run_source import RunSource
 from tui.widgets.layout import fit, paragraph, spread
 from tui.widgets.row_list import RowList
@@ -40,8 +41,6 @@ TYPING_SECONDS = 0.08
 SAMPLE_FILTER = "verdict:sample"
 SLOW_LIST = 20_000
 """From this many rows, a list that depends on verdicts is sorted once at the end, not with each batch."""
-FREE_STAGES = ("workspace", "toolchain", "credentials", "dependencies", "adapter", "preflight", "pairs")
-"""Decisions are allowed while one of these runs, because none of them reads the decisions."""
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +64,7 @@ class PairBrowser(Vertical):
 
     def compose(self) -> ComposeResult:
         yield TextView(id="gate-strip")
+        yield TextView(id="pair-waiting")
         field = Input(placeholder=HINT, id="pair-filter", select_on_focus=False)
         field.cursor_blink = False
         yield field
@@ -130,6 +130,7 @@ class PairBrowser(Vertical):
             self._draw_strips()
             if not news.rows:
                 break
+        self._draw_strips()  # what waits depends on the run, too
 
     async def _judge_all(self) -> None:
         store, pairs = self.store, self.pairs
@@ -285,7 +286,8 @@ class PairBrowser(Vertical):
         self.pairs.refresh()
         self.show_pair()
         self._draw_strips()
-        self._say(told)
+        waits = waiting_note(self._source, self._source.snapshot())
+        self._say(f"{told} {waits}".rstrip())
         self.post_message(self.Decided())
 
     def _index_to_decide(self) -> int | None:
@@ -297,14 +299,9 @@ class PairBrowser(Vertical):
 
     def _refuses(self) -> bool:
         """Say why no decision is possible now; False if one is."""
-        current = self._source.snapshot().current
-        if self._source.read_only:
-            self._say("Another process owns this run: make decisions there.")
-        elif self._source.running and current is not None and current.name not in FREE_STAGES:
-            self._say(f"You can decide again after {current.name}, which is reading the decisions. s stops it.")
-        else:
-            return False
-        return True
+        if not self._source.decides:
+            self._say("Another process owns this run. To decide here, too: `stage3-tui attach --allow-decisions`.")
+        return not self._source.decides
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -389,6 +386,9 @@ class PairBrowser(Vertical):
         self.query_one("#gate-strip", TextView).put(
             key, lambda width: gate_lines(found, accepted, before, unjudged, total, width)
         )
+        waits = waiting_note(self._source, self._source.snapshot())
+        note = Content.assemble(("! ", "bold $check-warning"), (waits, "$check-warning"))
+        self.query_one("#pair-waiting", TextView).put(waits, (lambda width: paragraph(note, width)) if waits else None)
         query, order = pairs.query_, pairs.order
         told = f"{pairs.shown:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
         self.query_one("#pair-count", TextView).put(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from textual.content import Content
 
 from engine.pairs.assessment.gate import Figure, failed
-from tui.widgets.layout import EMPTY
+from tui.widgets.layout import flowing
 from tui.widgets.marks import CHECK_MARKS
 
 SHORT = {
@@ -20,7 +20,7 @@ SHORT = {
     "better_by_people": "by people",
     "identical_share": "identical",
     "meta_share": "meta",
-    "principle_share": "one principle",
+    "principle_share": "top principle",
 }
 WITH_THRESHOLDS = 120
 """Minimum cells to show each figure's threshold beside it."""
@@ -40,7 +40,7 @@ def gate_lines(
         head = Content.styled(f"Gate: checking {total - unjudged:,} of {total:,}  ", "$check-warning")
     else:
         head = _standing(figures, accepted)
-    return _wrapped([head, *(_chip(figure, before, width >= WITH_THRESHOLDS) for figure in figures)], width)
+    return flowing([head, *(_chip(figure, before, width >= WITH_THRESHOLDS) for figure in figures)], width)
 
 
 def _standing(figures: Sequence[Figure], accepted: bool) -> Content:
@@ -82,12 +82,3 @@ def number(value: float | None, nothing: str = "not scored") -> str:
     if value is None:
         return nothing
     return f"{100 * value:.1f} %" if isinstance(value, float) else f"{value:,}"
-
-
-def _wrapped(pieces: Sequence[Content], width: int) -> list[Content]:
-    lines = [EMPTY]
-    for piece in pieces:
-        if lines[-1] and lines[-1].cell_length + piece.rstrip().cell_length > width:
-            lines.append(EMPTY)
-        lines[-1] = lines[-1] + piece
-    return [line.rstrip().truncate(width, ellipsis=True) for line in lines]

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.core import layout
 from engine.pairs.assessment.assess import Assessment, assess_pair
-from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
+from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE
 from engine.pairs.assessment.review import Review
 from engine.pairs.data.edits import Action, Decision, Edits, apply_decision, read_edits, write_edit
 from engine.pairs.data.record import Pair
@@ -47,6 +47,8 @@ class StoreUpdate:
     edits: Edits | None = None
     measured: list[MeasuredReply] = field(default_factory=list)
     asks_people: bool = False
+    decided: int = 0
+    """The store's count when `edits` were read."""
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.begun_anew or self.scores or self.measured or self.edits is not None)
@@ -87,6 +89,8 @@ class PairStore:
         self._scores_tail = JsonlTail(run / layout.SCORES_JSONL)
         self._relevance_tail = JsonlTail(run / layout.RELEVANCE_JSONL)
         self._edits_seen: tuple[int, int] | None = None
+        self._decided = 0
+        """How many decisions were made here: what was read before the newest one is out of date."""
         self._edits = Edits({})
         self._indices: dict[str, list[int]] = {}
         """Rows by pair id."""
@@ -103,6 +107,7 @@ class PairStore:
 
     def read(self) -> StoreUpdate:
         """New lines in the files. Raises OSError."""
+        decided = self._decided
         piece = self._tail.read()
         scored = self._scores_tail.read()
         scores: ScoreCache = {}
@@ -122,6 +127,7 @@ class PairStore:
             self._new_edits(),
             [reply for reply in replies if reply is not None],
             asks_people(self.run),
+            decided,
         )
 
     def _new_edits(self) -> Edits | None:
@@ -150,8 +156,10 @@ class PairStore:
                 self.review.counts.bad_lines += 1
             else:
                 self._unjudged.add(index)
-        if news.edits is not None:
+        if news.edits is not None and news.decided == self._decided:
             self._take_edits(news.edits)
+        elif news.edits is not None:
+            self._edits_seen = None  # read them again
         if news.scores:
             self._take_scores(news.scores, news.judge)
         for reply in news.measured:
@@ -296,8 +304,7 @@ class PairStore:
         edit = write_edit(self.run / layout.EDITS_JSONL, row.id, action, text, field=field)
         if action != "undo":
             self._done.append(row.id)
-        stat = (self.run / layout.EDITS_JSONL).stat()
-        self._edits_seen = (stat.st_size, stat.st_mtime_ns)
+        self._decided += 1
         decision = self._edits.history.add(edit)
         if decision is None:
             self._edits.decisions.pop(row.id, None)

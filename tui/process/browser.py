@@ -18,6 +18,8 @@ import aiohttp_jinja2
 from aiohttp import web
 from textual_serve.server import Server
 
+from engine.core.errors import PreconditionError
+
 COOKIE = "stage3_tui"
 MOST_SCREENS = 8
 """Each is a process."""
@@ -48,6 +50,14 @@ class TokenServer(Server):
         """Ours is set up; theirs would print local variables."""
 
     async def on_startup(self, app: web.Application) -> None:
+        """It does not listen yet: `_tell` follows."""
+
+    def serve(self, debug: bool = False) -> None:
+        """Serve until SIGINT or SIGTERM. Raises OSError where the port is taken."""
+        web.run_app(self._make_app(), host=self.host, port=self.port, print=self._tell)
+
+    def _tell(self, *_: object) -> None:
+        """Called once it listens."""
         print(f"Open {self.address}\nCtrl+C ends it; the run is not touched.", flush=True)
 
     async def _make_app(self) -> web.Application:
@@ -106,6 +116,14 @@ def _same_site(request: web.Request) -> bool:
 
 
 def serve(command: str, *, host: str, port: int, title: str) -> int:
-    """Serve until Ctrl+C; returns the exit code."""
-    TokenServer(command, host=host, port=port, title=title, token=secrets.token_urlsafe(24)).serve()
+    """Serve until Ctrl+C; returns the exit code. Raises PreconditionError if the port cannot be had."""
+    server = TokenServer(command, host=host, port=port, title=title, token=secrets.token_urlsafe(24))
+    try:
+        server.serve()
+    except OSError as error:
+        raise PreconditionError(
+            f"{host}:{port} cannot be listened on.",
+            f"{error.strerror or error}.",
+            "If another `serve` runs there, use its address; else give another --port.",
+        ) from error
     return 0

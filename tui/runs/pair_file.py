@@ -49,6 +49,7 @@ class PairFile:
     token = None
     asks_hub = False
     hands_off = False
+    decides = True
     running = False
     exit_code: ExitCode | None = None
 

@@ -40,6 +40,8 @@ class RunSource(Protocol):
     """This process does not own the run: it can watch it, and ask it to stop."""
     hands_off: bool
     """It may not even be asked to stop, and nothing is written: somebody else looks, in a browser."""
+    decides: bool
+    """Decisions about pairs may be made here."""
     run: Run
     config: Stage3Config
 

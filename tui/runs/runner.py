@@ -37,6 +37,7 @@ class Runner:
 
     read_only = False
     hands_off = False
+    decides = True
 
     def __init__(
         self,

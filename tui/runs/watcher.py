@@ -1,4 +1,4 @@
-"""`attach`: another process's run, read from its journal; it can only be asked to stop."""
+"""`attach`: another process's run, read from its journal. It can be asked to stop and, where allowed, decided about."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Watcher:
     token = None
     asks_hub = False
 
-    def __init__(self, run: Run, config: Stage3Config, *, hands_off: bool = False) -> None:
-        self.hands_off = hands_off
+    def __init__(self, run: Run, config: Stage3Config, *, hands_off: bool = False, decides: bool = False) -> None:
+        self.hands_off, self.decides = hands_off, decides
         self.run = run
         self.config = config
         self._tail = JsonlTail(run / layout.EVENTS_JSONL)

@@ -8,7 +8,7 @@ from textual.content import Content
 
 from engine.dpo.evaluation.answered import KINDS, Answered
 from tui.formatting import figure, safe_text
-from tui.widgets.layout import EMPTY, paragraph
+from tui.widgets.layout import EMPTY, flowing, paragraph
 from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import section
 from tui.widgets.text_view import clickable
@@ -72,7 +72,7 @@ def answers_lines(shown: AnswersShown, width: int) -> list[Content]:
     return [
         section("Answers", f"{shown.place + 1} of {len(shown.chosen)}", width - steps.cell_length - 1)
         + steps.pad_left(1),
-        _kinds(shown).truncate(width, ellipsis=True),
+        *flowing(_kinds(shown), width),
         EMPTY,
         *paragraph(prompt, width),
         EMPTY,
@@ -80,7 +80,7 @@ def answers_lines(shown: AnswersShown, width: int) -> list[Content]:
     ]
 
 
-def _kinds(shown: AnswersShown) -> Content:
+def _kinds(shown: AnswersShown) -> list[Content]:
     """The kinds as words that can be clicked, each with its number of answers."""
     pieces = []
     for kind, count in shown.counts.items():
@@ -89,7 +89,7 @@ def _kinds(shown: AnswersShown) -> Content:
             (f" {kind}", "bold $heading" if on else "$foreground"), (f" {count} ", "$heading" if on else "$muted")
         )
         pieces.append(clickable(word.stylize_before("on $rail-selected") if on else word, f"screen.which('{kind}')"))
-    return EMPTY.join(pieces)
+    return pieces
 
 
 def _steps() -> Content:
@@ -112,6 +112,8 @@ def _name(one: Answered, stage: int) -> Content:
         pieces.append((f"  {glyph} {one.word}", f"bold {style}"))
     if one.stage3_unusable if second else one.stage2_unusable:
         pieces.append(("  ✗ broken", "bold $pair-bad"))
+    if one.stage3_off_topic if second else one.stage2_off_topic:
+        pieces.append(("  ✗ fits any message", "bold $pair-bad"))
     if one.stage3_refuses if second else one.stage2_refuses:
         pieces.append(("  ⊘ refuses", "bold $check-warning"))
     return Content.assemble(*pieces)

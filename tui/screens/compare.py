@@ -16,9 +16,10 @@ from textual.worker import Worker, WorkerState
 
 from engine.core.options import options as options_known
 from engine.pipeline.compare import SHARES, Compared, Figure, compare
+from tui.app_protocol import wizard_of
 from tui.formatting import figure, one_line
 from tui.screens.verdict import WORD_STYLES
-from tui.widgets.chart import Level, Series, moving_average
+from tui.widgets.chart import BLOCKS, BRAILLE, Level, Look, Series, moving_average
 from tui.widgets.layout import EMPTY, fit, paragraph
 from tui.widgets.line_chart import LineChart
 from tui.widgets.stage_sections import section
@@ -40,7 +41,13 @@ class CompareScreen(Screen[None]):
     CompareScreen { background: $background; }
     CompareScreen #compare-head, CompareScreen #compare-keys { height: auto; padding: 0 1; }
     CompareScreen #compare-head { padding: 1 1 0 1; }
-    CompareScreen #compare-body { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
+    CompareScreen #compare-body {
+        height: 1fr;
+        padding: 0 1;
+        scrollbar-size-vertical: 1;
+        scrollbar-background: $background;
+        scrollbar-color: $rule;
+    }
     CompareScreen #compare-curves { height: 14; margin-top: 1; }
     CompareScreen #compare-curves LineChart { margin-right: 2; }
     """
@@ -81,9 +88,10 @@ class CompareScreen(Screen[None]):
             ("margin", "Reward margin", found.margins, Level(0.0, "0")),
         )
         self.query_one("#compare-curves").display = any(map(len, found.losses))
+        look = Look(BLOCKS if wizard_of(self).draws_blocks else BRAILLE)
         for name, title, values, level in curves:
-            head = Content.assemble((title, "bold $heading"), ("   step by step, smoothed", "$muted"))
-            self.query_one(f"#compare-{name}", LineChart).put(name, head, series_of(values), (level,))
+            head = Content.styled(title, "bold $heading"), Content.styled("step by step, smoothed", "$muted")
+            self.query_one(f"#compare-{name}", LineChart).put(name, head, series_of(values), (level,), look=look)
 
     def action_back(self) -> None:
         self.dismiss(None)

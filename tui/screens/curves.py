@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
 
 
 CURVES: dict[str, Curve] = {
-    "loss": Curve("Loss", "ln 2 = untrained", "loss", "loss", (Level(math.log(2), "ln 2"),), digits=4),
+    "loss": Curve("Loss", "ln 2 = untrained", "loss", "loss", (Level(math.log(2), "ln 2"),), held_out="loss", digits=4),
     "margin": Curve(
         "Reward margin", "chosen minus rejected", "margin", "margin", (Level(0.0, "0"),), held_out="margin"
     ),
@@ -93,11 +93,17 @@ class Drawn:
     """One chart, ready to be drawn or written."""
 
     curve: Curve
-    title: Content
+    titles: tuple[Content, ...]
+    """What stands above it, the most important first."""
     raw: tuple[Point, ...]
     mean: tuple[Point, ...]
     """Empty without smoothing."""
     look: Look
+
+    @property
+    def headline(self) -> str:
+        """All of the titles."""
+        return "  ".join(title.plain for title in self.titles)
 
     @property
     def series(self) -> list[Series]:
@@ -116,7 +122,7 @@ def drawn_curve(name: str, steps: Sequence[TrainStep], view: CurvesView, evaluat
     means = moving_average(values, over) if view.smooth else []
     held_out = _held_out(curve, shown, evaluation)
     zoomed = ZOOM_WORDS[view.zoom] if len(shown) < len(steps) else ""
-    notes = [zoomed, "log scale" if log else "", curve.sentence]  # what is longest is cut
+    notes = [zoomed, "log scale" if log else "", curve.sentence]
     look = Look(
         BLOCKS if view.blocks else BRAILLE,
         log,
@@ -125,7 +131,7 @@ def drawn_curve(name: str, steps: Sequence[TrainStep], view: CurvesView, evaluat
     )
     return Drawn(
         curve,
-        _title(curve, values, means, over, view.cursor, held_out, notes),
+        tuple(_titles(curve, values, means, over, view.cursor, held_out, notes)),
         tuple(_scaled(values, log)),
         tuple(_scaled(means, log)),
         look,
@@ -154,7 +160,7 @@ def _held_out(curve: Curve, shown: Sequence[TrainStep], evaluation: EvalDone | N
     return [HeldOut(float(shown[-1].step), value, *ends)]
 
 
-def _title(
+def _titles(
     curve: Curve,
     values: Sequence[Point],
     means: Sequence[Point],
@@ -162,17 +168,18 @@ def _title(
     cursor: int | None,
     held_out: Sequence[HeldOut],
     notes: Sequence[str],
-) -> Content:
+) -> Iterator[Content]:
     """Name and figure of one step: the one under the cursor, else the newest, which is the one of the strip above."""
     at = float(cursor) if cursor is not None and any(x == cursor for x, _ in values) else values[-1][0] if values else 0
     value = next((y for x, y in values if x == at), math.nan)
     mean = next((y for x, y in means if x == at), None)
-    parts: list[tuple[str, str]] = [(f"{curve.title}  ", "bold $heading"), (figure(value, curve.digits), "bold")]
+    yield Content.assemble((f"{curve.title}  ", "bold $heading"), (figure(value, curve.digits), "bold"))
     if cursor is not None:
-        parts.append((f"  at step {at:,.0f}", "bold $key"))
+        yield Content.styled(f"at step {at:,.0f}", "bold $key")
     if mean is not None and over > 1:
-        parts.append((f"  mean of {over} {figure(mean, curve.digits)}", f"$chart-{curve.colour}"))
+        yield Content.styled(f"mean of {over} {figure(mean, curve.digits)}", f"$chart-{curve.colour}")
     for one in held_out:
-        interval = f" ({figure(one.low)} to {figure(one.high)})" if one.low < one.high else ""
-        parts.append((f"  ◆ held out {figure(one.y)}{interval}", ""))
-    return Content.assemble(*parts, ("   " + "   ".join(filter(None, notes)), "$muted"))
+        yield Content(f"◆ held out {figure(one.y)}")
+        if one.low < one.high:
+            yield Content(f"({figure(one.low)} to {figure(one.high)})")
+    yield from (Content.styled(f" {note}", "$muted") for note in notes if note)

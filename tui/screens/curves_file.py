@@ -62,7 +62,7 @@ def curves_svg(steps: Sequence[TrainStep], view: CurvesView, evaluation: EvalDon
 
 
 def _panel(drawn: Drawn) -> str:
-    title = f'<text x="{EDGE}" y="14" font-size="13">{escape(drawn.title.plain)}</text>'
+    title = f'<text x="{EDGE}" y="14" font-size="13">{escape(drawn.headline)}</text>'
     curve, look = drawn.curve, drawn.look
     levels = () if look.log else curve.levels
     window = window_of(drawn.series, levels, curve.bounds, look.held_out)

@@ -33,7 +33,7 @@ HINTS = (
     ("e", "e", "level"),
     ("f", "f", "follow"),
     ("c", "c", "copy"),
-    ("enter", "Enter", "stage"),
+    ("enter", "Enter", "its stage"),
     ("v", "v", "other log"),
     ("escape", "Esc", "close"),
 )
@@ -294,7 +294,7 @@ def key_line(width: int) -> list[Content]:
         clickable(Content.assemble((shown, "bold $key"), (f" {does}", "$muted")), f"screen.press('{key}')")
         for key, shown, does in HINTS
     ]
-    return [fit(Content("   ").join(keys), width)]
+    return [fit(Content("  ").join(keys), width)]
 
 
 def detail(line: LogLine, width: int) -> list[Content]:

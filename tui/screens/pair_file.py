@@ -26,6 +26,8 @@ NOTHING_TO_RUN = {"run_stage", "run_all", "redo", "stop", "log"}
 class PairFileScreen(MainScreen, inherit_bindings=False):
     """The title, the browser, the keys."""
 
+    DEFAULT_CSS = "PairFileScreen PairBrowser { padding: 0 1; }"
+
     def __init__(self, source: PairFile) -> None:
         super().__init__(source, "quality")
         self.file = source
@@ -60,11 +62,13 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
         if not self.is_whole:
             return False
         file, problem = visible_line(short_path(self.file.file), 200), visible_line(self.file.problem, 200)
-        name = Content.assemble(("stage3-tui ", "bold $accent"), (f"browse {file}", "bold $foreground"))
-        where = Content.styled(problem, "$check-failed") if problem else Content.styled("nothing runs", "$muted")
+        name = Content.assemble((" stage3-tui ", "bold $accent"), (f"browse {file}", "bold $foreground"))
+        where = Content.styled(problem, "$check-failed") if problem else Content.styled("nothing runs ", "$muted")
         self.query_one("#title", TextView).put((file, problem), lambda width: [spread(name, where, width)])
         edits = f"Decisions go to {visible_line(short_path(self.file.edits), 200)}"
-        self.query_one("#status", TextView).put(edits, lambda width: [fit(Content.styled(edits, "$muted"), width)])
+        self.query_one("#status", TextView).put(
+            edits, lambda width: [fit(Content.styled(f" {edits}", "$muted"), width)]
+        )
         keys = self.keys_offered()
         self.query_one("#keys", TextView).put(keys, lambda width: [keys_line(keys, width)])
         return True

@@ -16,7 +16,7 @@ from tui.formatting import approx_duration, memory, one_line, percent
 from tui.screens.base import StageView
 from tui.widgets.gauge import bar, forecast_mark
 from tui.widgets.gpus import gpu_lines
-from tui.widgets.layout import EMPTY
+from tui.widgets.layout import EMPTY, as_fits
 from tui.widgets.side_by_side import side_by_side
 from tui.widgets.stage_sections import card, section
 from tui.widgets.text_view import TextView
@@ -81,7 +81,7 @@ def pilot_lines(pilot: PilotDone | None, width: int) -> list[Content]:
     """Each share with its interval and the gate's threshold, then the pairs, one after the other."""
     if pilot is None:
         return [EMPTY, Content.styled("There is no pilot yet.", "$muted")]
-    lines = [EMPTY, section("What the pilot says of the whole", f"{pilot.pairs} prompts", width)]
+    lines = [EMPTY, section("What the pilot predicts for all prompts", f"from {pilot.pairs}", width)]
     for figure in pilot.figures:
         lines += [EMPTY, *figure_lines(figure, width)]
     for number, pair in enumerate(pilot.shown, start=1):
@@ -90,22 +90,21 @@ def pilot_lines(pilot: PilotDone | None, width: int) -> list[Content]:
 
 
 def figure_lines(figure: Mapping[str, Any], width: int) -> list[Content]:
-    name = str(figure["name"]).replace("_", " ")
-    threshold = float(figure["threshold"])
-    asked = f"   gate ┃{percent(threshold)}"
-    if figure["share"] is None:
-        return [Content.assemble((name, "bold"), ("  nothing measured", "$muted"), (asked, "$muted"))]
-    style = "$check-failed" if figure["hopeless"] else "$pair-ok"
-    told = Content.assemble(
-        (f"{percent(figure['share'])} {name}", f"bold {style}"),
-        (
-            f"  {figure['successes']} of {figure['n']}, 95 %: {percent(figure['low'])} to {percent(figure['high'])}",
-            "$foreground",
-        ),
-        (asked, "$muted"),
+    """The share, its interval and the gate's threshold; yellow if the pilot fails it, red if the whole set hardly can pass."""
+    name = str(figure["name"]).replace("_", " ").removesuffix(" share")
+    threshold, share = float(figure["threshold"]), figure["share"]
+    asked = Content.styled(f" gate ┃ {figure['bound']} {percent(threshold)}", "$muted")
+    if share is None:
+        return [as_fits((Content.styled(name, "bold"), Content.styled("nothing measured", "$muted"), asked), width)]
+    fails = share < threshold if figure["bound"] == "at least" else share > threshold
+    style = "$check-failed" if figure["hopeless"] else "$check-warning" if fails else "$pair-ok"
+    told = (
+        Content.styled(f"{percent(share)} {name}", f"bold {style}"),
+        Content.styled(f"{figure['successes']} of {figure['n']}", "$foreground"),
+        asked,
+        Content.styled(f" likely {percent(figure['low'])} to {percent(figure['high'])}", "$muted"),
     )
-    shown = bar(figure["share"], min(width, WIDEST_BAR), style=style, marks=(forecast_mark(threshold),))
-    return [told.truncate(width, ellipsis=True), shown]
+    return [as_fits(told, width), bar(share, min(width, WIDEST_BAR), style=style, marks=(forecast_mark(threshold),))]
 
 
 def pair_lines(number: int, pair: Mapping[str, Any], width: int) -> list[Content]:

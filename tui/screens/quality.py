@@ -9,11 +9,11 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
-from engine.core import layout
-from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
+from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE
 from engine.run.state import RunState, StageState
+from tui.pair_browser.waiting import waiting_note
 from tui.screens.base import StageView
-from tui.widgets.layout import EMPTY
+from tui.widgets.layout import EMPTY, paragraph
 from tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
@@ -52,22 +52,19 @@ class QualityView(StageView):
 
     def draw_page(self, state: RunState, stage: StageState, now: float) -> None:
         if self.page == self.GATE:
-            lines = [line for line in (gate_line(stage), ask_people_line(stage), self._decided_since(stage)) if line]
+            lines = [line for line in (gate_line(stage), ask_people_line(stage), self._waiting(state)) if line]
             told = tuple(line.plain for line in lines)
-            self.paper("extra").put(told, (lambda width: [EMPTY, *lines]) if lines else None)
+            self.paper("extra").put(
+                told,
+                (lambda width: [EMPTY, *(each for line in lines for each in paragraph(line, width))])
+                if lines
+                else None,
+            )
 
-    def _decided_since(self, stage: StageState) -> Content:
-        """A sentence if there are decisions that the stage has not read yet."""
-        if stage.status not in ("done", "refused") or stage.finished is None:
-            return EMPTY
-        try:
-            changed = (self.source.run / layout.EDITS_JSONL).stat().st_mtime
-        except OSError:
-            return EMPTY  # no decisions
-        if changed <= stage.finished:
-            return EMPTY
-        again = "" if self.source.read_only else ": r runs this stage again, a also the later ones"
-        return Content.styled(f"! Decisions have been made since{again}.", "$check-warning")
+    def _waiting(self, state: RunState) -> Content:
+        """A sentence if there are decisions that the stage has not read."""
+        told = waiting_note(self.source, state)
+        return Content.styled(f"! {told}", "$check-warning") if told else EMPTY
 
     def focus_page(self) -> None:
         if self.page == self.PAIRS and self.browser is not None:

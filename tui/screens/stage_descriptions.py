@@ -143,6 +143,7 @@ def _training(config: Stage3Config) -> tuple[str, ...]:
         f"Trains the Stage 2 adapter by DPO against itself: {epochs}, batches of {batch}, learning rate "
         f"{config.learning_rate:g}, beta {config.beta:g}; a checkpoint every {plural(config.save_steps, 'step')}.",
         f"Then both answer up to {plural(config.eval_prompts, 'held-out prompt')}, and a verdict says whether Stage 3 is better.",
+        "To train with several settings and pick the best one, type `stage3-tui sweep --beta 0.05,0.1,0.3` in a shell.",
     )
 
 

@@ -7,7 +7,7 @@ from tui.formatting import one_line
 from tui.screens.base import StageView
 from tui.widgets.layout import EMPTY, paragraph
 
-INSTALLS = "Something is missing. With the option install (key o), this stage installs what it can with uv."
+INSTALLS = "Something is missing. Switch on the option install (o), and this stage installs what it can with uv."
 
 
 class ToolchainView(StageView):

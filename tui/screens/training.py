@@ -25,6 +25,7 @@ from tui.screens.curves import CURVES, CurvesView, drawn_curve
 from tui.screens.curves_file import write_curves
 from tui.screens.trials import trial_lines
 from tui.screens.verdict import evidence_lines, verdict_lines
+from tui.widgets.chart import BLOCKS, BRAILLE, Look
 from tui.widgets.gpus import gpu_lines
 from tui.widgets.layout import EMPTY, fit
 from tui.widgets.line_chart import LineChart
@@ -156,8 +157,12 @@ class TrainingView(StageView):
         losses = [[number(step.loss) for step in trial.steps] for trial in trials]
         chart = self.query_one("#trial-losses", LineChart)
         chart.display = any(losses)
-        head = Content.assemble(("Loss", "bold $heading"), ("   of every trial, in the colour of its number", "$muted"))
-        chart.put([len(each) for each in losses], head, series_of(losses), CURVES["loss"].levels)
+        head = (
+            Content.styled("Loss", "bold $heading"),
+            Content.styled("of every trial, in the colour of its number", "$muted"),
+        )
+        look = Look(BLOCKS if wizard_of(self).draws_blocks else BRAILLE)
+        chart.put([len(each) for each in losses], head, series_of(losses), CURVES["loss"].levels, look=look)
 
     def _draw_memory(self, state: RunState) -> None:
         reading = state.telemetry[-1] if state.telemetry else None
@@ -176,7 +181,7 @@ class TrainingView(StageView):
             key = (steps[-1:], len(steps), view, evaluation)
             levels = () if drawn.look.log else drawn.curve.levels
             chart = self.query_one(f"#{name}", LineChart)
-            chart.put(key, drawn.title, drawn.series, levels, drawn.curve.bounds, drawn.look)
+            chart.put(key, drawn.titles, drawn.series, levels, drawn.curve.bounds, drawn.look)
 
     # -- what a person does with the charts ---------------------------------------------------------------------------
 
@@ -228,7 +233,7 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
         ("margin", figure(number(last.margin))),
         ("accuracy", f"{100 * number(last.accuracy):.0f} %"),
         ("gradient", figure(number(last.grad_norm), 2)),
-        ("rate", f"{number(last.learning_rate):.1e}"),
+        ("rate", f"{number(last.learning_rate):.1e}" if last.learning_rate else "0"),
         ("tok/s", figure(number(last.tokens_per_second), 0)),
         ("saved", f"step {saved[-1].step:,}" if saved else "nothing"),
         ("size", memory(saved[-1].bytes) if saved else "-"),

@@ -39,7 +39,7 @@ def trial_lines(
     waiting = total - len(shown)
     if waiting > 0:
         lines.append(Content.styled(f"· and {waiting} more, waiting", "$muted"))
-    hint = "Half of the held-out pairs chooses; `stage3-tui compare` compares trials."
+    hint = "One half of the held-out pairs tells which is best. `stage3-tui compare` compares."
     return [*lines, EMPTY, Content.styled(hint, "$muted").truncate(width, ellipsis=True)]
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from textual.content import Content
 
 from engine.core.events import Forecast, GpuReading, Telemetry
-from tui.formatting import memory
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
 HIGH_SHARE = 0.92
@@ -71,7 +70,7 @@ def short_memory(reading: Telemetry, forecast: Forecast | None, width: int) -> C
     host = Content.assemble(
         ("RAM ", "$muted"),
         memory_bar(reading.host_used_bytes, reading.host_total_bytes, width),
-        f" {reading.host_used_bytes / 2**30:.0f}/{memory(reading.host_total_bytes)}",
+        f" {_used_of(reading.host_used_bytes, reading.host_total_bytes)}",
     )
     gpu = fullest(reading.gpus)
     if gpu is None:
@@ -83,9 +82,15 @@ def short_memory(reading: Telemetry, forecast: Forecast | None, width: int) -> C
     return Content.assemble(
         (label, "$muted"),
         memory_bar(used, total, width, forecast=expected),
-        f" {used / 2**30:.0f}/{memory(total)}{use}  ",
+        f" {_used_of(used, total)}{use}  ",
         host,
     )
+
+
+def _used_of(used: float, total: float) -> str:
+    """48/80 GiB; of little memory with a decimal."""
+    digits = 0 if total >= 10 * 2**30 else 1
+    return f"{used / 2**30:.{digits}f}/{total / 2**30:.{digits}f} GiB"
 
 
 def fullest(gpus: Sequence[GpuReading]) -> GpuReading | None:

@@ -10,8 +10,9 @@ from textual.content import Content
 from engine.core.events import Forecast, GpuReading, Telemetry
 from tui.formatting import memory, one_line
 from tui.widgets.gauge import memory_bar, peak_on_gpu
-from tui.widgets.layout import fit
+from tui.widgets.layout import as_fits, fit
 
+LEAST_BAR, MOST_BAR = 8, 40
 ROOM_FOR_MODEL = 118
 """Minimum cells to show the GPU's model, too."""
 
@@ -22,7 +23,8 @@ class _Row(NamedTuple):
     total: float
     peak: float | None
     forecast: float | None
-    rest: str
+    rest: tuple[str, ...]
+    """The most important first: what does not fit is left out."""
 
     @property
     def numbers(self) -> str:
@@ -47,10 +49,10 @@ def gpu_lines(
             rows.append(_gpu_row(gpu, *sizes, peaks.get(gpu.index), forecast, with_model=width >= ROOM_FOR_MODEL))
     on_host = forecast is not None and not forecast.on_gpu
     expected = max(forecast.peak_bytes.values(), default=None) if forecast is not None and on_host else None
-    told = _joined(_peak(peak_of_process), _forecast(expected))
-    rows.append(_Row("This run", reading.rss_bytes, reading.host_total_bytes, peak_of_process or None, expected, told))
+    marks = _known(_peak(peak_of_process), _forecast(expected))
+    rows.append(_Row("This run", reading.rss_bytes, reading.host_total_bytes, peak_of_process or None, expected, marks))
     cpu = f"CPU {reading.cpu_percent:.0f} %"
-    rows.append(_Row("All memory", reading.host_used_bytes, reading.host_total_bytes, None, None, cpu))
+    rows.append(_Row("All memory", reading.host_used_bytes, reading.host_total_bytes, None, None, (cpu,)))
     return [*lines, *_aligned(rows, width)]
 
 
@@ -58,12 +60,12 @@ def _gpu_row(
     gpu: GpuReading, used: int, total: int, peak: int | None, forecast: Forecast | None, *, with_model: bool
 ) -> _Row:
     expected = peak_on_gpu(forecast, gpu.index)
-    told = _joined(
+    told = _known(
+        _peak(peak),
+        _forecast(expected),
         "" if gpu.utilisation_percent is None else f"{gpu.utilisation_percent:.0f} %",
         "" if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} °C",
         "" if gpu.power_watts is None else f"{gpu.power_watts:.0f} W",
-        _peak(peak),
-        _forecast(expected),
     )
     model = f"  {one_line(gpu.name, limit=24).plain}" if with_model else ""
     return _Row(f"GPU {gpu.index}{model}", used, total, peak, expected, told)
@@ -77,21 +79,28 @@ def _forecast(size: float | None) -> str:
     return f"┃forecast {memory(size)}" if size else ""
 
 
-def _joined(*figures: str) -> str:
-    return "   ".join(figure for figure in figures if figure)
+def _known(*figures: str) -> tuple[str, ...]:
+    return tuple(figure for figure in figures if figure)
 
 
 def _aligned(rows: Sequence[_Row], width: int) -> list[Content]:
     """Rows of a name, a bar of common length, and figures to its right."""
     names = max(len(row.name) for row in rows)
     numbers = max(len(row.numbers) for row in rows)
-    room = min(max(width - names - numbers - max(len(row.rest) for row in rows) - 7, 8), 40)
+    rest = max(sum(len(figure) + 3 for figure in row.rest) for row in rows)
+    room = min(max(width - names - numbers - rest - 4, LEAST_BAR), MOST_BAR)
     return [
-        Content.assemble(
-            fit(Content(row.name), names).pad_right(2),
-            memory_bar(row.used, row.total, room, peak=row.peak, forecast=row.forecast),
-            (f"  {row.numbers:>{numbers}}", "bold"),
-            (f"   {row.rest}", "$muted"),
-        ).truncate(width, ellipsis=True)
+        as_fits(
+            (
+                Content.assemble(
+                    fit(Content(row.name), names).pad_right(2),
+                    memory_bar(row.used, row.total, room, peak=row.peak, forecast=row.forecast),
+                    (f"  {row.numbers:>{numbers}}", "bold"),
+                ),
+                *(Content.styled(figure, "$muted") for figure in row.rest),
+            ),
+            width,
+            gap=3,
+        )
         for row in rows
     ]

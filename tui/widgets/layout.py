@@ -20,6 +20,34 @@ class Column:
     """Right-aligned, for numbers."""
 
 
+def as_fits(pieces: Iterable[Content], width: int, gap: int = 2) -> Content:
+    """The pieces on one line, the most important first: those that fit as a whole, up to the first that does not."""
+    line = EMPTY
+    for number, piece in enumerate(pieces):
+        longer = line + Content(" " * gap) + piece if number else piece.truncate(width, ellipsis=True)
+        if longer.cell_length > width:
+            break
+        line = longer
+    return line
+
+
+def flowing(pieces: Iterable[Content], width: int) -> list[Content]:
+    """The pieces one after the other, on as many lines as they take; each brings its own gap."""
+    lines = [EMPTY]
+    for piece in pieces:
+        if lines[-1] and lines[-1].cell_length + piece.rstrip().cell_length > width:
+            lines.append(EMPTY)
+        lines[-1] = lines[-1] + piece
+    return [line.rstrip().truncate(width, ellipsis=True) for line in lines]
+
+
+def clauses(sentence: str, room: int) -> str:
+    """The sentence, or as many of its clauses as fit; empty if not even the first one does."""
+    parts = sentence.rstrip(".").split(", ")
+    shorter = (", ".join(parts[:count]) + "." for count in range(len(parts), 0, -1))
+    return next((one for one in shorter if len(one) <= room), "")
+
+
 def stack(lines: Iterable[Content]) -> Content:
     return Content("\n").join(list(lines))
 

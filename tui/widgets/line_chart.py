@@ -13,7 +13,7 @@ from textual.widget import Widget
 
 from tui.keys import bindings
 from tui.widgets.chart import Level, Look, Plot, Series, chart, plot_of
-from tui.widgets.layout import fit, stack
+from tui.widgets.layout import as_fits, fit, stack
 
 
 class LineChart(Widget, can_focus=True):
@@ -42,7 +42,7 @@ class LineChart(Widget, can_focus=True):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
         self._key: object = None
-        self._title = Content("")
+        self._titles: Sequence[Content] = ()
         self._series: Sequence[Series] = ()
         self._levels: Sequence[Level] = ()
         self._bounds: tuple[float, float] | None = None
@@ -51,24 +51,28 @@ class LineChart(Widget, can_focus=True):
     def put(
         self,
         key: object,
-        title: Content,
+        titles: Sequence[Content],
         series: Sequence[Series],
         levels: Sequence[Level] = (),
         bounds: tuple[float, float] | None = None,
         look: Look | None = None,
     ) -> None:
-        """Show this. `key` is everything it depends on: the same key again costs nothing."""
+        """Show this. `key` is everything it depends on: the same key again costs nothing.
+
+        titles   above the points, the most important first, as many as fit
+        """
         if key != self._key:
-            self._key, self._title, self._series, self._levels, self._bounds = key, title, series, levels, bounds
+            self._key, self._titles, self._series, self._levels, self._bounds = key, titles, series, levels, bounds
             self._look = look or Look()
             self.refresh()
 
     def render(self) -> Content:
         width, height = self.content_size
+        title = fit(as_fits(self._titles, width), max(width, 1))
         if width < 16 or height < 4:
-            return fit(self._title, max(width, 1))
+            return title
         drawn = chart(self._series, self._levels, width, height - 1, self._bounds, self._look)
-        return stack([fit(self._title, width), *drawn])
+        return stack([title, *drawn])
 
     @property
     def plot(self) -> Plot | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from textual.content import Content
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 
 from engine.core.options import Option
@@ -131,6 +131,14 @@ class OptionRows(RowList):
 
     def on_resize(self) -> None:
         self.rearrange()
+
+    def _show_cursor(self) -> None:
+        """With its heading, if that stands directly above."""
+        first = self.cursor
+        while first and not isinstance(self.rows[first - 1], Option):
+            first -= 1
+        if self.is_mounted:
+            self.scroll_to_region(Region(0, first, 1, self.cursor - first + 1), animate=False, force=True)
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 

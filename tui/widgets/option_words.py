@@ -12,7 +12,7 @@ from engine.core.options import Option
 from engine.core.stage_table import STAGE
 from engine.pipeline.consequences import EVALUATION, Consequence, consequence_of
 from tui.formatting import approx_duration, one_line
-from tui.widgets.layout import paragraph
+from tui.widgets.layout import as_fits, paragraph
 
 AUTOMATIC = "automatic"
 EDITS, KEEPS = "Enter edits   ← → choose   d resets", "Enter saves, Esc discards"
@@ -64,7 +64,11 @@ def option_words(
     facts = [option.allowed, f"default {option.default or 'none'}", option.flag, ENV_PREFIX + option.name.upper()]
     if option.unit == "share":
         facts[0] += " (a share)"
-    lines += paragraph(Content.styled("   ".join(facts[:3] if compact else facts), "$muted"), width)
+    if compact:  # a long default is left out
+        allowed, default, flag, _ = facts
+        lines.append(as_fits((Content.styled(fact, "$muted") for fact in (allowed, flag, default)), width, gap=3))
+    else:
+        lines += paragraph(Content.styled("   ".join(facts), "$muted"), width)
     again = consequence_words(option, done) if done is not None else ""
     if again:
         lines += paragraph(Content.assemble(("↻ ", "bold $accent"), (again, "$foreground")), width)
@@ -78,7 +82,7 @@ def option_words(
 
 
 def consequence_words(option: Option, done: Done) -> str:
-    """What a change would do again: "Does training again (about 4m), then packaging; pairs and quality stay."."""
+    """What a change would do again: "A change repeats training (about 4m), then packaging if the results differ; pairs stay."."""
     if not done or not option.changes:
         return "" if not done else "Changes no result."
     found = consequence_of(option.changes, done)
@@ -89,11 +93,11 @@ def consequence_words(option: Option, done: Done) -> str:
 
 def _again(found: Consequence) -> str:
     took = approx_duration(found.seconds)
-    return f"Does {_listed(found.again)} again" + (f" (about {took})" if took else "")
+    return f"A change repeats {_listed(found.again)}" + (f" (about {took})" if took else "")
 
 
 def _follow(found: Consequence) -> str:
-    return f", then {_listed(found.follow)} if that changes the result" if found.follow else ""
+    return f", then {_listed(found.follow)} if the results differ" if found.follow else ""
 
 
 def _stay(found: Consequence) -> str:

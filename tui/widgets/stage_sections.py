@@ -12,7 +12,7 @@ from engine.run.state import StageState
 from tui.formatting import approx_duration, duration, one_line, plural, rate, safe_text
 from tui.keys import KEYS
 from tui.widgets.gauge import bar
-from tui.widgets.layout import EMPTY, Column, fit, paragraph, spread, table
+from tui.widgets.layout import EMPTY, Column, clauses, fit, paragraph, spread, table
 from tui.widgets.marks import CHECK_MARKS, STAGE_MARKS, UNKNOWN
 from tui.widgets.text_view import clickable
 
@@ -35,11 +35,11 @@ def heading(
     right = Content.assemble(
         (told, f"bold {mark.style}"), (f"  {times(stage.elapsed(now), expected)}".rstrip(), "$muted")
     )
-    sentence = one_line(name.sentence, "$muted")
     if compact:
-        lines = [spread(left + Content("   ") + sentence, right, width)]
+        sentence = clauses(name.sentence, width - left.cell_length - right.cell_length - 5)
+        lines = [spread(Content.assemble(left, "   ", (sentence, "$muted")), right, width)]
     else:
-        lines = [spread(left, right, width), *paragraph(sentence, width)]
+        lines = [spread(left, right, width), *paragraph(Content.styled(name.sentence, "$muted"), width)]
     if len(pages) > 1:
         lines += [*([] if compact else [EMPTY]), tabs(pages, page)]
     return lines

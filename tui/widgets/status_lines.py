@@ -24,7 +24,7 @@ ROOM_FOR_HOST, ROOM_FOR_MORE = 100, 130
 def title_line(state: RunState, run_name: str, standing: str, now: float, width: int) -> Content:
     """Program, run, and its state."""
     left = Content.assemble((" stage3-tui ", "bold $accent"), (" ", ""), one_line(run_name, "$foreground", 60))
-    return spread(left, _standing(state, standing, now) + Content(" "), width)
+    return spread(left, _standing(state, standing, now, in_full=width >= ROOM_FOR_HOST) + Content(" "), width)
 
 
 def status_line(state: RunState, host: str, folder: str, width: int) -> Content:
@@ -35,7 +35,7 @@ def status_line(state: RunState, host: str, folder: str, width: int) -> Content:
         forecast = state.forecast
         machine = machine + short_memory(reading, forecast, 16 if width >= ROOM_FOR_MORE else 6)
     else:
-        machine = machine + Content.styled("no readings yet", "$muted")
+        machine = machine + Content.styled("GPU and RAM are read while it runs", "$muted")
     room = width - machine.cell_length - 4
     place = one_line(folder)
     if place.cell_length > room > 12:
@@ -65,25 +65,28 @@ def how_far(state: RunState) -> str:
     return "finished" if state.next_stage is None else f"{STAGES.index(state.next_stage)} of {len(STAGES)} stages done"
 
 
-def _standing(state: RunState, standing: str, now: float) -> Content:
+def _standing(state: RunState, standing: str, now: float, *, in_full: bool, beside_more: bool = False) -> Content:
+    """`in_full`: also the stage that runs and its share, which on few columns stand right below."""
     if standing:
-        rest = _standing(state, "", now)
+        rest = _standing(state, "", now, in_full=in_full, beside_more=True)
         return Content.assemble(one_line(standing, "$check-warning"), ("  ·  ", "$muted"), rest)
     current = state.current
     if current is not None:
         number = STAGES.index(current.name) + 1
-        share = share_done(current)
-        text = f"▶ running {number}/10 {STAGE[current.name].title}{' ' + share if share else ''}"
+        stage = f" {STAGE[current.name].title} {share_done(current)}".rstrip() if in_full else ""
+        text = f"▶ running {number}/10{stage}"
         to_go = approx_duration(seconds_to_go(state, now))
-        elapsed = duration(current.elapsed(now)) + (f" · ~{to_go} to go" if to_go else "")
+        elapsed = duration(current.elapsed(now)) if in_full or not beside_more else ""
+        times = " · ".join(filter(None, (elapsed, f"~{to_go} to go" if to_go else "")))
         silent = f"silent for {duration(now - state.stalled_since)}  ·  " if state.stalled_since is not None else ""
-        return Content.assemble((silent, "$check-warning"), (text, "$stage-running"), (f"  {elapsed}", "$muted"))
+        return Content.assemble((silent, "$check-warning"), (text, "$stage-running"), (f"  {times}", "$muted"))
     finished = state.finished
     if finished is None:
         return Content.styled("not running", "$muted")
     if finished.exit_code == 0:
         return Content.styled(f"✓ {how_far(state)}", "$stage-done")
-    broken = next((stage for stage in state.stages.values() if stage.failure is not None), None)
+    failures = {name: stage for name, stage in state.stages.items() if stage.failure is not None}
+    broken = failures.get(state.latest) or next(iter(failures.values()), None)
     if broken is None:
         return Content.styled(f"ended with exit code {finished.exit_code}", "$stage-failed")
     mark = STAGE_MARKS[broken.status]

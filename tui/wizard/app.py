@@ -193,7 +193,9 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
     def status_note(self) -> str:
         if self.shutdown.stopping:
             return f"■ {self.shutdown.stopping}"
-        return "watching, read-only" if self.source.read_only else ""
+        if not self.source.read_only:
+            return ""
+        return "watching, may decide" if self.source.decides else "watching, read-only"
 
     def is_key_enabled(self, key: Key) -> bool:
         """Whether a key works now; the footer shows those."""
@@ -212,7 +214,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             case "log_scale" if not self.main.query("#gradient") or not self.main.query_one("#gradient").display:
                 return False
             case "zoom" | "smooth" | "log_scale" | "export":
-                return view is not None and view.page == getattr(view, "CURVES", None)
+                return view is not None and view.page == getattr(view, "CURVES", None) and bool(self.seen.train_steps)
             case "answer(1)" | "which":
                 return view is not None and view.page == getattr(view, "VERDICT", None) and bool(self.seen.evaluation)
             case "rest" | "search":
@@ -225,7 +227,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
                 return self.seen.pairs_made > 0 and (view is None or view.page != getattr(view, "PAIRS", None))
             case "default":
                 return mine
-        return mine if key.where == "pairs" and key.label not in ("filter", "sort", "next ✗") else True
+        return self.source.decides if key.where == "pairs" and key.label not in ("filter", "sort", "next ✗") else True
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
@@ -264,7 +266,7 @@ class Wizard(ThemedApp[WizardEnd], inherit_bindings=False):
             return
         text = "This stage and all later ones will be done again. Their files move to superseded/; nothing is deleted."
         answers = (
-            Answer("y", "do it again", "this stage now; a runs the rest"),
+            Answer("y", "do it again", "this stage alone; then a runs the later ones"),
             Answer("b", "cancel", "change nothing"),
         )
 

@@ -35,13 +35,15 @@ def run_wizard_process(config: Stage3Config, token: Secret | None = None, start_
     return supervise(lambda leaver: _wizard(config, token, leaver, start_until), farewell)
 
 
-def attach(config: Stage3Config, folder: Path, *, hands_off: bool = False) -> int:
-    """The same screens for another process's run, read-only except for stop; with `hands_off` without that."""
+def attach(config: Stage3Config, folder: Path, *, hands_off: bool = False, decides: bool = False) -> int:
+    """The same screens for another process's run, read-only except for stop; with `hands_off` without that; if it `decides`, with
+    decisions about pairs.
+    """
     from tui.runs.watcher import Watcher
     from tui.wizard.app import run_wizard
 
     redirect_output_to_log(None)
-    _, code = run_wizard(Watcher(Run(folder), config, hands_off=hands_off))
+    _, code = run_wizard(Watcher(Run(folder), config, hands_off=hands_off, decides=decides))
     return code
 
 

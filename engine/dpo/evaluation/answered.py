@@ -24,6 +24,9 @@ class Answered:
     stage3_score: float | None = None
     stage2_unusable: bool = False
     stage3_unusable: bool = False
+    stage2_off_topic: bool = False
+    stage3_off_topic: bool = False
+    """Would fit any message."""
     stage2_refuses: bool = False
     stage3_refuses: bool = False
     about_harm: bool = False
@@ -49,11 +52,12 @@ KINDS: dict[str, Callable[[Answered], bool]] = {
     "equal": lambda one: one.word == "equal",
     "worse": lambda one: one.word == "worse",
     "broken": lambda one: one.stage3_unusable,
+    "unfit": lambda one: one.stage3_unusable or one.stage3_off_topic,
     "refused": lambda one: one.stage3_refuses,
     "harmful": lambda one: one.about_harm,
 }
-"""Which answers a person may want to see: as the judge found Stage 3's, where it is broken or a refusal, and where the prompt is
-about something that could do harm."""
+"""Which answers a person may want to see: as the judge found Stage 3's, where it is broken, broken or fit for any message
+(unfit), or a refusal, and where the prompt is about something that could do harm."""
 
 
 def read_answered(report: Path) -> tuple[Answered, ...]:
@@ -71,8 +75,8 @@ def answered_of(samples: Iterable[Any]) -> tuple[Answered, ...]:
 def _answered(sample: Mapping[str, Any]) -> Answered:
     texts = {name: str(sample.get(name, "")) for name in ("prompt", "stage2", "stage3")}
     scores = {name: _score(sample.get(name)) for name in ("stage2_score", "stage3_score")}
-    names = ("stage2_unusable", "stage3_unusable", "stage2_refuses", "stage3_refuses", "about_harm")
-    flags = {name: sample.get(name) is True for name in names}
+    faults = [f"stage{stage}_{fault}" for fault in ("unusable", "off_topic", "refuses") for stage in (2, 3)]
+    flags = {name: sample.get(name) is True for name in (*faults, "about_harm")}
     return Answered(**texts, **scores, **flags)  # type: ignore[arg-type]
 
 

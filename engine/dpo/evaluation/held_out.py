@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,11 +53,17 @@ class HeldOut:
         return [self.beta * (ratio.chosen - ratio.rejected) for ratio in self.ratios]
 
     @property
+    def losses(self) -> list[float]:
+        """DPO's loss of each pair, as training reports it: -log sigmoid of the margin (Rafailov et al. 2023, eq. 7)."""
+        return [max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))) for margin in self.margins]
+
+    @property
     def figures(self) -> Figures:
-        margins = self.margins
+        margins, losses = self.margins, self.losses
         right = sum(margin > 0 for margin in margins)
         low, high = wilson(right, len(margins))
         margin_low, margin_high = bootstrap_mean(margins)
+        loss_low, loss_high = bootstrap_mean(losses)
         chosen, rejected = [r.chosen for r in self.ratios], [r.rejected for r in self.ratios]
         return {
             "pairs": len(margins),
@@ -67,6 +74,9 @@ class HeldOut:
             "margin": number(mean(margins)),
             "margin_low": number(margin_low),
             "margin_high": number(margin_high),
+            "loss": number(mean(losses)),
+            "loss_low": number(loss_low),
+            "loss_high": number(loss_high),
             "chosen_log_ratio": number(mean(chosen)),
             "chosen_log_ratio_per_token": per_token(chosen, [r.chosen_tokens for r in self.ratios]),
             "rejected_log_ratio": number(mean(rejected)),

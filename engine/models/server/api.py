@@ -118,19 +118,19 @@ class ChatApi:
         return _listed(response)
 
     async def health(self, address: ServerAddress, client: AsyncClient, *, needs_the_model: bool) -> str:
-        """Why it cannot be asked yet; empty if it can. Raises nothing of the server's."""
+        """Why it cannot be asked yet, in words that follow its address; empty if it can. Raises nothing of the server's."""
         import httpx2
 
         try:
             async with asyncio.timeout(min(BESIDE_SECONDS, self.timeout_seconds)):
                 response = await client.get(address.of("models"))
         except (TimeoutError, httpx2.HTTPError) as error:
-            return errors.unreachable(address, error).why
+            return f"cannot be reached. {errors.unreachable(address, error).why}"
         if response.status_code in _AWAY:
-            return f"It returns {response.status_code}."
+            return f"returns {response.status_code}."
         listed = _listed(response)
         if needs_the_model and listed and self.model not in listed:
-            return f"It serves {errors.shown_names(listed)} now, not {self.model!r}."
+            return f"serves {errors.shown_names(listed)} now, not {self.model!r}."
         return ""
 
     async def load(self, address: ServerAddress, client: AsyncClient) -> ServerLoad:

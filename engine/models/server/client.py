@@ -158,7 +158,7 @@ class ServerClient:
         known = server in self._lists_the_model
         why = await self._api.health(server.address, client, needs_the_model=known)
         if why:
-            self.pool.still_out(server, f"The server at {server.address} is out. {why}")
+            self.pool.still_out(server, f"The server at {server.address} {why}")
         elif server.state == "out":
             self.pool.put_in(server)
 

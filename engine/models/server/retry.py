@@ -74,8 +74,8 @@ class Attempts(Generic[T]):
     """Attempts that count: those at which the request may be at fault, and those after which no server was left."""
     tried: list[Server] = field(default_factory=list)
     """Servers that failed at it since it last waited."""
-    failed_at: set[Server] = field(default_factory=set)
-    """Servers that failed at it, ever."""
+    failed_at: dict[Server, RetryableError] = field(default_factory=dict)
+    """Servers that failed at it, ever, each with its last failure; the newest last."""
 
 
 class RetryPolicy:
@@ -166,12 +166,12 @@ class RetryPolicy:
         return result
 
     def _note(self, server: Server, sent: float, fault: RetryableError) -> None:
-        why = f"{fault.error.what} {fault.error.why}".strip()
-        self._pool.failed(server, sent, why, gone=fault.gone, rest_seconds=fault.rest_seconds)
+        self._pool.failed(server, sent, _words(fault.error), gone=fault.gone, rest_seconds=fault.rest_seconds)
 
     def _count(self, attempts: Attempts[T], server: Server, fault: RetryableError) -> None:
         attempts.tried.append(server)
-        attempts.failed_at.add(server)
+        attempts.failed_at.pop(server, None)
+        attempts.failed_at[server] = fault
         attempts.spent += fault.may_be_the_requests or not self._pool.others(attempts.tried)
 
     def _has_ended(self, attempts: Attempts[T], fault: RetryableError) -> bool:
@@ -199,23 +199,25 @@ class RetryPolicy:
 
     async def _weigh(self, attempts: Attempts[T], fault: RetryableError, failing: Failing[T] | None) -> T:
         """The result of a request that failed for the last time. Raises its error if no server answers the control."""
-        error = self._lost(_after(attempts.spent, fault.error))
+        error = self._lost(attempts, _after(attempts.spent, fault.error))
         if failing is None or not fault.may_be_the_requests:
             raise error from None
-        for server in attempts.failed_at:
+        for server, its_fault in attempts.failed_at.items():
             try:
                 await self._attempt(failing.control, server)
             except (RetryableError, Stage3Error):
                 continue
-            return failing.instead(fault.error)
+            return failing.instead(its_fault.error)
         raise error from None
 
-    def _lost(self, error: Stage3Error) -> Stage3Error:
-        """`error`, with what each of several servers said."""
-        whys = [f"{server.why.rstrip('.')}." for server in self._pool.servers if server.why]
-        if len(self._pool.servers) == 1 or len(whys) < 2:
+    def _lost(self, attempts: Attempts[T], error: Stage3Error) -> Stage3Error:
+        """`error`, with what each of several servers said: to this request, or when it was left out."""
+        servers = self._pool.servers
+        said = {server: _words(fault.error) for server, fault in attempts.failed_at.items()}
+        whys = [said.get(server, server.why) for server in servers]
+        if len(servers) == 1 or not all(whys):
             return error
-        return type(error)(f"None of the {len(self._pool.servers)} servers answers.", " ".join(whys), error.what_to_do)
+        return type(error)(f"None of the {len(servers)} servers answers.", " ".join(whys), error.what_to_do)
 
 
 async def _asking(server: Server, ask: Callable[[Server], Awaitable[None]]) -> None:
@@ -224,6 +226,10 @@ async def _asking(server: Server, ask: Callable[[Server], Awaitable[None]]) -> N
         await ask(server)
     finally:
         server.asking = False
+
+
+def _words(error: Stage3Error) -> str:
+    return f"{error.what} {error.why}".strip()
 
 
 def _after(tries: int, error: Stage3Error) -> Stage3Error:

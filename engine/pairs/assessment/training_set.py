@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from engine.pairs.assessment.assess import PairVerdict
@@ -12,6 +15,7 @@ from engine.pairs.assessment.gate import Tally
 from engine.pairs.data.edits import Decision, apply_decision
 from engine.pairs.data.record import Pair
 from engine.pairs.detectors import canonical
+from engine.storage.lazy import Picked
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +57,20 @@ def preference_row(pair: Pair) -> dict[str, Any]:
     }
 
 
-def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[list[Pair], list[Pair]]:
+def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[Picked[Pair], Picked[Pair]]:
     """Split into (train, held out): `fraction` of the prompts, at least `at_least` and at most half, chosen by a hash.
 
     Pairs that share a prompt land on the same side, so no held-out prompt is trained on. Both sides are sorted by hash: the
     same pairs give the same files, whatever order they were made in.
     """
     ordered = sorted((_key(pair), pair.id, number) for number, pair in enumerate(pairs))
-    keys = list(dict.fromkeys(key for key, *_ in ordered))
-    wanted = min(max(round(fraction * len(keys)), at_least), len(keys) // 2)
-    held = set(keys[:wanted])
-    train = [pairs[number] for key, _, number in ordered if key not in held]
-    return train, [pairs[number] for key, _, number in ordered if key in held]
+    keys = sum(1 for _ in groupby(ordered, key=itemgetter(0)))
+    wanted = min(max(round(fraction * keys), at_least), keys // 2)
+    held, train = array("Q"), array("Q")
+    for place, (_, group) in enumerate(groupby(ordered, key=itemgetter(0))):
+        (held if place < wanted else train).extend(number for _, _, number in group)
+    return Picked(pairs, train), Picked(pairs, held)
 
 
-def _key(pair: Pair) -> str:
-    return hashlib.sha256(canonical("\n".join(m["content"] for m in pair.messages)).encode()).hexdigest()
+def _key(pair: Pair) -> bytes:
+    return hashlib.sha256(canonical("\n".join(m["content"] for m in pair.messages)).encode()).digest()

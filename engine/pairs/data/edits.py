@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from engine.core import layout
+from engine.core.reading import open_file
+from engine.pairs.data.edits_lock import sole_writer
 from engine.pairs.data.record import OK, Pair
 from engine.storage.jsonl import BadLine, JsonlAppender, last_unended_line, parsed_line, read_jsonl
 
@@ -89,7 +91,7 @@ def write_edit(
     text    of `edit` and `note`
     field   what `edit` replaces; `revised_response` by default
 
-    Raises ValueError with the reason as a sentence if the edit is invalid, and DiskError.
+    Another process may do the same. Raises ValueError with the reason as a sentence if the edit is invalid, and DiskError.
     """
     edit: dict[str, Any] = {"id": pair_id, "action": action}
     if text is not None:
@@ -100,9 +102,33 @@ def write_edit(
     reason = edit_problem(edit)
     if reason:
         raise ValueError(f"This decision cannot be saved: {reason}.")
-    with JsonlAppender(path) as edits:
+    with sole_writer(path), JsonlAppender(path) as edits:
         edits.append(edit)
     return edit
+
+
+def read_settled_edits(path: Path) -> tuple[Edits, int]:
+    """All decisions at one moment, and the bytes of the file then; what is decided later is not among them."""
+    if not path.exists():
+        return Edits({}), 0
+    with sole_writer(path):
+        return read_edits(path), _size(path)
+
+
+def edits_after(path: Path, read: int) -> int:
+    """How many edits were appended to a file of which `read` bytes are known. Raises OSError."""
+    if _size(path) <= read:
+        return 0
+    with open_file(path) as file:
+        file.seek(read)
+        return sum(line.endswith(b"\n") for line in file)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def read_edits(path: Path) -> Edits:

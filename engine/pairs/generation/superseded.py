@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.core import layout
 from engine.pairs.data.edits import edit_lines, read_edits
+from engine.pairs.data.edits_lock import sole_writer
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.prompts import Prompt
 from engine.run.folder import Run
@@ -66,14 +67,21 @@ def carry_decisions(run: Run) -> CarriedDecisions | None:
         return None
     decided = read_edits(folder / layout.EDITS_JSONL).decisions
     same = _same_texts(folder / layout.PAIRS_JSONL, run / layout.PAIRS_JSONL, set(decided))
-    newer = list(edit_lines(run / layout.EDITS_JSONL))
-    lines = [edit for edit in edit_lines(folder / layout.EDITS_JSONL) if edit["id"] in same and edit not in newer]
-    if lines:
-        text = "".join(dumps(edit) + "\n" for edit in [*lines, *newer])
-        write_atomically(run / layout.EDITS_JSONL, text.encode("ascii"))
+    carried = [edit for edit in edit_lines(folder / layout.EDITS_JSONL) if edit["id"] in same]
+    if carried:
+        _put_before(run / layout.EDITS_JSONL, carried)
     found = CarriedDecisions(len(same), tuple(sorted(set(decided) - same)))
     write_json(folder / CARRIED, {"carried": found.carried, "not_carried": list(found.lost)})
     return found
+
+
+def _put_before(path: Path, carried: Sequence[dict[str, Any]]) -> None:
+    """Write the carried edits before those that people make meanwhile."""
+    with sole_writer(path):
+        newer = list(edit_lines(path))
+        lines = [edit for edit in carried if edit not in newer]
+        text = "".join(dumps(edit) + "\n" for edit in [*lines, *newer])
+        write_atomically(path, text.encode("ascii"))
 
 
 def _same_texts(old: Path, new: Path, ids: set[str]) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from engine.pairs.judges.base import FAILED_AT_IT, Comparison, Judge, Outcome, S
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
+from engine.storage.lazy import Mapped, Picked
 
 COMPARISONS_PER_BATCH = 16
 """Judges read without generating; larger batches, each comparison with two replies or two orders, gain little."""
@@ -54,11 +56,17 @@ def score_pairs(
     Scores only what the file lacks, so a run that was stopped or killed continues where it was. Raises Stopped
     between batches, and what the judge raises.
     """
-    comparisons = [comparison_of(pair) for pair in pairs]
+    comparisons = Mapped(pairs, comparison_of)
     known, damaged = read_scores(path, name)
     if damaged:
         yield Message("warning", f"{damaged} lines of {path} are damaged; those pairs are scored again.")
-    pending = [comparison for comparison in comparisons if key_of(comparison) not in known]
+    missing = [
+        (-_length(comparison), comparison.id, number)
+        for number, comparison in enumerate(comparisons)
+        if key_of(comparison) not in known
+    ]
+    # As `longest_first`, without the texts.
+    pending = Picked(comparisons, array("Q", (number for _, _, number in sorted(missing))))
     if pending:
         yield from _score_pending(path, pending, known, len(comparisons), name, load, stop)
     scores = [known[key_of(comparison)] for comparison in comparisons]
@@ -73,7 +81,7 @@ def score_pairs(
 
 def _score_pending(
     path: Path,
-    pending: list[Comparison],
+    pending: Sequence[Comparison],
     known: ScoreCache,
     total: int,
     name: str,
@@ -88,7 +96,7 @@ def _score_pending(
         if appender.torn:
             yield Message("warning", f"Moved an unfinished score ({appender.torn} bytes) to {appender.torn_path}.")
         done = 0
-        for batch in score_in_batches(judge, longest_first(pending), stop):
+        for batch in score_in_batches(judge, pending, stop):
             for number, (comparison, given) in enumerate(batch, start=1):
                 pair_id, texts = key_of(comparison)
                 row = {
@@ -125,15 +133,12 @@ def score_in_batches(
 
 def longest_first(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Sort by length, to keep padding low; longest first, so that memory runs out at once or not at all."""
+    return sorted(comparisons, key=lambda comparison: (-_length(comparison), comparison.id))
 
-    def length(comparison: Comparison) -> int:
-        return (
-            sum(len(message["content"]) for message in comparison.conversation)
-            + len(comparison.first)
-            + len(comparison.second)
-        )
 
-    return sorted(comparisons, key=lambda comparison: (-length(comparison), comparison.id))
+def _length(comparison: Comparison) -> int:
+    texts = (*(message["content"] for message in comparison.conversation), comparison.first, comparison.second)
+    return sum(map(len, texts))
 
 
 @dataclass(frozen=True)
@@ -160,9 +165,14 @@ def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
     """(the newest scores of one judge, the number of damaged lines); empty if there is no file."""
     if not path.exists():
         return {}, 0
-    rows = [score_of_row(row) for _, row in read_jsonl(path)]
-    found = {row.key: row.scores for row in rows if row is not None and row.judge == judge}
-    return {key: given for key, given in found.items() if not _is_asked_again(given)}, rows.count(None)
+    found: ScoreCache = {}
+    damaged = 0
+    for _, line in read_jsonl(path):
+        row = score_of_row(line)
+        damaged += row is None
+        if row is not None and row.judge == judge:
+            found[row.key] = row.scores
+    return {key: given for key, given in found.items() if not _is_asked_again(given)}, damaged
 
 
 def _is_asked_again(given: ScorePair) -> bool:

@@ -37,19 +37,25 @@ def measure_pairs(
     Raises Stopped between batches, and DiskError.
     """
     known = read_relevance(path, model)
-    missing = {key: pair for pair in pairs if (key := key_of_reply(pair.messages, pair.revised_response)) not in known}
+    missing = {
+        key: (sum(len(message["content"]) for message in pair.messages), number)
+        for number, pair in enumerate(pairs)
+        if (key := key_of_reply(pair.messages, pair.revised_response)) not in known
+    }
+    """Length of the conversation, and the pair's number: the texts stay on the disk."""
     if not missing:
         return known
     yield Message("info", f"Measuring how much {len(missing)} revisions depend on their prompts, with the base model.")
     meter, started, done = load(), time.monotonic(), 0
-    by_length = sorted(missing, key=lambda key: (sum(len(m["content"]) for m in missing[key].messages), key))
+    by_length = sorted(missing, key=lambda key: (missing[key][0], key))
     for start in range(0, len(by_length), PAIRS_PER_BATCH):
         stop.raise_if_requested()
         batch = by_length[start : start + PAIRS_PER_BATCH]
-        found = meter.measure([Answer(missing[key].messages, missing[key].revised_response) for key in batch])
+        read = [pairs[missing[key][1]] for key in batch]
+        found = meter.measure([Answer(pair.messages, pair.revised_response) for pair in read])
         measured = [
-            MeasuredReply(missing[key].id, model, key, round(one.relevance, 4), round(one.surprise, 4))
-            for key, one in zip(batch, found, strict=True)
+            MeasuredReply(pair.id, model, key, round(one.relevance, 4), round(one.surprise, 4))
+            for pair, key, one in zip(read, batch, found, strict=True)
             if one is not None
         ]
         append_relevance(path, measured)
@@ -61,7 +67,7 @@ def measure_pairs(
 
 
 def measure_relevance(
-    config: Stage3Config, usable: list[Pair], path: Path, token: str | None, stop: StopToken
+    config: Stage3Config, usable: Sequence[Pair], path: Path, token: str | None, stop: StopToken
 ) -> Generator[Event, None, KnownMeasures]:
     """Measure the pairs that are usable by their text; the others are out anyway."""
 
