@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.core.errors import ConfigError
@@ -63,7 +71,8 @@ Addresses = Annotated[tuple[str, ...] | None, BeforeValidator(_addresses)]
 
 
 class Described(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    # Only the whole is validated: to build the parts too would take a tenth of a second of every start.
+    model_config = ConfigDict(use_attribute_docstrings=True, defer_build=True)
 
 
 class RunOptions(Described):
@@ -370,6 +379,11 @@ class TrainingOptions(Described):
     TRL's tiles; whole: all logits at once. auto: trl on a GPU, else chunked."""
     load_in_4bit: bool = option(False, changes="preflight training", label="Base weights in 4 bits", topic="Memory")
     """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
+    num_processes: int | None = option(None, ge=1, changes="preflight", label="Processes that train", topic="Processes")
+    """Number of processes that train together, one on each GPU. It must divide the pairs of one optimizer step. Default: the
+    GPUs that are there, else 1."""
+    sharding: Literal["ddp", "fsdp"] = option("ddp", changes="preflight", label="Base weights", topic="Processes")
+    """With several processes: each has the whole base model (ddp), or a part of it during the steps (fsdp)."""
     report_to: Literal["none", "tensorboard"] = option("none", changes="", label="Report to", topic="Checkpoints")
     """Also write training figures for tensorboard, in logs/tensorboard. Needs the extra `tensorboard`."""
     eval_prompts: int = option(40, ge=1, changes="evaluation", label="Held-out prompts to answer", topic="Evaluation")
@@ -456,7 +470,38 @@ class Stage3Config(
     """All options, resolved and frozen."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=False,  # its own: it has none, and the parts have read theirs
+        validate_default=True,
+        defer_build=False,
+    )
+
+    @field_validator("num_processes")
+    @classmethod
+    def _divides_a_step(cls, number: int | None, given: ValidationInfo) -> int | None:
+        size: int | None = given.data.get("per_device_train_batch_size")
+        accumulation: int | None = given.data.get("gradient_accumulation_steps")
+        if number is None or size is None or accumulation is None:  # those that are no numbers are refused themselves
+            return number
+        pairs = size * accumulation
+        if pairs % number:
+            below, above = nearest_divisors(pairs, number)
+            nearest = f"{below} and {above}" if above else f"{below}"
+            raise ValueError(
+                f"{pairs} pairs of one optimizer step (--per-device-train-batch-size {size} × "
+                f"--gradient-accumulation-steps {accumulation}) cannot be dealt out to {number} processes; the nearest numbers "
+                f"that divide {pairs} are {nearest}"
+            )
+        return number
+
+
+def nearest_divisors(pairs: int, number: int) -> tuple[int, int | None]:
+    """The divisors of `pairs` next below and next above `number`; None if there is none above."""
+    divisors = [size for size in range(1, pairs + 1) if pairs % size == 0]
+    return max(size for size in divisors if size <= number), min(
+        (size for size in divisors if size > number), default=None
     )
 
 

@@ -87,6 +87,7 @@ def run(context: Context) -> StageRun:
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
         plan=plan,
+        at_once=plan.processes if inputs.machine.device_type == "cuda" else 1,  # they share a CPU
     )
     if config.pairs is not None:
         whole = replace(whole, seconds_pairs=0.0)  # they are there already
@@ -140,6 +141,7 @@ def _trial_run(
         checkpoint_bytes=tried.checkpoint_bytes,
         peak_bytes=tried.peak_bytes,
         peak_bytes_pairs=made.peak_bytes,
+        load_seconds=made.load_seconds,
     )
     return plan, measured, inputs, made.usable_share
 
@@ -157,6 +159,7 @@ class PairsInSmall:
     decode_seconds: float
     peak_bytes: int
     usable_share: float
+    load_seconds: float
 
 
 def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
@@ -167,6 +170,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.context.config)
+    started = time.monotonic()
     backend = load_backend(
         config,
         adapter_folder(context.config, context.run, context.token_text),
@@ -174,6 +178,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         context.token_text,
         context.tell,
     )
+    load_seconds = time.monotonic() - started
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
@@ -207,6 +212,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         decode_seconds=decode,
         peak_bytes=peak.bytes(),
         usable_share=fraction([pair.status == OK for pair in pairs]),
+        load_seconds=load_seconds,
     )
     del backend, judge, make
     free_memory()

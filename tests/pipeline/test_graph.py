@@ -106,6 +106,8 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "cpu_ref_model":              (True,             PREFLIGHT),
     "head":                       ("whole",          PREFLIGHT),
     "load_in_4bit":               (True,             "preflight training"),
+    "num_processes":              (2,                PREFLIGHT),
+    "sharding":                   ("fsdp",           PREFLIGHT),
     "report_to":                  ("tensorboard",    NOTHING),
     "eval_prompts":               (9,                VERDICT),
     "eval_harmless_prompts":      (3,                VERDICT),
