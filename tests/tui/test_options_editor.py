@@ -188,6 +188,12 @@ def test_values_are_shown_with_their_units():
     assert shown_value(OPTION["seed"], 42) == "42" and shown_value(OPTION["install"], True) == "yes"
 
 
+def test_several_addresses_are_shown_as_they_are_typed():
+    servers = next(option for option in options() if option.name == "server_url")
+    assert shown_value(servers, ("http://a/v1", "http://b/v1")) == "http://a/v1, http://b/v1"
+    assert shown_value(servers, None) == "" and differs(servers, ("http://a/v1",)) and not differs(servers, None)
+
+
 def test_a_share_may_be_typed_in_percent():
     assert given(OPTION["eval_fraction"], " 15 % ") == "0.15" and given(OPTION["eval_fraction"], "0.2") == "0.2"
     assert given(OPTION["eval_fraction"], "x%") == "x%", "the configuration says what is wrong with it"
