@@ -5,7 +5,6 @@ The first machine has the run: its lock, its journal, its checkpoints. This one 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -13,9 +12,11 @@ from pathlib import Path
 from engine.core import layout
 from engine.core.errors import ExitCode
 from engine.core.events import Message, RunFinished, event_from_dict
+from engine.core.reading import open_file
 from engine.dpo.training.launcher import REQUEST_JSON, launched, launcher_log
 from engine.dpo.training.voice import STOP, Request
 from engine.run.context import Context
+from engine.storage.jsonl import loads
 
 LOOK_SECONDS = 0.5
 ALIVE_SECONDS = 20.0
@@ -87,13 +88,13 @@ class _End:
 
     def code(self) -> ExitCode | None:
         try:
-            with self._journal.open("rb") as file:
+            with open_file(self._journal) as file:
                 file.seek(self._read)
                 lines = file.read().split(b"\n")[:-1]
         except OSError:
             return None
         self._read += sum(len(line) + 1 for line in lines)
         for line in lines:
-            if b'"run_finished"' in line and isinstance(event := event_from_dict(json.loads(line)), RunFinished):
+            if b'"run_finished"' in line and isinstance(event := event_from_dict(loads(line)), RunFinished):
                 return ExitCode(event.exit_code)
         return None
