@@ -197,6 +197,12 @@ def test_an_option_of_the_training_says_how_several_values_are_tried():
     assert {name for name, words in told.items() if "stage3-tui sweep" in words} == set(options_to_try())
 
 
+def test_several_addresses_are_shown_as_they_are_typed():
+    servers = next(option for option in options() if option.name == "server_url")
+    assert shown_value(servers, ("http://a/v1", "http://b/v1")) == "http://a/v1, http://b/v1"
+    assert shown_value(servers, None) == "" and differs(servers, ("http://a/v1",)) and not differs(servers, None)
+
+
 def test_a_share_may_be_typed_in_percent():
     assert given(OPTION["eval_fraction"], " 15 % ") == "0.15" and given(OPTION["eval_fraction"], "0.2") == "0.2"
     assert given(OPTION["eval_fraction"], "x%") == "x%", "the configuration says what is wrong with it"
