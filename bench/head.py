@@ -123,6 +123,8 @@ def trainer_of(arguments: argparse.Namespace, vocabulary: int, way: str, folder:
 
     from engine.core.config import Stage3Config
     from engine.demo.tokenizer import train_tokenizer
+    from engine.dpo.training.dataset import EncodedPair
+    from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.trl_trainer import build_trainer
 
     policy = policy_of(arguments, vocabulary)
@@ -148,7 +150,8 @@ def trainer_of(arguments: argparse.Namespace, vocabulary: int, way: str, folder:
     }  # fmt: skip
     dtype = getattr(torch, arguments.dtype)
     tokenizer = train_tokenizer(["a few words"], 300)
-    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, "bench")
+    encoded = EncodedPairs((EncodedPair(number, **pair) for number, pair in enumerate(pairs)), folder)
+    trainer = build_trainer(config, folder, policy, tokenizer, encoded, settings, dtype, "bench")
     assert trainer.head == way, trainer.why_head
     trainer._save_checkpoint = lambda *_: None
     trainer.use_reference_logps([(-1000.0, -1000.0)] * len(pairs))

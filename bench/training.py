@@ -326,6 +326,8 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
 
     from engine.core.config import Stage3Config
     from engine.dpo.training import trl_trainer
+    from engine.dpo.training.dataset import EncodedPair
+    from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.reference import reference_logps
     from engine.run.context import Context
     from engine.run.folder import Run
@@ -342,7 +344,7 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
         context.run / CHECKPOINTS_DIR,
         policy,
         tokenizer,
-        pairs,
+        EncodedPairs((EncodedPair(number, **pair) for number, pair in enumerate(pairs)), folder),
         settings(len(pairs)),
         torch.float32,
         "bench",

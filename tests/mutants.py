@@ -249,7 +249,7 @@ MUTANTS = (
     ),
     Mutant(
         "limit on the parts of a model",
-        "engine/models/adapters/expected_tensors.py",
+        "engine/models/endless.py",
         "value > MOST_PARTS",
         "value > 10**12",
         (f"{FOREIGN}::test_a_model_with_a_billion_layers_is_not_built",),

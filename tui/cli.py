@@ -48,7 +48,10 @@ def _run(arguments: list[str]) -> tuple[int, bool]:
     if not {"--help", "-h"} & set(rest):
         require_working_directory()
     module = COMMANDS[name].module if name else "run"
-    code = int(import_module(f"tui.commands.{module}").main(rest))
+    try:
+        code = int(import_module(f"tui.commands.{module}").main(rest))
+    except SystemExit as printed:  # argparse, after its help
+        return int(printed.code or 0), True
     return code, name in COMMANDS and COMMANDS[name].is_report
 
 

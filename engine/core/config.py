@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.core.errors import ConfigError
@@ -63,7 +71,8 @@ Addresses = Annotated[tuple[str, ...] | None, BeforeValidator(_addresses)]
 
 
 class Described(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    # Only the whole is validated: to build the parts too would take a tenth of a second of every start.
+    model_config = ConfigDict(use_attribute_docstrings=True, defer_build=True)
 
 
 class RunOptions(Described):
@@ -370,6 +379,19 @@ class TrainingOptions(Described):
     TRL's tiles; whole: all logits at once. auto: trl on a GPU, else chunked."""
     load_in_4bit: bool = option(False, changes="preflight training", label="Base weights in 4 bits", topic="Memory")
     """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
+    num_processes: int | None = option(None, ge=1, changes="preflight", label="Processes that train", topic="Processes")
+    """Number of processes that train together, on all machines, one on each GPU. It must divide the pairs of one optimizer
+    step. Default: the GPUs that are there, else one on each machine."""
+    sharding: Literal["ddp", "fsdp"] = option("ddp", changes="preflight", label="Base weights", topic="Processes")
+    """With several processes: each has the whole base model (ddp), or a part of it during the steps (fsdp)."""
+    num_machines: int = option(1, ge=1, changes="preflight", label="Machines that train", topic="Processes")
+    """Number of machines that train together, with one run folder that all of them see."""
+    machine_rank: int = option(0, ge=0, changes="", label="Number of this machine", topic="Processes")
+    """Number of this machine, from 0. Machine 0 does the whole run; the others take part in its training."""
+    main_process_ip: str | None = option(None, changes="", label="Address of machine 0", topic="Processes")
+    """With --num-machines: the address of machine 0."""
+    main_process_port: int = option(29500, ge=1, le=65535, changes="", label="Port on machine 0", topic="Processes")
+    """With --num-machines: a free port on machine 0."""
     report_to: Literal["none", "tensorboard"] = option("none", changes="", label="Report to", topic="Checkpoints")
     """Also write training figures for tensorboard, in logs/tensorboard. Needs the extra `tensorboard`."""
     eval_prompts: int = option(40, ge=1, changes="evaluation", label="Held-out prompts to answer", topic="Evaluation")
@@ -456,7 +478,61 @@ class Stage3Config(
     """All options, resolved and frozen."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=False,  # its own: it has none, and the parts have read theirs
+        validate_default=True,
+        defer_build=False,
+    )
+
+    @field_validator("num_processes")
+    @classmethod
+    def _divides_a_step(cls, number: int | None, given: ValidationInfo) -> int | None:
+        size: int | None = given.data.get("per_device_train_batch_size")
+        accumulation: int | None = given.data.get("gradient_accumulation_steps")
+        if number is None or size is None or accumulation is None:  # those that are no numbers are refused themselves
+            return number
+        pairs = size * accumulation
+        if pairs % number:
+            below, above = nearest_divisors(pairs, number)
+            nearest = f"{below} and {above}" if above else f"{below}"
+            raise ValueError(
+                f"{pairs} pairs of one optimizer step (--per-device-train-batch-size {size} × "
+                f"--gradient-accumulation-steps {accumulation}) cannot be dealt out to {number} processes; the nearest numbers "
+                f"that divide {pairs} are {nearest}"
+            )
+        return number
+
+    @field_validator("num_machines")
+    @classmethod
+    def _divides_the_processes(cls, machines: int, given: ValidationInfo) -> int:
+        processes: int | None = given.data.get("num_processes")
+        if processes is not None and processes % machines:
+            raise ValueError(f"{processes} processes (--num-processes) cannot be dealt out to {machines} machines")
+        return machines
+
+    @field_validator("machine_rank")
+    @classmethod
+    def _is_one_of_them(cls, rank: int, given: ValidationInfo) -> int:
+        machines: int | None = given.data.get("num_machines")
+        if machines is not None and rank >= machines:
+            raise ValueError(f"the last of {machines} machines (--num-machines) has the number {machines - 1}")
+        return rank
+
+    @field_validator("main_process_ip")
+    @classmethod
+    def _is_where_the_others_meet(cls, address: str | None, given: ValidationInfo) -> str | None:
+        if address is None and given.data.get("num_machines", 1) > 1:
+            raise ValueError("several machines (--num-machines) need the address of machine 0")
+        return address
+
+
+def nearest_divisors(pairs: int, number: int) -> tuple[int, int | None]:
+    """The divisors of `pairs` next below and next above `number`; None if there is none above."""
+    divisors = [size for size in range(1, pairs + 1) if pairs % size == 0]
+    return max(size for size in divisors if size <= number), min(
+        (size for size in divisors if size > number), default=None
     )
 
 
@@ -578,5 +654,7 @@ def _refused(
     )
     sentence = Stage3Config.model_fields[key].description or ""
     return ConfigError(
-        f"Invalid value for {key}: {first['input']!r} (from {source}).", f"{first['msg']}.", f"{key}: {sentence}"
+        f"Invalid value for {key}: {first['input']!r} (from {source}).",
+        f"{first['msg'].removeprefix('Value error, ')}.",
+        f"{key}: {sentence}",
     )

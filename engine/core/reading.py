@@ -14,8 +14,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.core.errors import UnsafeError
 from engine.core.nesting import TOO_DEEP, refuse_nesting
 from engine.security.sanitize import visible_line
@@ -88,6 +86,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> Any:
     """A YAML or JSON document given by a person. Raises ValueError, UnsafeError, OSError."""
+    import yaml  # takes a while, and few need it
+
     try:
         found = yaml.safe_load(read_file(path, LARGEST_CONFIG, follow_links=True).decode("utf-8"))
     except yaml.YAMLError as error:

@@ -30,7 +30,9 @@ def adapter_tensors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     # With save_embedding_layers="auto" PEFT would request the base model's configuration from the Hub.
-    return dict(get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False))
+    found = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    # Of a model that is spread over processes each has a part; all of them ask for the whole.
+    return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in found.items()}
 
 
 def file_tensors(path: Path) -> dict[str, Tensor]:

@@ -18,11 +18,14 @@ TOKENIZER = "tokenizer.json"
 LINE = f"How do I mend it? {string.printable} Così: 你好, Ελλάδα, привет 🪴"
 
 
-def look_at_tokenizer(model: str, revision: str | None, token: str | None, stop: StopToken | None = None) -> None:
+def look_at_tokenizer(
+    model: str, revision: str | None, token: str | None, option: str, stop: StopToken | None = None
+) -> None:
     """Raises UnsafeError if reading the tokenizer crashes or hangs, and the Hub's errors. Nothing is said about one that has no
     `tokenizer.json`.
 
-    model   a folder, or an id on the Hub
+    model    a folder, or an id on the Hub
+    option   that it was given with
     """
     path = _file_of(model, revision, token)
     if path is None:
@@ -30,9 +33,10 @@ def look_at_tokenizer(model: str, revision: str | None, token: str | None, stop:
     with open_file(path, follow_links=True) as file:
         first_look(
             __name__,
+            "tokenizers",
             file,
             str(path),
-            mend="Give another --base-model-id, or take the file from where the model was first published.",
+            mend=f"Give another {option}, or take the file from where the model was first published.",
             stop=stop,
         )
 

@@ -11,6 +11,7 @@ from engine.core.events import Event, Message
 from engine.dpo.planning import forecast as formula
 from engine.dpo.planning.forecast import Machine, Shape
 from engine.dpo.planning.plan import TrainingPlan, choose_plan
+from engine.dpo.planning.processes import number_of_processes
 from engine.machine.memory import free_memory
 from engine.preflight.trial import TrialRun, train_and_resume
 from engine.run.context import Context
@@ -70,14 +71,16 @@ class PlanInputs:
 
     def choose(self, scale: float = 1.0) -> TrainingPlan:
         config, device = self.context.config, self.machine.device_type
-        tokens = MAX_FORWARD_TOKENS.get(device)
+        tokens, processes = MAX_FORWARD_TOKENS.get(device), number_of_processes(config)
+        room = self.machine.room / (processes if device == "cpu" else 1)  # each process has a GPU of its own
         return choose_plan(
             config,
             config.dtype,
             self.why_dtype,
             lambda plan: self.needed(plan, scale),
-            self.machine.room * MEMORY_FRACTION.get(device, 0.9),
+            room * MEMORY_FRACTION.get(device, 0.9),
             None if tokens is None else tokens // (2 * config.max_length),
+            processes,
         )
 
 

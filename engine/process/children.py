@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|XDG_.*_(HOME|DIR|DIRS)|(HTTPS?|ALL|NO)_PROXY"
     r"|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|GIT_SSL_CA(INFO|PATH)|LD_LIBRARY_PATH|CUDA_.*|NVIDIA_.*|ROCR?_.*"
-    r"|NCCL_.*|OMP_.*|MKL_.*|OPENBLAS_NUM_THREADS|VIRTUAL_ENV|CONDA_PREFIX|PYTHONPATH|PYTHONUSERBASE|PYTORCH_.*",
+    r"|NCCL_.*|GLOO_.*|OMP_.*|MKL_.*|OPENBLAS_NUM_THREADS|VIRTUAL_ENV|CONDA_PREFIX|PYTHONPATH|PYTHONUSERBASE|PYTORCH_.*",
     re.IGNORECASE,
 )
 _OF_INSTALLERS = re.compile(r"UV_.*|PIP_.*")
@@ -155,8 +155,8 @@ def stream_child(
     Raises PreconditionError if it cannot be started, and Stopped if `stop` was requested. In that case, after a timeout and when
     the generator is closed, the child and its descendants are killed first.
     """
-    started, mark = time.monotonic(), uuid.uuid4().hex
-    child = _start(argv, cwd, {**clean_environment(extra), MARK: mark}, given)
+    started = time.monotonic()
+    child, mark = start_child(argv, cwd, extra, stdin=subprocess.DEVNULL if given is None else given)
     try:
         heard = OutputTail()
         timed_out = yield from _read_output(child, heard, started + limit_seconds, stop)
@@ -167,20 +167,23 @@ def stream_child(
     return ChildResult(code, tuple(heard.output), tuple(heard.tail), time.monotonic() - started, timed_out)
 
 
-def _start(
-    argv: Sequence[str], cwd: Path | None, environment: dict[str, str], given: BinaryIO | None
-) -> subprocess.Popen[bytes]:
+def start_child(
+    argv: Sequence[str], cwd: Path | None, extra: Mapping[str, str] | None, *, stdin: int | BinaryIO
+) -> tuple[subprocess.Popen[bytes], str]:
+    """A child in a session of its own, and the mark that `end_child` finds its descendants by. Raises PreconditionError."""
+    mark = uuid.uuid4().hex
     try:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             list(argv),
             cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL if given is None else given,
+            env={**clean_environment(extra), MARK: mark},
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
             umask=_umask() | 0o022,  # files that a child creates are never writable by others
         )
+        return child, mark
     except (OSError, ValueError) as error:  # missing, not executable, no such folder, a NUL in an argument
         raise PreconditionError(
             f"Cannot start {visible_line(argv[0], 200)}.",

@@ -6,6 +6,7 @@ is no crash: whoever reads the file then says it better.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from io import BufferedReader
@@ -22,15 +23,24 @@ LOOK_SECONDS = 120.0
 """Until a child that looks counts as hanging. It ends by itself long before."""
 LOOK_MEMORY = 8 << 30
 """Bytes of addresses that it may have."""
+BEGUN = "looking"
+"""What the child says before it opens the file."""
+
+# Libraries reserve addresses for every thread, which on a machine with many cores are more than LOOK_MEMORY.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _ROOT = Path(__file__).resolve().parents[2]
+log = logging.getLogger(__name__)
 _seen: set[tuple[int, int, int, int]] = set()
 
 
-def first_look(module: str, file: BinaryIO, name: str, *, mend: str, stop: StopToken | None = None) -> None:
+def first_look(
+    module: str, library: str, file: BinaryIO, name: str, *, mend: str, stop: StopToken | None = None
+) -> None:
     """Let `look()` of `module` read the file in a child; once for a file, as long as it stays the same.
 
-    name   of the file, for the error
-    mend   what to do about a file that crashes its library
+    library   that the child imports before its memory is limited
+    name      of the file, for the error
+    mend      what to do about a file that crashes its library
 
     Raises UnsafeError if the child was killed by a signal or hung.
     """
@@ -38,12 +48,17 @@ def first_look(module: str, file: BinaryIO, name: str, *, mend: str, stop: StopT
     same = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
     if same in _seen:
         return
-    code = f"from {__name__} import limit; limit(); from {module} import look; look()"
-    looked = run_child([sys.executable, "-c", code], limit_seconds=LOOK_SECONDS, cwd=_ROOT, given=file, stop=stop)
+    code = f"from {__name__} import begin; begin({library!r}); from {module} import look; look()"
+    looked = run_child(
+        [sys.executable, "-c", code], limit_seconds=LOOK_SECONDS, cwd=_ROOT, extra=_ONE_THREAD, given=file, stop=stop
+    )
+    if BEGUN not in looked.output:  # the library, or this machine: the file has no part in it
+        log.warning("%s was not looked at first: %s", visible_line(name, 200), looked.ending)
+        return
     if looked.timed_out or looked.killed_by:
         raise UnsafeError(
             f"{visible_line(name, 200)} {'hangs' if looked.timed_out else 'crashes'} the library that reads it.",
-            f"A child process looked at it first, and {looked.ending}. Such a file is damaged, or made to do that.",
+            f"A child process looked at it first: {looked.ending}. Such a file is damaged, or made to do that.",
             mend,
         )
     _seen.add(same)
@@ -57,10 +72,13 @@ def given_file() -> BufferedReader:
     return open_file(Path("/proc/self/fd/0"), follow_links=True)
 
 
-def limit() -> None:
-    """No core dump, and no more memory than any file needs that is meant to be read."""
+def begin(library: str) -> None:
+    """Import it and say so. From then on there is no core dump, and no more memory than a file needs that is meant to be read."""
     import resource
+    from importlib import import_module
 
+    import_module(library)
+    print(BEGUN, flush=True)
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, LOOK_MEMORY)):
         _, hard = resource.getrlimit(kind)
         soft = most if hard == resource.RLIM_INFINITY else min(most, hard)

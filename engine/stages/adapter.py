@@ -106,7 +106,7 @@ def _with_the_base(
 
     def load() -> Any:
         with base_model_errors(config):
-            look_at_tokenizer(config.base_model_id, config.base_model_revision, token, context.stop)
+            _look_at_tokenizer(context)
             return load_tokenizer(config, token), load_base(config, token)
 
     tokenizer, base = yield from _checked("base model", load)
@@ -126,10 +126,14 @@ def _with_the_base(
 
 
 def _own_tokens(context: Context) -> int:
-    config, token = context.config, context.token_text
-    with base_model_errors(config):
-        look_at_tokenizer(config.base_model_id, config.base_model_revision, token, context.stop)
-        return len(load_tokenizer(config, token))
+    with base_model_errors(context.config):
+        _look_at_tokenizer(context)
+        return len(load_tokenizer(context.config, context.token_text))
+
+
+def _look_at_tokenizer(context: Context) -> None:
+    model, revision = context.config.base_model_id, context.config.base_model_revision
+    look_at_tokenizer(model, revision, context.token_text, "--base-model-id", context.stop)
 
 
 def _result(

@@ -8,9 +8,7 @@ import shutil
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
-from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
 from engine.core.generators import returned
@@ -47,16 +45,10 @@ from engine.stages.load_judge import load_judge, ordering_judge, policy_of
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
-
-def _in_one_text(name: str, config: Stage3Config) -> str | None:
-    """Addresses as earlier versions recorded one."""
-    given: tuple[str, ...] | None = getattr(config, name)
-    return None if given is None else ", ".join(given)
-
-
 READ_AS = {
     "chat_template": template_key,
-    **{name: partial(_in_one_text, name) for name in ("server_url", "critic_url")},
+    "server_url": lambda config: config.server_url is not None,  # which machines they are on changes nothing
+    "critic_url": lambda config: config.critic_url is not None,
     "pairs": lambda config: hash_of_files(config.pairs),
     "num_drafts": lambda config: config.num_drafts if config.method == "best-of-n" else None,
     "few_shot": lambda config: sha256_of_file(config.few_shot) if config.few_shot else None,
@@ -95,6 +87,7 @@ def run(context: Context) -> StageRun:
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
         plan=plan,
+        at_once=plan.processes if inputs.machine.device_type == "cuda" else 1,  # they share a CPU
     )
     if config.pairs is not None:
         whole = replace(whole, seconds_pairs=0.0)  # they are there already
@@ -148,6 +141,7 @@ def _trial_run(
         checkpoint_bytes=tried.checkpoint_bytes,
         peak_bytes=tried.peak_bytes,
         peak_bytes_pairs=made.peak_bytes,
+        load_seconds=made.load_seconds,
     )
     return plan, measured, inputs, made.usable_share
 
@@ -165,6 +159,7 @@ class PairsInSmall:
     decode_seconds: float
     peak_bytes: int
     usable_share: float
+    load_seconds: float
 
 
 def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
@@ -175,6 +170,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.context.config)
+    started = time.monotonic()
     backend = load_backend(
         config,
         adapter_folder(context.config, context.run, context.token_text),
@@ -182,6 +178,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         context.token_text,
         context.tell,
     )
+    load_seconds = time.monotonic() - started
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
@@ -215,6 +212,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         decode_seconds=decode,
         peak_bytes=peak.bytes(),
         usable_share=fraction([pair.status == OK for pair in pairs]),
+        load_seconds=load_seconds,
     )
     del backend, judge, make
     free_memory()

@@ -62,13 +62,13 @@ def evidence(context: Context) -> dict[str, Any]:
 def run(context: Context) -> StageRun:
     from engine.dpo.evaluation.report import evaluate
     from engine.dpo.training.dataset import load_rows
-    from engine.dpo.training.trainer import train
+    from engine.dpo.training.processes import train_as_planned
 
     started = time.monotonic()
     stage2 = context.run.results.adapter
     assert stage2 is not None  # the pipeline ran stage adapter
     rows, held_out = load_rows(context.run / layout.TRAIN_JSONL), load_rows(context.run / layout.EVAL_JSONL)
-    trained = yield from train(context, rows, reference_sha256=stage2.tensors_sha256)
+    trained = yield from train_as_planned(context, rows, reference_sha256=stage2.tensors_sha256)
     effect = _save(context, trained, stage2)
     whose = "differs from Stage 2" if trained.tensors_sha256 != stage2.tensors_sha256 else "identical to Stage 2"
     yield Check("adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,6 +164,15 @@ def test_a_reference_that_is_computed_once_is_paid_once():
 def test_pairs_take_their_readings_and_their_tokens():
     assert whole(PLAN).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 30 * 0.1))
     assert whole(PLAN, max_new_tokens=10).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 10 * 0.1))
+
+
+def test_loading_the_models_is_part_of_both_stages_however_few_pairs_there_are():
+    loaded = replace(MEASURED, load_seconds=4.0)
+    told = {"replies": 3, "readings": 1.5, "max_new_tokens": 64, "epochs": 2.0, "save_total_limit": 2}
+    for count in (8, 800):
+        quick, slow = (forecast(each, num_examples=count, plan=PLAN, **told) for each in (MEASURED, loaded))
+        assert slow.seconds_pairs - quick.seconds_pairs == pytest.approx(4.0)
+        assert slow.seconds_training - quick.seconds_training == pytest.approx(4.0)
 
 
 def entries() -> list[Entry]:

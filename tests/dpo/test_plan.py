@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from engine.core.config import Stage3Config
+from engine.core.errors import ConfigError
 from engine.dpo.planning.plan import TrainingPlan, choose_plan, micro_batches, plan_as_configured, reference_for
+from engine.dpo.planning.processes import number_of_processes
 
 GIB = 1 << 30
 
@@ -91,3 +93,33 @@ def test_a_plan_survives_its_record_and_is_what_the_trainer_reads(config: Callab
 def test_without_a_preflight_the_batch_is_as_given_and_memory_is_spared(config: Callable[..., Stage3Config]):
     plan = plan_as_configured(config(), "float32")
     assert (plan.micro_batch, plan.accumulation, plan.gradient_checkpointing) == (1, 8, True)
+
+
+@pytest.mark.parametrize(
+    "micro_batch, processes, split", [(8, 2, (4, 1)), (2, 2, (2, 2)), (1, 4, (1, 2)), (4, 8, (1, 1))]
+)
+def test_a_plan_is_dealt_out_with_the_same_effective_batch_and_no_larger_passes(
+    micro_batch: int, processes: int, split: tuple[int, int], config: Callable[..., Stage3Config]
+):
+    alone = TrainingPlan(1, 8, False, "live", "float32").split(micro_batch)
+    plan = alone.dealt_out(processes)
+    assert (plan.micro_batch, plan.accumulation, plan.effective_batch) == (*split, 8)
+    assert plan.dealt_out(1).effective_batch == 8 and plan.in_words.startswith(f"{processes} processes × {split[0]} × ")
+    read = plan.applied_to(config())
+    assert read.per_device_train_batch_size * read.gradient_accumulation_steps == 8
+
+
+@pytest.mark.parametrize("number, nearest", [(3, "2 and 4"), (7, "4 and 8"), (9, "8")])
+def test_processes_that_do_not_divide_a_step_are_refused_with_the_nearest_that_do(
+    number: int, nearest: str, config: Callable[..., Stage3Config]
+):
+    with pytest.raises(ConfigError, match=rf"8 pairs of one optimizer step .* to {number} processes.* are {nearest}\."):
+        config(num_processes=number)
+    assert config(num_processes=4).num_processes == 4
+    with pytest.raises(ConfigError, match="nearest numbers that divide 6 are 3 and 6"):
+        config(num_processes=4, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+
+
+def test_on_a_cpu_one_process_trains_unless_more_are_asked_for(config: Callable[..., Stage3Config]):
+    assert number_of_processes(config(device="cpu")) == 1
+    assert number_of_processes(config(device="cpu", num_processes=4)) == 4

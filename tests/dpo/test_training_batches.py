@@ -17,7 +17,9 @@ from engine.core.errors import NumbersError, Stopped
 from engine.core.events import Progress, TrainStep
 from engine.dpo.training import reference
 from engine.dpo.training.batches import StepCollator, cut_by_length, tokens_read
-from engine.dpo.training.dataset import encode_rows
+from engine.dpo.training.dataset import EncodedPair, encode_rows
+from engine.dpo.training.encoded_pairs import EncodedPairs
+from engine.dpo.training.ranks import Ranks
 from engine.dpo.training.reference import reference_logps
 from engine.dpo.training.trainer import train, training_settings
 from engine.dpo.training.trl_trainer import Stage3Trainer, build_trainer
@@ -72,6 +74,24 @@ def test_every_pair_of_a_step_is_in_one_batch_and_none_is_larger_than_the_limit(
     assert sorted(pair["rejected_ids"][0] for batch in batches for pair in batch["pairs"]) == list(range(40))
     assert all(len(b["pairs"]) * max(map(tokens_read, b["pairs"])) <= 200 for b in batches)
     assert 4 < len(batches) < 25
+
+
+@pytest.mark.parametrize("ways", [2, 3, 4])
+@pytest.mark.parametrize("count", [1, 3, 8, 24])
+def test_several_processes_make_as_many_passes_over_all_pairs_of_a_step_once(ways: int, count: int):
+    draw = random.Random(ways * 100 + count)
+    step = [
+        {"prompt_ids": [n] * draw.randint(1, 90), "chosen_ids": [n] * draw.randint(1, 30), "rejected_ids": [n]}
+        for n in range(count)
+    ]
+    dealt = [StepCollator(lambda found: {"pairs": found}, 130, Ranks(rank, ways))(step) for rank in range(ways)]
+    assert len({len(share["batches"]) for share in dealt}) == 1
+    read = [
+        (batch["pairs"], size) for share in dealt for batch, size in zip(share["batches"], share["sizes"], strict=True)
+    ]
+    assert sorted(pair["rejected_ids"][0] for pairs, size in read for pair in pairs[:size]) == list(range(count))
+    assert all(pairs and len(pairs) * max(map(tokens_read, pairs)) <= 130 for pairs, _ in read)
+    assert {share["pairs"] for share in dealt} == {count}
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
@@ -168,8 +188,8 @@ def test_steps_and_reference_read_a_prompt_once(once: bool, make: Callable[..., 
     )
     run_stage(train(context, ROWS[:1], policy=policy, max_steps=1))
     (pair,) = plain(context, ROWS[:1])
-    # Neither reply's last token; after the probe of two small pairs, the reference, the first loss and the step.
-    assert read[2:] == [tokens_read(pair) - 2] * (3 if once else 4)
+    # Neither reply's last token; after the probes of the head and of two small pairs, the reference, the first loss and the step.
+    assert read[3:] == [tokens_read(pair) - 2] * (3 if once else 4)
 
 
 def test_the_mean_is_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: pytest.MonkeyPatch):
@@ -185,7 +205,8 @@ def test_the_mean_is_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: p
 
     monkeypatch.setattr(Stage3Trainer, "compute_loss", loss_of)
     two, one = made.data_collator(tokens[:2]), made.data_collator(tokens[2:3])
-    assert made.training_step(made.model, {"batches": [two, one]}).item() == pytest.approx((2 * 1 + 4) / 3)
+    step = {"batches": [two, one], "sizes": [2, 1], "pairs": 3}
+    assert made.training_step(made.model, step).item() == pytest.approx((2 * 1 + 4) / 3)
     margins = made._metrics["train"]["rewards/margins"]
     assert sum(margins) / len(margins) == pytest.approx((2 * 1 + 4) / 3)
     assert made._metrics["train"]["num_tokens"] == [70]
@@ -204,7 +225,7 @@ def trainer(make: Callable[..., Context]) -> Any:
         context.run / layout.CHECKPOINTS_DIR,
         policy,
         load_tokenizer(context.config),
-        tokens,
+        EncodedPairs((EncodedPair(number, **pair) for number, pair in enumerate(tokens)), context.run.folder),
         training_settings(context.config, len(tokens)),
         torch.float32,
         "x",

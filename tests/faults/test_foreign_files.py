@@ -15,7 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from engine.core.errors import ExitCode, UnsafeError
-from engine.models.adapters.expected_tensors import refuse_endless
+from engine.models.adapters.expected_tensors import read_base_config
+from engine.models.endless import refuse_endless
 from engine.models.tokenizer_look import look_at_tokenizer
 from engine.pairs.formats.containers import rows_of
 from engine.process import first_look as first_look_module
@@ -35,11 +36,11 @@ def look_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     (tmp_path / "file").write_bytes(b"what a stranger wrote")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def looks(body: str) -> None:
+    def looks(body: str, library: str = "json") -> None:
         (tmp_path / "looks.py").write_text(f"import os, signal, sys, time\ndef look():\n    {body}\n")
         with (tmp_path / "file").open("rb") as file:
             file.read(7)  # where we are in it is no matter of the child's
-            first_look("looks", file, "a\x1b[2J file", mend=MEND)
+            first_look("looks", library, file, "a\x1b[2J file", mend=MEND)
             assert file.tell() == 7
 
     return looks
@@ -65,6 +66,16 @@ def test_a_file_that_hangs_its_library_is_refused_though_it_hears_no_signal(
 def test_what_python_raises_is_no_crash_and_a_file_is_looked_at_once(look_with: Callable[[str], None]):
     look_with("raise ValueError('no table')")
     look_with("os.abort()")  # not asked again
+
+
+def test_a_library_that_crashes_by_itself_is_no_fault_of_the_file(
+    look_with: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "broken.py").write_text("import os\nos.abort()\n")
+    look_with("os.abort()", "broken")
+    assert "was not looked at first: ended by SIGABRT" in caplog.text
+    with pytest.raises(UnsafeError):
+        look_with("os.abort()")  # it counts as not looked at
 
 
 def test_the_child_reads_the_whole_file_and_has_a_limit_of_memory(look_with: Callable[[str], None]):
@@ -100,7 +111,7 @@ def test_a_table_whose_offsets_point_anywhere_is_damaged_and_not_read_there(kind
 
 def test_a_table_is_looked_at_by_a_child_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     looked: list[Any] = []
-    monkeypatch.setattr("engine.pairs.formats.tables.first_look", lambda *given, **more: looked.append(given[2]))
+    monkeypatch.setattr("engine.pairs.formats.tables.first_look", lambda *given, **more: looked.append(given[3]))
     pa.parquet.write_table(pa.table({"prompt": [WORDS]}), tmp_path / "rows.parquet")
     (tmp_path / "rows.arrow").write_bytes(arrow("file"))
     for name in ("rows.parquet", "rows.arrow"):
@@ -126,7 +137,10 @@ def test_a_tokenizer_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pyt
     twice = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
     with pytest.raises(UnsafeError, match="the library that reads it") as refused:
         look_at_tokenizer(
-            tokenizer_with(tmp_path / "base", normalizer={"type": "Sequence", "normalizers": [twice] * 40}), None, None
+            tokenizer_with(tmp_path / "base", normalizer={"type": "Sequence", "normalizers": [twice] * 40}),
+            None,
+            None,
+            "--base-model-id",
         )
     assert "--base-model-id" in refused.value.what_to_do
 
@@ -140,14 +154,16 @@ def test_a_tokenizer_that_aborts_the_process_is_refused(tmp_path: Path):
         "pad_type_id": 0,
     }
     with pytest.raises(UnsafeError, match="crashes the library"):
-        look_at_tokenizer(tokenizer_with(tmp_path / "base", padding={**long, "pad_token": "<pad>"}), None, None)
+        look_at_tokenizer(
+            tokenizer_with(tmp_path / "base", padding={**long, "pad_token": "<pad>"}), None, None, "--base-model-id"
+        )
 
 
 def test_a_good_tokenizer_and_a_model_without_one_pass(tmp_path: Path):
     folder = build_base(tmp_path / "base")
-    look_at_tokenizer(str(folder), None, None)
+    look_at_tokenizer(str(folder), None, None, "--base-model-id")
     (folder / "tokenizer.json").unlink()
-    look_at_tokenizer(str(folder), None, None)
+    look_at_tokenizer(str(folder), None, None, "--base-model-id")
 
 
 @pytest.mark.parametrize(
@@ -155,10 +171,16 @@ def test_a_good_tokenizer_and_a_model_without_one_pass(tmp_path: Path):
 )
 def test_a_model_with_a_billion_layers_is_not_built(name: str):
     with pytest.raises(UnsafeError, match=f"{name} = 1,000,000,000"):
-        refuse_endless({"text_config": {name: 10**9}})
+        refuse_endless({"text_config": {name: 10**9}}, "--base-model-id")
+
+
+def test_the_configuration_of_a_base_model_is_looked_at_before_anything_is_built(tmp_path: Path, config):
+    path = build_base(tmp_path / "base") / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10**9}))
+    with pytest.raises(UnsafeError, match="num_hidden_layers"):
+        read_base_config(config(base_model_id=str(tmp_path / "base")))
 
 
 def test_real_sizes_are_no_counts_of_parts():
-    refuse_endless(
-        {"vocab_size": 262_144, "moe_intermediate_size": 20_000, "num_experts_per_tok": 8, "num_hidden_layers": 126}
-    )
+    real = {"vocab_size": 262_144, "moe_intermediate_size": 20_000, "num_experts_per_tok": 8, "num_hidden_layers": 126}
+    refuse_endless(real, "--base-model-id")

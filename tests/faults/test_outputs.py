@@ -111,7 +111,7 @@ def test_json_is_the_same_whatever_the_encoding(looked_at: Path):
 
 
 @pytest.mark.fault("F2-14")
-@pytest.mark.parametrize("command", ["status run", "status --json run", "--version"])
+@pytest.mark.parametrize("command", ["status run", "status --json run", "--version", "--help", "status --help"])
 def test_a_report_that_a_full_disk_does_not_take_is_a_failure_and_says_so(command: str, looked_at: Path):
     done = shell(f"{RUN} {command} >/dev/full", looked_at)
     assert done.returncode == 6

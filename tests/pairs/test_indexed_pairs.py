@@ -11,10 +11,11 @@ import pytest
 
 from engine.core.errors import DamagedState
 from engine.pairs.data.record import Pair
-from engine.pairs.formats.indexed_pairs import IndexedPairs, Mapped, Picked
+from engine.pairs.formats.indexed_pairs import IndexedPairs
 from engine.pairs.formats.native_lines import native_row
 from engine.storage.files import write_atomically
 from engine.storage.jsonl import dumps
+from engine.storage.lazy import Mapped, Picked
 
 
 def pair(number: int, text: str = "Turn it off first.") -> Pair:

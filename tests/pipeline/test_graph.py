@@ -106,6 +106,12 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "cpu_ref_model":              (True,             PREFLIGHT),
     "head":                       ("whole",          PREFLIGHT),
     "load_in_4bit":               (True,             "preflight training"),
+    "num_processes":              (2,                PREFLIGHT),
+    "sharding":                   ("fsdp",           PREFLIGHT),
+    "num_machines":               (2,                PREFLIGHT),
+    "machine_rank":               (1,                NOTHING),
+    "main_process_ip":            ("10.0.0.1",       NOTHING),
+    "main_process_port":          (29501,            NOTHING),
     "report_to":                  ("tensorboard",    NOTHING),
     "eval_prompts":               (9,                VERDICT),
     "eval_harmless_prompts":      (3,                VERDICT),
@@ -219,9 +225,10 @@ def test_the_name_of_a_file_counts_for_nothing_its_content_does(at_rest: Context
     assert evidence_of(Context(moved, at_rest.run), "pairs") == before
 
 
-def test_a_server_that_moved_redoes_nothing_another_model_does(at_rest: Context):
+@pytest.mark.parametrize("stage", ["preflight", "pairs"])
+def test_a_server_that_moved_or_a_second_one_redoes_nothing_another_model_does(at_rest: Context, stage: str):
     def of(**options: Any) -> Any:
-        return evidence_of(Context(at_rest.config.model_copy(update=options), at_rest.run), "pairs")
+        return evidence_of(Context(at_rest.config.model_copy(update=options), at_rest.run), stage)
 
     here = of(server_url=("http://here/v1",), server_model="m")
     assert of(server_url=("http://there/v1", "http://here/v1"), server_model="m") == here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.pipeline.plan import PlannedStage
-from tests.support.idle_wizard import Sessions, is_open, screen_text, until
+from tests.support.idle_wizard import Sessions, click_on, is_open, screen_text, until
 from tui.runs.runner import Runner
 from tui.screens.plan import PlanWindow, plan_lines
 from tui.wizard.app import Wizard
@@ -43,6 +43,17 @@ async def test_what_would_be_made_again_is_shown_and_the_same_key_starts_it(
         await pilot.press("a")
         await until(pilot, lambda: sessions.made and sessions.last.asked == [("packaging", None)])
     assert planned == ["packaging"]
+
+
+async def test_it_is_started_and_left_with_the_mouse_alone(finished: Runner, sessions: Sessions, planned: list[str]):
+    app = Wizard(finished)
+    async with app.run_test(size=(80, 24)) as pilot:
+        footer = range(23, 24)
+        await click_on(pilot, app, "a run all", lambda: is_open(app, PlanWindow), rows=footer)
+        await click_on(pilot, app, "Esc leaves it", lambda: app.screen is app.main)
+        assert not sessions.made
+        await click_on(pilot, app, "a run all", lambda: is_open(app, PlanWindow), rows=footer)
+        await click_on(pilot, app, "Enter starts it", lambda: sessions.made)
 
 
 async def test_esc_leaves_everything_as_it_is(finished: Runner, sessions: Sessions, planned: list[str]):

@@ -54,9 +54,10 @@ def test_with_one_run_nothing_is_asked(tmp_path: Path, config):
     assert choose_run(config(output_dir=tmp_path / "new")) == tmp_path / "new"
 
 
-@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("width", [80, 118, 138, 198])
 def test_a_row_says_what_became_of_the_run_and_fits(width: int, tmp_path: Path):
     made_run(tmp_path / "a-run-with-a-name-that-is-longer-than-a-narrow-row-has-room-for", **TRAINED)
     (run,) = runs_below(tmp_path)
     row = run_row(run, tmp_path, width).plain
     assert len(row) <= width and "151 pairs" in row and "no different" in row and "done" in row
+    assert row.strip().startswith("a-run-with-a-n"), "most of the name is there"

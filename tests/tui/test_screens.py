@@ -16,13 +16,16 @@ from engine.core.events import (
     PairMade,
     Progress,
     RunStarted,
+    ServerReading,
+    Servers,
     StageFinished,
     StageStarted,
     Telemetry,
 )
 from engine.core.stage_table import STAGE, STAGES
 from engine.run.folder import Run
-from engine.run.state import RunState
+from engine.run.journal import read_journal
+from engine.run.state import RunState, fold
 from tests.support.idle_wizard import is_open, look_at, screen_text, turn_to, until
 from tests.support.made_up_run import HOSTILE, RAW_SEQUENCES, failed_run, make_run, write_pairs
 from tui.formatting import short_path
@@ -87,6 +90,26 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
         await pilot.press("enter")
         await pilot.pause()
         assert "Another process owns" in screen_text(app)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=PICTURE)
+async def test_while_pairs_are_made_one_line_tells_of_the_servers_and_none_afterwards(tmp_path: Path, config, size):
+    folder = make_run(tmp_path / "run", through="pairs", pairs=20)
+    away = ServerReading(
+        "http://b:8000/v1", "out", f"The server at http://b:8000/v1 returns 502 {HOSTILE[1]}. It is gone."
+    )
+    servers = Servers("server", (ServerReading("http://a:8000/v1", running=14, waiting=3, cache=0.4), away))
+    runner = Runner(config(output_dir=folder), Run(folder))
+    at_work = fold(read_journal(folder / layout.EVENTS_JSONL)).apply(servers, 1.79e9 + 9e4)
+    runner._state = at_work
+    app = Wizard(runner)
+    async with app.run_test(size=size) as pilot:
+        await look_at(pilot, app, "pairs")
+        told = "1 of 2 servers · 14 running, 3 waiting, cache 40% · http://b"
+        await until(pilot, lambda: told in screen_text(app))
+        assert not any(raw in screen_text(app) for raw in RAW_SEQUENCES)
+        runner._state = at_work.apply(StageFinished("pairs", "done", "20 pairs"), 1.79e9 + 9e4 + 1)
+        await until(pilot, lambda: "servers" not in screen_text(app))
 
 
 @pytest.mark.fault("G3")

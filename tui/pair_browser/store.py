@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.core import layout
 from engine.pairs.assessment.assess import Assessment, assess_pair
-from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
+from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE
 from engine.pairs.assessment.review import Review
 from engine.pairs.data.edits import Action, Decision, Edits, apply_decision, read_edits, write_edit
 from engine.pairs.data.record import Pair

@@ -16,7 +16,7 @@ from engine.pipeline.plan import Action, PlannedStage
 from tui.formatting import approx_duration, one_line
 from tui.screens.dialogs import Dialog
 from tui.widgets.layout import EMPTY, Column, paragraph, table
-from tui.widgets.text_view import TextView
+from tui.widgets.text_view import TextView, clickable
 
 MARKS: dict[Action, tuple[str, str]] = {
     "reused": ("✓", "$stage-done"), "again": ("↻", "$stage-stopped"), "open": ("?", "$stage-stopped"),
@@ -40,11 +40,11 @@ class PlanWindow(Dialog[bool | None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="window -large") as window:
             window.border_title = Content("What a start does")  # type: ignore[assignment]
-            keys = "Enter starts it   Esc leaves it" if self._may_start else "Esc closes"
-            window.border_subtitle = Content(keys)  # type: ignore[assignment]
             yield TextView(id="plan")
+            yield TextView(id="plan-keys")
 
     def on_mount(self) -> None:
+        self.query_one("#plan-keys", TextView).put("keys", lambda width: [EMPTY, self._keys().truncate(width)])
         self._show("Looking at what holds …")
         self.run_worker(self._planning, name="plan", thread=True, exit_on_error=False)
         self.query_one(VerticalScroll).focus()
@@ -59,9 +59,18 @@ class PlanWindow(Dialog[bool | None]):
     def _show(self, text: str) -> None:
         self.query_one("#plan", TextView).put(text, lambda width: paragraph(one_line(text, "$muted", 600), width))
 
+    def _keys(self) -> Content:
+        """The keys, as words that can be clicked."""
+        starts, leaves = (_offer("Enter", "starts it", "start"), _offer("Esc", "leaves it", "dismiss_window"))
+        return starts + Content("   ") + leaves if self._may_start else leaves
+
     def action_start(self) -> None:
         if self._may_start:
             self.dismiss(True)
+
+
+def _offer(key: str, word: str, action: str) -> Content:
+    return clickable(Content.assemble((key, "bold $key"), (f" {word}", "$muted")), f"screen.{action}")
 
 
 def plan_lines(planned: Sequence[PlannedStage], width: int) -> list[Content]:

@@ -9,7 +9,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
-from engine.pairs.assessment.gate import BETTER_BY_PEOPLE
+from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE
 from engine.run.state import RunState, StageState
 from tui.pair_browser.waiting import waiting_note
 from tui.screens.base import StageView

@@ -32,7 +32,7 @@ from tui.widgets.line_chart import LineChart
 from tui.widgets.marks import LEVEL_MARKS
 from tui.widgets.text_view import TextView
 
-WARNINGS_SHOWN = 3
+MESSAGES_SHOWN = 3
 
 
 class TrainingView(StageView):
@@ -57,7 +57,7 @@ class TrainingView(StageView):
             with Container(id="charts"):
                 for name in CURVES:
                     yield LineChart(id=name)
-            yield TextView(id="warnings")
+            yield TextView(id="messages")
             yield TextView(id="memory")
         elif page == self.TRIALS:
             yield TextView(id="trials")
@@ -99,12 +99,8 @@ class TrainingView(StageView):
         )
         self.query_one("#charts").display = bool(steps)
         self._draw_memory(state)
-        warnings = tuple(
-            message
-            for _, message in state.messages
-            if message.stage == self.STAGE and message.level in ("warning", "error")
-        )[-WARNINGS_SHOWN:]
-        self.paper("warnings").put(warnings, (lambda width: warning_lines(warnings, width)) if warnings else None)
+        messages = worth_showing(state, self.STAGE)
+        self.paper("messages").put(messages, (lambda width: message_lines(messages, width)) if messages else None)
 
     def _draw_verdict(self, evaluation: EvalDone | None, summary: str) -> None:
         compact, plain = self.compact, wizard_of(self).draws_ascii
@@ -248,11 +244,18 @@ def number_lines(steps: Sequence[TrainStep], saved: Sequence[CheckpointSaved], w
     return [EMPTY.join([fit(cell, room - 1).pad_right(1) for cell in row]) for row in rows]
 
 
-def warning_lines(warnings: Sequence[Message], width: int) -> list[Content]:
-    """Warnings of the training with their evidence, one per line."""
+def worth_showing(state: RunState, stage: str) -> tuple[Message, ...]:
+    """Warnings with their evidence; before the first step also what is under way, which may take a minute."""
+    levels = ("warning", "error") if state.train_steps else ("info", "warning", "error")
+    of_stage = (message for _, message in state.messages if message.stage == stage and message.level in levels)
+    return tuple(of_stage)[-MESSAGES_SHOWN:]
+
+
+def message_lines(messages: Sequence[Message], width: int) -> list[Content]:
+    """One per line."""
     return [
         Content.assemble(
             (f"{LEVEL_MARKS[one.level].glyph} ", f"bold {LEVEL_MARKS[one.level].style}"), safe_text(one.text, "", 300)
         ).truncate(width, ellipsis=True)
-        for one in warnings
+        for one in messages
     ]

@@ -15,7 +15,7 @@ from tui.screens.compare import colour
 from tui.screens.verdict import READABLE, WORD_STYLES
 from tui.widgets.big_word import big_word, hero
 from tui.widgets.interval_bar import interval_bar
-from tui.widgets.layout import EMPTY, spread
+from tui.widgets.layout import EMPTY, paragraph, spread
 from tui.widgets.marks import STAGE_MARKS, UNKNOWN
 from tui.widgets.stage_sections import section
 
@@ -40,7 +40,7 @@ def trial_lines(
     if waiting > 0:
         lines.append(Content.styled(f"· and {waiting} more, waiting", "$muted"))
     hint = "One half of the held-out pairs tells which is best. `stage3-tui compare` compares."
-    return [*lines, EMPTY, Content.styled(hint, "$muted").truncate(width, ellipsis=True)]
+    return [*lines, EMPTY, *paragraph(Content.styled(hint, "$muted"), width)]
 
 
 def _leader(trials: Sequence[TrialState], width: int, *, plain: bool) -> list[Content]:

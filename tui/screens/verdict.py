@@ -9,7 +9,7 @@ from textual.content import Content
 
 from engine.core.events import EvalDone
 from engine.dpo.evaluation.carried import carrying
-from tui.formatting import figure, one_line, safe_text
+from tui.formatting import figure, one_line, percent, safe_text
 from tui.widgets.big_word import big_word, hero
 from tui.widgets.interval_bar import interval_lines
 from tui.widgets.layout import EMPTY, Column, paragraph, table
@@ -62,8 +62,13 @@ def evidence_lines(evaluation: EvalDone, summary: str, width: int) -> list[Conte
 def _figures(figures: Mapping[str, Any], width: int) -> list[Content]:
     """Paired figures side by side, then the others."""
     twice = [name.removeprefix(STAGE2) for name in figures if name.startswith(STAGE2)]
-    both = [(_name(name), _value(figures.get(STAGE2 + name)), _value(figures.get(STAGE3 + name))) for name in twice]
-    others = [(_name(name), _value(value)) for name, value in figures.items() if not name.startswith((STAGE2, STAGE3))]
+    both = [
+        (_name(name), _value(name, figures.get(STAGE2 + name)), _value(name, figures.get(STAGE3 + name)))
+        for name in twice
+    ]
+    others = [
+        (_name(name), _value(name, value)) for name, value in figures.items() if not name.startswith((STAGE2, STAGE3))
+    ]
     lines: list[Content] = []
     if both:
         head = tuple(Content.styled(name, "bold $heading") for name in ("", "Stage 2", "Stage 3"))
@@ -81,5 +86,8 @@ def _name(name: str) -> Content:
     return one_line(name.replace("_", " "), "$muted", 50)
 
 
-def _value(value: Any) -> Content:
-    return Content.styled("none" if value is None else figure(value, 4), "bold")
+def _value(name: str, value: Any) -> Content:
+    """A share in percent."""
+    is_share = "_share" in name or name.startswith("reward_accuracy")
+    text = percent(value) if is_share and isinstance(value, float) else figure(value, 4)
+    return Content.styled("not measured" if value is None else text, "bold")

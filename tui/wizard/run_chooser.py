@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 DEPTH = 2
 """Levels of folders to search for runs, beside --output-dir: a home folder must not be searched completely."""
-WIDE = 110
+WIDE = 140
+"""Cells from which model, trials and size are shown, too, and the name has room."""
 STYLES: dict[State, str] = {
     "running": "$stage-running", "done": "$stage-done", "failed": "$stage-failed", "refused": "$stage-refused",
     "damaged": "$stage-failed", "stopped": "$stage-stopped", "interrupted": "$stage-stopped", "unfinished": "$foreground",

@@ -13,8 +13,9 @@ Peak memory of training
     The last four are larger on the CPU (SLACK).
 Peak memory of generation
     context, weights, adapter as above; cache: keys and values of all rows, twice while rows are joined; logits; workspace
-seconds_pairs     = batches × (prompt reads × prefill + replies × tokens × seconds per decoding step)
-seconds_training  = pairs × length relative to the longest pair × seconds of its step × (epochs, plus 1/3 for the reference)
+seconds_pairs     = loading + batches × (prompt reads × prefill + replies × tokens × seconds per decoding step)
+seconds_training  = loading + pairs × length relative to the longest pair × seconds of its step × (epochs, plus 1/3 for the
+                    reference)
 bytes             = pairs × bytes per record + (kept checkpoints + 1) × checkpoint + archive
 """
 
@@ -88,6 +89,8 @@ class Measurements:
     """Peak memory of those training steps: on the GPU, or resident memory of the process."""
     peak_bytes_pairs: int = 0
     """Peak memory of generation."""
+    load_seconds: float = 0.0
+    """Seconds to load base model and adapter: each of both stages does it once, however few pairs there are."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +116,22 @@ def forecast(
     epochs: float,
     save_total_limit: int,
     plan: TrainingPlan,
+    at_once: int = 1,
 ) -> Forecast:
     """Forecast the full run from a short one that ran under `plan`.
 
     replies, readings   per pair (`engine.pairs.generation.cost`)
+    at_once             processes that train at the same time, each on a device of its own
     """
     tokens = min(max_new_tokens, REPLY_MARGIN * measured.reply_tokens)
     batches = ceil(num_examples / measured.batch_size)
     reading = readings * measured.prefill_seconds
     saying = replies * tokens * measured.decode_seconds
-    pairs_seconds = batches * (reading + saying)
+    pairs_seconds = measured.load_seconds + batches * (reading + saying)
     share = min(1.0, measured.pair_tokens / max(measured.longest_tokens, 1))
     # The measured step includes a live reference; one computed up front is added.
     passes = epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
-    training_seconds = num_examples * share * measured.step_seconds * passes
+    training_seconds = measured.load_seconds + num_examples * share * measured.step_seconds * passes / at_once
     disk = disk_parts(
         num_examples=num_examples,
         record_bytes=measured.record_bytes,

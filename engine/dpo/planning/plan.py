@@ -16,6 +16,7 @@ from typing import Any, Literal
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import MemoryExhausted, RestartNeeded
+from engine.dpo.planning.processes import number_of_processes
 from engine.run.folder import Run
 from engine.storage.documents import read_json_or_none
 from engine.storage.files import write_json
@@ -31,7 +32,7 @@ class TrainingPlan:
     micro_batch: int
     """Pairs in one forward pass; two sequences each."""
     accumulation: int
-    """Forward passes in one optimizer step."""
+    """Forward passes of a process in one optimizer step."""
     gradient_checkpointing: bool
     """Whether activations are recomputed to save memory."""
     reference: Reference
@@ -40,26 +41,37 @@ class TrainingPlan:
     """Number format of the base weights and of mixed precision: bfloat16, float16, float32."""
     why: Mapping[str, str] = field(default_factory=dict)
     """Field name → reason for its value."""
+    processes: int = 1
+    """That train together."""
 
     @property
     def effective_batch(self) -> int:
-        return self.micro_batch * self.accumulation
+        return self.processes * self.micro_batch * self.accumulation
 
     @property
     def in_words(self) -> str:
+        several = f"{self.processes} processes × " if self.processes > 1 else ""
         twice = ", activations recomputed" if self.gradient_checkpointing else ""
         reference = "reference computed once" if self.reference == "up front" else "reference at each step"
-        return f"{self.micro_batch} × {self.accumulation} pairs per step, {self.dtype}{twice}, {reference}"
+        return f"{several}{self.micro_batch} × {self.accumulation} pairs per step, {self.dtype}{twice}, {reference}"
 
     def split(self, micro_batch: int) -> TrainingPlan:
-        """The same effective batch, split differently. `micro_batch` divides it."""
-        return replace(self, micro_batch=micro_batch, accumulation=self.effective_batch // micro_batch)
+        """The same effective batch, split differently. `micro_batch` divides the share of a process."""
+        share = self.micro_batch * self.accumulation
+        return replace(self, micro_batch=micro_batch, accumulation=share // micro_batch)
+
+    def dealt_out(self, processes: int) -> TrainingPlan:
+        """The same effective batch for another number of processes, which divides it; each with no larger a micro-batch."""
+        share = self.effective_batch // processes
+        micro_batch = max(size for size in micro_batches(share) if size <= self.micro_batch)
+        return replace(self, processes=processes, micro_batch=micro_batch, accumulation=share // micro_batch)
 
     def reduce(self, *, may_checkpoint: bool = True) -> TrainingPlan | None:
         """A plan with less memory: half the micro-batch, or at 1 recomputed activations; None if there is none."""
         if self.micro_batch > 1:
             half = self.micro_batch // 2
-            return self.split(max(size for size in micro_batches(self.effective_batch) if size <= half))
+            share = self.micro_batch * self.accumulation
+            return self.split(max(size for size in micro_batches(share) if size <= half))
         if not self.gradient_checkpointing and may_checkpoint:
             return replace(self, gradient_checkpointing=True)
         return None
@@ -69,7 +81,8 @@ class TrainingPlan:
         return config.model_copy(
             update={
                 "per_device_train_batch_size": self.micro_batch,
-                "gradient_accumulation_steps": self.accumulation,
+                # For each process to have the whole step before it takes its share.
+                "gradient_accumulation_steps": self.accumulation * self.processes,
                 "gradient_checkpointing": self.gradient_checkpointing,
                 "cpu_ref_model": self.reference == "up front",
                 "dtype": self.dtype,
@@ -90,10 +103,11 @@ class TrainingPlan:
                 reference="live" if data["reference"] == "live" else "up front",
                 dtype=str(data["dtype"]),
                 why=dict(data.get("why", {})),
+                processes=int(data.get("processes", 1)),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
-        return plan if plan.micro_batch > 0 and plan.accumulation > 0 else None
+        return plan if min(plan.micro_batch, plan.accumulation, plan.processes) > 0 else None
 
 
 def effective_batch(config: Stage3Config) -> int:
@@ -138,20 +152,22 @@ def choose_plan(
     needed: Callable[[TrainingPlan], float],
     room: float,
     most: int | None = None,
+    processes: int = 1,
 ) -> TrainingPlan:
     """The first plan that fits: the largest micro-batch without gradient checkpointing, else the largest with it; the smallest plan
     if none fits.
 
-    needed   peak bytes of a plan, by the forecast
-    room     available bytes
-    most     micro-batch size beyond which there is no gain
+    needed      peak bytes of a plan, by the forecast
+    room        available bytes
+    most        micro-batch size beyond which there is no gain
+    processes   that train together; needed and room are those of one of them
     """
     reference, why_reference = reference_for(config)
-    given = config.gradient_checkpointing
+    given, share = config.gradient_checkpointing, effective_batch(config) // processes
     tried = [
-        TrainingPlan(size, effective_batch(config) // size, twice, reference, dtype)
+        TrainingPlan(size, share // size, twice, reference, dtype, processes=processes)
         for twice in ((False, True) if given is None else (given,))
-        for size in micro_batches(effective_batch(config))
+        for size in micro_batches(share)
         if size == 1 or most is None or size <= most
     ]
     plan = next((plan for plan in tried if needed(plan) <= room), tried[-1])
@@ -182,13 +198,13 @@ def choose_plan(
 
 
 def current_plan(run: Run, config: Stage3Config, dtype: str) -> TrainingPlan:
-    """The plan reduced after memory ran out, else preflight's, else the configuration's."""
-    preflight = run.results.preflight
+    """The plan reduced after memory ran out, else preflight's, else the configuration's; for the processes of this start."""
+    preflight, processes = run.results.preflight, number_of_processes(config)
     for record in (_stored(run).get("plan"), None if preflight is None else preflight.plan):
         plan = TrainingPlan.from_dict(record)
         if plan is not None and plan.effective_batch == effective_batch(config):
-            return plan
-    return plan_as_configured(config, dtype)
+            return plan if plan.processes == processes else plan.dealt_out(processes)
+    return plan_as_configured(config, dtype).dealt_out(processes)
 
 
 def oom_history(run: Run) -> list[dict[str, Any]]:

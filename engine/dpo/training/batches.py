@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.dpo.training.ranks import ALONE, Ranks
+
 Pair = Mapping[str, Any]
 """`prompt_ids`, `chosen_ids` and `rejected_ids`, lists of token ids."""
 Batch = dict[str, Any]
@@ -20,14 +22,16 @@ def tokens_read(pair: Pair) -> int:
     return len(pair["prompt_ids"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"])
 
 
-def cut_by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+def cut_by_length(lengths: Sequence[int], most: int, ways: int = 1) -> Iterator[list[int]]:
     """Yield batches of indices of similar length, each of at most `most` tokens including padding, or of one row.
+
+    ways   processes among which a batch is dealt out; the limit holds for the share of each
 
     The longest come first, so that if memory runs out it does so at once.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > most:
+        if len(batch) >= ways and (len(batch) // ways + 1) * lengths[batch[0]] > most:
             yield batch
             batch = []
         batch.append(index)
@@ -37,12 +41,25 @@ def cut_by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class StepCollator:
-    """Splits the pairs of one optimizer step into batches for its forward passes."""
+    """Splits the pairs of one optimizer step into batches for its forward passes, and takes the share of one process.
+
+    All processes make the same number of passes, over pairs of the same length, because they add up their gradients after the
+    last one. A process that has no pair of a batch reads its first one with the weight 0.
+    """
 
     collate: Callable[[list[Pair]], Batch]
     most: int
     """Tokens per forward pass, as found to fit for the longest pairs."""
+    ranks: Ranks = ALONE
 
-    def __call__(self, pairs: Sequence[Pair]) -> dict[str, list[Batch]]:
-        groups = cut_by_length([tokens_read(pair) for pair in pairs], self.most)
-        return {"batches": [self.collate([pairs[index] for index in group]) for group in groups]}
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """`batches`, `sizes` (pairs of each batch that count) and `pairs` (of the step, in all processes)."""
+        ways, rank = self.ranks.count, self.ranks.rank
+        groups = list(cut_by_length([tokens_read(pair) for pair in pairs], self.most, ways))
+        shares = [group[rank::ways] for group in groups]
+        read = [share or group[:1] for share, group in zip(shares, groups, strict=True)]
+        return {
+            "batches": [self.collate([pairs[index] for index in rows]) for rows in read],
+            "sizes": [len(share) for share in shares],
+            "pairs": len(pairs),
+        }

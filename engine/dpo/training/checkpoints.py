@@ -41,7 +41,7 @@ class CheckpointManifest:
 
 def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fingerprint: str) -> Path:
     """Make `folder/checkpoint-<step>`. `fill` writes its files into the folder that it is given."""
-    part = folder / f".checkpoint-{step}.part"
+    part = unfinished(folder, step)
     final = folder / f"checkpoint-{step}"
     _remove(part)
     folder.mkdir(exist_ok=True)  # without parents, so that a run folder that was moved away is not recreated
@@ -62,6 +62,11 @@ def write_checkpoint(folder: Path, step: int, fill: Callable[[Path], None], fing
     part.rename(final)
     sync_folder(folder)
     return final
+
+
+def unfinished(folder: Path, step: int) -> Path:
+    """The folder of a checkpoint while it is written."""
+    return folder / f".checkpoint-{step}.part"
 
 
 def checkpoint_error(checkpoint: Path, fingerprint: str) -> str:
@@ -103,9 +108,9 @@ def _file_fault(checkpoint: Path, name: str, facts: FileFacts) -> str:
 def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Message]]:
     """The checkpoint to resume from, or None, and messages about bad ones that were renamed."""
     told: list[Message] = []
-    for unfinished in folder.glob(".checkpoint-*.part"):
-        if _UNFINISHED.fullmatch(unfinished.name):
-            _remove(unfinished)  # never completed, so nothing depends on it
+    for part in folder.glob(".checkpoint-*.part"):
+        if _UNFINISHED.fullmatch(part.name):
+            _remove(part)  # never completed, so nothing depends on it
     for checkpoint in reversed(by_step(folder)):
         fault = checkpoint_error(checkpoint, fingerprint)
         if not fault:
@@ -157,12 +162,12 @@ def size_of(checkpoint: Path) -> int:
     return size_of_folder(checkpoint)
 
 
-def _remove(unfinished: Path) -> None:
+def _remove(part: Path) -> None:
     """Of a link the link alone: what it leads to is not ours."""
-    if unfinished.is_dir() and not unfinished.is_symlink():
-        shutil.rmtree(unfinished)
+    if part.is_dir() and not part.is_symlink():
+        shutil.rmtree(part)
     else:
-        unfinished.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def _rename_broken(checkpoint: Path) -> Path:

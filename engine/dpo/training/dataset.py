@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from engine.core.errors import DataError
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.templates.control_text import control_pattern
 from engine.storage.jsonl import BadLine, read_jsonl
+from engine.storage.lazy import JsonLines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,22 +40,29 @@ class EncodedPair:
     rejected_ids: list[int]
 
     @property
+    def tokens_read(self) -> int:
+        """Tokens of the prompt, which is read once, and of both replies."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+    @property
     def length(self) -> int:
         """Tokens of the prompt and the longer reply."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-def load_rows(path: Path) -> list[Row]:
-    """The rows of a file in TRL's conversational format. Raises DataError, naming the first bad line."""
+def load_rows(path: Path) -> Sequence[Row]:
+    """The rows of a file in TRL's conversational format, each read when it is asked for. Raises DataError, naming the first bad
+    line.
+    """
     if not path.is_file():
         raise DataError(f"{path} does not exist.", "Stage quality writes it.", REBUILD)
-    rows: list[Row] = []
+    numbers = array("Q")
     for number, record in read_jsonl(path, last_line_may_lack_newline=True):
         fault = record.reason if isinstance(record, BadLine) else _fault(record)
         if fault:
             raise DataError(f"Line {number + 1} of {path} is not a pair.", fault, REBUILD)
-        rows.append(record)  # type: ignore[arg-type]
-    return rows
+        numbers.append(number)
+    return JsonLines(path, numbers)  # type: ignore[return-value]
 
 
 def encode_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
@@ -98,7 +107,31 @@ def split_by_length(pairs: Sequence[EncodedPair], max_length: int) -> tuple[list
     return [p for p in pairs if p.length <= max_length], [p for p in pairs if p.length > max_length]
 
 
-def refuse_too_many_long(too_long: Sequence[EncodedPair], total: int, max_length: int, max_share: float) -> None:
+class HasLength(Protocol):
+    @property
+    def index(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class LongPair:
+    """A pair that does not fit, without its ids."""
+
+    index: int
+    length: int
+
+
+def without_long(pairs: Iterable[EncodedPair], max_length: int, too_long: list[LongPair]) -> Iterator[EncodedPair]:
+    """The pairs that fit `max_length` tokens, one after another; the others are added to `too_long`."""
+    for pair in pairs:
+        if pair.length <= max_length:
+            yield pair
+        else:
+            too_long.append(LongPair(pair.index, pair.length))
+
+
+def refuse_too_many_long(too_long: Sequence[HasLength], total: int, max_length: int, max_share: float) -> None:
     """Raise DataError if more than `max_share` of the pairs do not fit, or if none is left."""
     if not total:
         raise DataError("No pairs to train on.", "The training file is empty.", REBUILD)
@@ -111,7 +144,7 @@ def refuse_too_many_long(too_long: Sequence[EncodedPair], total: int, max_length
         )
 
 
-def describe(pairs: Sequence[EncodedPair], most: int = 8) -> str:
+def describe(pairs: Sequence[HasLength], most: int = 8) -> str:
     """`row 3 (1,210 tokens), row 17 (…), and 4 more`."""
     named = ", ".join(f"row {pair.index} ({pair.length:,} tokens)" for pair in pairs[:most])
     return named + (f", and {len(pairs) - most} more" if len(pairs) > most else "")

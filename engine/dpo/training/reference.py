@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.core.errors import NumbersError
 from engine.core.events import Event, Progress
 from engine.dpo.training.batches import cut_by_length, tokens_read
+from engine.dpo.training.ranks import ALONE, Ranks
 from engine.models.loading import dtype_name, resolve_dtype
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.stop import StopToken
@@ -149,11 +150,13 @@ def reference_logps(
     cache: KeyedCache,
     policy: str,
     stop: StopToken,
+    ranks: Ranks = ALONE,
 ) -> Generator[Event, None, Logps]:
     """The reference's log-probabilities of every pair, in order; computes only those missing in `cache`.
 
     batch_size   pairs of maximum length per batch; batches of shorter pairs are larger
     policy       a hash of base model, adapter and number format
+    ranks        the processes that train: each computes a part of the batches, the first one writes
 
     Raises Stopped after saving, and NumbersError if a value is not finite.
     """
@@ -170,19 +173,36 @@ def reference_logps(
     unsaved: dict[str, Any] = {}
     saved = time.monotonic()
     model.eval()
-    for rows in filter(None, batches):
-        (batch,) = collated([pairs[row] for row in rows], collator, len(rows), model.device)
-        chosen, rejected = pair_logps(model, batch, REFERENCE_ADAPTER, dtype)
-        found |= zip(rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)
-        _require_finite(found, rows)
-        unsaved |= {keys[row]: found[row] for row in rows}
-        yield from clock.progress(found, rows)
-        if stop.requested or time.monotonic() - saved > SAVE_SECONDS:
-            cache.append(unsaved)
+    wanted = list(filter(None, batches))
+    for start in range(0, len(wanted), ranks.count):
+        batch = wanted[start : start + ranks.count]
+        made = _logps_of(model, pairs, batch[ranks.rank] if ranks.rank < len(batch) else [], collator, dtype)
+        new = {row: logps for share in ranks.gather(made) for row, logps in share.items()}
+        found |= new
+        _require_finite(found, list(new))
+        unsaved |= {keys[row]: logps for row, logps in new.items()}
+        yield from clock.progress(found, list(new))
+        if ranks.stop_wanted(stop) or time.monotonic() - saved > SAVE_SECONDS:
+            _keep(cache, unsaved, ranks)
             unsaved, saved = {}, time.monotonic()
             stop.raise_if_requested()
-    cache.append(unsaved)
+    _keep(cache, unsaved, ranks)
     return [found[row] for row in range(len(pairs))]
+
+
+def _logps_of(
+    model: PeftModel, pairs: Sequence[dict[str, Any]], rows: Sequence[int], collator: Any, dtype: torch.dtype
+) -> dict[int, tuple[float, float]]:
+    if not rows:
+        return {}
+    (batch,) = collated([pairs[row] for row in rows], collator, len(rows), model.device)
+    chosen, rejected = pair_logps(model, batch, REFERENCE_ADAPTER, dtype)
+    return dict(zip(rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
+
+
+def _keep(cache: KeyedCache, values: dict[str, Any], ranks: Ranks) -> None:
+    if ranks.is_first:
+        cache.append(values)
 
 
 def _kept_pair(value: Any) -> tuple[float, float] | None:

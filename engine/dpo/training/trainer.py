@@ -24,13 +24,16 @@ from engine.dpo.planning.plan import TrainingPlan, current_plan, reduce_after_oo
 from engine.dpo.training.checkpoints import adopt, by_step, newest_good, step_of
 from engine.dpo.training.dataset import (
     EncodedPair,
+    LongPair,
     Row,
     describe,
-    encode_rows,
+    encoded,
+    load_rows,
     refuse_too_many_long,
     rows_with_special_text,
-    split_by_length,
+    without_long,
 )
+from engine.dpo.training.ranks import ALONE, Ranks
 from engine.dpo.training.reference import (
     LN2,
     REFERENCE_ADAPTER,
@@ -55,8 +58,9 @@ from engine.models.loading import (
 )
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.superseded import is_reusable, superseded_folders
-from engine.storage.files import name_folder, sha256_of_json, write_json
+from engine.storage.files import name_folder, write_json
 from engine.storage.keyed_cache import KeyedCache
+from engine.storage.lazy import Mapped
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from engine.core.config import Stage3Config
+    from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.trl_trainer import Stage3Trainer
     from engine.run.context import Context
     from engine.run.stop import StopToken
@@ -126,7 +131,7 @@ def train(
     """
     plan = plan or current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
     resolved = replace(context, config=plan.applied_to(context.config))
-    expected = reference_sha256 or _recorded_reference(context)
+    expected = reference_sha256 or expected_reference(context)
     said, step = "", max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
     try:
         working = _train(resolved, rows, plan, expected, policy, tokenizer, max_steps)
@@ -147,6 +152,18 @@ def train(
     raise reduce_after_oom(context.run, context.config, plan, step=step, error=said)
 
 
+def train_share(
+    context: Context, plan: TrainingPlan, reference_sha256: str, ranks: Ranks
+) -> Generator[Event, None, Trained]:
+    """`train` on the run's training pairs, as one of several processes. Each yields the same events.
+
+    Raises as `train` does, but of memory that ran out what the allocator raised.
+    """
+    resolved = replace(context, config=plan.applied_to(context.config))
+    rows = load_rows(context.run / layout.TRAIN_JSONL)
+    return _train(resolved, rows, plan, reference_sha256, None, None, -1, ranks)
+
+
 @dataclass
 class _Prepared:
     """Everything needed to start the steps: the trainer over its pairs."""
@@ -154,11 +171,13 @@ class _Prepared:
     policy: PeftModel
     tokenizer: PreTrainedTokenizerBase
     trainer: Stage3Trainer
-    pairs: list[EncodedPair]
-    too_long: list[EncodedPair]
+    pairs: EncodedPairs
+    too_long: list[LongPair]
     dtype: torch.dtype
     fingerprint: str
     """A hash of everything the trained numbers depend on, but not of how a batch is split."""
+    steps: int
+    """Optimizer steps of the whole training."""
 
 
 def _train(
@@ -169,6 +188,7 @@ def _train(
     policy: PeftModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
+    ranks: Ranks = ALONE,
 ) -> Generator[Event, None, Trained]:
     """`train` under one plan, which is already applied to the configuration."""
     from engine.dpo.training.callbacks import WarningsCallback
@@ -176,14 +196,17 @@ def _train(
     config = context.config
     started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
     callbacks = _reporting_callbacks(context)
-    prepared = yield from _prepare(context, rows, expected, policy, tokenizer, max_steps)
+    prepared = yield from _prepare(context, rows, expected, policy, tokenizer, max_steps, ranks)
     yield from _place_reference(context, prepared, expected)
-    checkpoint = yield from _checkpoint_to_resume(context, prepared.fingerprint)
+    checkpoint = yield from _checkpoint_to_resume(context, prepared.fingerprint, ranks)
     first_loss = yield from _begin(prepared, checkpoint)
     watch = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
     for callback in [WarningsCallback(watch), *callbacks]:
         prepared.trainer.add_callback(callback)
-    yield from _drive(prepared.trainer, context.stop, checkpoint, watch)
+    if checkpoint is not None and step_of(checkpoint) >= prepared.steps:
+        prepared.trainer.take_back(checkpoint)
+    else:
+        yield from _drive(prepared.trainer, context.stop, checkpoint, watch)
     final = yield from _prove_it_learned(prepared, expected, config.learning_rate)
     history = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in history]
@@ -228,34 +251,42 @@ def _prepare(
     policy: PeftModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
+    ranks: Ranks,
 ) -> Generator[Event, None, _Prepared]:
+    from engine.dpo.training.encoded_pairs import as_plain, fingerprint_of
     from engine.dpo.training.trl_trainer import build_trainer
 
     config, token = context.config, context.token_text
     tokenizer = tokenizer or load_tokenizer(config, token)
-    pairs, too_long = yield from _encode_and_filter(config, rows, tokenizer)
+    pairs, too_long = yield from _encode_and_filter(context, rows, tokenizer)
     policy = policy or load_policy(
         load_base(config, token), adapter_folder(context.config, context.run, context.token_text), trainable=True
     )
-    dtype, plain = resolve_dtype(config), _as_plain(pairs)
+    dtype = resolve_dtype(config)
     settings = training_settings(config, len(pairs), max_steps)
-    fingerprint = sha256_of_json(
-        {
-            "settings": split_invariant_settings(settings),
-            "reference": expected,
-            "pairs": plain,
-            "dtype": str(dtype),
-        }
+    fingerprint = fingerprint_of(
+        map(as_plain, pairs),
+        {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
     folder = context.run / layout.CHECKPOINTS_DIR
-    trainer = build_trainer(config, folder, policy, tokenizer, plain, settings, dtype, fingerprint)
+    kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
+    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
     if trainer.why_head:
         yield Message("warning" if config.head != "auto" else "info", f"{trainer.why_head}.")
-    return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint)
+    steps = max_steps if max_steps > 0 else steps_of(config, len(pairs))
+    return _Prepared(policy, tokenizer, trainer, pairs, too_long, dtype, fingerprint, steps)
+
+
+def _sharded() -> type[Stage3Trainer]:
+    from engine.dpo.training.sharded_trainer import ShardedTrainer
+
+    return ShardedTrainer
 
 
 def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Generator[Event, None, None]:
     """Verify that the reference is the Stage 2 adapter and, if configured, compute its log-probabilities up front."""
+    from engine.dpo.training.encoded_pairs import as_plain
+
     config, policy, trainer = context.config, prepared.policy, prepared.trainer
     require_reference_weights(policy, expected)
     if config.load_in_4bit:
@@ -264,18 +295,25 @@ def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Ge
         return
     logps = yield from reference_logps(
         policy,
-        _as_plain(prepared.pairs),
+        Mapped(prepared.pairs, as_plain),
         trainer.data_collator,
         batch_size=config.per_device_train_batch_size,
         dtype=prepared.dtype,
         cache=KeyedCache(context.cache / layout.REFERENCE_LOGPS),
         policy=policy_key(config, expected),
         stop=context.stop,
+        ranks=trainer.ranks,
     )
     trainer.use_reference_logps(logps)
 
 
-def _checkpoint_to_resume(context: Context, fingerprint: str) -> Generator[Event, None, Path | None]:
+def _checkpoint_to_resume(context: Context, fingerprint: str, ranks: Ranks) -> Generator[Event, None, Path | None]:
+    """What the first process finds: others may not look while it renames."""
+    found = (yield from _newest_checkpoint(context, fingerprint)) if ranks.is_first else None
+    return ranks.from_first(found)
+
+
+def _newest_checkpoint(context: Context, fingerprint: str) -> Generator[Event, None, Path | None]:
     """The newest good checkpoint of this training: its own, else one of the same training in another folder."""
     folder = context.run / layout.CHECKPOINTS_DIR
     checkpoint, told = newest_good(folder, fingerprint)
@@ -297,9 +335,9 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
         require_first_loss(first_loss, prepared.dtype)
         text = f"Before the first step: loss {first_loss:.6f} = ln 2, so the reference is the Stage 2 adapter."
         yield Message("info", text)
-    else:
+    elif step_of(checkpoint) < prepared.steps:
         yield Message("info", f"Resuming from {checkpoint.name}.")
-    if prepared.trainer.precompute_ref_logps:
+    if prepared.trainer.precompute_ref_logps and prepared.trainer.ranks.count == 1:  # DDP wants one device
         place_adapter(prepared.policy, REFERENCE_ADAPTER, "cpu")  # its log-probabilities are known, so no step uses it
     return first_loss
 
@@ -346,7 +384,8 @@ def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
         yield Message("warning", f"{text}: worse than untrained. Check --learning-rate and the pairs.")
 
 
-def _recorded_reference(context: Context) -> str:
+def expected_reference(context: Context) -> str:
+    """The hash of the reference's tensors that stage adapter recorded. Raises PreconditionError without one."""
     adapter = context.run.results.adapter
     if adapter is None:
         raise PreconditionError(
@@ -363,15 +402,16 @@ def planned_steps(pairs: int, epochs: float, batch_size: int, accumulation: int)
     return math.ceil(epochs * per_epoch)
 
 
+def steps_of(config: Stage3Config, pairs: int) -> int:
+    """Optimizer steps of a training on that many pairs."""
+    return planned_steps(
+        pairs, config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps
+    )
+
+
 def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> dict[str, Any]:
     """Everything that affects the result of training, as arguments for DPOConfig."""
-    steps = (
-        max_steps
-        if max_steps > 0
-        else planned_steps(
-            pairs, config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps
-        )
-    )
+    steps = max_steps if max_steps > 0 else steps_of(config, pairs)
     return {
         "num_train_epochs": config.num_train_epochs,
         "max_steps": max_steps,
@@ -397,14 +437,17 @@ def split_invariant_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode_and_filter(
-    config: Stage3Config, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
-) -> Generator[Event, None, tuple[list[EncodedPair], list[EncodedPair]]]:
+    context: Context, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> Generator[Event, None, tuple[EncodedPairs, list[LongPair]]]:
+    from engine.dpo.training.encoded_pairs import EncodedPairs
+
+    config, too_long = context.config, list[LongPair]()
     inert = rows_with_special_text(rows, tokenizer)
     if inert:
         yield Message(
             "info", f"{len(inert)} pairs contain text that looks like a special token; it is trained as plain text."
         )
-    pairs, too_long = split_by_length(encode_rows(rows, tokenizer), config.max_length)
+    pairs = EncodedPairs(without_long(encoded(rows, tokenizer), config.max_length, too_long), context.run.folder)
     refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
     if too_long:
         text = f"{len(too_long)} of {len(rows)} pairs exceed --max-length {config.max_length} and are left out"
@@ -443,7 +486,7 @@ def _drive(
     trainer.add_callback(
         StepEvents(
             said.put,
-            stop_wanted=lambda: stop.requested or abandoned.is_set(),
+            stop_wanted=lambda: trainer.ranks.stop_wanted(stop) or abandoned.is_set(),
             skipped=lambda: bool(trainer.accelerator.optimizer_step_was_skipped),
         )
     )
@@ -458,10 +501,6 @@ def _drive(
     if failure:
         raise failure[0]
     stop.raise_if_requested()
-
-
-def _as_plain(pairs: Sequence[EncodedPair]) -> list[dict[str, Any]]:
-    return [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
 
 
 def save_adapter(trained: Trained, folder: Path, *, base_name: str, base_revision: str | None) -> None:

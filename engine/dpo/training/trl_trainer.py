@@ -11,8 +11,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,11 @@ from engine.core.errors import NumbersError
 from engine.core.events import CheckpointSaved, Event, TrainStep
 from engine.core.failpoints import failpoint
 from engine.dpo.planning.forecast import HeadWay
-from engine.dpo.training.batches import Batch, StepCollator, tokens_read
-from engine.dpo.training.checkpoints import rotate, size_of, write_checkpoint
+from engine.dpo.training.batches import Batch, StepCollator
+from engine.dpo.training.checkpoints import rotate, size_of, unfinished, write_checkpoint
+from engine.dpo.training.encoded_pairs import EncodedPairs
 from engine.dpo.training.head import install_head
+from engine.dpo.training.ranks import ALONE, Ranks
 from engine.dpo.training.reference import Logps, collated
 from engine.dpo.training.shared_prompt import share_prompt_computation
 from engine.machine.device import resolve_device
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
     from engine.core.config import Stage3Config
 
+TRAINER_STATE = "trainer_state.json"
+WAIT_SECONDS = 1800
+"""How long a process waits for the others at the end of a step. Then it takes them for lost."""
 MAX_SKIPPED_STEPS = 20
 """In float16 the loss scaler skips steps until its scale fits. More skipped steps in a row are an error."""
 
@@ -50,62 +55,82 @@ def build_trainer(
     folder: Path,
     policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: list[dict[str, Any]],
+    pairs: EncodedPairs,
     settings: dict[str, Any],
     dtype: torch.dtype,
     fingerprint: str,
+    ranks: Ranks = ALONE,
+    kind: type[Stage3Trainer] | None = None,
 ) -> Stage3Trainer:
     """Build the trainer over `pairs` (token ids). This adds the frozen copy "ref" of the adapter "default" to `policy`.
 
     folder     for checkpoints
     settings   for DPOConfig. Batch size times accumulation is the effective batch. The batch size is the number of longest
                pairs that fit in memory; passes over shorter pairs take more of them
+    ranks      the processes that train; each is given all pairs, and takes its share of each step
+    kind       by default Stage3Trainer
     """
     disable_progress_bar()
     device = resolve_device(config)
-    if device.index:
+    if device.index and ranks.count == 1:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # otherwise accelerate takes the first GPU
     side_by_side = settings["per_device_train_batch_size"]
-    # For TRL a step is one batch, which our trainer splits by length.
-    whole_steps = {
-        "per_device_train_batch_size": side_by_side * settings["gradient_accumulation_steps"],
-        "gradient_accumulation_steps": 1,
-    }
     with without_warnings():
-        arguments = DPOConfig(
-            output_dir=str(folder),
-            **(settings | whole_steps),
-            save_strategy="steps",
-            save_steps=config.save_steps,
-            save_total_limit=None,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=config.gradient_checkpointing,
-            bf16=dtype == torch.bfloat16,
-            fp16=dtype == torch.float16,
-            use_cpu=device.type == "cpu",
-            dataloader_pin_memory=device.type == "cuda",
-        )
-        if arguments.n_gpu > 1:
-            arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would use
-        trainer = Stage3Trainer(
-            model=policy, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+        trainer = (kind or Stage3Trainer)(
+            model=policy,
+            args=_arguments(config, folder, settings, dtype, device),
+            train_dataset=Dataset(pairs.table),
+            processing_class=tokenizer,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
-    trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(map(tokens_read, pairs))
+    trainer.ranks = ranks
+    trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(pair.tokens_read for pair in pairs)
     trainer.head, trainer.why_head = install_head(policy, config)
     share_prompt_computation(policy)
     return trainer
+
+
+def _arguments(
+    config: Stage3Config, folder: Path, settings: dict[str, Any], dtype: torch.dtype, device: torch.device
+) -> DPOConfig:
+    # For TRL a step is one batch, which our trainer splits by length.
+    whole_steps = {
+        "per_device_train_batch_size": settings["per_device_train_batch_size"]
+        * settings["gradient_accumulation_steps"],
+        "gradient_accumulation_steps": 1,
+    }
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        **(settings | whole_steps),
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=None,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        # All that trains takes part in every step, and nothing else of the model changes.
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=WAIT_SECONDS,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # TRL refuses the data parallelism that the stock trainer would use
+    return arguments
 
 
 class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     """TRL's trainer for pairs that are already token ids, with our checkpoints."""
 
     fingerprint = ""
+    ranks = ALONE
     keep_checkpoints = 2
     side_by_side = 1
     """Pairs of maximum length that fit in one forward and backward pass."""
@@ -126,6 +151,11 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         self.train_dataset: Dataset = dataset.add_column("ref_rejected_logps", list(rejected))
         self.precompute_ref_logps = True
 
+    def take_back(self, checkpoint: Path) -> None:
+        """The adapter and the figures of a checkpoint, of a training that has ended."""
+        self._load_from_checkpoint(str(checkpoint), self.model)
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+
     def first_loss(self) -> float:
         """The loss on the first batch in file order, before any update."""
         model = self.model.eval()
@@ -137,28 +167,66 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
 
     def get_train_dataloader(self) -> Any:
         one_batch = self.data_collator
-        self.data_collator = StepCollator(one_batch, self.most_tokens)
+        self.data_collator = StepCollator(one_batch, self.most_tokens, self.ranks)
         try:
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
         finally:
             self.data_collator = one_batch
+        if self.ranks.count > 1:
+            # accelerate would deal out whole steps, and fill the last ones up with pairs that were trained on already. Each
+            # process gets the pairs of every step instead, as one process does, and the collator takes its share.
+            shards = loader.batch_sampler
+            shards.num_processes, shards.process_index, shards.even_batches = 1, 0, False
+        return loader
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward passes of one optimizer step. Gradient and loss are means over its pairs."""
+        """Forward and backward passes of one optimizer step. Gradient and loss are means over its pairs, in all processes."""
         batches: list[Batch] = inputs["batches"]
-        sizes = [len(batch["input_ids"]) // 2 for batch in batches]
         loss = torch.zeros((), device=self.args.device)
-        for batch, size in zip(batches, sizes, strict=True):
-            self.current_gradient_accumulation_steps = sum(sizes) / size  # what Trainer divides a loss by
-            loss += super().training_step(model, batch)
-            self._weigh_metrics(size * len(sizes) / sum(sizes))
+        for number, (batch, size) in enumerate(zip(batches, inputs["sizes"], strict=True), start=1):
+            # What Trainer divides a loss by. The gradients of the processes are averaged, so each weighs that much more.
+            self.current_gradient_accumulation_steps = inputs["pairs"] / (size * self.ranks.count) if size else math.inf
+            with self._alone(model, add_up=number == len(batches)):
+                loss += super().training_step(model, batch)
+            self._weigh_metrics(size * len(batches) / inputs["pairs"])
+        self._add_up_metrics(len(batches))
         return loss * math.nan if failpoint("loss") else loss
+
+    @contextmanager
+    def _alone(self, model: Any, *, add_up: bool) -> Iterator[None]:
+        """One pass of this process. The gradients of all are added up in the backward pass of the last one.
+
+        TRL would collect its figures from all processes in every pass, for which each must have as many pairs. They are added up
+        once instead, after the last pass.
+        """
+        if self.ranks.count == 1:
+            yield
+            return
+        accelerator = self.accelerator
+        accelerator.gather = accelerator.gather_for_metrics = _as_it_is
+        try:
+            with nullcontext() if add_up else accelerator.no_sync(model):
+                yield
+        finally:
+            del accelerator.gather, accelerator.gather_for_metrics
 
     def _weigh_metrics(self, weight: float) -> None:
         # TRL logs the plain mean over forward passes, which may have different numbers of pairs.
         for name, values in self._metrics["train"].items():
             if name != "num_tokens":
                 values[-1] *= weight
+
+    def _add_up_metrics(self, passes: int) -> None:
+        """The weighted figures of this step are shares of a mean: put their sums over all processes in their places."""
+        if self.ranks.count == 1:
+            return
+        metrics = self._metrics["train"]
+        names = sorted(metrics.keys() - {"num_tokens"})
+        shares = [sum(metrics[name][-passes:]) / passes for name in names]
+        *means, tokens = self.ranks.add_up([*shares, float(self._total_train_tokens)], self.args.device)
+        for name, mean in zip(names, means, strict=True):
+            metrics[name][-passes:] = [mean] * passes
+        metrics["num_tokens"] = [tokens]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # unused, and the original expects `input_ids` in a batch
@@ -172,18 +240,43 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # TRL writes in place, adds a pickle that can contain the Hub token, and rotates by file time.
         folder, step = Path(self.args.output_dir), self.state.global_step
-        _require_finite_weights(self.model, step)
-        path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
-        rotate(folder, self.keep_checkpoints)
-        self.emit(CheckpointSaved(step, f"{layout.CHECKPOINTS_DIR}/{path.name}", size_of(path)))
+        self._require_finite_weights(step)
+        if self.ranks.is_first:
+            path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
+            rotate(folder, self.keep_checkpoints)
+            self.emit(CheckpointSaved(step, f"{layout.CHECKPOINTS_DIR}/{path.name}", size_of(path)))
+        else:
+            self._add_random_state(unfinished(folder, step))
+        self.ranks.wait()  # a checkpoint that one of them waits for is there for all
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        self.model.save_pretrained(str(folder), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False)
+        self.model.save_pretrained(
+            str(folder), selected_adapters=[POLICY_ADAPTER], save_embedding_layers=False, state_dict=self._weights()
+        )
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
-        self.state.save_to_json(str(folder / "trainer_state.json"))
+        self._add_random_state(folder)
+        self.state.save_to_json(str(folder / TRAINER_STATE))
+
+    def _weights(self) -> dict[str, torch.Tensor] | None:
+        """What the adapter's file is made of; None for the model's own."""
+        return None
+
+    def _require_finite_weights(self, step: int) -> None:
+        """A finite loss and gradient may still be followed by an update that overflows: such a checkpoint could never go on."""
+        require_finite_weights(((n, p) for n, p in self.model.named_parameters() if p.requires_grad), step)
+
+    def _add_random_state(self, folder: Path) -> None:
+        """Each process has its own. Where another machine writes to a disk of its own, there is no such folder."""
+        self.ranks.wait()  # the first one has made the folder
+        if folder.is_dir():
+            self._save_rng_state(str(folder))
+        self.ranks.wait()  # before it reads what is in it
+
+
+def _as_it_is(figure: Any) -> Any:
+    return figure
 
 
 class StepEvents(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -248,10 +341,10 @@ def _require_finite(logs: dict[str, float], step: int) -> None:
             )
 
 
-def _require_finite_weights(model: Any, step: int) -> None:
-    """A finite loss and gradient may still be followed by an update that overflows: such a checkpoint could never go on."""
-    for name, weights in model.named_parameters():
-        if weights.requires_grad and not bool(torch.isfinite(weights).all()):
+def require_finite_weights(weights: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+    """Raises NumbersError for the first of these by name that holds a number that is not finite."""
+    for name, tensor in weights:
+        if not bool(torch.isfinite(tensor).all()):
             raise NumbersError(
                 f"{name} holds numbers that are not finite after step {step}.",
                 "The update overflowed. No checkpoint was made of it.",

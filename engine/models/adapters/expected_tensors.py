@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError, UnsafeError
 from engine.models.adapters.settings import AdapterSettings
 from engine.models.adapters.trainable import refuse_uncopied_parameters
+from engine.models.endless import refuse_endless_model
 from engine.models.loading import POLICY_ADAPTER, hub_arguments
 from engine.security.sanitize import visible_line
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig
 
-MOST_PARTS = 10_000
-"""Layers, or experts of one; the deepest models have some hundred."""
-_COUNT = re.compile(r"(num|n)_(\w+_)?(layer|expert|block|stage|module)s?")
 OTHER_BASE = "Pass the base model of Stage 2 with --base-model-id, or an adapter for this one with --adapter-path."
 
 
@@ -104,25 +102,11 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
 
 def read_base_config(config: Stage3Config, token: str | None = None) -> PretrainedConfig:
     """The base model's configuration. Raises as `base_model_errors`, and UnsafeError for one of a model without end."""
-    from transformers import AutoConfig, PreTrainedConfig
+    from transformers import AutoConfig
 
     with base_model_errors(config):
-        settings, _ = PreTrainedConfig.get_config_dict(config.base_model_id, **hub_arguments(config, token))
-        refuse_endless(settings)
+        refuse_endless_model(config.base_model_id, "--base-model-id", **hub_arguments(config, token))
         return AutoConfig.from_pretrained(config.base_model_id, **hub_arguments(config, token))
-
-
-def refuse_endless(settings: Mapping[str, Any]) -> None:
-    """Raises UnsafeError if a model has more parts than any: building it, even without weights, would fill the memory."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            refuse_endless(value)
-        elif isinstance(value, int) and value > MOST_PARTS and _COUNT.fullmatch(name):
-            raise UnsafeError(
-                f"The base model's config.json says {visible_line(name, 80)} = {value:,}.",
-                "No model has so many: building it would fill the memory and never end.",
-                "Look at where the model comes from, and give another one with --base-model-id.",
-            )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import DataError
 from engine.pairs import detectors
 from engine.pairs.assessment.assess import Assessment, PairVerdict, assess_pair
+from engine.pairs.assessment.figure_names import BETTER_BY_PEOPLE
 from engine.pairs.assessment.sample import Sample
 from engine.pairs.data.edits import Decision
 from engine.pairs.data.hashes import hash_of
@@ -31,8 +32,6 @@ NAMES_KEPT = 500
 """How many reasons and principles are counted by name; a foreign file may have a new one on every line."""
 OTHERS = "(others)"
 
-BETTER_BY_PEOPLE = "better_by_people"
-"""The figure that replaces a judge if none passes its exam."""
 NOT_IMPROVED = "not improved"
 """Examples of pairs that train although their score is no better than the draft's: by the file, or by a person's decision."""
 

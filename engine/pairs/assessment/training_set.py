@@ -15,7 +15,7 @@ from engine.pairs.assessment.gate import Tally
 from engine.pairs.data.edits import Decision, apply_decision
 from engine.pairs.data.record import Pair
 from engine.pairs.detectors import canonical
-from engine.pairs.formats.indexed_pairs import Picked
+from engine.storage.lazy import Picked
 
 
 @dataclass(frozen=True, slots=True)

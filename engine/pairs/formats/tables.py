@@ -21,6 +21,7 @@ def look_at_table(file: BinaryIO, name: str) -> None:
     """Raises UnsafeError if reading the table crashes or hangs (`engine.process.first_look`)."""
     first_look(
         __name__,
+        "pyarrow.parquet",
         file,
         name,
         mend="Look at where it comes from. What pyarrow cannot read, its writer may: export it as JSON lines, and give those.",

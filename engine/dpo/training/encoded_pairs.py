@@ -1,0 +1,78 @@
+"""Training pairs as token ids in a file without a name, which is gone when its process is. They are mapped into memory, so that the
+kernel keeps what is used and drops what is not: a set of a million pairs costs no more than a small one.
+
+Imports pyarrow; import it where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import pyarrow as pa
+
+from engine.dpo.training.dataset import EncodedPair
+
+PAIRS_PER_BLOCK = 1000
+"""Of the file. A block is in memory while it is written."""
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+SCHEMA = pa.schema([pa.field("index", pa.int64()), *(pa.field(name, pa.list_(pa.int32())) for name in IDS)])
+
+
+class EncodedPairs(Sequence[EncodedPair]):
+    """Pairs on the disk, by the order in which they were given."""
+
+    def __init__(self, pairs: Iterable[EncodedPair], folder: Path) -> None:
+        """folder   where there is room for 4 bytes a token. Raises OSError if there is not"""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            with pa.ipc.new_stream(file, SCHEMA) as blocks:
+                rest = iter(pairs)
+                while some := list(islice(rest, PAIRS_PER_BLOCK)):
+                    columns = {name: [getattr(pair, name) for pair in some] for name in SCHEMA.names}
+                    blocks.write_batch(pa.RecordBatch.from_pydict(columns, SCHEMA))
+            file.flush()
+            # A mapping outlives the file that it was made of.
+            self._table = pa.ipc.open_stream(pa.memory_map(f"/proc/self/fd/{file.fileno()}")).read_all()
+
+    @property
+    def table(self) -> pa.Table:
+        """(N rows) `prompt_ids`, `chosen_ids`, `rejected_ids`, as TRL's trainer takes them."""
+        return self._table.select(list(IDS))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EncodedPair]: ...
+
+    def __getitem__(self, index: int | slice) -> EncodedPair | list[EncodedPair]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return EncodedPair(**{name: self._table.column(name)[index].as_py() for name in SCHEMA.names})
+
+
+def as_plain(pair: EncodedPair) -> dict[str, Any]:
+    """A row of TRL's data set."""
+    return {name: getattr(pair, name) for name in IDS}
+
+
+def fingerprint_of(pairs: Iterable[Mapping[str, Any]], rest: Mapping[str, Any]) -> str:
+    """`sha256_of_json({**rest, "pairs": [*pairs]})`, without all pairs in memory."""
+    digest, first = sha256(), True
+    before, after = json.dumps({**rest, "pairs": []}, sort_keys=True, default=str).split('"pairs": []')
+    digest.update(f'{before}"pairs": ['.encode())
+    for pair in pairs:
+        digest.update(f"{'' if first else ', '}{json.dumps(pair, sort_keys=True, default=str)}".encode())
+        first = False
+    digest.update(f"]{after}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,74 @@
+"""The processes that train together, and what they tell each other. Imports torch only where several do.
+
+One process is `ALONE`: then everything here returns at once, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from engine.run.stop import StopToken
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train. What is sent needs torch's process group, which TRL's trainer starts."""
+
+    rank: int = 0
+    """From 0; the first one writes."""
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
+        if self.count == 1:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] = [None] * self.count
+        distributed.all_gather_object(found, value)
+        return found
+
+    def from_first(self, value: T) -> T:
+        """What the first process has."""
+        if self.count == 1:
+            return value
+        from torch import distributed
+
+        sent: list[Any] = [value]
+        distributed.broadcast_object_list(sent, src=0)
+        return sent[0]  # type: ignore[no-any-return]
+
+    def add_up(self, values: list[float], device: torch.device) -> list[float]:
+        """The sums over all processes."""
+        if self.count == 1:
+            return values
+        import torch
+        from torch import distributed
+
+        sums = torch.tensor(values, dtype=torch.float64, device=device)
+        distributed.all_reduce(sums)
+        return [float(total) for total in sums]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            self.gather(None)
+
+    def stop_wanted(self, stop: StopToken) -> bool:
+        """Whether one of them was asked to stop; then all are, so that all end at the same step."""
+        if any(self.gather(stop.requested)):
+            stop.request("asked by the process that started the training")
+        return stop.requested
+
+
+ALONE = Ranks()

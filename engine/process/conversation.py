@@ -1,0 +1,98 @@
+"""A child that tells lines on its standard output and is told words on its standard input, until it ends.
+
+If this process ends in any way, the kernel closes the pipe: the child reads the end of its input, and knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+from engine.process.children import DRAIN_SECONDS, POLL_SECONDS, start_child
+from engine.process.kill import end_child
+from engine.process.output import LineSplitter, OutputTail
+
+LONGEST_LINE = 1 << 20
+"""Bytes of a line that the child tells; what is longer is no line of ours."""
+
+log = logging.getLogger(__name__)
+
+
+class Conversation:
+    """What was heard from the child, and how it ended."""
+
+    def __init__(self, child: subprocess.Popen[bytes], note: Callable[[str], None]) -> None:
+        self._child, self._note = child, note
+        self.beside = OutputTail()
+        """The lines of its standard error, sanitised."""
+        self.code: int | None = None
+        """Its exit status, -N after signal N; None until the conversation has ended."""
+
+    def tell(self, word: str) -> None:
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(f"{word}\n".encode())
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            log.info("the child does not listen any more: %s", word)
+
+    def lines(self) -> Iterator[bytes | None]:
+        """The lines of its standard output until it has ended; None if none has come for POLL_SECONDS."""
+        child, rest, splitter = self._child, b"", LineSplitter()
+        assert child.stdout is not None and child.stderr is not None
+        process, exited_at = os.pidfd_open(child.pid), None
+        try:
+            with selectors.DefaultSelector() as selector:
+                for source in (process, child.stdout, child.stderr):
+                    selector.register(source, selectors.EVENT_READ)
+                while exited_at is None or (len(selector.get_map()) and time.monotonic() < exited_at + DRAIN_SECONDS):
+                    for key, _ in selector.select(POLL_SECONDS):
+                        if key.fileobj == process:
+                            exited_at = time.monotonic()
+                            selector.unregister(process)
+                            continue
+                        data = os.read(key.fd, 1 << 16)
+                        if not data:
+                            selector.unregister(key.fileobj)
+                        elif key.fileobj is child.stdout:
+                            *whole, rest = (rest + data).split(b"\n")
+                            rest = rest[:LONGEST_LINE]
+                            yield from whole
+                        else:
+                            self._hear(splitter.feed(data))
+                    yield None
+        finally:
+            os.close(process)
+            self._hear(splitter.end())
+
+    def _hear(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            for kept in self.beside.note(line, is_output=False):
+                self._note(kept)
+
+
+@contextmanager
+def conversation(argv: Sequence[str], *, cwd: Path, extra: Mapping[str, str], log_file: Path) -> Iterator[Conversation]:
+    """Start a child and talk with it. At the end, it and its descendants are ended. Raises PreconditionError if it cannot start.
+
+    log_file   for the lines of its standard error
+    """
+    with log_file.open("w", encoding="utf-8", errors="backslashreplace") as file:
+
+        def note(line: str) -> None:
+            print(line, file=file, flush=True)
+
+        child, mark = start_child(argv, cwd, extra, stdin=subprocess.PIPE)
+        talk = Conversation(child, note)
+        try:
+            yield talk
+        finally:
+            talk.code = end_child(child, mark)
+            cast("IO[bytes]", child.stdin).close()

@@ -1,0 +1,204 @@
+"""Two processes on one CPU, over gloo: what one process trains, and what becomes of a process that ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.core import layout
+from engine.core.errors import NumbersError, RestartNeeded, Stage3Error, Stopped
+from engine.core.events import CheckpointSaved, Event, Message, Stalled, TrainStep
+from engine.dpo.planning.plan import TrainingPlan, current_plan
+from engine.dpo.training.blame import Blame
+from engine.dpo.training.processes import train_as_planned
+from engine.dpo.training.trainer import Trained, train
+from engine.dpo.training.voice import Failure, rank_log
+from engine.models.tensors import adapter_tensors
+from engine.run.context import Context
+from tests.conftest import run_stage
+from tests.support.tiny_models import build_context, pairs, write_rows
+
+ROWS = pairs(22)
+STEPS = 6
+"""22 pairs in steps of 4; the last one has 2."""
+
+
+@pytest.fixture
+def make(stage2: tuple[Path, Path], tmp_path: Path) -> Callable[..., Context]:
+    def made(name: str = "run", processes: int = 2, **options: Any) -> Context:
+        context = build_context(tmp_path / name, *stage2, num_processes=processes, **options)
+        write_rows(context.run / layout.TRAIN_JSONL, ROWS)
+        return context
+
+    return made
+
+
+def training(context: Context) -> Generator[Event, None, Trained]:
+    return train_as_planned(context, ROWS)
+
+
+def steps_of(events: list[Any]) -> list[TrainStep]:
+    return [event for event in events if isinstance(event, TrainStep)]
+
+
+def ranks_of(context: Context) -> dict[int, int]:
+    """The process id of each rank, found by its open log."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            log = (process / "fd/1").readlink()
+        except OSError:
+            continue
+        if log.parent == context.run / layout.PROCESSES_DIR and log.stem.startswith("rank-"):
+            found[int(log.stem.removeprefix("rank-"))] = int(process.name)
+    return found
+
+
+def test_two_processes_train_what_one_does(make: Callable[..., Context]):
+    alone, (events, trained) = run_stage(train(make("alone", 1), ROWS)), run_stage(training(make()))
+    one, two = steps_of(alone[0]), steps_of(events)
+    assert len(two) == STEPS
+    for name in ("step", "loss", "grad_norm", "margin", "reward_chosen", "accuracy", "epoch", "learning_rate"):
+        assert [getattr(step, name) for step in two] == pytest.approx([getattr(step, name) for step in one], abs=1e-5)
+    assert trained.losses == pytest.approx(alone[1].losses, abs=1e-5)
+    assert trained.first_loss == pytest.approx(alone[1].first_loss, abs=1e-6)
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [2, 4, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (2, 2)])
+def test_a_training_goes_on_with_another_number_of_processes(before: int, after: int, make: Callable[..., Context]):
+    _, undisturbed = run_stage(train(make("alone", 1), ROWS))
+    context = make("run", before)
+    with pytest.raises(Stopped):
+        for event in training(context):
+            if isinstance(event, TrainStep) and event.step == 3:
+                context.stop.request("the test asks")
+    events, trained = run_stage(training(make("run", after)))
+    assert 3 <= trained.resumed_from < STEPS
+    assert [step.step for step in steps_of(events)] == list(range(trained.resumed_from + 1, STEPS + 1))
+    assert trained.losses == pytest.approx(undisturbed.losses, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named_and_the_training_goes_on(make: Callable[..., Context]):
+    _, undisturbed = run_stage(train(make("alone", 1), ROWS))
+    context = make()
+    with pytest.raises(Stage3Error, match="Process 1 of the 2 that train ended by SIGKILL") as failed:
+        for event in training(context):
+            if isinstance(event, CheckpointSaved):
+                os.kill(ranks_of(context)[1], signal.SIGKILL)
+    assert "logs/processes/rank-1.log: " in failed.value.why and "step 2 of 6" in failed.value.why
+    assert "checkpoint of step 2" in failed.value.what_to_do
+    assert not ranks_of(context)
+    _, trained = run_stage(training(make()))
+    assert trained.resumed_from is not None and trained.resumed_from >= 2
+    assert trained.losses == pytest.approx(undisturbed.losses, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped_for_a_while_is_told_of_and_goes_on(make: Callable[..., Context]):
+    context = make()
+    stopped, events = None, []
+    for event in training(context):
+        events.append(event)
+        if isinstance(event, TrainStep) and event.step == 2:
+            stopped = ranks_of(context)[1]
+            os.kill(stopped, signal.SIGSTOP)
+        if isinstance(event, Message) and "is stopped" in event.text:
+            assert f"kill -CONT {stopped}" in event.text and "Process 1 " in event.text
+            os.kill(stopped, signal.SIGCONT)
+    assert [event.seconds > 0 for event in events if isinstance(event, Stalled)] == [True, False]
+    assert len(steps_of(events)) == STEPS
+
+
+@pytest.mark.slow
+def test_the_finite_check_holds(make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FAILPOINTS_STAGE3", "loss=nan@4")
+    context = make()
+    with pytest.raises(NumbersError, match="The loss is nan at step 4"):
+        run_stage(training(context))
+    assert not ranks_of(context)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [("", "fsdp"), ("fsdp", ""), ("ddp", "fsdp")])
+def test_a_sharded_training_has_the_same_losses_and_leaves_a_whole_adapter(
+    before: str, after: str, make: Callable[..., Context]
+):
+    """Begun and continued as said; "" is one process, or what follows from the start."""
+    (_, alone), sharding = run_stage(train(make("alone", 1), ROWS)), {"": {"processes": 1}}
+    if before:
+        context = make(**sharding.get(before, {"sharding": before}))
+        with pytest.raises(Stopped):
+            for event in training(context):
+                if isinstance(event, TrainStep) and event.step == 3:
+                    context.stop.request("the test asks")
+    _, trained = run_stage(training(make(**sharding.get(after, {"sharding": after}))))
+    assert (trained.resumed_from or 0) >= (3 if before else 0)
+    assert trained.losses == pytest.approx(alone.losses, abs=1e-4)
+    tensors, expected = (adapter_tensors(one.model, "default") for one in (trained, alone))
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {n: t.shape for n, t in expected.items()}
+    assert all(torch.allclose(tensors[name], expected[name], atol=1e-4) for name in expected)
+
+
+# -- who went first ----------------------------------------------------------------------------------------------------
+
+
+def report(**codes: int) -> str:
+    """The launcher's, of the processes r0, r1, …"""
+    return "".join(
+        f"[{rank[1:]}]:\n  time      : 2026\n  rank      : {rank[1:]} (local_rank: {rank[1:]})\n"
+        f"  exitcode  : {code} (pid: 7)\n"
+        for rank, code in codes.items()
+    )
+
+
+CLOSED = "RuntimeError: [gloo/pair.cc:534] Connection closed by peer [127.0.0.1]:9"
+LATE = "RuntimeError: [gloo/buffer.cc:119] Timed out waiting 1800000ms for recv operation to complete"
+WATCHDOG = "[rank0]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"
+
+
+@pytest.mark.parametrize(
+    "failures, codes, logs, said",
+    [
+        ([Failure(0, "lost", CLOSED)], {"r0": -15, "r1": -9, "r2": -15}, {}, "Process 1 .* ended by SIGKILL"),
+        ([Failure(0, "lost", CLOSED)], {"r0": -15, "r1": 3, "r2": -15}, {}, "Process 1 .* ended with exit code 3"),
+        ([Failure(0, "lost", CLOSED)], {"r0": 1, "r1": -15}, {}, "Process 1 .* ended by SIGTERM"),
+        ([Failure(0, "lost", LATE)], {"r0": 1, "r1": -9}, {}, "Process 1 .* did not answer"),
+        ([], {"r0": -6, "r1": -9, "r2": -6}, {0: WATCHDOG, 2: WATCHDOG}, "Process 1 .* did not answer"),
+        ([Failure(1, "bug", "KeyError: 'x'")], {"r0": -15, "r1": 1}, {}, "Process 1 .* broke: KeyError: 'x'"),
+        ([Failure(0, "bug", "OddError: gone")], {"r0": 1, "r1": -11}, {}, "Process 1 .* ended by SIGSEGV"),
+        ([Failure(1, "error", "Bad.", "So.", "Do.", 8)], {"r0": -15, "r1": 1}, {}, "Bad. So. Do."),
+        ([], {}, {}, "The 3 processes that train did not come to the end"),
+    ],
+)
+def test_the_process_that_went_first_is_named(
+    failures: list[Failure],
+    codes: dict[str, int],
+    logs: dict[int, str],
+    said: str,
+    make: Callable[..., Context],
+):
+    context, plan = make(), TrainingPlan(1, 2, False, "live", "float32", processes=3)
+    for rank, text in logs.items():
+        rank_log(context.run, rank).parent.mkdir(exist_ok=True, parents=True)
+        rank_log(context.run, rank).write_text(f"step 4\n{text}\n")
+    error = Blame(context, plan, failures, report(**codes), step=5).error()
+    assert re.match(said, str(error))
+    assert isinstance(error, NumbersError) == (error.exit_code == 8)
+
+
+def test_a_process_without_memory_leads_to_a_smaller_plan(make: Callable[..., Context]):
+    context, plan = make(), TrainingPlan(2, 1, True, "live", "float32", processes=2)
+    failures = [Failure(0, "lost", CLOSED), Failure(1, "memory", "CUDA out of memory. Tried to allocate 2 GiB")]
+    error = Blame(context, plan, failures, "", step=3).error()
+    assert isinstance(error, RestartNeeded) and "2 processes × 1 × 2" in str(error)
+    assert current_plan(context.run, context.config, "float32") == plan.reduce()
