@@ -120,7 +120,8 @@ def longest_row(record: Pair, tokenizer: PreTrainedTokenizerBase, max_length: in
                 id=record.id,
                 prompt=record.prompt,
                 messages=record.messages,
-                base_response=" ".join(reversed(reply)) + ".",
+                base_response=" ".join(reversed(reply))
+                + "!",  # differs even where there is one word, said again and again
                 revised_response=" ".join(reply) + ".",
             )
         )
