@@ -380,10 +380,18 @@ class TrainingOptions(Described):
     load_in_4bit: bool = option(False, changes="preflight training", label="Base weights in 4 bits", topic="Memory")
     """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
     num_processes: int | None = option(None, ge=1, changes="preflight", label="Processes that train", topic="Processes")
-    """Number of processes that train together, one on each GPU. It must divide the pairs of one optimizer step. Default: the
-    GPUs that are there, else 1."""
+    """Number of processes that train together, on all machines, one on each GPU. It must divide the pairs of one optimizer
+    step. Default: the GPUs that are there, else one on each machine."""
     sharding: Literal["ddp", "fsdp"] = option("ddp", changes="preflight", label="Base weights", topic="Processes")
     """With several processes: each has the whole base model (ddp), or a part of it during the steps (fsdp)."""
+    num_machines: int = option(1, ge=1, changes="preflight", label="Machines that train", topic="Processes")
+    """Number of machines that train together, with one run folder that all of them see."""
+    machine_rank: int = option(0, ge=0, changes="", label="Number of this machine", topic="Processes")
+    """Number of this machine, from 0. Machine 0 does the whole run; the others take part in its training."""
+    main_process_ip: str | None = option(None, changes="", label="Address of machine 0", topic="Processes")
+    """With --num-machines: the address of machine 0."""
+    main_process_port: int = option(29500, ge=1, le=65535, changes="", label="Port on machine 0", topic="Processes")
+    """With --num-machines: a free port on machine 0."""
     report_to: Literal["none", "tensorboard"] = option("none", changes="", label="Report to", topic="Checkpoints")
     """Also write training figures for tensorboard, in logs/tensorboard. Needs the extra `tensorboard`."""
     eval_prompts: int = option(40, ge=1, changes="evaluation", label="Held-out prompts to answer", topic="Evaluation")
@@ -495,6 +503,29 @@ class Stage3Config(
                 f"that divide {pairs} are {nearest}"
             )
         return number
+
+    @field_validator("num_machines")
+    @classmethod
+    def _divides_the_processes(cls, machines: int, given: ValidationInfo) -> int:
+        processes: int | None = given.data.get("num_processes")
+        if processes is not None and processes % machines:
+            raise ValueError(f"{processes} processes (--num-processes) cannot be dealt out to {machines} machines")
+        return machines
+
+    @field_validator("machine_rank")
+    @classmethod
+    def _is_one_of_them(cls, rank: int, given: ValidationInfo) -> int:
+        machines: int | None = given.data.get("num_machines")
+        if machines is not None and rank >= machines:
+            raise ValueError(f"the last of {machines} machines (--num-machines) has the number {machines - 1}")
+        return rank
+
+    @field_validator("main_process_ip")
+    @classmethod
+    def _is_where_the_others_meet(cls, address: str | None, given: ValidationInfo) -> str | None:
+        if address is None and given.data.get("num_machines", 1) > 1:
+            raise ValueError("several machines (--num-machines) need the address of machine 0")
+        return address
 
 
 def nearest_divisors(pairs: int, number: int) -> tuple[int, int | None]:
@@ -623,5 +654,7 @@ def _refused(
     )
     sentence = Stage3Config.model_fields[key].description or ""
     return ConfigError(
-        f"Invalid value for {key}: {first['input']!r} (from {source}).", f"{first['msg']}.", f"{key}: {sentence}"
+        f"Invalid value for {key}: {first['input']!r} (from {source}).",
+        f"{first['msg'].removeprefix('Value error, ')}.",
+        f"{key}: {sentence}",
     )

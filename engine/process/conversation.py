@@ -32,6 +32,8 @@ class Conversation:
         self._child, self._note = child, note
         self.beside = OutputTail()
         """The lines of its standard error, sanitised."""
+        self.code: int | None = None
+        """Its exit status, -N after signal N; None until the conversation has ended."""
 
     def tell(self, word: str) -> None:
         assert self._child.stdin is not None
@@ -88,8 +90,9 @@ def conversation(argv: Sequence[str], *, cwd: Path, extra: Mapping[str, str], lo
             print(line, file=file, flush=True)
 
         child, mark = start_child(argv, cwd, extra, stdin=subprocess.PIPE)
+        talk = Conversation(child, note)
         try:
-            yield Conversation(child, note)
+            yield talk
         finally:
-            end_child(child, mark)
+            talk.code = end_child(child, mark)
             cast("IO[bytes]", child.stdin).close()

@@ -183,6 +183,13 @@ def test_it_may_fail_in_any_way(two: list[FakeServer], mood: Any):
     assert good.text == "you said: a\n" and bad.failed
 
 
+def test_a_limit_on_the_rate_is_never_the_requests_fault(two: list[FakeServer]):
+    two[0].mood_for = lambda text: Answer(429, {"error": "slow down"}) if text == "late" else "ok"
+    with pytest.raises(NetworkError, match=r"429.*slow down"):
+        ask(client_of(two[:1]), "late")
+    assert all(text != CONTROL.messages[0]["content"] for text in heard(two[0])), "nothing is to be weighed"
+
+
 def test_even_if_it_is_the_last_one(two: list[FakeServer]):
     for server in two:
         server.mood_for = lambda text: BROKEN if text == "bad" else "ok"

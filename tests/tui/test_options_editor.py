@@ -6,6 +6,7 @@ import pytest
 from textual.content import Content
 
 from engine.core.options import options
+from engine.pipeline.trials import options_to_try
 from tests.support.idle_wizard import Sessions, click_on, look_at, screen_text, turn_to, until
 from tui.runs.runner import Runner
 from tui.screens.base import STAGE_OPTIONS, options_of
@@ -186,6 +187,20 @@ def test_values_are_shown_with_their_units():
     assert shown_value(OPTION["eval_fraction"], 0.125) == "12.5 %"
     assert shown_value(OPTION["cpu_ref_model"], None) == "automatic" and shown_value(OPTION["repo_url"], None) == ""
     assert shown_value(OPTION["seed"], 42) == "42" and shown_value(OPTION["install"], True) == "yes"
+
+
+def test_an_option_of_the_training_says_how_several_values_are_tried():
+    told = {
+        name: "\n".join(line.plain for line in option_words(OPTION[name], "", False, False, 160)) for name in OPTION
+    }
+    assert "`stage3-tui sweep --beta A,B`" in told["beta"]
+    assert {name for name, words in told.items() if "stage3-tui sweep" in words} == set(options_to_try())
+
+
+def test_several_addresses_are_shown_as_they_are_typed():
+    servers = next(option for option in options() if option.name == "server_url")
+    assert shown_value(servers, ("http://a/v1", "http://b/v1")) == "http://a/v1, http://b/v1"
+    assert shown_value(servers, None) == "" and differs(servers, ("http://a/v1",)) and not differs(servers, None)
 
 
 def test_a_share_may_be_typed_in_percent():

@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> int:
     if given.json and not given.auto:
         raise ConfigError("--json needs --auto.", "The wizard draws a screen instead.", f"{PROGRAM} --auto --json")
     config = recorded_config(given) if given.restarted else config_of(given, goes_on=not given.auto)
+    if config.machine_rank > 0:
+        return _take_part(config, auto=given.auto, json=given.json)
     if given.auto:
         from tui.commands.auto import run_auto
 
@@ -78,6 +80,18 @@ def main(arguments: list[str]) -> int:
     from tui.wizard.launch import run_wizard_process
 
     return run_wizard_process(config, token_of(given), start_until=given.until if given.restarted else None)
+
+
+def _take_part(config: Stage3Config, *, auto: bool, json: bool) -> int:
+    if not auto:
+        raise ConfigError(
+            f"--machine-rank {config.machine_rank} needs --auto.",
+            "The wizard does a whole run, which machine 0 does.",
+            f"{PROGRAM} --auto --machine-rank {config.machine_rank} …, and `{PROGRAM} attach` to watch the run.",
+        )
+    from tui.commands.join import run_joining
+
+    return run_joining(config, json=json)
 
 
 def _is_chosen(config: Stage3Config, arguments: list[str]) -> bool:

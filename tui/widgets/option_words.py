@@ -68,7 +68,8 @@ def option_words(
         allowed, default, flag, _ = facts
         lines.append(as_fits((Content.styled(fact, "$muted") for fact in (allowed, flag, default)), width, gap=3))
     else:
-        lines += paragraph(Content.styled("   ".join(facts), "$muted"), width)
+        sweep = (f"several values: `stage3-tui sweep {option.flag} A,B`",) if "training" in option.changes else ()
+        lines += paragraph(Content.styled("   ".join((*facts, *sweep)), "$muted"), width)
     again = consequence_words(option, done) if done is not None else ""
     if again:
         lines += paragraph(Content.assemble(("↻ ", "bold $accent"), (again, "$foreground")), width)

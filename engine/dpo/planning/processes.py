@@ -8,25 +8,37 @@ from engine.machine.device import resolve_device
 
 
 def number_of_processes(config: Stage3Config) -> int:
-    """`--num-processes`, else as many of the GPUs as divide the effective batch, else 1.
+    """`--num-processes`, else as many of the GPUs as divide the effective batch, else one on each machine.
 
-    Raises PreconditionError if there are fewer GPUs than processes, ConfigError if --device names one GPU.
+    Raises PreconditionError if there are fewer GPUs than processes, ConfigError if --device names one GPU or the machines
+    do not divide the effective batch.
     """
     if config.num_processes == 1:
         return 1
     device = resolve_device(config)
     if config.num_processes is None:
-        return 1 if device.type != "cuda" or device.index is not None else _gpus_that_divide(config)
+        gpus = _gpus() if device.type == "cuda" and device.index is None else 1
+        return _most_that_divide(config, gpus)
     if device.type == "cuda":
-        _require_gpus(config, config.num_processes)
+        _require_gpus(config, config.num_processes // config.num_machines)
     return config.num_processes
 
 
-def _gpus_that_divide(config: Stage3Config) -> int:
+def _gpus() -> int:
     import torch
 
-    pairs = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return nearest_divisors(pairs, max(torch.cuda.device_count(), 1))[0]
+    return max(int(torch.cuda.device_count()), 1)
+
+
+def _most_that_divide(config: Stage3Config, on_each: int) -> int:
+    pairs, machines = config.per_device_train_batch_size * config.gradient_accumulation_steps, config.num_machines
+    if pairs % machines:
+        raise ConfigError(
+            f"--num-machines {machines}: {pairs} pairs of one optimizer step cannot be dealt out to so many.",
+            "Each process has as many pairs of a step as every other one.",
+            f"Use {nearest_divisors(pairs, machines)[0]} machines, or another --gradient-accumulation-steps.",
+        )
+    return machines * nearest_divisors(pairs // machines, on_each)[0]
 
 
 def _require_gpus(config: Stage3Config, number: int) -> None:
@@ -41,7 +53,7 @@ def _require_gpus(config: Stage3Config, number: int) -> None:
     there = torch.cuda.device_count()
     if there < number:
         raise PreconditionError(
-            f"--num-processes {number}: this machine has {there} GPUs.",
+            f"--num-processes {config.num_processes}: this machine has {there} GPUs for {number} of them.",
             "Each process has a GPU of its own.",
-            f"Use --num-processes {there} or fewer, or --device cpu.",
+            f"Use --num-processes {there * config.num_machines} or fewer, or --device cpu.",
         )

@@ -13,7 +13,7 @@ from engine.core.errors import ExitCode, Stage3Error
 from engine.core.reading import open_file
 from engine.dpo.planning.plan import TrainingPlan, reduce_after_oom
 from engine.dpo.training.checkpoints import by_step, step_of
-from engine.dpo.training.launcher import LAUNCHER_LOG
+from engine.dpo.training.launcher import launcher_log
 from engine.dpo.training.voice import Failure, rank_log
 from engine.run.context import Context
 from engine.security.sanitize import visible_line
@@ -60,6 +60,9 @@ class Blame:
         if ended:
             rank = ended[0][1]
             return self._error(rank, f"ended {_how(deaths[rank])}")
+        elsewhere = [rank for rank in silent if rank not in deaths]
+        if lost and elsewhere:
+            return self._error(elsewhere[0], "ended, or its machine did")
         if self.failures:
             failure = self.failures[0]
             return self._error(failure.rank, f"lost the others: {visible_line(failure.what, LOG_CHARACTERS)}")
@@ -71,7 +74,7 @@ class Blame:
             if rank is not None
             else f"The {self.plan.processes} processes"
         )
-        log = LAUNCHER_LOG if rank is None else f"{layout.PROCESSES_DIR}/{rank_log(self.context.run, rank).name}"
+        log = launcher_log(0) if rank is None else f"{layout.PROCESSES_DIR}/{rank_log(self.context.run, rank).name}"
         end = " / ".join(self._log_end(rank)) or "nothing"
         saved = max(map(step_of, by_step(self.context.run / layout.CHECKPOINTS_DIR)), default=None)
         goes_on = "starts the training again" if saved is None else f"continues from the checkpoint of step {saved}"

@@ -15,7 +15,6 @@ from engine.run.context import Context
 
 LAUNCHER = "accelerate.commands.launch"
 REQUEST_JSON = f"{layout.PROCESSES_DIR}/request.json"
-LAUNCHER_LOG = f"{layout.PROCESSES_DIR}/launcher.log"
 FSDP = (
     *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
     *("--fsdp_reshard_after_forward", "true", "--fsdp_cpu_ram_efficient_loading", "false"),
@@ -32,28 +31,40 @@ def launched(context: Context, processes: int) -> Iterator[Conversation]:
         launch_command(context, processes),
         cwd=Path.cwd(),
         extra=_environment(),
-        log_file=context.run / LAUNCHER_LOG,
+        log_file=context.run / launcher_log(context.config.machine_rank),
     )
     with talk as started:
         yield started
 
 
+def launcher_log(machine: int) -> str:
+    """The log of a machine's launcher, in the run folder."""
+    return f"{layout.PROCESSES_DIR}/launcher{f'-{machine}' if machine else ''}.log"
+
+
 def launch_command(context: Context, processes: int) -> list[str]:
-    """Every option that the user's own configuration of accelerate could set otherwise is given."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(len(os.sched_getaffinity(0)) // processes, 1))
+    """Every option that the user's own configuration of accelerate could set otherwise is given.
+
+    processes   on all machines
+    """
+    config = context.config
+    here = processes // config.num_machines
     options = {
         "num_processes": processes,
-        "num_machines": 1,
-        "machine_rank": 0,
-        "main_process_port": 0,  # a free one
+        "num_machines": config.num_machines,
+        "machine_rank": config.machine_rank,
+        "main_process_port": config.main_process_port if config.num_machines > 1 else 0,  # 0: a free one
         "gpu_ids": "all",
         "mixed_precision": "no",  # TRL's trainer sets it
         "dynamo_backend": "no",
-        "num_cpu_threads_per_process": threads,
+        "num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS")
+        or max(len(os.sched_getaffinity(0)) // here, 1),
     }
+    if config.num_machines > 1:
+        options["main_process_ip"] = str(config.main_process_ip)
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     # Without GPUs both are gloo on the CPU; with --cpu the launcher would start a single process.
-    kind = FSDP if context.config.sharding == "fsdp" else ("--multi_gpu",)
+    kind = FSDP if config.sharding == "fsdp" else ("--multi_gpu",)
     return [
         *(sys.executable, "-m", LAUNCHER, *kind, *given),
         *("--module", "engine.dpo.training.worker", str(context.run / REQUEST_JSON)),

@@ -6,10 +6,13 @@ in the last checkpoint, which this process takes as it takes every other one.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from engine.core import layout
+from engine.core.errors import Stopped
 from engine.core.events import Event, Message, Stalled, TrainStep, event_from_dict
 from engine.dpo.planning.plan import TrainingPlan, current_plan
 from engine.dpo.training.blame import Blame
@@ -23,6 +26,8 @@ from engine.process.conversation import Conversation
 from engine.process.stopped import StoppedProcesses
 from engine.run.context import Context
 from engine.storage.jsonl import loads
+
+TOUCH_SECONDS = 1.0
 
 
 def train_as_planned(
@@ -55,24 +60,35 @@ def _train_elsewhere(context: Context, plan: TrainingPlan, expected: str) -> Gen
         old.unlink()
     config = context.config.model_dump(mode="json")
     Request(config, str(run.folder), str(context.cache), expected, plan.as_dict()).write(run / REQUEST_JSON)
-    yield Message("info", f"{plan.processes} processes train together; the log of each is in {layout.PROCESSES_DIR}/.")
-    with launched(context, plan.processes) as talk:
-        heard, step = yield from _listen(context, talk, plan.processes)
-        beside = "\n".join(talk.beside.tail)
+    where = f" on {context.config.num_machines} machines" if context.config.num_machines > 1 else ""
+    yield Message(
+        "info", f"{plan.processes} processes train together{where}; the log of each is in {layout.PROCESSES_DIR}/."
+    )
+    try:
+        with launched(context, plan.processes) as talk:
+            heard, step = yield from _listen(context, talk)
+            beside = "\n".join(talk.beside.tail)
+    finally:
+        (run / REQUEST_JSON).unlink(missing_ok=True)  # other machines wait for the next one
     context.stop.raise_if_requested()
+    if heard.stopped:
+        raise Stopped("asked on another machine that trains")
     if heard.result is None:
         raise Blame(context, plan, heard.failures, beside, step).error()
     return heard
 
 
-def _listen(context: Context, talk: Conversation, processes: int) -> Generator[Event, None, tuple[Heard, int]]:
+def _listen(context: Context, talk: Conversation) -> Generator[Event, None, tuple[Heard, int]]:
     """What was heard, and the last step."""
-    heard, watch, stop_told = Heard(), StoppedProcesses(), False
+    heard, watch, stop_told, touched = Heard(), StoppedProcesses(), False, 0.0
     step = max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
     for line in talk.lines():
         if context.stop.requested and not stop_told:
             stop_told = True
             talk.tell(STOP)
+        if time.monotonic() - touched > TOUCH_SECONDS:
+            touched = time.monotonic()
+            os.utime(context.run / REQUEST_JSON)  # a machine that joins sees that somebody is behind it
         event = None if line is None else _understood(line, heard)
         if isinstance(event, TrainStep):
             step = event.step

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ class Request:
     cache: str
     reference_sha256: str
     plan: Mapping[str, Any]
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of this request and no other one."""
 
     def write(self, path: Path) -> None:
         write_json(path, dict(vars(self)))
@@ -92,6 +95,9 @@ class Voice:
     def result(self, result: Result) -> None:
         self._say({"result": vars(result)})
 
+    def stopped(self) -> None:
+        self._say({"stopped": True})
+
     def failed(self, reason: Reason, what: str, why: str = "", what_to_do: str = "", exit_code: int = 0) -> None:
         what, why, what_to_do = (text[:LONGEST_REASON] for text in (what, why, what_to_do))
         self._say({"failed": vars(Failure(self.rank, reason, what, why, what_to_do, exit_code))})
@@ -109,6 +115,8 @@ class Heard:
     pids: dict[int, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     result: Result | None = None
+    stopped: bool = False
+    """One of them was asked to stop, and all have saved."""
 
     def note(self, line: Mapping[str, Any]) -> None:
         match line:
@@ -118,3 +126,5 @@ class Heard:
                 self.failures.append(Failure(**found))
             case {"result": dict(found)}:
                 self.result = Result(**found)
+            case {"stopped": True}:
+                self.stopped = True

@@ -48,6 +48,7 @@ def main(path: str) -> int:
         work(request, ranks, voice, stop)
     except Stopped:
         log.info("stopped on request")
+        voice.stopped()
     except BaseException as error:  # told to the process that waits, with the traceback in this one's log
         log.error("the training ended", exc_info=error)
         tell_failure(voice, error)

@@ -1,0 +1,29 @@
+"""`--auto --machine-rank 1`: a machine that takes part in the training of a run that machine 0 does."""
+
+from __future__ import annotations
+
+import json as json_module
+
+from engine.core.config import Stage3Config
+from engine.process.environment import prepare_process
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.security.redaction import redact
+from engine.security.sanitize import visible_line
+from tui.process.signals import install_signal_handlers
+
+
+def run_joining(config: Stage3Config, *, json: bool) -> int:
+    """Print what happens here, until the training has ended; the exit code. Raises Stopped, PreconditionError."""
+    from engine.dpo.training.joining import join_training
+
+    prepare_process(config)
+    context = Context(config, Run(config.output_dir))
+    install_signal_handlers(lambda reason, code: context.stop.request(reason, code))
+    joining = join_training(context)
+    while True:
+        try:
+            event = next(joining)
+        except StopIteration as end:
+            return int(end.value)
+        print(json_module.dumps(event.as_dict()) if json else visible_line(redact(event.text)), flush=True)
