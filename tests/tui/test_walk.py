@@ -1,5 +1,5 @@
-"""The whole wizard over a small real demo run, from the first screen to the archive: with keys alone and a token, all of it from
-a Hub; and with the mouse alone.
+"""The whole wizard over a small real demo run: with keys alone and a token, from the first screen to the archive, all of it from a
+Hub; and with the mouse alone, over a run that has ended with its training, to the archive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import pytest
 from engine.core import layout
 from engine.core.config import Stage3Config, load_config
 from engine.core.stage_table import STAGES
-from engine.demo.preset import demo_defaults
 from engine.pairs.data.edits import read_edits
 from engine.run.folder import Run
 from tests.support.demo_on_hub import REPOSITORIES, options_from_the_hub, put_demo_on
@@ -24,13 +23,15 @@ from tests.support.fake_hub import FakeHub, fake_hub
 from tests.support.hub_in_process import CANARY, use
 from tests.support.idle_wizard import click_on, is_open, screen_text, until
 from tests.support.short_demo import SHORT
+from tests.support.short_run import PROMPTS, copy_of
 from tui.pair_browser.browser import PairBrowser
 from tui.runs.runner import Runner
 from tui.screens.dialogs import Help, Question
+from tui.screens.plan import PlanWindow
 from tui.widgets.token_field import FILLED
 from tui.wizard.app import Wizard, WizardEnd
 
-SMALL = SHORT
+SMALL = {**SHORT, "save_steps": 25, "pilot_prompts": 0}
 LONG = 240.0
 """Seconds that all ten stages may take on a busy machine."""
 
@@ -134,14 +135,26 @@ async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
     assert app.return_value is WizardEnd.FINISHED
 
 
-async def test_with_the_mouse_alone(small_demo):
-    runner = small_demo(demo_defaults())
+@pytest.fixture
+def trained(short_run: Path, tmp_path: Path) -> Iterator[Runner]:
+    """A copy of a run that ended with its training."""
+    run = Run(copy_of(short_run, tmp_path / "stage3_constitutional"))
+    kept = {name: value for name, value in run.manifest["config"].items() if value is not None}
+    run.acquire()
+    runner = Runner(load_config({**kept, "output_dir": run.folder}, environment={}), run)
+    yield runner
+    runner.stop("the test is over")
+    runner.join(60)
+    runner.run.release()
+
+
+async def test_with_the_mouse_alone(trained: Runner):
+    runner = trained
     app = Wizard(runner)
     footer = range(39, 40)
     async with app.run_test(size=(130, 40)) as pilot:
         on = partial(click_on, pilot, app)
-        await until(pilot, lambda: "P presets" in screen_text(app))
-        await pilot.pause(0.5)
+        await until(pilot, lambda: app.main.is_whole)
         await on("Training", lambda: app.main.selected == "training")
         await on(" Options ", lambda: "learning-rate" in screen_text(app))
         await on("more options", lambda: "save-steps" in screen_text(app))
@@ -150,14 +163,15 @@ async def test_with_the_mouse_alone(small_demo):
         await pilot.click(offset=(0, 0))
         await until(pilot, lambda: app.screen is app.main)
 
-        await on("a run all", lambda: runner.running, rows=footer)
-        await until(pilot, lambda: runner.snapshot().pairs_made, "a pair", LONG)
+        await on("a run all", lambda: is_open(app, PlanWindow), rows=footer)
+        await until(pilot, lambda: "Packaging" in screen_text(app) and "reused" in screen_text(app), "the plan", LONG)
+        await on("Enter starts it", lambda: runner.running)
         await on("q quit", lambda: is_open(app, Question), rows=footer)
         await on("cancel", lambda: app.screen is app.main)
         await on("Quality", lambda: app.main.selected == "quality", rows=range(30))
         await on(" Pairs ", lambda: app.main.view.query("#browser"), rows=range(4, 8))
         browser = app.main.view.query_one(PairBrowser)
-        await until(pilot, lambda: browser.pairs.count == 28, "all pairs", LONG)
+        await until(pilot, lambda: browser.pairs.count == PROMPTS, "all pairs", LONG)
         await pilot.click("#pair-list", offset=(20, 3))
         await until(pilot, lambda: browser.pairs.cursor == 3)
         await on("/ filter", lambda: app.main.focused is not None and app.main.focused.id == "pair-filter", rows=footer)
