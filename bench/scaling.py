@@ -5,7 +5,6 @@ recomputing, on a Gemma shape of random weights with LoRA of rank 16 on all proj
 engine/dpo/planning/forecast.py says, and for the time the floating-point operations that docs/scaling.md counts.
 
     python bench/scaling.py [--steps 4] [--threads 1]
-    python bench/scaling.py --host      host memory of the pairs that a training reads, against their number
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from engine.process.environment import quiet_libraries
 quiet_libraries()
 
 PROMPT_WORDS = 8
-HOST_TOKENS = 200
 WORDS = [f"{first}{second}" for first in "bdfglmnprst" for second in ("a", "en", "il", "or", "u")]
 
 
@@ -55,13 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--host", action="store_true")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.host:
-        for pairs in (1000, 4000):
-            print(f"{pairs:,} pairs of {HOST_TOKENS} tokens a reply: {host_bytes(pairs) / pairs / 1e3:.1f} kB each")
-        return
     if given.point:
         print(json.dumps(measure(Point(**json.loads(given.point)), given.steps)))
         return
@@ -135,28 +128,6 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         "peak": trained.peak_bytes / 1e6,
         "forecast": sum(terms.values()) / 1e6,
     }
-
-
-def host_bytes(pairs: int) -> int:
-    """What this process grows by when it reads and encodes this many pairs, as a training does."""
-    import psutil
-
-    from engine.demo.tokenizer import train_tokenizer
-    from engine.dpo.training.dataset import encode_rows, load_rows
-
-    tokenizer = train_tokenizer([" ".join(WORDS)] * 4, 600)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "train.jsonl"
-        file.write_text(
-            "".join(json.dumps(row(number, HOST_TOKENS)) + "\n" for number in range(pairs)), encoding="utf-8"
-        )
-        process = psutil.Process()
-        before = process.memory_info().rss
-        rows = load_rows(file)
-        held = rows, encode_rows(rows, tokenizer)
-        grown = int(process.memory_info().rss - before)
-    del held
-    return grown
 
 
 def row(number: int, tokens: int) -> Any:

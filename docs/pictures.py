@@ -74,7 +74,9 @@ async def take_first_page() -> None:
 async def take_comparison() -> None:
     """Both runs, from the list of the runs that there are."""
     config = load_config({"output_dir": RUN}, environment={})
-    await take("compare", RunChooser(config, RUNS.resolve(), runs_below(RUNS.resolve(), 1)), ("c",), rest=3.0)
+    await take(
+        "compare", RunChooser(config, RUNS.resolve(), runs_below(RUNS.resolve(), 1)), ("k", "x", "x", "c"), rest=3.0
+    )
 
 
 async def take(name: str, app: App[Any], keys: Sequence[str], rest: float = 1.0) -> None:

@@ -33,6 +33,10 @@ _KITTY = re.compile(rb"\x1b\[[<>][\d;]*u")
 """Sequences that the emulator would show as letters."""
 
 
+AT_ONCE = 1 << 16
+"""Bytes."""
+
+
 class PseudoTerminal:
     """Runs `command` on a pseudo-terminal. `seen` has all output; `text` is the visible screen."""
 
@@ -57,13 +61,20 @@ class PseudoTerminal:
     # -- what comes ---------------------------------------------------------------------------------------------------
 
     def read(self, seconds: float) -> bool:
-        """Read output for this many seconds; False if the program has closed the terminal."""
+        """Wait this many seconds for output, and read what there is; False if the program has closed the terminal."""
         if not select.select([self.master], [], [], seconds)[0]:
             return True
         try:
-            data = os.read(self.master, 1 << 16)
+            data = os.read(self.master, AT_ONCE)
         except OSError:
             return False
+        # The kernel hands out 4 KiB, and a screen has ten times as much: whoever looks after each piece looks ten times.
+        while len(data) < AT_ONCE and select.select([self.master], [], [], 0)[0]:
+            try:
+                more = os.read(self.master, AT_ONCE)
+            except OSError:  # closed: the next call tells
+                break
+            data += more
         self.seen += data
         before, left, after = _KITTY.sub(b"", data).partition(LEAVES_ALTERNATE_SCREEN)
         self._stream.feed(before)
