@@ -97,16 +97,6 @@ def timed(servers: Sequence[Served], model: str, concurrency: int, asked: Sequen
     }
 
 
-def throughput(servers: Sequence[Served], model: str, asked: Sequence[ChatRequest]) -> None:
-    print("| servers | at once, each | s | requests/s | tokens/s | answered by each |\n|---|---|---|---|---|---|")
-    for count in range(1, len(servers) + 1):
-        for concurrency in CONCURRENCY:
-            row = timed(servers[:count], model, concurrency, asked)
-            each = ", ".join(map(str, row["each"]))
-            figures = f"{row['seconds']:.1f} | {row['requests']:.2f} | {row['tokens']:.0f}"
-            print(f"| {count} | {concurrency} | {figures} | {each} |", flush=True)
-
-
 def with_faults(servers: Sequence[Served], model: str, asked: Sequence[ChatRequest]) -> None:
     """Ask all of them while the faults happen; print what became of them."""
     counted: Counter[int] = Counter()
@@ -127,12 +117,10 @@ def with_faults(servers: Sequence[Served], model: str, asked: Sequence[ChatReque
     client = client_of(servers, model, 2, told)
     killer = threading.Thread(target=_kill_and_start, args=(servers, len(asked) // 3), daemon=True)
     killer.start()
-    began, answers, rounds = time.monotonic(), [], 0
-    while killer.is_alive() or client.pool.servers[1].state != "in" or not rounds:
-        answers += client.ask(asked)
-        rounds += 1
-    answers += client.ask(asked)  # with all of them again
-    seconds, asked = time.monotonic() - began, [*asked] * (rounds + 1)
+    began = time.monotonic()
+    answers = client.ask(asked)
+    seconds = time.monotonic() - began
+    killer.join()
     print(f"with faults: {seconds:.0f} s; {_account(asked, answers)}")
     for served, server in zip(servers, client.pool.servers, strict=True):
         name = f"{Path(served.command[0]).name} {' '.join(served.command[1:3])}"
@@ -154,8 +142,7 @@ def _account(asked: Sequence[ChatRequest], answers: Sequence[ChatResponse]) -> s
     good = [answer for answer in answers if answer.text and not answer.refused]
     failed = [question for question, answer in zip(asked, answers, strict=True) if answer.failed]
     lost = len(asked) - len(good) - len(failed)
-    poisoned = sum(question.messages[0]["content"] == POISON for question in asked)
-    return f"{len(asked)} asked, {len(good)} answered, {len(failed)} of {poisoned} failed everywhere, {lost} lost"
+    return f"{len(asked)} asked, {len(good)} answered, {len(failed)} failed everywhere, {lost} lost"
 
 
 def main() -> None:
@@ -164,7 +151,6 @@ def main() -> None:
     parser.add_argument("--llama-python")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--only-faults", action="store_true")
     given = parser.parse_args()
     model, logs = str(given.model), Path(tempfile.mkdtemp())
     commands = [(serve_command(given.model), "/health")] * 2
@@ -179,8 +165,13 @@ def main() -> None:
             servers[-1].start()
         asked = questions(given.requests, given.tokens)
         timed(servers, model, 1, asked[: 2 * len(servers)])  # the first request loads the model
-        if not given.only_faults:
-            throughput(servers, model, asked)
+        print("| servers | at once, each | s | requests/s | tokens/s | answered by each |\n|---|---|---|---|---|---|")
+        for count in range(1, len(servers) + 1):
+            for concurrency in CONCURRENCY:
+                row = timed(servers[:count], model, concurrency, asked)
+                each = ", ".join(map(str, row["each"]))
+                figures = f"{row['seconds']:.1f} | {row['requests']:.2f} | {row['tokens']:.0f}"
+                print(f"| {count} | {concurrency} | {figures} | {each} |", flush=True)
         with_faults(servers, model, questions(3 * given.requests, given.tokens))
 
 
