@@ -63,8 +63,14 @@ def test_the_answers_of_a_report_are_read_with_what_is_known_of_them(tmp_path: P
     answers = read_answered(path)
     counted = {kind: sum(map(fits, answers)) for kind, fits in KINDS.items()}
     assert counted == {
-        **{"all": 40, "better": 24, "equal": 7, "worse": 9},
-        **{"broken": 2, "unfit": 3, "refused": 1, "harmful": 7},
+        "all": 40,
+        "better": 24,
+        "equal": 7,
+        "worse": 9,
+        "broken": 2,
+        "unfit": 3,
+        "refused": 1,
+        "harmful": 7,
     }
 
 
