@@ -650,11 +650,13 @@ def _refused(
         if key in from_environment
         else file_name
         if key in from_file
+        else ""
+        if first["input"] is None
         else "the preset"
     )
     sentence = Stage3Config.model_fields[key].description or ""
     return ConfigError(
-        f"Invalid value for {key}: {first['input']!r} (from {source}).",
+        f"Invalid value for {key}: {first['input']!r} (from {source})." if source else f"{key} is missing.",
         f"{first['msg'].removeprefix('Value error, ')}.",
         f"{key}: {sentence}",
     )

@@ -112,3 +112,9 @@ def test_changes_are_taken_all_or_none_and_each_bad_one_is_reported(config):
     assert changed is None and set(refused) == {"num_examples", "top_p"}
     assert "number" in refused["num_examples"] or "integer" in refused["num_examples"]
     assert with_changes(before, {"generation_batch_size": None})[0].generation_batch_size is None
+
+
+def test_an_option_that_another_one_needs_is_said_to_be_missing():
+    with pytest.raises(ConfigError, match=r"^main_process_ip is missing\.") as raised:
+        load_config({"num_machines": 2}, environment={})
+    assert "--num-machines" in raised.value.why
