@@ -15,12 +15,16 @@ from tui.pair_browser.browser import PairBrowser
 from tui.runs.pair_file import PairFile
 from tui.screens.base import StageView
 from tui.screens.main import MainScreen
-from tui.widgets.layout import fit, spread
+from tui.widgets.layout import fit, shortened, spread
 from tui.widgets.status_lines import keys_line
 from tui.widgets.text_view import TextView
 
 NOTHING_TO_RUN = {"run_stage", "run_all", "redo", "stop", "log"}
 """Keys of the wizard that need a run."""
+
+
+LEAST_OF_NAME = 24
+"""Cells of a path that stay on a narrow screen."""
 
 
 class PairFileScreen(MainScreen, inherit_bindings=False):
@@ -62,13 +66,23 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
         if not self.is_whole:
             return False
         file, problem = visible_line(short_path(self.file.file), 200), visible_line(self.file.problem, 200)
-        name = Content.assemble((" stage3-tui ", "bold $accent"), (f"browse {file}", "bold $foreground"))
         where = Content.styled(problem, "$check-failed") if problem else Content.styled("nothing runs ", "$muted")
-        self.query_one("#title", TextView).put((file, problem), lambda width: [spread(name, where, width)])
-        edits = f"Decisions go to {visible_line(short_path(self.file.edits), 200)}"
-        self.query_one("#status", TextView).put(
-            edits, lambda width: [fit(Content.styled(f" {edits}", "$muted"), width)]
-        )
+        self.query_one("#title", TextView).put((file, problem), lambda width: [title_line(file, where, width)])
+        edits = visible_line(short_path(self.file.edits), 200)
+        self.query_one("#status", TextView).put(edits, lambda width: [edits_line(edits, width)])
         keys = self.keys_offered()
         self.query_one("#keys", TextView).put(keys, lambda width: [keys_line(keys, width)])
         return True
+
+
+def title_line(file: str, where: Content, width: int) -> Content:
+    """The end of the path is never cut: it is the file's name."""
+    title = Content.assemble((" stage3-tui ", "bold $accent"), ("browse ", "bold $foreground"))
+    room = max(width - title.cell_length - where.cell_length - 1, LEAST_OF_NAME)
+    return spread(title + shortened(Content.styled(file, "bold $foreground"), room), where, width)
+
+
+def edits_line(edits: str, width: int) -> Content:
+    before = Content.styled(" Decisions go to ", "$muted")
+    room = max(width - before.cell_length, LEAST_OF_NAME)
+    return fit(before + shortened(Content.styled(edits, "$muted"), room), width)
