@@ -122,7 +122,9 @@ def test_what_a_training_without_memory_advises_is_what_is_followed_here(spent: 
     assert all(advice in ran.failure.what_to_do for advice in ADVICE)
 
 
-@pytest.mark.parametrize("advice", ADVICE)
+@pytest.mark.parametrize(
+    "advice", [pytest.param(advice, marks=[pytest.mark.slow] * (advice == "--cpu-ref-model")) for advice in ADVICE]
+)
 def test_memory_runs_out_in_the_training_and_after_each_advice_pairs_scores_and_steps_stay(
     advice: str, spent: tuple[Path, Ran], tmp_path: Path
 ):

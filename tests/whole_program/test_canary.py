@@ -185,6 +185,7 @@ def test_auto_shows_a_token_nowhere_though_every_stage_fails(tmp_path: Path, pla
     assert leaks_in(tmp_path) == []
 
 
+@pytest.mark.slow  # the short one: a pasted token shows nowhere (tests/tui/test_terminal.py)
 def test_the_wizard_shows_a_token_nowhere_though_every_stage_fails(
     tmp_path: Path, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):

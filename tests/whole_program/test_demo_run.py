@@ -110,6 +110,7 @@ def test_the_archive_unpacks_beside_itself_and_loads_with_plain_peft(finished: P
     assert float(done.stdout) > 0.1
 
 
+@pytest.mark.slow
 def test_a_terminal_that_does_not_read_for_five_seconds_costs_the_training_nothing(finished: Path, tmp_path: Path):
     folder = tmp_path / "stage3"
     shutil.copytree(finished, folder)
