@@ -266,13 +266,14 @@ def test_an_adapter_that_trl_rounded_is_what_it_was_again(tiny: tuple[Path, Path
     context = build_context(tmp_path / "run", *tiny)
     policy = load_policy(load_base(context.config), tiny[1], trainable=True)
     policy.load_adapter(str(tiny[1]), adapter_name="ref")
+    policy.set_adapter("default")  # PEFT 0.20 takes the one that was loaded last
     before = hash_tensors(adapter_tensors(policy, "default"))
-    for name, parameter in policy.named_parameters():
-        if ".default." in name:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    own = [parameter for name, parameter in policy.named_parameters() if ".default." in name]
+    for parameter in own:
+        parameter.data = parameter.data.to(torch.bfloat16)
     restore_adapter(policy, "ref")
     assert hash_tensors(adapter_tensors(policy, "default")) == before
-    assert any(parameter.requires_grad for name, parameter in policy.named_parameters() if ".default." in name)
+    assert own and all(parameter.requires_grad for parameter in own)
 
 
 # -- tensorboard -------------------------------------------------------------------------------------------------------
