@@ -26,6 +26,11 @@ class StoppedProcesses:
         self._looked = now
         return [change for number, pid in pids.items() if (change := self._change(number, is_stopped(pid), now))]
 
+    def end(self) -> list[tuple[int, float]]:
+        """All came to their end: those that were told of as stopped went on, perhaps between two looks."""
+        over, self._told = sorted(self._told), set()
+        return [(number, 0.0) for number in over]
+
     def _change(self, number: int, stopped: bool, now: float) -> tuple[int, float] | None:
         if not stopped:
             self._since.pop(number, None)

@@ -95,6 +95,8 @@ def _listen(context: Context, talk: Conversation) -> Generator[Event, None, tupl
         if event is not None:
             yield event
         yield from _told_of_stopped(watch.look(heard.pids), heard.pids)
+    if heard.result is not None:
+        yield from _told_of_stopped(watch.end(), heard.pids)
     return heard, step
 
 
