@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from textual.content import Content
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ from engine.pairs.data.edits import read_edits
 from tests.support.idle_wizard import screen_text, until
 from tui.pair_browser.browser import PairBrowser
 from tui.runs.pair_file import PairFile
+from tui.screens.pair_file import title_line
 from tui.wizard.pair_file import PairFileBrowser
 
 
@@ -71,3 +73,8 @@ def test_what_cannot_be_browsed_is_reported_before_the_screen(tmp_path: Path, co
         (tmp_path / "empty").touch()
         with pytest.raises(ConfigError):
             PairFile(tmp_path / name, config())
+
+
+def test_of_a_long_path_the_end_is_shown_whole_in_the_title():
+    line = title_line(f"/{'folder/' * 30}preferences.jsonl", Content("nothing runs "), 80).plain
+    assert line.startswith(" stage3-tui browse …") and "/preferences.jsonl  nothing runs" in line and len(line) == 80

@@ -15,7 +15,7 @@ from tui.pair_browser.browser import PairBrowser
 from tui.runs.pair_file import PairFile
 from tui.screens.base import StageView
 from tui.screens.main import MainScreen
-from tui.widgets.layout import fit, shortened, spread
+from tui.widgets.layout import SPREAD_GAP, fit, shortened, spread
 from tui.widgets.status_lines import keys_line
 from tui.widgets.text_view import TextView
 
@@ -78,7 +78,7 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
 def title_line(file: str, where: Content, width: int) -> Content:
     """The end of the path is never cut: it is the file's name."""
     title = Content.assemble((" stage3-tui ", "bold $accent"), ("browse ", "bold $foreground"))
-    room = max(width - title.cell_length - where.cell_length - 1, LEAST_OF_NAME)
+    room = max(width - title.cell_length - where.cell_length - SPREAD_GAP, LEAST_OF_NAME)
     return spread(title + shortened(Content.styled(file, "bold $foreground"), room), where, width)
 
 

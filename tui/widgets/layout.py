@@ -100,9 +100,13 @@ def beside(left: Sequence[Content], right: Sequence[Content], left_width: int, g
     return [fit(one, left_width).pad_right(gap) + other for one, other in zip(padded_left, padded_right, strict=True)]
 
 
+SPREAD_GAP = 2
+"""Cells between the two ends of a spread line, at least."""
+
+
 def spread(left: Content, right: Content, width: int) -> Content:
     """One line with its two ends at the edges; the left end is cut if there is no room for both."""
-    room = width - right.cell_length - 2
+    room = width - right.cell_length - SPREAD_GAP
     if room < 4:
         return fit(left, width)
-    return fit(left, room).pad_right(2) + right
+    return fit(left, room).pad_right(SPREAD_GAP) + right
