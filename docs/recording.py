@@ -95,12 +95,18 @@ def asciicast(pieces: list[tuple[float, bytes]]) -> str:
         stream.feed(re.sub(rb"\x1b\[[<>=][\d;]*u", b"", data))
         if moment - last < 1 / FRAMES_SHOWN and place < len(pieces) - 1:
             continue
-        rows = [row_of(screen, y) for y in range(ROWS)]
+        rows = [without_place(row_of(screen, y)) for y in range(ROWS)]
         changed = "".join(f"\x1b[{y + 1}H{row}" for y, row in enumerate(rows) if row != shown[y])
         if changed:
             lines.append(json.dumps([round(moment, 2), "o", f"\x1b[?25l{changed}\x1b[0m"], ensure_ascii=False))
             shown, last = rows, moment
     return "\n".join(lines) + "\n"
+
+
+def without_place(row: str) -> str:
+    """With ~ for the folder of this checkout, which is nobody's affair; what follows on the row stays in its columns."""
+    place = str(ROOT)
+    return re.sub(rf"{re.escape(place)}([\w./-]*)", lambda found: f"~{found[1]}{' ' * (len(place) - 1)}", row)
 
 
 def row_of(screen: pyte.Screen, y: int) -> str:
@@ -126,7 +132,10 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pieces = record(Path(folder) / "stage3_constitutional")
-    given.output.write_text(asciicast(pieces), encoding="utf-8")
+    recorded = asciicast(pieces)
+    if str(ROOT) in recorded or str(ROOT.parent) in recorded:
+        raise SystemExit(f"A path of this machine is in the recording: move the checkout to a shorter one than {ROOT}.")
+    given.output.write_text(recorded, encoding="utf-8")
     print(f"{given.output}: {given.output.stat().st_size:,} bytes")
 
 
