@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,14 +17,12 @@ Source = TypeVar("Source")
 Item = TypeVar("Item")
 
 
-class Picked(Sequence[Item]):
-    """Items of another sequence, by their numbers, in that order; 8 bytes each."""
+class LazySequence(Sequence[Item]):
+    """A sequence that makes or reads one item at a time, each time that it is asked for."""
 
-    def __init__(self, source: Sequence[Item], numbers: array[int]) -> None:
-        self._source, self._numbers = source, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
+    @abstractmethod
+    def at(self, index: int) -> Item:
+        """The item at `index`, which is from 0 to its length."""
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -31,12 +30,11 @@ class Picked(Sequence[Item]):
     def __getitem__(self, index: slice) -> list[Item]: ...
 
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self._source[number] for number in self._numbers[index]]
-        return self._source[self._numbers[index]]
+        places = range(len(self))[index]  # raises IndexError
+        return [self.at(place) for place in places] if isinstance(places, range) else self.at(places)
 
 
-class Mapped(Sequence[Item]):
+class Mapped(LazySequence[Item]):
     """A function of each item of another sequence, computed when it is asked for."""
 
     def __init__(self, source: Sequence[Source], function: Callable[[Source], Item]) -> None:
@@ -45,18 +43,16 @@ class Mapped(Sequence[Item]):
     def __len__(self) -> int:
         return len(self._source)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        if isinstance(index, slice):
-            return [self._function(item) for item in self._source[index]]
+    def at(self, index: int) -> Item:
         return self._function(self._source[index])
 
 
-class JsonLines(Sequence[dict[str, Any]]):
+def picked(source: Sequence[Item], numbers: array[int]) -> Sequence[Item]:
+    """Items of a sequence, by their numbers, in that order; 8 bytes each."""
+    return Mapped(numbers, source.__getitem__)
+
+
+class JsonLines(LazySequence[dict[str, Any]]):
     """The records of the lines `lines` (from 0, ascending) of a file that nobody writes to meanwhile; 16 bytes each.
 
     Raises DamagedState for a line that is no record any more, and as `line_starts`.
@@ -70,14 +66,7 @@ class JsonLines(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._lines)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+    def at(self, index: int) -> dict[str, Any]:
         self._file.seek(self._starts[index])
         record = parsed_line(self._lines[index], self._file.readline().removeprefix(b"\xef\xbb\xbf"))
         if isinstance(record, BadLine):

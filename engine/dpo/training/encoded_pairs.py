@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import pyarrow as pa
 
 from engine.dpo.training.dataset import EncodedPair
+from engine.storage.lazy import LazySequence
 
 PAIRS_PER_BLOCK = 1000
 """Of the file. A block is in memory while it is written."""
@@ -24,7 +25,7 @@ IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 SCHEMA = pa.schema([pa.field("index", pa.int64()), *(pa.field(name, pa.list_(pa.int32())) for name in IDS)])
 
 
-class EncodedPairs(Sequence[EncodedPair]):
+class EncodedPairs(LazySequence[EncodedPair]):
     """Pairs on the disk, by the order in which they were given."""
 
     def __init__(self, pairs: Iterable[EncodedPair], folder: Path) -> None:
@@ -48,16 +49,7 @@ class EncodedPairs(Sequence[EncodedPair]):
     def __len__(self) -> int:
         return len(self._table)
 
-    @overload
-    def __getitem__(self, index: int) -> EncodedPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[EncodedPair]: ...
-
-    def __getitem__(self, index: int | slice) -> EncodedPair | list[EncodedPair]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
+    def at(self, index: int) -> EncodedPair:
         return EncodedPair(**{name: self._table.column(name)[index].as_py() for name in SCHEMA.names})
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.errors import ExitCode
-from engine.core.events import Message, RunFinished, event_from_dict
+from engine.core.events import Message, RunFinished
 from engine.core.reading import open_file
 from engine.dpo.training.launcher import REQUEST_JSON, launched, launcher_log
 from engine.dpo.training.voice import STOP, Request
 from engine.run.context import Context
-from engine.storage.jsonl import loads
+from engine.run.journal import entry_from_dict
+from engine.storage.jsonl import parsed_line
 
 LOOK_SECONDS = 0.5
 ALIVE_SECONDS = 20.0
@@ -94,7 +95,8 @@ class _End:
         except OSError:
             return None
         self._read += sum(len(line) + 1 for line in lines)
-        for line in lines:
-            if b'"run_finished"' in line and isinstance(event := event_from_dict(loads(line)), RunFinished):
-                return ExitCode(event.exit_code)
+        for number, line in enumerate(lines):
+            entry = entry_from_dict(parsed_line(number, line)) if b'"run_finished"' in line else None
+            if entry is not None and isinstance(entry.event, RunFinished):
+                return ExitCode(entry.event.exit_code)
         return None

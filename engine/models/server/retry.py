@@ -206,7 +206,7 @@ class RetryPolicy:
             try:
                 await self._attempt(failing.control, server)
             except (RetryableError, Stage3Error):
-                continue
+                continue  # this one answers nothing now, so it cannot tell; `_attempt` has noted it
             return failing.instead(its_fault.error)
         raise error from None
 

@@ -15,7 +15,7 @@ from engine.pairs.assessment.gate import Tally
 from engine.pairs.data.edits import Decision, apply_decision
 from engine.pairs.data.record import Pair
 from engine.pairs.detectors import canonical
-from engine.storage.lazy import Picked
+from engine.storage.lazy import picked
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def preference_row(pair: Pair) -> dict[str, Any]:
     }
 
 
-def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[Picked[Pair], Picked[Pair]]:
+def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[Sequence[Pair], Sequence[Pair]]:
     """Split into (train, held out): `fraction` of the prompts, at least `at_least` and at most half, chosen by a hash.
 
     Pairs that share a prompt land on the same side, so no held-out prompt is trained on. Both sides are sorted by hash: the
@@ -69,7 +69,7 @@ def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[Pic
     held, train = array("Q"), array("Q")
     for place, (_, group) in enumerate(groupby(ordered, key=itemgetter(0))):
         (held if place < wanted else train).extend(number for _, _, number in group)
-    return Picked(pairs, train), Picked(pairs, held)
+    return picked(pairs, train), picked(pairs, held)
 
 
 def _key(pair: Pair) -> bytes:

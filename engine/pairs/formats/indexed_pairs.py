@@ -5,18 +5,17 @@ more memory than where its lines begin.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import overload
 
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.reading import pair_of
 from engine.pairs.formats.run_pairs import damaged_line
 from engine.storage.jsonl import BadLine
-from engine.storage.lazy import JsonLines
+from engine.storage.lazy import JsonLines, LazySequence
 
 
-class IndexedPairs(Sequence[Pair]):
+class IndexedPairs(LazySequence[Pair]):
     """The pairs of the lines `lines` (from 0, ascending) of a file that nobody writes to meanwhile; 16 bytes each.
 
     finish   what is done to each pair that was read: decisions, scores, measures
@@ -31,14 +30,7 @@ class IndexedPairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._lines)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Pair:
         pair = pair_of(self._lines[index], self._records[index])
         if isinstance(pair, BadLine):
             raise damaged_line(self._path, pair, "It was a pair a moment ago: something else changed the file.")

@@ -24,7 +24,7 @@ from engine.pairs.judges.base import FAILED_AT_IT, Comparison, Judge, Outcome, S
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
-from engine.storage.lazy import Mapped, Picked
+from engine.storage.lazy import Mapped, picked
 
 COMPARISONS_PER_BATCH = 16
 """Judges read without generating; larger batches, each comparison with two replies or two orders, gain little."""
@@ -66,7 +66,7 @@ def score_pairs(
         if key_of(comparison) not in known
     ]
     # As `longest_first`, without the texts.
-    pending = Picked(comparisons, array("Q", (number for _, _, number in sorted(missing))))
+    pending = picked(comparisons, array("Q", (number for _, _, number in sorted(missing))))
     if pending:
         yield from _score_pending(path, pending, known, len(comparisons), name, load, stop)
     scores = [known[key_of(comparison)] for comparison in comparisons]
