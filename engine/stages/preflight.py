@@ -27,7 +27,7 @@ from engine.pairs.formats.native_form import pair_of_record
 from engine.pairs.generation.cost import expected_prompts, prompt_reads_per_pair, replies_per_pair
 from engine.pairs.generation.generate import Maker
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import check_method, record_maker
+from engine.pairs.generation.methods import check_method, in_turn, is_made_here, record_maker
 from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
 from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.machine import plan_inputs
@@ -87,7 +87,8 @@ def run(context: Context) -> StageRun:
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
         plan=plan,
-        at_once=plan.processes if inputs.machine.device_type == "cuda" else 1,  # they share a CPU
+        pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
+        share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:
         whole = replace(whole, seconds_pairs=0.0)  # they are there already
@@ -187,7 +188,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
     if wants_pilot:
         identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
-        maker = Maker(config, backend, settings, make, identity, context.stop)
+        maker = Maker(config, backend, settings, in_turn(make), identity, context.stop)
         pairs = yield from make_pilot(context.run, prompts[: config.pilot_prompts], maker)
         del maker
     else:
