@@ -103,7 +103,7 @@ def work(given: argparse.Namespace) -> int:
     shape = Shape.of(policy.config, context.run.result("adapter"))
     dtype = "bfloat16" if cuda else "float32"
     config = context.config.model_copy(update={"dtype": dtype})
-    grounds = PlanInputs(replace(context, config=config), shape, machine, "the benchmark's")
+    grounds = PlanInputs(config, shape, machine, "the benchmark's")
     if not context.run.result("preflight"):
         context.run.record_stage("preflight", status="done", result={"plan": grounds.choose().as_dict()})
     plan = current_plan(context.run, context.config, dtype)

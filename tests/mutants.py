@@ -219,7 +219,7 @@ MUTANTS = (
     Mutant(
         "limit on what an archive unfolds to",
         "engine/packaging/verify.py",
-        "if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MOST_UNFOLDING * size):",
+        "if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MAX_UNFOLDING * size):",
         "if False:",
         (f"{BODIES}::test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked",),
     ),
@@ -250,7 +250,7 @@ MUTANTS = (
     Mutant(
         "limit on the parts of a model",
         "engine/models/endless.py",
-        "value > MOST_PARTS",
+        "value > MAX_PARTS",
         "value > 10**12",
         (f"{FOREIGN}::test_a_model_with_a_billion_layers_is_not_built",),
     ),

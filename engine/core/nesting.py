@@ -7,7 +7,7 @@ from typing import Any
 
 DEEPEST = 100
 """Levels of objects and lists. Nothing written here has ten; Python's own limit is that of its stack."""
-MOST_INSIDE = 1_000_000
+MAX_ELEMENTS = 1_000_000
 """Objects and lists in one document, counted once per mention: YAML's aliases turn a few lines into a billion."""
 TOO_DEEP = f"nested too deeply: more than {DEEPEST} levels"
 
@@ -23,7 +23,7 @@ def foreign_json(raw: bytes) -> Any:
 
 
 def refuse_nesting(value: Any) -> None:
-    """Raises ValueError for more than `DEEPEST` levels, or `MOST_INSIDE` objects and lists."""
+    """Raises ValueError for more than `DEEPEST` levels, or `MAX_ELEMENTS` objects and lists."""
     level, seen = [value], 0
     for _ in range(DEEPEST):
         inside = (child for each in level for child in (each.values() if isinstance(each, dict) else each))
@@ -31,8 +31,8 @@ def refuse_nesting(value: Any) -> None:
         for child in inside:
             if isinstance(child, (dict, list)):
                 level.append(child)
-                if len(level) + seen > MOST_INSIDE:
-                    raise ValueError(f"it unfolds to more than {MOST_INSIDE:,} objects and lists")
+                if len(level) + seen > MAX_ELEMENTS:
+                    raise ValueError(f"it unfolds to more than {MAX_ELEMENTS:,} objects and lists")
         seen += len(level)
         if not level:
             return

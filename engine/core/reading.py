@@ -33,7 +33,7 @@ LARGEST_CONFIG = 4 << 20
 
 UNFOLDS_FREELY = 256 << 20
 """Bytes that compressed data may always decompress to, however small it is."""
-MOST_UNFOLDING = 200
+MAX_UNFOLDING = 200
 """Beyond that, times its own size. Texts decompress to three to ten times theirs, columns of one value to fifty."""
 
 

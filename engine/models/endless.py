@@ -9,7 +9,7 @@ from typing import Any
 from engine.core.errors import UnsafeError
 from engine.security.sanitize import visible_line
 
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 """Layers, or experts of one; the deepest models have some hundred."""
 _COUNT = re.compile(r"(num|n)_(\w+_)?(layer|expert|block|stage|module)s?")
 
@@ -30,7 +30,7 @@ def refuse_endless(settings: Mapping[str, Any], option: str) -> None:
     for name, value in settings.items():
         if isinstance(value, Mapping):
             refuse_endless(value, option)
-        elif isinstance(value, int) and value > MOST_PARTS and _COUNT.fullmatch(name):
+        elif isinstance(value, int) and value > MAX_PARTS and _COUNT.fullmatch(name):
             raise UnsafeError(
                 f"A model's config.json says {visible_line(name, 80)} = {value:,}.",
                 "No model has so many: building it would fill the memory and never end.",

@@ -19,7 +19,7 @@ from engine.storage.jsonl import loads
 
 LARGEST_MANIFEST = 16 << 20
 """Bytes; it has a line for each of some twenty files."""
-MOST_UNFOLDING = 50
+MAX_UNFOLDING = 50
 """Times its own size: most of an archive is the adapter, which is stored as it is, and texts unfold to ten times theirs."""
 
 _NAME = re.compile(r"[A-Za-z0-9._/-]+")
@@ -94,8 +94,8 @@ def _unfolds_too_far(entries: list[zipfile.ZipInfo], size: int) -> str:
     for entry in entries:
         if _inner(entry) == MANIFEST and entry.file_size > LARGEST_MANIFEST:
             return f"its manifest has more than {in_words(LARGEST_MANIFEST)}"
-    if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MOST_UNFOLDING * size):
-        return f"it unfolds to more than {MOST_UNFOLDING} times its bytes"
+    if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MAX_UNFOLDING * size):
+        return f"it unfolds to more than {MAX_UNFOLDING} times its bytes"
     return ""
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
 from engine.core.errors import DamagedState
@@ -21,22 +19,18 @@ from engine.models.loading import hub_arguments, load_base, load_policy, load_to
 from engine.models.number_format import choose_dtype, overflow_in_float16
 from engine.pairs.generation.prompts import Prompt
 from engine.preflight.plan_search import PlanInputs
-from engine.run.context import Context
+from engine.run.folder import Run
 from engine.security.sanitize import visible_line
-
-if TYPE_CHECKING:
-    pass
-
 
 GIB = 1 << 30
 DTYPE_PROMPTS = 8
 
 
-def plan_inputs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PlanInputs]:
+def plan_inputs(
+    config: Stage3Config, run: Run, token: str | None, prompts: list[Prompt]
+) -> Generator[Event, None, PlanInputs]:
     """Choose the number format; read the model's shape and the machine's memory."""
     from transformers import AutoConfig
-
-    config, token = context.config, context.token_text
 
     def overflow() -> str:
         half = config.model_copy(update={"dtype": "float16"})
@@ -45,9 +39,7 @@ def plan_inputs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
             conversation_ids(tokenizer, prompt.messages, add_generation_prompt=True)
             for prompt in prompts[:DTYPE_PROMPTS]
         ]
-        policy = load_policy(
-            load_base(half, token), adapter_folder(context.config, context.run, context.token_text), trainable=True
-        )
+        policy = load_policy(load_base(half, token), adapter_folder(config, run, token), trainable=True)
         try:
             return overflow_in_float16(policy, [ids[: config.max_length] for ids in texts])
         finally:
@@ -63,8 +55,8 @@ def plan_inputs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     have = f"{machine.room / GIB:.1f} of {machine.total / GIB:.1f} GiB of {where} can be used"
     yield Check("memory", "ok", have)
     yield from gpu_memory_held_by_others(machine.device_type)
-    chosen = replace(context, config=config.model_copy(update={"dtype": dtype}))
-    return PlanInputs(chosen, Shape.of(model_config, context.run.result("adapter")), machine, why)
+    chosen = config.model_copy(update={"dtype": dtype})
+    return PlanInputs(chosen, Shape.of(model_config, run.result("adapter")), machine, why)
 
 
 def check_download(config: Stage3Config) -> Iterator[Check]:

@@ -7,9 +7,11 @@ is on the wrong side of a threshold, the run ends here, after minutes.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.events import Check, Event, Message, PairFailed, PairMade, PilotDone
 from engine.dpo.training.dataset import Row, measure_lengths
 from engine.pairs.assessment.gate import Tally
@@ -118,14 +120,17 @@ def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[AssessedPair]]:
     return tally, list(assessed_pairs(enumerate(pairs), {}, tally))
 
 
-def require_hope_of(context: Context, estimates: Sequence[Estimate]) -> Generator[Event, None, None]:
-    """Raise DataError (exit code 9) if, by the pilot, the gate cannot open."""
+def require_hope_of(estimates: Sequence[Estimate], config: Stage3Config, pairs: Path) -> Generator[Event, None, None]:
+    """Raise DataError (exit code 9) if, by the pilot, the gate cannot open.
+
+    pairs   the file of its pairs, to look at
+    """
     accepted = require_reachable(
         estimates,
-        context.config,
+        config,
         what="The pilot leaves no hope that the gate will open",
         why="All the pairs would be made as these were, and training would refuse them.",
-        look_at=str(context.run / layout.PILOT_PAIRS),
+        look_at=str(pairs),
     )
     if accepted:
         yield Message("warning", accepted)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from engine.core.config import Stage3Config
 from engine.core.errors import MemoryExhausted, PreconditionError, RestartNeeded
 from engine.core.events import Event, Message
 from engine.dpo.planning import forecast as formula
@@ -15,7 +16,6 @@ from engine.dpo.planning.processes import number_of_processes
 from engine.machine.memory import free_memory
 from engine.preflight.trial import TrialRun, train_and_resume
 from engine.run.context import Context
-from engine.run.folder import Run
 
 if TYPE_CHECKING:
     from engine.dpo.training.dataset import Row
@@ -34,15 +34,15 @@ GIB = 1 << 30
 class PlanInputs:
     """The inputs for choosing a plan."""
 
-    context: Context
-    """Its configuration has the chosen number format."""
+    config: Stage3Config
+    """With the chosen number format."""
     shape: Shape
     machine: Machine
     why_dtype: str
 
     def needed(self, plan: TrainingPlan, scale: float = 1.0, **other: Any) -> float:
         """Peak bytes of the training. `other`: options to override."""
-        config = self.context.config.model_copy(update=other)
+        config = self.config.model_copy(update=other)
         terms = self.terms(plan, config.max_length, config.load_in_4bit)
         return sum(size * (scale if name in TERMS_THAT_SCALE else 1.0) for name, size in terms.items())
 
@@ -54,12 +54,12 @@ class PlanInputs:
             context=self.machine.context,
             quantization_arguments=quantization_arguments,
             slack=self.machine.slack,
-            head=formula.head_way(self.context.config.head, self.machine.device_type),
+            head=formula.head_way(self.config.head, self.machine.device_type),
             device_type=self.machine.device_type,
         )
 
     def generation(self, rows: int, **other: Any) -> dict[str, int]:
-        config = self.context.config.model_copy(update=other)
+        config = self.config.model_copy(update=other)
         return formula.generation_memory(
             self.shape,
             config.dtype,
@@ -70,7 +70,7 @@ class PlanInputs:
         )
 
     def choose(self, scale: float = 1.0) -> TrainingPlan:
-        config, device = self.context.config, self.machine.device_type
+        config, device = self.config, self.machine.device_type
         tokens, processes = MAX_FORWARD_TOKENS.get(device), number_of_processes(config)
         room = self.machine.room / (processes if device == "cpu" else 1)  # each process has a GPU of its own
         return choose_plan(
@@ -86,7 +86,7 @@ class PlanInputs:
 
 def require_memory(inputs: PlanInputs) -> None:
     """Raises PreconditionError if not even the smallest plan, or one conversation at a time, fits."""
-    config, machine = inputs.context.config, inputs.machine
+    config, machine = inputs.config, inputs.machine
     # A GPU raises when memory runs out, so the trial can decide close cases; on a CPU the process would be killed.
     most = machine.total if machine.device_type == "cuda" else machine.room
     plan = inputs.choose()
@@ -104,7 +104,7 @@ def require_memory(inputs: PlanInputs) -> None:
 
 def too_small_error(inputs: PlanInputs, plan: TrainingPlan, what: str, room: float) -> PreconditionError:
     """The error, with the memory that each alternative would need."""
-    config = inputs.context.config
+    config = inputs.config
     ways: dict[str, float] = {}
     if not plan.gradient_checkpointing:
         plan = replace(plan, gradient_checkpointing=True)
@@ -127,16 +127,18 @@ def _listed(terms: Mapping[str, int]) -> str:
     return "Its parts, in GiB: " + ", ".join(f"{name} {size / GIB:.1f}" for name, size in terms.items() if size) + "."
 
 
-def fitting_plan(inputs: PlanInputs, scratch: Run, row: Row) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
+def fitting_plan(
+    inputs: PlanInputs, rehearsal: Context, row: Row
+) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
     """The plan that the forecast chooses, tried on the longest pair: reduced if it does not fit, and increased once if the
     measurement shows room.
     """
-    config, machine = inputs.context.config, inputs.machine
+    config, machine = inputs.config, inputs.machine
     plan: TrainingPlan | None = inputs.choose()
     best: tuple[TrainingPlan, TrialRun] | None = None
     while plan is not None:
         try:
-            tried = yield from train_and_resume(inputs.context, scratch, row, plan)
+            tried = yield from train_and_resume(rehearsal, row, plan)
         except (RestartNeeded, MemoryExhausted) as error:
             said = error.why
             yield Message("warning", f"Memory ran out on the longest pair with {plan.in_words}: {said}")
@@ -164,7 +166,7 @@ def fitting_plan(inputs: PlanInputs, scratch: Run, row: Row) -> Generator[Event,
 
 def _scale(inputs: PlanInputs, plan: TrainingPlan, measured: int) -> float:
     """Measured activation memory relative to the formula's, without the CUDA context."""
-    config = inputs.context.config
+    config = inputs.config
     terms = inputs.terms(plan, config.max_length, config.load_in_4bit)
     growing = sum(terms[name] for name in TERMS_THAT_SCALE)
     fixed = sum(terms.values()) - growing - terms["context"]

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from engine.core import events
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event
 from engine.dpo.planning.forecast import Forecast, Machine
 from engine.machine.gpus import gpu_of_cuda
-from engine.run.context import Context
-
-if TYPE_CHECKING:
-    pass
-
 
 GIB = 1 << 30
 
@@ -47,8 +42,9 @@ def forecast_event(whole: Forecast, machine: Machine, device_number: int) -> Eve
     )
 
 
-def require_disk(context: Context, whole: Forecast) -> None:
-    free = shutil.disk_usage(context.run.folder).free
+def require_disk(folder: Path, whole: Forecast) -> None:
+    """Raises PreconditionError if the disk of the run folder has less room than the run will take."""
+    free = shutil.disk_usage(folder).free
     if whole.disk_bytes > free:
         raise PreconditionError(
             f"The run needs {whole.disk_bytes / GIB:.1f} GiB of disk space, but only {free / GIB:.1f} GiB are free.",

@@ -39,27 +39,32 @@ class TrialRun:
     peak_bytes: int
 
 
-def train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPlan) -> Generator[Event, None, TrialRun]:
+def rehearsal_of(context: Context, scratch: Run) -> Context:
+    """The same training in a folder of its own, with a checkpoint after each step."""
+    small = context.config.model_copy(update={"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"})
+    for stage in ("workspace", "adapter"):
+        scratch.record_stage(stage, status="done", result=context.run.result(stage))
+    return Context(config=small, run=scratch, stop=context.stop, token=context.token)
+
+
+def train_and_resume(rehearsal: Context, row: Row, plan: TrainingPlan) -> Generator[Event, None, TrialRun]:
     """Training steps under `plan`, interrupted after the first checkpoint, then resumed.
 
-    Raises RestartNeeded or MemoryExhausted if they do not fit; then nothing in `scratch` is usable.
+    Raises RestartNeeded or MemoryExhausted if they do not fit; then nothing in the rehearsal's folder is usable.
     """
     from engine.dpo.training.trainer import save_adapter, train
 
+    config, scratch = rehearsal.config, rehearsal.run
     shutil.rmtree(scratch / CHECKPOINTS_DIR, ignore_errors=True)
-    small = context.config.model_copy(update={"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"})
-    short = Context(config=small, run=scratch, stop=context.stop, token=context.token)
-    for stage in ("workspace", "adapter"):
-        scratch.record_stage(stage, status="done", result=context.run.result(stage))
     rows, one_pass = [row] * plan.micro_batch, replace(plan, accumulation=1)
     steps = StepTimes()
-    first = train(short, rows, max_steps=STEPS, plan=one_pass)
+    first = train(rehearsal, rows, max_steps=STEPS, plan=one_pass)
     checkpoint_bytes = steps.until_checkpoint(first)
     first.close()  # like an interruption: the current step finishes and is saved
-    yield Check("training step", "ok", f"on {plan.micro_batch} × {small.max_length} tokens, loss starts at ln 2")
+    yield Check("training step", "ok", f"on {plan.micro_batch} × {config.max_length} tokens, loss starts at ln 2")
     yield Check("checkpoint", "ok", f"{checkpoint_bytes / 1e6:.1f} MB")
     free_memory()
-    trained = yield from steps.quietly(train(short, rows, max_steps=STEPS, plan=one_pass))
+    trained = yield from steps.quietly(train(rehearsal, rows, max_steps=STEPS, plan=one_pass))
     if trained.resumed_from is None:
         raise DamagedState(
             "The rehearsal did not resume from its checkpoint.",
@@ -67,7 +72,7 @@ def train_and_resume(context: Context, scratch: Run, row: Row, plan: TrainingPla
             "See logs/run.log, then run the same command again.",
         )
     yield Check("resume", "ok", f"resumed from step {trained.resumed_from}")
-    save_adapter(trained, scratch / "models/lora_adapters", base_name=context.config.base_model_id, base_revision=None)
+    save_adapter(trained, scratch / "models/lora_adapters", base_name=config.base_model_id, base_revision=None)
     peak = trained.peak_bytes
     del trained
     free_memory()

@@ -22,6 +22,7 @@ from typing import IO, BinaryIO, cast
 from engine.core.errors import PreconditionError
 from engine.core.events import Level, Message
 from engine.core.generators import returned
+from engine.process.job_signals import JOB_SIGNALS
 from engine.process.kill import MARK, end_child
 from engine.process.output import LineSplitter, OutputTail
 from engine.run.stop import StopToken
@@ -30,6 +31,8 @@ from engine.security.sanitize import visible_line
 DRAIN_SECONDS = 1.0
 """How long a grandchild may keep the pipes open after the child has ended."""
 POLL_SECONDS = 0.1
+TOGETHER_SECONDS = 1.0
+"""After a child ended by a signal that all processes of a job get: how long this one may wait for its own."""
 ENDING_CHARACTERS = 240
 
 log = logging.getLogger(__name__)
@@ -163,6 +166,8 @@ def stream_child(
     finally:
         code = end_child(child, mark)
     if stop is not None:
+        if -code in JOB_SIGNALS and not timed_out:
+            stop.wait(TOGETHER_SECONDS)
         stop.raise_if_requested()
     return ChildResult(code, tuple(heard.output), tuple(heard.tail), time.monotonic() - started, timed_out)
 

@@ -1,6 +1,7 @@
 """A child that tells lines on its standard output and is told words on its standard input, until it ends.
 
-If this process ends in any way, the kernel closes the pipe: the child reads the end of its input, and knows.
+If this process ends in any way, the kernel closes the pipe: the child reads the end of its input, and knows. A signal that all
+processes of a job get does not end it (`job_signals`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import selectors
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
 from engine.process.children import DRAIN_SECONDS, POLL_SECONDS, start_child
+from engine.process.job_signals import held_back
 from engine.process.kill import end_child
 from engine.process.output import LineSplitter, OutputTail
 
@@ -35,6 +37,10 @@ class Conversation:
         self.code: int | None = None
         """Its exit status, -N after signal N; None until the conversation has ended."""
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def tell(self, word: str) -> None:
         assert self._child.stdin is not None
         try:
@@ -42,10 +48,6 @@ class Conversation:
             self._child.stdin.flush()
         except BrokenPipeError:
             log.info("the child does not listen any more: %s", word)
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
 
     @property
     def outputs(self) -> list[IO[bytes]]:
@@ -90,7 +92,9 @@ class Conversation:
 
 @contextmanager
 def conversation(argv: Sequence[str], *, cwd: Path, extra: Mapping[str, str], log_file: Path) -> Iterator[Conversation]:
-    """Start a child and talk with it. At the end, it and its descendants are ended. Raises PreconditionError if it cannot start.
+    """Start a child and talk with it. At the end its input ends, and then it and its descendants are ended.
+
+    Raises PreconditionError if it cannot start.
 
     log_file   for the lines of its standard error
     """
@@ -99,10 +103,12 @@ def conversation(argv: Sequence[str], *, cwd: Path, extra: Mapping[str, str], lo
         def note(line: str) -> None:
             print(line, file=file, flush=True)
 
-        child, mark = start_child(argv, cwd, extra, stdin=subprocess.PIPE)
+        with held_back():
+            child, mark = start_child(argv, cwd, extra, stdin=subprocess.PIPE)
         talk = Conversation(child, note)
         try:
             yield talk
         finally:
+            with suppress(BrokenPipeError):  # a word that it did not hear any more
+                cast("IO[bytes]", child.stdin).close()
             talk.code = end_child(child, mark)
-            cast("IO[bytes]", child.stdin).close()

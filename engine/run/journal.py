@@ -14,7 +14,7 @@ from engine.core.events import Event, PairFailed, PairMade, Telemetry, event_fro
 from engine.core.failpoints import failpoint
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
 
-MOST_EVENTS = 1 << 53
+MAX_EVENTS = 1 << 53
 """A larger number is no count of events: other programs read it as another one."""
 LATEST = 4e10
 """Seconds since the epoch: the year 3237. What comes later is no time that a clock shows."""
@@ -101,7 +101,7 @@ def entry_from_dict(record: dict[str, Any] | BadLine) -> Entry | None:
     if isinstance(record, BadLine):
         return None
     seq, when = record.get("seq"), record.get("time")
-    if type(seq) is not int or not 0 <= seq < MOST_EVENTS:
+    if type(seq) is not int or not 0 <= seq < MAX_EVENTS:
         return None
     if type(when) not in (int, float) or not 0 <= when < LATEST:  # type: ignore[operator]
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.core.events import Event, Message, Stalled
 
-LEAST_SECONDS = 300.0
+MIN_SECONDS = 300.0
 """Never warn earlier: loading a model, or a batch on a slow processor, may take this long."""
 TIMES_THE_LONGEST = 5.0
 """How long a stage may be silent, as a multiple of its longest silence so far."""
@@ -44,7 +44,7 @@ class StallWatchdog:
 
     def check(self) -> None:
         silence = self._clock() - self._last
-        if self._told or self._stage in FOR_PEOPLE or silence < max(LEAST_SECONDS, TIMES_THE_LONGEST * self._longest):
+        if self._told or self._stage in FOR_PEOPLE or silence < max(MIN_SECONDS, TIMES_THE_LONGEST * self._longest):
             return
         self._told = True
         self._log_thread_stacks(silence)

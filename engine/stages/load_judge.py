@@ -33,7 +33,7 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
         case "reward-model":
             from engine.pairs.judges.reward_model import load_reward_model
 
-            return load_reward_model(context)
+            return load_reward_model(context.config, context.token_text, context.stop)
         case "server":
             from engine.pairs.judges.server import connect_server_judge
 

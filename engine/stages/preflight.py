@@ -9,9 +9,9 @@ import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 
+from engine.core import layout
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
-from engine.core.generators import returned
 from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
@@ -36,7 +36,7 @@ from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memor
 from engine.preflight.report import clock, forecast_event, forecast_lines, require_disk
 from engine.preflight.template import check_template
 from engine.preflight.timing import time_batch
-from engine.preflight.trial import longest_row
+from engine.preflight.trial import longest_row, rehearsal_of
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.results import PreflightResult
@@ -94,7 +94,7 @@ def run(context: Context) -> StageRun:
         whole = replace(whole, seconds_pairs=0.0)  # they are there already
     yield from forecast_lines(whole, inputs.machine)
     yield forecast_event(whole, inputs.machine, resolve_device(config).index or 0)
-    require_disk(context, whole)
+    require_disk(context.run.folder, whole)
     summary = f"all steps worked; the run will take about {clock(whole.seconds_pairs + whole.seconds_training)}"
     return StageEnd(
         summary,
@@ -119,22 +119,23 @@ def _trial_run(
         raise PreconditionError(
             f"{context.config.dataset} ({context.config.split}) has no prompts.", "", "Choose another --split."
         )
-    inputs = yield from plan_inputs(context, prompts)
-    config = inputs.context.config
+    inputs = yield from plan_inputs(context.config, context.run, context.token_text, prompts)
+    config = inputs.config
+    context = replace(context, config=config)
     require_memory(inputs)
 
-    made = yield from _make_pairs(inputs.context, prompts)
+    made = yield from _make_pairs(context, prompts)
     row = longest_row(made.longest, load_tokenizer(config, context.token_text), config.max_length)
     context.stop.raise_if_requested()
 
-    plan, tried = yield from fitting_plan(inputs, scratch, row)
+    plan, tried = yield from fitting_plan(inputs, rehearsal_of(context, scratch), row)
     yield Check("plan", "ok", f"{plan.in_words}: {plan.why.get('micro_batch', '')}")
-    yield from _archive(context, scratch)
+    yield from _archive(scratch)
     measured = Measurements(
-        batch_size=made.batch_size,
+        batch_size=made.batch.batch_size,
         reply_tokens=made.reply_tokens,
-        prefill_seconds=made.prefill_seconds,
-        decode_seconds=made.decode_seconds,
+        prefill_seconds=made.batch.prefill_seconds,
+        decode_seconds=made.batch.decode_seconds,
         record_bytes=made.record_bytes,
         step_seconds=tried.step_seconds,
         longest_tokens=config.max_length,
@@ -148,6 +149,15 @@ def _trial_run(
 
 
 @dataclass(frozen=True)
+class BatchTimes:
+    """How fast the policy reads and writes a full batch."""
+
+    batch_size: int
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
 class PairsInSmall:
     """What the first pairs took."""
 
@@ -155,12 +165,10 @@ class PairsInSmall:
     reply_tokens: float
     pair_tokens: float
     record_bytes: int
-    batch_size: int
-    prefill_seconds: float
-    decode_seconds: float
-    peak_bytes: int
     usable_share: float
+    batch: BatchTimes
     load_seconds: float
+    peak_bytes: int
 
 
 def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
@@ -169,59 +177,77 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     context   its configuration has the number format that was chosen
     """
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
-    examined = yield from ordering_judge(context)
-    settings = GenerationSettings.of(config if examined is None else examined.context.config)
-    started = time.monotonic()
-    backend = load_backend(
-        config,
-        adapter_folder(context.config, context.run, context.token_text),
-        context.stop,
-        context.token_text,
-        context.tell,
-    )
-    load_seconds = time.monotonic() - started
-    for note in backend.check(settings.sampling):
-        yield Message("warning", note)
-    judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
-    make = record_maker(backend, settings, judge, context.stop)
-    short_first, started = _short_first(prompts, backend, config.max_length), time.monotonic()
+    maker, backend, load_seconds = yield from _load_maker(context)
+    short_first = _short_first(prompts, backend, config.max_length)
     wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
-    if wants_pilot:
-        identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
-        maker = Maker(config, backend, settings, in_turn(make), identity, context.stop)
-        pairs = yield from make_pilot(context.run, prompts[: config.pilot_prompts], maker)
-        del maker
-    else:
-        pairs = [pair_of_record(record) for record in returned(make(short_first[:1]))]
-    yield Check(
-        "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs",
-        "ok",
-        f"{time.monotonic() - started:.1f} s, {backend.tokens} tokens",
+    pairs = yield from _first_pairs(
+        context.run, maker, prompts[: config.pilot_prompts] if wants_pilot else [], short_first[0]
     )
-    batch_size = backend.batch_size(config.max_prompt_tokens + settings.tokens_beside_prompt(backend))
-    size = min(batch_size, len(prompts))
-    prefill, decode = time_batch(backend, short_first[:size])
-    yield Check("a batch", "ok", f"{size} prompts: {prefill:.2f} s to read, {size / decode:.0f} tokens/s")
-    reply_tokens = _mean_reply_tokens(pairs, backend)
-    made = PairsInSmall(
-        longest=max(pairs, key=lambda pair: (pair.status == OK, -len(pair.prompt))),
-        reply_tokens=reply_tokens,
-        pair_tokens=mean([backend.length(pair.messages) for pair in pairs]) + reply_tokens,
-        record_bytes=round(mean([len(dumps(asdict(pair))) for pair in pairs])),
-        batch_size=batch_size,
-        prefill_seconds=prefill,
-        decode_seconds=decode,
-        peak_bytes=peak.bytes(),
-        usable_share=fraction([pair.status == OK for pair in pairs]),
-        load_seconds=load_seconds,
-    )
-    del backend, judge, make
+    batch = yield from _time_a_batch(maker, backend, short_first)
+    made = _measure(pairs, backend, batch, load_seconds, peak)
+    del maker, backend
     free_memory()
     context.stop.raise_if_requested()
     if wants_pilot:
         tokenizer = load_tokenizer(config, context.token_text)
-        yield from require_hope_of(context, (yield from judge_pilot(context, pairs, tokenizer, load_judge)))
+        estimates = yield from judge_pilot(context, pairs, tokenizer, load_judge)
+        yield from require_hope_of(estimates, config, context.run / layout.PILOT_PAIRS)
     return made
+
+
+def _load_maker(context: Context) -> Generator[Event, None, tuple[Maker, Backend, float]]:
+    """What makes the pairs, its policy, and the seconds that loading it took."""
+    config = context.config
+    examined = yield from ordering_judge(context)
+    settings = GenerationSettings.of(config if examined is None else examined.context.config)
+    started = time.monotonic()
+    adapter = adapter_folder(config, context.run, context.token_text)
+    backend = load_backend(config, adapter, context.stop, context.token_text, context.tell)
+    load_seconds = time.monotonic() - started
+    for note in backend.check(settings.sampling):
+        yield Message("warning", note)
+    judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
+    make = in_turn(record_maker(backend, settings, judge, context.stop))
+    identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
+    return Maker(config, backend, settings, make, identity, context.stop), backend, load_seconds
+
+
+def _first_pairs(run: Run, maker: Maker, pilot: list[Prompt], short: Prompt) -> Generator[Event, None, list[Pair]]:
+    """The pilot's pairs, or without one a pair of the short prompt."""
+    started = time.monotonic()
+    if pilot:
+        pairs = yield from make_pilot(run, pilot, maker)
+    else:
+        batch = next(told for told in maker.make([[short]]) if isinstance(told, list))
+        pairs = [pair_of_record(record) for _, record in batch]
+    title = "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+    yield Check(title, "ok", f"{time.monotonic() - started:.1f} s, {maker.backend.tokens} tokens")
+    return pairs
+
+
+def _time_a_batch(maker: Maker, backend: Backend, prompts: list[Prompt]) -> Generator[Event, None, BatchTimes]:
+    longest = maker.config.max_prompt_tokens + maker.settings.tokens_beside_prompt(backend)
+    batch_size = backend.batch_size(longest)
+    size = min(batch_size, len(prompts))
+    prefill, decode = time_batch(backend, prompts[:size])
+    yield Check("a batch", "ok", f"{size} prompts: {prefill:.2f} s to read, {size / decode:.0f} tokens/s")
+    return BatchTimes(batch_size, prefill, decode)
+
+
+def _measure(
+    pairs: list[Pair], backend: Backend, batch: BatchTimes, load_seconds: float, peak: MemoryPeak
+) -> PairsInSmall:
+    reply_tokens = _mean_reply_tokens(pairs, backend)
+    return PairsInSmall(
+        longest=max(pairs, key=lambda pair: (pair.status == OK, -len(pair.prompt))),
+        reply_tokens=reply_tokens,
+        pair_tokens=mean([backend.length(pair.messages) for pair in pairs]) + reply_tokens,
+        record_bytes=round(mean([len(dumps(asdict(pair))) for pair in pairs])),
+        usable_share=fraction([pair.status == OK for pair in pairs]),
+        batch=batch,
+        load_seconds=load_seconds,
+        peak_bytes=peak.bytes(),
+    )
 
 
 def _mean_reply_tokens(pairs: list[Pair], backend: Backend) -> float:
@@ -239,7 +265,7 @@ def _short_first(prompts: list[Prompt], backend: Backend, max_length: int) -> li
     return [prompts[first], *prompts[:first], *prompts[first + 1 :]]
 
 
-def _archive(context: Context, scratch: Run) -> Generator[Event, None, None]:
+def _archive(scratch: Run) -> Generator[Event, None, None]:
     from engine.packaging import build_archive, hash_file
 
     size = build_archive(scratch).bytes

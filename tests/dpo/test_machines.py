@@ -67,11 +67,12 @@ def test_two_machines_train_what_one_does(machine: Callable[..., Context], stage
 
 
 def test_the_options_are_accelerates_own(machine: Callable[..., Context]):
-    command = launch_command(machine(1), 4)
+    second = machine(1)
+    command = launch_command(second.config, second.run, 4)
     given = dict(itertools.pairwise(command))
     wanted = {"--num_processes": "4", "--num_machines": "2", "--machine_rank": "1", "--main_process_ip": "127.0.0.1"}
     assert {name: given[name] for name in wanted} == wanted
-    assert given["--main_process_port"] == str(machine(1).config.main_process_port)
+    assert given["--main_process_port"] == str(second.config.main_process_port)
 
 
 def test_a_machine_that_waits_ends_with_the_run(machine: Callable[..., Context]):

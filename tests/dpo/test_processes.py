@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from engine.core.errors import NumbersError, RestartNeeded, Stage3Error, Stopped
 from engine.core.events import CheckpointSaved, Event, Message, Stalled, TrainStep
 from engine.dpo.planning.plan import TrainingPlan, current_plan
 from engine.dpo.training.blame import Blame
+from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.processes import train_as_planned
 from engine.dpo.training.trainer import Trained, train
 from engine.dpo.training.voice import Failure, rank_log
@@ -61,6 +63,14 @@ def ranks_of(context: Context) -> dict[int, int]:
     return found
 
 
+def send_to_all(context: Context, number: signal.Signals) -> None:
+    """To the ranks and their launcher."""
+    ranks = ranks_of(context)
+    assert len(ranks) == 2
+    for pid in (psutil.Process(ranks[0]).ppid(), *ranks.values()):
+        os.kill(pid, number)
+
+
 def test_two_processes_train_what_one_does(make: Callable[..., Context]):
     alone, (events, trained) = run_stage(train(make("alone", 1), ROWS)), run_stage(training(make()))
     one, two = steps_of(alone[0]), steps_of(events)
@@ -70,6 +80,23 @@ def test_two_processes_train_what_one_does(make: Callable[..., Context]):
     assert trained.losses == pytest.approx(alone[1].losses, abs=1e-5)
     assert trained.first_loss == pytest.approx(alone[1].first_loss, abs=1e-6)
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [2, 4, 6]
+
+
+@pytest.mark.fault("A4")
+def test_a_signal_to_all_processes_at_once_loses_no_step(make: Callable[..., Context]):
+    """As Slurm sends it to a job: the run hears it, too, and tells the others when to stop."""
+    context = make()
+    with pytest.raises(Stopped):
+        for event in training(context):
+            if isinstance(event, TrainStep) and event.step == 2:
+                send_to_all(context, signal.SIGHUP)  # the run goes on without a terminal
+            if isinstance(event, TrainStep) and event.step == 3:
+                send_to_all(context, signal.SIGTERM)
+                context.stop.request("SIGTERM")
+    assert not ranks_of(context)
+    assert step_of(by_step(context.run / layout.CHECKPOINTS_DIR)[-1]) >= 3
+    _, trained = run_stage(train(make(processes=1), ROWS))
+    assert trained.resumed_from is not None and trained.resumed_from >= 3
 
 
 @pytest.mark.slow
@@ -191,7 +218,7 @@ def test_the_process_that_went_first_is_named(
     for rank, text in logs.items():
         rank_log(context.run, rank).parent.mkdir(exist_ok=True, parents=True)
         rank_log(context.run, rank).write_text(f"step 4\n{text}\n")
-    error = Blame(context, plan, failures, report(**codes), step=5).error()
+    error = Blame(context.run, context.config, plan, failures, report(**codes), step=5).error()
     assert re.match(said, str(error))
     assert isinstance(error, NumbersError) == (error.exit_code == 8)
 
@@ -199,6 +226,6 @@ def test_the_process_that_went_first_is_named(
 def test_a_process_without_memory_leads_to_a_smaller_plan(make: Callable[..., Context]):
     context, plan = make(), TrainingPlan(2, 1, True, "live", "float32", processes=2)
     failures = [Failure(0, "lost", CLOSED), Failure(1, "memory", "CUDA out of memory. Tried to allocate 2 GiB")]
-    error = Blame(context, plan, failures, "", step=3).error()
+    error = Blame(context.run, context.config, plan, failures, "", step=3).error()
     assert isinstance(error, RestartNeeded) and "2 processes × 1 × 2" in str(error)
     assert current_plan(context.run, context.config, "float32") == plan.reduce()

@@ -220,7 +220,7 @@ def test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked(files: dict[s
 @pytest.mark.fault("F2-6")
 def test_f2_06_of_a_bomb_of_rows_only_those_asked_for_are_unfolded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(streams, "UNFOLDS_FREELY", 8 << 20)
-    monkeypatch.setattr(streams, "MOST_UNFOLDING", 50)
+    monkeypatch.setattr(streams, "MAX_UNFOLDING", 50)
     row = json.dumps({"prompt": "How do I water a fern" + " " * 200 + "?"}).encode() + b"\n"
     with gzip.open(tmp_path / "bomb.jsonl.gz", "wb", 1) as file:
         for _ in range(60):

@@ -7,7 +7,7 @@ import pytest
 from engine.core.events import Event, Servers
 from engine.models.server.address import server_address
 from engine.models.server.client import ServerClient
-from engine.models.server.metrics import MOST_CHARACTERS, ServerLoad, address_of_metrics, server_load
+from engine.models.server.metrics import MAX_CHARACTERS, ServerLoad, address_of_metrics, server_load
 from engine.run.stop import StopToken
 from tests.support.fake_server import Answer, FakeServer, fake_server
 
@@ -51,8 +51,8 @@ def test_a_number_that_cannot_be_is_none(number: str):
 
 
 def test_a_long_text_takes_a_moment_and_no_more_of_it_is_read():
-    assert server_load(VLLM + "vllm:x{" * (MOST_CHARACTERS // 7)).running == 5.0
-    assert not server_load("#" * MOST_CHARACTERS + "\n" + VLLM).tells
+    assert server_load(VLLM + "vllm:x{" * (MAX_CHARACTERS // 7)).running == 5.0
+    assert not server_load("#" * MAX_CHARACTERS + "\n" + VLLM).tells
 
 
 def test_they_are_beside_v1():

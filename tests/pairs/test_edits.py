@@ -238,7 +238,7 @@ def test_who_replaces_the_file_loses_nothing_that_is_decided_meanwhile(tmp_path:
 
 
 def test_a_writer_that_hangs_is_named_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(edits_lock, "MOST_SECONDS", 0.05)
+    monkeypatch.setattr(edits_lock, "MAX_SECONDS", 0.05)
     path = tmp_path / "edits.jsonl"
     with sole_writer(path), pytest.raises(DiskError, match="another process"):
         write_edit(path, "a", "accept")

@@ -326,7 +326,7 @@ def reward_model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["bert", "deberta"])
 def test_a_reward_model_scores_question_and_answer_as_a_pair(kind: str, tmp_path: Path, make: Callable[..., Context]):
     folder = build_reward_model(tmp_path / kind, kind=kind)
-    judge, asked = load_reward_model(make(judge="reward-model", reward_model_id=str(folder))), cases(6)
+    judge, asked = reward_model_of(make(judge="reward-model", reward_model_id=str(folder))), cases(6)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     given = numbers(judge.score(asked))
@@ -343,7 +343,7 @@ def test_a_reward_model_scores_question_and_answer_as_a_pair(kind: str, tmp_path
 
 
 def test_of_several_turns_the_reward_model_reads_all(reward_model: Path, make: Callable[..., Context]):
-    judge = load_reward_model(make(judge="reward-model", reward_model_id=str(reward_model)))
+    judge = reward_model_of(make(judge="reward-model", reward_model_id=str(reward_model)))
     turns = [
         {"role": "user", "content": "water the plants"},
         {"role": "assistant", "content": "before noon"},
@@ -373,7 +373,7 @@ def test_a_reward_model_with_a_chat_template_reads_the_rendered_conversation(
     model = GemmaForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
-    judge, asked = load_reward_model(make(judge="reward-model", reward_model_id=str(tmp_path / "rm"))), cases(3)
+    judge, asked = reward_model_of(make(judge="reward-model", reward_model_id=str(tmp_path / "rm"))), cases(3)
     for case, found in zip(asked, numbers(judge.score(asked)), strict=True):
         expected = []
         for answer in (case.first, case.second):
@@ -385,7 +385,7 @@ def test_a_reward_model_with_a_chat_template_reads_the_rendered_conversation(
 
 
 def test_what_is_too_long_for_the_reward_model_is_not_cut(reward_model: Path, make: Callable[..., Context]):
-    judge, asked = load_reward_model(make(judge="reward-model", reward_model_id=str(reward_model))), cases(3)
+    judge, asked = reward_model_of(make(judge="reward-model", reward_model_id=str(reward_model))), cases(3)
     long = Comparison("long", asked[1].conversation, "water " * 50, asked[1].second)
     given = judge.score([asked[0], long, asked[2]])
     assert [scores.outcome == "not scored" for scores in given] == [False, True, False]
@@ -398,7 +398,7 @@ def test_what_is_too_long_for_the_reward_model_is_not_cut(reward_model: Path, ma
 def test_a_classifier_of_three_labels_is_refused_with_their_number(tmp_path: Path, make: Callable[..., Context]):
     folder = build_reward_model(tmp_path / "three", outputs=3)
     with pytest.raises(PreconditionError, match="has 3 outputs, not one"):
-        load_reward_model(make(judge="reward-model", reward_model_id=str(folder)))
+        reward_model_of(make(judge="reward-model", reward_model_id=str(folder)))
 
 
 def test_a_model_without_a_trained_head_is_refused_for_its_scores_would_be_random(
@@ -408,7 +408,7 @@ def test_a_model_without_a_trained_head_is_refused_for_its_scores_would_be_rando
     settings = json.loads((reward_model / "config.json").read_text())
     (reward_model / "config.json").write_text(json.dumps({**settings, "id2label": {"0": "LABEL_0"}}))
     with pytest.raises(PreconditionError, match=r"lacks 2 of its weights \(classifier.bias\)"):
-        load_reward_model(make(judge="reward-model", reward_model_id=str(reward_model)))
+        reward_model_of(make(judge="reward-model", reward_model_id=str(reward_model)))
 
 
 def test_a_reward_model_of_nan_is_an_error(reward_model: Path, make: Callable[..., Context]):
@@ -429,11 +429,11 @@ def test_a_pickled_an_absent_and_a_damaged_reward_model_are_errors_and_never_pas
     weights.write_bytes(weights.read_bytes()[:-40])
     for name in (str(reward_model), str(tmp_path / "absent")):
         with pytest.raises(PreconditionError, match=r"reward model .* cannot be loaded"):
-            load_reward_model(make(judge="reward-model", reward_model_id=name))
+            reward_model_of(make(judge="reward-model", reward_model_id=name))
     weights.unlink()
     torch.save({}, reward_model / "pytorch_model.bin")
     with pytest.raises(PreconditionError, match=r"reward model .* cannot be loaded"):
-        load_reward_model(make(judge="reward-model", reward_model_id=str(reward_model)))
+        reward_model_of(make(judge="reward-model", reward_model_id=str(reward_model)))
 
 
 # -- a server ----------------------------------------------------------------------------------------------------------
@@ -485,6 +485,10 @@ def replies_of(body: dict[str, Any]) -> tuple[str, str]:
 
 def entry(token: str, logprob: float, *top: tuple[str, float]) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "top_logprobs": [{"token": t, "logprob": p} for t, p in top]}
+
+
+def reward_model_of(context: Context) -> RewardModelJudge:
+    return load_reward_model(context.config, context.token_text, context.stop)
 
 
 def judge_at(url: str, make: Callable[..., Context], **options: object) -> ServerJudge:

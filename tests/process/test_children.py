@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import psutil
 import pytest
@@ -100,6 +101,17 @@ def test_what_carries_another_childs_mark_is_left_alone() -> None:
     run_child(["true"], limit_seconds=20)
     assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     other.close()
+
+
+@pytest.mark.fault("A4")
+def test_a_child_that_gets_the_jobs_signal_before_the_run_does_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm sends it to one process after the other."""
+    stop = StopToken()
+    Timer(0.3, stop.request, ("SIGTERM",)).start()
+    with pytest.raises(Stopped):
+        run_child(["sh", "-c", "kill -TERM $$"], limit_seconds=60, stop=stop)
+    monkeypatch.setattr(children, "TOGETHER_SECONDS", 0.1)
+    assert run_child(["sh", "-c", "kill -TERM $$"], limit_seconds=60, stop=StopToken()).killed_by == "SIGTERM"
 
 
 def test_a_request_to_stop_ends_the_child() -> None:

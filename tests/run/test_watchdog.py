@@ -17,7 +17,7 @@ from engine.run import watchdog
 from engine.run.context import Context
 from engine.run.journal import Entry
 from engine.run.state import RunState
-from engine.run.watchdog import LEAST_SECONDS, TIMES_THE_LONGEST, StallWatchdog
+from engine.run.watchdog import MIN_SECONDS, TIMES_THE_LONGEST, StallWatchdog
 from engine.stages.base import StageEnd
 from tests.support.small_stages import Made, SmallStage, small_stages
 from tui.widgets.status_lines import title_line
@@ -55,9 +55,9 @@ def a_step(number: int) -> Progress:
 @pytest.mark.fault("A19")
 def test_a_long_silence_is_reported_once_and_its_end_too(watched: Watched):
     watched.after(3, a_step(1))
-    assert watched.after(LEAST_SECONDS - 1) == []
+    assert watched.after(MIN_SECONDS - 1) == []
     stalled, message = watched.after(2)
-    assert stalled == Stalled("training", LEAST_SECONDS + 1)
+    assert stalled == Stalled("training", MIN_SECONDS + 1)
     assert isinstance(message, Message) and message.level == "warning" and "5.0 min" in message.text
     assert watched.after(600) == []
     going_on, message = watched.after(1, a_step(2))
@@ -66,21 +66,21 @@ def test_a_long_silence_is_reported_once_and_its_end_too(watched: Watched):
 
 
 def test_what_took_long_before_may_take_as_long_again(watched: Watched):
-    slow = LEAST_SECONDS / 2
+    slow = MIN_SECONDS / 2
     watched.after(slow, a_step(1))
     assert watched.after(TIMES_THE_LONGEST * slow - 1) == []
     assert watched.after(2) != []
 
 
 def test_what_one_stage_took_says_nothing_of_the_next(watched: Watched):
-    watched.after(LEAST_SECONDS - 1, a_step(1))
+    watched.after(MIN_SECONDS - 1, a_step(1))
     watched.after(1, StageStarted("packaging"))
-    assert watched.after(LEAST_SECONDS + 1) != []
+    assert watched.after(MIN_SECONDS + 1) != []
 
 
 def test_a_stage_may_wait_for_a_person(watched: Watched):
     watched.after(1, StageStarted("credentials"))
-    assert watched.after(3 * LEAST_SECONDS) == []
+    assert watched.after(3 * MIN_SECONDS) == []
 
 
 @pytest.mark.fault("A19")
@@ -98,7 +98,7 @@ def test_a_run_that_hangs_tells_where_it_hangs_and_ends_well_when_it_continues(
 
     stages = small_stages(monkeypatch)
     stages["toolchain"] = Hangs("toolchain")
-    monkeypatch.setattr(watchdog, "LEAST_SECONDS", 0.3)
+    monkeypatch.setattr(watchdog, "MIN_SECONDS", 0.3)
     states, shown = [RunState()], []
 
     def listen(entry: Entry) -> None:

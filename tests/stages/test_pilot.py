@@ -77,6 +77,10 @@ def judged(context: Context, pairs: list[Pair], load_judge: Any = lambda *_: Non
     return run_stage(judge_pilot(context, pairs, load_tokenizer(context.config), load_judge))
 
 
+def hope(context: Context, estimates: Any) -> Any:
+    return require_hope_of(estimates, context.config, context.run / layout.PILOT_PAIRS)
+
+
 def figures(events: list[Any]) -> dict[str, Any]:
     (done,) = [event for event in events if isinstance(event, PilotDone)]
     return {figure["name"]: figure for figure in done.figures}
@@ -139,7 +143,7 @@ def test_the_pilot_says_what_the_gate_will_say_with_an_interval(run_of):
     assert "improved_share" not in figures(events), "nobody judged"
     told = json.loads((context.run / layout.PILOT_REPORT).read_text())
     assert told["method"] == "critique-revision" and told["figures"] == list(figures(events).values())
-    run_stage(require_hope_of(context, estimates))
+    run_stage(hope(context, estimates))
 
 
 def test_without_hope_it_ends_there_unless_a_person_accepts_it(run_of):
@@ -148,10 +152,10 @@ def test_without_hope_it_ends_there_unless_a_person_accepts_it(run_of):
     assert figures(events)["usable_share"]["hopeless"]
     assert any(isinstance(event, Check) and event.name == "pilot: left out: identical" for event in events)
     with pytest.raises(DataError, match="usable share is 0 of 24") as refused:
-        run_stage(require_hope_of(context, estimates))
+        run_stage(hope(context, estimates))
     assert str(context.run / layout.PILOT_PAIRS) in refused.value.what_to_do
     accepts = run_of(accept_quality="to see them")
-    told, _ = run_stage(require_hope_of(accepts, judged(accepts, pilot(accepts, Mumbling())[1])[1]))
+    told, _ = run_stage(hope(accepts, judged(accepts, pilot(accepts, Mumbling())[1])[1]))
     assert [event.level for event in told if isinstance(event, Message)] == ["warning"]
 
 
@@ -160,7 +164,7 @@ def test_pairs_that_training_would_find_too_long_are_seen_in_the_pilot(run_of):
     events, estimates = judged(context, pilot(context, Backend())[1])
     assert figures(events)["too_long_share"]["hopeless"]
     with pytest.raises(DataError, match="too long share is 24 of 24"):
-        run_stage(require_hope_of(context, estimates))
+        run_stage(hope(context, estimates))
 
 
 def test_a_believed_judge_scores_the_pilot_and_stage_quality_finds_its_scores(run_of):

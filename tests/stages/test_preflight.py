@@ -126,7 +126,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_tried(
 def test_on_a_gpu_4_bits_are_among_what_would_fit(demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch):
     context = demo()
     inputs = PlanInputs(
-        replace(context, config=context.config.model_copy(update={"dtype": "bfloat16"})),
+        context.config.model_copy(update={"dtype": "bfloat16"}),
         replace(GEMMA, layers=18),
         Machine("cuda", 4 * GIB, 4 * GIB, 600 << 20, 64 * GIB),
         "",
@@ -140,7 +140,7 @@ def test_a_computer_is_not_filled_to_the_brim_and_a_gpu_nearly(demo: Callable[..
     context = demo(max_length=64)
     config = context.config.model_copy(update={"dtype": "float32"})
     for device, most in (("cpu", 0.6), ("cuda", 0.92)):
-        inputs = PlanInputs(replace(context, config=config), GEMMA, a_machine(30, device)(None), "")
+        inputs = PlanInputs(config, GEMMA, a_machine(30, device)(None), "")
         assert inputs.needed(inputs.choose()) <= most * 30 * GIB
 
 

@@ -21,7 +21,7 @@ from textual_serve.server import Server
 from engine.core.errors import PreconditionError
 
 COOKIE = "stage3_tui"
-MOST_SCREENS = 8
+MAX_SCREENS = 8
 """Each is a process."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
@@ -100,8 +100,8 @@ class TokenServer(Server):
         return web.Response(text=_ELSEWHERE.sub("", page), content_type="text/html")
 
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
-        if self._screens >= MOST_SCREENS:
-            raise web.HTTPServiceUnavailable(text=f"{MOST_SCREENS} screens are open already.\n")
+        if self._screens >= MAX_SCREENS:
+            raise web.HTTPServiceUnavailable(text=f"{MAX_SCREENS} screens are open already.\n")
         self._screens += 1
         try:
             return await super().handle_websocket(request)

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 
 from engine.core.errors import ExitCode
 
+SAME_SECONDS = 1.0
+"""A SIGTERM so soon after another one is the same: where all processes of a job get it, so does one that passes it on."""
+
+
+class Heard:
+    """The first signal that asked to stop."""
+
+    def __init__(self) -> None:
+        self._first: tuple[str, float] | None = None
+
+    def is_second(self, name: str) -> bool:
+        """Whether somebody asked before, and asks once more."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = name, now
+            return False
+        first, since = self._first
+        return not (name == first == "SIGTERM" and now - since < SAME_SECONDS)
+
 
 def install_signal_handlers(request: Callable[[str, ExitCode], None]) -> None:
     """SIGTERM and SIGINT: finish the step, save, leave; a second one: at once. SIGHUP: the terminal is gone, the run goes on."""
-    heard: list[int] = []
+    heard = Heard()
 
     def handle(number: int, _: FrameType | None) -> None:
-        if heard:
+        name = signal.Signals(number).name
+        if heard.is_second(name):
             os._exit(128 + number)
-        heard.append(number)
-        request(signal.Signals(number).name, ExitCode(128 + number))
+        request(name, ExitCode(128 + number))
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)

@@ -18,7 +18,7 @@ WORD_MARKS = {
     "equal": ("=", "$muted"),
     "worse": ("▼", "$pair-bad"),
 }
-LEAST_IN_COMMON = 0.4
+MIN_IN_COMMON = 0.4
 """If fewer words are the same, nearly all would be marked, so none are."""
 PROMPT_SHOWN = 1_000
 
@@ -76,7 +76,7 @@ def answers_lines(shown: AnswersShown, width: int) -> list[Content]:
         EMPTY,
         *paragraph(prompt, width),
         EMPTY,
-        *side_by_side(one.stage2, one.stage3, width, (names[0], names[1]), least_common=LEAST_IN_COMMON),
+        *side_by_side(one.stage2, one.stage3, width, (names[0], names[1]), least_common=MIN_IN_COMMON),
     ]
 
 

@@ -27,7 +27,7 @@ from tui.widgets.text_view import TextView
 
 COLOURS = ("$chart-loss", "$chart-margin", "$accent", "$gauge-forecast", "$stage-failed", "$foreground")
 """Of the runs, in their order; then from the start again."""
-NAME_CELLS, CELLS, MOST_CELLS = 26, 14, 26
+NAME_CELLS, CELLS, MAX_CELLS = 26, 14, 26
 KEYS = Content.assemble(
     ("Esc", "bold $key"), (" back to the runs   ", "$muted"), ("PgDn", "bold $key"), (" scrolls", "$muted")
 )
@@ -153,7 +153,7 @@ def _table(rows: Sequence[tuple[str, Sequence[str]]], width: int) -> list[Conten
         return []
     runs = len(rows[0][1])
     widest = max(len(text) for _, texts in rows for text in texts)
-    cells = min(max(widest, CELLS), MOST_CELLS, max((width - NAME_CELLS) // runs - 2, 8))
+    cells = min(max(widest, CELLS), MAX_CELLS, max((width - NAME_CELLS) // runs - 2, 8))
     head = Content("  ").join(
         [Content(" " * NAME_CELLS), *(fit(Content.styled(letter(n), f"bold {colour(n)}"), cells) for n in range(runs))]
     )

@@ -23,7 +23,7 @@ NOTHING_TO_RUN = {"run_stage", "run_all", "redo", "stop", "log"}
 """Keys of the wizard that need a run."""
 
 
-LEAST_OF_NAME = 24
+MIN_NAME_CELLS = 24
 """Cells of a path that stay on a narrow screen."""
 
 
@@ -78,11 +78,11 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
 def title_line(file: str, where: Content, width: int) -> Content:
     """The end of the path is never cut: it is the file's name."""
     title = Content.assemble((" stage3-tui ", "bold $accent"), ("browse ", "bold $foreground"))
-    room = max(width - title.cell_length - where.cell_length - SPREAD_GAP, LEAST_OF_NAME)
+    room = max(width - title.cell_length - where.cell_length - SPREAD_GAP, MIN_NAME_CELLS)
     return spread(title + shortened(Content.styled(file, "bold $foreground"), room), where, width)
 
 
 def edits_line(edits: str, width: int) -> Content:
     before = Content.styled(" Decisions go to ", "$muted")
-    room = max(width - before.cell_length, LEAST_OF_NAME)
+    room = max(width - before.cell_length, MIN_NAME_CELLS)
     return fit(before + shortened(Content.styled(edits, "$muted"), room), width)

@@ -29,7 +29,7 @@ MARKS: dict[Standing, tuple[str, str]] = {
     "decide": ("!", "$check-warning"),
     "open": ("·", "$muted"),
 }
-TITLE_CELLS, LEAST_VALUE = 12, 24
+TITLE_CELLS, MIN_VALUE_CELLS = 12, 24
 
 
 class StartRows(OptionRows):
@@ -122,7 +122,7 @@ def ingredient_row(one: Ingredient, told_cells: int, width: int) -> Content:
     """`told_cells`: the widest of what is told of any of them."""
     glyph, style = MARKS[one.standing]
     loud = one.standing in ("missing", "gated", "decide")
-    room = max(width - TITLE_CELLS - told_cells - 6, LEAST_VALUE)
+    room = max(width - TITLE_CELLS - told_cells - 6, MIN_VALUE_CELLS)
     cells = [
         Content.styled(f" {glyph} ", f"bold {style}") + fit(Content.styled(one.title, "$foreground"), TITLE_CELLS),
         fit(shortened(one_line(one.value, "bold $foreground", 400), room), room),

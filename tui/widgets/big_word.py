@@ -9,7 +9,7 @@ from textual.content import Content
 from tui.widgets.layout import EMPTY, beside, paragraph
 
 GAP = 4
-LEAST_BESIDE = 36
+MIN_WIDTH_BESIDE = 36
 """Minimum cells for a sentence beside the word."""
 
 LETTERS: dict[str, tuple[str, str, str]] = {
@@ -48,6 +48,6 @@ def hero(word: Sequence[Content], label: Content, sentence: Content, width: int)
     """The word, with a label and a sentence beside it if there is room, else below."""
     word_width = max(row.cell_length for row in word)
     room = width - word_width - GAP
-    if room < LEAST_BESIDE:
+    if room < MIN_WIDTH_BESIDE:
         return [*word, EMPTY, *paragraph(label, width), *paragraph(sentence, width)]
     return beside(word, [*paragraph(label, room), *paragraph(sentence, room)], word_width, GAP)

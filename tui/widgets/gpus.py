@@ -12,7 +12,7 @@ from tui.formatting import memory, one_line
 from tui.widgets.gauge import memory_bar, peak_on_gpu
 from tui.widgets.layout import as_fits, fit
 
-LEAST_BAR, MOST_BAR = 8, 40
+MIN_BAR, MAX_BAR = 8, 40
 ROOM_FOR_MODEL = 118
 """Minimum cells to show the GPU's model, too."""
 
@@ -88,7 +88,7 @@ def _aligned(rows: Sequence[_Row], width: int) -> list[Content]:
     names = max(len(row.name) for row in rows)
     numbers = max(len(row.numbers) for row in rows)
     rest = max(sum(len(figure) + 3 for figure in row.rest) for row in rows)
-    room = min(max(width - names - numbers - rest - 4, LEAST_BAR), MOST_BAR)
+    room = min(max(width - names - numbers - rest - 4, MIN_BAR), MAX_BAR)
     return [
         as_fits(
             (

@@ -10,7 +10,7 @@ from engine.dpo.evaluation.carried import Carrying
 from tui.formatting import figure
 from tui.widgets.layout import fit
 
-LEAST_BAR, MOST_BAR, GAP = 12, 48, 2
+MIN_BAR, MAX_BAR, GAP = 12, 48, 2
 TRACK, INTERVAL, VALUE, MARK = "─", "━", "●", "┃"
 
 
@@ -40,8 +40,8 @@ def interval_lines(figures: Sequence[Carrying], width: int) -> list[Content]:
         max(cell.cell_length for cell in column) for column in zip(*columns, strict=True)
     )
     fixed = names + values + intervals + 3 * GAP
-    beside = width - fixed - marks - GAP >= LEAST_BAR
-    room = min(max(width - fixed - (marks + GAP if beside else 0), LEAST_BAR), MOST_BAR)
+    beside = width - fixed - marks - GAP >= MIN_BAR
+    room = min(max(width - fixed - (marks + GAP if beside else 0), MIN_BAR), MAX_BAR)
     lines = []
     for one, (name, value, interval, mark) in zip(figures, columns, strict=True):
         cells = [fit(name, names), fit(value, values, right=True), interval_bar(one, room), fit(interval, intervals)]

@@ -20,7 +20,7 @@ from tui.widgets.text_view import clickable
 
 FEW = 12
 """So many options are shown without being asked for."""
-LEAST_VALUE = 10
+MIN_VALUE_CELLS = 10
 Row = Option | str
 """An option, a heading, or nothing (air above a heading)."""
 
@@ -149,7 +149,7 @@ class OptionRows(RowList):
         labels = max(len(option.label) for option in self.options) + 2
         values = max(len(shown_value(option, self.values.get(option.name))) for option in self.options)
         names = max(len(option.name) for option in self.options)
-        room = min(max(values, LEAST_VALUE), max(width - labels - names - 5, LEAST_VALUE))
+        room = min(max(values, MIN_VALUE_CELLS), max(width - labels - names - 5, MIN_VALUE_CELLS))
         return option_row(row, self.values.get(row.name), labels, room, width)
 
     # -- what the keys ask for ----------------------------------------------------------------------------------------

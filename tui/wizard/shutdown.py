@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from engine.core.errors import ExitCode, Stage3Error
+from tui.process.signals import Heard
 from tui.runs.run_source import WizardEnd
 from tui.terminal import sequences
 
@@ -25,7 +26,7 @@ class Shutdown:
     def __init__(self, wizard: WizardApp) -> None:
         self._wizard, self._source = wizard, wizard.source
         self._leaving: WizardEnd | None = None
-        self._signalled = False
+        self._heard = Heard()
         self._started_from = os.getppid()
         self.stopping = ""
         """The title's text while the run stops; otherwise empty."""
@@ -93,10 +94,10 @@ class Shutdown:
 
     def by_signal(self, name: str, code: ExitCode) -> None:
         """Stop, save and leave; a second time, leave at once."""
-        if self._signalled or self._source.read_only or not self._source.running:
+        second = self._heard.is_second(name)
+        if second or self._source.read_only or not self._source.running:
             self._wizard.exit(WizardEnd.STOPPED, return_code=int(code))
             return
-        self._signalled = True
         self._leaving = WizardEnd.STOPPED
         self.stop(name, code)
 

@@ -31,12 +31,15 @@ from engine.storage.files import sha256_of_json, write_json
 __all__ = ["JudgedAnswers", "compare", "evaluate", "judge_answers"]
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engine.core.config import Stage3Config
     from engine.dpo.training.trainer import Trained
     from engine.models.chat import Conversation
     from engine.models.generation.sampling import Reply
     from engine.pairs.judges.base import LoadJudge
     from engine.run.context import Context
+    from engine.run.stop import StopToken
 
 SHOWN_SAMPLES = 5
 
@@ -70,7 +73,7 @@ def evaluate(
     config = context.config
     rows = part_of(rows, config.eval_part)
     held_out = yield from held_out_rewards(config, trained, rows, context.stop)
-    answered, everyday = yield from _answer_both(context, trained, rows)
+    answered, everyday = yield from _answer_both(config, trained, rows, context.cache, context.stop)
     prompts, stage2, stage3 = answered.prompts, answered.stage2, answered.stage3
     distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, context.stop)
     relevance = None
@@ -104,11 +107,10 @@ def evaluate(
 
 
 def _answer_both(
-    context: Context, trained: Trained, rows: Sequence[Row]
+    config: Stage3Config, trained: Trained, rows: Sequence[Row], cache_folder: Path, stop: StopToken
 ) -> Generator[Event, None, tuple[BothAnswer, BothAnswer]]:
     """Both models answer held-out prompts, and everyday questions as far as a refusal shows."""
-    config = context.config
-    answer = partial(answers, config, trained, cache_folder=context.cache, stop=context.stop)
+    answer = partial(answers, config, trained, cache_folder=cache_folder, stop=stop)
     prompts = distinct_prompts(rows, config.eval_prompts)
     stage2 = yield from answer(prompts, REFERENCE_ADAPTER)
     stage3 = yield from answer(prompts, POLICY_ADAPTER)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.errors import Stage3Error, error_with
 from engine.core.reading import open_file
 from engine.dpo.planning.plan import TrainingPlan, reduce_after_oom
@@ -16,7 +17,7 @@ from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.launcher import launcher_log
 from engine.dpo.training.voice import Failure, rank_log
 from engine.process.kill import how_it_ended
-from engine.run.context import Context
+from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 
 LOG_LINES, LOG_CHARACTERS = 4, 240
@@ -31,7 +32,8 @@ _WAITED_IN_VAIN = re.compile(r"collective operation timeout|timed out waiting", 
 class Blame:
     """Finds the process whose end made the others end, too."""
 
-    context: Context
+    run: Run
+    config: Stage3Config
     plan: TrainingPlan
     failures: Sequence[Failure]
     report: str
@@ -43,8 +45,7 @@ class Blame:
         """The error that a process told, of memory a smaller plan, else one that names the process."""
         for failure in self.failures:
             if failure.reason == "memory":
-                run, config = self.context.run, self.context.config
-                return reduce_after_oom(run, config, self.plan, step=self.step, error=failure.what)
+                return reduce_after_oom(self.run, self.config, self.plan, step=self.step, error=failure.what)
             if failure.reason == "error":
                 return error_with(failure.exit_code, failure.what, failure.why, failure.what_to_do)
         deaths = {int(rank): int(code) for rank, code in _DEATH.findall(self.report)}
@@ -75,9 +76,9 @@ class Blame:
             if rank is not None
             else f"The {self.plan.processes} processes"
         )
-        log = launcher_log(0) if rank is None else f"{layout.PROCESSES_DIR}/{rank_log(self.context.run, rank).name}"
+        log = launcher_log(0) if rank is None else f"{layout.PROCESSES_DIR}/{rank_log(self.run, rank).name}"
         end = " / ".join(self._log_end(rank)) or "nothing"
-        saved = max(map(step_of, by_step(self.context.run / layout.CHECKPOINTS_DIR)), default=None)
+        saved = max(map(step_of, by_step(self.run / layout.CHECKPOINTS_DIR)), default=None)
         goes_on = "starts the training again" if saved is None else f"continues from the checkpoint of step {saved}"
         return Stage3Error(
             f"{who} that train {what}, after step {self.step}.",
@@ -87,7 +88,7 @@ class Blame:
 
     def _log_end(self, rank: int | None) -> list[str]:
         """Of a process that came to no log, what the launcher wrote."""
-        log = None if rank is None else rank_log(self.context.run, rank)
+        log = None if rank is None else rank_log(self.run, rank)
         text = _end_of(log) if log is not None and log.is_file() else self.report
         return [visible_line(line, LOG_CHARACTERS) for line in text.splitlines() if line.strip()][-LOG_LINES:]
 

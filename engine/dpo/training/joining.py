@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from engine.core import layout
@@ -15,8 +16,10 @@ from engine.core.events import Message, RunFinished
 from engine.core.reading import open_file
 from engine.dpo.training.launcher import REQUEST_JSON, launched, launcher_log
 from engine.dpo.training.voice import STOP, Request
+from engine.process.conversation import Conversation
 from engine.run.context import Context
 from engine.run.journal import entry_from_dict
+from engine.run.stop import StopToken
 from engine.storage.jsonl import parsed_line
 
 LOOK_SECONDS = 0.5
@@ -34,7 +37,7 @@ def join_training(context: Context) -> Generator[Message, None, ExitCode]:
         if (name := request.alive()) and name != taken:
             taken = name
             yield Message("info", f"Machine {rank} takes part in the training.")
-            if _take_part(context, request.processes) == 0:
+            if _take_part(launched(context.config, run, request.processes), context.stop) == 0:
                 context.stop.raise_if_requested()
                 yield Message("info", "The processes of this machine have ended.")
                 return ExitCode.DONE
@@ -45,12 +48,12 @@ def join_training(context: Context) -> Generator[Message, None, ExitCode]:
         context.stop.wait(LOOK_SECONDS)
 
 
-def _take_part(context: Context, processes: int) -> int:
+def _take_part(processes: AbstractContextManager[Conversation], stop: StopToken) -> int:
     """The exit status of this machine's processes."""
     told = False
-    with launched(context, processes) as talk:
+    with processes as talk:
         for _ in talk.lines():
-            if context.stop.requested and not told:
+            if stop.requested and not told:
                 told = True
                 talk.tell(STOP)
     return talk.code or 0

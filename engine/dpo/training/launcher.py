@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.failpoints import VARIABLE as FAILPOINTS
 from engine.process.conversation import Conversation, conversation
-from engine.run.context import Context
+from engine.run.folder import Run
 
 LAUNCHER = "accelerate.commands.launch"
 REQUEST_JSON = f"{layout.PROCESSES_DIR}/request.json"
@@ -25,13 +26,13 @@ INHERITED = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", FAILPOINTS)
 
 
 @contextmanager
-def launched(context: Context, processes: int) -> Iterator[Conversation]:
+def launched(config: Stage3Config, run: Run, processes: int) -> Iterator[Conversation]:
     """The processes, as one child; at the end none of them is left."""
     talk = conversation(
-        launch_command(context, processes),
+        launch_command(config, run, processes),
         cwd=Path.cwd(),
         extra=_environment(),
-        log_file=context.run / launcher_log(context.config.machine_rank),
+        log_file=run / launcher_log(config.machine_rank),
     )
     with talk as started:
         yield started
@@ -42,12 +43,11 @@ def launcher_log(machine: int) -> str:
     return f"{layout.PROCESSES_DIR}/launcher{f'-{machine}' if machine else ''}.log"
 
 
-def launch_command(context: Context, processes: int) -> list[str]:
+def launch_command(config: Stage3Config, run: Run, processes: int) -> list[str]:
     """Every option that the user's own configuration of accelerate could set otherwise is given.
 
     processes   on all machines
     """
-    config = context.config
     here = processes // config.num_machines
     options = {
         "num_processes": processes,
@@ -67,7 +67,7 @@ def launch_command(context: Context, processes: int) -> list[str]:
     kind = FSDP if config.sharding == "fsdp" else ("--multi_gpu",)
     return [
         *(sys.executable, "-m", LAUNCHER, *kind, *given),
-        *("--module", "engine.dpo.training.worker", str(context.run / REQUEST_JSON)),
+        *("--module", "engine.dpo.training.worker", str(run / REQUEST_JSON)),
     ]
 
 

@@ -25,6 +25,8 @@ from engine.models.loading import dtype_name, resolve_dtype
 from engine.process.conversation import Conversation
 from engine.process.stopped import StoppedProcesses
 from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.stop import StopToken
 from engine.storage.jsonl import loads
 
 TOUCH_SECONDS = 1.0
@@ -37,7 +39,7 @@ def train_as_planned(
     plan = current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
     if plan.processes == 1:
         return (yield from train(context, rows, reference_sha256=reference_sha256, plan=plan))
-    expected = reference_sha256 or expected_reference(context)
+    expected = reference_sha256 or expected_reference(context.run)
     heard = yield from _train_elsewhere(context, plan, expected)
     trained = yield from train(context, rows, reference_sha256=expected, plan=plan)
     if heard.result is None:
@@ -65,8 +67,8 @@ def _train_elsewhere(context: Context, plan: TrainingPlan, expected: str) -> Gen
         "info", f"{plan.processes} processes train together{where}; the log of each is in {layout.PROCESSES_DIR}/."
     )
     try:
-        with launched(context, plan.processes) as talk:
-            heard, step = yield from _listen(context, talk)
+        with launched(context.config, run, plan.processes) as talk:
+            heard, step = yield from _listen(run, context.stop, talk)
             beside = "\n".join(talk.beside.tail)
     finally:
         (run / REQUEST_JSON).unlink(missing_ok=True)  # other machines wait for the next one
@@ -74,21 +76,21 @@ def _train_elsewhere(context: Context, plan: TrainingPlan, expected: str) -> Gen
     if heard.stopped:
         raise Stopped("asked on another machine that trains")
     if heard.result is None:
-        raise Blame(context, plan, heard.failures, beside, step).error()
+        raise Blame(run, context.config, plan, heard.failures, beside, step).error()
     return heard
 
 
-def _listen(context: Context, talk: Conversation) -> Generator[Event, None, tuple[Heard, int]]:
+def _listen(run: Run, stop: StopToken, talk: Conversation) -> Generator[Event, None, tuple[Heard, int]]:
     """What was heard, and the last step."""
     heard, watch, stop_told, touched = Heard(), StoppedProcesses(), False, 0.0
-    step = max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
+    step = max(map(step_of, by_step(run / layout.CHECKPOINTS_DIR)), default=0)
     for line in talk.lines():
-        if context.stop.requested and not stop_told:
+        if stop.requested and not stop_told:
             stop_told = True
             talk.tell(STOP)
         if time.monotonic() - touched > TOUCH_SECONDS:
             touched = time.monotonic()
-            os.utime(context.run / REQUEST_JSON)  # a machine that joins sees that somebody is behind it
+            os.utime(run / REQUEST_JSON)  # a machine that joins sees that somebody is behind it
         event = None if line is None else _understood(line, heard)
         if isinstance(event, TrainStep):
             step = event.step

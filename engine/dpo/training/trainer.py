@@ -11,8 +11,9 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.trl_trainer import Stage3Trainer
     from engine.run.context import Context
+    from engine.run.folder import Run
     from engine.run.stop import StopToken
 
 WARMUP_SHARE = 0.1
@@ -131,7 +133,7 @@ def train(
     """
     plan = plan or current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
     resolved = replace(context, config=plan.applied_to(context.config))
-    expected = reference_sha256 or expected_reference(context)
+    expected = reference_sha256 or expected_reference(context.run)
     said, step = "", max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
     try:
         working = _train(resolved, rows, plan, expected, policy, tokenizer, max_steps)
@@ -195,10 +197,14 @@ def _train(
 
     config = context.config
     started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
-    callbacks = _reporting_callbacks(context)
-    prepared = yield from _prepare(context, rows, expected, policy, tokenizer, max_steps, ranks)
-    yield from _place_reference(context, prepared, expected)
-    checkpoint = yield from _checkpoint_to_resume(context, prepared.fingerprint, ranks)
+    callbacks = _reporting_callbacks(config, context.run)
+    prepared = yield from _prepare(
+        config, context.run, context.token_text, rows, expected, policy, tokenizer, max_steps, ranks
+    )
+    reference_cache = KeyedCache(context.cache / layout.REFERENCE_LOGPS)
+    yield from _place_reference(config, prepared, expected, reference_cache, context.stop)
+    others = partial(earlier_trainings, context.run, context.cache_folder)
+    checkpoint = yield from _checkpoint_to_resume(context.run, others, prepared.fingerprint, ranks)
     first_loss = yield from _begin(prepared, checkpoint)
     watch = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
     for callback in [WarningsCallback(watch), *callbacks]:
@@ -211,41 +217,45 @@ def _train(
     history = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in history]
     yield from _warn_of_divergence(losses)
-    steps, collator = prepared.trainer.state.global_step, prepared.trainer.data_collator
-    trained, pairs, too_long = prepared.policy, len(prepared.pairs), [pair.index for pair in prepared.too_long]
-    tokenizer = prepared.tokenizer
-    trained.eval()
-    trained.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
-    del prepared  # and with it the optimizer
-    free_memory()
-    return Trained(
-        model=trained,
-        tokenizer=tokenizer,
-        collator=collator,
-        steps=steps,
+    trained = Trained(
+        model=prepared.policy,
+        tokenizer=prepared.tokenizer,
+        collator=prepared.trainer.data_collator,
+        steps=prepared.trainer.state.global_step,
         losses=losses,
         margins=[float(entry["rewards/margins"]) for entry in history],
         first_loss=first_loss,
         resumed_from=None if checkpoint is None else step_of(checkpoint),
-        pairs=pairs,
-        too_long=too_long,
+        pairs=len(prepared.pairs),
+        too_long=[pair.index for pair in prepared.too_long],
         tensors_sha256=final,
         stage2_sha256=expected,
         seconds=time.monotonic() - started,
         plan=plan,
         peak_bytes=peak.bytes(),
     )
+    del prepared  # and with it the optimizer
+    _ready_to_answer(trained.model)
+    return trained
 
 
-def _reporting_callbacks(context: Context) -> list[TrainerCallback]:
+def _ready_to_answer(model: PeftModel) -> None:
+    model.eval()
+    model.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
+    free_memory()
+
+
+def _reporting_callbacks(config: Stage3Config, run: Run) -> list[TrainerCallback]:
     """Raises PreconditionError if tensorboard is requested but not installed, before anything is loaded."""
     from engine.dpo.training.callbacks import tensorboard
 
-    return [tensorboard(context.run / TENSORBOARD_DIR)] if context.config.report_to == "tensorboard" else []
+    return [tensorboard(run / TENSORBOARD_DIR)] if config.report_to == "tensorboard" else []
 
 
 def _prepare(
-    context: Context,
+    config: Stage3Config,
+    run: Run,
+    token: str | None,
     rows: Sequence[Row],
     expected: str,
     policy: PeftModel | None,
@@ -256,19 +266,16 @@ def _prepare(
     from engine.dpo.training.encoded_pairs import as_plain, fingerprint_of
     from engine.dpo.training.trl_trainer import build_trainer
 
-    config, token = context.config, context.token_text
     tokenizer = tokenizer or load_tokenizer(config, token)
-    pairs, too_long = yield from _encode_and_filter(context, rows, tokenizer)
-    policy = policy or load_policy(
-        load_base(config, token), adapter_folder(context.config, context.run, context.token_text), trainable=True
-    )
+    pairs, too_long = yield from _encode_and_filter(config, run.folder, rows, tokenizer)
+    policy = policy or load_policy(load_base(config, token), adapter_folder(config, run, token), trainable=True)
     dtype = resolve_dtype(config)
     settings = training_settings(config, len(pairs), max_steps)
     fingerprint = fingerprint_of(
         map(as_plain, pairs),
         {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
-    folder = context.run / layout.CHECKPOINTS_DIR
+    folder = run / layout.CHECKPOINTS_DIR
     kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
     trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
     if trainer.why_head:
@@ -283,11 +290,13 @@ def _sharded() -> type[Stage3Trainer]:
     return ShardedTrainer
 
 
-def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Generator[Event, None, None]:
+def _place_reference(
+    config: Stage3Config, prepared: _Prepared, expected: str, cache: KeyedCache, stop: StopToken
+) -> Generator[Event, None, None]:
     """Verify that the reference is the Stage 2 adapter and, if configured, compute its log-probabilities up front."""
     from engine.dpo.training.encoded_pairs import as_plain
 
-    config, policy, trainer = context.config, prepared.policy, prepared.trainer
+    policy, trainer = prepared.policy, prepared.trainer
     require_reference_weights(policy, expected)
     if config.load_in_4bit:
         restore_adapter(policy, REFERENCE_ADAPTER)
@@ -299,28 +308,33 @@ def _place_reference(context: Context, prepared: _Prepared, expected: str) -> Ge
         trainer.data_collator,
         batch_size=config.per_device_train_batch_size,
         dtype=prepared.dtype,
-        cache=KeyedCache(context.cache / layout.REFERENCE_LOGPS),
+        cache=cache,
         policy=policy_key(config, expected),
-        stop=context.stop,
+        stop=stop,
         ranks=trainer.ranks,
     )
     trainer.use_reference_logps(logps)
 
 
-def _checkpoint_to_resume(context: Context, fingerprint: str, ranks: Ranks) -> Generator[Event, None, Path | None]:
+def _checkpoint_to_resume(
+    run: Run, others: Callable[[], list[Path]], fingerprint: str, ranks: Ranks
+) -> Generator[Event, None, Path | None]:
     """What the first process finds: others may not look while it renames."""
-    found = (yield from _newest_checkpoint(context, fingerprint)) if ranks.is_first else None
+    found = (
+        (yield from _newest_checkpoint(run / layout.CHECKPOINTS_DIR, others, fingerprint)) if ranks.is_first else None
+    )
     return ranks.from_first(found)
 
 
-def _newest_checkpoint(context: Context, fingerprint: str) -> Generator[Event, None, Path | None]:
-    """The newest good checkpoint of this training: its own, else one of the same training in another folder."""
-    folder = context.run / layout.CHECKPOINTS_DIR
+def _newest_checkpoint(
+    folder: Path, others: Callable[[], list[Path]], fingerprint: str
+) -> Generator[Event, None, Path | None]:
+    """The newest good checkpoint of this training: in its own folder, else one of the same training among the others."""
     checkpoint, told = newest_good(folder, fingerprint)
     yield from told
     if checkpoint is not None:
         return checkpoint
-    elsewhere = adopt(folder, earlier_trainings(context), fingerprint)
+    elsewhere = adopt(folder, others(), fingerprint)
     if elsewhere is None:
         return None
     yield Message("info", f"Found the same training in {elsewhere}; continuing from its checkpoint.")
@@ -363,14 +377,15 @@ def _mean_reply_tokens(pairs: Sequence[EncodedPair]) -> float:
     return sum(len(pair.chosen_ids) for pair in pairs) / len(pairs)
 
 
-def earlier_trainings(context: Context) -> list[Path]:
-    """Other checkpoint folders: those of the run's trials, of the run that this one is a trial of, and superseded ones."""
-    folders = (
-        [context.run.folder] if context.cache_folder is None else [context.run.folder, context.cache_folder.parent]
-    )
+def earlier_trainings(run: Run, cache_folder: Path | None) -> list[Path]:
+    """Other checkpoint folders: those of the run's trials, of the run that this one is a trial of, and superseded ones.
+
+    cache_folder   of a trial: its sweep's, inside the run that this one is a trial of
+    """
+    folders = [run.folder] if cache_folder is None else [run.folder, cache_folder.parent]
     found: list[Path] = []
     for folder in folders:
-        found += [folder / layout.CHECKPOINTS_DIR] if folder != context.run.folder else []
+        found += [folder / layout.CHECKPOINTS_DIR] if folder != run.folder else []
         found += sorted((folder / layout.TRIALS_DIR).glob(f"*/{layout.CHECKPOINTS_DIR}"))
         found += [old / layout.CHECKPOINTS_DIR for old in superseded_folders(folder) if is_reusable(old)]
     return found
@@ -384,9 +399,9 @@ def _warn_of_divergence(losses: list[float]) -> Iterator[Message]:
         yield Message("warning", f"{text}: worse than untrained. Check --learning-rate and the pairs.")
 
 
-def expected_reference(context: Context) -> str:
+def expected_reference(run: Run) -> str:
     """The hash of the reference's tensors that stage adapter recorded. Raises PreconditionError without one."""
-    adapter = context.run.results.adapter
+    adapter = run.results.adapter
     if adapter is None:
         raise PreconditionError(
             "The run has no record of the reference adapter.",
@@ -437,17 +452,17 @@ def split_invariant_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode_and_filter(
-    context: Context, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+    config: Stage3Config, scratch: Path, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
 ) -> Generator[Event, None, tuple[EncodedPairs, list[LongPair]]]:
     from engine.dpo.training.encoded_pairs import EncodedPairs
 
-    config, too_long = context.config, list[LongPair]()
+    too_long = list[LongPair]()
     inert = rows_with_special_text(rows, tokenizer)
     if inert:
         yield Message(
             "info", f"{len(inert)} pairs contain text that looks like a special token; it is trained as plain text."
         )
-    pairs = EncodedPairs(without_long(encoded(rows, tokenizer), config.max_length, too_long), context.run.folder)
+    pairs = EncodedPairs(without_long(encoded(rows, tokenizer), config.max_length, too_long), scratch)
     refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
     if too_long:
         text = f"{len(too_long)} of {len(rows)} pairs exceed --max-length {config.max_length} and are left out"

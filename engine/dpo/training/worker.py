@@ -24,6 +24,7 @@ from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training.ranks import Ranks
 from engine.dpo.training.voice import STOP, Request, Result, Voice, rank_log
 from engine.process.environment import leave_no_core_dumps, log_to_file, quiet_libraries
+from engine.process.job_signals import end_by_parent_only
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.stop import StopToken
@@ -41,6 +42,7 @@ def main(path: str) -> int:
     request, ranks = Request.read(Path(path)), Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     voice = Voice(os.dup(1), ranks.rank)
     write_into(rank_log(Run(Path(request.run)), ranks.rank))
+    end_by_parent_only()  # the launcher
     voice.here()
     stop = StopToken()
     Thread(target=listen, args=(stop,), name="listen", daemon=True).start()

@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MOST_CHARACTERS = 4 << 20
+MAX_CHARACTERS = 4 << 20
 """A server with many models has some hundred thousand."""
-MOST_REQUESTS = 1e6
+MAX_REQUESTS = 1e6
 """No server has more requests at once: a larger number is none."""
 _SAMPLE = re.compile(
     r"^(vllm:[a-z_]+)(?:\{[^\n]*\})?[ \t]+([+-]?[0-9.eE+-]{1,32})(?:[ \t]+-?\d+)?[ \t]*\r?$", re.MULTILINE
@@ -45,7 +45,7 @@ def address_of_metrics(url: str) -> str:
 
 def server_load(text: str) -> ServerLoad:
     """The load from the text of /metrics; nothing told if it is another server's, or no such text."""
-    samples = _samples(text[:MOST_CHARACTERS])
+    samples = _samples(text[:MAX_CHARACTERS])
     cache = next((samples[name] for name in _CACHE if name in samples), [])
     return ServerLoad(_sum(samples.get(_RUNNING, ())), _sum(samples.get(_WAITING, ())), _greatest(cache))
 
@@ -61,7 +61,7 @@ def _samples(text: str) -> Mapping[str, list[float]]:
 
 
 def _sum(values: Sequence[float]) -> float | None:
-    possible = bool(values) and all(0 <= value <= MOST_REQUESTS for value in values)  # no NaN is
+    possible = bool(values) and all(0 <= value <= MAX_REQUESTS for value in values)  # no NaN is
     return math.fsum(values) if possible else None
 
 

@@ -18,7 +18,7 @@ from engine.core.errors import DiskError
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import opened_to_append
 
-MOST_SECONDS = 5.0
+MAX_SECONDS = 5.0
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """Of a file system without locks: then two writers at the same moment are not kept apart."""
 _LOOK_SECONDS = 0.01
@@ -29,14 +29,14 @@ def sole_writer(path: Path) -> Iterator[None]:
     """Nobody else writes to `path` meanwhile; creates it if it is missing. Raises DiskError if another one goes on for long, and
     as `opened_to_append`.
     """
-    end = time.monotonic() + MOST_SECONDS
+    end = time.monotonic() + MAX_SECONDS
     path.parent.mkdir(parents=True, exist_ok=True)
     file = opened_to_append(path)
     try:
         while not (_locked(file) and _is_at(path, file)):
             if time.monotonic() > end:
                 raise DiskError(
-                    f"{visible_line(str(path))} is being written by another process for over {MOST_SECONDS:.0f} seconds.",
+                    f"{visible_line(str(path))} is being written by another process for over {MAX_SECONDS:.0f} seconds.",
                     "It may be stopped or stuck.",
                     "End it, then decide again.",
                 )

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from engine.process.first_look import first_look, given_file
 
-LOOK_AT_MOST_SECONDS = 10.0
+MAX_SURVEY_SECONDS = 10.0
 """How long the first look reads on in a large table."""
 PARQUET, ARROW = b"PAR1", b"ARROW1"
 ROWS_PER_BATCH = 256
@@ -30,7 +30,7 @@ def look_at_table(file: BinaryIO, name: str) -> None:
 
 def look() -> None:
     """In the child: decode all columns as far as the time reaches."""
-    end = time.monotonic() + LOOK_AT_MOST_SECONDS
+    end = time.monotonic() + MAX_SURVEY_SECONDS
     with given_file() as file:
         is_parquet = file.peek(len(PARQUET)).startswith(PARQUET)
         for batch in _parquet(file) if is_parquet else arrow_batches(file):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from engine.core.config import Stage3Config
 from engine.core.errors import NumbersError, PreconditionError
 from engine.hub.references import is_local, local_path
 from engine.machine.device import resolve_device
@@ -16,7 +17,7 @@ from engine.models.endless import refuse_endless_model
 from engine.models.tokenizer_look import look_at_tokenizer
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name, too_long
 from engine.pairs.judges.question import dialogue
-from engine.run.context import Context
+from engine.run.stop import StopToken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,19 +27,18 @@ NO_LIMIT = 1 << 62
 """Above any real limit; tokenizers without one report 10^30."""
 
 
-def load_reward_model(context: Context) -> RewardModelJudge:
+def load_reward_model(config: Stage3Config, token: str | None, stop: StopToken) -> RewardModelJudge:
     """Load `--reward-model-id`: safetensors only, no remote code, in its stored number format.
 
     Raises PreconditionError if it cannot be loaded, lacks weights (they would be random) or has more than one output.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    config = context.config
     name = str(local_path(config.reward_model_id)) if is_local(config.reward_model_id) else config.reward_model_id
     arguments: dict[str, Any] = {"trust_remote_code": False}
     if not is_local(config.reward_model_id):
-        arguments["token"] = context.token_text
-    look_at_tokenizer(name, None, context.token_text, "--reward-model-id", context.stop)
+        arguments["token"] = token
+    look_at_tokenizer(name, None, token, "--reward-model-id", stop)
     try:
         refuse_endless_model(name, "--reward-model-id", **arguments)
         tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
