@@ -43,14 +43,7 @@ def load_in_fresh_process(
 
     Raises DamagedState with that process's message, and Stopped.
     """
-    base = str(local_path(config.base_model_id)) if is_local(config.base_model_id) else config.base_model_id
-    request = {
-        "archive": str(archive),
-        "base_model_id": base,
-        "base_model_revision": base_commit or config.base_model_revision,
-        "output_dir": str(config.output_dir.resolve()),  # its preflight recorded the number format
-        **{option: getattr(config, option) for option in OPTIONS},
-    }
+    request = _request(archive, config, base_commit or config.base_model_revision)
     # The base model is cached by now, so the child works offline and gets no token.
     kept = {name: os.environ[name] for name in CACHE_VARIABLES if name in os.environ}
     done = run_child(
@@ -61,6 +54,22 @@ def load_in_fresh_process(
         stop=stop,
     )
     answer = _answer(done.output) if done.ok else {"error": done.ending}
+    _refuse_another_adapter(answer, expected_tensors)
+    return float(answer["effect"])
+
+
+def _request(archive: Path, config: Stage3Config, base_revision: str | None) -> dict[str, Any]:
+    base = str(local_path(config.base_model_id)) if is_local(config.base_model_id) else config.base_model_id
+    return {
+        "archive": str(archive),
+        "base_model_id": base,
+        "base_model_revision": base_revision,
+        "output_dir": str(config.output_dir.resolve()),  # its preflight recorded the number format
+        **{option: getattr(config, option) for option in OPTIONS},
+    }
+
+
+def _refuse_another_adapter(answer: Mapping[str, Any], expected_tensors: str | None) -> None:
     if "error" in answer:
         raise DamagedState(
             "The adapter in the archive does not load in a fresh process.",
@@ -73,7 +82,6 @@ def load_in_fresh_process(
             f"Its tensors have the SHA-256 {answer['tensors_sha256']}; training recorded {expected_tensors}.",
             "Another program changed models/lora_adapters after training: run `stage3-tui --auto --from training`.",
         )
-    return float(answer["effect"])
 
 
 def _answer(output: tuple[str, ...]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ PLAN_JSON = f"{layout.CHECKPOINTS_DIR}/plan.json"
 """The reduced plan after memory ran out; it belongs to the checkpoints."""
 
 Reference = Literal["up front", "live"]
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -163,35 +164,51 @@ def choose_plan(
     processes   that train together; needed and room are those of one of them
     """
     reference, why_reference = reference_for(config)
+    candidates = _candidates(config, reference, dtype, most, processes)
+    plan = next((plan for plan in candidates if needed(plan) <= room), candidates[-1])
+    larger = candidates[candidates.index(plan) - 1] if plan != candidates[0] else None
+    return replace(
+        plan,
+        why={
+            "micro_batch": _why_micro_batch(plan, larger, needed, room),
+            "gradient_checkpointing": _why_checkpointing(plan, config, needed, room),
+            "reference": why_reference,
+            "dtype": why_dtype,
+        },
+    )
+
+
+def _candidates(
+    config: Stage3Config, reference: Reference, dtype: str, most: int | None, processes: int
+) -> list[TrainingPlan]:
+    """Plans from the fastest to the smallest, all with the same effective batch."""
     given, share = config.gradient_checkpointing, effective_batch(config) // processes
-    tried = [
-        TrainingPlan(size, share // size, twice, reference, dtype, processes=processes)
-        for twice in ((False, True) if given is None else (given,))
+    return [
+        TrainingPlan(size, share // size, checkpointing, reference, dtype, processes=processes)
+        for checkpointing in ((False, True) if given is None else (given,))
         for size in micro_batches(share)
         if size == 1 or most is None or size <= most
     ]
-    plan = next((plan for plan in tried if needed(plan) <= room), tried[-1])
-    larger = tried[tried.index(plan) - 1] if plan != tried[0] else None
-    gib = 1 << 30
-    why = f"needs {needed(plan) / gib:.1f} of {room / gib:.1f} GiB"
+
+
+def _why_micro_batch(
+    plan: TrainingPlan, larger: TrainingPlan | None, needed: Callable[[TrainingPlan], float], room: float
+) -> str:
+    why = f"needs {needed(plan) / GIB:.1f} of {room / GIB:.1f} GiB"
     if larger is not None and larger.gradient_checkpointing == plan.gradient_checkpointing:
-        why += f"; {larger.micro_batch} would need {needed(larger) / gib:.1f}"
-    if given is not None:
-        why_twice = "--gradient-checkpointing" if given else "--no-gradient-checkpointing"
-    elif not plan.gradient_checkpointing:
-        why_twice = "memory holds all activations, which is faster"
-    else:
-        once = needed(replace(plan.split(1), gradient_checkpointing=False)) / gib
-        why_twice = (
-            f"keeping all activations would need {once:.1f} of {room / gib:.1f} GiB, even for one pair at a time"
-        )
-    sentences = {
-        "micro_batch": why,
-        "gradient_checkpointing": why_twice,
-        "reference": why_reference,
-        "dtype": why_dtype,
-    }
-    return replace(plan, why=sentences)
+        why += f"; {larger.micro_batch} would need {needed(larger) / GIB:.1f}"
+    return why
+
+
+def _why_checkpointing(
+    plan: TrainingPlan, config: Stage3Config, needed: Callable[[TrainingPlan], float], room: float
+) -> str:
+    if config.gradient_checkpointing is not None:
+        return "--gradient-checkpointing" if config.gradient_checkpointing else "--no-gradient-checkpointing"
+    if not plan.gradient_checkpointing:
+        return "memory holds all activations, which is faster"
+    without = needed(replace(plan.split(1), gradient_checkpointing=False)) / GIB
+    return f"keeping all activations would need {without:.1f} of {room / GIB:.1f} GiB, even for one pair at a time"
 
 
 # -- the current plan ------------------------------------------------------------------------------------------------

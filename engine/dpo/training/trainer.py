@@ -217,30 +217,32 @@ def _train(
     history = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in history]
     yield from _warn_of_divergence(losses)
-    steps, collator = prepared.trainer.state.global_step, prepared.trainer.data_collator
-    trained, pairs, too_long = prepared.policy, len(prepared.pairs), [pair.index for pair in prepared.too_long]
-    tokenizer = prepared.tokenizer
-    trained.eval()
-    trained.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
-    del prepared  # and with it the optimizer
-    free_memory()
-    return Trained(
-        model=trained,
-        tokenizer=tokenizer,
-        collator=collator,
-        steps=steps,
+    trained = Trained(
+        model=prepared.policy,
+        tokenizer=prepared.tokenizer,
+        collator=prepared.trainer.data_collator,
+        steps=prepared.trainer.state.global_step,
         losses=losses,
         margins=[float(entry["rewards/margins"]) for entry in history],
         first_loss=first_loss,
         resumed_from=None if checkpoint is None else step_of(checkpoint),
-        pairs=pairs,
-        too_long=too_long,
+        pairs=len(prepared.pairs),
+        too_long=[pair.index for pair in prepared.too_long],
         tensors_sha256=final,
         stage2_sha256=expected,
         seconds=time.monotonic() - started,
         plan=plan,
         peak_bytes=peak.bytes(),
     )
+    del prepared  # and with it the optimizer
+    _ready_to_answer(trained.model)
+    return trained
+
+
+def _ready_to_answer(model: PeftModel) -> None:
+    model.eval()
+    model.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
+    free_memory()
 
 
 def _reporting_callbacks(config: Stage3Config, run: Run) -> list[TrainerCallback]:

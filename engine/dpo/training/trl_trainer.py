@@ -72,9 +72,8 @@ def build_trainer(
     """
     disable_progress_bar()
     device = resolve_device(config)
-    if device.index and ranks.count == 1:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # otherwise accelerate takes the first GPU
-    side_by_side = settings["per_device_train_batch_size"]
+    if ranks.count == 1:
+        _pin_device(device)
     with without_warnings():
         trainer = (kind or Stage3Trainer)(
             model=policy,
@@ -86,10 +85,16 @@ def build_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
     trainer.ranks = ranks
-    trainer.side_by_side, trainer.most_tokens = side_by_side, side_by_side * max(pair.tokens_read for pair in pairs)
+    trainer.size_passes(settings["per_device_train_batch_size"], max(pair.tokens_read for pair in pairs))
     trainer.head, trainer.why_head = install_head(policy, config)
     share_prompt_computation(policy)
     return trainer
+
+
+def _pin_device(device: torch.device) -> None:
+    """Otherwise accelerate takes the first GPU."""
+    if device.index:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
 
 
 def _arguments(
@@ -142,6 +147,10 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     emit: Callable[[Event], None] = staticmethod(lambda event: None)
     data_collator: Any
     """Collates one batch of pairs; the training loader builds the batches of a step with it."""
+
+    def size_passes(self, side_by_side: int, longest: int) -> None:
+        """Every pass has room for so many pairs of the longest, in tokens; it takes more of the shorter ones."""
+        self.side_by_side, self.most_tokens = side_by_side, side_by_side * longest
 
     def use_reference_logps(self, logps: Logps) -> None:
         """Use these log-probabilities of the reference instead of the adapter "ref"."""

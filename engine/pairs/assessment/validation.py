@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engine.pairs.relevance.measure import RelevanceMeter
 
 BAD_LINES_KEPT = 100
+OnLine = Callable[[PairVerdict | BadLine], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Validation:
 def validate(
     source: Path,
     config: Stage3Config,
-    on_line: Callable[[PairVerdict | BadLine], None] = lambda line: None,
+    on_line: OnLine = lambda line: None,
     *,
     export: Path | None = None,
     force: bool = False,
@@ -69,43 +70,62 @@ def validate(
 
     Raises ConfigError if the file is missing or empty, DataError for a KTO file, DiskError, and the Hub's errors.
     """
-    beside, reading = SidecarFiles.of(source), RowReader.of(config)
-    tally = Tally(bad_edits=len(beside.edits.damaged))
-    bad_lines: list[BadLine] = []
-    decided: set[str] = set()
-
-    def pairs(rows: Iterator[NumberedRow]) -> Iterator[tuple[int, Pair]]:
-        for line, pair in pairs_of(rows, reading):
-            if isinstance(pair, Pair):
-                if pair.id in beside.edits:
-                    decided.add(pair.id)
-                yield line, with_measures(pair, beside.measures)
-                continue
-            tally.bad_lines += 1
-            if len(bad_lines) < BAD_LINES_KEPT:
-                bad_lines.append(pair)
-            on_line(pair)
-
+    beside = SidecarFiles.of(source)
+    lines = _Lines(RowReader.of(config), beside, on_line)
     inputs = (source, beside.edits_path, beside.scores_path)
     with opened(source, split) as rows, Export(export, inputs, force=force) if export else nullcontext() as out:
-        made = measure_stream(pairs(rows), meter, beside.measures) if meter else pairs(rows)
-        for judged in assessed_pairs(made, beside.edits, tally, beside.completed):
-            on_line(judged.verdict)
-            if out is not None and judged.verdict.usable:
-                out.add(judged.pair)
-        if tally.made + tally.bad_lines == 0:
+        made = measure_stream(lines.pairs(rows), meter, beside.measures) if meter else lines.pairs(rows)
+        _assess(made, beside, lines.tally, on_line, out)
+        if lines.tally.made + lines.tally.bad_lines == 0:
             raise ConfigError(f"{_name(source)} is empty.", "", "Give a file with one pair per row.")
-        told = report(tally, config)
+        told = report(lines.tally, config)
         if out is not None and told["gate"]["open"]:
             out.keep()
-    told["bad_lines"] = [asdict(bad) for bad in bad_lines]
-    told["people"] |= beside.as_dict(decided)
+    told["bad_lines"] = [asdict(bad) for bad in lines.bad]
+    told["people"] |= beside.as_dict(lines.decided)
     told["scored_by"] = beside.judge
-    told["export"] = None
-    if out is not None:
-        written = told["gate"]["open"]
-        told["export"] = {"path": str(out.path), "pairs": out.pairs if written else 0, "written": written}
-    return Validation(told, _refusal(tally, config, told, beside, source), bad_lines, _name(source))
+    told["export"] = None if out is None else _export_report(out, written=told["gate"]["open"])
+    return Validation(told, _refusal(lines.tally, config, told, beside, source), lines.bad, _name(source))
+
+
+class _Lines:
+    """The pairs among the rows of a file. Counts the bad lines, and remembers which pairs a person decided about."""
+
+    def __init__(self, reading: RowReader, beside: SidecarFiles, on_line: OnLine) -> None:
+        self._reading, self._beside, self._on_line = reading, beside, on_line
+        self.tally = Tally(bad_edits=len(beside.edits.damaged))
+        self.bad: list[BadLine] = []
+        """The first few."""
+        self.decided: set[str] = set()
+
+    def pairs(self, rows: Iterator[NumberedRow]) -> Iterator[tuple[int, Pair]]:
+        for line, pair in pairs_of(rows, self._reading):
+            if isinstance(pair, BadLine):
+                self._note(pair)
+                continue
+            if pair.id in self._beside.edits:
+                self.decided.add(pair.id)
+            yield line, with_measures(pair, self._beside.measures)
+
+    def _note(self, bad: BadLine) -> None:
+        self.tally.bad_lines += 1
+        if len(self.bad) < BAD_LINES_KEPT:
+            self.bad.append(bad)
+        self._on_line(bad)
+
+
+def _assess(
+    pairs: Iterator[tuple[int, Pair]], beside: SidecarFiles, tally: Tally, on_line: OnLine, out: Export | None
+) -> None:
+    """Count each pair, tell its verdict, and export what is usable."""
+    for judged in assessed_pairs(pairs, beside.edits, tally, beside.completed):
+        on_line(judged.verdict)
+        if out is not None and judged.verdict.usable:
+            out.add(judged.pair)
+
+
+def _export_report(out: Export, *, written: bool) -> dict[str, Any]:
+    return {"path": str(out.path), "pairs": out.pairs if written else 0, "written": written}
 
 
 def _refusal(
