@@ -188,7 +188,8 @@ async def test_the_palette_goes_to_an_option_in_its_form(finished: Runner, name:
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("ctrl+k")
         await until(pilot, lambda: app.screen is not app.main)
-        await pilot.press(*f"(--{name.replace("_", "-")}):")
+        flag = name.replace("_", "-")
+        await pilot.press(*f"(--{flag}):")
         await pilot.pause(0.7)
         await pilot.press("down", "enter")
         rows = f"#page-options {OptionRows.__name__}"
