@@ -21,6 +21,8 @@ class Form(Generic[Read]):
     """Raises KeyError, TypeError or ValueError with the reason if the row does not fit."""
     who: str
     """Which datasets and tools use it, for the docs."""
+    refuses: bool = False
+    """Rows of this form are refused. It counts only if no other form tells them under any spelling of the names."""
 
     def tells(self, row: Row) -> bool:
         return all(any(column(row, name) is not None for name in names) for names in self.required_columns)
