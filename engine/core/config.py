@@ -379,9 +379,9 @@ class TrainingOptions(Described):
     TRL's tiles; whole: all logits at once. auto: trl on a GPU, else chunked."""
     load_in_4bit: bool = option(False, changes="preflight training", label="Base weights in 4 bits", topic="Memory")
     """Load the base weights in 4 bits (NF4). Needs a CUDA GPU and the extra `bitsandbytes`."""
-    num_processes: int | None = option(None, ge=1, changes="preflight", label="Processes that train", topic="Processes")
-    """Number of processes that train together, on all machines, one on each GPU. It must divide the pairs of one optimizer
-    step. Default: the GPUs that are there, else one on each machine."""
+    num_processes: int | None = option(None, ge=1, changes="preflight", label="Processes", topic="Processes")
+    """Number of processes that make pairs, score them and train together, on all machines, one on each GPU. It must divide
+    the pairs of one optimizer step. Default: the GPUs that are there, else one on each machine."""
     sharding: Literal["ddp", "fsdp"] = option("ddp", changes="preflight", label="Base weights", topic="Processes")
     """With several processes: each has the whole base model (ddp), or a part of it during the steps (fsdp)."""
     num_machines: int = option(1, ge=1, changes="preflight", label="Machines that train", topic="Processes")

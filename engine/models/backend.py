@@ -14,18 +14,12 @@ from engine.models.server.roles import ServerRole, critic_server, policy_server
 from engine.run.stop import StopToken
 
 
-class Backend(Protocol):
-    """Generates replies to conversations."""
+class ModelSizes(Protocol):
+    """What is to be known of a model before it is asked, and how much it has written."""
 
     @property
     def tokens(self) -> int:
         """Tokens generated so far."""
-        ...
-
-    def reply(
-        self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
-    ) -> list[Reply]:
-        """One reply per conversation, in order. Raises Stopped if a stop is requested."""
         ...
 
     def length(self, conversation: Conversation) -> int:
@@ -34,6 +28,21 @@ class Backend(Protocol):
 
     def batch_size(self, longest: int) -> int:
         """How many conversations to pass at once, if the longest has `longest` tokens including its reply."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of conversation and reply together; None if unknown."""
+        ...
+
+
+class Backend(ModelSizes, Protocol):
+    """Generates replies to conversations."""
+
+    def reply(
+        self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
+    ) -> list[Reply]:
+        """One reply per conversation, in order. Raises Stopped if a stop is requested."""
         ...
 
     def check(self, settings: SamplingSettings) -> list[str]:
@@ -46,11 +55,6 @@ class Backend(Protocol):
 
     def clear_cache(self) -> None:
         """Drop cached prefixes."""
-        ...
-
-    @property
-    def context_length(self) -> int | None:
-        """Most tokens of conversation and reply together; None if unknown."""
         ...
 
 

@@ -31,6 +31,8 @@ class LocalBackend:
         self.model = model
         self.tokenizer = tokenizer
         self.tokens = 0
+        self.processes = 1
+        """Those that generate side by side on this machine."""
         self._asked_for = batch_size
         self._fits: int | None = None
         """The batch size that fits, once a larger one ran out of memory."""
@@ -65,7 +67,7 @@ class LocalBackend:
         return prompt_length(self.tokenizer, conversation)
 
     def batch_size(self, longest: int) -> int:
-        return self._asked_for or fitting_batch_size(self.model, longest)
+        return self._asked_for or fitting_batch_size(self.model, longest, self.processes)
 
     def check(self, settings: SamplingSettings) -> list[str]:
         return []

@@ -17,6 +17,7 @@ from engine.dpo.planning.forecast import Forecast, Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
 from engine.hub.run_requirements import at_recorded_commits
 from engine.pairs.generation.cost import expected_prompts, prompt_reads_per_pair, replies_per_pair
+from engine.pairs.generation.methods import is_made_here
 from engine.pipeline.graph import changes, evidence_of, load_stage
 from engine.run.context import Context
 
@@ -158,6 +159,8 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
         plan=plan,
+        pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
+        share_device=preflight.machine.get("device_type") != "cuda",
     )
 
 

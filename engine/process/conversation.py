@@ -49,8 +49,14 @@ class Conversation:
         except BrokenPipeError:
             log.info("the child does not listen any more: %s", word)
 
-    def lines(self) -> Iterator[bytes | None]:
-        """The lines of its standard output until it has ended; None if none has come for POLL_SECONDS."""
+    @property
+    def outputs(self) -> list[IO[bytes]]:
+        """What to wait for, with `select`, beside other children's."""
+        assert self._child.stdout is not None and self._child.stderr is not None
+        return [self._child.stdout, self._child.stderr]
+
+    def lines(self, poll_seconds: float = POLL_SECONDS) -> Iterator[bytes | None]:
+        """The lines of its standard output until it has ended; None after each time that none has come for `poll_seconds`."""
         child, rest, splitter = self._child, b"", LineSplitter()
         assert child.stdout is not None and child.stderr is not None
         process, exited_at = os.pidfd_open(child.pid), None
@@ -59,7 +65,7 @@ class Conversation:
                 for source in (process, child.stdout, child.stderr):
                     selector.register(source, selectors.EVENT_READ)
                 while exited_at is None or (len(selector.get_map()) and time.monotonic() < exited_at + DRAIN_SECONDS):
-                    for key, _ in selector.select(POLL_SECONDS):
+                    for key, _ in selector.select(poll_seconds):
                         if key.fileobj == process:
                             exited_at = time.monotonic()
                             selector.unregister(process)

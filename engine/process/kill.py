@@ -68,3 +68,11 @@ def _environment_of(pid: int) -> list[bytes]:
 def has_exited(child: subprocess.Popen[bytes]) -> bool:
     """Checks without reaping: as long as it is a zombie, its group id cannot be reused."""
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def how_it_ended(code: int | None) -> str:
+    """For a sentence: "ended by SIGKILL, …"."""
+    if code is None or code >= 0:
+        return f"with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"by {name}" + (", as the kernel does if memory runs out" if name == "SIGKILL" else "")

@@ -28,7 +28,8 @@ from engine.pairs.generation.generate import (
     torn_line_warning,
 )
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import check_method, needs_judge, record_maker
+from engine.pairs.generation.in_processes import KIND
+from engine.pairs.generation.methods import check_method, in_turn, needs_judge, record_maker
 from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions
@@ -39,8 +40,10 @@ from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.import_pairs import import_pairs
 from engine.stages.load_judge import load_judge, ordering_judge, policy_of
+from engine.stages.pair_processes import makers, making
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import JsonlAppender
+from engine.workers.rows import remove_shares
 
 IDS_SHOWN = 5
 
@@ -138,6 +141,10 @@ def _generate_missing(
     open_set: OpenSet,
 ) -> Generator[Event, None, int]:
     """Make the missing records; returns the number of generated tokens."""
+    judging = context if examined is None else examined.context
+    processes = makers(context.config, "none" if examined is None else judging.config.judge)
+    if processes > 1:
+        return (yield from _generate_in_processes(context, judging, prompts, settings, identity, open_set, processes))
     yield Message("info", _where(context))
     backend = load_backend(
         context.config,
@@ -149,18 +156,45 @@ def _generate_missing(
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
-    make = record_maker(backend, settings, judge, context.stop)
-    maker = Maker(context.config, backend, settings, make, identity, context.stop)
-    if context.config.target_pairs:
-        yield from generate_until(prompts, maker, open_set, context.config.target_pairs, _look(context, None))
-    else:
-        yield from generate_pairs(prompts, maker, open_set, _look(context, len(prompts)))
+    make = in_turn(record_maker(backend, settings, judge, context.stop))
+    yield from _generate(
+        context, prompts, Maker(context.config, backend, settings, make, identity, context.stop), open_set
+    )
     for note in backend.warnings():
         yield Message("warning", note)
     tokens = backend.tokens
-    del backend, judge, make, maker
+    del backend, judge, make
     free_memory()
     return tokens
+
+
+def _generate_in_processes(
+    context: Context,
+    judging: Context,
+    prompts: list[Prompt],
+    settings: GenerationSettings,
+    identity: RecordIdentity,
+    open_set: OpenSet,
+    processes: int,
+) -> Generator[Event, None, int]:
+    yield Message(
+        "info",
+        f"Loading {context.config.base_model_id} with the Stage 2 adapter in {processes} processes; the log of each is in "
+        f"{layout.PROCESSES_DIR}/.",
+    )
+    missing = sum(prompt.id not in open_set.recorded.ids for prompt in prompts)
+    with making(context, judging, identity, processes, missing) as make:
+        maker = Maker(context.config, make.models, settings, make, identity, context.stop)
+        yield from _generate(context, prompts, maker, open_set)
+    remove_shares(context.run, KIND)
+    return make.models.tokens
+
+
+def _generate(context: Context, prompts: list[Prompt], maker: Maker, open_set: OpenSet) -> Iterator[Event]:
+    target = context.config.target_pairs
+    if target:
+        return generate_until(prompts, maker, open_set, target, _look(context, None))
+    return generate_pairs(prompts, maker, open_set, _look(context, len(prompts)))
 
 
 def _carry_decisions(context: Context) -> Iterator[Event]:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from engine.core import layout
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Event, Message
-from engine.core.generators import returned
 from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
@@ -28,7 +27,7 @@ from engine.pairs.formats.native_form import pair_of_record
 from engine.pairs.generation.cost import expected_prompts, prompt_reads_per_pair, replies_per_pair
 from engine.pairs.generation.generate import Maker
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import check_method, record_maker
+from engine.pairs.generation.methods import check_method, in_turn, is_made_here, record_maker
 from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
 from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.machine import plan_inputs
@@ -88,7 +87,8 @@ def run(context: Context) -> StageRun:
         epochs=config.num_train_epochs,
         save_total_limit=config.save_total_limit,
         plan=plan,
-        at_once=plan.processes if inputs.machine.device_type == "cuda" else 1,  # they share a CPU
+        pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
+        share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:
         whole = replace(whole, seconds_pairs=0.0)  # they are there already
@@ -177,15 +177,15 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     context   its configuration has the number format that was chosen
     """
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
-    maker, load_seconds = yield from _load_maker(context)
-    short_first = _short_first(prompts, maker.backend, config.max_length)
+    maker, backend, load_seconds = yield from _load_maker(context)
+    short_first = _short_first(prompts, backend, config.max_length)
     wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
     pairs = yield from _first_pairs(
         context.run, maker, prompts[: config.pilot_prompts] if wants_pilot else [], short_first[0]
     )
-    batch = yield from _time_a_batch(maker, short_first)
-    made = _measure(pairs, maker.backend, batch, load_seconds, peak)
-    del maker
+    batch = yield from _time_a_batch(maker, backend, short_first)
+    made = _measure(pairs, backend, batch, load_seconds, peak)
+    del maker, backend
     free_memory()
     context.stop.raise_if_requested()
     if wants_pilot:
@@ -195,8 +195,8 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     return made
 
 
-def _load_maker(context: Context) -> Generator[Event, None, tuple[Maker, float]]:
-    """What makes the pairs, and the seconds that loading its policy took."""
+def _load_maker(context: Context) -> Generator[Event, None, tuple[Maker, Backend, float]]:
+    """What makes the pairs, its policy, and the seconds that loading it took."""
     config = context.config
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.context.config)
@@ -207,9 +207,9 @@ def _load_maker(context: Context) -> Generator[Event, None, tuple[Maker, float]]
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
-    make = record_maker(backend, settings, judge, context.stop)
+    make = in_turn(record_maker(backend, settings, judge, context.stop))
     identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
-    return Maker(config, backend, settings, make, identity, context.stop), load_seconds
+    return Maker(config, backend, settings, make, identity, context.stop), backend, load_seconds
 
 
 def _first_pairs(run: Run, maker: Maker, pilot: list[Prompt], short: Prompt) -> Generator[Event, None, list[Pair]]:
@@ -218,14 +218,14 @@ def _first_pairs(run: Run, maker: Maker, pilot: list[Prompt], short: Prompt) -> 
     if pilot:
         pairs = yield from make_pilot(run, pilot, maker)
     else:
-        pairs = [pair_of_record(record) for record in returned(maker.make([short]))]
+        batch = next(told for told in maker.make([[short]]) if isinstance(told, list))
+        pairs = [pair_of_record(record) for _, record in batch]
     title = "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
     yield Check(title, "ok", f"{time.monotonic() - started:.1f} s, {maker.backend.tokens} tokens")
     return pairs
 
 
-def _time_a_batch(maker: Maker, prompts: list[Prompt]) -> Generator[Event, None, BatchTimes]:
-    backend = maker.backend
+def _time_a_batch(maker: Maker, backend: Backend, prompts: list[Prompt]) -> Generator[Event, None, BatchTimes]:
     longest = maker.config.max_prompt_tokens + maker.settings.tokens_beside_prompt(backend)
     batch_size = backend.batch_size(longest)
     size = min(batch_size, len(prompts))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,19 @@ from engine.pairs.formats.run_pairs import damaged_line, run_pairs
 from engine.pairs.judges.base import ScorePair, judge_name
 from engine.pairs.judges.exam import MIN_LETTER_PROBABILITY
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
+from engine.pairs.judges.in_processes import KIND as OF_SCORES
 from engine.pairs.judges.scores import JudgeSummary, ScoreCache, comparison_of, key_of
 from engine.pairs.relevance.cache import KnownMeasures, with_measures
+from engine.pairs.relevance.in_processes import KIND as OF_RELEVANCE
 from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.folder import Run
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import load_judge
+from engine.stages.pair_processes import judges, measuring, meters, scoring
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 from engine.storage.jsonl import dumps
+from engine.workers.rows import remove_shares
 
 NOT_ASKED = ScorePair(None, None)
 
@@ -57,9 +62,10 @@ def run(context: Context) -> StageRun:
     tally, usable = judge_run(run_, decisions)
     measures: KnownMeasures = {}
     if config.relevance and usable:
-        measures = yield from measure_relevance(
-            config, usable, run_ / layout.RELEVANCE_JSONL, context.token_text, context.stop
-        )
+        elsewhere = partial(measuring, context) if meters(config) > 1 else None
+        path = run_ / layout.RELEVANCE_JSONL
+        measures = yield from measure_relevance(config, usable, path, context.token_text, context.stop, elsewhere)
+        remove_shares(run_, OF_RELEVANCE)
         tally, usable = judge_run(run_, decisions, measures=measures)
     yield from measure_lengths_of(context, tally, usable)
     beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
@@ -151,7 +157,9 @@ def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[st
 
 def _score(examined: ExaminedJudge, usable: Sequence[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
-    scores = yield from examined.score(usable, load_judge)
+    elsewhere = scoring if judges(examined.context.config) > 1 else None
+    scores = yield from examined.score(usable, load_judge, elsewhere)
+    remove_shares(examined.context.run, OF_SCORES)
     judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check("judge", "warning" if unscored else "ok", judgement.sentence)

@@ -70,6 +70,11 @@ class JsonlAppender:
             if self._acknowledges:
                 self.require_in_place()
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return os.fstat(self._file).st_size
+
     def require_in_place(self) -> None:
         """Raises DamagedState if the file is no longer at its path, UnsafeError if a link is there: records would go to an
         unnamed file, or to another one.

@@ -12,6 +12,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCau
 
 from engine.core.events import Message, RunStarted, StageFinished, StageStarted, TrainStep
 from engine.dpo.planning.forecast import (
+    START_SECONDS,
     Measurements,
     Shape,
     against_measured,
@@ -164,6 +165,16 @@ def test_a_reference_that_is_computed_once_is_paid_once():
 def test_pairs_take_their_readings_and_their_tokens():
     assert whole(PLAN).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 30 * 0.1))
     assert whole(PLAN, max_new_tokens=10).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 10 * 0.1))
+
+
+def test_processes_divide_the_time_unless_they_share_a_device_and_each_of_them_has_to_start():
+    alone, start = whole(PLAN, num_examples=160), START_SECONDS
+    both = whole(PLAN.dealt_out(2), num_examples=160, pair_processes=2)
+    assert both.seconds_pairs == pytest.approx(alone.seconds_pairs / 2 + start)
+    assert both.seconds_training == pytest.approx(alone.seconds_training / 2 + start)
+    shared = whole(PLAN.dealt_out(2), num_examples=160, pair_processes=2, share_device=True)
+    assert shared.seconds_pairs == pytest.approx(alone.seconds_pairs + start)
+    assert shared.seconds_training == pytest.approx(alone.seconds_training + start)
 
 
 def test_loading_the_models_is_part_of_both_stages_however_few_pairs_there_are():

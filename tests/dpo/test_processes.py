@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import psutil
@@ -23,6 +25,7 @@ from engine.dpo.training.processes import train_as_planned
 from engine.dpo.training.trainer import Trained, train
 from engine.dpo.training.voice import Failure, rank_log
 from engine.models.tensors import adapter_tensors
+from engine.process.stopped import STOPPED_SECONDS
 from engine.run.context import Context
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
@@ -131,19 +134,25 @@ def test_a_process_that_is_killed_is_named_and_the_training_goes_on(make: Callab
 
 
 @pytest.mark.slow
-def test_a_process_that_is_stopped_for_a_while_is_told_of_and_goes_on(make: Callable[..., Context]):
+@pytest.mark.parametrize("more_seconds", [0, 55])
+def test_a_process_that_is_stopped_for_a_while_is_told_of_and_goes_on(
+    more_seconds: float, make: Callable[..., Context]
+):
+    """After the five seconds until it is told of: at once, and after a minute."""
     context = make()
-    stopped, events = None, []
+    stopped, events, began = 0, [], 0.0
     for event in training(context):
         events.append(event)
         if isinstance(event, TrainStep) and event.step == 2:
-            stopped = ranks_of(context)[1]
+            stopped, began = ranks_of(context)[1], time.monotonic()
             os.kill(stopped, signal.SIGSTOP)
         if isinstance(event, Message) and "is stopped" in event.text:
             assert f"kill -CONT {stopped}" in event.text and "Process 1 " in event.text
-            os.kill(stopped, signal.SIGCONT)
+            Timer(more_seconds, os.kill, (stopped, signal.SIGCONT)).start()
+    assert time.monotonic() - began > more_seconds + STOPPED_SECONDS
     assert [event.seconds > 0 for event in events if isinstance(event, Stalled)] == [True, False]
-    assert len(steps_of(events)) == STEPS
+    _, alone = run_stage(train(make("alone", 1), ROWS))
+    assert [step.loss for step in steps_of(events)] == pytest.approx(alone.losses, abs=1e-5)
 
 
 @pytest.mark.slow

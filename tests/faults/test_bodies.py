@@ -67,7 +67,7 @@ OF_A_SERVER = {
     "deep": "in OpenAI's format",
     "deep inside": "in OpenAI's format",
     "packed otherwise": "not asked for",
-    "not packed": "not packed as it says",
+    "not packed": "not packed as it says (Error -3 while decompressing data: incorrect header check). ",
 }
 
 

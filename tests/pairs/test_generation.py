@@ -23,7 +23,7 @@ from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
 from engine.pairs.generation.generate import RUN_SET, Maker, OpenSet, Recorded, generate_pairs, longest_prompt
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import record_maker
+from engine.pairs.generation.methods import in_turn, record_maker
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.run.stop import StopToken
@@ -249,7 +249,12 @@ IDENTITY = RecordIdentity("settings", max_prompt_tokens=30)
 def maker_of(context, backend) -> Maker:
     settings = GenerationSettings.of(context.config)
     return Maker(
-        context.config, backend, settings, record_maker(backend, settings, None, StopToken()), IDENTITY, StopToken()
+        context.config,
+        backend,
+        settings,
+        in_turn(record_maker(backend, settings, None, StopToken())),
+        IDENTITY,
+        StopToken(),
     )
 
 

@@ -21,7 +21,7 @@ from engine.pairs.data.edits import write_edit
 from engine.pairs.detectors.relevance import MAX_SURPRISE, MIN_RELEVANCE, common_words
 from engine.pairs.relevance.cache import MeasuredReply, append_relevance, key_of_reply, read_relevance, with_measures
 from engine.pairs.relevance.measure import OTHER_MESSAGES, Answer, RelevanceMeter, ReplyMeasures
-from engine.pairs.relevance.pairs import measure_pairs
+from engine.pairs.relevance.pairs import in_this_process, measure_pairs
 from engine.run.stop import StopToken
 from tests.support.good_pairs import pair, row, write_rows
 
@@ -90,7 +90,8 @@ class Counting:
 
 
 def measured(pairs, path: Path, meter: Counting, model: str = "base") -> dict[str, ReplyMeasures]:
-    return returned(measure_pairs(pairs, path, model, lambda: meter, StopToken()))
+    loaded = in_this_process(lambda: meter, model, StopToken())  # type: ignore[arg-type, return-value]
+    return returned(measure_pairs(pairs, path, model, lambda: loaded))
 
 
 def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_model_changed(tmp_path: Path):
@@ -107,7 +108,8 @@ def test_what_was_measured_once_is_not_measured_again_unless_its_text_or_the_mod
 def test_a_stopped_measurement_continues_where_it_was(tmp_path: Path):
     path, stop, meter = tmp_path / "relevance.jsonl", StopToken(), Counting()
     pairs = [pair(n) for n in range(40)]
-    steps = measure_pairs(pairs, path, "base", lambda: meter, stop)
+    loaded = in_this_process(lambda: meter, "base", stop)  # type: ignore[arg-type, return-value]
+    steps = measure_pairs(pairs, path, "base", lambda: loaded)
     next(steps), next(steps)
     stop.request("SIGTERM")
     with pytest.raises(Stopped):

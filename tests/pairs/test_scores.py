@@ -28,7 +28,15 @@ from engine.pairs.data.record import Pair
 from engine.pairs.judges import scores as scores_module
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name
 from engine.pairs.judges.exam import Exam, ExamItem
-from engine.pairs.judges.scores import JudgeSummary, comparison_of, key_of, longest_first, read_scores, score_pairs
+from engine.pairs.judges.scores import (
+    JudgeSummary,
+    comparison_of,
+    in_this_process,
+    key_of,
+    longest_first,
+    read_scores,
+    score_pairs,
+)
 from engine.pairs.principles.constitution import load_constitution
 from engine.pipeline.graph import evidence_of
 from engine.run.context import Context
@@ -102,7 +110,8 @@ JUDGE = LoadedJudge()
 def scored_by(context: Context, pairs: Sequence[Pair], load: Callable[[Context], Any]) -> Any:
     """`score_pairs` into the run folder, by the judge of the configuration."""
     name = judge_name(context.config) or ""
-    return score_pairs(context.run / layout.SCORES_JSONL, pairs, name, lambda: load(context), context.stop)
+    loaded = in_this_process(lambda: load(context), context.stop)
+    return score_pairs(context.run / layout.SCORES_JSONL, pairs, name, lambda: loaded)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from engine.pairs.data.record import Pair
 from engine.pairs.generation.cost import expected_prompts
 from engine.pairs.generation.generate import Maker
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import record_maker
+from engine.pairs.generation.methods import in_turn, record_maker
 from engine.pairs.generation.prompts import load_prompts
 from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.pilot import judge_pilot, make_pilot, require_hope_of
@@ -68,7 +68,7 @@ def run_of(context: Callable[..., Context], prompts: Path) -> Callable[..., Cont
 def pilot(context: Context, backend: Backend, prompts: int = 24) -> tuple[list[Any], list[Pair]]:
     settings = GenerationSettings.of(context.config)
     identity = RecordIdentity.of(context.config, settings, context.run.results)
-    make = record_maker(backend, settings, None, StopToken())
+    make = in_turn(record_maker(backend, settings, None, StopToken()))
     maker = Maker(context.config, backend, settings, make, identity, context.stop)
     return run_stage(make_pilot(context.run, load_prompts(context.config)[:prompts], maker))
 

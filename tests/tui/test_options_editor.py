@@ -64,6 +64,16 @@ async def test_a_value_is_checked_while_it_is_typed_and_used_when_it_is_kept(run
         await until(pilot, lambda: runner.config.num_examples == 2500)
 
 
+async def test_what_is_typed_is_seen(runner: Runner):
+    app = Wizard(runner)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await editor_of(pilot, app, "training", "beta")
+        await pilot.press("enter", *"0.123")
+        await until(pilot, lambda: "0.123" in screen_text(app))
+        await pilot.press("escape", "slash", *"accumul")
+        await until(pilot, lambda: "accumul" in screen_text(app))
+
+
 async def test_esc_leaves_the_value_as_it_was(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 40)) as pilot:

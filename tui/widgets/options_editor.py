@@ -30,7 +30,7 @@ class OptionsEditor(Vertical):
     DEFAULT_CSS = """
     OptionsEditor { height: 1fr; }
     OptionsEditor #option-panel { height: auto; border-top: solid $rule; }
-    OptionsEditor Input { display: none; border: none; height: 1; padding: 0 1; background: $panel; color: $foreground; }
+    OptionsEditor Input { display: none; padding: 0 1; background: $panel; color: $foreground; }
     OptionsEditor.-editing #option-field { display: block; }
     OptionsEditor.-finding #option-find { display: block; }
     OptionsEditor #option-rest { padding: 0 0 0 3; }
@@ -221,6 +221,7 @@ class OptionsEditor(Vertical):
 
 
 def _field(id: str, placeholder: str = "") -> Input:  # noqa: A002
-    field = Input(id=id, placeholder=placeholder, select_on_focus=id == "option-field")
+    # Compact: else a focused field draws a border over its only row.
+    field = Input(id=id, placeholder=placeholder, select_on_focus=id == "option-field", compact=True)
     field.cursor_blink = False
     return field

@@ -59,6 +59,8 @@ FORWARD_SHARE = 1 / 3
 """Share of a step's time: the backward pass takes twice as long as the forward pass."""
 REPLY_MARGIN = 1.5
 """A batch takes as long as its longest reply, which is longer than the measured mean."""
+START_SECONDS = 5.0
+"""Until a child has imported torch, transformers and PEFT: 4.9 s on one virtual core, of which each has one or more."""
 ARCHIVE_ADAPTERS = 2
 """The archive contains the adapter and the data, for which the adapter's size again is enough."""
 COPIES_OF_A_RECORD = 2
@@ -116,22 +118,28 @@ def forecast(
     epochs: float,
     save_total_limit: int,
     plan: TrainingPlan,
-    at_once: int = 1,
+    pair_processes: int = 1,
+    share_device: bool = False,
 ) -> Forecast:
     """Forecast the full run from a short one that ran under `plan`.
 
     replies, readings   per pair (`engine.pairs.generation.cost`)
-    at_once             processes that train at the same time, each on a device of its own
+    pair_processes      that make pairs; those that train are the plan's
+    share_device        whether all of them share one device (a CPU): together they are as fast as one
     """
     tokens = min(max_new_tokens, REPLY_MARGIN * measured.reply_tokens)
     batches = ceil(num_examples / measured.batch_size)
     reading = readings * measured.prefill_seconds
     saying = replies * tokens * measured.decode_seconds
-    pairs_seconds = measured.load_seconds + batches * (reading + saying)
+    at_once = 1 if share_device else pair_processes
+    pairs_seconds = _ready(measured, pair_processes) + ceil(batches / at_once) * (reading + saying)
     share = min(1.0, measured.pair_tokens / max(measured.longest_tokens, 1))
     # The measured step includes a live reference; one computed up front is added.
     passes = epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
-    training_seconds = measured.load_seconds + num_examples * share * measured.step_seconds * passes / at_once
+    at_once = 1 if share_device else plan.processes
+    training_seconds = (
+        _ready(measured, plan.processes) + num_examples * share * measured.step_seconds * passes / at_once
+    )
     disk = disk_parts(
         num_examples=num_examples,
         record_bytes=measured.record_bytes,
@@ -140,6 +148,11 @@ def forecast(
     )
     peaks = (measured.peak_bytes, measured.peak_bytes_pairs)
     return Forecast(pairs_seconds, training_seconds, sum(disk.values()), *peaks)
+
+
+def _ready(measured: Measurements, processes: int) -> float:
+    """Seconds until the model is loaded, in children if several processes work."""
+    return measured.load_seconds + (START_SECONDS if processes > 1 else 0.0)
 
 
 def disk_parts(*, num_examples: int, record_bytes: int, checkpoint_bytes: int, save_total_limit: int) -> dict[str, int]:

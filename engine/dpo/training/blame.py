@@ -10,12 +10,13 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.config import Stage3Config
-from engine.core.errors import ExitCode, Stage3Error
+from engine.core.errors import Stage3Error, error_with
 from engine.core.reading import open_file
 from engine.dpo.planning.plan import TrainingPlan, reduce_after_oom
 from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.launcher import launcher_log
 from engine.dpo.training.voice import Failure, rank_log
+from engine.process.kill import how_it_ended
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
 
@@ -46,7 +47,7 @@ class Blame:
             if failure.reason == "memory":
                 return reduce_after_oom(self.run, self.config, self.plan, step=self.step, error=failure.what)
             if failure.reason == "error":
-                return _as_it_was(failure)
+                return error_with(failure.exit_code, failure.what, failure.why, failure.what_to_do)
         deaths = {int(rank): int(code) for rank, code in _DEATH.findall(self.report)}
         lost = {failure.rank for failure in self.failures if failure.reason == "lost"}
         waited = {failure.rank for failure in self.failures if _WAITED_IN_VAIN.search(failure.what)}
@@ -60,7 +61,7 @@ class Blame:
             return self._error(bug.rank, f"broke: {visible_line(bug.what, LOG_CHARACTERS)}")
         if ended:
             rank = ended[0][1]
-            return self._error(rank, f"ended {_how(deaths[rank])}")
+            return self._error(rank, f"ended {how_it_ended(deaths[rank])}")
         elsewhere = [rank for rank in silent if rank not in deaths]
         if lost and elsewhere:
             return self._error(elsewhere[0], "ended, or its machine did")
@@ -101,16 +102,3 @@ def _end_of(log: Path) -> str:
     with open_file(log) as file:
         file.seek(max(log.stat().st_size - LAST_BYTES, 0))
         return file.read().decode("utf-8", errors="replace")
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"by {name}" + (", as the kernel does if memory runs out" if name == "SIGKILL" else "")
-
-
-def _as_it_was(failure: Failure) -> Stage3Error:
-    """The error of a process, of its own class where the exit code tells it."""
-    kinds = (kind for kind in Stage3Error.__subclasses__() if int(kind.exit_code) == failure.exit_code != ExitCode.BUG)
-    return next(kinds, Stage3Error)(failure.what, failure.why, failure.what_to_do)

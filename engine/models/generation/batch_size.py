@@ -25,15 +25,17 @@ def chosen_batch_size(config: Stage3Config) -> int:
     return config.generation_batch_size or MAX_BATCH_SIZE
 
 
-def fitting_batch_size(model: PreTrainedModel, longest: int) -> int:
+def fitting_batch_size(model: PreTrainedModel, longest: int, processes: int = 1) -> int:
     """The largest power of two, up to MAX_BATCH_SIZE, at which rows of `longest` tokens fit in memory; found by trying.
 
     On the CPU it is computed from the cache size per token, because trying could get the process killed.
+
+    processes   that generate side by side; on the CPU they share the memory
     """
     if model.device.type == "cpu":
         import psutil
 
-        room = psutil.virtual_memory().available * MEMORY_FRACTION
+        room = psutil.virtual_memory().available * MEMORY_FRACTION / processes
         return _power_of_two(int(room / (COPIES * longest * kv_bytes_per_token(model))))
     size = MAX_BATCH_SIZE
     while size > 1 and not _fits(model, size, longest):

@@ -72,7 +72,7 @@ def unreadable(address: ServerAddress, error: Exception) -> NetworkError:
     """The body of an answer was not read to its end (`engine.core.bodies`)."""
     return NetworkError(
         f"The server at {address} sends what is no answer.",
-        f"{visible_line(str(error), 300)}: no reply is as large.",
+        f"{visible_line(str(error), 300)}.",
         f"Check {address.option}: something else may answer there. {_SAME_AGAIN}",
     )
 

@@ -12,20 +12,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import cast
 
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import DamagedState, NetworkError, PreconditionError
 from engine.core.events import Event, Message, PairFailed, PairMade, Progress
-from engine.models.backend import Backend
+from engine.models.backend import ModelSizes
 from engine.models.server.errors import too_many_failed
 from engine.pairs.data.record import FAILED_ON_SERVER, OK, PairRecord
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.batch_plan import BatchPlan, key_of_plan, prompts_to_make, read_plan
 from engine.pairs.generation.critique_revision import plan_batches, too_long
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import MakeRecords
+from engine.pairs.generation.methods import MakeBatches
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import reusable_records
@@ -194,9 +193,9 @@ class Maker:
     """Everything needed to generate records."""
 
     config: Stage3Config
-    backend: Backend
+    backend: ModelSizes
     settings: GenerationSettings
-    make: MakeRecords
+    make: MakeBatches
     identity: RecordIdentity
     stop: StopToken
 
@@ -232,14 +231,22 @@ def generate_pairs(
     plan = _batch_plan(maker, open_set, made_for, max(tokens.values()) + beside)
     to_make = prompts_to_make(fitting, recorded.ids, plan)
     check(recorded)
-    for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size):
-        if all(prompt.id in recorded.ids for prompt in batch):
+    batches = [
+        batch
+        for batch in plan_batches(to_make, [tokens[prompt.id] for prompt in to_make], plan.batch_size)
+        if not all(prompt.id in recorded.ids for prompt in batch)
+    ]
+    for told in maker.make(batches):
+        if isinstance(told, Event):
+            yield told
             continue
-        made_now = yield from clock.of_batch(maker.make(batch), recorded, backend)
-        for prompt, made in zip(batch, made_now, strict=True):
+        if isinstance(told, str):
+            yield clock.progress(recorded, backend, told)
+            continue
+        for batch_prompt, made in told:
             if made.id not in recorded.ids:
-                record = replace(made, made_with=identity.key(prompt), prompt_tokens=tokens[prompt.id])
-                yield open_set.acknowledge(record)
+                key = identity.key(batch_prompt)
+                yield open_set.acknowledge(replace(made, made_with=key, prompt_tokens=tokens[made.id]))
         yield clock.progress(recorded, backend)
         maker.stop.raise_if_requested()
         require_few_failures(recorded, maker.config)
@@ -332,18 +339,7 @@ class ProgressMeter:
         self._already, self._total = already, total
         self._started = time.monotonic()
 
-    def of_batch(
-        self, making: Generator[str, None, list[PairRecord]], recorded: Recorded, backend: Backend
-    ) -> Generator[Event, None, list[PairRecord]]:
-        """Its records. An event for each step, because a large batch may take minutes."""
-        while True:
-            try:
-                step = next(making)
-            except StopIteration as end:
-                return cast("list[PairRecord]", end.value)
-            yield self.progress(recorded, backend, step)
-
-    def progress(self, recorded: Recorded, backend: Backend, step: str = "") -> Progress:
+    def progress(self, recorded: Recorded, backend: ModelSizes, step: str = "") -> Progress:
         seconds = time.monotonic() - self._started
         made = recorded.total - self._already
         rate = made / seconds if made and seconds > 0 else None

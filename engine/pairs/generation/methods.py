@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError
+from engine.core.events import Event
 from engine.models.backend import Backend
 from engine.pairs.data.record import PairRecord
 from engine.pairs.generation import best_of_n, contrast, critique_revision
@@ -22,9 +23,34 @@ Every random draw has its own seed, made from the run's seed, the prompt's id, t
 and restarted makes the same records."""
 
 
+Batch = Sequence[Prompt]
+MadeBatch = list[tuple[Prompt, PairRecord]]
+MakeBatches = Callable[[Sequence[Batch]], Iterator[Event | str | MadeBatch]]
+"""Makes the records of batches, in their order. Between them it yields each step as it begins, and events."""
+
+
+def in_turn(make: MakeRecords) -> MakeBatches:
+    """One batch after the other, in this process."""
+
+    def make_batches(batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
+        for batch in batches:
+            made = yield from make(batch)
+            yield list(zip(batch, made, strict=True))
+
+    return make_batches
+
+
 def needs_judge(config: Stage3Config) -> bool:
     """Whether the method needs a judge to generate pairs."""
     return config.method == "best-of-n" and config.pairs is None
+
+
+def is_made_here(config: Stage3Config, judge: str = "none") -> bool:
+    """Whether models on this machine make the pairs, and no server has a part in it.
+
+    judge   the one that ranks drafts; "none" if the method needs none
+    """
+    return config.server_url is None and config.critic_url is None and judge != "server"
 
 
 def check_method(config: Stage3Config) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.core.config import Stage3Config
-from engine.models.backend import Backend
+from engine.models.backend import ModelSizes
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import SamplingSettings
 from engine.pairs.generation.dialogue import revision_prompt, with_persona
@@ -46,7 +46,7 @@ class GenerationSettings:
             judge_name(config),
         )
 
-    def tokens_beside_prompt(self, backend: Backend) -> int:
+    def tokens_beside_prompt(self, backend: ModelSizes) -> int:
         """Tokens of the longest conversation besides its prompt: examples, requests or rules, and all replies."""
         around = [
             backend.length(asked) for principle in self.constitution.principles for asked in self._asked(principle)

@@ -4,7 +4,8 @@ fails are never used.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from engine.pairs.data.record import Pair
 from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, ScorePair, judge_name
 from engine.pairs.judges.exam import BringsOwnExam, ExamResult, shipped_exam, take_exam
 from engine.pairs.judges.question import QUESTION
-from engine.pairs.judges.scores import score_pairs
+from engine.pairs.judges.scores import ScoreBatches, in_this_process, score_pairs
 from engine.run.context import Context
 from engine.run.results import Results
 from engine.storage.files import sha256_of_file, sha256_of_json
@@ -63,8 +64,16 @@ class ExaminedJudge:
         loaded, self._loaded = self._loaded, None
         return loaded or load_judge(self.context, policy)
 
-    def score(self, pairs: Sequence[Pair], load_judge: LoadJudge) -> Generator[Event, None, list[ScorePair]]:
-        """The scores of the pairs by the judge that passed, kept in the run folder. Raises as `score_pairs`."""
+    def score(
+        self,
+        pairs: Sequence[Pair],
+        load_judge: LoadJudge,
+        elsewhere: Callable[[Context], AbstractContextManager[ScoreBatches]] | None = None,
+    ) -> Generator[Event, None, list[ScorePair]]:
+        """The scores of the pairs by the judge that passed, kept in the run folder. Raises as `score_pairs`.
+
+        elsewhere   loads the judge of a context into other processes
+        """
         name = judge_name(self.context.config) or ""
 
         def load() -> Judge:
@@ -72,8 +81,13 @@ class ExaminedJudge:
             assert judge is not None  # one passed
             return judge
 
-        path = self.context.run / layout.SCORES_JSONL
-        scores = yield from score_pairs(path, pairs, name, load, self.context.stop)
+        def loaded() -> AbstractContextManager[ScoreBatches]:
+            if elsewhere is None:
+                return in_this_process(load, self.context.stop)
+            self.release()
+            return elsewhere(self.context)
+
+        scores = yield from score_pairs(self.context.run / layout.SCORES_JSONL, pairs, name, loaded)
         self.release()
         return scores
 

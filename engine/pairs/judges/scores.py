@@ -12,6 +12,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,33 @@ def key_of(comparison: Comparison) -> tuple[str, str]:
     return comparison.id, sha256_of_json([said, comparison.first, comparison.second])
 
 
+ScoredBatch = list[tuple[Comparison, ScorePair]]
+ScoreBatches = Callable[[Sequence[Comparison]], Iterator[Event | ScoredBatch]]
+"""Scores comparisons batch by batch, in their order. Raises Stopped between batches, and what the judge raises."""
+
+
+@contextmanager
+def in_this_process(load: Callable[[], Judge], stop: StopToken) -> Iterator[ScoreBatches]:
+    """A judge in the memory of this process, which is given back at the end."""
+    judge = [load()]
+    try:
+        yield lambda comparisons: score_in_batches(judge[0], comparisons, stop)
+    finally:
+        judge.clear()
+        free_memory()
+
+
 def score_pairs(
-    path: Path, pairs: Sequence[Pair], name: str, load: Callable[[], Judge], stop: StopToken
+    path: Path, pairs: Sequence[Pair], name: str, load: Callable[[], AbstractContextManager[ScoreBatches]]
 ) -> Generator[Event, None, list[ScorePair]]:
     """The scores of the pairs by one judge, in order.
 
     path   `pairs/scores.jsonl`
     name   the judge's, known before it is loaded
-    load   loads the judge; called only if a score is missing
+    load   loads the judge for as long as scores are missing; not called if none is
 
-    Scores only what the file lacks, so a run that was stopped or killed continues where it was. Raises Stopped
-    between batches, and what the judge raises.
+    Scores only what the file lacks, so a run that was stopped or killed continues where it was. Raises what
+    `ScoreBatches` raise.
     """
     comparisons = Mapped(pairs, comparison_of)
     known, damaged = read_scores(path, name)
@@ -68,7 +85,11 @@ def score_pairs(
     # As `longest_first`, without the texts.
     pending = picked(comparisons, array("Q", (number for _, _, number in sorted(missing))))
     if pending:
-        yield from _score_pending(path, pending, known, len(comparisons), name, load, stop)
+        yield Message(
+            "info", f"Scoring {len(pending)} pairs with the judge {name}; {len(comparisons) - len(pending)} are done."
+        )
+        with load() as score_batches:
+            yield from _score_pending(path, pending, known, len(comparisons), name, score_batches)
     scores = [known[key_of(comparison)] for comparison in comparisons]
     if comparisons and all(given.outcome == "not scored" for given in scores):
         raise PreconditionError(
@@ -85,50 +106,60 @@ def _score_pending(
     known: ScoreCache,
     total: int,
     name: str,
-    load: Callable[[], Judge],
-    stop: StopToken,
+    score_batches: ScoreBatches,
 ) -> Iterator[Event]:
     """Score `pending`, adding to `known` and to the file."""
-    yield Message("info", f"Scoring {len(pending)} pairs with the judge {name}; {total - len(pending)} are done.")
-    judge = load()
     started = time.monotonic()
     with JsonlAppender(path) as appender:
         if appender.torn:
             yield Message("warning", f"Moved an unfinished score ({appender.torn} bytes) to {appender.torn_path}.")
         done = 0
-        for batch in score_in_batches(judge, pending, stop):
-            for number, (comparison, given) in enumerate(batch, start=1):
-                pair_id, texts = key_of(comparison)
-                row = {
-                    "id": pair_id,
-                    "judge": name,
-                    "texts": texts,
-                    "base_score": given.first,
-                    "revised_score": given.second,
-                    "detail": dict(given.detail),
-                }
-                appender.append(row, sync=number == len(batch))  # a batch is acknowledged as a whole
-                known[pair_id, texts] = given
-            done += len(batch)
+        for told in score_batches(pending):
+            if isinstance(told, Event):
+                yield told
+                continue
+            for number, (comparison, given) in enumerate(told, start=1):
+                # A batch is acknowledged as a whole.
+                appender.append(score_row(name, comparison, given), sync=number == len(told))
+                known[key_of(comparison)] = given
+            done += len(told)
             rate = done / max(time.monotonic() - started, 1e-9)
             left = (len(pending) - done) / rate
             yield Progress(total - len(pending) + done, total, "pairs scored", rate, left, f"judge: {name}")
-    del judge
-    free_memory()
 
 
-def score_in_batches(
-    judge: Judge, comparisons: Sequence[Comparison], stop: StopToken
-) -> Iterator[list[tuple[Comparison, ScorePair]]]:
-    """Yield batches of (comparison, scores); a batch is halved if memory runs out. Raises Stopped between batches."""
-    for start in range(0, len(comparisons), COMPARISONS_PER_BATCH):
+def score_row(judge: str, comparison: Comparison, given: ScorePair) -> dict[str, Any]:
+    """A line of the file."""
+    pair_id, texts = key_of(comparison)
+    return {
+        "id": pair_id,
+        "judge": judge,
+        "texts": texts,
+        "base_score": given.first,
+        "revised_score": given.second,
+        "detail": dict(given.detail),
+    }
+
+
+def score_in_batches(judge: Judge, comparisons: Sequence[Comparison], stop: StopToken) -> Iterator[ScoredBatch]:
+    """Yield batches of (comparison, scores). Raises Stopped between batches."""
+    for batch in batches_of(comparisons):
         stop.raise_if_requested()
-        batch = comparisons[start : start + COMPARISONS_PER_BATCH]
+        yield scored_batch(judge, batch)
 
-        def score(rows: Sequence[int], batch: Sequence[Comparison] = batch) -> list[ScorePair]:
-            return judge.score([batch[row] for row in rows])
 
-        yield list(zip(batch, in_halves(score, range(len(batch)), free_memory), strict=True))
+def batches_of(comparisons: Sequence[Comparison]) -> Sequence[Sequence[Comparison]]:
+    starts = range(0, len(comparisons), COMPARISONS_PER_BATCH)
+    return Mapped(starts, lambda start: comparisons[start : start + COMPARISONS_PER_BATCH])
+
+
+def scored_batch(judge: Judge, batch: Sequence[Comparison]) -> ScoredBatch:
+    """The scores of one batch, which is halved if memory runs out."""
+
+    def score(rows: Sequence[int]) -> list[ScorePair]:
+        return judge.score([batch[row] for row in rows])
+
+    return list(zip(batch, in_halves(score, range(len(batch)), free_memory), strict=True))
 
 
 def longest_first(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -155,10 +186,14 @@ def score_of_row(row: Mapping[str, Any] | BadLine) -> ScoredTexts | None:
     if isinstance(row, BadLine):
         return None
     try:
-        scores = ScorePair(_number(row["base_score"]), _number(row["revised_score"]), dict(row.get("detail") or {}))
-        return ScoredTexts(str(row["judge"]), (str(row["id"]), str(row["texts"])), scores)
+        return ScoredTexts(str(row["judge"]), (str(row["id"]), str(row["texts"])), scores_of(row))
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def scores_of(row: Mapping[str, Any]) -> ScorePair:
+    """Raises KeyError, TypeError, ValueError."""
+    return ScorePair(_number(row["base_score"]), _number(row["revised_score"]), dict(row.get("detail") or {}))
 
 
 def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:

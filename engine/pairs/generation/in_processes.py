@@ -1,0 +1,99 @@
+"""Make records in several processes: each is dealt a batch at a time, and the records are taken in the order of the batches.
+
+The batches are those of one process, so the records are, too (in float32 on the CPU; on other devices to the last bits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.core.events import Event
+from engine.models.chat import Conversation
+from engine.pairs.data.record import PairRecord
+from engine.pairs.generation.identity import RecordIdentity
+from engine.pairs.generation.methods import Batch, MadeBatch, MakeRecords
+from engine.pairs.generation.prompts import Prompt
+from engine.run.folder import Run
+from engine.workers.pool import Answer, WorkerPool
+from engine.workers.rows import left_rows
+from engine.workers.serve import Made, Task, Work
+from engine.workers.shares import Share, shared_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KIND = "pairs"
+
+
+@dataclass
+class ModelsElsewhere:
+    """The model that each of the processes has loaded, as this one knows it: a `ModelSizes`."""
+
+    pool: WorkerPool
+    tokenizer: PreTrainedTokenizerBase
+    tokens: int = 0
+
+    def length(self, conversation: Conversation) -> int:
+        from engine.models.generation.sampling import prompt_length
+
+        return prompt_length(self.tokenizer, conversation)
+
+    def batch_size(self, longest: int) -> int:
+        for told in self.pool.answers([{"batch size for": longest}]):
+            if isinstance(told, Answer):
+                return int(told.facts["batch size"])
+        raise AssertionError("every task has an answer")
+
+    @property
+    def context_length(self) -> int | None:
+        found = self.pool.facts()["context length"]
+        return None if found is None else int(found)
+
+
+@dataclass(frozen=True)
+class MakeInProcesses:
+    """A `MakeBatches`. What an earlier start's processes left in their files is not made again."""
+
+    models: ModelsElsewhere
+    run: Run
+    identity: RecordIdentity
+
+    def __call__(self, batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
+        left = self._left({prompt.id: prompt for batch in batches for prompt in batch})
+        for told in shared_out(self.models.pool, batches, lambda prompt: left.get(prompt.id), self._task):
+            if not isinstance(told, Share):
+                yield told
+                continue
+            self.models.tokens += int(told.facts.get("tokens", 0))
+            yield [(prompt, PairRecord(**row)) for prompt, row in zip(told.batch, told.rows, strict=True)]
+
+    def _task(self, batch: Batch) -> Task:
+        made_with = [self.identity.key(prompt) for prompt in batch]
+        return {"prompts": [vars(prompt) for prompt in batch], "made with": made_with}
+
+    def _left(self, wanted: Mapping[str, Prompt]) -> dict[str, dict[str, Any]]:
+        rows = left_rows(self.run, KIND)
+        return {
+            row["id"]: row
+            for row in rows
+            if (prompt := wanted.get(str(row.get("id")))) is not None and self.identity.matches(prompt, row)
+        }
+
+
+def work_of(make: MakeRecords, backend: Any) -> Work:
+    """What each of the processes does with a task.
+
+    backend   the model's, whose tokens are counted
+    """
+
+    def work(task: Task) -> Generator[str, None, Made]:
+        if "batch size for" in task:
+            return Made(facts={"batch size": backend.batch_size(task["batch size for"])})
+        before = backend.tokens
+        records = yield from make([Prompt(**prompt) for prompt in task["prompts"]])
+        rows = [{**record.as_dict(), "made_with": key} for record, key in zip(records, task["made with"], strict=True)]
+        return Made(rows, {"tokens": backend.tokens - before})
+
+    return work

@@ -1,0 +1,105 @@
+"""Several processes that make pairs, or score them, each with the local model on a GPU of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from engine.core.config import Stage3Config
+from engine.dpo.planning.processes import number_of_processes
+from engine.machine.device import resolve_device
+from engine.models.adapters.source import adapter_folder
+from engine.models.loading import load_tokenizer
+from engine.pairs.generation import in_processes as pairs_in_processes
+from engine.pairs.generation.identity import RecordIdentity
+from engine.pairs.generation.in_processes import MakeInProcesses, ModelsElsewhere
+from engine.pairs.generation.methods import is_made_here
+from engine.pairs.judges import in_processes as scores_in_processes
+from engine.pairs.judges.base import judge_name
+from engine.pairs.judges.in_processes import ScoreInProcesses
+from engine.pairs.judges.scores import ScoreBatches
+from engine.pairs.relevance import in_processes as relevance_in_processes
+from engine.pairs.relevance.in_processes import MeasureInProcesses
+from engine.pairs.relevance.pairs import MeasureBatches
+from engine.run.context import Context
+from engine.stages.pair_worker import Request
+from engine.workers.pool import WorkerPool
+
+WORKER = "engine.stages.pair_worker"
+
+
+def makers(config: Stage3Config, judge: str) -> int:
+    """How many processes make the pairs: those of this machine, if models on it do.
+
+    judge   that ranks the drafts; "none" if the method needs none
+    """
+    return _here(config) if is_made_here(config, judge) else 1
+
+
+def judges(config: Stage3Config) -> int:
+    """How many processes score pairs with `--judge`: those of this machine for a model, one for what is no model here."""
+    return _here(config) if config.judge in ("self", "reward-model") else 1
+
+
+def meters(config: Stage3Config) -> int:
+    """How many processes measure the relevance of pairs with the base model: those of this machine."""
+    return _here(config)
+
+
+@contextmanager
+def making(
+    context: Context, judging: Context, identity: RecordIdentity, processes: int, prompts: int
+) -> Iterator[MakeInProcesses]:
+    """The processes, with the model loaded.
+
+    judging   the context of the judge that ranks drafts; `context` if the method needs none
+    prompts   of which there is no record
+    """
+    tokenizer = load_tokenizer(context.config, context.token_text)
+    with _pool(judging, pairs_in_processes.KIND, processes, "make pairs") as pool:
+        pool.grow(prompts)  # all at once, because each takes a while to load the model
+        yield MakeInProcesses(ModelsElsewhere(pool, tokenizer), context.run, identity)
+
+
+@contextmanager
+def measuring(context: Context) -> Iterator[MeasureBatches]:
+    """The processes, with the base model loaded."""
+    with _pool(context, relevance_in_processes.KIND, meters(context.config), "measure relevance") as pool:
+        yield MeasureInProcesses(pool, context.run, context.config.base_model_id)
+
+
+@contextmanager
+def scoring(context: Context) -> Iterator[ScoreBatches]:
+    """The processes, with the judge of the context loaded."""
+    with _pool(context, scores_in_processes.KIND, judges(context.config), "score pairs") as pool:
+        yield ScoreInProcesses(pool, context.run, judge_name(context.config) or "")
+
+
+def _here(config: Stage3Config) -> int:
+    return number_of_processes(config) // config.num_machines
+
+
+def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool:
+    adapter = adapter_folder(context.config, context.run, context.token_text)
+    requests = [
+        Request(
+            kind=kind,
+            config=_of_process(context.config, number).model_dump(mode="json"),
+            run=str(context.run.folder),
+            cache=str(context.cache),
+            adapter=str(adapter),
+            processes=processes,
+        )
+        for number in range(processes)
+    ]
+    threads = max(len(os.sched_getaffinity(0)) // processes, 1)
+    return WorkerPool(context.run, kind, WORKER, [asdict(each) for each in requests], context.stop, doing, threads)
+
+
+def _of_process(config: Stage3Config, number: int) -> Stage3Config:
+    """With the GPU of one process."""
+    if resolve_device(config).type != "cuda":
+        return config
+    return config.model_copy(update={"device": f"cuda:{number}"})

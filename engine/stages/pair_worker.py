@@ -1,0 +1,78 @@
+"""One of several processes that make pairs, measure or score them: `python -m engine.stages.pair_worker`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.core.config import Stage3Config
+from engine.run.context import Context
+from engine.run.folder import Run
+from engine.run.stop import StopToken
+from engine.workers.serve import Loaded, Task, serve
+
+
+@dataclass(frozen=True)
+class Request:
+    """What each process is asked to load."""
+
+    kind: str
+    """Of its rows: "pairs", "relevance" or "scores"."""
+    config: dict[str, Any]
+    """With the GPU of this process, and with the judge that passed its exam."""
+    run: str
+    """The run folder. The process that asks holds it; those that are asked lock nothing."""
+    cache: str
+    adapter: str
+    """The folder of the Stage 2 adapter."""
+    processes: int
+    """How many are asked."""
+    rows: str = ""
+    """The file for what is made; the pool names it."""
+
+
+def load(task: Task) -> Loaded:
+    request = Request(**task)
+    context = Context(
+        Stage3Config(**request.config), Run(Path(request.run)), StopToken(), cache_folder=Path(request.cache)
+    )
+    return {"pairs": _maker, "relevance": _meter, "scores": _judge}[request.kind](request, context)
+
+
+def _maker(request: Request, context: Context) -> Loaded:
+    from engine.models.local_backend import load_stage2_backend
+    from engine.pairs.generation.in_processes import work_of
+    from engine.pairs.generation.methods import needs_judge, record_maker
+    from engine.pairs.generation.settings import GenerationSettings
+    from engine.stages.load_judge import load_judge, policy_of
+
+    config = context.config
+    backend = load_stage2_backend(config, Path(request.adapter), context.stop, None)
+    backend.processes = request.processes
+    judge = load_judge(context, policy_of(backend)) if needs_judge(config) else None
+    make = record_maker(backend, GenerationSettings.of(config), judge, context.stop)
+    return Loaded(work_of(make, backend), {"context length": backend.context_length})
+
+
+def _meter(_: Request, context: Context) -> Loaded:
+    from engine.models.loading import load_base, load_tokenizer
+    from engine.pairs.relevance.in_processes import work_of
+    from engine.pairs.relevance.measure import RelevanceMeter
+
+    config = context.config
+    meter = RelevanceMeter(load_base(config, None), load_tokenizer(config, None))
+    return Loaded(work_of(meter, config.base_model_id))
+
+
+def _judge(_: Request, context: Context) -> Loaded:
+    from engine.pairs.judges.in_processes import work_of
+    from engine.stages.load_judge import load_judge
+
+    judge = load_judge(context)
+    assert judge is not None  # one passed its exam
+    return Loaded(work_of(judge))
+
+
+if __name__ == "__main__":
+    serve(load)
