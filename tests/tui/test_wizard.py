@@ -176,7 +176,7 @@ async def test_the_palette_has_every_command_and_every_option(finished: Runner):
         await until(pilot, lambda: app.main.is_whole)
         titles = [command.title for command in app.get_system_commands(app.screen)]
         for option in options():
-            assert any(title.startswith(f"Option {option.name}: ") for title in titles), option.name
+            assert any(title.startswith(f"{option.label} ({option.flag}): ") for title in titles), option.name
         enabled = [key for key in KEYS if key.where == "app" and app.is_key_enabled(key)]
         named = {key.sentence.partition(";")[0].removesuffix(".") for key in enabled}
         assert {"Run all ten stages", "Themes, previewed as you move"} <= named & set(titles)
@@ -188,7 +188,8 @@ async def test_the_palette_goes_to_an_option_in_its_form(finished: Runner, name:
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("ctrl+k")
         await until(pilot, lambda: app.screen is not app.main)
-        await pilot.press(*f"option {name}:")
+        flag = name.replace("_", "-")
+        await pilot.press(*f"(--{flag}):")
         await pilot.pause(0.7)
         await pilot.press("down", "enter")
         rows = f"#page-options {OptionRows.__name__}"

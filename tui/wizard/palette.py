@@ -12,6 +12,7 @@ from engine.core.options import Option, options
 from engine.core.stage_table import STAGE_TABLE
 from engine.security.sanitize import visible_line
 from tui.keys import KEYS, Key
+from tui.widgets.option_words import shown_value
 
 if TYPE_CHECKING:
     from tui.runs.run_source import RunSource
@@ -60,8 +61,9 @@ def commands(wizard: Commanded) -> Iterable[SystemCommand]:
         yield SystemCommand(f"Theme: {name}", "Use this theme.", partial(wizard.keep_theme, name))
     config = wizard.source.config
     for option in options():
-        value = visible_line(str(getattr(config, option.name)), 40)
-        yield SystemCommand(f"Option {option.name}: {value}", option.sentence, partial(_show_option, wizard, option))
+        value = visible_line(shown_value(option, getattr(config, option.name)) or "none", 40)
+        title = f"{option.label} ({option.flag}): {value}"
+        yield SystemCommand(title, option.sentence, partial(_show_option, wizard, option))
 
 
 def _title(key: Key) -> str:
