@@ -113,7 +113,7 @@ def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
     prompts = load_prompts(context.config, context.token_text)
     if not prompts:
         raise PreconditionError(
-            f"{context.config.dataset} ({context.config.split}) has no prompts.", "", "Choose another --split."
+            f"{context.config.dataset} has no prompts in the rows of --split.", "", "Choose another --split."
         )
     inputs = yield from plan_inputs(context.config, context.run, context.token_text, prompts)
     config = inputs.config

@@ -192,7 +192,7 @@ def _origin_of_pairs(context: Context, dataset: str) -> dict[str, Any]:
     """The prompts that pairs were made of, or the file that they were imported from."""
     pairs = context.run.results.pairs
     if pairs is None or pairs.imported is None:
-        return {"dataset": dataset, "split": context.config.split}
+        return {"dataset": dataset, "split": (pairs.split if pairs else "") or context.config.split}
     imported = pairs.imported
     names = {
         "name": "pairs imported from",
