@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # some images set it, and each child would compile the same modules again
 
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -24,6 +28,7 @@ from tests.support.git_repositories import here, upstream  # noqa: F401
 from tests.support.idle_wizard import finished, runner, sessions  # noqa: F401
 from tests.support.short_run import short_run  # noqa: F401
 
+sys.dont_write_bytecode = False
 quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "0"
 

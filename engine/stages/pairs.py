@@ -77,7 +77,7 @@ def run(context: Context) -> StageRun:
     if config.target_pairs is None and len(prompts) < config.num_examples:
         yield Message(
             "warning",
-            f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
+            f"{config.dataset} ({found.split}) has {len(prompts)} distinct prompts, not "
             f"{config.num_examples}: making pairs from those.",
         )
     identity = RecordIdentity.of(config, settings, context.run.results)
@@ -101,7 +101,7 @@ def run(context: Context) -> StageRun:
     if config.target_pairs and recorded.ok < config.target_pairs:
         yield Message(
             "warning",
-            f"All {len(prompts)} prompts of {config.dataset} ({config.split}) are used up, and {recorded.ok} usable pairs came "
+            f"All {len(prompts)} prompts of {config.dataset} ({found.split}) are used up, and {recorded.ok} usable pairs came "
             f"of them, not {config.target_pairs}: the run goes on with what there is.",
         )
     return StageEnd(
@@ -111,6 +111,7 @@ def run(context: Context) -> StageRun:
             records=recorded.total,
             ok=recorded.ok,
             taken_over=taken_over,
+            split=found.split,
             generated_tokens=tokens,
         ),
     )

@@ -18,8 +18,9 @@ from engine.core.events import CheckpointSaved, PairFailed, PairMade, StageFinis
 from engine.dpo.training.checkpoints import MANIFEST, by_step, step_of
 from engine.run.folder import Run
 from engine.run.journal import Entry, read_entries
-from tests.support.finished_demo import Demo, demo_arguments
+from tests.support.finished_demo import demo_arguments
 from tests.support.fork_server import MAKING, Ended, ForkServer, tiny
+from tests.support.short_run import short_demo_arguments
 from tests.support.waiting import wait_until
 from tui.process.signals import SAME_SECONDS
 
@@ -217,22 +218,25 @@ def mark_of(event: dict[str, object]) -> tuple[str, ...]:
 
 
 @pytest.mark.fault("A1", "A2", "C7", "D15")
-def test_the_whole_demo_killed_ten_times_at_random_ends_with_the_same_bytes(
-    server: ForkServer, demo_run: Demo, tmp_path: Path
+def test_a_short_demo_killed_ten_times_at_random_ends_with_the_same_bytes(
+    server: ForkServer, short_run: Path, tmp_path: Path
 ):
-    """At ten moments of the undisturbed run, in turn: each start comes to the next of them, and is killed a little later."""
-    run, moments, met = tmp_path / "stage3", random.Random(5), dict[str, int]()
-    *all_of_them, _ = Marks(demo_run.folder).now()  # behind the last one nothing is left to kill
-    for place in sorted(moments.sample(range(len(all_of_them)), 10)):
-        server.start(demo_arguments(run))
+    """At moments of an undisturbed run, in turn, and in its last stage: each start comes to the next of them, and is killed a
+    little later.
+    """
+    run, moments, met = tmp_path / "stage3", random.Random(9), dict[str, int]()
+    all_of_them = Marks(short_run).now()
+    chosen = [all_of_them[place] for place in sorted(moments.sample(range(len(all_of_them)), 9))]
+    for moment in [*chosen, mark_of({"kind": "stage_started", "stage": "packaging"})]:
+        server.start(short_demo_arguments(run))
         so_far = Marks(run)
-        wait_until(lambda at=all_of_them[place], so_far=so_far: at in so_far.now(), f"{all_of_them[place]}")
+        wait_until(lambda at=moment, so_far=so_far: at in so_far.now(), f"{moment}")
         ended = server.end(kill_more_after=moments.uniform(0.0, 0.2))
         assert ended.code == KILLED, ended
         check(run, ended)
         count(met, stage_at_work(run))
-    check_whole(run, demo_run.folder, server.run(demo_arguments(run)))
-    assert {"pairs", "training"} <= met.keys(), met
+    check_whole(run, short_run, server.run(short_demo_arguments(run)))
+    assert {"pairs", "training", "packaging"} <= met.keys(), met
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from engine.core.errors import ExitCode
 from engine.dpo.training import trl_trainer
 from engine.stages import pairs as stage_pairs
 from tests.support.short_demo import Ran, run, short_demo
+from tests.support.short_run import copy_of
 
 UNTIL_PAIRS = ("adapter", "preflight", "pairs")
 FULL = "CUDA out of memory. Tried to allocate 1.95 GiB."
@@ -34,9 +35,17 @@ def records(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run before its pairs."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    assert run(short_demo(folder, **OPTIONS), UNTIL_PAIRS[:-1]).code is ExitCode.DONE
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run on a machine with enough memory."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
+    folder = copy_of(begun, tmp_path_factory.mktemp("whole") / "run")
     assert run(short_demo(folder, **OPTIONS)).code is ExitCode.DONE
     return folder
 
@@ -66,9 +75,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_memory_runs_out_in_pairs_and_with_the_smaller_batch_that_is_advised_no_record_is_made_again(
-    made: list[int], tmp_path: Path
+    made: list[int], begun: Path, tmp_path: Path
 ):
-    folder = tmp_path / "run"
+    folder = copy_of(begun, tmp_path / "run")
     first = run(short_demo(folder, **OPTIONS), UNTIL_PAIRS)
     assert first.code is ExitCode.MEMORY and first.failure.stage == "pairs"
     assert "--generation-batch-size" in first.failure.what_to_do
@@ -88,8 +97,7 @@ def test_memory_runs_out_in_pairs_and_with_the_smaller_batch_that_is_advised_no_
 @pytest.fixture(scope="module")
 def spent(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     """A run whose training ran out of memory after its second step, with no smaller plan left."""
-    folder = tmp_path_factory.mktemp("spent") / "run"
-    shutil.copytree(whole, folder)
+    folder = copy_of(whole, tmp_path_factory.mktemp("spent") / "run")
     with pytest.MonkeyPatch.context() as patch:
         real = trl_trainer.Stage3Trainer.compute_loss
 
@@ -128,8 +136,7 @@ def test_what_a_training_without_memory_advises_is_what_is_followed_here(spent: 
 def test_memory_runs_out_in_the_training_and_after_each_advice_pairs_scores_and_steps_stay(
     advice: str, spent: tuple[Path, Ran], tmp_path: Path
 ):
-    folder = tmp_path / "run"
-    shutil.copytree(spent[0], folder)
+    folder = copy_of(spent[0], tmp_path / "run")
     kept = (layout.PAIRS_JSONL, layout.SCORES_JSONL, layout.TRAIN_JSONL, layout.EVAL_JSONL)
     before = {name: (folder / name).read_bytes() for name in kept}
     changed, first_step = ADVICE[advice]

@@ -93,11 +93,12 @@ def finished(tmp_path: Path, config: Callable[..., Stage3Config], sessions: Sess
 
 
 async def until(pilot: Pilot, holds: Callable[[], object], what: str = "it", seconds: float = 10) -> None:
-    """Wait for a condition while the screen keeps running."""
-    end = time.monotonic() + seconds
+    """Wait for a condition while the screen keeps running. What takes long is looked at less often: a look may draw the screen."""
+    start = time.monotonic()
     while not holds():
-        assert time.monotonic() < end, f"{what} did not come about within {seconds:.0f} seconds"
-        await pilot.pause(0.03)
+        waited = time.monotonic() - start
+        assert waited < seconds, f"{what} did not come about within {seconds:.0f} seconds"
+        await pilot.pause(min(0.03 + waited / 20, 0.25))
 
 
 async def look_at(pilot: Pilot, app: Wizard, stage: str) -> None:

@@ -21,10 +21,13 @@ OPTIONS = (
 ).split()
 
 
+def short_demo_arguments(folder: Path, *more: str) -> list[str]:
+    return ["--auto", "--demo", "--json", *OPTIONS, "--output-dir", str(folder), *more]
+
+
 def short_demo_command(folder: Path, *more: str) -> list[str]:
     """As far as the training: the archive is the demo's."""
-    command = [sys.executable, "-m", "tui.cli", "--auto", "--demo", "--json", *OPTIONS, "--until", "training"]
-    return [*command, "--output-dir", str(folder), *more]
+    return [sys.executable, "-m", "tui.cli", *short_demo_arguments(folder, "--until", "training", *more)]
 
 
 @pytest.fixture(scope="session")

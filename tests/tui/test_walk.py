@@ -73,8 +73,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield server
 
 
-async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub):
+async def test_with_keys_alone_and_a_token(small_demo, hub: FakeHub, short_run: Path):
     runner = small_demo(options_from_the_hub())
+    runner.run.record_stage(
+        "dependencies", result=Run(short_run).result("dependencies")
+    )  # no second trial of the imports
     app = Wizard(runner)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "P presets" in screen_text(app))
