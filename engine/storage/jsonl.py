@@ -220,7 +220,7 @@ def loads(raw: bytes | str) -> Any:
 
 
 def foreign_loads(raw: bytes | str) -> Any:
-    """`loads` of other people's files: NaN and Infinity, which Python writes, are null."""
+    """`loads` of other people's files, with the NaN and Infinity that Python writes: a column that nobody reads may hold them."""
     return _loaded(raw, _FOREIGN_DECODER)
 
 
@@ -289,7 +289,7 @@ def _refuse_constant(name: str) -> float:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
-_FOREIGN_DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=lambda name: None)
+_FOREIGN_DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=float)
 
 
 def _end_of_last_whole_line(file: int, size: int) -> int:

@@ -34,9 +34,9 @@ class Form(Generic[Read]):
 
 
 def column(row: Row, name: str) -> Any:
-    """The value of a column or a nested one (`question.full_text`); None if missing."""
+    """The value of a column or a nested one (`question.full_text`); None if missing, as pandas' NaN is, too."""
     if name in row:
-        return row[name]
+        return None if row[name] != row[name] else row[name]
     first, dot, rest = name.partition(".")
     inner = row.get(first) if dot else None
     return column(inner, rest) if isinstance(inner, dict) else None

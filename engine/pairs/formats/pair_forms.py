@@ -196,7 +196,9 @@ def _rated(row: Row) -> Pair:
     name, values = first_column(row, (*LISTS_OF_SCORES, *RANKS))
     if not isinstance(values, list) or len(values) != len(answers):
         raise ValueError(f"{name} must be a list with one number for each of {key}")
-    known = [number for number, value in enumerate(values) if value is not None]  # a judge may fail at one of them
+    known = [
+        number for number, value in enumerate(values) if value is not None and value == value
+    ]  # a judge may fail at one of them
     numbers = [number_in(values[number], f"{name}[{number}]") * (-1 if name in RANKS else 1) for number in known]
     return _best_and_worst(row, [answers[number] for number in known], numbers, key)
 
