@@ -28,7 +28,7 @@ from engine.pairs.generation.generate import (
     torn_line_warning,
 )
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.in_processes import KIND
+from engine.pairs.generation.in_processes import KIND, after_processes
 from engine.pairs.generation.methods import check_method, in_turn, needs_judge, record_maker
 from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.settings import GenerationSettings
@@ -97,6 +97,7 @@ def run(context: Context) -> StageRun:
         if not is_complete(prompts, recorded, config.target_pairs):
             tokens = yield from _generate_missing(context, prompts, settings, examined, identity, open_set)
     require_acknowledged(context.run / layout.PAIRS_JSONL, prompts, recorded, config.target_pairs)
+    remove_shares(context.run, KIND)
     yield from _carry_decisions(context)
     if config.target_pairs and recorded.ok < config.target_pairs:
         yield Message(
@@ -158,6 +159,7 @@ def _generate_missing(
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
     make = in_turn(record_maker(backend, settings, judge, context.stop))
+    make = after_processes(make, context.run, identity)
     yield from _generate(
         context, prompts, Maker(context.config, backend, settings, make, identity, context.stop), open_set
     )
@@ -187,7 +189,6 @@ def _generate_in_processes(
     with making(context, judging, identity, processes, missing) as make:
         maker = Maker(context.config, make.models, settings, make, identity, context.stop)
         yield from _generate(context, prompts, maker, open_set)
-    remove_shares(context.run, KIND)
     return make.models.tokens
 
 
