@@ -63,6 +63,24 @@ def test_a_pair_is_read_from_what_a_tool_wrote_around_it(name: str):
     assert (read.messages, read.revised_response, read.base_response) == ([USER], GOOD, BAD)
 
 
+def test_scores_that_contradict_the_columns_shut_the_gate(tmp_path: Path, capsys):
+    rows = [
+        {"prompt": f"How cold is lake {i}?", "chosen": f"Lake {i} is cold.", "rejected": f"I like the lake {i} a lot.",
+         "score_chosen": "2", "score_rejected": 9.5}
+        for i in range(9)
+    ]  # fmt: skip
+    (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["validate", str(tmp_path / "swapped.jsonl"), "--min-pairs", "5"]) == 9
+    printed = capsys.readouterr()
+    assert "improved share is 0.0% (at least 60.0%)" in printed.err and "by the file's own scores" in printed.out
+
+
+def test_equal_scores_and_such_as_are_none_say_nothing():
+    for scores in ({"score_chosen": 5, "score_rejected": 5}, {"chosen_rating": None, "rejected_rating": 2}):
+        read = pair_of(0, {**ROW, **scores})
+        assert isinstance(read, Pair) and (read.base_score, read.revised_score) == (None, None)
+
+
 NONE = {
     "duckdb": ({**ROW, "chosen": "[{'role': user, 'content': hi}]"}, "neither JSON nor Python"),
     "several": ({**ROW, "rejected": [BAD, "b"]}, "a list of 2 texts"),
