@@ -11,7 +11,7 @@ os.environ.pop(
     "PYTHONDONTWRITEBYTECODE", None
 )  # some images set it, and each child would compile the same modules again
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -64,6 +64,24 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_stays_is_set_aside() -> Iterator[None]:
+    """Likewise what the tests of a file have imported and cached."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_failure() -> Iterator[None]:
+    """In this process fsync does nothing: thousands of them would take a minute. What is synced, and when, is noted by
+    tests/faults/test_order_of_writes.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 def needs_shared_data(name: str) -> Path:
