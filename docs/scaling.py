@@ -24,6 +24,7 @@ from engine.dpo.planning.forecast import (
     training_memory,
 )
 from engine.dpo.planning.plan import TrainingPlan
+from engine.dpo.planning.workload import Workload
 
 GB = 1e9
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -138,8 +139,11 @@ def measurements(
         decode_seconds=2 * shape.base_parameters / gpu.memory_bytes,  # each token reads all weights once
         record_bytes=record_bytes(prompt, reply),
         step_seconds=operations * pair / speed,
-        longest_tokens=1,
-        pair_tokens=1,
+        longest_prompt_tokens=1,
+        longest_replies_tokens=0,
+        prompt_tokens=1,
+        replies_tokens=0,
+        head_weight=0.0,
         checkpoint_bytes=checkpoint_bytes(shape),
         peak_bytes=0,
     )
@@ -152,16 +156,19 @@ def hours(
     measured = measurements(
         shape, gpu, batch=64, prompt=200, reply=200, pair=pair, operations=operations or training_operations(shape)
     )
-    told = forecast(
-        measured,
-        num_examples=pairs,
+    work = Workload(
+        prompts=pairs,
+        train=pairs,
+        held_out=0,
         replies=3,
         readings=1.5,
         max_new_tokens=512,
         epochs=epochs,
         save_total_limit=2,
-        plan=LIVE,
+        answered=0,
+        everyday=0,
     )
+    told = forecast(measured, work, LIVE)
     return told.seconds_pairs / 3600, told.seconds_training / 3600
 
 

@@ -61,6 +61,7 @@ FILES, BODIES = "tests/faults/test_files.py", "tests/faults/test_bodies.py"
 FOREIGN = "tests/faults/test_foreign_files.py"
 ARCHIVES = "tests/packaging/test_archive.py"
 TRAINING = "tests/dpo/test_training.py"
+CONVERSATION = "tests/process/test_conversation.py"
 SYNC = """            failpoint("sync")
             os.fsync(file.fileno())
 """
@@ -154,6 +155,20 @@ MUTANTS = (
         "if owner is not None and not owner.hands_over_to_this_process:",
         "if False:",
         ("tests/faults/test_owner.py::test_where_flock_does_nothing_the_record_still_keeps_a_second_process_out",),
+    ),
+    Mutant(
+        "signals of a whole job are held back from processes that train",
+        "engine/process/conversation.py",
+        "        with held_back():",
+        "        if True:",
+        (f"{CONVERSATION}::test_a_signal_that_all_processes_of_a_job_get_does_not_end_the_child",),
+    ),
+    Mutant(
+        "they end by the signal of their launcher alone",
+        "engine/process/job_signals.py",
+        ".si_pid != os.getppid():",
+        ".si_pid == 0:",
+        (f"{CONVERSATION}::test_what_the_child_starts_ends_by_the_signal_of_its_parent_and_by_nobody_elses",),
     ),
     Mutant(
         "finite loss and gradient",

@@ -154,7 +154,8 @@ class PairsOptions(Described):
     split: str = option(
         "test[:1000]+train[:1500]", changes="preflight pairs", common=True, label="Rows to use", topic="Prompts"
     )
-    """Rows to use: splits, slices and sums of them. A local file has one split, train."""
+    """Rows to use: splits, slices and sums of them. A local file has one split, train. The default is for Anthropic/hh-rlhf; of
+    another dataset without these splits it takes all."""
     pairs: Path | None = option(
         None, changes="credentials preflight pairs", common=True, label="Pairs that exist already", topic="Prompts"
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from engine.core.config import Stage3Config
-from engine.core.errors import AccessError, Stage3Error
+from engine.core.errors import AccessError, ConfigError, Stage3Error
 from engine.core.layout import ADAPTER_CONFIG
 from engine.core.stage_table import STAGES
 from engine.dpo.planning.disk_space import disk_needs, model_bytes, sized
@@ -25,6 +25,7 @@ from engine.hub.references import is_local, local_path, looks_like_hub_id
 from engine.hub.run_requirements import HubRequirement, hub_requirements
 from engine.hub.tokens import TOKEN_VARIABLES
 from engine.pairs.generation.cost import expected_prompts, replies_per_pair
+from engine.pairs.generation.splits import require_local_split
 from engine.pipeline.plan import run_forecast
 from engine.run.context import Context
 from engine.run.folder import Run
@@ -191,8 +192,20 @@ def _prompts(config: Stage3Config, hub: _Hub) -> Ingredient:
     if "dataset" in hub.needs:
         return Ingredient(title, option, value, *hub.standing("dataset"))
     if local_path(str(config.pairs or config.dataset)).exists():
-        return Ingredient(title, option, value, "ready", "found here")
+        return _with_split(config, Ingredient(title, option, value, "ready", "found here"))
     return Ingredient(title, option, value, "missing", "not there", "Give a file or folder, or a dataset's Hub id.")
+
+
+def _with_split(config: Stage3Config, found: Ingredient) -> Ingredient:
+    """A dataset that is there may lack the split that was asked for."""
+    if config.pairs is not None:
+        return found
+    try:
+        require_local_split(config)
+    except (ConfigError, OSError) as error:
+        mend = error.what_to_do if isinstance(error, ConfigError) else "Give a file or folder that can be read."
+        return replace(found, standing="missing", told=f"no split {config.split}", mend=mend)
+    return found
 
 
 def _prompts_value(config: Stage3Config) -> tuple[str, str]:

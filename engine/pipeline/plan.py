@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from engine.core.config import Stage3Config
 from engine.core.errors import Stage3Error
 from engine.core.stage_table import STAGE, STAGES
 from engine.dpo.planning.forecast import Forecast, Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
+from engine.dpo.planning.workload import Workload
 from engine.hub.run_requirements import at_recorded_commits
-from engine.pairs.generation.cost import expected_prompts, prompt_reads_per_pair, replies_per_pair
+from engine.pairs.generation.cost import expected_prompts
 from engine.pairs.generation.methods import is_made_here
 from engine.pipeline.graph import changes, evidence_of, load_stage
 from engine.run.context import Context
@@ -112,7 +112,7 @@ def _with_forecast(context: Context, stage: PlannedStage) -> PlannedStage:
     if stage.name == "pairs":
         return _pairs_counted(context, stage)
     if stage.name == "training" and (whole := run_forecast(context, _pairs_in_the_run(context))):
-        return replace(stage, seconds=whole.seconds_training)
+        return replace(stage, seconds=whole.seconds_training + whole.seconds_evaluation)
     last = context.run.stage(stage.name).get("seconds")
     return replace(stage, seconds=last if isinstance(last, (int, float)) else None)
 
@@ -143,25 +143,29 @@ def _pairs_in_the_run(context: Context) -> int:
 
 
 def run_forecast(context: Context, pairs: int) -> Forecast | None:
-    """The forecast for this configuration from preflight's measurements; None before a preflight."""
-    preflight = context.run.results.preflight
+    """The forecast for this configuration from preflight's measurements; None before a preflight, or after another version's."""
+    preflight, config = context.run.results.preflight, context.config
     if preflight is None or not preflight.measured:
         return None
     known = {f.name for f in fields(Measurements)}
-    config: Stage3Config = context.config
+    try:
+        measured = Measurements(**{key: value for key, value in preflight.measured.items() if key in known})
+    except TypeError:
+        return None
     plan = TrainingPlan.from_dict(preflight.plan) or plan_as_configured(config, preflight.dtype)
     return forecast(
-        Measurements(**{key: value for key, value in preflight.measured.items() if key in known}),
-        num_examples=pairs,
-        replies=replies_per_pair(config),
-        readings=prompt_reads_per_pair(config),
-        max_new_tokens=config.max_new_tokens,
-        epochs=config.num_train_epochs,
-        save_total_limit=config.save_total_limit,
-        plan=plan,
+        measured,
+        Workload.of(config, pairs, measured.usable_share, _split(context)),
+        plan,
         pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
         share_device=preflight.machine.get("device_type") != "cuda",
     )
+
+
+def _split(context: Context) -> tuple[int, int] | None:
+    """The sizes of the training set and the held-out one, once stage quality has written them."""
+    quality = context.run.results.quality
+    return None if quality is None else (quality.train, quality.held_out)
 
 
 def in_words(planned: list[PlannedStage]) -> Iterator[str]:

@@ -18,6 +18,7 @@ GIB = 1 << 30
 def forecast_lines(whole: Forecast, machine: Machine) -> Generator[Event, None, None]:
     yield Check("forecast: pairs", "ok", clock(whole.seconds_pairs))
     yield Check("forecast: training", "ok", clock(whole.seconds_training))
+    yield Check("forecast: evaluation", "ok", clock(whole.seconds_evaluation))
     yield Check("forecast: disk", "ok", f"{whole.disk_bytes / 1e6:.0f} MB")
     room = machine.room / GIB
     for name, size in _peaks(whole, machine).items():
@@ -34,7 +35,7 @@ def _peaks(whole: Forecast, machine: Machine) -> dict[str, float]:
 def forecast_event(whole: Forecast, machine: Machine, device_number: int) -> Event:
     on_gpu = machine.device_type == "cuda"
     return events.Forecast(
-        seconds={"pairs": whole.seconds_pairs, "training": whole.seconds_training},
+        seconds={"pairs": whole.seconds_pairs, "training": whole.seconds_training + whole.seconds_evaluation},
         peak_bytes=_peaks(whole, machine),
         on_gpu=on_gpu,
         gpu=gpu_of_cuda(device_number) if on_gpu else None,

@@ -127,6 +127,8 @@ class PairsResult(StageResult):
     generated_tokens: int = 0
     imported: Mapping[str, Any] | None = None
     """The source of imported pairs: `name`, `sha256`, `rows`, `bad_rows`; None if the run made its own."""
+    split: str = ""
+    """The rows of the dataset that the prompts are from; empty in older runs and for imported pairs."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from engine.pairs.generation.generate import (
     torn_line_warning,
 )
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.in_processes import KIND
+from engine.pairs.generation.in_processes import KIND, after_processes
 from engine.pairs.generation.methods import check_method, in_turn, needs_judge, record_maker
 from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.settings import GenerationSettings
@@ -77,7 +77,7 @@ def run(context: Context) -> StageRun:
     if config.target_pairs is None and len(prompts) < config.num_examples:
         yield Message(
             "warning",
-            f"{config.dataset} ({config.split}) has {len(prompts)} distinct prompts, not "
+            f"{config.dataset} ({found.split}) has {len(prompts)} distinct prompts, not "
             f"{config.num_examples}: making pairs from those.",
         )
     identity = RecordIdentity.of(config, settings, context.run.results)
@@ -97,11 +97,12 @@ def run(context: Context) -> StageRun:
         if not is_complete(prompts, recorded, config.target_pairs):
             tokens = yield from _generate_missing(context, prompts, settings, examined, identity, open_set)
     require_acknowledged(context.run / layout.PAIRS_JSONL, prompts, recorded, config.target_pairs)
+    remove_shares(context.run, KIND)
     yield from _carry_decisions(context)
     if config.target_pairs and recorded.ok < config.target_pairs:
         yield Message(
             "warning",
-            f"All {len(prompts)} prompts of {config.dataset} ({config.split}) are used up, and {recorded.ok} usable pairs came "
+            f"All {len(prompts)} prompts of {config.dataset} ({found.split}) are used up, and {recorded.ok} usable pairs came "
             f"of them, not {config.target_pairs}: the run goes on with what there is.",
         )
     return StageEnd(
@@ -111,6 +112,7 @@ def run(context: Context) -> StageRun:
             records=recorded.total,
             ok=recorded.ok,
             taken_over=taken_over,
+            split=found.split,
             generated_tokens=tokens,
         ),
     )
@@ -157,6 +159,7 @@ def _generate_missing(
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
     make = in_turn(record_maker(backend, settings, judge, context.stop))
+    make = after_processes(make, context.run, identity)
     yield from _generate(
         context, prompts, Maker(context.config, backend, settings, make, identity, context.stop), open_set
     )
@@ -186,7 +189,6 @@ def _generate_in_processes(
     with making(context, judging, identity, processes, missing) as make:
         maker = Maker(context.config, make.models, settings, make, identity, context.stop)
         yield from _generate(context, prompts, maker, open_set)
-    remove_shares(context.run, KIND)
     return make.models.tokens
 
 

@@ -15,6 +15,7 @@ from engine.core.events import Check, Event, Message
 from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
+from engine.dpo.planning.workload import Workload
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
 from engine.models.adapters.source import adapter_folder
@@ -24,7 +25,7 @@ from engine.models.templates.option import template_key
 from engine.pairs.data.record import OK, Pair
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.native_form import pair_of_record
-from engine.pairs.generation.cost import expected_prompts, prompt_reads_per_pair, replies_per_pair
+from engine.pairs.generation.cost import expected_prompts
 from engine.pairs.generation.generate import Maker
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.methods import check_method, in_turn, is_made_here, record_maker
@@ -74,19 +75,16 @@ def run(context: Context) -> StageRun:
     scratch = context.run / "preflight/trial"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        plan, measured, inputs, usable_share = yield from _trial_run(context, Run(scratch))
+        plan, measured, inputs = yield from _trial_run(context, Run(scratch))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     config = context.config
+    share = measured.usable_share
+    prompts = expected_prompts(config, share) if config.pairs is None else pairs_wanted(config)
     whole = forecast(
         measured,
-        num_examples=expected_prompts(config, usable_share) if config.pairs is None else pairs_wanted(config),
-        replies=replies_per_pair(config),
-        readings=prompt_reads_per_pair(config),
-        max_new_tokens=config.max_new_tokens,
-        epochs=config.num_train_epochs,
-        save_total_limit=config.save_total_limit,
-        plan=plan,
+        Workload.of(config, prompts, measured.usable_share),
+        plan,
         pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
         share_device=inputs.machine.device_type != "cuda",
     )
@@ -95,7 +93,7 @@ def run(context: Context) -> StageRun:
     yield from forecast_lines(whole, inputs.machine)
     yield forecast_event(whole, inputs.machine, resolve_device(config).index or 0)
     require_disk(context.run.folder, whole)
-    summary = f"all steps worked; the run will take about {clock(whole.seconds_pairs + whole.seconds_training)}"
+    summary = f"all steps worked; the run will take about {clock(whole.seconds)}"
     return StageEnd(
         summary,
         PreflightResult(
@@ -110,14 +108,12 @@ def run(context: Context) -> StageRun:
     )
 
 
-def _trial_run(
-    context: Context, scratch: Run
-) -> Generator[Event, None, tuple[TrainingPlan, Measurements, PlanInputs, float]]:
+def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[TrainingPlan, Measurements, PlanInputs]]:
     yield from check_template(context.config, context.token_text)
     prompts = load_prompts(context.config, context.token_text)
     if not prompts:
         raise PreconditionError(
-            f"{context.config.dataset} ({context.config.split}) has no prompts.", "", "Choose another --split."
+            f"{context.config.dataset} has no prompts in the rows of --split.", "", "Choose another --split."
         )
     inputs = yield from plan_inputs(context.config, context.run, context.token_text, prompts)
     config = inputs.config
@@ -138,14 +134,18 @@ def _trial_run(
         decode_seconds=made.batch.decode_seconds,
         record_bytes=made.record_bytes,
         step_seconds=tried.step_seconds,
-        longest_tokens=config.max_length,
-        pair_tokens=made.pair_tokens,
+        longest_prompt_tokens=made.longest_prompt_tokens,
+        longest_replies_tokens=2 * max(config.max_length - made.longest_prompt_tokens, 0.0),
+        prompt_tokens=made.prompt_tokens,
+        replies_tokens=made.replies_tokens,
+        head_weight=inputs.shape.head_weight,
         checkpoint_bytes=tried.checkpoint_bytes,
         peak_bytes=tried.peak_bytes,
         peak_bytes_pairs=made.peak_bytes,
         load_seconds=made.load_seconds,
+        usable_share=made.usable_share,
     )
-    return plan, measured, inputs, made.usable_share
+    return plan, measured, inputs
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,11 @@ class PairsInSmall:
 
     longest: Pair
     reply_tokens: float
-    pair_tokens: float
+    longest_prompt_tokens: float
+    prompt_tokens: float
+    """Mean."""
+    replies_tokens: float
+    """Of both replies of a pair, the mean."""
     record_bytes: int
     usable_share: float
     batch: BatchTimes
@@ -237,11 +241,14 @@ def _time_a_batch(maker: Maker, backend: Backend, prompts: list[Prompt]) -> Gene
 def _measure(
     pairs: list[Pair], backend: Backend, batch: BatchTimes, load_seconds: float, peak: MemoryPeak
 ) -> PairsInSmall:
-    reply_tokens = _mean_reply_tokens(pairs, backend)
+    longest = max(pairs, key=lambda pair: (pair.status == OK, -len(pair.prompt)))
+    usable = [pair for pair in pairs if pair.status == OK] or pairs
     return PairsInSmall(
-        longest=max(pairs, key=lambda pair: (pair.status == OK, -len(pair.prompt))),
-        reply_tokens=reply_tokens,
-        pair_tokens=mean([backend.length(pair.messages) for pair in pairs]) + reply_tokens,
+        longest=longest,
+        reply_tokens=_mean_reply_tokens(backend, [each for pair in pairs for each in _said(pair)]),
+        longest_prompt_tokens=backend.length(longest.messages),
+        prompt_tokens=mean([backend.length(pair.messages) for pair in pairs]),
+        replies_tokens=2 * _mean_reply_tokens(backend, [each for pair in usable for each in _replies(pair)]),
         record_bytes=round(mean([len(dumps(asdict(pair))) for pair in pairs])),
         usable_share=fraction([pair.status == OK for pair in pairs]),
         batch=batch,
@@ -250,10 +257,19 @@ def _measure(
     )
 
 
-def _mean_reply_tokens(pairs: list[Pair], backend: Backend) -> float:
-    """Of what was said in these pairs, whoever made them: an earlier start may have."""
+def _said(pair: Pair) -> tuple[str, ...]:
+    return (pair.base_response, pair.critic_notes, pair.revised_response)
+
+
+def _replies(pair: Pair) -> tuple[str, ...]:
+    """What trains."""
+    return (pair.base_response, pair.revised_response)
+
+
+def _mean_reply_tokens(backend: Backend, texts: list[str]) -> float:
+    """Whoever made them: an earlier start may have."""
     nothing = backend.length([{"role": "user", "content": ""}])
-    said = [text for pair in pairs for text in (pair.base_response, pair.critic_notes, pair.revised_response) if text]
+    said = [text for text in texts if text]
     return mean([backend.length([{"role": "user", "content": text}]) - nothing for text in said]) if said else 1.0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.core import layout
 from engine.core.errors import NumbersError
-from engine.core.events import Check, PairFailed, PairMade, TrainStep
+from engine.core.events import Check, EvalDone, PairFailed, PairMade, TrainStep
 from engine.core.layout import ADAPTER_WEIGHTS
 from engine.dpo.planning.forecast import against_measured, seconds_at_work
 from engine.dpo.planning.plan import effective_batch, oom_history
@@ -155,9 +155,11 @@ def _metrics(context: Context, trained: Trained, report: dict[str, Any], rows: i
 def _forecast_compared(context: Context, trained: Trained) -> dict[str, dict[str, float]]:
     """Preflight's forecast against the measurements; empty without a forecast."""
     entries = list(read_entries(context.run / layout.EVENTS_JSONL))
+    training = seconds_at_work(entries, "training", (TrainStep,))
     measured = {
         "seconds_pairs": seconds_at_work(entries, "pairs", (PairMade, PairFailed)),
-        "seconds_training": seconds_at_work(entries, "training", (TrainStep,)),
+        "seconds_training": training,
+        "seconds_evaluation": seconds_at_work(entries, "training", (TrainStep, EvalDone)) - training,
         "peak_bytes": float(trained.peak_bytes),
     }
     preflight = context.run.results.preflight
@@ -190,7 +192,7 @@ def _origin_of_pairs(context: Context, dataset: str) -> dict[str, Any]:
     """The prompts that pairs were made of, or the file that they were imported from."""
     pairs = context.run.results.pairs
     if pairs is None or pairs.imported is None:
-        return {"dataset": dataset, "split": context.config.split}
+        return {"dataset": dataset, "split": (pairs.split if pairs else "") or context.config.split}
     imported = pairs.imported
     names = {
         "name": "pairs imported from",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -176,9 +176,9 @@ def last_unended_line(path: Path) -> bytes:
 
 
 def read_records(
-    file: BinaryIO, *, last_line_may_lack_newline: bool = False
+    file: BinaryIO, *, last_line_may_lack_newline: bool = False, read: Callable[[bytes], Any] | None = None
 ) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """`read_jsonl` of an open file, a pipe, or a decompressed stream."""
+    """`read_jsonl` of an open file, a pipe, or a decompressed stream. `read` is how a line is parsed: `loads`, if not given."""
     number = -1
     while True:
         number += 1
@@ -201,7 +201,7 @@ def read_records(
         if number == 0:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if raw.strip():
-            record = parsed_line(number, raw)
+            record = parsed_line(number, raw, read or loads)
             if not whole and isinstance(record, BadLine):
                 record = BadLine(number, f"{record.reason} (the last line, and no newline ends it: it is torn)")
             yield number, record
@@ -216,10 +216,19 @@ def loads(raw: bytes | str) -> Any:
     """Strict JSON. NaN, Infinity, absurdly long numbers, duplicate keys, bytes that are not UTF-8, and more than `DEEPEST`
     levels are errors (ValueError).
     """
+    return _loaded(raw, _DECODER)
+
+
+def foreign_loads(raw: bytes | str) -> Any:
+    """`loads` of other people's files, with the NaN and Infinity that Python writes: a column that nobody reads may hold them."""
+    return _loaded(raw, _FOREIGN_DECODER)
+
+
+def _loaded(raw: bytes | str, decoder: json.JSONDecoder) -> Any:
     # Not json's own guess at the encoding: it takes a hole of NULs for UTF-16, and lets lone surrogates through.
     text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
     try:
-        value = _DECODER.decode(text)
+        value = decoder.decode(text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     if text.count("[") + text.count("{") > DEEPEST:
@@ -227,10 +236,10 @@ def loads(raw: bytes | str) -> Any:
     return value
 
 
-def parsed_line(number: int, raw: bytes) -> dict[str, Any] | BadLine:
+def parsed_line(number: int, raw: bytes, read: Callable[[bytes], Any] = loads) -> dict[str, Any] | BadLine:
     """The record of a line, or why it is not one."""
     try:
-        record = loads(raw)
+        record = read(raw)
     except ValueError as error:
         return BadLine(number, f"not JSON: {_said(error, raw)}")
     if not isinstance(record, dict):
@@ -280,6 +289,7 @@ def _refuse_constant(name: str) -> float:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+_FOREIGN_DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=float)
 
 
 def _end_of_last_whole_line(file: int, size: int) -> int:

@@ -25,6 +25,7 @@ from engine.dpo.planning.forecast import (
     weight_bytes,
 )
 from engine.dpo.planning.plan import TrainingPlan
+from engine.dpo.planning.workload import Workload
 from engine.run.journal import Entry
 
 GIB = 1 << 30
@@ -140,26 +141,29 @@ def test_this_machine_has_what_it_says():
 
 MEASURED = Measurements(
     batch_size=8, reply_tokens=20.0, prefill_seconds=0.5, decode_seconds=0.1, record_bytes=1000, step_seconds=3.0,
-    longest_tokens=100, pair_tokens=50.0, checkpoint_bytes=5000, peak_bytes=7, peak_bytes_pairs=3,
+    longest_prompt_tokens=20, longest_replies_tokens=160, prompt_tokens=30.0, replies_tokens=40.0, head_weight=0.5,
+    checkpoint_bytes=5000, peak_bytes=7, peak_bytes_pairs=3,
 )  # fmt: skip
 
 
+WORK = Workload(
+    prompts=16, train=12, held_out=4, replies=3, readings=1.5, max_new_tokens=64, epochs=2.0, save_total_limit=2,
+    answered=4, everyday=10,
+)  # fmt: skip
+SHARE = (30 + 1.5 * 40) / (20 + 1.5 * 160)
+"""A mean pair's of the trial's: the layers read all of it, the head, half as dear, the replies."""
+
+
 def whole(plan: TrainingPlan, **options: Any) -> Any:
-    defaults = {
-        "num_examples": 16,
-        "replies": 3,
-        "readings": 1.5,
-        "max_new_tokens": 64,
-        "epochs": 2.0,
-        "save_total_limit": 2,
-    }
-    return forecast(MEASURED, **{**defaults, **options}, plan=plan)
+    told = {name: options.pop(name) for name in ("pair_processes", "share_device") if name in options}
+    measured = options.pop("measured", MEASURED)
+    return forecast(measured, replace(WORK, **options), plan, **told)
 
 
 def test_a_reference_that_is_computed_once_is_paid_once():
-    assert whole(PLAN).seconds_training == pytest.approx(16 * 0.5 * 3.0 * (2 + 1 / 3))
+    assert whole(PLAN).seconds_training == pytest.approx(12 * SHARE * 3.0 * (2 + 1 / 3))
     live = TrainingPlan(2, 4, False, "live", "float32")
-    assert whole(live).seconds_training == pytest.approx(16 * 0.5 * 3.0 * 2)
+    assert whole(live).seconds_training == pytest.approx(12 * SHARE * 3.0 * 2)
 
 
 def test_pairs_take_their_readings_and_their_tokens():
@@ -168,22 +172,38 @@ def test_pairs_take_their_readings_and_their_tokens():
 
 
 def test_processes_divide_the_time_unless_they_share_a_device_and_each_of_them_has_to_start():
-    alone, start = whole(PLAN, num_examples=160), START_SECONDS
-    both = whole(PLAN.dealt_out(2), num_examples=160, pair_processes=2)
+    alone, start = whole(PLAN, prompts=160), START_SECONDS
+    both = whole(PLAN.dealt_out(2), prompts=160, pair_processes=2)
     assert both.seconds_pairs == pytest.approx(alone.seconds_pairs / 2 + start)
     assert both.seconds_training == pytest.approx(alone.seconds_training / 2 + start)
-    shared = whole(PLAN.dealt_out(2), num_examples=160, pair_processes=2, share_device=True)
+    shared = whole(PLAN.dealt_out(2), prompts=160, pair_processes=2, share_device=True)
     assert shared.seconds_pairs == pytest.approx(alone.seconds_pairs + start)
     assert shared.seconds_training == pytest.approx(alone.seconds_training + start)
 
 
 def test_loading_the_models_is_part_of_both_stages_however_few_pairs_there_are():
     loaded = replace(MEASURED, load_seconds=4.0)
-    told = {"replies": 3, "readings": 1.5, "max_new_tokens": 64, "epochs": 2.0, "save_total_limit": 2}
     for count in (8, 800):
-        quick, slow = (forecast(each, num_examples=count, plan=PLAN, **told) for each in (MEASURED, loaded))
+        quick, slow = (whole(PLAN, measured=each, prompts=count) for each in (MEASURED, loaded))
         assert slow.seconds_pairs - quick.seconds_pairs == pytest.approx(4.0)
         assert slow.seconds_training - quick.seconds_training == pytest.approx(4.0)
+
+
+def test_the_evaluation_is_both_policies_answers_and_the_readings_of_pairs_and_answers():
+    answers = 2 * (4 / 8 * 0.5 + 1 * 30 * 0.1) + 2 * (10 / 8 * 0.5 + 2 * 30 * 0.1)
+    read = (2 * 4 + 3 * 4) * SHARE * 3.0 / 3
+    assert whole(PLAN).seconds_evaluation == pytest.approx(answers + read)
+    assert whole(PLAN).seconds == pytest.approx(
+        whole(PLAN).seconds_pairs + whole(PLAN).seconds_training + whole(PLAN).seconds_evaluation
+    )
+
+
+def test_pairs_that_are_not_usable_and_those_held_out_train_in_no_epoch(config):
+    given = config(num_examples=200, eval_fraction=0.1, min_eval_pairs=30, eval_prompts=20)
+    work = Workload.of(given, 200, 0.5)
+    assert (work.prompts, work.train, work.held_out, work.answered) == (200, 70, 30, 20)
+    known = Workload.of(given, 200, 0.5, (90, 10))
+    assert (known.train, known.held_out, known.answered) == (90, 10, 10)
 
 
 def entries() -> list[Entry]:

@@ -142,7 +142,7 @@ def test_the_nth_call_of_the_nth_start_fails_for_every_n_until_the_run_passes(
         if ended.code == 0:
             break
         assert ended.code == expected(action), f"{point}={action}@{number}: {ended}"
-    assert number > 2
+    assert number >= (2 if action == "term" else 3), "a run that is asked to stop makes steps until it hears it"
     check_whole(folder, undisturbed[0], server.run(tiny(folder), stages=MAKING))
 
 

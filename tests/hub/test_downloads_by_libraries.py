@@ -33,10 +33,10 @@ from engine.hub import bound_the_client
 
 bound_the_client()
 token = os.environ.pop("CANARY")
-def dataset(repo):
+def dataset(repo, **split):
     from engine.pairs.generation.prompts import load_prompts
     repo, _, revision = repo.partition("@")
-    chosen = {"dataset": repo, "split": "test[:2]", "dataset_revision": revision or "main"}
+    chosen = {"dataset": repo, "split": "test[:2]", "dataset_revision": revision or "main", **split}
     config = load_config(chosen, environment={})
     return [prompt.text for prompt in load_prompts(config, token)]
 def width(repo):
@@ -47,6 +47,8 @@ WAYS = {
     "snapshot": lambda repo: sorted(os.listdir(snapshot_download(repo, token=token))),
     "transformers": width,
     "datasets": dataset,
+    "datasets, train": lambda repo: dataset(repo, split="train"),
+    "datasets, default": lambda repo: dataset(repo, split="test[:1000]+train[:1500]"),
 }
 for way, repo in json.loads(sys.argv[1]):
     asleep.clear()
@@ -99,6 +101,18 @@ def download(fake: FakeHub, home: Path, *wanted: tuple[str, str], **environment:
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(outcome["way"], outcome["repo"]) for outcome in outcomes] == list(wanted)
     return outcomes
+
+
+def test_a_split_that_a_dataset_on_the_hub_lacks_is_named_and_the_default_takes_what_is_there(
+    fake: FakeHub, tmp_path: Path
+) -> None:
+    repo = put(fake, "a/fine", "ok")
+    refused, whole = download(fake, tmp_path, ("datasets, train", repo), ("datasets, default", repo))
+    assert (
+        refused["what"] == "--split 'train': the dataset a/fine has no split 'train'."
+        and "It has test" in refused["why"]
+    )
+    assert len(whole["got"]) == 3
 
 
 def test_every_way_of_reading_works_where_the_hub_does_and_where_it_sends_on(fake: FakeHub, tmp_path: Path) -> None:

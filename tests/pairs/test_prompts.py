@@ -94,6 +94,20 @@ def test_a_local_file_is_one_split_named_train(name: str, tmp_path: Path, config
         load_prompts(config(dataset=str(path), split="test"))
 
 
+def test_the_default_split_takes_all_rows_of_another_dataset_that_lacks_it(tmp_path: Path, config):
+    file, folder = tmp_path / "questions.jsonl", tmp_path / "sets"
+    folder.mkdir()
+    rows = [json.dumps({"prompt": f"Question {number}?"}) + "\n" for number in range(4)]
+    file.write_text("".join(rows))
+    (folder / "validation.jsonl").write_text("".join(rows[:1]))
+    (folder / "train.jsonl").write_text("".join(rows[2:]))
+    assert len(load_prompts(config(dataset=str(file)))) == 4
+    found = read_prompts(config(dataset=str(folder)))
+    assert (len(found.prompts), found.split) == (3, "train+validation")
+    (folder / "test.jsonl").write_text("".join(rows[1:2]))
+    assert read_prompts(config(dataset=str(folder))).split == "test[:1000]+train[:1500]"
+
+
 def test_a_folder_has_one_split_a_file(tmp_path: Path, config):
     dataset(tmp_path / "train.jsonl", 3)
     dataset(tmp_path / "test.jsonl.gz", 4)

@@ -50,6 +50,14 @@ def test_with_the_defaults_the_adapter_is_missing_and_the_rest_is_fetched(begun)
     assert found(start, "Prompts").value == "Anthropic/hh-rlhf, 2,500 prompts"
 
 
+def test_a_file_that_lacks_the_split_is_missing_before_the_run_and_what_it_has_is_said(begun, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"prompt": "How do I mend it?"}\n')
+    assert found(begun(demo_defaults(), dataset=str(file), split="train"), "Prompts").standing == "ready"
+    (missing,) = begun(demo_defaults(), dataset=str(file), split="test").hindrances
+    assert (missing.title, missing.told) == ("Prompts", "no split test") and '--split "train[:100]"' in missing.mend
+
+
 def test_what_the_account_may_not_read_is_gated(begun):
     start = begun(access={"google/gemma-2b-it": "No access", "Anthropic/hh-rlhf": YES})
     assert found(start, "Base model").standing == "gated" and "gated" in found(start, "Base model").told

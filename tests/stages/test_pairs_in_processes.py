@@ -15,6 +15,7 @@ import pytest
 from engine.core import layout
 from engine.core.events import Message, PairMade, Progress
 from engine.models.loading import load_base, load_tokenizer
+from engine.models.local_backend import LocalBackend
 from engine.pairs.data.record import Pair
 from engine.pairs.judges import in_processes as scores_in_processes
 from engine.pairs.judges import scores
@@ -30,7 +31,7 @@ from engine.stages.load_judge import load_judge
 from engine.stages.pair_processes import judges, makers, scoring
 from engine.storage.jsonl import dumps
 from engine.workers.pool import Answer, WorkerPool
-from engine.workers.rows import left_rows
+from engine.workers.rows import left_rows, share_file
 from engine.workers.serve import Task, Work
 from tests.conftest import run_stage
 
@@ -89,6 +90,27 @@ def test_two_processes_make_the_pairs_of_one_and_what_a_killed_run_left_is_not_m
     assert pairs_of(together) == pairs_of(alone)
     assert len(made) + len(left) == 10 and not left & set(made)
     assert not (together.run / layout.SHARES_DIR).exists()
+
+
+def test_one_process_goes_on_with_what_several_left(at_work, monkeypatch):
+    whole, begun = at_work("whole"), at_work("begun")
+    run_stage(stage.run(whole))
+    lines = pairs_of(whole).splitlines(keepends=True)
+    share = share_file(begun.run, "pairs", 1)
+    share.parent.mkdir(parents=True)
+    share.write_bytes(b"".join(lines[2:6]))
+    made: list[str] = []
+    reply = LocalBackend.reply
+
+    def listen(self: LocalBackend, talks: Any, *rest: Any) -> Any:
+        made.extend(talk[0]["content"] for talk in talks if len(talk) == 1)
+        return reply(self, talks, *rest)
+
+    monkeypatch.setattr(LocalBackend, "reply", listen)
+    run_stage(stage.run(begun))
+    assert pairs_of(begun) == pairs_of(whole)
+    assert set(made).isdisjoint(json.loads(line)["prompt"] for line in lines[2:6]) and len(made) == 6
+    assert not share.exists()
 
 
 PAIRS = [

@@ -90,11 +90,15 @@ def test_sigterm_restores_the_terminal_and_exits_143(wizard):
 
 
 @pytest.mark.fault("A4")
-def test_sigterm_while_it_works_saves_first(wizard, tmp_path: Path):
+@pytest.mark.parametrize("everybody", [False, True], ids=["parent", "everybody"])
+def test_sigterm_while_it_works_saves_first(everybody: bool, wizard, tmp_path: Path):
+    """The parent passes on what it gets, also where its child gets it, too."""
     terminal = wizard()
     terminal.press("a")
     terminal.wait_for("running 4/10")
-    os.kill(terminal.pid, signal.SIGTERM)
+    at_once = [terminal.pid, terminal.child.pid] if everybody else [terminal.pid]
+    for pid in at_once:
+        os.kill(pid, signal.SIGTERM)
     assert terminal.end() == 143
     assert "stopped" in status_of(tmp_path / "run") and owner(tmp_path / "run") is None
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from engine.core.events import (
     Check,
     CheckpointSaved,
+    EvalDone,
     Event,
     PairFailed,
     PairMade,
@@ -28,7 +29,7 @@ from engine.security.sanitize import visible_line
 from tui.commands.event_lines import GLYPH, duration, event_line, progress_text, stage_number, step_text
 from tui.server_words import servers_words
 
-LONG_STAGES: dict[str, tuple[type[Event], ...]] = {"pairs": (PairMade, PairFailed), "training": (TrainStep,)}
+LONG_STAGES: dict[str, tuple[type[Event], ...]] = {"pairs": (PairMade, PairFailed), "training": (TrainStep, EvalDone)}
 """The stages that preflight forecasts, with the events that count as their work."""
 STEADY = (Progress, TrainStep, TrialStep)
 """Events that arrive many times a minute."""

@@ -113,7 +113,7 @@ def _pairs(config: Stage3Config) -> tuple[str, ...]:
         )
     who = f"{config.server_model} on {_servers(config.server_url)}" if config.server_url else "the Stage 2 policy"
     how, again = METHODS[config.method](config)
-    source = f"of {config.dataset} ({config.split})"
+    source = f"of {config.dataset}"
     takes = f"Takes {config.num_examples:,} prompts {source}."
     if config.target_pairs:
         takes = f"Takes prompts {source} until {config.target_pairs:,} pairs are usable."

@@ -183,7 +183,8 @@ def _time_and_memory(costs: Costs) -> list[tuple[str, str, str]]:
             ("Memory", weights, "for the weights; preflight measures it"),
             ("Time", "known after preflight (stage 6)", ""),
         ]
-    whole = approx_duration(forecast.seconds_pairs + forecast.seconds_training)
+    whole = approx_duration(forecast.seconds)
     parts = f"pairs {approx_duration(forecast.seconds_pairs)}, training {approx_duration(forecast.seconds_training)}"
+    parts += f", evaluation {approx_duration(forecast.seconds_evaluation)}"
     peak = max(forecast.peak_bytes, forecast.peak_bytes_pairs)
     return [("Memory", f"{memory(peak)} at the peak", "measured by preflight"), ("Time", f"about {whole}", parts)]

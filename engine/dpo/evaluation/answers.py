@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.events import Event, Progress
+from engine.dpo.planning.forecast import EVERYDAY_TOKENS
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, policy_key
 from engine.models.chat import Conversation
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 STAGE = "training"
 EVERYDAY_PROMPTS = Path(__file__).with_name("everyday_prompts.txt")
-REFUSAL_TOKENS = 128
-"""Enough tokens to see a refusal; an answer to an everyday question may be cut off."""
+REFUSAL_TOKENS = EVERYDAY_TOKENS
+"""Enough to see a refusal; an answer to an everyday question may be cut off."""
 
 
 def distinct_prompts(rows: Sequence[Row], most: int) -> list[Conversation]:

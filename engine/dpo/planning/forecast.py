@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from engine.core.events import Event, RunStarted, StageStarted
 from engine.dpo.planning.plan import TrainingPlan
+from engine.dpo.planning.workload import Workload
 from engine.run.journal import Entry
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ FORWARD_SHARE = 1 / 3
 """Share of a step's time: the backward pass takes twice as long as the forward pass."""
 REPLY_MARGIN = 1.5
 """A batch takes as long as its longest reply, which is longer than the measured mean."""
+EVERYDAY_TOKENS = 128
+"""Of an answer to an everyday question, at most (`engine.dpo.evaluation.answers`)."""
 START_SECONDS = 5.0
 """Until a child has imported torch, transformers and PEFT: 4.9 s on one virtual core, of which each has one or more."""
 ARCHIVE_ADAPTERS = 2
@@ -82,10 +85,15 @@ class Measurements:
     """Seconds per token for a whole batch."""
     record_bytes: int
     step_seconds: float
-    """Forward, backward and update for one pair of maximum length."""
-    longest_tokens: int
-    pair_tokens: float
-    """Mean tokens of prompt and reply of the measured pair."""
+    """Forward, backward and update for the trial's pair, of maximum length."""
+    longest_prompt_tokens: float
+    longest_replies_tokens: float
+    """Of the trial's pair: its prompt, and both replies."""
+    prompt_tokens: float
+    replies_tokens: float
+    """Of the pairs that were made, the mean."""
+    head_weight: float
+    """What the head over the vocabulary costs a token of a reply, as a multiple of what the layers cost it."""
     checkpoint_bytes: int
     peak_bytes: int
     """Peak memory of those training steps: on the GPU, or resident memory of the process."""
@@ -93,6 +101,15 @@ class Measurements:
     """Peak memory of generation."""
     load_seconds: float = 0.0
     """Seconds to load base model and adapter: each of both stages does it once, however few pairs there are."""
+    usable_share: float = 1.0
+    """Of the pairs that were made."""
+
+    @property
+    def pair_share(self) -> float:
+        """What a mean pair costs, as a share of the trial's: the layers read prompt and replies, the head the replies."""
+        longest = self.longest_prompt_tokens + (1 + self.head_weight) * self.longest_replies_tokens
+        mean = self.prompt_tokens + (1 + self.head_weight) * self.replies_tokens
+        return min(1.0, mean / max(longest, 1))
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,12 @@ class Forecast:
     peak_bytes: int
     """Of training."""
     peak_bytes_pairs: int = 0
+    seconds_evaluation: float = 0.0
+    """Of both policies' answers and readings, without a judge."""
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_pairs + self.seconds_training + self.seconds_evaluation
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,44 +133,55 @@ class Forecast:
 
 def forecast(
     measured: Measurements,
-    *,
-    num_examples: int,
-    replies: int,
-    readings: float,
-    max_new_tokens: int,
-    epochs: float,
-    save_total_limit: int,
+    work: Workload,
     plan: TrainingPlan,
+    *,
     pair_processes: int = 1,
     share_device: bool = False,
 ) -> Forecast:
     """Forecast the full run from a short one that ran under `plan`.
 
-    replies, readings   per pair (`engine.pairs.generation.cost`)
     pair_processes      that make pairs; those that train are the plan's
     share_device        whether all of them share one device (a CPU): together they are as fast as one
     """
-    tokens = min(max_new_tokens, REPLY_MARGIN * measured.reply_tokens)
-    batches = ceil(num_examples / measured.batch_size)
-    reading = readings * measured.prefill_seconds
-    saying = replies * tokens * measured.decode_seconds
     at_once = 1 if share_device else pair_processes
-    pairs_seconds = _ready(measured, pair_processes) + ceil(batches / at_once) * (reading + saying)
-    share = min(1.0, measured.pair_tokens / max(measured.longest_tokens, 1))
+    reading = work.readings * measured.prefill_seconds
+    saying = work.replies * _reply_tokens(measured, work.max_new_tokens) * measured.decode_seconds
+    batches = ceil(ceil(work.prompts / measured.batch_size) / at_once)
+    pairs_seconds = _ready(measured, pair_processes) + batches * (reading + saying)
     # The measured step includes a live reference; one computed up front is added.
-    passes = epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
+    passes = work.epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
     at_once = 1 if share_device else plan.processes
-    training_seconds = (
-        _ready(measured, plan.processes) + num_examples * share * measured.step_seconds * passes / at_once
-    )
+    training_seconds = _ready(measured, plan.processes) + work.train * _pair_seconds(measured) * passes / at_once
     disk = disk_parts(
-        num_examples=num_examples,
+        num_examples=work.prompts,
         record_bytes=measured.record_bytes,
         checkpoint_bytes=measured.checkpoint_bytes,
-        save_total_limit=save_total_limit,
+        save_total_limit=work.save_total_limit,
     )
     peaks = (measured.peak_bytes, measured.peak_bytes_pairs)
-    return Forecast(pairs_seconds, training_seconds, sum(disk.values()), *peaks)
+    evaluation_seconds = _evaluation_seconds(measured, work)
+    return Forecast(pairs_seconds, training_seconds, sum(disk.values()), *peaks, evaluation_seconds)
+
+
+def _reply_tokens(measured: Measurements, most: int) -> float:
+    return min(most, REPLY_MARGIN * measured.reply_tokens)
+
+
+def _pair_seconds(measured: Measurements) -> float:
+    """A training step's share of one mean pair."""
+    return measured.pair_share * measured.step_seconds
+
+
+def _evaluation_seconds(measured: Measurements, work: Workload) -> float:
+    """Both policies answer, then read the held-out pairs and their own answers; the base model reads the answers once more."""
+    answering = 0.0
+    for prompts, most_tokens in ((work.answered, work.max_new_tokens), (work.everyday, EVERYDAY_TOKENS)):
+        tokens = _reply_tokens(measured, min(most_tokens, work.max_new_tokens))
+        reading = prompts / measured.batch_size * measured.prefill_seconds
+        answering += 2 * (reading + ceil(prompts / measured.batch_size) * tokens * measured.decode_seconds)
+    read = 2 * work.held_out + 2 * work.answered + work.answered
+    return answering + read * FORWARD_SHARE * _pair_seconds(measured)
 
 
 def _ready(measured: Measurements, processes: int) -> float:
@@ -230,6 +264,12 @@ class Shape:
     targets: tuple[str, ...]
     """Projections with an adapter: q_proj, down_proj, …"""
     eager: bool = False
+
+    @property
+    def head_weight(self) -> float:
+        """Multiplications of the head over the vocabulary for a token, as a multiple of the layers'."""
+        attention = 2 * self.hidden * (self.q + self.kv)
+        return self.vocab * self.hidden / (self.layers * (attention + 3 * self.hidden * self.intermediate))
 
     @property
     def q(self) -> int:

@@ -65,11 +65,16 @@ def hold_out(pairs: Sequence[Pair], fraction: float, at_least: int) -> tuple[Seq
     """
     ordered = sorted((_key(pair), pair.id, number) for number, pair in enumerate(pairs))
     keys = sum(1 for _ in groupby(ordered, key=itemgetter(0)))
-    wanted = min(max(round(fraction * keys), at_least), keys // 2)
+    wanted = prompts_held_out(keys, fraction, at_least)
     held, train = array("Q"), array("Q")
     for place, (_, group) in enumerate(groupby(ordered, key=itemgetter(0))):
         (held if place < wanted else train).extend(number for _, _, number in group)
     return picked(pairs, train), picked(pairs, held)
+
+
+def prompts_held_out(prompts: int, fraction: float, at_least: int) -> int:
+    """How many of the prompts `hold_out` puts aside."""
+    return min(max(round(fraction * prompts), at_least), prompts // 2)
 
 
 def _key(pair: Pair) -> bytes:

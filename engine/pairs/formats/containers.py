@@ -8,15 +8,19 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from engine.core.errors import ConfigError, UnsafeError
+from engine.core.errors import UnsafeError
 from engine.core.reading import open_file
+from engine.pairs.formats.documents import unfolded
 from engine.pairs.formats.json_values import is_json_document, json_values
+from engine.pairs.formats.no_rows import refuse_what_has_no_rows
+from engine.pairs.formats.stored import as_text
 from engine.pairs.formats.streams import as_utf8, decompressed, head, seekable, without_compression_suffix
 from engine.pairs.formats.tables import (
     ARROW,
@@ -27,7 +31,7 @@ from engine.pairs.formats.tables import (
     look_at_table,
     parquet_file,
 )
-from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, read_records
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, foreign_loads, loads, read_records
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadLine]
@@ -73,25 +77,30 @@ def rows_from(
     yield from _rows(plain, start, without_compression_suffix(name), last_line_may_lack_newline)
 
 
+_COLUMNS = re.compile(rb"[A-Za-z][\w -]{0,40}(?:\t[A-Za-z][\w -]{0,40})+\r?\n")
+"""The first line of a table that a spreadsheet saved as text."""
 _PACKED_TWICE = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 
 
 def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool) -> Iterator[NumberedRow]:
     if start.startswith((PARQUET, ARROW, b"\xff\xff\xff\xff")):
         return _table_rows(file, start, name)
-    if start.startswith((b"PK\x03\x04", b"SQLite format 3")):
-        raise ConfigError(f"{name} is an archive or a database, not a file of rows.", "", "Unpack it, or export it.")
+    refuse_what_has_no_rows(start, name)
     text, suffix = as_utf8(file), PurePath(name).suffix.lower()
-    if suffix in CSV_SUFFIXES:
-        return _csv_rows(text)
-    if suffix in TEXT_SUFFIXES:
-        return _text_rows(text, may_lack_newline)
     try:
-        if is_json_document(text, one_a_line=suffix != ".json" and suffix in JSON_SUFFIXES):
-            return json_values(text)
+        beginning = head(text)
+        if suffix in CSV_SUFFIXES or (suffix in TEXT_SUFFIXES and _COLUMNS.match(beginning)):
+            return _csv_rows(text)
+        if suffix in TEXT_SUFFIXES and not beginning.lstrip().startswith(b'{"'):
+            return _text_rows(text, may_lack_newline)
+        one_a_line = suffix != ".json" and suffix in JSON_SUFFIXES
+        if is_json_document(text, one_a_line=one_a_line):
+            return json_values(text) if one_a_line else unfolded(json_values(text))
     except EOFError as error:
         return iter([(0, BadLine(0, str(error)))])
-    return read_records(cast(Any, text), last_line_may_lack_newline=may_lack_newline)
+    read = foreign_loads if may_lack_newline else loads
+    records = read_records(cast(Any, text), last_line_may_lack_newline=may_lack_newline, read=read)
+    return unfolded(records) if suffix == ".json" else records
 
 
 # -- CSV and text -----------------------------------------------------------------------------------------------------
@@ -101,7 +110,11 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
     """Rows keyed by the header. A cell may hold a list or an object, as JSON or as a Python literal."""
     csv.field_size_limit(min(MAX_LINE_BYTES, sys.maxsize))
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=_delimiter(head(file)), strict=True)
+    start = head(file)
+    named = _SEP.match(start)
+    delimiter = named[1].decode() if named else _delimiter(start)
+    escape = "\\" if _ESCAPED_QUOTE.search(start) else None
+    reader = csv.reader(text, delimiter=delimiter, strict=True, escapechar=escape, doublequote=escape is None)
     header: list[str] | None = None
     number = -1
     while True:
@@ -116,11 +129,18 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
             number += 1
             yield number, BadLine(number, f"not a CSV row: {error}")
             continue
-        if header is None:
+        if header is None and (named or not any(cell.strip() for cell in cells)):
+            named = None  # Excel's line that names the delimiter, or an empty one
+        elif header is None:
             header = [cell.strip() for cell in cells]
         elif any(cell.strip() for cell in cells):
             number += 1
             yield number, _csv_row(number, header, cells)
+
+
+_SEP = re.compile(rb"\"?sep=([,;\t|])\"?\r?\n")
+_ESCAPED_QUOTE = re.compile(rb"[^\\\"]\\\"[^,;\t|\r\n\"]")
+"""A quote with a backslash, as Spark and MySQL write it, inside of a cell."""
 
 
 def _csv_row(number: int, header: list[str], cells: list[str]) -> Row | BadLine:
@@ -145,7 +165,7 @@ def _cell(cell: str) -> Any:
 
 def _delimiter(start: bytes) -> str:
     """The most frequent delimiter in the first line, outside quotes."""
-    first = start.split(b"\n")[0].decode("utf-8", "replace")
+    first = start.strip().split(b"\n")[0].decode("utf-8", "replace")
     outside = "".join(first.split('"')[::2])
     return max(DELIMITERS, key=outside.count)
 
@@ -189,9 +209,10 @@ def _table_rows(file: BufferedReader, start: bytes, name: str) -> Iterator[Numbe
     try:
         for batch in _batches(file, start, name):
             batch.validate(full=True)  # pyarrow itself trusts the offsets in a file, and reads wherever they point
+            has_bytes = "binary" in str(batch.schema)
             for offset in range(0, batch.num_rows, ROWS_PER_BATCH):
                 for row in batch.slice(offset, ROWS_PER_BATCH).to_pylist():
-                    yield number, row
+                    yield number, as_text(row) if has_bytes else row
                     number += 1
     except (pyarrow.ArrowException, OSError, EOFError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -21,6 +21,8 @@ class Form(Generic[Read]):
     """Raises KeyError, TypeError or ValueError with the reason if the row does not fit."""
     who: str
     """Which datasets and tools use it, for the docs."""
+    refuses: bool = False
+    """Rows of this form are refused. It counts only if no other form tells them under any spelling of the names."""
 
     def tells(self, row: Row) -> bool:
         return all(any(column(row, name) is not None for name in names) for names in self.required_columns)
@@ -32,9 +34,9 @@ class Form(Generic[Read]):
 
 
 def column(row: Row, name: str) -> Any:
-    """The value of a column or a nested one (`question.full_text`); None if missing."""
+    """The value of a column or a nested one (`question.full_text`); None if missing, as pandas' NaN is, too."""
     if name in row:
-        return row[name]
+        return None if row[name] != row[name] else row[name]
     first, dot, rest = name.partition(".")
     inner = row.get(first) if dot else None
     return column(inner, rest) if isinstance(inner, dict) else None

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any
 
-from engine.pairs.formats.streams import head
-from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, parsed_line
+from engine.pairs.formats.streams import PEEK_BYTES, head
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, foreign_loads, loads, parsed_line
 
 _BLOCK = 1 << 16
 _TOKEN = re.compile(rb'[\[\]{}",]')
@@ -31,12 +31,16 @@ def is_json_document(file: BufferedReader, *, one_a_line: bool) -> bool:
     one_a_line   the file name says JSON lines; then only an array is recognised
     """
     start = head(file)
+    first, newline, _ = start.lstrip().partition(b"\n")
+    if newline and first.strip() == b"{":
+        return True  # one value over many lines, whatever the file is called
     if _ARRAY.match(start) or start.strip() == b"[":
         return not one_a_line or not start.lstrip().startswith(b'["')
     if one_a_line:
         return False
-    first, newline, _ = start.lstrip().partition(b"\n")
-    return bool(_WRAPPED.match(start)) or (bool(newline) and first.startswith(b"{") and not _is_whole(first))
+    return bool(_WRAPPED.match(start)) or (
+        (bool(newline) or len(start) < PEEK_BYTES) and first.startswith(b"{") and not _is_whole(first)
+    )
 
 
 def json_values(file: BufferedReader) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
@@ -64,10 +68,14 @@ def _record(number: int, raw: bytes | None) -> dict[str, Any] | BadLine:
     """A bare string becomes a row with the single column `text`."""
     if raw is None:
         return BadLine(number, _TOO_LONG)
-    return parsed_line(number, b'{"text":' + raw + b"}" if raw.startswith(b'"') else raw)
+    return parsed_line(number, b'{"text":' + raw + b"}" if raw.startswith(b'"') else raw, foreign_loads)
 
 
 _TOO_LONG = f"longer than {MAX_LINE_BYTES >> 20} MiB, or a bracket is missing"
+
+
+_BETWEEN = b", \t\r\n"
+"""Commas between values without an array around them are a common slip."""
 
 
 class _Scanner:
@@ -108,14 +116,14 @@ class _Scanner:
                 depth = 0  # an extra bracket: report the value that it ends as damaged, and go on with the next
             at_top = depth == 0 and (token[0] == b"," if in_array else token[0] == b"}")
             if depth < 0 or at_top:
-                text = self._buffer[start : place if not in_array else token.start()].strip()
-                if text.strip(b","):
+                text = self._buffer[start : place if not in_array else token.start()].strip(_BETWEEN)
+                if text:
                     yield text
                 start = place
             if depth < 0:
                 self.ended = True
                 return
-        text = self._buffer[start:].strip().strip(b",")
+        text = self._buffer[start:].strip(_BETWEEN)
         self.ended = not in_array
         if text:
             yield text

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.models.chat import Conversation
 from engine.pairs.data.conversations import add_turn, before_the_answer, hh_transcript, transcript_turns
 from engine.pairs.data.record import Pair
-from engine.pairs.formats.form import Form, first_column
+from engine.pairs.data.rendered import rendered_turns, without_end_marks
+from engine.pairs.formats.form import Form, column, first_column
 from engine.pairs.formats.native_form import native_pair
 from engine.pairs.formats.prompt_forms import NO_PROMPT, asked_beside_replies, with_system
+from engine.pairs.formats.stored import unwrapped
 from engine.pairs.formats.values import Row, check_text, id_of, kind, messages_in, number_in
 
 Reply = tuple[Conversation | None, str]
@@ -27,13 +30,22 @@ BETTER_WORSE_COLUMNS = (
     ("better_response", "worse_response"),
     ("response_j", "response_k"),
     ("positive", "negative"),
+    ("accepted", "rejected"),
+    ("winner", "loser"),
+    ("good", "bad"),
+    ("chosen_conversations", "rejected_conversations"),
+    ("messages", "rejected_response"),
+    ("messages", "rejected_messages"),
 )
 """Column names of the better and the worse reply: `chosen_response` in Argilla, `preferred_output` in OpenAI's files,
-`response_j` in stack-exchange-paired."""
-ANSWERS = ("answers", "responses", "completions", "generations", "candidates", "outputs", "output", "summaries")
+`response_j` in stack-exchange-paired, `chosen_conversations` in torchtune, `messages` with the reply in ms-swift."""
+ANSWERS = (
+    "answers", "responses", "completions", "generations", "candidates", "outputs", "all_generated_responses", "output",
+    "summaries",
+)  # fmt: skip
 TEXTS = ("answer", "response", "text", "completion", "content", "output", "value", "generation")
-SCORES = ("overall_score", "score", "rating", "reward", "fine-grained_score")
-LISTS_OF_SCORES = ("ratings", "rating", "scores", "score", "rewards", "overall_ratings")
+SCORES = ("overall_score", "score", "rating", "reward", "fine-grained_score", "pm_score")
+LISTS_OF_SCORES = ("ratings", "rating", "scores", "score", "rewards", "overall_ratings", "rm_scores", "all_rm_scores")
 RANKS = ("rank", "ranks", "ranking")
 """The best answer has the lowest rank."""
 
@@ -55,6 +67,8 @@ def _first_of(row: Row, names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _chosen_rejected(row: Row) -> Pair:
+    if row.get("chosen") is None and any(None not in map(row.get, names) for names in BETTER_WORSE_COLUMNS):
+        return _two_named(row)  # `accepted`, or ms-swift's messages, beside `rejected`
     return pair_of_replies(row, row["chosen"], row["rejected"], "chosen", "rejected")
 
 
@@ -63,6 +77,7 @@ def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_ke
     own, problem = _own_prompt(row)
     asked_better, chosen = _reply(better, better_key, own is not None or problem is not None)
     asked_worse, rejected = _reply(worse, worse_key, own is not None or problem is not None)
+    asked_better, asked_worse = asked_better or asked_worse, asked_worse or asked_better  # one may be the bare reply
     if asked_better != asked_worse:
         raise ValueError("chosen and rejected answer different conversations: they differ before the last turn")
     messages = _conversation(row, own, problem, asked_better)
@@ -99,11 +114,16 @@ def _conversation(
 
 
 def _reply(value: Any, key: str, has_own_prompt: bool) -> Reply:
+    value = unwrapped(value, key)
     if isinstance(value, (list, dict)):
         return _reply_of_messages(value, key)
     if not isinstance(value, str):
         raise TypeError(f"{key} is {kind(value)}, not a string")
     check_text(value, key)
+    rendered = rendered_turns(value)
+    if rendered is not None:
+        return _reply_of_messages(rendered, key)
+    value = without_end_marks(value)
     text = hh_transcript(value)
     if has_own_prompt and not text.startswith("\n\nHuman:"):
         # Kept whole, so that the detectors see simulated turns.
@@ -118,6 +138,8 @@ def _reply(value: Any, key: str, has_own_prompt: bool) -> Reply:
 
 
 def _reply_of_messages(value: Any, key: str) -> Reply:
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        raise TypeError(f"{key} is a list of {len(value)} texts, and a pair has one on each side")
     messages = messages_in(value, key)
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError(f"{key} does not end with an assistant message")
@@ -138,6 +160,8 @@ def _reply_of_messages(value: Any, key: str) -> Reply:
 
 def _best_and_worst(row: Row, answers: list[Any], scores: list[float], key: str) -> Pair:
     """The best against the worst; the first among equals."""
+    if len(scores) < 2:
+        raise ValueError(f"{len(scores)} of {key} have a rank or a score, and a pair needs two")
     best, worst = max(range(len(scores)), key=scores.__getitem__), min(range(len(scores)), key=scores.__getitem__)
     if scores[best] == scores[worst]:
         raise ValueError(f"all {key} have the same score: none is better")
@@ -145,24 +169,25 @@ def _best_and_worst(row: Row, answers: list[Any], scores: list[float], key: str)
 
 
 def _ranked(row: Row) -> Pair:
-    """A list of objects, each with a text and a rank or a score."""
+    """A list of objects, each with a text and a rank or a score. One that has neither is left out."""
     key, answers = _answers(row)
     texts, scores = [], []
     for number, answer in enumerate(answers):
         if not isinstance(answer, dict):
             raise TypeError(f"{key}[{number}] is {kind(answer)}, not an object with a text and a rank or a score")
-        texts.append(first_column(answer, TEXTS)[1])
-        rank = next((answer[name] for name in RANKS if answer.get(name) is not None), None)
-        where = f"the rank of {key}[{number}]"
-        scores.append(-number_in(rank, where) if rank is not None else _score_of(answer, f"{key}[{number}]"))
+        score = _score_of(answer, f"{key}[{number}]")
+        if score is not None:
+            texts.append(first_column(answer, TEXTS)[1])
+            scores.append(score)
     return _best_and_worst(row, texts, scores, key)
 
 
-def _score_of(answer: Row, where: str) -> float:
-    for name in SCORES:
+def _score_of(answer: Row, where: str) -> float | None:
+    for name in (*RANKS, *SCORES):
         if answer.get(name) is not None:
-            return number_in(answer[name], f"{name} of {where}")
-    raise ValueError(f"{where} has neither a rank nor a score")
+            number = number_in(answer[name], f"{name} of {where}")
+            return -number if name in RANKS else number
+    return None
 
 
 def _rated(row: Row) -> Pair:
@@ -171,8 +196,11 @@ def _rated(row: Row) -> Pair:
     name, values = first_column(row, (*LISTS_OF_SCORES, *RANKS))
     if not isinstance(values, list) or len(values) != len(answers):
         raise ValueError(f"{name} must be a list with one number for each of {key}")
-    numbers = [number_in(value, f"{name}[{number}]") for number, value in enumerate(values)]
-    return _best_and_worst(row, answers, [-number for number in numbers] if name in RANKS else numbers, key)
+    known = [
+        number for number, value in enumerate(values) if value is not None and value == value
+    ]  # a judge may fail at one of them
+    numbers = [number_in(values[number], f"{name}[{number}]") * (-1 if name in RANKS else 1) for number in known]
+    return _best_and_worst(row, [answers[number] for number in known], numbers, key)
 
 
 def _in_order(row: Row) -> Pair:
@@ -248,6 +276,55 @@ def _letter(value: Any) -> float:
     return {"a": FIRST, "b": SECOND}.get(words[-1] if words else "", 0.0)
 
 
+_VERDICT = re.compile(r"\W*(?:model|response|answer|output|assistant)?[ _-]?([ab12])\W*", re.IGNORECASE)
+_COMPARED = re.compile(r"\W*([ab])\s*(>+|<+)\s*[ab]\W*", re.IGNORECASE)
+_VERDICTS = ("winner", "preference", "preferred", "label", "verdict", "choice", "comparison.selected")
+_COMPARED_TWO = (
+    ("response_1", "response_2"),
+    ("response1", "response2"),
+    ("response_a", "response_b"),
+    ("answer_a", "answer_b"),
+    ("answer_1", "answer_2"),
+    ("answer1", "answer2"),
+    ("output_1", "output_2"),
+    ("output_a", "output_b"),
+)
+
+
+def _told_in_words(row: Row) -> Pair:
+    first, second = _first_of(row, _COMPARED_TWO)
+    name, said = first_column(row, _VERDICTS)
+    return _ordered(row, first, second, _in_words(name, said))
+
+
+def _in_words(name: str, said: Any) -> float:
+    """`model_a`, `[[B]]`, `response_2`, `A>>B`, Label Studio's `left`. A bare number is not read: it may count from 0 or 1."""
+    text = said.strip() if isinstance(said, str) else ""
+    compared, verdict = _COMPARED.fullmatch(text), _VERDICT.fullmatch(text)
+    if compared:
+        return FIRST if (compared[1].casefold() == "a") == (compared[2][0] == ">") else SECOND
+    if verdict and not text.isdigit():
+        return FIRST if verdict[1].casefold() in "a1" else SECOND
+    if text.casefold() in ("left", "right"):
+        return FIRST if text.casefold() == "left" else SECOND
+    raise ValueError(f"{name} is {str(said)[:40]!a}: it names neither reply as the better one")
+
+
+def _one_hot(row: Row) -> Pair:
+    wins = [number_in(row[name], name) for name in ("winner_model_a", "winner_model_b")]
+    if wins[0] == wins[1]:
+        raise ValueError("winner_model_a and winner_model_b are equal: neither reply is better")
+    return _ordered(row, "response_a", "response_b", wins[0] - wins[1])
+
+
+def _tree(row: Row) -> Pair:
+    """The replies to the first prompt of a tree; what follows them is left out."""
+    replies = column(row, "prompt.replies")
+    if not isinstance(replies, list):
+        raise TypeError(f"prompt.replies is {kind(replies)}, not a list of replies")
+    return _ranked({"prompt": row["prompt"].get("text"), "answers": replies})
+
+
 CHOICES: tuple[tuple[str, str, str, str, Callable[[Any], float], str], ...] = (
     ("safe-rlhf", "response_0", "response_1", "better_response_id", _from_zero, "PKU-SafeRLHF"),
     ("helpsteer2", "response_1", "response_2", "preference_strength", _signed, "HelpSteer2"),
@@ -311,7 +388,7 @@ PAIR_FORMS: tuple[Form[Pair], ...] = (
         "better-worse",
         (_columns(BETTER_WORSE_COLUMNS, 0), _columns(BETTER_WORSE_COLUMNS, 1)),
         _two_named,
-        "Argilla, OpenAI's preference files, stack-exchange-paired",
+        "Argilla, OpenAI's preference files, stack-exchange-paired, torchtune, ms-swift",
     ),
     *(
         Form(name, ((first,), (second,), (choice,)), _choice(first, second, choice, prefers), who)
@@ -323,6 +400,19 @@ PAIR_FORMS: tuple[Form[Pair], ...] = (
         _scored_two,
         "WebGPT comparisons; equal scores are left out",
     ),
+    Form(
+        "verdict",
+        (*(_columns(_COMPARED_TWO, place) for place in range(2)), _VERDICTS),
+        _told_in_words,
+        "JudgeBench, PPE, Label Studio: two replies, and in words which is better",
+    ),
+    Form(
+        "arena-one-hot",
+        (("response_a",), ("response_b",), ("winner_model_a",), ("winner_model_b",)),
+        _one_hot,
+        "LMSYS's competition on Kaggle",
+    ),
+    Form("tree", (("prompt.replies",),), _tree, "OpenAssistant's trees: best against worst reply to the first prompt"),
     Form("summaries", (("summaries",), ("choice",)), _summaries, "summarize_from_feedback"),
     Form(
         "rated",
@@ -342,5 +432,6 @@ PAIR_FORMS: tuple[Form[Pair], ...] = (
         (("label", "kto_tag"), ("completion", "response", "messages", "conversations", "prompt")),
         _kto,
         "TRL and LLaMA-Factory for KTO: refused, because rows are not paired",
+        refuses=True,
     ),
 )

@@ -7,8 +7,10 @@ from typing import Any
 
 from engine.models.chat import Conversation
 from engine.pairs.data.conversations import add_turn, before_the_answer, is_transcript, transcript_turns
+from engine.pairs.data.rendered import rendered_turns
 from engine.pairs.formats.form import Form, first_column
-from engine.pairs.formats.values import Row, check_text, kind, messages_in
+from engine.pairs.formats.stored import unwrapped
+from engine.pairs.formats.values import ROLES, Row, check_text, kind, messages_in
 
 NO_PROMPT = "no user turn is waiting for an answer"
 SYSTEM = ("system", "system_prompt")
@@ -27,18 +29,31 @@ def turns_of(value: Any, key: str) -> Conversation:
     """Turns of a value: a string is the user's turn or a transcript, a list is messages. A system message is put in front of the
     user's turn, because Gemma's template refuses one.
     """
+    value = unwrapped(value, key)
     turns: Conversation = []
     if isinstance(value, str):
         check_text(value, key)
         if is_transcript(value):
             return transcript_turns(value)
+        rendered = rendered_turns(value)
+        if rendered is not None:
+            return rendered
         add_turn(turns, "user", value.strip())
         return turns
     if not isinstance(value, (list, dict)):
         raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
-    for message in messages_in(value, key):
+    for message in messages_in(_with_roles(value, key), key):
         add_turn(turns, "assistant" if message["role"] == "assistant" else "user", message["content"].strip())
     return turns
+
+
+def _with_roles(value: Any, key: str) -> Any:
+    """The texts of a conversation (LIMA) as messages: the user begins. Raises TypeError for several prompts in one row."""
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        return value
+    if key not in (*MESSAGES, *SHAREGPT):
+        raise TypeError(f"{key} is a list of {len(value)} texts, not one text or a list of messages")
+    return [{"role": ("user", "assistant")[turn % 2], "content": text} for turn, text in enumerate(value)]
 
 
 def with_system(row: Row, turns: Conversation) -> Conversation:
@@ -59,7 +74,7 @@ def _of(names: tuple[str, ...]) -> Callable[[Row], Conversation]:
 
 
 def _alpaca(row: Row) -> Conversation:
-    """`instruction` followed by `input`, after the earlier turns in `history`."""
+    """`instruction` followed by `input`, or Dolly's `context`, after the earlier turns in `history`."""
     turns: Conversation = []
     history = row.get("history")
     for pair in history if isinstance(history, list) else ():
@@ -67,7 +82,7 @@ def _alpaca(row: Row) -> Conversation:
             add_turn(turns, "user", pair[0].strip())
             add_turn(turns, "assistant", pair[1].strip())
     key, instruction = first_column(row, ALPACA)
-    asked, more = turns_of(instruction, key), row.get("input")
+    asked, more = turns_of(instruction, key), row.get("input") or row.get("context")
     if isinstance(more, str) and more.strip() and asked and more.strip() != asked[-1]["content"]:
         check_text(more, "input")
         asked[-1] = {"role": asked[-1]["role"], "content": f"{asked[-1]['content']}\n\n{more.strip()}".strip()}
@@ -89,6 +104,14 @@ def _first_turn(row: Row) -> Conversation:
     return with_system(row, before_the_answer(turns_of(turns[0], "turns[0]")))
 
 
+def _text(row: Row) -> Conversation:
+    """A text; OpenAssistant's rows also say whose."""
+    role = row.get("role")
+    if isinstance(role, str) and ROLES.get(role.casefold()) == "assistant":
+        raise ValueError("it is a reply, not a prompt: its role is assistant")
+    return _of(TEXT)(row)
+
+
 def _transcript(row: Row) -> Conversation:
     key, value = first_column(row, ("transcript", "chosen", "rejected"))
     turns = turns_of(value, key)
@@ -102,7 +125,7 @@ ASKED_FORMS: tuple[Form[Conversation], ...] = (
     Form("sharegpt", (SHAREGPT,), _of(SHAREGPT), "ShareGPT, LLaMA-Factory, axolotl"),
     Form("openai", (("input.messages",),), _of(("input.messages",)), "OpenAI's preference files"),
     Form("prompt", (PROMPT,), _of(PROMPT), "TRL, UltraFeedback, most others"),
-    Form("alpaca", (ALPACA,), _alpaca, "Alpaca, LLaMA-Factory: `input` and `history` are read with it"),
+    Form("alpaca", (ALPACA,), _alpaca, "Alpaca, Dolly, LLaMA-Factory: `input`, `context`, `history` are read with it"),
     Form("question", (QUESTION,), _of(QUESTION), "orca, WebGPT, AdvBench, HarmBench"),
     Form("turns", (("turns",),), _first_turn, "MT-Bench: the first turn"),
     Form("post", (POST,), _of(POST), "SHP, HelpSteer3, summaries of posts"),
@@ -115,7 +138,7 @@ PROMPT_FORMS: tuple[Form[Conversation], ...] = (
     *ASKED_FORMS,
     Form("transcript", (("transcript", "chosen", "rejected"),), _transcript, "hh-rlhf and its red-team-attempts"),
     INPUT_FORM,
-    Form("text", (TEXT,), _of(TEXT), "plain text files, one prompt per line; guanaco"),
+    Form("text", (TEXT,), _text, "plain text files, one prompt per line; guanaco"),
 )
 
 

@@ -27,6 +27,8 @@ BAD_ROWS_SHOWN = 5
 DEFAULT_MAX_BAD_SHARE = 0.5
 """Without --max-bad-rows. A file with a larger share of bad rows is probably the wrong file."""
 NO_PAIR = "not a pair: "
+INSIDE = ("fields", "data", "row", "record", "body")
+"""Columns that hold a whole row: Argilla's records, Label Studio's tasks, the Hub's viewer, OpenAI's batches."""
 NOT_A_PAIR = "not_a_pair"
 """The column with the reason why a row was not a pair when it was first read."""
 
@@ -81,7 +83,9 @@ class RowReader:
     def _rows(self, row: Row) -> list[Row]:
         """Candidate readings of the row's columns, most likely first."""
         if not self.columns:
-            return [row, with_plain_names(row)]
+            inside = [row[name] for name in INSIDE if isinstance(row.get(name), dict)]
+            outside = [row, with_plain_names(row)]
+            return [*inside, *outside] if "fields" in row else [*outside, *inside]
         named = {to: column(row, source) for to, source in self.columns.items()}
         lacking = [source for to, source in self.columns.items() if named[to] is None]
         if lacking:
@@ -97,13 +101,14 @@ class NoForm(ValueError):
 
 
 def _read(rows: Sequence[Row], forms: Sequence[Form[Read]], what: str) -> Read:
-    for row in rows:
-        form = told(row, forms)
-        if form is not None:
-            return _read_as(form, row)
+    for some in ([form for form in forms if not form.refuses], [form for form in forms if form.refuses]):
+        for row in rows:
+            form = told(row, some)
+            if form is not None:
+                return _read_as(form, row)
     if len(forms) == 1:
         return _read_as(forms[0], rows[0])  # chosen by name: the error names what is missing
-    known = ", ".join(sorted(str(name)[:40] for name in rows[-1])[:12]) or "none"
+    known = ", ".join(sorted(str(name)[:40] for name in rows[0])[:12]) or "none"
     wanted = "base_response and revised_response nor chosen and rejected" if what == "pair" else "prompt nor messages"
     raise NoForm(f"it has neither {wanted}, nor the columns of another form (its columns: {known})")
 

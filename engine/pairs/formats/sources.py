@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -56,20 +57,31 @@ def slice_of(term: SplitTerm, length: int) -> slice:
 
 def rows_of_splits(path: Path, expression: str, given_with: str) -> Iterator[NumberedRow]:
     """The rows of some splits of a local file or folder. Raises ConfigError."""
-    terms, files = parse_split(expression), local_splits(path, given_with)
-    for term in terms:
-        if term.name not in files:
-            raise ConfigError(
-                f"--split {expression!r}: {path} has no split {term.name!r}.",
-                f"It has {', '.join(sorted(files))}; a single file is one split named train.",
-                f'For example --split "{next(iter(sorted(files)))}[:100]".',
-            )
+    for term, files in files_of_splits(path, expression, given_with):
         try:
-            yield from _part(files[term.name], term)
+            yield from _part(files, term)
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be read.", str(error), "Download it again, or give another file."
             ) from error
+
+
+def files_of_splits(path: Path, expression: str, given_with: str) -> list[tuple[SplitTerm, list[Path]]]:
+    """The files of each split that an expression names. Raises ConfigError if one is not there."""
+    terms, files = parse_split(expression), local_splits(path, given_with)
+    for term in terms:
+        if term.name not in files:
+            raise _no_such_split(expression, term.name, str(path), files)
+    return [(term, files[term.name]) for term in terms]
+
+
+def _no_such_split(expression: str, name: str, where: str, there: Iterable[str]) -> ConfigError:
+    names = sorted(there)
+    return ConfigError(
+        f"--split {expression!r}: {where} has no split {name!r}.",
+        f"It has {', '.join(names)}; a single file is one split named train.",
+        f'For example --split "{names[0]}[:100]".',
+    )
 
 
 def _part(files: list[Path], term: SplitTerm) -> Iterator[NumberedRow]:
@@ -96,17 +108,44 @@ def rows_of_source(place: Path, split: str | None = None) -> Iterator[NumberedRo
 
 
 def hub_rows(name: str, split: str, revision: str, token: str | None) -> Iterator[NumberedRow]:
-    """The rows of a dataset on the Hub, through its disk cache. Raises NetworkError and the Hub's other errors."""
+    """The rows of a dataset on the Hub, through its disk cache.
+
+    Raises ConfigError if it has no such split, NetworkError, and the Hub's other errors.
+    """
     from datasets import load_dataset
 
-    where: dict[str, Any] = {"path": name, "revision": revision, "token": token}
-    if is_offline() and (here := cached_snapshot(name, "dataset", revision)):
-        where = {"path": str(here)}  # otherwise datasets takes its newest copy, whatever the revision
     try:
-        yield from enumerate(load_dataset(**where, split=split))
+        with _hub_errors(f"{name} ({split})"):
+            yield from enumerate(load_dataset(**_on_hub(name, revision, token), split=split))
+    except ValueError as error:  # "Unknown split", among others
+        there = hub_splits(name, revision, token)
+        unknown = [term.name for term in parse_split(split) if term.name not in there]
+        if not unknown:
+            raise
+        raise _no_such_split(split, unknown[0], f"the dataset {name}", there) from error
+
+
+def hub_splits(name: str, revision: str, token: str | None) -> list[str]:
+    """The names of a dataset's splits. Raises as `hub_rows`."""
+    from datasets import get_dataset_split_names
+
+    with _hub_errors(name):
+        return [str(split) for split in get_dataset_split_names(**_on_hub(name, revision, token))]
+
+
+def _on_hub(name: str, revision: str, token: str | None) -> dict[str, Any]:
+    if is_offline() and (here := cached_snapshot(name, "dataset", revision)):
+        return {"path": str(here)}  # otherwise datasets takes its newest copy, whatever the revision
+    return {"path": name, "revision": revision, "token": token}
+
+
+@contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    try:
+        yield
     except (ConnectionError, TimeoutError, OSError) as error:
         raise as_stage3_error(error) or NetworkError(
-            f"The dataset {name} ({split}) could not be loaded.",
+            f"The dataset {what} could not be loaded.",
             str(error),
             "Check the network, or give a local file.",
         ) from error

@@ -1,4 +1,4 @@
-"""Read a file or a pipe as plain UTF-8: decompress gzip, zstandard, bzip2 and xz, and recode UTF-16."""
+"""Read a file or a pipe as plain UTF-8: decompress gzip, zstandard, bzip2 and xz, and recode UTF-16 and UTF-32."""
 
 from __future__ import annotations
 
@@ -52,14 +52,17 @@ def seekable(file: BufferedReader) -> BinaryIO:
 
 
 def as_utf8(file: BufferedReader) -> BufferedReader:
-    """The file as UTF-8 without a byte order mark, from UTF-8 or UTF-16."""
+    """The file as UTF-8 without a byte order mark, from UTF-8, UTF-16 or UTF-32."""
     start = head(file)
-    encoding = _utf16_of(start)
+    encoding = "utf-32" if start.startswith(_UTF32_MARKS) else _utf16_of(start)
     if encoding is not None:
         return io.BufferedReader(_Recoded(file, encoding))
     if start.startswith(codecs.BOM_UTF8):
         file.read(len(codecs.BOM_UTF8))
     return file
+
+
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
 def _utf16_of(start: bytes) -> str | None:

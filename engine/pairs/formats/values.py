@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import isfinite
 from typing import Any
 
@@ -19,7 +20,8 @@ ROLES = {
     "ai": "assistant", "chatbot": "assistant",
     "system": "system", "developer": "system",
 }  # fmt: skip
-_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+NAMES_OF_ROLES = frozenset(("role", "from", "sender"))
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "sender"), ("content", "value", "text")
 
 
 def text_in(row: Row, key: str) -> str:
@@ -48,7 +50,15 @@ def messages_in(value: Any, key: str) -> Conversation:
         value = [value]
     if not isinstance(value, list):
         raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
-    return [_message(message, f"{key}[{number}]") for number, message in enumerate(value)]
+    return [_message(message, f"{key}[{number}]") for number, message in enumerate(_in_turns(value))]
+
+
+def _in_turns(messages: list[Any]) -> list[Any]:
+    """Capybara's objects with `input` and `output` hold two turns each."""
+    if not all(isinstance(each, dict) and {"input", "output"} <= each.keys() for each in messages):
+        return messages
+    asked_and_said = (("user", "input"), ("assistant", "output"))
+    return [{"role": role, "content": each[key]} for each in messages for role, key in asked_and_said]
 
 
 def _message(message: Any, where: str) -> ChatMessage:
@@ -97,11 +107,15 @@ def score_in(row: Row, key: str) -> float | None:
     return finite(value, key)
 
 
+_DECIMAL_COMMA = re.compile(r"^(\s*[-+]?\d+),(\d{1,2}\s*)$")
+"""Three digits behind a comma may be thousands."""
+
+
 def number_in(value: Any, key: str) -> float:
-    """A number, or a string that holds one."""
+    """A number, or a string that holds one; `8,5` as spreadsheets of half of Europe write it."""
     if isinstance(value, str):
         try:
-            value = float(value)
+            value = float(_DECIMAL_COMMA.sub(r"\1.\2", value))
         except ValueError:
             raise TypeError(f"{key} is a string, not a number") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -125,5 +139,5 @@ def id_of(messages: Conversation, *replies: str) -> str:
 
 
 def kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
     return names.get(type(value), "a number")

@@ -5,7 +5,7 @@ The batches are those of one process, so the records are, too (in float32 on the
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from engine.core.events import Event
 from engine.models.chat import Conversation
 from engine.pairs.data.record import PairRecord
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import Batch, MadeBatch, MakeRecords
+from engine.pairs.generation.methods import Batch, MadeBatch, MakeBatches, MakeRecords
 from engine.pairs.generation.prompts import Prompt
 from engine.run.folder import Run
 from engine.workers.pool import Answer, WorkerPool
@@ -61,7 +61,7 @@ class MakeInProcesses:
     identity: RecordIdentity
 
     def __call__(self, batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
-        left = self._left({prompt.id: prompt for batch in batches for prompt in batch})
+        left = _left(self.run, self.identity, batches)
         for told in shared_out(self.models.pool, batches, lambda prompt: left.get(prompt.id), self._task):
             if not isinstance(told, Share):
                 yield told
@@ -73,13 +73,29 @@ class MakeInProcesses:
         made_with = [self.identity.key(prompt) for prompt in batch]
         return {"prompts": [vars(prompt) for prompt in batch], "made with": made_with}
 
-    def _left(self, wanted: Mapping[str, Prompt]) -> dict[str, dict[str, Any]]:
-        rows = left_rows(self.run, KIND)
-        return {
-            row["id"]: row
-            for row in rows
-            if (prompt := wanted.get(str(row.get("id")))) is not None and self.identity.matches(prompt, row)
-        }
+
+def after_processes(make: MakeBatches, run: Run, identity: RecordIdentity) -> MakeBatches:
+    """One process that goes on after several: what they left in their files is not made again."""
+
+    def make_batches(batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
+        left = _left(run, identity, batches)
+        for batch in batches:
+            if all(prompt.id in left for prompt in batch):
+                yield [(prompt, PairRecord(**left[prompt.id])) for prompt in batch]
+            else:
+                yield from make([batch])
+
+    return make_batches
+
+
+def _left(run: Run, identity: RecordIdentity, batches: Sequence[Batch]) -> dict[str, dict[str, Any]]:
+    """The records that processes of an earlier start left, by id."""
+    wanted = {prompt.id: prompt for batch in batches for prompt in batch}
+    return {
+        row["id"]: row
+        for row in left_rows(run, KIND)
+        if (prompt := wanted.get(str(row.get("id")))) is not None and identity.matches(prompt, row)
+    }
 
 
 def work_of(make: MakeRecords, backend: Any) -> Work:

@@ -15,6 +15,7 @@ from engine.pairs.formats.containers import NumberedRow
 from engine.pairs.formats.imported import read_imported_pairs
 from engine.pairs.formats.reading import BadRows, RowReader, prompt_of
 from engine.pairs.formats.sources import hub_rows, parse_split, rows_of_splits
+from engine.pairs.generation.splits import chosen_split
 from engine.storage.jsonl import BadLine
 
 
@@ -37,6 +38,8 @@ class PromptSet:
     """Shuffled by `--seed`, without duplicates, at most `--num-examples`; all of them with `--target-pairs`."""
     bad: BadRows
     """The rows that are not prompts."""
+    split: str = ""
+    """The rows that were read; empty for imported pairs."""
 
 
 def load_prompts(config: Stage3Config, token: str | None = None) -> list[Prompt]:
@@ -55,8 +58,8 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
         return prompts_of_pairs(config)
     parse_split(config.split)
     found: dict[str, Prompt] = {}
-    bad = BadRows("prompt")
-    for number, row in _rows(config, token):
+    bad, split = BadRows("prompt"), chosen_split(config, token)
+    for number, row in _rows(config, split, token):
         bad.rows += 1
         messages = row if isinstance(row, BadLine) else prompt_of(number, row, reading)
         if isinstance(messages, BadLine):
@@ -64,10 +67,10 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
             continue
         prompt = Prompt(prompt_id(messages, _source_name(config)), messages)
         found.setdefault(prompt.id, prompt)
-    bad.refuse(f"{config.dataset} ({config.split})", config.max_bad_rows)
+    bad.refuse(f"{config.dataset} ({split})", config.max_bad_rows)
     prompts = list(found.values())
     Random(config.seed).shuffle(prompts)
-    return PromptSet(prompts if config.target_pairs else prompts[: config.num_examples], bad)
+    return PromptSet(prompts if config.target_pairs else prompts[: config.num_examples], bad, split)
 
 
 def prompts_of_pairs(config: Stage3Config) -> PromptSet:
@@ -95,10 +98,10 @@ def prompt_id(messages: Conversation, source: str) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
-def _rows(config: Stage3Config, token: str | None) -> Iterator[NumberedRow]:
+def _rows(config: Stage3Config, split: str, token: str | None) -> Iterator[NumberedRow]:
     if is_local(config.dataset):
-        return rows_of_splits(local_path(config.dataset), config.split, "--dataset")
-    return hub_rows(config.dataset, config.split, config.dataset_revision, token)
+        return rows_of_splits(local_path(config.dataset), split, "--dataset")
+    return hub_rows(config.dataset, split, config.dataset_revision, token)
 
 
 def _source_name(config: Stage3Config) -> str:
