@@ -35,17 +35,12 @@ os.environ["HF_HUB_OFFLINE"] = "0"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 LONGEST_FIRST = (
-    "demo_run",
-    "canary",
-    "walk",
-    "disturbed_runs",
-    "trying_again",
-    "memory",
-    "snapshots",
-    "kill",
-    "terminal",
+    *("demo_run", "canary", "walk", "disturbed_runs", "terminal", "memory", "processes", "wizard", "push"),
+    *("pairs_in_processes", "training", "outputs", "advice", "moods", "snapshots", "downloads_by_libraries", "soak"),
+    *("screens", "server", "pair_browser", "trying_again", "dependencies", "plan", "options_editor", "imports"),
+    *("formats", "trained_variants", "token_ways", "reexec", "published_templates", "evaluation", "preflight", "wheel"),
 )
-"""Files that take half a minute and more, begun first: one of them alone at the end would leave a processor idle."""
+"""Files that take five seconds and more, the longest first: one of them alone at the end would leave a processor idle."""
 
 Result = TypeVar("Result")
 
