@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.core.errors import PreconditionError
 from engine.models.chat import ChatMessage
-from engine.models.templates.behaviour import Behaviour, behaviour_of
+from engine.models.templates.behaviour import OPENS_A_THOUGHT, Behaviour, behaviour_of
 from engine.models.templates.control_text import cut, encode_continuation, encode_marked, unused_mark
 from engine.models.templates.rendering import TemplateRefusal, render
 
@@ -56,8 +56,16 @@ def template_fault(tokenizer: PreTrainedTokenizerBase, why: str) -> Precondition
     return PreconditionError(
         f"The chat template of {tokenizer.name_or_path} cannot be used for training: {why}.",
         "The model would be trained on a different text than it sees when generating.",
-        "Use the tokenizer that was published with the instruction-tuned model.",
+        _WITHOUT_THOUGHT
+        if OPENS_A_THOUGHT in why
+        else "Use the tokenizer that was published with the instruction-tuned model.",
     )
+
+
+_WITHOUT_THOUGHT = (
+    "Copy its chat_template.jinja, take out the opening tag of the thought at the end, and give the copy with --chat-template "
+    "FILE; or use a model that answers without a thought."
+)
 
 
 def _text(

@@ -15,7 +15,8 @@ from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
 from engine.machine.memory import set_libraries_aside
 from engine.models.templates.option import missing_template_advice, template_from_option
-from engine.models.templates.rendering import fix_date, writes_date
+from engine.models.templates.rendering import fix_date, own_template, writes_date
+from engine.models.templates.trial import require_an_end
 from engine.run.folder import Run
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
             "Conversations are rendered with a chat template, the same for generation and training.",
             missing_template_advice(config),
         )
+    require_an_end(own_template(tokenizer), config.base_model_id)
     if writes_date(tokenizer):
         fix_date(tokenizer, run_date(config))
     tokenizer.padding_side = "left"

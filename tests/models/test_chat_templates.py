@@ -11,10 +11,11 @@ import trl
 from transformers import PreTrainedTokenizerBase
 
 from engine.core.config import Stage3Config
-from engine.core.errors import ConfigError, PreconditionError
+from engine.core.errors import ConfigError, PreconditionError, UnsafeError
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.loading import load_tokenizer
+from engine.models.templates import trial
 from engine.models.templates.behaviour import behaviour_of
 from engine.models.templates.thoughts import closes_thought, opens_thought, without_thought
 from engine.run.folder import Run
@@ -112,6 +113,9 @@ def test_a_template_that_always_opens_a_thought_is_refused_with_what_it_writes()
     tokenizer = published("deepseek_r1_distill", bos="<｜begin▁of▁sentence｜>", eos="<｜end▁of▁sentence｜>")
     assert "it opens a thought where the reply should begin" in fault(tokenizer)
     assert "<think>" in fault(tokenizer)
+    with pytest.raises(PreconditionError) as refused:
+        reply_ids(tokenizer, ASKED, [REPLY])
+    assert "take out the opening tag of the thought" in refused.value.what_to_do
 
 
 def test_a_template_without_any_end_is_refused_with_what_it_writes():
@@ -127,6 +131,47 @@ def test_two_bos_in_a_row_are_refused():
 
 def test_a_bos_that_the_tokenizer_lacks_is_refused():
     assert "has none" in fault(tokenizer_with("{{ bos_token }}" + CHATML, bos=None, eos="<|im_end|>"))
+
+
+@pytest.mark.parametrize("does", ["|tojson", ".split()|join(' ')", "[:200]", "|replace('\\n', ' ')"])
+def test_a_template_that_changes_text_is_refused(does: str):
+    tokenizer = tokenizer_with(CHATML.replace("m.content", f"m.content{does}"), bos=None, eos="<|im_end|>")
+    assert "it changes the text of a message" in fault(tokenizer)
+
+
+@pytest.mark.parametrize("does", ["{{ 1/0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ range(10**9) }}"])
+def test_whatever_a_template_raises_is_told(does: str):
+    assert "refuses to render a short conversation" in fault(tokenizer_with(does + CHATML, eos="<|im_end|>"))
+
+
+def test_a_template_whose_prompt_depends_on_what_follows_is_refused_with_where():
+    tokenizer = tokenizer_with("{{ messages|length }} turns\n" + CHATML, bos=None, eos="<|im_end|>")
+    assert "renders the prompt differently when a reply follows, from '1 turns" in fault(tokenizer)
+
+
+def test_of_several_templates_the_default_is_used_and_asked_what_it_can():
+    tokenizer = published("qwen3", bos=None, eos="<|im_end|>", plain=("<think>", "</think>"))
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ broken"}  # type: ignore[assignment]
+    assert asked_and_said(tokenizer)[0].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+DOUBLES = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}"
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("does", [DOUBLES, LOOPS])
+def test_a_template_that_does_not_end_is_refused_before_this_process_renders_it(
+    does: str, bare: Path, config, tmp_path: Path
+):
+    (tmp_path / "t.jinja").write_text(does + CHATML)
+    with pytest.raises(UnsafeError, match="does not end"):
+        with_option(bare, config, chat_template=str(tmp_path / "t.jinja"))
+
+
+def test_a_template_with_marks_of_transformers_is_tried_like_any_other():
+    trial.require_an_end(
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "mine"
+    )
 
 
 def test_a_template_that_loses_text_is_refused():

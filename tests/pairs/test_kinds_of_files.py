@@ -16,6 +16,7 @@ from engine.pairs.data.rendered import rendered_turns, without_end_marks
 from engine.pairs.formats.containers import rows_of
 from engine.pairs.formats.reading import DEFAULT_READER, pair_of
 from engine.storage.jsonl import BadLine
+from tui.cli import main
 
 ASKED = "How do I get red wine out of a wool rug?"
 GOOD = "Blot it with cold water and a little vinegar, then let it dry flat away from heat."
@@ -203,3 +204,11 @@ def test_a_file_that_holds_no_rows_is_refused_by_what_it_is(name: str, tmp_path:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError, match=what):
         list(rows_of(tmp_path / name))
+
+
+def test_a_file_without_any_pair_says_so_and_not_what_its_pairs_lack(tmp_path: Path, capsys):
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"Frage": ASKED, "Antwort": GOOD}) + "\n")
+    assert main(["validate", str(tmp_path / "sft.jsonl")]) == 9
+    printed = capsys.readouterr()
+    assert "None of the 1 rows" in printed.err and "its columns: Antwort, Frage" in printed.err
+    assert "--columns prompt=" in printed.err and "usable share" not in printed.out + printed.err

@@ -202,6 +202,9 @@ def _print_report(result: Validation) -> None:
     report = result.report
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     figures = report["figures"]
+    if not report["pairs"]:  # of figures about nothing none would help
+        _print_bad_lines(console, result.bad_lines, figures["bad_lines"])
+        return
     console.print(
         Text(
             f"{report['pairs']:,} pairs, {figures['usable']:,} usable, "

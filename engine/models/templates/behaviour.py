@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.generation.prefix_cache import common_prefix_length
 from engine.models.templates.control_text import control_pattern
-from engine.models.templates.rendering import RenderOptions, TemplateRefusal, render
+from engine.models.templates.marks import without_generation_marks
+from engine.models.templates.rendering import RenderOptions, TemplateRefusal, own_template, render
 from engine.models.templates.thoughts import closes_thought, has_thought, opens_thought
 
 if TYPE_CHECKING:
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 
 NO_THOUGHT: dict[str, Any] = {"enable_thinking": False, "thinking": False, "thinking_budget": 0}
 """Arguments of published templates that turn thinking off (Qwen, SmolLM3, GLM; DeepSeek and Granite; Seed-OSS)."""
+OPENS_A_THOUGHT = "it opens a thought where the reply should begin"
 _EFFORT = "reasoning_effort"
-_GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
-"""Tags added by transformers, which Jinja does not know."""
 _BEGUN_MARK = re.compile(r"<[^<>\s]*$|\[[^\[\]\s]*$")
 _NO_EFFORT = re.compile(r"""["']none["']""")
 
 _SYSTEM, _USER, _EARLIER, _AGAIN, _REPLY = "Numbat", "Wombat", "Dingo", "Quoll", "Quokka"
 """Words that no template writes and no tokenizer treats specially."""
+_WRITTEN = "Numbat:\n\n  1. \"Wombat\" & 'Dingo' <b>é 日本 🦘\n\t" + "Quoll is not Quokka. " * 400 + "End"
+"""A text with what a template may escape, join or cut."""
 
 
 def _said(role: str, content: str) -> ChatMessage:
@@ -80,7 +82,7 @@ _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, _Known] = WeakKeyDictionary()
 
 def behaviour_of(tokenizer: PreTrainedTokenizerBase) -> Behaviour:
     """The behaviour of the tokenizer's template; cached until its template or special tokens change."""
-    template, special = str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens)
+    template, special = own_template(tokenizer), tuple(tokenizer.all_special_tokens)
     known = _KNOWN.get(tokenizer)
     if known is None or (known.template, known.special) != (template, special):
         known = _Known(template, special, _observed(tokenizer, template))
@@ -91,7 +93,7 @@ def behaviour_of(tokenizer: PreTrainedTokenizerBase) -> Behaviour:
 def _observed(tokenizer: PreTrainedTokenizerBase, template: str) -> Behaviour:
     seen = Behaviour(RenderOptions(switches_of(template)), control_pattern(tokenizer))
     try:
-        for step in (_form_of_content, _place_of_system, _around_the_reply, _end_of_turn, _beginning):
+        for step in (_form_of_content, _place_of_system, _around_the_reply, _keeps_text, _end_of_turn, _beginning):
             seen = step(tokenizer, seen)
     except TemplateRefusal as refusal:
         return replace(seen, fault=f"it refuses to render a short conversation, and says: {refusal}")
@@ -115,7 +117,7 @@ def _variables(template: str) -> set[str]:
 
     reader = Environment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        return meta.find_undeclared_variables(reader.parse(_GENERATION.sub("", template)))
+        return meta.find_undeclared_variables(reader.parse(without_generation_marks(template)))
     except TemplateError:
         return set()
 
@@ -132,6 +134,16 @@ def _form_of_content(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Beh
     if refused is not None:
         raise refused
     raise _Fault("the text of a message is not in what it renders")
+
+
+def _keeps_text(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Behaviour:
+    """A template that escapes a message as JSON, joins its lines or cuts it would train on other texts than people read."""
+    for said, answer in ((_said("user", _WRITTEN), _ANSWER), (_said("user", _USER), _said("assistant", _WRITTEN))):
+        if _WRITTEN not in render(tokenizer, [said, answer], seen.options, add_generation_prompt=False):
+            raise _Fault(
+                "it changes the text of a message: line breaks, quotes, other signs than letters, or what is long"
+            )
+    return seen
 
 
 def _place_of_system(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Behaviour:
@@ -153,7 +165,7 @@ def _around_the_reply(tokenizer: PreTrainedTokenizerBase, seen: Behaviour) -> Be
         for conversation in (_FIRST, _LATER, [_said("system", _SYSTEM), *_LATER])
     }
     if len(found) > 1:
-        told = " and ".join(repr(shown) for shown in sorted({opened or lead for opened, lead in found}))
+        told = " and ".join(repr(shown[-60:]) for shown in sorted({opened or lead for opened, lead in found}))
         raise _Fault(f"its generation prompt differs from one conversation to the next ({told})")
     opened, lead = found.pop()
     no_reply = lead if _shown(tokenizer, lead) or has_thought(lead) else ""
@@ -181,6 +193,8 @@ def _between(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, opt
     mark = _BEGUN_MARK.search(prompt[:shared])
     if shared < len(prompt) and mark:
         shared = mark.start()  # two marks may both start with `<|START_`
+    if conversation[-1]["content"] in prompt[shared:]:
+        raise _Fault(f"it renders the prompt differently when a reply follows, from {prompt[shared:][:40]!r} on")
     return prompt[shared:], before[shared:]
 
 
@@ -193,7 +207,7 @@ def _shown(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def _opened_fault(opened: str) -> _Fault:
     if opens_thought(opened):
         return _Fault(
-            f"it opens a thought where the reply should begin ({opened[-60:]!r}), and has no argument that closes it: the "
+            f"{OPENS_A_THOUGHT} ({opened[-60:]!r}), and has no argument that closes it: the "
             "model would think before each reply but be trained on replies without a thought"
         )
     return _Fault(

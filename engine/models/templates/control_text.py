@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.models.chat import ChatMessage
+from engine.models.templates.rendering import own_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ def control_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Every text that is a control token, longest first: special tokens, and added tokens that the template writes or that look
     like `<|name|>`. Gemma's added line breaks and tables are ordinary text.
     """
-    template = str(tokenizer.chat_template)
+    template = own_template(tokenizer)
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if _controls(token, template)}
     return sorted(added | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))
 

@@ -31,8 +31,14 @@ _ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
 
 
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template that is used: `default`, where there are several by name (Command R has one for tools, too)."""
+    given: Any = tokenizer.chat_template
+    return str(given.get("default", given) if isinstance(given, dict) else given)
+
+
 def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return "strftime_now" in str(tokenizer.chat_template)
+    return "strftime_now" in own_template(tokenizer)
 
 
 def fix_date(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
@@ -72,6 +78,9 @@ def render(
         ValueError,
         LookupError,
         AttributeError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
     ) as error:  # everything a template can raise
         raise TemplateRefusal(str(error) or type(error).__name__) from error
 

@@ -25,6 +25,7 @@ from engine.pairs.formats.sources import STDIN, hub_rows, rows_of_source
 from engine.pairs.relevance.cache import read_relevance, with_measures
 from engine.pairs.relevance.measure import ReplyMeasures
 from engine.pairs.relevance.pairs import measure_stream
+from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine, read_jsonl
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def _refusal(
     """The gate's error, together with what nobody can accept: damaged lines, here or in the edits."""
     if told["gate"]["open"]:
         return None
+    if not tally.made:
+        return _no_pair(tally.bad_lines, told["bad_lines"][0], source)
     shut = failed(figures(tally, config))
     found = [(error.what, error.why, error.what_to_do) for error in ([gate_error(shut)] if shut else [])]
     if "bad_lines" in damage(tally, config):
@@ -155,6 +158,15 @@ def _refusal(
         found.append(("", "Nothing is left to train on.", ""))
     whats, whys, mends = (" ".join(part for part in parts if part) for parts in zip(*found, strict=True))
     return DataError(whats, whys, mends)
+
+
+def _no_pair(rows: int, first: dict[str, Any], source: Path) -> DataError:
+    return DataError(
+        f"None of the {rows:,} rows of {_name(source)} is a pair.",
+        visible_line(f"Row {first['line'] + 1}: {first['reason']}.", 600),
+        "Say how to read the rows with --columns prompt=…,chosen=…,rejected=… or --form NAME (`stage3-tui validate --help` "
+        "lists the forms), or give another file.",
+    )
 
 
 # -- what lies beside a pairs file ------------------------------------------------------------------------------------

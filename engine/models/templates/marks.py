@@ -1,0 +1,12 @@
+"""The `{% generation %}` tags that transformers adds to Jinja."""
+
+from __future__ import annotations
+
+import re
+
+_GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
+
+
+def without_generation_marks(template: str) -> str:
+    """The template for plain Jinja, which does not know the tags."""
+    return _GENERATION.sub("", template)

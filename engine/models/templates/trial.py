@@ -1,0 +1,79 @@
+"""Render a template of somebody else's in a child first: Jinja has loops, so a template may never end, or fill the memory.
+
+Its sandbox limits a single `range`, but no loop inside of a loop and no text that is doubled again and again.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from engine.core.errors import UnsafeError
+from engine.process.first_look import first_look, given_file
+
+CPU_SECONDS = 3
+"""Of the child, imports included. A published template renders a short conversation in a few milliseconds."""
+MEMORY = 1 << 30
+"""Bytes of addresses of the child."""
+CONVERSATION = [
+    {"role": role, "content": text}
+    for role, text in (("system", "Be brief."), ("user", "How?"), ("assistant", "So."), ("user", "Then?"))
+]
+
+
+@lru_cache(maxsize=64)
+def require_an_end(template: str, name: str) -> None:
+    """Raises UnsafeError for a template that does not end, or fills the memory. One that fails in another way does so later, in
+    its own words.
+    """
+    with os.fdopen(os.memfd_create("template"), "w+b") as file:
+        file.write(template.encode("utf-8", "replace"))
+        file.flush()
+        file.seek(0)
+        try:
+            first_look(__name__, "jinja2", file, f"The chat template of {name}", mend="")
+        except UnsafeError as error:
+            raise UnsafeError(
+                f"The chat template of {name} does not end.",
+                f"It was given a short conversation, {CPU_SECONDS} s and {MEMORY >> 30} GiB. Such a template is broken, or made to "
+                "do that.",
+                "Look at where the model comes from. --chat-template FILE gives it another one.",
+            ) from error
+
+
+# -- in the child ------------------------------------------------------------------------------------------------------
+
+
+def look() -> None:
+    """Render as transformers does, with and without a system message."""
+    with given_file() as file:
+        template = file.read().decode("utf-8")
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for messages in (CONVERSATION, CONVERSATION[1:]):
+        try:
+            _render(template, messages)
+        except MemoryError:
+            os.abort()
+        except Exception:
+            continue  # whoever renders it next says it better
+
+
+def _render(template: str, messages: list[dict[str, str]]) -> None:
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from engine.models.templates.marks import without_generation_marks
+
+    def refuse(message: str) -> Any:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": refuse, "strftime_now": date.today().strftime}
+    compiled = environment.from_string(without_generation_marks(template))
+    compiled.render(messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>")
