@@ -101,7 +101,8 @@ async def test_in_the_sample_one_key_decides_and_shows_the_next(tmp_path: Path, 
             await pilot.press("x" if number % 3 == 0 else "y")
         decisions = edits_of(app).decisions
         assert [one.accepted for one in decisions.values()].count(True) == 20 and len(decisions) == 30
-        await until(pilot, lambda: "All of the sample are decided: r goes on." in screen_text(app), "the end is said")
+        end = "All of the sample are decided: r goes on."
+        await until(pilot, lambda: any(end in notice.message for notice in app._notifications), "the end is said")
 
 
 # -- the list ----------------------------------------------------------------------------------------------------------
