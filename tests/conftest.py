@@ -11,7 +11,7 @@ os.environ.pop(
     "PYTHONDONTWRITEBYTECODE", None
 )  # some images set it, and each child would compile the same modules again
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -35,17 +35,12 @@ os.environ["HF_HUB_OFFLINE"] = "0"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 LONGEST_FIRST = (
-    "demo_run",
-    "canary",
-    "walk",
-    "disturbed_runs",
-    "trying_again",
-    "memory",
-    "snapshots",
-    "kill",
-    "terminal",
+    *("demo_run", "canary", "walk", "disturbed_runs", "terminal", "memory", "processes", "wizard", "push"),
+    *("pairs_in_processes", "training", "outputs", "advice", "moods", "snapshots", "downloads_by_libraries", "soak"),
+    *("screens", "server", "pair_browser", "trying_again", "dependencies", "plan", "options_editor", "imports"),
+    *("formats", "trained_variants", "token_ways", "reexec", "published_templates", "evaluation", "preflight", "wheel"),
 )
-"""Files that take half a minute and more, begun first: one of them alone at the end would leave a processor idle."""
+"""Files that take five seconds and more, the longest first: one of them alone at the end would leave a processor idle."""
 
 Result = TypeVar("Result")
 
@@ -64,6 +59,24 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_stays_is_set_aside() -> Iterator[None]:
+    """Likewise what the tests of a file have imported and cached."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_failure() -> Iterator[None]:
+    """In this process fsync does nothing: thousands of them would take a minute. What is synced, and when, is noted by
+    tests/faults/test_order_of_writes.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 def needs_shared_data(name: str) -> Path:

@@ -57,7 +57,7 @@ def test_a_file_that_crashes_its_library_is_refused_with_the_signal(how: str, lo
 def test_a_file_that_hangs_its_library_is_refused_though_it_hears_no_signal(
     look_with: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(first_look_module, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(first_look_module, "LOOK_SECONDS", 2.0)
     monkeypatch.setattr("engine.process.kill.GRACE_SECONDS", 0.2)
     with pytest.raises(UnsafeError, match="hangs the library"):
         look_with("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
@@ -131,7 +131,7 @@ def tokenizer_with(folder: Path, **parts: Any) -> str:
 
 def test_a_tokenizer_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Forty replacements, each of which makes two letters of one."""
-    monkeypatch.setattr(first_look_module, "LOOK_SECONDS", 0.8)
+    monkeypatch.setattr(first_look_module, "LOOK_SECONDS", 3.0)
     monkeypatch.setattr(first_look_module, "LOOK_MEMORY", 1 << 30)
     monkeypatch.setattr("engine.process.kill.GRACE_SECONDS", 0.2)
     twice = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}

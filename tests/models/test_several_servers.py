@@ -72,7 +72,7 @@ def test_requests_are_shared_out_and_each_is_answered_once(two: list[FakeServer]
 
 
 def test_the_slower_server_gets_fewer(two: list[FakeServer]):
-    two[0].seconds_for = lambda text: 0.1
+    two[0].seconds_for = lambda text: 0.3
     two[1].seconds_for = lambda text: 0.005
     asked = texts(40)
     assert all_said(ask(client_of(two), *asked), asked)

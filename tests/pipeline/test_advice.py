@@ -22,6 +22,7 @@ FULL = "CUDA out of memory. Tried to allocate 1.95 GiB."
 BATCH, SMALLER = 8, 2
 OPTIONS: dict[str, Any] = {
     "generation_batch_size": BATCH,
+    "max_length": 200,
     "pilot_prompts": 0,  # else preflight makes most of them
     "gradient_checkpointing": False,
     "cpu_ref_model": False,
@@ -119,7 +120,7 @@ GOES_ON, BEGINS_ANEW = 3, 1
 ADVICE = {
     "--gradient-checkpointing": ({"gradient_checkpointing": True}, GOES_ON),
     "--cpu-ref-model": ({"cpu_ref_model": True}, GOES_ON),
-    "--max-length 128 (now 256)": ({"max_length": 128}, BEGINS_ANEW),
+    "--max-length 100 (now 200)": ({"max_length": 100}, BEGINS_ANEW),
 }
 """What is advised; the options that follow it; the first optimizer step that is then done."""
 

@@ -48,7 +48,8 @@ def demo(tmp_path: Path, config: Callable[..., Any]) -> Callable[..., Context]:
     """A demo run whose stage adapter is done."""
 
     def made(**options: Any) -> Context:
-        values = {**demo_defaults(), "num_examples": 8, "split": "train[:8]", "output_dir": tmp_path / "run", **options}
+        small = {"num_examples": 8, "split": "train[:8]", "max_length": 96, "output_dir": tmp_path / "run"}
+        values = {**demo_defaults(), **small, **options}
         context = Context(config(**values), Run(tmp_path / "run"))
         _, result = run_stage(adapter_stage.run(context))
         context.run.record_stage("adapter", status="done", result=dict(result.facts))
@@ -109,7 +110,7 @@ def test_a_pair_that_does_not_fit_at_all_is_refused_with_what_would(
     monkeypatch.setattr(trl_trainer.Stage3Trainer, "compute_loss", never)
     with pytest.raises(PreconditionError, match="does not fit") as refused:
         run_stage(preflight.run(demo()))
-    assert "--max-length 128" in refused.value.what_to_do and "activations" in refused.value.why
+    assert "--max-length 48" in refused.value.what_to_do and "activations" in refused.value.why
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_tried(
@@ -119,7 +120,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_tried(
     with pytest.raises(PreconditionError, match=r"training needs 0\.\d GiB at its peak, but only 0\.0") as refused:
         run_stage(preflight.run(demo(cpu_ref_model=False, gradient_checkpointing=False)))
     assert refused.value.exit_code == 3
-    for way in ("--gradient-checkpointing (0.", "--cpu-ref-model (0.", "--max-length 128 (0."):
+    for way in ("--gradient-checkpointing (0.", "--cpu-ref-model (0.", "--max-length 48 (0."):
         assert way in refused.value.what_to_do
 
 

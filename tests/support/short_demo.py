@@ -25,6 +25,7 @@ SHORT = {
     "eval_prompts": 3,
     "eval_harmless_prompts": 2,
     "save_steps": 1,
+    "max_length": 128,  # preflight rehearses with pairs of that length; the longest of the demo has 93 tokens
 }
 
 

@@ -17,7 +17,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OM
 PROMPTS = 36
 OPTIONS = (
     f"--num-examples {PROMPTS} --split train[:{PROMPTS}] --min-pairs 16 --min-eval-pairs 4 --num-train-epochs 1 --save-steps 1 "
-    "--eval-prompts 2 --eval-harmless-prompts 2 --generation-batch-size 8 --pilot-prompts 0"
+    "--eval-prompts 2 --eval-harmless-prompts 2 --generation-batch-size 8 --pilot-prompts 0 --max-length 128"
 ).split()
 
 

@@ -132,7 +132,7 @@ def test_the_wizard_continues_with_the_options_that_the_run_was_started_with(tmp
 
 def test_a_failed_run_says_what_failed_why_and_what_to_do(tmp_path: Path):
     run = tmp_path / "run"
-    done = stage3("--auto", "--demo", "--until", "adapter", "--adapter-path", tmp_path / "none", "--output-dir", run)
+    done = stage3("--auto", "--demo", "--until", "workspace", "--repo-url", tmp_path / "none", "--output-dir", run)
     assert done.returncode == 3
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["failed", "why", "next"]
-    assert json.loads((run / "run.json").read_text())["error"]["what_to_do"].startswith("Pass its folder")
+    assert json.loads((run / "run.json").read_text())["error"]["what_to_do"].startswith("Pass an https://")

@@ -66,7 +66,7 @@ def test_answers_come_in_the_order_of_the_tasks_though_the_first_takes_longest(p
 def test_all_processes_take_part_and_each_writes_a_file_of_its_own(pool, tmp_path):
     both = pool()
     assert both.facts() == {"context length": 512}
-    by = {told.rows[0]["by"] for told in both.answers(texts(8, sleep=0.05)) if isinstance(told, Answer)}
+    by = {told.rows[0]["by"] for told in both.answers(texts(6, sleep=0.5)) if isinstance(told, Answer)}
     files = [share_file(Run(tmp_path / "run"), "echo", number) for number in (0, 1)]
     assert len(by) == 2 and all(path.read_text() for path in files)
 

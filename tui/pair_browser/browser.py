@@ -253,8 +253,20 @@ class PairBrowser(Vertical):
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def action_decide(self, action: Action) -> None:
-        if (index := self._index_to_decide()) is not None:
-            self._decide(index, action)
+        if (index := self._index_to_decide()) is None or not self._decide(index, action):
+            return
+        if self._shows_sample():  # one key decides, and shows the next
+            self.pairs.next_undecided()
+
+    def _shows_sample(self) -> bool:
+        return self.query_one("#pair-filter", Input).value == SAMPLE_FILTER
+
+    def _left_of_sample(self) -> str:
+        """How many of the sample are left to decide about, while it is shown."""
+        if not self._shows_sample():
+            return ""
+        left = sum(row.sampled and not row.decided for row in self.store.rows)
+        return f"{left} of the sample are left." if left else "All of the sample are decided: r goes on."
 
     def action_undo(self) -> None:
         if self._refuses():
@@ -287,7 +299,7 @@ class PairBrowser(Vertical):
         self.show_pair()
         self._draw_strips()
         waits = waiting_note(self._source, self._source.snapshot())
-        self._say(f"{told} {waits}".rstrip())
+        self._say(" ".join(part for part in (told, self._left_of_sample(), waits) if part))
         self.post_message(self.Decided())
 
     def _index_to_decide(self) -> int | None:

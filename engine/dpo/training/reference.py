@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -164,16 +164,11 @@ def reference_logps(
     known = cache.read(keys)
     found = {row: pair for row, key in enumerate(keys) if (pair := _kept_pair(known.get(key))) is not None}
     lengths = [tokens_read(pair) for pair in pairs]
-    # Batches are cut from all pairs, not from the missing ones, so that a resumed pass uses the same batches.
-    batches = [
-        [row for row in batch if row not in found]
-        for batch in cut_by_length(lengths, batch_size * max(lengths, default=0))
-    ]
+    wanted = _missing_batches(lengths, found, batch_size)
     clock = _ReferenceClock(lengths, found)
     unsaved: dict[str, Any] = {}
     saved = time.monotonic()
     model.eval()
-    wanted = list(filter(None, batches))
     for start in range(0, len(wanted), ranks.count):
         batch = wanted[start : start + ranks.count]
         made = _logps_of(model, pairs, batch[ranks.rank] if ranks.rank < len(batch) else [], collator, dtype)
@@ -188,6 +183,13 @@ def reference_logps(
             stop.raise_if_requested()
     _keep(cache, unsaved, ranks)
     return [found[row] for row in range(len(pairs))]
+
+
+def _missing_batches(lengths: Sequence[int], found: Container[int], batch_size: int) -> list[list[int]]:
+    """Batches are cut from all pairs, not from the missing ones, so that a resumed pass uses the same batches."""
+    batches = cut_by_length(lengths, batch_size * max(lengths, default=0))
+    missing = ([row for row in batch if row not in found] for batch in batches)
+    return list(filter(None, missing))
 
 
 def _logps_of(
