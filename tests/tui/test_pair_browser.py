@@ -98,6 +98,7 @@ async def test_in_the_sample_one_key_decides_and_shows_the_next(tmp_path: Path, 
         await pilot.press("S")
         await until(pilot, lambda: browser.pairs.shown == 30, "the sample")
         for number in range(30):
+            await until(pilot, lambda left=30 - number: f"30 of 40 pairs, {left} left to decide" in screen_text(app))
             await pilot.press("x" if number % 3 == 0 else "y")
         decisions = edits_of(app).decisions
         assert [one.accepted for one in decisions.values()].count(True) == 20 and len(decisions) == 30

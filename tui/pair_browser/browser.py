@@ -261,12 +261,8 @@ class PairBrowser(Vertical):
     def _shows_sample(self) -> bool:
         return self.query_one("#pair-filter", Input).value == SAMPLE_FILTER
 
-    def _left_of_sample(self) -> str:
-        """How many of the sample are left to decide about, while it is shown."""
-        if not self._shows_sample():
-            return ""
-        left = sum(row.sampled and not row.decided for row in self.store.rows)
-        return f"{left} of the sample are left." if left else "All of the sample are decided: r goes on."
+    def _left_of_sample(self) -> int:
+        return sum(row.sampled and not row.decided for row in self.store.rows)
 
     def action_undo(self) -> None:
         if self._refuses():
@@ -299,7 +295,10 @@ class PairBrowser(Vertical):
         self.show_pair()
         self._draw_strips()
         waits = waiting_note(self._source, self._source.snapshot())
-        self._say(" ".join(part for part in (told, self._left_of_sample(), waits) if part))
+        if not self._shows_sample():
+            self._say(f"{told} {waits}".rstrip())
+        elif not self._left_of_sample():  # the strip counts; thirty notices would cover the pairs
+            self._say(f"All of the sample are decided: r goes on. {waits}".rstrip())
         self.post_message(self.Decided())
 
     def _index_to_decide(self) -> int | None:
@@ -403,6 +402,7 @@ class PairBrowser(Vertical):
         self.query_one("#pair-waiting", TextView).put(waits, (lambda width: paragraph(note, width)) if waits else None)
         query, order = pairs.query_, pairs.order
         told = f"{pairs.shown:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
+        told += f", {self._left_of_sample()} left to decide" if self._shows_sample() else ""
         self.query_one("#pair-count", TextView).put(
             (told, query.problem, query.text), lambda width: [count_line(told, query.text, query.problem, width)]
         )
