@@ -25,7 +25,7 @@ from transformers import (
     GemmaForSequenceClassification,
 )
 
-from engine.core.errors import ConfigError, DataError, NetworkError, NumbersError, PreconditionError
+from engine.core.errors import ConfigError, DataError, NetworkError, NumbersError, PreconditionError, UnsafeError
 from engine.dpo.evaluation.report import judge_answers, reference_policy
 from engine.dpo.training.trainer import train
 from engine.models.generation.sampling import Reply
@@ -340,6 +340,13 @@ def test_a_reward_model_scores_question_and_answer_as_a_pair(kind: str, tmp_path
         assert found == pytest.approx(expected, abs=1e-5)
     assert [numbers(judge.score([case]))[0] for case in asked] == [pytest.approx(both, abs=1e-5) for both in given]
     assert judge.name == f"reward-model {folder}"
+
+
+def test_a_reward_model_whose_template_does_not_end_is_refused(reward_model: Path, make: Callable[..., Context]):
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
+    (reward_model / "chat_template.jinja").write_text(loops)
+    with pytest.raises(UnsafeError, match="does not end"):
+        reward_model_of(make(judge="reward-model", reward_model_id=str(reward_model)))
 
 
 def test_of_several_turns_the_reward_model_reads_all(reward_model: Path, make: Callable[..., Context]):

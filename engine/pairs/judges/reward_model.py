@@ -14,6 +14,8 @@ from engine.machine.error_mapping import as_stage3_error
 from engine.models.chat import Conversation
 from engine.models.chat_template import conversation_ids
 from engine.models.endless import refuse_endless_model
+from engine.models.templates.rendering import own_template
+from engine.models.templates.trial import require_an_end
 from engine.models.tokenizer_look import look_at_tokenizer
 from engine.pairs.judges.base import Comparison, ScorePair, judge_name, too_long
 from engine.pairs.judges.question import dialogue
@@ -54,6 +56,8 @@ def load_reward_model(config: Stage3Config, token: str | None, stop: StopToken) 
             f"{type(error).__name__}: {error}",
             WHAT_TO_DO,
         ) from error
+    if tokenizer.chat_template is not None:
+        require_an_end(own_template(tokenizer), name)
     missing = sorted(loading["missing_keys"])
     if missing:
         raise PreconditionError(
