@@ -23,6 +23,7 @@ from tests.support.pseudo_terminal import WIZARD, PseudoTerminal
 
 ROOT = Path(__file__).parents[2]
 
+
 @pytest.fixture(scope="module")
 def finished(demo_run: Demo) -> Path:
     return demo_run.folder
