@@ -14,8 +14,9 @@ from engine.core.errors import ConfigError
 from engine.pairs.data.record import Pair
 from engine.pairs.data.rendered import rendered_turns, without_end_marks
 from engine.pairs.formats.containers import rows_of
+from engine.pairs.formats.folders import local_splits
 from engine.pairs.formats.reading import DEFAULT_READER, pair_of
-from engine.storage.jsonl import BadLine
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine
 from tui.cli import main
 
 ASKED = "How do I get red wine out of a wool rug?"
@@ -63,6 +64,24 @@ def test_a_pair_is_read_from_what_a_tool_wrote_around_it(name: str):
     assert (read.messages, read.revised_response, read.base_response) == ([USER], GOOD, BAD)
 
 
+def test_scores_that_contradict_the_columns_shut_the_gate(tmp_path: Path, capsys):
+    rows = [
+        {"prompt": f"How cold is lake {i}?", "chosen": f"Lake {i} is cold.", "rejected": f"I like the lake {i} a lot.",
+         "score_chosen": "2", "score_rejected": 9.5}
+        for i in range(9)
+    ]  # fmt: skip
+    (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["validate", str(tmp_path / "swapped.jsonl"), "--min-pairs", "5"]) == 9
+    printed = capsys.readouterr()
+    assert "improved share is 0.0% (at least 60.0%)" in printed.err and "by the file's own scores" in printed.out
+
+
+def test_equal_scores_and_such_as_are_none_say_nothing():
+    for scores in ({"score_chosen": 5, "score_rejected": 5}, {"chosen_rating": None, "rejected_rating": 2}):
+        read = pair_of(0, {**ROW, **scores})
+        assert isinstance(read, Pair) and (read.base_score, read.revised_score) == (None, None)
+
+
 NONE = {
     "duckdb": ({**ROW, "chosen": "[{'role': user, 'content': hi}]"}, "neither JSON nor Python"),
     "several": ({**ROW, "rejected": [BAD, "b"]}, "a list of 2 texts"),
@@ -74,6 +93,8 @@ NONE = {
         {"prompt": "a", "response_a": "b", "response_b": "c", "score_a": "8,500", "score_b": 3},
         "not a number",
     ),
+    "pictures": ({**ROW, "prompt": f"<image>{ASKED}", "images": ["a.png"]}, "no text, in its column images"),
+    "a system turn": ({**ROW, "prompt": [{"role": "system", "content": "S"}]}, "nobody asks anything"),
     "bytes": ({**ROW, "chosen": b"\xff"}, "chosen is bytes"),
 }
 
@@ -89,6 +110,8 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "lima": {"conversations": [ASKED, GOOD]},
     "capybara": {"conversation": [{"input": ASKED, "output": GOOD}]},
     "openai's batch": {"custom_id": "1", "body": {"model": "m", "messages": [USER]}},
+    "arena-hard": {"turns": [{"content": ASKED}], "category": "x"},
+    "no picture": {"prompt": ASKED, "images": []},
     "real-toxicity": {"prompt": {"text": ASKED, "toxicity": None}},
 }
 
@@ -150,6 +173,7 @@ FILES: dict[str, bytes] = {
     "table.json": json.dumps({"schema": {"fields": []}, "data": [ROW, ROW]}, indent=1).encode(),
     "lists.json": json.dumps({name: [text, text] for name, text in ROW.items()}).encode(),
     "meta.json": json.dumps({"meta": {"v": 1}, "pairs": [ROW, ROW]}).encode(),
+    "spaces.csv": ('"prompt", "chosen", "rejected"\n' + f'"{ASKED}", "{GOOD}", "{BAD}"\n' * 2).encode(),
     "commas.json": f"{json.dumps(ROW)},\n{json.dumps(ROW)}".encode(),
     "together.json": json.dumps(ROW).encode() * 2,
     "pretty.jsonl": (json.dumps(ROW, indent=2) + "\n").encode() * 2,
@@ -174,6 +198,26 @@ def test_one_pair_over_many_lines_is_one_row(tmp_path: Path):
     row = {"prompt": [USER], "chosen": [BETTER], "rejected": [WORSE]}
     (tmp_path / "one.json").write_text(json.dumps(row, indent=2))
     assert list(rows_of(tmp_path / "one.json")) == [(0, row)]
+
+
+def test_an_object_in_front_of_the_rows_does_not_keep_a_large_document_from_being_read_in_pieces(tmp_path: Path):
+    rows = [{**ROW, "pad": "x" * (MAX_LINE_BYTES // 2)}] * 3
+    (tmp_path / "large.json").write_text(json.dumps({"info": {"by": "us [1]"}, "data": rows}))
+    assert sum(isinstance(row, dict) for _, row in rows_of(tmp_path / "large.json")) == 3
+
+
+def test_a_cell_of_a_missing_value_is_none_and_two_columns_of_one_name_are_refused(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("prompt,chosen,rejected\nWhy?,NULL,b\n")
+    assert list(rows_of(tmp_path / "t.csv")) == [(0, {"prompt": "Why?", "chosen": None, "rejected": "b"})]
+    (tmp_path / "t.csv").write_text("prompt,chosen,chosen\nWhy?,a,b\n")
+    with pytest.raises(ConfigError, match="two columns named 'chosen'"):
+        list(rows_of(tmp_path / "t.csv"))
+
+
+def test_texts_about_a_folder_are_no_prompts(tmp_path: Path):
+    for name in ("train.jsonl", "LICENSE.txt", "requirements.txt"):
+        (tmp_path / name).write_text(json.dumps(ROW))
+    assert list(local_splits(tmp_path)) == ["train"]
 
 
 def test_a_quote_with_a_backslash_is_a_quote(tmp_path: Path):

@@ -88,6 +88,24 @@ async def test_the_sample_is_thirty_usable_pairs_and_stays_the_same_while_they_a
         assert {one.id for one in browser.store.rows if one.sampled} == before
 
 
+async def test_in_the_sample_one_key_decides_and_shows_the_next(tmp_path: Path, config: Callable, sessions: Sessions):
+    folder = tmp_path / "run"
+    (folder / "pairs").mkdir(parents=True)
+    write_rows(folder / layout.PAIRS_JSONL, [row(number) for number in range(40)])
+    app = Wizard(Runner(config(output_dir=folder, min_pairs=5), Run(folder), session_factory=sessions))
+    async with app.run_test(size=(120, 40)) as pilot:
+        browser = await browse(pilot, app)
+        await pilot.press("S")
+        await until(pilot, lambda: browser.pairs.shown == 30, "the sample")
+        for number in range(30):
+            await until(pilot, lambda left=30 - number: f"30 of 40 pairs, {left} left to decide" in screen_text(app))
+            await pilot.press("x" if number % 3 == 0 else "y")
+        decisions = edits_of(app).decisions
+        assert [one.accepted for one in decisions.values()].count(True) == 20 and len(decisions) == 30
+        end = "All of the sample are decided: r goes on."
+        await until(pilot, lambda: any(end in notice.message for notice in app._notifications), "the end is said")
+
+
 # -- the list ----------------------------------------------------------------------------------------------------------
 
 

@@ -249,9 +249,9 @@ def _print_counts(console: Console, report: dict[str, Any]) -> None:
     if report["principles"]:
         console.print(Text(f"principles: {_counted(report['principles'])}"))
     if report["scored"]:
-        by = f", by {visible_line(report['scored_by'], 60)}" if report["scored_by"] else ""
+        by = f"by {visible_line(report['scored_by'], 60)}" if report["scored_by"] else "by the file's own scores"
         console.print(
-            Text(f"scored: {report['scored']:,} of those that would train{by}; {report['tied']:,} of them tied")
+            Text(f"scored: {report['scored']:,} of those that would train, {by}; {report['tied']:,} of them tied")
         )
     people = report["people"]
     if people["decided"] or people["not_here"] or people["damaged"] or people["torn"]:

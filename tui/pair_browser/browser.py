@@ -253,8 +253,16 @@ class PairBrowser(Vertical):
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def action_decide(self, action: Action) -> None:
-        if (index := self._index_to_decide()) is not None:
-            self._decide(index, action)
+        if (index := self._index_to_decide()) is None or not self._decide(index, action):
+            return
+        if self._shows_sample():  # one key decides, and shows the next
+            self.pairs.next_undecided()
+
+    def _shows_sample(self) -> bool:
+        return self.query_one("#pair-filter", Input).value == SAMPLE_FILTER
+
+    def _left_of_sample(self) -> int:
+        return sum(row.sampled and not row.decided for row in self.store.rows)
 
     def action_undo(self) -> None:
         if self._refuses():
@@ -287,7 +295,10 @@ class PairBrowser(Vertical):
         self.show_pair()
         self._draw_strips()
         waits = waiting_note(self._source, self._source.snapshot())
-        self._say(f"{told} {waits}".rstrip())
+        if not self._shows_sample():
+            self._say(f"{told} {waits}".rstrip())
+        elif not self._left_of_sample():  # the strip counts; thirty notices would cover the pairs
+            self._say(f"All of the sample are decided: r goes on. {waits}".rstrip())
         self.post_message(self.Decided())
 
     def _index_to_decide(self) -> int | None:
@@ -391,6 +402,7 @@ class PairBrowser(Vertical):
         self.query_one("#pair-waiting", TextView).put(waits, (lambda width: paragraph(note, width)) if waits else None)
         query, order = pairs.query_, pairs.order
         told = f"{pairs.shown:,} of {plural(pairs.count, 'pair')}" if query.text else plural(pairs.count, "pair")
+        told += f", {self._left_of_sample()} left to decide" if self._shows_sample() else ""
         self.query_one("#pair-count", TextView).put(
             (told, query.problem, query.text), lambda width: [count_line(told, query.text, query.problem, width)]
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from textual.content import Content
@@ -139,9 +139,16 @@ class PairList(RowList):
 
     def next_flagged(self, by: int) -> bool:
         """Move the cursor to the next flagged row, or (-1) the previous one, wrapping around; False if there is none."""
+        return self._go_to(lambda row: row.flagged, by)
+
+    def next_undecided(self) -> bool:
+        """Move the cursor to the next row without a decision, wrapping around; False if there is none."""
+        return self._go_to(lambda row: not row.decided)
+
+    def _go_to(self, wanted: Callable[[PairRow], bool], by: int = 1) -> bool:
         for step in range(1, self.shown + 1):
             place = (self.cursor + by * step) % self.shown
-            if self._rows[self._indices[place]].flagged:
+            if wanted(self._rows[self._indices[place]]):
                 self.cursor = place
                 return True
         return False

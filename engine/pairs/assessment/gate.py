@@ -336,7 +336,8 @@ def _of_what_would_train(tally: Counts, config: Stage3Config) -> list[Figure]:
             config.min_improved_share,
             "at least",
             True,
-            "The judge prefers too few revisions to their drafts: look at the pairs, then at the constitution.",
+            "By the judge, or the file's own scores, too few are better than what they stand against: look at the pairs (are the "
+            "columns the wrong way round?), then at the constitution.",
         ),
     ]
 

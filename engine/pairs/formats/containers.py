@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any, cast
 
-from engine.core.errors import UnsafeError
+from engine.core.errors import ConfigError, UnsafeError
 from engine.core.reading import open_file
 from engine.pairs.formats.documents import unfolded
 from engine.pairs.formats.json_values import is_json_document, json_values
@@ -31,6 +31,7 @@ from engine.pairs.formats.tables import (
     look_at_table,
     parquet_file,
 )
+from engine.security.sanitize import visible_line
 from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, foreign_loads, loads, read_records
 
 Row = dict[str, Any]
@@ -114,7 +115,14 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
     named = _SEP.match(start)
     delimiter = named[1].decode() if named else _delimiter(start)
     escape = "\\" if _ESCAPED_QUOTE.search(start) else None
-    reader = csv.reader(text, delimiter=delimiter, strict=True, escapechar=escape, doublequote=escape is None)
+    reader = csv.reader(
+        text,
+        delimiter=delimiter,
+        strict=True,
+        escapechar=escape,
+        doublequote=escape is None,
+        skipinitialspace=delimiter != "\t",
+    )
     header: list[str] | None = None
     number = -1
     while True:
@@ -133,6 +141,7 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
             named = None  # Excel's line that names the delimiter, or an empty one
         elif header is None:
             header = [cell.strip() for cell in cells]
+            _refuse_doubles(header)
         elif any(cell.strip() for cell in cells):
             number += 1
             yield number, _csv_row(number, header, cells)
@@ -141,6 +150,17 @@ def _csv_rows(file: BufferedReader) -> Iterator[NumberedRow]:
 _SEP = re.compile(rb"\"?sep=([,;\t|])\"?\r?\n")
 _ESCAPED_QUOTE = re.compile(rb"[^\\\"]\\\"[^,;\t|\r\n\"]")
 """A quote with a backslash, as Spark and MySQL write it, inside of a cell."""
+
+
+def _refuse_doubles(header: list[str]) -> None:
+    """Raises ConfigError: of two columns with one name only the last would be read."""
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"The table has two columns named {visible_line(twice, 60)!r}.",
+            "It is not known which of them is meant.",
+            "Give one of them another name.",
+        )
 
 
 def _csv_row(number: int, header: list[str], cells: list[str]) -> Row | BadLine:
@@ -152,7 +172,13 @@ def _csv_row(number: int, header: list[str], cells: list[str]) -> Row | BadLine:
     return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
 
 
+_MISSING = frozenset(("NULL", "\\N", "NaN", "nan", "<NA>"))
+"""Cells of a value that was none: of databases, pandas and R."""
+
+
 def _cell(cell: str) -> Any:
+    if cell in _MISSING:
+        return None
     if not cell.startswith(("[", "{")) or not cell.endswith(("]", "}")) or len(cell) > MAX_PARSED_CELL_CHARACTERS:
         return cell
     for read in (loads, ast.literal_eval):

@@ -15,6 +15,8 @@ from engine.storage.files import sha256_of_file, sha256_of_json
 _SHARD = re.compile(r"[-_.]?\d{3,}(-of-\d+)?(-[0-9a-f]{16,})?$")
 _ABOUT = ("dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json")
 """Metadata that `datasets` saves beside the data."""
+_TEXTS_ABOUT = ("readme", "license", "licence", "notice", "changelog", "citation", "requirements")
+"""Names of texts about the data, such as LICENSE.txt."""
 _NAMES_NO_SPLIT = ("data", "cache", "default", "plain_text")
 
 
@@ -62,6 +64,7 @@ def _data_files(folder: Path) -> list[Path]:
         if file.is_file()
         and PurePath(without_compression_suffix(file.name)).suffix.lower() in DATA_SUFFIXES
         and file.name not in _ABOUT
+        and file.name.split(".")[0].casefold() not in _TEXTS_ABOUT
         and not of_runs.intersection(file.parents)
         and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
     )

@@ -17,7 +17,9 @@ _BLOCK = 1 << 16
 _TOKEN = re.compile(rb'[\[\]{}",]')
 _STRING_REST = re.compile(rb'(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ARRAY = re.compile(rb"\s*\[\s*[\[{\]\"]")
-_SCALAR = rb'(?:"(?:[^"\\]|\\.)*"|[-+.\w]+)'
+_TEXT = rb'"(?:[^"\\]|\\.)*+"'
+_FLAT = rb'\{(?:[^{}\[\]"]|' + _TEXT + rb")*+\}"
+_SCALAR = rb"(?:" + _TEXT + rb"|[-+.\w]+|" + _FLAT + rb")"
 _WRAPPED = re.compile(
     rb'\s*\{\s*(?:"\w+"\s*:\s*' + _SCALAR + rb"\s*,\s*)*"
     rb'"(?:data|rows|records|examples|samples|instances|items|train|test|validation)"\s*:\s*\[',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.models.chat import Conversation
@@ -39,6 +40,15 @@ BETTER_WORSE_COLUMNS = (
 )
 """Column names of the better and the worse reply: `chosen_response` in Argilla, `preferred_output` in OpenAI's files,
 `response_j` in stack-exchange-paired, `chosen_conversations` in torchtune, `messages` with the reply in ms-swift."""
+SCORES_OF_TWO = tuple(
+    names
+    for word in ("score", "rating", "reward")
+    for names in (
+        (f"{word}_chosen", f"{word}_rejected"),
+        (f"chosen_{word}", f"rejected_{word}"),
+        (f"chosen-{word}", f"rejected-{word}"),
+    )
+)
 ANSWERS = (
     "answers", "responses", "completions", "generations", "candidates", "outputs", "all_generated_responses", "output",
     "summaries",
@@ -55,7 +65,7 @@ RANKS = ("rank", "ranks", "ranking")
 
 def _two_named(row: Row) -> Pair:
     better, worse = _first_of(row, BETTER_WORSE_COLUMNS)
-    return pair_of_replies(row, row[better], row[worse], better, worse)
+    return _with_own_scores(pair_of_replies(row, row[better], row[worse], better, worse), row)
 
 
 def _first_of(row: Row, names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -69,7 +79,18 @@ def _first_of(row: Row, names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 def _chosen_rejected(row: Row) -> Pair:
     if row.get("chosen") is None and any(None not in map(row.get, names) for names in BETTER_WORSE_COLUMNS):
         return _two_named(row)  # `accepted`, or ms-swift's messages, beside `rejected`
-    return pair_of_replies(row, row["chosen"], row["rejected"], "chosen", "rejected")
+    return _with_own_scores(pair_of_replies(row, row["chosen"], row["rejected"], "chosen", "rejected"), row)
+
+
+def _with_own_scores(pair: Pair, row: Row) -> Pair:
+    """The scores that the file gives its two replies, if they differ: where the better one has the lower, the gate sees it."""
+    for names in SCORES_OF_TWO:
+        try:
+            better, worse = (number_in(row.get(name), name) for name in names)
+        except (TypeError, ValueError):
+            continue
+        return replace(pair, revised_score=better, base_score=worse) if better != worse else pair
+    return pair
 
 
 def pair_of_replies(row: Row, better: Any, worse: Any, better_key: str, worse_key: str) -> Pair:

@@ -42,7 +42,10 @@ def turns_of(value: Any, key: str) -> Conversation:
         return turns
     if not isinstance(value, (list, dict)):
         raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
-    for message in messages_in(_with_roles(value, key), key):
+    messages = messages_in(_with_roles(value, key), key)
+    if messages and all(message["role"] == "system" for message in messages):
+        raise ValueError(f"{key} has a system turn, and nobody asks anything")
+    for message in messages:
         add_turn(turns, "assistant" if message["role"] == "assistant" else "user", message["content"].strip())
     return turns
 
@@ -99,7 +102,7 @@ def _first_turn(row: Row) -> Conversation:
     turns = row["turns"]
     if not isinstance(turns, list) or not turns:
         raise TypeError(f"turns is {kind(turns)}, not a list of texts")
-    if isinstance(turns[0], dict):
+    if isinstance(unwrapped(turns[0], "turns[0]"), dict):
         return with_system(row, before_the_answer(turns_of(turns, "turns")))
     return with_system(row, before_the_answer(turns_of(turns[0], "turns[0]")))
 

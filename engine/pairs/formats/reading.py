@@ -17,7 +17,7 @@ from engine.pairs.formats.containers import NumberedRow, rows_of
 from engine.pairs.formats.form import Form, column, told, with_plain_names
 from engine.pairs.formats.pair_forms import PAIR_FORMS, NotPaired
 from engine.pairs.formats.prompt_forms import ASKED_FORMS, PROMPT_FORMS
-from engine.pairs.formats.values import Row
+from engine.pairs.formats.values import Row, refuse_pictures
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import BadLine
 
@@ -58,6 +58,7 @@ class RowReader:
         """Raises ValueError with the reason if the row is not a prompt."""
         if self.form in {form.name for form in PAIR_FORMS} - {form.name for form in PROMPT_FORMS}:
             return self.pair(row).messages
+        refuse_pictures(row)
         forms = self._named(PROMPT_FORMS)
         try:
             return _read(self._rows(row), forms, "prompt")
@@ -70,6 +71,7 @@ class RowReader:
         """Raises ValueError with the reason if the row is not a pair; NotPaired for a KTO row."""
         if NOT_A_PAIR in row:
             raise ValueError(str(row[NOT_A_PAIR]))
+        refuse_pictures(row)
         return _read(self._rows(row), self._named(PAIR_FORMS), "pair")
 
     def _named(self, forms: Sequence[Form[Read]]) -> Sequence[Form[Read]]:

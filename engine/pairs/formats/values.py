@@ -17,7 +17,7 @@ MAX_NAME_CHARACTERS = 200
 ROLES = {
     "user": "user", "human": "user", "prompter": "user", "customer": "user",
     "assistant": "assistant", "model": "assistant", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant",
-    "ai": "assistant", "chatbot": "assistant",
+    "ai": "assistant", "chatbot": "assistant", "bing": "assistant", "bard": "assistant", "claude": "assistant",
     "system": "system", "developer": "system",
 }  # fmt: skip
 NAMES_OF_ROLES = frozenset(("role", "from", "sender"))
@@ -40,6 +40,13 @@ def check_text(text: str, key: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{key} has half a character (\\u{ord(text[error.start]):04x}) in it") from None
+
+
+def refuse_pictures(row: Row) -> None:
+    """Raises ValueError for a row that goes with pictures, sounds or films: its texts are about what the model would not get."""
+    found = next((name for name in ("images", "image", "videos", "video", "audios", "audio") if row.get(name)), None)
+    if found is not None:
+        raise ValueError(f"it goes with what is no text, in its column {found}")
 
 
 def messages_in(value: Any, key: str) -> Conversation:
