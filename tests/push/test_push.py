@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from peft import PeftModel
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.core import layout
 from engine.core.errors import (
@@ -29,6 +31,7 @@ from engine.core.errors import (
     UnsafeError,
 )
 from engine.core.events import Check
+from engine.models.adapters.effect import effect_on_logits
 from engine.packaging.archive import build_archive
 from engine.packaging.zip_writer import MANIFEST
 from engine.pipeline.loop import run_pipeline
@@ -45,6 +48,7 @@ from tests.conftest import run_stage
 from tests.support import fake_hub_push as fake_hub_push_module
 from tests.support.fake_hub_push import FakeHubPush, Repo, fake_hub_push
 from tests.support.finished_run import CARD, WEIGHTS, copied, finished_run, write_pairs
+from tests.support.hub_in_process import use
 
 ROOT = Path(__file__).parents[2]
 CANARY = "hf_" + "CanaryCanaryCanaryCanaryCanary0001"
@@ -149,24 +153,15 @@ def test_the_manifest_tells_the_hash_of_every_file_and_of_the_archive(context: C
     }
 
 
-def test_peft_loads_the_adapter_from_the_repository(context: Context, hub: FakeHubPush, tmp_path: Path):
+def test_peft_loads_the_adapter_from_the_repository(
+    context: Context, hub: FakeHubPush, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pushed(context.run)
-    code = f"""
-import sys
-from pathlib import Path
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-base = AutoModelForCausalLM.from_pretrained({context.config.base_model_id!r})
-model = PeftModel.from_pretrained(base, {REPO!r})
-from engine.models.adapters.effect import effect_on_logits
-print(effect_on_logits(model, AutoTokenizer.from_pretrained({REPO!r})))
-"""
-    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**environment, "HF_TOKEN": CANARY}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout.split()[-1]) > 0
+    use(hub, monkeypatch, tmp_path / "home")
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    base = AutoModelForCausalLM.from_pretrained(context.config.base_model_id)
+    model = PeftModel.from_pretrained(base, REPO)
+    assert effect_on_logits(model, AutoTokenizer.from_pretrained(REPO)) > 0
 
 
 def test_a_second_push_of_the_same_does_nothing_and_says_so(context: Context, hub: FakeHubPush):

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -22,23 +20,8 @@ from engine.run.journal import read_entries
 from engine.run.state import fold
 from tests.support.finished_demo import Demo
 from tests.support.pseudo_terminal import WIZARD, PseudoTerminal
-from tests.support.short_run import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
-
-LOAD = """
-import sys, torch, transformers, peft
-base, adapter = sys.argv[1:]
-model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), adapter).eval()
-tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
-chat = [{"role": "user", "content": "How do I clean the oven?"}]
-ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-with torch.no_grad():
-    on = model(**ids).logits
-    with model.disable_adapter():
-        off = model(**ids).logits
-print(float((on - off).abs().max()))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +85,24 @@ def test_the_archive_unpacks_beside_itself_and_loads_with_plain_peft(finished: P
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path)
     adapter = tmp_path / "stage3" / "models" / "lora_adapters"
-    base = ROOT / "engine" / "demo" / "assets" / "base"
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(base), str(adapter)],
-        capture_output=True, text=True, check=True, cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": ""},
-    )  # fmt: skip
-    assert float(done.stdout) > 0.1
+    assert largest_effect(ROOT / "engine/demo/assets/base", adapter) > 0.1
+
+
+def largest_effect(base: Path, adapter: Path) -> float:
+    """By how much the adapter moves a logit, with PEFT alone."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    chat = [{"role": "user", "content": "How do I clean the oven?"}]
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        on = model(**ids).logits
+        with model.disable_adapter():
+            off = model(**ids).logits
+    return float((on - off).abs().max())
 
 
 @pytest.mark.slow
