@@ -94,6 +94,7 @@ NONE = {
         "not a number",
     ),
     "pictures": ({**ROW, "prompt": f"<image>{ASKED}", "images": ["a.png"]}, "no text, in its column images"),
+    "nothing to see": ({**ROW, "prompt": "\u200b\u200d \ufeff"}, "no user turn is waiting"),
     "a system turn": ({**ROW, "prompt": [{"role": "system", "content": "S"}]}, "nobody asks anything"),
     "bytes": ({**ROW, "chosen": b"\xff"}, "chosen is bytes"),
 }

@@ -43,10 +43,15 @@ def add_turn(turns: Conversation, role: str, text: str) -> None:
         turns.append(ChatMessage(role=role, content=text))
 
 
+def _shows(text: str) -> bool:
+    """Whether there is anything to see: zero-width marks alone ask nothing."""
+    return any(character.isprintable() and not character.isspace() for character in text)
+
+
 def before_the_answer(turns: Conversation) -> Conversation:
     """The conversation before the last assistant turn. Raises ValueError if nothing is left."""
     if turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
-    if not turns or not turns[-1]["content"]:
+    if not turns or not _shows(turns[-1]["content"]):
         raise ValueError("no user turn is waiting for an answer")
     return turns
