@@ -31,6 +31,7 @@ from engine.storage.jsonl import BadLine
 from tui.commands.arguments import add_options, add_token_options, config_of, new_parser, parse, token_of
 from tui.commands.event_lines import COLOUR, GLYPH
 from tui.commands.table import PROGRAM
+from tui.formatting import plural
 from tui.process.print_error import print_error
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def _print_report(result: Validation) -> None:
         return
     console.print(
         Text(
-            f"{report['pairs']:,} pairs, {figures['usable']:,} usable, "
+            f"{plural(report['pairs'], 'pair')}, {figures['usable']:,} usable, "
             f"{figures['byte_identical']:,} with a revision byte-identical to the draft"
         )
     )
