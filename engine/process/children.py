@@ -23,7 +23,7 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Level, Message
 from engine.core.generators import returned
 from engine.process.job_signals import JOB_SIGNALS
-from engine.process.kill import MARK, end_child
+from engine.process.kill import MARK, end_child, how_it_ended
 from engine.process.output import LineSplitter, OutputTail
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
@@ -72,9 +72,7 @@ class ChildResult:
         if self.timed_out:
             how = f"timed out after {self.seconds:.0f} s"
         else:
-            how = f"ended by {self.killed_by}" if self.killed_by else f"exit code {self.code}"
-            if self.killed_by == "SIGKILL":
-                how += ", as the kernel does if memory runs out"
+            how = f"ended {how_it_ended(self.code)}" if self.killed_by else f"exit code {self.code}"
         last = " / ".join(visible_line(line, ENDING_CHARACTERS) for line in self.tail[-4:])
         return f"{how}: {last}" if last else how
 

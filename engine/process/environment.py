@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 from engine.core.config import Stage3Config
+from engine.core.failpoints import VARIABLE as FAILPOINTS
 from engine.security.redaction import LogFormatter, redact_this_process
 
 QUIET = {
@@ -23,6 +24,17 @@ QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TQDM_DISABLE": "1",
 }
+
+
+LOCATE_MODELS = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+
+
+def of_processes_with_models() -> dict[str, str]:
+    """Variables for a child that loads the run's models, beside those that every child gets: they are cached by now, so it works
+    offline and gets no token.
+    """
+    kept = {name: os.environ[name] for name in (*LOCATE_MODELS, FAILPOINTS) if name in os.environ}
+    return {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1", **kept}
 
 
 def quiet_libraries() -> None:

@@ -22,9 +22,9 @@ from typing import Any
 from engine.core import layout
 from engine.core.errors import ExitCode, Stage3Error, error_with
 from engine.core.events import Event, Message
-from engine.core.failpoints import VARIABLE as FAILPOINTS
 from engine.process.children import DRAIN_SECONDS
 from engine.process.conversation import Conversation, conversation
+from engine.process.environment import of_processes_with_models
 from engine.process.kill import how_it_ended
 from engine.process.stopped import StoppedProcesses
 from engine.run.folder import Run
@@ -36,9 +36,6 @@ from engine.workers.rows import rows_between, share_file
 LISTEN_SECONDS = 0.1
 LOG_LINES, LOG_CHARACTERS = 4, 240
 """Of the end of a log, in an error."""
-INHERITED = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "STAGE3_CACHE", FAILPOINTS)
-"""Variables that locate the models, and those of a test."""
-
 Task = Mapping[str, Any]
 
 
@@ -234,22 +231,13 @@ class WorkerPool:
             conversation(
                 [sys.executable, "-m", self.module],
                 cwd=Path.cwd(),
-                extra=_environment(self.threads),
+                extra={
+                    **of_processes_with_models(),
+                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.threads),
+                },
                 log_file=self.run / layout.PROCESSES_DIR / f"{self.kind}-{number}.log",
             )
         )
         worker = Worker(number, talk, child, rows, talk.lines(poll_seconds=0))
         self._tell(worker, {**self.requests[number], "rows": str(rows)})
         return worker
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """The models are cached by now, so they work offline and get no token."""
-    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    given = os.environ.get("OMP_NUM_THREADS") or str(threads)
-    return {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": given,
-        **kept,
-    }

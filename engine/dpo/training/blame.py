@@ -19,9 +19,8 @@ from engine.dpo.training.voice import Failure, rank_log
 from engine.process.kill import how_it_ended
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
+from engine.workers.pool import LOG_CHARACTERS, LOG_LINES
 
-LOG_LINES, LOG_CHARACTERS = 4, 240
-"""Of the end of a log, in an error."""
 LAST_BYTES = 1 << 14
 _DEATH = re.compile(r"rank\s*:\s*(\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*:\s*(-?\d+)")
 """In the launcher's report."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.config import Stage3Config
-from engine.core.failpoints import VARIABLE as FAILPOINTS
 from engine.process.conversation import Conversation, conversation
+from engine.process.environment import of_processes_with_models
 from engine.run.folder import Run
 
 LAUNCHER = "accelerate.commands.launch"
@@ -21,8 +21,6 @@ FSDP = (
     *("--fsdp_reshard_after_forward", "true", "--fsdp_cpu_ram_efficient_loading", "false"),
 )
 """A group of weights for each layer; each process loads the base model itself."""
-INHERITED = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", FAILPOINTS)
-"""Variables that locate the base model, and those of a test."""
 
 
 @contextmanager
@@ -31,7 +29,7 @@ def launched(config: Stage3Config, run: Run, processes: int) -> Iterator[Convers
     talk = conversation(
         launch_command(config, run, processes),
         cwd=Path.cwd(),
-        extra=_environment(),
+        extra=of_processes_with_models(),
         log_file=run / launcher_log(config.machine_rank),
     )
     with talk as started:
@@ -69,9 +67,3 @@ def launch_command(config: Stage3Config, run: Run, processes: int) -> list[str]:
         *(sys.executable, "-m", LAUNCHER, *kind, *given),
         *("--module", "engine.dpo.training.worker", str(run / REQUEST_JSON)),
     ]
-
-
-def _environment() -> dict[str, str]:
-    """The base model is cached by now, so they work offline and get no token."""
-    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    return {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HUB_OFFLINE": "1", **kept}
