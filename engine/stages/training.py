@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from engine.run.reports import PairsReport
 from engine.run.results import AdapterResult, TrainingResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import load_judge
+from engine.stages.pair_processes import evaluating, evaluators
 from engine.storage.documents import read_json_or_none
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 
@@ -73,7 +75,8 @@ def run(context: Context) -> StageRun:
     whose = "differs from Stage 2" if trained.tensors_sha256 != stage2.tensors_sha256 else "identical to Stage 2"
     yield Check("adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
-    report = yield from evaluate(context, trained, held_out, load_judge)
+    elsewhere = partial(evaluating, context, trained) if evaluators(context.config) > 1 else None
+    report = yield from evaluate(context, trained, held_out, load_judge, elsewhere)
     compared = _forecast_compared(context, trained)
     for name, figures in compared.items():
         yield Check(f"forecast: {name}", "ok", _in_words(name, figures))

@@ -155,7 +155,11 @@ SHARE = (30 + 1.5 * 40) / (20 + 1.5 * 160)
 
 
 def whole(plan: TrainingPlan, **options: Any) -> Any:
-    told = {name: options.pop(name) for name in ("pair_processes", "share_device") if name in options}
+    told = {
+        name: options.pop(name)
+        for name in ("pair_processes", "evaluation_processes", "share_device")
+        if name in options
+    }
     measured = options.pop("measured", MEASURED)
     return forecast(measured, replace(WORK, **options), plan, **told)
 
@@ -179,6 +183,16 @@ def test_processes_divide_the_time_unless_they_share_a_device_and_each_of_them_h
     shared = whole(PLAN.dealt_out(2), prompts=160, pair_processes=2, share_device=True)
     assert shared.seconds_pairs == pytest.approx(alone.seconds_pairs + start)
     assert shared.seconds_training == pytest.approx(alone.seconds_training + start)
+
+
+def test_processes_divide_the_evaluation_by_batches_of_answers_and_by_readings_and_each_of_them_has_to_start():
+    loaded = replace(MEASURED, load_seconds=4.0)
+    prefill, read = 2 * (4 + 10) / 8 * 0.5, (2 * 4 + 3 * 4) * SHARE * 3.0 / 3
+    four = whole(PLAN.dealt_out(4), measured=loaded, evaluation_processes=4)
+    batches = (1 + 1) * 30 * 0.1  # 2 of the prompts and 4 of the everyday questions, by 4 processes
+    assert four.seconds_evaluation == pytest.approx(prefill / 4 + batches + read / 4 + START_SECONDS + 4.0)
+    shared = whole(PLAN.dealt_out(4), measured=loaded, evaluation_processes=4, share_device=True)
+    assert shared.seconds_evaluation == pytest.approx(whole(PLAN).seconds_evaluation + START_SECONDS + 4.0)
 
 
 def test_loading_the_models_is_part_of_both_stages_however_few_pairs_there_are():

@@ -137,11 +137,13 @@ def forecast(
     plan: TrainingPlan,
     *,
     pair_processes: int = 1,
+    evaluation_processes: int = 1,
     share_device: bool = False,
 ) -> Forecast:
     """Forecast the full run from a short one that ran under `plan`.
 
     pair_processes      that make pairs; those that train are the plan's
+    evaluation_processes   that answer, read and measure after the training
     share_device        whether all of them share one device (a CPU): together they are as fast as one
     """
     at_once = 1 if share_device else pair_processes
@@ -160,7 +162,10 @@ def forecast(
         save_total_limit=work.save_total_limit,
     )
     peaks = (measured.peak_bytes, measured.peak_bytes_pairs)
-    evaluation_seconds = _evaluation_seconds(measured, work)
+    at_once = 1 if share_device else evaluation_processes
+    evaluation_seconds = _evaluation_seconds(measured, work, at_once)
+    if evaluation_processes > 1:  # each loads both models; one process has them from the training
+        evaluation_seconds += _ready(measured, evaluation_processes)
     return Forecast(pairs_seconds, training_seconds, sum(disk.values()), *peaks, evaluation_seconds)
 
 
@@ -173,15 +178,19 @@ def _pair_seconds(measured: Measurements) -> float:
     return measured.pair_share * measured.step_seconds
 
 
-def _evaluation_seconds(measured: Measurements, work: Workload) -> float:
-    """Both policies answer, then read the held-out pairs and their own answers; the base model reads the answers once more."""
+def _evaluation_seconds(measured: Measurements, work: Workload, at_once: int) -> float:
+    """Both policies answer and read the held-out pairs, then their own answers; the base model reads the answers once more.
+
+    at_once   tasks at a time: a batch of answers is one, however few prompts it has
+    """
     answering = 0.0
     for prompts, most_tokens in ((work.answered, work.max_new_tokens), (work.everyday, EVERYDAY_TOKENS)):
         tokens = _reply_tokens(measured, min(most_tokens, work.max_new_tokens))
-        reading = prompts / measured.batch_size * measured.prefill_seconds
-        answering += 2 * (reading + ceil(prompts / measured.batch_size) * tokens * measured.decode_seconds)
+        reading = 2 * prompts / measured.batch_size * measured.prefill_seconds
+        rounds = ceil(2 * ceil(prompts / measured.batch_size) / at_once)
+        answering += reading / at_once + rounds * tokens * measured.decode_seconds
     read = 2 * work.held_out + 2 * work.answered + work.answered
-    return answering + read * FORWARD_SHARE * _pair_seconds(measured)
+    return answering + read * FORWARD_SHARE * _pair_seconds(measured) / at_once
 
 
 def _ready(measured: Measurements, processes: int) -> float:

@@ -109,6 +109,11 @@ class Trained:
     peak_bytes: int
     """Peak memory of this process, from loading the model to the last step (see MemoryPeak)."""
 
+    def release(self) -> None:
+        """Give back the model's memory, because other processes have the model from here on."""
+        del self.model
+        free_memory()
+
 
 def train(
     context: Context,
@@ -235,11 +240,11 @@ def _train(
         peak_bytes=peak.bytes(),
     )
     del prepared  # and with it the optimizer
-    _ready_to_answer(trained.model)
+    ready_to_answer(trained.model)
     return trained
 
 
-def _ready_to_answer(model: PeftModel) -> None:
+def ready_to_answer(model: PeftModel) -> None:
     model.eval()
     model.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
     free_memory()
