@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from engine.models.tensors import whole
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -70,7 +72,7 @@ def head_of(model: PreTrainedModel) -> Head | None:
     if type(module) is not nn.Linear:
         return None
     scale, softcap = _of_logits(model.config)
-    return Head(_whole(module.weight), None if module.bias is None else _whole(module.bias), scale, softcap)
+    return Head(whole(module.weight), None if module.bias is None else whole(module.bias), scale, softcap)
 
 
 def explains_logits(model: PreTrainedModel) -> bool:
@@ -109,11 +111,6 @@ def _active(module: Any) -> Any:
         return module
     on = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.modules_to_save]
     return module.modules_to_save[on[0]] if on else module.original_module
-
-
-def _whole(weight: Any) -> Tensor:
-    """FSDP2 keeps a shard of each parameter on each process."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # type: ignore[no-any-return]
 
 
 def _of_logits(config: Any) -> tuple[float, float | None]:

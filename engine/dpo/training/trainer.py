@@ -268,7 +268,10 @@ def _prepare(
 
     tokenizer = tokenizer or load_tokenizer(config, token)
     pairs, too_long = yield from _encode_and_filter(config, run.folder, rows, tokenizer)
-    policy = policy or load_policy(load_base(config, token), adapter_folder(config, run, token), trainable=True)
+    sharded = config.sharding == "fsdp" and ranks.count > 1
+    if policy is None:  # one that is to be spread begins on the CPU
+        base = load_base(config, token, device="cpu" if sharded else None)
+        policy = load_policy(base, adapter_folder(config, run, token), trainable=True)
     dtype = resolve_dtype(config)
     settings = training_settings(config, len(pairs), max_steps)
     fingerprint = fingerprint_of(
@@ -276,8 +279,10 @@ def _prepare(
         {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
     folder = run / layout.CHECKPOINTS_DIR
-    kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
+    kind = _sharded() if sharded else None
     trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
+    if trainer.placement:
+        yield Message("info", trainer.placement)
     if trainer.why_head:
         yield Message("warning" if config.head != "auto" else "info", f"{trainer.why_head}.")
     steps = max_steps if max_steps > 0 else steps_of(config, len(pairs))
@@ -312,6 +317,7 @@ def _place_reference(
         policy=policy_key(config, expected),
         stop=stop,
         ranks=trainer.ranks,
+        together=trainer.passes_together,
     )
     trainer.use_reference_logps(logps)
 
