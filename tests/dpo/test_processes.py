@@ -21,14 +21,14 @@ from engine.core.events import CheckpointSaved, Event, Message, Stalled, TrainSt
 from engine.dpo.planning.plan import TrainingPlan, current_plan
 from engine.dpo.training.blame import Blame
 from engine.dpo.training.checkpoints import by_step, step_of
-from engine.dpo.training.processes import train_as_planned
-from engine.dpo.training.trainer import Trained, train
+from engine.dpo.training.trainer import Trained
 from engine.dpo.training.voice import Failure, rank_log
 from engine.models.tensors import adapter_tensors
 from engine.process.stopped import STOPPED_SECONDS
 from engine.run.context import Context
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
+from tests.support.trainings import train, train_as_planned
 
 ROWS = pairs(22)
 STEPS = 6

@@ -21,7 +21,7 @@ from engine.dpo.training.dataset import EncodedPair, encode_rows
 from engine.dpo.training.encoded_pairs import EncodedPairs
 from engine.dpo.training.ranks import Ranks
 from engine.dpo.training.reference import reference_logps
-from engine.dpo.training.trainer import train, training_settings
+from engine.dpo.training.trainer import training_settings
 from engine.dpo.training.trl_trainer import Stage3Trainer, build_trainer
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.run.context import Context
@@ -29,6 +29,7 @@ from engine.run.stop import StopToken
 from engine.storage.keyed_cache import KeyedCache
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs
+from tests.support.trainings import train
 
 ROWS = pairs(22)
 

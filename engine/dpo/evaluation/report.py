@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from engine.models.chat import Conversation
     from engine.models.generation.sampling import Reply
     from engine.pairs.judges.base import LoadJudge
-    from engine.run.context import Context
+    from engine.run.folder import Run
     from engine.run.stop import StopToken
 
 SHOWN_SAMPLES = 5
@@ -67,22 +67,21 @@ class BothAnswer:
 
 
 def evaluate(
-    context: Context, trained: Trained, rows: Sequence[Row], load_judge: LoadJudge
+    config: Stage3Config, run: Run, trained: Trained, rows: Sequence[Row], load_judge: LoadJudge, stop: StopToken
 ) -> Generator[Event, None, dict[str, Any]]:
     """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped."""
-    config = context.config
     rows = part_of(rows, config.eval_part)
-    held_out = yield from held_out_rewards(config, trained, rows, context.stop)
-    answered, everyday = yield from _answer_both(config, trained, rows, context.cache, context.stop)
+    held_out = yield from held_out_rewards(config, trained, rows, stop)
+    answered, everyday = yield from _answer_both(config, trained, rows, run.cache, stop)
     prompts, stage2, stage3 = answered.prompts, answered.stage2, answered.stage3
-    distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, context.stop)
+    distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, stop)
     relevance = None
     if config.relevance:
-        relevance = yield from answer_relevance(trained, prompts, stage2, stage3, context.stop)
+        relevance = yield from answer_relevance(trained, prompts, stage2, stage3, stop)
     reference = reference_policy(trained)
-    examined = yield from examined_judge(context, load_judge, reference)
+    examined = yield from examined_judge(config, run, load_judge, stop, reference)
     judge = examined.judge(load_judge, reference)
-    judged = yield from judge_answers(judge, prompts, stage2, stage3, context.stop)
+    judged = yield from judge_answers(judge, prompts, stage2, stage3, stop)
     del judge
 
     comparison, about_answers = compare(
@@ -100,7 +99,7 @@ def evaluate(
     figures: Figures = {**about_answers, **distance, **held_out.figures}
     samples = [sample(prompt, one) for prompt, one in zip(prompts, comparison.answers, strict=True)]
     report = _report(config, found, figures, samples, everyday, judged) | {"exams": examined.as_dict()}
-    write_json(context.run / layout.EVALUATION_REPORT, report)
+    write_json(run / layout.EVALUATION_REPORT, report)
     shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
     yield EvalDone(found.word, found.reasons, figures, shown, found.rule)
     return report
