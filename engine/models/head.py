@@ -15,7 +15,7 @@ used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,25 +75,28 @@ def head_of(model: PreTrainedModel) -> Head | None:
     return Head(whole(module.weight), None if module.bias is None else whole(module.bias), scale, softcap)
 
 
-def explains_logits(model: PreTrainedModel) -> bool:
-    """Whether `head_of` gives the model's own logits, on a few tokens. A model may do more to them than its head says."""
+def explains_logits(model: PreTrainedModel, call: Callable[..., Any] | None = None) -> bool:
+    """Whether `head_of` gives the model's own logits, on a few tokens. A model may do more to them than its head says.
+
+    call   what is called for them, by default the model: of one that is spread over processes, what it was wrapped into
+    """
     try:
         head = head_of(model)
-        return head is not None and _difference(model, head) < (
+        return head is not None and _difference(model, call or model, head) < (
             SAME_IN_FLOAT32 if model.dtype == torch.float32 else SAME_IN_HALF
         )
     except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
         return False
 
 
-def _difference(model: PreTrainedModel, head: Head) -> float:
+def _difference(model: PreTrainedModel, call: Callable[..., Any], head: Head) -> float:
     """Mean difference in nats per token between our log-probabilities and those of the model's logits."""
     seen: list[Any] = []
     hook = model.base_model.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
     ids = (torch.arange(1, 9, device=model.device) * 7 % len(head.weight)).unsqueeze(0)
     try:
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
+            logits = call(input_ids=ids, use_cache=False).logits
     finally:
         hook.remove()
     labels = ids[0].flip(0)

@@ -186,6 +186,8 @@ def test_a_sharded_training_has_the_same_losses_and_leaves_a_whole_adapter(
     events, trained = run_stage(training(make(**sharding.get(after, {"sharding": after}))))
     if after == "fsdp":
         assert 50 <= share_held(events) < 60
+        # A check on a model in parts that fails would take a slower way.
+        assert not [event.text for event in events if isinstance(event, Message) and "computed whole" in event.text]
     assert (trained.resumed_from or 0) >= (3 if before else 0)
     assert trained.losses == pytest.approx(alone.losses, abs=1e-4)
     tensors, expected = (adapter_tensors(one.model, "default") for one in (trained, alone))

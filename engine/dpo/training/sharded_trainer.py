@@ -40,6 +40,7 @@ class ShardedTrainer(Stage3Trainer):
     """Each process has a part of every weight. What a checkpoint holds is put together before the first one writes it."""
 
     passes_together = True
+    optimizer: Any
     _whole: dict[str, torch.Tensor]
     _whole_state: dict[str, Any]
 
