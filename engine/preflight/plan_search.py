@@ -14,8 +14,7 @@ from engine.dpo.planning.forecast import Machine, Shape
 from engine.dpo.planning.plan import TrainingPlan, choose_plan
 from engine.dpo.planning.processes import number_of_processes
 from engine.machine.memory import free_memory
-from engine.preflight.trial import TrialRun, train_and_resume
-from engine.run.context import Context
+from engine.preflight.trial import Rehearsal, TrialRun, train_and_resume
 
 if TYPE_CHECKING:
     from engine.dpo.training.dataset import Row
@@ -128,7 +127,7 @@ def _listed(terms: Mapping[str, int]) -> str:
 
 
 def fitting_plan(
-    inputs: PlanInputs, rehearsal: Context, row: Row
+    inputs: PlanInputs, rehearsal: Rehearsal, row: Row
 ) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
     """The plan that the forecast chooses, tried on the longest pair: reduced if it does not fit, and increased once if the
     measurement shows room.

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from engine.core.config import Stage3Config
 from engine.core.errors import DamagedState
 from engine.core.events import Check, CheckpointSaved, Event, Message, TrainStep
 from engine.core.layout import CHECKPOINTS_DIR
@@ -15,8 +16,8 @@ from engine.dpo.planning.plan import TrainingPlan
 from engine.machine.memory import free_memory
 from engine.pairs.assessment.training_set import preference_row
 from engine.pairs.data.record import Pair
-from engine.run.context import Context
 from engine.run.folder import Run
+from engine.run.stop import StopToken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,32 +40,47 @@ class TrialRun:
     peak_bytes: int
 
 
-def rehearsal_of(context: Context, scratch: Run) -> Context:
-    """The same training in a folder of its own, with a checkpoint after each step."""
-    small = context.config.model_copy(update={"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"})
-    for stage in ("workspace", "adapter"):
-        scratch.record_stage(stage, status="done", result=context.run.result(stage))
-    return Context(config=small, run=scratch, stop=context.stop, token=context.token)
+@dataclass(frozen=True)
+class Rehearsal:
+    """The training of a run in a folder of its own, with a checkpoint after each step."""
+
+    config: Stage3Config
+    scratch: Run
+    stop: StopToken
+    token: str | None
+
+    @staticmethod
+    def of(config: Stage3Config, run: Run, scratch: Run, stop: StopToken, token: str | None) -> Rehearsal:
+        small = config.model_copy(update={"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"})
+        for stage in ("workspace", "adapter"):
+            scratch.record_stage(stage, status="done", result=run.result(stage))
+        return Rehearsal(small, scratch, stop, token)
+
+    def train(self, rows: list[Row], plan: TrainingPlan) -> Generator[Event, None, Trained]:
+        """Raises as `train` does."""
+        from engine.dpo.training.trainer import train
+
+        return train(self.config, self.scratch, rows, stop=self.stop, token=self.token, max_steps=STEPS, plan=plan)
 
 
-def train_and_resume(rehearsal: Context, row: Row, plan: TrainingPlan) -> Generator[Event, None, TrialRun]:
+def train_and_resume(rehearsal: Rehearsal, row: Row, plan: TrainingPlan) -> Generator[Event, None, TrialRun]:
     """Training steps under `plan`, interrupted after the first checkpoint, then resumed.
 
     Raises RestartNeeded or MemoryExhausted if they do not fit; then nothing in the rehearsal's folder is usable.
     """
-    from engine.dpo.training.trainer import save_adapter, train
+    from engine.dpo.training.trainer import save_adapter
 
-    config, scratch = rehearsal.config, rehearsal.run
+    config, scratch = rehearsal.config, rehearsal.scratch
     shutil.rmtree(scratch / CHECKPOINTS_DIR, ignore_errors=True)
     rows, one_pass = [row] * plan.micro_batch, replace(plan, accumulation=1)
     steps = StepTimes()
-    first = train(rehearsal, rows, max_steps=STEPS, plan=one_pass)
+    first = rehearsal.train(rows, one_pass)
     checkpoint_bytes = steps.until_checkpoint(first)
     first.close()  # like an interruption: the current step finishes and is saved
     yield Check("training step", "ok", f"on {plan.micro_batch} × {config.max_length} tokens, loss starts at ln 2")
     yield Check("checkpoint", "ok", f"{checkpoint_bytes / 1e6:.1f} MB")
     free_memory()
-    trained = yield from steps.quietly(train(rehearsal, rows, max_steps=STEPS, plan=one_pass))
+    trained = yield from steps.quietly(rehearsal.train(rows, one_pass))
     if trained.resumed_from is None:
         raise DamagedState(
             "The rehearsal did not resume from its checkpoint.",

@@ -78,10 +78,10 @@ def measuring(context: Context) -> Iterator[MeasureBatches]:
 
 
 @contextmanager
-def scoring(context: Context) -> Iterator[ScoreBatches]:
-    """The processes, with the judge of the context loaded."""
-    with _pool(context, scores_in_processes.KIND, judges(context.config), "score pairs") as pool:
-        yield ScoreInProcesses(pool, context.run, judge_name(context.config) or "")
+def scoring(context: Context, config: Stage3Config) -> Iterator[ScoreBatches]:
+    """The processes, with the judge of `config` loaded."""
+    with _pool(replace(context, config=config), scores_in_processes.KIND, judges(config), "score pairs") as pool:
+        yield ScoreInProcesses(pool, context.run, judge_name(config) or "")
 
 
 def evaluators(config: Stage3Config) -> int:
@@ -113,7 +113,7 @@ def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool
             kind=kind,
             config=_of_process(context.config, number).model_dump(mode="json"),
             run=str(context.run.folder),
-            cache=str(context.cache),
+            cache=str(context.run.cache),
             adapter=str(adapter),
             processes=processes,
         )

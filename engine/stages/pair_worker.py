@@ -34,9 +34,8 @@ class Request:
 
 def load(task: Task) -> Loaded:
     request = Request(**task)
-    context = Context(
-        Stage3Config(**request.config), Run(Path(request.run)), StopToken(), cache_folder=Path(request.cache)
-    )
+    run = Run(Path(request.run), shared_cache=Path(request.cache))
+    context = Context(Stage3Config(**request.config), run, StopToken())
     loads = {"pairs": _maker, "relevance": _meter, "scores": _judge, "evaluation": _both_models}
     return loads[request.kind](request, context)
 

@@ -32,7 +32,6 @@ from engine.dpo.evaluation.report import evaluate
 from engine.dpo.evaluation.verdict import Comparison, Limits, verdict
 from engine.dpo.training.dataset import encode_rows
 from engine.dpo.training.reference import adapter_active
-from engine.dpo.training.trainer import train
 from engine.models.generation.sampling import Reply
 from engine.models.loading import load_base
 from engine.models.tensors import file_tensors, hash_tensors
@@ -43,9 +42,10 @@ from engine.pairs.relevance.measure import Answer, RelevanceMeter
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import training as stage
-from engine.stages.load_judge import load_judge
+from engine.stages.load_judge import judge_loader
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
+from tests.support.trainings import train
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits.of(TrainingOptions())
@@ -222,7 +222,9 @@ def test_the_report_has_the_word_its_rule_its_limits_and_every_answer(
     monkeypatch.setattr(
         report_module, "verdict", lambda comparison, limits: judged.append(comparison) or verdict(comparison, limits)
     )
-    events, report = run_stage(evaluate(context, made, pairs(20)[12:], load_judge))  # type: ignore[arg-type]
+    events, report = run_stage(
+        evaluate(context.config, context.run, made, pairs(20)[12:], judge_loader(context), context.stop)
+    )  # type: ignore[arg-type]
     assert report == json.loads((context.run / layout.EVALUATION_REPORT).read_text())
     assert (report["verdict"], report["rule"]) == ("cannot tell", "too few prompts")
     assert report["limits"]["max_length_ratio"] == 1.5

@@ -18,21 +18,22 @@ import pytest
 from engine.core import layout
 from engine.core.errors import Stopped
 from engine.core.events import Event, Message, Progress
-from engine.dpo.evaluation.in_processes import KIND, AskProcesses, _key, after_processes, work_of
+from engine.dpo.evaluation.in_processes import KIND, AskProcesses, after_processes, key_of_task, work_of
 from engine.dpo.evaluation.line import Found, Task
 from engine.dpo.evaluation.report import evaluate
-from engine.dpo.training.trainer import save_adapter, train
+from engine.dpo.training.trainer import save_adapter
 from engine.models.generation import sampling
 from engine.pairs.judges import exam
 from engine.run.context import Context
 from engine.run.stop import StopToken
-from engine.stages.load_judge import load_judge
+from engine.stages.load_judge import judge_loader
 from engine.stages.pair_processes import evaluating, evaluators
 from engine.storage.jsonl import dumps
 from engine.workers.rows import share_file
 from tests.conftest import run_stage
 from tests.support.pool_here import PoolHere
 from tests.support.tiny_models import build_context, pairs
+from tests.support.trainings import train
 
 ROWS: Any = pairs(20)[12:]
 
@@ -50,6 +51,11 @@ def trained(stage2: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monke
     return context, made
 
 
+def comparing(context: Context, made: Any, elsewhere: Any = None) -> Any:
+    load_judge = judge_loader(context)
+    return evaluate(context.config, context.run, made, ROWS, load_judge, context.stop, elsewhere)
+
+
 def report_of(context: Context) -> bytes:
     return (context.run / layout.EVALUATION_REPORT).read_bytes()
 
@@ -57,7 +63,7 @@ def report_of(context: Context) -> bytes:
 def forget(context: Context) -> None:
     """What one process found must not be what several are asked."""
     (context.run / layout.EVALUATION_REPORT).unlink()
-    (context.cache / layout.ANSWERS).unlink()
+    (context.run.cache / layout.ANSWERS).unlink()
 
 
 def told(events: Sequence[Event]) -> list[tuple[str, int, int, str]]:
@@ -66,13 +72,13 @@ def told(events: Sequence[Event]) -> list[tuple[str, int, int, str]]:
 
 def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trained: tuple[Context, Any]):
     context, made = trained
-    alone, _ = run_stage(evaluate(context, made, ROWS, load_judge))
+    alone, _ = run_stage(comparing(context, made))
     expected = report_of(context)
     forget(context)
     model = weakref.ref(made.model)
     together = replace(context, config=context.config.model_copy(update={"num_processes": 2}))
     events: list[Event] = []
-    for event in evaluate(together, made, ROWS, load_judge, partial(evaluating, together, made)):
+    for event in comparing(together, made, partial(evaluating, together, made)):
         events.append(event)
         if isinstance(event, Progress) and event.unit == "held-out pairs" and event.done == 2:
             gc.collect()
@@ -120,7 +126,9 @@ def test_one_process_or_several_go_on_with_what_several_left(context):
     whole = list(here_as_there(do, run)(TASKS))
     share = share_file(run, KIND, 1)
     share.parent.mkdir(parents=True)
-    rows = PoolHere(work_of(Counting(), no_judge)).rows([{**task, "key": _key("models", task)} for task in TASKS[1:4]])
+    rows = PoolHere(work_of(Counting(), no_judge)).rows(
+        [{**task, "key": key_of_task("models", task)} for task in TASKS[1:4]]
+    )
     share.write_text("".join(f"{dumps(row)}\n" for row in rows) + '{"key": "torn')
     for ask in (here_as_there, lambda do, run: after_processes(alone(do), run, "models")):
         do = Counting()
@@ -136,7 +144,7 @@ def alone(do: Callable[[Task], Found]) -> Any:
 
 def test_a_stop_in_the_middle_of_an_answer_keeps_no_half_of_it(trained: tuple[Context, Any], monkeypatch):
     context, made = trained
-    run_stage(evaluate(context, made, ROWS, load_judge))
+    run_stage(comparing(context, made))
     expected = report_of(context)
     forget(context)
     generating = sampling.generate
@@ -147,8 +155,8 @@ def test_a_stop_in_the_middle_of_an_answer_keeps_no_half_of_it(trained: tuple[Co
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(sampling, "generate", stopped_at_once)
-        run_stage(evaluate(context, made, ROWS, load_judge))
-    run_stage(evaluate(replace(context, stop=StopToken()), made, ROWS, load_judge))
+        run_stage(comparing(context, made))
+    run_stage(comparing(replace(context, stop=StopToken()), made))
     assert report_of(context) == expected
 
 

@@ -132,7 +132,9 @@ def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
     local = scores.in_this_process(lambda: load_judge(alone), alone.stop)  # type: ignore[arg-type, return-value]
     _, expected = run_stage(scores.score_pairs(alone.run / layout.SCORES_JSONL, PAIRS, "self", lambda: local))
     messages, killed = [], False
-    scored = scores.score_pairs(together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: scoring(together))
+    scored = scores.score_pairs(
+        together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: scoring(together, together.config)
+    )
     while True:
         try:
             event = next(scored)

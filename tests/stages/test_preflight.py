@@ -305,7 +305,7 @@ def test_tensorboard_that_is_not_installed_names_the_extra(
 ):
     import sys
 
-    from engine.dpo.training.trainer import train
+    from tests.support.trainings import train
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     context = build_context(tmp_path / "run", *tiny, report_to="tensorboard")

@@ -16,6 +16,7 @@ from engine.dpo.evaluation.line import Ask, Found, Task
 from engine.dpo.training.reference import policy_key
 from engine.run.folder import Run
 from engine.storage.files import sha256_of_json
+from engine.storage.jsonl import foreign_loads
 from engine.workers import serve
 from engine.workers.pool import WorkerPool
 from engine.workers.rows import left_rows
@@ -41,7 +42,7 @@ class AskProcesses:
 
     def __call__(self, tasks: Sequence[Task]) -> Iterator[Event | Found]:
         left = _left(self.run)
-        alone = [[{**task, "key": _key(self.models, task)}] for task in tasks]
+        alone = [[{**task, "key": key_of_task(self.models, task)}] for task in tasks]
         for told in shared_out(self.pool, alone, lambda task: left.get(task["key"]), lambda batch: batch[0]):
             if isinstance(told, Share):
                 yield _found(told.rows[0])
@@ -54,7 +55,7 @@ def after_processes(ask: Ask, run: Run, models: str) -> Ask:
 
     def asked(tasks: Sequence[Task]) -> Iterator[Event | Found]:
         left = _left(run)
-        rows = [left.get(_key(models, task)) for task in tasks]
+        rows = [left.get(key_of_task(models, task)) for task in tasks]
         rest = ask([task for task, row in zip(tasks, rows, strict=True) if row is None])
         for row in rows:
             yield from islice(rest, 1) if row is None else [_found(row)]
@@ -67,12 +68,12 @@ def _left(run: Run) -> dict[str, Row]:
     return {str(row["key"]): row for row in left_rows(run, KIND) if "key" in row and isinstance(row.get("found"), str)}
 
 
-def _key(models: str, task: Task) -> str:
+def key_of_task(models: str, task: Task) -> str:
     return sha256_of_json([models, task])
 
 
 def _found(row: Row) -> Found:
-    return list(json.loads(row["found"]))
+    return list(foreign_loads(row["found"]))
 
 
 def work_of(do: Callable[[Task], Found], judging: Callable[[], Work]) -> Work:

@@ -20,10 +20,10 @@ from engine.dpo.evaluation.answers import (
 )
 from engine.dpo.evaluation.both_models import BothModels, ask_here
 from engine.dpo.evaluation.comparison import compare, everyday_for, sample
-from engine.dpo.evaluation.held_out import Figures, distance_on_own_answers, held_out_rewards
+from engine.dpo.evaluation.held_out import Figures, HeldOut, distance_on_own_answers, held_out_rewards
 from engine.dpo.evaluation.in_processes import KIND, after_processes, key_of_models
-from engine.dpo.evaluation.line import Asked, Line
-from engine.dpo.evaluation.relevance import answer_relevance
+from engine.dpo.evaluation.line import Ask, Asked, Line
+from engine.dpo.evaluation.relevance import AnswerRelevance, answer_relevance
 from engine.dpo.evaluation.verdict import Limits, Verdict, verdict
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from engine.models.generation.sampling import Reply
     from engine.pairs.judges.base import LoadedPolicy, LoadJudge
     from engine.pairs.judges.scores import ScoreBatches
-    from engine.run.context import Context
+    from engine.run.folder import Run
     from engine.run.stop import StopToken
 
 SHOWN_SAMPLES = 5
@@ -67,8 +67,29 @@ class BothAnswer:
     stage3: Sequence[Reply]
 
     @property
+    def both(self) -> tuple[Sequence[Reply], Sequence[Reply]]:
+        return self.stage2, self.stage3
+
+    @property
     def pairs(self) -> list[tuple[Reply, Reply]]:
         return list(zip(self.stage2, self.stage3, strict=True))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What both models were asked, and what came of it."""
+
+    held_out: HeldOut
+    answered: BothAnswer
+    everyday: BothAnswer
+    distance: Figures
+    relevance: AnswerRelevance | None
+    """None where it was not measured."""
+
+    @property
+    def answers(self) -> tuple[Sequence[Conversation], Sequence[Reply], Sequence[Reply]]:
+        """The held-out prompts, Stage 2's answers, Stage 3's."""
+        return self.answered.prompts, *self.answered.both
 
 
 Elsewhere = Callable[["Stage3Config"], AbstractContextManager[Asked]]
@@ -76,71 +97,91 @@ Elsewhere = Callable[["Stage3Config"], AbstractContextManager[Asked]]
 
 
 def evaluate(
-    context: Context,
+    config: Stage3Config,
+    run: Run,
     trained: Trained,
     rows: Sequence[Row],
     load_judge: LoadJudge,
+    stop: StopToken,
     elsewhere: Elsewhere | None = None,
 ) -> Generator[Event, None, dict[str, Any]]:
     """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped.
 
     elsewhere   other processes do it instead of this one, which gives up the model of `trained`
     """
-    config, stop = context.config, context.stop
     rows = part_of(rows, config.eval_part)
-    examined = yield from _examined(context, trained, load_judge)
+    examined = yield from _examined(config, run, trained, load_judge, stop)
     policy: LoadedPolicy | None = None
     asking: AbstractContextManager[Asked]
     if elsewhere is None:
         both = BothModels.of(config, trained)
         models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
         policy = both.reference
-        asking = nullcontext(Asked(after_processes(ask_here(both, stop), context.run, models)))
+        asking = nullcontext(Asked(after_processes(ask_here(both, stop), run, models)))
     else:
         trained.release()
-        asking = elsewhere(examined.context.config)
+        asking = elsewhere(examined.config)
     with asking as asked:
-        line = Line(asked.ask)
-        rewards = held_out_rewards(line, config, trained, rows)
-        answering = _answer_both(line, config, trained, rows, context.cache)
-        held_out = yield from rewards
-        answered, everyday = yield from answering
-        prompts, stage2, stage3 = answered.prompts, answered.stage2, answered.stage3
-        line = Line(asked.ask)
-        measuring = distance_on_own_answers(line, config, trained, prompts, stage2, stage3)
-        reading = answer_relevance(line, prompts, stage2, stage3) if config.relevance else None
-        distance = yield from measuring
-        relevance = None if reading is None else (yield from reading)
+        measured = yield from _measure(config, run, trained, rows, asked.ask)
         judge = _answer_judge(examined, asked.score, load_judge, policy, stop)
-        judged = yield from judge_answers(judge, prompts, stage2, stage3)
+        judged = yield from judge_answers(judge, *measured.answers)
         del judge
-    remove_shares(context.run, KIND)
+    remove_shares(run, KIND)
+    report, done = _decided(config, trained, examined, measured, judged)
+    write_json(run / layout.EVALUATION_REPORT, report)
+    yield done
+    return report
 
+
+def _decided(
+    config: Stage3Config,
+    trained: Trained,
+    examined: ExaminedJudge,
+    measured: Measured,
+    judged: JudgedAnswers | None,
+) -> tuple[dict[str, Any], EvalDone]:
+    """The report, and the event with the end of it."""
+    answered, held_out = measured.answered, measured.held_out
     comparison, about_answers = compare(
-        prompts,
-        stage2,
-        stage3,
+        *measured.answers,
         judged,
-        relevance=relevance,
-        everyday=everyday.pairs,
+        relevance=measured.relevance,
+        everyday=measured.everyday.pairs,
         margins=held_out.margins,
         trained=trained.tensors_sha256 != trained.stage2_sha256,
         why_no_judge=examined.why_none,
     )
     found = verdict(comparison, Limits.of(config))
-    figures: Figures = {**about_answers, **distance, **held_out.figures}
-    samples = [sample(prompt, one) for prompt, one in zip(prompts, comparison.answers, strict=True)]
-    report = _report(config, found, figures, samples, everyday, judged) | {"exams": examined.as_dict()}
-    write_json(context.run / layout.EVALUATION_REPORT, report)
+    figures: Figures = {**about_answers, **measured.distance, **held_out.figures}
+    samples = [sample(prompt, one) for prompt, one in zip(answered.prompts, comparison.answers, strict=True)]
+    report = _report(config, found, figures, samples, measured.everyday, judged) | {"exams": examined.as_dict()}
     shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
-    yield EvalDone(found.word, found.reasons, figures, shown, found.rule)
-    return report
+    return report, EvalDone(found.word, found.reasons, figures, shown, found.rule)
 
 
-def _examined(context: Context, trained: Trained, load_judge: LoadJudge) -> Generator[Event, None, ExaminedJudge]:
+def _measure(
+    config: Stage3Config, run: Run, trained: Trained, rows: Sequence[Row], ask: Ask
+) -> Generator[Event, None, Measured]:
+    """All that both models are asked. What the second line asks depends on the answers."""
+    first = Line(ask)
+    rewards = held_out_rewards(first, config, trained, rows)
+    answering = _answer_both(first, config, trained, rows, run.cache)
+    held_out = yield from rewards
+    answered, everyday = yield from answering
+    second = Line(ask)
+    moved = distance_on_own_answers(second, config, trained, answered.prompts, *answered.both)
+    reading = answer_relevance(second, answered.prompts, *answered.both) if config.relevance else None
+    distance = yield from moved
+    relevance = None if reading is None else (yield from reading)
+    return Measured(held_out, answered, everyday, distance, relevance)
+
+
+def _examined(
+    config: Stage3Config, run: Run, trained: Trained, load_judge: LoadJudge, stop: StopToken
+) -> Generator[Event, None, ExaminedJudge]:
     """Before anything is answered, while this process has the models: --judge self needs one."""
-    reference = BothModels.of(context.config, trained).reference
-    examined = yield from examined_judge(context, load_judge, reference)
+    reference = BothModels.of(config, trained).reference
+    examined = yield from examined_judge(config, run, load_judge, stop, reference)
     examined.release()  # answering needs the memory
     return examined
 
