@@ -120,6 +120,16 @@ def test_a_live_reference_needs_more_and_float32_twice_the_weights():
     assert weight_bytes(GEMMA_2B, "float32", False) == 2 * weight_bytes(GEMMA_2B, "float16", False)
 
 
+def test_weights_that_are_spread_are_put_together_a_layer_at_a_time():
+    plan = TrainingPlan(1, 8, True, "live", "bfloat16")
+    layer, embeddings = 2 * 2048 * (2 * 2048 + 2 * 256 + 3 * 16384), 2 * 2048 * 256000
+    in_four = weight_bytes(GEMMA_2B, "bfloat16", False, 4)
+    assert in_four == pytest.approx(2 * GEMMA_2B.base_parameters / 4 + embeddings + 2 * layer, rel=1e-4)
+    assert gemma(plan) - gemma(plan, spread_over=4) == pytest.approx(
+        (2 * GEMMA_2B.base_parameters - in_four + 15 * GEMMA_2B.adapter_parameters) / GIB, rel=1e-4
+    )
+
+
 def test_the_head_never_holds_the_whole_vocabulary_of_all_tokens():
     terms = training_memory(GEMMA_2B, TrainingPlan(8, 1, False, "up front", "bfloat16"), max_length=1024, context=0)
     assert terms["head"] < 2 * GIB < 8 * 2048 * 256000 * 4
