@@ -162,14 +162,21 @@ def train(
 
 
 def train_share(
-    config: Stage3Config, run: Run, plan: TrainingPlan, reference_sha256: str, ranks: Ranks, *, stop: StopToken
+    config: Stage3Config,
+    run: Run,
+    plan: TrainingPlan,
+    reference_sha256: str,
+    ranks: Ranks,
+    *,
+    stop: StopToken,
+    max_steps: int = -1,
 ) -> Generator[Event, None, Trained]:
     """`train` on the run's training pairs, as one of several processes. Each yields the same events.
 
     Raises as `train` does, but of memory that ran out what the allocator raised.
     """
     rows = load_rows(run / layout.TRAIN_JSONL)
-    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, -1, ranks, stop=stop)
+    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, max_steps, ranks, stop=stop)
 
 
 @dataclass
