@@ -407,15 +407,25 @@ def head_memory(shape: Shape, tokens: int, way: HeadWay, device_type: str) -> in
 
 
 def generation_memory(
-    shape: Shape, dtype: str, *, rows: int, longest: int, context: int, quantization_arguments: bool = False
+    shape: Shape,
+    dtype: str,
+    *,
+    rows: int,
+    longest: int,
+    context: int,
+    quantization_arguments: bool = False,
+    gpus: int = 1,
 ) -> dict[str, int]:
-    """Peak bytes of generating a batch of `rows`, each of `longest` tokens including its reply, by term."""
+    """Peak bytes of generating a batch of `rows`, each of `longest` tokens including its reply, by term.
+
+    gpus   among which the layers are dealt out
+    """
     width = WIDTH[dtype]
     return {
         "context": context,
-        "weights": weight_bytes(shape, dtype, quantization_arguments),
-        "adapter": 4 * shape.adapter_parameters,
-        "cache": CACHE_COPIES * rows * longest * shape.layers * 2 * shape.kv * width,
+        "weights": ceil(weight_bytes(shape, dtype, quantization_arguments) / gpus),
+        "adapter": ceil(4 * shape.adapter_parameters / gpus),
+        "cache": ceil(CACHE_COPIES * rows * longest * shape.layers * 2 * shape.kv * width / gpus),
         "logits": rows * shape.vocab * (width + 3 * 4),
         "workspace": rows * longest * width * (2 * shape.intermediate + 4 * shape.hidden),
     }

@@ -171,7 +171,7 @@ def _score(
     rows = pack_shared_prompt(input_ids, attention_mask, labels)
 
     def keep_scored(_: Any, __: Any, output: Any) -> Any:
-        hidden = output.last_hidden_state.flatten(0, 1)  # (B * W, H)
+        hidden = output.last_hidden_state.flatten(0, 1).to(rows.scored.device)  # (B * W, H)
         output.last_hidden_state = hidden[rows.scored].unsqueeze(0)  # (1, N, H)
         return output
 
