@@ -84,9 +84,9 @@ def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel
 
     Raises PreconditionError if 4 bits are not possible.
     """
+    set_libraries_aside()
     from transformers import AutoModelForCausalLM
 
-    set_libraries_aside()
     dtype = resolve_dtype(config)
     arguments = hub_arguments(config, token) | (quantization_arguments(config, dtype) if config.load_in_4bit else {})
     model = AutoModelForCausalLM.from_pretrained(config.base_model_id, dtype=dtype, use_safetensors=True, **arguments)

@@ -56,7 +56,7 @@ def pairs_report(config: Any, *, good: int, meta: int) -> dict[str, Any]:
 
 
 def test_the_whole_card_reads_as_one_text():
-    assert card() == (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
+    assert card() == (Path(__file__).parent / "card.txt").read_text(encoding="utf-8")
 
 
 def test_the_word_stands_in_a_heading_with_its_reasons_and_the_figures_under_it():
