@@ -79,8 +79,12 @@ def run_date(config: Stage3Config) -> date:
     return date.fromisoformat(recorded) if recorded else date.today()
 
 
-def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel:
-    """The base model on the resolved device and dtype, in eval mode; in 4 bits with --load-in-4bit.
+def load_base(
+    config: Stage3Config, token: str | None = None, *, device: torch.device | str | None = None
+) -> PreTrainedModel:
+    """The base model in the resolved dtype, in eval mode; in 4 bits with --load-in-4bit.
+
+    device   by default that of --device
 
     Raises PreconditionError if 4 bits are not possible.
     """
@@ -90,7 +94,7 @@ def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel
     dtype = resolve_dtype(config)
     arguments = hub_arguments(config, token) | (quantization_arguments(config, dtype) if config.load_in_4bit else {})
     model = AutoModelForCausalLM.from_pretrained(config.base_model_id, dtype=dtype, use_safetensors=True, **arguments)
-    return (model if config.load_in_4bit else model.to(resolve_device(config))).eval()
+    return (model if config.load_in_4bit else model.to(device or resolve_device(config))).eval()
 
 
 def quantization_arguments(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:

@@ -158,6 +158,7 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
         Workload.of(config, pairs, measured.usable_share, _split(context)),
         plan,
         pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
+        evaluation_processes=plan.processes // config.num_machines,
         share_device=preflight.machine.get("device_type") != "cuda",
     )
 

@@ -55,6 +55,7 @@ class PlanInputs:
             slack=self.machine.slack,
             head=formula.head_way(self.config.head, self.machine.device_type),
             device_type=self.machine.device_type,
+            spread_over=plan.processes if self.config.sharding == "fsdp" else 1,
         )
 
     def generation(self, rows: int, **other: Any) -> dict[str, int]:
@@ -112,6 +113,9 @@ def too_small_error(inputs: PlanInputs, plan: TrainingPlan, what: str, room: flo
         plan = replace(plan, reference="up front")
         ways["--cpu-ref-model"] = inputs.needed(plan)
     ways[f"--max-length {config.max_length // 2}"] = inputs.needed(plan, max_length=config.max_length // 2)
+    if plan.processes > 1 and config.sharding == "ddp" and not config.load_in_4bit:
+        spread = replace(inputs, config=config.model_copy(update={"sharding": "fsdp"}))
+        ways["--sharding fsdp"] = spread.needed(plan)
     if inputs.machine.device_type == "cuda" and not config.load_in_4bit:
         ways["--load-in-4bit"] = inputs.needed(plan, load_in_4bit=True)
     told = ", ".join(f"{way} ({size / GIB:.1f} GiB)" for way, size in ways.items())
@@ -137,7 +141,7 @@ def fitting_plan(
     best: tuple[TrainingPlan, TrialRun] | None = None
     while plan is not None:
         try:
-            tried = yield from train_and_resume(rehearsal, row, plan)
+            tried = yield from train_and_resume(rehearsal, row, plan, plan.processes // config.num_machines)
         except (RestartNeeded, MemoryExhausted) as error:
             said = error.why
             yield Message("warning", f"Memory ran out on the longest pair with {plan.in_words}: {said}")

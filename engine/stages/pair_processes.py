@@ -1,4 +1,4 @@
-"""Several processes that make pairs, or score them, each with the local model on a GPU of its own."""
+"""Several processes that make pairs, score them, or compare both stages, each with the local models on a GPU of its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
+from engine.dpo.evaluation import in_processes as evaluation_in_processes
+from engine.dpo.evaluation.in_processes import AskProcesses, key_of_models
+from engine.dpo.evaluation.line import Asked
 from engine.dpo.planning.processes import number_of_processes
 from engine.machine.device import resolve_device
 from engine.models.adapters.source import adapter_folder
@@ -26,6 +30,9 @@ from engine.pairs.relevance.pairs import MeasureBatches
 from engine.run.context import Context
 from engine.stages.pair_worker import Request
 from engine.workers.pool import WorkerPool
+
+if TYPE_CHECKING:
+    from engine.dpo.training.trainer import Trained
 
 WORKER = "engine.stages.pair_worker"
 
@@ -75,6 +82,24 @@ def scoring(context: Context, config: Stage3Config) -> Iterator[ScoreBatches]:
     """The processes, with the judge of `config` loaded."""
     with _pool(replace(context, config=config), scores_in_processes.KIND, judges(config), "score pairs") as pool:
         yield ScoreInProcesses(pool, context.run, judge_name(config) or "")
+
+
+def evaluators(config: Stage3Config) -> int:
+    """How many processes evaluate the training: those of this machine."""
+    return _here(config)
+
+
+@contextmanager
+def evaluating(context: Context, trained: Trained, config: Stage3Config) -> Iterator[Asked]:
+    """The processes, with both models loaded.
+
+    config   with the judge that passed its exam
+    """
+    judged = replace(context, config=trained.plan.applied_to(config))
+    models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
+    with _pool(judged, evaluation_in_processes.KIND, evaluators(config), "evaluate") as pool:
+        score = ScoreInProcesses(pool, context.run, judge_name(config) or "", evaluation_in_processes.KIND)
+        yield Asked(AskProcesses(pool, context.run, models), score if judges(config) > 1 else None)
 
 
 def _here(config: Stage3Config) -> int:

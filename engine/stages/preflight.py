@@ -86,6 +86,7 @@ def run(context: Context) -> StageRun:
         Workload.of(config, prompts, measured.usable_share),
         plan,
         pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
+        evaluation_processes=plan.processes // config.num_machines,
         share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.core import layout
 from engine.core.errors import NumbersError
-from engine.core.events import Check, EvalDone, PairFailed, PairMade, TrainStep
+from engine.core.events import Check, EvalDone, Message, PairFailed, PairMade, TrainStep
 from engine.core.layout import ADAPTER_WEIGHTS
 from engine.dpo.planning.forecast import against_measured, seconds_at_work
 from engine.dpo.planning.plan import effective_batch, oom_history
@@ -21,6 +22,7 @@ from engine.run.reports import PairsReport
 from engine.run.results import AdapterResult, TrainingResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.load_judge import judge_loader
+from engine.stages.pair_processes import evaluating, evaluators
 from engine.storage.documents import read_json_or_none
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 
@@ -75,7 +77,12 @@ def run(context: Context) -> StageRun:
     whose = "differs from Stage 2" if trained.tensors_sha256 != stage2.tensors_sha256 else "identical to Stage 2"
     yield Check("adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
-    report = yield from evaluate(config, run_, trained, held_out, judge_loader(context), context.stop)
+    elsewhere, processes = None, evaluators(config)
+    if processes > 1:
+        elsewhere = partial(evaluating, context, trained)
+        yield Message("info", f"{processes} processes evaluate; the log of each is in {layout.PROCESSES_DIR}/.")
+    load_judge = judge_loader(context)
+    report = yield from evaluate(config, run_, trained, held_out, load_judge, context.stop, elsewhere)
     compared = _forecast_compared(context, trained)
     for name, figures in compared.items():
         yield Check(f"forecast: {name}", "ok", _in_words(name, figures))

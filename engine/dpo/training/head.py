@@ -39,7 +39,7 @@ def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadWay, str]
     way, why = head_way(config.head, model.device.type), ""
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         return "trl", ""  # the balancing loss of experts comes with TRL's own
-    if way != "whole" and not explains_logits(model):
+    if way != "whole" and not explains_logits(model, policy):
         way, why = "whole", f"{type(model).__name__} changes its logits in a way of its own"
         why += ": its head is computed whole, which needs memory for all logits of a pair"
     if way != "trl":

@@ -41,14 +41,20 @@ def train_as_planned(
     stop: StopToken,
     token: str | None = None,
     reference_sha256: str | None = None,
+    plan: TrainingPlan | None = None,
+    max_steps: int = -1,
 ) -> Generator[Event, None, Trained]:
-    """`train`, on as many processes as the plan has. Raises as `train` does, and Stage3Error if a process ended or hung."""
-    plan = current_plan(run, config, dtype_name(resolve_dtype(config)))
+    """`train`, on as many processes as the plan has; several read the pairs from the run's training set. Raises as `train` does,
+    and Stage3Error if a process ended or hung.
+    """
+    plan = plan or current_plan(run, config, dtype_name(resolve_dtype(config)))
     expected = reference_sha256 or expected_reference(run)
-    here = partial(train, config, run, rows, stop=stop, token=token, reference_sha256=expected, plan=plan)
+    here = partial(
+        train, config, run, rows, stop=stop, token=token, reference_sha256=expected, plan=plan, max_steps=max_steps
+    )
     if plan.processes == 1:
         return (yield from here())
-    heard = yield from _train_elsewhere(config, run, plan, expected, stop)
+    heard = yield from _train_elsewhere(config, run, plan, expected, max_steps, stop)
     trained = yield from here()
     if heard.result is None:
         return trained
@@ -63,14 +69,15 @@ def train_as_planned(
 
 
 def _train_elsewhere(
-    config: Stage3Config, run: Run, plan: TrainingPlan, expected: str, stop: StopToken
+    config: Stage3Config, run: Run, plan: TrainingPlan, expected: str, max_steps: int, stop: StopToken
 ) -> Generator[Event, None, Heard]:
     """Until all processes have ended. Raises what made them end, or Stopped."""
     (run / layout.PROCESSES_DIR).mkdir(parents=True, exist_ok=True)
     for old in (run / layout.PROCESSES_DIR).glob("rank-*.log"):
         old.unlink()
     given = config.model_dump(mode="json")
-    Request(given, str(run.folder), str(run.cache), expected, plan.as_dict()).write(run / REQUEST_JSON)
+    request = Request(given, str(run.folder), str(run.cache), expected, plan.as_dict(), max_steps)
+    request.write(run / REQUEST_JSON)
     where = f" on {config.num_machines} machines" if config.num_machines > 1 else ""
     yield Message(
         "info", f"{plan.processes} processes train together{where}; the log of each is in {layout.PROCESSES_DIR}/."

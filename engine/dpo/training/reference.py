@@ -151,12 +151,14 @@ def reference_logps(
     policy: str,
     stop: StopToken,
     ranks: Ranks = ALONE,
+    together: bool = False,
 ) -> Generator[Event, None, Logps]:
     """The reference's log-probabilities of every pair, in order; computes only those missing in `cache`.
 
     batch_size   pairs of maximum length per batch; batches of shorter pairs are larger
     policy       a hash of base model, adapter and number format
     ranks        the processes that train: each computes a part of the batches, the first one writes
+    together     whether a process for which no batch is left makes a pass all the same, because the others need its weights
 
     Raises Stopped after saving, and NumbersError if a value is not finite.
     """
@@ -170,8 +172,9 @@ def reference_logps(
     saved = time.monotonic()
     model.eval()
     for start in range(0, len(wanted), ranks.count):
-        batch = wanted[start : start + ranks.count]
-        made = _logps_of(model, pairs, batch[ranks.rank] if ranks.rank < len(batch) else [], collator, dtype)
+        dealt = wanted[start : start + ranks.count]
+        rows = dealt[ranks.rank] if ranks.rank < len(dealt) else dealt[0] if together else []
+        made = _logps_of(model, pairs, rows, collator, dtype)
         new = {row: logps for share in ranks.gather(made) for row, logps in share.items()}
         found |= new
         _require_finite(found, list(new))

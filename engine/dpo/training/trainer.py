@@ -108,6 +108,11 @@ class Trained:
     peak_bytes: int
     """Peak memory of this process, from loading the model to the last step (see MemoryPeak)."""
 
+    def release(self) -> None:
+        """Give back the model's memory, because other processes have the model from here on."""
+        del self.model
+        free_memory()
+
 
 def train(
     config: Stage3Config,
@@ -157,14 +162,21 @@ def train(
 
 
 def train_share(
-    config: Stage3Config, run: Run, plan: TrainingPlan, reference_sha256: str, ranks: Ranks, *, stop: StopToken
+    config: Stage3Config,
+    run: Run,
+    plan: TrainingPlan,
+    reference_sha256: str,
+    ranks: Ranks,
+    *,
+    stop: StopToken,
+    max_steps: int = -1,
 ) -> Generator[Event, None, Trained]:
     """`train` on the run's training pairs, as one of several processes. Each yields the same events.
 
     Raises as `train` does, but of memory that ran out what the allocator raised.
     """
     rows = load_rows(run / layout.TRAIN_JSONL)
-    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, -1, ranks, stop=stop)
+    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, max_steps, ranks, stop=stop)
 
 
 @dataclass
@@ -237,11 +249,11 @@ def _train(
         peak_bytes=peak.bytes(),
     )
     del prepared  # and with it the optimizer
-    _ready_to_answer(trained.model)
+    ready_to_answer(trained.model)
     return trained
 
 
-def _ready_to_answer(model: PeftModel) -> None:
+def ready_to_answer(model: PeftModel) -> None:
     model.eval()
     model.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
     free_memory()
@@ -270,7 +282,10 @@ def _prepare(
 
     tokenizer = tokenizer or load_tokenizer(config, token)
     pairs, too_long = yield from _encode_and_filter(config, run.folder, rows, tokenizer)
-    policy = policy or load_policy(load_base(config, token), adapter_folder(config, run, token), trainable=True)
+    sharded = config.sharding == "fsdp" and ranks.count > 1
+    if policy is None:  # one that is to be spread begins on the CPU
+        base = load_base(config, token, device="cpu" if sharded else None)
+        policy = load_policy(base, adapter_folder(config, run, token), trainable=True)
     dtype = resolve_dtype(config)
     settings = training_settings(config, len(pairs), max_steps)
     fingerprint = fingerprint_of(
@@ -278,8 +293,10 @@ def _prepare(
         {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
     folder = run / layout.CHECKPOINTS_DIR
-    kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
+    kind = _sharded() if sharded else None
     trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
+    if trainer.placement:
+        yield Message("info", trainer.placement)
     if trainer.why_head:
         yield Message("warning" if config.head != "auto" else "info", f"{trainer.why_head}.")
     steps = max_steps if max_steps > 0 else steps_of(config, len(pairs))
@@ -314,6 +331,7 @@ def _place_reference(
         policy=policy_key(config, expected),
         stop=stop,
         ranks=trainer.ranks,
+        together=trainer.passes_together,
     )
     trainer.use_reference_logps(logps)
 

@@ -64,7 +64,7 @@ def work(request: Request, ranks: Ranks, voice: Voice, stop: StopToken) -> None:
     assert plan is not None  # the other process wrote it
     config = of_this_process(Stage3Config(**request.config))
     run = Run(Path(request.run), shared_cache=Path(request.cache))
-    training = train_share(config, run, plan, request.reference_sha256, ranks, stop=stop)
+    training = train_share(config, run, plan, request.reference_sha256, ranks, stop=stop, max_steps=request.max_steps)
     trained = told(training, voice) if ranks.is_first else told(training, None)
     peak = max(ranks.gather(trained.peak_bytes))
     if ranks.is_first:
