@@ -86,7 +86,8 @@ def set_libraries_aside() -> None:
         from transformers import AutoModelForCausalLM  # noqa: F401
 
         gc.freeze()
-    atexit.register(gc.freeze)  # else the end of this process takes a second, in which all of it is looked through again
+    # Else the end of this process looks through all of it once more, for a second.
+    atexit.register(gc.freeze)
 
 
 @contextmanager
