@@ -89,9 +89,9 @@ def load_base(
 
     Raises PreconditionError if 4 bits are not possible, or no GPUs have room.
     """
+    set_libraries_aside()
     from transformers import AutoModelForCausalLM
 
-    set_libraries_aside()
     dtype = resolve_dtype(config)
     arguments = hub_arguments(config, token) | (quantization_arguments(config, dtype) if config.load_in_4bit else {})
     gpus = gpus_for_base(config, token) if device is None else 1
