@@ -2,8 +2,8 @@
 
 One optimizer step of the engine's trainer, after one that is not measured, on pairs of these lengths (prompt+chosen+rejected
 tokens, and how many of them in one pass). The model is the folder --model with --adapter, or SmolLM2's shape with 4 layers and
-random weights. Memory and seconds are those of bench/head.py. Ragged batches have prompts of half to the whole of that length, and the
-replies take what is left of it.
+random weights. Memory and seconds are those of bench/head.py. Ragged batches have prompts of half to the whole of that length, and
+the replies take what is left of it.
 
     python bench/attention.py [--shapes 30+994+994 1000+60+60 500+300+300x4 …] [--ways mask rows] [--ragged] [--threads 1]
                               [--dtype float32] [--model DIR --adapter DIR]
@@ -56,15 +56,16 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, shape: str, way: str) -> dict[str, Any]:
     import torch
 
-    from engine.dpo.training import attention
+    from engine.dpo.planning.forecast import ROWS_FROM
+    from engine.dpo.training.attention import NAME
 
-    attention.COLUMNS_WORTH_IT["cpu"] = 0 if way == "rows" else sys.maxsize
+    ROWS_FROM["cpu"] = 0 if way == "rows" else sys.maxsize
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         policy = policy_of(arguments, 49152)
         pairs = pairs_of(policy, sizes_of(shape, arguments.ragged))
         trainer = trainer_of(policy, pairs, arguments.dtype, "chunked", Path(folder))
-        assert trainer.model.get_base_model().config._attn_implementation == attention.NAME
+        assert trainer.model.get_base_model().config._attn_implementation == NAME
         return step_of(trainer)
 
 

@@ -110,7 +110,7 @@ def work(given: argparse.Namespace) -> int:
     print(f"{plan.in_words}: {plan.why.get('micro_batch', '')}", flush=True)
 
     times: list[float] = []
-    working = train(context, rows, policy=policy, tokenizer=tokenizer,
+    working = train(context.config, context.run, rows, stop=context.stop, policy=policy, tokenizer=tokenizer,
                     reference_sha256=hash_tensors(adapter_tensors(policy, "default")))  # fmt: skip
     try:
         trained = followed(working, times)

@@ -159,9 +159,7 @@ def trainer_of(policy: Any, pairs: list[dict[str, list[int]]], dtype: str, way: 
     }  # fmt: skip
     tokenizer = train_tokenizer(["a few words"], 300)
     encoded = EncodedPairs((EncodedPair(number, **pair) for number, pair in enumerate(pairs)), folder)
-    trainer = build_trainer(
-        config, folder, policy, tokenizer, encoded, settings, getattr(torch, dtype), "bench"
-    )
+    trainer = build_trainer(config, folder, policy, tokenizer, encoded, settings, getattr(torch, dtype), "bench")
     assert trainer.head == way, trainer.why_head
     trainer._save_checkpoint = lambda *_: None
     trainer.use_reference_logps([(-1000.0, -1000.0)] * len(pairs))

@@ -98,7 +98,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         context.run.record_stage("preflight", status="done", result={"plan": plan.as_dict()})
         machine = machine_of(torch.device("cpu"))
         times: list[float] = []
-        working = train(context, rows, policy=policy, tokenizer=tokenizer,
+        working = train(context.config, context.run, rows, stop=context.stop, policy=policy, tokenizer=tokenizer,
                         reference_sha256=hash_tensors(adapter_tensors(policy, "default")))  # fmt: skip
         try:
             while True:

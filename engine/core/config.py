@@ -384,7 +384,7 @@ class TrainingOptions(Described):
     """Number of processes that make pairs, score them and train together, on all machines, one on each GPU. It must divide
     the pairs of one optimizer step. Default: the GPUs that are there, else one on each machine."""
     sharding: Literal["ddp", "fsdp"] = option("ddp", changes="preflight", label="Base weights", topic="Processes")
-    """With several processes: each has the whole base model (ddp), or a part of it during the steps (fsdp)."""
+    """With several processes: each has the whole base model (ddp), or a part of it (fsdp)."""
     num_machines: int = option(1, ge=1, changes="preflight", label="Machines that train", topic="Processes")
     """Number of machines that train together, with one run folder that all of them see."""
     machine_rank: int = option(0, ge=0, changes="", label="Number of this machine", topic="Processes")
@@ -504,6 +504,13 @@ class Stage3Config(
                 f"that divide {pairs} are {nearest}"
             )
         return number
+
+    @field_validator("sharding")
+    @classmethod
+    def _has_weights_to_spread(cls, sharding: str, given: ValidationInfo) -> str:
+        if sharding == "fsdp" and given.data.get("load_in_4bit"):
+            raise ValueError("weights in 4 bits (--load-in-4bit) cannot be spread: each process keeps all of them")
+        return sharding
 
     @field_validator("num_machines")
     @classmethod

@@ -15,13 +15,15 @@ used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from engine.models.tensors import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,28 +72,31 @@ def head_of(model: PreTrainedModel) -> Head | None:
     if type(module) is not nn.Linear:
         return None
     scale, softcap = _of_logits(model.config)
-    return Head(_whole(module.weight), None if module.bias is None else _whole(module.bias), scale, softcap)
+    return Head(whole(module.weight), None if module.bias is None else whole(module.bias), scale, softcap)
 
 
-def explains_logits(model: PreTrainedModel) -> bool:
-    """Whether `head_of` gives the model's own logits, on a few tokens. A model may do more to them than its head says."""
+def explains_logits(model: PreTrainedModel, call: Callable[..., Any] | None = None) -> bool:
+    """Whether `head_of` gives the model's own logits, on a few tokens. A model may do more to them than its head says.
+
+    call   what is called for them, by default the model: of one that is spread over processes, what it was wrapped into
+    """
     try:
         head = head_of(model)
-        return head is not None and _difference(model, head) < (
+        return head is not None and _difference(model, call or model, head) < (
             SAME_IN_FLOAT32 if model.dtype == torch.float32 else SAME_IN_HALF
         )
     except (ValueError, TypeError, RuntimeError, IndexError, AttributeError):
         return False
 
 
-def _difference(model: PreTrainedModel, head: Head) -> float:
+def _difference(model: PreTrainedModel, call: Callable[..., Any], head: Head) -> float:
     """Mean difference in nats per token between our log-probabilities and those of the model's logits."""
     seen: list[Any] = []
     hook = model.base_model.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state))
     ids = (torch.arange(1, 9, device=model.device) * 7 % len(head.weight)).unsqueeze(0)
     try:
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
+            logits = call(input_ids=ids, use_cache=False).logits
     finally:
         hook.remove()
     labels = ids[0].flip(0)
@@ -109,11 +114,6 @@ def _active(module: Any) -> Any:
         return module
     on = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.modules_to_save]
     return module.modules_to_save[on[0]] if on else module.original_module
-
-
-def _whole(weight: Any) -> Tensor:
-    """FSDP2 keeps a shard of each parameter on each process."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # type: ignore[no-any-return]
 
 
 def _of_logits(config: Any) -> tuple[float, float | None]:
@@ -137,9 +137,11 @@ def _of_logits(config: Any) -> tuple[float, float | None]:
 def label_figures(head: Head, hidden: Tensor, labels: Tensor) -> Figures:
     """The figures of `labels` (N,) after `hidden` (N, H), computed in float32. Exact, with the gradient of all that is trained."""
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or head.trained)
-    return Figures(
-        *LabelFigures.apply(hidden, head.weight, head.bias, labels, head.scale, head.softcap, wanted)  # type: ignore[no-untyped-call]
+    here, there = labels.device, head.weight.device  # of a base on several GPUs the head may be elsewhere
+    figures = LabelFigures.apply(  # type: ignore[no-untyped-call]
+        hidden.to(there), head.weight, head.bias, labels.to(there), head.scale, head.softcap, wanted
     )
+    return Figures(*(figure.to(here) for figure in figures))
 
 
 class LabelFigures(torch.autograd.Function):

@@ -14,6 +14,7 @@ from engine.core.errors import PreconditionError
 from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
 from engine.machine.memory import set_libraries_aside
+from engine.models.placement import gpus_of_base, require_on_gpus
 from engine.models.templates.option import missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, own_template, writes_date
 from engine.models.templates.trial import require_an_end
@@ -79,18 +80,33 @@ def run_date(config: Stage3Config) -> date:
     return date.fromisoformat(recorded) if recorded else date.today()
 
 
-def load_base(config: Stage3Config, token: str | None = None) -> PreTrainedModel:
-    """The base model on the resolved device and dtype, in eval mode; in 4 bits with --load-in-4bit.
+def load_base(
+    config: Stage3Config, token: str | None = None, *, device: torch.device | str | None = None
+) -> PreTrainedModel:
+    """The base model in the resolved dtype, in eval mode; in 4 bits with --load-in-4bit.
 
-    Raises PreconditionError if 4 bits are not possible.
+    device   by default that of --device, or several GPUs if one has no room (`engine.models.placement`)
+
+    Raises PreconditionError if 4 bits are not possible, or no GPUs have room.
     """
+    set_libraries_aside()
     from transformers import AutoModelForCausalLM
 
-    set_libraries_aside()
     dtype = resolve_dtype(config)
     arguments = hub_arguments(config, token) | (quantization_arguments(config, dtype) if config.load_in_4bit else {})
+    gpus = gpus_for_base(config, token) if device is None else 1
+    if gpus > 1:
+        arguments |= {"device_map": "auto"}
     model = AutoModelForCausalLM.from_pretrained(config.base_model_id, dtype=dtype, use_safetensors=True, **arguments)
-    return (model if config.load_in_4bit else model.to(resolve_device(config))).eval()
+    if gpus > 1:
+        require_on_gpus(model, gpus)
+        return model.eval()
+    return (model if config.load_in_4bit else model.to(device or resolve_device(config))).eval()
+
+
+def gpus_for_base(config: Stage3Config, token: str | None = None) -> int:
+    """How many GPUs of this machine hold the base model in one process."""
+    return gpus_of_base(config, dtype_name(resolve_dtype(config)), hub_arguments(config, token))
 
 
 def quantization_arguments(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:

@@ -25,14 +25,23 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor of which this process has a part (FSDP2): all processes ask for it together. Any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def adapter_tensors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
     """The adapter's tensors by the names used in its file (`base_model.model.….lora_A.weight`)."""
+    return {name: whole(tensor) for name, tensor in adapter_parts(model, adapter_name).items()}
+
+
+def adapter_parts(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
+    """As `adapter_tensors`, but of a model that is spread over processes what this one has. They share the model's memory."""
     from peft import get_peft_model_state_dict
 
     # With save_embedding_layers="auto" PEFT would request the base model's configuration from the Hub.
-    found = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    # Of a model that is spread over processes each has a part; all of them ask for the whole.
-    return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in found.items()}
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    return found
 
 
 def file_tensors(path: Path) -> dict[str, Tensor]:

@@ -35,42 +35,20 @@ def model_card(
     pairs_report   `pairs/report.json`, for counts and the gate; empty if there is none
     evaluation     `evaluation/report.json`
     """
-    load = "\n".join(load_lines(base, revision, "."))
-    reasons = "\n".join(f"- {_inline(reason)}" for reason in evaluation["reasons"])
-    return f"""{_head(base)}
+    sections = (
+        _head(base),
+        _verdict(evaluation),
+        _use(base, revision),
+        _section("Data", table({**data, **counts_of(pairs_report)})),
+        _section("The gate", gate_text(pairs_report.get("gate", {}))),
+        _section("Training", table(hyperparameters)),
+        _origin(base, revision, hashes, versions),
+    )
+    return "\n\n".join(sections) + "\n"
 
-## Is it better than Stage 2? {str(evaluation["verdict"]).capitalize()}
 
-{reasons}
-
-{_judge(evaluation)}
-
-{table(evaluation["figures"])}
-
-## Use
-
-In this folder{_where_the_base_is(base, revision)}:
-
-```python
-{load}
-```
-
-## Data
-
-{table({**data, **counts_of(pairs_report)})}
-
-## The gate
-
-{gate_text(pairs_report.get("gate", {}))}
-
-## Training
-
-{table(hyperparameters)}
-
-## Where it comes from
-
-{table({"base model": base, "base commit": revision or "a local folder", **hashes, **versions})}
-"""
+def _section(title: str, *parts: str) -> str:
+    return "\n\n".join((f"## {title}", *parts))
 
 
 def _head(base: str) -> str:
@@ -86,6 +64,12 @@ tags: [lora, dpo, constitutional-ai]
 
 Trained by [stage3-tui](https://pypi.org/project/stage3-tui/): DPO of a Stage 2 LoRA adapter against itself, on pairs of
 its own answers."""
+
+
+def _verdict(evaluation: Mapping[str, Any]) -> str:
+    reasons = "\n".join(f"- {_inline(reason)}" for reason in evaluation["reasons"])
+    title = f"Is it better than Stage 2? {str(evaluation['verdict']).capitalize()}"
+    return _section(title, reasons, _judge(evaluation), table(evaluation["figures"]))
 
 
 def _judge(evaluation: Mapping[str, Any]) -> str:
@@ -112,10 +96,20 @@ def _exam(exam: Mapping[str, Any]) -> str:
     return f"{about}\n\n{table({name: value for name, value in figures.items() if value is not None})}"
 
 
+def _use(base: str, revision: str | None) -> str:
+    code = "\n".join(("```python", *load_lines(base, revision, "."), "```"))
+    return _section("Use", f"In this folder{_where_the_base_is(base, revision)}:", code)
+
+
 def _where_the_base_is(base: str, revision: str | None) -> str:
     if revision:
         return ""
     return f", with the base model's folder in it as `{_inline(base)}` (or use its path instead)"
+
+
+def _origin(base: str, revision: str | None, hashes: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    commit = revision or "a local folder"
+    return _section("Where it comes from", table({"base model": base, "base commit": commit, **hashes, **versions}))
 
 
 def counts_of(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,8 +121,8 @@ def trial_context(context: Context, trial: Trial) -> Context:
     """The trial as a run of its own: its folder, with the results of the stages before training."""
     folder = context.run / layout.TRIALS_DIR / trial.name
     config = context.config.model_copy(update={**trial.options, "output_dir": folder, "eval_part": "first"})
-    run = Run(folder)
-    return Context(config=config, run=run, stop=context.stop, token=context.token, cache_folder=context.cache)
+    run = Run(folder, shared_cache=context.run.cache)
+    return Context(config=config, run=run, stop=context.stop, token=context.token)
 
 
 def share_inputs(context: Context, trial: Context) -> None:

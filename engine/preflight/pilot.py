@@ -41,8 +41,8 @@ from engine.pairs.judges.base import LoadJudge, ScorePair
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 from engine.pairs.relevance.cache import with_measures
 from engine.pairs.relevance.pairs import measure_relevance
-from engine.run.context import Context
 from engine.run.folder import Run
+from engine.run.stop import StopToken
 from engine.storage.files import write_json
 from engine.storage.jsonl import BadLine, JsonlAppender
 
@@ -77,23 +77,30 @@ def _without_pairs(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def judge_pilot(
-    context: Context, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, load_judge: LoadJudge
+    config: Stage3Config,
+    run: Run,
+    pairs: Sequence[Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    load_judge: LoadJudge,
+    stop: StopToken,
+    token: str | None = None,
 ) -> Generator[Event, None, list[Estimate]]:
     """The pilot's estimates for the whole set, also written to `preflight/report.json`."""
-    config = context.config
     tally, judged = _found(pairs)
     if config.relevance and any(each.verdict.usable for each in judged):
         readable = [each.pair for each in judged if each.verdict.usable]
-        path = context.run / layout.RELEVANCE_JSONL
-        known = yield from measure_relevance(config, readable, path, context.token_text, context.stop)
+        path = run / layout.RELEVANCE_JSONL
+        known = yield from measure_relevance(config, readable, path, token, stop)
         tally, judged = _found([with_measures(pair, known) for pair in pairs])
     usable = [each.pair for each in judged if each.verdict.usable]
     rows: list[Row] = [preference_row(pair) for pair in usable]  # type: ignore[misc]
     too_long = sum(length > config.max_length for length in measure_lengths(rows, tokenizer))
     scores: Mapping[str, ScorePair] = {}
-    examined = (yield from examined_judge(context, load_judge)) if usable else ExaminedJudge(context)
+    examined = ExaminedJudge(config)
+    if usable:
+        examined = yield from examined_judge(config, run, load_judge, stop)
     if examined.trusted is not None:
-        given = yield from examined.score(usable, load_judge)
+        given = yield from examined.score(run, usable, load_judge, stop)
         scores = dict(zip((pair.id for pair in usable), given, strict=True))
     outcomes = [score.outcome for score in scores.values() if score.outcome != "not scored"]
     estimates = [
@@ -110,7 +117,7 @@ def judge_pilot(
     shown = tuple(_shown(pair, reasons[pair.id], scores.get(pair.id)) for pair in pairs[:PAIRS_SHOWN])
     figures = tuple(estimate.as_dict() for estimate in estimates)
     told = {"prompts": len(pairs), "method": config.method, "exams": examined.as_dict(), "figures": figures}
-    write_json(context.run / layout.PILOT_REPORT, {**told, "left_out": dict(tally.reasons.most_common())})
+    write_json(run / layout.PILOT_REPORT, {**told, "left_out": dict(tally.reasons.most_common())})
     yield PilotDone(len(pairs), figures, shown)
     return estimates
 

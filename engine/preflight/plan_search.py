@@ -14,8 +14,8 @@ from engine.dpo.planning.forecast import Machine, Shape
 from engine.dpo.planning.plan import TrainingPlan, choose_plan
 from engine.dpo.planning.processes import number_of_processes
 from engine.machine.memory import free_memory
-from engine.preflight.trial import TrialRun, train_and_resume
-from engine.run.context import Context
+from engine.models.loading import gpus_for_base
+from engine.preflight.trial import Rehearsal, TrialRun, train_and_resume
 
 if TYPE_CHECKING:
     from engine.dpo.training.dataset import Row
@@ -56,6 +56,7 @@ class PlanInputs:
             slack=self.machine.slack,
             head=formula.head_way(self.config.head, self.machine.device_type),
             device_type=self.machine.device_type,
+            spread_over=plan.processes if self.config.sharding == "fsdp" else 1,
         )
 
     def generation(self, rows: int, **other: Any) -> dict[str, int]:
@@ -67,6 +68,7 @@ class PlanInputs:
             longest=config.max_prompt_tokens + config.max_new_tokens,
             context=self.machine.context,
             quantization_arguments=config.load_in_4bit,
+            gpus=gpus_for_base(config),
         )
 
     def choose(self, scale: float = 1.0) -> TrainingPlan:
@@ -113,6 +115,9 @@ def too_small_error(inputs: PlanInputs, plan: TrainingPlan, what: str, room: flo
         plan = replace(plan, reference="up front")
         ways["--cpu-ref-model"] = inputs.needed(plan)
     ways[f"--max-length {config.max_length // 2}"] = inputs.needed(plan, max_length=config.max_length // 2)
+    if plan.processes > 1 and config.sharding == "ddp" and not config.load_in_4bit:
+        spread = replace(inputs, config=config.model_copy(update={"sharding": "fsdp"}))
+        ways["--sharding fsdp"] = spread.needed(plan)
     if inputs.machine.device_type == "cuda" and not config.load_in_4bit:
         ways["--load-in-4bit"] = inputs.needed(plan, load_in_4bit=True)
     told = ", ".join(f"{way} ({size / GIB:.1f} GiB)" for way, size in ways.items())
@@ -128,7 +133,7 @@ def _listed(terms: Mapping[str, int]) -> str:
 
 
 def fitting_plan(
-    inputs: PlanInputs, rehearsal: Context, row: Row
+    inputs: PlanInputs, rehearsal: Rehearsal, row: Row
 ) -> Generator[Event, None, tuple[TrainingPlan, TrialRun]]:
     """The plan that the forecast chooses, tried on the longest pair: reduced if it does not fit, and increased once if the
     measurement shows room.
@@ -138,7 +143,7 @@ def fitting_plan(
     best: tuple[TrainingPlan, TrialRun] | None = None
     while plan is not None:
         try:
-            tried = yield from train_and_resume(rehearsal, row, plan)
+            tried = yield from train_and_resume(rehearsal, row, plan, plan.processes // config.num_machines)
         except (RestartNeeded, MemoryExhausted) as error:
             said = error.why
             yield Message("warning", f"Memory ran out on the longest pair with {plan.in_words}: {said}")

@@ -1,4 +1,4 @@
-"""Train on the longest pair that the limits allow: a checkpoint, an interruption, a resume."""
+"""Train on the longest pair that the limits allow, on as many processes as the run: a checkpoint, an interruption, a resume."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.errors import DamagedState
 from engine.core.events import Check, CheckpointSaved, Event, Message, TrainStep
-from engine.core.layout import CHECKPOINTS_DIR
 from engine.dpo.planning.plan import TrainingPlan
 from engine.machine.memory import free_memory
 from engine.pairs.assessment.training_set import preference_row
 from engine.pairs.data.record import Pair
-from engine.run.context import Context
 from engine.run.folder import Run
+from engine.run.stop import StopToken
+from engine.storage.files import write_atomically
+from engine.storage.jsonl import dumps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,37 +37,80 @@ class TrialRun:
     """Measurements of training steps on the longest pair."""
 
     step_seconds: float
-    """Of one pair."""
+    """Of one pair in each process."""
     checkpoint_bytes: int
     peak_bytes: int
 
 
-def rehearsal_of(context: Context, scratch: Run) -> Context:
-    """The same training in a folder of its own, with a checkpoint after each step."""
-    small = context.config.model_copy(update={"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"})
-    for stage in ("workspace", "adapter"):
-        scratch.record_stage(stage, status="done", result=context.run.result(stage))
-    return Context(config=small, run=scratch, stop=context.stop, token=context.token)
+@dataclass(frozen=True)
+class Rehearsal:
+    """The training of a run in a folder of its own, with a checkpoint after each step."""
+
+    config: Stage3Config
+    run: Run
+    """Keeps the logs of processes that fail here."""
+    scratch: Run
+    stop: StopToken
+    token: str | None
+
+    @staticmethod
+    def of(config: Stage3Config, run: Run, scratch: Run, stop: StopToken, token: str | None) -> Rehearsal:
+        changes = {"output_dir": scratch.folder, "save_steps": 1, "report_to": "none"}
+        # The other machines wait for the run's training.
+        if config.num_machines > 1:
+            changes |= {"num_machines": 1, "machine_rank": 0, "num_processes": None}
+        small = config.model_copy(update=changes)
+        for stage in ("workspace", "adapter"):
+            scratch.record_stage(stage, status="done", result=run.result(stage))
+        return Rehearsal(small, run, scratch, stop, token)
+
+    def train(self, rows: list[Row], plan: TrainingPlan) -> Generator[Event, None, Trained]:
+        """Raises as `train_as_planned` does."""
+        from engine.dpo.training.processes import train_as_planned
+
+        write_atomically(self.scratch / layout.TRAIN_JSONL, (dumps(row).encode() + b"\n" for row in rows))
+        try:
+            return (
+                yield from train_as_planned(
+                    self.config, self.scratch, rows, stop=self.stop, token=self.token, plan=plan, max_steps=STEPS
+                )
+            )
+        except Exception:
+            self._keep_logs()
+            raise
+
+    def _keep_logs(self) -> None:
+        """The scratch folder goes; what the error names stays."""
+        logs = self.scratch / layout.PROCESSES_DIR
+        if logs.is_dir():
+            shutil.copytree(logs, self.run / layout.PROCESSES_DIR, dirs_exist_ok=True)
 
 
-def train_and_resume(rehearsal: Context, row: Row, plan: TrainingPlan) -> Generator[Event, None, TrialRun]:
+def train_and_resume(
+    rehearsal: Rehearsal, row: Row, plan: TrainingPlan, processes: int = 1
+) -> Generator[Event, None, TrialRun]:
     """Training steps under `plan`, interrupted after the first checkpoint, then resumed.
+
+    processes   of this machine
 
     Raises RestartNeeded or MemoryExhausted if they do not fit; then nothing in the rehearsal's folder is usable.
     """
-    from engine.dpo.training.trainer import save_adapter, train
+    from engine.dpo.training.trainer import save_adapter
 
-    config, scratch = rehearsal.config, rehearsal.run
-    shutil.rmtree(scratch / CHECKPOINTS_DIR, ignore_errors=True)
-    rows, one_pass = [row] * plan.micro_batch, replace(plan, accumulation=1)
+    config, scratch = rehearsal.config, rehearsal.scratch
+    shutil.rmtree(scratch / layout.CHECKPOINTS_DIR, ignore_errors=True)
+    one_pass = replace(plan, accumulation=1, processes=processes)
+    rows = [row] * one_pass.effective_batch
     steps = StepTimes()
-    first = train(rehearsal, rows, max_steps=STEPS, plan=one_pass)
+    first = rehearsal.train(rows, one_pass)
     checkpoint_bytes = steps.until_checkpoint(first)
     first.close()  # like an interruption: the current step finishes and is saved
-    yield Check("training step", "ok", f"on {plan.micro_batch} × {config.max_length} tokens, loss starts at ln 2")
+    whose = f" in each of {processes} processes" if processes > 1 else ""
+    told = f"on {plan.micro_batch} × {config.max_length} tokens{whose}, loss starts at ln 2"
+    yield Check("training step", "ok", told)
     yield Check("checkpoint", "ok", f"{checkpoint_bytes / 1e6:.1f} MB")
     free_memory()
-    trained = yield from steps.quietly(train(rehearsal, rows, max_steps=STEPS, plan=one_pass))
+    trained = yield from steps.quietly(rehearsal.train(rows, one_pass))
     if trained.resumed_from is None:
         raise DamagedState(
             "The rehearsal did not resume from its checkpoint.",

@@ -1,13 +1,11 @@
-"""State shared by all stages of a run."""
+"""State shared by all stages of a run. What they call gets the values that it needs, not this."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from engine.core.config import Stage3Config
 from engine.core.events import Tell, nobody
-from engine.core.layout import CACHE_DIR
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
@@ -21,15 +19,8 @@ class Context:
     token: Secret | None = None
     """The Hugging Face token, in memory only; set by the command or wizard, checked by stage credentials."""
 
-    cache_folder: Path | None = None
-    """Folder of the keyed caches; default: in the run folder. A trial uses its sweep's."""
-
     tell: Tell = nobody
     """Reports what happens while the stage waits and cannot yield: a server that is left out. Set by the session."""
-
-    @property
-    def cache(self) -> Path:
-        return self.cache_folder or self.run / CACHE_DIR
 
     @property
     def token_text(self) -> str | None:

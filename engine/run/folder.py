@@ -26,8 +26,10 @@ LARGEST_PID = 1 << 22
 class Run:
     """A run folder. Reading needs no lock; whoever writes holds it (`acquire`)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shared_cache: Path | None = None) -> None:
+        """shared_cache   folder of the keyed caches, if not in the run folder: a trial uses its sweep's"""
         self.folder = folder.expanduser().resolve()
+        self.shared_cache = shared_cache
         self._lock = RunLock(self.folder)
         self.manifest: dict[str, Any] = {}
         self.reload()
@@ -35,6 +37,11 @@ class Run:
     def __truediv__(self, name: str) -> Path:
         """The path of a file in the run folder: `run / layout.PAIRS_JSONL`."""
         return self.folder / name
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the keyed caches."""
+        return self.shared_cache or self / layout.CACHE_DIR
 
     @property
     def archive(self) -> Path:

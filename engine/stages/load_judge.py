@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Event
+from engine.models.adapters.source import adapter_folder
 from engine.pairs.generation.methods import needs_judge
-from engine.pairs.judges.base import Judge, LoadedPolicy
+from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge
 from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 
 if TYPE_CHECKING:
+    from engine.core.config import Stage3Config
     from engine.models.backend import Backend
     from engine.run.context import Context
 
@@ -29,7 +32,7 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
         case "self":
             from engine.pairs.judges.self_judge import load_self_judge
 
-            return load_self_judge(context, policy)
+            return load_self_judge(context.config, policy or _stage2_policy(context))
         case "reward-model":
             from engine.pairs.judges.reward_model import load_reward_model
 
@@ -37,18 +40,36 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
         case "server":
             from engine.pairs.judges.server import connect_server_judge
 
-            return connect_server_judge(context)
+            return connect_server_judge(context.config, context.stop, context.tell, context.token_text)
         case "demo":
             from engine.demo.judge import GrammarJudge
 
             return GrammarJudge()
 
 
+def judge_loader(context: Context) -> LoadJudge:
+    """`load_judge` for those who know the configuration only."""
+
+    def load(config: Stage3Config, policy: LoadedPolicy | None = None) -> Judge | None:
+        return load_judge(replace(context, config=config), policy)
+
+    return load
+
+
+def _stage2_policy(context: Context) -> LoadedPolicy:
+    """From disk."""
+    from engine.models.local_backend import load_stage2_backend
+
+    adapter = adapter_folder(context.config, context.run, context.token_text)
+    backend = load_stage2_backend(context.config, adapter, context.stop, context.token_text)
+    return LoadedPolicy(backend.model, backend.tokenizer)
+
+
 def ordering_judge(context: Context) -> Generator[Event, None, ExaminedJudge | None]:
     """The judge that ranks the method's drafts; None if the method needs none. Raises PreconditionError if it failed its exam."""
     if not needs_judge(context.config):
         return None
-    examined = yield from examined_judge(context, load_judge)
+    examined = yield from examined_judge(context.config, context.run, judge_loader(context), context.stop)
     if examined.trusted is None:
         raise PreconditionError(
             f"--method {context.config.method} needs a judge that passes its exam.",

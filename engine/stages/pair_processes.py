@@ -1,14 +1,18 @@
-"""Several processes that make pairs, or score them, each with the local model on a GPU of its own."""
+"""Several processes that make pairs, score them, or compare both stages, each with the local models on a GPU of its own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
-from engine.dpo.planning.processes import number_of_processes
+from engine.dpo.evaluation import in_processes as evaluation_in_processes
+from engine.dpo.evaluation.in_processes import AskProcesses, key_of_models
+from engine.dpo.evaluation.line import Asked
+from engine.dpo.planning.processes import processes_here
 from engine.machine.device import resolve_device
 from engine.models.adapters.source import adapter_folder
 from engine.models.loading import load_tokenizer
@@ -27,6 +31,9 @@ from engine.run.context import Context
 from engine.stages.pair_worker import Request
 from engine.workers.pool import WorkerPool
 
+if TYPE_CHECKING:
+    from engine.dpo.training.trainer import Trained
+
 WORKER = "engine.stages.pair_worker"
 
 
@@ -35,17 +42,17 @@ def makers(config: Stage3Config, judge: str) -> int:
 
     judge   that ranks the drafts; "none" if the method needs none
     """
-    return _here(config) if is_made_here(config, judge) else 1
+    return processes_here(config) if is_made_here(config, judge) else 1
 
 
 def judges(config: Stage3Config) -> int:
     """How many processes score pairs with `--judge`: those of this machine for a model, one for what is no model here."""
-    return _here(config) if config.judge in ("self", "reward-model") else 1
+    return processes_here(config) if config.judge in ("self", "reward-model") else 1
 
 
 def meters(config: Stage3Config) -> int:
     """How many processes measure the relevance of pairs with the base model: those of this machine."""
-    return _here(config)
+    return processes_here(config)
 
 
 @contextmanager
@@ -71,14 +78,28 @@ def measuring(context: Context) -> Iterator[MeasureBatches]:
 
 
 @contextmanager
-def scoring(context: Context) -> Iterator[ScoreBatches]:
-    """The processes, with the judge of the context loaded."""
-    with _pool(context, scores_in_processes.KIND, judges(context.config), "score pairs") as pool:
-        yield ScoreInProcesses(pool, context.run, judge_name(context.config) or "")
+def scoring(context: Context, config: Stage3Config) -> Iterator[ScoreBatches]:
+    """The processes, with the judge of `config` loaded."""
+    with _pool(replace(context, config=config), scores_in_processes.KIND, judges(config), "score pairs") as pool:
+        yield ScoreInProcesses(pool, context.run, judge_name(config) or "")
 
 
-def _here(config: Stage3Config) -> int:
-    return number_of_processes(config) // config.num_machines
+def evaluators(config: Stage3Config) -> int:
+    """How many processes evaluate the training: those of this machine."""
+    return processes_here(config)
+
+
+@contextmanager
+def evaluating(context: Context, trained: Trained, config: Stage3Config) -> Iterator[Asked]:
+    """The processes, with both models loaded.
+
+    config   with the judge that passed its exam
+    """
+    judged = replace(context, config=trained.plan.applied_to(config))
+    models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
+    with _pool(judged, evaluation_in_processes.KIND, evaluators(config), "evaluate") as pool:
+        score = ScoreInProcesses(pool, context.run, judge_name(config) or "", evaluation_in_processes.KIND)
+        yield Asked(AskProcesses(pool, context.run, models), score if judges(config) > 1 else None)
 
 
 def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool:
@@ -88,7 +109,7 @@ def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool
             kind=kind,
             config=_of_process(context.config, number).model_dump(mode="json"),
             run=str(context.run.folder),
-            cache=str(context.cache),
+            cache=str(context.run.cache),
             adapter=str(adapter),
             processes=processes,
         )

@@ -1,4 +1,4 @@
-"""One of several processes that make pairs, measure or score them: `python -m engine.stages.pair_worker`."""
+"""One of several processes that make, measure or score pairs, or evaluate: `python -m engine.stages.pair_worker`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.core.config import Stage3Config
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.stop import StopToken
-from engine.workers.serve import Loaded, Task, serve
+from engine.workers.serve import Loaded, Task, Work, serve
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Request:
     """What each process is asked to load."""
 
     kind: str
-    """Of its rows: "pairs", "relevance" or "scores"."""
+    """Of its rows: "pairs", "relevance", "scores" or "evaluation"."""
     config: dict[str, Any]
     """With the GPU of this process, and with the judge that passed its exam."""
     run: str
@@ -34,10 +34,10 @@ class Request:
 
 def load(task: Task) -> Loaded:
     request = Request(**task)
-    context = Context(
-        Stage3Config(**request.config), Run(Path(request.run)), StopToken(), cache_folder=Path(request.cache)
-    )
-    return {"pairs": _maker, "relevance": _meter, "scores": _judge}[request.kind](request, context)
+    run = Run(Path(request.run), shared_cache=Path(request.cache))
+    context = Context(Stage3Config(**request.config), run, StopToken())
+    loads = {"pairs": _maker, "relevance": _meter, "scores": _judge, "evaluation": _both_models}
+    return loads[request.kind](request, context)
 
 
 def _maker(request: Request, context: Context) -> Loaded:
@@ -72,6 +72,22 @@ def _judge(_: Request, context: Context) -> Loaded:
     judge = load_judge(context)
     assert judge is not None  # one passed its exam
     return Loaded(work_of(judge))
+
+
+def _both_models(request: Request, context: Context) -> Loaded:
+    from engine.dpo.evaluation.both_models import load_both_models
+    from engine.dpo.evaluation.in_processes import work_of
+    from engine.pairs.judges.in_processes import work_of as work_of_judge
+    from engine.stages.load_judge import load_judge
+
+    both = load_both_models(context.config, context.run, Path(request.adapter))
+
+    def judging() -> Work:
+        judge = load_judge(context, both.reference)
+        assert judge is not None  # one passed its exam
+        return work_of_judge(judge)
+
+    return Loaded(work_of(both.do, judging))
 
 
 if __name__ == "__main__":

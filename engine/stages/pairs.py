@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 
 from engine.core import layout
 from engine.core.events import Event, Message, StageStale
@@ -39,7 +40,7 @@ from engine.pairs.principles.constitution import DEFAULT_PATH
 from engine.run.results import PairsResult
 from engine.stages.base import Context, StageEnd, StageRun
 from engine.stages.import_pairs import import_pairs
-from engine.stages.load_judge import load_judge, ordering_judge, policy_of
+from engine.stages.load_judge import judge_loader, ordering_judge, policy_of
 from engine.stages.pair_processes import makers, making
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import JsonlAppender
@@ -70,7 +71,7 @@ def run(context: Context) -> StageRun:
         return imported
     check_method(config)
     examined = yield from ordering_judge(context)
-    settings = GenerationSettings.of(config if examined is None else examined.context.config)
+    settings = GenerationSettings.of(config if examined is None else examined.config)
     found = read_prompts(config, context.token_text)
     prompts = found.prompts
     yield from found.bad.messages(config.dataset)
@@ -143,7 +144,7 @@ def _generate_missing(
     open_set: OpenSet,
 ) -> Generator[Event, None, int]:
     """Make the missing records; returns the number of generated tokens."""
-    judging = context if examined is None else examined.context
+    judging = context if examined is None else replace(context, config=examined.config)
     processes = makers(context.config, "none" if examined is None else judging.config.judge)
     if processes > 1:
         return (yield from _generate_in_processes(context, judging, prompts, settings, identity, open_set, processes))
@@ -157,7 +158,7 @@ def _generate_missing(
     )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
-    judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
+    judge = None if examined is None else examined.judge(judge_loader(context), policy_of(backend))
     make = in_turn(record_maker(backend, settings, judge, context.stop))
     make = after_processes(make, context.run, identity)
     yield from _generate(

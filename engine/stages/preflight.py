@@ -15,6 +15,7 @@ from engine.core.events import Check, Event, Message
 from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
+from engine.dpo.planning.processes import processes_here
 from engine.dpo.planning.workload import Workload
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
@@ -37,12 +38,12 @@ from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memor
 from engine.preflight.report import clock, forecast_event, forecast_lines, require_disk
 from engine.preflight.template import check_template
 from engine.preflight.timing import time_batch
-from engine.preflight.trial import longest_row, rehearsal_of
+from engine.preflight.trial import Rehearsal, longest_row
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.results import PreflightResult
 from engine.stages.base import StageEnd, StageRun
-from engine.stages.load_judge import load_judge, ordering_judge, policy_of
+from engine.stages.load_judge import judge_loader, ordering_judge, policy_of
 from engine.storage.files import sha256_of_file
 from engine.storage.jsonl import dumps
 
@@ -85,7 +86,8 @@ def run(context: Context) -> StageRun:
         measured,
         Workload.of(config, prompts, measured.usable_share),
         plan,
-        pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
+        pair_processes=processes_here(config) if is_made_here(config) else 1,
+        evaluation_processes=processes_here(config),
         share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:
@@ -124,7 +126,8 @@ def _trial_run(context: Context, scratch: Run) -> Generator[Event, None, tuple[T
     row = longest_row(made.longest, load_tokenizer(config, context.token_text), config.max_length)
     context.stop.raise_if_requested()
 
-    plan, tried = yield from fitting_plan(inputs, rehearsal_of(context, scratch), row)
+    rehearsal = Rehearsal.of(config, context.run, scratch, context.stop, context.token_text)
+    plan, tried = yield from fitting_plan(inputs, rehearsal, row)
     yield Check("plan", "ok", f"{plan.in_words}: {plan.why.get('micro_batch', '')}")
     yield from _archive(scratch)
     measured = Measurements(
@@ -194,7 +197,9 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     context.stop.raise_if_requested()
     if wants_pilot:
         tokenizer = load_tokenizer(config, context.token_text)
-        estimates = yield from judge_pilot(context, pairs, tokenizer, load_judge)
+        estimates = yield from judge_pilot(
+            config, context.run, pairs, tokenizer, judge_loader(context), context.stop, context.token_text
+        )
         yield from require_hope_of(estimates, config, context.run / layout.PILOT_PAIRS)
     return made
 
@@ -203,14 +208,14 @@ def _load_maker(context: Context) -> Generator[Event, None, tuple[Maker, Backend
     """What makes the pairs, its policy, and the seconds that loading it took."""
     config = context.config
     examined = yield from ordering_judge(context)
-    settings = GenerationSettings.of(config if examined is None else examined.context.config)
+    settings = GenerationSettings.of(config if examined is None else examined.config)
     started = time.monotonic()
     adapter = adapter_folder(config, context.run, context.token_text)
     backend = load_backend(config, adapter, context.stop, context.token_text, context.tell)
     load_seconds = time.monotonic() - started
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
-    judge = None if examined is None else examined.judge(load_judge, policy_of(backend))
+    judge = None if examined is None else examined.judge(judge_loader(context), policy_of(backend))
     make = in_turn(record_maker(backend, settings, judge, context.stop))
     identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
     return Maker(config, backend, settings, make, identity, context.stop), backend, load_seconds

@@ -33,7 +33,7 @@ from engine.pairs.relevance.pairs import measure_relevance
 from engine.run.folder import Run
 from engine.run.results import QualityResult
 from engine.stages.base import Context, StageEnd, StageRun
-from engine.stages.load_judge import load_judge
+from engine.stages.load_judge import judge_loader
 from engine.stages.pair_processes import judges, measuring, meters, scoring
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 from engine.storage.jsonl import dumps
@@ -70,10 +70,10 @@ def run(context: Context) -> StageRun:
     yield from measure_lengths_of(context, tally, usable)
     beyond_mending = [figure.title for figure in failed(figures(tally, config)) if figure.name in FIGURES_WITHOUT_JUDGE]
     asks_nobody = bool(beyond_mending) and config.accept_quality is None
-    examined = ExaminedJudge(context) if asks_nobody else (yield from examined_judge(context, load_judge))
+    examined = ExaminedJudge(config) if asks_nobody else (yield from _examined(context))
     judgement = None
     if examined.trusted is not None:
-        scores, judgement = yield from _score(examined, usable)
+        scores, judgement = yield from _score(context, examined, usable)
         tally, usable = judge_run(run_, decisions, scores, measures, config.min_gain)
         yield from measure_lengths_of(context, tally, usable)
     if judgement is not None and "best-of-n" in tally.methods:
@@ -155,12 +155,18 @@ def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[st
     return Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
 
 
-def _score(examined: ExaminedJudge, usable: Sequence[Pair]) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
+def _examined(context: Context) -> Generator[Event, None, ExaminedJudge]:
+    return examined_judge(context.config, context.run, judge_loader(context), context.stop)
+
+
+def _score(
+    context: Context, examined: ExaminedJudge, usable: Sequence[Pair]
+) -> Generator[Event, None, tuple[ScoreCache, JudgeSummary]]:
     """Score the pairs that would train with a judge that passed its exam, report the summary, and warn of doubtful scores."""
-    elsewhere = scoring if judges(examined.context.config) > 1 else None
-    scores = yield from examined.score(usable, load_judge, elsewhere)
-    remove_shares(examined.context.run, OF_SCORES)
-    judgement = JudgeSummary.of(judge_name(examined.context.config) or "", scores)
+    elsewhere = partial(scoring, context) if judges(examined.config) > 1 else None
+    scores = yield from examined.score(context.run, usable, judge_loader(context), context.stop, elsewhere)
+    remove_shares(context.run, OF_SCORES)
+    judgement = JudgeSummary.of(judge_name(examined.config) or "", scores)
     unscored = len(usable) - judgement.scored
     yield Check("judge", "warning" if unscored else "ok", judgement.sentence)
     for reason, count in judgement.not_scored.items():

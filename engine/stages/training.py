@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.core import layout
 from engine.core.errors import NumbersError
-from engine.core.events import Check, EvalDone, PairFailed, PairMade, TrainStep
+from engine.core.events import Check, EvalDone, Message, PairFailed, PairMade, TrainStep
 from engine.core.layout import ADAPTER_WEIGHTS
 from engine.dpo.planning.forecast import against_measured, seconds_at_work
 from engine.dpo.planning.plan import effective_batch, oom_history
@@ -20,7 +21,8 @@ from engine.run.journal import read_entries
 from engine.run.reports import PairsReport
 from engine.run.results import AdapterResult, TrainingResult
 from engine.stages.base import Context, StageEnd, StageRun
-from engine.stages.load_judge import load_judge
+from engine.stages.load_judge import judge_loader
+from engine.stages.pair_processes import evaluating, evaluators
 from engine.storage.documents import read_json_or_none
 from engine.storage.files import sha256_of_file, write_atomically, write_json
 
@@ -64,16 +66,23 @@ def run(context: Context) -> StageRun:
     from engine.dpo.training.dataset import load_rows
     from engine.dpo.training.processes import train_as_planned
 
-    started = time.monotonic()
-    stage2 = context.run.results.adapter
+    started, config, run_ = time.monotonic(), context.config, context.run
+    stage2 = run_.results.adapter
     assert stage2 is not None  # the pipeline ran stage adapter
     rows, held_out = load_rows(context.run / layout.TRAIN_JSONL), load_rows(context.run / layout.EVAL_JSONL)
-    trained = yield from train_as_planned(context, rows, reference_sha256=stage2.tensors_sha256)
+    trained = yield from train_as_planned(
+        config, run_, rows, stop=context.stop, token=context.token_text, reference_sha256=stage2.tensors_sha256
+    )
     effect = _save(context, trained, stage2)
     whose = "differs from Stage 2" if trained.tensors_sha256 != stage2.tensors_sha256 else "identical to Stage 2"
     yield Check("adapter", "ok", f"finite, {whose}, changes a logit by up to {effect:.4g}")
     context.stop.raise_if_requested()
-    report = yield from evaluate(context, trained, held_out, load_judge)
+    elsewhere, processes = None, evaluators(config)
+    if processes > 1:
+        elsewhere = partial(evaluating, context, trained)
+        yield Message("info", f"{processes} processes evaluate; the log of each is in {layout.PROCESSES_DIR}/.")
+    load_judge = judge_loader(context)
+    report = yield from evaluate(config, run_, trained, held_out, load_judge, context.stop, elsewhere)
     compared = _forecast_compared(context, trained)
     for name, figures in compared.items():
         yield Check(f"forecast: {name}", "ok", _in_words(name, figures))

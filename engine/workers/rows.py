@@ -1,4 +1,4 @@
-"""The files that the processes append to, each to its own, in `pairs/shares/`.
+"""The files that the processes append to, each to its own, in `pairs/shares/`, or `evaluation/shares/` for the evaluation.
 
 They are gone once a set is whole. What is in them after a run was killed, or after one of its processes was, is not made again.
 """
@@ -18,8 +18,8 @@ from engine.storage.jsonl import BadLine, read_jsonl, read_records
 
 
 def share_file(run: Run, kind: str, number: int) -> Path:
-    """The file of one process. `kind`: what the rows are, "pairs" or "scores"."""
-    return run / layout.SHARES_DIR / f"{kind}-{number}.jsonl"
+    """The file of one process. `kind`: what the rows are, "pairs", "relevance", "scores" or "evaluation"."""
+    return _folder(run, kind) / f"{kind}-{number}.jsonl"
 
 
 def left_rows(run: Run, kind: str) -> Iterator[dict[str, Any]]:
@@ -43,8 +43,12 @@ def remove_shares(run: Run, kind: str) -> None:
     for path in _files(run, kind):
         path.unlink(missing_ok=True)
     with suppress(OSError):  # the other kind has files there, or there was never one
-        (run / layout.SHARES_DIR).rmdir()
+        _folder(run, kind).rmdir()
 
 
 def _files(run: Run, kind: str) -> list[Path]:
-    return sorted((run / layout.SHARES_DIR).glob(f"{kind}-*.jsonl"))
+    return sorted(_folder(run, kind).glob(f"{kind}-*.jsonl"))
+
+
+def _folder(run: Run, kind: str) -> Path:
+    return run / (layout.EVALUATION_SHARES_DIR if kind == "evaluation" else layout.SHARES_DIR)

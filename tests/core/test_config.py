@@ -118,3 +118,8 @@ def test_an_option_that_another_one_needs_is_said_to_be_missing():
     with pytest.raises(ConfigError, match=r"^main_process_ip is missing\.") as raised:
         load_config({"num_machines": 2}, environment={})
     assert "--num-machines" in raised.value.why
+
+
+def test_weights_in_four_bits_cannot_be_spread():
+    with pytest.raises(ConfigError, match="--load-in-4bit"):
+        load_config({"load_in_4bit": True, "sharding": "fsdp"}, environment={})

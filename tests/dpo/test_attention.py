@@ -9,7 +9,7 @@ import torch
 import transformers
 from peft import PeftModel
 
-from engine.dpo.training import attention
+from engine.dpo.planning import forecast
 from engine.dpo.training.attention import NAME, RowParts
 from engine.dpo.training.shared_prompt import pack_shared_prompt, share_prompt_computation
 from tests.dpo.test_shared_prompt import SHAPE, ask, collated, loss_and_gradients, with_adapter
@@ -42,7 +42,7 @@ def model_of(family: str) -> Any:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short the rows are."""
-    monkeypatch.setattr(attention, "COLUMNS_WORTH_IT", {"cpu": 0})
+    monkeypatch.setattr(forecast, "ROWS_FROM", {"cpu": 0})
 
 
 def masks_seen(policy: PeftModel) -> list[Any]:

@@ -23,14 +23,15 @@ from engine.demo.grammar import STAGE2_MIX, criticise, draw_answer, questions
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.dpo.evaluation import report as report_module
 from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
+from engine.dpo.evaluation.both_models import BothModels, ask_here
 from engine.dpo.evaluation.comparison import compare, everyday_for, harmless_among
 from engine.dpo.evaluation.held_out import HeldOut, LogRatios, distance_on_own_answers, log_ratios
+from engine.dpo.evaluation.line import Line
 from engine.dpo.evaluation.relevance import answer_relevance
 from engine.dpo.evaluation.report import evaluate
 from engine.dpo.evaluation.verdict import Comparison, Limits, verdict
 from engine.dpo.training.dataset import encode_rows
 from engine.dpo.training.reference import adapter_active
-from engine.dpo.training.trainer import train
 from engine.models.generation.sampling import Reply
 from engine.models.loading import load_base
 from engine.models.tensors import file_tensors, hash_tensors
@@ -41,9 +42,10 @@ from engine.pairs.relevance.measure import Answer, RelevanceMeter
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import training as stage
-from engine.stages.load_judge import load_judge
+from engine.stages.load_judge import judge_loader
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
+from tests.support.trainings import train
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits.of(TrainingOptions())
@@ -139,6 +141,10 @@ def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     return context, run_stage(train(context, pairs(12)))[1]
 
 
+def line_of(context: Context, made: Any) -> Line:
+    return Line(ask_here(BothModels.of(context.config, made), context.stop))
+
+
 def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Sequence[int]) -> float:
     """Log-probability of one reply by definition: no batch, no padding, no fused head."""
     ids = torch.tensor([[*prompt, *reply]])
@@ -150,7 +156,7 @@ def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Se
 def test_log_ratios_are_those_of_each_reply_read_alone(trained: tuple[Context, Any]):
     context, made = trained
     encoded = encode_rows(pairs(17)[12:], made.tokenizer)  # type: ignore[arg-type]
-    _, ratios = run_stage(log_ratios(context.config, made, encoded, "pairs", context.stop))
+    _, ratios = run_stage(log_ratios(line_of(context, made), encoded, 2, "pairs"))
     for pair, ratio in zip(encoded, ratios, strict=True):
         for ids, told in ((pair.chosen_ids, ratio.chosen), (pair.rejected_ids, ratio.rejected)):
             after, before = (log_probability(made, name, pair.prompt_ids, ids) for name in ("default", "ref"))
@@ -167,7 +173,9 @@ def test_how_far_it_moved_is_measured_on_what_stage_3_says_and_ended(trained: tu
         Reply("Close the", False, 2),
         Reply("Replace the valve twice", True, 7),
     ]
-    _, figures = run_stage(distance_on_own_answers(context.config, made, prompts, before, after, context.stop))
+    _, figures = run_stage(
+        distance_on_own_answers(line_of(context, made), context.config, made, prompts, before, after)
+    )
     rows: Any = [
         {"prompt": prompt, "chosen": [{"role": "assistant", "content": said.text}], "rejected": pairs(1)[0]["rejected"]}
         for prompt, said in zip(prompts, after, strict=True)
@@ -188,7 +196,7 @@ def test_an_answer_that_stayed_the_same_is_measured_like_any_other(trained: tupl
     context, made = trained
     same = [Reply("Sort the mail", True, 5)]
     prompts: Any = [pairs(1)[0]["prompt"]]
-    _, figures = run_stage(distance_on_own_answers(context.config, made, prompts, same, same, context.stop))
+    _, figures = run_stage(distance_on_own_answers(line_of(context, made), context.config, made, prompts, same, same))
     assert figures["own_answers_measured"] == 1 and figures["own_answer_log_ratio"] is not None
 
 
@@ -197,7 +205,7 @@ def test_the_relevance_of_both_models_answers_is_read_by_the_base_alone(trained:
     prompts: Any = [row["prompt"] for row in pairs(3)]
     before = [Reply(f"Sort the mail {i}", True, 5) for i in range(3)]
     after = [Reply("Water the plants", True, 6), Reply("", True, 0), Reply("Close the valve twice", True, 7)]
-    _, found = run_stage(answer_relevance(made, prompts, before, after, context.stop))
+    _, found = run_stage(answer_relevance(line_of(context, made), prompts, before, after))
     base = RelevanceMeter(load_base(context.config), made.tokenizer)
     for nats, replies in zip(found, (before, after), strict=True):
         expected = base.measure([Answer(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)])
@@ -214,7 +222,9 @@ def test_the_report_has_the_word_its_rule_its_limits_and_every_answer(
     monkeypatch.setattr(
         report_module, "verdict", lambda comparison, limits: judged.append(comparison) or verdict(comparison, limits)
     )
-    events, report = run_stage(evaluate(context, made, pairs(20)[12:], load_judge))  # type: ignore[arg-type]
+    events, report = run_stage(
+        evaluate(context.config, context.run, made, pairs(20)[12:], judge_loader(context), context.stop)
+    )  # type: ignore[arg-type]
     assert report == json.loads((context.run / layout.EVALUATION_REPORT).read_text())
     assert (report["verdict"], report["rule"]) == ("cannot tell", "too few prompts")
     assert report["limits"]["max_length_ratio"] == 1.5

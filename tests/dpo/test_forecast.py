@@ -120,6 +120,16 @@ def test_a_live_reference_needs_more_and_float32_twice_the_weights():
     assert weight_bytes(GEMMA_2B, "float32", False) == 2 * weight_bytes(GEMMA_2B, "float16", False)
 
 
+def test_weights_that_are_spread_are_put_together_a_layer_at_a_time():
+    plan = TrainingPlan(1, 8, True, "live", "bfloat16")
+    layer, embeddings = 2 * 2048 * (2 * 2048 + 2 * 256 + 3 * 16384), 2 * 2048 * 256000
+    in_four = weight_bytes(GEMMA_2B, "bfloat16", False, 4)
+    assert in_four == pytest.approx(2 * GEMMA_2B.base_parameters / 4 + embeddings + 2 * layer, rel=1e-4)
+    assert gemma(plan) - gemma(plan, spread_over=4) == pytest.approx(
+        (2 * GEMMA_2B.base_parameters - in_four + 15 * GEMMA_2B.adapter_parameters) / GIB, rel=1e-4
+    )
+
+
 def test_the_head_never_holds_the_whole_vocabulary_of_all_tokens():
     terms = training_memory(GEMMA_2B, TrainingPlan(8, 1, False, "up front", "bfloat16"), max_length=1024, context=0)
     assert terms["head"] < 2 * GIB < 8 * 2048 * 256000 * 4
@@ -155,7 +165,11 @@ SHARE = (30 + 1.5 * 40) / (20 + 1.5 * 160)
 
 
 def whole(plan: TrainingPlan, **options: Any) -> Any:
-    told = {name: options.pop(name) for name in ("pair_processes", "share_device") if name in options}
+    told = {
+        name: options.pop(name)
+        for name in ("pair_processes", "evaluation_processes", "share_device")
+        if name in options
+    }
     measured = options.pop("measured", MEASURED)
     return forecast(measured, replace(WORK, **options), plan, **told)
 
@@ -171,14 +185,25 @@ def test_pairs_take_their_readings_and_their_tokens():
     assert whole(PLAN, max_new_tokens=10).seconds_pairs == pytest.approx(2 * (1.5 * 0.5 + 3 * 10 * 0.1))
 
 
-def test_processes_divide_the_time_unless_they_share_a_device_and_each_of_them_has_to_start():
+def test_processes_divide_the_time_and_each_of_them_has_to_start():
+    """Those that make pairs do not if they share a device; a training step was measured in all of them at the same time."""
     alone, start = whole(PLAN, prompts=160), START_SECONDS
     both = whole(PLAN.dealt_out(2), prompts=160, pair_processes=2)
     assert both.seconds_pairs == pytest.approx(alone.seconds_pairs / 2 + start)
     assert both.seconds_training == pytest.approx(alone.seconds_training / 2 + start)
     shared = whole(PLAN.dealt_out(2), prompts=160, pair_processes=2, share_device=True)
     assert shared.seconds_pairs == pytest.approx(alone.seconds_pairs + start)
-    assert shared.seconds_training == pytest.approx(alone.seconds_training + start)
+    assert shared.seconds_training == both.seconds_training
+
+
+def test_processes_divide_the_evaluation_by_batches_of_answers_and_by_readings_and_each_of_them_has_to_start():
+    loaded = replace(MEASURED, load_seconds=4.0)
+    prefill, read = 2 * (4 + 10) / 8 * 0.5, (2 * 4 + 3 * 4) * SHARE * 3.0 / 3
+    four = whole(PLAN.dealt_out(4), measured=loaded, evaluation_processes=4)
+    batches = (1 + 1) * 30 * 0.1  # 2 of the prompts and 4 of the everyday questions, by 4 processes
+    assert four.seconds_evaluation == pytest.approx(prefill / 4 + batches + read / 4 + START_SECONDS + 4.0)
+    shared = whole(PLAN.dealt_out(4), measured=loaded, evaluation_processes=4, share_device=True)
+    assert shared.seconds_evaluation == pytest.approx(prefill + 6 * 30 * 0.1 + read / 4 + START_SECONDS + 4.0)
 
 
 def test_loading_the_models_is_part_of_both_stages_however_few_pairs_there_are():

@@ -18,13 +18,12 @@ from engine.core.events import RunFinished, TrainStep
 from engine.dpo.planning.processes import number_of_processes
 from engine.dpo.training.joining import join_training
 from engine.dpo.training.launcher import REQUEST_JSON, launch_command
-from engine.dpo.training.processes import train_as_planned
-from engine.dpo.training.trainer import train
 from engine.dpo.training.voice import Request
 from engine.run.context import Context
 from engine.run.journal import Journal
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
+from tests.support.trainings import train, train_as_planned
 
 ROOT = Path(__file__).parents[2]
 ROWS = pairs(14)
@@ -79,7 +78,7 @@ def test_a_machine_that_waits_ends_with_the_run(machine: Callable[..., Context])
     context = machine(1)
     journal = Journal(context.run / "logs/events.jsonl")
     journal.append(RunFinished(0))  # of an earlier start
-    joining = join_training(context)
+    joining = join_training(context.config, context.run, context.stop)
     assert "waits" in next(joining).text
     with (context.run / "logs/events.jsonl").open("a") as file:
         file.write('{"kind": "run_finished", "exit_code"\n')  # a line that a copy cut: passed over, as everywhere
@@ -93,7 +92,7 @@ def test_a_request_that_nobody_is_behind_is_not_taken(machine: Callable[..., Con
     context = machine(1)
     (context.run / REQUEST_JSON).parent.mkdir(parents=True)
     Request({}, "", "", "", {"processes": 2}).write(context.run / REQUEST_JSON)
-    joining = join_training(context)
+    joining = join_training(context.config, context.run, context.stop)
     next(joining)
     context.stop.request("the test asks")
     with pytest.raises(Stopped):

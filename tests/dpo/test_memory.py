@@ -17,7 +17,6 @@ from engine.core.errors import MemoryExhausted, RestartNeeded
 from engine.core.events import Message, RunFinished, TrainStep
 from engine.dpo.planning.plan import PLAN_JSON, TrainingPlan, current_plan, plan_as_configured
 from engine.dpo.training import trl_trainer
-from engine.dpo.training.trainer import train
 from engine.machine.device_errors import is_broken_device, is_out_of_memory
 from engine.machine.memory import MemoryPeak
 from engine.run.context import Context
@@ -26,6 +25,7 @@ from engine.run.journal import read_entries
 from tests.conftest import run_stage
 from tests.support.short_run import ENVIRONMENT, copy_of, short_demo_command
 from tests.support.tiny_models import build_context, pairs
+from tests.support.trainings import train
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 1.95 GiB. GPU 0 has a total capacity of 14.58 GiB"
 

@@ -21,14 +21,14 @@ from engine.core.events import CheckpointSaved, Event, Message, Stalled, TrainSt
 from engine.dpo.planning.plan import TrainingPlan, current_plan
 from engine.dpo.training.blame import Blame
 from engine.dpo.training.checkpoints import by_step, step_of
-from engine.dpo.training.processes import train_as_planned
-from engine.dpo.training.trainer import Trained, train
+from engine.dpo.training.trainer import Trained
 from engine.dpo.training.voice import Failure, rank_log
 from engine.models.tensors import adapter_tensors
 from engine.process.stopped import STOPPED_SECONDS
 from engine.run.context import Context
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
+from tests.support.trainings import train, train_as_planned
 
 ROWS = pairs(22)
 STEPS = 6
@@ -72,6 +72,12 @@ def send_to_all(context: Context, number: signal.Signals) -> None:
     assert len(ranks) == 2
     for pid in (psutil.Process(ranks[0]).ppid(), *ranks.values()):
         os.kill(pid, number)
+
+
+def share_held(events: list[Any]) -> int:
+    """The percentage of all weights that a process holds before the first pass, as it was told."""
+    (told,) = [event.text for event in events if isinstance(event, Message) and "is spread over" in event.text]
+    return int(re.search(r"\((\d+)%\)", told)[1])
 
 
 def test_two_processes_train_what_one_does(make: Callable[..., Context]):
@@ -177,7 +183,11 @@ def test_a_sharded_training_has_the_same_losses_and_leaves_a_whole_adapter(
             for event in training(context):
                 if isinstance(event, TrainStep) and event.step == 3:
                     context.stop.request("the test asks")
-    _, trained = run_stage(training(make(**sharding.get(after, {"sharding": after}))))
+    events, trained = run_stage(training(make(**sharding.get(after, {"sharding": after}))))
+    if after == "fsdp":
+        assert 50 <= share_held(events) < 60
+        # A check on a model in parts that fails would take a slower way.
+        assert not [event.text for event in events if isinstance(event, Message) and "computed whole" in event.text]
     assert (trained.resumed_from or 0) >= (3 if before else 0)
     assert trained.losses == pytest.approx(alone.losses, abs=1e-4)
     tensors, expected = (adapter_tensors(one.model, "default") for one in (trained, alone))

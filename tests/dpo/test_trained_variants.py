@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from engine.core.errors import NumbersError, PreconditionError, Stopped
 from engine.core.events import TrainStep
 from engine.dpo.training.reference import REFERENCE_ADAPTER
-from engine.dpo.training.trainer import save_adapter, train
+from engine.dpo.training.trainer import save_adapter
 from engine.models.adapters.effect import effect_on_logits, logits_of
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.number_format import overflow_in_float16
@@ -26,6 +26,7 @@ from engine.stages import adapter as stage
 from tests.conftest import run_stage
 from tests.support.damaged_adapters import WEIGHTS
 from tests.support.tiny_models import build_adapter, build_context, pairs
+from tests.support.trainings import train
 
 ROWS = pairs(8)
 STEPS = 3

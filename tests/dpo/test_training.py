@@ -30,7 +30,7 @@ from engine.dpo.training import trl_trainer
 from engine.dpo.training.checkpoints import MANIFEST, by_step, checkpoint_error, newest_good, rotate, write_checkpoint
 from engine.dpo.training.dataset import encode_rows, load_rows
 from engine.dpo.training.reference import REFERENCE_ADAPTER, place_adapter
-from engine.dpo.training.trainer import train, training_settings
+from engine.dpo.training.trainer import training_settings
 from engine.models.chat_template import conversation_ids
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.tensors import adapter_tensors, hash_tensors
@@ -39,6 +39,7 @@ from engine.stages import training as stage
 from engine.storage.files import sha256_of_file
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs, write_rows
+from tests.support.trainings import train
 
 ROWS = pairs(24)
 STEPS = 6  # 24 pairs in batches of 2, 2 batches a step
@@ -202,7 +203,7 @@ def test_a_reference_that_the_loss_does_not_see_is_refused_by_the_first_loss(
 
 def test_kept_log_probabilities_of_another_reference_are_refused_by_the_first_loss(make: Callable[..., Context]):
     context = make(cpu_ref_model=True)
-    path = context.cache / layout.REFERENCE_LOGPS
+    path = context.run.cache / layout.REFERENCE_LOGPS
     run_stage(train(context, ROWS[:4]))
     shutil.rmtree(context.run / layout.CHECKPOINTS_DIR)
     kept = [json.loads(line) for line in path.read_text().splitlines()]
@@ -299,7 +300,7 @@ import json, sys
 from pathlib import Path
 from engine.process.environment import quiet_libraries
 quiet_libraries()
-from engine.dpo.training.trainer import train
+from tests.support.trainings import train
 from engine.core.events import TrainStep
 from tests.support.tiny_models import build_context, pairs
 context = build_context(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
@@ -337,7 +338,7 @@ import sys
 from pathlib import Path
 from engine.process.environment import quiet_libraries
 quiet_libraries()
-from engine.dpo.training.trainer import train
+from tests.support.trainings import train
 from engine.core.events import TrainStep
 from tests.support.tiny_models import build_context, pairs
 context = build_context(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), num_train_epochs=4.0)

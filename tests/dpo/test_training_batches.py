@@ -21,7 +21,7 @@ from engine.dpo.training.dataset import EncodedPair, encode_rows
 from engine.dpo.training.encoded_pairs import EncodedPairs
 from engine.dpo.training.ranks import Ranks
 from engine.dpo.training.reference import reference_logps
-from engine.dpo.training.trainer import train, training_settings
+from engine.dpo.training.trainer import training_settings
 from engine.dpo.training.trl_trainer import Stage3Trainer, build_trainer
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.run.context import Context
@@ -29,6 +29,7 @@ from engine.run.stop import StopToken
 from engine.storage.keyed_cache import KeyedCache
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_context, pairs
+from tests.support.trainings import train
 
 ROWS = pairs(22)
 
@@ -233,11 +234,11 @@ def trainer(make: Callable[..., Context]) -> Any:
     return context, made, tokens
 
 
-def logps(trainer: Any, batch_size: int, name: str = "logps.jsonl", policy: str = "right") -> Any:
+def logps(trainer: Any, batch_size: int, name: str = "logps.jsonl", policy: str = "right", **more: Any) -> Any:
     context, made, tokens = trainer
     return reference_logps(
         made.model, tokens, made.data_collator, batch_size=batch_size, dtype=torch.float32,
-        cache=KeyedCache(context.run / name), policy=policy, stop=context.stop,
+        cache=KeyedCache(context.run / name), policy=policy, stop=context.stop, **more,
     )  # fmt: skip
 
 
@@ -291,6 +292,23 @@ def test_a_pass_that_was_stopped_continues_and_leaves_the_same_bytes(trainer: An
     assert found == expected
     lines = [(context.run / name).read_text().splitlines() for name in ("logps.jsonl", "undisturbed.jsonl")]
     assert sorted(lines[0]) == sorted(lines[1])
+
+
+@pytest.mark.parametrize("together, passes", [(True, 1), (False, 0)])
+def test_a_process_without_a_batch_makes_a_pass_where_the_others_need_its_weights(
+    together: bool, passes: int, trainer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    _, alone = run_stage(logps(trainer, 100, "alone.jsonl"))
+    of_first = dict(enumerate(alone))
+
+    class Second(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            return [of_first if isinstance(value, dict) else value, value]
+
+    asked = watch_rows(monkeypatch)
+    _, found = run_stage(logps(trainer, 100, ranks=Second(1, 2), together=together))
+    assert len(asked) == passes
+    assert found == alone
 
 
 def test_what_is_kept_is_not_computed_again(trainer: Any, monkeypatch: pytest.MonkeyPatch):

@@ -74,9 +74,9 @@ def test_what_an_earlier_process_said_is_not_said_again_and_its_steps_count():
 
 def test_a_real_training_shows_its_figures_to_the_watch(tmp_path, monkeypatch: pytest.MonkeyPatch):
     from engine.dpo.training import warnings as module
-    from engine.dpo.training.trainer import train
     from tests.conftest import run_stage
     from tests.support.tiny_models import build_adapter, build_base, build_context, pairs
+    from tests.support.trainings import train
 
     monkeypatch.setattr(module, "COLLAPSE", -9.0)  # so that whatever the replies do is told
     base = build_base(tmp_path / "base")

@@ -22,13 +22,13 @@ from engine.core.errors import ExitCode, NumbersError
 from engine.core.events import CheckpointSaved, Message
 from engine.dpo.training import trl_trainer
 from engine.dpo.training.checkpoints import MANIFEST, by_step, checkpoint_error
-from engine.dpo.training.trainer import train
 from engine.machine.error_mapping import as_stage3_error
 from engine.models.loading import load_base, load_policy
 from engine.run.context import Context
 from engine.storage.files import write_json
 from tests.conftest import run_stage
 from tests.support.tiny_models import build_adapter, build_context, pairs
+from tests.support.trainings import train
 
 ROWS = pairs(16)  # four steps, two checkpoints
 

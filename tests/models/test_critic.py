@@ -23,7 +23,7 @@ from engine.pairs.principles.constitution import load_constitution
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.stop import StopToken
-from engine.stages.load_judge import load_judge
+from engine.stages.load_judge import judge_loader
 from tests.conftest import run_stage
 from tests.support.fake_server import Answer, FakeServer, choices, fake_server
 
@@ -136,8 +136,8 @@ def test_a_judge_on_a_server_of_its_own_takes_the_exam_there(
             "judge_api_key_env": "JUDGE_KEY",
         }
     )
-    _, found = run_stage(examined_judge(made, load_judge))
+    _, found = run_stage(examined_judge(made.config, made.run, judge_loader(made), made.stop))
     assert found.trusted is not None and found.trusted.right == 60 and found.trusted.on_the_letters == 1.0
     assert found.trusted.judge == "server wise" and found.trusted.first_place_chosen == 0.5
     assert len(server.asked) == 120 and {each.authorization for each in server.asked} == {f"Bearer {KEY}"}
-    assert KEY not in "".join(path.read_text() for path in made.cache.rglob("*.jsonl"))
+    assert KEY not in "".join(path.read_text() for path in made.run.cache.rglob("*.jsonl"))

@@ -55,6 +55,10 @@ def pairs_report(config: Any, *, good: int, meta: int) -> dict[str, Any]:
     return report(tally, config)
 
 
+def test_the_whole_card_reads_as_one_text():
+    assert card() == (Path(__file__).parent / "card.txt").read_text(encoding="utf-8")
+
+
 def test_the_word_stands_in_a_heading_with_its_reasons_and_the_figures_under_it():
     told = section(card(), "Is it better than Stage 2? Cannot tell")
     assert "- No judge scored the answers.\n- Unusable answers: 3% before, 7% after." in told

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.errors import DataError, ExitCode, NetworkError, PreconditionError, Stopped
 from engine.core.events import Check, Message, Progress
 from engine.core.statistics import wilson
@@ -175,23 +176,27 @@ def server(context: Callable[..., Context]) -> Callable[..., Context]:
     )
 
 
+def examined(context: Context, load: Any) -> Any:
+    return examined_judge(context.config, context.run, load, context.stop)
+
+
 def test_an_exam_is_taken_once_by_each_judge(server: Callable[..., Context]):
     judge = Scripted(knows)
-    _, first = run_stage(examined_judge(server(), lambda *_: judge))
-    _, again = run_stage(examined_judge(server(), lambda *_: judge))
+    _, first = run_stage(examined(server(), lambda *_: judge))
+    _, again = run_stage(examined(server(), lambda *_: judge))
     assert judge.asked == 60 and first.exams == again.exams
     assert first.judge(lambda *_: None) is judge and first.judge(lambda *_: None) is None  # handed over once
-    run_stage(examined_judge(server(server_model="wiser"), lambda *_: judge))
+    run_stage(examined(server(server_model="wiser"), lambda *_: judge))
     assert judge.asked == 120
 
 
 def test_an_exam_that_was_kept_by_another_version_is_taken_again(server: Callable[..., Context]):
     context, judge = server(), Scripted(knows)
-    path = context.cache / layout.EXAMS
+    path = context.run.cache / layout.EXAMS
     path.parent.mkdir(parents=True)
     key = exam_key(context.config, context.run.results)
     path.write_text(json.dumps({"key": key, "value": {"judge": "wise", "points": 7}}) + "\n")
-    run_stage(examined_judge(context, lambda *_: judge))
+    run_stage(examined(context, lambda *_: judge))
     assert judge.asked == 60
 
 
@@ -278,8 +283,8 @@ class Loader:
         self._of = of
         self.loaded: list[str] = []
 
-    def __call__(self, context: Context, policy: Any = None) -> Any:
-        kind = context.config.judge
+    def __call__(self, config: Stage3Config, policy: Any = None) -> Any:
+        kind = config.judge
         self.loaded.append(kind)
         found = self._of[kind]
         if isinstance(found, Exception):
@@ -297,12 +302,16 @@ def local(context: Callable[..., Context], tmp_path) -> Callable[..., Context]:
     return lambda **more: context(**{**here, "min_pairs": 5, "relevance": False, **more})
 
 
+def considered(context: Context) -> list[str]:
+    return candidates(context.config, context.run)
+
+
 def test_auto_is_the_default_and_asks_server_reward_model_and_self_in_this_order(local: Callable[..., Context]):
     assert local().config.judge == "auto"
-    assert candidates(local(**SERVER)) == ["server", "reward-model", "self"]
-    assert candidates(local()) == ["reward-model", "self"]
-    assert candidates(local(reward_model_id="/nowhere/at/all")) == ["self"]
-    assert candidates(local(judge="none")) == [] and candidates(local(judge="demo")) == ["demo"]
+    assert considered(local(**SERVER)) == ["server", "reward-model", "self"]
+    assert considered(local()) == ["reward-model", "self"]
+    assert considered(local(reward_model_id="/nowhere/at/all")) == ["self"]
+    assert considered(local(judge="none")) == [] and considered(local(judge="demo")) == ["demo"]
 
 
 def test_a_run_that_reads_nothing_from_the_hub_fetches_no_judge_from_there(
@@ -310,27 +319,27 @@ def test_a_run_that_reads_nothing_from_the_hub_fetches_no_judge_from_there(
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     remote = "owner/wise"
-    assert candidates(local(reward_model_id=remote)) == ["self"]
-    assert candidates(local(reward_model_id=remote, dataset="owner/data")) == ["reward-model", "self"]
+    assert considered(local(reward_model_id=remote)) == ["self"]
+    assert considered(local(reward_model_id=remote, dataset="owner/data")) == ["reward-model", "self"]
     snapshot = tmp_path / "cache" / "models--owner--wise" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     (tmp_path / "cache" / "models--owner--wise" / "refs").mkdir()
     (tmp_path / "cache" / "models--owner--wise" / "refs" / "main").write_text("a" * 40)
-    assert candidates(local(reward_model_id=remote)) == ["reward-model", "self"]
+    assert considered(local(reward_model_id=remote)) == ["reward-model", "self"]
 
 
 def test_the_first_that_passes_judges(local: Callable[..., Context]):
     load = Loader({"server": likes_length, "reward-model": knows, "self": knows})
-    _, found = run_stage(examined_judge(local(**SERVER), load))
-    assert load.loaded == ["server", "reward-model"] and found.context.config.judge == "reward-model"
+    _, found = run_stage(examined(local(**SERVER), load))
+    assert load.loaded == ["server", "reward-model"] and found.config.judge == "reward-model"
     assert [exam.passed for exam in found.exams] == [False, True] and found.why_none == ""
 
 
 def test_a_candidate_that_cannot_be_asked_is_passed_over_and_named(local: Callable[..., Context]):
     load = Loader({"reward-model": PreconditionError("The reward model is no model."), "self": likes_length})
-    events, found = run_stage(examined_judge(local(), load))
-    assert found.trusted is None and found.context.config.judge == "none"
+    events, found = run_stage(examined(local(), load))
+    assert found.trusted is None and found.config.judge == "none"
     assert "The reward model is no model." in found.why_none and "self failed its exam" in found.why_none
     assert any("cannot be asked" in event.text for event in events if isinstance(event, Message))
 
@@ -338,7 +347,7 @@ def test_a_candidate_that_cannot_be_asked_is_passed_over_and_named(local: Callab
 def test_a_server_that_is_down_is_an_error_and_no_reason_to_ask_somebody_else(local: Callable[..., Context]):
     load = Loader({"server": NetworkError("The server is gone."), "self": knows})
     with pytest.raises(NetworkError, match="is gone"):
-        run_stage(examined_judge(local(**SERVER), load))
+        run_stage(examined(local(**SERVER), load))
 
 
 # -- no judge passed its exam ------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from engine.core.errors import ConfigError, DataError, NetworkError, NumbersError, PreconditionError, UnsafeError
-from engine.dpo.evaluation.report import judge_answers, reference_policy
-from engine.dpo.training.trainer import train
+from engine.dpo.evaluation.answers import AnswerJudge, judge_answers
+from engine.dpo.evaluation.both_models import BothModels
 from engine.models.generation.sampling import Reply
 from engine.models.local_backend import load_stage2_backend
 from engine.models.server.pool import ServerPool
@@ -41,10 +41,12 @@ from engine.pairs.judges.self_judge import SelfJudge, letter_tokens
 from engine.pairs.judges.server import ServerJudge, connect_server_judge, letter_logps
 from engine.pairs.principles.constitution import Constitution, Principle, load_constitution
 from engine.run.context import Context
+from engine.run.stop import StopToken
 from engine.stages.load_judge import load_judge
 from tests.conftest import run_stage
 from tests.support.fake_server import Answer, fake_server
 from tests.support.tiny_models import TEXT, build_adapter, build_base, build_context, pairs
+from tests.support.trainings import train
 
 PRINCIPLES = PrincipleChoice(
     Constitution(
@@ -259,8 +261,9 @@ def test_in_the_verdict_the_judge_is_stage_2_and_its_adapter_is_put_back(
     prompts = [row["prompt"] for row in pairs(14)[8:]]
     stage2 = [Reply(case.first, True, 3) for case in cases(14)[8:]]
     stage3 = [Reply(case.second, True, 4) for case in cases(14)[8:]]
-    judge = load_judge(context, reference_policy(trained))
-    _, judged = run_stage(judge_answers(judge, prompts, stage2, stage3, context.stop))
+    judge = load_judge(context, BothModels.of(context.config, trained).reference)
+    assert judge is not None
+    _, judged = run_stage(judge_answers(AnswerJudge.here(judge, context.stop), prompts, stage2, stage3))
     assert trained.model.active_adapter == "default"
     from_disk = load_judge(context)
     assert from_disk is not None and judged.judge == from_disk.name == "self" and judged.flawed is None
@@ -499,7 +502,8 @@ def reward_model_of(context: Context) -> RewardModelJudge:
 
 
 def judge_at(url: str, make: Callable[..., Context], **options: object) -> ServerJudge:
-    return connect_server_judge(make(judge="server", server_url=url, server_model="wise", **options))
+    made = make(judge="server", server_url=url, server_model="wise", **options)
+    return connect_server_judge(made.config, made.stop, made.tell)
 
 
 def test_a_server_that_tells_log_probabilities_is_scored_by_them(make: Callable[..., Context]):
@@ -624,7 +628,7 @@ def test_a_reply_cannot_end_its_own_turn_on_the_server(make: Callable[..., Conte
 
 def test_a_server_judge_without_a_server_is_a_mistake_of_the_configuration(make: Callable[..., Context]):
     with pytest.raises(ConfigError, match="server"):
-        connect_server_judge(make(judge="server"))
+        connect_server_judge(make(judge="server").config, StopToken())
 
 
 def test_tokens_that_say_the_same_letter_count_together():

@@ -100,7 +100,7 @@ class LoadedJudge:
 
     judge: Any = None
 
-    def __call__(self, context: Context, policy: Any = None) -> Any:
+    def __call__(self, _: Any, policy: Any = None) -> Any:
         return self.judge
 
 
@@ -116,7 +116,7 @@ def scored_by(context: Context, pairs: Sequence[Pair], load: Callable[[Context],
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
-    monkeypatch.setattr(quality, "load_judge", JUDGE)
+    monkeypatch.setattr(quality, "judge_loader", lambda _: JUDGE)
 
     def with_judge(judge: Any) -> Any:
         JUDGE.judge = judge

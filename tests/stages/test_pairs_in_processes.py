@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +29,10 @@ from engine.run.folder import Run
 from engine.stages import pairs as stage
 from engine.stages.load_judge import load_judge
 from engine.stages.pair_processes import judges, makers, scoring
-from engine.storage.jsonl import dumps
-from engine.workers.pool import Answer, WorkerPool
+from engine.workers.pool import WorkerPool
 from engine.workers.rows import left_rows, share_file
-from engine.workers.serve import Task, Work
 from tests.conftest import run_stage
+from tests.support.pool_here import PoolHere
 
 
 @pytest.fixture
@@ -133,7 +132,9 @@ def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
     local = scores.in_this_process(lambda: load_judge(alone), alone.stop)  # type: ignore[arg-type, return-value]
     _, expected = run_stage(scores.score_pairs(alone.run / layout.SCORES_JSONL, PAIRS, "self", lambda: local))
     messages, killed = [], False
-    scored = scores.score_pairs(together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: scoring(together))
+    scored = scores.score_pairs(
+        together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: scoring(together, together.config)
+    )
     while True:
         try:
             event = next(scored)
@@ -149,22 +150,6 @@ def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
     assert [given.second for given in found] == pytest.approx([given.second for given in expected], abs=1e-5)
     rows = [(context.run / layout.SCORES_JSONL).read_text().splitlines() for context in (alone, together)]
     assert [json.loads(row)["id"] for row in rows[0]] == [json.loads(row)["id"] for row in rows[1]]
-
-
-class PoolHere:
-    """A pool whose only worker is this process; what is sent and told goes through JSON, as through a pipe."""
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-
-    def answers(self, tasks: Sequence[Task]) -> Iterator[str | Answer]:
-        for task in tasks:
-            steps = self.work(json.loads(dumps(task)))
-            try:
-                while True:
-                    yield next(steps)
-            except StopIteration as end:
-                yield Answer([json.loads(dumps(row)) for row in end.value.rows], end.value.facts)
 
 
 def test_scores_that_were_sent_by_another_process_are_the_judges_own(at_work):

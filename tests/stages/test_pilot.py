@@ -74,7 +74,9 @@ def pilot(context: Context, backend: Backend, prompts: int = 24) -> tuple[list[A
 
 
 def judged(context: Context, pairs: list[Pair], load_judge: Any = lambda *_: None) -> tuple[list[Any], Any]:
-    return run_stage(judge_pilot(context, pairs, load_tokenizer(context.config), load_judge))
+    return run_stage(
+        judge_pilot(context.config, context.run, pairs, load_tokenizer(context.config), load_judge, context.stop)
+    )
 
 
 def hope(context: Context, estimates: Any) -> Any:

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from engine.core import layout
-from engine.core.errors import PreconditionError
+from engine.core.errors import NumbersError, PreconditionError
 from engine.core.events import Check, Message
 from engine.demo.preset import demo_defaults
 from engine.dpo.planning.forecast import Machine
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training import trl_trainer
+from engine.dpo.training.voice import rank_log
 from engine.models import loading, number_format
 from engine.models.chat_template import conversation_ids
 from engine.models.loading import (
@@ -79,6 +80,29 @@ def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[
     told = checks(events)
     assert {"number format", "memory", "plan", "resume", "archive", "forecast: memory, training"} <= told.keys()
     assert not (context.run / "preflight/trial").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_the_rehearsal_trains_on_as_many_processes_as_the_run(sharding: str, demo: Callable[..., Context]):
+    context = demo(num_processes=2, sharding=sharding, pilot_prompts=0)
+    events, result = run_stage(preflight.run(context))
+    told = checks(events)
+    assert "in each of 2 processes, loss starts at ln 2" in told["training step"]
+    assert "resumed from step" in told["resume"] and "archive" in told
+    assert result.facts["plan"]["processes"] == 2
+    assert not (context.run / layout.PROCESSES_DIR).exists()
+
+
+@pytest.mark.slow
+def test_the_logs_of_processes_that_fail_in_the_rehearsal_are_kept(
+    demo: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FAILPOINTS_STAGE3", "loss=nan@1")
+    context = demo(num_processes=2, pilot_prompts=0)
+    with pytest.raises(NumbersError, match="The loss is nan"):
+        run_stage(preflight.run(context))
+    assert "loss is nan" in rank_log(context.run, 0).read_text()
 
 
 @pytest.mark.fault("D8")
@@ -305,7 +329,7 @@ def test_tensorboard_that_is_not_installed_names_the_extra(
 ):
     import sys
 
-    from engine.dpo.training.trainer import train
+    from tests.support.trainings import train
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     context = build_context(tmp_path / "run", *tiny, report_to="tensorboard")

@@ -6,8 +6,8 @@ import json as json_module
 
 from engine.core.config import Stage3Config
 from engine.process.environment import prepare_process
-from engine.run.context import Context
 from engine.run.folder import Run
+from engine.run.stop import StopToken
 from engine.security.redaction import redact
 from engine.security.sanitize import visible_line
 from tui.process.signals import install_signal_handlers
@@ -18,9 +18,9 @@ def run_joining(config: Stage3Config, *, json: bool) -> int:
     from engine.dpo.training.joining import join_training
 
     prepare_process(config)
-    context = Context(config, Run(config.output_dir))
-    install_signal_handlers(lambda reason, code: context.stop.request(reason, code))
-    joining = join_training(context)
+    stop = StopToken()
+    install_signal_handlers(stop.request)
+    joining = join_training(config, Run(config.output_dir), stop)
     while True:
         try:
             event = next(joining)

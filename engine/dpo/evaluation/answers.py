@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.events import Event, Progress
+from engine.dpo.evaluation.line import Line
 from engine.dpo.planning.forecast import EVERYDAY_TOKENS
 from engine.dpo.training.dataset import Row
-from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, policy_key
+from engine.dpo.training.reference import REFERENCE_ADAPTER, policy_key
 from engine.models.chat import Conversation
 from engine.models.generation.batch_size import chosen_batch_size
 from engine.pairs.generation.prompts import prompt_id
-from engine.pairs.judges.base import Comparison, FindsFlaws, Judge, LoadedPolicy, ScorePair
-from engine.pairs.judges.scores import JudgeSummary, longest_first, score_in_batches
+from engine.pairs.judges.base import Comparison, FindsFlaws, Judge, ScorePair
+from engine.pairs.judges.scores import JudgeSummary, ScoreBatches, longest_first, score_in_batches
 from engine.storage.files import sha256_of_json
 from engine.storage.keyed_cache import KeyedCache
 
@@ -49,52 +50,48 @@ def everyday_prompts() -> tuple[str, ...]:
 
 
 def answers(
+    line: Line,
     config: Stage3Config,
     trained: Trained,
     prompts: Sequence[Conversation],
     adapter: str,
     *,
     cache_folder: Path,
-    stop: StopToken,
     most_tokens: int | None = None,
 ) -> Generator[Event, None, list[Reply]]:
-    """Greedy answers with one adapter, cached by policy. Batches are halved if memory runs out. Raises Stopped.
+    """Greedy answers with one adapter, cached by policy. Collect with `yield from`.
 
     most_tokens   of an answer; --max-new-tokens by default
     """
-    from engine.machine.memory import free_memory, in_halves
-    from engine.models.generation.sampling import Reply, SamplingSettings, generate
+    from engine.models.generation.sampling import Reply, SamplingSettings
 
     limit = config.max_new_tokens
-    settings = SamplingSettings(limit if most_tokens is None else min(limit, most_tokens))
-    which = "Stage 2" if adapter == REFERENCE_ADAPTER else "Stage 3"
+    settings = asdict(SamplingSettings(limit if most_tokens is None else min(limit, most_tokens)))
     cache = KeyedCache(cache_folder / layout.ANSWERS)
     policy = policy_key(config, trained.stage2_sha256 if adapter == REFERENCE_ADAPTER else trained.tensors_sha256)
-    keys = [sha256_of_json([policy, asdict(settings), prompt]) for prompt in prompts]
+    keys = [sha256_of_json([policy, settings, prompt]) for prompt in prompts]
     known = cache.read(keys)
-    found: list[Reply] = []
+    size = chosen_batch_size(config)
+    batches = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
+    # Whole batches, because their shape may affect an answer's last bits.
+    unknown = [batch for batch in batches if any(keys[index] not in known for index in batch)]
+    line.put([{"answer": [prompts[i] for i in batch], "adapter": adapter, "settings": settings} for batch in unknown])
 
-    def answer(indices: Sequence[int]) -> list[Reply]:
-        with adapter_active(trained.model, adapter):
-            return generate(
-                trained.model,  # type: ignore[arg-type]
-                trained.tokenizer,
-                [prompts[index] for index in indices],
-                settings,
-                should_stop=lambda: stop.requested,
+    def collected() -> Generator[Event, None, list[Reply]]:
+        found: list[Reply] = []
+        for batch in batches:
+            if batch in unknown:
+                answered = yield from line.next()
+                cache.append({keys[index]: reply for index, reply in zip(batch, answered, strict=True)})
+            else:
+                answered = [known[keys[index]] for index in batch]
+            found += [Reply(**reply) for reply in answered]
+            yield Progress(
+                len(found), len(prompts), "answers", note="Stage 2" if adapter == REFERENCE_ADAPTER else "Stage 3"
             )
+        return found
 
-    for start in range(0, len(prompts), chosen_batch_size(config)):
-        batch = range(start, min(start + chosen_batch_size(config), len(prompts)))
-        if all(keys[index] in known for index in batch):
-            found += [Reply(**known[keys[index]]) for index in batch]
-        else:  # the whole batch, because its shape may affect an answer's last bits
-            answered = in_halves(answer, batch, free_memory)
-            cache.append({keys[index]: asdict(reply) for index, reply in zip(batch, answered, strict=True)})
-            found += answered
-        stop.raise_if_requested()
-        yield Progress(len(found), len(prompts), "answers", note=which)
-    return found
+    return collected()
 
 
 @dataclass(frozen=True)
@@ -112,21 +109,25 @@ class JudgedAnswers:
     """Mean total probability of the letters A and B; None for judges that are not asked for a letter."""
 
 
-def reference_policy(trained: Trained) -> LoadedPolicy:
-    """The Stage 2 policy, in memory as the reference, for --judge self."""
-    return LoadedPolicy(trained.model, trained.tokenizer, lambda: adapter_active(trained.model, REFERENCE_ADAPTER))
+@dataclass(frozen=True)
+class AnswerJudge:
+    """A judge that passed its exam, in this process or in others."""
+
+    name: str
+    about: str
+    score: ScoreBatches
+    flaws: FindsFlaws | None = None
+
+    @classmethod
+    def here(cls, judge: Judge, stop: StopToken) -> AnswerJudge:
+        flaws = judge if isinstance(judge, FindsFlaws) else None
+        return cls(judge.name, judge.about, lambda comparisons: score_in_batches(judge, comparisons, stop), flaws)
 
 
 def judge_answers(
-    judge: Judge | None,
-    prompts: Sequence[Conversation],
-    stage2: Sequence[Reply],
-    stage3: Sequence[Reply],
-    stop: StopToken,
+    judge: AnswerJudge | None, prompts: Sequence[Conversation], stage2: Sequence[Reply], stage3: Sequence[Reply]
 ) -> Generator[Event, None, JudgedAnswers | None]:
     """Score both answers to each prompt; None without a judge. Raises Stopped, and what the judge raises."""
-    from engine.machine.memory import free_memory
-
     if judge is None:
         return None
     comparisons = [
@@ -134,17 +135,20 @@ def judge_answers(
         for prompt, before, after in zip(prompts, stage2, stage3, strict=True)
     ]
     given: dict[str, ScorePair] = {}
-    for batch in score_in_batches(judge, longest_first(comparisons), stop):
-        given |= {comparison.id: scores for comparison, scores in batch}
+    for told in judge.score(longest_first(comparisons)):
+        if isinstance(told, Event):
+            yield told
+            continue
+        given |= {comparison.id: scores for comparison, scores in told}
         yield Progress(len(given), len(comparisons), "answers judged", note=f"judge: {judge.name}")
     flawed = None
-    if isinstance(judge, FindsFlaws):
+    if judge.flaws is not None:
         flawed = (
-            [judge.flawed(comparison.conversation, comparison.first) for comparison in comparisons],
-            [judge.flawed(comparison.conversation, comparison.second) for comparison in comparisons],
+            [judge.flaws.flawed(comparison.conversation, comparison.first) for comparison in comparisons],
+            [judge.flaws.flawed(comparison.conversation, comparison.second) for comparison in comparisons],
         )
     scores = [given[comparison.id] for comparison in comparisons]
-    judged = JudgedAnswers(
+    return JudgedAnswers(
         judge.name,
         judge.about,
         [score.first for score in scores],
@@ -152,6 +156,3 @@ def judge_answers(
         flawed,
         JudgeSummary.of(judge.name, scores).on_the_letters,
     )
-    del judge
-    free_memory()
-    return judged

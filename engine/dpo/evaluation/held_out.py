@@ -11,15 +11,13 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Progress
 from engine.core.statistics import bootstrap_mean, mean, wilson
+from engine.dpo.evaluation.line import Line
 from engine.dpo.training.dataset import EncodedPair, Row, encode_row, encode_rows, split_by_length
-from engine.dpo.training.reference import REFERENCE_ADAPTER, collated, pair_logps
-from engine.models.loading import POLICY_ADAPTER, resolve_dtype
 
 if TYPE_CHECKING:
     from engine.dpo.training.trainer import Trained
     from engine.models.chat import Conversation
     from engine.models.generation.sampling import Reply
-    from engine.run.stop import StopToken
 
 STAGE = "training"
 
@@ -85,24 +83,29 @@ class HeldOut:
 
 
 def held_out_rewards(
-    config: Stage3Config, trained: Trained, rows: Sequence[Row], stop: StopToken
+    line: Line, config: Stage3Config, trained: Trained, rows: Sequence[Row]
 ) -> Generator[Event, None, HeldOut]:
-    """Score both replies of each held-out pair with both models. Raises Stopped."""
+    """Have both replies of each held-out pair scored by both models; collect with `yield from`."""
     pairs, too_long = split_by_length(encode_rows(rows, trained.tokenizer), config.max_length)
-    ratios = yield from log_ratios(config, trained, pairs, "held-out pairs", stop)
-    return HeldOut(ratios, len(too_long), config.beta)
+    collected = log_ratios(line, pairs, trained.plan.micro_batch, "held-out pairs")
+
+    def rewards() -> Generator[Event, None, HeldOut]:
+        ratios = yield from collected
+        return HeldOut(ratios, len(too_long), config.beta)
+
+    return rewards()
 
 
 def distance_on_own_answers(
+    line: Line,
     config: Stage3Config,
     trained: Trained,
     prompts: Sequence[Conversation],
     stage2: Sequence[Reply],
     stage3: Sequence[Reply],
-    stop: StopToken,
 ) -> Generator[Event, None, Figures]:
     """How much more likely Stage 3's greedy answers are under Stage 3 than under Stage 2, in nats: like KL(Stage 3 ‖ Stage 2), but
-    over greedy instead of sampled answers. Covers answers that ended and fit --max-length. Raises Stopped.
+    over greedy instead of sampled answers. Covers answers that ended and fit --max-length. Collect with `yield from`.
     """
     encoded: list[EncodedPair] = []
     for prompt, before, after in zip(prompts, stage2, stage3, strict=True):
@@ -115,32 +118,38 @@ def distance_on_own_answers(
         except PreconditionError:
             continue  # the template refuses a broken model's answer; the count below shows it
     fitting, _ = split_by_length(encoded, config.max_length)
-    ratios = yield from log_ratios(config, trained, fitting, "answers measured", stop)
-    own = [ratio.chosen for ratio in ratios]
-    return {
-        "own_answers_measured": len(own),
-        "own_answer_log_ratio": number(mean(own)),
-        "own_answer_log_ratio_per_token": per_token(own, [ratio.chosen_tokens for ratio in ratios]),
-    }
+    collected = log_ratios(line, fitting, trained.plan.micro_batch, "answers measured")
+
+    def distance() -> Generator[Event, None, Figures]:
+        ratios = yield from collected
+        own = [ratio.chosen for ratio in ratios]
+        return {
+            "own_answers_measured": len(own),
+            "own_answer_log_ratio": number(mean(own)),
+            "own_answer_log_ratio_per_token": per_token(own, [ratio.chosen_tokens for ratio in ratios]),
+        }
+
+    return distance()
 
 
 def log_ratios(
-    config: Stage3Config, trained: Trained, pairs: Sequence[EncodedPair], unit: str, stop: StopToken
+    line: Line, pairs: Sequence[EncodedPair], batch_size: int, unit: str
 ) -> Generator[Event, None, list[LogRatios]]:
-    """One per pair, in order, with the micro-batch size of training. Raises Stopped."""
+    """One per pair, in order; collect with `yield from`."""
     plain = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
-    dtype, device = resolve_dtype(trained.plan.applied_to(config)), trained.model.device
-    found: list[LogRatios] = []
-    for batch in collated(plain, trained.collator, trained.plan.micro_batch, device):  # type: ignore[arg-type]
-        stage3 = pair_logps(trained.model, batch, POLICY_ADAPTER, dtype)
-        stage2 = pair_logps(trained.model, batch, REFERENCE_ADAPTER, dtype)
-        chosen, rejected = ((now - before).tolist() for now, before in zip(stage3, stage2, strict=True))
-        for of_chosen, of_rejected in zip(chosen, rejected, strict=True):
-            pair = pairs[len(found)]
-            found.append(LogRatios(of_chosen, of_rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
-        yield Progress(len(found), len(pairs), unit)
-        stop.raise_if_requested()
-    return found
+    starts = range(0, len(pairs), batch_size)
+    line.put([{"read": plain[start : start + batch_size]} for start in starts])
+
+    def collected() -> Generator[Event, None, list[LogRatios]]:
+        found: list[LogRatios] = []
+        for _ in starts:
+            for chosen, rejected in (yield from line.next()):
+                pair = pairs[len(found)]
+                found.append(LogRatios(chosen, rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
+            yield Progress(len(found), len(pairs), unit)
+        return found
+
+    return collected()
 
 
 def per_token(totals: Sequence[float], tokens: Sequence[int]) -> float | None:

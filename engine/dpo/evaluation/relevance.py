@@ -6,14 +6,11 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.events import Event, Progress
-from engine.dpo.training.reference import base_active
+from engine.dpo.evaluation.line import Line
 from engine.models.chat import Conversation
-from engine.pairs.relevance.measure import Answer, RelevanceMeter
 
 if TYPE_CHECKING:
-    from engine.dpo.training.trainer import Trained
     from engine.models.generation.sampling import Reply
-    from engine.run.stop import StopToken
 
 PROMPTS_AT_ONCE = 32
 
@@ -22,17 +19,22 @@ AnswerRelevance = tuple[Sequence[float | None], Sequence[float | None]]
 
 
 def answer_relevance(
-    trained: Trained, prompts: Sequence[Conversation], stage2: Sequence[Reply], stage3: Sequence[Reply], stop: StopToken
+    line: Line, prompts: Sequence[Conversation], stage2: Sequence[Reply], stage3: Sequence[Reply]
 ) -> Generator[Event, None, AnswerRelevance]:
-    """Raises Stopped between two batches."""
-    meter = RelevanceMeter(trained.model, trained.tokenizer)  # type: ignore[arg-type]
-    found: tuple[list[float | None], list[float | None]] = ([], [])
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-        batch = range(start, min(start + PROMPTS_AT_ONCE, len(prompts)))
-        for nats, replies in zip(found, (stage2, stage3), strict=True):
-            with base_active(trained.model):
-                measured = meter.measure([Answer(prompts[index], replies[index].text) for index in batch])
-            nats += [one and one.relevance for one in measured]
-        stop.raise_if_requested()
-        yield Progress(batch.stop, len(prompts), "answers read", note="relevance")
-    return found
+    """Collect with `yield from`."""
+    starts = range(0, len(prompts), PROMPTS_AT_ONCE)
+    for start in starts:
+        for replies in (stage2, stage3):
+            both = zip(prompts, replies, strict=True)
+            read = [(prompt, reply.text) for prompt, reply in both][start : start + PROMPTS_AT_ONCE]
+            line.put([{"relevance of": read}])
+
+    def collected() -> Generator[Event, None, AnswerRelevance]:
+        found: tuple[list[float | None], list[float | None]] = ([], [])
+        for _ in starts:
+            for nats in found:
+                nats += yield from line.next()
+            yield Progress(len(found[0]), len(prompts), "answers read", note="relevance")
+        return found
+
+    return collected()

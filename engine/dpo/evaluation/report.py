@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,22 +12,25 @@ from engine.core import layout
 from engine.core.events import EvalDone, Event
 from engine.dpo.evaluation.answers import (
     REFUSAL_TOKENS,
+    AnswerJudge,
     JudgedAnswers,
     answers,
     distinct_prompts,
     judge_answers,
-    reference_policy,
 )
+from engine.dpo.evaluation.both_models import BothModels, ask_here
 from engine.dpo.evaluation.comparison import compare, everyday_for, sample
-from engine.dpo.evaluation.held_out import Figures, distance_on_own_answers, held_out_rewards
-from engine.dpo.evaluation.relevance import answer_relevance
+from engine.dpo.evaluation.held_out import Figures, HeldOut, distance_on_own_answers, held_out_rewards
+from engine.dpo.evaluation.in_processes import KIND, after_processes, key_of_models
+from engine.dpo.evaluation.line import Ask, Asked, Line
+from engine.dpo.evaluation.relevance import AnswerRelevance, answer_relevance
 from engine.dpo.evaluation.verdict import Limits, Verdict, verdict
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
 from engine.models.loading import POLICY_ADAPTER
-from engine.models.tensors import adapter_tensors, hash_tensors
-from engine.pairs.judges.examined_judge import examined_judge
+from engine.pairs.judges.examined_judge import ExaminedJudge, examined_judge
 from engine.storage.files import sha256_of_json, write_json
+from engine.workers.rows import remove_shares
 
 __all__ = ["JudgedAnswers", "compare", "evaluate", "judge_answers"]
 
@@ -37,8 +41,9 @@ if TYPE_CHECKING:
     from engine.dpo.training.trainer import Trained
     from engine.models.chat import Conversation
     from engine.models.generation.sampling import Reply
-    from engine.pairs.judges.base import LoadJudge
-    from engine.run.context import Context
+    from engine.pairs.judges.base import LoadedPolicy, LoadJudge
+    from engine.pairs.judges.scores import ScoreBatches
+    from engine.run.folder import Run
     from engine.run.stop import StopToken
 
 SHOWN_SAMPLES = 5
@@ -62,62 +67,157 @@ class BothAnswer:
     stage3: Sequence[Reply]
 
     @property
+    def both(self) -> tuple[Sequence[Reply], Sequence[Reply]]:
+        return self.stage2, self.stage3
+
+    @property
     def pairs(self) -> list[tuple[Reply, Reply]]:
         return list(zip(self.stage2, self.stage3, strict=True))
 
 
-def evaluate(
-    context: Context, trained: Trained, rows: Sequence[Row], load_judge: LoadJudge
-) -> Generator[Event, None, dict[str, Any]]:
-    """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped."""
-    config = context.config
-    rows = part_of(rows, config.eval_part)
-    held_out = yield from held_out_rewards(config, trained, rows, context.stop)
-    answered, everyday = yield from _answer_both(config, trained, rows, context.cache, context.stop)
-    prompts, stage2, stage3 = answered.prompts, answered.stage2, answered.stage3
-    distance = yield from distance_on_own_answers(config, trained, prompts, stage2, stage3, context.stop)
-    relevance = None
-    if config.relevance:
-        relevance = yield from answer_relevance(trained, prompts, stage2, stage3, context.stop)
-    reference = reference_policy(trained)
-    examined = yield from examined_judge(context, load_judge, reference)
-    judge = examined.judge(load_judge, reference)
-    judged = yield from judge_answers(judge, prompts, stage2, stage3, context.stop)
-    del judge
+@dataclass(frozen=True)
+class Measured:
+    """What both models were asked, and what came of it."""
 
-    comparison, about_answers = compare(
-        prompts,
-        stage2,
-        stage3,
-        judged,
-        relevance=relevance,
-        everyday=everyday.pairs,
-        margins=held_out.margins,
-        trained=trained.tensors_sha256 != hash_tensors(adapter_tensors(trained.model, REFERENCE_ADAPTER)),
-        why_no_judge=examined.why_none,
-    )
-    found = verdict(comparison, Limits.of(config))
-    figures: Figures = {**about_answers, **distance, **held_out.figures}
-    samples = [sample(prompt, one) for prompt, one in zip(prompts, comparison.answers, strict=True)]
-    report = _report(config, found, figures, samples, everyday, judged) | {"exams": examined.as_dict()}
-    write_json(context.run / layout.EVALUATION_REPORT, report)
-    shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
-    yield EvalDone(found.word, found.reasons, figures, shown, found.rule)
+    held_out: HeldOut
+    answered: BothAnswer
+    everyday: BothAnswer
+    distance: Figures
+    relevance: AnswerRelevance | None
+    """None where it was not measured."""
+
+    @property
+    def answers(self) -> tuple[Sequence[Conversation], Sequence[Reply], Sequence[Reply]]:
+        """The held-out prompts, Stage 2's answers, Stage 3's."""
+        return self.answered.prompts, *self.answered.both
+
+
+Elsewhere = Callable[["Stage3Config"], AbstractContextManager[Asked]]
+"""Loads both models into other processes. The configuration has the judge that passed its exam."""
+
+
+def evaluate(
+    config: Stage3Config,
+    run: Run,
+    trained: Trained,
+    rows: Sequence[Row],
+    load_judge: LoadJudge,
+    stop: StopToken,
+    elsewhere: Elsewhere | None = None,
+) -> Generator[Event, None, dict[str, Any]]:
+    """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped.
+
+    elsewhere   other processes do it instead of this one, which gives up the model of `trained`
+    """
+    rows = part_of(rows, config.eval_part)
+    examined = yield from _examined(config, run, trained, load_judge, stop)
+    policy: LoadedPolicy | None = None
+    asking: AbstractContextManager[Asked]
+    if elsewhere is None:
+        both = BothModels.of(config, trained)
+        models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
+        policy = both.reference
+        asking = nullcontext(Asked(after_processes(ask_here(both, stop), run, models)))
+    else:
+        trained.release()
+        asking = elsewhere(examined.config)
+    with asking as asked:
+        measured = yield from _measure(config, run, trained, rows, asked.ask)
+        judge = _answer_judge(examined, asked.score, load_judge, policy, stop)
+        judged = yield from judge_answers(judge, *measured.answers)
+        del judge
+    remove_shares(run, KIND)
+    report, done = _decided(config, trained, examined, measured, judged)
+    write_json(run / layout.EVALUATION_REPORT, report)
+    yield done
     return report
 
 
+def _decided(
+    config: Stage3Config,
+    trained: Trained,
+    examined: ExaminedJudge,
+    measured: Measured,
+    judged: JudgedAnswers | None,
+) -> tuple[dict[str, Any], EvalDone]:
+    """The report, and the event with the end of it."""
+    answered, held_out = measured.answered, measured.held_out
+    comparison, about_answers = compare(
+        *measured.answers,
+        judged,
+        relevance=measured.relevance,
+        everyday=measured.everyday.pairs,
+        margins=held_out.margins,
+        trained=trained.tensors_sha256 != trained.stage2_sha256,
+        why_no_judge=examined.why_none,
+    )
+    found = verdict(comparison, Limits.of(config))
+    figures: Figures = {**about_answers, **measured.distance, **held_out.figures}
+    samples = [sample(prompt, one) for prompt, one in zip(answered.prompts, comparison.answers, strict=True)]
+    report = _report(config, found, figures, samples, measured.everyday, judged) | {"exams": examined.as_dict()}
+    shown = tuple({key: one[key] for key in ("prompt", "stage2", "stage3")} for one in samples[:SHOWN_SAMPLES])
+    return report, EvalDone(found.word, found.reasons, figures, shown, found.rule)
+
+
+def _measure(
+    config: Stage3Config, run: Run, trained: Trained, rows: Sequence[Row], ask: Ask
+) -> Generator[Event, None, Measured]:
+    """All that both models are asked. What the second line asks depends on the answers."""
+    first = Line(ask)
+    rewards = held_out_rewards(first, config, trained, rows)
+    answering = _answer_both(first, config, trained, rows, run.cache)
+    held_out = yield from rewards
+    answered, everyday = yield from answering
+    second = Line(ask)
+    moved = distance_on_own_answers(second, config, trained, answered.prompts, *answered.both)
+    reading = answer_relevance(second, answered.prompts, *answered.both) if config.relevance else None
+    distance = yield from moved
+    relevance = None if reading is None else (yield from reading)
+    return Measured(held_out, answered, everyday, distance, relevance)
+
+
+def _examined(
+    config: Stage3Config, run: Run, trained: Trained, load_judge: LoadJudge, stop: StopToken
+) -> Generator[Event, None, ExaminedJudge]:
+    """Before anything is answered, while this process has the models: --judge self needs one."""
+    reference = BothModels.of(config, trained).reference
+    examined = yield from examined_judge(config, run, load_judge, stop, reference)
+    examined.release()  # answering needs the memory
+    return examined
+
+
+def _answer_judge(
+    examined: ExaminedJudge,
+    score: ScoreBatches | None,
+    load_judge: LoadJudge,
+    policy: LoadedPolicy | None,
+    stop: StopToken,
+) -> AnswerJudge | None:
+    """None if no judge passed its exam."""
+    exam = examined.trusted
+    if exam is not None and score is not None:
+        return AnswerJudge(exam.judge, exam.about, score)
+    judge = examined.judge(load_judge, policy)
+    return None if judge is None else AnswerJudge.here(judge, stop)
+
+
 def _answer_both(
-    config: Stage3Config, trained: Trained, rows: Sequence[Row], cache_folder: Path, stop: StopToken
+    line: Line, config: Stage3Config, trained: Trained, rows: Sequence[Row], cache_folder: Path
 ) -> Generator[Event, None, tuple[BothAnswer, BothAnswer]]:
-    """Both models answer held-out prompts, and everyday questions as far as a refusal shows."""
-    answer = partial(answers, config, trained, cache_folder=cache_folder, stop=stop)
+    """Both models answer held-out prompts, and everyday questions as far as a refusal shows. Collect with `yield from`."""
+    answer = partial(answers, line, config, trained, cache_folder=cache_folder)
     prompts = distinct_prompts(rows, config.eval_prompts)
-    stage2 = yield from answer(prompts, REFERENCE_ADAPTER)
-    stage3 = yield from answer(prompts, POLICY_ADAPTER)
     everyday = everyday_for(prompts, config.eval_harmless_prompts)
-    before = yield from answer(everyday, REFERENCE_ADAPTER, most_tokens=REFUSAL_TOKENS)
-    after = yield from answer(everyday, POLICY_ADAPTER, most_tokens=REFUSAL_TOKENS)
-    return BothAnswer(prompts, stage2, stage3), BothAnswer(everyday, before, after)
+    stages = (REFERENCE_ADAPTER, POLICY_ADAPTER)
+    to_prompts = [answer(prompts, adapter) for adapter in stages]
+    to_everyday = [answer(everyday, adapter, most_tokens=REFUSAL_TOKENS) for adapter in stages]
+
+    def collected() -> Generator[Event, None, tuple[BothAnswer, BothAnswer]]:
+        before, after = (yield from to_prompts[0]), (yield from to_prompts[1])
+        everyday_before, everyday_after = (yield from to_everyday[0]), (yield from to_everyday[1])
+        return BothAnswer(prompts, before, after), BothAnswer(everyday, everyday_before, everyday_after)
+
+    return collected()
 
 
 def _report(

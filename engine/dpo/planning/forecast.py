@@ -2,11 +2,13 @@
 
 Peak memory of training
     context        CUDA and its libraries; on the CPU, the process before it loaded a model
-    weights        base parameters × bytes per parameter
+    weights        base parameters × bytes per parameter; spread over processes, a part of them, and what a pass puts together:
+                   the embeddings, the head and two layers
     adapter        float32: policy, reference copy, gradient, two AdamW moments: 5 × 4 bytes per number
     activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with gradient
                    checkpointing, the hidden state of each layer plus one whole layer
-    attention      the mask of a row with two replies, as numbers, in each layer; for "eager" attention, the scores of all heads
+    attention      the mask of a row with two replies, as numbers, in each layer; of long texts (`rows_from`) that of the
+                   rejected reply, once; for "eager" attention, the mask and the scores of all heads
     head           by the way of --head: TRL's tiles of 4,096 tokens × 32,768 words in float32, forward and backward; ours, small
                    tiles and the gradient of each hidden state; or all logits, 1 MB per token with Gemma's 256,000 words
     workspace      temporary memory of the current layer
@@ -39,9 +41,14 @@ WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED = 0.56
 """Bytes per parameter in 4 bits, including the scale of each block of 64 (Dettmers et al. 2023, section 3)."""
 ADAPTER_COPIES = 5
+LAYERS_TOGETHER = 2
+"""Of a model that is spread over processes: the one that is read, and the one that comes next."""
 CUDA_CONTEXT = 600 << 20
 """Reported as 0.3 to 0.8 GB, depending on GPU and version (pytorch#20532)."""
 HeadWay = Literal["chunked", "trl", "whole"]
+ROWS_FROM, ROWS_FROM_ELSEWHERE = {"cpu": 512}, 2048
+"""Texts of so many tokens attend by rows (`engine.dpo.training.attention`). Below, the two calls for each row cost what they save
+(bench/attention.py). Not measured on a GPU: only where masks are several MB in each layer."""
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """The tile of TRL's head (trl.kernels.chunked_logprob, trl.trainer.utils)."""
 CHUNK_TOKENS, CHUNK_WORDS = 512, 4096
@@ -85,7 +92,7 @@ class Measurements:
     """Seconds per token for a whole batch."""
     record_bytes: int
     step_seconds: float
-    """Forward, backward and update for the trial's pair, of maximum length."""
+    """Forward, backward and update for the trial's pair, of maximum length, in one of the processes that train at a time."""
     longest_prompt_tokens: float
     longest_replies_tokens: float
     """Of the trial's pair: its prompt, and both replies."""
@@ -137,12 +144,14 @@ def forecast(
     plan: TrainingPlan,
     *,
     pair_processes: int = 1,
+    evaluation_processes: int = 1,
     share_device: bool = False,
 ) -> Forecast:
     """Forecast the full run from a short one that ran under `plan`.
 
     pair_processes      that make pairs; those that train are the plan's
-    share_device        whether all of them share one device (a CPU): together they are as fast as one
+    evaluation_processes   that answer, read and measure after the training
+    share_device        whether all that make pairs or evaluate share one device (a CPU): together they are as fast as one
     """
     at_once = 1 if share_device else pair_processes
     reading = work.readings * measured.prefill_seconds
@@ -151,8 +160,8 @@ def forecast(
     pairs_seconds = _ready(measured, pair_processes) + batches * (reading + saying)
     # The measured step includes a live reference; one computed up front is added.
     passes = work.epochs + (FORWARD_SHARE if plan.reference == "up front" else 0.0)
-    at_once = 1 if share_device else plan.processes
-    training_seconds = _ready(measured, plan.processes) + work.train * _pair_seconds(measured) * passes / at_once
+    seconds = work.train * _pair_seconds(measured) * passes / plan.processes
+    training_seconds = _ready(measured, plan.processes) + seconds
     disk = disk_parts(
         num_examples=work.prompts,
         record_bytes=measured.record_bytes,
@@ -160,7 +169,10 @@ def forecast(
         save_total_limit=work.save_total_limit,
     )
     peaks = (measured.peak_bytes, measured.peak_bytes_pairs)
-    evaluation_seconds = _evaluation_seconds(measured, work)
+    at_once = 1 if share_device else evaluation_processes
+    evaluation_seconds = _evaluation_seconds(measured, work, evaluation_processes, at_once)
+    if evaluation_processes > 1:  # each loads both models; one process has them from the training
+        evaluation_seconds += _ready(measured, evaluation_processes)
     return Forecast(pairs_seconds, training_seconds, sum(disk.values()), *peaks, evaluation_seconds)
 
 
@@ -173,15 +185,20 @@ def _pair_seconds(measured: Measurements) -> float:
     return measured.pair_share * measured.step_seconds
 
 
-def _evaluation_seconds(measured: Measurements, work: Workload) -> float:
-    """Both policies answer, then read the held-out pairs and their own answers; the base model reads the answers once more."""
+def _evaluation_seconds(measured: Measurements, work: Workload, processes: int, at_once: int) -> float:
+    """Both policies answer and read the held-out pairs, then their own answers; the base model reads the answers once more.
+
+    processes   that read as fast as those that train: what they share is in the measured step
+    at_once     batches of answers at a time, as fast as the one that was measured alone
+    """
     answering = 0.0
     for prompts, most_tokens in ((work.answered, work.max_new_tokens), (work.everyday, EVERYDAY_TOKENS)):
         tokens = _reply_tokens(measured, min(most_tokens, work.max_new_tokens))
-        reading = prompts / measured.batch_size * measured.prefill_seconds
-        answering += 2 * (reading + ceil(prompts / measured.batch_size) * tokens * measured.decode_seconds)
+        reading = 2 * prompts / measured.batch_size * measured.prefill_seconds
+        rounds = ceil(2 * ceil(prompts / measured.batch_size) / at_once)
+        answering += reading / at_once + rounds * tokens * measured.decode_seconds
     read = 2 * work.held_out + 2 * work.answered + work.answered
-    return answering + read * FORWARD_SHARE * _pair_seconds(measured)
+    return answering + read * FORWARD_SHARE * _pair_seconds(measured) / processes
 
 
 def _ready(measured: Measurements, processes: int) -> float:
@@ -328,14 +345,15 @@ def kept_per_token(shape: Shape, dtype: str) -> int:
     return kept + log_sums_and_norms
 
 
-def weight_bytes(shape: Shape, dtype: str, quantization_arguments: bool) -> int:
-    width, projections = (
-        WIDTH[dtype],
-        shape.hidden * shape.layers * (2 * shape.q + 2 * shape.kv + 3 * shape.intermediate),
-    )
-    if not quantization_arguments:
+def weight_bytes(shape: Shape, dtype: str, quantization_arguments: bool, spread_over: int = 1) -> int:
+    """Bytes of the base's weights; spread over processes, at the peak in each of them."""
+    width, layer = WIDTH[dtype], shape.hidden * (2 * shape.q + 2 * shape.kv + 3 * shape.intermediate)
+    if quantization_arguments:
+        return int(QUANTIZED * layer * shape.layers) + width * shape.vocab * shape.hidden
+    if spread_over == 1:
         return width * shape.base_parameters
-    return int(QUANTIZED * projections) + width * shape.vocab * shape.hidden
+    together = max(shape.base_parameters - layer * shape.layers, 0) + LAYERS_TOGETHER * layer
+    return width * (ceil(shape.base_parameters / spread_over) + together)
 
 
 def training_memory(
@@ -348,25 +366,41 @@ def training_memory(
     slack: float = 1.0,
     head: HeadWay = "trl",
     device_type: str = "cuda",
+    spread_over: int = 1,
 ) -> dict[str, int]:
-    """Peak bytes of a training step on the longest pairs, by term."""
+    """Peak bytes of a training step on the longest pairs, by term.
+
+    spread_over   processes that each have a part of the weights
+    """
     width, layer = WIDTH[plan.dtype], kept_per_token(shape, plan.dtype)
     row = 2 * max_length
     """Two replies of nearly the maximum length: a pair with a very short prompt is the largest."""
     tokens = plan.micro_batch * row
     deep = shape.hidden * width * shape.layers + layer if plan.gradient_checkpointing else layer * shape.layers
-    square = plan.micro_batch * row * row
-    attention = square * width + square * shape.heads * (2 * width + 4) * shape.eager
+    copies = 1 if plan.gradient_checkpointing else shape.layers
     workspace = tokens * width * (2 * shape.intermediate + 4 * shape.hidden)
     return {
         "context": context,
-        "weights": weight_bytes(shape, plan.dtype, quantization_arguments),
-        "adapter": ADAPTER_COPIES * 4 * shape.adapter_parameters,
+        "weights": weight_bytes(shape, plan.dtype, quantization_arguments, spread_over),
+        "adapter": ADAPTER_COPIES * 4 * ceil(shape.adapter_parameters / spread_over),
         "activations": int(slack * tokens * deep),
-        "attention": int(slack * attention * (1 if plan.gradient_checkpointing else shape.layers)),
+        "attention": int(slack * attention_memory(shape, tokens, row, width, copies, device_type)),
         "head": head_memory(shape, tokens, head, device_type),
         "workspace": int(slack * workspace * (2 if plan.reference == "live" else 1)),
     }
+
+
+def attention_memory(shape: Shape, tokens: int, row: int, width: int, copies: int, device_type: str) -> int:
+    """Bytes of masks and scores for `tokens` in rows of at most `row` columns, where so many layers keep theirs."""
+    if shape.eager:
+        return tokens * row * (width + shape.heads * (2 * width + 4)) * copies
+    masked = min(row, 2 * rows_from(device_type))
+    return tokens * max(masked * copies, row // 4) * width
+
+
+def rows_from(device_type: str) -> int:
+    """Texts of so many tokens do without a mask of all columns."""
+    return ROWS_FROM.get(device_type, ROWS_FROM_ELSEWHERE)
 
 
 def head_way(wanted: str, device_type: str) -> HeadWay:
@@ -389,15 +423,25 @@ def head_memory(shape: Shape, tokens: int, way: HeadWay, device_type: str) -> in
 
 
 def generation_memory(
-    shape: Shape, dtype: str, *, rows: int, longest: int, context: int, quantization_arguments: bool = False
+    shape: Shape,
+    dtype: str,
+    *,
+    rows: int,
+    longest: int,
+    context: int,
+    quantization_arguments: bool = False,
+    gpus: int = 1,
 ) -> dict[str, int]:
-    """Peak bytes of generating a batch of `rows`, each of `longest` tokens including its reply, by term."""
+    """Peak bytes of generating a batch of `rows`, each of `longest` tokens including its reply, by term.
+
+    gpus   among which the layers are dealt out
+    """
     width = WIDTH[dtype]
     return {
         "context": context,
-        "weights": weight_bytes(shape, dtype, quantization_arguments),
-        "adapter": 4 * shape.adapter_parameters,
-        "cache": CACHE_COPIES * rows * longest * shape.layers * 2 * shape.kv * width,
+        "weights": ceil(weight_bytes(shape, dtype, quantization_arguments) / gpus),
+        "adapter": ceil(4 * shape.adapter_parameters / gpus),
+        "cache": ceil(CACHE_COPIES * rows * longest * shape.layers * 2 * shape.kv * width / gpus),
         "logits": rows * shape.vocab * (width + 3 * 4),
         "workspace": rows * longest * width * (2 * shape.intermediate + 4 * shape.hidden),
     }

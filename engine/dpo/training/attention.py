@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 NAME = "shared_rows"
 """In the configuration of a model that attends this way."""
-COLUMNS_WORTH_IT = {"cpu": 512}
-"""Shorter rows keep the mask of all columns, which is small, as each row costs two calls. Measured by bench/attention.py."""
-COLUMNS_WORTH_IT_ELSEWHERE = 2048
-"""Not measured on a GPU, where a call costs more than a short row: only where the masks are several MB a layer."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +35,16 @@ class RowParts:
     shared: int
     chosen_end: int
     end: int
-    masks: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False)
+    masks: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict, compare=False)
 
     def mask(self, like: Tensor) -> Tensor:
         """(1, 1, rejected columns, shared + rejected columns), to be added: what each column of the rejected reply sees."""
-        if like.dtype not in self.masks:
+        key = (like.dtype, like.device)
+        if key not in self.masks:
             count = self.end - self.chosen_end
             hidden = torch.full((count, self.shared + count), -torch.inf, dtype=like.dtype, device=like.device)
-            self.masks[like.dtype] = hidden.triu(self.shared + 1)[None, None]
-        return self.masks[like.dtype]
+            self.masks[key] = hidden.triu(self.shared + 1)[None, None]
+        return self.masks[key]
 
 
 def attend_by_rows(model: PreTrainedModel) -> bool:
@@ -65,10 +62,6 @@ def attend_by_rows(model: PreTrainedModel) -> bool:
 
 def attend_as_before(model: PreTrainedModel) -> None:
     model.set_attn_implementation("sdpa")
-
-
-def worth_it(columns: int, device: torch.device) -> bool:
-    return columns >= COLUMNS_WORTH_IT.get(device.type, COLUMNS_WORTH_IT_ELSEWHERE)
 
 
 def shared_rows_attention(

@@ -11,13 +11,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.errors import ExitCode
 from engine.core.events import Message, RunFinished
 from engine.core.reading import open_file
 from engine.dpo.training.launcher import REQUEST_JSON, launched, launcher_log
 from engine.dpo.training.voice import STOP, Request
 from engine.process.conversation import Conversation
-from engine.run.context import Context
+from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
 from engine.run.stop import StopToken
 from engine.storage.jsonl import parsed_line
@@ -27,25 +28,25 @@ ALIVE_SECONDS = 20.0
 """The first machine touches its request every second; one that was not touched for so long is a leftover."""
 
 
-def join_training(context: Context) -> Generator[Message, None, ExitCode]:
+def join_training(config: Stage3Config, run: Run, stop: StopToken) -> Generator[Message, None, ExitCode]:
     """Until the training has ended, or the run without one. Returns the exit code; raises Stopped if asked to stop."""
-    run, rank = context.run, context.config.machine_rank
+    rank = config.machine_rank
     request, end, taken = _Request(run / REQUEST_JSON), _End(run / layout.EVENTS_JSONL), ""
     yield Message("info", f"Machine {rank} waits for the training in {run.folder}.")
     while True:
-        context.stop.raise_if_requested()
+        stop.raise_if_requested()
         if (name := request.alive()) and name != taken:
             taken = name
             yield Message("info", f"Machine {rank} takes part in the training.")
-            if _take_part(launched(context.config, run, request.processes), context.stop) == 0:
-                context.stop.raise_if_requested()
+            if _take_part(launched(config, run, request.processes), stop) == 0:
+                stop.raise_if_requested()
                 yield Message("info", "The processes of this machine have ended.")
                 return ExitCode.DONE
             yield Message("warning", f"They broke off: see {launcher_log(rank)}. Waiting for the training to go on.")
         if (code := end.code()) is not None:
             yield Message("info", "The run has ended.")
             return code
-        context.stop.wait(LOOK_SECONDS)
+        stop.wait(LOOK_SECONDS)
 
 
 def _take_part(processes: AbstractContextManager[Conversation], stop: StopToken) -> int:

@@ -16,11 +16,6 @@ from engine.run.folder import Run
 
 LAUNCHER = "accelerate.commands.launch"
 REQUEST_JSON = f"{layout.PROCESSES_DIR}/request.json"
-FSDP = (
-    *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
-    *("--fsdp_reshard_after_forward", "true", "--fsdp_cpu_ram_efficient_loading", "false"),
-)
-"""A group of weights for each layer; each process loads the base model itself."""
 
 
 @contextmanager
@@ -61,9 +56,8 @@ def launch_command(config: Stage3Config, run: Run, processes: int) -> list[str]:
     if config.num_machines > 1:
         options["main_process_ip"] = str(config.main_process_ip)
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    # Without GPUs both are gloo on the CPU; with --cpu the launcher would start a single process.
-    kind = FSDP if config.sharding == "fsdp" else ("--multi_gpu",)
     return [
-        *(sys.executable, "-m", LAUNCHER, *kind, *given),
+        # Without GPUs it is gloo on the CPU; with --cpu the launcher would start a single process.
+        *(sys.executable, "-m", LAUNCHER, "--multi_gpu", *given),
         *("--module", "engine.dpo.training.worker", str(run / REQUEST_JSON)),
     ]

@@ -10,8 +10,10 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from engine.core import layout
+from engine.core.config import Stage3Config
 from engine.core.errors import Stopped
 from engine.core.events import Event, Message, Stalled, TrainStep, event_from_dict
 from engine.dpo.planning.plan import TrainingPlan, current_plan
@@ -24,7 +26,6 @@ from engine.dpo.training.voice import STOP, Heard, Request
 from engine.models.loading import dtype_name, resolve_dtype
 from engine.process.conversation import Conversation
 from engine.process.stopped import StoppedProcesses
-from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.storage.jsonl import loads
@@ -33,15 +34,28 @@ TOUCH_SECONDS = 1.0
 
 
 def train_as_planned(
-    context: Context, rows: Sequence[Row], *, reference_sha256: str | None = None
+    config: Stage3Config,
+    run: Run,
+    rows: Sequence[Row],
+    *,
+    stop: StopToken,
+    token: str | None = None,
+    reference_sha256: str | None = None,
+    plan: TrainingPlan | None = None,
+    max_steps: int = -1,
 ) -> Generator[Event, None, Trained]:
-    """`train`, on as many processes as the plan has. Raises as `train` does, and Stage3Error if a process ended or hung."""
-    plan = current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
+    """`train`, on as many processes as the plan has; several read the pairs from the run's training set. Raises as `train` does,
+    and Stage3Error if a process ended or hung.
+    """
+    plan = plan or current_plan(run, config, dtype_name(resolve_dtype(config)))
+    expected = reference_sha256 or expected_reference(run)
+    here = partial(
+        train, config, run, rows, stop=stop, token=token, reference_sha256=expected, plan=plan, max_steps=max_steps
+    )
     if plan.processes == 1:
-        return (yield from train(context, rows, reference_sha256=reference_sha256, plan=plan))
-    expected = reference_sha256 or expected_reference(context.run)
-    heard = yield from _train_elsewhere(context, plan, expected)
-    trained = yield from train(context, rows, reference_sha256=expected, plan=plan)
+        return (yield from here())
+    heard = yield from _train_elsewhere(config, run, plan, expected, max_steps, stop)
+    trained = yield from here()
     if heard.result is None:
         return trained
     known = heard.result
@@ -54,29 +68,31 @@ def train_as_planned(
     )
 
 
-def _train_elsewhere(context: Context, plan: TrainingPlan, expected: str) -> Generator[Event, None, Heard]:
+def _train_elsewhere(
+    config: Stage3Config, run: Run, plan: TrainingPlan, expected: str, max_steps: int, stop: StopToken
+) -> Generator[Event, None, Heard]:
     """Until all processes have ended. Raises what made them end, or Stopped."""
-    run = context.run
     (run / layout.PROCESSES_DIR).mkdir(parents=True, exist_ok=True)
     for old in (run / layout.PROCESSES_DIR).glob("rank-*.log"):
         old.unlink()
-    config = context.config.model_dump(mode="json")
-    Request(config, str(run.folder), str(context.cache), expected, plan.as_dict()).write(run / REQUEST_JSON)
-    where = f" on {context.config.num_machines} machines" if context.config.num_machines > 1 else ""
+    given = config.model_dump(mode="json")
+    request = Request(given, str(run.folder), str(run.cache), expected, plan.as_dict(), max_steps)
+    request.write(run / REQUEST_JSON)
+    where = f" on {config.num_machines} machines" if config.num_machines > 1 else ""
     yield Message(
         "info", f"{plan.processes} processes train together{where}; the log of each is in {layout.PROCESSES_DIR}/."
     )
     try:
-        with launched(context.config, run, plan.processes) as talk:
-            heard, step = yield from _listen(run, context.stop, talk)
+        with launched(config, run, plan.processes) as talk:
+            heard, step = yield from _listen(run, stop, talk)
             beside = "\n".join(talk.beside.tail)
     finally:
         (run / REQUEST_JSON).unlink(missing_ok=True)  # other machines wait for the next one
-    context.stop.raise_if_requested()
+    stop.raise_if_requested()
     if heard.stopped:
         raise Stopped("asked on another machine that trains")
     if heard.result is None:
-        raise Blame(run, context.config, plan, heard.failures, beside, step).error()
+        raise Blame(run, config, plan, heard.failures, beside, step).error()
     return heard
 
 

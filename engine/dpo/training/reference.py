@@ -17,7 +17,7 @@ from engine.core.errors import NumbersError
 from engine.core.events import Event, Progress
 from engine.dpo.training.batches import cut_by_length, tokens_read
 from engine.dpo.training.ranks import ALONE, Ranks
-from engine.models.loading import dtype_name, resolve_dtype
+from engine.models.loading import POLICY_ADAPTER, dtype_name, resolve_dtype
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
@@ -74,13 +74,19 @@ def policy_key(config: Stage3Config, adapter_sha256: str) -> str:
     return sha256_of_json([adapter_sha256, *base, dtype_name(resolve_dtype(config))])
 
 
-def place_adapter(model: PeftModel, name: str, device: torch.device | str) -> None:
-    """Move the tensors of one adapter. Inactive adapters may be on another device, because no forward pass uses them."""
+def place_adapter(model: PeftModel, name: str, device: torch.device | str | None = None) -> None:
+    """Move the tensors of one adapter. Inactive adapters may be on another device, because no forward pass uses them.
+
+    device   by default that of the policy's adapter in the same layer: of a base on several GPUs each has its own
+    """
     from torch import nn
 
     for module in model.modules():
         if isinstance(module, nn.ModuleDict | nn.ParameterDict) and name in module:
-            module[name] = module[name].to(device)
+            beside = module[POLICY_ADAPTER]
+            tensors = [beside] if isinstance(module, nn.ParameterDict) else list(beside.parameters())
+            if tensors:  # dropout has none
+                module[name] = module[name].to(device or tensors[0].device)
 
 
 @contextmanager
@@ -151,12 +157,14 @@ def reference_logps(
     policy: str,
     stop: StopToken,
     ranks: Ranks = ALONE,
+    together: bool = False,
 ) -> Generator[Event, None, Logps]:
     """The reference's log-probabilities of every pair, in order; computes only those missing in `cache`.
 
     batch_size   pairs of maximum length per batch; batches of shorter pairs are larger
     policy       a hash of base model, adapter and number format
     ranks        the processes that train: each computes a part of the batches, the first one writes
+    together     whether a process for which no batch is left makes a pass all the same, because the others need its weights
 
     Raises Stopped after saving, and NumbersError if a value is not finite.
     """
@@ -170,8 +178,9 @@ def reference_logps(
     saved = time.monotonic()
     model.eval()
     for start in range(0, len(wanted), ranks.count):
-        batch = wanted[start : start + ranks.count]
-        made = _logps_of(model, pairs, batch[ranks.rank] if ranks.rank < len(batch) else [], collator, dtype)
+        dealt = wanted[start : start + ranks.count]
+        rows = dealt[ranks.rank] if ranks.rank < len(dealt) else dealt[0] if together else []
+        made = _logps_of(model, pairs, rows, collator, dtype)
         new = {row: logps for share in ranks.gather(made) for row, logps in share.items()}
         found |= new
         _require_finite(found, list(new))

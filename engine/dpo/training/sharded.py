@@ -1,4 +1,6 @@
-"""A model that is spread over several processes (FSDP2): its weights and its optimizer's state as whole tensors, and back.
+"""Spread a model over several processes (FSDP2); its weights and its optimizer's state as whole tensors, and back.
+
+    Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel"
 
 Checkpoints hold whole tensors, so that a training goes on with any number of processes, sharded or not. Every function here is
 called by all processes: each has a part of every tensor. Imports torch; import it where it is used.
@@ -6,23 +8,40 @@ called by all processes: each has a part of every tensor. Imports torch; import 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-if TYPE_CHECKING:
-    from torch import nn
+from engine.models.tensors import whole
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor of which this process has a part; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # type: ignore[no-any-return,unused-ignore]
+def spread(model: nn.Module, layer_names: Container[str], device: torch.device, processes: int) -> None:
+    """Move this process's part of every weight to `device`, one layer after the other, and let go of the rest.
+
+    layer_names   classes of modules that are put together for their own pass only; the embeddings and the head stay whole from the
+                  forward to the end of the backward pass
+    """
+    mesh = init_device_mesh(device.type, (processes,))
+    for module in list(model.modules()):
+        if type(module).__name__ in layer_names:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def whole_weights(model: nn.Module, name_part: str) -> dict[str, Tensor]:
     """The weights whose names contain `name_part`, by the names of `model.state_dict()`."""
     return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items() if name_part in name}
+
+
+def load_whole_weights(parts: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """The reverse, in place: each process takes its part. Raises KeyError for a weight that `saved` lacks."""
+    for name, part in parts.items():
+        part.copy_(_part(saved[name], part))
 
 
 def whole_optimizer_state(optimizer: Any) -> dict[str, Any]:
@@ -46,7 +65,24 @@ def load_whole_optimizer_state(optimizer: Any, saved: dict[str, Any]) -> None:
 
 
 def _part(value: Any, parameter: Tensor) -> Any:
-    """Of a moment, spread as its parameter is; a count of steps is no tensor of its shape."""
+    """Of a tensor, spread as its parameter is; a count of steps is no tensor of its shape."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def let_go_of_whole_weights(model: nn.Module) -> None:
+    """A forward pass without a backward pass leaves the embeddings and the head whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def bytes_held(parameters: Iterable[Tensor]) -> tuple[int, int]:
+    """Of these, in this process, and whole."""
+    here = total = 0
+    for parameter in parameters:
+        total += parameter.numel() * parameter.element_size()
+        part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        here += part.numel() * part.element_size()
+    return here, total

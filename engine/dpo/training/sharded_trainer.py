@@ -1,37 +1,92 @@
-"""TRL's trainer where the base model is spread over the processes (FSDP2, by accelerate).
+"""TRL's trainer where the base model is spread over the processes (FSDP2), so that no device ever holds it whole.
 
-Until the first step each process has the whole model: for the reference and the first loss. Checkpoints are those of a single
-process, so that a training goes on with any number of them, sharded or not. Imports torch and TRL; import it where it is used.
+The model comes from its file on the CPU, where it is a view of the file: all processes of a machine share it. Before the first
+pass each moves its part of one layer after the other to its device. Checkpoints are those of a single process, so that a training
+goes on with any number of them, sharded or not.
+
+accelerate would spread it too, but only on GPUs, so that nothing of it could be tested without several, and only when training
+begins: after the reference and the first loss. Imports torch and TRL; import it where it is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.dpo.training.sharded import load_whole_optimizer_state, whole_optimizer_state, whole_weights
+from engine.core.layout import ADAPTER_WEIGHTS
+from engine.dpo.training.sharded import (
+    bytes_held,
+    let_go_of_whole_weights,
+    load_whole_optimizer_state,
+    load_whole_weights,
+    spread,
+    whole_optimizer_state,
+    whole_weights,
+)
 from engine.dpo.training.trl_trainer import Stage3Trainer, require_finite_weights
 from engine.models.loading import POLICY_ADAPTER
+from engine.models.tensors import adapter_parts, file_tensors, whole
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 """Trainer's names for them."""
+GIB = 1 << 30
 
 
 class ShardedTrainer(Stage3Trainer):
     """Each process has a part of every weight. What a checkpoint holds is put together before the first one writes it."""
 
+    passes_together = True
+    optimizer: Any
     _whole: dict[str, torch.Tensor]
     _whole_state: dict[str, Any]
 
-    def train(self, *args: Any, resume_from_checkpoint: str | None = None, **more: Any) -> Any:
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """Trainer would move all of it; `place` moves this process's part."""
+
+    def place(self) -> str:
+        base = self.model.get_base_model()
+        spread(self.model, set(base._no_split_modules or ()), self.args.device, self.ranks.count)
+        here, total = bytes_held(self.model.parameters())
+        most = max(self.ranks.gather(here))
+        return (
+            f"The model is spread over {self.ranks.count} processes: each holds at most {most / GIB:.2f} of "
+            f"{total / GIB:.2f} GiB ({most / total:.0%})."
+        )
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """As Trainer's own, but for wrapping the model: each pass adds up the gradients by itself."""
+        let_go_of_whole_weights(self.model)  # of the reference and the first loss
+        # With evaluation_mode, of all that accelerate does to a model it gets only the precision of the steps.
+        self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+        self.create_optimizer()
+        self.optimizer = self.accelerator.prepare(self.optimizer)
+        self.create_scheduler(num_training_steps=max_steps)
         if resume_from_checkpoint is not None:
-            super()._load_from_checkpoint(resume_from_checkpoint, self.model)  # as long as its weights are whole
-        return super().train(*args, resume_from_checkpoint=resume_from_checkpoint, **more)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        for name in ("model", "optimizer", "lr_scheduler"):
+            setattr(self.callback_handler, name, getattr(self, name))
+        self.callback_handler.train_dataloader = train_dataloader
+        return self.model, train_dataloader
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        return whole(super()._clip_grad_norm(model))
+
+    @contextmanager
+    def _gradients_kept(self, model: Any) -> Iterator[None]:
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Trainer would do it after the weights were spread; `train` has done it before."""
+        saved = file_tensors(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS)
+        load_whole_weights(adapter_parts(self.model, POLICY_ADAPTER), saved)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._whole, self._whole_state = (

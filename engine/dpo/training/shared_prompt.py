@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,8 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from engine.dpo.training.attention import RowParts, attend_as_before, attend_by_rows, worth_it
+from engine.dpo.planning.forecast import rows_from
+from engine.dpo.training.attention import RowParts, attend_as_before, attend_by_rows
 from engine.dpo.training.head import NO_LABEL
 from engine.models.generation.kv_cache import attends_to_all
 
@@ -131,7 +131,7 @@ def share_prompt_computation(policy: PeftModel) -> bool:
     """
     model = policy.get_base_model()
     plain_forward = model.forward
-    scored = functools.partial(_score, model, plain_forward)
+    by_rows_from: int | None = None
 
     @functools.wraps(plain_forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -141,24 +141,24 @@ def share_prompt_computation(policy: PeftModel) -> bool:
         ids = kwargs["input_ids"]
         if not attends_to_all(model, ids.shape[1]):
             return plain_forward(*args, **kwargs)
-        long = worth_it(ids.shape[1], ids.device)
-        return scored(ids, kwargs["attention_mask"], kwargs["labels"], by_rows=by_rows and long)
+        by_rows = by_rows_from is not None and ids.shape[1] >= by_rows_from
+        return _score(model, plain_forward, ids, kwargs["attention_mask"], kwargs["labels"], by_rows=by_rows)
 
-    if not _takes_custom_mask(model) or not _gives_same_logps(model, plain_forward, scored):
+    if not _takes_custom_mask(model):
         return False
-    by_rows = _attends_by_rows(model, plain_forward, scored)
+    plain = _logps_of_a_small_batch(policy)
     model.forward = forward
-    return True
-
-
-def _attends_by_rows(model: PreTrainedModel, plain: Callable[..., Any], scored: Callable[..., Any]) -> bool:
-    """Whether the model attends by rows from now on. If not, nothing was changed."""
-    if not attend_by_rows(model):
+    if plain is None or not _same(plain, _logps_of_a_small_batch(policy), model.dtype):
+        model.forward = plain_forward
         return False
-    if _gives_same_logps(model, plain, functools.partial(scored, by_rows=True)):
-        return True
-    attend_as_before(model)
-    return False
+    if attend_by_rows(model):
+        by_rows_from = 0  # the small batch, too
+        if _same(plain, _logps_of_a_small_batch(policy), model.dtype):
+            by_rows_from = rows_from(policy.device.type)
+        else:
+            by_rows_from = None
+            attend_as_before(model)
+    return True
 
 
 def _takes_custom_mask(model: PreTrainedModel) -> bool:
@@ -170,24 +170,29 @@ def _takes_custom_mask(model: PreTrainedModel) -> bool:
     )
 
 
-def _gives_same_logps(model: PreTrainedModel, plain: Callable[..., Any], shared: Callable[..., Any]) -> bool:
-    """Whether two short pairs get the same log-probabilities both ways. Catches models that accept a mask and positions but use
-    them differently. Exact equality is tested in tests/dpo/test_shared_prompt.py.
+def _same(plain: Tensor, shared: Tensor | None, dtype: torch.dtype) -> bool:
+    """Catches models that accept a mask and positions but use them differently. Exact equality is tested in
+    tests/dpo/test_shared_prompt.py.
     """
+    most = SAME_IN_FLOAT32 if dtype == torch.float32 else SAME_IN_HALF
+    return shared is not None and bool((plain - shared).abs().mean() < most)
+
+
+def _logps_of_a_small_batch(policy: PeftModel) -> Tensor | None:
+    """Of two short pairs, as TRL's trainer asks for them; None if the model cannot say."""
     ids = torch.tensor(
         [[2, 5, 3, 7, 4, 6, 9, 8], [3, 3, 6, 0, 0, 0, 0, 0], [2, 5, 3, 7, 9, 9, 0, 0], [3, 3, 7, 5, 2, 8, 0, 0]]
     )
-    ids = ids.to(model.device)
-    attended = (ids > 0).long()
+    ids = ids.to(policy.device)
+    asked = {"input_ids": ids, "attention_mask": (ids > 0).long(), "fused_lm_head": True}
     labels = ids.masked_fill(ids == 0, NO_LABEL)
     labels[::2, :3] = labels[1::2, :2] = NO_LABEL
     try:
         with torch.no_grad():
-            asked = plain(input_ids=ids, attention_mask=attended, labels=labels, fused_lm_head=True)
-            difference = asked.log_probs - shared(ids, attended, labels).log_probs
+            found: Tensor = policy(**asked, labels=labels).log_probs
+            return found
     except (ValueError, TypeError, RuntimeError, IndexError):
-        return False
-    return bool(difference.abs().mean() < (SAME_IN_FLOAT32 if model.dtype == torch.float32 else SAME_IN_HALF))
+        return None
 
 
 def _score(
@@ -211,7 +216,7 @@ def _score(
     )
 
     def keep_scored(_: Any, __: Any, output: Any) -> Any:
-        hidden = output.last_hidden_state.flatten(0, 1)  # (B * W, H)
+        hidden = output.last_hidden_state.flatten(0, 1).to(rows.scored.device)  # (B * W, H)
         output.last_hidden_state = hidden[rows.scored].unsqueeze(0)  # (1, N, H)
         return output
 

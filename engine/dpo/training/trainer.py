@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -71,7 +71,6 @@ if TYPE_CHECKING:
     from engine.core.config import Stage3Config
     from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.trl_trainer import Stage3Trainer
-    from engine.run.context import Context
     from engine.run.folder import Run
     from engine.run.stop import StopToken
 
@@ -109,11 +108,19 @@ class Trained:
     peak_bytes: int
     """Peak memory of this process, from loading the model to the last step (see MemoryPeak)."""
 
+    def release(self) -> None:
+        """Give back the model's memory, because other processes have the model from here on."""
+        del self.model
+        free_memory()
+
 
 def train(
-    context: Context,
+    config: Stage3Config,
+    run: Run,
     rows: Sequence[Row],
     *,
+    stop: StopToken,
+    token: str | None = None,
     reference_sha256: str | None = None,
     policy: PeftModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -122,6 +129,7 @@ def train(
 ) -> Generator[Event, None, Trained]:
     """Train on `rows`, resuming from the newest good checkpoint in the run folder.
 
+    token              of the Hub
     reference_sha256   of the Stage 2 tensors; by default what stage adapter recorded
     policy             a freshly loaded, trainable PeftModel; by default the run's base model and adapter
     max_steps          optimizer steps; -1 follows --num-train-epochs
@@ -131,12 +139,11 @@ def train(
     there is none, Stopped (after writing a checkpoint), NumbersError (wrong reference, NaN, nothing learned; the last good
     checkpoint is kept), DataError (too many pairs longer than --max-length).
     """
-    plan = plan or current_plan(context.run, context.config, dtype_name(resolve_dtype(context.config)))
-    resolved = replace(context, config=plan.applied_to(context.config))
-    expected = reference_sha256 or expected_reference(context.run)
-    said, step = "", max(map(step_of, by_step(context.run / layout.CHECKPOINTS_DIR)), default=0)
+    plan = plan or current_plan(run, config, dtype_name(resolve_dtype(config)))
+    resolved, expected = plan.applied_to(config), reference_sha256 or expected_reference(run)
+    said, step = "", max(map(step_of, by_step(run / layout.CHECKPOINTS_DIR)), default=0)
     try:
-        working = _train(resolved, rows, plan, expected, policy, tokenizer, max_steps)
+        working = _train(resolved, run, rows, plan, expected, policy, tokenizer, max_steps, stop=stop, token=token)
         while True:
             event = next(working)
             if isinstance(event, TrainStep):
@@ -151,19 +158,25 @@ def train(
     finally:
         working.close()
     # Outside `except`, because the traceback keeps alive the tensors that filled memory.
-    raise reduce_after_oom(context.run, context.config, plan, step=step, error=said)
+    raise reduce_after_oom(run, config, plan, step=step, error=said)
 
 
 def train_share(
-    context: Context, plan: TrainingPlan, reference_sha256: str, ranks: Ranks
+    config: Stage3Config,
+    run: Run,
+    plan: TrainingPlan,
+    reference_sha256: str,
+    ranks: Ranks,
+    *,
+    stop: StopToken,
+    max_steps: int = -1,
 ) -> Generator[Event, None, Trained]:
     """`train` on the run's training pairs, as one of several processes. Each yields the same events.
 
     Raises as `train` does, but of memory that ran out what the allocator raised.
     """
-    resolved = replace(context, config=plan.applied_to(context.config))
-    rows = load_rows(context.run / layout.TRAIN_JSONL)
-    return _train(resolved, rows, plan, reference_sha256, None, None, -1, ranks)
+    rows = load_rows(run / layout.TRAIN_JSONL)
+    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, max_steps, ranks, stop=stop)
 
 
 @dataclass
@@ -183,7 +196,8 @@ class _Prepared:
 
 
 def _train(
-    context: Context,
+    config: Stage3Config,
+    run: Run,
     rows: Sequence[Row],
     plan: TrainingPlan,
     expected: str,
@@ -191,20 +205,20 @@ def _train(
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
     ranks: Ranks = ALONE,
+    *,
+    stop: StopToken,
+    token: str | None = None,
 ) -> Generator[Event, None, Trained]:
     """`train` under one plan, which is already applied to the configuration."""
     from engine.dpo.training.callbacks import WarningsCallback
 
-    config = context.config
     started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
-    callbacks = _reporting_callbacks(config, context.run)
-    prepared = yield from _prepare(
-        config, context.run, context.token_text, rows, expected, policy, tokenizer, max_steps, ranks
-    )
-    reference_cache = KeyedCache(context.cache / layout.REFERENCE_LOGPS)
-    yield from _place_reference(config, prepared, expected, reference_cache, context.stop)
-    others = partial(earlier_trainings, context.run, context.cache_folder)
-    checkpoint = yield from _checkpoint_to_resume(context.run, others, prepared.fingerprint, ranks)
+    callbacks = _reporting_callbacks(config, run)
+    prepared = yield from _prepare(config, run, token, rows, expected, policy, tokenizer, max_steps, ranks)
+    reference_cache = KeyedCache(run.cache / layout.REFERENCE_LOGPS)
+    yield from _place_reference(config, prepared, expected, reference_cache, stop)
+    others = partial(earlier_trainings, run)
+    checkpoint = yield from _checkpoint_to_resume(run, others, prepared.fingerprint, ranks)
     first_loss = yield from _begin(prepared, checkpoint)
     watch = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
     for callback in [WarningsCallback(watch), *callbacks]:
@@ -212,7 +226,7 @@ def _train(
     if checkpoint is not None and step_of(checkpoint) >= prepared.steps:
         prepared.trainer.take_back(checkpoint)
     else:
-        yield from _drive(prepared.trainer, context.stop, checkpoint, watch)
+        yield from _drive(prepared.trainer, stop, checkpoint, watch)
     final = yield from _prove_it_learned(prepared, expected, config.learning_rate)
     history = [entry for entry in prepared.trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in history]
@@ -235,11 +249,11 @@ def _train(
         peak_bytes=peak.bytes(),
     )
     del prepared  # and with it the optimizer
-    _ready_to_answer(trained.model)
+    ready_to_answer(trained.model)
     return trained
 
 
-def _ready_to_answer(model: PeftModel) -> None:
+def ready_to_answer(model: PeftModel) -> None:
     model.eval()
     model.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
     free_memory()
@@ -268,7 +282,10 @@ def _prepare(
 
     tokenizer = tokenizer or load_tokenizer(config, token)
     pairs, too_long = yield from _encode_and_filter(config, run.folder, rows, tokenizer)
-    policy = policy or load_policy(load_base(config, token), adapter_folder(config, run, token), trainable=True)
+    sharded = config.sharding == "fsdp" and ranks.count > 1
+    if policy is None:  # one that is to be spread begins on the CPU
+        base = load_base(config, token, device="cpu" if sharded else None)
+        policy = load_policy(base, adapter_folder(config, run, token), trainable=True)
     dtype = resolve_dtype(config)
     settings = training_settings(config, len(pairs), max_steps)
     fingerprint = fingerprint_of(
@@ -276,8 +293,10 @@ def _prepare(
         {"settings": split_invariant_settings(settings), "reference": expected, "dtype": str(dtype)},
     )
     folder = run / layout.CHECKPOINTS_DIR
-    kind = _sharded() if config.sharding == "fsdp" and ranks.count > 1 else None
+    kind = _sharded() if sharded else None
     trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
+    if trainer.placement:
+        yield Message("info", trainer.placement)
     if trainer.why_head:
         yield Message("warning" if config.head != "auto" else "info", f"{trainer.why_head}.")
     steps = max_steps if max_steps > 0 else steps_of(config, len(pairs))
@@ -312,6 +331,7 @@ def _place_reference(
         policy=policy_key(config, expected),
         stop=stop,
         ranks=trainer.ranks,
+        together=trainer.passes_together,
     )
     trainer.use_reference_logps(logps)
 
@@ -359,7 +379,7 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
 def _prove_it_learned(prepared: _Prepared, expected: str, learning_rate: float) -> Generator[Event, None, str]:
     """The hash of the trained tensors. Raises NumbersError if the reference changed, or if the adapter did not."""
     policy = prepared.policy
-    place_adapter(policy, REFERENCE_ADAPTER, policy.device)
+    place_adapter(policy, REFERENCE_ADAPTER)
     require_reference_weights(policy, expected)
     final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
     if final == expected and learning_rate == 0:
@@ -377,12 +397,10 @@ def _mean_reply_tokens(pairs: Sequence[EncodedPair]) -> float:
     return sum(len(pair.chosen_ids) for pair in pairs) / len(pairs)
 
 
-def earlier_trainings(run: Run, cache_folder: Path | None) -> list[Path]:
-    """Other checkpoint folders: those of the run's trials, of the run that this one is a trial of, and superseded ones.
-
-    cache_folder   of a trial: its sweep's, inside the run that this one is a trial of
-    """
-    folders = [run.folder] if cache_folder is None else [run.folder, cache_folder.parent]
+def earlier_trainings(run: Run) -> list[Path]:
+    """Other checkpoint folders: those of the run's trials, of the run that this one is a trial of, and superseded ones."""
+    # A trial shares the caches of its sweep, which lie inside the run that it is a trial of.
+    folders = [run.folder] if run.shared_cache is None else [run.folder, run.shared_cache.parent]
     found: list[Path] = []
     for folder in folders:
         found += [folder / layout.CHECKPOINTS_DIR] if folder != run.folder else []

@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,7 @@ def build_trainer(
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
     trainer.ranks = ranks
     trainer.size_passes(settings["per_device_train_batch_size"], max(pair.tokens_read for pair in pairs))
+    trainer.placement = trainer.place()
     trainer.head, trainer.why_head = install_head(policy, config)
     share_prompt_computation(policy)
     return trainer
@@ -144,6 +145,10 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     head: HeadWay = "trl"
     why_head = ""
     """Why it is another than --head asks for, as a sentence; empty if it is not."""
+    passes_together = False
+    """Whether all processes must make every forward pass at the same time, because each has a part of the weights."""
+    placement = ""
+    """Where the weights are, as a sentence, if that is worth telling."""
     emit: Callable[[Event], None] = staticmethod(lambda event: None)
     data_collator: Any
     """Collates one batch of pairs; the training loader builds the batches of a step with it."""
@@ -151,6 +156,10 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     def size_passes(self, side_by_side: int, longest: int) -> None:
         """Every pass has room for so many pairs of the longest, in tokens; it takes more of the shorter ones."""
         self.side_by_side, self.most_tokens = side_by_side, side_by_side * longest
+
+    def place(self) -> str:
+        """Put the weights where they are to be. Returns a sentence on it, or nothing."""
+        return ""
 
     def use_reference_logps(self, logps: Logps) -> None:
         """Use these log-probabilities of the reference instead of the adapter "ref"."""
@@ -214,10 +223,14 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         accelerator = self.accelerator
         accelerator.gather = accelerator.gather_for_metrics = _as_it_is
         try:
-            with nullcontext() if add_up else accelerator.no_sync(model):
+            with nullcontext() if add_up else self._gradients_kept(model):
                 yield
         finally:
             del accelerator.gather, accelerator.gather_for_metrics
+
+    def _gradients_kept(self, model: Any) -> AbstractContextManager[None]:
+        """A pass after which each process keeps its gradients to itself."""
+        return self.accelerator.no_sync(model)  # type: ignore[no-any-return,unused-ignore]
 
     def _weigh_metrics(self, weight: float) -> None:
         # TRL logs the plain mean over forward passes, which may have different numbers of pairs.

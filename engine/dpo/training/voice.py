@@ -43,6 +43,8 @@ class Request:
     cache: str
     reference_sha256: str
     plan: Mapping[str, Any]
+    max_steps: int = -1
+    """Optimizer steps; -1 follows --num-train-epochs."""
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Of this request and no other one."""
 

@@ -25,7 +25,6 @@ from engine.dpo.training.ranks import Ranks
 from engine.dpo.training.voice import STOP, Request, Result, Voice, rank_log
 from engine.process.environment import leave_no_core_dumps, log_to_file, quiet_libraries
 from engine.process.job_signals import end_by_parent_only
-from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 
@@ -64,8 +63,8 @@ def work(request: Request, ranks: Ranks, voice: Voice, stop: StopToken) -> None:
     plan = TrainingPlan.from_dict(request.plan)
     assert plan is not None  # the other process wrote it
     config = of_this_process(Stage3Config(**request.config))
-    context = Context(config, Run(Path(request.run)), stop, cache_folder=Path(request.cache))
-    training = train_share(context, plan, request.reference_sha256, ranks)
+    run = Run(Path(request.run), shared_cache=Path(request.cache))
+    training = train_share(config, run, plan, request.reference_sha256, ranks, stop=stop, max_steps=request.max_steps)
     trained = told(training, voice) if ranks.is_first else told(training, None)
     peak = max(ranks.gather(trained.peak_bytes))
     if ranks.is_first:

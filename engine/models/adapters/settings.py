@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG
 from engine.core.nesting import foreign_json
+from engine.machine.memory import set_libraries_aside
 from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
 from engine.security.sanitize import visible_line
 
@@ -146,6 +147,7 @@ def _code(path: Path, what: str, there: str) -> UnsafeError:
 
 
 def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
+    set_libraries_aside()  # a run needs them first here
     from peft import LoraConfig
 
     safe = {key: value for key, value in data.items() if key not in NOT_FOR_PEFT}

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from engine.run.context import Context
-
 Outcome = Literal["better", "equal", "worse", "not scored"]
 
 
@@ -98,7 +96,7 @@ class LoadedPolicy:
 class LoadJudge(Protocol):
     """Loads the judge of `--judge`; None for "none". `policy` is the Stage 2 policy, if already in memory."""
 
-    def __call__(self, context: Context, policy: LoadedPolicy | None = None) -> Judge | None: ...
+    def __call__(self, config: Stage3Config, policy: LoadedPolicy | None = None) -> Judge | None: ...
 
 
 def judge_name(config: Stage3Config) -> str | None:

@@ -26,8 +26,9 @@ from engine.pairs.judges.base import Judge, LoadedPolicy, LoadJudge, ScorePair, 
 from engine.pairs.judges.exam import BringsOwnExam, ExamResult, shipped_exam, take_exam
 from engine.pairs.judges.question import QUESTION
 from engine.pairs.judges.scores import ScoreBatches, in_this_process, score_pairs
-from engine.run.context import Context
+from engine.run.folder import Run
 from engine.run.results import Results
+from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_file, sha256_of_json
 from engine.storage.keyed_cache import KeyedCache
 
@@ -36,8 +37,8 @@ from engine.storage.keyed_cache import KeyedCache
 class ExaminedJudge:
     """The judge of a run, after its exam."""
 
-    context: Context
-    """The run's context with `--judge` set to the judge that passed, or to "none"."""
+    config: Stage3Config
+    """The run's configuration with `--judge` set to the judge that passed, or to "none"."""
     exams: tuple[ExamResult, ...] = ()
     """All exams taken; the last is that of the judge that passed."""
     absent: tuple[str, ...] = ()
@@ -62,19 +63,21 @@ class ExaminedJudge:
         if self.trusted is None:
             return None
         loaded, self._loaded = self._loaded, None
-        return loaded or load_judge(self.context, policy)
+        return loaded or load_judge(self.config, policy)
 
     def score(
         self,
+        run: Run,
         pairs: Sequence[Pair],
         load_judge: LoadJudge,
-        elsewhere: Callable[[Context], AbstractContextManager[ScoreBatches]] | None = None,
+        stop: StopToken,
+        elsewhere: Callable[[Stage3Config], AbstractContextManager[ScoreBatches]] | None = None,
     ) -> Generator[Event, None, list[ScorePair]]:
         """The scores of the pairs by the judge that passed, kept in the run folder. Raises as `score_pairs`.
 
-        elsewhere   loads the judge of a context into other processes
+        elsewhere   loads the judge of a configuration into other processes
         """
-        name = judge_name(self.context.config) or ""
+        name = judge_name(self.config) or ""
 
         def load() -> Judge:
             judge = self.judge(load_judge)
@@ -83,11 +86,11 @@ class ExaminedJudge:
 
         def loaded() -> AbstractContextManager[ScoreBatches]:
             if elsewhere is None:
-                return in_this_process(load, self.context.stop)
+                return in_this_process(load, stop)
             self.release()
-            return elsewhere(self.context)
+            return elsewhere(self.config)
 
-        scores = yield from score_pairs(self.context.run / layout.SCORES_JSONL, pairs, name, loaded)
+        scores = yield from score_pairs(run / layout.SCORES_JSONL, pairs, name, loaded)
         self.release()
         return scores
 
@@ -102,7 +105,7 @@ class ExaminedJudge:
 
 
 def examined_judge(
-    context: Context, load_judge: LoadJudge, policy: LoadedPolicy | None = None
+    config: Stage3Config, run: Run, load_judge: LoadJudge, stop: StopToken, policy: LoadedPolicy | None = None
 ) -> Generator[Event, None, ExaminedJudge]:
     """Examine the judge of `--judge`, or read its result from the run's cache. With --judge auto, take the first candidate that
     passes.
@@ -111,21 +114,21 @@ def examined_judge(
 
     Raises Stopped, and what loading and asking the judge raise.
     """
-    found = ExaminedJudge(with_judge(context, "none"))
-    for candidate in candidates(context):
-        asked = with_judge(context, candidate)
+    found = ExaminedJudge(with_judge(config, "none"))
+    for candidate in candidates(config, run):
+        asked = with_judge(config, candidate)
         try:
-            result, judge = yield from _exam(asked, load_judge, policy)
+            result, judge = yield from _exam(asked, run, load_judge, stop, policy)
         except MAY_BE_ABSENT as error:
-            if context.config.judge != "auto" or candidate == "server":  # explicitly asked for
+            if config.judge != "auto" or candidate == "server":  # explicitly asked for
                 raise
-            found = replace(found, absent=(*found.absent, f"{judge_name(asked.config)} cannot be asked ({error.what})"))
+            found = replace(found, absent=(*found.absent, f"{judge_name(asked)} cannot be asked ({error.what})"))
             yield Message("warning", f"{found.absent[-1]}.")
             continue
         yield from exam_events(result)
         found = replace(found, exams=(*found.exams, result))
         if result.passed:
-            return replace(found, context=asked, _loaded=judge)
+            return replace(found, config=asked, _loaded=judge)
         del judge
         free_memory()
     return found
@@ -135,29 +138,28 @@ MAY_BE_ABSENT = (AccessError, ConfigError, DiskError, NetworkError, NumbersError
 """Errors after which --judge auto tries the next candidate."""
 
 
-def candidates(context: Context) -> list[str]:
+def candidates(config: Stage3Config, run: Run) -> list[str]:
     """The judges to examine, in order. For auto: the configured server, the reward model if it is on this machine or can be
     downloaded, and the policy itself.
     """
-    config = context.config
     if config.judge != "auto":
         return [] if config.judge == "none" else [config.judge]
     found = ["server"] if judge_server(config) is not None else []
-    return [*found, *(["reward-model"] if reward_model_at_hand(context) else []), "self"]
+    return [*found, *(["reward-model"] if reward_model_at_hand(config, run) else []), "self"]
 
 
-def reward_model_at_hand(context: Context) -> bool:
+def reward_model_at_hand(config: Stage3Config, run: Run) -> bool:
     """Whether it is on this machine or may be downloaded. A run that needs nothing else from the Hub downloads no judge."""
-    name = context.config.reward_model_id
+    name = config.reward_model_id
     if is_local(name):
         return local_path(name).is_dir()
     if cached_snapshot(name, "model", "main") is not None:
         return True
-    return not is_offline() and bool(hub_requirements(context.config, context.run))
+    return not is_offline() and bool(hub_requirements(config, run))
 
 
-def with_judge(context: Context, judge: str) -> Context:
-    return replace(context, config=context.config.model_copy(update={"judge": judge}))
+def with_judge(config: Stage3Config, judge: str) -> Stage3Config:
+    return config.model_copy(update={"judge": judge})
 
 
 def exam_events(result: ExamResult) -> list[Event]:
@@ -173,17 +175,17 @@ def exam_events(result: ExamResult) -> list[Event]:
 
 
 def _exam(
-    context: Context, load_judge: LoadJudge, policy: LoadedPolicy | None
+    config: Stage3Config, run: Run, load_judge: LoadJudge, stop: StopToken, policy: LoadedPolicy | None
 ) -> Generator[Event, None, tuple[ExamResult, Judge | None]]:
     """(result, judge if it had to be loaded)."""
-    cache, key = KeyedCache(context.cache / layout.EXAMS), exam_key(context.config, context.run.results)
+    cache, key = KeyedCache(run.cache / layout.EXAMS), exam_key(config, run.results)
     known = _result_of(cache.read([key]).get(key))
     if known is not None:
         return known, None
-    judge = load_judge(context, policy)
+    judge = load_judge(config, policy)
     assert judge is not None  # it is not "none"
     result = None
-    for told in take_exam(judge, context.stop):
+    for told in take_exam(judge, stop):
         if isinstance(told, ExamResult):
             result = told
         else:

@@ -34,6 +34,8 @@ class ScoreInProcesses:
     run: Run
     judge: str
     """The name of the judge that each of them has loaded."""
+    kind: str = KIND
+    """Of the files of these processes."""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Event | ScoredBatch]:
         left = self._left()
@@ -48,7 +50,7 @@ class ScoreInProcesses:
                 yield told
 
     def _left(self) -> dict[tuple[str, str], dict[str, Any]]:
-        rows = [(score_of_row(row), row) for row in left_rows(self.run, KIND)]
+        rows = [(score_of_row(row), row) for row in left_rows(self.run, self.kind)]
         return {each.key: row for each, row in rows if each is not None and each.judge == self.judge}
 
 

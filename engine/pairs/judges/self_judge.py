@@ -11,29 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.core.config import Stage3Config
 from engine.core.errors import NumbersError, PreconditionError
-from engine.models.adapters.source import adapter_folder
 from engine.models.chat_template import conversation_ids, reply_ids
-from engine.models.local_backend import load_stage2_backend
 from engine.pairs.judges.base import Comparison, LoadedPolicy, ScorePair, too_long
 from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
 from engine.pairs.principles.constitution import load_constitution
-from engine.run.context import Context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_self_judge(context: Context, policy: LoadedPolicy | None = None) -> SelfJudge:
-    """Judge with `policy`, or load the Stage 2 policy from disk."""
-    config = context.config
-    principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
-    if policy is None:
-        backend = load_stage2_backend(
-            config, adapter_folder(context.config, context.run, context.token_text), context.stop, context.token_text
-        )
-        policy = LoadedPolicy(backend.model, backend.tokenizer)
-    return SelfJudge(policy, principles)
+def load_self_judge(config: Stage3Config, policy: LoadedPolicy) -> SelfJudge:
+    return SelfJudge(policy, PrincipleChoice(load_constitution(config.constitution), config.seed))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, NetworkError, NumbersError
+from engine.core.events import Tell, nobody
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.api import ChatRequest, ChatResponse
@@ -25,7 +27,7 @@ from engine.models.templates.control_text import control_pattern, split_special_
 from engine.pairs.judges.base import FAILED_AT_IT, Comparison, ScorePair, judge_name
 from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
 from engine.pairs.principles.constitution import load_constitution
-from engine.run.context import Context
+from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 
 ANSWER_TOKENS = 4
@@ -40,9 +42,10 @@ NOTHING = re.compile(r"(?!)")
 _AROUND = " \t\n▁Ġ()[]*.:,\"'`"
 
 
-def connect_server_judge(context: Context) -> ServerJudge:
+def connect_server_judge(
+    config: Stage3Config, stop: StopToken, tell: Tell = nobody, token: str | None = None
+) -> ServerJudge:
     """Raises ConfigError if no server is given, and what `load_server_client` raises."""
-    config = context.config
     server = judge_server(config)
     if server is None:
         raise ConfigError(
@@ -50,9 +53,9 @@ def connect_server_judge(context: Context) -> ServerJudge:
             "The judge needs the server's address and the name of a model on it.",
             "Give --judge-url and --judge-model, or --server-url and --server-model.",
         )
-    client = load_server_client(config, server, context.stop, context.tell)
+    client = load_server_client(config, server, stop, tell)
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
-    special = control_pattern(load_tokenizer(config, context.token_text))
+    special = control_pattern(load_tokenizer(config, token))
     return ServerJudge(judge_name(config) or "", client, principles, special, max_failed_share=config.max_failed_share)
 
 

@@ -1,0 +1,136 @@
+"""Stage 2 and Stage 3 in one model's memory, and the tasks that they do: the same in the run's own process and in others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.core import layout
+from engine.core.config import Stage3Config
+from engine.dpo.evaluation.line import Found, Task
+from engine.dpo.training.dataset import EncodedPair
+from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, base_active, collated, pair_logps
+from engine.machine.memory import free_memory, in_halves
+from engine.models.loading import POLICY_ADAPTER, load_base, load_policy, load_tokenizer, resolve_dtype, restore_adapter
+from engine.pairs.judges.base import LoadedPolicy
+from engine.pairs.relevance.measure import Answer, RelevanceMeter
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from engine.dpo.evaluation.line import Ask
+    from engine.dpo.training.trainer import Trained
+    from engine.run.folder import Run
+    from engine.run.stop import StopToken
+
+NO_PAIR = EncodedPair(0, [0], [0], [0])
+"""TRL's trainer is not built without one; nothing reads it."""
+
+
+@dataclass(frozen=True)
+class BothModels:
+    """A model that TRL's trainer was built on."""
+
+    model: PeftModel
+    """With the adapters "default" (Stage 3) and "ref" (Stage 2)."""
+    tokenizer: PreTrainedTokenizerBase
+    collator: Any
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, config: Stage3Config, trained: Trained) -> BothModels:
+        dtype = resolve_dtype(trained.plan.applied_to(config))
+        return cls(trained.model, trained.tokenizer, trained.collator, dtype)
+
+    @property
+    def reference(self) -> LoadedPolicy:
+        """The Stage 2 policy, for --judge self."""
+        return LoadedPolicy(self.model, self.tokenizer, lambda: adapter_active(self.model, REFERENCE_ADAPTER))
+
+    def do(self, task: Task, should_stop: Callable[[], bool] = lambda: False) -> Found:
+        """When `should_stop` returns True, answers end at the next token; the caller must discard them."""
+        match task:
+            case {"read": list(pairs)}:
+                return self._log_ratios(pairs)
+            case {"answer": list(prompts), "adapter": str(adapter), "settings": dict(settings)}:
+                return self._answers(prompts, adapter, settings, should_stop)
+            case {"relevance of": list(answers)}:
+                return self._relevance(answers)
+            case _:
+                raise ValueError(f"no task of the evaluation: {sorted(task)}")
+
+    def _log_ratios(self, pairs: list[dict[str, Any]]) -> Found:
+        """Of each pair, for chosen and rejected reply: log-probability under Stage 3 minus that under Stage 2."""
+        (batch,) = collated(pairs, self.collator, len(pairs), self.model.device)
+        stage3 = pair_logps(self.model, batch, POLICY_ADAPTER, self.dtype)
+        stage2 = pair_logps(self.model, batch, REFERENCE_ADAPTER, self.dtype)
+        chosen, rejected = ((now - before).tolist() for now, before in zip(stage3, stage2, strict=True))
+        return [list(both) for both in zip(chosen, rejected, strict=True)]
+
+    def _answers(
+        self, prompts: list[Any], adapter: str, settings: Mapping[str, Any], should_stop: Callable[[], bool]
+    ) -> Found:
+        """Halved if memory runs out."""
+        from engine.models.generation.sampling import SamplingSettings, generate
+
+        def answer(indices: Sequence[int]) -> Found:
+            wanted = [prompts[index] for index in indices]
+            with adapter_active(self.model, adapter):
+                said = generate(
+                    self.model,  # type: ignore[arg-type]
+                    self.tokenizer,
+                    wanted,
+                    SamplingSettings(**settings),
+                    should_stop=should_stop,
+                )
+            return [asdict(reply) for reply in said]
+
+        return in_halves(answer, range(len(prompts)), free_memory)
+
+    def _relevance(self, answers: list[Any]) -> Found:
+        meter = RelevanceMeter(self.model, self.tokenizer)  # type: ignore[arg-type]
+        with base_active(self.model):
+            measured = meter.measure([Answer(prompt, reply) for prompt, reply in answers])
+        return [one and one.relevance for one in measured]
+
+
+def ask_here(both: BothModels, stop: StopToken) -> Ask:
+    """In this process. What a stop cut off is not given on."""
+
+    def ask(tasks: Sequence[Task]) -> Iterator[Found]:
+        for task in tasks:
+            stop.raise_if_requested()
+            found = both.do(task, lambda: stop.requested)
+            stop.raise_if_requested()
+            yield found
+
+    return ask
+
+
+def load_both_models(config: Stage3Config, run: Run, stage2: Path) -> BothModels:
+    """As training leaves them in memory, so that the same numbers come of them; Stage 3 is the run's adapter.
+
+    config   with the plan of the training applied
+    stage2   the folder of that adapter
+    """
+    from engine.dpo.training.encoded_pairs import EncodedPairs
+    from engine.dpo.training.trainer import ready_to_answer, training_settings
+    from engine.dpo.training.trl_trainer import build_trainer
+
+    tokenizer = load_tokenizer(config)
+    policy = load_policy(load_base(config), stage2, trainable=True)
+    dtype = resolve_dtype(config)
+    pairs = EncodedPairs([NO_PAIR], run.folder)
+    settings = training_settings(config, len(pairs), -1)
+    trainer = build_trainer(config, run / layout.CHECKPOINTS_DIR, policy, tokenizer, pairs, settings, dtype, "")
+    if config.load_in_4bit:
+        restore_adapter(policy, REFERENCE_ADAPTER)
+    policy.load_adapter(str(run / layout.ADAPTER_DIR), POLICY_ADAPTER, is_trainable=True)
+    collator = trainer.data_collator
+    del trainer
+    ready_to_answer(policy)
+    return BothModels(policy, tokenizer, collator, dtype)

@@ -1,0 +1,31 @@
+"""A pool of workers in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from engine.storage.jsonl import dumps
+from engine.workers.pool import Answer
+from engine.workers.serve import Task, Work
+
+
+class PoolHere:
+    """A pool whose only worker is this process; what is sent and told goes through JSON, as through a pipe."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def answers(self, tasks: Sequence[Task]) -> Iterator[str | Answer]:
+        for task in tasks:
+            steps = self.work(json.loads(dumps(task)))
+            try:
+                while True:
+                    yield next(steps)
+            except StopIteration as end:
+                yield Answer([json.loads(dumps(row)) for row in end.value.rows], end.value.facts)
+
+    def rows(self, tasks: Sequence[Task]) -> list[Any]:
+        """All rows of their answers."""
+        return [row for told in self.answers(tasks) if isinstance(told, Answer) for row in told.rows]

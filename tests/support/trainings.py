@@ -1,0 +1,20 @@
+"""`train` and `train_as_planned` with what a test's context has."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from engine.core.events import Event
+from engine.dpo.training import processes, trainer
+from engine.dpo.training.dataset import Row
+from engine.dpo.training.trainer import Trained
+from engine.run.context import Context
+
+
+def train(context: Context, rows: Sequence[Row], **options: Any) -> Generator[Event, None, Trained]:
+    return trainer.train(context.config, context.run, rows, stop=context.stop, **options)
+
+
+def train_as_planned(context: Context, rows: Sequence[Row], **options: Any) -> Generator[Event, None, Trained]:
+    return processes.train_as_planned(context.config, context.run, rows, stop=context.stop, **options)
