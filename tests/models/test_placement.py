@@ -19,6 +19,7 @@ from engine.dpo.planning.processes import processes_here
 from engine.models import placement
 from engine.models.loading import gpus_for_base
 from engine.models.placement import require_on_gpus
+from engine.packaging import fresh_process
 from tests.support.tiny_models import build_adapter, build_base
 
 
@@ -75,3 +76,17 @@ def test_layers_for_which_no_gpu_has_room_are_refused():
     model.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}
     with pytest.raises(PreconditionError, match=r"The 2 GPUs of this machine have no room.*model\.layers\.1"):
         require_on_gpus(model, 2)
+
+
+def test_the_fresh_process_of_packaging_loads_the_base_where_the_run_does(
+    config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[dict[str, Any]] = []
+
+    def child(command: list[str], **_: Any) -> SimpleNamespace:
+        asked.append(json.loads(command[-1]))
+        return SimpleNamespace(ok=True, output=(json.dumps({"effect": 1.0, "tensors_sha256": "x"}),))
+
+    monkeypatch.setattr(fresh_process, "run_child", child)
+    fresh_process.load_in_fresh_process(tmp_path / "run.zip", config(sharding="fsdp", device="cpu"))
+    assert asked[0]["sharding"] == "fsdp" and asked[0]["device"] == "cpu"
