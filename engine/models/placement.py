@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
+from engine.core.sizes import size_in_words
 from engine.machine.device import resolve_device
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 ROOM_FOR_WEIGHTS = 0.7
 """Share of a GPU's memory that the weights may take: a policy that generates needs the rest for keys and values."""
-GIB = 1 << 30
 
 
 def gpus_of_base(config: Stage3Config, dtype: str, hub_arguments: dict[str, Any]) -> int:
@@ -67,9 +67,9 @@ def require_on_gpus(model: PreTrainedModel, gpus: int) -> None:
     """Raises PreconditionError if there was no room for some layers on any of them: from elsewhere they would be read each time."""
     elsewhere = [name for name, where in model.hf_device_map.items() if where in ("cpu", "disk")]
     if elsewhere:
-        size = sum(weight.numel() * weight.element_size() for weight in model.parameters()) / GIB
+        size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
         raise PreconditionError(
-            f"The {gpus} GPUs of this machine have no room for the base model's {size:.1f} GiB.",
+            f"The {gpus} GPUs of this machine have no room for the base model's {size_in_words(size)}.",
             f"{len(elsewhere)} parts of it are left over ({elsewhere[0]}, …).",
             "Free their memory (`nvidia-smi` lists who uses it), or use more GPUs or a smaller --base-model-id.",
         )
