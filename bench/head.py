@@ -66,25 +66,31 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, vocabulary: int, way: str) -> dict[str, Any]:
     import torch
 
-    from engine.dpo.training.trl_trainer import without_warnings
-
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(arguments, vocabulary, way, Path(folder))
-        trainer.create_optimizer()
-        steps: list[tuple[Resident, float]] = []
-        real = trainer.training_step
+        policy = policy_of(arguments, vocabulary)
+        pairs = pairs_of(policy, [(PROMPT, arguments.length - PROMPT, arguments.length - PROMPT)] * arguments.pairs)
+        return step_of(trainer_of(policy, pairs, arguments.dtype, way, Path(folder)))
 
-        def watched(*given: Any, **named: Any) -> Any:
-            resident, started = Resident(), time.process_time()
-            with resident:
-                loss = real(*given, **named)
-            steps.append((resident, time.process_time() - started))
-            return loss
 
-        trainer.training_step = watched
-        with without_warnings():
-            trainer.train()
+def step_of(trainer: Any) -> dict[str, Any]:
+    """Memory and CPU seconds of the trainer's second step, and its loss."""
+    from engine.dpo.training.trl_trainer import without_warnings
+
+    trainer.create_optimizer()
+    steps: list[tuple[Resident, float]] = []
+    real = trainer.training_step
+
+    def watched(*given: Any, **named: Any) -> Any:
+        resident, started = Resident(), time.process_time()
+        with resident:
+            loss = real(*given, **named)
+        steps.append((resident, time.process_time() - started))
+        return loss
+
+    trainer.training_step = watched
+    with without_warnings():
+        trainer.train()
     resident, seconds = steps[-1]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -118,7 +124,23 @@ class Resident:
         self._thread.join()
 
 
-def trainer_of(arguments: argparse.Namespace, vocabulary: int, way: str, folder: Path) -> Any:
+def pairs_of(policy: Any, sizes: list[tuple[int, int, int]]) -> list[dict[str, list[int]]]:
+    """Two steps' pairs of random tokens, each step with these numbers of tokens of prompt, chosen and rejected reply."""
+    import torch
+
+    draw = torch.Generator().manual_seed(1)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(3, policy.config.vocab_size, (count,), generator=draw).tolist()  # type: ignore[no-any-return]
+
+    return [
+        {f"{name}_ids": ids(count) for name, count in zip(("prompt", "chosen", "rejected"), counts, strict=True)}
+        for counts in 2 * sizes
+    ]
+
+
+def trainer_of(policy: Any, pairs: list[dict[str, list[int]]], dtype: str, way: str, folder: Path) -> Any:
+    """The engine's trainer on two steps, each of half of the pairs in one pass; its reference is known."""
     import torch
 
     from engine.core.config import Stage3Config
@@ -127,31 +149,17 @@ def trainer_of(arguments: argparse.Namespace, vocabulary: int, way: str, folder:
     from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.trl_trainer import build_trainer
 
-    policy = policy_of(arguments, vocabulary)
-    draw = torch.Generator().manual_seed(1)
-
-    def ids(count: int) -> list[int]:
-        return torch.randint(3, policy.config.vocab_size, (count,), generator=draw).tolist()  # type: ignore[no-any-return]
-
-    pairs = [
-        {
-            "prompt_ids": ids(PROMPT),
-            **{f"{name}_ids": ids(arguments.length - PROMPT) for name in ("chosen", "rejected")},
-        }
-        for _ in range(2 * arguments.pairs)
-    ]
     config = Stage3Config(
-        output_dir=folder, device="cpu", dtype=arguments.dtype, head=way, gradient_checkpointing=False, save_steps=10**6
+        output_dir=folder, device="cpu", dtype=dtype, head=way, gradient_checkpointing=False, save_steps=10**6
     )
     settings = {
         "num_train_epochs": 1.0, "max_steps": 2, "beta": 0.1, "learning_rate": 5e-5, "lr_scheduler_type": "linear",
-        "warmup_steps": 0, "per_device_train_batch_size": arguments.pairs, "gradient_accumulation_steps": 1,
-        "max_length": arguments.length, "seed": 42,
+        "warmup_steps": 0, "per_device_train_batch_size": len(pairs) // 2, "gradient_accumulation_steps": 1,
+        "max_length": 2048, "seed": 42,
     }  # fmt: skip
-    dtype = getattr(torch, arguments.dtype)
     tokenizer = train_tokenizer(["a few words"], 300)
     encoded = EncodedPairs((EncodedPair(number, **pair) for number, pair in enumerate(pairs)), folder)
-    trainer = build_trainer(config, folder, policy, tokenizer, encoded, settings, dtype, "bench")
+    trainer = build_trainer(config, folder, policy, tokenizer, encoded, settings, getattr(torch, dtype), "bench")
     assert trainer.head == way, trainer.why_head
     trainer._save_checkpoint = lambda *_: None
     trainer.use_reference_logps([(-1000.0, -1000.0)] * len(pairs))

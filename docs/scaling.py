@@ -95,11 +95,24 @@ def table(head: str, rows: Iterable[Iterable[object]]) -> str:
     return "\n".join([f"| {head} |", "|" + "---|" * columns, *lines])
 
 
+SPREAD_OVER = 4
+"""GPUs, in the last column."""
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def memory(shape: Shape, plan: TrainingPlan, length: int, *, four_bits: bool = False) -> dict[str, float]:
-    terms = training_memory(shape, plan, max_length=length, context=CUDA_CONTEXT, quantization_arguments=four_bits)
+def memory(
+    shape: Shape, plan: TrainingPlan, length: int, *, four_bits: bool = False, spread_over: int = 1
+) -> dict[str, float]:
+    terms = training_memory(
+        shape,
+        plan,
+        max_length=length,
+        context=CUDA_CONTEXT,
+        quantization_arguments=four_bits,
+        spread_over=spread_over,
+    )
     return {name: size / GB for name, size in terms.items()}
 
 
@@ -109,10 +122,12 @@ def memory_table() -> str:
         kept = memory(shape, TrainingPlan(1, 8, False, "live", "bfloat16"), 1024)
         small = memory(shape, LIVE, 1024, four_bits=True)
         shown = [f"{terms[term]:.1f}" for term in ("weights", "adapter", "activations", "head")]
-        sums = [f"{sum(parts.values()):.1f}" for parts in (terms, kept, small)]
+        spread = memory(shape, LIVE, 1024, spread_over=SPREAD_OVER)
+        sums = [f"{sum(parts.values()):.1f}" for parts in (terms, kept, small, spread)]
         return [name, f"{shape.base_parameters / 1e9:.2f}", f"{shape.adapter_parameters / 1e6:.0f}", *shown, *sums]
 
     head = "model | 10⁹ parameters | 10⁶ of the adapter | weights | adapter | activations | head | all | not recomputed | 4 bits"
+    head += f" | each of {SPREAD_OVER}"
     return table(head, (row(*item) for item in MODELS.items()))
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from engine.core.reading import in_words
+from engine.core.sizes import size_in_words
 
 if TYPE_CHECKING:
     from httpx2 import AsyncByteStream, Response, SyncByteStream
@@ -52,7 +52,7 @@ class Budget:
     def _refuse_more(self, size: int, else_most: int | None = None) -> None:
         most = else_most if self._most is None else self._most
         if most is not None and size > most:
-            raise refused(f"its answer has more than {in_words(most)}")
+            raise refused(f"its answer has more than {size_in_words(most)}")
 
 
 def refused(why: str) -> Exception:

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.core.errors import UnsafeError
 from engine.core.nesting import TOO_DEEP, refuse_nesting
+from engine.core.sizes import size_in_words
 from engine.security.sanitize import visible_line
 
 _KINDS = {
@@ -70,7 +71,7 @@ def read_file(path: Path, most: int, *, follow_links: bool = False) -> bytes:
     with open_file(path, follow_links=follow_links) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise TooLarge(f"it has more than {in_words(most)}")
+        raise TooLarge(f"it has more than {size_in_words(most)}")
     return data
 
 
@@ -102,11 +103,6 @@ def refuse_odd(path: Path, mode: int) -> None:
     """Raises UnsafeError if a file of this mode is neither a regular file nor a folder."""
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise _odd(path, mode)
-
-
-def in_words(size: int) -> str:
-    """Bytes in words."""
-    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB" if size >= 1 << 10 else f"{size} bytes"
 
 
 def _is_open_here(path: Path) -> bool:

@@ -137,9 +137,11 @@ def _of_logits(config: Any) -> tuple[float, float | None]:
 def label_figures(head: Head, hidden: Tensor, labels: Tensor) -> Figures:
     """The figures of `labels` (N,) after `hidden` (N, H), computed in float32. Exact, with the gradient of all that is trained."""
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or head.trained)
-    return Figures(
-        *LabelFigures.apply(hidden, head.weight, head.bias, labels, head.scale, head.softcap, wanted)  # type: ignore[no-untyped-call]
+    here, there = labels.device, head.weight.device  # of a base on several GPUs the head may be elsewhere
+    figures = LabelFigures.apply(  # type: ignore[no-untyped-call]
+        hidden.to(there), head.weight, head.bias, labels.to(there), head.scale, head.softcap, wanted
     )
+    return Figures(*(figure.to(here) for figure in figures))
 
 
 class LabelFigures(torch.autograd.Function):

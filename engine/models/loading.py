@@ -14,6 +14,7 @@ from engine.core.errors import PreconditionError
 from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
 from engine.machine.memory import set_libraries_aside
+from engine.models.placement import gpus_of_base, require_on_gpus
 from engine.models.templates.option import missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, own_template, writes_date
 from engine.models.templates.trial import require_an_end
@@ -84,17 +85,28 @@ def load_base(
 ) -> PreTrainedModel:
     """The base model in the resolved dtype, in eval mode; in 4 bits with --load-in-4bit.
 
-    device   by default that of --device
+    device   by default that of --device, or several GPUs if one has no room (`engine.models.placement`)
 
-    Raises PreconditionError if 4 bits are not possible.
+    Raises PreconditionError if 4 bits are not possible, or no GPUs have room.
     """
     set_libraries_aside()
     from transformers import AutoModelForCausalLM
 
     dtype = resolve_dtype(config)
     arguments = hub_arguments(config, token) | (quantization_arguments(config, dtype) if config.load_in_4bit else {})
+    gpus = gpus_for_base(config, token) if device is None else 1
+    if gpus > 1:
+        arguments |= {"device_map": "auto"}
     model = AutoModelForCausalLM.from_pretrained(config.base_model_id, dtype=dtype, use_safetensors=True, **arguments)
+    if gpus > 1:
+        require_on_gpus(model, gpus)
+        return model.eval()
     return (model if config.load_in_4bit else model.to(device or resolve_device(config))).eval()
+
+
+def gpus_for_base(config: Stage3Config, token: str | None = None) -> int:
+    """How many GPUs of this machine hold the base model in one process."""
+    return gpus_of_base(config, dtype_name(resolve_dtype(config)), hub_arguments(config, token))
 
 
 def quantization_arguments(config: Stage3Config, dtype: torch.dtype) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from engine.security.sanitize import visible_line
 LOAD_SECONDS = 1800.0
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 """They locate the base model on this machine."""
-OPTIONS = ("device", "dtype", "load_in_4bit")
+OPTIONS = ("device", "dtype", "load_in_4bit", "sharding")
+"""What decides where the base model is loaded, and in which format."""
 
 
 def load_in_fresh_process(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.core.errors import DamagedState
-from engine.core.reading import UNFOLDS_FREELY, in_words, open_file
+from engine.core.reading import UNFOLDS_FREELY, open_file
+from engine.core.sizes import size_in_words
 from engine.packaging.contents import LISTED
 from engine.packaging.zip_writer import MANIFEST
 from engine.storage.jsonl import loads
@@ -93,7 +94,7 @@ def _unfolds_too_far(entries: list[zipfile.ZipInfo], size: int) -> str:
         return "its files overlap"
     for entry in entries:
         if _inner(entry) == MANIFEST and entry.file_size > LARGEST_MANIFEST:
-            return f"its manifest has more than {in_words(LARGEST_MANIFEST)}"
+            return f"its manifest has more than {size_in_words(LARGEST_MANIFEST)}"
     if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MAX_UNFOLDING * size):
         return f"it unfolds to more than {MAX_UNFOLDING} times its bytes"
     return ""

@@ -14,6 +14,7 @@ from engine.core.errors import Stage3Error
 from engine.core.stage_table import STAGE, STAGES
 from engine.dpo.planning.forecast import Forecast, Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
+from engine.dpo.planning.processes import processes_here
 from engine.dpo.planning.workload import Workload
 from engine.hub.run_requirements import at_recorded_commits
 from engine.pairs.generation.cost import expected_prompts
@@ -157,8 +158,8 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
         measured,
         Workload.of(config, pairs, measured.usable_share, _split(context)),
         plan,
-        pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
-        evaluation_processes=plan.processes // config.num_machines,
+        pair_processes=processes_here(config) if is_made_here(config) else 1,
+        evaluation_processes=processes_here(config),
         share_device=preflight.machine.get("device_type") != "cuda",
     )
 

@@ -14,6 +14,7 @@ from engine.dpo.planning.forecast import Machine, Shape
 from engine.dpo.planning.plan import TrainingPlan, choose_plan
 from engine.dpo.planning.processes import number_of_processes
 from engine.machine.memory import free_memory
+from engine.models.loading import gpus_for_base
 from engine.preflight.trial import Rehearsal, TrialRun, train_and_resume
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class PlanInputs:
             longest=config.max_prompt_tokens + config.max_new_tokens,
             context=self.machine.context,
             quantization_arguments=config.load_in_4bit,
+            gpus=gpus_for_base(config),
         )
 
     def choose(self, scale: float = 1.0) -> TrainingPlan:

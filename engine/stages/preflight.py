@@ -15,6 +15,7 @@ from engine.core.events import Check, Event, Message
 from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
+from engine.dpo.planning.processes import processes_here
 from engine.dpo.planning.workload import Workload
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
@@ -85,8 +86,8 @@ def run(context: Context) -> StageRun:
         measured,
         Workload.of(config, prompts, measured.usable_share),
         plan,
-        pair_processes=plan.processes // config.num_machines if is_made_here(config) else 1,
-        evaluation_processes=plan.processes // config.num_machines,
+        pair_processes=processes_here(config) if is_made_here(config) else 1,
+        evaluation_processes=processes_here(config),
         share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:

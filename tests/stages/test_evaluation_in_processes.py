@@ -14,15 +14,18 @@ from typing import Any
 
 import psutil
 import pytest
+from peft import PeftModel
 
 from engine.core import layout
-from engine.core.errors import Stopped
+from engine.core.errors import NumbersError, Stopped
 from engine.core.events import Event, Message, Progress
+from engine.dpo.evaluation.both_models import load_both_models
 from engine.dpo.evaluation.in_processes import KIND, AskProcesses, after_processes, key_of_task, work_of
 from engine.dpo.evaluation.line import Found, Task
 from engine.dpo.evaluation.report import evaluate
 from engine.dpo.training.trainer import save_adapter
 from engine.models.generation import sampling
+from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.pairs.judges import exam
 from engine.run.context import Context
 from engine.run.stop import StopToken
@@ -77,6 +80,8 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
     forget(context)
     model = weakref.ref(made.model)
     together = replace(context, config=context.config.model_copy(update={"num_processes": 2}))
+    was, made.plan = made.plan, made.plan.dealt_out(4)
+    assert made.plan.micro_batch < was.micro_batch, "the training was split as before"
     events: list[Event] = []
     for event in comparing(together, made, partial(evaluating, together, made)):
         events.append(event)
@@ -166,3 +171,19 @@ def test_a_stop_in_the_middle_of_an_answer_keeps_no_half_of_it(trained: tuple[Co
 )
 def test_the_processes_of_this_machine_evaluate(config, options, expected):
     assert evaluators(config(device="cpu", **options)) == expected
+
+
+def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple[Context, Any], monkeypatch):
+    context, made = trained
+    stage2 = Path(context.config.adapter_path or "")
+    loaded = load_both_models(made.plan.applied_to(context.config), context.run, stage2)
+    assert hash_tensors(adapter_tensors(loaded.model, "default")) == made.tensors_sha256
+    assert hash_tensors(adapter_tensors(loaded.model, "ref")) == made.stage2_sha256
+    loading = PeftModel.load_adapter
+
+    def passes_over_stage_3(model: Any, path: str, *given: Any, **options: Any) -> Any:
+        return None if path.endswith(layout.ADAPTER_DIR) else loading(model, path, *given, **options)
+
+    monkeypatch.setattr(PeftModel, "load_adapter", passes_over_stage_3)
+    with pytest.raises(NumbersError, match=layout.ADAPTER_DIR):
+        load_both_models(made.plan.applied_to(context.config), context.run, stage2)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from engine.core import layout
 from engine.core.config import Stage3Config
+from engine.core.errors import NumbersError
 from engine.dpo.evaluation.line import Found, Task
 from engine.dpo.training.dataset import EncodedPair
 from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, base_active, collated, pair_logps
 from engine.machine.memory import free_memory, in_halves
 from engine.models.loading import POLICY_ADAPTER, load_base, load_policy, load_tokenizer, resolve_dtype, restore_adapter
+from engine.models.tensors import adapter_tensors, file_tensors, hash_tensors
 from engine.pairs.judges.base import LoadedPolicy
 from engine.pairs.relevance.measure import Answer, RelevanceMeter
 
@@ -116,6 +118,8 @@ def load_both_models(config: Stage3Config, run: Run, stage2: Path) -> BothModels
 
     config   with the plan of the training applied
     stage2   the folder of that adapter
+
+    Raises NumbersError if the tensors in memory are not those of the files.
     """
     from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.trainer import ready_to_answer, training_settings
@@ -129,8 +133,21 @@ def load_both_models(config: Stage3Config, run: Run, stage2: Path) -> BothModels
     trainer = build_trainer(config, run / layout.CHECKPOINTS_DIR, policy, tokenizer, pairs, settings, dtype, "")
     if config.load_in_4bit:
         restore_adapter(policy, REFERENCE_ADAPTER)
-    policy.load_adapter(str(run / layout.ADAPTER_DIR), POLICY_ADAPTER, is_trainable=True)
+    stage3 = run / layout.ADAPTER_DIR
+    policy.load_adapter(str(stage3), POLICY_ADAPTER, is_trainable=True)
+    _require_tensors_of(stage2, policy, REFERENCE_ADAPTER)
+    _require_tensors_of(stage3, policy, POLICY_ADAPTER)
     collator = trainer.data_collator
     del trainer
     ready_to_answer(policy)
     return BothModels(policy, tokenizer, collator, dtype)
+
+
+def _require_tensors_of(folder: Path, policy: PeftModel, adapter: str) -> None:
+    """PEFT passes over tensors that it cannot place."""
+    if hash_tensors(file_tensors(folder / layout.ADAPTER_WEIGHTS)) != hash_tensors(adapter_tensors(policy, adapter)):
+        raise NumbersError(
+            f"The adapter in memory is not that of {folder}.",
+            "Its tensors differ from those of the file, so the wrong model would be compared.",
+            "Run the same command again; if it happens again, please report it.",
+        )

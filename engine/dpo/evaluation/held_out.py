@@ -12,7 +12,9 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Event, Progress
 from engine.core.statistics import bootstrap_mean, mean, wilson
 from engine.dpo.evaluation.line import Line
+from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training.dataset import EncodedPair, Row, encode_row, encode_rows, split_by_length
+from engine.machine.device import resolve_device
 
 if TYPE_CHECKING:
     from engine.dpo.training.trainer import Trained
@@ -87,7 +89,7 @@ def held_out_rewards(
 ) -> Generator[Event, None, HeldOut]:
     """Have both replies of each held-out pair scored by both models; collect with `yield from`."""
     pairs, too_long = split_by_length(encode_rows(rows, trained.tokenizer), config.max_length)
-    collected = log_ratios(line, pairs, trained.plan.micro_batch, "held-out pairs")
+    collected = log_ratios(line, pairs, pairs_at_once(config, trained.plan), "held-out pairs")
 
     def rewards() -> Generator[Event, None, HeldOut]:
         ratios = yield from collected
@@ -118,7 +120,7 @@ def distance_on_own_answers(
         except PreconditionError:
             continue  # the template refuses a broken model's answer; the count below shows it
     fitting, _ = split_by_length(encoded, config.max_length)
-    collected = log_ratios(line, fitting, trained.plan.micro_batch, "answers measured")
+    collected = log_ratios(line, fitting, pairs_at_once(config, trained.plan), "answers measured")
 
     def distance() -> Generator[Event, None, Figures]:
         ratios = yield from collected
@@ -130,6 +132,11 @@ def distance_on_own_answers(
         }
 
     return distance()
+
+
+def pairs_at_once(config: Stage3Config, plan: TrainingPlan) -> int:
+    """That both models read. On a CPU several gain nothing, and their last bits would depend on how the training was split."""
+    return 1 if resolve_device(config).type == "cpu" else plan.micro_batch
 
 
 def log_ratios(

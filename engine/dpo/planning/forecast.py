@@ -7,7 +7,8 @@ Peak memory of training
     adapter        float32: policy, reference copy, gradient, two AdamW moments: 5 × 4 bytes per number
     activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with gradient
                    checkpointing, the hidden state of each layer plus one whole layer
-    attention      the mask of a row with two replies, as numbers, in each layer; for "eager" attention, the scores of all heads
+    attention      the mask of a row with two replies, as numbers, in each layer; of long texts (`rows_from`) that of the
+                   rejected reply, once; for "eager" attention, the mask and the scores of all heads
     head           by the way of --head: TRL's tiles of 4,096 tokens × 32,768 words in float32, forward and backward; ours, small
                    tiles and the gradient of each hidden state; or all logits, 1 MB per token with Gemma's 256,000 words
     workspace      temporary memory of the current layer
@@ -45,6 +46,9 @@ LAYERS_TOGETHER = 2
 CUDA_CONTEXT = 600 << 20
 """Reported as 0.3 to 0.8 GB, depending on GPU and version (pytorch#20532)."""
 HeadWay = Literal["chunked", "trl", "whole"]
+ROWS_FROM, ROWS_FROM_ELSEWHERE = {"cpu": 512}, 2048
+"""Texts of so many tokens attend by rows (`engine.dpo.training.attention`). Below, the two calls for each row cost what they save
+(bench/attention.py). Not measured on a GPU: only where masks are several MB in each layer."""
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """The tile of TRL's head (trl.kernels.chunked_logprob, trl.trainer.utils)."""
 CHUNK_TOKENS, CHUNK_WORDS = 512, 4096
@@ -373,18 +377,30 @@ def training_memory(
     """Two replies of nearly the maximum length: a pair with a very short prompt is the largest."""
     tokens = plan.micro_batch * row
     deep = shape.hidden * width * shape.layers + layer if plan.gradient_checkpointing else layer * shape.layers
-    square = plan.micro_batch * row * row
-    attention = square * width + square * shape.heads * (2 * width + 4) * shape.eager
+    copies = 1 if plan.gradient_checkpointing else shape.layers
     workspace = tokens * width * (2 * shape.intermediate + 4 * shape.hidden)
     return {
         "context": context,
         "weights": weight_bytes(shape, plan.dtype, quantization_arguments, spread_over),
         "adapter": ADAPTER_COPIES * 4 * ceil(shape.adapter_parameters / spread_over),
         "activations": int(slack * tokens * deep),
-        "attention": int(slack * attention * (1 if plan.gradient_checkpointing else shape.layers)),
+        "attention": int(slack * attention_memory(shape, tokens, row, width, copies, device_type)),
         "head": head_memory(shape, tokens, head, device_type),
         "workspace": int(slack * workspace * (2 if plan.reference == "live" else 1)),
     }
+
+
+def attention_memory(shape: Shape, tokens: int, row: int, width: int, copies: int, device_type: str) -> int:
+    """Bytes of masks and scores for `tokens` in rows of at most `row` columns, where so many layers keep theirs."""
+    if shape.eager:
+        return tokens * row * (width + shape.heads * (2 * width + 4)) * copies
+    masked = min(row, 2 * rows_from(device_type))
+    return tokens * max(masked * copies, row // 4) * width
+
+
+def rows_from(device_type: str) -> int:
+    """Texts of so many tokens do without a mask of all columns."""
+    return ROWS_FROM.get(device_type, ROWS_FROM_ELSEWHERE)
 
 
 def head_way(wanted: str, device_type: str) -> HeadWay:
@@ -407,15 +423,25 @@ def head_memory(shape: Shape, tokens: int, way: HeadWay, device_type: str) -> in
 
 
 def generation_memory(
-    shape: Shape, dtype: str, *, rows: int, longest: int, context: int, quantization_arguments: bool = False
+    shape: Shape,
+    dtype: str,
+    *,
+    rows: int,
+    longest: int,
+    context: int,
+    quantization_arguments: bool = False,
+    gpus: int = 1,
 ) -> dict[str, int]:
-    """Peak bytes of generating a batch of `rows`, each of `longest` tokens including its reply, by term."""
+    """Peak bytes of generating a batch of `rows`, each of `longest` tokens including its reply, by term.
+
+    gpus   among which the layers are dealt out
+    """
     width = WIDTH[dtype]
     return {
         "context": context,
-        "weights": weight_bytes(shape, dtype, quantization_arguments),
-        "adapter": 4 * shape.adapter_parameters,
-        "cache": CACHE_COPIES * rows * longest * shape.layers * 2 * shape.kv * width,
+        "weights": ceil(weight_bytes(shape, dtype, quantization_arguments) / gpus),
+        "adapter": ceil(4 * shape.adapter_parameters / gpus),
+        "cache": ceil(CACHE_COPIES * rows * longest * shape.layers * 2 * shape.kv * width / gpus),
         "logits": rows * shape.vocab * (width + 3 * 4),
         "workspace": rows * longest * width * (2 * shape.intermediate + 4 * shape.hidden),
     }

@@ -1,10 +1,11 @@
-"""How many processes train together."""
+"""How many processes train together, and how many work with models of their own."""
 
 from __future__ import annotations
 
 from engine.core.config import Stage3Config, nearest_divisors
 from engine.core.errors import ConfigError, PreconditionError
 from engine.machine.device import resolve_device
+from engine.models.loading import gpus_for_base
 
 
 def number_of_processes(config: Stage3Config) -> int:
@@ -22,6 +23,13 @@ def number_of_processes(config: Stage3Config) -> int:
     if device.type == "cuda":
         _require_gpus(config, config.num_processes // config.num_machines)
     return config.num_processes
+
+
+def processes_here(config: Stage3Config) -> int:
+    """Those of this machine that generate, measure or judge, each with a base of its own: as many as train here, but one if a base
+    takes several GPUs.
+    """
+    return 1 if gpus_for_base(config) > 1 else number_of_processes(config) // config.num_machines
 
 
 def _gpus() -> int:

@@ -20,6 +20,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from engine.dpo.planning.forecast import HeadWay, head_way
 from engine.models.head import Figures, explains_logits, head_of, label_figures
+from engine.models.placement import on_several_devices
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +40,8 @@ def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadWay, str]
     way, why = head_way(config.head, model.device.type), ""
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         return "trl", ""  # the balancing loss of experts comes with TRL's own
+    if way == "trl" and on_several_devices(model):
+        way = "chunked"  # TRL's wants hidden states, head and labels on one device
     if way != "whole" and not explains_logits(model, policy):
         way, why = "whole", f"{type(model).__name__} changes its logits in a way of its own"
         why += ": its head is computed whole, which needs memory for all logits of a pair"
@@ -75,7 +78,7 @@ NOT_OF_THE_BACKBONE = ("fused_lm_head", "labels", "shift_labels", "num_items_in_
 def _chunked(
     model: PreTrainedModel, _: Callable[..., Any], asked: dict[str, Any], labels: Tensor, shifted: bool
 ) -> tuple[Tensor, Figures]:
-    hidden, labels = _shift(model.base_model(**asked).last_hidden_state, labels, shifted)
+    hidden, labels = _shift(model.base_model(**asked).last_hidden_state.to(labels.device), labels, shifted)
     wanted, head = labels != NO_LABEL, head_of(model)
     assert head is not None  # `explains_logits` found one, and PEFT only changes which
     return wanted, label_figures(head, hidden[wanted], labels[wanted])

@@ -17,7 +17,7 @@ from engine.core.errors import NumbersError
 from engine.core.events import Event, Progress
 from engine.dpo.training.batches import cut_by_length, tokens_read
 from engine.dpo.training.ranks import ALONE, Ranks
-from engine.models.loading import dtype_name, resolve_dtype
+from engine.models.loading import POLICY_ADAPTER, dtype_name, resolve_dtype
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
@@ -74,13 +74,19 @@ def policy_key(config: Stage3Config, adapter_sha256: str) -> str:
     return sha256_of_json([adapter_sha256, *base, dtype_name(resolve_dtype(config))])
 
 
-def place_adapter(model: PeftModel, name: str, device: torch.device | str) -> None:
-    """Move the tensors of one adapter. Inactive adapters may be on another device, because no forward pass uses them."""
+def place_adapter(model: PeftModel, name: str, device: torch.device | str | None = None) -> None:
+    """Move the tensors of one adapter. Inactive adapters may be on another device, because no forward pass uses them.
+
+    device   by default that of the policy's adapter in the same layer: of a base on several GPUs each has its own
+    """
     from torch import nn
 
     for module in model.modules():
         if isinstance(module, nn.ModuleDict | nn.ParameterDict) and name in module:
-            module[name] = module[name].to(device)
+            beside = module[POLICY_ADAPTER]
+            tensors = [beside] if isinstance(module, nn.ParameterDict) else list(beside.parameters())
+            if tensors:  # dropout has none
+                module[name] = module[name].to(device or tensors[0].device)
 
 
 @contextmanager

@@ -379,7 +379,7 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
 def _prove_it_learned(prepared: _Prepared, expected: str, learning_rate: float) -> Generator[Event, None, str]:
     """The hash of the trained tensors. Raises NumbersError if the reference changed, or if the adapter did not."""
     policy = prepared.policy
-    place_adapter(policy, REFERENCE_ADAPTER, policy.device)
+    place_adapter(policy, REFERENCE_ADAPTER)
     require_reference_weights(policy, expected)
     final = hash_tensors(adapter_tensors(policy, POLICY_ADAPTER))
     if final == expected and learning_rate == 0:

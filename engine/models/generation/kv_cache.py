@@ -61,6 +61,7 @@ class PreallocatedLayer(DynamicLayer):
         """Keep only `rows`, and their columns from `first_column` on."""
         if self._both is not None:
             keys, values = self._both
+            rows = rows.to(keys.device)  # of a model that is spread over several, each layer has its own
             self._both = (keys[rows, :, first_column:], values[rows, :, first_column:])
             self._show(self.used - first_column)
 
@@ -108,10 +109,12 @@ def join(beginnings: Sequence[PrefixMatch], layers: int, room: int) -> Cache:
 
 def take(cache: Cache, row: int, ids: Sequence[int], columns: slice | Tensor) -> CachedPrefix:
     """Copy the keys and values of one row out of `cache`; its tokens `ids` are in `columns`."""
-    return CachedPrefix(
-        tuple(ids),
-        tuple((layer.keys[row][:, columns].clone(), layer.values[row][:, columns].clone()) for layer in cache.layers),
-    )
+
+    def copied(part: Tensor) -> Tensor:
+        here = columns.to(part.device) if isinstance(columns, Tensor) else columns
+        return part[row][:, here].clone()
+
+    return CachedPrefix(tuple(ids), tuple((copied(layer.keys), copied(layer.values)) for layer in cache.layers))
 
 
 def _joined(beginnings: Sequence[PrefixMatch], number: int, width: int, room: int) -> PreallocatedLayer:

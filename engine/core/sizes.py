@@ -1,0 +1,11 @@
+"""A number of bytes, in words."""
+
+from __future__ import annotations
+
+
+def size_in_words(size: int) -> str:
+    if size >= 1 << 30:
+        return f"{size / (1 << 30):.1f} GiB"
+    if size >= 1 << 20:
+        return f"{size / (1 << 20):.0f} MiB"
+    return f"{size / (1 << 10):.0f} KiB" if size >= 1 << 10 else f"{size} bytes"

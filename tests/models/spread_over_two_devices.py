@@ -1,0 +1,107 @@
+"""The child of test_placement.py: the same on one device, and with layers on two. Prints what it found on each as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import dispatch_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from engine.dpo.training.reference import collated, pair_logps
+from engine.dpo.training.trainer import Trained
+from engine.models.generation.sampling import SamplingSettings
+from engine.models.loading import load_policy, load_tokenizer
+from engine.models.local_backend import LocalBackend
+from engine.pairs.relevance.measure import Answer, RelevanceMeter
+from engine.run.stop import StopToken
+from tests.conftest import run_stage
+from tests.support.tiny_models import WORDS, build_context, pairs
+from tests.support.trainings import train
+from tests.support.two_devices import two_devices
+
+ROWS = pairs(8)
+OPENINGS = [" ".join(WORDS[first : first + count]) for first, count in ((0, 4), (3, 9), (5, 2), (7, 13))]
+SAMPLED = SamplingSettings(temperature=1.0, top_p=0.9, max_new_tokens=12)
+
+
+def main(folder: Path) -> None:
+    """folder   has a folder for each base model, with it and its adapter"""
+    print(
+        json.dumps([on_one_and_two(each / "run", each / "base", each / "adapter") for each in sorted(folder.iterdir())])
+    )
+
+
+def on_one_and_two(folder: Path, base: Path, adapter: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    context = build_context(folder, base, adapter, save_steps=1)
+    tokenizer = load_tokenizer(context.config)
+
+    def loaded() -> PreTrainedModel:
+        # Fused attention is of the devices that torch knows.
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
+        return model
+
+    def found(base: PreTrainedModel, other: PreTrainedModel) -> dict[str, Any]:
+        policy = load_policy(base, adapter, trainable=True)
+        _, trained = run_stage(train(context, ROWS, policy=policy, tokenizer=tokenizer))
+        assert trained.resumed_from == trained.steps, "it takes back what was trained"
+        return {
+            "losses": trained.losses,
+            "tensors": trained.tensors_sha256,
+            "logps": logps(trained),
+            "texts": texts(LocalBackend(trained.model, tokenizer, StopToken(), 4)),
+            "relevance": [
+                measures.relevance for measures in RelevanceMeter(other, tokenizer).measure(ANSWERS) if measures
+            ],
+        }
+
+    run_stage(train(context, ROWS, policy=load_policy(loaded(), adapter, trainable=True), tokenizer=tokenizer))
+    one, first, second = found(loaded(), loaded()), loaded(), loaded()
+    with two_devices() as devices:
+        two = found(spread(first, devices), spread(second, devices))
+    return one, two
+
+
+ANSWERS = [Answer([{"role": "user", "content": opening}], " ".join(WORDS[4:12])) for opening in OPENINGS]
+
+
+def spread(model: PreTrainedModel, devices: list[torch.device]) -> PreTrainedModel:
+    first, second = devices
+    of_first = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.layers.0"), first)
+    of_second = dict.fromkeys(("model.layers.1", "model.norm"), second)
+    head = first if model.config.tie_word_embeddings else second
+    spread: PreTrainedModel = dispatch_model(model, {**of_first, **of_second, "lm_head": head})
+    return spread
+
+
+def texts(policy: LocalBackend) -> list[str]:
+    """Of replies, and of replies to their continuations, whose beginnings are cached."""
+    asked = [[{"role": "user", "content": opening}] for opening in OPENINGS]
+    replies = policy.reply(asked, SAMPLED, [1, 2, 3, 4])
+    further = [
+        [*turns, {"role": "assistant", "content": reply.text}, {"role": "user", "content": "Why ?"}]
+        for turns, reply in zip(asked[:3], replies, strict=False)
+    ]
+    return [reply.text for reply in replies + policy.reply(further, SAMPLED, [5, 6, 7])]
+
+
+def logps(trained: Trained) -> list[float]:
+    """Of both adapters, as the evaluation asks for them."""
+    plain = [
+        {"prompt_ids": [2, 5, 9], "chosen_ids": [7, 8, 3, 4], "rejected_ids": [6, 11]},
+        {"prompt_ids": [2, 12], "chosen_ids": [13, 3], "rejected_ids": [7, 4, 4, 9]},
+    ]
+    (batch,) = collated(plain, trained.collator, 2, trained.model.device)
+    return [
+        value
+        for adapter in ("default", "ref")
+        for part in pair_logps(trained.model, batch, adapter, torch.float32)
+        for value in part.tolist()
+    ]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
