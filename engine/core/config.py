@@ -355,6 +355,11 @@ class TrainingOptions(Described):
         8, ge=1, changes="preflight training", label="Batches in a step", topic="Optimizer"
     )
     """Multiplied by --per-device-train-batch-size, the pairs in one optimizer step."""
+    optim: Literal["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = option(
+        "adamw_torch_fused", changes="preflight training", label="Optimizer", topic="Optimizer"
+    )
+    """AdamW, by transformers' names: torch's; with its state in 8 bits; in pages that leave a full GPU (CUDA alone). All but
+    torch's need the extra `bitsandbytes`."""
     gradient_checkpointing: bool | None = option(
         None, changes="preflight", label="Gradient checkpointing", topic="Memory"
     )
@@ -510,6 +515,9 @@ class Stage3Config(
     def _has_weights_to_spread(cls, sharding: str, given: ValidationInfo) -> str:
         if sharding == "fsdp" and given.data.get("load_in_4bit"):
             raise ValueError("weights in 4 bits (--load-in-4bit) cannot be spread: each process keeps all of them")
+        optim = given.data.get("optim", "adamw_torch_fused")
+        if sharding == "fsdp" and optim != "adamw_torch_fused":
+            raise ValueError(f"the state of --optim {optim} cannot be spread: use adamw_torch_fused with it")
         return sharding
 
     @field_validator("num_machines")

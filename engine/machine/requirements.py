@@ -13,6 +13,7 @@ from packaging.version import InvalidVersion
 
 from engine import DISTRIBUTION
 from engine.core.config import Stage3Config
+from engine.machine.optimizers import is_of_bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Extra:
 
 EXTRAS = (
     Extra("bitsandbytes", "--load-in-4bit", lambda config: config.load_in_4bit, ("bitsandbytes.nn", "Linear4bit")),
+    Extra("bitsandbytes", "--optim", is_of_bitsandbytes, ("bitsandbytes.optim", "AdamW")),
     Extra(
         "tensorboard",
         "--report-to tensorboard",
@@ -71,7 +73,8 @@ def required(config: Stage3Config) -> list[PackageStatus] | None:
         return None
     found = [PackageStatus(item, installed_version(item.name)) for item in needed]
     for extra in extras_of(config):
-        more = [item for item in requirements_of(DISTRIBUTION, extra.name) if item not in needed]
+        known = [status.requirement for status in found]
+        more = [item for item in requirements_of(DISTRIBUTION, extra.name) if item not in known]
         found += [PackageStatus(item, installed_version(item.name), extra.option) for item in more]
     return found
 

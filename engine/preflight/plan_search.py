@@ -57,6 +57,7 @@ class PlanInputs:
             head=formula.head_way(self.config.head, self.machine.device_type),
             device_type=self.machine.device_type,
             spread_over=plan.processes if self.config.sharding == "fsdp" else 1,
+            optim=self.config.optim,
         )
 
     def generation(self, rows: int, **other: Any) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import DamagedState
-from engine.core.events import Check, CheckpointSaved, Event, Message, TrainStep
+from engine.core.events import Check, CheckpointSaved, Event, Message, Progress, TrainStep
 from engine.dpo.planning.plan import TrainingPlan
 from engine.machine.memory import free_memory
 from engine.pairs.assessment.training_set import preference_row
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STEPS = 3
 """At most two before the interruption, and one after the resume."""
+UNIT = "steps rehearsed"
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def train_and_resume(
     one_pass = replace(plan, accumulation=1, processes=processes)
     rows = [row] * one_pass.effective_batch
     steps = StepTimes()
+    yield Progress(0, STEPS, UNIT)
     first = rehearsal.train(rows, one_pass)
-    checkpoint_bytes = steps.until_checkpoint(first)
+    checkpoint_bytes = yield from steps.until_checkpoint(first)
     first.close()  # like an interruption: the current step finishes and is saved
     whose = f" in each of {processes} processes" if processes > 1 else ""
     told = f"on {plan.micro_batch} × {config.max_length} tokens{whose}, loss starts at ln 2"
@@ -132,28 +134,29 @@ class StepTimes:
         self.seconds: list[float] = []
         self._last = time.monotonic()
 
-    def _heard(self, event: Event) -> None:
+    def _heard(self, event: Event) -> Iterator[Progress]:
         now = time.monotonic()
         if isinstance(event, TrainStep):
             self.seconds.append(now - self._last)
+            yield Progress(event.step, STEPS, UNIT)
         self._last = now
 
-    def until_checkpoint(self, training: Iterator[Event]) -> int:
+    def until_checkpoint(self, training: Iterator[Event]) -> Generator[Event, None, int]:
         """Bytes of the first checkpoint."""
         for event in training:
-            self._heard(event)
+            yield from self._heard(event)
             if isinstance(event, CheckpointSaved):
                 return event.bytes
         raise DamagedState("The rehearsal ended without a checkpoint.", "", "See logs/run.log.")
 
     def quietly(self, training: Generator[Event, None, Trained]) -> Generator[Event, None, Trained]:
-        """Run to the end and pass on only warnings: its steps are not the run's."""
+        """Run to the end and pass on only warnings and progress: its steps are not the run's."""
         while True:
             try:
                 event = next(training)
             except StopIteration as end:
                 return cast("Trained", end.value)
-            self._heard(event)
+            yield from self._heard(event)
             if isinstance(event, Message) and event.level == "warning":
                 yield event
 

@@ -19,6 +19,7 @@ from engine.dpo.planning.processes import processes_here
 from engine.dpo.planning.workload import Workload
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
+from engine.machine.optimizers import require_optimizer
 from engine.models.adapters.source import adapter_folder
 from engine.models.backend import Backend, load_backend
 from engine.models.loading import load_tokenizer, run_date
@@ -73,6 +74,7 @@ PROMPTS_MEASURED = 200
 
 def run(context: Context) -> StageRun:
     check_method(context.config)
+    require_optimizer(context.config)
     scratch = context.run / "preflight/trial"
     shutil.rmtree(scratch, ignore_errors=True)
     try:

@@ -33,6 +33,7 @@ HYPERPARAMETERS = (
     "num_train_epochs",
     "beta",
     "learning_rate",
+    "optim",
     "max_length",
     "max_too_long_share",
     "seed",

@@ -120,6 +120,11 @@ def test_an_option_that_another_one_needs_is_said_to_be_missing():
     assert "--num-machines" in raised.value.why
 
 
+def test_the_state_of_another_optimizer_cannot_be_spread():
+    with pytest.raises(ConfigError, match="--optim paged_adamw_8bit"):
+        load_config({"optim": "paged_adamw_8bit", "sharding": "fsdp"}, environment={})
+
+
 def test_weights_in_four_bits_cannot_be_spread():
     with pytest.raises(ConfigError, match="--load-in-4bit"):
         load_config({"load_in_4bit": True, "sharding": "fsdp"}, environment={})

@@ -17,6 +17,7 @@ from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.loading import load_tokenizer
 from engine.models.templates import trial
 from engine.models.templates.behaviour import behaviour_of
+from engine.models.templates.option import only_template
 from engine.models.templates.thoughts import closes_thought, opens_thought, without_thought
 from engine.run.folder import Run
 from tests.support.templates import tokenizer_with
@@ -332,3 +333,11 @@ def test_a_template_that_writes_the_date_writes_that_of_the_runs_preflight(bare:
     Run(tmp_path / "run").record_stage("preflight", status="done", result={"date": "2026-02-03"})
     prompt, said = asked_and_said(with_option(bare, config, **options))
     assert prompt.startswith("Today is 03 Feb 2026.") and said == "Replace the washer.<end_of_turn>\n"
+
+
+def test_of_templates_by_name_the_default_or_the_only_one_is_taken_and_of_several_others_none():
+    assert only_template({"default": "a", "rag": "b"}, "m") == {"default": "a", "rag": "b"}
+    assert only_template({"rag": "b"}, "m") == "b"
+    assert only_template("a", "m") == "a" and only_template(None, "m") is None
+    with pytest.raises(PreconditionError, match=r"2 chat templates, .* rag, tool_use.* --chat-template FILE"):
+        only_template({"rag": "b", "tool_use": "c"}, "m")

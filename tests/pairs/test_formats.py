@@ -285,6 +285,7 @@ PLAIN_LINES = lines(ROWS).encode()
 CONTAINERS: dict[str, bytes] = {
     "lines.jsonl": PLAIN_LINES,
     "crlf.jsonl": lines(ROWS, "\r\n").encode(),
+    "cr.jsonl": lines(ROWS, "\r").encode(),
     "bom.jsonl": b"\xef\xbb\xbf" + PLAIN_LINES,
     "utf16.jsonl": lines(ROWS).encode("utf-16"),
     "utf16-be.jsonl": b"\xfe\xff" + lines(ROWS).encode("utf-16-be"),
@@ -347,6 +348,7 @@ def test_a_cell_may_hold_messages_as_json_or_as_python_writes_them(tmp_path: Pat
 
 DAMAGED: dict[str, tuple[bytes, str, int]] = {
     "cut.jsonl.gz": (gzip.compress(PLAIN_LINES)[:-30], "compressed data", 0),
+    "junk behind.jsonl.gz": (gzip.compress(PLAIN_LINES) + b"\njunk", "compressed data", len(ROWS)),
     "cut.jsonl.zst": (zstandard(PLAIN_LINES)[:-30], "compressed data", 0),
     "cut.json": (json.dumps(ROWS)[:-40].encode(), "not JSON", 6),
     "unclosed.json": (json.dumps(ROWS)[:-1].encode(), "the file is truncated", 7),

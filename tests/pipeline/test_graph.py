@@ -98,6 +98,7 @@ DONE_AGAIN: dict[str, tuple[Any, str]] = {
     "learning_rate":              (1e-6,             TRAINING),
     "per_device_train_batch_size": (2,               "preflight training"),
     "gradient_accumulation_steps": (4,               "preflight training"),
+    "optim":                      ("adamw_8bit",     "preflight training"),
     "gradient_checkpointing":     (True,             PREFLIGHT),
     "max_length":                 (320,              "preflight training"),
     "max_too_long_share":         (0.5,              TRAINING),

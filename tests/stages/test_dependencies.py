@@ -125,6 +125,7 @@ def test_without_metadata_nothing_is_read_and_that_is_said(
         ({}, set()),
         ({"load_in_4bit": True}, {"made-up-bits"}),
         ({"report_to": "tensorboard"}, {"made-up-board"}),
+        ({"load_in_4bit": True, "optim": "paged_adamw_8bit"}, {"made-up-bits"}),
         ({"load_in_4bit": True, "report_to": "tensorboard"}, {"made-up-bits", "made-up-board"}),
     ],
 )
@@ -145,6 +146,12 @@ def test_an_extra_is_needed_where_an_option_asks_for_it_and_nowhere_else(
     assert isinstance(outcome, PreconditionError if asked else StageEnd)
     if "made-up-bits" in asked:
         assert checks["made-up-bits"].detail == "missing; needs >=1, for --load-in-4bit"
+
+
+def test_an_optimizer_of_bitsandbytes_asks_for_it(tmp_path: Path, site: Path, no_probe: list[str]) -> None:
+    install(site, "stage3-tui", "0.1", "made-up-bits>=1; extra == 'bitsandbytes'")
+    _, checks, _ = drive(context(tmp_path, optim="adamw_8bit"))
+    assert checks["made-up-bits"].detail == "missing; needs >=1, for --optim"
 
 
 def test_the_extras_of_the_options_are_extras_of_the_package() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from engine.core import layout
 from engine.core.errors import NumbersError, PreconditionError
-from engine.core.events import Check, Message
+from engine.core.events import Check, Message, Progress
 from engine.demo.preset import demo_defaults
 from engine.dpo.planning.forecast import Machine
 from engine.dpo.planning.plan import TrainingPlan
@@ -77,6 +77,8 @@ def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[
     assert set(plan.why) == {"micro_batch", "gradient_checkpointing", "reference", "dtype"} and all(plan.why.values())
     assert facts["dtype"] == "float32" and facts["memory"]["activations"] > 0
     assert facts["forecast"]["seconds_training"] > 0 and facts["forecast"]["peak_bytes"] > 100 << 20
+    rehearsed = [event.done for event in events if isinstance(event, Progress) and event.unit == "steps rehearsed"]
+    assert rehearsed[0] == 0 and rehearsed[-1] == 3 == max(rehearsed)
     told = checks(events)
     assert {"number format", "memory", "plan", "resume", "archive", "forecast: memory, training"} <= told.keys()
     assert not (context.run / "preflight/trial").exists()

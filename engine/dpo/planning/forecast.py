@@ -4,7 +4,7 @@ Peak memory of training
     context        CUDA and its libraries; on the CPU, the process before it loaded a model
     weights        base parameters × bytes per parameter; spread over processes, a part of them, and what a pass puts together:
                    the embeddings, the head and two layers
-    adapter        float32: policy, reference copy, gradient, two AdamW moments: 5 × 4 bytes per number
+    adapter        float32: policy, reference copy, gradient, two AdamW moments: 5 × 4 bytes per number; the moments less by --optim
     activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with gradient
                    checkpointing, the hidden state of each layer plus one whole layer
     attention      the mask of a row with two replies, as numbers, in each layer; of long texts (`rows_from`) that of the
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from engine.core.events import Event, RunStarted, StageStarted
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.planning.workload import Workload
+from engine.machine.optimizers import OF_TORCH, moment_bytes
 from engine.run.journal import Entry
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number."""
 QUANTIZED = 0.56
 """Bytes per parameter in 4 bits, including the scale of each block of 64 (Dettmers et al. 2023, section 3)."""
-ADAPTER_COPIES = 5
+ADAPTER_COPIES = 3
+"""In float32: the policy, the reference, the gradient."""
 LAYERS_TOGETHER = 2
 """Of a model that is spread over processes: the one that is read, and the one that comes next."""
 CUDA_CONTEXT = 600 << 20
@@ -367,6 +369,7 @@ def training_memory(
     head: HeadWay = "trl",
     device_type: str = "cuda",
     spread_over: int = 1,
+    optim: str = OF_TORCH,
 ) -> dict[str, int]:
     """Peak bytes of a training step on the longest pairs, by term.
 
@@ -382,7 +385,7 @@ def training_memory(
     return {
         "context": context,
         "weights": weight_bytes(shape, plan.dtype, quantization_arguments, spread_over),
-        "adapter": ADAPTER_COPIES * 4 * ceil(shape.adapter_parameters / spread_over),
+        "adapter": int((ADAPTER_COPIES * 4 + 2 * moment_bytes(optim)) * ceil(shape.adapter_parameters / spread_over)),
         "activations": int(slack * tokens * deep),
         "attention": int(slack * attention_memory(shape, tokens, row, width, copies, device_type)),
         "head": head_memory(shape, tokens, head, device_type),

@@ -47,6 +47,7 @@ from engine.dpo.training.reference import (
 from engine.dpo.training.warnings import TrainingWarnings
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory, is_out_of_memory
+from engine.machine.optimizers import is_of_bitsandbytes, require_optimizer
 from engine.models.adapters.source import adapter_folder
 from engine.models.loading import (
     POLICY_ADAPTER,
@@ -212,6 +213,7 @@ def _train(
     """`train` under one plan, which is already applied to the configuration."""
     from engine.dpo.training.callbacks import WarningsCallback
 
+    require_optimizer(config)
     started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
     callbacks = _reporting_callbacks(config, run)
     prepared = yield from _prepare(config, run, token, rows, expected, policy, tokenizer, max_steps, ranks)
@@ -457,6 +459,8 @@ def training_settings(config: Stage3Config, pairs: int, max_steps: int = -1) -> 
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "max_length": config.max_length,
         "seed": config.seed,
+        # Only if it is another, so that checkpoints of earlier versions go on.
+        **({"optim": config.optim} if is_of_bitsandbytes(config) else {}),
     }
 
 

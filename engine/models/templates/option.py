@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.core.config import Stage3Config
-from engine.core.errors import ConfigError
+from engine.core.errors import ConfigError, PreconditionError
 from engine.core.reading import read_file
 from engine.hub.references import is_local, local_path
+from engine.security.sanitize import visible_line
 from engine.storage.files import sha256_of_file
 
 if TYPE_CHECKING:
@@ -57,6 +58,21 @@ def template_from_option(config: Stage3Config, tokenizer: PreTrainedTokenizerBas
             f"Give a file such as the {TEMPLATE_FILE} of a published model.",
         )
     return text
+
+
+def only_template(given: Any, model: str) -> Any:
+    """A tokenizer's template, or its templates by name with a default; of a single one the name does not matter. Raises
+    PreconditionError for several without a default.
+    """
+    if not isinstance(given, dict) or "default" in given:
+        return given
+    if len(given) == 1:
+        return next(iter(given.values()))
+    raise PreconditionError(
+        f"The tokenizer of {model} has {len(given)} chat templates, and none of them is the default.",
+        f"Their names are {visible_line(', '.join(map(str, given)), 200)}; which of them Stage 2 was trained with is not known.",
+        "Save that one as a file, and give it with --chat-template FILE.",
+    )
 
 
 def template_key(config: Stage3Config) -> str | None:

@@ -21,7 +21,14 @@ from engine.pairs.formats.documents import unfolded
 from engine.pairs.formats.json_values import is_json_document, json_values
 from engine.pairs.formats.no_rows import refuse_what_has_no_rows
 from engine.pairs.formats.stored import as_text
-from engine.pairs.formats.streams import as_utf8, decompressed, head, seekable, without_compression_suffix
+from engine.pairs.formats.streams import (
+    as_utf8,
+    decompressed,
+    head,
+    seekable,
+    with_newlines,
+    without_compression_suffix,
+)
 from engine.pairs.formats.tables import (
     ARROW,
     PARQUET,
@@ -89,6 +96,8 @@ def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool)
     refuse_what_has_no_rows(start, name)
     text, suffix = as_utf8(file), PurePath(name).suffix.lower()
     try:
+        if suffix not in CSV_SUFFIXES:  # there a cell may hold one
+            text = with_newlines(text)
         beginning = head(text)
         if suffix in CSV_SUFFIXES or (suffix in TEXT_SUFFIXES and _COLUMNS.match(beginning)):
             return _csv_rows(text)

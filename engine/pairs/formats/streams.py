@@ -1,4 +1,6 @@
-"""Read a file or a pipe as plain UTF-8: decompress gzip, zstandard, bzip2 and xz, and recode UTF-16 and UTF-32."""
+"""Read a file or a pipe as plain UTF-8: decompress gzip, zstandard, bzip2 and xz, recode UTF-16 and UTF-32, end
+lines with a newline.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +77,25 @@ def _utf16_of(start: bytes) -> str | None:
     return "utf-16-be" if len(odd) == 4 and not any(even) and all(odd) else None
 
 
+def with_newlines(file: BufferedReader) -> BufferedReader:
+    """The file itself, or with newlines for carriage returns if its lines end in these alone, as on a Mac of long ago."""
+    start = head(file)
+    return io.BufferedReader(_Newlines(file)) if b"\r" in start and b"\n" not in start else file
+
+
+class _Newlines(io.RawIOBase):
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._file.read(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(block)] = block
+        return len(block)
+
+
 class _Unpacked(io.RawIOBase):
     """Wraps a decompressor, turns its various errors for damage into EOFError, and limits how far little data unfolds."""
 
@@ -87,7 +108,7 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            block = self._file.read(len(buffer))
+            block = self._file.read1(len(buffer))  # what comes before the damage, too
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk

@@ -1,0 +1,48 @@
+"""The optimizers of --optim, by transformers' names: what they keep, and where they run.
+
+All are AdamW. Those of bitsandbytes keep its two moments in 8 bits (Dettmers et al. 2022), or in pages that CUDA moves to the
+host's memory while the GPU has no room for them.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from engine.core.config import Stage3Config
+from engine.core.errors import PreconditionError
+from engine.machine.device import resolve_device
+
+OF_TORCH = "adamw_torch_fused"
+BLOCK = 256
+"""Numbers in 8 bits that share a scale of 4 bytes."""
+
+
+def is_of_bitsandbytes(config: Stage3Config) -> bool:
+    return config.optim != OF_TORCH
+
+
+def moment_bytes(optim: str) -> float:
+    """Bytes that each of the two moments takes for a number of the adapter.
+
+    A page counts as if it were on the GPU: a tensor of less than 100,000 numbers, as many of an adapter are, has none.
+    """
+    return 1 + 4 / BLOCK if "8bit" in optim else 4
+
+
+def require_optimizer(config: Stage3Config) -> None:
+    """Raises PreconditionError if the optimizer is not installed, or does not run on this device."""
+    if not is_of_bitsandbytes(config):
+        return
+    device = resolve_device(config)
+    if "paged" in config.optim and device.type != "cuda":
+        raise PreconditionError(
+            f"--optim {config.optim}: the device is {device}.",
+            "A paged optimizer moves its state between the memory of a CUDA GPU and the host's.",
+            f"Use --optim {'adamw_8bit' if '8bit' in config.optim else OF_TORCH}, or --device cuda if there is a GPU.",
+        )
+    if find_spec("bitsandbytes") is None:
+        raise PreconditionError(
+            f"--optim {config.optim}: bitsandbytes is not installed.",
+            "It implements this optimizer.",
+            "Install the extra: `pip install 'stage3-tui[bitsandbytes]'`, or omit --optim.",
+        )
