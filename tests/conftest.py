@@ -40,10 +40,12 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 LONGEST_FIRST = (
-    *("demo_run", "canary", "walk", "disturbed_runs", "terminal", "memory", "processes", "wizard", "push"),
-    *("pairs_in_processes", "training", "outputs", "advice", "moods", "snapshots", "downloads_by_libraries", "soak"),
-    *("screens", "server", "pair_browser", "trying_again", "dependencies", "plan", "options_editor", "imports"),
-    *("formats", "trained_variants", "token_ways", "reexec", "published_templates", "evaluation", "preflight", "wheel"),
+    *("demo_run", "disturbed_runs", "walk", "terminal", "canary", "processes", "memory", "wizard"),
+    *("pairs_in_processes", "advice", "training", "outputs", "evaluation_in_processes", "moods", "screens"),
+    *("push", "downloads_by_libraries", "server", "trying_again", "soak", "snapshots", "pair_browser"),
+    *("evaluation", "trained_variants", "plan", "imports", "formats", "judges", "dependencies"),
+    *("published_templates", "options_editor", "preflight", "token_ways", "cli", "head", "damaged_adapters"),
+    *("model_card", "validation", "packaging", "chat_templates", "pool", "reexec", "wheel"),
 )
 """Files that take five seconds and more, the longest first: one of them alone at the end would leave a processor idle."""
 
