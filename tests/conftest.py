@@ -53,13 +53,15 @@ Result = TypeVar("Result")
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """Before they collect, workers import the tests, and each begins elsewhere: what one has compiled the others read."""
+    """Before they collect, workers import the tests, and each begins elsewhere: what one has compiled the others read. The
+    conftest of a folder comes first, as in a collection: that of the properties chooses how their values are drawn.
+    """
     worker = getattr(session.config, "workerinput", None)
     if worker is None or session.config.args != session.config.getini("testpaths"):
         return
     files = sorted(Path(__file__).parent.rglob("test_*.py"))
     first = int(worker["workerid"].removeprefix("gw")) * len(files) // worker["workercount"]
-    for path in (*files[first:], *files[:first]):
+    for path in (*sorted(Path(__file__).parent.rglob("conftest.py")), *files[first:], *files[:first]):
         with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection tells what is wrong with it
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
