@@ -1,14 +1,15 @@
-"""Memory that is given back is there for other processes."""
+"""Memory that is given back is there for other processes; garbage is looked for after large imports, not meanwhile."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 import psutil
 import pytest
 import torch
 
-from engine.machine.memory import give_back_memory
+from engine.machine.memory import give_back_memory, no_garbage_collection
 
 MIB = 1 << 20
 
@@ -24,3 +25,20 @@ def test_what_the_c_library_keeps_of_freed_tensors_goes_back_to_the_system():
     del held
     give_back_memory()
     assert psutil.Process().memory_info().rss - start < 50 * MIB and len(pins) == 10
+
+
+def test_garbage_is_collected_again_after_imports_also_if_one_fails():
+    with pytest.raises(ImportError), no_garbage_collection():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_who_collects_no_garbage_does_not_begin_with_it_after_an_import():
+    gc.disable()
+    try:
+        with no_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
