@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
@@ -13,6 +14,7 @@ os.environ.pop(
 )  # some images set it, and each child would compile the same modules again
 
 from collections.abc import Callable, Generator, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -34,17 +36,34 @@ sys.dont_write_bytecode = False
 quiet_libraries()
 os.environ["HF_HUB_OFFLINE"] = "0"
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 LONGEST_FIRST = (
-    *("demo_run", "canary", "walk", "disturbed_runs", "terminal", "memory", "processes", "wizard", "push"),
-    *("pairs_in_processes", "training", "outputs", "advice", "moods", "snapshots", "downloads_by_libraries", "soak"),
-    *("screens", "server", "pair_browser", "trying_again", "dependencies", "plan", "options_editor", "imports"),
-    *("formats", "trained_variants", "token_ways", "reexec", "published_templates", "evaluation", "preflight", "wheel"),
+    *("demo_run", "disturbed_runs", "walk", "terminal", "canary", "processes", "memory", "wizard"),
+    *("pairs_in_processes", "advice", "training", "outputs", "evaluation_in_processes", "moods", "screens"),
+    *("push", "downloads_by_libraries", "server", "trying_again", "soak", "snapshots", "pair_browser"),
+    *("evaluation", "trained_variants", "plan", "imports", "formats", "judges", "dependencies"),
+    *("published_templates", "options_editor", "preflight", "token_ways", "cli", "head", "damaged_adapters"),
+    *("model_card", "validation", "packaging", "chat_templates", "pool", "reexec", "wheel"),
 )
 """Files that take five seconds and more, the longest first: one of them alone at the end would leave a processor idle."""
 
 Result = TypeVar("Result")
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Before they collect, workers import the tests, and each begins elsewhere: what one has compiled the others read. The
+    conftest of a folder comes first, as in a collection: that of the properties chooses how their values are drawn.
+    """
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.args != session.config.getini("testpaths"):
+        return
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    first = int(worker["workerid"].removeprefix("gw")) * len(files) // worker["workercount"]
+    for path in (*sorted(Path(__file__).parent.rglob("conftest.py")), *files[first:], *files[:first]):
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection tells what is wrong with it
+            import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from tui.process.standard_streams import lost_output, prepare_standard_streams
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     prepare_standard_streams()
+    atexit.register(gc.freeze)  # the end of the process comes at once: nothing looks for garbage once more
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code, is_report = _run(arguments)

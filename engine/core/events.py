@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, cast
 
 from engine.core.stage_table import STAGES
@@ -348,12 +348,13 @@ def event_from_dict(data: Mapping[str, Any]) -> Event | None:
     cls = KINDS.get(str(data.get("kind")))
     if cls is None:
         return None
-    event = validated(cls, dict(data))
+    event = validated(cls, {name: data[name] for name in _FIELDS[cls.kind()] if name in data})
     stage = getattr(event, "stage", None)
     if stage is not None and stage not in STAGES and not (stage == "" and cls in _OF_NO_STAGE):
         raise ValueError(f"there is no stage {stage[:40]!a}")
     return event
 
 
+_FIELDS = {kind: tuple(one.name for one in fields(cls)) for kind, cls in KINDS.items()}
 _OF_NO_STAGE = (Message, Stalled)
 """Kinds that may belong to the run as a whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MemoryPeak",
     "free_memory",
+    "give_back_memory",
     "in_halves",
     "is_broken_device",
     "is_out_of_memory",
@@ -109,3 +111,11 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def give_back_memory() -> None:
+    """As `free_memory`; what the C library keeps of freed memory for itself goes back to the system, too: others need it now."""
+    free_memory()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)

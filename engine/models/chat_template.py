@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine.core.errors import PreconditionError
 from engine.models.chat import ChatMessage
 from engine.models.templates.behaviour import OPENS_A_THOUGHT, Behaviour, behaviour_of
-from engine.models.templates.control_text import cut, encode_continuation, encode_marked, unused_mark
+from engine.models.templates.control_text import break_control_text, encode_continuation, encode_marked, unused_mark
 from engine.models.templates.rendering import TemplateRefusal, render
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _text(
 ) -> str:
     behaviour = behaviour_of(tokenizer)
     inert: list[ChatMessage] = [
-        {"role": message["role"], "content": cut(message["content"], behaviour.control, mark)}
+        {"role": message["role"], "content": break_control_text(message["content"], behaviour.control, mark)}
         for message in conversation
     ]
     try:

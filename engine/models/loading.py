@@ -15,7 +15,7 @@ from engine.hub.references import is_local
 from engine.machine.device import gpu_has_bfloat16, resolve_device
 from engine.machine.memory import set_libraries_aside
 from engine.models.placement import gpus_of_base, require_on_gpus
-from engine.models.templates.option import missing_template_advice, only_template, template_from_option
+from engine.models.templates.option import default_template, missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, own_template, writes_date
 from engine.models.templates.trial import require_an_end
 from engine.run.folder import Run
@@ -58,7 +58,7 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.base_model_id, **hub_arguments(config, token))
-    tokenizer.chat_template = template_from_option(config, tokenizer) or only_template(
+    tokenizer.chat_template = template_from_option(config, tokenizer) or default_template(
         tokenizer.chat_template, config.base_model_id
     )
     if tokenizer.chat_template is None:

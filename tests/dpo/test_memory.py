@@ -33,6 +33,8 @@ AUTO = """
 import sys
 from engine.process.environment import quiet_libraries
 quiet_libraries()
+from engine.machine.memory import set_libraries_aside
+set_libraries_aside()
 import torch
 from engine.dpo.training import trl_trainer
 real = trl_trainer.Stage3Trainer.compute_loss

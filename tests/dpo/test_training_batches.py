@@ -189,8 +189,9 @@ def test_steps_and_reference_read_a_prompt_once(once: bool, make: Callable[..., 
     )
     run_stage(train(context, ROWS[:1], policy=policy, max_steps=1))
     (pair,) = plain(context, ROWS[:1])
-    # Neither reply's last token; after the probes of the head and of two small pairs, the reference, the first loss and the step.
-    assert read[3:] == [tokens_read(pair) - 2] * (3 if once else 4)
+    # Neither reply's last token; after the probes of the head and of two small pairs (plain, shared, shared without the mask), the
+    # reference, the first loss and the step.
+    assert read[4:] == [tokens_read(pair) - 2] * (3 if once else 4)
 
 
 def test_the_mean_is_over_pairs_and_not_over_passes(trainer: Any, monkeypatch: pytest.MonkeyPatch):

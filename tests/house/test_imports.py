@@ -15,8 +15,18 @@ ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "textual"}
 
 
+LOADED = """
+import gc
+gc.disable()  # a third of the time
+{statement}
+import sys
+print(*{{name.split(".")[0] for name in sys.modules}})
+gc.freeze()
+"""
+
+
 def loaded_after(statement: str) -> set[str]:
-    code = f"{statement}\nimport sys\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    code = LOADED.format(statement=statement)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(done.stdout.split())
 

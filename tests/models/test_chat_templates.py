@@ -17,7 +17,7 @@ from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.loading import load_tokenizer
 from engine.models.templates import trial
 from engine.models.templates.behaviour import behaviour_of
-from engine.models.templates.option import only_template
+from engine.models.templates.option import default_template
 from engine.models.templates.thoughts import closes_thought, opens_thought, without_thought
 from engine.run.folder import Run
 from tests.support.templates import tokenizer_with
@@ -336,8 +336,8 @@ def test_a_template_that_writes_the_date_writes_that_of_the_runs_preflight(bare:
 
 
 def test_of_templates_by_name_the_default_or_the_only_one_is_taken_and_of_several_others_none():
-    assert only_template({"default": "a", "rag": "b"}, "m") == {"default": "a", "rag": "b"}
-    assert only_template({"rag": "b"}, "m") == "b"
-    assert only_template("a", "m") == "a" and only_template(None, "m") is None
+    assert default_template({"default": "a", "rag": "b"}, "m") == {"default": "a", "rag": "b"}
+    assert default_template({"rag": "b"}, "m") == "b"
+    assert default_template("a", "m") == "a" and default_template(None, "m") is None
     with pytest.raises(PreconditionError, match=r"2 chat templates, .* rag, tool_use.* --chat-template FILE"):
-        only_template({"rag": "b", "tool_use": "c"}, "m")
+        default_template({"rag": "b", "tool_use": "c"}, "m")

@@ -346,8 +346,8 @@ def test_a_reward_model_scores_question_and_answer_as_a_pair(kind: str, tmp_path
 
 
 def test_a_reward_model_whose_template_does_not_end_is_refused(reward_model: Path, make: Callable[..., Context]):
-    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
-    (reward_model / "chat_template.jinja").write_text(loops)
+    fills = "{% set n = namespace(x='a') %}{% for i in range(31) %}{% set n.x = n.x + n.x %}{% endfor %}{{ messages }}"
+    (reward_model / "chat_template.jinja").write_text(fills)  # 2 GiB
     with pytest.raises(UnsafeError, match="does not end"):
         reward_model_of(make(judge="reward-model", reward_model_id=str(reward_model)))
 

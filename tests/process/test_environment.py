@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LIBRARIES = """
-import logging, sys, warnings
+import gc, logging, sys, warnings
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,14 @@ from engine.process.environment import log_to_file, quiet_libraries
 
 quiet_libraries()
 log_to_file(Path(sys.argv[1]))
+gc.disable()
 import torch, transformers, huggingface_hub
 
 for name in ("transformers", "torch", "huggingface_hub"):
     logging.getLogger(f"{name}.part").warning("from %s", name)
 transformers.logging.get_logger("transformers.generation").warning_once("`past_key_values` is deprecated")
 warnings.warn("from warnings", DeprecationWarning)
+gc.freeze()
 """
 
 ONE_OF_ITS_OWN = """

@@ -10,10 +10,10 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.core.events import KINDS, Event, event_from_dict
+from engine.core.events import KINDS, Event, RunFinished, event_from_dict
 from engine.core.stage_table import STAGES
 from engine.run.journal import Entry, Journal, entry_from_dict, read_entries
 from engine.run.state import fold
@@ -71,6 +71,7 @@ def test_any_event_comes_back_from_the_journal_and_is_folded(kind: str, data: st
 
 
 @pytest.mark.fault("A15")
+@example(RunFinished(0, ""), {"\ud800": None})
 @given(EVENT, RECORD)
 def test_a_newer_versions_fields_are_dropped(event: Event, more: dict[str, Any]):
     newer = {f"new {name}": value for name, value in more.items()}

@@ -6,6 +6,7 @@ The server has one thread, so that a fork is safe.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pty
@@ -146,15 +147,18 @@ class ForkServer:
 
 
 def serve() -> None:
+    from engine.machine.memory import no_garbage_collection
     from engine.process.environment import quiet_libraries
 
     quiet_libraries()
-    import datasets  # noqa: F401
-    import torch
+    with no_garbage_collection():
+        import datasets  # noqa: F401
+        import torch
 
-    import engine.dpo.training.trl_trainer
-    import engine.pipeline.session  # noqa: F401
+        import engine.dpo.training.trl_trainer
+        import engine.pipeline.session  # noqa: F401
 
+        gc.freeze()  # else each process looks through all of it, and gets a copy of the pages where it does
     torch.set_num_threads(1)
     _tell({"ready": True})
     pid, scratch = 0, Path()

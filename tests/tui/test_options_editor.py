@@ -201,7 +201,8 @@ def test_values_are_shown_with_their_units():
 
 def test_an_option_of_the_training_says_how_several_values_are_tried():
     told = {
-        name: "\n".join(line.plain for line in option_words(OPTION[name], "", False, False, 160)) for name in OPTION
+        name: " ".join(line.plain.strip() for line in option_words(OPTION[name], "", False, False, 160))
+        for name in OPTION
     }
     assert "`stage3-tui sweep --beta A,B`" in told["beta"]
     assert {name for name, words in told.items() if "stage3-tui sweep" in words} == set(options_to_try())

@@ -46,7 +46,7 @@ from engine.dpo.training.reference import (
 )
 from engine.dpo.training.warnings import TrainingWarnings
 from engine.machine.device import resolve_device
-from engine.machine.memory import MemoryPeak, free_memory, is_out_of_memory
+from engine.machine.memory import MemoryPeak, free_memory, give_back_memory, is_out_of_memory
 from engine.machine.optimizers import is_of_bitsandbytes, require_optimizer
 from engine.models.adapters.source import adapter_folder
 from engine.models.loading import (
@@ -112,7 +112,7 @@ class Trained:
     def release(self) -> None:
         """Give back the model's memory, because other processes have the model from here on."""
         del self.model
-        free_memory()
+        give_back_memory()
 
 
 def train(

@@ -29,7 +29,7 @@ def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, control_texts(tokenizer))) or r"(?!)")
 
 
-def cut(text: str, control: re.Pattern[str], mark: str) -> str:
+def break_control_text(text: str, control: re.Pattern[str], mark: str) -> str:
     """Insert `mark` after the first character of everything that would be read as a control token."""
     return control.sub(lambda match: match[0][0] + mark + match[0][1:], text)
 

@@ -60,7 +60,7 @@ def template_from_option(config: Stage3Config, tokenizer: PreTrainedTokenizerBas
     return text
 
 
-def only_template(given: Any, model: str) -> Any:
+def default_template(given: Any, model: str) -> Any:
     """A tokenizer's template, or its templates by name with a default; of a single one the name does not matter. Raises
     PreconditionError for several without a default.
     """

@@ -17,9 +17,8 @@ from typing import Any, cast
 
 from engine.core.errors import ConfigError, UnsafeError
 from engine.core.reading import open_file
-from engine.pairs.formats.documents import unfolded
+from engine.pairs.formats.documents import rows_in_document
 from engine.pairs.formats.json_values import is_json_document, json_values
-from engine.pairs.formats.no_rows import refuse_what_has_no_rows
 from engine.pairs.formats.stored import as_text
 from engine.pairs.formats.streams import (
     as_utf8,
@@ -38,6 +37,7 @@ from engine.pairs.formats.tables import (
     look_at_table,
     parquet_file,
 )
+from engine.pairs.formats.unsupported import refuse_unsupported
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, foreign_loads, loads, read_records
 
@@ -93,7 +93,7 @@ _PACKED_TWICE = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool) -> Iterator[NumberedRow]:
     if start.startswith((PARQUET, ARROW, b"\xff\xff\xff\xff")):
         return _table_rows(file, start, name)
-    refuse_what_has_no_rows(start, name)
+    refuse_unsupported(start, name)
     text, suffix = as_utf8(file), PurePath(name).suffix.lower()
     try:
         if suffix not in CSV_SUFFIXES:  # there a cell may hold one
@@ -105,12 +105,12 @@ def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool)
             return _text_rows(text, may_lack_newline)
         one_a_line = suffix != ".json" and suffix in JSON_SUFFIXES
         if is_json_document(text, one_a_line=one_a_line):
-            return json_values(text) if one_a_line else unfolded(json_values(text))
+            return json_values(text) if one_a_line else rows_in_document(json_values(text))
     except EOFError as error:
         return iter([(0, BadLine(0, str(error)))])
     read = foreign_loads if may_lack_newline else loads
     records = read_records(cast(Any, text), last_line_may_lack_newline=may_lack_newline, read=read)
-    return unfolded(records) if suffix == ".json" else records
+    return rows_in_document(records) if suffix == ".json" else records
 
 
 # -- CSV and text -----------------------------------------------------------------------------------------------------

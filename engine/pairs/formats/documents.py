@@ -17,7 +17,7 @@ ROWS = (
 """Names under which an object holds its rows."""
 
 
-def unfolded(rows: Iterator[tuple[int, Row | BadLine]]) -> Iterator[tuple[int, Row | BadLine]]:
+def rows_in_document(rows: Iterator[tuple[int, Row | BadLine]]) -> Iterator[tuple[int, Row | BadLine]]:
     """The rows inside of a document that is a single object; any other rows as they are."""
     first = list(islice(rows, 2))
     if len(first) == 1 and isinstance(first[0][1], dict) and (inside := _rows_in(first[0][1])) is not None:

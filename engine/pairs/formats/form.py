@@ -52,7 +52,7 @@ def first_column(row: Row, names: Iterable[str]) -> tuple[str, Any]:
     raise KeyError(names[0])
 
 
-def told(row: Row, forms: Sequence[Form[Read]]) -> Form[Read] | None:
+def matching_form(row: Row, forms: Sequence[Form[Read]]) -> Form[Read] | None:
     """The first form that matches the row; None if none does."""
     return next((form for form in forms if form.tells(row)), None)
 

@@ -8,7 +8,7 @@ from typing import Any
 from engine.models.chat import ChatMessage, Conversation
 from engine.pairs.data.conversations import add_turn, before_the_answer
 from engine.pairs.data.record import OK, Pair, PairRecord
-from engine.pairs.formats.values import Row, id_of, kind, messages_in, name_in, score_in, text_in
+from engine.pairs.formats.values import Row, id_of, messages_in, name_in, score_in, text_in, type_name
 from engine.storage.jsonl import dumps
 
 _ROLES = ("user", "assistant")
@@ -55,7 +55,7 @@ def _made_by(row: Row, principles: tuple[str, ...]) -> tuple[str, ...]:
 def _names(row: Row, key: str) -> tuple[str, ...]:
     values = row.get(key) or []
     if not isinstance(values, list):
-        raise TypeError(f"{key} is {kind(values)}, not a list")
+        raise TypeError(f"{key} is {type_name(values)}, not a list")
     return tuple([name_in(value, key) for value in values]) if values else ()
 
 
@@ -77,7 +77,7 @@ def _id(row: Row) -> str:
 def _conversation(value: Any, key: str) -> Conversation:
     """The messages unchanged if a chat template accepts them, else normalised like those of prompts."""
     if not isinstance(value, list):
-        raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
+        raise TypeError(f"{key} is {type_name(value)}, not a string or a list of messages")
     messages = messages_in(value, key)
     roles = [message["role"] for message in messages]
     if roles == [_ROLES[turn % 2] for turn in range(len(roles))] and roles[-1:] == ["user"]:

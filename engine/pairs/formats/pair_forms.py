@@ -15,7 +15,7 @@ from engine.pairs.formats.form import Form, column, first_column
 from engine.pairs.formats.native_form import native_pair
 from engine.pairs.formats.prompt_forms import NO_PROMPT, asked_beside_replies, with_system
 from engine.pairs.formats.stored import unwrapped
-from engine.pairs.formats.values import Row, check_text, id_of, kind, messages_in, number_in
+from engine.pairs.formats.values import Row, check_text, id_of, messages_in, number_in, type_name
 
 Reply = tuple[Conversation | None, str]
 """(the conversation before the reply, if the value contains it; the reply)."""
@@ -139,7 +139,7 @@ def _reply(value: Any, key: str, has_own_prompt: bool) -> Reply:
     if isinstance(value, (list, dict)):
         return _reply_of_messages(value, key)
     if not isinstance(value, str):
-        raise TypeError(f"{key} is {kind(value)}, not a string")
+        raise TypeError(f"{key} is {type_name(value)}, not a string")
     check_text(value, key)
     rendered = rendered_turns(value)
     if rendered is not None:
@@ -195,7 +195,7 @@ def _ranked(row: Row) -> Pair:
     texts, scores = [], []
     for number, answer in enumerate(answers):
         if not isinstance(answer, dict):
-            raise TypeError(f"{key}[{number}] is {kind(answer)}, not an object with a text and a rank or a score")
+            raise TypeError(f"{key}[{number}] is {type_name(answer)}, not an object with a text and a rank or a score")
         score = _score_of(answer, f"{key}[{number}]")
         if score is not None:
             texts.append(first_column(answer, TEXTS)[1])
@@ -237,7 +237,7 @@ def _answers(row: Row) -> tuple[str, list[Any]]:
         ((name, row[name]) for name in ANSWERS if isinstance(row.get(name), list)), first_column(row, ANSWERS)
     )
     if not isinstance(answers, list):
-        raise TypeError(f"{key} is {kind(answers)}, not a list of replies")
+        raise TypeError(f"{key} is {type_name(answers)}, not a list of replies")
     if len(answers) < 2:
         raise ValueError(f"{key} has {len(answers)} replies, but a pair needs two")
     return key, answers
@@ -342,7 +342,7 @@ def _tree(row: Row) -> Pair:
     """The replies to the first prompt of a tree; what follows them is left out."""
     replies = column(row, "prompt.replies")
     if not isinstance(replies, list):
-        raise TypeError(f"prompt.replies is {kind(replies)}, not a list of replies")
+        raise TypeError(f"prompt.replies is {type_name(replies)}, not a list of replies")
     return _ranked({"prompt": row["prompt"].get("text"), "answers": replies})
 
 

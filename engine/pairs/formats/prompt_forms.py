@@ -10,7 +10,7 @@ from engine.pairs.data.conversations import add_turn, before_the_answer, is_tran
 from engine.pairs.data.rendered import rendered_turns
 from engine.pairs.formats.form import Form, first_column
 from engine.pairs.formats.stored import unwrapped
-from engine.pairs.formats.values import ROLES, Row, check_text, kind, messages_in
+from engine.pairs.formats.values import ROLES, Row, check_text, messages_in, type_name
 
 NO_PROMPT = "no user turn is waiting for an answer"
 SYSTEM = ("system", "system_prompt")
@@ -41,7 +41,7 @@ def turns_of(value: Any, key: str) -> Conversation:
         add_turn(turns, "user", value.strip())
         return turns
     if not isinstance(value, (list, dict)):
-        raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
+        raise TypeError(f"{key} is {type_name(value)}, not a string or a list of messages")
     messages = messages_in(_with_roles(value, key), key)
     if messages and all(message["role"] == "system" for message in messages):
         raise ValueError(f"{key} has a system turn, and nobody asks anything")
@@ -101,7 +101,7 @@ def _first_turn(row: Row) -> Conversation:
     """Questions asked one after another: take the first."""
     turns = row["turns"]
     if not isinstance(turns, list) or not turns:
-        raise TypeError(f"turns is {kind(turns)}, not a list of texts")
+        raise TypeError(f"turns is {type_name(turns)}, not a list of texts")
     if isinstance(unwrapped(turns[0], "turns[0]"), dict):
         return with_system(row, before_the_answer(turns_of(turns, "turns")))
     return with_system(row, before_the_answer(turns_of(turns[0], "turns[0]")))

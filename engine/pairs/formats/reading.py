@@ -14,7 +14,7 @@ from engine.core.events import Message
 from engine.models.chat import Conversation
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.containers import NumberedRow, rows_of
-from engine.pairs.formats.form import Form, column, told, with_plain_names
+from engine.pairs.formats.form import Form, column, matching_form, with_plain_names
 from engine.pairs.formats.pair_forms import PAIR_FORMS, NotPaired
 from engine.pairs.formats.prompt_forms import ASKED_FORMS, PROMPT_FORMS
 from engine.pairs.formats.values import Row, refuse_pictures
@@ -63,7 +63,7 @@ class RowReader:
         try:
             return _read(self._rows(row), forms, "prompt")
         except NoForm as none:
-            if self.form is not None or told(row, PAIR_FORMS) is None:
+            if self.form is not None or matching_form(row, PAIR_FORMS) is None:
                 raise none
             return self.pair(row).messages
 
@@ -105,7 +105,7 @@ class NoForm(ValueError):
 def _read(rows: Sequence[Row], forms: Sequence[Form[Read]], what: str) -> Read:
     for some in ([form for form in forms if not form.refuses], [form for form in forms if form.refuses]):
         for row in rows:
-            form = told(row, some)
+            form = matching_form(row, some)
             if form is not None:
                 return _read_as(form, row)
     if len(forms) == 1:

@@ -28,7 +28,7 @@ def text_in(row: Row, key: str) -> str:
     """Raises KeyError, TypeError, ValueError."""
     value = row[key]
     if not isinstance(value, str):
-        raise TypeError(f"{key} is {kind(value)}, not a string")
+        raise TypeError(f"{key} is {type_name(value)}, not a string")
     check_text(value, key)
     return value
 
@@ -56,7 +56,7 @@ def messages_in(value: Any, key: str) -> Conversation:
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise TypeError(f"{key} is {kind(value)}, not a string or a list of messages")
+        raise TypeError(f"{key} is {type_name(value)}, not a string or a list of messages")
     return [_message(message, f"{key}[{number}]") for number, message in enumerate(_in_turns(value))]
 
 
@@ -70,7 +70,7 @@ def _in_turns(messages: list[Any]) -> list[Any]:
 
 def _message(message: Any, where: str) -> ChatMessage:
     if not isinstance(message, dict):
-        raise TypeError(f"{where} is {kind(message)}, not a message")
+        raise TypeError(f"{where} is {type_name(message)}, not a message")
     role = next((message[key] for key in _ROLE_KEYS if isinstance(message.get(key), str)), None)
     if role is None:
         raise TypeError(f"{where} has no role")
@@ -90,7 +90,7 @@ def _joined(parts: list[Any], where: str) -> str:
     for part in parts:
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
-            kind_of_part = part.get("type") if isinstance(part, dict) else kind(part)
+            kind_of_part = part.get("type") if isinstance(part, dict) else type_name(part)
             raise TypeError(f"{where} has a part that is not text ({str(kind_of_part)[:40]!a})")
         texts.append(text)
     return "\n".join(texts)
@@ -98,7 +98,7 @@ def _joined(parts: list[Any], where: str) -> str:
 
 def name_in(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{key} is {kind(value)}, not a string")
+        raise TypeError(f"{key} is {type_name(value)}, not a string")
     if len(value) > MAX_NAME_CHARACTERS:
         raise ValueError(f"{key} is longer than {MAX_NAME_CHARACTERS} characters")
     check_text(value, key)
@@ -110,7 +110,7 @@ def score_in(row: Row, key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{key} is {kind(value)}, not a number")
+        raise TypeError(f"{key} is {type_name(value)}, not a number")
     return finite(value, key)
 
 
@@ -126,7 +126,7 @@ def number_in(value: Any, key: str) -> float:
         except ValueError:
             raise TypeError(f"{key} is a string, not a number") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{key} is {kind(value)}, not a number")
+        raise TypeError(f"{key} is {type_name(value)}, not a number")
     return finite(value, key)
 
 
@@ -145,6 +145,6 @@ def id_of(messages: Conversation, *replies: str) -> str:
     return f"{hash_of(*[message['content'] for message in messages], *replies):016x}"
 
 
-def kind(value: Any) -> str:
+def type_name(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
     return names.get(type(value), "a number")

@@ -33,7 +33,7 @@ _SUFFIXES = {
 }  # fmt: skip
 
 
-def refuse_what_has_no_rows(start: bytes, name: str) -> None:
+def refuse_unsupported(start: bytes, name: str) -> None:
     """Raises ConfigError."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     for place, magic, what, mend in _BEGINNINGS:

@@ -1,0 +1,44 @@
+"""Memory that is given back is there for other processes; garbage is looked for after large imports, not meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+
+import psutil
+import pytest
+import torch
+
+from engine.machine.memory import give_back_memory, no_garbage_collection
+
+MIB = 1 << 20
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc keeps freed memory in this way")
+def test_what_the_c_library_keeps_of_freed_tensors_goes_back_to_the_system():
+    start = psutil.Process().memory_info().rss
+    torch.ones(30 * MIB // 4)  # after a block of this size was freed, glibc takes smaller ones from its heap
+    held = []
+    for _ in range(10):
+        held += [torch.ones(20 * MIB // 4), torch.ones(16)]  # the small ones keep the heap from shrinking
+    pins = held[1::2]
+    del held
+    give_back_memory()
+    assert psutil.Process().memory_info().rss - start < 50 * MIB and len(pins) == 10
+
+
+def test_garbage_is_collected_again_after_imports_also_if_one_fails():
+    with pytest.raises(ImportError), no_garbage_collection():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_who_collects_no_garbage_does_not_begin_with_it_after_an_import():
+    gc.disable()
+    try:
+        with no_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
