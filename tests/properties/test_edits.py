@@ -16,7 +16,7 @@ from engine.pairs.data.edits import Decision, read_edits, write_edit
 from tests.properties.values import WHOLE_TEXT
 
 PAIRS = st.sampled_from(["a", "b", "c"])
-TEXT = WHOLE_TEXT.filter(lambda text: bool(text.strip()))
+TEXT = WHOLE_TEXT.map(lambda text: text if text.strip() else f"{text}x")
 
 Edit = tuple[str, str, str | None, str | None]
 """Pair, action, text, field."""

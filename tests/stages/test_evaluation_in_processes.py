@@ -6,7 +6,7 @@ import gc
 import json
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from peft import PeftModel
 
 from engine.core import layout
@@ -39,6 +40,15 @@ from tests.support.tiny_models import build_context, pairs
 from tests.support.trainings import train
 
 ROWS: Any = pairs(20)[12:]
+
+
+@pytest.fixture(autouse=True)
+def threads_of_a_worker() -> Iterator[None]:
+    """Two processes share two cores, and sums over more threads have other last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
