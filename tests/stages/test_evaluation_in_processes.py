@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -35,6 +34,7 @@ from engine.stages.pair_processes import evaluating, evaluators
 from engine.storage.jsonl import dumps
 from engine.workers.rows import share_file
 from tests.conftest import run_stage
+from tests.support.kill_a_worker import kill_a_worker
 from tests.support.pool_here import PoolHere
 from tests.support.tiny_models import build_context, pairs
 from tests.support.trainings import train
@@ -98,7 +98,7 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
         if isinstance(event, Progress) and event.unit == "held-out pairs" and event.done == 2:
             gc.collect()
             assert model() is None, "this process still holds the models that the others work with"
-            psutil.Process().children()[0].kill()
+            kill_a_worker()
     messages = [event.text for event in events if isinstance(event, Message)]
     assert any("ended by SIGKILL" in text and "takes up its share" in text for text in messages), messages
     assert report_of(context) == expected and json.loads(expected)["judge"] == "self"

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from engine.core import layout
@@ -32,6 +31,7 @@ from engine.stages.pair_processes import judges, makers, scoring
 from engine.workers.pool import WorkerPool
 from engine.workers.rows import left_rows, share_file
 from tests.conftest import run_stage
+from tests.support.kill_a_worker import kill_a_worker
 from tests.support.pool_here import PoolHere
 
 
@@ -143,7 +143,7 @@ def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
             break
         if isinstance(event, Progress) and not killed:
             killed = True
-            psutil.Process().children()[0].kill()
+            kill_a_worker()
         if isinstance(event, Message):
             messages.append(event.text)
     assert any("ended by SIGKILL" in text and "takes up its share" in text for text in messages), messages
