@@ -9,4 +9,11 @@ from engine.stages.pair_processes import WORKER
 
 def kill_a_worker() -> None:
     """The first one that this process started. It may have other children: a server of processes, for one."""
-    next(child for child in psutil.Process().children() if WORKER in child.cmdline()).kill()
+    next(child for child in psutil.Process().children() if _is_worker(child)).kill()
+
+
+def _is_worker(child: psutil.Process) -> bool:
+    try:
+        return WORKER in child.cmdline()
+    except psutil.NoSuchProcess:  # it has ended, and nobody has asked how
+        return False
