@@ -16,8 +16,8 @@ export OMP_WAIT_POLICY ?= passive
 
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 
-# Three workers for two cores: the tests wait for terminals, servers and locks a third of the time.
-SUITE := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Four workers for two cores: the tests wait for terminals, servers and locks much of the time.
+SUITE := -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-durations test-portable test-newest test-oldest test-slow test-llama mutants lint format bench real demo-model pictures snapshots screens \
 	constraints dist clean
