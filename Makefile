@@ -138,8 +138,6 @@ endef
 # constraints.txt has the versions that the tests last passed with; `make constraints` writes those of .venv into it.
 $(STAMP): pyproject.toml constraints.txt $(UV)
 	$(call install,$(VENV),--constraint constraints.txt)
-	# Compiled once, here: the workers of the tests would each do it beside the others.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import datasets, hypothesis, peft, textual.app; from transformers import AutoModelForCausalLM; from trl import DPOTrainer"
 	touch $(STAMP)
 
 constraints: docs $(BIN)/hadolint
