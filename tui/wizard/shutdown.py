@@ -26,6 +26,8 @@ class Shutdown:
     def __init__(self, wizard: WizardApp) -> None:
         self._wizard, self._source = wizard, wizard.source
         self._leaving: WizardEnd | None = None
+        self._asks = False
+        """Whether q asks what becomes of an active run."""
         self._heard = Heard()
         self._started_from = os.getppid()
         self.stopping = ""
@@ -49,6 +51,8 @@ class Shutdown:
             wizard.exit(WizardEnd.RESTARTS)
         elif self._leaving is not None:
             wizard.exit(self._leaving, return_code=wizard.return_code or 0)
+        elif self._asks:  # it ended before there was an answer: q quits, as it does where nothing runs
+            wizard.exit(WizardEnd.FINISHED)
         else:
             return False
         return True
@@ -67,12 +71,14 @@ class Shutdown:
         )
 
         def answered(answer: str | None) -> None:
+            self._asks = False
             if answer == "l":
                 self._wizard.exit(WizardEnd.LEFT_RUNNING)
             elif answer == "s":
                 self._leaving = WizardEnd.STOPPED
                 self.stop(ASKED_HERE)
 
+        self._asks = True
         self._wizard.push_screen(Question("The run is active", "Stop it, or leave it running?", answers), answered)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.TERMINATED) -> None:
