@@ -478,6 +478,18 @@ async def test_stop_and_save_ends_the_engine_and_then_the_screen(runner: Runner)
     assert runner.exit_code is ExitCode.TERMINATED
 
 
+async def test_a_run_that_ends_while_q_asks_needs_no_answer(runner: Runner, sessions: Sessions):
+    app = Wizard(runner)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("a")
+        await until(pilot, lambda: runner.running)
+        await pilot.press("q")
+        await until(pilot, lambda: is_open(app, Question))
+        sessions.last.let_go.set()
+        await until(pilot, lambda: app.return_value is not None)
+    assert app.return_value is WizardEnd.FINISHED and runner.exit_code is ExitCode.DONE
+
+
 async def test_s_stops_the_engine_and_the_screen_stays(runner: Runner):
     app = Wizard(runner)
     async with app.run_test(size=(100, 30)) as pilot:
