@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.head import GIB, pairs_of, policy_of, step_of, trainer_of
+from bench.head import GIB, in_a_process, pairs_of, policy_of, step_of, trainer_of
 
 SHAPES = ["30+994+994", "300+500+500", "1000+60+60", "100+150+150", "40+60+60", "100+150+150x8"]
 
@@ -43,9 +42,7 @@ def main() -> None:
     print(f"{'pairs':20}{'attention':10}{'peak GiB':>9}{'of the step':>12}{'CPU s':>8}{'loss':>12}")
     for shape in arguments.shapes:
         for way in arguments.ways:
-            command = [sys.executable, __file__, *sys.argv[1:], "--cell", json.dumps([shape, way])]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            cell = json.loads(done.stdout.splitlines()[-1])
+            cell = in_a_process(__file__, shape, way)
             print(
                 f"{shape:20}{way:10}{cell['peak'] / GIB:9.2f}{cell['added'] / GIB:12.2f}{cell['seconds']:8.2f}"
                 f"{cell['loss']:12.7f}",

@@ -53,14 +53,19 @@ def main() -> None:
     print(f"{'vocabulary':>10}  {'head':10}{'peak GiB':>9}{'of the step':>12}{'CPU s/pair':>12}{'loss':>12}")
     for vocabulary in sizes:
         for way in arguments.ways:
-            command = [sys.executable, __file__, *sys.argv[1:], "--cell", json.dumps([vocabulary, way])]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            cell = json.loads(done.stdout.splitlines()[-1])
+            cell = in_a_process(__file__, vocabulary, way)
             print(
                 f"{cell['vocabulary']:10,}  {way:10}{cell['peak'] / GIB:9.2f}{cell['added'] / GIB:12.2f}"
                 f"{cell['seconds'] / arguments.pairs:12.2f}{cell['loss']:12.7f}",
                 flush=True,
             )
+
+
+def in_a_process(bench: str, *cell: Any) -> dict[str, Any]:
+    """What this call of a bench prints with `--cell`, in a process of its own, whose peak of memory is that of the cell."""
+    command = [sys.executable, bench, *sys.argv[1:], "--cell", json.dumps(cell)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure(arguments: argparse.Namespace, vocabulary: int, way: str) -> dict[str, Any]:

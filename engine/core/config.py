@@ -515,9 +515,10 @@ class Stage3Config(
     def _has_weights_to_spread(cls, sharding: str, given: ValidationInfo) -> str:
         if sharding == "fsdp" and given.data.get("load_in_4bit"):
             raise ValueError("weights in 4 bits (--load-in-4bit) cannot be spread: each process keeps all of them")
-        optim = given.data.get("optim", "adamw_torch_fused")
-        if sharding == "fsdp" and optim != "adamw_torch_fused":
-            raise ValueError(f"the state of --optim {optim} cannot be spread: use adamw_torch_fused with it")
+        of_torch = cls.model_fields["optim"].default
+        optim = given.data.get("optim", of_torch)
+        if sharding == "fsdp" and optim != of_torch:
+            raise ValueError(f"the state of --optim {optim} cannot be spread: use {of_torch} with it")
         return sharding
 
     @field_validator("num_machines")

@@ -12,7 +12,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.machine.device import resolve_device
 
-OF_TORCH = "adamw_torch_fused"
+OF_TORCH: str = Stage3Config.model_fields["optim"].default
 BLOCK = 256
 """Numbers in 8 bits that share a scale of 4 bytes."""
 

@@ -107,7 +107,9 @@ def load_base(
 
 
 def gpus_for_base(config: Stage3Config, token: str | None = None) -> int:
-    """How many GPUs of this machine hold the base model in one process."""
+    """How many GPUs of this machine hold the base model in one process. More than one only with `--sharding fsdp`."""
+    if config.sharding != "fsdp":
+        return 1  # without importing torch
     return gpus_of_base(config, dtype_name(resolve_dtype(config)), hub_arguments(config, token))
 
 

@@ -22,12 +22,12 @@ ROOM_FOR_WEIGHTS = 0.7
 
 
 def gpus_of_base(config: Stage3Config, dtype: str, hub_arguments: dict[str, Any]) -> int:
-    """How many GPUs hold the base model in one process. More than one only with `--sharding fsdp`, and where one has no room.
+    """How many GPUs hold the base model in one process, if it may take several: all of them where one has no room.
 
     dtype            a torch dtype's name
     hub_arguments    for transformers' `from_pretrained`
     """
-    memory = _gpus(config) if config.sharding == "fsdp" else []
+    memory = _gpus(config)
     if len(memory) < 2:
         return 1
     needed = _weight_bytes(config.base_model_id, dtype, tuple(sorted(hub_arguments.items())))

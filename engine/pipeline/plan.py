@@ -154,12 +154,13 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
     except TypeError:
         return None
     plan = TrainingPlan.from_dict(preflight.plan) or plan_as_configured(config, preflight.dtype)
+    here = processes_here(config, plan.processes)
     return forecast(
         measured,
         Workload.of(config, pairs, measured.usable_share, _split(context)),
         plan,
-        pair_processes=processes_here(config) if is_made_here(config) else 1,
-        evaluation_processes=processes_here(config),
+        pair_processes=here if is_made_here(config) else 1,
+        evaluation_processes=here,
         share_device=preflight.machine.get("device_type") != "cuda",
     )
 

@@ -88,7 +88,7 @@ class Rehearsal:
 
 
 def train_and_resume(
-    rehearsal: Rehearsal, row: Row, plan: TrainingPlan, processes: int = 1
+    rehearsal: Rehearsal, row: Row, plan: TrainingPlan, processes: int
 ) -> Generator[Event, None, TrialRun]:
     """Training steps under `plan`, interrupted after the first checkpoint, then resumed.
 

@@ -84,12 +84,13 @@ def run(context: Context) -> StageRun:
     config = context.config
     share = measured.usable_share
     prompts = expected_prompts(config, share) if config.pairs is None else pairs_wanted(config)
+    here = processes_here(config, plan.processes)
     whole = forecast(
         measured,
         Workload.of(config, prompts, measured.usable_share),
         plan,
-        pair_processes=processes_here(config) if is_made_here(config) else 1,
-        evaluation_processes=processes_here(config),
+        pair_processes=here if is_made_here(config) else 1,
+        evaluation_processes=here,
         share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:

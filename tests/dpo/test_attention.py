@@ -12,7 +12,14 @@ from peft import PeftModel
 from engine.dpo.planning import forecast
 from engine.dpo.training.attention import NAME, RowParts
 from engine.dpo.training.shared_prompt import pack_shared_prompt, share_prompt_computation
-from tests.dpo.test_shared_prompt import SHAPE, ask, collated, loss_and_gradients, with_adapter
+from tests.dpo.test_shared_prompt import (
+    SHAPE,
+    ask,
+    collated,
+    loss_and_gradients,
+    require_the_same_when_computed_twice,
+    with_adapter,
+)
 
 GROUPED = {**SHAPE, "num_key_value_heads": 2}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -80,15 +87,7 @@ def test_losses_and_gradients_are_those_of_the_plain_way(family: str):
 
 @pytest.mark.usefixtures("always")
 def test_with_activations_computed_twice_it_is_the_same():
-    policy, batch = with_adapter(model_of("Llama")), collated(PAIRS)
-    _, plain_loss, plain = loss_and_gradients(policy, batch)
-    share_prompt_computation(policy)
-    policy.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    policy.train()
-    _, loss, gradients = loss_and_gradients(policy, batch)
-    assert loss == pytest.approx(plain_loss, abs=1e-6)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, plain[name], atol=2e-5, rtol=2e-4)
+    require_the_same_when_computed_twice(with_adapter(model_of("Llama")), collated(PAIRS))
 
 
 @pytest.mark.usefixtures("always")

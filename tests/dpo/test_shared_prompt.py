@@ -114,7 +114,10 @@ def test_loss_figures_and_every_gradient_are_those_of_the_plain_way(
 
 
 def test_with_activations_computed_twice_it_is_the_same():
-    policy, batch = policy_of("gemma"), collated(BATCHES["prompts of one to hundreds of tokens"])
+    require_the_same_when_computed_twice(policy_of("gemma"), collated(BATCHES["prompts of one to hundreds of tokens"]))
+
+
+def require_the_same_when_computed_twice(policy: PeftModel, batch: dict[str, torch.Tensor]) -> None:
     _, plain_loss, plain = loss_and_gradients(policy, batch)
     share_prompt_computation(policy)
     policy.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})

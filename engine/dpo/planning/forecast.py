@@ -151,9 +151,9 @@ def forecast(
 ) -> Forecast:
     """Forecast the full run from a short one that ran under `plan`.
 
-    pair_processes      that make pairs; those that train are the plan's
+    pair_processes         that make pairs; those that train are the plan's
     evaluation_processes   that answer, read and measure after the training
-    share_device        whether all that make pairs or evaluate share one device (a CPU): together they are as fast as one
+    share_device           whether all that make pairs or evaluate share one device (a CPU): together they are as fast as one
     """
     at_once = 1 if share_device else pair_processes
     reading = work.readings * measured.prefill_seconds

@@ -25,11 +25,15 @@ def number_of_processes(config: Stage3Config) -> int:
     return config.num_processes
 
 
-def processes_here(config: Stage3Config) -> int:
+def processes_here(config: Stage3Config, that_train: int | None = None) -> int:
     """Those of this machine that generate, measure or judge, each with a base of its own: as many as train here, but one if a base
     takes several GPUs.
+
+    that_train   on all machines, where it is known; by default `number_of_processes`, which looks for GPUs
     """
-    return 1 if gpus_for_base(config) > 1 else number_of_processes(config) // config.num_machines
+    if gpus_for_base(config) > 1:
+        return 1
+    return (that_train or number_of_processes(config)) // config.num_machines
 
 
 def _gpus() -> int:

@@ -8,8 +8,8 @@ called by all processes: each has a part of every tensor. Imports torch; import 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,42 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from engine.core.errors import PreconditionError
 from engine.models.tensors import whole
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def spread(model: nn.Module, layer_names: Container[str], device: torch.device, processes: int) -> None:
+
+def spread(model: nn.Module, layers: Iterable[nn.Module], device: torch.device, processes: int) -> None:
     """Move this process's part of every weight to `device`, one layer after the other, and let go of the rest.
 
-    layer_names   classes of modules that are put together for their own pass only; the embeddings and the head stay whole from the
-                  forward to the end of the backward pass
+    layers   each is put together for its own pass only; the embeddings and the head stay whole from the forward to the end of the
+             backward pass
     """
     mesh = init_device_mesh(device.type, (processes,))
-    for module in list(model.modules()):
-        if type(module).__name__ in layer_names:
-            fully_shard(module, mesh=mesh)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that transformers names as layers; of a model for which it names none, those of its longest list of modules.
+
+    Raises PreconditionError if there are none: then each pass would put the whole model together.
+    """
+    named = set(model._no_split_modules or ())
+    modules = list(model.modules())[::-1]  # what lies in another one first, as `fully_shard` wants them
+    layers = [module for module in modules if type(module).__name__ in named]
+    lists = [list(module) for module in modules if isinstance(module, nn.ModuleList)]
+    layers = layers or max(lists, key=len, default=[])
+    if not layers:
+        raise PreconditionError(
+            f"--sharding fsdp: {type(model).__name__} has no layers that could be told from the rest.",
+            "Each process would put the whole model together in each pass.",
+            "Use --sharding ddp.",
+        )
+    return layers
 
 
 def whole_weights(model: nn.Module, name_part: str) -> dict[str, Tensor]:

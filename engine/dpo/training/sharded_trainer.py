@@ -21,6 +21,7 @@ from engine.core.layout import ADAPTER_WEIGHTS
 from engine.core.sizes import size_in_words
 from engine.dpo.training.sharded import (
     bytes_held,
+    layers_of,
     let_go_of_whole_weights,
     load_whole_optimizer_state,
     load_whole_weights,
@@ -48,8 +49,7 @@ class ShardedTrainer(Stage3Trainer):
         """Trainer would move all of it; `place` moves this process's part."""
 
     def place(self) -> str:
-        base = self.model.get_base_model()
-        spread(self.model, set(base._no_split_modules or ()), self.args.device, self.ranks.count)
+        spread(self.model, layers_of(self.model.get_base_model()), self.args.device, self.ranks.count)
         here, total = bytes_held(self.model.parameters())
         most = max(self.ranks.gather(here))
         return (
