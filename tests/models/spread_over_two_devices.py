@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from engine.dpo.training import trl_trainer
 from engine.dpo.training.reference import collated, pair_logps
 from engine.dpo.training.trainer import Trained
+from engine.models.generation.kv_cache import PreallocatedLayer
 from engine.models.generation.sampling import SamplingSettings
 from engine.models.loading import load_policy, load_tokenizer
 from engine.models.local_backend import LocalBackend
@@ -44,11 +49,14 @@ def on_one_and_two(folder: Path, base: Path, adapter: Path) -> tuple[dict[str, A
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
         return model
 
-    def found(base: PreTrainedModel, other: PreTrainedModel) -> dict[str, Any]:
+    def found(base: PreTrainedModel, other: PreTrainedModel, devices: list[torch.device]) -> dict[str, Any]:
         policy = load_policy(base, adapter, trainable=True)
-        _, trained = run_stage(train(context, ROWS, policy=policy, tokenizer=tokenizer))
+        with ways_taken() as ways:
+            _, trained = run_stage(train(context, ROWS, policy=policy, tokenizer=tokenizer))
         assert trained.resumed_from == trained.steps, "it takes back what was trained"
         return {
+            "ways": ways,
+            "rows": rows_kept(devices[0], devices[-1]),
             "losses": trained.losses,
             "tensors": trained.tensors_sha256,
             "logps": logps(trained),
@@ -59,10 +67,35 @@ def on_one_and_two(folder: Path, base: Path, adapter: Path) -> tuple[dict[str, A
         }
 
     run_stage(train(context, ROWS, policy=load_policy(loaded(), adapter, trainable=True), tokenizer=tokenizer))
-    one, first, second = found(loaded(), loaded()), loaded(), loaded()
+    one, first, second = found(loaded(), loaded(), [torch.device("cpu")]), loaded(), loaded()
     with two_devices() as devices:
-        two = found(spread(first, devices), spread(second, devices))
+        two = found(spread(first, devices), spread(second, devices), devices)
     return one, two
+
+
+@contextmanager
+def ways_taken() -> Iterator[list[Any]]:
+    """What a trainer chose, as each has a slower way for what fails: that of the head, and whether prompts are read once."""
+    taken: list[Any] = []
+
+    def kept(choose: Callable[..., Any]) -> Callable[..., Any]:
+        def chosen(*given: Any) -> Any:
+            taken.append(choose(*given))
+            return taken[-1]
+
+        return chosen
+
+    choices = {name: kept(getattr(trl_trainer, name)) for name in ("install_head", "share_prompt_computation")}
+    with patch.multiple(trl_trainer, **choices):
+        yield taken
+
+
+def rows_kept(first: torch.device, second: torch.device) -> list[Any]:
+    """Of a layer on the second device, after rows were named on the first: as when some of a batch have ended."""
+    numbers = torch.arange(24.0).view(3, 2, 4, 1).to(second)
+    layer = PreallocatedLayer.holding(numbers, numbers + 24, 3)
+    layer.select(torch.tensor([2, 0], device=first), 1)
+    return [layer.keys.tolist(), layer.values.tolist()]
 
 
 ANSWERS = [Answer([{"role": "user", "content": opening}], " ".join(WORDS[4:12])) for opening in OPENINGS]

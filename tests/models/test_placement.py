@@ -39,6 +39,8 @@ def test_what_works_on_one_device_gives_the_same_on_two(tmp_path: Path):
     assert child.returncode == 0, child.stderr[-2000:]
     for one, two in json.loads(child.stdout.splitlines()[-1]):
         assert len(set(two["texts"])) == 7 and len(two["logps"]) == 8 and len(two["relevance"]) == 4
+        assert two["ways"] == one["ways"] == [["chunked", ""], True]
+        assert two["rows"] == one["rows"]
         assert two["texts"] == one["texts"] and two["tensors"] == one["tensors"] and two["losses"] == one["losses"]
         for name in ("logps", "relevance"):
             assert two[name] == pytest.approx(one[name], abs=1e-4)
