@@ -16,8 +16,8 @@ from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.run_pairs import require_whole_lines
 from engine.pairs.generation.generate import (
     RUN_SET,
+    GenerationInputs,
     InterimCheck,
-    Maker,
     OpenSet,
     Recorded,
     generate_pairs,
@@ -29,8 +29,8 @@ from engine.pairs.generation.generate import (
     torn_line_warning,
 )
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.in_processes import KIND, after_processes
-from engine.pairs.generation.methods import check_method, in_turn, needs_judge, record_maker
+from engine.pairs.generation.in_processes import KIND, reuse_leftovers
+from engine.pairs.generation.methods import check_method, needs_judge, record_maker, sequentially
 from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions
@@ -129,7 +129,7 @@ def _look(context: Context, prompts: int | None) -> InterimCheck:
             context.config,
             what=f"After {recorded.total} prompts there is no hope left that the gate will open",
             why="The rest would be made as these were, and training would refuse them; nothing that was made is lost.",
-            look_at=str(context.run / layout.PAIRS_JSONL),
+            pairs_path=str(context.run / layout.PAIRS_JSONL),
         )
 
     return look
@@ -159,10 +159,10 @@ def _generate_missing(
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(judge_loader(context), policy_of(backend))
-    make = in_turn(record_maker(backend, settings, judge, context.stop))
-    make = after_processes(make, context.run, identity)
+    make = sequentially(record_maker(backend, settings, judge, context.stop))
+    make = reuse_leftovers(make, context.run, identity)
     yield from _generate(
-        context, prompts, Maker(context.config, backend, settings, make, identity, context.stop), open_set
+        context, prompts, GenerationInputs(context.config, backend, settings, make, identity, context.stop), open_set
     )
     for note in backend.warnings():
         yield Message("warning", note)
@@ -188,16 +188,16 @@ def _generate_in_processes(
     )
     missing = sum(prompt.id not in open_set.recorded.ids for prompt in prompts)
     with making(context, judging, identity, processes, missing) as make:
-        maker = Maker(context.config, make.models, settings, make, identity, context.stop)
-        yield from _generate(context, prompts, maker, open_set)
+        inputs = GenerationInputs(context.config, make.models, settings, make, identity, context.stop)
+        yield from _generate(context, prompts, inputs, open_set)
     return make.models.tokens
 
 
-def _generate(context: Context, prompts: list[Prompt], maker: Maker, open_set: OpenSet) -> Iterator[Event]:
+def _generate(context: Context, prompts: list[Prompt], inputs: GenerationInputs, open_set: OpenSet) -> Iterator[Event]:
     target = context.config.target_pairs
     if target:
-        return generate_until(prompts, maker, open_set, target, _look(context, None))
-    return generate_pairs(prompts, maker, open_set, _look(context, len(prompts)))
+        return generate_until(prompts, inputs, open_set, target, _look(context, None))
+    return generate_pairs(prompts, inputs, open_set, _look(context, len(prompts)))
 
 
 def _carry_decisions(context: Context) -> Iterator[Event]:

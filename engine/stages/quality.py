@@ -152,7 +152,7 @@ def _why_unjudged(tally: Tally, examined: ExaminedJudge, beyond_mending: list[st
     if beyond_mending:
         return Message("info", f"No judge was asked: no score would mend the {' and the '.join(beyond_mending)}.")
     own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
-    return Message("info", f"Nothing scored these pairs. {examined.why_none}{own}")
+    return Message("info", f"Nothing scored these pairs. {examined.why_no_judge}{own}")
 
 
 def _examined(context: Context) -> Generator[Event, None, ExaminedJudge]:

@@ -35,7 +35,7 @@ class BatchPlan:
         write_json(path, asdict(self))
 
 
-def key_of_plan(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
+def plan_key(prompts: Iterable[Prompt], identity: RecordIdentity) -> str:
     return sha256_of_json([identity.settings, identity.max_prompt_tokens, [prompt.id for prompt in prompts]])
 
 

@@ -15,7 +15,7 @@ from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import count_of, refusal_of, server_words
+from engine.pairs.generation.critique_revision import count_of, server_failure, server_message
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.base import Comparison, Judge
@@ -81,7 +81,7 @@ def _principle(prompt: Prompt, settings: GenerationSettings) -> Principle:
 
 
 def _fault(prompt: Prompt, draft: Reply) -> str:
-    if refused := refusal_of(draft):
+    if refused := server_failure(draft):
         return refused
     found = detectors.reply_reasons(prompt.text, draft.text, finished=draft.finished)
     return found[0] if found else ""
@@ -116,7 +116,7 @@ def _record(each: Drafted, gains: Mapping[str, float]) -> PairRecord:
         messages=each.prompt.messages,
         base_response=worst.text,
         revised_response=best.text,
-        critic_notes="" if status == OK else server_words(*each.drafts),
+        critic_notes="" if status == OK else server_message(*each.drafts),
         principle_ids=(each.principle.id,),
         made_by=(each.principle.id,) if status == OK else (),
         attempts=1,

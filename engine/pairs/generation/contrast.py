@@ -15,7 +15,7 @@ from engine.models.generation.sampling import Reply
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK, PairRecord
 from engine.pairs.data.seeds import seed_of
-from engine.pairs.generation.critique_revision import count_of, refusal_of, server_words
+from engine.pairs.generation.critique_revision import count_of, server_failure, server_message
 from engine.pairs.generation.dialogue import with_persona
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
@@ -81,7 +81,7 @@ def _draw_principle(pair: ContrastInProgress, attempt: int, settings: Generation
 
 
 def _fault(prompt: Prompt, principle: Principle, chosen: Reply, rejected: Reply) -> str:
-    refused = refusal_of(chosen) or refusal_of(rejected)
+    refused = server_failure(chosen) or server_failure(rejected)
     if refused or not rejected.text:
         return refused or EMPTY_DRAFT
     asked = (principle.followed,)
@@ -98,7 +98,7 @@ def _record(pair: ContrastInProgress) -> PairRecord:
         messages=pair.prompt.messages,
         base_response=last.rejected.text,
         revised_response=last.chosen.text,
-        critic_notes="" if last.fault == OK else server_words(last.chosen, last.rejected),
+        critic_notes="" if last.fault == OK else server_message(last.chosen, last.rejected),
         principle_ids=tuple(tried.principle.id for tried in pair.attempts),
         made_by=(last.principle.id,) if last.fault == OK else (),
         attempts=len(pair.attempts),

@@ -63,8 +63,8 @@ class PairInProgress:
 
     @property
     def status(self) -> str:
-        if refusal_of(self.draft):
-            return refusal_of(self.draft)
+        if server_failure(self.draft):
+            return server_failure(self.draft)
         if not self.draft.text:
             return EMPTY_DRAFT
         return self.last.fault if self.last else ""
@@ -119,7 +119,7 @@ def count_of(items: Sequence[object], noun: str) -> str:
     return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
 
 
-def refusal_of(reply: Reply) -> str:
+def server_failure(reply: Reply) -> str:
     """Why the server gave no reply; empty if it did."""
     if isinstance(reply, RefusedReply):
         if reply.failed:
@@ -128,7 +128,7 @@ def refusal_of(reply: Reply) -> str:
     return ""
 
 
-def server_words(*replies: Reply) -> str:
+def server_message(*replies: Reply) -> str:
     """What the server said instead of the first reply that it did not give; empty if it gave all."""
     return next((reply.reason for reply in replies if isinstance(reply, RefusedReply)), "")
 
@@ -170,7 +170,7 @@ def _draw_principle(pair: PairInProgress, attempt: int, settings: GenerationSett
 
 
 def _fault(pair: PairInProgress, principle: Principle, critique: Reply, revision: Reply) -> str:
-    refused = refusal_of(critique) or refusal_of(revision)
+    refused = server_failure(critique) or server_failure(revision)
     if refused:
         return refused
     found = detectors.reasons(
@@ -191,7 +191,7 @@ def _record(pair: PairInProgress) -> PairRecord:
     steps: dict[str, Reply] = {"draft": pair.draft}
     if last is not None:
         steps |= {"critique": last.critique, "revision": last.revision}
-    refused = "" if pair.status == OK else server_words(*steps.values())
+    refused = "" if pair.status == OK else server_message(*steps.values())
     return PairRecord(
         id=pair.prompt.id,
         prompt=pair.prompt.text,
