@@ -22,7 +22,7 @@ from engine.models.server.errors import too_many_failed
 from engine.pairs.data.record import FAILED_ON_SERVER, OK, PairRecord
 from engine.pairs.detectors import PROMPT_TOO_LONG
 from engine.pairs.generation.batch_plan import BatchPlan, plan_key, prompts_to_make, read_plan
-from engine.pairs.generation.critique_revision import plan_batches, too_long
+from engine.pairs.generation.critique_revision import plan_batches, too_long_record
 from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.methods import MakeBatches
 from engine.pairs.generation.prompts import Prompt
@@ -221,7 +221,7 @@ def generate_pairs(
     most = longest_prompt(inputs.config.max_prompt_tokens, backend.context_length, beside)
     for prompt, length in zip(prompts, lengths, strict=True):
         if length > most and prompt.id not in recorded.ids:
-            record = replace(too_long(prompt, length, most), method=inputs.settings.method)
+            record = replace(too_long_record(prompt, length, most), method=inputs.settings.method)
             yield open_set.acknowledge(replace(record, made_with=identity.key_of_too_long(prompt)))
     tokens = {prompt.id: length for prompt, length in zip(prompts, lengths, strict=True) if length <= most}
     fitting = [prompt for prompt in prompts if prompt.id in tokens]
