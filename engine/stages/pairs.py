@@ -29,7 +29,7 @@ from engine.pairs.generation.generate import (
     torn_line_warning,
 )
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.in_processes import KIND, reuse_leftovers
+from engine.pairs.generation.in_processes import KIND, reuse_earlier_records
 from engine.pairs.generation.methods import check_method, needs_judge, record_maker, sequentially
 from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.settings import GenerationSettings
@@ -160,7 +160,7 @@ def _generate_missing(
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(judge_loader(context), policy_of(backend))
     make = sequentially(record_maker(backend, settings, judge, context.stop))
-    make = reuse_leftovers(make, context.run, identity)
+    make = reuse_earlier_records(make, context.run, identity)
     yield from _generate(
         context, prompts, GenerationInputs(context.config, backend, settings, make, identity, context.stop), open_set
     )
