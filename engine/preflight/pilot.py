@@ -127,7 +127,9 @@ def _found(pairs: Sequence[Pair]) -> tuple[Tally, list[AssessedPair]]:
     return tally, list(assessed_pairs(enumerate(pairs), {}, tally))
 
 
-def require_hope_of(estimates: Sequence[Estimate], config: Stage3Config, pairs: Path) -> Generator[Event, None, None]:
+def require_promising_pilot(
+    estimates: Sequence[Estimate], config: Stage3Config, pairs: Path
+) -> Generator[Event, None, None]:
     """Raise DataError (exit code 9) if, by the pilot, the gate cannot open.
 
     pairs   the file of its pairs, to look at

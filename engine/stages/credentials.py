@@ -45,7 +45,7 @@ def run(context: Context) -> StageRun:
         reason = "Base model, adapter and dataset are local files: no token needed."
         yield Check("token", "skipped", reason)
         return StageEnd(reason, CredentialsResult(), outcome="skipped")
-    hub.bound_the_client()
+    hub.limit_requests()
     if hub.is_offline():
         return (yield from _offline(context, needs))
     try:
@@ -148,7 +148,7 @@ def _check_access(
             commits[need] = hub.commit_of(need.repo_id, need.repo_type, need.revision, token)
         except Stage3Error as error:
             may_be_the_token = scope is not None and not scope.reads_gated
-            known = hub.or_the_token(error) if isinstance(error, GatedRepository) and may_be_the_token else error
+            known = hub.with_token_hint(error) if isinstance(error, GatedRepository) and may_be_the_token else error
             yield Check(str(need), "failed", f"{known.what} {known.what_to_do}")
             raise known from None
         who = "readable" if token else "public"

@@ -12,8 +12,8 @@ from engine.core import layout
 from engine.core.events import Check, Event, Message
 from engine.machine.memory import free_memory
 from engine.packaging.archive import Archive, build_archive, existing_archive, hash_file
-from engine.packaging.bring_home import check_line, scp_line_of_this_machine, unzip_line
-from engine.packaging.contents import most_bytes, packed_names, read_file
+from engine.packaging.contents import byte_limit, packed_names, read_file
+from engine.packaging.copy_commands import check_line, scp_line_of_this_machine, unzip_line
 from engine.packaging.fresh_process import load_in_fresh_process
 from engine.packaging.model_card import load_lines
 from engine.packaging.secret_scan import known_secrets
@@ -41,7 +41,7 @@ def evidence(context: Context) -> dict[str, Any]:
 
 def _sha256(run: Run, name: str) -> str:
     """Of what is packed of a file."""
-    return sha256_of_file(run / name) if most_bytes(run, name) is None else read_file(run, name).sha256
+    return sha256_of_file(run / name) if byte_limit(run, name) is None else read_file(run, name).sha256
 
 
 def is_whole(archive: Path, sha256: str) -> bool:

@@ -10,7 +10,8 @@ from engine.core.config import Stage3Config
 from engine.run.context import Context
 from engine.run.folder import Run
 from engine.run.stop import StopToken
-from engine.workers.serve import Loaded, Task, Work, serve
+from engine.workers.serve import Loaded, Work, serve
+from engine.workers.tasks import Task
 
 
 @dataclass(frozen=True)

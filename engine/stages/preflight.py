@@ -34,7 +34,7 @@ from engine.pairs.generation.methods import check_method, in_turn, is_made_here,
 from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
 from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.machine import plan_inputs
-from engine.preflight.pilot import judge_pilot, make_pilot, require_hope_of
+from engine.preflight.pilot import judge_pilot, make_pilot, require_promising_pilot
 from engine.preflight.plan_search import PlanInputs, fitting_plan, require_memory
 from engine.preflight.report import clock, forecast_event, forecast_lines, require_disk
 from engine.preflight.template import check_template
@@ -203,7 +203,7 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
         estimates = yield from judge_pilot(
             config, context.run, pairs, tokenizer, judge_loader(context), context.stop, context.token_text
         )
-        yield from require_hope_of(estimates, config, context.run / layout.PILOT_PAIRS)
+        yield from require_promising_pilot(estimates, config, context.run / layout.PILOT_PAIRS)
     return made
 
 

@@ -100,7 +100,7 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
             assert model() is None, "this process still holds the models that the others work with"
             kill_a_worker()
     messages = [event.text for event in events if isinstance(event, Message)]
-    assert any("ended by SIGKILL" in text and "takes up its share" in text for text in messages), messages
+    assert any("ended by SIGKILL" in text and "takes over its work" in text for text in messages), messages
     assert report_of(context) == expected and json.loads(expected)["judge"] == "self"
     after_the_exam = [line for line in told(alone) if line[0] != "exam comparisons"]
     assert told(events) == after_the_exam

@@ -29,7 +29,7 @@ from engine.stages import pairs as stage
 from engine.stages.load_judge import load_judge
 from engine.stages.pair_processes import judge_process_count, pair_process_count, scoring_workers
 from engine.workers.pool import WorkerPool
-from engine.workers.rows import left_rows, share_file
+from engine.workers.rows import earlier_rows, share_file
 from tests.conftest import run_stage
 from tests.support.kill_a_worker import kill_a_worker
 from tests.support.pool_here import PoolHere
@@ -72,11 +72,11 @@ def test_two_processes_make_the_pairs_of_one_and_what_a_killed_run_left_is_not_m
     run_stage(stage.run(alone))
     events = stage.run(together)
     for event in events:  # until the second batch is there, as if the run was killed then
-        if isinstance(event, PairMade) and sum(1 for _ in left_rows(together.run, "pairs")) >= 4:
+        if isinstance(event, PairMade) and sum(1 for _ in earlier_rows(together.run, "pairs")) >= 4:
             break
     events.close()
     assert pairs_of(alone).startswith(pairs_of(together))
-    left = {row["id"] for row in left_rows(together.run, "pairs")}
+    left = {row["id"] for row in earlier_rows(together.run, "pairs")}
     made: list[str] = []
     deal = WorkerPool._tell
 
@@ -150,7 +150,7 @@ def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
             kill_a_worker()
         if isinstance(event, Message):
             messages.append(event.text)
-    assert any("ended by SIGKILL" in text and "takes up its share" in text for text in messages), messages
+    assert any("ended by SIGKILL" in text and "takes over its work" in text for text in messages), messages
     assert [given.second for given in found] == pytest.approx([given.second for given in expected], abs=1e-5)
     rows = [(context.run / layout.SCORES_JSONL).read_text().splitlines() for context in (alone, together)]
     assert [json.loads(row)["id"] for row in rows[0]] == [json.loads(row)["id"] for row in rows[1]]

@@ -22,7 +22,7 @@ from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.methods import in_turn, record_maker
 from engine.pairs.generation.prompts import load_prompts
 from engine.pairs.generation.settings import GenerationSettings
-from engine.preflight.pilot import judge_pilot, make_pilot, require_hope_of
+from engine.preflight.pilot import judge_pilot, make_pilot, require_promising_pilot
 from engine.run.context import Context
 from engine.run.stop import StopToken
 from engine.stages import pairs as stage
@@ -80,7 +80,7 @@ def judged(context: Context, pairs: list[Pair], load_judge: Any = lambda *_: Non
 
 
 def hope(context: Context, estimates: Any) -> Any:
-    return require_hope_of(estimates, context.config, context.run / layout.PILOT_PAIRS)
+    return require_promising_pilot(estimates, context.config, context.run / layout.PILOT_PAIRS)
 
 
 def figures(events: list[Any]) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.methods import Batch, MadeBatch, MakeBatches, MakeRecords
 from engine.pairs.generation.prompts import Prompt
 from engine.run.folder import Run
-from engine.workers.pool import Answer, WorkerPool
-from engine.workers.rows import left_rows
-from engine.workers.serve import Made, Task, Work
-from engine.workers.shares import Share, shared_out
+from engine.workers.distribution import FinishedBatch, distribute
+from engine.workers.pool import WorkerPool
+from engine.workers.rows import earlier_rows
+from engine.workers.serve import Work
+from engine.workers.tasks import Task, TaskResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,8 +42,8 @@ class ModelsElsewhere:
         return prompt_length(self.tokenizer, conversation)
 
     def batch_size(self, longest: int) -> int:
-        for told in self.pool.answers([{"batch size for": longest}]):
-            if isinstance(told, Answer):
+        for told in self.pool.results([{"batch size for": longest}]):
+            if isinstance(told, TaskResult):
                 return int(told.facts["batch size"])
         raise AssertionError("every task has an answer")
 
@@ -62,8 +63,8 @@ class MakeInProcesses:
 
     def __call__(self, batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
         left = _left(self.run, self.identity, batches)
-        for told in shared_out(self.models.pool, batches, lambda prompt: left.get(prompt.id), self._task):
-            if not isinstance(told, Share):
+        for told in distribute(self.models.pool, batches, lambda prompt: left.get(prompt.id), self._task):
+            if not isinstance(told, FinishedBatch):
                 yield told
                 continue
             self.models.tokens += int(told.facts.get("tokens", 0))
@@ -93,7 +94,7 @@ def _left(run: Run, identity: RecordIdentity, batches: Sequence[Batch]) -> dict[
     wanted = {prompt.id: prompt for batch in batches for prompt in batch}
     return {
         row["id"]: row
-        for row in left_rows(run, KIND)
+        for row in earlier_rows(run, KIND)
         if (prompt := wanted.get(str(row.get("id")))) is not None and identity.matches(prompt, row)
     }
 
@@ -104,12 +105,12 @@ def work_of(make: MakeRecords, backend: Any) -> Work:
     backend   the model's, whose tokens are counted
     """
 
-    def work(task: Task) -> Generator[str, None, Made]:
+    def work(task: Task) -> Generator[str, None, TaskResult]:
         if "batch size for" in task:
-            return Made(facts={"batch size": backend.batch_size(task["batch size for"])})
+            return TaskResult(facts={"batch size": backend.batch_size(task["batch size for"])})
         before = backend.tokens
         records = yield from make([Prompt(**prompt) for prompt in task["prompts"]])
         rows = [{**record.as_dict(), "made_with": key} for record, key in zip(records, task["made with"], strict=True)]
-        return Made(rows, {"tokens": backend.tokens - before})
+        return TaskResult(rows, {"tokens": backend.tokens - before})
 
     return work
