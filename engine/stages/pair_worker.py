@@ -37,11 +37,16 @@ def load(task: Task) -> Loaded:
     request = Request(**task)
     run = Run(Path(request.run), shared_cache=Path(request.cache))
     context = Context(Stage3Config(**request.config), run, StopToken())
-    loads = {"pairs": _maker, "relevance": _meter, "scores": _judge, "evaluation": _both_models}
+    loads = {
+        "pairs": _load_pair_maker,
+        "relevance": _load_relevance_meter,
+        "scores": _load_judge,
+        "evaluation": _load_both_models,
+    }
     return loads[request.kind](request, context)
 
 
-def _maker(request: Request, context: Context) -> Loaded:
+def _load_pair_maker(request: Request, context: Context) -> Loaded:
     from engine.models.local_backend import load_stage2_backend
     from engine.pairs.generation.in_processes import task_handler
     from engine.pairs.generation.methods import needs_judge, record_maker
@@ -56,7 +61,7 @@ def _maker(request: Request, context: Context) -> Loaded:
     return Loaded(task_handler(make, backend), {"context length": backend.context_length})
 
 
-def _meter(_: Request, context: Context) -> Loaded:
+def _load_relevance_meter(_: Request, context: Context) -> Loaded:
     from engine.models.loading import load_base, load_tokenizer
     from engine.pairs.relevance.in_processes import task_handler
     from engine.pairs.relevance.measure import RelevanceMeter
@@ -66,7 +71,7 @@ def _meter(_: Request, context: Context) -> Loaded:
     return Loaded(task_handler(meter, config.base_model_id))
 
 
-def _judge(_: Request, context: Context) -> Loaded:
+def _load_judge(_: Request, context: Context) -> Loaded:
     from engine.pairs.judges.in_processes import task_handler
     from engine.stages.load_judge import load_judge
 
@@ -75,7 +80,7 @@ def _judge(_: Request, context: Context) -> Loaded:
     return Loaded(task_handler(judge))
 
 
-def _both_models(request: Request, context: Context) -> Loaded:
+def _load_both_models(request: Request, context: Context) -> Loaded:
     from engine.dpo.evaluation.both_models import load_both_models
     from engine.dpo.evaluation.in_processes import work_of
     from engine.pairs.judges.in_processes import task_handler

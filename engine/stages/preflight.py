@@ -85,7 +85,7 @@ def run(context: Context) -> StageRun:
     share = measured.usable_share
     prompts = expected_prompts(config, share) if config.pairs is None else pairs_wanted(config)
     here = processes_here(config, plan.processes)
-    whole = forecast(
+    run_forecast = forecast(
         measured,
         Workload.of(config, prompts, measured.usable_share),
         plan,
@@ -94,16 +94,16 @@ def run(context: Context) -> StageRun:
         share_device=inputs.machine.device_type != "cuda",
     )
     if config.pairs is not None:
-        whole = replace(whole, seconds_pairs=0.0)  # they are there already
-    yield from forecast_lines(whole, inputs.machine)
-    yield forecast_event(whole, inputs.machine, resolve_device(config).index or 0)
-    require_disk(context.run.folder, whole)
-    summary = f"all steps worked; the run will take about {clock(whole.seconds)}"
+        run_forecast = replace(run_forecast, seconds_pairs=0.0)  # they are there already
+    yield from forecast_lines(run_forecast, inputs.machine)
+    yield forecast_event(run_forecast, inputs.machine, resolve_device(config).index or 0)
+    require_disk(context.run.folder, run_forecast)
+    summary = f"all steps worked; the run will take about {clock(run_forecast.seconds)}"
     return StageEnd(
         summary,
         PreflightResult(
             dtype=plan.dtype,
-            forecast=whole.as_dict(),
+            forecast=run_forecast.as_dict(),
             measured=measured.__dict__,
             plan=plan.as_dict(),
             memory=inputs.terms(plan, config.max_length, config.load_in_4bit),
@@ -164,7 +164,7 @@ class BatchTimes:
 
 
 @dataclass(frozen=True)
-class PairsInSmall:
+class FirstPairs:
     """What the first pairs took."""
 
     longest: Pair
@@ -181,7 +181,7 @@ class PairsInSmall:
     peak_bytes: int
 
 
-def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, PairsInSmall]:
+def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, None, FirstPairs]:
     """The pilot, or one pair if none is wanted; how long a batch takes. Raises DataError if there is no hope.
 
     context   its configuration has the number format that was chosen
@@ -252,12 +252,12 @@ def _time_a_batch(
 
 def _measure(
     pairs: list[Pair], backend: Backend, batch: BatchTimes, load_seconds: float, peak: MemoryPeak
-) -> PairsInSmall:
+) -> FirstPairs:
     longest = max(pairs, key=lambda pair: (pair.status == OK, -len(pair.prompt)))
     usable = [pair for pair in pairs if pair.status == OK] or pairs
-    return PairsInSmall(
+    return FirstPairs(
         longest=longest,
-        reply_tokens=_mean_reply_tokens(backend, [each for pair in pairs for each in _said(pair)]),
+        reply_tokens=_mean_reply_tokens(backend, [each for pair in pairs for each in _generated_texts(pair)]),
         longest_prompt_tokens=backend.length(longest.messages),
         prompt_tokens=mean([backend.length(pair.messages) for pair in pairs]),
         replies_tokens=2 * _mean_reply_tokens(backend, [each for pair in usable for each in _replies(pair)]),
@@ -269,7 +269,7 @@ def _measure(
     )
 
 
-def _said(pair: Pair) -> tuple[str, ...]:
+def _generated_texts(pair: Pair) -> tuple[str, ...]:
     return (pair.base_response, pair.critic_notes, pair.revised_response)
 
 

@@ -27,7 +27,7 @@ from engine.run.context import Context
 from engine.run.folder import Run
 from engine.stages import pairs as stage
 from engine.stages.load_judge import load_judge
-from engine.stages.pair_processes import judges, makers, scoring
+from engine.stages.pair_processes import judge_process_count, pair_process_count, scoring_workers
 from engine.workers.pool import WorkerPool
 from engine.workers.rows import earlier_rows, share_file
 from tests.conftest import run_stage
@@ -137,7 +137,7 @@ def test_two_processes_score_as_one_though_one_of_them_is_killed(at_work):
     _, expected = run_stage(scores.score_pairs(alone.run / layout.SCORES_JSONL, PAIRS, "self", lambda: local))
     messages, killed = [], False
     scored = scores.score_pairs(
-        together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: scoring(together, together.config)
+        together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: scoring_workers(together, together.config)
     )
     while True:
         try:
@@ -198,4 +198,4 @@ def test_the_relevance_that_was_sent_by_another_process_is_the_models_own(at_wor
 )
 def test_only_models_of_this_machine_are_loaded_several_times(config, options, judge, making, judging):
     given = config(**{"device": "cpu", "judge": "self", "num_processes": 2, **options})
-    assert (makers(given, judge), judges(given)) == (making, judging)
+    assert (pair_process_count(given, judge), judge_process_count(given)) == (making, judging)
