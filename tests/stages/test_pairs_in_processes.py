@@ -78,13 +78,13 @@ def test_two_processes_make_the_pairs_of_one_and_what_a_killed_run_left_is_not_m
     assert pairs_of(alone).startswith(pairs_of(together))
     left = {row["id"] for row in earlier_rows(together.run, "pairs")}
     made: list[str] = []
-    deal = WorkerPool._tell
+    send = WorkerPool._send
 
-    def listen(self: WorkerPool, worker: Any, task: Any) -> None:
+    def record_and_send(self: WorkerPool, worker: Any, task: Any) -> None:
         made.extend(prompt["id"] for prompt in task.get("prompts", []))
-        deal(self, worker, task)
+        send(self, worker, task)
 
-    monkeypatch.setattr(WorkerPool, "_tell", listen)
+    monkeypatch.setattr(WorkerPool, "_send", record_and_send)
     run_stage(stage.run(together))
     assert pairs_of(together) == pairs_of(alone)
     ids = [str(json.loads(line)["id"]) for line in pairs_of(alone).splitlines()]
