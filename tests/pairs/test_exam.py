@@ -341,7 +341,7 @@ def test_a_candidate_that_cannot_be_asked_is_passed_over_and_named(local: Callab
     events, found = run_stage(examined(local(), load))
     assert found.trusted is None and found.config.judge == "none"
     assert "The reward model is no model." in found.why_no_judge and "self failed its exam" in found.why_no_judge
-    assert any("cannot be asked" in event.text for event in events if isinstance(event, Message))
+    assert any("is not available" in event.text for event in events if isinstance(event, Message))
 
 
 def test_a_server_that_is_down_is_an_error_and_no_reason_to_ask_somebody_else(local: Callable[..., Context]):
