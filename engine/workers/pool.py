@@ -20,13 +20,13 @@ from types import TracebackType
 from typing import Any
 
 from engine.core import layout
-from engine.core.errors import ExitCode, Stage3Error, error_with
+from engine.core.errors import ExitCode, Stage3Error, error_from_exit_code
 from engine.core.events import Event, Message
 from engine.process.children import DRAIN_SECONDS
-from engine.process.conversation import Conversation, conversation
-from engine.process.environment import of_processes_with_models
-from engine.process.kill import how_it_ended
-from engine.process.stopped import StoppedProcesses
+from engine.process.environment import model_process_environment
+from engine.process.interactive_child import InteractiveChild, interactive_child
+from engine.process.kill import describe_exit
+from engine.process.suspended import SuspendedProcesses
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
@@ -53,7 +53,7 @@ class Worker:
 
     number: int
     """From 0."""
-    talk: Conversation
+    talk: InteractiveChild
     child: ExitStack
     """Closed, it is ended."""
     rows: Path
@@ -89,7 +89,7 @@ class WorkerPool:
     """Of each, on the CPU."""
     _alive: list[Worker] = field(default_factory=list)
     _started: int = 0
-    _watch: StoppedProcesses = field(default_factory=StoppedProcesses)
+    _watch: SuspendedProcesses = field(default_factory=SuspendedProcesses)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -135,7 +135,7 @@ class WorkerPool:
 
     def _tell(self, worker: Worker, task: Task) -> None:
         """In a thread, because a worker that somebody stopped reads nothing."""
-        Thread(target=worker.talk.tell, args=(dumps(task),), daemon=True).start()
+        Thread(target=worker.talk.send, args=(dumps(task),), daemon=True).start()
 
     def _listen(self, finished: dict[int, Answer], waiting: deque[int]) -> Iterator[str | Event]:
         """What all workers said since the last time, or within a moment."""
@@ -183,7 +183,7 @@ class WorkerPool:
         if worker.task is not None:
             waiting.appendleft(worker.task)
         worker.child.close()
-        how = how_it_ended(worker.talk.code)
+        how = describe_exit(worker.talk.code)
         who = self._name(worker.number)
         if not self._alive:
             last = "" if self._started == 1 else ", and none is left"
@@ -198,7 +198,7 @@ class WorkerPool:
     def _error(self, worker: Worker, failure: Mapping[str, Any]) -> Stage3Error:
         what, why, what_to_do = (str(failure.get(name, "")) for name in ("what", "why", "what_to_do"))
         if failure.get("exit_code") != ExitCode.BUG:
-            return error_with(failure.get("exit_code"), what, why, what_to_do)
+            return error_from_exit_code(failure.get("exit_code"), what, why, what_to_do)
         return Stage3Error(
             f"{self._name(worker.number)} broke: {visible_line(what)}",
             f"The end of {self._log(worker)}: {self._log_end(worker)}",
@@ -221,18 +221,18 @@ class WorkerPool:
         return f"{layout.PROCESSES_DIR}/{self.kind}-{worker.number}.log"
 
     def _log_end(self, worker: Worker) -> str:
-        last = [visible_line(line, LOG_CHARACTERS) for line in worker.talk.beside.tail if line.strip()]
+        last = [visible_line(line, LOG_CHARACTERS) for line in worker.talk.stderr.tail if line.strip()]
         return " / ".join(last[-LOG_LINES:]) or "nothing"
 
     def _start(self, number: int) -> Worker:
         rows, child = share_file(self.run, self.kind, number), ExitStack()
         (self.run / layout.PROCESSES_DIR).mkdir(parents=True, exist_ok=True)
         talk = child.enter_context(
-            conversation(
+            interactive_child(
                 [sys.executable, "-m", self.module],
                 cwd=Path.cwd(),
                 extra={
-                    **of_processes_with_models(),
+                    **model_process_environment(),
                     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.threads),
                 },
                 log_file=self.run / layout.PROCESSES_DIR / f"{self.kind}-{number}.log",

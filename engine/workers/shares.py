@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from engine.core.events import Event
-from engine.storage.lazy import Mapped, picked
+from engine.storage.lazy import Mapped, take
 from engine.workers.pool import Answer, Task, WorkerPool
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def shared_out(
     left   the row of an item that is in a file already
     """
     unmade = array("Q", (number for number, batch in enumerate(batches) if any(left(item) is None for item in batch)))
-    answers = pool.answers(Mapped(picked(batches, unmade), task_of))
+    answers = pool.answers(Mapped(take(batches, unmade), task_of))
     coming = iter(unmade)
     next_unmade = next(coming, None)
     for number, batch in enumerate(batches):

@@ -17,7 +17,7 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
 from engine.core.errors import UnsafeError
-from engine.core.reading import MAX_UNFOLDING, UNFOLDS_FREELY
+from engine.core.reading import ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO
 
 PEEK_BYTES = 1 << 12
 COMPRESSED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
@@ -114,10 +114,11 @@ class _Unpacked(io.RawIOBase):
                 raise  # of the disk
             raise EOFError(f"the compressed data is damaged or ends here: {error}") from error
         self._unfolded += len(block)
-        if self._unfolded > max(UNFOLDS_FREELY, MAX_UNFOLDING * self._packed.count):
+        if self._unfolded > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * self._packed.count):
             raise UnsafeError(
                 f"{self._packed.count:,} bytes of compressed data unfold to more than {self._unfolded:,}.",
-                f"Texts unfold to ten times their size, and this to over {MAX_UNFOLDING} times: it would fill memory or disk.",
+                f"Texts unfold to ten times their size, and this to over {MAX_DECOMPRESSION_RATIO} times: it would fill memory or "
+                "disk.",
                 "Look at where the file comes from. If it is meant, unpack it yourself and give what is in it.",
             )
         buffer[: len(block)] = block
