@@ -67,9 +67,9 @@ def _try(
         return backend.reply(asked, settings.sampling, seeds)
 
     yield count_of(pairs, "chosen answer")
-    chosen = answers([principle.followed for principle in principles], "chosen")
+    chosen = answers([principle.chosen_system for principle in principles], "chosen")
     yield count_of(pairs, "rejected answer")
-    rejected = answers([principle.contrary for principle in principles], "rejected")
+    rejected = answers([principle.rejected_system for principle in principles], "rejected")
     for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
         pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, principle, better, worse)))
 
@@ -84,7 +84,7 @@ def _fault(prompt: Prompt, principle: Principle, chosen: Reply, rejected: Reply)
     refused = refusal_of(chosen) or refusal_of(rejected)
     if refused or not rejected.text:
         return refused or EMPTY_DRAFT
-    asked = (principle.followed,)
+    asked = (principle.chosen_system,)
     found = detectors.reasons(prompt.text, rejected.text, chosen.text, finished=chosen.finished, requests=asked)
     return found[0] if found else OK
 
