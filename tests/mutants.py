@@ -241,7 +241,7 @@ MUTANTS = (
     Mutant(
         "limit on headers that drip",
         "engine/hub/client.py",
-        "    watch_connections(client)\n",
+        "    limit_read_rate(client)\n",
         "",
         (f"{BODIES}::test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too",),
     ),

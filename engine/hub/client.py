@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engine.core.bodies import LARGEST_ANSWER, bound
 from engine.core.failpoints import failpoint
 from engine.hub.responses import BUSY, retry_after
-from engine.hub.slow_answers import watch_connections
+from engine.hub.slow_responses import limit_read_rate
 from engine.hub.urls import endpoint
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _IS_FILE = "stage3_is_file"
 _bounded = False
 
 
-def bound_the_client() -> None:
+def limit_requests() -> None:
     """Set a time limit on every request of this process to the Hub, also by libraries. Call it once, before the first."""
     global _bounded
     if not _bounded:
@@ -59,7 +59,7 @@ def _client() -> Client:
     from huggingface_hub.utils._http import default_client_factory
 
     client: Client = default_client_factory()
-    watch_connections(client)
+    limit_read_rate(client)
     hooks = client.event_hooks
     client.event_hooks = {
         "request": [*hooks.get("request", []), _limit_time],

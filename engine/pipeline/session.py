@@ -36,7 +36,7 @@ Listener = Callable[[Entry], None]
 Pipeline = Generator[Event, None, ExitCode]
 
 WATCH_SECONDS = 0.25
-ENDS = (StageFinished, RunFinished)
+FINAL_EVENTS = (StageFinished, RunFinished)
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Session:
             try:
                 self._record(event)
             except (OSError, Stage3Error) as error:
-                if failure is not None or isinstance(event, ENDS):
+                if failure is not None or isinstance(event, FINAL_EVENTS):
                     self._listener(self._journal.unwritten(redacted(event)))  # whoever watches is told all the same
                 else:
                     failure, step = error, partial(pipeline.throw, error)
@@ -119,7 +119,7 @@ class Session:
         self._stall.note_event(event)
         if isinstance(event, RunFinished):
             self._sampler.stop()  # the last event is the last
-        if not isinstance(event, ENDS):
+        if not isinstance(event, FINAL_EVENTS):
             self.context.run.require_in_place()
             self.context.run.refuse_new_links()
             self._journal.require_in_place()
@@ -132,12 +132,12 @@ class Session:
         """Poll for stop requests and for stalls."""
         while not done.wait(WATCH_SECONDS):
             try:
-                self._hear_stop_request()
+                self._check_stop_request()
                 self._stall.check()
             except (OSError, Stage3Error):  # the pipeline reports a full disk
                 log.exception("a look at the run folder failed")
 
-    def _hear_stop_request(self) -> None:
+    def _check_stop_request(self) -> None:
         folder = self.context.run.folder
         if stop_request.is_asked(folder):
             self.context.stop.request("requested by `stage3-tui stop`")

@@ -139,7 +139,7 @@ class Repository:
         from huggingface_hub import HfApi
 
         api = HfApi(token=self._token.reveal(), library_name="stage3-tui", library_version=__version__)
-        self._watch.last_refusal = None
+        self._watch.last_error_response = None
         try:
             failpoint("push")
             return question(api)

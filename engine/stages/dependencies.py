@@ -35,7 +35,7 @@ def environment_of(context: Context) -> dict[str, Any]:
 
 
 def run(context: Context) -> StageRun:
-    were_read = yield from _check_requirements(context)
+    requirements_known = yield from _check_requirements(context)
     yield from _check_conflicts()
     before, environment = context.run.results.dependencies, environment_of(context)
     if before is not None and before.environment == environment and before.probe:
@@ -44,7 +44,7 @@ def run(context: Context) -> StageRun:
         yield Check("device computes", "ok", f"{name}, as before; nothing has changed")
     else:
         found = yield from _check_device(context)
-    present = "All present" if were_read else "Requirements not read"
+    present = "All present" if requirements_known else "Requirements not read"
     return StageEnd(f"{present}; {visible_line(str(found['name']))} computes", DependenciesResult(environment, found))
 
 
@@ -56,7 +56,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
         yield Check("requirements", "warning", detail)
         return False
     for item in table:
-        yield _line_of(item)
+        yield _package_check(item)
     missing = [item for item in table if not item.ok]
     if not missing:
         return True
@@ -65,7 +65,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     yield from install(missing, context.stop)
     table = recheck(missing)
     for item in table:
-        yield _line_of(item)
+        yield _package_check(item)
     if still := [item for item in table if not item.ok]:
         raise missing_tool(still, "uv reported success, but they are still missing.")
     if loaded := [item.requirement.name for item in table if item.requirement.name.replace("-", "_") in sys.modules]:
@@ -74,7 +74,7 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     return True
 
 
-def _line_of(item: PackageStatus) -> Check:
+def _package_check(item: PackageStatus) -> Check:
     needs = str(item.requirement.specifier) or "any version"
     asked = f", for {item.needed_for}" if item.needed_for else ""
     status: CheckStatus = "ok" if item.ok else "failed"

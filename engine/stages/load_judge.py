@@ -73,7 +73,7 @@ def ordering_judge(context: Context) -> Generator[Event, None, ExaminedJudge | N
     if examined.trusted is None:
         raise PreconditionError(
             f"--method {context.config.method} needs a judge that passes its exam.",
-            examined.why_none,
+            examined.why_no_judge,
             "Give another --judge (reward-model, server), or --method contrast, which needs none.",
         )
     examined.release()  # free it, because the policy is loaded next and may itself be the judge

@@ -156,12 +156,12 @@ def test_f2_07_a_hub_that_sends_a_byte_now_and_then_is_given_up(kind: str, hub_i
 def test_f2_06_what_the_library_itself_asks_of_the_hub_is_bounded_too(kind: str, hub_is):
     from huggingface_hub import HfApi
 
-    from engine.hub.client import bound_the_client
+    from engine.hub.client import limit_requests
     from engine.hub.exception_mapping import as_hub_error
 
     with endless_server(kind) as server, little_memory():
         hub_is(server.url)
-        bound_the_client()
+        limit_requests()
         with pytest.raises(Exception) as refused:
             HfApi(endpoint=server.url).model_info("a/b")
     error = as_hub_error(refused.value)
@@ -172,12 +172,12 @@ def test_f2_06_what_the_library_itself_asks_of_the_hub_is_bounded_too(kind: str,
 def test_f2_07_headers_that_the_library_itself_waits_for_are_given_up_too(hub_is, monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import HfApi
 
-    from engine.hub.client import bound_the_client
+    from engine.hub.client import limit_requests
 
     monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.5)
     with endless_server("dripping headers") as server:
         hub_is(server.url)
-        bound_the_client()
+        limit_requests()
         with pytest.raises(Exception, match="slower than any line"):
             HfApi(endpoint=server.url).model_info("a/b")
 

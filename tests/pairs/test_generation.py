@@ -21,9 +21,16 @@ from engine.models.local_backend import LocalBackend, load_stage2_backend
 from engine.pairs import detectors
 from engine.pairs.data.record import EMPTY_DRAFT, OK
 from engine.pairs.generation.critique_revision import REFUSED, make_records, plan_batches
-from engine.pairs.generation.generate import RUN_SET, Maker, OpenSet, Recorded, generate_pairs, longest_prompt
+from engine.pairs.generation.generate import (
+    RUN_SET,
+    GenerationInputs,
+    OpenSet,
+    Recorded,
+    generate_pairs,
+    longest_prompt,
+)
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import in_turn, record_maker
+from engine.pairs.generation.methods import record_maker, sequentially
 from engine.pairs.generation.prompts import Prompt
 from engine.pairs.generation.settings import GenerationSettings
 from engine.run.stop import StopToken
@@ -246,22 +253,22 @@ def test_what_a_server_refuses_is_recorded_with_its_reason_and_the_others_contin
 IDENTITY = RecordIdentity("settings", max_prompt_tokens=30)
 
 
-def maker_of(context, backend) -> Maker:
+def inputs_of(context, backend) -> GenerationInputs:
     settings = GenerationSettings.of(context.config)
-    return Maker(
+    return GenerationInputs(
         context.config,
         backend,
         settings,
-        in_turn(record_maker(backend, settings, None, StopToken())),
+        sequentially(record_maker(backend, settings, None, StopToken())),
         IDENTITY,
         StopToken(),
     )
 
 
 def made(context, backend, *, appender_path: Path) -> list[dict]:
-    maker = maker_of(context, backend)
+    inputs = inputs_of(context, backend)
     with JsonlAppender(appender_path) as appender:
-        list(generate_pairs(PROMPTS, maker, OpenSet(context.run, RUN_SET, appender, Recorded.read(appender_path))))
+        list(generate_pairs(PROMPTS, inputs, OpenSet(context.run, RUN_SET, appender, Recorded.read(appender_path))))
     return [row for _, row in read_jsonl(appender_path)]
 
 
@@ -312,9 +319,9 @@ def test_the_progress_names_each_step_of_a_batch_as_it_begins(context, tmp_path)
     at_work = context(max_attempts=2, max_new_tokens=4)
     script = [["a", "b"], ["c", "c"], ["A kind word.", "a…"], ["d"], ["Another one."]]
     backend = Scripted(*script)
-    maker = maker_of(at_work, backend)
+    inputs = inputs_of(at_work, backend)
     with JsonlAppender(tmp_path / "p.jsonl") as appender:
-        events = list(generate_pairs(PROMPTS[:2], maker, OpenSet(at_work.run, RUN_SET, appender, Recorded({}, 0))))
+        events = list(generate_pairs(PROMPTS[:2], inputs, OpenSet(at_work.run, RUN_SET, appender, Recorded({}, 0))))
     begun = [event.note.split(",")[0] for event in events if isinstance(event, Progress) and event.done == 0]
     assert begun == ["", "2 drafts", "2 critiques", "2 revisions", "1 critique", "1 revision"]
 

@@ -191,7 +191,7 @@ def test_a_damaged_line_is_named_and_the_rest_is_judged(tmp_path: Path, judge, d
     assert isinstance(lines[3], BadLine) and all(isinstance(line, PairVerdict) for line in lines[:3] + lines[4:])
     assert result.report["pairs"] == 5 and result.report["figures"]["training_pairs"] == 5
     assert not result.report["gate"]["open"] and result.report["gate"]["failed"] == ["bad_lines"]
-    assert result.refusal is not None and int(result.refusal.exit_code) == 9
+    assert result.error is not None and int(result.error.exit_code) == 9
 
 
 def test_a_torn_last_line_is_named_and_a_whole_one_without_newline_is_a_pair(good: Path, judge):
@@ -345,7 +345,7 @@ def test_a_damaged_decision_shuts_the_gate_and_names_its_line(good: Path, judge)
         file.write('{"id": "id2", "action": "rejcet"}\n')
     result, _ = judge(good, accept_quality="never mind")
     assert result.report["gate"]["failed"] == ["bad_edits"]
-    assert result.refusal is not None and "Line 2 of" in result.refusal.what and "edits.jsonl" in result.refusal.what
+    assert result.error is not None and "Line 2 of" in result.error.what and "edits.jsonl" in result.error.what
 
 
 def test_the_scores_of_the_last_judge_count_where_the_texts_are_those_that_it_read(good: Path, judge):

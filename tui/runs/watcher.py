@@ -93,7 +93,7 @@ class Watcher:
     def read(self) -> int:
         """Fold new lines; returns how many."""
         piece = self._tail.read()
-        state = RunState() if piece.begun_anew else self._state
+        state = RunState() if piece.was_replaced else self._state
         for line in piece.lines:
             state = folded(state, entry_from_dict(line.record))
         with self._lock:

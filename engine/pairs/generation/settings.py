@@ -46,15 +46,17 @@ class GenerationSettings:
             judge_name(config),
         )
 
-    def tokens_beside_prompt(self, backend: ModelSizes) -> int:
+    def overhead_tokens(self, backend: ModelSizes) -> int:
         """Tokens of the longest conversation besides its prompt: examples, requests or rules, and all replies."""
         around = [
-            backend.length(asked) for principle in self.constitution.principles for asked in self._asked(principle)
+            backend.length(asked)
+            for principle in self.constitution.principles
+            for asked in self._request_conversations(principle)
         ]
         replies = REPLIES_PER_REVISION if self.method == "critique-revision" else 1
         return max(around) + replies * self.sampling.max_new_tokens
 
-    def _asked(self, principle: Principle) -> list[Conversation]:
+    def _request_conversations(self, principle: Principle) -> list[Conversation]:
         """The conversations of a principle around an empty prompt."""
         nothing: Conversation = [{"role": "user", "content": ""}]
         match self.method:

@@ -21,7 +21,7 @@ from engine.core.errors import PreconditionError
 from engine.core.events import Event, Message, Progress
 from engine.machine.memory import free_memory, in_halves
 from engine.pairs.data.record import Pair
-from engine.pairs.judges.base import FAILED_AT_IT, Comparison, Judge, Outcome, ScorePair
+from engine.pairs.judges.base import SERVER_FAILED, Comparison, Judge, Outcome, ScorePair
 from engine.run.stop import StopToken
 from engine.storage.files import sha256_of_json
 from engine.storage.jsonl import BadLine, JsonlAppender, read_jsonl
@@ -211,7 +211,7 @@ def read_scores(path: Path, judge: str) -> tuple[ScoreCache, int]:
 
 
 def _is_asked_again(given: ScorePair) -> bool:
-    return given.detail.get("not scored") == FAILED_AT_IT
+    return given.detail.get("not scored") == SERVER_FAILED
 
 
 @dataclass(frozen=True)

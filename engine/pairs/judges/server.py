@@ -24,7 +24,7 @@ from engine.models.server.client import ServerClient
 from engine.models.server.errors import too_many_failed
 from engine.models.server.roles import judge_server
 from engine.models.templates.control_text import control_pattern, split_special_text
-from engine.pairs.judges.base import FAILED_AT_IT, Comparison, ScorePair, judge_name
+from engine.pairs.judges.base import SERVER_FAILED, Comparison, ScorePair, judge_name
 from engine.pairs.judges.question import LETTERS, PrincipleChoice, both_orders, probabilities, second_over_first
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.stop import StopToken
@@ -129,7 +129,7 @@ class ServerJudge:
                 )
             if answer.failed:
                 self._failed.append(answer.refused)
-                return ScorePair(None, None, {"not scored": FAILED_AT_IT, "server": answer.refused})
+                return ScorePair(None, None, {"not scored": SERVER_FAILED, "server": answer.refused})
             if answer.refused:
                 raise server_errors.refused(self._client.address, self._client.model, answer.refused)
         first, second = (self._order(comparison, answer) for answer in answers)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from httpx2 import Client
 
 
-def watch_connections(client: Client) -> None:
+def limit_read_rate(client: Client) -> None:
     """Watch all that this client will open, through a proxy too. What is too slow raises as `engine.core.bodies.refused`."""
     for transport in (client._transport, *client._mounts.values()):
         pool = getattr(transport, "_pool", None)  # httpx has no option for it, and httpcore's pool has
