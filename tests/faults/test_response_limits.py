@@ -229,7 +229,7 @@ def test_f2_06_of_a_bomb_of_rows_only_those_asked_for_are_unfolded(tmp_path: Pat
         rows = rows_of(tmp_path / "bomb.jsonl.gz")
         assert [next(rows)[0] for _ in range(4)] == [0, 1, 2, 3]
     read = 4
-    with pytest.raises(UnsafeError, match="unfold to more than"):
+    with pytest.raises(UnsafeError, match="expand to more than"):
         for number, _ in rows:
             read = number
     assert read > 30_000, "what is small is read, however it is packed"
@@ -256,5 +256,5 @@ def test_f2_06_a_row_that_no_memory_holds_is_refused(tmp_path: Path):
     named = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([text]))
     table = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), named)})
     pa.parquet.write_table(table, tmp_path / "rows.parquet", store_schema=False)
-    with little_memory(), pytest.raises(UnsafeError, match="A row of the table unfolds"):
+    with little_memory(), pytest.raises(UnsafeError, match="A row of the table expands"):
         next(rows_of(tmp_path / "rows.parquet"))

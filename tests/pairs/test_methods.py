@@ -142,10 +142,10 @@ def test_what_is_left_out_of_a_contrast_has_its_reason(settings_for):
 
 def test_a_principle_without_personas_speaks_for_itself_and_is_turned_round_in_words():
     principle = Principle("calm", "Stay calm.", "", "")
-    assert principle.followed == "Stay calm."
-    assert principle.contrary == "Do the opposite of what this principle asks for: Stay calm."
+    assert principle.chosen_system == "Stay calm."
+    assert principle.rejected_system == "Do the opposite of what this principle asks for: Stay calm."
     named = replace(principle, persona="You are calm.", opposite="You are upset.")
-    assert (named.followed, named.contrary) == ("You are calm.", "You are upset.")
+    assert (named.chosen_system, named.rejected_system) == ("You are calm.", "You are upset.")
 
 
 def test_the_packages_constitution_has_both_personas_of_each_principle():

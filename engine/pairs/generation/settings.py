@@ -61,7 +61,7 @@ class GenerationSettings:
         nothing: Conversation = [{"role": "user", "content": ""}]
         match self.method:
             case "contrast":
-                return [with_persona(nothing, one) for one in (principle.followed, principle.contrary)]
+                return [with_persona(nothing, one) for one in (principle.chosen_system, principle.rejected_system)]
             case "best-of-n":
                 return [nothing]
             case _:
@@ -74,7 +74,7 @@ class GenerationSettings:
         match self.method:
             case "contrast":
                 personas = [
-                    {"id": one.id, "weight": one.weight, "personas": [one.followed, one.contrary]}
+                    {"id": one.id, "weight": one.weight, "personas": [one.chosen_system, one.rejected_system]}
                     for one in self.constitution.principles
                 ]
                 return {**settings, "method": "contrast", "principles": personas, "max_attempts": self.max_attempts}
