@@ -118,7 +118,9 @@ def test_ties_and_what_cannot_be_scored_are_answered_wrongly():
 
 def test_who_is_right_without_answering_the_question_fails():
     result = taken(Scripted(lambda case: replace(knows(case), detail={"on_the_letters": 0.05})))
-    assert result.right == 60 and not result.passed and "only 5% of the probability on the two letters" in result.why_not
+    assert (
+        result.right == 60 and not result.passed and "only 5% of the probability on the two letters" in result.why_not
+    )
 
 
 def test_a_liking_for_a_place_is_read_from_both_orders_of_each_question():

@@ -130,7 +130,7 @@ NO_PAIRS: dict[str, tuple[Any, str]] = {
     "principles": (row(1, principle_ids="HP1"), "principle_ids is a string"),
     "a principle": (row(1, principle_ids=[None]), "principle_ids is null"),
     "finish": (row(1, finish={"revision": 1}), "finish"),
-    "half a character": (row(1, revised_response="half \ud83d"), "half a character"),
+    "half a character": (row(1, revised_response="half \ud83d"), "a lone surrogate"),
     "an endless status": (row(1, status="x" * 1000), "longer than"),
     "no prompt": ({"chosen": "a", "rejected": "b"}, "no prompt"),
     "an empty prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "no user turn"),
@@ -174,7 +174,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "a hole in front": (b"\0" * 64 + LINE, "NUL bytes"),
     "two records on one line": (LINE + LINE, "Extra data"),
     "UTF-16": ('{"prompt": "x"}'.encode("utf-16-le"), "NUL bytes"),
-    "half a character, escaped": (LINE.replace(b"gently", b"\\ud83d"), "half a character"),
+    "half a character, escaped": (LINE.replace(b"gently", b"\\ud83d"), "a lone surrogate"),
     "too long": (b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than 16 MiB"),
 }
 

@@ -17,7 +17,7 @@ from engine.pairs.assessment.assess import PairVerdict
 from engine.pairs.assessment.export import Export
 from engine.pairs.assessment.gate import Tally, damage, failed, figures, gate_error, report
 from engine.pairs.assessment.training_set import assessed_pairs
-from engine.pairs.data.edits import Edits, edits_beside, read_edits
+from engine.pairs.data.edits import Edits, edits_path_of, read_edits
 from engine.pairs.data.record import Pair
 from engine.pairs.formats.containers import NumberedRow
 from engine.pairs.formats.reading import RowReader, pairs_of
@@ -186,7 +186,7 @@ class SidecarFiles:
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:
-        edits_path = edits_beside(source).resolve()
+        edits_path = edits_path_of(source).resolve()
         scores_path = source.parent / Path(SCORES_JSONL).name
         if source == STDIN:  # a pipe has no sidecar files
             return cls(edits_path, Edits({}), scores_path, None, lambda pair: pair, {})

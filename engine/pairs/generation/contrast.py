@@ -69,9 +69,9 @@ def _try(
         return backend.reply(conversations, settings.sampling, seeds)
 
     yield count_of(pairs, "chosen answer")
-    chosen = answers([principle.followed for principle in principles], "chosen")
+    chosen = answers([principle.chosen_system for principle in principles], "chosen")
     yield count_of(pairs, "rejected answer")
-    rejected = answers([principle.contrary for principle in principles], "rejected")
+    rejected = answers([principle.rejected_system for principle in principles], "rejected")
     for pair, principle, better, worse in zip(pairs, principles, chosen, rejected, strict=True):
         pair.attempts.append(Attempt(principle, better, worse, _fault(pair.prompt, principle, better, worse)))
 
@@ -86,7 +86,7 @@ def _fault(prompt: Prompt, principle: Principle, chosen: Reply, rejected: Reply)
     failure = server_failure(chosen) or server_failure(rejected)
     if failure or not rejected.text:
         return failure or EMPTY_DRAFT
-    requests = (principle.followed,)
+    requests = (principle.chosen_system,)
     reasons = detectors.reasons(prompt.text, rejected.text, chosen.text, finished=chosen.finished, requests=requests)
     return reasons[0] if reasons else OK
 

@@ -75,7 +75,7 @@ def check_method(config: Stage3Config) -> None:
 
 def _check_personas(config: Stage3Config) -> None:
     constitution = load_constitution(config.constitution)
-    if any(principle.is_request_alone for principle in constitution.principles):
+    if any(principle.is_critique_request_only for principle in constitution.principles):
         raise ConfigError(
             f"--method contrast needs principles, but {constitution.source} has only requests for critiques and revisions.",
             "A contrast answers as an assistant that follows a principle; a request for a critique is not a principle.",

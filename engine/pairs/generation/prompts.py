@@ -67,7 +67,7 @@ def read_prompts(config: Stage3Config, token: str | None = None) -> PromptSet:
             continue
         prompt = Prompt(prompt_id(messages, _source_name(config)), messages)
         found.setdefault(prompt.id, prompt)
-    bad.refuse(f"{config.dataset} ({split})", config.max_bad_rows)
+    bad.raise_if_too_many(f"{config.dataset} ({split})", config.max_bad_rows)
     prompts = list(found.values())
     Random(config.seed).shuffle(prompts)
     return PromptSet(prompts if config.target_pairs else prompts[: config.num_examples], bad, split)

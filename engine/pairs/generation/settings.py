@@ -61,7 +61,10 @@ class GenerationSettings:
         empty_prompt: Conversation = [{"role": "user", "content": ""}]
         match self.method:
             case "contrast":
-                return [with_persona(empty_prompt, persona) for persona in (principle.followed, principle.contrary)]
+                return [
+                    with_persona(empty_prompt, persona)
+                    for persona in (principle.chosen_system, principle.rejected_system)
+                ]
             case "best-of-n":
                 return [empty_prompt]
             case _:
@@ -74,7 +77,7 @@ class GenerationSettings:
         match self.method:
             case "contrast":
                 personas = [
-                    {"id": one.id, "weight": one.weight, "personas": [one.followed, one.contrary]}
+                    {"id": one.id, "weight": one.weight, "personas": [one.chosen_system, one.rejected_system]}
                     for one in self.constitution.principles
                 ]
                 return {**settings, "method": "contrast", "principles": personas, "max_attempts": self.max_attempts}
