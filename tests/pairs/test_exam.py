@@ -385,7 +385,7 @@ def test_without_a_judge_that_can_judge_the_run_needs_a_person_and_says_how(
     made = with_pairs(server(judge=judge), rows(60))
     error = refused(made)
     assert error.exit_code == ExitCode.DATA
-    assert "better by people is 0 of the sample's 30 pairs are decided (at least 50.0%)" in error.what
+    assert "better by people is undecided: 0 of the sample's 30 pairs have a decision (at least 50.0%)" in error.what
     assert "--accept-quality" in error.what_to_do and "wizard" in error.what_to_do
     gate = report_of(made)["gate"]
     assert gate["failed"] == ["better_by_people"] and not gate["open"]
