@@ -40,7 +40,7 @@ def load_judge(context: Context, policy: LoadedPolicy | None = None) -> Judge | 
         case "server":
             from engine.pairs.judges.server import connect_server_judge
 
-            return connect_server_judge(context.config, context.stop, context.tell, context.token_text)
+            return connect_server_judge(context.config, context.stop, context.emit, context.token_text)
         case "demo":
             from engine.demo.judge import GrammarJudge
 

@@ -154,7 +154,7 @@ def _generate_missing(
         adapter_folder(context.config, context.run, context.token_text),
         context.stop,
         context.token_text,
-        context.tell,
+        context.emit,
     )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)

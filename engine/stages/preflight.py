@@ -214,7 +214,7 @@ def _load_inputs(context: Context) -> Generator[Event, None, tuple[GenerationInp
     settings = GenerationSettings.of(config if examined is None else examined.config)
     started = time.monotonic()
     adapter = adapter_folder(config, context.run, context.token_text)
-    backend = load_backend(config, adapter, context.stop, context.token_text, context.tell)
+    backend = load_backend(config, adapter, context.stop, context.token_text, context.emit)
     load_seconds = time.monotonic() - started
     for note in backend.check(settings.sampling):
         yield Message("warning", note)

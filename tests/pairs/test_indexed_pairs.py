@@ -15,7 +15,7 @@ from engine.pairs.formats.indexed_pairs import IndexedPairs
 from engine.pairs.formats.native_lines import native_row
 from engine.storage.files import write_atomically
 from engine.storage.jsonl import dumps
-from engine.storage.lazy import Mapped, picked
+from engine.storage.lazy import Mapped, take
 
 
 def pair(number: int, text: str = "Turn it off first.") -> Pair:
@@ -51,7 +51,7 @@ def test_picked_and_mapped_sequences_read_only_what_is_accessed():
         asked.append(number)
         return number * number
 
-    some = picked(Mapped([3, 5, 7, 9], square), array("Q", [2, 0]))
+    some = take(Mapped([3, 5, 7, 9], square), array("Q", [2, 0]))
     assert some[0] == 49 and asked == [7]
     assert list(some) == [49, 9] == some[0:2] and some[-1] == 9 and len(some) == 2
 
@@ -72,7 +72,7 @@ def test_a_large_set_is_not_in_memory(tmp_path):
     tracemalloc.start()
     try:
         found = IndexedPairs(path, array("Q", [number + number // 3 for number in range(200)]), lambda each: each)
-        held = picked(found, array("Q", range(199, -1, -1)))
+        held = take(found, array("Q", range(199, -1, -1)))
         assert sum(len(each.revised_response) for each in held) > texts
         assert tracemalloc.get_traced_memory()[1] < texts / 10
     finally:

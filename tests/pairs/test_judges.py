@@ -503,7 +503,7 @@ def reward_model_of(context: Context) -> RewardModelJudge:
 
 def judge_at(url: str, make: Callable[..., Context], **options: object) -> ServerJudge:
     made = make(judge="server", server_url=url, server_model="wise", **options)
-    return connect_server_judge(made.config, made.stop, made.tell)
+    return connect_server_judge(made.config, made.stop, made.emit)
 
 
 def test_a_server_that_tells_log_probabilities_is_scored_by_them(make: Callable[..., Context]):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.core.errors import ConfigError
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
 from engine.pairs import detectors
@@ -78,7 +78,7 @@ def settings_for(config):
 
 
 def made(settings: GenerationSettings, backend: Scripted, prompts: Sequence[Prompt] = PROMPTS[:1], judge: Any = None):
-    return returned(record_maker(backend, settings, judge, StopToken())(prompts))  # type: ignore[arg-type]
+    return drain(record_maker(backend, settings, judge, StopToken())(prompts))  # type: ignore[arg-type]
 
 
 # -- contrast ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from engine.core import layout
 from engine.core.reading import open_file
 from engine.pairs.data.edits_lock import sole_writer
 from engine.pairs.data.record import OK, Pair
-from engine.storage.jsonl import BadLine, JsonlAppender, last_unended_line, parsed_line, read_jsonl
+from engine.storage.jsonl import BadLine, JsonlAppender, parsed_line, read_jsonl, unterminated_last_line
 
 Action = Literal["accept", "reject", "flip", "edit", "note", "undo"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -145,7 +145,7 @@ def read_edits(path: Path) -> Edits:
         else:
             edits.append(row)
     # The file may have been written by hand, without a final newline.
-    tail = last_unended_line(path)
+    tail = unterminated_last_line(path)
     last = parsed_line(0, tail) if tail.strip() else None
     complete = isinstance(last, dict) and not edit_problem(last)
     if isinstance(last, dict) and complete:

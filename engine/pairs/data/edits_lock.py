@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.core.errors import DiskError
 from engine.security.sanitize import visible_line
-from engine.storage.jsonl import opened_to_append
+from engine.storage.jsonl import open_for_append
 
 MAX_SECONDS = 5.0
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -28,11 +28,11 @@ _RETRY_SECONDS = 0.01
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
     """Hold the lock on `path`, which is created if missing. Raises DiskError if another process keeps the lock for too long,
-    and as `opened_to_append`.
+    and as `open_for_append`.
     """
     end = time.monotonic() + MAX_SECONDS
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = opened_to_append(path)
+    file = open_for_append(path)
     try:
         while not (_locked(file) and _is_at(path, file)):
             if time.monotonic() > end:
@@ -44,7 +44,7 @@ def sole_writer(path: Path) -> Iterator[None]:
             time.sleep(_RETRY_SECONDS)
             os.close(file)
             file = -1
-            file = opened_to_append(path)
+            file = open_for_append(path)
         yield
     finally:
         if file >= 0:

@@ -39,7 +39,7 @@ from engine.pairs.formats.tables import (
 )
 from engine.pairs.formats.unsupported import refuse_unsupported
 from engine.security.sanitize import visible_line
-from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, foreign_loads, loads, read_records
+from engine.storage.jsonl import MAX_LINE_BYTES, BadLine, loads, loads_allowing_nan, read_records
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadLine]
@@ -108,7 +108,7 @@ def _rows(file: BufferedReader, start: bytes, name: str, may_lack_newline: bool)
             return json_values(text) if one_per_line else rows_in_document(json_values(text))
     except EOFError as error:
         return iter([(0, BadLine(0, str(error)))])
-    read = foreign_loads if may_lack_newline else loads
+    read = loads_allowing_nan if may_lack_newline else loads
     records = read_records(cast(Any, text), last_line_may_lack_newline=may_lack_newline, read=read)
     return rows_in_document(records) if suffix == ".json" else records
 

@@ -17,7 +17,7 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
 from engine.core.errors import UnsafeError
-from engine.core.reading import MAX_UNFOLDING, UNFOLDS_FREELY
+from engine.core.reading import ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO
 
 PEEK_BYTES = 1 << 12
 COMPRESSED_SUFFIXES = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz")
@@ -117,10 +117,10 @@ class _Unpacked(io.RawIOBase):
                 raise  # a disk error, not damage
             raise EOFError(f"the compressed data is damaged or ends here: {error}") from error
         self._unfolded += len(block)
-        if self._unfolded > max(UNFOLDS_FREELY, MAX_UNFOLDING * self._packed.count):
+        if self._unfolded > max(ALWAYS_ALLOWED_BYTES, MAX_DECOMPRESSION_RATIO * self._packed.count):
             raise UnsafeError(
                 f"{self._packed.count:,} bytes of compressed data expand to more than {self._unfolded:,}.",
-                f"Text expands about tenfold, this file over {MAX_UNFOLDING}-fold: it would fill the memory or the disk.",
+                f"Text expands about tenfold, this file over {MAX_DECOMPRESSION_RATIO}-fold: it would fill the memory or the disk.",
                 "Check where the file comes from. If it is intended, unpack it yourself and pass its contents.",
             )
         buffer[: len(block)] = block

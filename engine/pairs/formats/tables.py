@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from engine.process.first_look import first_look, given_file
+from engine.process.crash_check import check_in_child, checked_file
 
 MAX_SURVEY_SECONDS = 10.0
 """How long the first look reads a large table."""
@@ -18,20 +18,20 @@ BUFFER = 1 << 18
 
 
 def look_at_table(file: BinaryIO, name: str) -> None:
-    """Raises UnsafeError if reading the table crashes or hangs (`engine.process.first_look`)."""
-    first_look(
+    """Raises UnsafeError if reading the table crashes or hangs (`engine.process.crash_check`)."""
+    check_in_child(
         __name__,
         "pyarrow.parquet",
         file,
         name,
-        mend="Check where it comes from. The program that wrote it may still read it: export it as JSON lines, and pass those.",
+        remedy="Check where it comes from. The program that wrote it may still read it: export it as JSON lines, and pass those.",
     )
 
 
-def look() -> None:
+def crash_check() -> None:
     """In the child: decode all columns until the time is up."""
     end = time.monotonic() + MAX_SURVEY_SECONDS
-    with given_file() as file:
+    with checked_file() as file:
         is_parquet = file.peek(len(PARQUET)).startswith(PARQUET)
         for batch in _parquet(file) if is_parquet else arrow_batches(file):
             batch.validate(full=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, NetworkError, NumbersError
-from engine.core.events import Tell, nobody
+from engine.core.events import EventSink, discard_event
 from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.api import ChatRequest, ChatResponse
@@ -43,7 +43,7 @@ _AROUND = " \t\n▁Ġ()[]*.:,\"'`"
 
 
 def connect_server_judge(
-    config: Stage3Config, stop: StopToken, tell: Tell = nobody, token: str | None = None
+    config: Stage3Config, stop: StopToken, emit: EventSink = discard_event, token: str | None = None
 ) -> ServerJudge:
     """Raises ConfigError if no server is given, and what `load_server_client` raises."""
     server = judge_server(config)
@@ -53,7 +53,7 @@ def connect_server_judge(
             "The judge needs the server's address and the name of a model on it.",
             "Give --judge-url and --judge-model, or --server-url and --server-model.",
         )
-    client = load_server_client(config, server, stop, tell)
+    client = load_server_client(config, server, stop, emit)
     principles = PrincipleChoice(load_constitution(config.constitution), config.seed)
     special = control_pattern(load_tokenizer(config, token))
     return ServerJudge(judge_name(config) or "", client, principles, special, max_failed_share=config.max_failed_share)
