@@ -120,7 +120,7 @@ class PairBrowser(Vertical):
         store, pairs = self.store, self.pairs
         while update := await asyncio.to_thread(store.read):
             store.apply(update)
-            if update.restarted:
+            if update.was_replaced:
                 pairs.use(store.rows)
             elif update.rows:
                 pairs.take_new()

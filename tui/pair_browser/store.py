@@ -40,7 +40,7 @@ class StoreUpdate:
     """The result of reading the files once."""
 
     rows: list[PairRow] = field(default_factory=list)
-    restarted: bool = False
+    was_replaced: bool = False
     scores: ScoreCache = field(default_factory=dict)
     judge: str | None = None
     """The judge of the newest scores."""
@@ -51,7 +51,7 @@ class StoreUpdate:
     """How many decisions the store had made when `edits` were read."""
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.restarted or self.scores or self.measured or self.edits is not None)
+        return bool(self.rows or self.was_replaced or self.scores or self.measured or self.edits is not None)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class PairStore:
         replies = [measured_reply(line.record) for line in self._relevance_tail.read().lines]
         return StoreUpdate(
             [pair_row(line) for line in chunk.lines],
-            chunk.begun_anew,
+            chunk.was_replaced,
             scores,
             judge,
             self._new_edits(),
@@ -146,7 +146,7 @@ class PairStore:
     def apply(self, update: StoreUpdate) -> None:
         """Apply the result of `read`."""
         self.asks_people = update.asks_people
-        if update.restarted:
+        if update.was_replaced:
             self._forget()
         first = len(self.rows)
         self.rows.extend(update.rows)
@@ -197,7 +197,7 @@ class PairStore:
         row = self.rows[index]
         row.score = scores.second
         row.gain = None if scores.first is None or scores.second is None else scores.second - scores.first
-        assessment = self.review.finding(row.line.number)
+        assessment = self.review.assessment(row.line.number)
         if assessment is not None:
             gain = -row.gain if row.gain is not None and assessment.flipped else row.gain
             self._put(index, replace(assessment, gain=gain, min_gain=self._min_gain))

@@ -102,13 +102,13 @@ def _again(found: Consequence) -> str:
 
 
 def _follow(found: Consequence) -> str:
-    return f", then {_listed(found.follow)} if the results differ" if found.follow else ""
+    return f", then {_listed(found.possibly_again)} if the results differ" if found.possibly_again else ""
 
 
 def _kept(found: Consequence) -> str:
-    if not found.stay:
+    if not found.kept:
         return ""
-    return f"; {_listed(found.stay)} {'are' if len(found.stay) > 1 or found.stay == ('pairs',) else 'is'} kept"
+    return f"; {_listed(found.kept)} {'are' if len(found.kept) > 1 or found.kept == ('pairs',) else 'is'} kept"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -128,7 +128,7 @@ def choices_of(option: Option) -> tuple[Any, ...]:
 def parse_input(option: Option, text: str) -> Any:
     """The value of the input. An empty input is None if the program may choose the value; a share may be in percent."""
     text = text.strip()
-    if not text and option.may_be_none:
+    if not text and option.is_optional:
         return None
     if option.unit == "share" and text.endswith("%"):
         try:

@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from engine.core.errors import ExitCode, Stage3Error
-from tui.process.signals import Heard
+from tui.process.signals import StopSignals
 from tui.runs.run_source import WizardEnd
 from tui.terminal import sequences
 
@@ -28,7 +28,7 @@ class Shutdown:
         self._leaving: WizardEnd | None = None
         self._confirming = False
         """Whether the dialog of `confirm_quit` is open."""
-        self._signals = Heard()
+        self._signals = StopSignals()
         self._parent_pid = os.getppid()
         self.stopping = ""
         """The note to show in the title while the run stops; otherwise empty."""
