@@ -415,7 +415,7 @@ async def test_inside_tmux_nothing_is_said(finished: Runner, monkeypatch):
     app = Wizard(finished)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("a", "a")
-        await until(pilot, lambda: app.notifications._has_told_what_lasts, "the moment at which it would be said")
+        await until(pilot, lambda: app.notifications._logout_checked, "the check")
         assert not any(notifications.SAFE_TO_CLOSE in notice.message for notice in app._notifications)
 
 

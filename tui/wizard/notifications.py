@@ -29,7 +29,7 @@ class Notifications:
         self._title = ""
         self._finished = wizard.seen.finished
         self._was_running = False
-        self._logout_notice_shown = False
+        self._logout_checked = False
         self._stalled_since = wizard.seen.stalled_since
 
     def update(self, state: RunState, running: bool) -> None:
@@ -39,10 +39,10 @@ class Notifications:
             self._title = title
             self._wizard.write_sequence(sequences.title(title))
         if running and not self._was_running:
-            self._logout_notice_shown = self._wizard.source.read_only
+            self._logout_checked = self._wizard.source.read_only
         self._was_running = running
-        if running and not self._logout_notice_shown and state.stages["toolchain"].status == "done":
-            self._logout_notice_shown = True
+        if running and not self._logout_checked and state.stages["toolchain"].status == "done":
+            self._logout_checked = True
             self._notify_about_logout(state.stages["toolchain"].facts)
         if state.finished is not None and state.finished is not self._finished:
             self._notify_of_end(state)
