@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.core.bodies import LARGEST_ANSWER, bound
 from engine.core.failpoints import failpoint
+from engine.core.response_limits import MAX_RESPONSE_BYTES, limit_response
 from engine.hub.responses import BUSY, retry_after
 from engine.hub.slow_responses import limit_read_rate
 from engine.hub.urls import endpoint
@@ -82,7 +82,7 @@ def _limit_time(request: Request) -> None:
 
 def _bound(response: Response) -> None:
     """A file may be as long as the Hub says; what the library holds in memory may not."""
-    bound(response, None if response.request.extensions.get(_IS_FILE) else LARGEST_ANSWER)
+    limit_response(response, None if response.request.extensions.get(_IS_FILE) else MAX_RESPONSE_BYTES)
 
 
 def _refuse_a_long_wait(response: Response) -> None:

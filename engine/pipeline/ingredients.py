@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engine.core.config import Stage3Config
 from engine.core.errors import AccessError, ConfigError, Stage3Error
 from engine.core.layout import ADAPTER_CONFIG
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.core.stage_table import STAGES
 from engine.dpo.planning.disk_space import disk_needs, model_bytes
 from engine.dpo.planning.forecast import Forecast
@@ -145,7 +145,7 @@ class _Hub:
         need = self.needs[what]
         if _is_cached(need):
             return "ready", "in the cache", ""
-        size = f"about {size_in_words(self.disk.get(what, 0))} to fetch"
+        size = f"about {format_size(self.disk.get(what, 0))} to fetch"
         access = self.access.get(need.repo_id)
         if access is not None and access != YES:
             how = (

@@ -28,7 +28,7 @@ from engine.run import stop_request
 from engine.run.context import Context
 from engine.run.journal import Entry, Journal
 from engine.run.leftovers import remove_leftovers
-from engine.run.reserve import give_up_reserve, keep_reserve
+from engine.run.reserve import create_reserve, remove_reserve
 from engine.run.watchdog import StallWatchdog
 from engine.security.redaction import redacted
 
@@ -50,7 +50,7 @@ class Session:
     def __init__(self, context: Context, listener: Listener) -> None:
         self.context = context
         self._listener = listener
-        context.tell = self._emit
+        context.emit = self._emit
         self._journal = Journal(context.run / layout.EVENTS_JSONL)
         self._stall = StallWatchdog(self._emit, context.run / layout.RUN_LOG)
 
@@ -63,7 +63,7 @@ class Session:
         """Run a pipeline over these stages to its end. Raises as `run` does."""
         prepare_process(self.context.config)
         remove_leftovers(self.context.run)
-        keep_reserve(self.context.run / layout.RESERVE)
+        create_reserve(self.context.run / layout.RESERVE)
         record_configuration(self.context)
         self._emit(
             RunStarted(
@@ -87,7 +87,7 @@ class Session:
             done.set()
             self._sampler.stop()
             watcher.join()
-            give_up_reserve(self.context.run / layout.RESERVE)
+            remove_reserve(self.context.run / layout.RESERVE)
 
     def close(self) -> None:
         self._journal.close()
@@ -139,9 +139,9 @@ class Session:
 
     def _check_stop_request(self) -> None:
         folder = self.context.run.folder
-        if stop_request.is_asked(folder):
+        if stop_request.exists(folder):
             self.context.stop.request("requested by `stage3-tui stop`")
-            stop_request.forget(folder)  # it must not stop the next start
+            stop_request.remove(folder)  # it must not stop the next start
 
 
 def record_configuration(context: Context) -> None:

@@ -160,7 +160,7 @@ def _is_file(path: Path) -> bool:
 def _json_of(path: Path) -> dict[str, Any] | str:
     """The object, or why it could not be read, in a word or two."""
     try:
-        return read_json(path, dict[str, Any], most=LARGEST_JSON)
+        return read_json(path, dict[str, Any], max_bytes=LARGEST_JSON)
     except FileNotFoundError:
         return "no file"
     except (OSError, Stage3Error) as error:

@@ -14,9 +14,9 @@ from engine import DISTRIBUTION
 from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.conflicts import find_conflicts
 from engine.machine.gpus import driver_version
-from engine.machine.install import install, missing_tool
+from engine.machine.install import install, packages_error
 from engine.machine.probe import IMPORTS, PROBE_SECONDS, probe_error, try_device
-from engine.machine.requirements import PackageStatus, extras_of, recheck, required
+from engine.machine.requirements import PackageStatus, recheck, required, required_extras
 from engine.machine.torch_build import TorchBuild, driver_fault
 from engine.run.results import DependenciesResult
 from engine.security.sanitize import visible_line
@@ -61,13 +61,13 @@ def _check_requirements(context: Context) -> Generator[Event, None, bool]:
     if not missing:
         return True
     if not context.config.install:
-        raise missing_tool(missing, "Without --install, nothing is installed.")
+        raise packages_error(missing, "Without --install, nothing is installed.")
     yield from install(missing, context.stop)
     table = recheck(missing)
     for item in table:
         yield _package_check(item)
     if still := [item for item in table if not item.ok]:
-        raise missing_tool(still, "uv reported success, but they are still missing.")
+        raise packages_error(still, "uv reported success, but they are still missing.")
     if loaded := [item.requirement.name for item in table if item.requirement.name.replace("-", "_") in sys.modules]:
         old = f"{', '.join(loaded)} was loaded before it was installed: run the same command again to use the new version."
         yield Message("warning", old)
@@ -90,7 +90,7 @@ def _check_device(context: Context) -> Generator[Event, None, dict[str, Any]]:
     """Import and compute in a child process. Returns what it found: device, name, torch, cuda, seconds."""
     config = context.config
     yield Message("info", f"Testing the imports and a computation on the device (up to {PROBE_SECONDS:.0f} s).")
-    more = [extra.imports for extra in extras_of(config)]
+    more = [extra.imports for extra in required_extras(config)]
     found = try_device(config.device, more, context.stop)
     failure = found.get("failure") or {}
     if failure.get("where") == "imports":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.core import layout
 from engine.core.events import Event, Message, Progress, StageStale
-from engine.pairs.data.edits import edit_lines, edits_beside
+from engine.pairs.data.edits import edit_lines, edits_path_of
 from engine.pairs.data.record import OK, Pair, PairRecord
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.imported import read_imported_pairs
@@ -92,7 +92,7 @@ def _import_decisions(context: Context, source: Path) -> Iterator[Event]:
     own = list(edit_lines(path))
     known = {dumps(edit) for edit in own}
     new = (
-        [edit for edit in edit_lines(edits_beside(source).resolve()) if dumps(edit) not in known]
+        [edit for edit in edit_lines(edits_path_of(source).resolve()) if dumps(edit) not in known]
         if source.is_file()
         else []
     )

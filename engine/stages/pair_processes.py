@@ -18,8 +18,8 @@ from engine.models.adapters.source import adapter_folder
 from engine.models.loading import load_tokenizer
 from engine.pairs.generation import in_processes as pairs_in_processes
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.in_processes import MakeInProcesses, ModelsElsewhere
-from engine.pairs.generation.methods import is_made_here
+from engine.pairs.generation.in_processes import MakeInProcesses, WorkerModels
+from engine.pairs.generation.methods import is_generated_locally
 from engine.pairs.judges import in_processes as scores_in_processes
 from engine.pairs.judges.base import judge_name
 from engine.pairs.judges.in_processes import ScoreInProcesses
@@ -42,7 +42,7 @@ def pair_process_count(config: Stage3Config, judge: str) -> int:
 
     judge   the judge that ranks the drafts; "none" if the method needs none
     """
-    return processes_here(config) if is_made_here(config, judge) else 1
+    return processes_here(config) if is_generated_locally(config, judge) else 1
 
 
 def judge_process_count(config: Stage3Config) -> int:
@@ -67,7 +67,7 @@ def pair_workers(
     tokenizer = load_tokenizer(context.config, context.token_text)
     with _pool(judging, pairs_in_processes.KIND, processes, "make pairs") as pool:
         pool.grow(prompts)  # all at once, because each takes a while to load the model
-        yield MakeInProcesses(ModelsElsewhere(pool, tokenizer), context.run, identity)
+        yield MakeInProcesses(WorkerModels(pool, tokenizer), context.run, identity)
 
 
 @contextmanager

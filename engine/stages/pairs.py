@@ -16,10 +16,10 @@ from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.run_pairs import require_whole_lines
 from engine.pairs.generation.generate import (
     RUN_SET,
+    GenerationInputs,
     InterimCheck,
-    Maker,
     OpenSet,
-    Recorded,
+    RecordIndex,
     generate_pairs,
     generate_until,
     is_complete,
@@ -29,8 +29,8 @@ from engine.pairs.generation.generate import (
     torn_line_warning,
 )
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.in_processes import KIND, after_processes
-from engine.pairs.generation.methods import check_method, in_turn, needs_judge, record_maker
+from engine.pairs.generation.in_processes import KIND, reuse_earlier_records
+from engine.pairs.generation.methods import check_method, needs_judge, record_maker, sequentially
 from engine.pairs.generation.prompts import Prompt, read_prompts
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.generation.superseded import carry_decisions
@@ -89,7 +89,7 @@ def run(context: Context) -> StageRun:
         yield Message("info", f"{why[0].upper()}{why[1:]}.")
     with JsonlAppender(context.run / layout.PAIRS_JSONL) as appender:
         yield from torn_line_warning(appender)
-        open_set = OpenSet(context.run, RUN_SET, appender, Recorded.read(context.run / layout.PAIRS_JSONL))
+        open_set = OpenSet(context.run, RUN_SET, appender, RecordIndex.read(context.run / layout.PAIRS_JSONL))
         recorded = open_set.recorded
         taken_over = yield from reuse_records(open_set, prompts, identity, context.stop)
         if recorded.total:
@@ -123,13 +123,13 @@ def _interim_check(context: Context, prompts: int | None) -> InterimCheck:
     """A check after each batch: continue only while the gate can still open, or if a person accepts that it cannot."""
     outlook = Outlook(context.config, prompts)
 
-    def check(recorded: Recorded) -> None:
+    def check(recorded: RecordIndex) -> None:
         require_reachable(
-            outlook.estimates(recorded.ok, recorded.asked, recorded.too_long, recorded.left_out()),
+            outlook.estimates(recorded.ok, recorded.attempted, recorded.too_long, recorded.left_out()),
             context.config,
             what=f"After {recorded.total} prompts, the gate can no longer open",
             why="The remaining pairs would be like these, and the gate would refuse them. Nothing that was made is lost.",
-            look_at=str(context.run / layout.PAIRS_JSONL),
+            pairs_path=str(context.run / layout.PAIRS_JSONL),
         )
 
     return check
@@ -154,15 +154,15 @@ def _generate_missing(
         adapter_folder(context.config, context.run, context.token_text),
         context.stop,
         context.token_text,
-        context.tell,
+        context.emit,
     )
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(judge_loader(context), policy_of(backend))
-    make = in_turn(record_maker(backend, settings, judge, context.stop))
-    make = after_processes(make, context.run, identity)
+    make = sequentially(record_maker(backend, settings, judge, context.stop))
+    make = reuse_earlier_records(make, context.run, identity)
     yield from _generate(
-        context, prompts, Maker(context.config, backend, settings, make, identity, context.stop), open_set
+        context, prompts, GenerationInputs(context.config, backend, settings, make, identity, context.stop), open_set
     )
     for note in backend.warnings():
         yield Message("warning", note)
@@ -188,16 +188,16 @@ def _generate_in_processes(
     )
     missing = sum(prompt.id not in open_set.recorded.ids for prompt in prompts)
     with pair_workers(context, judging, identity, processes, missing) as make:
-        maker = Maker(context.config, make.models, settings, make, identity, context.stop)
-        yield from _generate(context, prompts, maker, open_set)
+        inputs = GenerationInputs(context.config, make.models, settings, make, identity, context.stop)
+        yield from _generate(context, prompts, inputs, open_set)
     return make.models.tokens
 
 
-def _generate(context: Context, prompts: list[Prompt], maker: Maker, open_set: OpenSet) -> Iterator[Event]:
+def _generate(context: Context, prompts: list[Prompt], inputs: GenerationInputs, open_set: OpenSet) -> Iterator[Event]:
     target = context.config.target_pairs
     if target:
-        return generate_until(prompts, maker, open_set, target, _interim_check(context, None))
-    return generate_pairs(prompts, maker, open_set, _interim_check(context, len(prompts)))
+        return generate_until(prompts, inputs, open_set, target, _interim_check(context, None))
+    return generate_pairs(prompts, inputs, open_set, _interim_check(context, len(prompts)))
 
 
 def _carry_decisions(context: Context) -> Iterator[Event]:

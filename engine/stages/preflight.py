@@ -28,9 +28,9 @@ from engine.pairs.data.record import OK, Pair
 from engine.pairs.formats.folders import hash_of_files
 from engine.pairs.formats.native_form import pair_of_record
 from engine.pairs.generation.cost import expected_prompts
-from engine.pairs.generation.generate import Maker
+from engine.pairs.generation.generate import GenerationInputs
 from engine.pairs.generation.identity import RecordIdentity
-from engine.pairs.generation.methods import check_method, in_turn, is_made_here, record_maker
+from engine.pairs.generation.methods import check_method, is_generated_locally, record_maker, sequentially
 from engine.pairs.generation.prompts import Prompt, load_prompts, pairs_wanted
 from engine.pairs.generation.settings import GenerationSettings
 from engine.preflight.machine import plan_inputs
@@ -89,7 +89,7 @@ def run(context: Context) -> StageRun:
         measured,
         Workload.of(config, prompts, measured.usable_share),
         plan,
-        pair_processes=here if is_made_here(config) else 1,
+        pair_processes=here if is_generated_locally(config) else 1,
         evaluation_processes=here,
         share_device=inputs.machine.device_type != "cuda",
     )
@@ -188,15 +188,15 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     context   its configuration has the chosen number format
     """
     config, peak = context.config, MemoryPeak(resolve_device(context.config))
-    maker, backend, load_seconds = yield from _load_maker(context)
+    inputs, backend, load_seconds = yield from _load_inputs(context)
     short_first = _short_first(prompts, backend, config.max_length)
     wants_pilot = bool(config.pilot_prompts) and config.pairs is None  # imported pairs are judged as they are
     pairs = yield from _first_pairs(
-        context.run, maker, prompts[: config.pilot_prompts] if wants_pilot else [], short_first[0]
+        context.run, inputs, prompts[: config.pilot_prompts] if wants_pilot else [], short_first[0]
     )
-    batch = yield from _time_a_batch(maker, backend, short_first)
+    batch = yield from _time_a_batch(inputs, backend, short_first)
     made = _measure(pairs, backend, batch, load_seconds, peak)
-    del maker, backend
+    del inputs, backend
     free_memory()
     context.stop.raise_if_requested()
     if wants_pilot:
@@ -208,38 +208,42 @@ def _make_pairs(context: Context, prompts: list[Prompt]) -> Generator[Event, Non
     return made
 
 
-def _load_maker(context: Context) -> Generator[Event, None, tuple[Maker, Backend, float]]:
-    """Returns the maker of pairs, its policy, and the seconds that loading took."""
+def _load_inputs(context: Context) -> Generator[Event, None, tuple[GenerationInputs, Backend, float]]:
+    """Returns the inputs of generation, the policy, and the seconds that loading took."""
     config = context.config
     examined = yield from ordering_judge(context)
     settings = GenerationSettings.of(config if examined is None else examined.config)
     started = time.monotonic()
     adapter = adapter_folder(config, context.run, context.token_text)
-    backend = load_backend(config, adapter, context.stop, context.token_text, context.tell)
+    backend = load_backend(config, adapter, context.stop, context.token_text, context.emit)
     load_seconds = time.monotonic() - started
     for note in backend.check(settings.sampling):
         yield Message("warning", note)
     judge = None if examined is None else examined.judge(judge_loader(context), policy_of(backend))
-    make = in_turn(record_maker(backend, settings, judge, context.stop))
+    make = sequentially(record_maker(backend, settings, judge, context.stop))
     identity = RecordIdentity.of(config, settings, context.run.results, dtype=config.dtype)
-    return Maker(config, backend, settings, make, identity, context.stop), backend, load_seconds
+    return GenerationInputs(config, backend, settings, make, identity, context.stop), backend, load_seconds
 
 
-def _first_pairs(run: Run, maker: Maker, pilot: list[Prompt], short: Prompt) -> Generator[Event, None, list[Pair]]:
+def _first_pairs(
+    run: Run, inputs: GenerationInputs, pilot: list[Prompt], short: Prompt
+) -> Generator[Event, None, list[Pair]]:
     """The pilot's pairs or, without a pilot, one pair of the short prompt."""
     started = time.monotonic()
     if pilot:
-        pairs = yield from make_pilot(run, pilot, maker)
+        pairs = yield from make_pilot(run, pilot, inputs)
     else:
-        batch = next(item for item in maker.make([[short]]) if isinstance(item, list))
+        batch = next(item for item in inputs.make_batches([[short]]) if isinstance(item, list))
         pairs = [pair_of_record(record) for _, record in batch]
     title = "one pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
-    yield Check(title, "ok", f"{time.monotonic() - started:.1f} s, {maker.backend.tokens} tokens")
+    yield Check(title, "ok", f"{time.monotonic() - started:.1f} s, {inputs.backend.tokens} tokens")
     return pairs
 
 
-def _time_a_batch(maker: Maker, backend: Backend, prompts: list[Prompt]) -> Generator[Event, None, BatchTimes]:
-    longest = maker.config.max_prompt_tokens + maker.settings.tokens_beside_prompt(backend)
+def _time_a_batch(
+    inputs: GenerationInputs, backend: Backend, prompts: list[Prompt]
+) -> Generator[Event, None, BatchTimes]:
+    longest = inputs.config.max_prompt_tokens + inputs.settings.overhead_tokens(backend)
     batch_size = backend.batch_size(longest)
     size = min(batch_size, len(prompts))
     prefill, decode = time_batch(backend, prompts[:size])

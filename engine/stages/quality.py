@@ -157,7 +157,7 @@ def _why_unjudged(tally: Tally, examined: ExaminedJudge, unfixable: list[str]) -
     if unfixable:
         return Message("info", f"The judge was skipped: no score would improve the {' and the '.join(unfixable)}.")
     own = f" {tally.scored} scores come from the pairs file." if tally.scored else ""
-    return Message("info", f"No judge scored these pairs. {examined.why_none}{own}")
+    return Message("info", f"No judge scored these pairs. {examined.why_no_judge}{own}")
 
 
 def _examine_judge(context: Context) -> Generator[Event, None, ExaminedJudge]:

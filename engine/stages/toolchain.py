@@ -12,7 +12,7 @@ from engine.core.events import Check, CheckStatus, Event, Message
 from engine.machine.gpus import GpuReport, read_gpus
 from engine.machine.install import install_uv
 from engine.machine.programs import CLONING, GIT, TMUX, UV, FoundProgram, find_program
-from engine.machine.requirements import python_needed
+from engine.machine.requirements import supported_python
 from engine.machine.session_lifetime import in_multiplexer, logout_behaviour
 from engine.machine.torch_build import TorchBuild, driver_fault, read_torch_build
 from engine.run.results import ToolchainResult
@@ -29,13 +29,13 @@ def run(context: Context) -> StageRun:
     needed = context.config.repo_url is not None
     yield _program_check(git, "", "" if needed else "; only needed for --repo-url", failed=needed)
     if needed and not git.ok:
-        raise git.refusal(CLONING)
+        raise git.as_error(CLONING)
     tmux = find_program(TMUX)
     yield _program_check(tmux, _multiplexer_remark(), "; a run survives its terminal, but a logout may end it")
     logout = logout_behaviour()
     if logout is not None:
         yield Check("logout", "warning" if logout.ends_the_run else "ok", logout.detail)
-    report = read_gpus(with_holders=True, gives_up=lambda: context.stop.requested)
+    report = read_gpus(with_holders=True, cancelled=lambda: context.stop.requested)
     context.stop.raise_if_requested()
     build = read_torch_build()
     driver = yield from _driver(report, context.config.device)
@@ -59,7 +59,7 @@ def run(context: Context) -> StageRun:
 
 
 def _python() -> Generator[Event, None, str]:
-    version, needed = platform.python_version(), python_needed()
+    version, needed = platform.python_version(), supported_python()
     fits = needed is None or needed.contains(version, prereleases=True)
     fault = "" if fits else f"; the run needs {needed}: create an environment with `uv venv --python 3.11`"
     yield Check("python", "ok" if fits else "failed", f"{version} at {visible_line(sys.executable)}{fault}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.core.errors import PreconditionError
 from engine.core.events import Check, Message
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.dpo.planning.disk_space import require_disk_space
 from engine.machine.programs import CLONING, GIT, require
 from engine.run.results import WorkspaceResult
@@ -44,7 +44,7 @@ def run(context: Context) -> StageRun:
         yield Message("info", f"The workspace changed from {visible_line(was)} to {short} at {commit}.")
     at = f" at {commit[:12]}{', with changes' if dirty else ''}" if commit else ", not a git checkout"
     result = WorkspaceResult(folder=str(folder), commit=commit, dirty=dirty, free_bytes=free, **requested)
-    return StageEnd(f"{short}{at}; {size_in_words(free)} free", result)
+    return StageEnd(f"{short}{at}; {format_size(free)} free", result)
 
 
 def _existing_folder(repo_root: Path | None) -> Path:

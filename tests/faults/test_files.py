@@ -16,13 +16,13 @@ import pytest
 from engine.core import layout
 from engine.core.errors import DamagedState, ExitCode, Stage3Error, UnsafeError
 from engine.core.events import Message, StageFinished, StageStarted
-from engine.core.nesting import refuse_nesting
+from engine.core.nesting import check_nesting
 from engine.core.reading import TooLarge, read_file, read_toml, read_yaml
 from engine.dpo.training.checkpoints import MANIFEST, newest_good, rotate, write_checkpoint
 from engine.hub.token_file import read_token_file
 from engine.pairs.formats.containers import rows_of
 from engine.pairs.generation.batch_plan import BatchPlan, read_plan
-from engine.pairs.generation.generate import Recorded, require_acknowledged
+from engine.pairs.generation.generate import RecordIndex, require_acknowledged
 from engine.pairs.generation.prompts import Prompt
 from engine.pipeline import session as session_module
 from engine.pipeline.session import Session
@@ -259,14 +259,14 @@ def test_f2_03_a_stage_that_is_done_has_a_record_of_every_prompt_and_of_all_that
         path.write_text("".join(json.dumps({"id": one, "status": "ok"}) + "\n" for one in ids))
 
     holds("p0", "p1", "p2", "p3")
-    recorded = Recorded.read(path)
+    recorded = RecordIndex.read(path)
     require_acknowledged(path, prompts, recorded, None)
     holds("p0", "p1", "p3")
     with pytest.raises(DamagedState, match="has 3 of 4 records") as refused:
         require_acknowledged(path, prompts, recorded, None)
     assert "p2" in refused.value.why
     with pytest.raises(DamagedState, match="has 3 of 3"):
-        require_acknowledged(path, prompts, Recorded.read(path), None)  # a prompt that nobody asked
+        require_acknowledged(path, prompts, RecordIndex.read(path), None)  # a prompt that nobody asked
 
 
 def run_small(context: Context, monkeypatch: pytest.MonkeyPatch, act: Callable[[Run], None]) -> ExitCode:
@@ -347,7 +347,7 @@ def test_f2_15_lines_of_another_version_are_passed_over_and_counted(
     assert journal.append(Message("info", "it goes on")).seq == 2
     journal.close()
     state = fold(read_journal(path))
-    assert state.passed_over == 1 and state.last_seq == 2 and state.stages["pairs"].status == "done"
+    assert state.skipped_lines == 1 and state.last_seq == 2 and state.stages["pairs"].status == "done"
     assert main(["status", str(run.folder)]) == 0
     assert "1 line of logs/events.jsonl passed over" in capsys.readouterr().out
     assert main(["status", "--json", str(run.folder)]) == 0
@@ -426,7 +426,7 @@ def test_f2_06_a_document_larger_than_any_is_not_read_to_its_end(tmp_path: Path)
 def test_f2_17_records_without_an_id_count_as_missing(tmp_path: Path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"a": 1}\n{"id": 7}\n[]\n{"id": "p", "status": "ok"}\n{"id": "q"}\n')
-    assert list(Recorded.read(path).ids) == ["p", "q"] and Recorded.read(path).ok == 1
+    assert list(RecordIndex.read(path).ids) == ["p", "q"] and RecordIndex.read(path).ok == 1
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------------
@@ -517,7 +517,7 @@ def test_f2_08_nesting_is_counted_level_by_level():
         with pytest.raises(ValueError, match="nested too deeply"):
             loads(text)
     assert loads('"' + "[" * 5_000 + '"') == "[" * 5_000
-    refuse_nesting([[0]] * 1000)
+    check_nesting([[0]] * 1000)
 
 
 @pytest.mark.fault("F2-20", "F2-6")

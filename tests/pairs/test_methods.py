@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.core.errors import ConfigError
-from engine.core.generators import returned
+from engine.core.generators import drain
 from engine.models.chat import Conversation
 from engine.models.generation.sampling import RefusedReply, Reply, SamplingSettings
 from engine.pairs import detectors
@@ -78,7 +78,7 @@ def settings_for(config):
 
 
 def made(settings: GenerationSettings, backend: Scripted, prompts: Sequence[Prompt] = PROMPTS[:1], judge: Any = None):
-    return returned(record_maker(backend, settings, judge, StopToken())(prompts))  # type: ignore[arg-type]
+    return drain(record_maker(backend, settings, judge, StopToken())(prompts))  # type: ignore[arg-type]
 
 
 # -- contrast ----------------------------------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ def test_what_is_left_out_of_a_contrast_has_its_reason(settings_for):
 
 def test_a_principle_without_personas_speaks_for_itself_and_is_turned_round_in_words():
     principle = Principle("calm", "Stay calm.", "", "")
-    assert principle.followed == "Stay calm."
-    assert principle.contrary == "Do the opposite of what this principle asks for: Stay calm."
+    assert principle.chosen_system == "Stay calm."
+    assert principle.rejected_system == "Do the opposite of what this principle asks for: Stay calm."
     named = replace(principle, persona="You are calm.", opposite="You are upset.")
-    assert (named.followed, named.contrary) == ("You are calm.", "You are upset.")
+    assert (named.chosen_system, named.rejected_system) == ("You are calm.", "You are upset.")
 
 
 def test_the_packages_constitution_has_both_personas_of_each_principle():
@@ -223,7 +223,7 @@ def test_best_of_n_without_what_it_needs_is_refused_at_once_with_advice(config, 
 )
 def test_a_record_depends_on_what_its_method_uses(settings_for, method, counts, does_not):
     def made_by(**options: Any) -> Any:
-        return settings_for(**{"judge": "demo", "method": method, **options}).made_by()
+        return settings_for(**{"judge": "demo", "method": method, **options}).text_inputs()
 
     assert all(made_by(**{name: value}) != made_by() for name, value in counts.items())
     assert all(made_by(**{name: value}) == made_by() for name, value in does_not.items())
@@ -234,7 +234,7 @@ def test_an_opposite_counts_for_a_contrast_alone(settings_for, tmp_path):
 
     def made_by(method: str, opposite: str) -> Any:
         path.write_text(f"principles: [{{id: calm, text: Stay calm., opposite: {opposite}}}]")
-        return settings_for(method=method, judge="demo", constitution=path).made_by()
+        return settings_for(method=method, judge="demo", constitution=path).text_inputs()
 
     for method in ("critique-revision", "contrast", "best-of-n"):
         same = made_by(method, "Be upset.") == made_by(method, "Shout.")
@@ -248,7 +248,7 @@ def test_what_was_made_before_there_were_methods_is_asked_for_in_the_same_words(
     del before["constitution"]["source"]
     for principle in before["constitution"]["principles"]:
         del principle["persona"], principle["opposite"]
-    assert json.loads(json.dumps(settings_for().made_by())) == json.loads(json.dumps(before))
+    assert json.loads(json.dumps(settings_for().text_inputs())) == json.loads(json.dumps(before))
 
 
 @pytest.mark.parametrize(("method", "replies"), [("critique-revision", 3), ("contrast", 2), ("best-of-n", 5)])

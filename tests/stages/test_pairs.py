@@ -212,8 +212,8 @@ def test_decisions_follow_a_pair_while_its_texts_are_the_same_and_are_listed_whe
     assert not read_edits(run / layout.EDITS_JSONL), "decisions are carried from the set before, and that had none"
 
 
-def inventory_of(context: Context, *, afresh: bool = False) -> Inventory:
-    return take_inventory(context.config, context.run, None, afresh=afresh)
+def inventory_of(context: Context, *, from_scratch: bool = False) -> Inventory:
+    return take_inventory(context.config, context.run, None, from_scratch=from_scratch)
 
 
 def test_the_inventory_says_what_the_stage_does(made):
@@ -223,7 +223,7 @@ def test_the_inventory_says_what_the_stage_does(made):
     made(num_examples=5)
     assert inventory_of(made.context(num_examples=12)) == Inventory(5, 7, 0)
     assert inventory_of(made.context(num_examples=12, temperature=0.1)) == Inventory(0, 0, 12)
-    assert inventory_of(made.context(num_examples=12), afresh=True).missing == 12
+    assert inventory_of(made.context(num_examples=12), from_scratch=True).missing == 12
 
 
 # -- prompts at which the server fails ------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_a_prompt_at_which_the_server_fails_is_a_record_with_its_reason_and_the_
 
 
 def test_too_many_of_them_end_the_stage_with_the_reason_and_only_they_are_asked_again(made):
-    with pytest.raises(NetworkError, match=r"failed at \d of \d+ prompts.*--max-failed-share.*out of memory") as caught:
+    with pytest.raises(NetworkError, match=r"failed on \d of \d+ prompts.*--max-failed-share.*out of memory") as caught:
         made(is_one_of(*range(0, 30, 3)), num_examples=30)
     assert caught.value.exit_code == ExitCode.NETWORK and "\x1b" not in str(caught.value)
     run = made.context().run
@@ -260,7 +260,7 @@ def test_too_many_of_them_end_the_stage_with_the_reason_and_only_they_are_asked_
     good = {pair_id: row for pair_id, row in before.items() if row["status"] != "failed on the server"}
     assert all(row == good[row["id"]] for row in records(run) if row["id"] in good), "nothing is made twice"
     assert sum(isinstance(event, PairMade | PairFailed) for event in events) == 30
-    assert any("asked again" in event.text for event in events if isinstance(event, Message))
+    assert any("sent again" in event.text for event in events if isinstance(event, Message))
     assert set(drafted) >= {row["prompt"] for row in before.values() if row["status"] == "failed on the server"}
 
 

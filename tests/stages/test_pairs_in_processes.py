@@ -78,13 +78,13 @@ def test_two_processes_make_the_pairs_of_one_and_what_a_killed_run_left_is_not_m
     assert pairs_of(alone).startswith(pairs_of(together))
     left = {row["id"] for row in earlier_rows(together.run, "pairs")}
     made: list[str] = []
-    deal = WorkerPool._tell
+    send = WorkerPool._send
 
-    def listen(self: WorkerPool, worker: Any, task: Any) -> None:
+    def record_and_send(self: WorkerPool, worker: Any, task: Any) -> None:
         made.extend(prompt["id"] for prompt in task.get("prompts", []))
-        deal(self, worker, task)
+        send(self, worker, task)
 
-    monkeypatch.setattr(WorkerPool, "_tell", listen)
+    monkeypatch.setattr(WorkerPool, "_send", record_and_send)
     run_stage(stage.run(together))
     assert pairs_of(together) == pairs_of(alone)
     ids = [str(json.loads(line)["id"]) for line in pairs_of(alone).splitlines()]
@@ -162,7 +162,7 @@ def test_scores_that_were_sent_by_another_process_are_the_judges_own(at_work):
     assert judge is not None
     local = scores.in_this_process(lambda: judge, alone.stop)
     _, expected = run_stage(scores.score_pairs(alone.run / layout.SCORES_JSONL, PAIRS, "self", lambda: local))
-    pool = PoolHere(scores_in_processes.work_of(judge))
+    pool = PoolHere(scores_in_processes.task_handler(judge))
     sent = nullcontext(ScoreInProcesses(pool, together.run, "self"))  # type: ignore[arg-type]
     _, found = run_stage(scores.score_pairs(together.run / layout.SCORES_JSONL, PAIRS, "self", lambda: sent))
     assert found == expected
@@ -176,7 +176,7 @@ def test_the_relevance_that_was_sent_by_another_process_is_the_models_own(at_wor
     meter = RelevanceMeter(load_base(alone.config), load_tokenizer(alone.config))
     local = relevance.in_this_process(lambda: meter, "base", alone.stop)
     _, expected = run_stage(relevance.measure_pairs(pairs, alone.run / layout.RELEVANCE_JSONL, "base", lambda: local))
-    pool = PoolHere(relevance_in_processes.work_of(meter, "base"))
+    pool = PoolHere(relevance_in_processes.task_handler(meter, "base"))
     sent = nullcontext(MeasureInProcesses(pool, together.run, "base"))  # type: ignore[arg-type]
     _, found = run_stage(relevance.measure_pairs(pairs, together.run / layout.RELEVANCE_JSONL, "base", lambda: sent))
     assert found == expected and len(found) == len(PAIRS)

@@ -73,7 +73,7 @@ def run_and_print(
         command = restart_command(run)
     finally:
         printer.close()
-        run.release(goes_on=command is not None)
+        run.release(for_restart=command is not None)
     return reexec(command, context.token)
 
 

@@ -64,7 +64,7 @@ def status_data(run: Run, state: RunState, owner: Owner | None) -> dict[str, Any
         "train_step": asdict(step) if step else None,
         "verdict": state.evaluation.verdict if state.evaluation else None,
         "error": run.manifest.get("error"),
-        "events_passed_over": state.passed_over,
+        "events_passed_over": state.skipped_lines,
         "archive": str(run.archive) if run.archive.exists() else None,
     }
 
@@ -91,8 +91,8 @@ def print_status_text(run: Run, state: RunState, owner: Owner | None) -> None:
             console.print(Text(f"{word + ':':8}{visible_line(str(error.get(key, '')))}"))
     if state.evaluation:
         console.print(Text(f"verdict: {state.evaluation.verdict}. {visible_line(' '.join(state.evaluation.reasons))}"))
-    if state.passed_over:
-        lines = "1 line" if state.passed_over == 1 else f"{state.passed_over:,} lines"
+    if state.skipped_lines:
+        lines = "1 line" if state.skipped_lines == 1 else f"{state.skipped_lines:,} lines"
         console.print(Text(f"skipped {lines} of {layout.EVENTS_JSONL}: damaged, or from another version"))
     if run.archive.exists():
         console.print(Text(f"archive: {visible_line(str(run.archive))}"))

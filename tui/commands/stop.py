@@ -38,7 +38,7 @@ def stop_run(folder: Path, wait_seconds: float) -> int:
     if owner is None:
         print_line(f"{run.folder} is not running.")
         return int(ExitCode.DONE)
-    stop_request.ask(run.folder)
+    stop_request.create(run.folder)
     print_line(f"Asked process {owner.pid} on {owner.host} to save and stop.")
     end = time.monotonic() + wait_seconds
     while run.owner() is not None:
@@ -54,7 +54,7 @@ def _not_stopped(run: Run, owner: Owner, waited: float) -> str:
     """Why the run has not stopped. A request that nothing reads is withdrawn, or it would stop the next start."""
     if waited < START_SECONDS or _is_working(run, owner):
         return f"Still running after {waited:g} s; it stops when its step is done. Check with `stage3-tui status`."
-    stop_request.forget(run.folder)
+    stop_request.remove(run.folder)
     return f"Process {owner.pid} on {owner.host} has the run open, but no stage is running. Quit it there with q."
 
 

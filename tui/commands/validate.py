@@ -139,14 +139,14 @@ def print_validation(
     else:
         result = judged()
         _print_report(result)
-    if result.refusal is None:
+    if result.error is None:
         if push is not None:
             sys.stdout.flush()
             push(result)
         return int(ExitCode.DONE)
     sys.stdout.flush()
-    print_error(result.refusal)
-    return int(result.refusal.exit_code)
+    print_error(result.error)
+    return int(result.error.exit_code)
 
 
 def _push(repo_id: str, config: Stage3Config, token: Secret | None, result: Validation) -> None:
@@ -233,7 +233,7 @@ def _print_figures(console: Console, report: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     warnings: list[Figure] = []
     for row in report["gate"]["figures"]:
-        figure = Figure(**{key: value for key, value in row.items() if key != "passes"})
+        figure = Figure.from_dict(row)
         status = {True: "ok", None: "skipped", False: "failed" if figure.refuses else "warning"}[figure.passes]
         cells = (GLYPH[status], figure.title, figure.sentence)
         table.add_row(*(Text(cell, style=COLOUR.get(status, "")) for cell in cells))
@@ -241,7 +241,7 @@ def _print_figures(console: Console, report: dict[str, Any]) -> None:
             warnings.append(figure)
     console.print(table)
     for figure in warnings:
-        console.print(Text(f"{figure.title}: {figure.mend}", style="dim"))
+        console.print(Text(f"{figure.title}: {figure.remedy}", style="dim"))
 
 
 def _print_counts(console: Console, report: dict[str, Any]) -> None:

@@ -196,7 +196,7 @@ class PairStore:
         row = self.rows[index]
         row.score = scores.second
         row.gain = None if scores.first is None or scores.second is None else scores.second - scores.first
-        found = self.review.finding(row.line.number)
+        found = self.review.assessment(row.line.number)
         if found is not None:
             gain = -row.gain if row.gain is not None and found.flipped else row.gain
             self._put(index, replace(found, gain=gain, min_gain=self._min_gain))

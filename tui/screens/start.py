@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.content import Content
 
 from engine.core.options import options
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.pipeline.ingredients import Costs, Ingredient, StartOverview, Status, values_of
 from tui.formatting import approx_duration, memory, one_line
 from tui.widgets.layout import EMPTY, fit, shortened, spread
@@ -170,15 +170,15 @@ def _cost_row(label: str, told: str, more: str, width: int) -> Content:
 def _disk(costs: Costs) -> tuple[str, str]:
     parts = sorted(((size, name) for name, size in costs.disk.items() if size >= 1 << 20), reverse=True)
     return (
-        f"about {size_in_words(sum(costs.disk.values()))} of {size_in_words(costs.free_bytes)} free",
-        ", ".join(f"{name} {size_in_words(size)}" for size, name in parts),
+        f"about {format_size(sum(costs.disk.values()))} of {format_size(costs.free_bytes)} free",
+        ", ".join(f"{name} {format_size(size)}" for size, name in parts),
     )
 
 
 def _time_and_memory(costs: Costs) -> list[tuple[str, str, str]]:
     forecast = costs.forecast
     if forecast is None:
-        weights = f"over {size_in_words(costs.weights_bytes)}" if costs.weights_bytes else "not known yet"
+        weights = f"over {format_size(costs.weights_bytes)}" if costs.weights_bytes else "not known yet"
         return [
             ("Memory", weights, "for the weights; preflight measures it"),
             ("Time", "known after preflight (stage 6)", ""),

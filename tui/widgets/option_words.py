@@ -124,7 +124,7 @@ def choices_of(option: Option) -> tuple[Any, ...]:
 def given(option: Option, text: str) -> Any:
     """The value of the input: empty is None if the program may choose the value; percent of a share is a number."""
     text = text.strip()
-    if not text and option.may_be_none:
+    if not text and option.is_optional:
         return None
     if option.unit == "share" and text.endswith("%"):
         try:

@@ -68,7 +68,7 @@ def _wizard(config: Stage3Config, token: Secret | None, leaver: Detacher, start_
         run.release()
         raise
     goes_on = runner.restart_until is not None and end in (WizardEnd.RESTARTS, WizardEnd.LEFT_RUNNING)
-    run.release(goes_on=goes_on)
+    run.release(for_restart=goes_on)
     if runner.restart_until is None or not goes_on:
         return code
     without_screen = end is WizardEnd.LEFT_RUNNING
