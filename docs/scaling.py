@@ -103,7 +103,7 @@ SPREAD_OVER = 4
 
 
 def memory(
-    shape: Shape, plan: TrainingPlan, length: int, *, four_bits: bool = False, spread_over: int = 1
+    shape: Shape, plan: TrainingPlan, length: int, *, four_bits: bool = False, shards: int = 1
 ) -> dict[str, float]:
     terms = training_memory(
         shape,
@@ -111,7 +111,7 @@ def memory(
         max_length=length,
         context=CUDA_CONTEXT,
         quantization_arguments=four_bits,
-        spread_over=spread_over,
+        shards=shards,
     )
     return {name: size / GB for name, size in terms.items()}
 
@@ -122,7 +122,7 @@ def memory_table() -> str:
         kept = memory(shape, TrainingPlan(1, 8, False, "live", "bfloat16"), 1024)
         small = memory(shape, LIVE, 1024, four_bits=True)
         shown = [f"{terms[term]:.1f}" for term in ("weights", "adapter", "activations", "head")]
-        spread = memory(shape, LIVE, 1024, spread_over=SPREAD_OVER)
+        spread = memory(shape, LIVE, 1024, shards=SPREAD_OVER)
         sums = [f"{sum(parts.values()):.1f}" for parts in (terms, kept, small, spread)]
         return [name, f"{shape.base_parameters / 1e9:.2f}", f"{shape.adapter_parameters / 1e6:.0f}", *shown, *sums]
 

@@ -36,7 +36,7 @@ def load(task: Task) -> Loaded:
     request = Request(**task)
     run = Run(Path(request.run), shared_cache=Path(request.cache))
     context = Context(Stage3Config(**request.config), run, StopToken())
-    loads = {"pairs": _maker, "relevance": _meter, "scores": _judge, "evaluation": _both_models}
+    loads = {"pairs": _maker, "relevance": _meter, "scores": _judge, "evaluation": _policies}
     return loads[request.kind](request, context)
 
 
@@ -74,20 +74,20 @@ def _judge(_: Request, context: Context) -> Loaded:
     return Loaded(work_of(judge))
 
 
-def _both_models(request: Request, context: Context) -> Loaded:
-    from engine.dpo.evaluation.both_models import load_both_models
+def _policies(request: Request, context: Context) -> Loaded:
     from engine.dpo.evaluation.in_processes import work_of
+    from engine.dpo.evaluation.policies import load_policies
     from engine.pairs.judges.in_processes import work_of as work_of_judge
     from engine.stages.load_judge import load_judge
 
-    both = load_both_models(context.config, context.run, Path(request.adapter))
+    policies = load_policies(context.config, context.run, Path(request.adapter))
 
     def judging() -> Work:
-        judge = load_judge(context, both.reference)
+        judge = load_judge(context, policies.reference)
         assert judge is not None  # one passed its exam
         return work_of_judge(judge)
 
-    return Loaded(work_of(both.do, judging))
+    return Loaded(work_of(policies.run, judging))
 
 
 if __name__ == "__main__":

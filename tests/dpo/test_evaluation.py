@@ -23,12 +23,12 @@ from engine.demo.grammar import STAGE2_MIX, criticise, draw_answer, questions
 from engine.demo.preset import ASSETS, demo_defaults
 from engine.dpo.evaluation import report as report_module
 from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
-from engine.dpo.evaluation.both_models import BothModels, ask_here
 from engine.dpo.evaluation.comparison import compare, everyday_for, harmless_among
 from engine.dpo.evaluation.held_out import HeldOut, LogRatios, distance_on_own_answers, log_ratios
-from engine.dpo.evaluation.line import Line
+from engine.dpo.evaluation.policies import Policies, run_tasks_here
 from engine.dpo.evaluation.relevance import answer_relevance
 from engine.dpo.evaluation.report import evaluate
+from engine.dpo.evaluation.tasks import TaskQueue
 from engine.dpo.evaluation.verdict import Comparison, Limits, verdict
 from engine.dpo.training.dataset import encode_rows
 from engine.dpo.training.reference import adapter_active
@@ -141,8 +141,8 @@ def trained(stage2: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     return context, run_stage(train(context, pairs(12)))[1]
 
 
-def line_of(context: Context, made: Any) -> Line:
-    return Line(ask_here(BothModels.of(context.config, made), context.stop))
+def line_of(context: Context, made: Any) -> TaskQueue:
+    return TaskQueue(run_tasks_here(Policies.of(context.config, made), context.stop))
 
 
 def log_probability(trained: Any, adapter: str, prompt: Sequence[int], reply: Sequence[int]) -> float:

@@ -125,7 +125,7 @@ def test_weights_that_are_spread_are_put_together_a_layer_at_a_time():
     layer, embeddings = 2 * 2048 * (2 * 2048 + 2 * 256 + 3 * 16384), 2 * 2048 * 256000
     in_four = weight_bytes(GEMMA_2B, "bfloat16", False, 4)
     assert in_four == pytest.approx(2 * GEMMA_2B.base_parameters / 4 + embeddings + 2 * layer, rel=1e-4)
-    assert gemma(plan) - gemma(plan, spread_over=4) == pytest.approx(
+    assert gemma(plan) - gemma(plan, shards=4) == pytest.approx(
         (2 * GEMMA_2B.base_parameters - in_four + 15 * GEMMA_2B.adapter_parameters) / GIB, rel=1e-4
     )
 

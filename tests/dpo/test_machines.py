@@ -15,10 +15,10 @@ import pytest
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, ExitCode, Stopped
 from engine.core.events import RunFinished, TrainStep
-from engine.dpo.planning.processes import number_of_processes
-from engine.dpo.training.joining import join_training
+from engine.dpo.planning.process_count import number_of_processes
+from engine.dpo.training.join import join_training
 from engine.dpo.training.launcher import REQUEST_JSON, launch_command
-from engine.dpo.training.voice import Request
+from engine.dpo.training.worker_messages import Request
 from engine.run.context import Context
 from engine.run.journal import Journal
 from tests.conftest import run_stage

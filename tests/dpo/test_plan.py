@@ -9,7 +9,7 @@ import pytest
 from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError
 from engine.dpo.planning.plan import TrainingPlan, choose_plan, micro_batches, plan_as_configured, reference_for
-from engine.dpo.planning.processes import number_of_processes
+from engine.dpo.planning.process_count import number_of_processes
 
 GIB = 1 << 30
 

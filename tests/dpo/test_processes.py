@@ -19,10 +19,10 @@ from engine.core import layout
 from engine.core.errors import NumbersError, RestartNeeded, Stage3Error, Stopped
 from engine.core.events import CheckpointSaved, Event, Message, Stalled, TrainStep
 from engine.dpo.planning.plan import TrainingPlan, current_plan
-from engine.dpo.training.blame import Blame
 from engine.dpo.training.checkpoints import by_step, step_of
+from engine.dpo.training.failure_diagnosis import FailureDiagnosis
 from engine.dpo.training.trainer import Trained
-from engine.dpo.training.voice import Failure, rank_log
+from engine.dpo.training.worker_messages import Failure, rank_log
 from engine.models.tensors import adapter_tensors
 from engine.process.stopped import STOPPED_SECONDS
 from engine.run.context import Context
@@ -237,7 +237,7 @@ def test_the_process_that_went_first_is_named(
     for rank, text in logs.items():
         rank_log(context.run, rank).parent.mkdir(exist_ok=True, parents=True)
         rank_log(context.run, rank).write_text(f"step 4\n{text}\n")
-    error = Blame(context.run, context.config, plan, failures, report(**codes), step=5).error()
+    error = FailureDiagnosis(context.run, context.config, plan, failures, report(**codes), step=5).error()
     assert re.match(said, str(error))
     assert isinstance(error, NumbersError) == (error.exit_code == 8)
 
@@ -245,6 +245,6 @@ def test_the_process_that_went_first_is_named(
 def test_a_process_without_memory_leads_to_a_smaller_plan(make: Callable[..., Context]):
     context, plan = make(), TrainingPlan(2, 1, True, "live", "float32", processes=2)
     failures = [Failure(0, "lost", CLOSED), Failure(1, "memory", "CUDA out of memory. Tried to allocate 2 GiB")]
-    error = Blame(context.run, context.config, plan, failures, "", step=3).error()
+    error = FailureDiagnosis(context.run, context.config, plan, failures, "", step=3).error()
     assert isinstance(error, RestartNeeded) and "2 processes × 1 × 2" in str(error)
     assert current_plan(context.run, context.config, "float32") == plan.reduce()

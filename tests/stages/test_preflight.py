@@ -18,7 +18,7 @@ from engine.demo.preset import demo_defaults
 from engine.dpo.planning.forecast import Machine
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training import trl_trainer
-from engine.dpo.training.voice import rank_log
+from engine.dpo.training.worker_messages import rank_log
 from engine.models import loading, number_format
 from engine.models.chat_template import conversation_ids
 from engine.models.loading import (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.events import Event, Progress
-from engine.dpo.evaluation.line import Line
+from engine.dpo.evaluation.tasks import TaskQueue
 from engine.dpo.planning.forecast import EVERYDAY_TOKENS
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER, policy_key
@@ -50,23 +50,23 @@ def everyday_prompts() -> tuple[str, ...]:
 
 
 def answers(
-    line: Line,
+    queue: TaskQueue,
     config: Stage3Config,
     trained: Trained,
     prompts: Sequence[Conversation],
     adapter: str,
     *,
     cache_folder: Path,
-    most_tokens: int | None = None,
+    max_tokens: int | None = None,
 ) -> Generator[Event, None, list[Reply]]:
     """Greedy answers with one adapter, cached by policy. Collect with `yield from`.
 
-    most_tokens   of an answer; --max-new-tokens by default
+    max_tokens   of an answer; --max-new-tokens by default
     """
     from engine.models.generation.sampling import Reply, SamplingSettings
 
     limit = config.max_new_tokens
-    settings = asdict(SamplingSettings(limit if most_tokens is None else min(limit, most_tokens)))
+    settings = asdict(SamplingSettings(limit if max_tokens is None else min(limit, max_tokens)))
     cache = KeyedCache(cache_folder / layout.ANSWERS)
     policy = policy_key(config, trained.stage2_sha256 if adapter == REFERENCE_ADAPTER else trained.tensors_sha256)
     keys = [sha256_of_json([policy, settings, prompt]) for prompt in prompts]
@@ -75,13 +75,15 @@ def answers(
     batches = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     # Whole batches, because their shape may affect an answer's last bits.
     unknown = [batch for batch in batches if any(keys[index] not in known for index in batch)]
-    line.put([{"answer": [prompts[i] for i in batch], "adapter": adapter, "settings": settings} for batch in unknown])
+    queue.submit(
+        [{"answer": [prompts[i] for i in batch], "adapter": adapter, "settings": settings} for batch in unknown]
+    )
 
     def collected() -> Generator[Event, None, list[Reply]]:
         found: list[Reply] = []
         for batch in batches:
             if batch in unknown:
-                answered = yield from line.next()
+                answered = yield from queue.next_result()
                 cache.append({keys[index]: reply for index, reply in zip(batch, answered, strict=True)})
             else:
                 answered = [known[keys[index]] for index in batch]

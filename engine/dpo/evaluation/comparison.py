@@ -9,7 +9,7 @@ from engine.core.statistics import bootstrap_mean, fraction, mean, sign_test, wi
 from engine.dpo.evaluation.answers import JudgedAnswers, everyday_prompts
 from engine.dpo.evaluation.held_out import Figures, number
 from engine.dpo.evaluation.relevance import AnswerRelevance
-from engine.dpo.evaluation.verdict import Answer, AnswerPair, Comparison, gains
+from engine.dpo.evaluation.verdict import Answer, AnswerPair, VerdictInput, gains
 from engine.models.chat import Conversation
 from engine.pairs.detectors import Candidate, reply_reasons
 from engine.pairs.detectors.refusal import is_about_harm, is_harmless, is_refusal
@@ -43,7 +43,7 @@ def compare(
     margins: Sequence[float] = (),
     trained: bool = True,
     why_no_judge: str = "",
-) -> tuple[Comparison, Figures]:
+) -> tuple[VerdictInput, Figures]:
     """The input of the verdict, and the figures of the report.
 
     relevance  of the answers; None where it was not measured
@@ -61,7 +61,7 @@ def compare(
     answered = [AnswerPair(*both) for both in zip(of_stage2, of_stage3, strict=True)]
     refused = [(answered[i].stage2.refuses, answered[i].stage3.refuses) for i in harmless_among(prompts)]
     refused += [(_refuses(before), _refuses(after)) for before, after in everyday]
-    comparison = Comparison(answered, refused, margins, trained, why_no_judge)
+    comparison = VerdictInput(answered, refused, margins, trained, why_no_judge)
     figures = (
         _of_answers(comparison, relevance is not None)
         | {"everyday_prompts": len(everyday)}
@@ -70,7 +70,7 @@ def compare(
     return comparison, figures
 
 
-def _of_answers(known: Comparison, measured: bool) -> Figures:
+def _of_answers(known: VerdictInput, measured: bool) -> Figures:
     figures: Figures = {
         "prompts": known.prompts,
         "unchanged_share": fraction([each.stage2.text == each.stage3.text for each in known.answers]),
@@ -92,7 +92,7 @@ def _of_answers(known: Comparison, measured: bool) -> Figures:
     return figures
 
 
-def _of_scores(known: Comparison, judged: JudgedAnswers | None) -> Figures:
+def _of_scores(known: VerdictInput, judged: JudgedAnswers | None) -> Figures:
     """The judge's results, over all prompts and over those where Stage 3's answer is not longer."""
     figures: Figures = {}
     scored = [each for each in known.answers if each.gain is not None]

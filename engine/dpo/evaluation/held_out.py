@@ -11,7 +11,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError
 from engine.core.events import Event, Progress
 from engine.core.statistics import bootstrap_mean, mean, wilson
-from engine.dpo.evaluation.line import Line
+from engine.dpo.evaluation.tasks import TaskQueue
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training.dataset import EncodedPair, Row, encode_row, encode_rows, split_by_length
 from engine.machine.device import resolve_device
@@ -85,11 +85,11 @@ class HeldOut:
 
 
 def held_out_rewards(
-    line: Line, config: Stage3Config, trained: Trained, rows: Sequence[Row]
+    queue: TaskQueue, config: Stage3Config, trained: Trained, rows: Sequence[Row]
 ) -> Generator[Event, None, HeldOut]:
     """Have both replies of each held-out pair scored by both models; collect with `yield from`."""
     pairs, too_long = split_by_length(encode_rows(rows, trained.tokenizer), config.max_length)
-    collected = log_ratios(line, pairs, pairs_at_once(config, trained.plan), "held-out pairs")
+    collected = log_ratios(queue, pairs, pairs_at_once(config, trained.plan), "held-out pairs")
 
     def rewards() -> Generator[Event, None, HeldOut]:
         ratios = yield from collected
@@ -99,7 +99,7 @@ def held_out_rewards(
 
 
 def distance_on_own_answers(
-    line: Line,
+    queue: TaskQueue,
     config: Stage3Config,
     trained: Trained,
     prompts: Sequence[Conversation],
@@ -120,7 +120,7 @@ def distance_on_own_answers(
         except PreconditionError:
             continue  # the template refuses a broken model's answer; the count below shows it
     fitting, _ = split_by_length(encoded, config.max_length)
-    collected = log_ratios(line, fitting, pairs_at_once(config, trained.plan), "answers measured")
+    collected = log_ratios(queue, fitting, pairs_at_once(config, trained.plan), "answers measured")
 
     def distance() -> Generator[Event, None, Figures]:
         ratios = yield from collected
@@ -140,17 +140,17 @@ def pairs_at_once(config: Stage3Config, plan: TrainingPlan) -> int:
 
 
 def log_ratios(
-    line: Line, pairs: Sequence[EncodedPair], batch_size: int, unit: str
+    queue: TaskQueue, pairs: Sequence[EncodedPair], batch_size: int, unit: str
 ) -> Generator[Event, None, list[LogRatios]]:
     """One per pair, in order; collect with `yield from`."""
     plain = [{"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids} for p in pairs]
     starts = range(0, len(pairs), batch_size)
-    line.put([{"read": plain[start : start + batch_size]} for start in starts])
+    queue.submit([{"read": plain[start : start + batch_size]} for start in starts])
 
     def collected() -> Generator[Event, None, list[LogRatios]]:
         found: list[LogRatios] = []
         for _ in starts:
-            for chosen, rejected in (yield from line.next()):
+            for chosen, rejected in (yield from queue.next_result()):
                 pair = pairs[len(found)]
                 found.append(LogRatios(chosen, rejected, len(pair.chosen_ids), len(pair.rejected_ids)))
             yield Progress(len(found), len(pairs), unit)

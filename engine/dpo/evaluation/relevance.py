@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.events import Event, Progress
-from engine.dpo.evaluation.line import Line
+from engine.dpo.evaluation.tasks import TaskQueue
 from engine.models.chat import Conversation
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ AnswerRelevance = tuple[Sequence[float | None], Sequence[float | None]]
 
 
 def answer_relevance(
-    line: Line, prompts: Sequence[Conversation], stage2: Sequence[Reply], stage3: Sequence[Reply]
+    queue: TaskQueue, prompts: Sequence[Conversation], stage2: Sequence[Reply], stage3: Sequence[Reply]
 ) -> Generator[Event, None, AnswerRelevance]:
     """Collect with `yield from`."""
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)
@@ -27,13 +27,13 @@ def answer_relevance(
         for replies in (stage2, stage3):
             both = zip(prompts, replies, strict=True)
             read = [(prompt, reply.text) for prompt, reply in both][start : start + PROMPTS_AT_ONCE]
-            line.put([{"relevance of": read}])
+            queue.submit([{"relevance of": read}])
 
     def collected() -> Generator[Event, None, AnswerRelevance]:
         found: tuple[list[float | None], list[float | None]] = ([], [])
         for _ in starts:
             for nats in found:
-                nats += yield from line.next()
+                nats += yield from queue.next_result()
             yield Progress(len(found[0]), len(prompts), "answers read", note="relevance")
         return found
 

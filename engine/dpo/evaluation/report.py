@@ -18,12 +18,12 @@ from engine.dpo.evaluation.answers import (
     distinct_prompts,
     judge_answers,
 )
-from engine.dpo.evaluation.both_models import BothModels, ask_here
 from engine.dpo.evaluation.comparison import compare, everyday_for, sample
 from engine.dpo.evaluation.held_out import Figures, HeldOut, distance_on_own_answers, held_out_rewards
-from engine.dpo.evaluation.in_processes import KIND, after_processes, key_of_models
-from engine.dpo.evaluation.line import Ask, Asked, Line
+from engine.dpo.evaluation.in_processes import KIND, policies_key, reusing_results
+from engine.dpo.evaluation.policies import Policies, run_tasks_here
 from engine.dpo.evaluation.relevance import AnswerRelevance, answer_relevance
+from engine.dpo.evaluation.tasks import EvaluationBackend, RunTasks, TaskQueue
 from engine.dpo.evaluation.verdict import Limits, Verdict, verdict
 from engine.dpo.training.dataset import Row
 from engine.dpo.training.reference import REFERENCE_ADAPTER
@@ -59,7 +59,7 @@ def part_of(rows: Sequence[Row], part: str) -> Sequence[Row]:
 
 
 @dataclass(frozen=True)
-class BothAnswer:
+class PolicyAnswers:
     """The answers of Stage 2 and Stage 3, in the order of the prompts."""
 
     prompts: Sequence[Conversation]
@@ -76,12 +76,12 @@ class BothAnswer:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What both models were asked, and what came of it."""
 
     held_out: HeldOut
-    answered: BothAnswer
-    everyday: BothAnswer
+    answered: PolicyAnswers
+    everyday: PolicyAnswers
     distance: Figures
     relevance: AnswerRelevance | None
     """None where it was not measured."""
@@ -92,7 +92,7 @@ class Measured:
         return self.answered.prompts, *self.answered.both
 
 
-Elsewhere = Callable[["Stage3Config"], AbstractContextManager[Asked]]
+StartWorkers = Callable[["Stage3Config"], AbstractContextManager[EvaluationBackend]]
 """Loads both models into other processes. The configuration has the judge that passed its exam."""
 
 
@@ -103,24 +103,24 @@ def evaluate(
     rows: Sequence[Row],
     load_judge: LoadJudge,
     stop: StopToken,
-    elsewhere: Elsewhere | None = None,
+    start_workers: StartWorkers | None = None,
 ) -> Generator[Event, None, dict[str, Any]]:
     """Compare, decide, write `evaluation/report.json`, and return what it says. Raises Stopped.
 
-    elsewhere   other processes do it instead of this one, which gives up the model of `trained`
+    start_workers   other processes do it instead of this one, which gives up the model of `trained`
     """
     rows = part_of(rows, config.eval_part)
     examined = yield from _examined(config, run, trained, load_judge, stop)
     policy: LoadedPolicy | None = None
-    asking: AbstractContextManager[Asked]
-    if elsewhere is None:
-        both = BothModels.of(config, trained)
-        models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
-        policy = both.reference
-        asking = nullcontext(Asked(after_processes(ask_here(both, stop), run, models)))
+    asking: AbstractContextManager[EvaluationBackend]
+    if start_workers is None:
+        policies = Policies.of(config, trained)
+        key = policies_key(config, trained.stage2_sha256, trained.tensors_sha256)
+        policy = policies.reference
+        asking = nullcontext(EvaluationBackend(reusing_results(run_tasks_here(policies, stop), run, key)))
     else:
         trained.release()
-        asking = elsewhere(examined.config)
+        asking = start_workers(examined.config)
     with asking as asked:
         measured = yield from _measure(config, run, trained, rows, asked.ask)
         judge = _answer_judge(examined, asked.score, load_judge, policy, stop)
@@ -137,7 +137,7 @@ def _decided(
     config: Stage3Config,
     trained: Trained,
     examined: ExaminedJudge,
-    measured: Measured,
+    measured: Measurements,
     judged: JudgedAnswers | None,
 ) -> tuple[dict[str, Any], EvalDone]:
     """The report, and the event with the end of it."""
@@ -160,27 +160,27 @@ def _decided(
 
 
 def _measure(
-    config: Stage3Config, run: Run, trained: Trained, rows: Sequence[Row], ask: Ask
-) -> Generator[Event, None, Measured]:
+    config: Stage3Config, run: Run, trained: Trained, rows: Sequence[Row], ask: RunTasks
+) -> Generator[Event, None, Measurements]:
     """All that both models are asked. What the second line asks depends on the answers."""
-    first = Line(ask)
+    first = TaskQueue(ask)
     rewards = held_out_rewards(first, config, trained, rows)
     answering = _answer_both(first, config, trained, rows, run.cache)
     held_out = yield from rewards
     answered, everyday = yield from answering
-    second = Line(ask)
+    second = TaskQueue(ask)
     moved = distance_on_own_answers(second, config, trained, answered.prompts, *answered.both)
     reading = answer_relevance(second, answered.prompts, *answered.both) if config.relevance else None
     distance = yield from moved
     relevance = None if reading is None else (yield from reading)
-    return Measured(held_out, answered, everyday, distance, relevance)
+    return Measurements(held_out, answered, everyday, distance, relevance)
 
 
 def _examined(
     config: Stage3Config, run: Run, trained: Trained, load_judge: LoadJudge, stop: StopToken
 ) -> Generator[Event, None, ExaminedJudge]:
     """Before anything is answered, while this process has the models: --judge self needs one."""
-    reference = BothModels.of(config, trained).reference
+    reference = Policies.of(config, trained).reference
     examined = yield from examined_judge(config, run, load_judge, stop, reference)
     examined.release()  # answering needs the memory
     return examined
@@ -202,20 +202,20 @@ def _answer_judge(
 
 
 def _answer_both(
-    line: Line, config: Stage3Config, trained: Trained, rows: Sequence[Row], cache_folder: Path
-) -> Generator[Event, None, tuple[BothAnswer, BothAnswer]]:
+    queue: TaskQueue, config: Stage3Config, trained: Trained, rows: Sequence[Row], cache_folder: Path
+) -> Generator[Event, None, tuple[PolicyAnswers, PolicyAnswers]]:
     """Both models answer held-out prompts, and everyday questions as far as a refusal shows. Collect with `yield from`."""
-    answer = partial(answers, line, config, trained, cache_folder=cache_folder)
+    answer = partial(answers, queue, config, trained, cache_folder=cache_folder)
     prompts = distinct_prompts(rows, config.eval_prompts)
     everyday = everyday_for(prompts, config.eval_harmless_prompts)
     stages = (REFERENCE_ADAPTER, POLICY_ADAPTER)
     to_prompts = [answer(prompts, adapter) for adapter in stages]
-    to_everyday = [answer(everyday, adapter, most_tokens=REFUSAL_TOKENS) for adapter in stages]
+    to_everyday = [answer(everyday, adapter, max_tokens=REFUSAL_TOKENS) for adapter in stages]
 
-    def collected() -> Generator[Event, None, tuple[BothAnswer, BothAnswer]]:
+    def collected() -> Generator[Event, None, tuple[PolicyAnswers, PolicyAnswers]]:
         before, after = (yield from to_prompts[0]), (yield from to_prompts[1])
         everyday_before, everyday_after = (yield from to_everyday[0]), (yield from to_everyday[1])
-        return BothAnswer(prompts, before, after), BothAnswer(everyday, everyday_before, everyday_after)
+        return PolicyAnswers(prompts, before, after), PolicyAnswers(everyday, everyday_before, everyday_after)
 
     return collected()
 
@@ -225,7 +225,7 @@ def _report(
     found: Verdict,
     figures: Figures,
     samples: Sequence[Mapping[str, Any]],
-    everyday: BothAnswer,
+    everyday: PolicyAnswers,
     judged: JudgedAnswers | None,
 ) -> dict[str, Any]:
     return {

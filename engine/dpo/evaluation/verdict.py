@@ -47,7 +47,7 @@ from engine.core.statistics import (
     win_tie_loss,
 )
 
-Word = Literal["better", "no different", "worse", "cannot tell"]
+VerdictLabel = Literal["better", "no different", "worse", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class AnswerPair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VerdictInput:
     """The input of the verdict."""
 
     answers: Sequence[AnswerPair]
@@ -160,14 +160,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    word: Word
+    word: VerdictLabel
     rule: str
     """The first one that applies."""
     reasons: tuple[str, ...]
     """Why it applies, then the evidence."""
 
 
-def verdict(comparison: Comparison, limits: Limits) -> Verdict:
+def verdict(comparison: VerdictInput, limits: Limits) -> Verdict:
     """The verdict, its reason and its evidence."""
     case = Evidence(comparison, limits)
     for name, word, reason in RULES:
@@ -193,11 +193,11 @@ def unfit(answers: Sequence[AnswerPair]) -> tuple[list[bool], list[bool]]:
 class Evidence:
     """A comparison with its limits."""
 
-    def __init__(self, comparison: Comparison, limits: Limits) -> None:
+    def __init__(self, comparison: VerdictInput, limits: Limits) -> None:
         self.known, self.limits = comparison, limits
 
     @cached_property
-    def by_judge(self) -> Word:
+    def by_judge(self) -> VerdictLabel:
         """By the scores: more wins (or losses) than chance allows, and an interval of the mean change that excludes 0."""
         low, high = bootstrap_mean(self.known.differences)
         if self.prefers_stage_3(self.known.answers) and low > 0:
@@ -360,7 +360,7 @@ def _judged_better(case: Evidence) -> str:
     return "The judge prefers Stage 3's answers; broken answers, refusals and length do not explain it."
 
 
-Rule = tuple[str, Word, Callable[[Evidence], str]]
+Rule = tuple[str, VerdictLabel, Callable[[Evidence], str]]
 
 RULES: tuple[Rule, ...] = (
     ("nothing trained", "no different", _nothing_trained),

@@ -47,7 +47,7 @@ LAYERS_TOGETHER = 2
 """Of a model that is spread over processes: the one that is read, and the one that comes next."""
 CUDA_CONTEXT = 600 << 20
 """Reported as 0.3 to 0.8 GB, depending on GPU and version (pytorch#20532)."""
-HeadWay = Literal["chunked", "trl", "whole"]
+HeadMethod = Literal["chunked", "trl", "whole"]
 ROWS_FROM, ROWS_FROM_ELSEWHERE = {"cpu": 512}, 2048
 """Texts of so many tokens attend by rows (`engine.dpo.training.attention`). Below, the two calls for each row cost what they save
 (bench/attention.py). Not measured on a GPU: only where masks are several MB in each layer."""
@@ -194,8 +194,8 @@ def _evaluation_seconds(measured: Measurements, work: Workload, processes: int, 
     at_once     batches of answers at a time, as fast as the one that was measured alone
     """
     answering = 0.0
-    for prompts, most_tokens in ((work.answered, work.max_new_tokens), (work.everyday, EVERYDAY_TOKENS)):
-        tokens = _reply_tokens(measured, min(most_tokens, work.max_new_tokens))
+    for prompts, max_tokens in ((work.answered, work.max_new_tokens), (work.everyday, EVERYDAY_TOKENS)):
+        tokens = _reply_tokens(measured, min(max_tokens, work.max_new_tokens))
         reading = 2 * prompts / measured.batch_size * measured.prefill_seconds
         rounds = ceil(2 * ceil(prompts / measured.batch_size) / at_once)
         answering += reading / at_once + rounds * tokens * measured.decode_seconds
@@ -347,15 +347,15 @@ def kept_per_token(shape: Shape, dtype: str) -> int:
     return kept + log_sums_and_norms
 
 
-def weight_bytes(shape: Shape, dtype: str, quantization_arguments: bool, spread_over: int = 1) -> int:
+def weight_bytes(shape: Shape, dtype: str, quantization_arguments: bool, shards: int = 1) -> int:
     """Bytes of the base's weights; spread over processes, at the peak in each of them."""
     width, layer = WIDTH[dtype], shape.hidden * (2 * shape.q + 2 * shape.kv + 3 * shape.intermediate)
     if quantization_arguments:
         return int(QUANTIZED * layer * shape.layers) + width * shape.vocab * shape.hidden
-    if spread_over == 1:
+    if shards == 1:
         return width * shape.base_parameters
     together = max(shape.base_parameters - layer * shape.layers, 0) + LAYERS_TOGETHER * layer
-    return width * (ceil(shape.base_parameters / spread_over) + together)
+    return width * (ceil(shape.base_parameters / shards) + together)
 
 
 def training_memory(
@@ -366,14 +366,14 @@ def training_memory(
     context: int,
     quantization_arguments: bool = False,
     slack: float = 1.0,
-    head: HeadWay = "trl",
+    head: HeadMethod = "trl",
     device_type: str = "cuda",
-    spread_over: int = 1,
+    shards: int = 1,
     optim: str = OF_TORCH,
 ) -> dict[str, int]:
     """Peak bytes of a training step on the longest pairs, by term.
 
-    spread_over   processes that each have a part of the weights
+    shards   processes that each have a part of the weights
     """
     width, layer = WIDTH[plan.dtype], kept_per_token(shape, plan.dtype)
     row = 2 * max_length
@@ -384,8 +384,8 @@ def training_memory(
     workspace = tokens * width * (2 * shape.intermediate + 4 * shape.hidden)
     return {
         "context": context,
-        "weights": weight_bytes(shape, plan.dtype, quantization_arguments, spread_over),
-        "adapter": int((ADAPTER_COPIES * 4 + 2 * moment_bytes(optim)) * ceil(shape.adapter_parameters / spread_over)),
+        "weights": weight_bytes(shape, plan.dtype, quantization_arguments, shards),
+        "adapter": int((ADAPTER_COPIES * 4 + 2 * moment_bytes(optim)) * ceil(shape.adapter_parameters / shards)),
         "activations": int(slack * tokens * deep),
         "attention": int(slack * attention_memory(shape, tokens, row, width, copies, device_type)),
         "head": head_memory(shape, tokens, head, device_type),
@@ -406,14 +406,14 @@ def rows_from(device_type: str) -> int:
     return ROWS_FROM.get(device_type, ROWS_FROM_ELSEWHERE)
 
 
-def head_way(wanted: str, device_type: str) -> HeadWay:
+def head_method(wanted: str, device_type: str) -> HeadMethod:
     """The way of --head. TRL has a kernel for GPUs; elsewhere it makes several large tiles at once, and is slower than ours."""
     if wanted == "auto":
         return "trl" if device_type in ("cuda", "xpu") else "chunked"
-    return cast("HeadWay", wanted)
+    return cast("HeadMethod", wanted)
 
 
-def head_memory(shape: Shape, tokens: int, way: HeadWay, device_type: str) -> int:
+def head_memory(shape: Shape, tokens: int, way: HeadMethod, device_type: str) -> int:
     """Bytes from hidden states to log-probabilities and back."""
     states = tokens * shape.hidden
     if way == "chunked":

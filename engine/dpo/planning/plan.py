@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import MemoryExhausted, RestartNeeded
-from engine.dpo.planning.processes import number_of_processes
+from engine.dpo.planning.process_count import number_of_processes
 from engine.run.folder import Run
 from engine.storage.documents import read_json_or_none
 from engine.storage.files import write_json
@@ -61,7 +61,7 @@ class TrainingPlan:
         share = self.micro_batch * self.accumulation
         return replace(self, micro_batch=micro_batch, accumulation=share // micro_batch)
 
-    def dealt_out(self, processes: int) -> TrainingPlan:
+    def for_processes(self, processes: int) -> TrainingPlan:
         """The same effective batch for another number of processes, which divides it; each with no larger a micro-batch."""
         share = self.effective_batch // processes
         micro_batch = max(size for size in micro_batches(share) if size <= self.micro_batch)
@@ -220,8 +220,8 @@ def current_plan(run: Run, config: Stage3Config, dtype: str) -> TrainingPlan:
     for record in (_stored(run).get("plan"), None if preflight is None else preflight.plan):
         plan = TrainingPlan.from_dict(record)
         if plan is not None and plan.effective_batch == effective_batch(config):
-            return plan if plan.processes == processes else plan.dealt_out(processes)
-    return plan_as_configured(config, dtype).dealt_out(processes)
+            return plan if plan.processes == processes else plan.for_processes(processes)
+    return plan_as_configured(config, dtype).for_processes(processes)
 
 
 def oom_history(run: Run) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def attend_by_rows(model: PreTrainedModel) -> bool:
     return bool(model.config.get_text_config()._attn_implementation == NAME)
 
 
-def attend_as_before(model: PreTrainedModel) -> None:
+def restore_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation("sdpa")
 
 

@@ -122,7 +122,7 @@ class LongPair:
     length: int
 
 
-def without_long(pairs: Iterable[EncodedPair], max_length: int, too_long: list[LongPair]) -> Iterator[EncodedPair]:
+def drop_long_pairs(pairs: Iterable[EncodedPair], max_length: int, too_long: list[LongPair]) -> Iterator[EncodedPair]:
     """The pairs that fit `max_length` tokens, one after another; the others are added to `too_long`."""
     for pair in pairs:
         if pair.length <= max_length:
@@ -131,7 +131,7 @@ def without_long(pairs: Iterable[EncodedPair], max_length: int, too_long: list[L
             too_long.append(LongPair(pair.index, pair.length))
 
 
-def refuse_too_many_long(too_long: Sequence[HasLength], total: int, max_length: int, max_share: float) -> None:
+def require_most_pairs_fit(too_long: Sequence[HasLength], total: int, max_length: int, max_share: float) -> None:
     """Raise DataError if more than `max_share` of the pairs do not fit, or if none is left."""
     if not total:
         raise DataError("No pairs to train on.", "The training file is empty.", REBUILD)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from engine.dpo.planning.forecast import HeadWay, head_way
+from engine.dpo.planning.forecast import HeadMethod, head_method
 from engine.models.head import Figures, explains_logits, head_of, label_figures
 from engine.models.placement import on_several_devices
 
@@ -32,12 +32,12 @@ NO_LABEL = -100
 """TRL's label for tokens that are not predicted."""
 
 
-def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadWay, str]:
+def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadMethod, str]:
     """Make a model that TRL's trainer was built on answer TRL's calls in the way of --head. Returns that way, and a sentence if it
     is another than asked for.
     """
     model = policy.get_base_model()
-    way, why = head_way(config.head, model.device.type), ""
+    way, why = head_method(config.head, model.device.type), ""
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         return "trl", ""  # the balancing loss of experts comes with TRL's own
     if way == "trl" and on_several_devices(model):

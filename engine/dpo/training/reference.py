@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.core.errors import NumbersError
 from engine.core.events import Event, Progress
 from engine.dpo.training.batches import cut_by_length, tokens_read
-from engine.dpo.training.ranks import ALONE, Ranks
+from engine.dpo.training.process_group import SINGLE_PROCESS, ProcessGroup
 from engine.models.loading import POLICY_ADAPTER, dtype_name, resolve_dtype
 from engine.models.tensors import adapter_tensors, hash_tensors
 from engine.run.stop import StopToken
@@ -156,14 +156,14 @@ def reference_logps(
     cache: KeyedCache,
     policy: str,
     stop: StopToken,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     together: bool = False,
 ) -> Generator[Event, None, Logps]:
     """The reference's log-probabilities of every pair, in order; computes only those missing in `cache`.
 
     batch_size   pairs of maximum length per batch; batches of shorter pairs are larger
     policy       a hash of base model, adapter and number format
-    ranks        the processes that train: each computes a part of the batches, the first one writes
+    group        the processes that train: each computes a part of the batches, the first one writes
     together     whether a process for which no batch is left makes a pass all the same, because the others need its weights
 
     Raises Stopped after saving, and NumbersError if a value is not finite.
@@ -177,20 +177,20 @@ def reference_logps(
     unsaved: dict[str, Any] = {}
     saved = time.monotonic()
     model.eval()
-    for start in range(0, len(wanted), ranks.count):
-        dealt = wanted[start : start + ranks.count]
-        rows = dealt[ranks.rank] if ranks.rank < len(dealt) else dealt[0] if together else []
+    for start in range(0, len(wanted), group.world_size):
+        dealt = wanted[start : start + group.world_size]
+        rows = dealt[group.rank] if group.rank < len(dealt) else dealt[0] if together else []
         made = _logps_of(model, pairs, rows, collator, dtype)
-        new = {row: logps for share in ranks.gather(made) for row, logps in share.items()}
+        new = {row: logps for share in group.gather(made) for row, logps in share.items()}
         found |= new
         _require_finite(found, list(new))
         unsaved |= {keys[row]: logps for row, logps in new.items()}
         yield from clock.progress(found, list(new))
-        if ranks.stop_wanted(stop) or time.monotonic() - saved > SAVE_SECONDS:
-            _keep(cache, unsaved, ranks)
+        if group.stop_requested(stop) or time.monotonic() - saved > SAVE_SECONDS:
+            _keep(cache, unsaved, group)
             unsaved, saved = {}, time.monotonic()
             stop.raise_if_requested()
-    _keep(cache, unsaved, ranks)
+    _keep(cache, unsaved, group)
     return [found[row] for row in range(len(pairs))]
 
 
@@ -211,8 +211,8 @@ def _logps_of(
     return dict(zip(rows, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
 
 
-def _keep(cache: KeyedCache, values: dict[str, Any], ranks: Ranks) -> None:
-    if ranks.is_first:
+def _keep(cache: KeyedCache, values: dict[str, Any], group: ProcessGroup) -> None:
+    if group.is_main:
         cache.append(values)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from engine.dpo.planning.forecast import rows_from
-from engine.dpo.training.attention import RowParts, attend_as_before, attend_by_rows
+from engine.dpo.training.attention import RowParts, attend_by_rows, restore_attention
 from engine.dpo.training.head import NO_LABEL
 from engine.models.generation.kv_cache import attends_to_all
 
@@ -157,7 +157,7 @@ def share_prompt_computation(policy: PeftModel) -> bool:
             by_rows_from = rows_from(policy.device.type)
         else:
             by_rows_from = None
-            attend_as_before(model)
+            restore_attention(model)
     return True
 
 

@@ -28,13 +28,13 @@ from engine.dpo.training.dataset import (
     LongPair,
     Row,
     describe,
+    drop_long_pairs,
     encoded,
     load_rows,
-    refuse_too_many_long,
+    require_most_pairs_fit,
     rows_with_special_text,
-    without_long,
 )
-from engine.dpo.training.ranks import ALONE, Ranks
+from engine.dpo.training.process_group import SINGLE_PROCESS, ProcessGroup
 from engine.dpo.training.reference import (
     LN2,
     REFERENCE_ADAPTER,
@@ -162,12 +162,12 @@ def train(
     raise reduce_after_oom(run, config, plan, step=step, error=said)
 
 
-def train_share(
+def train_as_rank(
     config: Stage3Config,
     run: Run,
     plan: TrainingPlan,
     reference_sha256: str,
-    ranks: Ranks,
+    group: ProcessGroup,
     *,
     stop: StopToken,
     max_steps: int = -1,
@@ -177,7 +177,7 @@ def train_share(
     Raises as `train` does, but of memory that ran out what the allocator raised.
     """
     rows = load_rows(run / layout.TRAIN_JSONL)
-    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, max_steps, ranks, stop=stop)
+    return _train(plan.applied_to(config), run, rows, plan, reference_sha256, None, None, max_steps, group, stop=stop)
 
 
 @dataclass
@@ -205,7 +205,7 @@ def _train(
     policy: PeftModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     *,
     stop: StopToken,
     token: str | None = None,
@@ -216,17 +216,17 @@ def _train(
     require_optimizer(config)
     started, peak = time.monotonic(), MemoryPeak(resolve_device(config))
     callbacks = _reporting_callbacks(config, run)
-    prepared = yield from _prepare(config, run, token, rows, expected, policy, tokenizer, max_steps, ranks)
+    prepared = yield from _prepare(config, run, token, rows, expected, policy, tokenizer, max_steps, group)
     reference_cache = KeyedCache(run.cache / layout.REFERENCE_LOGPS)
     yield from _place_reference(config, prepared, expected, reference_cache, stop)
     others = partial(earlier_trainings, run)
-    checkpoint = yield from _checkpoint_to_resume(run, others, prepared.fingerprint, ranks)
+    checkpoint = yield from _checkpoint_to_resume(run, others, prepared.fingerprint, group)
     first_loss = yield from _begin(prepared, checkpoint)
     watch = TrainingWarnings(_discard, _mean_reply_tokens(prepared.pairs), plan.effective_batch)
     for callback in [WarningsCallback(watch), *callbacks]:
         prepared.trainer.add_callback(callback)
     if checkpoint is not None and step_of(checkpoint) >= prepared.steps:
-        prepared.trainer.take_back(checkpoint)
+        prepared.trainer.restore(checkpoint)
     else:
         yield from _drive(prepared.trainer, stop, checkpoint, watch)
     final = yield from _prove_it_learned(prepared, expected, config.learning_rate)
@@ -251,11 +251,11 @@ def _train(
         peak_bytes=peak.bytes(),
     )
     del prepared  # and with it the optimizer
-    ready_to_answer(trained.model)
+    prepare_for_generation(trained.model)
     return trained
 
 
-def ready_to_answer(model: PeftModel) -> None:
+def prepare_for_generation(model: PeftModel) -> None:
     model.eval()
     model.config.use_cache = True  # gradient checkpointing switched it off; the evaluation generates next
     free_memory()
@@ -277,14 +277,14 @@ def _prepare(
     policy: PeftModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_steps: int,
-    ranks: Ranks,
+    group: ProcessGroup,
 ) -> Generator[Event, None, _Prepared]:
     from engine.dpo.training.encoded_pairs import as_plain, fingerprint_of
     from engine.dpo.training.trl_trainer import build_trainer
 
     tokenizer = tokenizer or load_tokenizer(config, token)
     pairs, too_long = yield from _encode_and_filter(config, run.folder, rows, tokenizer)
-    sharded = config.sharding == "fsdp" and ranks.count > 1
+    sharded = config.sharding == "fsdp" and group.world_size > 1
     if policy is None:  # one that is to be spread begins on the CPU
         base = load_base(config, token, device="cpu" if sharded else None)
         policy = load_policy(base, adapter_folder(config, run, token), trainable=True)
@@ -296,7 +296,7 @@ def _prepare(
     )
     folder = run / layout.CHECKPOINTS_DIR
     kind = _sharded() if sharded else None
-    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, ranks, kind)
+    trainer = build_trainer(config, folder, policy, tokenizer, pairs, settings, dtype, fingerprint, group, kind)
     if trainer.placement:
         yield Message("info", trainer.placement)
     if trainer.why_head:
@@ -306,9 +306,9 @@ def _prepare(
 
 
 def _sharded() -> type[Stage3Trainer]:
-    from engine.dpo.training.sharded_trainer import ShardedTrainer
+    from engine.dpo.training.fsdp_trainer import FSDPTrainer
 
-    return ShardedTrainer
+    return FSDPTrainer
 
 
 def _place_reference(
@@ -332,20 +332,20 @@ def _place_reference(
         cache=cache,
         policy=policy_key(config, expected),
         stop=stop,
-        ranks=trainer.ranks,
-        together=trainer.passes_together,
+        group=trainer.group,
+        together=trainer.forward_in_lockstep,
     )
     trainer.use_reference_logps(logps)
 
 
 def _checkpoint_to_resume(
-    run: Run, others: Callable[[], list[Path]], fingerprint: str, ranks: Ranks
+    run: Run, others: Callable[[], list[Path]], fingerprint: str, group: ProcessGroup
 ) -> Generator[Event, None, Path | None]:
     """What the first process finds: others may not look while it renames."""
     found = (
-        (yield from _newest_checkpoint(run / layout.CHECKPOINTS_DIR, others, fingerprint)) if ranks.is_first else None
+        (yield from _newest_checkpoint(run / layout.CHECKPOINTS_DIR, others, fingerprint)) if group.is_main else None
     )
-    return ranks.from_first(found)
+    return group.broadcast(found)
 
 
 def _newest_checkpoint(
@@ -373,7 +373,7 @@ def _begin(prepared: _Prepared, checkpoint: Path | None) -> Generator[Event, Non
         yield Message("info", text)
     elif step_of(checkpoint) < prepared.steps:
         yield Message("info", f"Resuming from {checkpoint.name}.")
-    if prepared.trainer.precompute_ref_logps and prepared.trainer.ranks.count == 1:  # DDP wants one device
+    if prepared.trainer.precompute_ref_logps and prepared.trainer.group.world_size == 1:  # DDP wants one device
         place_adapter(prepared.policy, REFERENCE_ADAPTER, "cpu")  # its log-probabilities are known, so no step uses it
     return first_loss
 
@@ -484,8 +484,8 @@ def _encode_and_filter(
         yield Message(
             "info", f"{len(inert)} pairs contain text that looks like a special token; it is trained as plain text."
         )
-    pairs = EncodedPairs(without_long(encoded(rows, tokenizer), config.max_length, too_long), scratch)
-    refuse_too_many_long(too_long, len(rows), config.max_length, config.max_too_long_share)
+    pairs = EncodedPairs(drop_long_pairs(encoded(rows, tokenizer), config.max_length, too_long), scratch)
+    require_most_pairs_fit(too_long, len(rows), config.max_length, config.max_too_long_share)
     if too_long:
         text = f"{len(too_long)} of {len(rows)} pairs exceed --max-length {config.max_length} and are left out"
         yield Message("warning", f"{text}: {describe(too_long)}.")
@@ -523,7 +523,7 @@ def _drive(
     trainer.add_callback(
         StepEvents(
             said.put,
-            stop_wanted=lambda: trainer.ranks.stop_wanted(stop) or abandoned.is_set(),
+            stop_wanted=lambda: trainer.group.stop_requested(stop) or abandoned.is_set(),
             skipped=lambda: bool(trainer.accelerator.optimizer_step_was_skipped),
         )
     )

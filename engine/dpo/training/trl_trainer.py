@@ -26,12 +26,12 @@ from engine.core import layout
 from engine.core.errors import NumbersError
 from engine.core.events import CheckpointSaved, Event, TrainStep
 from engine.core.failpoints import failpoint
-from engine.dpo.planning.forecast import HeadWay
+from engine.dpo.planning.forecast import HeadMethod
 from engine.dpo.training.batches import Batch, StepCollator
 from engine.dpo.training.checkpoints import rotate, size_of, unfinished, write_checkpoint
 from engine.dpo.training.encoded_pairs import EncodedPairs
 from engine.dpo.training.head import install_head
-from engine.dpo.training.ranks import ALONE, Ranks
+from engine.dpo.training.process_group import SINGLE_PROCESS, ProcessGroup
 from engine.dpo.training.reference import Logps, collated
 from engine.dpo.training.shared_prompt import share_prompt_computation
 from engine.machine.device import resolve_device
@@ -59,7 +59,7 @@ def build_trainer(
     settings: dict[str, Any],
     dtype: torch.dtype,
     fingerprint: str,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     kind: type[Stage3Trainer] | None = None,
 ) -> Stage3Trainer:
     """Build the trainer over `pairs` (token ids). This adds the frozen copy "ref" of the adapter "default" to `policy`.
@@ -67,12 +67,12 @@ def build_trainer(
     folder     for checkpoints
     settings   for DPOConfig. Batch size times accumulation is the effective batch. The batch size is the number of longest
                pairs that fit in memory; passes over shorter pairs take more of them
-    ranks      the processes that train; each is given all pairs, and takes its share of each step
+    group      the processes that train; each gets all pairs, and takes its share of each step
     kind       by default Stage3Trainer
     """
     disable_progress_bar()
     device = resolve_device(config)
-    if ranks.count == 1:
+    if group.world_size == 1:
         _pin_device(device)
     with without_warnings():
         trainer = (kind or Stage3Trainer)(
@@ -84,8 +84,8 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.fingerprint, trainer.keep_checkpoints = fingerprint, config.save_total_limit
-    trainer.ranks = ranks
-    trainer.size_passes(settings["per_device_train_batch_size"], max(pair.tokens_read for pair in pairs))
+    trainer.group = group
+    trainer.set_pass_size(settings["per_device_train_batch_size"], max(pair.tokens_read for pair in pairs))
     trainer.placement = trainer.place()
     trainer.head, trainer.why_head = install_head(policy, config)
     share_prompt_computation(policy)
@@ -136,16 +136,16 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     """TRL's trainer for pairs that are already token ids, with our checkpoints."""
 
     fingerprint = ""
-    ranks = ALONE
+    group = SINGLE_PROCESS
     keep_checkpoints = 2
-    side_by_side = 1
+    pairs_per_pass = 1
     """Pairs of maximum length that fit in one forward and backward pass."""
-    most_tokens = 0
+    max_tokens = 0
     """Tokens per forward pass; 0 means one pair at a time."""
-    head: HeadWay = "trl"
+    head: HeadMethod = "trl"
     why_head = ""
     """Why it is another than --head asks for, as a sentence; empty if it is not."""
-    passes_together = False
+    forward_in_lockstep = False
     """Whether all processes must make every forward pass at the same time, because each has a part of the weights."""
     placement = ""
     """Where the weights are, as a sentence, if that is worth telling."""
@@ -153,9 +153,9 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     data_collator: Any
     """Collates one batch of pairs; the training loader builds the batches of a step with it."""
 
-    def size_passes(self, side_by_side: int, longest: int) -> None:
+    def set_pass_size(self, pairs_per_pass: int, longest: int) -> None:
         """Every pass has room for so many pairs of the longest, in tokens; it takes more of the shorter ones."""
-        self.side_by_side, self.most_tokens = side_by_side, side_by_side * longest
+        self.pairs_per_pass, self.max_tokens = pairs_per_pass, pairs_per_pass * longest
 
     def place(self) -> str:
         """Put the weights where they are to be. Returns a sentence on it, or nothing."""
@@ -169,7 +169,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         self.train_dataset: Dataset = dataset.add_column("ref_rejected_logps", list(rejected))
         self.precompute_ref_logps = True
 
-    def take_back(self, checkpoint: Path) -> None:
+    def restore(self, checkpoint: Path) -> None:
         """The adapter and the figures of a checkpoint, of a training that has ended."""
         self._load_from_checkpoint(str(checkpoint), self.model)
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
@@ -177,7 +177,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     def first_loss(self) -> float:
         """The loss on the first batch in file order, before any update."""
         model = self.model.eval()
-        batch = next(collated(self.train_dataset, self.data_collator, self.side_by_side, model.device))
+        batch = next(collated(self.train_dataset, self.data_collator, self.pairs_per_pass, model.device))
         with torch.no_grad(), self.accelerator.autocast():  # in the precision of the steps
             loss = self.compute_loss(model, batch)
         self._metrics["eval"].clear()
@@ -185,12 +185,12 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
 
     def get_train_dataloader(self) -> Any:
         one_batch = self.data_collator
-        self.data_collator = StepCollator(one_batch, self.most_tokens, self.ranks)
+        self.data_collator = StepCollator(one_batch, self.max_tokens, self.group)
         try:
             loader = super().get_train_dataloader()
         finally:
             self.data_collator = one_batch
-        if self.ranks.count > 1:
+        if self.group.world_size > 1:
             # accelerate would deal out whole steps, and fill the last ones up with pairs that were trained on already. Each
             # process gets the pairs of every step instead, as one process does, and the collator takes its share.
             shards = loader.batch_sampler
@@ -203,7 +203,9 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         loss = torch.zeros((), device=self.args.device)
         for number, (batch, size) in enumerate(zip(batches, inputs["sizes"], strict=True), start=1):
             # What Trainer divides a loss by. The gradients of the processes are averaged, so each weighs that much more.
-            self.current_gradient_accumulation_steps = inputs["pairs"] / (size * self.ranks.count) if size else math.inf
+            self.current_gradient_accumulation_steps = (
+                inputs["pairs"] / (size * self.group.world_size) if size else math.inf
+            )
             with self._alone(model, add_up=number == len(batches)):
                 loss += super().training_step(model, batch)
             self._weigh_metrics(size * len(batches) / inputs["pairs"])
@@ -217,7 +219,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         TRL would collect its figures from all processes in every pass, for which each must have as many pairs. They are added up
         once instead, after the last pass.
         """
-        if self.ranks.count == 1:
+        if self.group.world_size == 1:
             yield
             return
         accelerator = self.accelerator
@@ -240,12 +242,12 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
 
     def _add_up_metrics(self, passes: int) -> None:
         """The weighted figures of this step are shares of a mean: put their sums over all processes in their places."""
-        if self.ranks.count == 1:
+        if self.group.world_size == 1:
             return
         metrics = self._metrics["train"]
         names = sorted(metrics.keys() - {"num_tokens"})
         shares = [sum(metrics[name][-passes:]) / passes for name in names]
-        *means, tokens = self.ranks.add_up([*shares, float(self._total_train_tokens)], self.args.device)
+        *means, tokens = self.group.sum([*shares, float(self._total_train_tokens)], self.args.device)
         for name, mean in zip(names, means, strict=True):
             metrics[name][-passes:] = [mean] * passes
         metrics["num_tokens"] = [tokens]
@@ -263,13 +265,13 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         # TRL writes in place, adds a pickle that can contain the Hub token, and rotates by file time.
         folder, step = Path(self.args.output_dir), self.state.global_step
         self._require_finite_weights(step)
-        if self.ranks.is_first:
+        if self.group.is_main:
             path = write_checkpoint(folder, step, self._fill_checkpoint, self.fingerprint)
             rotate(folder, self.keep_checkpoints)
             self.emit(CheckpointSaved(step, f"{layout.CHECKPOINTS_DIR}/{path.name}", size_of(path)))
         else:
             self._add_random_state(unfinished(folder, step))
-        self.ranks.wait()  # a checkpoint that one of them waits for is there for all
+        self.group.barrier()  # a checkpoint that one of them waits for is there for all
 
     def _fill_checkpoint(self, folder: Path) -> None:
         self.model.save_pretrained(
@@ -291,10 +293,10 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
 
     def _add_random_state(self, folder: Path) -> None:
         """Each process has its own. Where another machine writes to a disk of its own, there is no such folder."""
-        self.ranks.wait()  # the first one has made the folder
+        self.group.barrier()  # the first one has made the folder
         if folder.is_dir():
             self._save_rng_state(str(folder))
-        self.ranks.wait()  # before it reads what is in it
+        self.group.barrier()  # before it reads what is in it
 
 
 def _as_it_is(figure: Any) -> Any:

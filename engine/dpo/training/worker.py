@@ -1,6 +1,6 @@
 """One of several processes that train: `accelerate launch … -m engine.dpo.training.worker REQUEST`.
 
-It reads the request, trains its share of each step, and tells the process that started it what happens (`voice`). All that
+It reads the request, trains its share of each step, and tells the process that started it what happens (`reporter`). All that
 it or a library writes goes into its own log. It ends when its standard input ends, which is when nobody waits for it any more.
 """
 
@@ -21,8 +21,8 @@ from engine.core.config import Stage3Config
 from engine.core.errors import Stopped
 from engine.core.events import Event, TrainStep
 from engine.dpo.planning.plan import TrainingPlan
-from engine.dpo.training.ranks import Ranks
-from engine.dpo.training.voice import STOP, Request, Result, Voice, rank_log
+from engine.dpo.training.process_group import ProcessGroup
+from engine.dpo.training.worker_messages import STOP, Request, Result, WorkerReporter, rank_log
 from engine.process.environment import leave_no_core_dumps, log_to_file, quiet_libraries
 from engine.process.job_signals import end_by_parent_only
 from engine.run.folder import Run
@@ -38,40 +38,40 @@ T = TypeVar("T")
 def main(path: str) -> int:
     quiet_libraries()
     leave_no_core_dumps()
-    request, ranks = Request.read(Path(path)), Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    voice = Voice(os.dup(1), ranks.rank)
-    write_into(rank_log(Run(Path(request.run)), ranks.rank))
+    request, group = Request.read(Path(path)), ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    reporter = WorkerReporter(os.dup(1), group.rank)
+    write_into(rank_log(Run(Path(request.run)), group.rank))
     end_by_parent_only()  # the launcher
-    voice.here()
+    reporter.started()
     stop = StopToken()
     Thread(target=listen, args=(stop,), name="listen", daemon=True).start()
     try:
-        work(request, ranks, voice, stop)
+        work(request, group, reporter, stop)
     except Stopped:
         log.info("stopped on request")
-        voice.stopped()
+        reporter.stopped()
     except BaseException as error:  # told to the process that waits, with the traceback in this one's log
         log.error("the training ended", exc_info=error)
-        tell_failure(voice, error)
+        report_failure(reporter, error)
         leave(1)
     leave(0)
 
 
-def work(request: Request, ranks: Ranks, voice: Voice, stop: StopToken) -> None:
-    from engine.dpo.training.trainer import train_share
+def work(request: Request, group: ProcessGroup, reporter: WorkerReporter, stop: StopToken) -> None:
+    from engine.dpo.training.trainer import train_as_rank
 
     plan = TrainingPlan.from_dict(request.plan)
     assert plan is not None  # the other process wrote it
     config = of_this_process(Stage3Config(**request.config))
     run = Run(Path(request.run), shared_cache=Path(request.cache))
-    training = train_share(config, run, plan, request.reference_sha256, ranks, stop=stop, max_steps=request.max_steps)
-    trained = told(training, voice) if ranks.is_first else told(training, None)
-    peak = max(ranks.gather(trained.peak_bytes))
-    if ranks.is_first:
-        voice.result(Result(trained.first_loss, trained.resumed_from, trained.seconds, peak))
+    training = train_as_rank(config, run, plan, request.reference_sha256, group, stop=stop, max_steps=request.max_steps)
+    trained = told(training, reporter) if group.is_main else told(training, None)
+    peak = max(group.gather(trained.peak_bytes))
+    if group.is_main:
+        reporter.result(Result(trained.first_loss, trained.resumed_from, trained.seconds, peak))
 
 
-def told(training: Generator[Event, None, T], voice: Voice | None) -> T:
+def told(training: Generator[Event, None, T], reporter: WorkerReporter | None) -> T:
     """Run to the end; the events go to the other process, and the steps into this one's log."""
     while True:
         try:
@@ -80,8 +80,8 @@ def told(training: Generator[Event, None, T], voice: Voice | None) -> T:
             return cast(T, end.value)
         if isinstance(event, TrainStep):
             log.info("step %d of %d: loss %.6f", event.step, event.total_steps, event.loss)
-        if voice is not None:
-            voice.event(event)
+        if reporter is not None:
+            reporter.event(event)
 
 
 def of_this_process(config: Stage3Config) -> Stage3Config:
@@ -93,20 +93,20 @@ def of_this_process(config: Stage3Config) -> Stage3Config:
     return config.model_copy(update={"device": f"cuda:{os.environ['LOCAL_RANK']}"})
 
 
-def tell_failure(voice: Voice, error: BaseException) -> None:
+def report_failure(reporter: WorkerReporter, error: BaseException) -> None:
     from engine.machine.device_errors import is_out_of_memory
     from engine.machine.error_mapping import as_stage3_error
 
     text = f"{type(error).__name__}: {error}"
     if is_out_of_memory(error):
-        voice.failed("memory", str(error))
+        reporter.failed("memory", str(error))
     elif (known := as_stage3_error(error)) is not None:
-        voice.failed("error", known.what, known.why, known.what_to_do, int(known.exit_code))
+        reporter.failed("error", known.what, known.why, known.what_to_do, int(known.exit_code))
     elif is_lost_connection(error):
-        voice.failed("lost", text)
+        reporter.failed("lost", text)
         time.sleep(BEHIND_SECONDS)
     else:
-        voice.failed("bug", text, "".join(traceback.format_tb(error.__traceback__)[-1:]))
+        reporter.failed("bug", text, "".join(traceback.format_tb(error.__traceback__)[-1:]))
 
 
 def is_lost_connection(error: BaseException) -> bool:

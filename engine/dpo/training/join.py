@@ -16,7 +16,7 @@ from engine.core.errors import ExitCode
 from engine.core.events import Message, RunFinished
 from engine.core.reading import open_file
 from engine.dpo.training.launcher import REQUEST_JSON, launched, launcher_log
-from engine.dpo.training.voice import STOP, Request
+from engine.dpo.training.worker_messages import STOP, Request
 from engine.process.conversation import Conversation
 from engine.run.folder import Run
 from engine.run.journal import entry_from_dict

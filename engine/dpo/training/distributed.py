@@ -17,12 +17,12 @@ from engine.core.config import Stage3Config
 from engine.core.errors import Stopped
 from engine.core.events import Event, Message, Stalled, TrainStep, event_from_dict
 from engine.dpo.planning.plan import TrainingPlan, current_plan
-from engine.dpo.training.blame import Blame
 from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.dataset import Row
+from engine.dpo.training.failure_diagnosis import FailureDiagnosis
 from engine.dpo.training.launcher import REQUEST_JSON, launched
 from engine.dpo.training.trainer import STAGE, Trained, expected_reference, train
-from engine.dpo.training.voice import STOP, Heard, Request
+from engine.dpo.training.worker_messages import STOP, Request, WorkerReports
 from engine.models.loading import dtype_name, resolve_dtype
 from engine.process.conversation import Conversation
 from engine.process.stopped import StoppedProcesses
@@ -54,11 +54,11 @@ def train_as_planned(
     )
     if plan.processes == 1:
         return (yield from here())
-    heard = yield from _train_elsewhere(config, run, plan, expected, max_steps, stop)
+    reports = yield from _train_elsewhere(config, run, plan, expected, max_steps, stop)
     trained = yield from here()
-    if heard.result is None:
+    if reports.result is None:
         return trained
-    known = heard.result
+    known = reports.result
     return replace(
         trained,
         first_loss=known.first_loss,
@@ -70,7 +70,7 @@ def train_as_planned(
 
 def _train_elsewhere(
     config: Stage3Config, run: Run, plan: TrainingPlan, expected: str, max_steps: int, stop: StopToken
-) -> Generator[Event, None, Heard]:
+) -> Generator[Event, None, WorkerReports]:
     """Until all processes have ended. Raises what made them end, or Stopped."""
     (run / layout.PROCESSES_DIR).mkdir(parents=True, exist_ok=True)
     for old in (run / layout.PROCESSES_DIR).glob("rank-*.log"):
@@ -84,21 +84,21 @@ def _train_elsewhere(
     )
     try:
         with launched(config, run, plan.processes) as talk:
-            heard, step = yield from _listen(run, stop, talk)
+            reports, step = yield from _listen(run, stop, talk)
             beside = "\n".join(talk.beside.tail)
     finally:
         (run / REQUEST_JSON).unlink(missing_ok=True)  # other machines wait for the next one
     stop.raise_if_requested()
-    if heard.stopped:
+    if reports.stopped:
         raise Stopped("asked on another machine that trains")
-    if heard.result is None:
-        raise Blame(run, config, plan, heard.failures, beside, step).error()
-    return heard
+    if reports.result is None:
+        raise FailureDiagnosis(run, config, plan, reports.failures, beside, step).error()
+    return reports
 
 
-def _listen(run: Run, stop: StopToken, talk: Conversation) -> Generator[Event, None, tuple[Heard, int]]:
-    """What was heard, and the last step."""
-    heard, watch, stop_told, touched = Heard(), StoppedProcesses(), False, 0.0
+def _listen(run: Run, stop: StopToken, talk: Conversation) -> Generator[Event, None, tuple[WorkerReports, int]]:
+    """What was reports, and the last step."""
+    reports, watch, stop_told, touched = WorkerReports(), StoppedProcesses(), False, 0.0
     step = max(map(step_of, by_step(run / layout.CHECKPOINTS_DIR)), default=0)
     for line in talk.lines():
         if stop.requested and not stop_told:
@@ -107,25 +107,25 @@ def _listen(run: Run, stop: StopToken, talk: Conversation) -> Generator[Event, N
         if time.monotonic() - touched > TOUCH_SECONDS:
             touched = time.monotonic()
             os.utime(run / REQUEST_JSON)  # a machine that joins sees that somebody is behind it
-        event = None if line is None else _understood(line, heard)
+        event = None if line is None else _understood(line, reports)
         if isinstance(event, TrainStep):
             step = event.step
         if event is not None:
             yield event
-        yield from _told_of_stopped(watch.look(heard.pids), heard.pids)
-    if heard.result is not None:
-        yield from _told_of_stopped(watch.end(), heard.pids)
-    return heard, step
+        yield from _told_of_stopped(watch.look(reports.pids), reports.pids)
+    if reports.result is not None:
+        yield from _told_of_stopped(watch.end(), reports.pids)
+    return reports, step
 
 
-def _understood(line: bytes, heard: Heard) -> Event | None:
+def _understood(line: bytes, reports: WorkerReports) -> Event | None:
     """The event of a line; what else it tells is noted. What is no line of ours, of a library perhaps, is passed over."""
     try:
         told = loads(line)
         if isinstance(told, dict) and isinstance(told.get("event"), dict):
             return event_from_dict(told["event"])
         if isinstance(told, dict):
-            heard.note(told)
+            reports.add(told)
     except (ValueError, TypeError):
         return None
     return None

@@ -82,37 +82,37 @@ class Result:
 
 
 @dataclass
-class Voice:
+class WorkerReporter:
     """The standard output of a process, before anything else is written there."""
 
     descriptor: int
     rank: int
 
-    def here(self) -> None:
-        self._say({"here": {"rank": self.rank, "pid": os.getpid()}})
+    def started(self) -> None:
+        self._send({"here": {"rank": self.rank, "pid": os.getpid()}})
 
     def event(self, event: Event) -> None:
-        self._say({"event": event.as_dict()})
+        self._send({"event": event.as_dict()})
 
     def result(self, result: Result) -> None:
-        self._say({"result": vars(result)})
+        self._send({"result": vars(result)})
 
     def stopped(self) -> None:
-        self._say({"stopped": True})
+        self._send({"stopped": True})
 
     def failed(self, reason: Reason, what: str, why: str = "", what_to_do: str = "", exit_code: int = 0) -> None:
         what, why, what_to_do = (text[:LONGEST_REASON] for text in (what, why, what_to_do))
-        self._say({"failed": vars(Failure(self.rank, reason, what, why, what_to_do, exit_code))})
+        self._send({"failed": vars(Failure(self.rank, reason, what, why, what_to_do, exit_code))})
 
-    def _say(self, line: Mapping[str, Any]) -> None:
+    def _send(self, line: Mapping[str, Any]) -> None:
         data = json.dumps(line).encode() + b"\n"
         while data:
             data = data[os.write(self.descriptor, data) :]
 
 
 @dataclass
-class Heard:
-    """What was heard so far, apart from events."""
+class WorkerReports:
+    """What was reports so far, apart from events."""
 
     pids: dict[int, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Heard:
     stopped: bool = False
     """One of them was asked to stop, and all have saved."""
 
-    def note(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: Mapping[str, Any]) -> None:
         match line:
             case {"here": {"rank": int(rank), "pid": int(pid)}}:
                 self.pids[rank] = pid

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine.core.errors import PreconditionError
-from engine.dpo.training.sharded import layers_of, spread
+from engine.dpo.training.fsdp import layers_of, shard_model
 from tests.support.tiny_models import FAMILIES, base_config, build_tokenizer
 
 
@@ -37,7 +37,7 @@ def test_each_layer_is_put_together_by_itself(family: str, named: bool, one_proc
         model._no_split_modules = None
     decoder = list(model.get_decoder().layers)
     assert set(layers_of(model)) == set(decoder) and len(decoder) == 2
-    spread(model, layers_of(model), torch.device("cpu"), 1)
+    shard_model(model, layers_of(model), torch.device("cpu"), 1)
     assert {module for module in model.modules() if isinstance(module, FSDPModule)} == {model, *decoder}
 
 

@@ -19,15 +19,15 @@ import torch
 
 from engine.core.layout import ADAPTER_WEIGHTS
 from engine.core.sizes import size_in_words
-from engine.dpo.training.sharded import (
+from engine.dpo.training.fsdp import (
     bytes_held,
+    full_optimizer_state,
+    full_weights,
     layers_of,
-    let_go_of_whole_weights,
-    load_whole_optimizer_state,
-    load_whole_weights,
-    spread,
-    whole_optimizer_state,
-    whole_weights,
+    load_full_optimizer_state,
+    load_full_weights,
+    reshard,
+    shard_model,
 )
 from engine.dpo.training.trl_trainer import Stage3Trainer, require_finite_weights
 from engine.models.loading import POLICY_ADAPTER
@@ -37,10 +37,10 @@ OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 """Trainer's names for them."""
 
 
-class ShardedTrainer(Stage3Trainer):
+class FSDPTrainer(Stage3Trainer):
     """Each process has a part of every weight. What a checkpoint holds is put together before the first one writes it."""
 
-    passes_together = True
+    forward_in_lockstep = True
     optimizer: Any
     _whole: dict[str, torch.Tensor]
     _whole_state: dict[str, Any]
@@ -49,17 +49,17 @@ class ShardedTrainer(Stage3Trainer):
         """Trainer would move all of it; `place` moves this process's part."""
 
     def place(self) -> str:
-        spread(self.model, layers_of(self.model.get_base_model()), self.args.device, self.ranks.count)
+        shard_model(self.model, layers_of(self.model.get_base_model()), self.args.device, self.group.world_size)
         here, total = bytes_held(self.model.parameters())
-        most = max(self.ranks.gather(here))
+        most = max(self.group.gather(here))
         return (
-            f"The model is spread over {self.ranks.count} processes: each holds at most {size_in_words(most)} of "
+            f"The model is spread over {self.group.world_size} processes: each holds at most {size_in_words(most)} of "
             f"{size_in_words(total)} ({most / total:.0%})."
         )
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         """As Trainer's own, but for wrapping the model: each pass adds up the gradients by itself."""
-        let_go_of_whole_weights(self.model)  # of the reference and the first loss
+        reshard(self.model)  # of the reference and the first loss
         # With evaluation_mode, of all that accelerate does to a model it gets only the precision of the steps.
         self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
         self.create_optimizer()
@@ -86,12 +86,12 @@ class ShardedTrainer(Stage3Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = file_tensors(Path(resume_from_checkpoint) / ADAPTER_WEIGHTS)
-        load_whole_weights(adapter_parts(self.model, POLICY_ADAPTER), saved)
+        load_full_weights(adapter_parts(self.model, POLICY_ADAPTER), saved)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._whole, self._whole_state = (
-            whole_weights(self.model, f".{POLICY_ADAPTER}."),
-            whole_optimizer_state(self.optimizer),
+            full_weights(self.model, f".{POLICY_ADAPTER}."),
+            full_optimizer_state(self.optimizer),
         )
         super()._save_checkpoint(model, trial)
 
@@ -109,5 +109,5 @@ class ShardedTrainer(Stage3Trainer):
         if checkpoint is None:
             return
         saved = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True)
-        load_whole_optimizer_state(self.optimizer, saved)
+        load_full_optimizer_state(self.optimizer, saved)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))

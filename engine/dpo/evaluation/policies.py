@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import NumbersError
-from engine.dpo.evaluation.line import Found, Task
+from engine.dpo.evaluation.tasks import Task, TaskResult
 from engine.dpo.training.dataset import EncodedPair
 from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, base_active, collated, pair_logps
 from engine.machine.memory import free_memory, in_halves
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from engine.dpo.evaluation.line import Ask
+    from engine.dpo.evaluation.tasks import RunTasks
     from engine.dpo.training.trainer import Trained
     from engine.run.folder import Run
     from engine.run.stop import StopToken
@@ -34,7 +34,7 @@ NO_PAIR = EncodedPair(0, [0], [0], [0])
 
 
 @dataclass(frozen=True)
-class BothModels:
+class Policies:
     """A model that TRL's trainer was built on."""
 
     model: PeftModel
@@ -44,7 +44,7 @@ class BothModels:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, config: Stage3Config, trained: Trained) -> BothModels:
+    def of(cls, config: Stage3Config, trained: Trained) -> Policies:
         dtype = resolve_dtype(trained.plan.applied_to(config))
         return cls(trained.model, trained.tokenizer, trained.collator, dtype)
 
@@ -53,7 +53,7 @@ class BothModels:
         """The Stage 2 policy, for --judge self."""
         return LoadedPolicy(self.model, self.tokenizer, lambda: adapter_active(self.model, REFERENCE_ADAPTER))
 
-    def do(self, task: Task, should_stop: Callable[[], bool] = lambda: False) -> Found:
+    def run(self, task: Task, should_stop: Callable[[], bool] = lambda: False) -> TaskResult:
         """When `should_stop` returns True, answers end at the next token; the caller must discard them."""
         match task:
             case {"read": list(pairs)}:
@@ -65,7 +65,7 @@ class BothModels:
             case _:
                 raise ValueError(f"no task of the evaluation: {sorted(task)}")
 
-    def _log_ratios(self, pairs: list[dict[str, Any]]) -> Found:
+    def _log_ratios(self, pairs: list[dict[str, Any]]) -> TaskResult:
         """Of each pair, for chosen and rejected reply: log-probability under Stage 3 minus that under Stage 2."""
         (batch,) = collated(pairs, self.collator, len(pairs), self.model.device)
         stage3 = pair_logps(self.model, batch, POLICY_ADAPTER, self.dtype)
@@ -75,11 +75,11 @@ class BothModels:
 
     def _answers(
         self, prompts: list[Any], adapter: str, settings: Mapping[str, Any], should_stop: Callable[[], bool]
-    ) -> Found:
+    ) -> TaskResult:
         """Halved if memory runs out."""
         from engine.models.generation.sampling import SamplingSettings, generate
 
-        def answer(indices: Sequence[int]) -> Found:
+        def answer(indices: Sequence[int]) -> TaskResult:
             wanted = [prompts[index] for index in indices]
             with adapter_active(self.model, adapter):
                 said = generate(
@@ -93,27 +93,27 @@ class BothModels:
 
         return in_halves(answer, range(len(prompts)), free_memory)
 
-    def _relevance(self, answers: list[Any]) -> Found:
+    def _relevance(self, answers: list[Any]) -> TaskResult:
         meter = RelevanceMeter(self.model, self.tokenizer)  # type: ignore[arg-type]
         with base_active(self.model):
             measured = meter.measure([Answer(prompt, reply) for prompt, reply in answers])
         return [one and one.relevance for one in measured]
 
 
-def ask_here(both: BothModels, stop: StopToken) -> Ask:
+def run_tasks_here(policies: Policies, stop: StopToken) -> RunTasks:
     """In this process. What a stop cut off is not given on."""
 
-    def ask(tasks: Sequence[Task]) -> Iterator[Found]:
+    def ask(tasks: Sequence[Task]) -> Iterator[TaskResult]:
         for task in tasks:
             stop.raise_if_requested()
-            found = both.do(task, lambda: stop.requested)
+            found = policies.run(task, lambda: stop.requested)
             stop.raise_if_requested()
             yield found
 
     return ask
 
 
-def load_both_models(config: Stage3Config, run: Run, stage2: Path) -> BothModels:
+def load_policies(config: Stage3Config, run: Run, stage2: Path) -> Policies:
     """As training leaves them in memory, so that the same numbers come of them; Stage 3 is the run's adapter.
 
     config   with the plan of the training applied
@@ -122,7 +122,7 @@ def load_both_models(config: Stage3Config, run: Run, stage2: Path) -> BothModels
     Raises NumbersError if the tensors in memory are not those of the files.
     """
     from engine.dpo.training.encoded_pairs import EncodedPairs
-    from engine.dpo.training.trainer import ready_to_answer, training_settings
+    from engine.dpo.training.trainer import prepare_for_generation, training_settings
     from engine.dpo.training.trl_trainer import build_trainer
 
     tokenizer = load_tokenizer(config)
@@ -139,8 +139,8 @@ def load_both_models(config: Stage3Config, run: Run, stage2: Path) -> BothModels
     _require_tensors_of(stage3, policy, POLICY_ADAPTER)
     collator = trainer.data_collator
     del trainer
-    ready_to_answer(policy)
-    return BothModels(policy, tokenizer, collator, dtype)
+    prepare_for_generation(policy)
+    return Policies(policy, tokenizer, collator, dtype)
 
 
 def _require_tensors_of(folder: Path, policy: PeftModel, adapter: str) -> None:

@@ -10,39 +10,39 @@ from engine.core.events import Event
 from engine.pairs.judges.scores import ScoreBatches
 
 Task = Mapping[str, Any]
-"""As `engine.dpo.evaluation.both_models` reads it. It can be sent as JSON."""
-Found = list[Any]
+"""As `engine.dpo.evaluation.policies` reads it. It can be sent as JSON."""
+TaskResult = list[Any]
 """What a task came to, an item for each of its own."""
-Ask = Callable[[Sequence[Task]], Iterator[Event | Found]]
+RunTasks = Callable[[Sequence[Task]], Iterator[Event | TaskResult]]
 """Does the tasks, and gives what was found, in their order. Raises Stopped between two of them."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationBackend:
     """Who answers, reads and judges."""
 
-    ask: Ask
+    ask: RunTasks
     score: ScoreBatches | None = None
     """With the judge that passed; None if this process has to load it."""
 
 
-class Line:
+class TaskQueue:
     """Tasks of several subjects. All are put in before the first is collected, so that no process waits for the end of a subject.
 
     Each subject collects its own, in the order in which the subjects put theirs in.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: RunTasks) -> None:
         self._ask = ask
         self._tasks: list[Task] = []
-        self._told: Iterator[Event | Found] | None = None
+        self._told: Iterator[Event | TaskResult] | None = None
 
-    def put(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[Task]) -> None:
         assert self._told is None, "what is put in now would never be done"
         self._tasks += tasks
 
-    def next(self) -> Generator[Event, None, Found]:
-        """What was found of the next task. Raises as `Ask` does."""
+    def next_result(self) -> Generator[Event, None, TaskResult]:
+        """What was found of the next task. Raises as `RunTasks` does."""
         if self._told is None:
             self._told = self._ask(self._tasks)
         for told in self._told:

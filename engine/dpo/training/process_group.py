@@ -1,6 +1,6 @@
 """The processes that train together, and what they tell each other. Imports torch only where several do.
 
-One process is `ALONE`: then everything here returns at once, and nothing is sent.
+One process is `SINGLE_PROCESS`: then everything here returns at once, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process among those that train. What is sent needs torch's process group, which TRL's trainer starts."""
 
     rank: int = 0
     """From 0; the first one writes."""
-    count: int = 1
+    world_size: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, by rank."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
         from torch import distributed
 
-        found: list[Any] = [None] * self.count
+        found: list[Any] = [None] * self.world_size
         distributed.all_gather_object(found, value)
         return found
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process has."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         from torch import distributed
 
@@ -48,9 +48,9 @@ class Ranks:
         distributed.broadcast_object_list(sent, src=0)
         return sent[0]  # type: ignore[no-any-return]
 
-    def add_up(self, values: list[float], device: torch.device) -> list[float]:
+    def sum(self, values: list[float], device: torch.device) -> list[float]:
         """The sums over all processes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return values
         import torch
         from torch import distributed
@@ -59,16 +59,16 @@ class Ranks:
         distributed.all_reduce(sums)
         return [float(total) for total in sums]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
-        if self.count > 1:
+        if self.world_size > 1:
             self.gather(None)
 
-    def stop_wanted(self, stop: StopToken) -> bool:
+    def stop_requested(self, stop: StopToken) -> bool:
         """Whether one of them was asked to stop; then all are, so that all end at the same step."""
         if any(self.gather(stop.requested)):
             stop.request("asked by the process that started the training")
         return stop.requested
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()

@@ -15,7 +15,7 @@ from engine.core.reading import open_file
 from engine.dpo.planning.plan import TrainingPlan, reduce_after_oom
 from engine.dpo.training.checkpoints import by_step, step_of
 from engine.dpo.training.launcher import launcher_log
-from engine.dpo.training.voice import Failure, rank_log
+from engine.dpo.training.worker_messages import Failure, rank_log
 from engine.process.kill import how_it_ended
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
@@ -28,7 +28,7 @@ _WAITED_IN_VAIN = re.compile(r"collective operation timeout|timed out waiting", 
 
 
 @dataclass(frozen=True)
-class Blame:
+class FailureDiagnosis:
     """Finds the process whose end made the others end, too."""
 
     run: Run

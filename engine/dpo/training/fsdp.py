@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def spread(model: nn.Module, layers: Iterable[nn.Module], device: torch.device, processes: int) -> None:
+def shard_model(model: nn.Module, layers: Iterable[nn.Module], device: torch.device, processes: int) -> None:
     """Move this process's part of every weight to `device`, one layer after the other, and let go of the rest.
 
     layers   each is put together for its own pass only; the embeddings and the head stay whole from the forward to the end of the
@@ -55,18 +55,18 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-def whole_weights(model: nn.Module, name_part: str) -> dict[str, Tensor]:
+def full_weights(model: nn.Module, name_part: str) -> dict[str, Tensor]:
     """The weights whose names contain `name_part`, by the names of `model.state_dict()`."""
     return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items() if name_part in name}
 
 
-def load_whole_weights(parts: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def load_full_weights(parts: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """The reverse, in place: each process takes its part. Raises KeyError for a weight that `saved` lacks."""
     for name, part in parts.items():
         part.copy_(_part(saved[name], part))
 
 
-def whole_optimizer_state(optimizer: Any) -> dict[str, Any]:
+def full_optimizer_state(optimizer: Any) -> dict[str, Any]:
     """`optimizer.state_dict()` as a single process has it."""
     found = optimizer.state_dict()
     state = {
@@ -76,7 +76,7 @@ def whole_optimizer_state(optimizer: Any) -> dict[str, Any]:
     return {**found, "state": state}
 
 
-def load_whole_optimizer_state(optimizer: Any, saved: dict[str, Any]) -> None:
+def load_full_optimizer_state(optimizer: Any, saved: dict[str, Any]) -> None:
     """The reverse: each process takes its part."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
@@ -93,7 +93,7 @@ def _part(value: Any, parameter: Tensor) -> Any:
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
-def let_go_of_whole_weights(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """A forward pass without a backward pass leaves the embeddings and the head whole."""
     for module in model.modules():
         if isinstance(module, FSDPModule):

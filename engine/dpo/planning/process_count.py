@@ -25,7 +25,7 @@ def number_of_processes(config: Stage3Config) -> int:
     return config.num_processes
 
 
-def processes_here(config: Stage3Config, that_train: int | None = None) -> int:
+def local_processes(config: Stage3Config, that_train: int | None = None) -> int:
     """Those of this machine that generate, measure or judge, each with a base of its own: as many as train here, but one if a base
     takes several GPUs.
 

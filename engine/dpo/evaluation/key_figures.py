@@ -18,7 +18,7 @@ Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Carrying:
+class KeyFigure:
     """One figure, on a scale."""
 
     name: str
@@ -29,88 +29,88 @@ class Carrying:
     mark: float
     """What it is held against: Stage 2's value, or what would be no difference."""
     mark_name: str
-    told: str = ""
+    counts: str = ""
     """The counts behind it."""
     is_share: bool = True
     """On a scale from 0 to 1; else on one around the mark."""
 
 
-def carrying(rule: str, figures: Figures) -> tuple[Carrying, ...]:
+def key_figures(rule: str, figures: Figures) -> tuple[KeyFigure, ...]:
     """The figures that carry the verdict of `rule`, the most important first; fewer than three where fewer were measured."""
     wanted = dict.fromkeys((*BY_RULE.get(rule, ()), *USUALLY))
     found = (FIGURES[name](figures) for name in wanted)
     return tuple(one for one in found if one is not None)[:SHOWN]
 
 
-def _preferred(figures: Figures) -> Carrying | None:
+def _preferred(figures: Figures) -> KeyFigure | None:
     return _of_judge("Judge prefers Stage 3", figures, "")
 
 
-def _preferred_not_longer(figures: Figures) -> Carrying | None:
+def _preferred_not_longer(figures: Figures) -> KeyFigure | None:
     return _of_judge("… where not longer", figures, "_not_longer")
 
 
-def _of_judge(name: str, figures: Figures, suffix: str) -> Carrying | None:
+def _of_judge(name: str, figures: Figures, suffix: str) -> KeyFigure | None:
     wins, ties, losses = (_count(figures, f"{key}{suffix}") for key in ("wins", "ties", "losses"))
     decided = wins + losses
     if not decided:
         return None
-    told = f"{wins} better, {ties} equal, {losses} worse"
-    return Carrying(name, wins / decided, *wilson(wins, decided), 0.5, "chance", told)
+    counts = f"{wins} better, {ties} equal, {losses} worse"
+    return KeyFigure(name, wins / decided, *wilson(wins, decided), 0.5, "chance", counts)
 
 
-def _change(figures: Figures) -> Carrying | None:
+def _change(figures: Figures) -> KeyFigure | None:
     return with_interval("Mean change of the score", figures, "score_change", 0.0, "none", is_share=False)
 
 
-def _margin(figures: Figures) -> Carrying | None:
+def _margin(figures: Figures) -> KeyFigure | None:
     return with_interval("Held-out margin, nats", figures, "margin", 0.0, "none", is_share=False)
 
 
-def _accuracy(figures: Figures) -> Carrying | None:
-    told = f"of {_count(figures, 'pairs')} held-out pairs"
-    return with_interval("Held-out accuracy", figures, "reward_accuracy", 0.5, "chance", told)
+def _accuracy(figures: Figures) -> KeyFigure | None:
+    counts = f"of {_count(figures, 'pairs')} held-out pairs"
+    return with_interval("Held-out accuracy", figures, "reward_accuracy", 0.5, "chance", counts)
 
 
 def with_interval(
-    name: str, figures: Figures, key: str, mark: float, mark_name: str, told: str = "", *, is_share: bool = True
-) -> Carrying | None:
+    name: str, figures: Figures, key: str, mark: float, mark_name: str, counts: str = "", *, is_share: bool = True
+) -> KeyFigure | None:
     """A figure whose interval was measured with it, as `NAME_low` and `NAME_high`."""
     value, low, high = (_number(figures, f"{key}{end}") for end in ("", "_low", "_high"))
     if value is None or low is None or high is None:
         return None
-    return Carrying(name, value, low, high, mark, mark_name, told, is_share)
+    return KeyFigure(name, value, low, high, mark, mark_name, counts, is_share)
 
 
-def _broken(figures: Figures) -> Carrying | None:
+def _broken(figures: Figures) -> KeyFigure | None:
     return _before_and_after("Broken answers", figures, "unusable_share", "prompts", "prompts")
 
 
-def _unfit(figures: Figures) -> Carrying | None:
+def _unfit(figures: Figures) -> KeyFigure | None:
     return _before_and_after("Unfit answers", figures, "unfit_share", "prompts", "prompts")
 
 
-def _refused(figures: Figures) -> Carrying | None:
+def _refused(figures: Figures) -> KeyFigure | None:
     return _before_and_after(
         "Refused harmless prompts", figures, "harmless_refusal_share", "harmless_prompts", "harmless prompts"
     )
 
 
-def _before_and_after(name: str, figures: Figures, key: str, number_key: str, what: str) -> Carrying | None:
+def _before_and_after(name: str, figures: Figures, key: str, number_key: str, what: str) -> KeyFigure | None:
     before, after = _number(figures, f"stage2_{key}"), _number(figures, f"stage3_{key}")
     n = _count(figures, number_key)
     if before is None or after is None or not n:
         return None
-    told = f"{round(before * n)} before, {round(after * n)} after, of {n} {what}"
-    return Carrying(name, after, *wilson(round(after * n), n), before, "Stage 2", told)
+    counts = f"{round(before * n)} before, {round(after * n)} after, of {n} {what}"
+    return KeyFigure(name, after, *wilson(round(after * n), n), before, "Stage 2", counts)
 
 
-def _unchanged(figures: Figures) -> Carrying | None:
+def _unchanged(figures: Figures) -> KeyFigure | None:
     share, n = _number(figures, "unchanged_share"), _count(figures, "prompts")
     if share is None or not n:
         return None
     same = round(share * n)
-    return Carrying("Unchanged answers", share, *wilson(same, n), 1.0, "all", f"{same} of {n}")
+    return KeyFigure("Unchanged answers", share, *wilson(same, n), 1.0, "all", f"{same} of {n}")
 
 
 def _number(figures: Figures, key: str) -> float | None:
@@ -123,7 +123,7 @@ def _count(figures: Figures, key: str) -> int:
     return int(_number(figures, key) or 0)
 
 
-FIGURES: dict[str, Callable[[Figures], Carrying | None]] = {
+FIGURES: dict[str, Callable[[Figures], KeyFigure | None]] = {
     "preferred": _preferred,
     "not longer": _preferred_not_longer,
     "change": _change,

@@ -14,7 +14,7 @@ MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredPrompt:
     """A held-out prompt with both answers; every text is foreign."""
 
     prompt: str
@@ -40,17 +40,17 @@ class Answered:
         return self.stage3_score - self.stage2_score
 
     @property
-    def word(self) -> str:
+    def preference(self) -> str:
         """What the judge says of Stage 3's answer; empty where it said nothing."""
         gain = self.gain
         return "" if gain is None else "better" if gain > 0 else "worse" if gain < 0 else "equal"
 
 
-KINDS: dict[str, Callable[[Answered], bool]] = {
+FILTERS: dict[str, Callable[[AnsweredPrompt], bool]] = {
     "all": lambda one: True,
-    "better": lambda one: one.word == "better",
-    "equal": lambda one: one.word == "equal",
-    "worse": lambda one: one.word == "worse",
+    "better": lambda one: one.preference == "better",
+    "equal": lambda one: one.preference == "equal",
+    "worse": lambda one: one.preference == "worse",
     "broken": lambda one: one.stage3_unusable,
     "unfit": lambda one: one.stage3_unusable or one.stage3_off_topic,
     "refused": lambda one: one.stage3_refuses,
@@ -60,24 +60,24 @@ KINDS: dict[str, Callable[[Answered], bool]] = {
 (unfit), or a refusal, and where the prompt is about something that could do harm."""
 
 
-def read_answered(report: Path) -> tuple[Answered, ...]:
+def read_answered_prompts(report: Path) -> tuple[AnsweredPrompt, ...]:
     """All of the report's; empty where there is none, or none that can be read."""
     data = read_json_or_none(report, dict[str, Any], most=MAX_BYTES)
     samples = None if data is None else data.get("samples")
-    return answered_of(samples if isinstance(samples, list) else ())
+    return answered_prompts_from(samples if isinstance(samples, list) else ())
 
 
-def answered_of(samples: Iterable[Any]) -> tuple[Answered, ...]:
+def answered_prompts_from(samples: Iterable[Any]) -> tuple[AnsweredPrompt, ...]:
     """Of the samples of a report, or of an event, which has texts alone."""
     return tuple(_answered(one) for one in samples if isinstance(one, Mapping) and "prompt" in one)
 
 
-def _answered(sample: Mapping[str, Any]) -> Answered:
+def _answered(sample: Mapping[str, Any]) -> AnsweredPrompt:
     texts = {name: str(sample.get(name, "")) for name in ("prompt", "stage2", "stage3")}
     scores = {name: _score(sample.get(name)) for name in ("stage2_score", "stage3_score")}
     faults = [f"stage{stage}_{fault}" for fault in ("unusable", "off_topic", "refuses") for stage in (2, 3)]
     flags = {name: sample.get(name) is True for name in (*faults, "about_harm")}
-    return Answered(**texts, **scores, **flags)  # type: ignore[arg-type]
+    return AnsweredPrompt(**texts, **scores, **flags)  # type: ignore[arg-type]
 
 
 def _score(value: Any) -> float | None:
