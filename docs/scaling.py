@@ -176,7 +176,7 @@ def hours(
         train=pairs,
         held_out=0,
         replies=3,
-        readings=1.5,
+        prompt_reads=1.5,
         max_new_tokens=512,
         epochs=epochs,
         save_total_limit=2,

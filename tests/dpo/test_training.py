@@ -427,8 +427,8 @@ def checkpoint(folder: Path, step: int, fingerprint: str = "right") -> Path:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda c: (c / MANIFEST).unlink(), "no manifest"),
-    "manifest cut": (lambda c: os.truncate(c / MANIFEST, 30), "manifest is unreadable"),
-    "manifest of something else": (lambda c: (c / MANIFEST).write_text("[]"), "manifest is unreadable"),
+    "manifest cut": (lambda c: os.truncate(c / MANIFEST, 30), "manifest cannot be read"),
+    "manifest of something else": (lambda c: (c / MANIFEST).write_text("[]"), "manifest cannot be read"),
     "file missing": (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is missing"),
     "file cut": (lambda c: os.truncate(c / "optimizer.pt", 1), "optimizer.pt has changed"),
     "a byte flipped": (lambda c: (c / "optimizer.pt").write_bytes(bytes([4, 2])), "optimizer.pt has changed"),

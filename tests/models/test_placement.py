@@ -15,7 +15,7 @@ import torch
 from torch.utils import backend_registration
 
 from engine.core.errors import PreconditionError
-from engine.dpo.planning import processes
+from engine.dpo.planning import process_count
 from engine.dpo.planning.process_count import local_processes
 from engine.models import placement
 from engine.models.loading import gpus_for_base
@@ -75,7 +75,7 @@ def test_a_base_takes_several_gpus_only_if_one_has_no_room(
 
 def test_a_number_that_is_known_is_not_looked_for(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     """`plan` and the start page would import torch for it."""
-    monkeypatch.setattr(processes, "number_of_processes", pytest.fail)
+    monkeypatch.setattr(process_count, "number_of_processes", pytest.fail)
     monkeypatch.setattr(placement, "_gpus", pytest.fail)
     assert local_processes(config(), 4) == 4
 

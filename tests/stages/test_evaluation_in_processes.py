@@ -90,7 +90,7 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
     forget(context)
     model = weakref.ref(made.model)
     together = replace(context, config=context.config.model_copy(update={"num_processes": 2}))
-    was, made.plan = made.plan, made.plan.dealt_out(4)
+    was, made.plan = made.plan, made.plan.for_processes(4)
     assert made.plan.micro_batch < was.micro_batch, "the training was split as before"
     events: list[Event] = []
     for event in comparing(together, made, partial(evaluating, together, made)):

@@ -307,7 +307,7 @@ def test_an_adapter_that_trl_rounded_is_what_it_was_again(tiny: tuple[Path, Path
 
 
 def test_the_figures_of_each_step_are_written_for_tensorboard():
-    from engine.dpo.training.callbacks import Figures
+    from engine.dpo.training.callbacks import TensorBoardCallback
 
     class Writer:
         def __init__(self) -> None:
@@ -322,7 +322,7 @@ def test_the_figures_of_each_step_are_written_for_tensorboard():
         global_step = 3
 
     writer: Any = Writer()
-    Figures(writer).on_log(None, State(), None, logs={"loss": 0.5, "note": "text"})  # type: ignore[arg-type]
+    TensorBoardCallback(writer).on_log(None, State(), None, logs={"loss": 0.5, "note": "text"})  # type: ignore[arg-type]
     assert writer.seen == [("train/loss", 0.5, 3)]
 
 

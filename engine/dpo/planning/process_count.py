@@ -1,4 +1,4 @@
-"""How many processes train together, and how many work with models of their own."""
+"""How many processes train together, and how many generate or evaluate, each with a model of its own."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from engine.models.loading import gpus_for_base
 
 
 def number_of_processes(config: Stage3Config) -> int:
-    """`--num-processes`, else as many of the GPUs as divide the effective batch, else one on each machine.
+    """How many processes train: `--num-processes`, else the most GPUs that divide the effective batch, else one per machine.
 
-    Raises PreconditionError if there are fewer GPUs than processes, ConfigError if --device names one GPU or the machines
-    do not divide the effective batch.
+    Raises PreconditionError if there are fewer GPUs than processes, and ConfigError if --device names a single GPU or the
+    effective batch cannot be divided evenly among the machines.
     """
     if config.num_processes == 1:
         return 1
     device = resolve_device(config)
     if config.num_processes is None:
         gpus = _gpus() if device.type == "cuda" and device.index is None else 1
-        return _most_that_divide(config, gpus)
+        return _largest_even_split(config, gpus)
     if device.type == "cuda":
         _require_gpus(config, config.num_processes // config.num_machines)
     return config.num_processes
 
 
-def local_processes(config: Stage3Config, that_train: int | None = None) -> int:
-    """Those of this machine that generate, measure or judge, each with a base of its own: as many as train here, but one if a base
-    takes several GPUs.
+def local_processes(config: Stage3Config, training_processes: int | None = None) -> int:
+    """How many processes generate, measure or judge on this machine, each with its own base model: as many as train here, or one
+    if the base model needs several GPUs.
 
-    that_train   on all machines, where it is known; by default `number_of_processes`, which looks for GPUs
+    training_processes   on all machines, if known; by default `number_of_processes`, which counts GPUs
     """
     if gpus_for_base(config) > 1:
         return 1
-    return (that_train or number_of_processes(config)) // config.num_machines
+    return (training_processes or number_of_processes(config)) // config.num_machines
 
 
 def _gpus() -> int:
@@ -42,15 +42,15 @@ def _gpus() -> int:
     return max(int(torch.cuda.device_count()), 1)
 
 
-def _most_that_divide(config: Stage3Config, on_each: int) -> int:
+def _largest_even_split(config: Stage3Config, gpus_per_machine: int) -> int:
     pairs, machines = config.per_device_train_batch_size * config.gradient_accumulation_steps, config.num_machines
     if pairs % machines:
         raise ConfigError(
-            f"--num-machines {machines}: {pairs} pairs of one optimizer step cannot be dealt out to so many.",
-            "Each process has as many pairs of a step as every other one.",
-            f"Use {nearest_divisors(pairs, machines)[0]} machines, or another --gradient-accumulation-steps.",
+            f"--num-machines {machines}: {pairs} pairs per optimizer step cannot be divided evenly among {machines} machines.",
+            "Every process trains the same number of pairs per step.",
+            f"Use --num-machines {nearest_divisors(pairs, machines)[0]}, or change --gradient-accumulation-steps.",
         )
-    return machines * nearest_divisors(pairs // machines, on_each)[0]
+    return machines * nearest_divisors(pairs // machines, gpus_per_machine)[0]
 
 
 def _require_gpus(config: Stage3Config, number: int) -> None:
@@ -58,14 +58,14 @@ def _require_gpus(config: Stage3Config, number: int) -> None:
 
     if ":" in config.device:
         raise ConfigError(
-            f"--num-processes {number} and --device {config.device} do not go together.",
-            f"Each process has a GPU of its own, but {config.device} is one.",
+            f"--num-processes {number} and --device {config.device} cannot be combined.",
+            f"Each process needs its own GPU, but {config.device} is a single one.",
             "Use --device cuda, and choose the GPUs with CUDA_VISIBLE_DEVICES.",
         )
-    there = torch.cuda.device_count()
-    if there < number:
+    gpus = torch.cuda.device_count()
+    if gpus < number:
         raise PreconditionError(
-            f"--num-processes {config.num_processes}: this machine has {there} GPUs for {number} of them.",
-            "Each process has a GPU of its own.",
-            f"Use --num-processes {there * config.num_machines} or fewer, or --device cpu.",
+            f"--num-processes {config.num_processes}: this machine has {gpus} GPUs, but would run {number} of the processes.",
+            "Each process needs its own GPU.",
+            f"Use --num-processes {gpus * config.num_machines} or fewer, or --device cpu.",
         )

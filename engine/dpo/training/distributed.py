@@ -1,7 +1,7 @@
-"""Train on several processes: start them with accelerate's launcher, pass on what they tell, and take what they trained.
+"""Train in several processes: start workers with accelerate's launcher, relay their events, and load what they trained.
 
-They are children in a group of their own. The journal has one writer still, and so has each checkpoint. What they trained is
-in the last checkpoint, which this process takes as it takes every other one.
+The workers are child processes in a group of their own. The journal still has a single writer, and so does each checkpoint. The
+result of training is the last checkpoint, which this process loads like any other.
 """
 
 from __future__ import annotations
@@ -44,98 +44,100 @@ def train_as_planned(
     plan: TrainingPlan | None = None,
     max_steps: int = -1,
 ) -> Generator[Event, None, Trained]:
-    """`train`, on as many processes as the plan has; several read the pairs from the run's training set. Raises as `train` does,
-    and Stage3Error if a process ended or hung.
+    """`train` in as many processes as the plan has; workers read the pairs from the run's training set. Raises as `train` does,
+    and Stage3Error if a worker exited or hung.
     """
     plan = plan or current_plan(run, config, dtype_name(resolve_dtype(config)))
     expected = reference_sha256 or expected_reference(run)
-    here = partial(
+    train_here = partial(
         train, config, run, rows, stop=stop, token=token, reference_sha256=expected, plan=plan, max_steps=max_steps
     )
     if plan.processes == 1:
-        return (yield from here())
-    reports = yield from _train_elsewhere(config, run, plan, expected, max_steps, stop)
-    trained = yield from here()
+        return (yield from train_here())
+    reports = yield from _train_in_workers(config, run, plan, expected, max_steps, stop)
+    trained = yield from train_here()  # loads the last checkpoint
     if reports.result is None:
         return trained
-    known = reports.result
+    result = reports.result
     return replace(
         trained,
-        first_loss=known.first_loss,
-        resumed_from=known.resumed_from,
-        seconds=known.seconds,
-        peak_bytes=max(known.peak_bytes, trained.peak_bytes),
+        first_loss=result.first_loss,
+        resumed_from=result.resumed_from,
+        seconds=result.seconds,
+        peak_bytes=max(result.peak_bytes, trained.peak_bytes),
     )
 
 
-def _train_elsewhere(
+def _train_in_workers(
     config: Stage3Config, run: Run, plan: TrainingPlan, expected: str, max_steps: int, stop: StopToken
 ) -> Generator[Event, None, WorkerReports]:
-    """Until all processes have ended. Raises what made them end, or Stopped."""
+    """Run the workers until all have exited. Raises the error that made them fail, or Stopped."""
     (run / layout.PROCESSES_DIR).mkdir(parents=True, exist_ok=True)
-    for old in (run / layout.PROCESSES_DIR).glob("rank-*.log"):
-        old.unlink()
-    given = config.model_dump(mode="json")
-    request = Request(given, str(run.folder), str(run.cache), expected, plan.as_dict(), max_steps)
+    for old_log in (run / layout.PROCESSES_DIR).glob("rank-*.log"):
+        old_log.unlink()
+    options = config.model_dump(mode="json")
+    request = Request(options, str(run.folder), str(run.cache), expected, plan.as_dict(), max_steps)
     request.write(run / REQUEST_JSON)
     where = f" on {config.num_machines} machines" if config.num_machines > 1 else ""
     yield Message(
-        "info", f"{plan.processes} processes train together{where}; the log of each is in {layout.PROCESSES_DIR}/."
+        "info", f"{plan.processes} processes are training together{where}; their logs are in {layout.PROCESSES_DIR}/."
     )
     try:
-        with launched(config, run, plan.processes) as talk:
-            reports, step = yield from _listen(run, stop, talk)
-            beside = "\n".join(talk.beside.tail)
+        with launched(config, run, plan.processes) as launcher:
+            reports, step = yield from _relay_messages(run, stop, launcher)
+            launcher_output = "\n".join(launcher.beside.tail)
     finally:
-        (run / REQUEST_JSON).unlink(missing_ok=True)  # other machines wait for the next one
+        (run / REQUEST_JSON).unlink(missing_ok=True)  # so that other machines wait for the next request
     stop.raise_if_requested()
     if reports.stopped:
-        raise Stopped("asked on another machine that trains")
+        raise Stopped("requested on another machine")
     if reports.result is None:
-        raise FailureDiagnosis(run, config, plan, reports.failures, beside, step).error()
+        raise FailureDiagnosis(run, config, plan, reports.failures, launcher_output, step).error()
     return reports
 
 
-def _listen(run: Run, stop: StopToken, talk: Conversation) -> Generator[Event, None, tuple[WorkerReports, int]]:
-    """What was reports, and the last step."""
-    reports, watch, stop_told, touched = WorkerReports(), StoppedProcesses(), False, 0.0
+def _relay_messages(
+    run: Run, stop: StopToken, launcher: Conversation
+) -> Generator[Event, None, tuple[WorkerReports, int]]:
+    """Yield the workers' events. Returns their other messages, and the last step."""
+    reports, stopped_processes, stop_sent, touched = WorkerReports(), StoppedProcesses(), False, 0.0
     step = max(map(step_of, by_step(run / layout.CHECKPOINTS_DIR)), default=0)
-    for line in talk.lines():
-        if stop.requested and not stop_told:
-            stop_told = True
-            talk.tell(STOP)
+    for line in launcher.lines():
+        if stop.requested and not stop_sent:
+            stop_sent = True
+            launcher.tell(STOP)
         if time.monotonic() - touched > TOUCH_SECONDS:
             touched = time.monotonic()
-            os.utime(run / REQUEST_JSON)  # a machine that joins sees that somebody is behind it
-        event = None if line is None else _understood(line, reports)
+            os.utime(run / REQUEST_JSON)  # shows machines that want to join that the request is live
+        event = None if line is None else _parse_message(line, reports)
         if isinstance(event, TrainStep):
             step = event.step
         if event is not None:
             yield event
-        yield from _told_of_stopped(watch.look(reports.pids), reports.pids)
+        yield from _stopped_or_resumed(stopped_processes.look(reports.pids), reports.pids)
     if reports.result is not None:
-        yield from _told_of_stopped(watch.end(), reports.pids)
+        yield from _stopped_or_resumed(stopped_processes.end(), reports.pids)
     return reports, step
 
 
-def _understood(line: bytes, reports: WorkerReports) -> Event | None:
-    """The event of a line; what else it tells is noted. What is no line of ours, of a library perhaps, is passed over."""
+def _parse_message(line: bytes, reports: WorkerReports) -> Event | None:
+    """The event in a line, if it has one; other messages are added to `reports`. Ignores output that is not ours."""
     try:
-        told = loads(line)
-        if isinstance(told, dict) and isinstance(told.get("event"), dict):
-            return event_from_dict(told["event"])
-        if isinstance(told, dict):
-            reports.add(told)
+        message = loads(line)
+        if isinstance(message, dict) and isinstance(message.get("event"), dict):
+            return event_from_dict(message["event"])
+        if isinstance(message, dict):
+            reports.add(message)
     except (ValueError, TypeError):
         return None
     return None
 
 
-def _told_of_stopped(changes: Sequence[tuple[int, float]], pids: Mapping[int, int]) -> Iterator[Event]:
+def _stopped_or_resumed(changes: Sequence[tuple[int, float]], pids: Mapping[int, int]) -> Iterator[Event]:
     for rank, seconds in changes:
         yield Stalled(STAGE, seconds)
         if not seconds:
-            yield Message("info", f"Process {rank} goes on.")
+            yield Message("info", f"Rank {rank} has resumed.")
             continue
-        text = f"Process {rank} of the {len(pids)} that train (pid {pids[rank]}) is stopped (SIGSTOP), and the others wait."
-        yield Message("warning", f"{text} `kill -CONT {pids[rank]}` lets it go on.")
+        text = f"Rank {rank} of the {len(pids)} training processes (pid {pids[rank]}) is stopped (SIGSTOP); the others wait for it."
+        yield Message("warning", f"{text} Resume it with `kill -CONT {pids[rank]}`.")

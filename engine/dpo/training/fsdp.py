@@ -1,9 +1,9 @@
-"""Spread a model over several processes (FSDP2); its weights and its optimizer's state as whole tensors, and back.
+"""Shard a model over several processes (FSDP2), and convert its weights and optimizer state to full tensors and back.
 
     Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel"
 
-Checkpoints hold whole tensors, so that a training goes on with any number of processes, sharded or not. Every function here is
-called by all processes: each has a part of every tensor. Imports torch; import it where it is used.
+Checkpoints contain full tensors, so that training can continue with any number of processes, sharded or not. All processes must
+call these functions, because each has a shard of every tensor. Imports torch; import it where it is used.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def shard_model(model: nn.Module, layers: Iterable[nn.Module], device: torch.device, processes: int) -> None:
-    """Move this process's part of every weight to `device`, one layer after the other, and let go of the rest.
+    """Move this process's shard of every weight to `device`, layer by layer, and free the rest.
 
-    layers   each is put together for its own pass only; the embeddings and the head stay whole from the forward to the end of the
-             backward pass
+    layers   are gathered one at a time, each for its own pass; the embeddings and the head stay gathered from the forward pass to
+             the end of the backward pass
     """
     mesh = init_device_mesh(device.type, (processes,))
     for layer in layers:
@@ -37,74 +37,74 @@ def shard_model(model: nn.Module, layers: Iterable[nn.Module], device: torch.dev
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that transformers names as layers; of a model for which it names none, those of its longest list of modules.
+    """The modules that transformers names as layers, or else the model's longest list of modules.
 
-    Raises PreconditionError if there are none: then each pass would put the whole model together.
+    Raises PreconditionError if there is none, because each pass would then gather the whole model.
     """
     named = set(model._no_split_modules or ())
-    modules = list(model.modules())[::-1]  # what lies in another one first, as `fully_shard` wants them
+    modules = list(model.modules())[::-1]  # children first, as `fully_shard` requires
     layers = [module for module in modules if type(module).__name__ in named]
     lists = [list(module) for module in modules if isinstance(module, nn.ModuleList)]
     layers = layers or max(lists, key=len, default=[])
     if not layers:
         raise PreconditionError(
-            f"--sharding fsdp: {type(model).__name__} has no layers that could be told from the rest.",
-            "Each process would put the whole model together in each pass.",
+            f"--sharding fsdp: {type(model).__name__} has no list of layers to shard one by one.",
+            "Each process would have to gather the whole model in each pass.",
             "Use --sharding ddp.",
         )
     return layers
 
 
 def full_weights(model: nn.Module, name_part: str) -> dict[str, Tensor]:
-    """The weights whose names contain `name_part`, by the names of `model.state_dict()`."""
+    """Full tensors of the weights whose names contain `name_part`, named as in `model.state_dict()`."""
     return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items() if name_part in name}
 
 
-def load_full_weights(parts: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """The reverse, in place: each process takes its part. Raises KeyError for a weight that `saved` lacks."""
-    for name, part in parts.items():
-        part.copy_(_part(saved[name], part))
+def load_full_weights(shards: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy each process's shard of the full tensors in `saved` into `shards`. Raises KeyError for a weight that `saved` lacks."""
+    for name, shard in shards.items():
+        shard.copy_(_shard_like(saved[name], shard))
 
 
 def full_optimizer_state(optimizer: Any) -> dict[str, Any]:
-    """`optimizer.state_dict()` as a single process has it."""
-    found = optimizer.state_dict()
+    """`optimizer.state_dict()` with full tensors, as in a single process."""
+    state_dict = optimizer.state_dict()
     state = {
         number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in values.items()}
-        for number, values in found["state"].items()
+        for number, values in state_dict["state"].items()
     }
-    return {**found, "state": state}
+    return {**state_dict, "state": state}
 
 
 def load_full_optimizer_state(optimizer: Any, saved: dict[str, Any]) -> None:
-    """The reverse: each process takes its part."""
+    """Load a full state dict: each process takes its shard."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
-        number: {name: _part(value, parameters[number]) for name, value in values.items()}
+        number: {name: _shard_like(value, parameters[number]) for name, value in values.items()}
         for number, values in saved["state"].items()
     }
     optimizer.load_state_dict({**saved, "state": state})
 
 
-def _part(value: Any, parameter: Tensor) -> Any:
-    """Of a tensor, spread as its parameter is; a count of steps is no tensor of its shape."""
+def _shard_like(value: Any, parameter: Tensor) -> Any:
+    """Shard a full tensor like its parameter; return anything else, such as the optimizer's step count, as it is."""
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def reshard(model: nn.Module) -> None:
-    """A forward pass without a backward pass leaves the embeddings and the head whole."""
+    """Free gathered weights: a forward pass without a backward pass leaves the embeddings and the head gathered."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def bytes_held(parameters: Iterable[Tensor]) -> tuple[int, int]:
-    """Of these, in this process, and whole."""
-    here = total = 0
+    """Bytes of the parameters in this process, and in total."""
+    local = total = 0
     for parameter in parameters:
         total += parameter.numel() * parameter.element_size()
-        part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        here += part.numel() * part.element_size()
-    return here, total
+        shard = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        local += shard.numel() * shard.element_size()
+    return local, total

@@ -1,6 +1,6 @@
-"""A machine that trains with another one: it waits for the training of a run folder that both see, and takes part with its GPUs.
+"""Join the training of a run on another machine: wait for it in the shared run folder, then contribute this machine's GPUs.
 
-The first machine has the run: its lock, its journal, its checkpoints. This one writes the logs of its processes.
+Machine 0 owns the run: its lock, journal and checkpoints. This machine writes only the logs of its own workers.
 """
 
 from __future__ import annotations
@@ -23,82 +23,83 @@ from engine.run.journal import entry_from_dict
 from engine.run.stop import StopToken
 from engine.storage.jsonl import parsed_line
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 ALIVE_SECONDS = 20.0
-"""The first machine touches its request every second; one that was not touched for so long is a leftover."""
+"""Machine 0 touches its request every second; a request that was not touched for this long is stale."""
 
 
 def join_training(config: Stage3Config, run: Run, stop: StopToken) -> Generator[Message, None, ExitCode]:
-    """Until the training has ended, or the run without one. Returns the exit code; raises Stopped if asked to stop."""
+    """Take part until training finishes, or until the run ends without training. Returns the exit code; raises Stopped."""
     rank = config.machine_rank
-    request, end, taken = _Request(run / REQUEST_JSON), _End(run / layout.EVENTS_JSONL), ""
-    yield Message("info", f"Machine {rank} waits for the training in {run.folder}.")
+    request, run_end, joined = _RequestFile(run / REQUEST_JSON), _RunEnd(run / layout.EVENTS_JSONL), ""
+    yield Message("info", f"Machine {rank} is waiting for training to start in {run.folder}.")
     while True:
         stop.raise_if_requested()
-        if (name := request.alive()) and name != taken:
-            taken = name
-            yield Message("info", f"Machine {rank} takes part in the training.")
-            if _take_part(launched(config, run, request.processes), stop) == 0:
+        if (name := request.live_name()) and name != joined:
+            joined = name
+            yield Message("info", f"Machine {rank} has joined the training.")
+            if _run_workers(launched(config, run, request.processes), stop) == 0:
                 stop.raise_if_requested()
-                yield Message("info", "The processes of this machine have ended.")
+                yield Message("info", "The processes on this machine have finished.")
                 return ExitCode.DONE
-            yield Message("warning", f"They broke off: see {launcher_log(rank)}. Waiting for the training to go on.")
-        if (code := end.code()) is not None:
+            text = f"The processes on this machine failed; see {launcher_log(rank)}."
+            yield Message("warning", f"{text} Waiting for training to resume.")
+        if (code := run_end.exit_code()) is not None:
             yield Message("info", "The run has ended.")
             return code
-        stop.wait(LOOK_SECONDS)
+        stop.wait(POLL_SECONDS)
 
 
-def _take_part(processes: AbstractContextManager[Conversation], stop: StopToken) -> int:
-    """The exit status of this machine's processes."""
-    told = False
-    with processes as talk:
-        for _ in talk.lines():
-            if stop.requested and not told:
-                told = True
-                talk.tell(STOP)
-    return talk.code or 0
+def _run_workers(workers: AbstractContextManager[Conversation], stop: StopToken) -> int:
+    """Returns the exit status of this machine's launcher."""
+    stop_sent = False
+    with workers as launcher:
+        for _ in launcher.lines():
+            if stop.requested and not stop_sent:
+                stop_sent = True
+                launcher.tell(STOP)
+    return launcher.code or 0
 
 
-class _Request:
-    """Whether somebody behind it is alive shows in its time, which changes; clocks of two machines cannot be compared."""
+class _RequestFile:
+    """Machine 0's request. It is live if its modification time changes: the clocks of two machines cannot be compared."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._seen, self._changed = path, 0, 0.0
+        self._path, self._last_mtime, self._changed_at = path, 0, 0.0
         self.processes = 0
-        """On all machines; known once it is alive."""
+        """Processes on all machines; known once the request is live."""
 
-    def alive(self) -> str:
-        """The name of the request; empty if there is none, or a leftover."""
+    def live_name(self) -> str:
+        """The name of the request; empty if there is none, or a stale one."""
         try:
-            touched = self._path.stat().st_mtime_ns
-            if self._seen and touched != self._seen:
-                self._changed = time.monotonic()
-            self._seen = touched
-            if not self._changed or time.monotonic() - self._changed > ALIVE_SECONDS:
+            mtime = self._path.stat().st_mtime_ns
+            if self._last_mtime and mtime != self._last_mtime:
+                self._changed_at = time.monotonic()
+            self._last_mtime = mtime
+            if not self._changed_at or time.monotonic() - self._changed_at > ALIVE_SECONDS:
                 return ""
-            found = Request.read(self._path)
+            request = Request.read(self._path)
         except OSError:
             return ""
-        self.processes = int(found.plan["processes"])
-        return found.name
+        self.processes = int(request.plan["processes"])
+        return request.name
 
 
-class _End:
-    """Looks for the end of the run among the events that were added since this was made."""
+class _RunEnd:
+    """Finds the end of the run among events that are appended after this object was created."""
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
-        self._read = journal.stat().st_size if journal.is_file() else 0
+        self._offset = journal.stat().st_size if journal.is_file() else 0
 
-    def code(self) -> ExitCode | None:
+    def exit_code(self) -> ExitCode | None:
         try:
             with open_file(self._journal) as file:
-                file.seek(self._read)
+                file.seek(self._offset)
                 lines = file.read().split(b"\n")[:-1]
         except OSError:
             return None
-        self._read += sum(len(line) + 1 for line in lines)
+        self._offset += sum(len(line) + 1 for line in lines)
         for number, line in enumerate(lines):
             entry = entry_from_dict(parsed_line(number, line)) if b'"run_finished"' in line else None
             if entry is not None and isinstance(entry.event, RunFinished):

@@ -1,6 +1,6 @@
-"""The processes that train together, and what they tell each other. Imports torch only where several do.
+"""The processes that train together, and their collective operations. Imports torch only if there are several.
 
-One process is `SINGLE_PROCESS`: then everything here returns at once, and nothing is sent.
+For `SINGLE_PROCESS`, every operation returns at once and communicates nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train. What is sent needs torch's process group, which TRL's trainer starts."""
+    """This process's view of the group. Collectives use torch's default process group, which TRL's trainer initialises."""
 
     rank: int = 0
-    """From 0; the first one writes."""
+    """From 0; rank 0 writes files and reports events."""
     world_size: int = 1
 
     @property
@@ -34,19 +34,19 @@ class ProcessGroup:
             return [value]
         from torch import distributed
 
-        found: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
 
     def broadcast(self, value: T) -> T:
-        """What the first process has."""
+        """Rank 0's value."""
         if self.world_size == 1:
             return value
         from torch import distributed
 
-        sent: list[Any] = [value]
-        distributed.broadcast_object_list(sent, src=0)
-        return sent[0]  # type: ignore[no-any-return]
+        values: list[Any] = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]  # type: ignore[no-any-return]
 
     def sum(self, values: list[float], device: torch.device) -> list[float]:
         """The sums over all processes."""
@@ -60,14 +60,14 @@ class ProcessGroup:
         return [float(total) for total in sums]
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes arrive."""
         if self.world_size > 1:
             self.gather(None)
 
     def stop_requested(self, stop: StopToken) -> bool:
-        """Whether one of them was asked to stop; then all are, so that all end at the same step."""
+        """Whether any process was asked to stop; if so, all of them stop at the same step."""
         if any(self.gather(stop.requested)):
-            stop.request("asked by the process that started the training")
+            stop.request("requested by the process that started training")
         return stop.requested
 
 
