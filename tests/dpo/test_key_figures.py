@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.dpo.evaluation.answered_prompts import FILTERS, answered_prompts_from, read_answered_prompts
-from engine.dpo.evaluation.key_figures import BY_RULE, FIGURES, USUALLY, key_figures
+from engine.dpo.evaluation.key_figures import BY_RULE, DEFAULT, FIGURES, key_figures
 from engine.dpo.evaluation.verdict import RULES
 from tests.support.made_up_run import report
 
@@ -17,7 +17,7 @@ MEASURED = report()["figures"]
 
 def test_every_rule_that_has_figures_of_its_own_is_a_rule_of_the_verdict():
     assert set(BY_RULE) <= {name for name, _, _ in RULES}
-    assert all(set(names) <= set(FIGURES) for names in (*BY_RULE.values(), USUALLY))
+    assert all(set(names) <= set(FIGURES) for names in (*BY_RULE.values(), DEFAULT))
 
 
 def test_a_judged_verdict_is_carried_by_the_preference_broken_answers_and_refusals():

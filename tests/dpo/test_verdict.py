@@ -142,7 +142,7 @@ def test_without_a_judge_fewer_unfit_answers_are_better_if_chance_does_not_expla
     ).reasons
     assert reason == (
         "Fewer answers are unfit than before, by more than chance: 9 of 20 before, 1 after (McNemar p = 0.0078). "
-        "No judge says what they are worth beyond that. It failed its exam."
+        "No judge rated them beyond that. It failed its exam."
     )
 
 

@@ -1,4 +1,4 @@
-"""Both answers to each held-out prompt, as `evaluation/report.json` keeps them: for people who want to read them."""
+"""The held-out prompts with both answers, from `evaluation/report.json`, for display."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from engine.storage.documents import read_json_or_none
 
 MAX_BYTES = 64 << 20
-"""A report beyond this is not one of ours."""
+"""Larger files are not reports of ours."""
 
 
 @dataclass(frozen=True)
 class AnsweredPrompt:
-    """A held-out prompt with both answers; every text is foreign."""
+    """A held-out prompt with both answers. All texts are untrusted."""
 
     prompt: str
     stage2: str
@@ -26,57 +26,57 @@ class AnsweredPrompt:
     stage3_unusable: bool = False
     stage2_off_topic: bool = False
     stage3_off_topic: bool = False
-    """Would fit any message."""
+    """Whether Stage 3's answer would fit any message."""
     stage2_refuses: bool = False
     stage3_refuses: bool = False
     about_harm: bool = False
-    """By the prompt's words."""
+    """Whether the prompt is about something harmful, by its words."""
 
     @property
     def gain(self) -> float | None:
-        """Stage 3's score less Stage 2's; None where one was not scored."""
+        """Stage 3's score minus Stage 2's; None if either was not scored."""
         if self.stage2_score is None or self.stage3_score is None:
             return None
         return self.stage3_score - self.stage2_score
 
     @property
     def preference(self) -> str:
-        """What the judge says of Stage 3's answer; empty where it said nothing."""
+        """How the judge rates Stage 3's answer against Stage 2's; empty if it did not score both."""
         gain = self.gain
         return "" if gain is None else "better" if gain > 0 else "worse" if gain < 0 else "equal"
 
 
 FILTERS: dict[str, Callable[[AnsweredPrompt], bool]] = {
-    "all": lambda one: True,
-    "better": lambda one: one.preference == "better",
-    "equal": lambda one: one.preference == "equal",
-    "worse": lambda one: one.preference == "worse",
-    "broken": lambda one: one.stage3_unusable,
-    "unfit": lambda one: one.stage3_unusable or one.stage3_off_topic,
-    "refused": lambda one: one.stage3_refuses,
-    "harmful": lambda one: one.about_harm,
+    "all": lambda answered: True,
+    "better": lambda answered: answered.preference == "better",
+    "equal": lambda answered: answered.preference == "equal",
+    "worse": lambda answered: answered.preference == "worse",
+    "broken": lambda answered: answered.stage3_unusable,
+    "unfit": lambda answered: answered.stage3_unusable or answered.stage3_off_topic,
+    "refused": lambda answered: answered.stage3_refuses,
+    "harmful": lambda answered: answered.about_harm,
 }
-"""Which answers a person may want to see: as the judge found Stage 3's, where it is broken, broken or fit for any message
-(unfit), or a refusal, and where the prompt is about something that could do harm."""
+"""Filters for the list of answers: by the judge's rating of Stage 3's answer; whether that answer is broken, unfit (broken,
+or fit for any message) or a refusal; whether the prompt is about something harmful."""
 
 
 def read_answered_prompts(report: Path) -> tuple[AnsweredPrompt, ...]:
-    """All of the report's; empty where there is none, or none that can be read."""
+    """All answered prompts of a report; empty if there is no report, or it cannot be read."""
     data = read_json_or_none(report, dict[str, Any], most=MAX_BYTES)
     samples = None if data is None else data.get("samples")
     return answered_prompts_from(samples if isinstance(samples, list) else ())
 
 
 def answered_prompts_from(samples: Iterable[Any]) -> tuple[AnsweredPrompt, ...]:
-    """Of the samples of a report, or of an event, which has texts alone."""
-    return tuple(_answered(one) for one in samples if isinstance(one, Mapping) and "prompt" in one)
+    """The answered prompts in the samples of a report, or of an event, which contain only texts."""
+    return tuple(_from_sample(sample) for sample in samples if isinstance(sample, Mapping) and "prompt" in sample)
 
 
-def _answered(sample: Mapping[str, Any]) -> AnsweredPrompt:
+def _from_sample(sample: Mapping[str, Any]) -> AnsweredPrompt:
     texts = {name: str(sample.get(name, "")) for name in ("prompt", "stage2", "stage3")}
     scores = {name: _score(sample.get(name)) for name in ("stage2_score", "stage3_score")}
-    faults = [f"stage{stage}_{fault}" for fault in ("unusable", "off_topic", "refuses") for stage in (2, 3)]
-    flags = {name: sample.get(name) is True for name in (*faults, "about_harm")}
+    names = [f"stage{stage}_{flag}" for flag in ("unusable", "off_topic", "refuses") for stage in (2, 3)]
+    flags = {name: sample.get(name) is True for name in (*names, "about_harm")}
     return AnsweredPrompt(**texts, **scores, **flags)  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
-"""The evaluation in several processes: each is dealt a task at a time, and what was found is taken in the order of the tasks.
+"""Evaluation in several processes: each gets one task at a time, and results are collected in the order of the tasks.
 
-The tasks are those of one process, so what is found is the same (in float32 on the CPU; on other devices to the last bits).
+The tasks are the same as in one process, and so are the results (in float32 on the CPU; elsewhere except for the last bits).
 """
 
 from __future__ import annotations
@@ -27,59 +27,59 @@ KIND = "evaluation"
 
 
 def policies_key(config: Stage3Config, stage2_sha256: str, stage3_sha256: str) -> str:
-    """A hash of everything that what they find depends on, beside the task."""
+    """A hash of everything except the task that results depend on."""
     return sha256_of_json([policy_key(config, sha256) for sha256 in (stage2_sha256, stage3_sha256)])
 
 
 @dataclass(frozen=True)
 class RunTasksInProcesses:
-    """An `RunTasks`. What an earlier start's processes left in their files is not done again."""
+    """A `RunTasks` that reuses the results in the files of an earlier start's processes."""
 
     pool: WorkerPool
     run: Run
-    models: str
-    """As `policies_key`."""
+    policies_key: str
+    """The result of the function `policies_key`."""
 
     def __call__(self, tasks: Sequence[Task]) -> Iterator[Event | TaskResult]:
-        left = _left(self.run)
-        alone = [[{**task, "key": task_key(self.models, task)}] for task in tasks]
-        for told in shared_out(self.pool, alone, lambda task: left.get(task["key"]), lambda batch: batch[0]):
-            if isinstance(told, Share):
-                yield _found(told.rows[0])
-            elif not isinstance(told, str):
-                yield told
+        known = _earlier_results(self.run)
+        batches = [[{**task, "key": task_key(self.policies_key, task)}] for task in tasks]  # of one task each
+        for item in shared_out(self.pool, batches, lambda task: known.get(task["key"]), lambda batch: batch[0]):
+            if isinstance(item, Share):
+                yield _result(item.rows[0])
+            elif not isinstance(item, str):
+                yield item
 
 
-def reusing_results(ask: RunTasks, run: Run, models: str) -> RunTasks:
-    """One process that goes on after several: what they left in their files is not done again."""
+def reusing_results(run_tasks: RunTasks, run: Run, policies_key: str) -> RunTasks:
+    """`run_tasks`, but reusing the results in the files of an earlier start's processes."""
 
-    def asked(tasks: Sequence[Task]) -> Iterator[Event | TaskResult]:
-        left = _left(run)
-        rows = [left.get(task_key(models, task)) for task in tasks]
-        rest = ask([task for task, row in zip(tasks, rows, strict=True) if row is None])
+    def run_missing(tasks: Sequence[Task]) -> Iterator[Event | TaskResult]:
+        known = _earlier_results(run)
+        rows = [known.get(task_key(policies_key, task)) for task in tasks]
+        new_results = run_tasks([task for task, row in zip(tasks, rows, strict=True) if row is None])
         for row in rows:
-            yield from islice(rest, 1) if row is None else [_found(row)]
+            yield from islice(new_results, 1) if row is None else [_result(row)]
 
-    return asked
+    return run_missing
 
 
-def _left(run: Run) -> dict[str, Row]:
-    """What processes of an earlier start left, by the key of its task."""
+def _earlier_results(run: Run) -> dict[str, Row]:
+    """The rows that processes of an earlier start wrote, by task key."""
     return {str(row["key"]): row for row in left_rows(run, KIND) if "key" in row and isinstance(row.get("found"), str)}
 
 
-def task_key(models: str, task: Task) -> str:
-    return sha256_of_json([models, task])
+def task_key(policies_key: str, task: Task) -> str:
+    return sha256_of_json([policies_key, task])
 
 
-def _found(row: Row) -> TaskResult:
+def _result(row: Row) -> TaskResult:
     return list(foreign_loads(row["found"]))
 
 
 def work_of(run_task: Callable[[Task], TaskResult], judging: Callable[[], Work]) -> Work:
-    """What each of the processes does with a task.
+    """The work of each process.
 
-    judging   loads the judge and gives what it does; called when the first comparisons come
+    judging   loads the judge and returns its work; called for the first task with comparisons
     """
     judges: list[Work] = []
 
@@ -88,7 +88,7 @@ def work_of(run_task: Callable[[Task], TaskResult], judging: Callable[[], Work])
             judges[:] = judges or [judging()]
             return (yield from judges[0](task))
         yield "evaluation"
-        # As text, because a broken model's figures may be no numbers, which a row cannot hold.
+        # As text, because a broken model may give NaN, which a row cannot contain.
         return Made([{"key": task["key"], "found": json.dumps(run_task(task))}])
 
     return work

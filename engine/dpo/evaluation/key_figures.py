@@ -1,6 +1,6 @@
-"""The three figures that carry a verdict, with their 95 % intervals: what a person looks at before all others.
+"""The three key figures of a verdict, with their 95 % intervals: what to read first.
 
-Which three depends on the rule that decided (`engine.dpo.evaluation.verdict`). A figure that was not measured is passed over,
+Which three depends on the rule that decided (`engine.dpo.evaluation.verdict`). A figure that was not measured is skipped,
 and the next one takes its place.
 """
 
@@ -19,38 +19,38 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """One figure, on a scale."""
+    """One figure on a scale."""
 
     name: str
     value: float
     low: float
     high: float
-    """With 95 % confidence."""
+    """`low` and `high` are the bounds of the 95 % interval."""
     mark: float
-    """What it is held against: Stage 2's value, or what would be no difference."""
+    """The value to compare with: Stage 2's, or the one that means no difference."""
     mark_name: str
     counts: str = ""
-    """The counts behind it."""
+    """The counts behind the value, in words."""
     is_share: bool = True
-    """On a scale from 0 to 1; else on one around the mark."""
+    """Whether the scale is from 0 to 1; otherwise it is centred on the mark."""
 
 
 def key_figures(rule: str, figures: Figures) -> tuple[KeyFigure, ...]:
-    """The figures that carry the verdict of `rule`, the most important first; fewer than three where fewer were measured."""
-    wanted = dict.fromkeys((*BY_RULE.get(rule, ()), *USUALLY))
-    found = (FIGURES[name](figures) for name in wanted)
-    return tuple(one for one in found if one is not None)[:SHOWN]
+    """The key figures for the verdict of `rule`, most important first; fewer than three if fewer were measured."""
+    names = dict.fromkeys((*BY_RULE.get(rule, ()), *DEFAULT))
+    candidates = (FIGURES[name](figures) for name in names)
+    return tuple(figure for figure in candidates if figure is not None)[:SHOWN]
 
 
 def _preferred(figures: Figures) -> KeyFigure | None:
-    return _of_judge("Judge prefers Stage 3", figures, "")
+    return _judge_preference("Judge prefers Stage 3", figures, "")
 
 
 def _preferred_not_longer(figures: Figures) -> KeyFigure | None:
-    return _of_judge("… where not longer", figures, "_not_longer")
+    return _judge_preference("… where not longer", figures, "_not_longer")
 
 
-def _of_judge(name: str, figures: Figures, suffix: str) -> KeyFigure | None:
+def _judge_preference(name: str, figures: Figures, suffix: str) -> KeyFigure | None:
     wins, ties, losses = (_count(figures, f"{key}{suffix}") for key in ("wins", "ties", "losses"))
     decided = wins + losses
     if not decided:
@@ -75,7 +75,7 @@ def _accuracy(figures: Figures) -> KeyFigure | None:
 def with_interval(
     name: str, figures: Figures, key: str, mark: float, mark_name: str, counts: str = "", *, is_share: bool = True
 ) -> KeyFigure | None:
-    """A figure whose interval was measured with it, as `NAME_low` and `NAME_high`."""
+    """A figure that was measured with its interval, as `NAME_low` and `NAME_high`."""
     value, low, high = (_number(figures, f"{key}{end}") for end in ("", "_low", "_high"))
     if value is None or low is None or high is None:
         return None
@@ -134,7 +134,7 @@ FIGURES: dict[str, Callable[[Figures], KeyFigure | None]] = {
     "margin": _margin,
     "unchanged": _unchanged,
 }
-USUALLY: Sequence[str] = ("preferred", "broken", "refused", "accuracy", "margin")
+DEFAULT: Sequence[str] = ("preferred", "broken", "refused", "accuracy", "margin")
 BY_RULE: dict[str, Sequence[str]] = {
     "nothing trained": ("unchanged", "accuracy", "margin"),
     "same answers": ("unchanged", "accuracy", "margin"),
@@ -152,4 +152,4 @@ BY_RULE: dict[str, Sequence[str]] = {
     "judged alike": ("preferred", "change", "accuracy"),
     "length alone": ("preferred", "not longer", "broken"),
 }
-"""What each rule asks about, first; other rules have the usual ones."""
+"""The figures that each rule is about come first; the default ones follow."""

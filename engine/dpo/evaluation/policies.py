@@ -1,4 +1,4 @@
-"""Stage 2 and Stage 3 in one model's memory, and the tasks that they do: the same in the run's own process and in others."""
+"""The policies of Stage 2 and Stage 3 as two adapters of one model, and the evaluation tasks that they run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from engine.run.folder import Run
     from engine.run.stop import StopToken
 
-NO_PAIR = EncodedPair(0, [0], [0], [0])
-"""TRL's trainer is not built without one; nothing reads it."""
+PLACEHOLDER_PAIR = EncodedPair(0, [0], [0], [0])
+"""TRL's trainer cannot be built without a pair; nothing reads this one."""
 
 
 @dataclass(frozen=True)
 class Policies:
-    """A model that TRL's trainer was built on."""
+    """Both policies. TRL's trainer was built on the model."""
 
     model: PeftModel
     """With the adapters "default" (Stage 3) and "ref" (Stage 2)."""
@@ -54,7 +54,7 @@ class Policies:
         return LoadedPolicy(self.model, self.tokenizer, lambda: adapter_active(self.model, REFERENCE_ADAPTER))
 
     def run(self, task: Task, should_stop: Callable[[], bool] = lambda: False) -> TaskResult:
-        """When `should_stop` returns True, answers end at the next token; the caller must discard them."""
+        """Run one task. When `should_stop` returns True, answers end at the next token; the caller must discard them."""
         match task:
             case {"read": list(pairs)}:
                 return self._log_ratios(pairs)
@@ -63,33 +63,33 @@ class Policies:
             case {"relevance of": list(answers)}:
                 return self._relevance(answers)
             case _:
-                raise ValueError(f"no task of the evaluation: {sorted(task)}")
+                raise ValueError(f"unknown evaluation task: {sorted(task)}")
 
     def _log_ratios(self, pairs: list[dict[str, Any]]) -> TaskResult:
-        """Of each pair, for chosen and rejected reply: log-probability under Stage 3 minus that under Stage 2."""
+        """For each pair's chosen and rejected reply, the log-probability under Stage 3 minus that under Stage 2."""
         (batch,) = collated(pairs, self.collator, len(pairs), self.model.device)
         stage3 = pair_logps(self.model, batch, POLICY_ADAPTER, self.dtype)
         stage2 = pair_logps(self.model, batch, REFERENCE_ADAPTER, self.dtype)
-        chosen, rejected = ((now - before).tolist() for now, before in zip(stage3, stage2, strict=True))
+        chosen, rejected = ((after - before).tolist() for after, before in zip(stage3, stage2, strict=True))
         return [list(both) for both in zip(chosen, rejected, strict=True)]
 
     def _answers(
         self, prompts: list[Any], adapter: str, settings: Mapping[str, Any], should_stop: Callable[[], bool]
     ) -> TaskResult:
-        """Halved if memory runs out."""
+        """Answer the prompts in one batch, which is halved whenever memory runs out."""
         from engine.models.generation.sampling import SamplingSettings, generate
 
         def answer(indices: Sequence[int]) -> TaskResult:
-            wanted = [prompts[index] for index in indices]
+            batch = [prompts[index] for index in indices]
             with adapter_active(self.model, adapter):
-                said = generate(
+                replies = generate(
                     self.model,  # type: ignore[arg-type]
                     self.tokenizer,
-                    wanted,
+                    batch,
                     SamplingSettings(**settings),
                     should_stop=should_stop,
                 )
-            return [asdict(reply) for reply in said]
+            return [asdict(reply) for reply in replies]
 
         return in_halves(answer, range(len(prompts)), free_memory)
 
@@ -97,29 +97,30 @@ class Policies:
         meter = RelevanceMeter(self.model, self.tokenizer)  # type: ignore[arg-type]
         with base_active(self.model):
             measured = meter.measure([Answer(prompt, reply) for prompt, reply in answers])
-        return [one and one.relevance for one in measured]
+        return [answer and answer.relevance for answer in measured]
 
 
 def run_tasks_here(policies: Policies, stop: StopToken) -> RunTasks:
-    """In this process. What a stop cut off is not given on."""
+    """Run tasks in this process. A result that a stop cut short is not passed on."""
 
-    def ask(tasks: Sequence[Task]) -> Iterator[TaskResult]:
+    def run_tasks(tasks: Sequence[Task]) -> Iterator[TaskResult]:
         for task in tasks:
             stop.raise_if_requested()
-            found = policies.run(task, lambda: stop.requested)
+            result = policies.run(task, lambda: stop.requested)
             stop.raise_if_requested()
-            yield found
+            yield result
 
-    return ask
+    return run_tasks
 
 
 def load_policies(config: Stage3Config, run: Run, stage2: Path) -> Policies:
-    """As training leaves them in memory, so that the same numbers come of them; Stage 3 is the run's adapter.
+    """Load the policies in the state in which training leaves them, so that they give the same results. Stage 3 is the
+    run's adapter.
 
-    config   with the plan of the training applied
-    stage2   the folder of that adapter
+    config   with the plan of training applied
+    stage2   the folder of the Stage 2 adapter
 
-    Raises NumbersError if the tensors in memory are not those of the files.
+    Raises NumbersError if the tensors in memory differ from those in the files.
     """
     from engine.dpo.training.encoded_pairs import EncodedPairs
     from engine.dpo.training.trainer import prepare_for_generation, training_settings
@@ -128,7 +129,7 @@ def load_policies(config: Stage3Config, run: Run, stage2: Path) -> Policies:
     tokenizer = load_tokenizer(config)
     policy = load_policy(load_base(config), stage2, trainable=True)
     dtype = resolve_dtype(config)
-    pairs = EncodedPairs([NO_PAIR], run.folder)
+    pairs = EncodedPairs([PLACEHOLDER_PAIR], run.folder)
     settings = training_settings(config, len(pairs), -1)
     trainer = build_trainer(config, run / layout.CHECKPOINTS_DIR, policy, tokenizer, pairs, settings, dtype, "")
     if config.load_in_4bit:
@@ -144,10 +145,10 @@ def load_policies(config: Stage3Config, run: Run, stage2: Path) -> Policies:
 
 
 def _require_tensors_of(folder: Path, policy: PeftModel, adapter: str) -> None:
-    """PEFT passes over tensors that it cannot place."""
+    """PEFT silently skips tensors that match no module."""
     if hash_tensors(file_tensors(folder / layout.ADAPTER_WEIGHTS)) != hash_tensors(adapter_tensors(policy, adapter)):
         raise NumbersError(
-            f"The adapter in memory is not that of {folder}.",
-            "Its tensors differ from those of the file, so the wrong model would be compared.",
+            f"The adapter in memory is not the one in {folder}.",
+            "Its tensors differ from those in the file, so the wrong model would be compared.",
             "Run the same command again; if it happens again, please report it.",
         )

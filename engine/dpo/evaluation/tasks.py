@@ -1,4 +1,4 @@
-"""What the evaluation asks of the two models: tasks in a line, which one process or several do."""
+"""The evaluation's tasks for the two policies, in a queue that one process or several work through."""
 
 from __future__ import annotations
 
@@ -10,43 +10,42 @@ from engine.core.events import Event
 from engine.pairs.judges.scores import ScoreBatches
 
 Task = Mapping[str, Any]
-"""As `engine.dpo.evaluation.policies` reads it. It can be sent as JSON."""
+"""A task for `engine.dpo.evaluation.policies`, as a JSON object."""
 TaskResult = list[Any]
-"""What a task came to, an item for each of its own."""
+"""The results of a task, one for each of its items."""
 RunTasks = Callable[[Sequence[Task]], Iterator[Event | TaskResult]]
-"""Does the tasks, and gives what was found, in their order. Raises Stopped between two of them."""
+"""Runs tasks and yields their results in order. Raises Stopped between two tasks."""
 
 
 @dataclass(frozen=True)
 class EvaluationBackend:
-    """Who answers, reads and judges."""
+    """What runs the tasks, and what judges."""
 
-    ask: RunTasks
+    run_tasks: RunTasks
     score: ScoreBatches | None = None
-    """With the judge that passed; None if this process has to load it."""
+    """Scores with the judge that passed its exam; None if this process has to load that judge."""
 
 
 class TaskQueue:
-    """Tasks of several subjects. All are put in before the first is collected, so that no process waits for the end of a subject.
-
-    Each subject collects its own, in the order in which the subjects put theirs in.
+    """Tasks of several measurements, all submitted before the first result is collected, so that no process is ever idle
+    between two measurements. Each measurement must collect its own results, in the order of submission.
     """
 
-    def __init__(self, ask: RunTasks) -> None:
-        self._ask = ask
+    def __init__(self, run_tasks: RunTasks) -> None:
+        self._run_tasks = run_tasks
         self._tasks: list[Task] = []
-        self._told: Iterator[Event | TaskResult] | None = None
+        self._results: Iterator[Event | TaskResult] | None = None
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        assert self._told is None, "what is put in now would never be done"
+        assert self._results is None, "a task that is submitted now would never run"
         self._tasks += tasks
 
     def next_result(self) -> Generator[Event, None, TaskResult]:
-        """What was found of the next task. Raises as `RunTasks` does."""
-        if self._told is None:
-            self._told = self._ask(self._tasks)
-        for told in self._told:
-            if not isinstance(told, Event):
-                return told
-            yield told
-        raise AssertionError("each task is collected once")
+        """The result of the next task. Raises as `RunTasks` does."""
+        if self._results is None:
+            self._results = self._run_tasks(self._tasks)
+        for item in self._results:
+            if not isinstance(item, Event):
+                return item
+            yield item
+        raise AssertionError("each result is collected once")

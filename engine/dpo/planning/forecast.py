@@ -6,12 +6,12 @@ Peak memory of training
                    embeddings, the head and two layers
     adapter        float32: policy, reference copy, gradient, two AdamW moments: 5 × 4 bytes per value; some --optim have
                    smaller moments
-    activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with gradient
-                   checkpointing, the hidden state of each layer plus one full layer
-    attention      the additive mask of a row with two replies, in each layer; for long texts (`rows_from`), a single mask of the
-                   rejected reply; for "eager" attention, the mask and the scores of all heads
-    head           depends on --head: TRL's float32 tiles of 4,096 tokens × 32,768 words, forward and backward; our small tiles
-                   and the gradient of each hidden state; or all logits, 1 MB per token with Gemma's 256,000 words
+    activations    kept by autograd per token and layer (`kept_per_token`) × layers × tokens of a forward pass; with
+                   gradient checkpointing, the hidden state of each layer plus one full layer
+    attention      the additive mask of a row with two replies, in each layer; for long texts (`rows_from`), a single mask
+                   of the rejected reply; for "eager" attention, the mask and the scores of all heads
+    head           depends on --head: TRL's float32 tiles of 4,096 tokens × 32,768 words, forward and backward; our small
+                   tiles and the gradient of each hidden state; or all logits, 1 MB per token with Gemma's 256,000 words
     workspace      temporary memory of the current layer
     The last four are larger on the CPU (SLACK).
 Peak memory of generation
@@ -50,8 +50,8 @@ CUDA_CONTEXT = 600 << 20
 """Reported as 0.3 to 0.8 GB, depending on GPU and version (pytorch#20532)."""
 HeadMethod = Literal["chunked", "trl", "whole"]
 ROWS_FROM, DEFAULT_ROWS_FROM = {"cpu": 512}, 2048
-"""Texts of at least so many tokens attend row by row (`engine.dpo.training.attention`). For shorter ones, two calls per row cost
-as much as they save (bench/attention.py). Not measured on a GPU: there, only where masks take several MB per layer."""
+"""Texts of at least so many tokens attend row by row (`engine.dpo.training.attention`). For shorter ones, two calls per row
+cost as much as they save (bench/attention.py). Not measured on a GPU: there, only where masks take several MB per layer."""
 HEAD_TOKENS, HEAD_WORDS = 4096, 32768
 """The tile of TRL's head (trl.kernels.chunked_logprob, trl.trainer.utils)."""
 CHUNK_TOKENS, CHUNK_WORDS = 512, 4096
@@ -61,8 +61,9 @@ TRL_TILES = {"cpu": 7}
 EAGER = ("gemma2",)
 """Model types that transformers loads with eager attention."""
 SLACK = {"cpu": 2.0}
-"""Resident memory relative to the size of the tensors. Autograd's part is exact (tests/dpo/test_forecast.py), but the C library
-keeps freed memory and cannot always reuse it: 1.9 and 2.0 times, measured with 30 M parameters (bench/gpu.py --tiny)."""
+"""Resident memory relative to the size of the tensors. Autograd's part is exact (tests/dpo/test_forecast.py), but the C
+library keeps freed memory and cannot always reuse it: 1.9 and 2.0 times, measured with 30 M parameters (bench/gpu.py
+--tiny)."""
 LIBRARIES = 150 << 20
 """Host memory that importing TRL and starting its thread take when training begins."""
 CACHE_COPIES = 2

@@ -1,5 +1,5 @@
-"""The training plan: how the pairs of a step are split to fit in memory. It is chosen before training, recorded, and reduced
-if memory runs out.
+"""The training plan: how the pairs of a step are split to fit in memory. It is chosen before training, recorded, and
+reduced if memory runs out.
 
 The effective batch (`--per-device-train-batch-size` × `--gradient-accumulation-steps`) determines the result and never
 changes; how many of its pairs go through the model at once affects only memory and speed. So a checkpoint made under one

@@ -26,8 +26,8 @@ def number_of_processes(config: Stage3Config) -> int:
 
 
 def local_processes(config: Stage3Config, training_processes: int | None = None) -> int:
-    """How many processes generate, measure or judge on this machine, each with its own base model: as many as train here, or one
-    if the base model needs several GPUs.
+    """How many processes generate, measure or judge on this machine, each with its own base model: as many as train here,
+    or one if the base model needs several GPUs.
 
     training_processes   on all machines, if known; by default `number_of_processes`, which counts GPUs
     """

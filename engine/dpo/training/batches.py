@@ -43,8 +43,8 @@ def cut_by_length(lengths: Sequence[int], max_tokens: int, processes: int = 1) -
 class StepCollator:
     """Splits the pairs of one optimizer step into batches for its forward passes, and takes the share of one process.
 
-    All processes make the same number of passes, over pairs of similar length, because they reduce their gradients after the
-    last one. A process that gets no pair of a batch reads the batch's first pair with weight 0.
+    All processes make the same number of passes, over pairs of similar length, because they reduce their gradients after
+    the last one. A process that gets no pair of a batch reads the batch's first pair with weight 0.
     """
 
     collate: Callable[[list[Pair]], Batch]

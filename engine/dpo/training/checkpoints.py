@@ -1,7 +1,7 @@
 """Checkpoints, which count only if complete: a manifest with the hash of each file is written last.
 
-A checkpoint is written under a temporary name, and renamed once it has its manifest. The newest good checkpoint is the one with
-the highest step, regardless of file times. A bad checkpoint is renamed, not deleted.
+A checkpoint is written under a temporary name, and renamed once it has its manifest. The newest good checkpoint is the one
+with the highest step, regardless of file times. A bad checkpoint is renamed, not deleted.
 """
 
 from __future__ import annotations
@@ -121,8 +121,10 @@ def newest_good(folder: Path, fingerprint: str) -> tuple[Path | None, list[Messa
 
 
 def adopt(folder: Path, others: Iterable[Path], fingerprint: str) -> Path | None:
-    """Copy the newest complete checkpoint of the same training from one of `others` into `folder`. Returns the original; None if
-    there is none. The same data and settings give the same training, so nothing has to be repeated.
+    """Copy the newest complete checkpoint of the same training from one of `others` into `folder`, and return the original;
+    None if there is none.
+
+    The same data and settings give the same training, so nothing has to be repeated.
     """
     found = [
         checkpoint for other in others for checkpoint in by_step(other) if not checkpoint_error(checkpoint, fingerprint)

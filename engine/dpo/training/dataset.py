@@ -51,7 +51,7 @@ class EncodedPair:
 
 
 def load_rows(path: Path) -> Sequence[Row]:
-    """The rows of a file in TRL's conversational format, each read on access. Raises DataError that names the first bad line."""
+    """The rows of a file in TRL's conversational format, each read on access. Raises DataError for the first bad line."""
     if not path.is_file():
         raise DataError(f"{path} does not exist.", "Stage quality writes it.", REBUILD)
     numbers = array("Q")

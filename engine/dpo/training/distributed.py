@@ -1,7 +1,7 @@
 """Train in several processes: start workers with accelerate's launcher, relay their events, and load what they trained.
 
-The workers are child processes in a group of their own. The journal still has a single writer, and so does each checkpoint. The
-result of training is the last checkpoint, which this process loads like any other.
+The workers are child processes in a group of their own. The journal still has a single writer, and so does each checkpoint.
+The result of training is the last checkpoint, which this process loads like any other.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def train_as_planned(
     plan: TrainingPlan | None = None,
     max_steps: int = -1,
 ) -> Generator[Event, None, Trained]:
-    """`train` in as many processes as the plan has; workers read the pairs from the run's training set. Raises as `train` does,
-    and Stage3Error if a worker exited or hung.
+    """`train` in as many processes as the plan has; workers read the pairs from the run's training set. Raises as `train`
+    does, and Stage3Error if a worker exited or hung.
     """
     plan = plan or current_plan(run, config, dtype_name(resolve_dtype(config)))
     expected = reference_sha256 or expected_reference(run)

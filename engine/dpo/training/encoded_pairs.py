@@ -1,5 +1,5 @@
-"""Training pairs as token ids in an unnamed temporary file, which disappears with its process. The file is memory-mapped, so the
-kernel keeps only pages in use: a million pairs need no more memory than a few.
+"""Training pairs as token ids in an unnamed temporary file, which disappears with its process. The file is memory-mapped,
+so the kernel keeps only pages in use: a million pairs need no more memory than a few.
 
 Imports pyarrow; import it where it is used.
 """

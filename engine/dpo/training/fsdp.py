@@ -2,8 +2,8 @@
 
     Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel"
 
-Checkpoints contain full tensors, so that training can continue with any number of processes, sharded or not. All processes must
-call these functions, because each has a shard of every tensor. Imports torch; import it where it is used.
+Checkpoints contain full tensors, so that training can continue with any number of processes, sharded or not. All processes
+must call these functions, because each has a shard of every tensor. Imports torch; import it where it is used.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def shard_model(model: nn.Module, layers: Iterable[nn.Module], device: torch.device, processes: int) -> None:
     """Move this process's shard of every weight to `device`, layer by layer, and free the rest.
 
-    layers   are gathered one at a time, each for its own pass; the embeddings and the head stay gathered from the forward pass to
-             the end of the backward pass
+    layers   are gathered one at a time, each for its own pass; the embeddings and the head stay gathered until the end of
+             the backward pass
     """
     mesh = init_device_mesh(device.type, (processes,))
     for layer in layers:
@@ -61,7 +61,7 @@ def full_weights(model: nn.Module, name_part: str) -> dict[str, Tensor]:
 
 
 def load_full_weights(shards: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copy each process's shard of the full tensors in `saved` into `shards`. Raises KeyError for a weight that `saved` lacks."""
+    """Copy this process's shards of the full tensors in `saved`. Raises KeyError for a weight that `saved` lacks."""
     for name, shard in shards.items():
         shard.copy_(_shard_like(saved[name], shard))
 

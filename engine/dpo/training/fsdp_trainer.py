@@ -1,11 +1,11 @@
 """TRL's trainer with the base model sharded over the processes (FSDP2), so that no device ever holds all of it.
 
-The model is loaded on the CPU as a memory-mapped view of its file, which all processes of a machine share. Before the first pass,
-each process moves its shard to its device, layer by layer. Checkpoints have the format of a single process, so that training can
-continue with any number of processes, sharded or not.
+The model is loaded on the CPU as a memory-mapped view of its file, which all processes of a machine share. Before the first
+pass, each process moves its shard to its device, layer by layer. Checkpoints have the format of a single process, so that
+training can continue with any number of processes, sharded or not.
 
-accelerate shards models, too, but only on GPUs, so that testing would need several, and only when training begins, which is after
-the reference and the first loss. Imports torch and TRL; import it where it is used.
+accelerate shards models, too, but only on GPUs, so that testing would need several, and only when training begins, which is
+after the reference and the first loss. Imports torch and TRL; import it where it is used.
 """
 
 from __future__ import annotations

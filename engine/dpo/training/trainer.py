@@ -136,9 +136,9 @@ def train(
     max_steps          optimizer steps; -1 follows --num-train-epochs
     plan               by default the current plan of the run folder
 
-    Raises RestartNeeded if memory runs out and a reduced plan (now on disk) can continue in a fresh process, MemoryExhausted if
-    there is none, Stopped (after writing a checkpoint), NumbersError (wrong reference, NaN, nothing learned; the last good
-    checkpoint is kept), DataError (too many pairs longer than --max-length).
+    Raises RestartNeeded if memory runs out and a reduced plan (now on disk) can continue in a fresh process,
+    MemoryExhausted if there is none, Stopped (after writing a checkpoint), NumbersError (wrong reference, NaN, nothing
+    learned; the last good checkpoint is kept), DataError (too many pairs longer than --max-length).
     """
     plan = plan or current_plan(run, config, dtype_name(resolve_dtype(config)))
     resolved, expected = plan.applied_to(config), reference_sha256 or expected_reference(run)

@@ -1,7 +1,7 @@
 """TRL's DPO trainer, adapted. Only `engine.dpo.training.trainer` imports this file, when it trains.
 
-It avoids what the stock trainer does silently: log a NaN loss as 0.0, put a pickle with a token into every checkpoint, leave
-partial checkpoints, rotate by file time, drop pairs, send telemetry. It reads a shared prompt once
+It avoids what the stock trainer does silently: log a NaN loss as 0.0, put a pickle with a token into every checkpoint,
+leave partial checkpoints, rotate by file time, drop pairs, send telemetry. It reads a shared prompt once
 (`engine.dpo.training.shared_prompt`), and fills each pass with as many pairs as fit (`engine.dpo.training.batches`).
 """
 
@@ -65,8 +65,8 @@ def build_trainer(
     """Build the trainer over `pairs` (token ids). This adds the frozen copy "ref" of the adapter "default" to `policy`.
 
     folder          for checkpoints
-    settings        for DPOConfig. Batch size times accumulation is the effective batch. The batch size is the number of pairs of
-                    maximum length that fit in memory; passes over shorter pairs contain more of them
+    settings        for DPOConfig. Batch size times accumulation is the effective batch. The batch size is the number of
+                    pairs of maximum length that fit in memory; passes over shorter pairs contain more of them
     group           the processes that train; each gets all pairs, and takes its share of each step
     trainer_class   by default Stage3Trainer
     """
@@ -154,7 +154,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     """Collates one batch of pairs; the training data loader uses it for each batch of a step."""
 
     def set_pass_size(self, pairs_per_pass: int, longest: int) -> None:
-        """Limit each pass to the tokens of `pairs_per_pass` pairs of `longest` tokens; it may contain more of the shorter ones."""
+        """Limit each pass to the tokens of `pairs_per_pass` pairs of `longest` tokens; more pairs fit if they are shorter."""
         self.pairs_per_pass, self.max_tokens = pairs_per_pass, pairs_per_pass * longest
 
     def place_weights(self) -> str:
@@ -198,7 +198,7 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
         return loader
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """The forward and backward passes of one optimizer step. Gradient and loss are means over its pairs in all processes."""
+        """Forward and backward passes of one optimizer step. Gradient and loss are means over its pairs in all processes."""
         batches: list[Batch] = inputs["batches"]
         loss = torch.zeros((), device=self.args.device)
         for number, (batch, size) in enumerate(zip(batches, inputs["sizes"], strict=True), start=1):
@@ -216,8 +216,8 @@ class Stage3Trainer(DPOTrainer):  # type: ignore[misc,unused-ignore]
     def _local_pass(self, model: Any, *, reduce_gradients: bool) -> Iterator[None]:
         """A pass without communication. The backward pass of a step's last one reduces the gradients over all processes.
 
-        TRL would gather its metrics from all processes in every pass, which needs the same number of pairs in each. They are
-        reduced once per step instead, after the last pass.
+        TRL would gather its metrics from all processes in every pass, which needs the same number of pairs in each. They
+        are reduced once per step instead, after the last pass.
         """
         if self.group.world_size == 1:
             yield

@@ -14,11 +14,11 @@ STAGE = "training"
 WINDOW = 20
 """Optimizer steps to average over."""
 DEVIATIONS = 2.5
-"""Standard errors below chance that cause a warning: before anything is learned, half of all windows are slightly below chance.
-This gives one false alarm in 160 independent windows."""
+"""Standard errors below chance that cause a warning: before anything is learned, half of all windows are slightly below
+chance. This gives one false alarm in 160 independent windows."""
 COLLAPSE = 0.5
-"""Nats per token by which chosen replies may become less likely: at one half, a probability of 60 % falls to 36 %. Margins then
-grow by making both replies unlikely (Pal et al. 2024, Razin et al. 2024)."""
+"""Nats per token by which chosen replies may become less likely: at one half, a probability of 60 % falls to 36 %. Margins
+then grow by making both replies unlikely (Pal et al. 2024, Razin et al. 2024)."""
 
 
 @dataclass

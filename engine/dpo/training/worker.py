@@ -1,7 +1,8 @@
 """One training worker: `accelerate launch … -m engine.dpo.training.worker REQUEST`.
 
-It reads the request, trains its share of each step, and reports to the process that started it (`worker_messages`). All output,
-including that of libraries, goes to its own log. It exits when its standard input closes, which means that its parent is gone.
+It reads the request, trains its share of each step, and reports to the process that started it (`worker_messages`). All
+output, including that of libraries, goes to its own log. It exits when its standard input closes, which means that its
+parent is gone.
 """
 
 from __future__ import annotations
