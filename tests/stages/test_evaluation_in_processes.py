@@ -19,10 +19,10 @@ from peft import PeftModel
 from engine.core import layout
 from engine.core.errors import NumbersError, Stopped
 from engine.core.events import Event, Message, Progress
-from engine.dpo.evaluation.in_processes import KIND, RunTasksInProcesses, reusing_results, task_key, work_of
+from engine.dpo.evaluation.in_processes import KIND, RunTasksInProcesses, reusing_results, task_handler, task_key
 from engine.dpo.evaluation.policies import load_policies
 from engine.dpo.evaluation.report import evaluate
-from engine.dpo.evaluation.tasks import Task, TaskResult
+from engine.dpo.evaluation.tasks import Results, Task
 from engine.dpo.training.trainer import save_adapter
 from engine.models.generation import sampling
 from engine.models.tensors import adapter_tensors, hash_tensors
@@ -30,7 +30,7 @@ from engine.pairs.judges import exam
 from engine.run.context import Context
 from engine.run.stop import StopToken
 from engine.stages.load_judge import judge_loader
-from engine.stages.pair_processes import evaluating, evaluators
+from engine.stages.pair_processes import evaluation_process_count, evaluation_workers
 from engine.storage.jsonl import dumps
 from engine.workers.rows import share_file
 from tests.conftest import run_stage
@@ -93,23 +93,23 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
     was, made.plan = made.plan, made.plan.for_processes(4)
     assert made.plan.micro_batch < was.micro_batch, "the training was split as before"
     events: list[Event] = []
-    for event in comparing(together, made, partial(evaluating, together, made)):
+    for event in comparing(together, made, partial(evaluation_workers, together, made)):
         events.append(event)
         if isinstance(event, Progress) and event.unit == "held-out pairs" and event.done == 2:
             gc.collect()
             assert model() is None, "this process still holds the models that the others work with"
             kill_a_worker()
     messages = [event.text for event in events if isinstance(event, Message)]
-    assert any("ended by SIGKILL" in text and "takes up its share" in text for text in messages), messages
+    assert any("ended by SIGKILL" in text and "takes over its work" in text for text in messages), messages
     assert report_of(context) == expected and json.loads(expected)["judge"] == "self"
     after_the_exam = [line for line in told(alone) if line[0] != "exam comparisons"]
     assert told(events) == after_the_exam
     assert not (context.run / layout.EVALUATION_SHARES_DIR).exists()
 
 
-def here_as_there(do: Callable[[Task], TaskResult], run: Any) -> RunTasksInProcesses:
+def here_as_there(do: Callable[[Task], Results], run: Any) -> RunTasksInProcesses:
     """Asks a pool whose only worker is this process; what is sent and told goes through JSON, as through a pipe."""
-    return RunTasksInProcesses(PoolHere(work_of(do, no_judge)), run, "models")  # type: ignore[arg-type]
+    return RunTasksInProcesses(PoolHere(task_handler(do, no_judge)), run, "models")  # type: ignore[arg-type]
 
 
 def no_judge() -> Any:
@@ -125,7 +125,7 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def __call__(self, task: Task) -> TaskResult:
+    def __call__(self, task: Task) -> Results:
         self.asked.append(task["read"][0]["ids"][0])
         return [[self.asked[-1] / 3, None, "é"]]
 
@@ -141,7 +141,7 @@ def test_one_process_or_several_go_on_with_what_several_left(context):
     whole = list(here_as_there(do, run)(TASKS))
     share = share_file(run, KIND, 1)
     share.parent.mkdir(parents=True)
-    rows = PoolHere(work_of(Counting(), no_judge)).rows(
+    rows = PoolHere(task_handler(Counting(), no_judge)).rows(
         [{**task, "key": task_key("models", task)} for task in TASKS[1:4]]
     )
     share.write_text("".join(f"{dumps(row)}\n" for row in rows) + '{"key": "torn')
@@ -149,11 +149,11 @@ def test_one_process_or_several_go_on_with_what_several_left(context):
         do = Counting()
         assert list(ask(do, run)(TASKS)) == whole and do.asked == [0, 4]
     do = Counting()
-    list(RunTasksInProcesses(PoolHere(work_of(do, no_judge)), run, "other models")(TASKS))  # type: ignore[arg-type]
+    list(RunTasksInProcesses(PoolHere(task_handler(do, no_judge)), run, "other models")(TASKS))  # type: ignore[arg-type]
     assert do.asked == [0, 1, 2, 3, 4]
 
 
-def alone(do: Callable[[Task], TaskResult]) -> Any:
+def alone(do: Callable[[Task], Results]) -> Any:
     return lambda tasks: (do(task) for task in tasks)
 
 
@@ -180,7 +180,7 @@ def test_a_stop_in_the_middle_of_an_answer_keeps_no_half_of_it(trained: tuple[Co
     [({}, 1), ({"num_processes": 2}, 2), ({"num_processes": 2, "num_machines": 2, "main_process_ip": "10.0.0.1"}, 1)],
 )
 def test_the_processes_of_this_machine_evaluate(config, options, expected):
-    assert evaluators(config(device="cpu", **options)) == expected
+    assert evaluation_process_count(config(device="cpu", **options)) == expected
 
 
 def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple[Context, Any], monkeypatch):

@@ -62,7 +62,7 @@ or fit for any message) or a refusal; whether the prompt is about something harm
 
 def read_answered_prompts(report: Path) -> tuple[AnsweredPrompt, ...]:
     """All answered prompts of a report; empty if there is no report, or it cannot be read."""
-    data = read_json_or_none(report, dict[str, Any], most=MAX_BYTES)
+    data = read_json_or_none(report, dict[str, Any], max_bytes=MAX_BYTES)
     samples = None if data is None else data.get("samples")
     return answered_prompts_from(samples if isinstance(samples, list) else ())
 

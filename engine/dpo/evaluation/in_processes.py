@@ -12,16 +12,17 @@ from itertools import islice
 
 from engine.core.config import Stage3Config
 from engine.core.events import Event
-from engine.dpo.evaluation.tasks import RunTasks, Task, TaskResult
+from engine.dpo.evaluation.tasks import Results, RunTasks, Task
 from engine.dpo.training.reference import policy_key
 from engine.run.folder import Run
 from engine.storage.files import sha256_of_json
-from engine.storage.jsonl import foreign_loads
-from engine.workers import serve
+from engine.storage.jsonl import loads_allowing_nan
+from engine.workers import tasks as worker_tasks
+from engine.workers.distribution import FinishedBatch, Row, distribute
 from engine.workers.pool import WorkerPool
-from engine.workers.rows import left_rows
-from engine.workers.serve import Made, Work
-from engine.workers.shares import Row, Share, shared_out
+from engine.workers.rows import earlier_rows
+from engine.workers.serve import Work
+from engine.workers.tasks import TaskResult
 
 KIND = "evaluation"
 
@@ -40,11 +41,11 @@ class RunTasksInProcesses:
     policies_key: str
     """The result of the function `policies_key`."""
 
-    def __call__(self, tasks: Sequence[Task]) -> Iterator[Event | TaskResult]:
+    def __call__(self, tasks: Sequence[Task]) -> Iterator[Event | Results]:
         known = _earlier_results(self.run)
         batches = [[{**task, "key": task_key(self.policies_key, task)}] for task in tasks]  # of one task each
-        for item in shared_out(self.pool, batches, lambda task: known.get(task["key"]), lambda batch: batch[0]):
-            if isinstance(item, Share):
+        for item in distribute(self.pool, batches, lambda task: known.get(task["key"]), lambda batch: batch[0]):
+            if isinstance(item, FinishedBatch):
                 yield _result(item.rows[0])
             elif not isinstance(item, str):
                 yield item
@@ -53,7 +54,7 @@ class RunTasksInProcesses:
 def reusing_results(run_tasks: RunTasks, run: Run, policies_key: str) -> RunTasks:
     """`run_tasks`, but reusing the results in the files of an earlier start's processes."""
 
-    def run_missing(tasks: Sequence[Task]) -> Iterator[Event | TaskResult]:
+    def run_missing(tasks: Sequence[Task]) -> Iterator[Event | Results]:
         known = _earlier_results(run)
         rows = [known.get(task_key(policies_key, task)) for task in tasks]
         new_results = run_tasks([task for task, row in zip(tasks, rows, strict=True) if row is None])
@@ -65,30 +66,32 @@ def reusing_results(run_tasks: RunTasks, run: Run, policies_key: str) -> RunTask
 
 def _earlier_results(run: Run) -> dict[str, Row]:
     """The rows that processes of an earlier start wrote, by task key."""
-    return {str(row["key"]): row for row in left_rows(run, KIND) if "key" in row and isinstance(row.get("found"), str)}
+    return {
+        str(row["key"]): row for row in earlier_rows(run, KIND) if "key" in row and isinstance(row.get("found"), str)
+    }
 
 
 def task_key(policies_key: str, task: Task) -> str:
     return sha256_of_json([policies_key, task])
 
 
-def _result(row: Row) -> TaskResult:
-    return list(foreign_loads(row["found"]))
+def _result(row: Row) -> Results:
+    return list(loads_allowing_nan(row["found"]))
 
 
-def work_of(run_task: Callable[[Task], TaskResult], judging: Callable[[], Work]) -> Work:
-    """The work of each process.
+def task_handler(run_task: Callable[[Task], Results], load_judge: Callable[[], Work]) -> Work:
+    """What each process does with a task.
 
-    judging   loads the judge and returns its work; called for the first task with comparisons
+    load_judge   loads the judge and returns its task handler; called for the first task with comparisons
     """
     judges: list[Work] = []
 
-    def work(task: serve.Task) -> Generator[str, None, Made]:
+    def work(task: worker_tasks.Task) -> Generator[str, None, TaskResult]:
         if "comparisons" in task:
-            judges[:] = judges or [judging()]
+            judges[:] = judges or [load_judge()]
             return (yield from judges[0](task))
         yield "evaluation"
         # As text, because a broken model may give NaN, which a row cannot contain.
-        return Made([{"key": task["key"], "found": json.dumps(run_task(task))}])
+        return TaskResult([{"key": task["key"], "found": json.dumps(run_task(task))}])
 
     return work

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from engine.core import layout
 from engine.core.config import Stage3Config
 from engine.core.errors import NumbersError
-from engine.dpo.evaluation.tasks import Task, TaskResult
+from engine.dpo.evaluation.tasks import Results, Task
 from engine.dpo.training.dataset import EncodedPair
 from engine.dpo.training.reference import REFERENCE_ADAPTER, adapter_active, base_active, collated, pair_logps
-from engine.machine.memory import free_memory, in_halves
+from engine.machine.memory import free_memory, halve_on_oom
 from engine.models.loading import POLICY_ADAPTER, load_base, load_policy, load_tokenizer, resolve_dtype, restore_adapter
 from engine.models.tensors import adapter_tensors, file_tensors, hash_tensors
 from engine.pairs.judges.base import LoadedPolicy
@@ -53,7 +53,7 @@ class Policies:
         """The Stage 2 policy, for --judge self."""
         return LoadedPolicy(self.model, self.tokenizer, lambda: adapter_active(self.model, REFERENCE_ADAPTER))
 
-    def run(self, task: Task, should_stop: Callable[[], bool] = lambda: False) -> TaskResult:
+    def run(self, task: Task, should_stop: Callable[[], bool] = lambda: False) -> Results:
         """Run one task. When `should_stop` returns True, answers end at the next token; the caller must discard them."""
         match task:
             case {"read": list(pairs)}:
@@ -65,7 +65,7 @@ class Policies:
             case _:
                 raise ValueError(f"unknown evaluation task: {sorted(task)}")
 
-    def _log_ratios(self, pairs: list[dict[str, Any]]) -> TaskResult:
+    def _log_ratios(self, pairs: list[dict[str, Any]]) -> Results:
         """For each pair's chosen and rejected reply, the log-probability under Stage 3 minus that under Stage 2."""
         (batch,) = collated(pairs, self.collator, len(pairs), self.model.device)
         stage3 = pair_logps(self.model, batch, POLICY_ADAPTER, self.dtype)
@@ -75,11 +75,11 @@ class Policies:
 
     def _answers(
         self, prompts: list[Any], adapter: str, settings: Mapping[str, Any], should_stop: Callable[[], bool]
-    ) -> TaskResult:
+    ) -> Results:
         """Answer the prompts in one batch, which is halved whenever memory runs out."""
         from engine.models.generation.sampling import SamplingSettings, generate
 
-        def answer(indices: Sequence[int]) -> TaskResult:
+        def answer(indices: Sequence[int]) -> Results:
             batch = [prompts[index] for index in indices]
             with adapter_active(self.model, adapter):
                 replies = generate(
@@ -91,9 +91,9 @@ class Policies:
                 )
             return [asdict(reply) for reply in replies]
 
-        return in_halves(answer, range(len(prompts)), free_memory)
+        return halve_on_oom(answer, range(len(prompts)), free_memory)
 
-    def _relevance(self, answers: list[Any]) -> TaskResult:
+    def _relevance(self, answers: list[Any]) -> Results:
         meter = RelevanceMeter(self.model, self.tokenizer)  # type: ignore[arg-type]
         with base_active(self.model):
             measured = meter.measure([Answer(prompt, reply) for prompt, reply in answers])
@@ -103,7 +103,7 @@ class Policies:
 def run_tasks_here(policies: Policies, stop: StopToken) -> RunTasks:
     """Run tasks in this process. A result that a stop cut short is not passed on."""
 
-    def run_tasks(tasks: Sequence[Task]) -> Iterator[TaskResult]:
+    def run_tasks(tasks: Sequence[Task]) -> Iterator[Results]:
         for task in tasks:
             stop.raise_if_requested()
             result = policies.run(task, lambda: stop.requested)

@@ -149,7 +149,7 @@ def _decide(
         everyday=measured.everyday.pairs,
         margins=held_out.margins,
         trained=trained.tensors_sha256 != trained.stage2_sha256,
-        why_no_judge=examined.why_none,
+        why_no_judge=examined.why_no_judge,
     )
     reached = verdict(verdict_input, Limits.of(config))
     figures: Figures = {**answer_figures, **measured.distance, **held_out.figures}

@@ -11,9 +11,9 @@ from engine.pairs.judges.scores import ScoreBatches
 
 Task = Mapping[str, Any]
 """A task for `engine.dpo.evaluation.policies`, as a JSON object."""
-TaskResult = list[Any]
+Results = list[Any]
 """The results of a task, one for each of its items."""
-RunTasks = Callable[[Sequence[Task]], Iterator[Event | TaskResult]]
+RunTasks = Callable[[Sequence[Task]], Iterator[Event | Results]]
 """Runs tasks and yields their results in order. Raises Stopped between two tasks."""
 
 
@@ -34,13 +34,13 @@ class TaskQueue:
     def __init__(self, run_tasks: RunTasks) -> None:
         self._run_tasks = run_tasks
         self._tasks: list[Task] = []
-        self._results: Iterator[Event | TaskResult] | None = None
+        self._results: Iterator[Event | Results] | None = None
 
     def submit(self, tasks: Sequence[Task]) -> None:
         assert self._results is None, "a task that is submitted now would never run"
         self._tasks += tasks
 
-    def next_result(self) -> Generator[Event, None, TaskResult]:
+    def next_result(self) -> Generator[Event, None, Results]:
         """The result of the next task. Raises as `RunTasks` does."""
         if self._results is None:
             self._results = self._run_tasks(self._tasks)

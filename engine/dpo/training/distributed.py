@@ -24,8 +24,8 @@ from engine.dpo.training.launcher import REQUEST_JSON, launched
 from engine.dpo.training.trainer import STAGE, Trained, expected_reference, train
 from engine.dpo.training.worker_messages import STOP, Request, WorkerReports
 from engine.models.loading import dtype_name, resolve_dtype
-from engine.process.conversation import Conversation
-from engine.process.stopped import StoppedProcesses
+from engine.process.interactive_child import InteractiveChild
+from engine.process.suspended import SuspendedProcesses
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.storage.jsonl import loads
@@ -85,7 +85,7 @@ def _train_in_workers(
     try:
         with launched(config, run, plan.processes) as launcher:
             reports, step = yield from _relay_messages(run, stop, launcher)
-            launcher_output = "\n".join(launcher.beside.tail)
+            launcher_output = "\n".join(launcher.stderr.tail)
     finally:
         (run / REQUEST_JSON).unlink(missing_ok=True)  # so that other machines wait for the next request
     stop.raise_if_requested()
@@ -97,15 +97,15 @@ def _train_in_workers(
 
 
 def _relay_messages(
-    run: Run, stop: StopToken, launcher: Conversation
+    run: Run, stop: StopToken, launcher: InteractiveChild
 ) -> Generator[Event, None, tuple[WorkerReports, int]]:
     """Yield the workers' events. Returns their other messages, and the last step."""
-    reports, stopped_processes, stop_sent, touched = WorkerReports(), StoppedProcesses(), False, 0.0
+    reports, stopped_processes, stop_sent, touched = WorkerReports(), SuspendedProcesses(), False, 0.0
     step = max(map(step_of, by_step(run / layout.CHECKPOINTS_DIR)), default=0)
     for line in launcher.lines():
         if stop.requested and not stop_sent:
             stop_sent = True
-            launcher.tell(STOP)
+            launcher.send(STOP)
         if time.monotonic() - touched > TOUCH_SECONDS:
             touched = time.monotonic()
             os.utime(run / REQUEST_JSON)  # shows machines that want to join that the request is live

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from engine.core.layout import ADAPTER_WEIGHTS
-from engine.core.sizes import size_in_words
+from engine.core.sizes import format_size
 from engine.dpo.training.fsdp import (
     bytes_held,
     full_optimizer_state,
@@ -53,8 +53,8 @@ class FSDPTrainer(Stage3Trainer):
         local, total = bytes_held(self.model.parameters())
         largest = max(self.group.gather(local))
         return (
-            f"The model is sharded over {self.group.world_size} processes: each holds at most {size_in_words(largest)} of "
-            f"{size_in_words(total)} ({largest / total:.0%})."
+            f"The model is sharded over {self.group.world_size} processes: each holds at most {format_size(largest)} of "
+            f"{format_size(total)} ({largest / total:.0%})."
         )
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:

@@ -17,7 +17,7 @@ from engine.core.events import Message, RunFinished
 from engine.core.reading import open_file
 from engine.dpo.training.launcher import REQUEST_JSON, launched, launcher_log
 from engine.dpo.training.worker_messages import STOP, Request
-from engine.process.conversation import Conversation
+from engine.process.interactive_child import InteractiveChild
 from engine.run.folder import Run
 from engine.run.journal import entry_from_dict
 from engine.run.stop import StopToken
@@ -50,14 +50,14 @@ def join_training(config: Stage3Config, run: Run, stop: StopToken) -> Generator[
         stop.wait(POLL_SECONDS)
 
 
-def _run_workers(workers: AbstractContextManager[Conversation], stop: StopToken) -> int:
+def _run_workers(workers: AbstractContextManager[InteractiveChild], stop: StopToken) -> int:
     """Returns the exit status of this machine's launcher."""
     stop_sent = False
     with workers as launcher:
         for _ in launcher.lines():
             if stop.requested and not stop_sent:
                 stop_sent = True
-                launcher.tell(STOP)
+                launcher.send(STOP)
     return launcher.code or 0
 
 

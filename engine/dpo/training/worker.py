@@ -24,8 +24,8 @@ from engine.core.events import Event, TrainStep
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training.process_group import ProcessGroup
 from engine.dpo.training.worker_messages import STOP, Request, Result, WorkerReporter, rank_log
-from engine.process.environment import leave_no_core_dumps, log_to_file, quiet_libraries
-from engine.process.job_signals import end_by_parent_only
+from engine.process.environment import disable_core_dumps, log_to_file, quiet_libraries
+from engine.process.job_signals import obey_parent_signals_only
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 
@@ -38,11 +38,11 @@ T = TypeVar("T")
 
 def main(path: str) -> int:
     quiet_libraries()
-    leave_no_core_dumps()
+    disable_core_dumps()
     request, group = Request.read(Path(path)), ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     reporter = WorkerReporter(os.dup(1), group.rank)
     redirect_output(rank_log(Run(Path(request.run)), group.rank))
-    end_by_parent_only()  # the launcher
+    obey_parent_signals_only()  # the launcher
     reporter.started()
     stop = StopToken()
     Thread(target=watch_stdin, args=(stop,), name="watch stdin", daemon=True).start()
