@@ -295,9 +295,9 @@ def test_a_pass_that_was_stopped_continues_and_leaves_the_same_bytes(trainer: An
     assert sorted(lines[0]) == sorted(lines[1])
 
 
-@pytest.mark.parametrize("together, passes", [(True, 1), (False, 0)])
+@pytest.mark.parametrize("lockstep, passes", [(True, 1), (False, 0)])
 def test_a_process_without_a_batch_makes_a_pass_where_the_others_need_its_weights(
-    together: bool, passes: int, trainer: Any, monkeypatch: pytest.MonkeyPatch
+    lockstep: bool, passes: int, trainer: Any, monkeypatch: pytest.MonkeyPatch
 ):
     _, alone = run_stage(logps(trainer, 100, "alone.jsonl"))
     of_first = dict(enumerate(alone))
@@ -307,7 +307,7 @@ def test_a_process_without_a_batch_makes_a_pass_where_the_others_need_its_weight
             return [of_first if isinstance(value, dict) else value, value]
 
     asked = watch_rows(monkeypatch)
-    _, found = run_stage(logps(trainer, 100, group=Second(1, 2), together=together))
+    _, found = run_stage(logps(trainer, 100, group=Second(1, 2), lockstep=lockstep))
     assert len(asked) == passes
     assert found == alone
 
