@@ -306,10 +306,7 @@ def test_the_stage_scores_usable_pairs_and_the_gate_reads_the_scores(
 ):
     records = rows(30)
     records[4]["revised_response"] = records[4]["base_response"]  # cannot train, so it is not scored
-    records[9]["base_score"], records[9]["revised_score"] = (
-        0.5,
-        0.25,
-    )  # the file's own score, which the judge's replaces
+    records[9]["base_score"], records[9]["revised_score"] = 0.5, 0.25  # which the judge's scores replace
     made, judge = with_pairs(context(judge="demo", min_pairs=5, relevance=False), records), use(Ruler())
     before = (made.run / layout.PAIRS_JSONL).read_bytes()
     events, result = run_stage(quality.run(made))
