@@ -42,7 +42,7 @@ class Validation:
     error: DataError | None
     """Why the file may not train; None if the gate is open."""
     bad_lines: list[BadLine]
-    """The first few; `figures.bad_lines` in the report counts all."""
+    """The first bad lines; `figures.bad_lines` in the report counts all of them."""
     source: str = ""
 
     @property
@@ -96,7 +96,7 @@ class _Lines:
         self._reading, self._sidecar, self._on_line = reading, sidecar, on_line
         self.tally = Tally(bad_edits=len(sidecar.edits.damaged))
         self.bad: list[BadLine] = []
-        """The first few."""
+        """The first bad lines."""
         self.decided: set[str] = set()
 
     def pairs(self, rows: Iterator[NumberedRow]) -> Iterator[tuple[int, Pair]]:
@@ -182,7 +182,7 @@ class SidecarFiles:
     """The judge whose scores count: the last one in the file."""
     scored: Callable[[Pair], Pair]
     measures: dict[str, ReplyMeasures]
-    """Measured by stage quality."""
+    """The relevance that stage quality measured, by key."""
 
     @classmethod
     def of(cls, source: Path) -> SidecarFiles:

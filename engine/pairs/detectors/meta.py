@@ -27,7 +27,7 @@ MAX_WORDS = 60
 """How much of a sentence is read."""
 
 SHARPNESS = 3.0
-"""The sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspect as ten."""
+"""The sharpness of the soft maximum. At 1, thirty harmless sentences would be three times as suspicious as ten."""
 
 BLANK = "_"
 THEIRS = "<theirs>"

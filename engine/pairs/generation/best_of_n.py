@@ -24,7 +24,7 @@ from engine.pairs.principles.constitution import Principle
 from engine.run.stop import StopToken
 
 NO_DIFFERENCE = "no draft better"
-"""The judge scored all drafts the same, or could not score them."""
+"""The status if the judge scored all drafts the same, or could not score them."""
 
 
 @dataclass(frozen=True)

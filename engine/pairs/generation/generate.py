@@ -67,7 +67,7 @@ class RecordIndex:
     failed: int = 0
     """Prompts on which the server failed."""
     last_failure: str = ""
-    """The server's message for the last of them."""
+    """The server's message for the last prompt on which it failed."""
 
     @property
     def total(self) -> int:
