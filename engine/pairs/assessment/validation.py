@@ -241,7 +241,7 @@ def open_rows(source: Path, split: str | None = None) -> Iterator[Iterator[Numbe
     """The rows of the source. Raises ConfigError if it cannot be opened, DiskError if reading fails."""
     advice = "Pass a file with one pair per row (JSONL, JSON, CSV, Parquet, …), or a dataset on the Hub (owner/name)."
     try:
-        if source.is_dir() and (run := _advice_for_a_folder(source)):
+        if source.is_dir() and (run := _advice_for_folder(source)):
             raise ConfigError(f"{source} is a run folder.", "", run)
         if source != STDIN and looks_like_hub_id(str(source)):
             yield hub_rows(str(source), split or "train", "main", None)
@@ -258,7 +258,7 @@ def open_rows(source: Path, split: str | None = None) -> Iterator[Iterator[Numbe
         ) from error
 
 
-def _advice_for_a_folder(folder: Path) -> str:
+def _advice_for_folder(folder: Path) -> str:
     """Point to the pairs file inside, if this is a run folder or looks like one."""
     pairs = next((path for name in ("pairs/pairs.jsonl", "pairs.jsonl") if (path := folder / name).is_file()), None)
     return f"Did you mean {pairs}?" if pairs else ""
