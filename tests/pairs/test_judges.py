@@ -27,7 +27,7 @@ from transformers import (
 
 from engine.core.errors import ConfigError, DataError, NetworkError, NumbersError, PreconditionError, UnsafeError
 from engine.dpo.evaluation.answers import AnswerJudge, judge_answers
-from engine.dpo.evaluation.both_models import BothModels
+from engine.dpo.evaluation.policies import Policies
 from engine.models.generation.sampling import Reply
 from engine.models.local_backend import load_stage2_backend
 from engine.models.server.pool import ServerPool
@@ -265,7 +265,7 @@ def test_in_the_evaluation_stage_2_judges_and_stage_3_is_active_again_afterwards
     prompts = [row["prompt"] for row in pairs(14)[8:]]
     stage2 = [Reply(comparison.first, True, 3) for comparison in comparisons(14)[8:]]
     stage3 = [Reply(comparison.second, True, 4) for comparison in comparisons(14)[8:]]
-    judge = load_judge(context, BothModels.of(context.config, trained).reference)
+    judge = load_judge(context, Policies.of(context.config, trained).reference)
     assert judge is not None
     _, judged = run_stage(judge_answers(AnswerJudge.here(judge, context.stop), prompts, stage2, stage3))
     assert trained.model.active_adapter == "default"
