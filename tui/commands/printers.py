@@ -33,7 +33,7 @@ BAR_WIDTH = 20
 
 class AutoPrinter(Protocol):
     def remember(self, entry: Entry) -> None:
-        """Take an event of an earlier process, before the first `show`."""
+        """Take an event of an earlier process into account, before the first `show`."""
 
     def show(self, entry: Entry, state: RunState) -> None: ...
 
@@ -128,7 +128,7 @@ class JsonPrinter:
     """The events, one JSON object per line, and nothing else."""
 
     def remember(self, entry: Entry) -> None:
-        """It is in the journal."""
+        """Nothing to do: the event is in the journal."""
 
     def show(self, entry: Entry, state: RunState) -> None:
         print(dumps(finite(entry.as_dict())), flush=True)

@@ -90,7 +90,7 @@ def _row(stage: PlannedStage) -> tuple[Content, ...]:
         Content.styled(str(STAGES.index(stage.name) + 1), "$muted"),
         Content.styled(glyph, f"bold {style}"),
         Content.styled(STAGE[stage.name].title, "bold"),
-        Content.styled(stage.action, style),
+        Content.styled(stage.action_text, style),
         Content.styled(f"~{approx_duration(stage.seconds)}" if stage.seconds else "", "$muted"),
         one_line(stage.why, "$foreground", 300),
     )

@@ -156,7 +156,7 @@ class RunChooser(ThemedApp[Path]):
         rows = self.query_one(RunRows)
         chosen = rows.marked or tuple(run.folder for run in self._runs if run.verdict)
         if len(chosen) < 2:
-            self.notify("To compare takes two runs: x marks one.")
+            self.notify("Comparing takes two runs: mark them with x.")
         else:
             self.push_screen(CompareScreen(chosen))
 
