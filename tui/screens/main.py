@@ -82,23 +82,23 @@ class MainScreen(Screen[None]):
         """Select the running stage until the person selects another."""
         self._followed = source.snapshot().latest
         self._views: dict[str, StageView] = {first: VIEWS[first](source)}
-        self._title, self._rail, self._body = TextView(id="title"), Rail(id="rail"), Container(id="body")
-        self._status, self._keys = TextView(id="status"), TextView(id="keys")
+        self.title_view, self.rail, self.body = TextView(id="title"), Rail(id="rail"), Container(id="body")
+        self.status_view, self.keys_view = TextView(id="status"), TextView(id="keys")
 
     def compose(self) -> ComposeResult:
         yield Static(id="too-small", markup=False)
-        yield self._title
+        yield self.title_view
         with Container(id="middle"):
-            yield self._rail
-            with self._body:
+            yield self.rail
+            with self.body:
                 yield self._views[self.selected]
-        yield self._status
-        yield self._keys
+        yield self.status_view
+        yield self.keys_view
 
     @property
     def is_whole(self) -> bool:
         """Whether all parts exist: not before mounting, and not during removal."""
-        parts = (self._title, self._rail, self._body, self._status, self._keys)
+        parts = (self.title_view, self.rail, self.body, self.status_view, self.keys_view)
         return self.is_mounted and all(part.is_attached for part in parts) and self.view is not None
 
     @property
@@ -123,14 +123,14 @@ class MainScreen(Screen[None]):
             duration(now - (current.started or now)) if current else "",
             approx_duration(seconds_to_go(state, now)),
         )
-        self._title.put(key, lambda width: [title_line(state, folder.name, standing, now, width)])
-        self._rail.put(state, self.selected, now)
-        self._status.put(
+        self.title_view.put(key, lambda width: [title_line(state, folder.name, standing, now, width)])
+        self.rail.put(state, self.selected, now)
+        self.status_view.put(
             (state.telemetry[-1:], state.forecast),
             lambda width: [status_line(state, platform.node(), short_path(folder), width)],
         )
         keys = self.keys_offered()
-        self._keys.put(keys, lambda width: [keys_line(keys, width)])
+        self.keys_view.put(keys, lambda width: [keys_line(keys, width)])
         return self.view is not None and await self.view.draw(state, now)
 
     async def _follow(self, state: RunState) -> None:
@@ -164,7 +164,7 @@ class MainScreen(Screen[None]):
             view.display = name == stage
         if stage not in self._views:
             self._views[stage] = VIEWS[stage](self.source)
-            await self._body.mount(self._views[stage])
+            await self.body.mount(self._views[stage])
 
     def on_resize(self, event: events.Resize) -> None:
         size = event.size

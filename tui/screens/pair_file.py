@@ -36,18 +36,20 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
 
     def compose(self) -> ComposeResult:
         yield Static(id="too-small", markup=False)
-        yield self._title
-        with self._body:
+        yield self.title_view
+        with self.body:
             yield PairBrowser(self.file)
-        yield self._status
-        yield self._keys
+        yield self.status_view
+        yield self.keys_view
 
     def on_mount(self) -> None:
         self.query_one(PairBrowser).pairs.focus()
 
     @property
     def is_whole(self) -> bool:
-        return self.is_mounted and all(part.is_attached for part in (self._title, self._body, self._status, self._keys))
+        return self.is_mounted and all(
+            part.is_attached for part in (self.title_view, self.body, self.status_view, self.keys_view)
+        )
 
     @property
     def view(self) -> StageView | None:
@@ -65,11 +67,11 @@ class PairFileScreen(MainScreen, inherit_bindings=False):
             return False
         file, problem = visible_line(short_path(self.file.file), 200), visible_line(self.file.problem, 200)
         where = Content.styled(problem, "$check-failed") if problem else Content.styled("nothing runs ", "$muted")
-        self._title.put((file, problem), lambda width: [title_line(file, where, width)])
+        self.title_view.put((file, problem), lambda width: [title_line(file, where, width)])
         edits = visible_line(short_path(self.file.edits), 200)
-        self._status.put(edits, lambda width: [edits_line(edits, width)])
+        self.status_view.put(edits, lambda width: [edits_line(edits, width)])
         keys = self.keys_offered()
-        self._keys.put(keys, lambda width: [keys_line(keys, width)])
+        self.keys_view.put(keys, lambda width: [keys_line(keys, width)])
         return True
 
 
