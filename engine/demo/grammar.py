@@ -126,19 +126,21 @@ def grammar() -> Grammar:
 
 def questions(*, held_out: bool) -> list[Question]:
     """All questions of one side of the split, without context, in a fixed order."""
-    every = [Question(t, template, word) for t in grammar().topics for template in t.questions for word in t.words]
-    return [q for q in every if q.held_out == held_out]
+    all_questions = [
+        Question(t, template, word) for t in grammar().topics for template in t.questions for word in t.words
+    ]
+    return [q for q in all_questions if q.held_out == held_out]
 
 
 def draw_prompt(random: Random, question: Question) -> Conversation:
     """A conversation that ends with the question, often with a context, and a third of the time after a greeting."""
     context = random.choice(["", *grammar().contexts])
-    asked = Question(question.topic, question.template, question.word, context)
+    in_context = Question(question.topic, question.template, question.word, context)
     prompt: Conversation = []
     if random.random() < GREETED_SHARE:
         hello, reply = random.choice(grammar().greetings)
         prompt = [{"role": "user", "content": hello}, {"role": "assistant", "content": reply}]
-    return [*prompt, {"role": "user", "content": asked.text}]
+    return [*prompt, {"role": "user", "content": in_context.text}]
 
 
 def draw_answer(random: Random, question: Question, mix: Mix) -> Answer:
@@ -194,9 +196,9 @@ def answers(topic: Topic, word: str) -> list[Answer]:
 
 def read_question(conversation: Conversation) -> Question | None:
     """The conversation's last question; None if it is not in the grammar."""
-    asked = conversation[-1]["content"].strip() if conversation else ""
-    context = next((c for c in grammar().contexts if asked.startswith(f"{c} ")), "")
-    found = _questions().get(asked.removeprefix(context).strip())
+    text = conversation[-1]["content"].strip() if conversation else ""
+    context = next((c for c in grammar().contexts if text.startswith(f"{c} ")), "")
+    found = _questions().get(text.removeprefix(context).strip())
     return found and Question(found.topic, found.template, found.word, context)
 
 

@@ -68,19 +68,19 @@ def load_backend(
     """
     critic = critic_server(config)  # first, so that incomplete options are reported before a model is loaded
     policy = _load_policy(config, adapter, stop, token, tell)
-    return policy if critic is None else PolicyAndCritic(policy, _on_server(config, critic, stop, token, tell))
+    return policy if critic is None else PolicyAndCritic(policy, _load_server(config, critic, stop, token, tell))
 
 
 def _load_policy(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None, tell: Tell) -> Backend:
     server = policy_server(config)
     if server is not None:
-        return _on_server(config, server, stop, token, tell)
+        return _load_server(config, server, stop, token, tell)
     from engine.models.local_backend import load_stage2_backend
 
     return load_stage2_backend(config, adapter, stop, token)
 
 
-def _on_server(config: Stage3Config, server: ServerRole, stop: StopToken, token: str | None, tell: Tell) -> Backend:
+def _load_server(config: Stage3Config, server: ServerRole, stop: StopToken, token: str | None, tell: Tell) -> Backend:
     from engine.models.server.backend import load_server_backend
 
     return load_server_backend(config, server, stop, token, tell)

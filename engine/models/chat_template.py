@@ -28,7 +28,7 @@ def conversation_ids(
     Raises PreconditionError if the template refuses the conversation (for example, an unknown role).
     """
     mark = unused_mark(conversation)
-    text = _text(tokenizer, conversation, mark, add_generation_prompt)
+    text = _render(tokenizer, conversation, mark, add_generation_prompt)
     return encode_marked(tokenizer, text + behaviour_of(tokenizer).opening if add_generation_prompt else text, mark)
 
 
@@ -44,12 +44,12 @@ def reply_ids(
     if behaviour.fault:
         raise template_fault(tokenizer, behaviour.fault)
     mark = unused_mark([*conversation, *reply])
-    prompt = _text(tokenizer, conversation, mark, add_generation_prompt=True)
-    begun = prompt.removesuffix(behaviour.only_in_prompt) + behaviour.only_with_reply + behaviour.opening
-    whole = _text(tokenizer, [*conversation, *reply], mark, add_generation_prompt=False)
-    if not whole.startswith(begun):
+    prompt = _render(tokenizer, conversation, mark, add_generation_prompt=True)
+    prompt_text = prompt.removesuffix(behaviour.only_in_prompt) + behaviour.only_with_reply + behaviour.opening
+    text = _render(tokenizer, [*conversation, *reply], mark, add_generation_prompt=False)
+    if not text.startswith(prompt_text):
         raise template_fault(tokenizer, "it renders this prompt differently when a reply follows")
-    return _ended(tokenizer, _behind(tokenizer, begun, whole, mark), behaviour)
+    return _ids_up_to_end(tokenizer, _ids_after(tokenizer, prompt_text, text, mark), behaviour)
 
 
 def template_fault(tokenizer: PreTrainedTokenizerBase, why: str) -> PreconditionError:
@@ -68,7 +68,7 @@ _WITHOUT_THOUGHT = (
 )
 
 
-def _text(
+def _render(
     tokenizer: PreTrainedTokenizerBase, conversation: Sequence[ChatMessage], mark: str, add_generation_prompt: bool
 ) -> str:
     behaviour = behaviour_of(tokenizer)
@@ -87,20 +87,20 @@ def _text(
         ) from error
 
 
-def _behind(tokenizer: PreTrainedTokenizerBase, begun: str, whole: str, mark: str) -> list[int]:
+def _ids_after(tokenizer: PreTrainedTokenizerBase, prompt_text: str, text: str, mark: str) -> list[int]:
     """The ids of `whole` after those of `begun`. If a token would span the boundary, the rest is tokenised separately, because
     generation starts from the ids of `begun` alone."""
-    before, both = encode_marked(tokenizer, begun, mark), encode_marked(tokenizer, whole, mark)
-    if both[: len(before)] == before:
-        return both[len(before) :]
-    first, *rest = whole[len(begun) :].split(mark)
+    prompt_ids, full_ids = encode_marked(tokenizer, prompt_text, mark), encode_marked(tokenizer, text, mark)
+    if full_ids[: len(prompt_ids)] == prompt_ids:
+        return full_ids[len(prompt_ids) :]
+    first, *rest = text[len(prompt_text) :].split(mark)
     return [
         *encode_continuation(tokenizer, first),
         *(token for part in rest for token in encode_continuation(tokenizer, part)),
     ]
 
 
-def _ended(tokenizer: PreTrainedTokenizerBase, ids: list[int], behaviour: Behaviour) -> list[int]:
+def _ids_up_to_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], behaviour: Behaviour) -> list[int]:
     """`ids` up to one end-of-turn token. Whatever the template writes after it (the next turn, a second end) is left out."""
     ids = [*ids, *behaviour.appended]
     if behaviour.end not in ids:

@@ -17,7 +17,7 @@ from engine.machine.memory import set_libraries_aside
 from engine.models.placement import gpus_of_base, require_on_gpus
 from engine.models.templates.option import default_template, missing_template_advice, template_from_option
 from engine.models.templates.rendering import fix_date, own_template, writes_date
-from engine.models.templates.trial import require_an_end
+from engine.models.templates.termination import require_termination
 from engine.run.folder import Run
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def load_tokenizer(config: Stage3Config, token: str | None = None) -> PreTrained
             "Conversations are rendered with a chat template, the same for generation and training.",
             missing_template_advice(config),
         )
-    require_an_end(own_template(tokenizer), config.base_model_id)
+    require_termination(own_template(tokenizer), config.base_model_id)
     if writes_date(tokenizer):
         fix_date(tokenizer, run_date(config))
     tokenizer.padding_side = "left"

@@ -154,23 +154,23 @@ def test_the_preset_names_files_that_are_there() -> None:
 def test_the_model_answers_as_recorded(
     recorded: dict[str, Any], stage2: Any, tokenizer: Any, constitution: Constitution
 ) -> None:
-    from engine.demo.sample import speak
+    from engine.demo.sample import generate_turns
 
     principles = {principle.id: principle for principle in constitution.principles}
     chains = recorded["chains"]
-    drafts = speak(stage2, tokenizer, [c["prompt"] for c in chains])
+    drafts = generate_turns(stage2, tokenizer, [c["prompt"] for c in chains])
     assert drafts == [c["draft"] for c in chains]
     asked = [critique_prompt(c["prompt"], c["draft"], principles[c["principle"]]) for c in chains]
-    assert speak(stage2, tokenizer, asked) == [c["critique"] for c in chains]
+    assert generate_turns(stage2, tokenizer, asked) == [c["critique"] for c in chains]
     asked = [revision_prompt(c["prompt"], c["draft"], c["critique"], principles[c["principle"]]) for c in chains]
-    assert speak(stage2, tokenizer, asked) == [c["revision"] for c in chains]
+    assert generate_turns(stage2, tokenizer, asked) == [c["revision"] for c in chains]
 
 
 def test_stage_2_is_flawed_and_mends_itself_when_asked(stage2: Any, tokenizer: Any, constitution: Constitution) -> None:
-    from engine.demo.sample import chains, measure
+    from engine.demo.sample import generate_chains, measure
 
     prompts = [conversation_of(row["chosen"]) for row in rows("test")[:24]]
-    figures = measure(chains(stage2, tokenizer, prompts, constitution))
+    figures = measure(generate_chains(stage2, tokenizer, prompts, constitution))
     assert figures.drafts_well_formed > 0.9
     assert figures.drafts_flawed > 0.8
     assert figures.critiques_right > 0.9

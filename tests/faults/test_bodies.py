@@ -58,7 +58,7 @@ def asked(url: str, seconds: float = 20.0) -> str:
         return
 
     client = ServerClient([address], "m", StopToken(), concurrency=1, timeout_seconds=seconds, sleep=at_once)
-    return client.ask([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
+    return client.send([ChatRequest([{"role": "user", "content": "Well?"}], 5)], tries=1)[0].text
 
 
 OF_A_SERVER = {

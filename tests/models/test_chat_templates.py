@@ -15,7 +15,7 @@ from engine.core.errors import ConfigError, PreconditionError, UnsafeError
 from engine.models.chat import ChatMessage, Conversation
 from engine.models.chat_template import conversation_ids, reply_ids
 from engine.models.loading import load_tokenizer
-from engine.models.templates import trial
+from engine.models.templates import termination
 from engine.models.templates.behaviour import behaviour_of
 from engine.models.templates.option import default_template
 from engine.models.templates.thoughts import closes_thought, opens_thought, without_thought
@@ -170,7 +170,7 @@ def test_a_template_that_does_not_end_is_refused_before_this_process_renders_it(
 
 
 def test_a_template_with_marks_of_transformers_is_tried_like_any_other():
-    trial.require_an_end(
+    termination.require_termination(
         "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "mine"
     )
 

@@ -95,12 +95,12 @@ def test_it_says_what_generate_says(model, clear_choices):
 def test_what_was_read_is_not_read_again_and_changes_nothing(model):
     """Three steps of a conversation; later prompts start with earlier ones, except for one rewritten row."""
     draw = random.Random(4)
-    memory, rows = PrefixCache(), ragged(2)
+    prefix_cache, rows = PrefixCache(), ragged(2)
     for step in range(3):
         with forward_shapes(model) as shapes:
-            said = generate_batch(model, rows, Greedy(), [], [6 + step] * len(rows), pad=0, memory=memory)
+            said = generate_batch(model, rows, Greedy(), [], [6 + step] * len(rows), pad=0, prefix_cache=prefix_cache)
         read = [columns for _, columns in shapes]
-        memory.keep([row.prefix for row in said])
+        prefix_cache.keep_rows([row.prefix for row in said])
         assert all(len(one.ids) == 6 + step for one in said)
         for row, one in zip(rows, said, strict=True):
             assert_greedy(model, row, one.ids)
@@ -116,23 +116,25 @@ def test_a_beginning_that_all_rows_share_is_read_once(model):
     draw = random.Random(9)
     examples = ids(draw, 60)
     rows = [[*examples, *ids(draw, 3 + index)] for index in range(5)]
-    memory = PrefixCache()
+    prefix_cache = PrefixCache()
     with forward_shapes(model) as read:
-        said = generate_batch(model, rows, Greedy(), [], [1] * 5, pad=0, memory=memory)
+        said = generate_batch(model, rows, Greedy(), [], [1] * 5, pad=0, prefix_cache=prefix_cache)
     for row, one in zip(rows, said, strict=True):
         assert_greedy(model, row, one.ids)
     assert read[0] == (1, 60) and max(columns for _, columns in read[1:]) <= 7
     with forward_shapes(model) as read:
-        generate_batch(model, [[*examples, 5, 6], [*examples, 7, 8]], Greedy(), [], [1, 1], pad=0, memory=memory)
+        generate_batch(
+            model, [[*examples, 5, 6], [*examples, 7, 8]], Greedy(), [], [1, 1], pad=0, prefix_cache=prefix_cache
+        )
     assert max(columns for _, columns in read) <= 7  # the next batch finds it, too
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
 def test_a_text_longer_than_a_sliding_window_is_read_whole_each_time_and_right(name):
     model = build(name, sliding_window=16)
-    memory, rows = PrefixCache(), ragged(3)
+    prefix_cache, rows = PrefixCache(), ragged(3)
     assert not attends_to_all(model, 60) and attends_to_all(model, 15)
-    said = generate_batch(model, rows, Greedy(), [], [9] * len(rows), pad=0, memory=memory)
+    said = generate_batch(model, rows, Greedy(), [], [9] * len(rows), pad=0, prefix_cache=prefix_cache)
     for row, one in zip(rows, said, strict=True):
         assert_greedy(model, row, one.ids)
     assert all(row.prefix is None and len(row.ids) == 9 for row in said)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.models import head as head_module
-from engine.models.head import Figures, Head, label_figures
+from engine.models.head import Head, LabelStatistics, label_statistics
 
 POSITIONS, HIDDEN, WORDS = 37, 16, 501
 
@@ -19,7 +19,7 @@ POSITIONS, HIDDEN, WORDS = 37, 16, 501
 def small_tiles(monkeypatch):
     """Neither divides its side, so that the last tiles are narrower."""
     monkeypatch.setattr(head_module, "TILE_POSITIONS", 10)
-    monkeypatch.setattr(head_module, "TILE_WORDS", 64)
+    monkeypatch.setattr(head_module, "TILE_TOKENS", 64)
 
 
 def drawn(*, trained: bool, bias: bool, **more: Any) -> tuple[Head, torch.Tensor, torch.Tensor]:
@@ -38,9 +38,9 @@ def logits_of(head: Head, hidden: torch.Tensor) -> torch.Tensor:
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def by_definition(head: Head, hidden: torch.Tensor, labels: torch.Tensor) -> Figures:
+def by_definition(head: Head, hidden: torch.Tensor, labels: torch.Tensor) -> LabelStatistics:
     logits = logits_of(head, hidden)
-    return Figures(
+    return LabelStatistics(
         logits.log_softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1),
         torch.distributions.Categorical(logits=logits).entropy(),
         logits.mean(dim=1),
@@ -48,7 +48,7 @@ def by_definition(head: Head, hidden: torch.Tensor, labels: torch.Tensor) -> Fig
     )
 
 
-def gradients(figures: Figures, *leaves: torch.Tensor | None) -> list[torch.Tensor]:
+def gradients(figures: LabelStatistics, *leaves: torch.Tensor | None) -> list[torch.Tensor]:
     weights = torch.linspace(-2, 3, POSITIONS)  # no two positions count alike
     wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
     return list(torch.autograd.grad((figures.logps * weights).sum(), wanted))
@@ -59,9 +59,9 @@ def gradients(figures: Figures, *leaves: torch.Tensor | None) -> list[torch.Tens
 @pytest.mark.parametrize("trained", [False, True])
 def test_figures_and_gradients_are_those_of_the_definition(trained: bool, bias: bool, more: dict[str, float]):
     head, hidden, labels = drawn(trained=trained, bias=bias, **more)
-    expected, found = by_definition(head, hidden, labels), label_figures(head, hidden, labels)
+    expected, found = by_definition(head, hidden, labels), label_statistics(head, hidden, labels)
     assert expected.is_top1[:9].all() and not expected.is_top1.all()
-    for name in Figures._fields:
+    for name in LabelStatistics._fields:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
     leaves = (hidden, head.weight, head.bias)
     pairs = list(zip(gradients(found, *leaves), gradients(expected, *leaves), strict=True))
@@ -75,7 +75,7 @@ def test_hidden_states_in_sixteen_bits_are_scored_in_float32_even_under_autocast
     half = Head(head.weight.bfloat16(), None)
     states = hidden.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = label_figures(half, states, labels)
+        found = label_statistics(half, states, labels)
     exact = by_definition(Head(half.weight.float(), None), states.detach().float(), labels)
     torch.testing.assert_close(found.logps, exact.logps, atol=1e-5, rtol=1e-5)
     (slope,) = gradients(found, states)
@@ -84,7 +84,7 @@ def test_hidden_states_in_sixteen_bits_are_scored_in_float32_even_under_autocast
 
 def test_a_label_in_no_row_costs_nothing_and_breaks_nothing():
     head, hidden, labels = drawn(trained=False, bias=False)
-    found = label_figures(head, hidden[:0], labels[:0])
+    found = label_statistics(head, hidden[:0], labels[:0])
     found.logps.sum().backward()
     assert found.logps.shape == (0,) and hidden.grad is not None and not hidden.grad.any()
 
@@ -104,7 +104,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_grows_with_positions_times_words(trained: bool):
     head, hidden, labels = drawn(trained=trained, bias=False)
     with Largest() as ours:
-        gradients(label_figures(head, hidden, labels), hidden)
+        gradients(label_statistics(head, hidden, labels), hidden)
     with Largest() as whole:
         gradients(by_definition(head, hidden, labels), hidden)
     # The matrix itself is the largest, and its slope if it is trained.

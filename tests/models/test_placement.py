@@ -34,7 +34,7 @@ def test_what_works_on_one_device_gives_the_same_on_two(tmp_path: Path):
     for family, tied in (("gemma", True), ("llama", False)):
         base = build_base(tmp_path / family / "base", family=family, tie_word_embeddings=tied)
         build_adapter(tmp_path / family / "adapter", base)
-    command = [sys.executable, "-m", "tests.models.spread_over_two_devices", tmp_path]
+    command = [sys.executable, "-m", "tests.models.split_over_two_devices", tmp_path]
     child = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert child.returncode == 0, child.stderr[-2000:]
     for one, two in json.loads(child.stdout.splitlines()[-1]):

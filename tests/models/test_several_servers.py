@@ -45,7 +45,7 @@ def client_of(servers: Sequence[FakeServer | str], **more: Any) -> ServerClient:
 
 
 def ask(client: ServerClient, *texts: str, **more: Any) -> list[ChatResponse]:
-    return client.ask([ChatRequest([{"role": "user", "content": text}], 8) for text in texts], **more)
+    return client.send([ChatRequest([{"role": "user", "content": text}], 8) for text in texts], **more)
 
 
 def texts(number: int) -> list[str]:
@@ -104,7 +104,7 @@ def test_one_that_dies_in_the_middle_loses_nothing(two: list[FakeServer]):
 
 
 def test_one_that_comes_back_is_asked_again_and_told(two: list[FakeServer], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.05 * number)
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.05 * number)
     events: list[Event] = []
     down = threading.Event()
     two[0].mood_for = lambda text: BROKEN if down.is_set() else "ok"
@@ -126,10 +126,10 @@ def test_one_that_comes_back_is_asked_again_and_told(two: list[FakeServer], monk
 
 
 def test_one_that_comes_back_with_another_model_stays_out(two: list[FakeServer], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.02)
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.02)
     client = client_of(two)
-    for server, _ in client.each():
-        client.has_listed(server, ["ours", "theirs"])
+    for server, _ in client.per_server():
+        client.record_listing(server, ["ours", "theirs"])
     two[0].mood_for = lambda text: BROKEN
     two[0].models = Answer(200, {"data": [{"id": "another\x1b[31m"}]})
     two[1].seconds_for = lambda text: 0.02
@@ -227,24 +227,24 @@ def test_one_that_lets_nobody_in_is_left_out_and_two_end_the_run(two: list[FakeS
 # -- when a server is asked again, without sockets ------------------------------------------------------------------------
 
 
-class Pool:
+class TimedPool:
     """A pool of two on a clock of its own."""
 
     def __init__(self) -> None:
         self.time = 1000.0
-        self.told: list[Event] = []
+        self.events: list[Event] = []
         addresses = [ServerAddress("http://a/v1"), ServerAddress("http://b/v1")]
-        self.pool = ServerPool(addresses, 4, tell=self.told.append, clock=lambda: self.time)
+        self.pool = ServerPool(addresses, 4, tell=self.events.append, clock=lambda: self.time)
         self.a, self.b = self.pool.servers
 
 
 def test_it_waits_longer_each_time_with_jitter_and_never_longer_than_a_minute():
-    of = Pool()
+    timed = TimedPool()
     waits = []
     for _ in range(12):
-        of.pool.failed(of.a, of.time, "gone", gone=True, rest_seconds=None)
-        waits.append(of.a.until - of.time)
-        of.time = of.a.until
+        timed.pool.record_failure(timed.a, timed.time, "gone", unreachable=True, retry_after=None)
+        waits.append(timed.a.retry_at - timed.time)
+        timed.time = timed.a.retry_at
     for number, wait in enumerate(waits):
         longest = min(2.0**number, MAX_WAIT_SECONDS)
         assert longest / 2 <= wait <= longest
@@ -252,47 +252,47 @@ def test_it_waits_longer_each_time_with_jitter_and_never_longer_than_a_minute():
 
 
 def test_it_is_asked_how_it_is_when_it_is_due_and_not_before():
-    of = Pool()
-    of.pool.failed(of.a, of.time, "gone", gone=True, rest_seconds=None)
-    assert of.pool.due() == []
-    of.time = of.a.until
-    assert of.pool.due() == [of.a]
-    of.a.asking = True
-    assert of.pool.due() == [], "once is enough"
+    timed = TimedPool()
+    timed.pool.record_failure(timed.a, timed.time, "gone", unreachable=True, retry_after=None)
+    assert timed.pool.due_for_check() == []
+    timed.time = timed.a.retry_at
+    assert timed.pool.due_for_check() == [timed.a]
+    timed.a.checking = True
+    assert timed.pool.due_for_check() == [], "once is enough"
 
 
 def test_three_failures_leave_it_out_unless_it_answers_between():
-    of = Pool()
+    timed = TimedPool()
     for _ in range(2):
-        of.pool.failed(of.a, of.time, "500", gone=False, rest_seconds=None)
-    of.pool.answered(of.a, of.time)
+        timed.pool.record_failure(timed.a, timed.time, "500", unreachable=False, retry_after=None)
+    timed.pool.record_success(timed.a, timed.time)
     for _ in range(2):
-        of.pool.failed(of.a, of.time, "500", gone=False, rest_seconds=None)
-    assert of.a.state == "in"
-    of.pool.failed(of.a, of.time, "500", gone=False, rest_seconds=None)
-    assert of.a.state == "out"
+        timed.pool.record_failure(timed.a, timed.time, "500", unreachable=False, retry_after=None)
+    assert timed.a.state == "in"
+    timed.pool.record_failure(timed.a, timed.time, "500", unreachable=False, retry_after=None)
+    assert timed.a.state == "out"
 
 
 def test_the_echo_of_an_outage_is_no_second_one():
-    of = Pool()
-    sent = of.time
-    of.time += 1
+    timed = TimedPool()
+    sent = timed.time
+    timed.time += 1
     for _ in range(8):
-        of.pool.failed(of.a, sent, "gone", gone=True, rest_seconds=None)
-    assert of.a.outages == 1
-    of.pool.answered(of.a, sent)
-    assert of.a.state == "out", "nor does a late answer end it"
-    of.pool.due()
-    assert sum(isinstance(event, Message) for event in of.told) == 1
+        timed.pool.record_failure(timed.a, sent, "gone", unreachable=True, retry_after=None)
+    assert timed.a.outages == 1
+    timed.pool.record_success(timed.a, sent)
+    assert timed.a.state == "out", "nor does a late answer end it"
+    timed.pool.due_for_check()
+    assert sum(isinstance(event, Message) for event in timed.events) == 1
 
 
 def test_a_pause_ends_by_itself():
-    of = Pool()
-    of.pool.failed(of.a, of.time, "429", gone=False, rest_seconds=7.0)
-    assert of.a.state == "resting" and of.a.strikes == 0
-    of.time += 6.9
-    of.pool.due()
-    assert of.a.state == "resting"
-    of.time += 0.2
-    of.pool.due()
-    assert of.a.state == "in"
+    timed = TimedPool()
+    timed.pool.record_failure(timed.a, timed.time, "429", unreachable=False, retry_after=7.0)
+    assert timed.a.state == "resting" and timed.a.failures == 0
+    timed.time += 6.9
+    timed.pool.due_for_check()
+    assert timed.a.state == "resting"
+    timed.time += 0.2
+    timed.pool.due_for_check()
+    assert timed.a.state == "in"

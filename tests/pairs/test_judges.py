@@ -582,7 +582,7 @@ def test_what_the_server_finds_too_long_is_not_scored_and_another_refusal_is_an_
 def test_a_comparison_at_which_the_server_fails_has_no_score_and_too_many_end_it(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.0)
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.0)
 
     def told(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         bad = "water water" in body["messages"][0]["content"]

@@ -67,7 +67,7 @@ def texts_of(rows: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeServer]]:
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.02 * number)
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.02 * number)
     with ExitStack() as stack:
         servers = [stack.enter_context(fake_server()) for _ in range(2)]
         for server in servers:

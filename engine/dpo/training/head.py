@@ -19,7 +19,7 @@ from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from engine.dpo.planning.forecast import HeadWay, head_way
-from engine.models.head import Figures, explains_logits, head_of, label_figures
+from engine.models.head import LabelStatistics, head_of, label_statistics, reproduces_logits
 from engine.models.placement import on_several_devices
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadWay, str]
         return "trl", ""  # the balancing loss of experts comes with TRL's own
     if way == "trl" and on_several_devices(model):
         way = "chunked"  # TRL's wants hidden states, head and labels on one device
-    if way != "whole" and not explains_logits(model, policy):
+    if way != "whole" and not reproduces_logits(model, policy):
         way, why = "whole", f"{type(model).__name__} changes its logits in a way of its own"
         why += ": its head is computed whole, which needs memory for all logits of a pair"
     if way != "trl":
@@ -51,7 +51,7 @@ def install_head(policy: PeftModel, config: Stage3Config) -> tuple[HeadWay, str]
     return way, why
 
 
-Scored = Callable[[dict[str, Any], Tensor, bool], tuple[Tensor, Figures]]
+Scored = Callable[[dict[str, Any], Tensor, bool], tuple[Tensor, LabelStatistics]]
 """(arguments of the forward pass, labels (R, L), whether they are shifted already) -> (where there is a label (R, L), the
 figures of these labels).
 """
@@ -77,16 +77,16 @@ NOT_OF_THE_BACKBONE = ("fused_lm_head", "labels", "shift_labels", "num_items_in_
 
 def _chunked(
     model: PreTrainedModel, _: Callable[..., Any], asked: dict[str, Any], labels: Tensor, shifted: bool
-) -> tuple[Tensor, Figures]:
+) -> tuple[Tensor, LabelStatistics]:
     hidden, labels = _shift(model.base_model(**asked).last_hidden_state.to(labels.device), labels, shifted)
     wanted, head = labels != NO_LABEL, head_of(model)
-    assert head is not None  # `explains_logits` found one, and PEFT only changes which
-    return wanted, label_figures(head, hidden[wanted], labels[wanted])
+    assert head is not None  # `reproduces_logits` found one, and PEFT only changes which
+    return wanted, label_statistics(head, hidden[wanted], labels[wanted])
 
 
 def _whole(
     _: PreTrainedModel, plain: Callable[..., Any], asked: dict[str, Any], labels: Tensor, shifted: bool
-) -> tuple[Tensor, Figures]:
+) -> tuple[Tensor, LabelStatistics]:
     logits, labels = _shift(plain(**asked).logits, labels, shifted)
     wanted = labels != NO_LABEL
     logits = logits[wanted].float()  # (N, V)
@@ -94,7 +94,7 @@ def _whole(
     own = logps.gather(1, labels[wanted].unsqueeze(1)).squeeze(1)
     with torch.no_grad():
         entropy = -torch.linalg.vecdot(logps.exp(), logps)
-        return wanted, Figures(own, entropy, logits.mean(dim=-1), own >= logps.amax(dim=-1))
+        return wanted, LabelStatistics(own, entropy, logits.mean(dim=-1), own >= logps.amax(dim=-1))
 
 
 def _shift(states: Tensor, labels: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def _shift(states: Tensor, labels: Tensor, shifted: bool) -> tuple[Tensor, Tenso
     return (states, labels) if shifted else (states[:, :-1], labels[:, 1:])
 
 
-def _as_trl(wanted: Tensor, figures: Figures) -> FusedCausalLMOutput:
+def _as_trl(wanted: Tensor, figures: LabelStatistics) -> FusedCausalLMOutput:
     """Figures as TRL reads them: (R, L), with 0 where there is no label."""
     logps, entropy, mean_logits, is_top1 = (
         figure.new_zeros(wanted.shape).masked_scatter(wanted, figure) for figure in figures

@@ -39,7 +39,7 @@ MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations that take any mask; flash attention supports only causal ones."""
 TRL_ARGUMENTS = {"input_ids", "attention_mask", "labels", "use_cache", "fused_lm_head"}
 """The arguments that TRL passes to a text model. A call with any others takes the plain path."""
-SAME_IN_FLOAT32, SAME_IN_HALF = 1e-3, 0.1
+TOLERANCE_FLOAT32, TOLERANCE_HALF = 1e-3, 0.1
 """Mean difference in nats per token; a model that ignores mask or positions differs by more."""
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -174,7 +174,7 @@ def _same(plain: Tensor, shared: Tensor | None, dtype: torch.dtype) -> bool:
     """Catches models that accept a mask and positions but use them differently. Exact equality is tested in
     tests/dpo/test_shared_prompt.py.
     """
-    most = SAME_IN_FLOAT32 if dtype == torch.float32 else SAME_IN_HALF
+    most = TOLERANCE_FLOAT32 if dtype == torch.float32 else TOLERANCE_HALF
     return shared is not None and bool((plain - shared).abs().mean() < most)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUESTION = "How should I apologise to a friend?"
-SAME = 0.005
+MAX_RELATIVE_CHANGE = 0.005
 """Relative to the largest logit: allowed change from another order of summation. On the CPU it is zero."""
 
 
@@ -50,10 +50,10 @@ def effect_on_logits(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, base
             EXPORT_AGAIN,
         )
     if base_logits is not None:
-        moved: float = (off - base_logits).abs().max().item()
-        if not moved <= SAME * base_logits.abs().max().item():
+        base_change: float = (off - base_logits).abs().max().item()
+        if not base_change <= MAX_RELATIVE_CHANGE * base_logits.abs().max().item():
             raise PreconditionError(
-                f"With the adapter switched off, the base model's logits differ by up to {moved:.4g}.",
+                f"With the adapter switched off, the base model's logits differ by up to {base_change:.4g}.",
                 "Loading the adapter changed the base model's weights, so the reference would not be Stage 2.",
                 EXPORT_AGAIN,
             )
@@ -75,22 +75,24 @@ def refuse_rounded(policy: PeftModel, tensors_sha256: str) -> str:
     from engine.models.tensors import adapter_tensors, hash_tensors
 
     tensors = adapter_tensors(policy, POLICY_ADAPTER)
-    half = {dtype_name(tensor.dtype) for tensor in tensors.values() if tensor.dtype != torch.float32}
-    held = " and ".join(sorted(half))
+    half_formats = {dtype_name(tensor.dtype) for tensor in tensors.values() if tensor.dtype != torch.float32}
+    formats = " and ".join(sorted(half_formats))
     if hash_tensors(tensors) != tensors_sha256:
         raise PreconditionError(
             "The adapter that PEFT loaded differs from the file.",
-            f"It keeps modules_to_save in the base model's format, {held}, which rounds them: the reference would not be Stage 2."
-            if half
+            f"It keeps modules_to_save in {formats}, as the base model, which rounds them: the reference would not be Stage 2."
+            if half_formats
             else "Their values differ.",
-            "Use --dtype float32." if half else EXPORT_AGAIN,
+            "Use --dtype float32." if half_formats else EXPORT_AGAIN,
         )
-    if "float16" in half:
+    if "float16" in half_formats:
         raise PreconditionError(
             "The adapter's modules_to_save cannot be trained in float16.",
             "PEFT keeps them in the base model's format, but scaling float16 gradients requires float32.",
             "Use --dtype float32, or bfloat16 if the GPU supports it.",
         )
     return (
-        f"modules_to_save are trained in {held}, which loses small updates; --dtype float32 keeps them" if half else ""
+        f"modules_to_save are trained in {formats}, which loses small updates; --dtype float32 keeps them"
+        if half_formats
+        else ""
     )

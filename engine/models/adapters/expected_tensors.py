@@ -14,8 +14,8 @@ from engine.core.config import Stage3Config
 from engine.core.errors import PreconditionError, UnsafeError
 from engine.models.adapters.settings import AdapterSettings
 from engine.models.adapters.trainable import refuse_uncopied_parameters
-from engine.models.endless import refuse_endless_model
 from engine.models.loading import POLICY_ADAPTER, hub_arguments
+from engine.models.oversized import refuse_oversized_model
 from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
         try:
             policy = get_peft_model(model, lora, adapter_name=POLICY_ADAPTER)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as error:
-            raise _no_place(settings, base, error) from error
+            raise _targets_missing(settings, base, error) from error
         refuse_uncopied_parameters(settings, policy)
         state = get_peft_model_state_dict(policy, adapter_name=POLICY_ADAPTER, save_embedding_layers=False)
-    modules = _adapted(policy)
+    modules = _adapted_modules(policy)
     return Expected(
         base=base,
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
@@ -105,7 +105,7 @@ def read_base_config(config: Stage3Config, token: str | None = None) -> Pretrain
     from transformers import AutoConfig
 
     with base_model_errors(config):
-        refuse_endless_model(config.base_model_id, "--base-model-id", **hub_arguments(config, token))
+        refuse_oversized_model(config.base_model_id, "--base-model-id", **hub_arguments(config, token))
         return AutoConfig.from_pretrained(config.base_model_id, **hub_arguments(config, token))
 
 
@@ -123,7 +123,7 @@ def base_model_errors(config: Stage3Config) -> Iterator[None]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if as_hub_error(error) is not None:
             raise
-        name, said = visible_line(config.base_model_id, 200), visible_line(str(error), 300)
+        name, message = visible_line(config.base_model_id, 200), visible_line(str(error), 300)
         if "trust_remote_code" in str(error):
             raise UnsafeError(
                 f"The base model {name} needs custom code.",
@@ -132,7 +132,7 @@ def base_model_errors(config: Stage3Config) -> Iterator[None]:
             ) from error
         raise PreconditionError(
             f"Cannot read the base model {name}.",
-            f"transformers says: {said}",
+            f"transformers says: {message}",
             "Pass a folder written by `model.save_pretrained`, or a Hub id, with --base-model-id.",
         ) from error
 
@@ -148,7 +148,7 @@ def _facts(config: Stage3Config, base_config: PretrainedConfig, model: Any) -> B
     )
 
 
-def _no_place(settings: AdapterSettings, base: BaseFacts, error: Exception) -> PreconditionError:
+def _targets_missing(settings: AdapterSettings, base: BaseFacts, error: Exception) -> PreconditionError:
     targets = settings.lora.target_modules
     wanted = ", ".join(sorted(targets)) if isinstance(targets, (set, list)) else str(targets)
     return PreconditionError(
@@ -158,7 +158,7 @@ def _no_place(settings: AdapterSettings, base: BaseFacts, error: Exception) -> P
     )
 
 
-def _adapted(policy: PeftModel) -> list[AdaptedModule]:
+def _adapted_modules(policy: PeftModel) -> list[AdaptedModule]:
     from peft.tuners.lora import LoraLayer
 
     return [

@@ -25,7 +25,7 @@ CONVERT = (
     "If you trust it, load it with PEFT and save it again: `model.save_pretrained(folder)` writes safetensors. "
     "Pass that folder with --adapter-path."
 )
-IT_RUNS = "It is a Python pickle, and opening one can run any program."
+PICKLE_RISK = "It is a Python pickle, and opening one can run any program."
 
 
 def shown(path: Path) -> str:
@@ -44,29 +44,29 @@ def refuse_pickles(folder: Path) -> list[str]:
     pickles = sorted(name for name in names if name.lower().endswith(PICKLE_SUFFIXES))
     weights = [name for name in pickles if not NEVER_OPENED.fullmatch(name)]
     if weights:
-        raise pickled(shown(folder), weights, beside=ADAPTER_WEIGHTS in names)
+        raise pickle_error(shown(folder), weights, beside=ADAPTER_WEIGHTS in names)
     return pickles
 
 
-def pickled(where: str, weights: list[str], *, beside: bool) -> UnsafeError:
+def pickle_error(where: str, weights: list[str], *, beside: bool) -> UnsafeError:
     """The error for weights in pickles, alone or `beside` the safetensors file."""
     if beside:
         return UnsafeError(
             f"The adapter {where} contains {few(weights)} beside {ADAPTER_WEIGHTS}.",
-            f"{IT_RUNS} Other programs may load it instead of the safetensors file.",
+            f"{PICKLE_RISK} Other programs may load it instead of the safetensors file.",
             f"Remove it: {ADAPTER_WEIGHTS} is enough.",
         )
-    return UnsafeError(f"The adapter {where} has its weights only in {few(weights)}.", IT_RUNS, CONVERT)
+    return UnsafeError(f"The adapter {where} has its weights only in {few(weights)}.", PICKLE_RISK, CONVERT)
 
 
-def open_in(folder: Path, name: str) -> BinaryIO:
+def open_adapter_file(folder: Path, name: str) -> BinaryIO:
     """Open a regular file of the folder. Raises PreconditionError if it is missing, UnsafeError for a link out of the folder
     (except within the Hub's own cache) and for anything that is not a regular file.
     """
     path = folder / name
     if not os.path.lexists(path):
-        raise PreconditionError(f"{shown(folder)} has no {name}.", *_without(folder, name))
-    if _leaves(path, folder):
+        raise PreconditionError(f"{shown(folder)} has no {name}.", *_missing_file_advice(folder, name))
+    if _links_outside(path, folder):
         raise UnsafeError(
             f"{shown(path)} is a link out of the folder, to {shown(Path(path.readlink()))}.",
             "A foreign folder could link to any file of this machine, and the target can change while the folder stays "
@@ -89,16 +89,16 @@ def open_in(folder: Path, name: str) -> BinaryIO:
     return os.fdopen(file, "rb")
 
 
-def _leaves(path: Path, folder: Path) -> bool:
+def _links_outside(path: Path, folder: Path) -> bool:
     if not path.is_symlink():
         return False
     if path.resolve().is_relative_to(folder.resolve()):
         return False
-    of_the_cache = (
+    blob_folder = (
         folder.parent.parent / "blobs"
     )  # models--owner--name/snapshots/<commit>/ and models--owner--name/blobs/
     target = Path(os.path.normpath(path.parent / path.readlink()))
-    return not (folder.parent.name == "snapshots" and target.parent == of_the_cache)
+    return not (folder.parent.name == "snapshots" and target.parent == blob_folder)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -110,7 +110,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 
 
-def _without(folder: Path, name: str) -> tuple[str, str]:
+def _missing_file_advice(folder: Path, name: str) -> tuple[str, str]:
     """Why a missing file matters, and what to do about it."""
     newest = newest_checkpoint(folder)
     if newest is not None:

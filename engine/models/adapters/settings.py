@@ -13,7 +13,7 @@ from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG
 from engine.core.nesting import foreign_json
 from engine.machine.memory import set_libraries_aside
-from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
+from engine.models.adapters.folder import EXPORT_AGAIN, few, open_adapter_file, shown
 from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NOT_FOR_PEFT = ("auto_mapping", "base_model_name_or_path", "revision", "runtime_
 TRANSFORMERS = "transformers"
 
 
-class _Types(BaseModel):
+class _FieldTypes(BaseModel):
     """The types that PEFT assumes."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -71,17 +71,17 @@ def read_settings(folder: Path) -> AdapterSettings:
     data = _read_object(folder)
     kind = data.get("peft_type")
     if kind != "LORA":
-        said = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
+        found = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
         raise PreconditionError(
-            f"{shown(path)} has {said}.",
+            f"{shown(path)} has {found}.",
             "Stage 3 trains only LoRA adapters." + _spelling(kind),
             EXPORT_AGAIN if kind is None else "Train Stage 2 with `peft.LoraConfig`, and pass that adapter.",
         )
     _refuse_code(data, path)
     try:
-        types = _Types.model_validate(data)
+        types = _FieldTypes.model_validate(data)
     except ValidationError as error:
-        raise _not_accepted(path, _first(error)) from None
+        raise _peft_error(path, _first_problem(error)) from None
     if types.task_type not in (None, "CAUSAL_LM"):
         raise PreconditionError(
             f"{shown(path)} has task_type {visible_line(repr(types.task_type), 60)}.",
@@ -99,7 +99,7 @@ def read_settings(folder: Path) -> AdapterSettings:
 
 def _read_object(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
-    with open_in(folder, ADAPTER_CONFIG) as file:
+    with open_adapter_file(folder, ADAPTER_CONFIG) as file:
         text = file.read(MAX_CONFIG_BYTES + 1)
     try:
         if len(text) > MAX_CONFIG_BYTES:
@@ -127,20 +127,20 @@ def _refuse_code(data: dict[str, Any], path: Path) -> None:
     named = data.get("auto_map")
     if named:
         beside = sorted(script.name for script in path.parent.glob("*.py"))
-        there = f" {few(beside)} is beside it." if beside else ""
-        raise _code(path, f"auto_map {visible_line(repr(named), 200)}", there)
+        script_note = f" {few(beside)} is beside it." if beside else ""
+        raise _code_error(path, f"auto_map {visible_line(repr(named), 200)}", script_note)
     mapping = data.get("auto_mapping")
     if isinstance(mapping, dict):
         library = mapping.get("parent_library")
         if library is not None and str(library).partition(".")[0] != TRANSFORMERS:
-            raise _code(path, f"a model class of {visible_line(repr(library), 200)} in auto_mapping", "")
+            raise _code_error(path, f"a model class of {visible_line(repr(library), 200)} in auto_mapping", "")
     if data.get("megatron_config"):
-        raise _code(path, f"megatron_core {visible_line(repr(data.get('megatron_core')), 200)}", "")
+        raise _code_error(path, f"megatron_core {visible_line(repr(data.get('megatron_core')), 200)}", "")
 
 
-def _code(path: Path, what: str, there: str) -> UnsafeError:
+def _code_error(path: Path, what: str, script_note: str) -> UnsafeError:
     return UnsafeError(
-        f"{shown(path)} names code to run: {what}.{there}",
+        f"{shown(path)} names code to run: {what}.{script_note}",
         "stage3-tui never runs code that comes with a model or an adapter.",
         "Train Stage 2 on a model that transformers supports itself, and pass that adapter.",
     )
@@ -156,7 +156,7 @@ def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
             warnings.simplefilter("ignore")  # fields of another PEFT version; the stage reports them
             return LoraConfig.from_peft_type(**safe)  # type: ignore[no-any-return]
     except (TypeError, ValueError, ImportError, AttributeError) as error:
-        raise _not_accepted(path, str(error)) from error
+        raise _peft_error(path, str(error)) from error
 
 
 def _unknown(data: dict[str, Any]) -> dict[str, Any]:
@@ -173,11 +173,11 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _first(error: ValidationError) -> str:
+def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where} = {first['input']!r}: {first['msg']}"
 
 
-def _not_accepted(path: Path, why: str) -> PreconditionError:
+def _peft_error(path: Path, why: str) -> PreconditionError:
     return PreconditionError(f"PEFT cannot use {shown(path)}.", visible_line(why, 300), EXPORT_AGAIN)

@@ -15,7 +15,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, PreconditionError
 from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.hub.references import local_path, looks_like_hub_id
-from engine.models.adapters.folder import NEVER_OPENED, PICKLE_SUFFIXES, few, pickled
+from engine.models.adapters.folder import NEVER_OPENED, PICKLE_SUFFIXES, few, pickle_error
 from engine.models.adapters.vocabulary import TOKENIZER_FILES
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
@@ -134,9 +134,9 @@ def _listing(repo_id: str, revision: str, token: str | None) -> _Listing:
 def _refuse_unless_adapter(repo_id: str, listing: _Listing) -> None:
     """Check the list of files before any download."""
     where = f"{repo_id} (commit {listing.commit[:12]})"
-    of_weights = [name for name in listing.pickles if not NEVER_OPENED.fullmatch(name)]
-    if ADAPTER_WEIGHTS not in listing.files and of_weights:
-        raise pickled(where, of_weights, beside=False)
+    weight_pickles = [name for name in listing.pickles if not NEVER_OPENED.fullmatch(name)]
+    if ADAPTER_WEIGHTS not in listing.files and weight_pickles:
+        raise pickle_error(where, weight_pickles, beside=False)
     missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name not in listing.files]
     if missing:
         raise PreconditionError(

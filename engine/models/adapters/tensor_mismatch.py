@@ -98,16 +98,16 @@ def _unknown_tensors(settings: AdapterSettings, expected: Expected, found: Shape
 
 def _layers(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
     """More layers than the base model has, or all layers above some number missing."""
-    wanted, there = _by_layer(expected.shapes), _by_layer(found)
-    if not wanted or not there:
+    wanted, present = _by_layer(expected.shapes), _by_layer(found)
+    if not wanted or not present:
         return None
-    if max(there) > max(wanted):
-        why = f"It has tensors of layer {max(there)}, but the base model's last layer is {max(wanted)}."
+    if max(present) > max(wanted):
+        why = f"It has tensors of layer {max(present)}, but the base model's last layer is {max(wanted)}."
         return _other_base(settings, expected.base, why)
-    gone = sorted(layer for layer in wanted if layer not in there)
+    gone = sorted(layer for layer in wanted if layer not in present)
     known = [name for name in found if name in expected.shapes]
-    if gone and min(gone) > max(there) and any(found[name] != expected.shapes[name] for name in known):
-        why = f"Its last layer is {max(there)}, the base model's is {max(wanted)}, and the shapes differ."
+    if gone and min(gone) > max(present) and any(found[name] != expected.shapes[name] for name in known):
+        why = f"Its last layer is {max(present)}, the base model's is {max(wanted)}, and the shapes differ."
         return _other_base(settings, expected.base, why)
     if gone:
         return _incomplete(expected, [name for layer in gone for name in wanted[layer]], f"all of layer {gone[0]}")
@@ -130,24 +130,27 @@ def _missing_or_extra(settings: AdapterSettings, expected: Expected, found: Shap
 
 def _rank(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
     """lora_A (rank, in) and lora_B (out, rank) that differ only in their rank."""
-    for name, asked in sorted(expected.shapes.items()):
-        has, place = found[name], 0 if ".lora_A." in name else 1
-        if "lora_" not in name or len(has) != 2 or len(asked) != 2:
+    for name, wanted in sorted(expected.shapes.items()):
+        actual, rank_dimension = found[name], 0 if ".lora_A." in name else 1
+        if "lora_" not in name or len(actual) != 2 or len(wanted) != 2:
             continue
-        if has[place] != asked[place] and has[1 - place] == asked[1 - place]:
+        if (
+            actual[rank_dimension] != wanted[rank_dimension]
+            and actual[1 - rank_dimension] == wanted[1 - rank_dimension]
+        ):
             return PreconditionError(
-                f"The adapter's tensors have rank {has[place]}, but its configuration says {asked[place]}.",
-                f"{visible_line(name, 120)} is {has}; {asked} was expected.",
+                f"The adapter's tensors have rank {actual[rank_dimension]}, but its configuration says {wanted[rank_dimension]}.",
+                f"{visible_line(name, 120)} is {actual}; {wanted} was expected.",
                 f"The configuration belongs to another adapter, or was edited (r, rank_pattern). {EXPORT_AGAIN}",
             )
     return None
 
 
 def _transposed(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    for name, asked in sorted(expected.shapes.items()):
-        if found[name] != asked and found[name] == asked[::-1]:
+    for name, wanted in sorted(expected.shapes.items()):
+        if found[name] != wanted and found[name] == wanted[::-1]:
             return PreconditionError(
-                f"The adapter's {visible_line(name, 120)} is transposed: {found[name]} instead of {asked}.",
+                f"The adapter's {visible_line(name, 120)} is transposed: {found[name]} instead of {wanted}.",
                 "Another program wrote it in the layout of Conv1D or MLX.",
                 EXPORT_AGAIN,
             )
@@ -155,7 +158,7 @@ def _transposed(settings: AdapterSettings, expected: Expected, found: Shapes) ->
 
 
 def _widths(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    wrong = sorted(name for name, asked in expected.shapes.items() if found[name] != asked)
+    wrong = sorted(name for name, wanted in expected.shapes.items() if found[name] != wanted)
     if not wrong:
         return None
     name = wrong[0]

@@ -84,23 +84,23 @@ def cannot_train(settings: AdapterSettings, reason: str) -> PreconditionError:
 
 
 def _refuse_other_base(settings: AdapterSettings) -> None:
-    way = _initialisation(settings.lora)
-    if way in INITIALISATIONS:
+    initialisation = _initialisation(settings.lora)
+    if initialisation in INITIALISATIONS:
         return
-    if str(way).lower().startswith(OF_ANOTHER_BASE):
+    if str(initialisation).lower().startswith(OF_ANOTHER_BASE):
         raise PreconditionError(
             f"The adapter {shown(settings.path.parent)} does not belong to the unchanged base model.",
-            f"It was initialised with init_lora_weights {way!r}, which subtracts its first values from the base model's "
+            f"It was initialised with init_lora_weights {initialisation!r}, which subtracts its first values from the base model's "
             "weights, and PEFT would subtract them again at each loading.",
             CONVERT_BACK,
         )
     raise PreconditionError(
-        f"The adapter {shown(settings.path.parent)} has init_lora_weights {visible_line(repr(way), 60)}.",
+        f"The adapter {shown(settings.path.parent)} has init_lora_weights {visible_line(repr(initialisation), 60)}.",
         "This version of PEFT does not know it, so it may change the base model.",
         CONVERT_BACK,
     )
 
 
 def _initialisation(lora: LoraConfig) -> bool | str:
-    way: bool | str | None = lora.init_lora_weights
-    return True if way is None else way
+    initialisation: bool | str | None = lora.init_lora_weights
+    return True if initialisation is None else initialisation

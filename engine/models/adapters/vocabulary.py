@@ -12,10 +12,10 @@ from typing import Any
 from engine.core.errors import PreconditionError
 from engine.core.nesting import foreign_json
 from engine.models.adapters.expected_tensors import BaseFacts
-from engine.models.adapters.folder import open_in, shown
+from engine.models.adapters.folder import open_adapter_file, shown
 
 TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
-LONGEST = 256 << 20
+MAX_TOKENIZER_BYTES = 256 << 20
 """Bytes; Gemma's tokenizer.json has 34 million."""
 
 
@@ -29,8 +29,8 @@ def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable
     for name in TOKENIZER_FILES:
         if not os.path.lexists(folder / name):
             continue
-        with open_in(folder, name) as file:
-            text = file.read(LONGEST + 1)
+        with open_adapter_file(folder, name) as file:
+            text = file.read(MAX_TOKENIZER_BYTES + 1)
         try:
             highest = max(_ids(foreign_json(text)), default=-1)
         except (ValueError, TypeError, AttributeError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from engine.core.errors import PreconditionError
 from engine.core.layout import ADAPTER_WEIGHTS
-from engine.models.adapters.folder import EXPORT_AGAIN, few, open_in, shown
+from engine.models.adapters.folder import EXPORT_AGAIN, few, open_adapter_file, shown
 from engine.models.adapters.header import Header, HeaderError, TensorInfo, read_header
 from engine.security.sanitize import visible_line
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LFS_POINTER = b"version https://git-lfs"
 NUMBER_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 """Formats that adapters are trained in: safetensors' name → torch's."""
-GET_IT_AGAIN = "Copy or download it again, and pass its folder with --adapter-path."
+DOWNLOAD_AGAIN = "Copy or download it again, and pass its folder with --adapter-path."
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ def read_weights_header(folder: Path) -> Header:
     """The weights' header, without reading them. Raises PreconditionError with the reason (a git-lfs pointer, a web page, a
     truncated or damaged file, numbers that are not floats); UnsafeError for anything but a regular file.
     """
-    with open_in(folder, ADAPTER_WEIGHTS) as file:
+    with open_adapter_file(folder, ADAPTER_WEIGHTS) as file:
         return _header(file, folder / ADAPTER_WEIGHTS)
 
 
 def load_weights(folder: Path) -> Weights:
     """The weights and their hash, from one reading of the file. Raises as `read_weights_header`."""
     path = folder / ADAPTER_WEIGHTS
-    with open_in(folder, ADAPTER_WEIGHTS) as file:
+    with open_adapter_file(folder, ADAPTER_WEIGHTS) as file:
         header = _header(file, path)
-        with _changes_told(path):
-            data = _whole(file.fileno(), header)
+        with _changes_as_errors(path):
+            data = _read_all(file.fileno(), header)
     view = memoryview(data)
     tensors = {name: _tensor(view, info) for name, info in header.tensors.items()}
     return Weights(header, tensors, hashlib.sha256(data).hexdigest(), len(data))
@@ -106,14 +106,14 @@ def _header(file: BinaryIO, path: Path) -> Header:
         )
     if not head or head.lstrip().startswith(b"<"):
         raise PreconditionError(
-            f"{shown(path)} is {'a web page' if head else 'empty'}.", "A download failed.", GET_IT_AGAIN
+            f"{shown(path)} is {'a web page' if head else 'empty'}.", "A download failed.", DOWNLOAD_AGAIN
         )
     file.seek(0)
     try:
         header = read_header(file, size)
     except HeaderError as error:
         raise PreconditionError(
-            f"{shown(path)} ({size:,} bytes) is damaged.", visible_line(str(error), 400), GET_IT_AGAIN
+            f"{shown(path)} ({size:,} bytes) is damaged.", visible_line(str(error), 400), DOWNLOAD_AGAIN
         ) from error
     _require_floats(header, path)
     return header
@@ -129,7 +129,7 @@ def _require_floats(header: Header, path: Path) -> None:
         )
 
 
-def _whole(file: int, header: Header) -> bytearray:
+def _read_all(file: int, header: Header) -> bytearray:
     """The file's bytes, unbuffered. Raises OSError if they no longer match the header."""
     data = bytearray(header.size)
     view, done = memoryview(data), 0
@@ -150,7 +150,7 @@ def _tensor(view: memoryview, info: TensorInfo) -> Tensor:
 
 
 @contextmanager
-def _changes_told(path: Path) -> Iterator[None]:
+def _changes_as_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

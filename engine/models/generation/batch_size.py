@@ -35,8 +35,8 @@ def fitting_batch_size(model: PreTrainedModel, longest: int, processes: int = 1)
     if model.device.type == "cpu":
         import psutil
 
-        room = psutil.virtual_memory().available * MEMORY_FRACTION / processes
-        return _power_of_two(int(room / (COPIES * longest * kv_bytes_per_token(model))))
+        budget = psutil.virtual_memory().available * MEMORY_FRACTION / processes
+        return _power_of_two(int(budget / (COPIES * longest * kv_bytes_per_token(model))))
     size = MAX_BATCH_SIZE
     while size > 1 and not _fits(model, size, longest):
         free_memory()
@@ -60,17 +60,17 @@ def kv_bytes_per_token(model: PreTrainedModel) -> float:
             logits_to_keep=1,
             **cache_argument(model, cache),
         )
-    kept = [tensor for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)]
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in kept)) / PROBE_TOKENS
+    tensors = [tensor for layer in cache.layers for tensor in vars(layer).values() if isinstance(tensor, torch.Tensor)]
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors)) / PROBE_TOKENS
 
 
 def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
     from engine.models.generation.decoding import generate_batch
     from engine.models.generation.samplers import Greedy
 
-    words = model.config.get_text_config().vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
     rows = [
-        [row % words] * max(longest - 2, 1) for row in range(size)
+        [row % vocabulary] * max(longest - 2, 1) for row in range(size)
     ]  # all different, or their common prefix would be read only once
     try:
         generate_batch(model, rows, Greedy(), [], [2] * size, pad=0)
@@ -81,5 +81,5 @@ def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
     return True
 
 
-def _power_of_two(most: int) -> int:
-    return min(MAX_BATCH_SIZE, 1 << max(most.bit_length() - 1, 0))
+def _power_of_two(limit: int) -> int:
+    return min(MAX_BATCH_SIZE, 1 << max(limit.bit_length() - 1, 0))

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from engine.models.generation.kv_cache import cache_argument, join, layer_count, take
+from engine.models.generation.kv_cache import cache_argument, copy_row, join_prefixes, layer_count
 from engine.models.generation.prefix_cache import CachedPrefix, PrefixMatch
 
 
 @dataclass(frozen=True)
-class ReadRows:
+class PrefilledRows:
     """Rows that were read side by side."""
 
     ids: Sequence[Sequence[int]]
@@ -30,12 +30,12 @@ class ReadRows:
 
     def prefix(self, row: int) -> CachedPrefix:
         """Keys and values of the tokens of `row`, copied."""
-        return take(self.cache, row, self.ids[row], self.mask[row].nonzero().squeeze(-1))
+        return copy_row(self.cache, row, self.ids[row], self.mask[row].nonzero().squeeze(-1))
 
 
-def read_rows(
+def prefill_rows(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], prefixes: Sequence[PrefixMatch], pad: int, keep: int = 1
-) -> ReadRows:
+) -> PrefilledRows:
     """Read the rest of each row of token ids after its cached prefix.
 
     Two rows, the first with a cached prefix of two tokens, the second without (. is padding, lower case is cached):
@@ -46,14 +46,16 @@ def read_rows(
 
     keep   N, the number of last tokens whose logits are kept
     """
-    rests = [row[prefix.length :] for row, prefix in zip(rows, prefixes, strict=True)]
-    cache = join(prefixes, layer_count(model), max(map(len, rests)))
-    before = left_padded(
+    suffixes = [row[prefix.length :] for row, prefix in zip(rows, prefixes, strict=True)]
+    cache = join_prefixes(prefixes, layer_count(model), max(map(len, suffixes)))
+    prefix_mask = left_padded(
         [[1] * prefix.length for prefix in prefixes], 0, model.device, max(prefix.length for prefix in prefixes)
     )
-    mask = torch.cat([before, left_padded([[1] * len(rest) for rest in rests], 0, model.device)], dim=1)  # (R, T)
-    logits = last_logits(model, left_padded(rests, pad, model.device), mask, cache, keep)
-    return ReadRows(rows, cache, mask, logits)
+    mask = torch.cat(
+        [prefix_mask, left_padded([[1] * len(suffix) for suffix in suffixes], 0, model.device)], dim=1
+    )  # (R, T)
+    logits = last_logits(model, left_padded(suffixes, pad, model.device), mask, cache, keep)
+    return PrefilledRows(rows, cache, mask, logits)
 
 
 def last_logits(model: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: Cache, keep: int = 1) -> Tensor:

@@ -31,7 +31,7 @@ class CachedPrefix:
 class PrefixMatch:
     """The first `length` tokens of `read`; no match if `length` is 0."""
 
-    read: CachedPrefix | None = None
+    cached: CachedPrefix | None = None
     length: int = 0
 
 
@@ -42,24 +42,24 @@ class PrefixCache:
         self._rows: list[CachedPrefix] = []
         self._shared: CachedPrefix | None = None
 
-    def keep(self, rows: Sequence[CachedPrefix]) -> None:
+    def keep_rows(self, rows: Sequence[CachedPrefix]) -> None:
         """Replace the rows of the previous call."""
         self._rows = list(rows)
 
-    def share(self, read: CachedPrefix) -> None:
+    def keep_shared(self, cached: CachedPrefix) -> None:
         """Remember a shared prefix, until there is another one."""
-        self._shared = read
+        self._shared = cached
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         self._rows, self._shared = [], None
 
     def longest(self, ids: Sequence[int]) -> PrefixMatch:
         """The longest cached prefix of `ids`, without its last token, whose logits are always needed."""
         best = PrefixMatch()
-        for read in (*self._rows, *([self._shared] if self._shared else [])):
-            length = min(common_prefix_length(read.ids, ids), len(ids) - 1)
+        for cached in (*self._rows, *([self._shared] if self._shared else [])):
+            length = min(common_prefix_length(cached.ids, ids), len(ids) - 1)
             if length >= MIN_PREFIX_TOKENS and length > best.length:
-                best = PrefixMatch(read, length)
+                best = PrefixMatch(cached, length)
         return best
 
 
@@ -73,5 +73,5 @@ def common_prefix_length(first: Sequence[object], second: Sequence[object]) -> i
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> Sequence[int]:
     """The common prefix of all rows: that of the smallest and the greatest in lexical order."""
-    least, greatest = min(map(tuple, rows)), max(map(tuple, rows))
-    return least[: common_prefix_length(least, greatest)]
+    smallest, largest = min(map(tuple, rows)), max(map(tuple, rows))
+    return smallest[: common_prefix_length(smallest, largest)]

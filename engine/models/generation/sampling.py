@@ -15,7 +15,7 @@ from engine.models.templates.thoughts import without_thought
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from engine.models.generation.decoding import Choose, GeneratedRow
+    from engine.models.generation.decoding import GeneratedRow, Sampler
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def generate(
     settings: SamplingSettings,
     *,
     seeds: Sequence[int] | None = None,
-    memory: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Reply]:
     """Generate one reply per conversation, in order, as one batch.
@@ -70,19 +70,19 @@ def generate(
     from engine.models.generation.decoding import generate_batch
 
     prompts = [conversation_ids(tokenizer, conversation, add_generation_prompt=True) for conversation in conversations]
-    said = generate_batch(
+    generated = generate_batch(
         model,
         prompts,
-        _choice(settings, seeds, len(prompts), model),
+        _sampler(settings, seeds, len(prompts), model),
         end_of_turn_ids(model, tokenizer),
         [settings.max_new_tokens] * len(prompts),
         pad=tokenizer.pad_token_id,
-        memory=memory,
+        prefix_cache=prefix_cache,
         should_stop=should_stop,
     )
-    if memory is not None:
-        memory.keep([row.prefix for row in said if row.prefix is not None])
-    return [_reply(tokenizer, row) for row in said]
+    if prefix_cache is not None:
+        prefix_cache.keep_rows([row.prefix for row in generated if row.prefix is not None])
+    return [_reply(tokenizer, row) for row in generated]
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> int:
@@ -98,7 +98,7 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     return sorted(i for i in ids if i is not None)
 
 
-def _choice(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, model: PreTrainedModel) -> Choose:
+def _sampler(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, model: PreTrainedModel) -> Sampler:
     from engine.models.generation.samplers import Greedy, Nucleus
 
     if settings.temperature == 0:
@@ -108,7 +108,7 @@ def _choice(settings: SamplingSettings, seeds: Sequence[int] | None, rows: int, 
     return Nucleus(settings.temperature, settings.top_p, seeds, settings.max_new_tokens, model.device)
 
 
-def _reply(tokenizer: PreTrainedTokenizerBase, said: GeneratedRow) -> Reply:
-    ids = said.ids[:-1] if said.ended else said.ids
+def _reply(tokenizer: PreTrainedTokenizerBase, generated: GeneratedRow) -> Reply:
+    ids = generated.ids[:-1] if generated.ended else generated.ids
     text = without_thought(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-    return Reply(text=text, finished=said.ended, tokens=len(said.ids))
+    return Reply(text=text, finished=generated.ended, tokens=len(generated.ids))

@@ -75,11 +75,13 @@ def _checked(url: str, token_variable: str, option: str) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise _no_address(option, shown, f"{error}.") from None
+        raise _invalid_address(option, shown, f"{error}.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch(r"[\x21-\x7e]+", url):
-        raise _no_address(option, shown, "An address is http:// or https://, a host, optionally a port, and a path.")
+        raise _invalid_address(
+            option, shown, "An address is http:// or https://, a host, optionally a port, and a path."
+        )
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise _no_address(
+        raise _invalid_address(
             option,
             shown,
             "A user, password or query in it would end up in run.json and in every log.",
@@ -88,7 +90,7 @@ def _checked(url: str, token_variable: str, option: str) -> str:
     return url.rstrip("/").removesuffix("/chat/completions")
 
 
-def _no_address(option: str, shown: str, why: str, what_to_do: str = "") -> ConfigError:
+def _invalid_address(option: str, shown: str, why: str, what_to_do: str = "") -> ConfigError:
     return ConfigError(
         f"{option} {shown} is not a server address.",
         why,

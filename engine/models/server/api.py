@@ -13,7 +13,7 @@ from engine.core.nesting import foreign_json
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
-from engine.models.server.metrics import ServerLoad, address_of_metrics, server_load
+from engine.models.server.metrics import ServerLoad, metrics_url, parse_load
 from engine.models.server.retry import RetryableError
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ TRIES = 6
 """Attempts if the server is busy, broken or unreachable."""
 SLOW_TRIES = 3
 """Attempts after a timeout or a malformed response: each is expensive, and waiting rarely helps."""
-BESIDE_SECONDS = 10.0
+BACKGROUND_SECONDS = 10.0
 """For what is asked beside the requests: whether a server answers again, and /metrics."""
 SWITCHES = "chat_template_kwargs"
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-_LIMITS = frozenset({429, 529})
+_RATE_LIMITED = frozenset({429, 529})
 """It limits the rate: no request is at fault."""
-_AWAY = frozenset({502, 503, 504})
+_UNAVAILABLE = frozenset({502, 503, 504})
 """A proxy says that nobody is behind it, or a server that it is not ready."""
 _REFUSED = frozenset({400, 413, 422})
 _SECONDS = re.compile(r"\d{1,6}(\.\d+)?")
@@ -94,14 +94,14 @@ class ChatApi:
     model: str
     timeout_seconds: float
 
-    async def answer(self, question: ChatRequest, address: ServerAddress, client: AsyncClient) -> ChatResponse:
+    async def complete(self, request: ChatRequest, address: ServerAddress, client: AsyncClient) -> ChatResponse:
         """The response; a refusal is one, too. Raises AccessError, ConfigError, NetworkError."""
-        request = client.post(address.of("chat/completions"), json=question.body(self.model))
-        response = await self._response(request, address)
+        call = client.post(address.of("chat/completions"), json=request.body(self.model))
+        response = await self._response(call, address)
         if response.status_code in _REFUSED:
-            said = errors.quoted_message(response, address)
+            message = errors.quoted_message(response, address)
             return ChatResponse(
-                refused=said or f"status {response.status_code}", too_long=errors.is_context_overflow(said)
+                refused=message or f"status {response.status_code}", too_long=errors.is_context_overflow(message)
             )
         if not response.is_success:
             raise errors.error_for_status(response, address, self.model)
@@ -115,22 +115,22 @@ class ChatApi:
         response = await self._response(client.get(address.of("models")), address, busy=frozenset())
         if response.status_code in (401, 403) or response.has_redirect_location:
             raise errors.error_for_status(response, address, self.model)
-        return _listed(response)
+        return _listed_models(response)
 
-    async def health(self, address: ServerAddress, client: AsyncClient, *, needs_the_model: bool) -> str:
+    async def health(self, address: ServerAddress, client: AsyncClient, *, needs_model: bool) -> str:
         """Why it cannot be asked yet, in words that follow its address; empty if it can. Raises nothing of the server's."""
         import httpx2
 
         try:
-            async with asyncio.timeout(min(BESIDE_SECONDS, self.timeout_seconds)):
+            async with asyncio.timeout(min(BACKGROUND_SECONDS, self.timeout_seconds)):
                 response = await client.get(address.of("models"))
         except (TimeoutError, httpx2.HTTPError) as error:
             return f"cannot be reached. {errors.unreachable(address, error).why}"
-        if response.status_code in _AWAY:
+        if response.status_code in _UNAVAILABLE:
             return f"returns {response.status_code}."
-        listed = _listed(response)
-        if needs_the_model and listed and self.model not in listed:
-            return f"serves {errors.shown_names(listed)} now, not {self.model!r}."
+        listed = _listed_models(response)
+        if needs_model and listed and self.model not in listed:
+            return f"serves {errors.format_names(listed)} now, not {self.model!r}."
         return ""
 
     async def load(self, address: ServerAddress, client: AsyncClient) -> ServerLoad:
@@ -138,14 +138,14 @@ class ChatApi:
         import httpx2
 
         try:
-            async with asyncio.timeout(min(BESIDE_SECONDS, self.timeout_seconds)):
-                response = await client.get(address_of_metrics(address.url))
+            async with asyncio.timeout(min(BACKGROUND_SECONDS, self.timeout_seconds)):
+                response = await client.get(metrics_url(address.url))
         except (TimeoutError, httpx2.HTTPError):
             return ServerLoad()
-        return server_load(response.text) if response.is_success else ServerLoad()
+        return parse_load(response.text) if response.is_success else ServerLoad()
 
     async def _response(
-        self, request: Coroutine[Any, Any, Response], address: ServerAddress, busy: Set[int] = _BUSY
+        self, call: Coroutine[Any, Any, Response], address: ServerAddress, busy: Set[int] = _BUSY
     ) -> Response:
         """The response to one attempt, whatever its status. Raises RetryableError if another attempt may succeed."""
         import httpx2
@@ -154,14 +154,14 @@ class ChatApi:
             async with asyncio.timeout(
                 self.timeout_seconds
             ):  # for the whole request; httpx's timeouts restart with every byte
-                response = await request
+                response = await call
         except TimeoutError:
             raise RetryableError(errors.too_slow(address, self.timeout_seconds), SLOW_TRIES) from None
         except httpx2.HTTPError as error:
             if is_refusal(error):
-                raise RetryableError(errors.unreadable(address, error), SLOW_TRIES, gone=True) from None
-            gone = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-            raise RetryableError(errors.unreachable(address, error), TRIES, gone=gone) from None
+                raise RetryableError(errors.unreadable(address, error), SLOW_TRIES, unreachable=True) from None
+            unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+            raise RetryableError(errors.unreachable(address, error), TRIES, unreachable=unreachable) from None
         if response.status_code in busy:
             raise _busy(response, address)
         return response
@@ -169,20 +169,23 @@ class ChatApi:
 
 def _busy(response: Response, address: ServerAddress) -> RetryableError:
     status, wait = response.status_code, _retry_after(response)
-    rests = status in _LIMITS or wait > 0
+    rate_limited = status in _RATE_LIMITED or wait > 0
     return RetryableError(
-        errors.busy(response, address), TRIES, rest_seconds=wait if rests else None, gone=status in _AWAY and not rests
+        errors.busy(response, address),
+        TRIES,
+        retry_after=wait if rate_limited else None,
+        unreachable=status in _UNAVAILABLE and not rate_limited,
     )
 
 
 def _chat_response(response: Response) -> ChatResponse:
     """Raises ValueError, LookupError, TypeError or AttributeError if it is none."""
-    answer = foreign_json(response.content)
-    choice = answer["choices"][0]
+    payload = foreign_json(response.content)
+    choice = payload["choices"][0]
     text = choice["message"].get("content") or ""
     if not isinstance(text, str):
         raise TypeError
-    usage = answer.get("usage") or {}
+    usage = payload.get("usage") or {}
     return ChatResponse(
         text=text,
         finish_reason=str(choice.get("finish_reason") or ""),
@@ -192,7 +195,7 @@ def _chat_response(response: Response) -> ChatResponse:
     )
 
 
-def _listed(response: Response) -> dict[str, int | None]:
+def _listed_models(response: Response) -> dict[str, int | None]:
     """The models in a response to /models, with their context length; empty if it is no such list."""
     try:
         return {str(model["id"]): _count(model, "max_model_len") for model in foreign_json(response.content)["data"]}

@@ -23,9 +23,9 @@ from engine.models.server.check import (
     CHECK_TRIES,
     PROBE,
     CheckedServer,
-    about_sampling,
-    notes_of,
-    require_the_same,
+    combined_notes,
+    require_same_model,
+    sampling_notes,
 )
 from engine.models.server.client import ServerClient
 from engine.models.server.pool import Server
@@ -39,7 +39,7 @@ from engine.security.sanitize import half_character, visible_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCHES_OF_CONCURRENCY = 4
+BATCHES_PER_SLOT = 4
 """Batches are this many times the concurrency, because slots stay idle while the last replies of a batch arrive."""
 
 # "stop" is OpenAI's; some servers send the others instead.
@@ -58,11 +58,11 @@ class ServerBackend:
         self.tokens = 0
         self.context_length: int | None = None
         """Most tokens of conversation and reply together, as reported at `check`; None if unknown."""
-        self._answered = False
+        self._has_served = False
         self._special = control_pattern(tokenizer)
         self._switches = behaviour_of(tokenizer).options.switches
         """Template arguments that turn thinking off; empty once the server has refused them."""
-        self._odd_endings: Counter[str] = Counter()
+        self._unknown_finish_reasons: Counter[str] = Counter()
 
     def reply(
         self, conversations: Sequence[Conversation], settings: SamplingSettings, seeds: Sequence[int]
@@ -72,7 +72,7 @@ class ServerBackend:
         Raises what `ServerClient.ask` raises, and DataError if the server has refused everything so far, because then the
         conversations are not at fault.
         """
-        answers = self.client.ask(
+        responses = self.client.send(
             [
                 ChatRequest(
                     split_special_text(conversation, self._special),
@@ -85,11 +85,11 @@ class ServerBackend:
                 for conversation, seed in zip(conversations, seeds, strict=True)
             ]
         )
-        told_apart = [not answer.refused or answer.too_long or answer.failed for answer in answers]
-        self._answered = self._answered or any(told_apart)
-        if answers and not self._answered:
-            raise errors.refused(self.client.address, self.client.model, answers[0].refused)
-        replies = [self._reply(answer) for answer in answers]
+        served = [not response.refused or response.too_long or response.failed for response in responses]
+        self._has_served = self._has_served or any(served)
+        if responses and not self._has_served:
+            raise errors.refused(self.client.address, self.client.model, responses[0].refused)
+        replies = [self._reply(response) for response in responses]
         self.tokens += sum(reply.tokens for reply in replies)
         return replies
 
@@ -98,7 +98,7 @@ class ServerBackend:
         return prompt_length(self.tokenizer, conversation)
 
     def batch_size(self, longest: int) -> int:
-        return self.client.concurrency * BATCHES_OF_CONCURRENCY
+        return self.client.concurrency * BATCHES_PER_SLOT
 
     def clear_cache(self) -> None:
         """Nothing to do: the server has its own cache."""
@@ -112,90 +112,94 @@ class ServerBackend:
         One of several that cannot be reached is left out, with a note. Raises AccessError, ConfigError (unknown model, names
         the nearest; several servers with different models), DataError and NetworkError (no server is left).
         """
-        found: list[CheckedServer] = []
-        lost: list[Stage3Error] = []
-        for server, alone in self.client.each():
+        checked: list[CheckedServer] = []
+        unreachable: list[Stage3Error] = []
+        for server, client in self.client.per_server():
             try:
-                found.append(self._checked(server, alone, settings))
+                checked.append(self._check_server(server, client, settings))
             except NetworkError as error:
-                lost.append(error)
-                self.client.pool.still_out(server, f"{error.what} {error.why}")
-        if not found:
-            raise lost[0]
-        require_the_same(found, self.client.model)
-        known = [one.context_length for one in found if one.context_length is not None]
-        self.context_length = min(known, default=None)
+                unreachable.append(error)
+                self.client.pool.keep_out(server, f"{error.what} {error.why}")
+        if not checked:
+            raise unreachable[0]
+        require_same_model(checked, self.client.model)
+        lengths = [one.context_length for one in checked if one.context_length is not None]
+        self.context_length = min(lengths, default=None)
         self.client.read_loads()
-        return [f"{error.what} {error.why} The others go on." for error in lost] + notes_of(found)
+        return [f"{error.what} {error.why} The others go on." for error in unreachable] + combined_notes(checked)
 
-    def _checked(self, server: Server, alone: ServerClient, settings: SamplingSettings) -> CheckedServer:
+    def _check_server(self, server: Server, client: ServerClient, settings: SamplingSettings) -> CheckedServer:
         """What one server answers to the short requests. Raises as `check`."""
-        listed = alone.models(tries=CHECK_TRIES)
-        self.client.has_listed(server, listed)
-        answer, notes = self._asked_not_to_think(alone, list(listed), settings)
-        if listed and alone.model not in listed:
+        listed = client.models(tries=CHECK_TRIES)
+        self.client.record_listing(server, listed)
+        response, notes = self._probe_without_thinking(client, list(listed), settings)
+        if listed and client.model not in listed:
             notes.append(
-                f"The server accepts {alone.model!r} but does not list it; it lists {errors.shown_names(listed)}."
+                f"The server accepts {client.model!r} but does not list it; it lists {errors.format_names(listed)}."
             )
-        here = self.length(PROBE)
-        if self._is_the_policy and answer.prompt_tokens is not None and answer.prompt_tokens != here:
+        expected = self.length(PROBE)
+        if self._is_the_policy and response.prompt_tokens is not None and response.prompt_tokens != expected:
             notes.append(
-                f"The server counts {answer.prompt_tokens} tokens in a prompt of {here}: its chat template or model differs "
+                f"The server counts {response.prompt_tokens} tokens in a prompt of {expected}: its chat template or model differs "
                 f"from {self.tokenizer.name_or_path}."
             )
-        notes += about_sampling(alone) if settings.temperature > 0 else []
-        return CheckedServer(alone.address, tuple(listed), listed.get(alone.model), answer.prompt_tokens, tuple(notes))
+        notes += sampling_notes(client) if settings.temperature > 0 else []
+        return CheckedServer(
+            client.address, tuple(listed), listed.get(client.model), response.prompt_tokens, tuple(notes)
+        )
 
     def warnings(self) -> list[str]:
         """Unusual things about the replies so far, as sentences."""
         return [
             f"{count} replies ended with {visible_line(ending, 40) or 'no finish_reason'!r}: counted as cut off."
-            for ending, count in self._odd_endings.most_common()
+            for ending, count in self._unknown_finish_reasons.most_common()
         ]
 
-    def _asked_not_to_think(
-        self, alone: ServerClient, listed: Sequence[str], settings: SamplingSettings
+    def _probe_without_thinking(
+        self, client: ServerClient, listed: Sequence[str], settings: SamplingSettings
     ) -> tuple[ChatResponse, list[str]]:
         """The response to a first request, and notes. Not every server accepts template arguments."""
         try:
-            return self._probe(alone, listed, settings), []
+            return self._probe(client, listed, settings), []
         except Stage3Error as error:
             if not self._switches or SWITCHES not in f"{error.what} {error.why}":
                 raise
         self._switches = {}
         note = f"The server does not accept {SWITCHES}: the model may think first. Thoughts are removed from replies."
-        return self._probe(alone, listed, settings), [note]
+        return self._probe(client, listed, settings), [note]
 
-    def _probe(self, alone: ServerClient, listed: Sequence[str], settings: SamplingSettings) -> ChatResponse:
-        unlisted = bool(listed) and alone.model not in listed
+    def _probe(self, client: ServerClient, listed: Sequence[str], settings: SamplingSettings) -> ChatResponse:
+        unlisted = bool(listed) and client.model not in listed
         try:
-            question = ChatRequest(PROBE, 1, settings.temperature, settings.top_p, switches=self._switches)
-            answer = alone.ask([question], tries=CHECK_TRIES)[0]
+            request = ChatRequest(PROBE, 1, settings.temperature, settings.top_p, switches=self._switches)
+            response = client.send([request], tries=CHECK_TRIES)[0]
         except Stage3Error as error:
             # For a model that it cannot load, `transformers serve` returns 500, other servers 404.
             if unlisted and error.exit_code in (ExitCode.USAGE, ExitCode.NETWORK):
-                raise errors.unknown_model(alone.address, alone.model, listed, error.what) from None
+                raise errors.unknown_model(client.address, client.model, listed, error.what) from None
             raise
         # Pinned to one folder, `transformers serve` lists other models or none, and names its own one in the refusal.
-        if answer.refused and (unlisted or (not listed and alone.model in answer.refused)):
-            raise errors.unknown_model(alone.address, alone.model, listed, answer.refused)
-        if answer.refused:
-            raise errors.refused(alone.address, alone.model, answer.refused)
-        return answer
+        if response.refused and (unlisted or (not listed and client.model in response.refused)):
+            raise errors.unknown_model(client.address, client.model, listed, response.refused)
+        if response.refused:
+            raise errors.refused(client.address, client.model, response.refused)
+        return response
 
-    def _reply(self, answer: ChatResponse) -> Reply:
-        if answer.refused:
+    def _reply(self, response: ChatResponse) -> Reply:
+        if response.refused:
             return RefusedReply(
-                "", False, tokens=0, reason=answer.refused, too_long=answer.too_long, failed=answer.failed
+                "", False, tokens=0, reason=response.refused, too_long=response.too_long, failed=response.failed
             )
-        if answer.finish_reason not in _FINISHED | _CUT_OFF:
-            self._odd_endings[answer.finish_reason] += 1
-        text = without_thought(answer.text).strip()
+        if response.finish_reason not in _FINISHED | _CUT_OFF:
+            self._unknown_finish_reasons[response.finish_reason] += 1
+        text = without_thought(response.text).strip()
         if half := half_character(text):
-            return RefusedReply("", False, answer.tokens or 0, f"half a character ({half}) is in it", no_text=True)
-        tokens = len(self.tokenizer.encode(text, add_special_tokens=False)) if answer.tokens is None else answer.tokens
+            return RefusedReply("", False, response.tokens or 0, f"half a character ({half}) is in it", no_text=True)
+        tokens = (
+            len(self.tokenizer.encode(text, add_special_tokens=False)) if response.tokens is None else response.tokens
+        )
         # `transformers serve` reports "length" if the end of turn is the last allowed token; we count that as cut off.
-        return Reply(text, finished=answer.finish_reason in _FINISHED, tokens=tokens)
+        return Reply(text, finished=response.finish_reason in _FINISHED, tokens=tokens)
 
 
 def load_server_client(config: Stage3Config, role: ServerRole, stop: StopToken, tell: Tell = nobody) -> ServerClient:

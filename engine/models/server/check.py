@@ -34,62 +34,62 @@ class CheckedServer:
     notes: tuple[str, ...]
 
 
-def require_the_same(found: Sequence[CheckedServer], model: str) -> None:
+def require_same_model(checked: Sequence[CheckedServer], model: str) -> None:
     """Raises ConfigError if several servers serve different models, as far as they tell."""
-    option = found[0].address.option
-    require_one_listing(model, {one.address: one.listed for one in found if one.listed})
-    counts = {one.address: one.prompt_tokens for one in found if one.prompt_tokens is not None}
+    option = checked[0].address.option
+    require_consistent_listings(model, {one.address: one.listed for one in checked if one.listed})
+    counts = {one.address: one.prompt_tokens for one in checked if one.prompt_tokens is not None}
     if len(set(counts.values())) > 1:
         raise errors.different_prompts(model, option, counts)
 
 
-def require_one_listing(model: str, listed: Mapping[ServerAddress, Sequence[str]]) -> None:
+def require_consistent_listings(model: str, listed: Mapping[ServerAddress, Sequence[str]]) -> None:
     """Raises ConfigError if some servers list the model, and others only others."""
     if len({model in names for names in listed.values()}) > 1:
         raise errors.different_models(model, next(iter(listed)).option, listed)
 
 
-def ask_what_they_serve(client: ServerClient) -> None:
+def require_same_listing(servers: ServerClient) -> None:
     """Ask each of several servers for its models; one that cannot be reached is left out. Raises as `require_one_listing`."""
     listed = {}
-    for server, alone in client.each() if len(client.pool.servers) > 1 else ():
+    for server, client in servers.per_server() if len(servers.pool.servers) > 1 else ():
         try:
-            names = list(alone.models(tries=CHECK_TRIES))
+            names = list(client.models(tries=CHECK_TRIES))
         except NetworkError as error:
-            client.pool.still_out(server, f"{error.what} {error.why}")
+            servers.pool.keep_out(server, f"{error.what} {error.why}")
             continue
-        client.has_listed(server, names)
+        servers.record_listing(server, names)
         if names:
             listed[server.address] = names
-    require_one_listing(client.model, listed)
+    require_consistent_listings(servers.model, listed)
 
 
-def notes_of(found: Sequence[CheckedServer]) -> list[str]:
+def combined_notes(checked: Sequence[CheckedServer]) -> list[str]:
     """The notes about all servers, each once; one that is not about all of them names its server."""
     return list(
         dict.fromkeys(
-            note if all(note in other.notes for other in found) else f"{one.address}: {note}"
-            for one in found
+            note if all(note in other.notes for other in checked) else f"{one.address}: {note}"
+            for one in checked
             for note in one.notes
         )
     )
 
 
-def about_sampling(alone: ServerClient) -> list[str]:
+def sampling_notes(client: ServerClient) -> list[str]:
     """Whether the server samples, and whether seeds are reproducible. `transformers serve` ignores the temperature unless the
     model's generation_config sets `do_sample`, and it has one seed for all requests in progress.
     """
-    questions = [ChatRequest(PROBE, PROBE_TOKENS, PROBE_TEMPERATURE, PROBE_TOP_P, seed) for seed in (1, 2, 1)]
-    answers = alone.ask(questions, tries=CHECK_TRIES)
-    if any(answer.refused for answer in answers):
+    requests = [ChatRequest(PROBE, PROBE_TOKENS, PROBE_TEMPERATURE, PROBE_TOP_P, seed) for seed in (1, 2, 1)]
+    responses = client.send(requests, tries=CHECK_TRIES)
+    if any(response.refused for response in responses):
         return []
-    one, other, again = (answer.text for answer in answers)
-    if one == other == again:
+    one, other, repeated = (response.text for response in responses)
+    if one == other == repeated:
         return [
             f"The server gave the same text for two seeds at temperature {PROBE_TEMPERATURE:g}: it does not sample. With "
             'transformers serve, set "do_sample": true in the model\'s generation_config.json.'
         ]
-    if one != again:
+    if one != repeated:
         return [
             "The server gave two texts for the same seed: a run that is stopped and resumed will get different pairs."
         ]

@@ -22,7 +22,7 @@ from engine.models.server import errors
 from engine.models.server.address import ServerAddress
 from engine.models.server.api import TRIES, ChatApi, ChatRequest, ChatResponse
 from engine.models.server.pool import Server, ServerPool
-from engine.models.server.retry import Failing, RetryPolicy, Sleep, Watch
+from engine.models.server.retry import RequestFallback, RetryPolicy, ServerProbes, Sleep
 from engine.run.stop import StopToken
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from httpx2 import AsyncClient
 
 T = TypeVar("T")
-Ask = Callable[[ServerAddress, "AsyncClient"], Awaitable[T]]
+Call = Callable[[ServerAddress, "AsyncClient"], Awaitable[T]]
 
 CONNECT_SECONDS = 15.0
 CONTROL = ChatRequest([{"role": "user", "content": "Name an animal."}], 1)
@@ -68,11 +68,11 @@ class ServerClient:
         """The addresses, for a sentence."""
         return " and ".join(str(server.address) for server in self.pool.servers)
 
-    def each(self) -> list[tuple[Server, ServerClient]]:
+    def per_server(self) -> list[tuple[Server, ServerClient]]:
         """Each server with a client for it alone, for what is asked of every one."""
-        return [(server, self._alone(server.address)) for server in self.pool.servers]
+        return [(server, self._client_for(server.address)) for server in self.pool.servers]
 
-    def _alone(self, address: ServerAddress) -> ServerClient:
+    def _client_for(self, address: ServerAddress) -> ServerClient:
         return ServerClient(
             [address],
             self.model,
@@ -82,7 +82,7 @@ class ServerClient:
             sleep=self._sleep,
         )
 
-    def has_listed(self, server: Server, models: Collection[str]) -> None:
+    def record_listing(self, server: Server, models: Collection[str]) -> None:
         """Remember whether it lists the model: if it comes back with others, it stays out."""
         if self.model in models:
             self._lists_the_model.add(server)
@@ -101,12 +101,12 @@ class ServerClient:
 
         Raises what `ask` raises, and DataError if the server refuses the conversation. Use `ask` for many.
         """
-        answer = self.ask([ChatRequest(messages, max_tokens, temperature, top_p, seed, top_logprobs)])[0]
-        if answer.refused:
-            raise errors.refused(self.address, self.model, answer.refused)
-        return answer.choice
+        response = self.send([ChatRequest(messages, max_tokens, temperature, top_p, seed, top_logprobs)])[0]
+        if response.refused:
+            raise errors.refused(self.address, self.model, response.refused)
+        return response.choice
 
-    def ask(self, questions: Sequence[ChatRequest], *, tries: int = TRIES) -> list[ChatResponse]:
+    def send(self, requests: Sequence[ChatRequest], *, tries: int = TRIES) -> list[ChatResponse]:
         """One response per request, in order. A refusal by the server is a response, too (`refused`), and so is a request at
         which the servers fail each time while they answer a control (`failed`).
 
@@ -115,7 +115,7 @@ class ServerClient:
         Raises AccessError (401, 403), ConfigError (unknown model or path, redirect), NetworkError (unreachable, busy, too slow
         or malformed, after the last attempt, on all servers), and Stopped as soon as a stop is requested.
         """
-        return self._run([partial(self._api.answer, question) for question in questions], tries, by_control=_failed)
+        return self._run([partial(self._api.complete, request) for request in requests], tries, on_failure=_failed)
 
     def models(self, *, tries: int = TRIES) -> dict[str, int | None]:
         """The models that the server lists, in order, with their context length in tokens if given (`max_model_len` of vLLM and
@@ -127,45 +127,49 @@ class ServerClient:
     def read_loads(self) -> None:
         """Read /metrics of every server that is in. One that has none like vLLM's is not asked again."""
 
-        async def all_of_them() -> None:
+        async def run() -> None:
             async with self._clients() as clients:
                 inside = [server for server in self.pool.servers if server.state == "in"]
                 await asyncio.gather(*(self._read_load(server, clients[server]) for server in inside))
 
-        asyncio.run(all_of_them())
+        asyncio.run(run())
 
     def _run(
-        self, requests: Sequence[Ask[T]], tries: int, by_control: Callable[[Stage3Error], T] | None = None
+        self, requests: Sequence[Call[T]], tries: int, on_failure: Callable[[Stage3Error], T] | None = None
     ) -> list[T]:
         """by_control   the result of a request that fails while a control does not; without it, its error is raised"""
 
-        async def all_of_them() -> list[T]:
+        async def run() -> list[T]:
             async with self._clients() as clients:
 
-                def on_a_server(ask: Ask[Any]) -> Callable[[Server], Awaitable[Any]]:
-                    return lambda server: ask(server.address, clients[server])
+                def bind_client(send: Call[Any]) -> Callable[[Server], Awaitable[Any]]:
+                    return lambda server: send(server.address, clients[server])
 
-                failing = Failing(on_a_server(partial(self._api.answer, CONTROL)), by_control) if by_control else None
-                watch = Watch(
-                    lambda server: self._ask_again(server, clients[server]),
+                fallback = (
+                    RequestFallback(bind_client(partial(self._api.complete, CONTROL)), on_failure)
+                    if on_failure
+                    else None
+                )
+                probes = ServerProbes(
+                    lambda server: self._check_health(server, clients[server]),
                     lambda server: self._read_load(server, clients[server]),
                 )
-                return await self._retry.run_all([on_a_server(one) for one in requests], tries, failing, watch)
+                return await self._retry.run_all([bind_client(one) for one in requests], tries, fallback, probes)
 
-        return asyncio.run(all_of_them())
+        return asyncio.run(run())
 
-    async def _ask_again(self, server: Server, client: AsyncClient) -> None:
-        known = server in self._lists_the_model
-        why = await self._api.health(server.address, client, needs_the_model=known)
+    async def _check_health(self, server: Server, client: AsyncClient) -> None:
+        needs_model = server in self._lists_the_model
+        why = await self._api.health(server.address, client, needs_model=needs_model)
         if why:
-            self.pool.still_out(server, f"The server at {server.address} {why}")
+            self.pool.keep_out(server, f"The server at {server.address} {why}")
         elif server.state == "out":
-            self.pool.put_in(server)
+            self.pool.readmit(server)
 
     async def _read_load(self, server: Server, client: AsyncClient) -> None:
         load = await self._api.load(server.address, client)
-        if load.tells or server.load_due is not None:
-            self.pool.loaded(server, load)
+        if load.is_known or server.load_due is not None:
+            self.pool.record_load(server, load)
 
     @asynccontextmanager
     async def _clients(self) -> AsyncIterator[dict[Server, AsyncClient]]:

@@ -34,16 +34,16 @@ class ServerLoad:
     """0 to 1; the fullest engine's."""
 
     @property
-    def tells(self) -> bool:
+    def is_known(self) -> bool:
         return any(value is not None for value in (self.running, self.waiting, self.cache))
 
 
-def address_of_metrics(url: str) -> str:
+def metrics_url(url: str) -> str:
     """They are beside /v1, not under it."""
     return url.removesuffix("/v1") + "/metrics"
 
 
-def server_load(text: str) -> ServerLoad:
+def parse_load(text: str) -> ServerLoad:
     """The load from the text of /metrics; nothing told if it is another server's, or no such text."""
     samples = _samples(text[:MAX_CHARACTERS])
     cache = next((samples[name] for name in _CACHE if name in samples), [])

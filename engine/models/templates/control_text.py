@@ -48,10 +48,12 @@ def split_special_text(conversation: Sequence[ChatMessage], control: re.Pattern[
     Otherwise the server would read it as one, and text from a dataset could end the turn.
     """
 
-    def apart(match: re.Match[str]) -> str:
+    def split_match(match: re.Match[str]) -> str:
         return f"{match[0][0]} {match[0][1:]}"
 
-    return [{"role": message["role"], "content": control.sub(apart, message["content"])} for message in conversation]
+    return [
+        {"role": message["role"], "content": control.sub(split_match, message["content"])} for message in conversation
+    ]
 
 
 def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str, mark: str) -> list[int]:

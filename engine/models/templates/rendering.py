@@ -27,7 +27,7 @@ class RenderOptions:
     """Whether system messages go into the first user turn, because the template refuses or ignores them."""
 
 
-_ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _DATES: WeakKeyDictionary[PreTrainedTokenizerBase, date] = WeakKeyDictionary()
 
 
@@ -90,7 +90,7 @@ def _with_the_date(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     day = _DATES.get(tokenizer)
     if day is None:
         return {}
-    return {"chat_template": _ASKS_DATE.sub(lambda asked: repr(day.strftime(asked[2])), tokenizer.get_chat_template())}
+    return {"chat_template": _DATE_CALL.sub(lambda call: repr(day.strftime(call[2])), tokenizer.get_chat_template())}
 
 
 def template_messages(conversation: Sequence[ChatMessage], options: RenderOptions) -> list[dict[str, Any]]:
@@ -109,14 +109,14 @@ def with_system_folded(conversation: Sequence[ChatMessage], *, keep_first: bool)
     A system message without a following user turn stays, for the template to refuse.
     """
     messages: list[ChatMessage] = []
-    waiting: list[ChatMessage] = []
-    for place, message in enumerate(conversation):
-        if message["role"] == "system" and not (keep_first and place == 0):
-            waiting.append(message)
-        elif message["role"] == "user" and waiting:
-            text = "\n\n".join(said["content"] for said in [*waiting, message])
+    pending: list[ChatMessage] = []
+    for index, message in enumerate(conversation):
+        if message["role"] == "system" and not (keep_first and index == 0):
+            pending.append(message)
+        elif message["role"] == "user" and pending:
+            text = "\n\n".join(part["content"] for part in [*pending, message])
             messages.append({"role": "user", "content": text})
-            waiting = []
+            pending = []
         else:
             messages.append(message)
-    return [*waiting, *messages]
+    return [*pending, *messages]

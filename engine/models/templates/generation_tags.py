@@ -7,6 +7,6 @@ import re
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 
 
-def without_generation_marks(template: str) -> str:
+def without_generation_tags(template: str) -> str:
     """The template for plain Jinja, which does not know the tags."""
     return _GENERATION.sub("", template)

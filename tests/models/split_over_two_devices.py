@@ -93,7 +93,7 @@ def ways_taken() -> Iterator[list[Any]]:
 def rows_kept(first: torch.device, second: torch.device) -> list[Any]:
     """Of a layer on the second device, after rows were named on the first: as when some of a batch have ended."""
     numbers = torch.arange(24.0).view(3, 2, 4, 1).to(second)
-    layer = PreallocatedLayer.holding(numbers, numbers + 24, 3)
+    layer = PreallocatedLayer.from_buffers(numbers, numbers + 24, 3)
     layer.select(torch.tensor([2, 0], device=first), 1)
     return [layer.keys.tolist(), layer.values.tolist()]
 

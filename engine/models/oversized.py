@@ -14,7 +14,7 @@ MAX_PARTS = 10_000
 _COUNT = re.compile(r"(num|n)_(\w+_)?(layer|expert|block|stage|module)s?")
 
 
-def refuse_endless_model(name: str, option: str, **arguments: Any) -> None:
+def refuse_oversized_model(name: str, option: str, **arguments: Any) -> None:
     """Look at a model's configuration before anything is built of it. Raises as `refuse_endless`, and what transformers raises.
 
     option   that the model was given with
@@ -22,14 +22,14 @@ def refuse_endless_model(name: str, option: str, **arguments: Any) -> None:
     from transformers import PreTrainedConfig
 
     settings, _ = PreTrainedConfig.get_config_dict(name, **arguments)
-    refuse_endless(settings, option)
+    refuse_oversized(settings, option)
 
 
-def refuse_endless(settings: Mapping[str, Any], option: str) -> None:
+def refuse_oversized(settings: Mapping[str, Any], option: str) -> None:
     """Raises UnsafeError if a model has more parts than any: building it, even without weights, would fill the memory."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            refuse_endless(value, option)
+            refuse_oversized(value, option)
         elif isinstance(value, int) and value > MAX_PARTS and _COUNT.fullmatch(name):
             raise UnsafeError(
                 f"A model's config.json says {visible_line(name, 80)} = {value:,}.",

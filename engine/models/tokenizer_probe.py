@@ -18,7 +18,7 @@ TOKENIZER = "tokenizer.json"
 LINE = f"How do I mend it? {string.printable} Così: 你好, Ελλάδα, привет 🪴"
 
 
-def look_at_tokenizer(
+def probe_tokenizer(
     model: str, revision: str | None, token: str | None, option: str, stop: StopToken | None = None
 ) -> None:
     """Raises UnsafeError if reading the tokenizer crashes or hangs, and the Hub's errors. Nothing is said about one that has no

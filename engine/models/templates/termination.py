@@ -25,7 +25,7 @@ CONVERSATION = [
 
 
 @lru_cache(maxsize=64)
-def require_an_end(template: str, name: str) -> None:
+def require_termination(template: str, name: str) -> None:
     """Raises UnsafeError for a template that does not end, or fills the memory. One that fails in another way does so later, in
     its own words.
     """
@@ -66,7 +66,7 @@ def _render(template: str, messages: list[dict[str, str]]) -> None:
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    from engine.models.templates.marks import without_generation_marks
+    from engine.models.templates.generation_tags import without_generation_tags
 
     def refuse(message: str) -> Any:
         raise TemplateError(message)
@@ -75,5 +75,5 @@ def _render(template: str, messages: list[dict[str, str]]) -> None:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": date.today().strftime}
-    compiled = environment.from_string(without_generation_marks(template))
+    compiled = environment.from_string(without_generation_tags(template))
     compiled.render(messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>")
