@@ -54,8 +54,8 @@ class Settings:
 
 
 def fingerprint(settings: Settings, constitution: Constitution) -> str:
-    """A hash of everything the weights were trained on: settings, sentences, constitution, and fifty generated conversations, so
-    that changes to grammar.py or dialogue.py show, too."""
+    """A hash of everything that the weights were trained on: settings, sentences, constitution, and fifty generated conversations,
+    which reveal changes to grammar.py and dialogue.py."""
     all_questions = questions(held_out=False)
     random = Random(0)
     sample = [draw_conversation(random, random.choice(all_questions), constitution, BASE_MIX) for _ in range(50)]
@@ -71,7 +71,7 @@ def build(settings: Settings, out: Path) -> None:
     import torch  # heavy, and not needed for the fingerprint
     from transformers.utils import logging
 
-    torch.set_num_threads(1)  # the order of sums, and so the weights, depend on it
+    torch.set_num_threads(1)  # the order of summation, and with it the weights, depends on it
     logging.disable_progress_bar()
     started = time.monotonic()
 
@@ -93,7 +93,7 @@ def build(settings: Settings, out: Path) -> None:
 
 
 def _build_base(settings: Settings, out: Path, constitution: Constitution, note: Note) -> tuple[Any, Any]:
-    """The base model and its tokenizer, trained and saved."""
+    """Train and save the base model and its tokenizer."""
     import torch
     from transformers import GenerationConfig, set_seed
 
@@ -118,7 +118,7 @@ def _build_base(settings: Settings, out: Path, constitution: Constitution, note:
         seed=settings.seed + 1,
         on_step=_step_printer(note),
     )
-    # Stored in fp32 but rounded to bf16, so that runs in either precision start from the same weights.
+    # Stored in fp32, but rounded to bf16, so that runs in either precision start from the same weights.
     for parameter in base.parameters():
         parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
     end_of_turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
@@ -141,7 +141,7 @@ def _build_adapter(
 
     set_seed(
         settings.seed + 2
-    )  # makes the adapter's initial weights independent of how many numbers the base model drew
+    )  # so that the adapter's initial weights do not depend on how many random numbers the base model used
     model = add_adapter(base, BASE_NAME)
     train(
         model,
@@ -174,8 +174,8 @@ def _step_printer(note: Note) -> Callable[[int, float], None]:
 def record(settings: Settings, out: Path) -> dict[str, Any]:
     """Load the written files as a run would, and record the model's answers in recorded.json. Returns the figures.
 
-    A test compares them. Only the greedy chains with the largest margins are recorded, so that rounding on another processor
-    does not change them.
+    A test compares the answers. Only the greedy chains with the largest margins are recorded, so that rounding on another
+    processor does not change them.
     """
     import torch
     from peft import PeftModel
@@ -217,7 +217,7 @@ def _draw(constitution: Constitution, mix: Mix) -> Callable[[Random], Conversati
 
 
 def _prompts(all_questions: list[Question], rows: int, random: Random) -> list[tuple[Conversation, Question]]:
-    """`rows` different prompts. No question is repeated, in another context, before all have been used."""
+    """`rows` different prompts. No question is repeated in another context before all have been used."""
     prompts: list[tuple[Conversation, Question]] = []
     seen: set[str] = set()
     while len(prompts) < rows:
@@ -230,14 +230,14 @@ def _prompts(all_questions: list[Question], rows: int, random: Random) -> list[t
 
 
 def _write_rows(path: Path, prompts: list[tuple[Conversation, Question]], random: Random) -> None:
-    """hh-rlhf's form: the same conversation twice, with the better and the worse last turn."""
+    """Write rows in hh-rlhf's format: the same conversation twice, with the better and the worse last turn."""
     lines = []
     for prompt, question in prompts:
         turns = "".join(f"\n\n{'Human' if m['role'] == 'user' else 'Assistant'}: {m['content']}" for m in prompt)
         good, flawed = draw_answer(random, question, {"good": 1.0}), draw_answer(random, question, {"careless": 1.0})
         row = {"chosen": f"{turns}\n\nAssistant: {good.text}", "rejected": f"{turns}\n\nAssistant: {flawed.text}"}
         lines.append(json.dumps(row) + "\n")
-    # No time or file name in the header, so that equal rows give equal bytes.
+    # Without time and file name in the header, so that equal rows give equal bytes.
     with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
         packed.write("".join(lines).encode())
 
@@ -249,7 +249,7 @@ def _constitution_text() -> str:
 
 
 def _tidy_adapter(folder: Path) -> None:
-    """PEFT keeps the target modules in a set: sort them, and drop its empty model card."""
+    """Sort the target modules, which PEFT keeps in a set, and delete its empty model card."""
     config = folder / "adapter_config.json"
     values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     values["target_modules"].sort()

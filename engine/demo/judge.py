@@ -1,6 +1,6 @@
-"""The demo's judge. It knows every sentence of the grammar, so its scores are right by construction.
+"""The demo's judge. It recognises every sentence of the grammar, so its scores are right by construction.
 
-Only for --demo: anything outside the grammar scores 0.0, however good it is.
+It is only for --demo: anything outside the grammar scores 0.0, however good it is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class GrammarJudge:
         return [SCORES[read_answer(conversation, reply)] for reply in replies]
 
     def own_exam(self) -> Exam:
-        """An exam in the grammar's own sentences, because the judge knows nothing else. Passing shows that the demo's parts fit
+        """An exam in sentences of the grammar, because the judge recognises no others. Passing it shows that the demo's parts fit
         together, and nothing about other texts.
         """
         return grammar_exam()
@@ -57,7 +57,7 @@ WORSE: tuple[Kind, ...] = ("careless", "curt", "rude")
 
 
 def grammar_exam() -> Exam:
-    """Good answers against bad ones of each kind, and against good answers to other questions."""
+    """An exam of good answers against bad ones of each kind, and against good answers to other questions."""
     random, question_list = Random(0), questions(held_out=True)
     return Exam(
         "sentences of the demo's grammar, the only ones that it knows",

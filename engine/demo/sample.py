@@ -36,7 +36,7 @@ class Measured:
     drafts_well_formed: float
     drafts_flawed: float
     critiques_right: float
-    """Word for word what the grammar says about the draft, under the given principle."""
+    """Critiques that are, word for word, one of the grammar's critiques of the draft under the given principle."""
     revisions_good: float
     revisions_follow_critique: float
     revisions_longer: float
@@ -44,7 +44,7 @@ class Measured:
 
 
 def generate_turns(model: Any, tokenizer: Any, conversations: Sequence[Conversation], **sampling: Any) -> list[str]:
-    """The model's next turn in each conversation; greedy unless `sampling` says otherwise."""
+    """Generate the model's next turn in each conversation; greedily, unless `sampling` is given."""
     texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def generate_turns(model: Any, tokenizer: Any, conversations: Sequence[Conversat
 def generate_chains(
     model: Any, tokenizer: Any, prompts: Sequence[Conversation], constitution: Constitution, **sampling: Any
 ) -> list[Chain]:
-    """Draft, critique and revision for each prompt, cycling through the principles."""
+    """Generate draft, critique and revision for each prompt, cycling through the principles."""
     principles = [constitution.principles[i % len(constitution.principles)] for i in range(len(prompts))]
     drafts = generate_turns(model, tokenizer, prompts, **sampling)
     conversations = [critique_prompt(*each) for each in zip(prompts, drafts, principles, strict=True)]
@@ -82,7 +82,7 @@ def measure(chains: Sequence[Chain]) -> Measured:
 
 
 def least_margin(model: Any, tokenizer: Any, chain: Chain) -> float:
-    """The smallest margin between the best and second-best token, in logits, over everything the model generated."""
+    """The smallest margin between the best and the second-best token, in logits, over all tokens that the model generated."""
     conversation = revision_prompt(chain.prompt, chain.draft, chain.critique, chain.principle)
     ids = tokenizer.apply_chat_template(
         [*conversation, {"role": "assistant", "content": chain.revision}], return_dict=False
@@ -90,12 +90,12 @@ def least_margin(model: Any, tokenizer: Any, chain: Chain) -> float:
     labels = label_model_turns(ids, tokenizer)
     prompt_length = len(
         tokenizer.apply_chat_template(chain.prompt, return_dict=False)
-    )  # the reply to a greeting is not generated
+    )  # the reply to a greeting is part of the prompt
     newline = ids[-1]
     with torch.inference_mode():
         best = model(input_ids=torch.tensor([ids])).logits[0].topk(2).values  # (T, 2)
     margins: list[float] = (best[:, 0] - best[:, 1]).tolist()
-    # Position t - 1 predicts token t; what comes after the end of turn is never generated.
+    # Position t - 1 predicts token t. The newline after the end of turn is never generated.
     return min(margins[t - 1] for t in range(prompt_length, len(ids)) if labels[t] not in (IGNORED, newline))
 
 
@@ -104,7 +104,7 @@ def as_figures(measured: Measured) -> dict[str, float]:
 
 
 def _correct_critiques(chain: Chain) -> dict[str, str]:
-    """Every correct critique of the chain's draft, with the revision that it asks for."""
+    """All correct critiques of the chain's draft, each with the revision that it asks for."""
     question = read_question(chain.prompt)
     if question is None:
         return {}

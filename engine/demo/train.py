@@ -1,7 +1,7 @@
 """Train the demo's base model from scratch, and the Stage 2 adapter on top of it.
 
-Both learn whole conversations of the grammar, with the next-token loss on the model's turns. One thread, fp32, seeded: the same
-processor and versions give the same weights; across processors this is untested.
+Both learn complete conversations of the grammar, with the next-token loss on the model's turns. Training is seeded and uses one
+thread and fp32, so the same processor and versions give the same weights; across processors this is untested.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def new_base(tokenizer: GemmaTokenizer) -> GemmaForCausalLM:
             num_key_value_heads=1,
             head_dim=32,
             max_position_embeddings=1024,
-            # Copying the question's word into the answer is learnt last, and very late at the usual 0.02.
+            # Copying the question's word into the answer is learnt last, and with the usual 0.02 very late.
             initializer_range=0.06,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -48,7 +48,7 @@ def new_base(tokenizer: GemmaTokenizer) -> GemmaForCausalLM:
 
 
 def add_adapter(base: GemmaForCausalLM, base_name: str) -> PeftModel:
-    """A LoRA on all linear layers, as Stage 2 would make it."""
+    """Add a LoRA on all linear layers, as Stage 2 would."""
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(
         base, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=linear, task_type="CAUSAL_LM")
@@ -95,7 +95,7 @@ def train(
 
 
 def label_model_turns(ids: Sequence[int], tokenizer: GemmaTokenizer) -> list[int]:
-    """The labels of one conversation: the model's turns with their end of turn and newline; everything else is ignored.
+    """The labels of one conversation: the model's turns, each with its end of turn and newline; all other tokens are ignored.
 
     <start_of_turn> model \\n  Wipe  it  .  <end_of_turn> \\n  <start_of_turn> user …
          -100        -100 -100 Wipe  it  .  <end_of_turn> \\n       -100       -100

@@ -1,13 +1,13 @@
-"""Log-probabilities of labels from last hidden states, without ever holding the (N, V) logits.
+"""Log-probabilities of labels from last hidden states, without ever materialising the (N, V) logits.
 
-The plain way makes logits of all positions, and autograd keeps several tensors of that size: with 2,000 positions and a
-vocabulary of 256,000, each is 2 GB in float32. Here logits exist one tile at a time. Statistics of a softmax can be
+The usual way computes the logits of all positions, and autograd keeps several tensors of that size: with 2,000 positions and a
+vocabulary of 256,000, each takes 2 GB in float32. Here logits exist one tile at a time. The statistics of a softmax can be
 carried from tile to tile (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"), and so can its gradient:
 
     d log p(label) / d h = W[label] - sum over v of p(v) W[v]
 
-is found in the same pass, as attention without its scores is (Dao et al. 2022, FlashAttention), so that the backward pass
-only scales it. A head that is trained itself needs its own gradient as well: then tiles are computed again.
+is computed in the same pass, as FlashAttention (Dao et al. 2022) computes attention without storing the scores, so that the
+backward pass only scales it. If the head itself is trained, it needs its own gradient, and the tiles are computed again.
 
 Letters for shapes: N positions, H hidden size, V vocabulary, n and v the sizes of a tile. Imports torch; import it where it is
 used.
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TILE_POSITIONS, TILE_TOKENS = 512, 4096
-"""8 MB in float32: a few such tiles stay in a processor's cache (bench/head.py)."""
+"""A tile takes 8 MB in float32, so that a few of them fit a processor's cache (bench/head.py)."""
 
 TOLERANCE_FLOAT32, TOLERANCE_HALF = 1e-3, 0.1
-"""Nats per token: in 16 bits a model rounds its logits, which a tile does not."""
+"""Nats per token. A model in 16 bits rounds its logits, which a tile does not."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """How a model gets logits of hidden states h: softcap · tanh(scale · (W h + b) / softcap)."""
+    """How a model computes logits from hidden states h: softcap · tanh(scale · (W h + b) / softcap)."""
 
     weight: Tensor
     """(V, H)."""
@@ -52,21 +52,22 @@ class Head:
 
 
 class LabelStatistics(NamedTuple):
-    """Per position, each (N,) in float32. Only `logps` has a gradient."""
+    """Statistics per position, each (N,), in float32 except for `is_top1`. Only `logps` has a gradient."""
 
     logps: Tensor
     """Log-probability of the label, in nats."""
     entropy: Tensor
-    """Of the distribution that the label was drawn from, in nats."""
+    """Entropy of the distribution over the vocabulary, in nats."""
     mean_logits: Tensor
     is_top1: Tensor
-    """Bool: whether no word is likelier than the label."""
+    """Bool: whether no token is likelier than the label."""
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
-    """The model's head as it is now (PEFT may have put a trained copy in its place); None if it is not a plain matrix.
+    """The model's current head (PEFT may have replaced it with a trained copy); None if it is not a plain linear layer.
 
-    What the forward does to logits beyond `Head` cannot be seen here: compare with the model's own logits before use.
+    Whether the forward pass changes the logits in other ways than `Head` describes cannot be seen here: check with
+    `reproduces_logits` before use.
     """
     module = _active_module(model.get_output_embeddings())
     if type(module) is not nn.Linear:
@@ -76,9 +77,9 @@ def head_of(model: PreTrainedModel) -> Head | None:
 
 
 def reproduces_logits(model: PreTrainedModel, forward: Callable[..., Any] | None = None) -> bool:
-    """Whether `head_of` gives the model's own logits, on a few tokens. A model may do more to them than its head says.
+    """Whether `head_of` reproduces the model's own logits, on a few tokens. A model may change them after its head.
 
-    call   what is called for them, by default the model: of one that is spread over processes, what it was wrapped into
+    forward   computes the logits; by default the model. For a sharded model, the module that wraps it
     """
     try:
         head = head_of(model)
@@ -107,7 +108,7 @@ def _difference(model: PreTrainedModel, forward: Callable[..., Any], head: Head)
 
 
 def _active_module(module: Any) -> Any:
-    """The module that computes: PEFT's copy of `modules_to_save`, unless adapters are disabled."""
+    """The module in use: PEFT's copy from `modules_to_save`, unless adapters are disabled."""
     from peft.utils.other import ModulesToSaveWrapper
 
     if not isinstance(module, ModulesToSaveWrapper):
@@ -117,8 +118,8 @@ def _active_module(module: Any) -> Any:
 
 
 def _logit_scaling(config: Any) -> tuple[float, float | None]:
-    """Scale and cap of logits, by the names in transformers' configurations: Gemma 2 caps them; Cohere and Falcon-H1 multiply,
-    Granite and MiniCPM 3 divide them.
+    """Scale and softcap of the logits, by their names in transformers' configurations: Gemma 2 caps the logits; Cohere and
+    Falcon-H1 multiply them, Granite and MiniCPM 3 divide them.
     """
     text = config.get_text_config()
 
@@ -135,9 +136,13 @@ def _logit_scaling(config: Any) -> tuple[float, float | None]:
 
 
 def label_statistics(head: Head, hidden: Tensor, labels: Tensor) -> LabelStatistics:
-    """The figures of `labels` (N,) after `hidden` (N, H), computed in float32. Exact, with the gradient of all that is trained."""
+    """The statistics of `labels` (N,) after `hidden` (N, H), computed in float32. They are exact, with gradients for `hidden` and,
+    if it is trained, for the head."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.is_trained)
-    label_device, head_device = labels.device, head.weight.device  # of a base on several GPUs the head may be elsewhere
+    label_device, head_device = (
+        labels.device,
+        head.weight.device,
+    )  # with a base model on several GPUs, the head may be on another one
     statistics = LabelStatisticsFunction.apply(  # type: ignore[no-untyped-call]
         hidden.to(head_device), head.weight, head.bias, labels.to(head_device), head.scale, head.softcap, needs_grad
     )
@@ -154,7 +159,7 @@ class LabelStatisticsFunction(torch.autograd.Function):
         single_pass = needs_grad and not any(ctx.needs_input_grad[1:3])
         with torch.autocast(hidden.device.type, enabled=False):
             pass_ = _Pass(head, hidden.float(), labels, gradient=single_pass)
-            pass_.read()
+            pass_.run()
             statistics = pass_.statistics()
             ctx.head, ctx.single_pass = (scale, softcap), single_pass
             if single_pass:
@@ -178,7 +183,10 @@ class LabelStatisticsFunction(torch.autograd.Function):
 
 
 class _Pass:
-    """One pass over all tiles: what is known of each position after the words that were read so far."""
+    """One pass over all tiles. Holds the running statistics of each position over the part of the vocabulary processed so far.
+
+    Below, z are the logits of a position, and max is the largest of them so far.
+    """
 
     def __init__(self, head: Head, hidden: Tensor, labels: Tensor, *, gradient: bool) -> None:
         self.head, self.hidden, self.labels = head, hidden, labels
@@ -190,17 +198,18 @@ class _Pass:
             zeros.clone(),
             zeros.clone(),
         )
-        """Sums over words of exp(z - highest), of that times z, and of z; z of the label. All (N,)."""
+        """Sums over the vocabulary of exp(z - max), of exp(z - max) · z, and of z; and the label's z. All (N,)."""
         self.weighted_rows = torch.zeros_like(hidden) if gradient else None
-        """(N, H): the sum over words of exp(z - highest) · dz/d(W h) · W[v]."""
+        """(N, H): the sum over the vocabulary of exp(z - max) · dz/d(W h) · W[v]."""
 
-    def read(self) -> None:
+    def run(self) -> None:
         for vocab_slice in _slices(len(self.head.weight), TILE_TOKENS):
             weight = self.head.weight[vocab_slice].float()  # (v, H)
             for rows in _slices(len(self.hidden), TILE_POSITIONS):
                 self._fold(rows, vocab_slice.start, _logits(self.head, self.hidden[rows], weight, vocab_slice), weight)
 
     def _fold(self, rows: slice, offset: int, logits: Tensor, weight: Tensor) -> None:
+        """Add one tile of logits, (n, v), whose first token is `offset`; `weight` is its part of the head, (v, H)."""
         max_logit = torch.maximum(self.max_logit[rows], logits.amax(dim=1))
         rescale = (self.max_logit[rows] - max_logit).exp_()
         exp_logits = (logits - max_logit.unsqueeze(1)).exp_()  # (n, v)
@@ -227,7 +236,7 @@ class _Pass:
         )
 
     def hidden_grad(self) -> Tensor:
-        """(N, H): d logp / d h."""
+        """The gradient of the log-probabilities with respect to the hidden states, (N, H)."""
         assert self.weighted_rows is not None
         own = self.head.weight[self.labels].float()
         if self.head.softcap is not None:
@@ -238,7 +247,7 @@ class _Pass:
 def _gradients(
     head: Head, hidden: Tensor, labels: Tensor, log_sum: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients for hidden states, weight and bias, from `slope` (N,), that of the log-probabilities."""
+    """Gradients of hidden states (N, H), weight (V, H) and bias (V,), from `grad` (N,), the gradient of the log-probabilities."""
     hidden_float = hidden.float()
     hidden_grads = torch.zeros_like(hidden_float)
     weight_grads = torch.zeros(head.weight.shape, dtype=torch.float32, device=hidden.device)
@@ -248,7 +257,7 @@ def _gradients(
         for rows in _slices(len(hidden), TILE_POSITIONS):
             logits = _logits(head, hidden_float[rows], weight, vocab_slice)
             row_grads = grad[rows].unsqueeze(1)
-            logit_grads = (logits - log_sum[rows].unsqueeze(1)).exp_().mul_(-row_grads)  # (n, v), of the logits
+            logit_grads = (logits - log_sum[rows].unsqueeze(1)).exp_().mul_(-row_grads)  # (n, v)
             _add_label_grads(logit_grads, labels[rows] - vocab_slice.start, grad[rows])
             if head.softcap is not None:
                 logit_grads *= _softcap_grad(logits, head.softcap)
@@ -265,7 +274,7 @@ def _gradients(
 
 
 def _logits(head: Head, hidden: Tensor, weight: Tensor, vocab_slice: slice) -> Tensor:
-    """One tile, (n, v), in float32."""
+    """One tile of logits, (n, v), in float32."""
     logits = hidden @ weight.T
     if head.bias is not None:
         logits += head.bias[vocab_slice].float()
@@ -275,12 +284,12 @@ def _logits(head: Head, hidden: Tensor, weight: Tensor, vocab_slice: slice) -> T
 
 
 def _softcap_grad(logits: Tensor, softcap: float) -> Tensor:
-    """The slope of the cap where it gave these logits: 1 - tanh²."""
+    """The derivative of the softcap, from the logits that it returned: 1 - tanh²."""
     return 1 - (logits / softcap).square_()
 
 
 def _store_label_logits(into: Tensor, logits: Tensor, columns: Tensor) -> None:
-    """Where a label is a word of this tile, its logit."""
+    """Store the logits of the labels that are in this tile; `columns` are the labels' columns, which may lie outside of it."""
     within = (columns >= 0) & (columns < logits.shape[1])
     into[within] = logits[within, columns[within]]
 

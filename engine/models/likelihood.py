@@ -1,4 +1,4 @@
-"""Log-probabilities of given replies, in forward passes without decoding. A prefix that several rows share is read once."""
+"""Log-probabilities of given replies, in forward passes without decoding. A prefix that several rows share is computed once."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Row = tuple[Sequence[int], Sequence[int]]
 
 
 class Likelihood(NamedTuple):
-    """Of a reply after its prompt, in nats, summed over its tokens."""
+    """The likelihood of a reply after its prompt, in nats, summed over its tokens."""
 
     logp: float
     entropy: float
-    """What −logp would be on average, had the model drawn these tokens itself."""
+    """The average of −logp if the model had sampled these tokens itself."""
 
 
 def reply_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[Likelihood]:
-    """How likely each reply is after its prompt, in the order of `rows`.
+    """The likelihood of each reply after its prompt, in the order of `rows`.
 
     Batches rows of similar length, and halves a batch if memory runs out.
     """
@@ -54,8 +54,8 @@ def reply_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> 
 
 
 def _shared_prefixes(model: PreTrainedModel, rows: Sequence[Row]) -> list[PrefixMatch]:
-    """Of each row the prefix that is read already: all of a prompt that occurs twice but its last token, or what the other
-    prompts have in common (the template's system message).
+    """The cached prefix of each row: a prompt that occurs twice, except for its last token; for the other prompts, what they have
+    in common (the template's system message).
     """
     import torch
 
@@ -85,14 +85,14 @@ def _likelihoods(
 
     replies = [reply for _, reply in rows]
     longest = max(map(len, replies))
-    inputs = [[*prompt, *reply[:-1]] for prompt, reply in rows]  # nothing is asked after a reply's last token
+    inputs = [[*prompt, *reply[:-1]] for prompt, reply in rows]  # the logits after a reply's last token are not needed
     with torch.inference_mode():
         logits = _logits_before(model, inputs, prefixes, pad, longest)  # (R, L, V), L the longest reply
         targets = left_padded(replies, pad, model.device)  # (R, L)
         log_probs = torch.log_softmax(logits.float(), dim=-1)
         entropies = -(log_probs.exp() * log_probs).sum(dim=-1)  # (R, L)
         logps = log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # (R, L)
-        # Replies are right-aligned; columns to the left of a shorter one belong to its prompt.
+        # Replies are aligned on the right; the columns to the left of a shorter one belong to its prompt.
         of_reply = left_padded([[1] * len(reply) for reply in replies], 0, model.device)
         sums = ((values * of_reply).sum(dim=-1).tolist() for values in (logps, entropies))
         return [Likelihood(*both) for both in zip(*sums, strict=True)]
@@ -101,7 +101,7 @@ def _likelihoods(
 def _logits_before(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], prefixes: Sequence[PrefixMatch], pad: int, keep: int
 ) -> Tensor:
-    """The logits after the last `keep` tokens of each row, (R, keep, V). Any model can read rows that have no prefix."""
+    """The logits after the last `keep` tokens of each row, (R, keep, V). Without prefixes, this works for any model."""
     from engine.models.generation.prefill import left_padded, positions_of, prefill_rows
 
     if any(prefix.length for prefix in prefixes):

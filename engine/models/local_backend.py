@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class LocalBackend:
     """Generates replies with a model in memory. `tokens` counts generated tokens.
 
-    The prefixes of a call are cached until the next one, so a conversation that continues one of them is not read again.
+    The prefixes of a call are cached until the next one, so a conversation that continues one of them is not prefilled again.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class LocalBackend:
         self.tokenizer = tokenizer
         self.tokens = 0
         self.processes = 1
-        """Those that generate side by side on this machine."""
+        """Number of processes that generate at the same time on this machine."""
         self._requested_size = batch_size
         self._fitting_size: int | None = None
-        """The batch size that fits, once a larger one ran out of memory."""
+        """The batch size that fits, once a larger one has run out of memory."""
         self._prefix_cache = PrefixCache()
         self._stop = stop
 
@@ -81,7 +81,7 @@ class LocalBackend:
         return int(limit) if limit else None
 
     def clear_cache(self) -> None:
-        """Drop cached prefixes, for measurements or to free memory."""
+        """Drop the cached prefixes, for a measurement or to free memory."""
         self._prefix_cache.clear()
 
     def _free_memory_for(self) -> None:
@@ -91,10 +91,10 @@ class LocalBackend:
 
 
 def load_stage2_backend(config: Stage3Config, adapter: Path, stop: StopToken, token: str | None) -> LocalBackend:
-    """The Stage 2 policy, for generation only, so the adapter may be merged into it.
+    """The Stage 2 policy for generation only, so that its adapter may be merged.
 
-    It is merged in float32. In 16 bits merging would round the weights (by up to 5e-4, measured), and the policy that drafts
-    would differ from the one that trains.
+    It is merged in float32 only. In 16 bits, merging would round the weights (by up to 5e-4, measured), and the policy that
+    drafts would differ from the one that trains.
     """
     import torch
 

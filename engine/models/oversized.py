@@ -1,4 +1,5 @@
-"""Models without end: a stranger's `config.json` needs one number to make transformers build layers until the memory is full."""
+"""Refuse oversized models: with one number in its `config.json`, an untrusted model makes transformers build layers until memory
+is full."""
 
 from __future__ import annotations
 
@@ -10,14 +11,14 @@ from engine.core.errors import UnsafeError
 from engine.security.sanitize import visible_line
 
 MAX_PARTS = 10_000
-"""Layers, or experts of one; the deepest models have some hundred."""
+"""Layers, or experts per layer; the deepest models have a few hundred."""
 _COUNT = re.compile(r"(num|n)_(\w+_)?(layer|expert|block|stage|module)s?")
 
 
 def refuse_oversized_model(name: str, option: str, **arguments: Any) -> None:
-    """Look at a model's configuration before anything is built of it. Raises as `refuse_endless`, and what transformers raises.
+    """Check a model's configuration before the model is built. Raises as `refuse_oversized`, and what transformers raises.
 
-    option   that the model was given with
+    option   the option that names the model
     """
     from transformers import PreTrainedConfig
 
@@ -26,13 +27,13 @@ def refuse_oversized_model(name: str, option: str, **arguments: Any) -> None:
 
 
 def refuse_oversized(settings: Mapping[str, Any], option: str) -> None:
-    """Raises UnsafeError if a model has more parts than any: building it, even without weights, would fill the memory."""
+    """Raises UnsafeError for an absurd number of layers or experts: building them, even without weights, would fill memory."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             refuse_oversized(value, option)
         elif isinstance(value, int) and value > MAX_PARTS and _COUNT.fullmatch(name):
             raise UnsafeError(
-                f"A model's config.json says {visible_line(name, 80)} = {value:,}.",
-                "No model has so many: building it would fill the memory and never end.",
-                f"Look at where the model comes from, and give another one with {option}.",
+                f"A model's config.json has {visible_line(name, 80)} = {value:,}.",
+                "No model has that many, and building it would fill the memory.",
+                f"Check where the model comes from, and pass another one with {option}.",
             )

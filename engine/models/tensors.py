@@ -26,7 +26,8 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor of which this process has a part (FSDP2): all processes ask for it together. Any other as it is."""
+    """The full tensor, gathered from all ranks if it is sharded (FSDP2); then every rank must call this. Others are returned
+    unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -36,7 +37,7 @@ def adapter_tensors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
 
 
 def local_adapter_tensors(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
-    """As `adapter_tensors`, but of a model that is spread over processes what this one has. They share the model's memory."""
+    """As `adapter_tensors`, but of a sharded model only this rank's shards. The tensors share the model's memory."""
     from peft import get_peft_model_state_dict
 
     # With save_embedding_layers="auto" PEFT would request the base model's configuration from the Hub.

@@ -116,7 +116,7 @@ def test_a_template_that_always_opens_a_thought_is_refused_with_what_it_writes()
     assert "<think>" in fault(tokenizer)
     with pytest.raises(PreconditionError) as refused:
         reply_ids(tokenizer, ASKED, [REPLY])
-    assert "take out the opening tag of the thought" in refused.value.what_to_do
+    assert "remove the opening tag of the thought" in refused.value.what_to_do
 
 
 def test_a_template_without_any_end_is_refused_with_what_it_writes():
@@ -176,9 +176,11 @@ def test_a_template_with_marks_of_transformers_is_tried_like_any_other():
 
 
 def test_a_template_that_loses_text_is_refused():
-    assert "is not in what it renders" in fault(tokenizer_with(CHATML.replace("m.content", "''"), eos="<|im_end|>"))
+    assert "is missing from what it renders" in fault(
+        tokenizer_with(CHATML.replace("m.content", "''"), eos="<|im_end|>")
+    )
     only_last = CHATML.replace("in messages", "in messages[-1:]")
-    assert "a turn of the user is not" in fault(tokenizer_with(only_last, eos="<|im_end|>"))
+    assert "a turn of the user is missing" in fault(tokenizer_with(only_last, eos="<|im_end|>"))
 
 
 def test_a_template_that_wants_parts_is_given_parts():

@@ -174,7 +174,7 @@ UNTRAINABLE = {
     "PiSSA": refused(settings(init_lora_weights="pissa_niter_4"), "init_lora_weights 'pissa_niter_4'", "a plain LoRA"),
     "OLoRA": refused(settings(init_lora_weights="olora"), "init_lora_weights 'olora'", "a plain LoRA"),
     "a beginning nobody knows": refused(
-        settings(init_lora_weights="zen"), "has init_lora_weights 'zen'.*does not know it", "a plain LoRA"
+        settings(init_lora_weights="zen"), "has init_lora_weights 'zen'.*does not support it", "a plain LoRA"
     ),
 }
 
@@ -234,7 +234,7 @@ TENSORS = {
         "tensors of layer 7, but the base model's last layer is 1", OTHER_BASE,
     ),
     "DoRA in the configuration alone": refused(settings(use_dora=True), r"missing \(.*lora_magnitude_vector", AGAIN),
-    "another rank": refused(settings(r=5), "have rank 3, but its configuration says 5", AGAIN),
+    "another rank": refused(settings(r=5), "have rank 3, but its configuration has 5", AGAIN),
     "a tensor turned round": refused(
         each(lambda n, t: (n, t.T.contiguous() if n == f"{DOWN}A.weight" else t)), r"transposed: \(40, 3\) instead", AGAIN
     ),
@@ -256,7 +256,7 @@ TENSORS = {
         added(**{EMBEDDING: torch.ones(400, 24)}), "contains the base model's own .*embed_tokens.weight", "save_embedding_layers"
     ),
     "more words in its tokenizer": refused(
-        tokenizer_of(402), "tokenizer beside the adapter.* goes up to token 401; .* has 400", "resized"
+        tokenizer_of(402), "tokenizer beside the adapter.* token ids up to 401; .* has 400", "resized"
     ),
 }  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_a_base_takes_several_gpus_only_if_one_has_no_room(
 ):
     """sizes: memory of each, as a multiple of the model's weights."""
     weights = (stage2[0] / "model.safetensors").stat().st_size
-    monkeypatch.setattr(placement, "_gpus", lambda _: [int(size * weights) for size in sizes])
+    monkeypatch.setattr(placement, "_gpu_memory", lambda _: [int(size * weights) for size in sizes])
     given = config(base_model_id=str(stage2[0]), sharding=sharding, num_processes=2, device="cpu", dtype="float32")
     assert gpus_for_base(given) == gpus
     assert processes_here(given) == (1 if gpus > 1 else 2)
@@ -76,7 +76,7 @@ def test_a_base_takes_several_gpus_only_if_one_has_no_room(
 def test_a_number_that_is_known_is_not_looked_for(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     """`plan` and the start page would import torch for it."""
     monkeypatch.setattr(processes, "number_of_processes", pytest.fail)
-    monkeypatch.setattr(placement, "_gpus", pytest.fail)
+    monkeypatch.setattr(placement, "_gpu_memory", pytest.fail)
     assert processes_here(config(), 4) == 4
 
 
@@ -84,7 +84,7 @@ def test_layers_for_which_no_gpu_has_room_are_refused():
     model = torch.nn.Linear(2, 2)
     require_on_gpus(SimpleNamespace(hf_device_map={"model.layers.0": 0, "lm_head": 1}), 2)
     model.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}
-    with pytest.raises(PreconditionError, match=r"The 2 GPUs of this machine have no room.*model\.layers\.1"):
+    with pytest.raises(PreconditionError, match=r"The 2 GPUs of this machine are too small.*model\.layers\.1"):
         require_on_gpus(model, 2)
 
 

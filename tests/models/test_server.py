@@ -222,7 +222,7 @@ def test_a_server_is_an_address_and_a_model(role: str, config: Callable[..., Any
     of = {"server": policy_server, "critic": critic_server, "judge": judge_server}[role]
     with pytest.raises(ConfigError, match=f"--{role}-url needs") as caught:
         of(config(**{f"{role}_url": "http://me:hunter2@host/v1"}))
-    assert "hunter2" not in str(caught.value) and f"Give --{role}-model, too" in caught.value.what_to_do
+    assert "hunter2" not in str(caught.value) and f"Pass --{role}-model, too" in caught.value.what_to_do
     assert of(config()) is None
 
 
@@ -413,7 +413,7 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again_but_not_often(
     server.moods = ["hang"]
     backend = make_backend(server.url, tokenizer, sleep=waits, timeout_seconds=0.1)
     started = time.monotonic()
-    with pytest.raises(NetworkError, match=r"did not answer within 0.1 s \(--server-timeout\)"):
+    with pytest.raises(NetworkError, match=r"did not respond within 0.1 s \(--server-timeout\)"):
         backend.reply(asks("a"), GREEDY, [0])
     assert len(sent_to(server)) == SLOW_TRIES
     assert 0.1 * SLOW_TRIES <= time.monotonic() - started < 2.0
@@ -578,7 +578,7 @@ def test_a_model_that_the_server_does_not_have_is_reported_with_the_nearest(serv
     for refusal in (404, 400, 500):
         server.moods = [Answer(refusal, {"message": "The model `ours` does not exist."})]
         with pytest.raises(
-            ConfigError, match=r"no model 'ours'.*meta/llama, our-model.*nearest is --server-model our-model"
+            ConfigError, match=r"no model 'ours'.*meta/llama, our-model.*Did you mean --server-model our-model"
         ):
             backend.check(GREEDY)
 
@@ -697,7 +697,7 @@ def test_servers_that_read_the_same_prompt_differently_are_refused(
     server: FakeServer, other: FakeServer, tokenizer: Any
 ):
     server.usage, other.usage = ({"completion_tokens": 1, "prompt_tokens": count} for count in (20, 21))
-    with pytest.raises(ConfigError, match=r"do not read the same prompt alike.*counts 20.*counts 21"):
+    with pytest.raises(ConfigError, match=r"tokenise the same prompt differently.*counts 20.*counts 21"):
         backend_on(tokenizer, server, other).check(GREEDY)
 
 
@@ -706,7 +706,7 @@ def test_one_of_several_may_be_away_at_the_start_and_is_named(server: FakeServer
     other.close()
     backend = backend_on(tokenizer, server, other)
     [note] = backend.check(GREEDY)
-    assert f"The server at {other.url} cannot be reached" in note and "The others go on" in note
+    assert f"The server at {other.url} cannot be reached" in note and "The others continue" in note
     assert [reply.text for reply in backend.reply(asks(*"abcd"), GREEDY, [0] * 4)] == [f"you said: {t}" for t in "abcd"]
     server.close()
     with pytest.raises(NetworkError):

@@ -88,7 +88,7 @@ def test_one_that_nobody_can_reach_is_left_out_and_the_other_does_all(two: list[
     assert all_said(ask(client, *asked), asked)
     assert heard(two[1]) == Counter(asked)
     [told] = [event for event in events if isinstance(event, Message)]
-    assert told.level == "warning" and gone in told.text and "1 of 2 servers go on" in told.text
+    assert told.level == "warning" and gone in told.text and "1 of 2 servers remain" in told.text
     assert [server.state for server in client.pool.servers] == ["out", "in"]
 
 
@@ -135,7 +135,7 @@ def test_one_that_comes_back_with_another_model_stays_out(two: list[FakeServer],
     two[1].seconds_for = lambda text: 0.02
     assert all_said(ask(client, *texts(60)), texts(60))
     [out, _] = client.pool.servers
-    assert out.state == "out" and "serves another" in out.why and "\x1b" not in out.why
+    assert out.state == "out" and "now serves another" in out.why and "\x1b" not in out.why
 
 
 def test_a_server_that_names_a_pause_is_given_it_and_the_other_goes_on(two: list[FakeServer]):
@@ -167,7 +167,7 @@ def test_a_request_at_which_they_always_fail_fails_alone(two: list[FakeServer], 
     asked = texts(12)
     answers = ask(client_of(two[:number]), *asked)
     bad = answers.pop(3)
-    assert bad.failed and "returns 500" in bad.refused and "CUDA error" in bad.refused and bad.text == ""
+    assert bad.failed and "returned 500" in bad.refused and "CUDA error" in bad.refused and bad.text == ""
     assert all_said(answers, [text for text in asked if text != "question 3"])
     every = sum((heard(server) for server in two), Counter())
     control = CONTROL.messages[0]["content"]
@@ -211,7 +211,7 @@ def test_all_away_names_each_and_what_it_said(two: list[FakeServer]):
     urls = [server.url for server in two]
     for server in two:
         server.close()
-    with pytest.raises(NetworkError, match="None of the 2 servers answers") as caught:
+    with pytest.raises(NetworkError, match="None of the 2 servers responds") as caught:
         ask(client_of(urls), "a")
     assert all(url in caught.value.why for url in urls)
 

@@ -237,9 +237,9 @@ def test_a_space_that_is_a_token_of_its_own_before_the_letter_is_read_first(poli
 @pytest.mark.parametrize(
     ("was", "becomes", "why"),
     [
-        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "'Thinking' at its end is missing"),
+        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "without 'Thinking' at its end"),
         ("message['content'] | trim", "message['content'].replace('A', 'a').replace('B', 'b')", "are 'a' and 'b'"),
-        ("message['content'] | trim", "'x'", "the text of a message is not in what it renders"),
+        ("message['content'] | trim", "'x'", "the text of a message is missing from what it renders"),
     ],
 )
 def test_a_template_where_the_letters_have_no_place_is_refused(was: str, becomes: str, why: str, policy: LoadedPolicy):

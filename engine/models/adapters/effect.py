@@ -1,4 +1,4 @@
-"""The adapter's effect on the logits: the proof that PEFT loaded the file's tensors."""
+"""The adapter's effect on the logits, as proof that PEFT loaded the file's tensors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 QUESTION = "How should I apologise to a friend?"
 MAX_RELATIVE_CHANGE = 0.005
-"""Relative to the largest logit: allowed change from another order of summation. On the CPU it is zero."""
+"""Allowed change relative to the largest logit, from another order of summation. On the CPU there is none."""
 
 
 def logits_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(1, T, vocabulary) float32: over one prompt in the chat template."""
+    """The logits over one prompt in the chat template, (1, T, V) float32."""
     import torch
 
     from engine.models.chat_template import conversation_ids
@@ -33,9 +33,9 @@ def logits_of(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
 
 
 def effect_on_logits(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, base_logits: Tensor | None = None) -> float:
-    """The largest change of a logit when the adapter is switched on.
+    """The largest change of any logit when the adapter is switched on.
 
-    base_logits   of the base model before loading; with the adapter off, the policy must give the same
+    base_logits   the base model's logits before the adapter was loaded; with the adapter off, the policy must give the same
 
     Raises PreconditionError if the effect is 0 or not finite, or if the base model changed.
     """
@@ -63,9 +63,9 @@ def effect_on_logits(policy: PeftModel, tokenizer: PreTrainedTokenizerBase, base
 def refuse_rounded(policy: PeftModel, tensors_sha256: str) -> str:
     """A note about the number format of the loaded adapter; usually empty.
 
-    PEFT keeps LoRA in float32, but whole modules (modules_to_save) in the base model's format.
+    PEFT keeps LoRA in float32, but full modules (modules_to_save) in the base model's format.
 
-    tensors_sha256   of the file's numbers
+    tensors_sha256   hash of the file's tensors (`engine.models.tensors`)
 
     Raises PreconditionError if the loaded tensors differ from the file, or cannot be trained.
     """

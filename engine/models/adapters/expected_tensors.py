@@ -27,20 +27,20 @@ OTHER_BASE = "Pass the base model of Stage 2 with --base-model-id, or an adapter
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The base model, from its configuration."""
+    """Facts about the base model, from its configuration."""
 
     name: str
     """`--base-model-id`, safe to show."""
     architecture: str
     layers: int
     vocabulary: int
-    """Rows of its embedding."""
+    """Number of rows of its embedding."""
     parameters: int
 
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """A module of the base model with LoRA."""
+    """A module of the base model that has a LoRA."""
 
     name: str
     rank: int
@@ -63,7 +63,7 @@ class Expected:
     """By name in the file (`base_model.model.….lora_A.weight`)."""
     modules: list[AdaptedModule]
     absent: list[str]
-    """Target modules that the base model lacks. PEFT ignores them silently."""
+    """Target modules that the base model lacks. PEFT silently ignores them."""
 
     @property
     def target_modules(self) -> list[str]:
@@ -71,8 +71,8 @@ class Expected:
 
 
 def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str | None = None) -> Expected:
-    """Raises PreconditionError if the base model is unreadable, lacks the target modules, or if DPO cannot train the adapter;
-    UnsafeError if the base model needs custom code.
+    """The tensors that the base model needs. Raises PreconditionError if the base model is unreadable or lacks the target modules,
+    or if DPO cannot train the adapter; UnsafeError if the base model needs custom code.
     """
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
@@ -101,7 +101,7 @@ def expected_adapter(config: Stage3Config, settings: AdapterSettings, token: str
 
 
 def read_base_config(config: Stage3Config, token: str | None = None) -> PretrainedConfig:
-    """The base model's configuration. Raises as `base_model_errors`, and UnsafeError for one of a model without end."""
+    """The base model's configuration. Raises as `base_model_errors`, and UnsafeError for an oversized model."""
     from transformers import AutoConfig
 
     with base_model_errors(config):
@@ -111,7 +111,7 @@ def read_base_config(config: Stage3Config, token: str | None = None) -> Pretrain
 
 @contextmanager
 def base_model_errors(config: Stage3Config) -> Iterator[None]:
-    """Turn transformers' errors about the base model into PreconditionError, or UnsafeError if it needs custom code. The Hub's
+    """Convert transformers' errors about the base model to PreconditionError, or to UnsafeError if it needs custom code. The Hub's
     errors pass through.
     """
     from safetensors import SafetensorError

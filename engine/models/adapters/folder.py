@@ -1,6 +1,6 @@
 """The files of an adapter's folder: which are read, how, and which are never opened.
 
-The folder may come from a clone or an archive, so a name in it may be a link to any file of this machine, or not a file.
+The folder may come from a clone or an archive, so a name in it may be a link to any file of this machine, or not a file at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.core.layout import ADAPTER_WEIGHTS
 from engine.security.sanitize import visible_line
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-# A trainer's leftovers. They are pickles, too, but nothing here ever opens them.
+# Files that a trainer leaves behind. They are pickles, too, but nothing here ever opens them.
 NEVER_OPENED = re.compile(r"training_args\.bin|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state.*\.pth")
 EXPORT_AGAIN = (
     "Export the Stage 2 adapter again with `model.save_pretrained(folder)`, and pass that folder with --adapter-path."
@@ -39,7 +39,7 @@ def few(names: list[str], limit: int = 3) -> str:
 
 
 def refuse_pickles(folder: Path) -> list[str]:
-    """Names of a trainer's leftovers, never opened. Raises UnsafeError for weights in a pickle."""
+    """The names of pickles that a trainer left behind, which are never opened. Raises UnsafeError for weights in a pickle."""
     names = [path.name for path in folder.iterdir()]
     pickles = sorted(name for name in names if name.lower().endswith(PICKLE_SUFFIXES))
     weights = [name for name in pickles if not NEVER_OPENED.fullmatch(name)]
@@ -49,7 +49,7 @@ def refuse_pickles(folder: Path) -> list[str]:
 
 
 def pickle_error(where: str, weights: list[str], *, beside: bool) -> UnsafeError:
-    """The error for weights in pickles, alone or `beside` the safetensors file."""
+    """The error for weights in pickles, alone or beside the safetensors file."""
     if beside:
         return UnsafeError(
             f"The adapter {where} contains {few(weights)} beside {ADAPTER_WEIGHTS}.",
@@ -74,7 +74,7 @@ def open_adapter_file(folder: Path, name: str) -> BinaryIO:
             "Replace the link with a copy of the file, or pass the folder that it points into with --adapter-path.",
         )
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # O_NONBLOCK: a FIFO must not wait
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # O_NONBLOCK: opening a FIFO must not block
     except OSError as error:
         raise PreconditionError(
             f"Cannot read {shown(path)}.",
@@ -102,7 +102,7 @@ def _links_outside(path: Path, folder: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The `checkpoint-N` with the most steps that contains an adapter; None if none does."""
+    """The `checkpoint-N` with the most steps among those that contain an adapter; None if none does."""
     found = [(int(name[1]), path) for path in folder.iterdir() if (name := _CHECKPOINT.fullmatch(path.name))]
     return next((path for _, path in sorted(found, reverse=True) if (path / ADAPTER_WEIGHTS).is_file()), None)
 
@@ -122,5 +122,5 @@ def _missing_file_advice(folder: Path, name: str) -> tuple[str, str]:
         return "Without its configuration, the adapter's weights are meaningless.", EXPORT_AGAIN
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        return f"It has {few(others)}: a full model or a part of one is not an adapter.", EXPORT_AGAIN
-    return "That file has the adapter's weights.", EXPORT_AGAIN
+        return f"It has {few(others)}, but a full model, or a part of one, is not an adapter.", EXPORT_AGAIN
+    return "That file contains the adapter's weights.", EXPORT_AGAIN

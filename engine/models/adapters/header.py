@@ -1,10 +1,10 @@
-"""The header of a safetensors file: names, number formats and shapes of its tensors, without reading one of them.
+"""The header of a safetensors file: names, number formats and shapes of its tensors, without reading any of them.
 
     8 bytes     length of the header, little-endian
     header      JSON: {"name": {"dtype": "F32", "shape": [3, 24], "data_offsets": [begin, end]}, …}, "__metadata__" aside
     data        the tensors one after another, without gaps; offsets count from here
 
-safetensors accepts everything accepted here (tests/models/test_good_adapters.py); the errors here are in plain words.
+Everything accepted here is accepted by safetensors, too (tests/models/test_good_adapters.py); the errors here are plainer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BITS = {
     "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
     "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
-"""Bytes per number, by safetensors' format name."""
+"""Bits per number, by safetensors' format name."""
 
 
 class HeaderError(ValueError):
@@ -42,9 +42,9 @@ class TensorInfo:
 @dataclass(frozen=True)
 class Header:
     raw: bytes
-    """The file up to its data, in bytes."""
+    """The bytes of the file before its data."""
     size: int
-    """The whole file, in bytes."""
+    """Size of the file in bytes."""
     tensors: dict[str, TensorInfo]
 
     @property
@@ -65,7 +65,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
     if length > MAX_HEADER_BYTES:
         raise HeaderError(f"Its header would be {length:,} bytes long, which is too long for a safetensors file.")
     if LENGTH_BYTES + length > size:
-        raise HeaderError(f"It is truncated in the header: that has {length:,} bytes, the whole file {size:,}.")
+        raise HeaderError(f"It is truncated in the header, which has {length:,} bytes; the file has {size:,}.")
     text = file.read(length)
     data_begin = LENGTH_BYTES + length
     tensors = {name: _tensor(name, entry, data_begin) for name, entry in _entries(text).items()}
@@ -120,7 +120,9 @@ def _require_contiguous(tensors: dict[str, TensorInfo], data_begin: int, size: i
             raise HeaderError(f"There is a gap of {tensor.begin - last} bytes before {name!r}.")
         last, last_name = tensor.end, name
     if last > size:
-        raise HeaderError(f"It is truncated in the data: {last:,} bytes by its header, but it has {size:,}.")
+        raise HeaderError(
+            f"It is truncated in the data: it should have {last:,} bytes by its header, but has {size:,}."
+        )
     if last < size:
         raise HeaderError(f"{size - last} extra bytes follow the last tensor.")
 

@@ -1,4 +1,4 @@
-"""Read `adapter_config.json`. It is untrusted: anything in it that makes PEFT import or load code is refused."""
+"""Read `adapter_config.json`. It is untrusted: anything that makes PEFT import or load code is refused."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 MAX_CONFIG_BYTES = 16 << 20
 """Bytes; PEFT writes a few thousand."""
 NOT_FOR_PEFT = ("auto_mapping", "base_model_name_or_path", "revision", "runtime_config")
-"""Provenance and machine settings, which the file does not decide here."""
+"""Provenance and machine settings, which are not taken from the file."""
 TRANSFORMERS = "transformers"
 
 
 class _FieldTypes(BaseModel):
-    """The types that PEFT assumes."""
+    """The types that PEFT expects but does not check."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -47,16 +47,16 @@ class _FieldTypes(BaseModel):
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """A LoRA's configuration, and what it says about its base model."""
+    """A LoRA's configuration, and what it records about its base model."""
 
     path: Path
     lora: LoraConfig
     named_base: str | None
     """Only a hint: PEFT writes a Hub id or a path on the training machine."""
     architecture: str | None
-    """The base model's class, if PEFT recorded it (it does without a task_type)."""
+    """The base model's class, if PEFT recorded it; it does so if there is no task_type."""
     unknown: dict[str, Any]
-    """Fields of another PEFT version, which this one ignores."""
+    """Fields of another PEFT version, which the installed one ignores."""
 
     @property
     def variant(self) -> str:
@@ -66,7 +66,8 @@ class AdapterSettings:
 
 
 def read_settings(folder: Path) -> AdapterSettings:
-    """Raises PreconditionError if it is missing, not JSON, or not a LoRA's; UnsafeError if it names code."""
+    """The adapter's configuration. Raises PreconditionError if it is missing, not JSON, or not a LoRA's; UnsafeError if it names
+    code."""
     path = folder / ADAPTER_CONFIG
     data = _read_object(folder)
     kind = data.get("peft_type")
@@ -147,7 +148,7 @@ def _code_error(path: Path, what: str, script_note: str) -> UnsafeError:
 
 
 def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
-    set_libraries_aside()  # a run needs them first here
+    set_libraries_aside()  # here a run first imports them
     from peft import LoraConfig
 
     safe = {key: value for key, value in data.items() if key not in NOT_FOR_PEFT}
@@ -160,7 +161,7 @@ def _lora_config(data: dict[str, Any], path: Path) -> LoraConfig:
 
 
 def _unknown(data: dict[str, Any]) -> dict[str, Any]:
-    """Fields with a value that this PEFT version does not know."""
+    """Fields with a value that the installed PEFT version does not have."""
     from dataclasses import fields
 
     from peft import LoraConfig

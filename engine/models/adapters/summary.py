@@ -20,7 +20,7 @@ _IN_THE_CACHE = re.compile(r"models--[^/]+?--([^/]+)/snapshots/")
 
 
 def settings_lines(config: Stage3Config, settings: AdapterSettings, expected: Expected) -> Iterator[Line]:
-    """The configuration, as PEFT applies it to this base model."""
+    """The lines about the configuration, as PEFT applies it to this base model."""
     modules = expected.modules
     yield ("named base", *named_base(config, settings.named_base))
     yield "rank", "ok", _counted(Counter(str(module.rank) for module in modules))
@@ -48,7 +48,7 @@ def named_base(config: Stage3Config, named: str | None) -> tuple[CheckStatus, st
     shown = visible_line(named, 200)
     model_name = _last_name(named)
     if is_local(config.base_model_id):
-        # A folder may have any name: it matches if it contains the words of the other.
+        # A folder may have any name: the two match if one contains all words of the other.
         our_words, named_words = _words(local_path(config.base_model_id).name), _words(model_name)
         same = our_words <= named_words or named_words <= our_words
     else:

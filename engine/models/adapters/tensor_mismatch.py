@@ -1,5 +1,5 @@
-"""Why an adapter's tensors do not match the base model, from names and shapes, with a message for each cause. PEFT loads most
-of these silently, and the result is the plain base model, or garbage.
+"""Why an adapter's tensors do not match the base model, from their names and shapes, with a message for each cause. PEFT silently
+loads most of these adapters, and the result is the plain base model, or garbage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def refuse_mismatch(settings: AdapterSettings, expected: Expected, found: Shapes
     """Raises PreconditionError with the reason if the tensors `found` in the file do not match the expected ones."""
     if settings.architecture is not None and settings.architecture != expected.base.architecture:
         made_on = visible_line(settings.architecture, 80)
-        why = f"Its configuration says that it was trained on a {made_on}, but this is a {expected.base.architecture}."
+        why = (
+            f"According to its configuration it was trained on a {made_on}, but this is a {expected.base.architecture}."
+        )
         raise _other_base(settings, expected.base, why)
     for cause in (_embedding, _renamed, _unknown_tensors, _layers, _missing_or_extra, _rank, _transposed, _widths):
         refusal = cause(settings, expected, found)
@@ -36,7 +38,7 @@ def refuse_mismatch(settings: AdapterSettings, expected: Expected, found: Shapes
 
 
 def _embedding(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    """The base model's embedding or head among the tensors."""
+    """The base model's embedding or head is among the tensors."""
     base = expected.base
     for name in sorted(name for name in found if name.endswith(_EMBEDDINGS) and "lora_" not in name):
         rows = found[name][0] if found[name] else 0
@@ -58,7 +60,7 @@ def _embedding(settings: AdapterSettings, expected: Expected, found: Shapes) -> 
 
 
 def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    """All names match except for an inserted part."""
+    """All names match, except for an inserted or missing part."""
 
     def without(pattern: Callable[[str], str]) -> bool:
         return {pattern(name) for name in found} == set(expected.shapes) != set(found)
@@ -97,7 +99,7 @@ def _unknown_tensors(settings: AdapterSettings, expected: Expected, found: Shape
 
 
 def _layers(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    """More layers than the base model has, or all layers above some number missing."""
+    """There are more layers than the base model has, or some layers are missing entirely."""
     wanted, present = _by_layer(expected.shapes), _by_layer(found)
     if not wanted or not present:
         return None
@@ -129,7 +131,7 @@ def _missing_or_extra(settings: AdapterSettings, expected: Expected, found: Shap
 
 
 def _rank(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
-    """lora_A (rank, in) and lora_B (out, rank) that differ only in their rank."""
+    """lora_A (rank, in) and lora_B (out, rank) differ only in their rank."""
     for name, wanted in sorted(expected.shapes.items()):
         actual, rank_dimension = found[name], 0 if ".lora_A." in name else 1
         if "lora_" not in name or len(actual) != 2 or len(wanted) != 2:
@@ -139,7 +141,7 @@ def _rank(settings: AdapterSettings, expected: Expected, found: Shapes) -> Preco
             and actual[1 - rank_dimension] == wanted[1 - rank_dimension]
         ):
             return PreconditionError(
-                f"The adapter's tensors have rank {actual[rank_dimension]}, but its configuration says {wanted[rank_dimension]}.",
+                f"The adapter's tensors have rank {actual[rank_dimension]}, but its configuration has {wanted[rank_dimension]}.",
                 f"{visible_line(name, 120)} is {actual}; {wanted} was expected.",
                 f"The configuration belongs to another adapter, or was edited (r, rank_pattern). {EXPORT_AGAIN}",
             )
@@ -173,13 +175,13 @@ def _incomplete(expected: Expected, missing: list[str], which: str) -> Precondit
     numbers = sum(prod(expected.shapes[name]) for name in missing)
     return PreconditionError(
         f"The adapter is incomplete: {len(missing)} of its {len(expected.shapes)} tensors are missing ({which}).",
-        f"PEFT would initialise them anew and leave {numbers:,} numbers untrained.",
+        f"PEFT would initialise them afresh, and {numbers:,} numbers would be untrained.",
         EXPORT_AGAIN,
     )
 
 
 def _other_base(settings: AdapterSettings, base: BaseFacts, why: str) -> PreconditionError:
-    """The error. It mentions the base model that the adapter's configuration names, as a hint."""
+    """The error for an adapter of another base model, with the one that its configuration names as a hint."""
     named = f" Its configuration names {visible_line(settings.named_base, 200)}." if settings.named_base else ""
     return PreconditionError(f"The adapter does not fit {base.name}.", f"{why}{named}", OTHER_BASE)
 

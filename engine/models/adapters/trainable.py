@@ -1,8 +1,8 @@
-"""LoRA variants that DPO cannot train, or only against a silently wrong reference.
+"""LoRA variants that DPO cannot train, or only against a reference that is silently wrong.
 
-TRL copies the parameters with ".default." in their names into an adapter "ref", which PEFT builds again from the same
-configuration. Whatever either handles differently is refused here, before pairs are made: some of it would end in a
-traceback after hours, some in a training that looks fine (tests/dpo/test_trained_variants.py shows which).
+TRL copies the parameters with ".default." in their names into an adapter "ref", which PEFT builds from the same configuration.
+Variants for which this goes wrong are refused here, before pairs are made. Some of them would end in a traceback after hours,
+others in a training that looks fine (tests/dpo/test_trained_variants.py shows which).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base model unchanged."""
 OF_ANOTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that subtract the adapter from the base model's weights. PEFT does so again on loading, and again for TRL's
-copy: with PiSSA and OLoRA the base model's logits moved, while first loss and hash looked right."""
+"""Initialisations that subtract the adapter from the base model's weights. PEFT does so again on loading, and once more for TRL's
+copy: with PiSSA and OLoRA the base model's logits changed, although first loss and hash looked right."""
 VARIANTS = (
     "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
     "monteclora_config",
@@ -56,8 +56,11 @@ def refuse_untrainable(settings: AdapterSettings) -> None:
 
 
 def refuse_uncopied_parameters(settings: AdapterSettings, policy: PeftModel) -> None:
-    """Check against the base model's structure: LoRA on embedding or head, and parameters that TRL would not copy. `policy` may
-    be on the meta device. Raises PreconditionError.
+    """Check against the base model's structure: refuse LoRA on embedding or head, and parameters that TRL would not copy.
+
+    policy   may be on the meta device
+
+    Raises PreconditionError.
     """
     from peft.tuners.lora import LoraLayer
     from torch import nn
@@ -90,13 +93,13 @@ def _refuse_other_base(settings: AdapterSettings) -> None:
     if str(initialisation).lower().startswith(OF_ANOTHER_BASE):
         raise PreconditionError(
             f"The adapter {shown(settings.path.parent)} does not belong to the unchanged base model.",
-            f"It was initialised with init_lora_weights {initialisation!r}, which subtracts its first values from the base model's "
-            "weights, and PEFT would subtract them again at each loading.",
+            f"It was initialised with init_lora_weights {initialisation!r}, which subtracts its initial values from the base "
+            "model's weights, and PEFT would subtract them again each time it loads the adapter.",
             CONVERT_BACK,
         )
     raise PreconditionError(
         f"The adapter {shown(settings.path.parent)} has init_lora_weights {visible_line(repr(initialisation), 60)}.",
-        "This version of PEFT does not know it, so it may change the base model.",
+        "The installed PEFT does not support it, and it may change the base model.",
         CONVERT_BACK,
     )
 

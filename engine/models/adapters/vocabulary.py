@@ -1,5 +1,5 @@
-"""The tokenizer beside an adapter, as evidence of its training vocabulary. Only its ids are read; conversations use the base
-model's tokenizer.
+"""The tokenizer beside an adapter, as evidence of its training vocabulary. Only its token ids are read; conversations use the
+base model's tokenizer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MAX_TOKENIZER_BYTES = 256 << 20
 
 
 def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable[[], int]) -> list[str]:
-    """Names of unreadable tokenizer files. Raises PreconditionError if one has ids without an embedding in the base model;
-    UnsafeError for a link out of the folder.
+    """Returns the names of unreadable tokenizer files. Raises PreconditionError if a file has ids without an embedding in the base
+    model; UnsafeError for a link out of the folder.
 
-    own_tokens   size of the base model's tokenizer: Gemma 3's has one token more than its embedding
+    own_tokens   returns the size of the base model's tokenizer; Gemma 3's has one token more than its embedding
     """
     unreadable = []
     for name in TOKENIZER_FILES:
@@ -39,7 +39,7 @@ def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable
         if highest >= base.vocabulary and highest >= own_tokens():
             raise PreconditionError(
                 f"The tokenizer beside the adapter has more tokens than {base.name}.",
-                f"{shown(folder / name)} goes up to token {highest:,}; the base model has {base.vocabulary:,} embeddings.",
+                f"{shown(folder / name)} has token ids up to {highest:,}; the base model has {base.vocabulary:,} embeddings.",
                 "Stage 2 added tokens: pass the base model with its vocabulary resized with --base-model-id, or an adapter "
                 "that was trained with the base model's own tokenizer.",
             )

@@ -1,4 +1,4 @@
-"""An adapter's weights: first the header, then a single reading of the numbers."""
+"""An adapter's weights: first the header, then all numbers in a single read."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Weights:
     header: Header
     tensors: Mapping[str, Tensor]
     sha256: str
-    """Of the bytes that the tensors were made of."""
+    """Hash of the bytes that the tensors were made from."""
     bytes: int
 
 
 def read_weights_header(folder: Path) -> Header:
-    """The weights' header, without reading them. Raises PreconditionError with the reason (a git-lfs pointer, a web page, a
-    truncated or damaged file, numbers that are not floats); UnsafeError for anything but a regular file.
+    """The header of the weights; the weights themselves are not read. Raises PreconditionError with the reason (a git-lfs pointer,
+    a web page, a truncated or damaged file, numbers that are not floats); UnsafeError for anything but a regular file.
     """
     with open_adapter_file(folder, ADAPTER_WEIGHTS) as file:
         return _header(file, folder / ADAPTER_WEIGHTS)
 
 
 def load_weights(folder: Path) -> Weights:
-    """The weights and their hash, from one reading of the file. Raises as `read_weights_header`."""
+    """The weights and their hash, from a single read of the file. Raises as `read_weights_header`."""
     path = folder / ADAPTER_WEIGHTS
     with open_adapter_file(folder, ADAPTER_WEIGHTS) as file:
         header = _header(file, path)
@@ -82,12 +82,12 @@ def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
 
 
 def zero_lora_b_modules(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The lora_B that are all zero: their modules have no effect."""
+    """The names of lora_B tensors that are all zero; their modules have no effect."""
     return sorted(name for name, tensor in tensors.items() if _is_lora_b(name) and not bool(tensor.any()))
 
 
 def number_format(header: Header) -> str:
-    """`float32`, or `bfloat16 and float32` if there are several."""
+    """The tensors' number formats: `float32`, or `bfloat16 and float32` if there are several."""
     return " and ".join(sorted({NUMBER_FORMATS[tensor.dtype] for tensor in header.tensors.values()}))
 
 
@@ -130,7 +130,7 @@ def _require_floats(header: Header, path: Path) -> None:
 
 
 def _read_all(file: int, header: Header) -> bytearray:
-    """The file's bytes, unbuffered. Raises OSError if they no longer match the header."""
+    """All bytes of the file, read without a buffer. Raises OSError if they no longer match the header."""
     data = bytearray(header.size)
     view, done = memoryview(data), 0
     while done < len(data) and (read := os.preadv(file, [view[done:]], done)):

@@ -17,20 +17,21 @@ MEMORY_FRACTION = 0.5
 COPIES = 2
 """Keys and values exist twice for a moment, while rows are joined into a batch."""
 PROBE_TOKENS = 24
-"""Tokens read to measure the cache size per token."""
+"""Length of the row that measures the size of the cache per token."""
 
 
 def chosen_batch_size(config: Stage3Config) -> int:
-    """`--generation-batch-size`, or the maximum; for work that is halved if memory runs out."""
+    """`--generation-batch-size`, or the maximum. Callers halve the batch if memory runs out."""
     return config.generation_batch_size or MAX_BATCH_SIZE
 
 
 def fitting_batch_size(model: PreTrainedModel, longest: int, processes: int = 1) -> int:
-    """The largest power of two, up to MAX_BATCH_SIZE, at which rows of `longest` tokens fit in memory; found by trying.
+    """The largest power of two, up to MAX_BATCH_SIZE, at which rows of `longest` tokens fit in memory.
 
-    On the CPU it is computed from the cache size per token, because trying could get the process killed.
+    On a GPU it is found by trying. On the CPU it is computed from the size of the cache per token, because a try that runs
+    out of memory gets the process killed.
 
-    processes   that generate side by side; on the CPU they share the memory
+    processes   number of processes that generate at the same time; on the CPU they share the memory
     """
     if model.device.type == "cpu":
         import psutil
@@ -46,7 +47,7 @@ def fitting_batch_size(model: PreTrainedModel, longest: int, processes: int = 1)
 
 
 def kv_bytes_per_token(model: PreTrainedModel) -> float:
-    """Bytes of keys and values per token, over all layers, measured."""
+    """Measured size of keys and values per token, in bytes, over all layers."""
     import torch
     from transformers import DynamicCache
 
@@ -71,7 +72,7 @@ def _fits(model: PreTrainedModel, size: int, longest: int) -> bool:
     vocabulary = model.config.get_text_config().vocab_size
     rows = [
         [row % vocabulary] * max(longest - 2, 1) for row in range(size)
-    ]  # all different, or their common prefix would be read only once
+    ]  # all different, or their common prefix would be prefilled only once
     try:
         generate_batch(model, rows, Greedy(), [], [2] * size, pad=0)
     except (MemoryError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """Batched decoding with a KV prefix cache; finished rows are dropped from the batch.
 
-    1. prefill   read each prompt from where the prefix cache ends, in groups of similar length (or all at once)
+    1. prefill   run the part of each prompt that the prefix cache lacks, in groups of similar length (or all at once)
     2. join      copy the rows' keys and values into one cache, padded on the left
-    3. decode    per step: choose a token for each row, drop finished rows, one forward pass of one token per row
+    3. decode    per step: sample a token for each row, drop finished rows, run one forward pass of one token per row
 
 Letters for shapes: R rows, T columns (tokens, padding included), V vocabulary. Imports torch; import it where it is used.
 """
@@ -43,7 +43,7 @@ class GeneratedRow:
     ended: bool = False
     """Whether its last token ends the turn."""
     prefix: CachedPrefix | None = None
-    """Keys and values of prompt and reply, without the last token, for the next call. Only with a prefix cache."""
+    """Keys and values of prompt and reply, except for the last token, for the next call. None without a prefix cache."""
 
 
 def generate_batch(
@@ -59,11 +59,11 @@ def generate_batch(
 ) -> list[GeneratedRow]:
     """Generate a continuation of each of `prompts` (token ids), in order.
 
-    ends          tokens that end a turn
-    limits        maximum number of new tokens per row
-    pad           token for masked columns
-    memory        prefixes read by earlier calls; results are the same with and without it
-    should_stop   polled at every token; if it returns True the rows are incomplete
+    stop_ids       tokens that end a turn
+    limits         maximum number of new tokens per row
+    pad            token for masked columns
+    prefix_cache   prefixes from earlier calls; the results are the same with and without it
+    should_stop    polled at every token; once it returns True, the rows are returned incomplete
     """
     longest = max(map(len, prompts)) + max(limits)
     with torch.inference_mode():
@@ -78,35 +78,35 @@ def generate_batch(
 
 @dataclass
 class _Batch:
-    """Rows side by side, padded on the left."""
+    """The rows that are being decoded, padded on the left. A slot is a place in the batch; a row is the index of a prompt."""
 
     prompts: Sequence[Sequence[int]]
     rows: list[int]
-    """Index of the prompt of each row, (R,)."""
+    """The row in each slot, (R,)."""
     cache: Cache
     """Keys and values, (R, heads, T, head size) per layer."""
     mask: Tensor
     """(R, T) int: 1 for a token, 0 for padding."""
     can_drop_rows: bool
-    """Whether the cache supports dropping and copying rows."""
+    """Whether rows of the cache can be dropped and copied."""
 
     @property
     def columns(self) -> int:
         return int(self.mask.shape[1])
 
     def forward(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
-        """Read one token per row, (R,); returns the logits of the next one, (R, V)."""
+        """Run one token per slot, (R,); returns the logits of the next one, (R, V)."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)  # (R, T + 1)
         return last_logits(model, tokens.unsqueeze(1), self.mask, self.cache)[:, -1]
 
     def copy_prefix(self, slot: int, generated: GeneratedRow) -> CachedPrefix:
-        """Keys and values of the row at `place`: its prompt and all generated tokens but the last, which was not read."""
+        """Keys and values of the row in `slot`: its prompt and all generated tokens but the last, which was never run."""
         ids = [*self.prompts[self.rows[slot]], *generated.ids[:-1]]
         first = int(self.mask[slot].argmax())  # the first column that is not padding
         return copy_row(self.cache, slot, ids, slice(first, first + len(ids)))
 
     def keep_rows(self, places: list[int]) -> None:
-        """Drop all other rows, and the columns that are padding in every row that stays."""
+        """Drop all other slots, and the columns that are padding in every remaining row."""
         kept = torch.tensor(places, device=self.mask.device)
         mask = self.mask[kept]
         first_column = int(mask.argmax(dim=1).min())
@@ -130,7 +130,7 @@ def _decode_loop(
     """Decode until every row has ended, reached its limit, or `should_stop`. `logits` (R, V) are those after the prompts."""
     generated = [GeneratedRow() for _ in batch.prompts]
     for step in range(max(limits)):
-        # Choose one token per row; finished rows that are still in the batch get one too, and ignore it.
+        # Sample one token per slot. A finished row that is still in the batch gets one, too; it is ignored.
         tokens = sampler(logits, torch.tensor(batch.rows, device=logits.device), step)  # (R,)
         unfinished = []
         for slot, token in enumerate(tokens.tolist()):
@@ -144,7 +144,7 @@ def _decode_loop(
                     generated[row].prefix = batch.copy_prefix(slot, generated[row])
         if not unfinished or should_stop():
             break
-        # Compact the batch, then read the tokens just chosen.
+        # Compact the batch if enough rows have finished, then run the sampled tokens.
         if batch.can_drop_rows and len(unfinished) <= COMPACT_AT * len(batch.rows):
             batch.keep_rows(unfinished)
             tokens = tokens[torch.tensor(unfinished, device=tokens.device)]
@@ -159,9 +159,9 @@ def _is_unfinished(generated: GeneratedRow, limit: int) -> bool:
 def _prefill_in_groups(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], reserve: int, pad: int, prefix_cache: PrefixCache | None
 ) -> tuple[_Batch, Tensor]:
-    """Read each prompt from where its cached prefix ends, in groups of similar length, and join the rows into one batch.
+    """Prefill each prompt from where its cached prefix ends, in groups of similar length, and join the rows into one batch.
 
-    room   columns to reserve for new tokens
+    reserve   columns to reserve for new tokens
 
     Returns the batch and the logits after each prompt, (R, V).
     """
@@ -183,7 +183,7 @@ def _prefill_in_groups(
 
 
 def _share_prefix(model: PreTrainedModel, prompts: Sequence[Sequence[int]], prefix_cache: PrefixCache) -> None:
-    """Read the common prefix of all prompts once, if it is longer than what the cache has of some of them."""
+    """Prefill the common prefix of all prompts once, if it is longer than what is cached of any one of them."""
     if len(prompts) < 2:
         return
     shared = common_prefix(prompts)[: min(map(len, prompts)) - 1]
@@ -194,7 +194,7 @@ def _share_prefix(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pref
 
 
 def _prefill_at_once(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> tuple[_Batch, Tensor]:
-    """Read all prompts in one batch into the model's own kind of cache. Returns the batch and (R, V) logits."""
+    """Prefill all prompts in one batch, into the model's own kind of cache. Returns the batch and the logits, (R, V)."""
     mask = left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)  # (R, T)
     cache = DynamicCache(config=model.config)
     batch = _Batch(prompts, list(range(len(prompts))), cache, mask, can_drop_rows=False)

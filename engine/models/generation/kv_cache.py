@@ -1,4 +1,4 @@
-"""The KV cache of a batch: join rows into it, copy rows out of it, drop rows from it.
+"""The KV cache of a batch: join prefixes into it, copy rows out of it, and drop rows from it.
 
 Imports torch; import it where it is used.
 """
@@ -30,7 +30,10 @@ def _cache_name(forward: Callable[..., object]) -> str:
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A layer with preallocated room for new tokens, so that adding one does not copy all the previous ones."""
+    """A layer with preallocated columns for new tokens, so that adding one does not copy all the previous ones.
+
+    Both buffers are (R, heads, columns, head size); `keys` and `values` are views of their first `used` columns.
+    """
 
     def __init__(self, reserve: int) -> None:
         super().__init__()
@@ -61,7 +64,7 @@ class PreallocatedLayer(DynamicLayer):
         """Keep only `rows`, and their columns from `first_column` on."""
         if self._buffers is not None:
             keys, values = self._buffers
-            rows = rows.to(keys.device)  # of a model that is spread over several, each layer has its own
+            rows = rows.to(keys.device)  # in a model on several devices, each layer has its own
             self._buffers = (keys[rows, :, first_column:], values[rows, :, first_column:])
             self._set_used(self.used - first_column)
 
@@ -80,10 +83,10 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def attends_to_all(model: PreTrainedModel, length: int) -> bool:
-    """Whether every layer attends to all of `length` tokens, so that reusing cached keys and values is exact.
+    """Whether every layer attends to all of `length` tokens, so that cached keys and values can be reused exactly.
 
-    False for layers with another kind of state, and for a sliding window shorter than the text: padding in the middle of a
-    row pushed tokens out of the window, and one row of eight gave a different text.
+    False for layers with another kind of state, and for a sliding window that is shorter than the text: padding in the middle
+    of a row pushed tokens out of the window, and one row of eight came out different.
     """
     layers = DynamicCache(config=model.config).layers
     return bool(layers) and all(
@@ -97,9 +100,9 @@ def layer_count(model: PreTrainedModel) -> int:
 
 
 def join_prefixes(matches: Sequence[PrefixMatch], layers: int, reserve: int) -> Cache:
-    """One cache of all prefixes, padded on the left with zeros, with room for `room` more tokens.
+    """One cache of all prefixes, padded on the left with zeros, with `reserve` more columns for new tokens.
 
-    Per layer: (R, heads, T + room, head size), where T is the longest prefix.
+    Per layer: (R, heads, T + reserve, head size), where T is the length of the longest prefix.
     """
     width = max(match.length for match in matches)
     if width == 0:
@@ -108,7 +111,10 @@ def join_prefixes(matches: Sequence[PrefixMatch], layers: int, reserve: int) -> 
 
 
 def copy_row(cache: Cache, row: int, ids: Sequence[int], columns: slice | Tensor) -> CachedPrefix:
-    """Copy the keys and values of one row out of `cache`; its tokens `ids` are in `columns`."""
+    """Copy the keys and values of one row out of `cache`; `ids` are its tokens, and `columns` where they are.
+
+    Per layer: (R, heads, T, head size) → (heads, len(ids), head size).
+    """
 
     def copied_columns(part: Tensor) -> Tensor:
         selected = columns.to(part.device) if isinstance(columns, Tensor) else columns
@@ -121,7 +127,7 @@ def copy_row(cache: Cache, row: int, ids: Sequence[int], columns: slice | Tensor
 
 def _joined(matches: Sequence[PrefixMatch], index: int, width: int, reserve: int) -> PreallocatedLayer:
     like = next(match.cached for match in matches if match.cached is not None).layers[index]
-    # keys and values: (R, heads, width + room, head size)
+    # keys and values: (R, heads, width + reserve, head size)
     buffers = [part.new_zeros(len(matches), part.shape[0], width + reserve, part.shape[2]) for part in like]
     for row, match in enumerate(matches):
         if match.cached is not None:

@@ -37,16 +37,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class RefusedReply(Reply):
-    """The server refused the conversation. `text` is empty, and the run continues."""
+    """A conversation to which the server gave no usable reply. `text` is empty, and the run continues."""
 
     reason: str = ""
     """The server's message, in one line."""
     too_long: bool = False
-    """Whether it was refused because conversation and reply exceed the server's context."""
+    """Whether conversation and reply exceed the server's context."""
     failed: bool = False
-    """Whether the server failed at it each time while it answered others (`reason` says how), rather than refuse it."""
+    """Whether the server did not refuse it but failed at every attempt, while it answered others; `reason` has the error."""
     no_text: bool = False
-    """Whether the server answered, but not with text."""
+    """Whether the server responded, but not with text."""
 
 
 def generate(
@@ -61,10 +61,10 @@ def generate(
 ) -> list[Reply]:
     """Generate one reply per conversation, in order, as one batch.
 
-    seeds    one per conversation; needed if the temperature is above 0
-    memory   a prefix cache, so that common prefixes are not read twice
+    seeds          one per conversation; required if the temperature is above 0
+    prefix_cache   reused for common prefixes, and updated
 
-    When `should_stop` returns True, the batch ends at the next token and the caller must discard its incomplete replies.
+    When `should_stop` returns True, the batch ends at the next token, and the caller must discard its incomplete replies.
     Out-of-memory errors pass through.
     """
     from engine.models.generation.decoding import generate_batch
@@ -86,7 +86,7 @@ def generate(
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> int:
-    """Tokens of a conversation, including the generation prompt."""
+    """Length of a conversation in tokens, including the generation prompt."""
     return len(conversation_ids(tokenizer, conversation, add_generation_prompt=True))
 
 

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
 
 TRIES = 6
-"""Attempts if the server is busy, broken or unreachable."""
+"""Maximum number of attempts if the server is busy, broken or unreachable."""
 SLOW_TRIES = 3
-"""Attempts after a timeout or a malformed response: each is expensive, and waiting rarely helps."""
+"""Maximum number of attempts after a timeout or a malformed response: each is expensive, and waiting rarely helps."""
 BACKGROUND_SECONDS = 10.0
-"""For what is asked beside the requests: whether a server answers again, and /metrics."""
+"""Timeout of the requests that run in the background: health checks and /metrics."""
 SWITCHES = "chat_template_kwargs"
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _RATE_LIMITED = frozenset({429, 529})
-"""It limits the rate: no request is at fault."""
+"""Statuses of a rate limit, for which no request is at fault."""
 _UNAVAILABLE = frozenset({502, 503, 504})
-"""A proxy says that nobody is behind it, or a server that it is not ready."""
+"""Statuses of a proxy without a server behind it, or of a server that is not ready."""
 _REFUSED = frozenset({400, 413, 422})
 _SECONDS = re.compile(r"\d{1,6}(\.\d+)?")
 
@@ -47,7 +47,7 @@ class ChatRequest:
     top_p: float = 1.0
     seed: int | None = None
     top_logprobs: int = 0
-    """If above 0, request log-probabilities of the generated and this many top tokens. `transformers serve` ignores it."""
+    """If above 0, request log-probabilities of the generated token and of this many top tokens. `transformers serve` ignores it."""
     switches: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the server's chat template, in the form of vLLM, SGLang, llama.cpp and `transformers serve`."""
 
@@ -84,18 +84,18 @@ class ChatResponse:
     too_long: bool = False
     """Whether it was refused because conversation and reply exceed the server's context."""
     failed: bool = False
-    """Whether the server failed at this request each time while it answered a control; `refused` says how."""
+    """Whether the request failed at every attempt while the server answered the control; `refused` has the error."""
 
 
 @dataclass(frozen=True)
 class ChatApi:
-    """What is asked of a server that has `model`. Raises RetryableError where another attempt may succeed."""
+    """The requests to a server of `model`. Methods raise RetryableError where another attempt may succeed."""
 
     model: str
     timeout_seconds: float
 
     async def complete(self, request: ChatRequest, address: ServerAddress, client: AsyncClient) -> ChatResponse:
-        """The response; a refusal is one, too. Raises AccessError, ConfigError, NetworkError."""
+        """Complete one conversation; a refusal counts as a response. Raises AccessError, ConfigError, NetworkError."""
         call = client.post(address.of("chat/completions"), json=request.body(self.model))
         response = await self._response(call, address)
         if response.status_code in _REFUSED:
@@ -111,14 +111,18 @@ class ChatApi:
             raise RetryableError(errors.malformed_response(response, address), SLOW_TRIES) from None
 
     async def models(self, address: ServerAddress, client: AsyncClient) -> dict[str, int | None]:
-        """The models that it lists, with their context length; empty if there is no list. Raises AccessError, ConfigError."""
+        """The models that the server lists, with their context length; empty if there is no list.
+
+        Raises AccessError, ConfigError.
+        """
         response = await self._response(client.get(address.of("models")), address, busy=frozenset())
         if response.status_code in (401, 403) or response.has_redirect_location:
             raise errors.error_for_status(response, address, self.model)
         return _listed_models(response)
 
     async def health(self, address: ServerAddress, client: AsyncClient, *, needs_model: bool) -> str:
-        """Why it cannot be asked yet, in words that follow its address; empty if it can. Raises nothing of the server's."""
+        """What is still wrong with the server, to follow its address in a sentence; empty if it is healthy. Raises no error of the
+        server's."""
         import httpx2
 
         try:
@@ -127,14 +131,14 @@ class ChatApi:
         except (TimeoutError, httpx2.HTTPError) as error:
             return f"cannot be reached. {errors.unreachable(address, error).why}"
         if response.status_code in _UNAVAILABLE:
-            return f"returns {response.status_code}."
+            return f"returned {response.status_code}."
         listed = _listed_models(response)
         if needs_model and listed and self.model not in listed:
-            return f"serves {errors.format_names(listed)} now, not {self.model!r}."
+            return f"now serves {errors.format_names(listed)}, not {self.model!r}."
         return ""
 
     async def load(self, address: ServerAddress, client: AsyncClient) -> ServerLoad:
-        """How busy it says it is; nothing told if it has no /metrics like vLLM's. Raises nothing of the server's."""
+        """How busy the server is; unknown if it has no /metrics like vLLM's. Raises no error of the server's."""
         import httpx2
 
         try:
@@ -179,7 +183,7 @@ def _busy(response: Response, address: ServerAddress) -> RetryableError:
 
 
 def _chat_response(response: Response) -> ChatResponse:
-    """Raises ValueError, LookupError, TypeError or AttributeError if it is none."""
+    """Raises ValueError, LookupError, TypeError or AttributeError if the response has another format."""
     payload = foreign_json(response.content)
     choice = payload["choices"][0]
     text = choice["message"].get("content") or ""
@@ -196,7 +200,7 @@ def _chat_response(response: Response) -> ChatResponse:
 
 
 def _listed_models(response: Response) -> dict[str, int | None]:
-    """The models in a response to /models, with their context length; empty if it is no such list."""
+    """The models in a response to /models, with their context length; empty if it is not such a list."""
     try:
         return {str(model["id"]): _count(model, "max_model_len") for model in foreign_json(response.content)["data"]}
     except (ValueError, LookupError, TypeError):

@@ -1,7 +1,7 @@
 """The server backend: the Stage 2 policy behind an OpenAI-compatible API (vLLM, TGI, llama.cpp, `transformers serve`).
 
-The server renders conversations with its own copy of the chat template and samples with its own random numbers: greedy texts
-equal those of the local backend (tests/models/test_server.py), sampled ones have the same distribution. Whether a seed gives
+The server renders conversations with its own copy of the chat template and samples with its own random numbers. Greedy texts
+equal those of the local backend (tests/models/test_server.py); sampled ones have the same distribution. Whether a seed gives
 the same text twice depends on the server; `check` finds out.
 """
 
@@ -40,24 +40,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCHES_PER_SLOT = 4
-"""Batches are this many times the concurrency, because slots stay idle while the last replies of a batch arrive."""
+"""Conversations per concurrent request in a batch. More than one, because slots are idle while the last replies arrive."""
 
-# "stop" is OpenAI's; some servers send the others instead.
+# OpenAI sends "stop"; some servers send one of the others instead.
 _FINISHED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn"}
 _CUT_OFF = {"length", "max_tokens"}
 
 
 class ServerBackend:
-    """Generates replies by asking a server. `tokens` counts generated tokens."""
+    """Generates replies on a server. `tokens` counts generated tokens."""
 
     def __init__(self, client: ServerClient, tokenizer: PreTrainedTokenizerBase, *, is_policy: bool = True) -> None:
-        """is_policy   whether the server's model should tokenise like the local base model; a critic is a different model"""
+        """is_policy   whether the server's model should tokenise as the local base model does; a critic is a different model"""
         self._is_the_policy = is_policy
         self.client = client
         self.tokenizer = tokenizer
         self.tokens = 0
         self.context_length: int | None = None
-        """Most tokens of conversation and reply together, as reported at `check`; None if unknown."""
+        """Maximum number of tokens of conversation and reply together, as reported at `check`; None if unknown."""
         self._has_served = False
         self._special = control_pattern(tokenizer)
         self._switches = behaviour_of(tokenizer).options.switches
@@ -69,7 +69,7 @@ class ServerBackend:
     ) -> list[Reply]:
         """One reply per conversation, in order; a RefusedReply if the server refuses a conversation.
 
-        Raises what `ServerClient.ask` raises, and DataError if the server has refused everything so far, because then the
+        Raises what `ServerClient.send` raises, and DataError if the server has refused everything so far, because then the
         conversations are not at fault.
         """
         responses = self.client.send(
@@ -94,7 +94,7 @@ class ServerBackend:
         return replies
 
     def length(self, conversation: Conversation) -> int:
-        """Length in tokens by the local tokenizer, so that too long conversations are known before anything is sent."""
+        """Length in tokens according to the local tokenizer, so that a conversation that is too long is never sent."""
         return prompt_length(self.tokenizer, conversation)
 
     def batch_size(self, longest: int) -> int:
@@ -104,13 +104,13 @@ class ServerBackend:
         """Nothing to do: the server has its own cache."""
 
     def check(self, settings: SamplingSettings) -> list[str]:
-        """Send each server a few short requests. Returns notes for the user before a long run, as sentences.
+        """Send each server a few short requests before a long run. Returns notes for the user, as sentences.
 
-        settings   those of the run, because `transformers serve --continuous-batching` keeps the sampling settings of its
+        settings   the run's settings, because `transformers serve --continuous-batching` keeps the sampling settings of its
                    first request for as long as it runs
 
-        One of several that cannot be reached is left out, with a note. Raises AccessError, ConfigError (unknown model, names
-        the nearest; several servers with different models), DataError and NetworkError (no server is left).
+        If one of several servers cannot be reached, it is left out, with a note. Raises AccessError, ConfigError (unknown model,
+        with the closest name; several servers with different models), DataError and NetworkError (no server is left).
         """
         checked: list[CheckedServer] = []
         unreachable: list[Stage3Error] = []
@@ -126,10 +126,10 @@ class ServerBackend:
         lengths = [one.context_length for one in checked if one.context_length is not None]
         self.context_length = min(lengths, default=None)
         self.client.read_loads()
-        return [f"{error.what} {error.why} The others go on." for error in unreachable] + combined_notes(checked)
+        return [f"{error.what} {error.why} The others continue." for error in unreachable] + combined_notes(checked)
 
     def _check_server(self, server: Server, client: ServerClient, settings: SamplingSettings) -> CheckedServer:
-        """What one server answers to the short requests. Raises as `check`."""
+        """Send the short requests to one server. Raises as `check`."""
         listed = client.models(tries=CHECK_TRIES)
         self.client.record_listing(server, listed)
         response, notes = self._probe_without_thinking(client, list(listed), settings)
@@ -158,7 +158,7 @@ class ServerBackend:
     def _probe_without_thinking(
         self, client: ServerClient, listed: Sequence[str], settings: SamplingSettings
     ) -> tuple[ChatResponse, list[str]]:
-        """The response to a first request, and notes. Not every server accepts template arguments."""
+        """The response to a first request, and notes. Template arguments are dropped if the server does not accept them."""
         try:
             return self._probe(client, listed, settings), []
         except Stage3Error as error:
@@ -194,7 +194,7 @@ class ServerBackend:
             self._unknown_finish_reasons[response.finish_reason] += 1
         text = without_thought(response.text).strip()
         if half := half_character(text):
-            return RefusedReply("", False, response.tokens or 0, f"half a character ({half}) is in it", no_text=True)
+            return RefusedReply("", False, response.tokens or 0, f"it contains half a character ({half})", no_text=True)
         tokens = (
             len(self.tokenizer.encode(text, add_special_tokens=False)) if response.tokens is None else response.tokens
         )
@@ -205,7 +205,7 @@ class ServerBackend:
 def load_server_client(config: Stage3Config, role: ServerRole, stop: StopToken, tell: Tell = nobody) -> ServerClient:
     """A client for the servers of a role; sends nothing yet. Raises ConfigError, AccessError, UnsafeError.
 
-    tell   is told when a server is left out or comes back, and how busy they are
+    tell   receives an event when a server is left out or comes back, and how busy the servers are
     """
     addresses = [server_address(url, token_variable=role.token_variable, option=role.url_option) for url in role.urls]
     return ServerClient(
@@ -223,7 +223,7 @@ def load_server_backend(
 ) -> ServerBackend:
     """A server as a backend; sends nothing until `check`.
 
-    token   the Hub's, for the base model's tokenizer; the server's own token comes from the environment
+    token   the Hub's token, for the base model's tokenizer; the server's own token comes from the environment
     """
     from engine.models.loading import load_tokenizer
 

@@ -1,6 +1,6 @@
-"""Errors of a server, which quote the server's own message if there is one.
+"""Errors about servers, which quote the server's own message if there is one.
 
-Messages are built from responses, never from requests; a token that the server echoes is removed.
+Texts are built from responses, never from requests, and a token that the server echoes is removed.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _ABOUT_LENGTH = re.compile(
 
 
 FEW_FAILED = 5
-"""Requests at which a server may fail whatever their share."""
+"""Fewer failed requests than this are tolerated, whatever their share."""
 
 
 def too_many_failed(failed: int, total: int, most_share: float) -> bool:
-    """Whether a server failed at too many requests, of those that it was sent, to go on."""
+    """Whether too many of all requests failed for the run to continue."""
     return failed >= FEW_FAILED and failed > most_share * total
 
 
 def is_context_overflow(quoted_message: str) -> bool:
-    """Whether the message says that conversation and reply exceed the server's context."""
+    """Whether the message means that conversation and reply exceed the server's context."""
     return _ABOUT_LENGTH.search(quoted_message) is not None
 
 
@@ -69,17 +69,17 @@ def unreachable(address: ServerAddress, error: Exception) -> NetworkError:
 
 
 def unreadable(address: ServerAddress, error: Exception) -> NetworkError:
-    """The body of an answer was not read to its end (`engine.core.bodies`)."""
+    """The body of a response exceeded a limit, and was not read to its end (`engine.core.bodies`)."""
     return NetworkError(
-        f"The server at {address} sends what is no answer.",
+        f"The server at {address} returned an invalid response.",
         f"{visible_line(str(error), 300)}.",
-        f"Check {address.option}: something else may answer there. {_CONTINUE_HINT}",
+        f"Check {address.option}: another program may be listening there. {_CONTINUE_HINT}",
     )
 
 
 def too_slow(address: ServerAddress, seconds: float) -> NetworkError:
     return NetworkError(
-        f"The server at {address} did not answer within {seconds:g} s (--server-timeout).",
+        f"The server at {address} did not respond within {seconds:g} s (--server-timeout).",
         "It hangs, or too many requests are queued.",
         f"Send fewer at once (--server-concurrency) or allow more time (--server-timeout). {_CONTINUE_HINT}",
     )
@@ -97,7 +97,7 @@ def busy(response: Response, address: ServerAddress) -> NetworkError:
     else:
         why = f"The problem is on the server{': ' + message if message else '.'}"
         what_to_do = "Check the server's log."
-    return NetworkError(f"The server at {address} returns {status}.", why, f"{what_to_do} {_CONTINUE_HINT}")
+    return NetworkError(f"The server at {address} returned {status}.", why, f"{what_to_do} {_CONTINUE_HINT}")
 
 
 def malformed_response(response: Response, address: ServerAddress) -> NetworkError:
@@ -109,7 +109,7 @@ def malformed_response(response: Response, address: ServerAddress) -> NetworkErr
 
 
 def error_for_status(response: Response, address: ServerAddress, model: str) -> Stage3Error:
-    """The error for a status that another attempt would not change."""
+    """The error for a status that a retry would not change."""
     status, message = response.status_code, quoted_message(response, address)
     if status in (401, 403):
         token = f"The token in {address.token_variable}" if address.token else "No token"
@@ -123,7 +123,7 @@ def error_for_status(response: Response, address: ServerAddress, model: str) -> 
         return ConfigError(
             f"The server at {address} redirects to {target} ({status}).",
             "Redirects are not followed, because the token would go to another host.",
-            f"Give the right address with {address.option}.",
+            f"Pass the right address with {address.option}.",
         )
     if status == 404:
         return ConfigError(
@@ -132,7 +132,7 @@ def error_for_status(response: Response, address: ServerAddress, model: str) -> 
             f"Check {address.option} (for most servers it ends in /v1) and {address.model_option}.",
         )
     return NetworkError(
-        f"The server at {address} returns {status}.", message or "It gave no reason.", "Check the server's log."
+        f"The server at {address} returned {status}.", message or "It gave no reason.", "Check the server's log."
     )
 
 
@@ -145,28 +145,28 @@ def refused(address: ServerAddress, model: str, message: str) -> DataError:
 
 
 def format_names(models: Iterable[str]) -> str:
-    """Names of models that a server lists, for a sentence."""
+    """The first of the models that a server lists, as part of a sentence."""
     listed = list(models)
     return ", ".join(visible_line(name, 120) for name in listed[:8]) + (" …" if len(listed) > 8 else "")
 
 
 def different_models(model: str, option: str, listed: Mapping[ServerAddress, Iterable[str]]) -> ConfigError:
-    """Some of several servers list the model, others only others."""
+    """Some of several servers list the model, and others list only other models."""
     lists = "; ".join(f"{address} lists {format_names(names)}" for address, names in listed.items())
     return ConfigError(
         f"The {len(listed)} servers of {option} do not serve the same model {visible_line(model, 200)!r}.",
-        f"{lists}. Each prompt goes to any of them, so the pairs would come from several models.",
-        f"Start the same model on all of them under the same name, or leave out the others ({option}).",
+        f"{lists}. Each prompt may go to any of them, so the pairs would come from several models.",
+        f"Start the same model on all of them under the same name, or remove the others from {option}.",
     )
 
 
 def different_prompts(model: str, option: str, tokens: Mapping[ServerAddress, int]) -> ConfigError:
-    """Several servers count different tokens in the same prompt."""
+    """Several servers report different numbers of tokens for the same prompt."""
     counts = ", ".join(f"{address} counts {count}" for address, count in tokens.items())
     return ConfigError(
-        f"The {len(tokens)} servers of {option} do not read the same prompt alike for {visible_line(model, 200)!r}.",
-        f"{counts} tokens in it: their models or chat templates differ.",
-        f"Start the same model with the same chat template on all of them, or leave out the others ({option}).",
+        f"The {len(tokens)} servers of {option} tokenise the same prompt differently for {visible_line(model, 200)!r}.",
+        f"{counts} tokens: their models or chat templates differ.",
+        f"Start the same model with the same chat template on all of them, or remove the others from {option}.",
     )
 
 
@@ -176,7 +176,7 @@ def unknown_model(address: ServerAddress, model: str, listed: Sequence[str], mes
     return ConfigError(
         f"The server at {address} has no model {visible_line(model, 200)!r}.",
         f"It says: {message or 'nothing'} It lists: {format_names(listed) or 'none'}.",
-        f"The nearest is {address.model_option} {visible_line(nearest[0], 120)}."
+        f"Did you mean {address.model_option} {visible_line(nearest[0], 120)}?"
         if nearest
-        else f"Give the model's name on the server with {address.model_option}.",
+        else f"Pass the model's name on the server with {address.model_option}.",
     )

@@ -1,8 +1,8 @@
-"""The servers that serve one model: which is asked next, which is left out, and when that one is asked again.
+"""The servers of one model: which one gets the next request, which ones are left out, and when they are tried again.
 
-A server that fails is left out, for longer each time, and comes back when it answers (`ServerClient` asks it). One that says 429
-rests for as long as it names. Everything is measured on the monotonic clock. Which server answered a request is recorded
-nowhere: records depend on prompt and seed.
+A server that fails is left out, for longer each time, until it passes a health check (`ServerClient` runs it). One that returns
+429 rests for as long as its Retry-After header says. All times are on the monotonic clock. Which server answered a request is
+not recorded: records depend only on prompt and seed.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from engine.models.server.address import ServerAddress
 from engine.models.server.metrics import ServerLoad
 
 FIRST_WAIT_SECONDS = 1.0
-"""Before a request is sent again, or a server asked again; doubles each time."""
+"""Wait before the first retry of a request, or the first check of a server; doubles each time."""
 MAX_WAIT_SECONDS = 60.0
 STRIKES = 3
-"""Failures in a row, with no answer between, that leave a server out which can be reached: it may be that a request is at fault."""
+"""Failures in a row after which a server that can be reached is left out. One is not enough: the request may be at fault."""
 LOAD_SECONDS = 5.0
-"""Between two readings of /metrics."""
+"""Interval between two reads of /metrics."""
 
 Clock = Callable[[], float]
 
 
 @dataclass(eq=False)
 class Server:
-    """One server, as its answers show it."""
+    """The state of one server, according to its responses."""
 
     address: ServerAddress
     state: Literal["in", "resting", "out"] = "in"
     why: str = ""
     retry_at: float = 0.0
-    """When it is asked again, if it is not in."""
+    """When it is tried again, unless it is in."""
     left_out_at: float = 0.0
-    """When it was left out last: a request that was sent before says nothing new."""
+    """When it was last left out; the result of a request that was sent earlier is ignored."""
     failures: int = 0
-    """Failures since its last answer."""
+    """Failures since its last response."""
     outages: int = 0
-    """How often it was left out since its last answer."""
+    """How often it was left out since its last response."""
     in_flight: int = 0
     sent: int = 0
     answered: int = 0
     checking: bool = False
-    """Whether it is being asked how it is."""
+    """Whether a health check or a read of /metrics is in progress."""
     load: ServerLoad = field(default_factory=ServerLoad)
     load_due: float | None = None
-    """When /metrics is read again; None if it has none."""
+    """When /metrics is read again; None if the server has none."""
 
 
 class ServerPool:
-    """Chooses among servers; single-threaded, within one event loop at a time."""
+    """Chooses a server for each request. Single-threaded; used by one event loop at a time."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class ServerPool:
         tell: Tell = nobody,
         clock: Clock = time.monotonic,
     ) -> None:
-        """concurrency   most requests at once, to each server"""
+        """concurrency   maximum number of concurrent requests per server"""
         self.servers = tuple(Server(address) for address in addresses)
         self.concurrency, self._role, self._tell, self._clock = concurrency, role, tell, clock
         self._jitter = Random()  # separate from the run's random numbers, which must not depend on the network
@@ -76,19 +76,20 @@ class ServerPool:
     # -- choosing -----------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """A new event loop begins: nothing is in flight, nobody waits."""
+        """Prepare for a new event loop, in which nothing is in flight."""
         self._changed = asyncio.Event()
         for server in self.servers:
             server.in_flight, server.checking = 0, False
 
     def available(self, tried: Collection[Server]) -> list[Server]:
-        """The servers that are in and have not been tried."""
+        """The servers that are in and are not among `tried`."""
         return [server for server in self.servers if server.state == "in" and server not in tried]
 
     async def acquire(self, tried: Collection[Server] = (), *, force: bool = False) -> Server | None:
-        """The least loaded server that is in and was not tried, as soon as it has room; None if there is none.
+        """The least loaded server that is in and not among `tried`, as soon as it has a free slot; None if there is none.
 
-        With nothing tried, waits until a server is in, or takes the one that is due first (`insist`). Give it back with `release`.
+        If nothing was tried, waits until a server is in, or with `force` takes the one that is due first. Hand it back with
+        `release`.
         """
         while True:
             found = self.available(tried)
@@ -113,13 +114,13 @@ class ServerPool:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    # -- what its answers show ----------------------------------------------------------------------------------------
+    # -- recording results --------------------------------------------------------------------------------------------
 
     def now(self) -> float:
         return self._clock()
 
     def record_success(self, server: Server, sent: float) -> None:
-        """It answered a request that was sent at `sent`: whatever was wrong before is over."""
+        """Record a response to a request that was sent at `sent`: any earlier problem is over."""
         server.answered += 1
         if sent < server.left_out_at:
             return
@@ -130,10 +131,10 @@ class ServerPool:
     def record_failure(
         self, server: Server, sent: float, why: str, *, unreachable: bool, retry_after: float | None
     ) -> None:
-        """A request sent at `sent` failed.
+        """Record the failure of a request that was sent at `sent`.
 
-        gone           nobody is there: no need to try it three times
-        rest_seconds   it is busy, and asks to be left alone so long; None if it is not that
+        unreachable   nothing answers at the address, so the server is left out at once
+        retry_after   seconds that a busy server asks for; None for any other failure
         """
         if sent < server.left_out_at:
             return
@@ -146,12 +147,12 @@ class ServerPool:
             self._leave_out(server, "out", why, self.backoff_seconds(server.outages))
 
     def keep_out(self, server: Server, why: str) -> None:
-        """It was asked how it is, and is not well."""
+        """Record that the server failed a health check."""
         server.outages += 1
         self._leave_out(server, "out", why, self.backoff_seconds(server.outages))
 
     def readmit(self, server: Server) -> None:
-        """It is asked again."""
+        """Send requests to the server again."""
         if len(self.servers) > 1 and server.state == "out":
             self._add_message("info", f"The server at {server.address} answers again.")
         server.state, server.why = "in", ""
@@ -164,23 +165,23 @@ class ServerPool:
         server.retry_at = server.left_out_at + seconds
         if is_new and len(self.servers) > 1 and state == "out":
             available = len(self.available(()))
-            remaining = f"{available} of {len(self.servers)} servers go on" if available else "none is left"
-            self._add_message("warning", f"Left out for now: {why.rstrip('.')}. It is asked again later; {remaining}.")
+            remaining = f"{available} of {len(self.servers)} servers remain" if available else "none remains"
+            self._add_message("warning", f"Left out for now: {why.rstrip('.')}. It will be tried again; {remaining}.")
         self._pending.append(self.snapshot())
         self._wake()
 
     def backoff_seconds(self, number: int) -> float:
-        """Seconds to wait after the failure `number`, with jitter so that requests do not return all at once."""
+        """Seconds to wait after failure `number`, with jitter so that requests are not all retried at once."""
         return min(FIRST_WAIT_SECONDS * 2.0 ** min(number - 1, 20), MAX_WAIT_SECONDS) * self._jitter.uniform(0.5, 1.0)
 
     def seconds_until_due(self, but: Server) -> float | None:
-        """Until the first of the others is due; None if there is no other."""
+        """Seconds until the first of the other servers is due; None if there is no other."""
         return min((max(one.retry_at - self.now(), 0.0) for one in self.servers if one is not but), default=None)
 
-    # -- while requests are under way ---------------------------------------------------------------------------------
+    # -- background checks --------------------------------------------------------------------------------------------
 
     def due_for_check(self) -> list[Server]:
-        """The servers to ask how they are; rests that are over end. Tells what is new."""
+        """The servers that are due for a health check. Also readmits servers that have rested, and reports pending events."""
         now = self.now()
         for server in self.servers:
             if server.state == "resting" and server.retry_at <= now:
@@ -189,12 +190,12 @@ class ServerPool:
         return [one for one in self.servers if one.state == "out" and one.retry_at <= now and not one.checking]
 
     def due_for_load(self) -> list[Server]:
-        """The servers whose /metrics to read."""
+        """The servers whose /metrics are due."""
         now, servers = self.now(), [one for one in self.servers if one.load_due is not None and one.state == "in"]
         return [one for one in servers if one.load_due is not None and one.load_due <= now and not one.checking]
 
     def record_load(self, server: Server, load: ServerLoad) -> None:
-        """A reading of /metrics; the next one is due in some seconds."""
+        """Record the load from /metrics, and schedule the next read."""
         server.load, server.load_due = load, self.now() + LOAD_SECONDS
         if load.is_known:
             self._pending.append(self.snapshot())
@@ -223,7 +224,8 @@ class ServerPool:
         self._pending.append(Message(level, text))
 
     def _report_pending(self) -> None:
-        """From the caller's own loop, so that a journal that cannot be written ends the stage. Of several readings the last."""
+        """Report pending events, but of several snapshots only the last. Called from the caller's own loop, so that a journal that
+        cannot be written ends the stage."""
         pending, self._pending = self._pending, []
         readings = [event for event in pending if isinstance(event, Servers)]
         for event in [event for event in pending if not isinstance(event, Servers)] + readings[-1:]:

@@ -1,8 +1,8 @@
 """Run requests concurrently on the servers of a pool, with retries, and cancel all of them on a stop.
 
-Is the server at fault, or the request? A request that failed at every attempt is weighed against a control: a short question
-that every model can answer. If a server that failed at the request answers the control, the request is at fault: it fails alone,
-and the others go on. Otherwise the servers are lost, and all of it ends.
+Is the server at fault, or the request? When a request has failed at every attempt, a control request, which every model can
+answer, is sent to the servers that failed at it. If one of them answers, the request is at fault: it alone fails, and the others
+continue. Otherwise the servers are lost, and all requests end with an error.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ STOP_POLL_SECONDS = 0.1
 class RetryableError(Exception):
     """A failed attempt that may succeed when repeated.
 
-    error          the error to raise after the last attempt
-    tries          maximum attempts for this kind of failure
-    rest_seconds   the server is busy: its Retry-After, 0 if it names none; None for every other failure
-    gone           whether nobody is there
+    error         the error to raise after the last attempt
+    tries         maximum number of attempts for this kind of failure
+    retry_after   the Retry-After of a busy server in seconds, 0 if it sent none; None for every other failure
+    unreachable   whether nothing answers at the address
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class RetryableError(Exception):
 
 @dataclass(frozen=True)
 class RequestFallback(Generic[T]):
-    """What becomes of a request that fails while others do not."""
+    """What to do about a request that failed at every attempt."""
 
     control: Request[Any]
     result: Callable[[Stage3Error], T]
-    """Its result, from the error of its last attempt."""
+    """The result of a failed request, from the error of its last attempt, if the control succeeds."""
 
 
 @dataclass
 class ServerProbes:
-    """What to ask of the servers beside the requests; each raises nothing."""
+    """Checks of the servers that run in the background, beside the requests. Neither raises."""
 
     health: Callable[[Server], Awaitable[None]]
     load: Callable[[Server], Awaitable[None]]
@@ -66,20 +66,20 @@ class ServerProbes:
 
 @dataclass
 class Attempts(Generic[T]):
-    """One request on its way."""
+    """The attempts at one request."""
 
     request: Request[T]
     tries: int
     spent: int = 0
-    """Attempts that count: those at which the request may be at fault, and those after which no server was left."""
+    """Attempts that count: those for which the request may be at fault, and those after which no server was left."""
     tried: list[Server] = field(default_factory=list)
     """Servers that failed at it since it last waited."""
     failed_at: dict[Server, RetryableError] = field(default_factory=dict)
-    """Servers that failed at it, ever, each with its last failure; the newest last."""
+    """All servers that failed at it, each with its last failure; the most recent one last."""
 
 
 class RetryPolicy:
-    """Concurrency, and the waits between attempts."""
+    """Runs requests concurrently, and waits between attempts."""
 
     def __init__(self, stop: StopToken, pool: ServerPool, sleep: Sleep) -> None:
         self._stop = stop
@@ -93,9 +93,9 @@ class RetryPolicy:
         fallback: RequestFallback[T] | None = None,
         probes: ServerProbes | None = None,
     ) -> list[T]:
-        """The result of each request, in order. A RetryableError repeats the request, on another server if there is one.
+        """The result of each request, in order. After a RetryableError the request is retried, on another server if there is one.
 
-        Raises the first other error, the error of the last attempt, or Stopped; the other requests are cancelled first.
+        Raises the first other error, the error of a last attempt, or Stopped; all other requests are cancelled first.
         """
         self._stop.raise_if_requested()
         self._pool.reset()
@@ -142,13 +142,15 @@ class RetryPolicy:
                 if self._is_exhausted(attempts, failure):
                     return await self._resolve_failure(attempts, failure, fallback)
                 if not self._pool.available(attempts.tried):
-                    await self._wait(attempts, server, failure)  # its place stays taken: a busy server gets fewer
+                    await self._wait(
+                        attempts, server, failure
+                    )  # without releasing its slot, so that a busy server gets fewer requests
             finally:
                 self._pool.release(server)
             server = await self._next_server(attempts)
 
     async def _attempt(self, request: Request[T], server: Server) -> T:
-        """The result, and what it shows of the server."""
+        """Send the request once, and record in the pool whether the server answered."""
         sent = self._pool.now()
         server.sent += 1
         try:
@@ -156,7 +158,7 @@ class RetryPolicy:
         except RetryableError as failure:
             self._record_failure(server, sent, failure)
             raise
-        except Stage3Error as error:  # it lets nobody in, or has another model: of several, the others may do
+        except Stage3Error as error:  # it denies access, or has another model; other servers may work
             if len(self._pool.servers) == 1:
                 raise
             unavailable = RetryableError(error, 1, unreachable=True)
@@ -185,7 +187,7 @@ class RetryPolicy:
         )
 
     def _seconds_until_retry(self, server: Server, failure: RetryableError) -> float:
-        """Seconds until a server is due."""
+        """Seconds until the first server may be tried again."""
         waits = [failure.retry_after or 0.0, self._pool.seconds_until_due(server)]
         return min(seconds for seconds in waits if seconds is not None)
 
@@ -196,9 +198,9 @@ class RetryPolicy:
         attempts.tried.clear()
 
     async def _next_server(self, attempts: Attempts[T]) -> Server | None:
-        """One that was not tried since the last wait, else, after a wait, whichever is due first."""
+        """A server that was not tried since the last wait; if there is none, the one that is due first, after a wait."""
         server = await self._pool.acquire(attempts.tried, force=not attempts.tried)
-        if server is None:  # the last one went while this request waited for room on it
+        if server is None:  # the last one was left out while this request waited for a slot on it
             await self._sleep(self._pool.backoff_seconds(1))
             attempts.tried.clear()
             server = await self._pool.acquire(force=True)
@@ -207,7 +209,7 @@ class RetryPolicy:
     async def _resolve_failure(
         self, attempts: Attempts[T], failure: RetryableError, fallback: RequestFallback[T] | None
     ) -> T:
-        """The result of a request that failed for the last time. Raises its error if no server answers the control."""
+        """The result of a request that has used up its attempts. Raises its error if no server answers the control."""
         error = self._with_every_reason(attempts, _with_attempts(attempts.spent, failure.error))
         if fallback is None or not failure.may_be_request:
             raise error from None
@@ -215,18 +217,18 @@ class RetryPolicy:
             try:
                 await self._attempt(fallback.control, server)
             except (RetryableError, Stage3Error):
-                continue  # this one answers nothing now, so it cannot tell; `_attempt` has noted it
+                continue  # it answers nothing now, so it proves nothing; `_attempt` has recorded the failure
             return fallback.result(server_failure.error)
         raise error from None
 
     def _with_every_reason(self, attempts: Attempts[T], error: Stage3Error) -> Stage3Error:
-        """`error`, with what each of several servers said: to this request, or when it was left out."""
+        """`error` with the reason of each of several servers: its failure at this request, or why it was left out."""
         servers = self._pool.servers
         reasons = {server: _summary(failure.error) for server, failure in attempts.failed_at.items()}
         all_reasons = [reasons.get(server, server.why) for server in servers]
         if len(servers) == 1 or not all(all_reasons):
             return error
-        return type(error)(f"None of the {len(servers)} servers answers.", " ".join(all_reasons), error.what_to_do)
+        return type(error)(f"None of the {len(servers)} servers responds.", " ".join(all_reasons), error.what_to_do)
 
 
 async def _probe(server: Server, ask: Callable[[Server], Awaitable[None]]) -> None:
@@ -242,7 +244,7 @@ def _summary(error: Stage3Error) -> str:
 
 
 def _with_attempts(tries: int, error: Stage3Error) -> Stage3Error:
-    """`error`, with the number of attempts."""
+    """`error` with the number of attempts."""
     if tries == 1:
         return error
     return type(error)(error.what, f"{error.why} Tried {tries} times.", error.what_to_do)

@@ -1,7 +1,7 @@
 """Find out what a chat template does by rendering short conversations.
 
-Nothing is assumed about its wording. Required: the text of every message appears; the prompt is a prefix of prompt plus reply;
-no thought is open where the reply starts; a dedicated token ends the reply.
+Nothing is assumed about its wording. A template can be used for training if the text of every message appears, the prompt is a
+prefix of prompt and reply together, no thought is open where the reply starts, and a dedicated token ends the reply.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_THOUGHT: dict[str, Any] = {"enable_thinking": False, "thinking": False, "thinking_budget": 0}
-"""Arguments of published templates that turn thinking off (Qwen, SmolLM3, GLM; DeepSeek and Granite; Seed-OSS)."""
+"""Arguments that turn thinking off in published templates (Qwen, SmolLM3, GLM; DeepSeek and Granite; Seed-OSS)."""
 OPENS_A_THOUGHT = "it opens a thought where the reply should begin"
 _EFFORT = "reasoning_effort"
 _UNFINISHED_TAG = re.compile(r"<[^<>\s]*$|\[[^\[\]\s]*$")
 _NO_EFFORT = re.compile(r"""["']none["']""")
 
 _SYSTEM, _USER, _EARLIER_REPLY, _SECOND_USER, _REPLY = "Numbat", "Wombat", "Dingo", "Quoll", "Quokka"
-"""Words that no template writes and no tokenizer treats specially."""
+"""Words that no template writes, and that no tokenizer treats specially."""
 _TRICKY_TEXT = "Numbat:\n\n  1. \"Wombat\" & 'Dingo' <b>é 日本 🦘\n\t" + "Quoll is not Quokka. " * 400 + "End"
-"""A text with what a template may escape, join or cut."""
+"""A text with everything that a template might escape, join or cut."""
 
 
 def _message(role: str, content: str) -> ChatMessage:
@@ -54,16 +54,16 @@ class Behaviour:
     only_in_prompt: str = ""
     """The end of the generation prompt that is missing when a reply follows: a closed thought (Gemma 4). It stays in the prompt."""
     only_with_reply: str = ""
-    """What the rendering with a reply has instead: another way to write no thought (DeepSeek-V3.2). Not part of the reply."""
+    """What the rendering with a reply has in its place: another form of an empty thought (DeepSeek-V3.2). Not part of the reply."""
     opening: str = ""
-    """What the template writes before every reply but not in the generation prompt: an empty thought, the answer's channel. It is
+    """What the template writes before every reply, but not in the generation prompt: an empty thought, the answer's channel. It is
     added to the prompt."""
     end: int | None = None
     """The token that ends a reply and stops generation."""
     appended: tuple[int, ...] = ()
-    """Tokens to add after a reply, up to `end`, if the template writes them only before the next turn (GLM)."""
+    """Tokens to append to a reply, up to `end`, if the template writes them only before the next turn (GLM)."""
     fault: str = ""
-    """Why it cannot be used for training; empty if it can."""
+    """Why the template cannot be used for training; empty if it can."""
 
 
 class _Fault(Exception):
@@ -103,7 +103,7 @@ def _observe(tokenizer: PreTrainedTokenizerBase, template: str) -> Behaviour:
         ):
             behaviour = step(tokenizer, behaviour)
     except TemplateRefusal as refusal:
-        return replace(behaviour, fault=f"it refuses to render a short conversation, and says: {refusal}")
+        return replace(behaviour, fault=f"it refuses to render a short conversation, with the error: {refusal}")
     except _Fault as fault:
         return replace(behaviour, fault=str(fault))
     return behaviour
@@ -119,7 +119,7 @@ def switches_of(template: str) -> dict[str, Any]:
 
 
 def _variables(template: str) -> set[str]:
-    """The variables that a template reads; empty if it cannot be parsed."""
+    """The variables that the template reads; empty if it cannot be parsed."""
     from jinja2 import Environment, TemplateError, meta
 
     reader = Environment(extensions=["jinja2.ext.loopcontrols"])
@@ -140,19 +140,17 @@ def _content_format(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour) ->
             refused = refused or refusal
     if refused is not None:
         raise refused
-    raise _Fault("the text of a message is not in what it renders")
+    raise _Fault("the text of a message is missing from what it renders")
 
 
 def _require_text_unchanged(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour) -> Behaviour:
-    """A template that escapes a message as JSON, joins its lines or cuts it would train on other texts than people read."""
+    """A template that escapes a message as JSON, joins its lines or cuts it would train on other texts than the pairs show."""
     for message, answer in (
         (_message("user", _TRICKY_TEXT), _REPLY_MESSAGE),
         (_message("user", _USER), _message("assistant", _TRICKY_TEXT)),
     ):
         if _TRICKY_TEXT not in render(tokenizer, [message, answer], behaviour.options, add_generation_prompt=False):
-            raise _Fault(
-                "it changes the text of a message: line breaks, quotes, other signs than letters, or what is long"
-            )
+            raise _Fault("it changes the text of a message: line breaks, quotes, symbols, or anything long")
     return behaviour
 
 
@@ -167,7 +165,7 @@ def _system_placement(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour) 
 
 
 def _text_before_reply(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour) -> Behaviour:
-    """What is between the generation prompt and the reply. It must be the same in first and later turns, and with a system
+    """Find what is between the generation prompt and the reply. It must be the same in first and later turns, and with a system
     message.
     """
     found = {
@@ -194,19 +192,19 @@ def _text_before_reply(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour)
 def _around_boundary(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, options: RenderOptions
 ) -> tuple[str, str]:
-    """(end of the generation prompt that is missing when a reply follows, what is there instead)."""
+    """Returns the end of the generation prompt that is missing when a reply follows, and the text in its place."""
     prompt = render(tokenizer, conversation, options, add_generation_prompt=True)
     full = render(tokenizer, [*conversation, _REPLY_MESSAGE], options, add_generation_prompt=False)
     for message in conversation:
         if message["content"] not in prompt or message["content"] not in full:
-            raise _Fault(f"the text of a turn of the {message['role']} is not in what it renders")
+            raise _Fault(f"the text of a turn of the {message['role']} is missing from what it renders")
     before, reply, _ = full.rpartition(_REPLY)
     if not reply:
-        raise _Fault("the text of a reply is not in what it renders")
+        raise _Fault("the text of a reply is missing from what it renders")
     shared = common_prefix_length(prompt, before)
     tag = _UNFINISHED_TAG.search(prompt[:shared])
     if shared < len(prompt) and tag:
-        shared = tag.start()  # two marks may both start with `<|START_`
+        shared = tag.start()  # two different tags may both start with `<|START_`
     if conversation[-1]["content"] in prompt[shared:]:
         raise _Fault(f"it renders the prompt differently when a reply follows, from {prompt[shared:][:40]!r} on")
     return prompt[shared:], before[shared:]
@@ -224,9 +222,7 @@ def _prompt_end_fault(prompt_end: str) -> _Fault:
             f"{OPENS_A_THOUGHT} ({prompt_end[-60:]!r}), and has no argument that closes it: the "
             "model would think before each reply but be trained on replies without a thought"
         )
-    return _Fault(
-        f"it renders the prompt differently when a reply follows: {prompt_end[-60:]!r} at its end is missing then"
-    )
+    return _Fault(f"it renders the prompt differently when a reply follows, without {prompt_end[-60:]!r} at its end")
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour) -> Behaviour:
@@ -257,13 +253,13 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour) -> Be
 
 
 def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that are not text: special ones, and added ones that are not whitespace."""
+    """Tokens that are not ordinary text: special tokens, and added tokens that are not whitespace."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
     return added | set(tokenizer.all_special_ids)
 
 
 def _require_one_bos(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour) -> Behaviour:
-    """The template writes the BOS. Two in a row are refused, and one that the tokenizer does not have."""
+    """Refuse a prompt that begins with two BOS tokens, or with a BOS that the tokenizer does not have. The template writes it."""
     text = render(tokenizer, _ONE_TURN, behaviour.options, add_generation_prompt=True)
     ids: Sequence[int] = tokenizer.encode(text, add_special_tokens=False)
     bos = tokenizer.bos_token_id

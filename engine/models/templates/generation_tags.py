@@ -8,5 +8,5 @@ _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 
 
 def without_generation_tags(template: str) -> str:
-    """The template for plain Jinja, which does not know the tags."""
+    """The template without the tags, for plain Jinja, which does not support them."""
     return _GENERATION.sub("", template)
