@@ -56,7 +56,7 @@ def option_row(option: Option) -> str:
 
 
 def form_table(forms: Sequence[Form[Any]]) -> str:
-    rows = [f"| `{form.name}` | {form.columns} | {form.who} |" for form in forms]
+    rows = [f"| `{form.name}` | {form.columns} | {form.used_by} |" for form in forms]
     return "\n".join(["| form | columns that tell it | who has it |", "|---|---|---|", *rows])
 
 

@@ -12,8 +12,8 @@ token.
 from engine.hub.access import check_access, commit_of
 from engine.hub.account import Account, Scope, whoami
 from engine.hub.cache import cached_snapshot, missing_from, unfinished_bytes
-from engine.hub.client import bound_the_client, is_offline
-from engine.hub.errors import GatedRepository, InvalidToken, invalid_token, offline, or_the_token
+from engine.hub.client import is_offline, limit_requests
+from engine.hub.errors import GatedRepository, InvalidToken, invalid_token, offline, with_token_hint
 from engine.hub.exception_mapping import as_hub_error
 from engine.hub.login import LoginCode, await_token, request_code
 from engine.hub.store import store_token
@@ -32,16 +32,15 @@ __all__ = [
     "Scope",
     "as_hub_error",
     "await_token",
-    "bound_the_client",
     "cached_snapshot",
     "check_access",
     "commit_of",
     "find_token",
     "invalid_token",
     "is_offline",
+    "limit_requests",
     "missing_from",
     "offline",
-    "or_the_token",
     "other_sources",
     "page_of",
     "remember",
@@ -49,4 +48,5 @@ __all__ = [
     "store_token",
     "unfinished_bytes",
     "whoami",
+    "with_token_hint",
 ]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.core.bodies import LARGEST_ANSWER, bound
 from engine.core.failpoints import failpoint
+from engine.core.response_limits import MAX_RESPONSE_BYTES, limit_response
 from engine.hub.responses import BUSY, retry_after
-from engine.hub.slow_answers import watch_connections
+from engine.hub.slow_responses import limit_read_rate
 from engine.hub.urls import endpoint
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _IS_FILE = "stage3_is_file"
 _bounded = False
 
 
-def bound_the_client() -> None:
+def limit_requests() -> None:
     """Set a time limit on every request of this process to the Hub, also by libraries. Call it once, before the first."""
     global _bounded
     if not _bounded:
@@ -59,7 +59,7 @@ def _client() -> Client:
     from huggingface_hub.utils._http import default_client_factory
 
     client: Client = default_client_factory()
-    watch_connections(client)
+    limit_read_rate(client)
     hooks = client.event_hooks
     client.event_hooks = {
         "request": [*hooks.get("request", []), _limit_time],
@@ -82,7 +82,7 @@ def _limit_time(request: Request) -> None:
 
 def _bound(response: Response) -> None:
     """A file may be as long as the Hub says; what the library holds in memory may not."""
-    bound(response, None if response.request.extensions.get(_IS_FILE) else LARGEST_ANSWER)
+    limit_response(response, None if response.request.extensions.get(_IS_FILE) else MAX_RESPONSE_BYTES)
 
 
 def _refuse_a_long_wait(response: Response) -> None:

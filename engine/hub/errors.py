@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from engine.core.bodies import is_refusal
 from engine.core.errors import AccessError, ConfigError, NetworkError, PreconditionError, Stage3Error
+from engine.core.response_limits import is_rejected_response
 from engine.hub.client import timeout_seconds
 from engine.hub.responses import BUSY, is_html, message_of, retry_after
 from engine.hub.urls import GATED_TOKEN_PAGE, STATUS_PAGE, TOKENS_PAGE, RepoType, page_of, shown_endpoint
@@ -19,16 +19,16 @@ from engine.security.sanitize import visible_line
 if TYPE_CHECKING:
     from httpx2 import Response
 
-HOW_TO_GIVE = (
+HOW_TO_PASS_TOKEN = (
     "pass a token with HF_TOKEN, --token-stdin, --token-file FILE, `hf auth login`, --device-login, or in the wizard "
     "(`stage3-tui`)."
 )
-TICK_THE_BOX = (
+ALLOW_GATED_REPOS = (
     f'tick "Read access to contents of all public gated repos you can access" for it at {TOKENS_PAGE}, or create one '
     f"that has it at {GATED_TOKEN_PAGE}."
 )
 AGAIN = "Run the same command again"
-FROM_THE_CACHE = "HF_HUB_OFFLINE=1 uses only the cache."
+OFFLINE_HINT = "HF_HUB_OFFLINE=1 uses only the cache."
 
 
 class InvalidToken(AccessError):
@@ -84,14 +84,14 @@ def _refused_access(response: Response, what: str, page: str, with_token: bool) 
         return AccessError(
             f"{what}: the fine-grained token has no permission.",
             f"The Hub says: {said}",
-            f"{TICK_THE_BOX[0].upper()}{TICK_THE_BOX[1:]}",
+            f"{ALLOW_GATED_REPOS[0].upper()}{ALLOW_GATED_REPOS[1:]}",
         )
     if code == "GatedRepo":
         return _gated(response, what, page, with_token)
     if with_token and status == 401 and code != "RepoNotFound":
         return invalid_token()
     if status == 404 or code == "RepoNotFound" or (not with_token and status == 401):
-        mend = "or use a token of its owner." if with_token else f"and if it is private, {HOW_TO_GIVE}"
+        mend = "or use a token of its owner." if with_token else f"and if it is private, {HOW_TO_PASS_TOKEN}"
         return AccessError(
             f"{what}: it does not exist or is private.",
             f"The Hub answers {status} in both cases{'' if with_token else ', and you are not logged in'}.",
@@ -112,7 +112,7 @@ def _gated(response: Response, what: str, page: str, with_token: bool) -> Access
         return AccessError(
             f"{what} without a token, and none was found.",
             "It is gated: you must accept its licence and use a token.",
-            f"Accept the licence at {page}, create a token with read access at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
+            f"Accept the licence at {page}, create a token with read access at {TOKENS_PAGE}, then {HOW_TO_PASS_TOKEN}",
         )
     if "awaiting" in said.lower():
         return AccessError(
@@ -140,16 +140,16 @@ def invalid_token(source: str = "", others: Sequence[str] = ()) -> InvalidToken:
     return InvalidToken(
         f"The Hub rejected the token{origin} (401).",
         "It is mistyped, expired or revoked.",
-        f"{there_is}Create a token at {TOKENS_PAGE}, then {HOW_TO_GIVE}",
+        f"{there_is}Create a token at {TOKENS_PAGE}, then {HOW_TO_PASS_TOKEN}",
     )
 
 
-def or_the_token(error: GatedRepository) -> AccessError:
+def with_token_hint(error: GatedRepository) -> AccessError:
     """The same for a fine-grained token without gated access: the Hub does not always say which of the two is the cause."""
     return AccessError(
         error.what,
         f"{error.why} Or the token is the cause: it is fine-grained and may not read gated repositories.",
-        f"{error.what_to_do} If you have done that, {TICK_THE_BOX}",
+        f"{error.what_to_do} If you have done that, {ALLOW_GATED_REPOS}",
     )
 
 
@@ -175,7 +175,7 @@ def unreachable(error: BaseException) -> NetworkError:
     import httpx2
 
     where, why = f"The Hub at {shown_endpoint()}", visible_line(str(error), 300) or type(error).__name__
-    if is_refusal(error):
+    if is_rejected_response(error):
         return NetworkError(
             f"{where} sends what is no answer.", f"{why}.", "Check HF_ENDPOINT and the proxy, then try again."
         )
@@ -185,13 +185,13 @@ def unreachable(error: BaseException) -> NetworkError:
         return NetworkError(
             f"{where} does not respond.",
             f"No data for {timeout_seconds():g} s.",
-            f"{AGAIN}, and check the network and HTTPS_PROXY. HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer; {FROM_THE_CACHE}",
+            f"{AGAIN}, and check the network and HTTPS_PROXY. HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer; {OFFLINE_HINT}",
         )
     hint = " A wrong clock makes certificates look invalid." if "CERTIFICATE" in why.upper() else ""
     return NetworkError(
         f"Cannot reach the Hub at {shown_endpoint()}.",
         f"{why}{hint}",
-        f"Check the network, HTTPS_PROXY and HF_ENDPOINT; {FROM_THE_CACHE}",
+        f"Check the network, HTTPS_PROXY and HF_ENDPOINT; {OFFLINE_HINT}",
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.core.errors import AccessError, NetworkError
-from engine.hub.errors import HOW_TO_GIVE, error_of_response, not_a_hub_response
+from engine.hub.errors import HOW_TO_PASS_TOKEN, error_of_response, not_a_hub_response
 from engine.hub.requests import json_of, send
 from engine.hub.urls import TOKENS_PAGE
 from engine.run.stop import StopToken
@@ -118,7 +118,7 @@ def _more_time(answer: Mapping[str, Any], login: LoginCode) -> float:
             )
 
 
-_OTHER_WAYS = f"Start it again, or create a token at {TOKENS_PAGE} and {HOW_TO_GIVE}"
+_OTHER_WAYS = f"Start it again, or create a token at {TOKENS_PAGE} and {HOW_TO_PASS_TOKEN}"
 
 
 def _too_late(login: LoginCode) -> AccessError:
@@ -137,7 +137,7 @@ def _client_id() -> str:
         raise AccessError(
             "This version of huggingface_hub has no browser login.",
             "A later version added it.",
-            f"`pip install -U huggingface_hub`, or create a token at {TOKENS_PAGE} and {HOW_TO_GIVE}",
+            f"`pip install -U huggingface_hub`, or create a token at {TOKENS_PAGE} and {HOW_TO_PASS_TOKEN}",
         )
     return str(client_id)
 

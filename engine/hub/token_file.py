@@ -34,7 +34,7 @@ def read_token_file(path: str) -> Secret:
         ) from None
     except OSError as error:
         raise AccessError(
-            f"Cannot read the token file {file}.", f"{error}{not_ours(file)}", "Pass another file with --token-file."
+            f"Cannot read the token file {file}.", f"{error}{owner_note(file)}", "Pass another file with --token-file."
         ) from error
 
 
@@ -51,7 +51,7 @@ def token_line(stream: IO[str] | IO[bytes], where: str) -> Secret:
     return Secret(text.strip())
 
 
-def not_ours(file: Path) -> str:
+def owner_note(file: Path) -> str:
     """A sentence about the owner of a file; empty if it is ours or unknown."""
     try:
         owner = file.stat().st_uid

@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.core.errors import AccessError, NetworkError, UnsafeError
 from engine.core.reading import read_file
 from engine.hub.exception_mapping import as_hub_error
-from engine.hub.token_file import LONGEST_TOKEN, not_ours
+from engine.hub.token_file import LONGEST_TOKEN, owner_note
 from engine.hub.urls import TOKENS_PAGE
 from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
@@ -113,6 +113,6 @@ def _unusable(error: Exception) -> AccessError | NetworkError:
         return known
     return AccessError(
         f"{in_store()[0].upper()}{in_store()[1:]} is unusable.",
-        f"{type(error).__name__} while reading or refreshing it{not_ours(store_path())}.",
+        f"{type(error).__name__} while reading or refreshing it{owner_note(store_path())}.",
         "Log in again with `hf auth login --force`, or pass a token with HF_TOKEN.",
     )

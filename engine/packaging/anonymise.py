@@ -13,21 +13,21 @@ from engine.core.layout import ADAPTER_CONFIG
 from engine.core.stage_table import STAGES
 from engine.hub.references import is_local, local_path
 from engine.packaging.contents import CHAT_TEMPLATE, MODEL_CARD, TOKENIZER, TOKENIZER_CONFIG
-from engine.packaging.private_words import Scrubber, each_text
+from engine.packaging.scrubber import Scrubber, map_strings
 from engine.run.folder import Run
 from engine.storage.jsonl import dumps, loads
 
 VOCABULARY = ("model", "added_tokens")
 """Keys of `tokenizer.json` that contain the tokens themselves."""
 TEMPLATE = "chat_template"
-OF_THE_MOMENT = frozenset({"started", "seconds", "free_bytes", "error"})
-OF_THE_PERSON = frozenset({"account", "role", "source", "host"})
+VOLATILE_KEYS = frozenset({"started", "seconds", "free_bytes", "error"})
+PERSONAL_KEYS = frozenset({"account", "role", "source", "host"})
 """Who was logged in, from where, and on which machine."""
-WITHOUT_INFLUENCE = ("push_to_hub", "push_public", "theme", "mouse")
+IRRELEVANT_OPTIONS = ("push_to_hub", "push_public", "theme", "mouse")
 """Options that do not affect what is packed."""
 
 
-def anonymised(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
+def anonymise(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     """The bytes of the file `name` to pack. Raises DamagedState for invalid JSON."""
     return _cleaner(name)(run, name, data, private)
 
@@ -62,12 +62,12 @@ def _cleaner(name: str) -> _Cleaner:
 
 
 def _run_json(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
-    return json_bytes(each_text(packed_record(_json(run, name, data)), private.out_of_records))
+    return json_bytes(map_strings(packed_record(_json(run, name, data)), private.scrub_records))
 
 
 def _adapter_config(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     """Name the base model as others can find it: repository and commit, or the bare name of a local folder."""
-    settings = each_text(_json(run, name, data), private.out_of_settings)
+    settings = map_strings(_json(run, name, data), private.scrub_settings)
     base = run.manifest.get("config", {}).get("base_model_id")
     if base:
         known = local_path(base).name if is_local(base) else base
@@ -78,39 +78,39 @@ def _adapter_config(run: Run, name: str, data: bytes, private: Scrubber) -> byte
 
 def _tokenizer(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     is_vocabulary = name.endswith(TOKENIZER)
-    if is_vocabulary and not private.stands_in(_decoded(data)):
+    if is_vocabulary and not private.found_in(_decoded(data)):
         return data  # several megabytes, written by the tokenizer's library
     found = _json(run, name, data)
-    clean = each_text(found, private.out_of_settings, but=VOCABULARY if is_vocabulary else (TEMPLATE,))
+    clean = map_strings(found, private.scrub_settings, but=VOCABULARY if is_vocabulary else (TEMPLATE,))
     if TEMPLATE in clean:  # a Jinja program, where a slash may mean anything
-        clean[TEMPLATE] = each_text(clean[TEMPLATE], private.out_of_text)
+        clean[TEMPLATE] = map_strings(clean[TEMPLATE], private.scrub_text)
     return data if clean == found else json_bytes(clean)
 
 
 def _report(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
     """JSON with strings written by people and models."""
-    if not private.stands_in(_decoded(data)):
+    if not private.found_in(_decoded(data)):
         return data
-    return json_bytes(each_text(_json(run, name, data), private.out_of_text))
+    return json_bytes(map_strings(_json(run, name, data), private.scrub_text))
 
 
 def _lines(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
-    if not private.stands_in(_decoded(data)):
+    if not private.found_in(_decoded(data)):
         return data
     return b"\n".join(_line(line, private) for line in data.split(b"\n"))
 
 
 def _line(line: bytes, private: Scrubber) -> bytes:
-    if not private.stands_in(_decoded(line)):
+    if not private.found_in(_decoded(line)):
         return line
     try:
-        return dumps(each_text(loads(line), private.out_of_text)).encode("ascii")
+        return dumps(map_strings(loads(line), private.scrub_text)).encode("ascii")
     except ValueError:  # a torn line, which no reader takes for JSON
-        return _encoded(private.out_of_text(_decoded(line)))
+        return _encoded(private.scrub_text(_decoded(line)))
 
 
 def _text(run: Run, name: str, data: bytes, private: Scrubber) -> bytes:
-    clean = private.out_of_records if name.endswith(MODEL_CARD) else private.out_of_text
+    clean = private.scrub_records if name.endswith(MODEL_CARD) else private.scrub_text
     return _encoded(clean(_decoded(data)))
 
 
@@ -142,18 +142,18 @@ def packed_record(manifest: Mapping[str, Any]) -> dict[str, Any]:
     are identical.
     """
     stages = manifest.get("stages", {})
-    config = {key: value for key, value in manifest.get("config", {}).items() if key not in WITHOUT_INFLUENCE}
+    config = {key: value for key, value in manifest.get("config", {}).items() if key not in IRRELEVANT_OPTIONS}
     before = STAGES[:-1]  # without packaging itself, which ends after the archive is made
     told = {stage: _of_a_stage(stages[stage]) for stage in before if stage in stages}
     return {**{key: value for key, value in manifest.items() if key != "error"}, "config": config, "stages": told}
 
 
 def _of_a_stage(facts: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in sorted(facts.items()) if key not in OF_THE_MOMENT}
+    kept = {key: value for key, value in sorted(facts.items()) if key not in VOLATILE_KEYS}
     if facts.get("fingerprint") is None:
         kept.pop("summary", None)  # such a stage checks again each time, and its summary varies
     if isinstance(facts.get("result"), dict):
-        kept["result"] = _without(facts["result"], OF_THE_MOMENT | OF_THE_PERSON)
+        kept["result"] = _without(facts["result"], VOLATILE_KEYS | PERSONAL_KEYS)
     return kept
 
 

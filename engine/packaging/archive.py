@@ -14,9 +14,9 @@ from engine.core.errors import DamagedState, UnsafeError
 from engine.core.failpoints import failpoint
 from engine.core.reading import open_file, read_file
 from engine.core.stage_table import STAGES
-from engine.packaging.anonymise import anonymised
+from engine.packaging.anonymise import anonymise
 from engine.packaging.contents import Content, read_contents, refuse_changed, unlisted_names
-from engine.packaging.private_words import Scrubber
+from engine.packaging.scrubber import Scrubber
 from engine.packaging.secret_scan import Finding, find_secrets, refuse_secrets
 from engine.packaging.verify import read_files
 from engine.packaging.zip_writer import MANIFEST, manifest_bytes, write_zip
@@ -189,7 +189,7 @@ def _to_be_packed(
 ) -> tuple[dict[str, Content], _Files]:
     """(files as read, files as packed)."""
     contents, private = read_contents(run), Scrubber.of(run)
-    packed = _Files({name: anonymised(run, name, content.data, private) for name, content in contents.items()})
+    packed = _Files({name: anonymise(run, name, content.data, private) for name, content in contents.items()})
     _settle_secrets(run, packed, known, accept_lookalikes=accept_lookalikes)
     return contents, packed
 

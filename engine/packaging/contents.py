@@ -79,10 +79,10 @@ class Content:
 
 def packed_names(run: Run) -> list[str]:
     """The existing files of the run that are on the allow-list, sorted."""
-    return sorted(name for name in LISTED if os.path.lexists(run / name) and most_bytes(run, name) != 0)
+    return sorted(name for name in LISTED if os.path.lexists(run / name) and byte_limit(run, name) != 0)
 
 
-def most_bytes(run: Run, name: str) -> int | None:
+def byte_limit(run: Run, name: str) -> int | None:
     """How much of a file is packed; None: all. Of people's decisions those that stage quality read: the training set is made
     of those, and later ones count for the next run.
     """
@@ -102,7 +102,7 @@ def read_contents(run: Run) -> dict[str, Content]:
     Raises UnsafeError for a link, a device, a pickle or a dangerous name among the packed files, PreconditionError without an
     adapter.
     """
-    refuse_what_is_no_file(run)
+    refuse_unsafe_files(run)
     contents = {name: read_file(run, name) for name in packed_names(run)}
     for name in REQUIRED:
         if name not in contents:
@@ -125,7 +125,7 @@ def refuse_changed(run: Run, contents: dict[str, Content]) -> None:
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-def refuse_what_is_no_file(run: Run) -> None:
+def refuse_unsafe_files(run: Run) -> None:
     """Raise UnsafeError for anything that must not be in the run folder or in a packed folder."""
     _refuse_name(run.folder)
     for path in _looked_at(run):
@@ -197,7 +197,7 @@ def read_file(run: Run, name: str) -> Content:
     with os.fdopen(file, "rb") as opened:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise _unsafe(run / name, "not a regular file")
-        data = opened.read(most_bytes(run, name))
+        data = opened.read(byte_limit(run, name))
     return Content(data, sha256(data).hexdigest())
 
 

@@ -19,7 +19,7 @@ from engine.security.sanitize import visible_line
 from engine.security.secrets import Secret
 from engine.storage.jsonl import loads
 
-OF_MODELS_AND_PEOPLE = frozenset(
+FREE_TEXT_FILES = frozenset(
     {
         layout.PAIRS_JSONL,
         layout.EDITS_JSONL,
@@ -74,7 +74,7 @@ class Finding:
 
     @property
     def may_be_accepted(self) -> bool:
-        return not self.known and self.file in OF_MODELS_AND_PEOPLE
+        return not self.known and self.file in FREE_TEXT_FILES
 
     def __str__(self) -> str:
         line = f", line {self.line}" if self.line else ""

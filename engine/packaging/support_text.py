@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from engine.hub.references import is_local
-from engine.packaging.private_words import PATH_OPTIONS, PATH_VARIABLES
+from engine.packaging.scrubber import PATH_OPTIONS, PATH_VARIABLES
 from engine.security.redaction import MASK, redact
 
 ROOT = Path(__file__).parents[2]

@@ -41,8 +41,8 @@ def push_error(error: BaseException, watch: RequestLimiter, repo_id: str, token:
     known = hub.as_hub_error(error, token)
     if known is not None or not isinstance(error, (ValueError, LookupError, TypeError, RuntimeError)):
         return known
-    if watch.last_refusal is not None:  # the client parses some responses as JSON before checking their status
-        return _of_an_answer(watch.last_refusal, repo_id)
+    if watch.last_error_response is not None:  # the client parses some responses as JSON before checking their status
+        return _of_an_answer(watch.last_error_response, repo_id)
     return NetworkError(
         "huggingface_hub does not understand the Hub's response.",
         redact(visible_line(f"{type(error).__name__}: {error}", 300)),

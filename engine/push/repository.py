@@ -16,7 +16,7 @@ from engine.push.errors import push_error
 from engine.push.request_limits import TIMEOUT_SECONDS, StoppableBytes, bounded
 from engine.run.stop import StopToken
 from engine.security.secrets import Secret
-from engine.storage.files import begun_git_hash
+from engine.storage.files import new_git_blob_hash
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -139,7 +139,7 @@ class Repository:
         from huggingface_hub import HfApi
 
         api = HfApi(token=self._token.reveal(), library_name="stage3-tui", library_version=__version__)
-        self._watch.last_refusal = None
+        self._watch.last_error_response = None
         try:
             failpoint("push")
             return question(api)
@@ -152,6 +152,6 @@ class Repository:
 
 def git_hash(data: bytes) -> str:
     """git's hash of a file's content."""
-    digest = begun_git_hash(len(data))
+    digest = new_git_blob_hash(len(data))
     digest.update(data)
     return digest.hexdigest()

@@ -42,7 +42,7 @@ class RequestLimiter:
         self._stop = stop
         self._tries: Counter[tuple[str, str, bytes]] = Counter()
         self._lock = Lock()  # files are uploaded by several threads
-        self.last_refusal: Response | None = None
+        self.last_error_response: Response | None = None
         """The most recent error response."""
 
     def before(self, request: Request) -> None:
@@ -52,7 +52,7 @@ class RequestLimiter:
             self._tries[_key(request)] += 1
             tries = self._tries[_key(request)]
         if tries > TRIES:
-            last = self.last_refusal
+            last = self.last_error_response
             if last is not None and _key(last.request) == _key(request):
                 raise BlockedRequest(last)  # otherwise the client would retry forever
             raise NetworkError(
@@ -64,7 +64,7 @@ class RequestLimiter:
     def after(self, response: Response) -> None:
         """Raises BlockedRequest if the Hub is busy and attempts are used up, or its Retry-After is too long."""
         if response.status_code >= 400:
-            self.last_refusal = response
+            self.last_error_response = response
         if response.status_code not in (*BUSY, CONFLICT):
             with self._lock:
                 del self._tries[_key(response.request)]  # answered; the same request later counts anew

@@ -1,1 +1,1 @@
-"""Child processes that share a long job: each works on one task at a time, and appends what it makes to a file of its own."""
+"""Child processes that share a long job: each works on one task at a time, and appends its rows to a file of its own."""

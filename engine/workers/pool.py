@@ -1,7 +1,7 @@
-"""The side that deals out the tasks: several workers, each on one task at a time, and the answers in the order of the tasks.
+"""The parent's side: hands tasks to several workers, one at a time each, and yields the results in the order of the tasks.
 
-A task that its worker did not finish, because it was killed, goes to another one. The order makes sure that what is written
-from the answers is what one process would have written, and that a run which stops early does so at the same place.
+If a worker is killed, its unfinished task goes to another one. The order ensures that what is written from the results is what
+one process would have written, and that a run which stops early stops at the same place.
 """
 
 from __future__ import annotations
@@ -20,50 +20,45 @@ from types import TracebackType
 from typing import Any
 
 from engine.core import layout
-from engine.core.errors import ExitCode, Stage3Error, error_with
+from engine.core.errors import ExitCode, Stage3Error, error_from_exit_code
 from engine.core.events import Event, Message
 from engine.process.children import DRAIN_SECONDS
-from engine.process.conversation import Conversation, conversation
-from engine.process.environment import of_processes_with_models
-from engine.process.kill import how_it_ended
-from engine.process.stopped import StoppedProcesses
+from engine.process.environment import model_process_environment
+from engine.process.interactive_child import InteractiveChild, interactive_child
+from engine.process.kill import describe_exit
+from engine.process.suspended import SuspendedProcesses
 from engine.run.folder import Run
 from engine.run.stop import StopToken
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import dumps, loads
 from engine.workers.rows import rows_between, share_file
+from engine.workers.tasks import Task, TaskResult
 
-LISTEN_SECONDS = 0.1
+POLL_SECONDS = 0.1
 LOG_LINES, LOG_CHARACTERS = 4, 240
-"""Of the end of a log, in an error."""
-Task = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a worker made of one task."""
-
-    rows: list[dict[str, Any]]
-    facts: Mapping[str, Any]
+"""How much of the end of a log an error quotes: lines, and characters of each."""
+RESUME_HINT = "The same command continues from the finished tasks, also with another --num-processes."
 
 
 @dataclass
 class Worker:
-    """One child."""
+    """One child process."""
 
     number: int
     """From 0."""
-    talk: Conversation
-    child: ExitStack
-    """Closed, it is ended."""
+    channel: InteractiveChild
+    resources: ExitStack
+    """Closing it ends the process."""
     rows: Path
-    heard: Iterator[bytes | None]
+    """The file that the worker appends its rows to."""
+    lines: Iterator[bytes | None]
+    """Its standard output, line by line; None when there is nothing to read at the moment."""
     facts: Mapping[str, Any] | None = None
-    """What it knows of its model; None until it is ready."""
+    """What it reports about its model; None until it is ready."""
     task: int | None = None
-    """The one it works on."""
+    """The number of the task that it works on."""
     end: int = 0
-    """Bytes of its file that were read, or were there before."""
+    """How many bytes of its file have been read, or were there before."""
 
     @property
     def is_free(self) -> bool:
@@ -72,11 +67,11 @@ class Worker:
 
 @dataclass
 class WorkerPool:
-    """Children of one kind, started when there is something to do. Use as a context manager; at the end none of them is left.
+    """Workers of one kind, started when there is something to do. Use as a context manager, which ends all of them.
 
-    module     what each runs: `engine.workers.serve.serve` with what it loads
-    requests   what each is asked to load, one for each that may be started
-    doing      what they do, for sentences: "make pairs"
+    module     the module that each runs: it calls `engine.workers.serve.serve`
+    requests   what each worker loads; there are at most as many workers as requests
+    doing      what they do, as part of a sentence: "make pairs"
     """
 
     run: Run
@@ -86,10 +81,10 @@ class WorkerPool:
     stop: StopToken
     doing: str
     threads: int = 1
-    """Of each, on the CPU."""
+    """Threads of each worker, on the CPU."""
     _alive: list[Worker] = field(default_factory=list)
     _started: int = 0
-    _watch: StoppedProcesses = field(default_factory=StoppedProcesses)
+    _watch: SuspendedProcesses = field(default_factory=SuspendedProcesses)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -98,121 +93,121 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for worker in self._alive:
-            worker.child.close()
+            worker.resources.close()
 
     def grow(self, wanted: int) -> None:
-        """Start workers until `wanted` were started, or as many as there are requests."""
+        """Start workers until there were `wanted` in all, or one for each request."""
         while self._started < min(wanted, len(self.requests)):
             self._alive.append(self._start(self._started))
             self._started += 1
 
     def facts(self) -> Mapping[str, Any]:
-        """What the first worker that is ready knows of its model. Raises as `answers`."""
+        """What the first worker to be ready reports about its model. Raises as `results`."""
         self.grow(1)
         while (ready := next((worker for worker in self._alive if worker.facts is not None), None)) is None:
-            for _ in self._listen({}, deque()):
+            for _ in self._poll({}, deque()):
                 pass
         return ready.facts or {}
 
-    def answers(self, tasks: Sequence[Task]) -> Iterator[str | Event | Answer]:
-        """An Answer for each task, in order; between them each step that a worker began, and what happens to the workers.
+    def results(self, tasks: Sequence[Task]) -> Iterator[str | Event | TaskResult]:
+        """The TaskResult of each task, in order; between them the steps that workers begin, and what happens to the workers.
 
-        Raises Stopped, the error that a worker met, and Stage3Error if none of them is left.
+        Raises Stopped, the error of a worker, and Stage3Error if no worker is left.
         """
         self.grow(len(tasks))
-        waiting, finished = deque(range(len(tasks))), dict[int, Answer]()
+        waiting, finished = deque(range(len(tasks))), dict[int, TaskResult]()
         for number in range(len(tasks)):
             while number not in finished:
-                self._deal(tasks, waiting)
-                yield from self._listen(finished, waiting)
+                self._assign(tasks, waiting)
+                yield from self._poll(finished, waiting)
             yield finished.pop(number)
 
-    def _deal(self, tasks: Sequence[Task], waiting: deque[int]) -> None:
+    def _assign(self, tasks: Sequence[Task], waiting: deque[int]) -> None:
         for worker in self._alive:
             if waiting and worker.is_free:
                 worker.task = waiting.popleft()
-                self._tell(worker, tasks[worker.task])
+                self._send(worker, tasks[worker.task])
 
-    def _tell(self, worker: Worker, task: Task) -> None:
-        """In a thread, because a worker that somebody stopped reads nothing."""
-        Thread(target=worker.talk.tell, args=(dumps(task),), daemon=True).start()
+    def _send(self, worker: Worker, task: Task) -> None:
+        """Send in a thread, because a stopped process (SIGSTOP) reads nothing and a write could block."""
+        Thread(target=worker.channel.send, args=(dumps(task),), daemon=True).start()
 
-    def _listen(self, finished: dict[int, Answer], waiting: deque[int]) -> Iterator[str | Event]:
-        """What all workers said since the last time, or within a moment."""
+    def _poll(self, finished: dict[int, TaskResult], waiting: deque[int]) -> Iterator[str | Event]:
+        """Handle everything that the workers have sent since the last poll, or send within POLL_SECONDS."""
         self.stop.raise_if_requested()
-        outputs = [file for worker in self._alive for file in worker.talk.outputs]
-        select.select(outputs, [], [], LISTEN_SECONDS)
+        outputs = [file for worker in self._alive for file in worker.channel.outputs]
+        select.select(outputs, [], [], POLL_SECONDS)
         for worker in list(self._alive):
-            for line in worker.heard:
+            for line in worker.lines:
                 if line is None:
                     break
-                yield from self._understand(worker, line, finished)
+                yield from self._handle(worker, line, finished)
             else:
-                yield from self._lost(worker, waiting)
+                yield from self._died(worker, waiting)
         yield from self._stopped_workers()
 
-    def _understand(self, worker: Worker, line: bytes, finished: dict[int, Answer]) -> Iterator[str]:
-        """A line that is none of ours, of a library perhaps, is passed over."""
+    def _handle(self, worker: Worker, line: bytes, finished: dict[int, TaskResult]) -> Iterator[str]:
+        """Handle one message. Lines that are not JSON, such as a library's output, are ignored."""
         try:
-            told = loads(line)
+            message = loads(line)
         except ValueError:
             return
-        match told:
+        match message:
             case {"ready": dict(facts), "end": int(end)}:
                 worker.facts, worker.end = facts, end
             case {"step": str(step)}:
                 yield step
             case {"done": dict(facts), "end": int(end)} if worker.task is not None:
-                finished[worker.task] = Answer(rows_between(worker.rows, worker.end, end), facts)
+                finished[worker.task] = TaskResult(rows_between(worker.rows, worker.end, end), facts)
                 worker.task, worker.end = None, end
             case {"failed": dict(failure)}:
-                self._hear_out(worker)
+                self._drain(worker)
                 raise self._error(worker, failure)
 
-    def _hear_out(self, worker: Worker) -> None:
-        """Its traceback may still be on the way."""
+    def _drain(self, worker: Worker) -> None:
+        """Read on until the worker has ended: its traceback may still be on the way."""
         deadline = time.monotonic() + DRAIN_SECONDS
-        for _ in worker.heard:
+        for _ in worker.lines:
             if time.monotonic() > deadline:
                 return
-            select.select(worker.talk.outputs, [], [], LISTEN_SECONDS)
+            select.select(worker.channel.outputs, [], [], POLL_SECONDS)
 
-    def _lost(self, worker: Worker, waiting: deque[int]) -> Iterator[Event]:
-        """It ended without a word: the others take up its task."""
+    def _died(self, worker: Worker, waiting: deque[int]) -> Iterator[Event]:
+        """The worker ended without reporting an error: its task goes to the others."""
         self._alive.remove(worker)
         if worker.task is not None:
             waiting.appendleft(worker.task)
-        worker.child.close()
-        how = how_it_ended(worker.talk.code)
+        worker.resources.close()
+        how = describe_exit(worker.channel.code)
         who = self._name(worker.number)
         if not self._alive:
             last = "" if self._started == 1 else ", and none is left"
             raise Stage3Error(
                 f"{who} ended {how}{last}.",
                 f"The end of {self._log(worker)}: {self._log_end(worker)}",
-                "The same command goes on from what they made, also with another --num-processes.",
+                RESUME_HINT,
             )
         others = "the other one takes" if len(self._alive) == 1 else f"the other {len(self._alive)} take"
-        yield Message("warning", f"{who} ended {how}; {others} up its share. Its log is {self._log(worker)}.")
+        yield Message("warning", f"{who} ended {how}; {others} over its work. Its log is {self._log(worker)}.")
 
     def _error(self, worker: Worker, failure: Mapping[str, Any]) -> Stage3Error:
         what, why, what_to_do = (str(failure.get(name, "")) for name in ("what", "why", "what_to_do"))
         if failure.get("exit_code") != ExitCode.BUG:
-            return error_with(failure.get("exit_code"), what, why, what_to_do)
+            return error_from_exit_code(failure.get("exit_code"), what, why, what_to_do)
         return Stage3Error(
-            f"{self._name(worker.number)} broke: {visible_line(what)}",
+            f"{self._name(worker.number)} crashed: {visible_line(what)}",
             f"The end of {self._log(worker)}: {self._log_end(worker)}",
-            "The same command goes on from what they made, also with another --num-processes.",
+            RESUME_HINT,
         )
 
     def _stopped_workers(self) -> Iterator[Event]:
-        pids = {worker.number: worker.talk.pid for worker in self._alive}
+        pids = {worker.number: worker.channel.pid for worker in self._alive}
         for number, seconds in self._watch.look(pids):
             if not seconds:
-                yield Message("info", f"Process {number} goes on.")
+                yield Message("info", f"Process {number} continues.")
                 continue
             text = f"{self._name(number)} (pid {pids[number]}) is stopped (SIGSTOP)."
-            yield Message("warning", f"{text} `kill -CONT {pids[number]}` lets it go on.")
+            yield Message("warning", f"{text} To continue it: `kill -CONT {pids[number]}`.")
 
     def _name(self, number: int) -> str:
         return f"Process {number} of the {self._started} that {self.doing}"
@@ -221,23 +216,23 @@ class WorkerPool:
         return f"{layout.PROCESSES_DIR}/{self.kind}-{worker.number}.log"
 
     def _log_end(self, worker: Worker) -> str:
-        last = [visible_line(line, LOG_CHARACTERS) for line in worker.talk.beside.tail if line.strip()]
+        last = [visible_line(line, LOG_CHARACTERS) for line in worker.channel.stderr.tail if line.strip()]
         return " / ".join(last[-LOG_LINES:]) or "nothing"
 
     def _start(self, number: int) -> Worker:
-        rows, child = share_file(self.run, self.kind, number), ExitStack()
+        rows, resources = share_file(self.run, self.kind, number), ExitStack()
         (self.run / layout.PROCESSES_DIR).mkdir(parents=True, exist_ok=True)
-        talk = child.enter_context(
-            conversation(
+        channel = resources.enter_context(
+            interactive_child(
                 [sys.executable, "-m", self.module],
                 cwd=Path.cwd(),
                 extra={
-                    **of_processes_with_models(),
+                    **model_process_environment(),
                     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.threads),
                 },
                 log_file=self.run / layout.PROCESSES_DIR / f"{self.kind}-{number}.log",
             )
         )
-        worker = Worker(number, talk, child, rows, talk.lines(poll_seconds=0))
-        self._tell(worker, {**self.requests[number], "rows": str(rows)})
+        worker = Worker(number, channel, resources, rows, channel.lines(poll_seconds=0))
+        self._send(worker, {**self.requests[number], "rows": str(rows)})
         return worker

@@ -1,6 +1,6 @@
-"""The files that the processes append to, each to its own, in `pairs/shares/`, or `evaluation/shares/` for the evaluation.
+"""The files that workers append their rows to, one file each, in `pairs/shares/` or `evaluation/shares/`.
 
-They are gone once a set is whole. What is in them after a run was killed, or after one of its processes was, is not made again.
+They are removed once the set is complete. Until then they keep what was made if the run, or one of its processes, is killed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from engine.storage.jsonl import BadLine, read_jsonl, read_records
 
 
 def share_file(run: Run, kind: str, number: int) -> Path:
-    """The file of one process. `kind`: what the rows are, "pairs", "relevance", "scores" or "evaluation"."""
+    """The file of one worker. `kind`: what the rows are, "pairs", "relevance", "scores" or "evaluation"."""
     return _folder(run, kind) / f"{kind}-{number}.jsonl"
 
 
-def left_rows(run: Run, kind: str) -> Iterator[dict[str, Any]]:
-    """The rows that processes of an earlier start left; damaged lines are passed over."""
+def earlier_rows(run: Run, kind: str) -> Iterator[dict[str, Any]]:
+    """The rows that workers of an earlier start left. Damaged lines are skipped."""
     for path in _files(run, kind):
         for _, row in read_jsonl(path):
             if not isinstance(row, BadLine):
@@ -31,7 +31,7 @@ def left_rows(run: Run, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def rows_between(path: Path, start: int, end: int) -> list[dict[str, Any]]:
-    """The rows of a part of a file, in bytes, which begins and ends with a line."""
+    """The rows between two byte offsets, each of them at the start of a line."""
     with open_file(path) as file:
         file.seek(start)
         rows = read_records(io.BytesIO(file.read(end - start)))
@@ -39,10 +39,10 @@ def rows_between(path: Path, start: int, end: int) -> list[dict[str, Any]]:
 
 
 def remove_shares(run: Run, kind: str) -> None:
-    """All rows are in the set by now."""
+    """Remove the files of all workers, once their rows are in the set."""
     for path in _files(run, kind):
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # the other kind has files there, or there was never one
+    with suppress(OSError):  # another kind has files there, or the folder never existed
         _folder(run, kind).rmdir()
 
 

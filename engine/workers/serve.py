@@ -1,7 +1,7 @@
-"""A worker's side: read tasks from standard input, append the rows of each to a file, and tell when they are there.
+"""The worker's side: read tasks from standard input, append the rows of each to a file, and report when they are there.
 
-What is told goes to the standard output that the process began with; all that a library writes goes to standard error, which
-the process that started it keeps in a log. It ends when its standard input does: nobody waits for it any more.
+Messages go to the original standard output, one line of JSON each. Whatever a library prints goes to standard error, which the
+parent keeps in a log. The worker exits when its standard input ends, because then no parent is waiting for it.
 """
 
 from __future__ import annotations
@@ -18,45 +18,34 @@ from typing import Any, NoReturn, cast
 
 from engine.core.errors import ExitCode
 from engine.machine.error_mapping import as_stage3_error
-from engine.process.environment import leave_no_core_dumps, quiet_libraries
+from engine.process.environment import disable_core_dumps, quiet_libraries
 from engine.security.sanitize import visible_line
 from engine.storage.jsonl import JsonlAppender, loads
+from engine.workers.tasks import Task, TaskResult
 
 LONGEST_REASON = 1000
-"""Characters of each part of an error that is told."""
+"""Characters of each part of a reported error."""
 
 log = logging.getLogger(__name__)
 
-Task = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Made:
-    """What one task came to."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """A few numbers beside the rows."""
-
-
-Work = Callable[[Task], Generator[str, None, Made]]
-"""Yields each step as it begins."""
+Work = Callable[[Task], Generator[str, None, TaskResult]]
+"""Does one task; yields the name of each step as it begins."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker is ready to do, and what it knows of its model."""
+    """A worker that is ready: what it does with a task, and what it reports about its model."""
 
     work: Work
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def serve(load: Callable[[Task], Loaded]) -> NoReturn:
-    """Load what the first line of the input asks for, then work on the tasks of the others until the input ends."""
+    """Load what the first line of standard input requests, then do the task on each further line until the input ends."""
     quiet_libraries()
-    leave_no_core_dumps()
+    disable_core_dumps()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    voice = _Voice(os.dup(1))
+    parent = _Parent(os.dup(1))
     os.dup2(2, 1)
     tasks: SimpleQueue[Task] = SimpleQueue()
     Thread(target=_read_tasks, args=(tasks,), name="read tasks", daemon=True).start()
@@ -64,35 +53,35 @@ def serve(load: Callable[[Task], Loaded]) -> NoReturn:
         request = tasks.get()
         loaded = load(request)
         with JsonlAppender(Path(request["rows"])) as rows:
-            voice.tell({"ready": dict(loaded.facts), "end": rows.size})
+            parent.send({"ready": dict(loaded.facts), "end": rows.size})
             while True:
-                made = _worked(loaded.work(tasks.get()), voice)
-                for number, row in enumerate(made.rows, start=1):
-                    rows.append(row, sync=number == len(made.rows))
-                voice.tell({"done": dict(made.facts), "end": rows.size})
-    except BaseException as error:  # told to the process that waits, with the traceback in this one's log
-        log.error("the work ended", exc_info=error)
-        voice.tell({"failed": failure_of(error)})
+                result = _run(loaded.work(tasks.get()), parent)
+                for number, row in enumerate(result.rows, start=1):
+                    rows.append(row, sync=number == len(result.rows))
+                parent.send({"done": dict(result.facts), "end": rows.size})
+    except BaseException as error:  # reported to the parent; the traceback stays in this process's log
+        log.error("the worker failed", exc_info=error)
+        parent.send({"failed": failure_of(error)})
         os._exit(1)
 
 
 def failure_of(error: BaseException) -> dict[str, Any]:
-    """What, why and what to do of an error that a person can fix, with its exit code; of a bug, what it is."""
+    """The parts of an error that a person can fix, and its exit code; for a bug, the exception in one line."""
     known = as_stage3_error(error)
     if known is None:
         text = visible_line(f"{type(error).__name__}: {error}", LONGEST_REASON)
         return {"what": text, "why": "", "what_to_do": "", "exit_code": int(ExitCode.BUG)}
-    told = {"what": known.what, "why": known.why, "what_to_do": known.what_to_do}
-    return {**{name: text[:LONGEST_REASON] for name, text in told.items()}, "exit_code": int(known.exit_code)}
+    parts = {"what": known.what, "why": known.why, "what_to_do": known.what_to_do}
+    return {**{name: text[:LONGEST_REASON] for name, text in parts.items()}, "exit_code": int(known.exit_code)}
 
 
-def _worked(work: Generator[str, None, Made], voice: _Voice) -> Made:
+def _run(work: Generator[str, None, TaskResult], parent: _Parent) -> TaskResult:
     while True:
         try:
             step = next(work)
         except StopIteration as end:
-            return cast(Made, end.value)
-        voice.tell({"step": step})
+            return cast(TaskResult, end.value)
+        parent.send({"step": step})
 
 
 def _read_tasks(tasks: SimpleQueue[Task]) -> None:
@@ -103,10 +92,12 @@ def _read_tasks(tasks: SimpleQueue[Task]) -> None:
 
 
 @dataclass(frozen=True)
-class _Voice:
+class _Parent:
+    """The pipe to the process that started this one."""
+
     descriptor: int
 
-    def tell(self, line: Mapping[str, Any]) -> None:
-        data = json.dumps(line).encode() + b"\n"
+    def send(self, message: Mapping[str, Any]) -> None:
+        data = json.dumps(message).encode() + b"\n"
         while data:
             data = data[os.write(self.descriptor, data) :]

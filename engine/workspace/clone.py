@@ -23,7 +23,7 @@ from engine.storage.documents import read_json_or_none
 from engine.storage.files import sync_folder, write_json
 from engine.workspace import NAME
 from engine.workspace.errors import git_failure
-from engine.workspace.git import ASK_SECONDS, UntrustedRepo, ask, fetching, git
+from engine.workspace.git import QUERY_SECONDS, UntrustedRepo, ask, fetch_environment, git
 from engine.workspace.lfs import fetch_large_files
 from engine.workspace.move_aside import move_aside, refuse_to_move
 from engine.workspace.urls import Source
@@ -83,13 +83,13 @@ def _holder(target: Path) -> tempfile.TemporaryDirectory[str]:
 
 def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: StopToken) -> Generator[Event, None, str]:
     """Clone into `part`, which does not exist, and check the commit out. Returns the commit."""
-    environment = fetching(source)
+    environment = fetch_environment(source)
     clone = ["clone", "--quiet", "--no-checkout", "--no-recurse-submodules", "--template=", "--no-local"]
     # Links would arrive as files also in later checkouts: the setting stays in the clone.
     argv = git(*clone, "--config", "core.symlinks=false", "--", source.url, str(part))
     result = yield from stream_child_as_messages(
         argv,
-        speaker="git",
+        prefix="git",
         level="debug",
         limit_seconds=CLONE_SECONDS,
         extra=environment,
@@ -111,7 +111,7 @@ def _clone(source: Source, ref: str, part: Path, *, large_files: bool, stop: Sto
 
 def _verify(source: Source, commit: str, part: Path) -> None:
     """Raises a Stage3Error if HEAD is not the commit, or a file of it is not as the commit has it."""
-    environment = fetching(source)
+    environment = fetch_environment(source)
     head = ask(part, environment, "rev-parse", "--verify", "HEAD")
     if head.output != (commit,):
         raise git_failure(
@@ -129,7 +129,7 @@ def _verify(source: Source, commit: str, part: Path) -> None:
 
 def _resolve(source: Source, ref: str, clone: Path) -> str:
     """The commit of a branch, a tag or a (shortened) commit, in this order."""
-    environment = fetching(source)
+    environment = fetch_environment(source)
     for name in (f"refs/remotes/origin/{ref}", f"refs/tags/{ref}", ref if re.fullmatch("[0-9a-f]{7,64}", ref) else ""):
         if name:
             found = ask(clone, environment, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
@@ -173,7 +173,7 @@ def _wanted_commit(source: Source, ref: str) -> str | None:
         return ref
     names = (f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}")
     argv = git("ls-remote", "--", source.url, *names)
-    result = run_child(argv, limit_seconds=ASK_SECONDS, extra=fetching(source))
+    result = run_child(argv, limit_seconds=QUERY_SECONDS, extra=fetch_environment(source))
     if not result.ok:
         raise git_failure(f"Cannot ask {source.shown} for {visible_line(ref)}", result)
     found = {name: commit for commit, _, name in (line.partition(" ") for line in result.output)}

@@ -19,7 +19,7 @@ from engine.process.output import MAX_LINES
 from engine.security.sanitize import visible_line
 from engine.workspace.urls import Source
 
-ASK_SECONDS = 60.0
+QUERY_SECONDS = 60.0
 """Limit of every call that moves no repository."""
 STALL_SECONDS = 60
 """A transfer over https that is slower than STALL_BYTES a second for so long is given up."""
@@ -55,7 +55,7 @@ def git(*arguments: str) -> list[str]:
     return ["git", *config, *arguments]
 
 
-def fetching(source: Source) -> dict[str, str]:
+def fetch_environment(source: Source) -> dict[str, str]:
     """The environment of a call that may reach `source`, by its one protocol."""
     environment = {**_ASK_NOBODY, **_NO_CONFIG, "GIT_ALLOW_PROTOCOL": _PROTOCOL[source.kind]}
     if source.kind == "ssh":
@@ -66,7 +66,7 @@ def fetching(source: Source) -> dict[str, str]:
 
 
 def ask(
-    folder: Path, environment: Mapping[str, str], *arguments: str, limit_seconds: float = ASK_SECONDS
+    folder: Path, environment: Mapping[str, str], *arguments: str, limit_seconds: float = QUERY_SECONDS
 ) -> ChildResult:
     """What git says about `folder`, without a lock in it. Raises PreconditionError if git cannot be started."""
     argv = git("--no-optional-locks", "-C", str(folder), *arguments)

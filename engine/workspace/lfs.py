@@ -12,7 +12,7 @@ from engine.core.events import Event
 from engine.process.children import stream_child_as_messages
 from engine.run.stop import StopToken
 from engine.workspace.errors import git_failure
-from engine.workspace.git import fetching, git
+from engine.workspace.git import fetch_environment, git
 from engine.workspace.urls import Source
 
 LFS_SECONDS = 3600.0
@@ -40,10 +40,10 @@ def fetch_large_files(source: Source, clone: Path, stop: StopToken) -> Generator
     # A repository may name another server in its .lfsconfig; the command line goes before that.
     settings = (*_FILTERS, f"lfs.url={lfs_address(source)}", "lfs.locksverify=false")
     config = [part for setting in settings for part in ("-c", setting)]
-    environment = {key: value for key, value in fetching(source).items() if key != "GIT_LFS_SKIP_SMUDGE"}
+    environment = {key: value for key, value in fetch_environment(source).items() if key != "GIT_LFS_SKIP_SMUDGE"}
     result = yield from stream_child_as_messages(
         git(*config, "-C", str(clone), "lfs", "pull"),
-        speaker="git-lfs",
+        prefix="git-lfs",
         level="debug",
         limit_seconds=LFS_SECONDS,
         extra=environment,

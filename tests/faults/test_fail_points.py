@@ -295,12 +295,12 @@ def test_a_download_that_fails_anywhere_is_a_network_fault_and_the_next_start_ha
 ):
     from huggingface_hub.utils import close_session
 
-    from engine.hub import bound_the_client
+    from engine.hub import limit_requests
 
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with files_hub() as server:
         use(server, monkeypatch, tmp_path)
-        bound_the_client()
+        limit_requests()
         close_session()
         server.push("someone/stage2", stage2[1])
         for number in range(1, MOST):

@@ -29,9 +29,9 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = 0.3
 from engine.core.config import load_config
 from engine.machine.error_mapping import as_stage3_error
-from engine.hub import bound_the_client
+from engine.hub import limit_requests
 
-bound_the_client()
+limit_requests()
 token = os.environ.pop("CANARY")
 def dataset(repo, **split):
     from engine.pairs.generation.prompts import load_prompts

@@ -15,9 +15,9 @@ from engine.hub import (
     InvalidToken,
     Scope,
     as_hub_error,
-    bound_the_client,
     check_access,
     commit_of,
+    limit_requests,
     page_of,
     whoami,
 )
@@ -256,7 +256,7 @@ def test_a_hub_that_hangs_takes_bounded_time(fake: FakeHub) -> None:
 
 def test_the_librarys_own_requests_take_bounded_time_too(fake: FakeHub) -> None:
     """Without our client, `model_info` waits as long as the server does."""
-    bound_the_client()
+    limit_requests()
     error = why(fake, "hang")
     assert isinstance(error, NetworkError) and "does not respond" in error.what
 

@@ -11,9 +11,9 @@ import pytest
 
 from engine.core import layout
 from engine.core.errors import DamagedState
-from engine.packaging import private_words
+from engine.packaging import scrubber
 from engine.packaging.archive import build_archive
-from engine.packaging.private_words import Scrubber, each_text
+from engine.packaging.scrubber import Scrubber, map_strings
 from engine.run.context import Context
 from engine.storage.files import write_json
 from tests.support.finished_run import CARD, WEIGHTS, copied, write_pairs
@@ -150,24 +150,24 @@ def test_names_that_everybody_has_are_left_in_the_text(context: Context, monkeyp
 
 def test_a_name_is_replaced_as_a_word_and_not_in_a_repository(context: Context, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOGNAME", "anna")
-    clean = Scrubber.of(context.run).out_of_records
+    clean = Scrubber.of(context.run).scrub_records
     assert clean("anna, (anna) anna: anna@x") == "somebody, (somebody) somebody: somebody@x"
     assert clean("annabel anna-2 anna/base join-anna savanna") == "annabel anna-2 anna/base join-anna savanna"
 
 
 def test_a_longer_path_with_the_same_beginning_is_another_one():
     private = Scrubber({"/data/anna": "~"}, {}, ())
-    assert private.out_of_text("/data/anna/x '/data/anna' /data/anna.") == "~/x '~' ~."
-    assert private.out_of_text("/data/annabel/x, /data/anna-2") == "/data/annabel/x, /data/anna-2"
+    assert private.scrub_text("/data/anna/x '/data/anna' /data/anna.") == "~/x '~' ~."
+    assert private.scrub_text("/data/annabel/x, /data/anna-2") == "/data/annabel/x, /data/anna-2"
 
 
 def test_settings_lose_every_path_from_the_root_and_keep_what_is_none():
-    clean = Scrubber({}, {}, ()).out_of_settings
+    clean = Scrubber({}, {}, ()).scrub_settings
     data = {
         "a": ["1/2", "https://x.org/a/b", "see /etc/ssl/cert.pem.", "google/gemma-2b-it", 7, None],
         "/a/b": "</a/b>",
     }
-    assert each_text(data, clean) == {
+    assert map_strings(data, clean) == {
         "a": ["1/2", "https://x.org/a/b", "see cert.pem.", "google/gemma-2b-it", 7, None],
         "b": "</a/b>",
     }
@@ -177,5 +177,5 @@ def test_a_user_without_a_name_has_none_to_leak(monkeypatch: pytest.MonkeyPatch)
     def nobody() -> str:
         raise KeyError("uid not found")
 
-    monkeypatch.setattr(private_words.getpass, "getuser", nobody)
-    assert private_words._user() == ""
+    monkeypatch.setattr(scrubber.getpass, "getuser", nobody)
+    assert scrubber._user() == ""

@@ -9,7 +9,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 from engine.core.errors import NumbersError
-from engine.workers.serve import Loaded, Made, Task, serve
+from engine.workers.serve import Loaded, serve
+from engine.workers.tasks import Task, TaskResult
 
 
 def load(request: Task) -> Loaded:
@@ -17,7 +18,7 @@ def load(request: Task) -> Loaded:
     return Loaded(work, {"context length": request["context length"]})
 
 
-def work(task: Task) -> Generator[str, None, Made]:
+def work(task: Task) -> Generator[str, None, TaskResult]:
     yield f"begins {task['text']}"
     time.sleep(task.get("sleep", 0.0))
     if task.get("dies") and not Path(task["dies"]).exists():
@@ -29,7 +30,7 @@ def work(task: Task) -> Generator[str, None, Made]:
         raise NumbersError("The logits are NaN.", "Float16 overflowed.", "Use --dtype float32.")
     if task.get("breaks"):
         raise ZeroDivisionError("a bug")
-    return Made([{"text": task["text"], "by": os.getpid()}], {"tokens": 1})
+    return TaskResult([{"text": task["text"], "by": os.getpid()}], {"tokens": 1})
 
 
 if __name__ == "__main__":

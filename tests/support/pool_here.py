@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.storage.jsonl import dumps
-from engine.workers.pool import Answer
-from engine.workers.serve import Task, Work
+from engine.workers.serve import Work
+from engine.workers.tasks import Task, TaskResult
 
 
 class PoolHere:
@@ -17,15 +17,15 @@ class PoolHere:
     def __init__(self, work: Work) -> None:
         self.work = work
 
-    def answers(self, tasks: Sequence[Task]) -> Iterator[str | Answer]:
+    def results(self, tasks: Sequence[Task]) -> Iterator[str | TaskResult]:
         for task in tasks:
             steps = self.work(json.loads(dumps(task)))
             try:
                 while True:
                     yield next(steps)
             except StopIteration as end:
-                yield Answer([json.loads(dumps(row)) for row in end.value.rows], end.value.facts)
+                yield TaskResult([json.loads(dumps(row)) for row in end.value.rows], end.value.facts)
 
     def rows(self, tasks: Sequence[Task]) -> list[Any]:
         """All rows of their answers."""
-        return [row for told in self.answers(tasks) if isinstance(told, Answer) for row in told.rows]
+        return [row for told in self.results(tasks) if isinstance(told, TaskResult) for row in told.rows]

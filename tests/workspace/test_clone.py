@@ -29,7 +29,7 @@ from engine.process.children import ChildResult
 from engine.stages import workspace
 from engine.workspace import clone
 from engine.workspace.errors import git_failure
-from engine.workspace.git import fetching
+from engine.workspace.git import fetch_environment
 from engine.workspace.urls import Source
 from tests.support.git_repositories import context, drive, git, make_upstream, names_in, program
 
@@ -239,9 +239,9 @@ def test_submodules_are_not_fetched(tmp_path: Path, upstream: Path, here: Path) 
 
 
 def test_the_address_is_the_only_place_that_is_asked(tmp_path: Path, upstream: Path) -> None:
-    environment = fetching(Source("https://example.org/a.git", "https"))
+    environment = fetch_environment(Source("https://example.org/a.git", "https"))
     assert environment["GIT_ALLOW_PROTOCOL"] == "https" and "GIT_SSH_COMMAND" not in environment
-    assert fetching(Source("/a", "path"))["GIT_ALLOW_PROTOCOL"] == "file"
+    assert fetch_environment(Source("/a", "path"))["GIT_ALLOW_PROTOCOL"] == "file"
 
 
 # -- ssh ---------------------------------------------------------------------------------------------------------------

@@ -16,12 +16,13 @@ from engine.dpo.evaluation.line import Ask, Found, Task
 from engine.dpo.training.reference import policy_key
 from engine.run.folder import Run
 from engine.storage.files import sha256_of_json
-from engine.storage.jsonl import foreign_loads
-from engine.workers import serve
+from engine.storage.jsonl import loads_allowing_nan
+from engine.workers import tasks as worker_tasks
+from engine.workers.distribution import FinishedBatch, Row, distribute
 from engine.workers.pool import WorkerPool
-from engine.workers.rows import left_rows
-from engine.workers.serve import Made, Work
-from engine.workers.shares import Row, Share, shared_out
+from engine.workers.rows import earlier_rows
+from engine.workers.serve import Work
+from engine.workers.tasks import TaskResult
 
 KIND = "evaluation"
 
@@ -43,8 +44,8 @@ class AskProcesses:
     def __call__(self, tasks: Sequence[Task]) -> Iterator[Event | Found]:
         left = _left(self.run)
         alone = [[{**task, "key": key_of_task(self.models, task)}] for task in tasks]
-        for told in shared_out(self.pool, alone, lambda task: left.get(task["key"]), lambda batch: batch[0]):
-            if isinstance(told, Share):
+        for told in distribute(self.pool, alone, lambda task: left.get(task["key"]), lambda batch: batch[0]):
+            if isinstance(told, FinishedBatch):
                 yield _found(told.rows[0])
             elif not isinstance(told, str):
                 yield told
@@ -65,7 +66,9 @@ def after_processes(ask: Ask, run: Run, models: str) -> Ask:
 
 def _left(run: Run) -> dict[str, Row]:
     """What processes of an earlier start left, by the key of its task."""
-    return {str(row["key"]): row for row in left_rows(run, KIND) if "key" in row and isinstance(row.get("found"), str)}
+    return {
+        str(row["key"]): row for row in earlier_rows(run, KIND) if "key" in row and isinstance(row.get("found"), str)
+    }
 
 
 def key_of_task(models: str, task: Task) -> str:
@@ -73,7 +76,7 @@ def key_of_task(models: str, task: Task) -> str:
 
 
 def _found(row: Row) -> Found:
-    return list(foreign_loads(row["found"]))
+    return list(loads_allowing_nan(row["found"]))
 
 
 def work_of(do: Callable[[Task], Found], judging: Callable[[], Work]) -> Work:
@@ -83,12 +86,12 @@ def work_of(do: Callable[[Task], Found], judging: Callable[[], Work]) -> Work:
     """
     judges: list[Work] = []
 
-    def work(task: serve.Task) -> Generator[str, None, Made]:
+    def work(task: worker_tasks.Task) -> Generator[str, None, TaskResult]:
         if "comparisons" in task:
             judges[:] = judges or [judging()]
             return (yield from judges[0](task))
         yield "evaluation"
         # As text, because a broken model's figures may be no numbers, which a row cannot hold.
-        return Made([{"key": task["key"], "found": json.dumps(do(task))}])
+        return TaskResult([{"key": task["key"], "found": json.dumps(do(task))}])
 
     return work

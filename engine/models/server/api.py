@@ -8,8 +8,8 @@ from collections.abc import Coroutine, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.core.bodies import is_refusal
-from engine.core.nesting import foreign_json
+from engine.core.nesting import parse_untrusted_json
+from engine.core.response_limits import is_rejected_response
 from engine.models.chat import ChatMessage
 from engine.models.server import errors
 from engine.models.server.address import ServerAddress
@@ -162,7 +162,7 @@ class ChatApi:
         except TimeoutError:
             raise RetryableError(errors.too_slow(address, self.timeout_seconds), SLOW_TRIES) from None
         except httpx2.HTTPError as error:
-            if is_refusal(error):
+            if is_rejected_response(error):
                 raise RetryableError(errors.unreadable(address, error), SLOW_TRIES, unreachable=True) from None
             unreachable = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
             raise RetryableError(errors.unreachable(address, error), TRIES, unreachable=unreachable) from None
@@ -184,7 +184,7 @@ def _busy(response: Response, address: ServerAddress) -> RetryableError:
 
 def _chat_response(response: Response) -> ChatResponse:
     """Raises ValueError, LookupError, TypeError or AttributeError if the response has another format."""
-    payload = foreign_json(response.content)
+    payload = parse_untrusted_json(response.content)
     choice = payload["choices"][0]
     text = choice["message"].get("content") or ""
     if not isinstance(text, str):
@@ -202,7 +202,9 @@ def _chat_response(response: Response) -> ChatResponse:
 def _listed_models(response: Response) -> dict[str, int | None]:
     """The models in a response to /models, with their context length; empty if it is not such a list."""
     try:
-        return {str(model["id"]): _count(model, "max_model_len") for model in foreign_json(response.content)["data"]}
+        return {
+            str(model["id"]): _count(model, "max_model_len") for model in parse_untrusted_json(response.content)["data"]
+        }
     except (ValueError, LookupError, TypeError):
         return {}
 

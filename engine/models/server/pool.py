@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
-from engine.core.events import Event, Message, ServerReading, Servers, Tell, nobody
+from engine.core.events import Event, EventSink, Message, ServerReading, Servers, discard_event
 from engine.models.server.address import ServerAddress
 from engine.models.server.metrics import ServerLoad
 
@@ -63,12 +63,12 @@ class ServerPool:
         concurrency: int,
         *,
         role: str = "server",
-        tell: Tell = nobody,
+        emit: EventSink = discard_event,
         clock: Clock = time.monotonic,
     ) -> None:
         """concurrency   maximum number of concurrent requests per server"""
         self.servers = tuple(Server(address) for address in addresses)
-        self.concurrency, self._role, self._tell, self._clock = concurrency, role, tell, clock
+        self.concurrency, self._role, self._emit, self._clock = concurrency, role, emit, clock
         self._jitter = Random()  # separate from the run's random numbers, which must not depend on the network
         self._changed = asyncio.Event()
         self._pending: list[Event] = []
@@ -229,4 +229,4 @@ class ServerPool:
         pending, self._pending = self._pending, []
         readings = [event for event in pending if isinstance(event, Servers)]
         for event in [event for event in pending if not isinstance(event, Servers)] + readings[-1:]:
-            self._tell(event)
+            self._emit(event)

@@ -16,10 +16,11 @@ from engine.pairs.generation.identity import RecordIdentity
 from engine.pairs.generation.methods import Batch, MadeBatch, MakeBatches, MakeRecords
 from engine.pairs.generation.prompts import Prompt
 from engine.run.folder import Run
-from engine.workers.pool import Answer, WorkerPool
-from engine.workers.rows import left_rows
-from engine.workers.serve import Made, Task, Work
-from engine.workers.shares import Share, shared_out
+from engine.workers.distribution import FinishedBatch, distribute
+from engine.workers.pool import WorkerPool
+from engine.workers.rows import earlier_rows
+from engine.workers.serve import Work
+from engine.workers.tasks import Task, TaskResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ KIND = "pairs"
 
 
 @dataclass
-class ModelsElsewhere:
+class WorkerModels:
     """The model that each of the processes has loaded, as this one knows it: a `ModelSizes`."""
 
     pool: WorkerPool
@@ -41,8 +42,8 @@ class ModelsElsewhere:
         return prompt_length(self.tokenizer, conversation)
 
     def batch_size(self, longest: int) -> int:
-        for told in self.pool.answers([{"batch size for": longest}]):
-            if isinstance(told, Answer):
+        for told in self.pool.results([{"batch size for": longest}]):
+            if isinstance(told, TaskResult):
                 return int(told.facts["batch size"])
         raise AssertionError("every task has an answer")
 
@@ -56,14 +57,14 @@ class ModelsElsewhere:
 class MakeInProcesses:
     """A `MakeBatches`. What an earlier start's processes left in their files is not made again."""
 
-    models: ModelsElsewhere
+    models: WorkerModels
     run: Run
     identity: RecordIdentity
 
     def __call__(self, batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
-        left = _left(self.run, self.identity, batches)
-        for told in shared_out(self.models.pool, batches, lambda prompt: left.get(prompt.id), self._task):
-            if not isinstance(told, Share):
+        left = _earlier_records(self.run, self.identity, batches)
+        for told in distribute(self.models.pool, batches, lambda prompt: left.get(prompt.id), self._task):
+            if not isinstance(told, FinishedBatch):
                 yield told
                 continue
             self.models.tokens += int(told.facts.get("tokens", 0))
@@ -74,11 +75,11 @@ class MakeInProcesses:
         return {"prompts": [vars(prompt) for prompt in batch], "made with": made_with}
 
 
-def after_processes(make: MakeBatches, run: Run, identity: RecordIdentity) -> MakeBatches:
+def reuse_earlier_records(make: MakeBatches, run: Run, identity: RecordIdentity) -> MakeBatches:
     """One process that goes on after several: what they left in their files is not made again."""
 
     def make_batches(batches: Sequence[Batch]) -> Iterator[Event | str | MadeBatch]:
-        left = _left(run, identity, batches)
+        left = _earlier_records(run, identity, batches)
         for batch in batches:
             if all(prompt.id in left for prompt in batch):
                 yield [(prompt, PairRecord(**left[prompt.id])) for prompt in batch]
@@ -88,28 +89,28 @@ def after_processes(make: MakeBatches, run: Run, identity: RecordIdentity) -> Ma
     return make_batches
 
 
-def _left(run: Run, identity: RecordIdentity, batches: Sequence[Batch]) -> dict[str, dict[str, Any]]:
+def _earlier_records(run: Run, identity: RecordIdentity, batches: Sequence[Batch]) -> dict[str, dict[str, Any]]:
     """The records that processes of an earlier start left, by id."""
     wanted = {prompt.id: prompt for batch in batches for prompt in batch}
     return {
         row["id"]: row
-        for row in left_rows(run, KIND)
-        if (prompt := wanted.get(str(row.get("id")))) is not None and identity.matches(prompt, row)
+        for row in earlier_rows(run, KIND)
+        if (prompt := wanted.get(str(row.get("id")))) is not None and identity.can_reuse(prompt, row)
     }
 
 
-def work_of(make: MakeRecords, backend: Any) -> Work:
+def task_handler(make: MakeRecords, backend: Any) -> Work:
     """What each of the processes does with a task.
 
     backend   the model's, whose tokens are counted
     """
 
-    def work(task: Task) -> Generator[str, None, Made]:
+    def work(task: Task) -> Generator[str, None, TaskResult]:
         if "batch size for" in task:
-            return Made(facts={"batch size": backend.batch_size(task["batch size for"])})
+            return TaskResult(facts={"batch size": backend.batch_size(task["batch size for"])})
         before = backend.tokens
         records = yield from make([Prompt(**prompt) for prompt in task["prompts"]])
         rows = [{**record.as_dict(), "made_with": key} for record, key in zip(records, task["made with"], strict=True)]
-        return Made(rows, {"tokens": backend.tokens - before})
+        return TaskResult(rows, {"tokens": backend.tokens - before})
 
     return work

@@ -18,10 +18,11 @@ from engine.pairs.judges.scores import (
     scores_of,
 )
 from engine.run.folder import Run
+from engine.workers.distribution import FinishedBatch, distribute
 from engine.workers.pool import WorkerPool
-from engine.workers.rows import left_rows
-from engine.workers.serve import Made, Task, Work
-from engine.workers.shares import Share, shared_out
+from engine.workers.rows import earlier_rows
+from engine.workers.serve import Work
+from engine.workers.tasks import Task, TaskResult
 
 KIND = "scores"
 
@@ -38,19 +39,19 @@ class ScoreInProcesses:
     """Of the files of these processes."""
 
     def __call__(self, comparisons: Sequence[Comparison]) -> Iterator[Event | ScoredBatch]:
-        left = self._left()
+        left = self._earlier_rows()
 
         def row_of(comparison: Comparison) -> dict[str, Any] | None:
             return left.get(key_of(comparison)) if left else None
 
-        for told in shared_out(self.pool, batches_of(comparisons), row_of, _task):
-            if isinstance(told, Share):
+        for told in distribute(self.pool, batches_of(comparisons), row_of, _task):
+            if isinstance(told, FinishedBatch):
                 yield [(each, scores_of(row)) for each, row in zip(told.batch, told.rows, strict=True)]
             elif not isinstance(told, str):
                 yield told
 
-    def _left(self) -> dict[tuple[str, str], dict[str, Any]]:
-        rows = [(score_of_row(row), row) for row in left_rows(self.run, self.kind)]
+    def _earlier_rows(self) -> dict[tuple[str, str], dict[str, Any]]:
+        rows = [(score_of_row(row), row) for row in earlier_rows(self.run, self.kind)]
         return {each.key: row for each, row in rows if each is not None and each.judge == self.judge}
 
 
@@ -58,12 +59,12 @@ def _task(comparisons: Sequence[Comparison]) -> Task:
     return {"comparisons": [vars(comparison) for comparison in comparisons]}
 
 
-def work_of(judge: Judge) -> Work:
+def task_handler(judge: Judge) -> Work:
     """What each of the processes does with a task."""
 
-    def work(task: Task) -> Generator[str, None, Made]:
+    def work(task: Task) -> Generator[str, None, TaskResult]:
         comparisons = [Comparison(**each) for each in task["comparisons"]]
         yield f"{len(comparisons)} comparisons"
-        return Made([score_row(judge.name, *scored) for scored in scored_batch(judge, comparisons)])
+        return TaskResult([score_row(judge.name, *scored) for scored in scored_batch(judge, comparisons)])
 
     return work

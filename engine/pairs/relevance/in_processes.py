@@ -12,10 +12,11 @@ from engine.pairs.relevance.cache import MeasuredReply, key_of_reply, measured_r
 from engine.pairs.relevance.measure import RelevanceMeter
 from engine.pairs.relevance.pairs import MeasuredBatch, measured_batch
 from engine.run.folder import Run
+from engine.workers.distribution import FinishedBatch, distribute
 from engine.workers.pool import WorkerPool
-from engine.workers.rows import left_rows
-from engine.workers.serve import Made, Task, Work
-from engine.workers.shares import Share, shared_out
+from engine.workers.rows import earlier_rows
+from engine.workers.serve import Work
+from engine.workers.tasks import Task, TaskResult
 
 KIND = "relevance"
 
@@ -30,19 +31,19 @@ class MeasureInProcesses:
     """The name of the base model that each of them has loaded."""
 
     def __call__(self, batches: Sequence[Sequence[Pair]]) -> Iterator[Event | MeasuredBatch]:
-        left = self._left()
+        left = self._earlier_rows()
 
         def row_of(pair: Pair) -> dict[str, Any] | None:
             return left.get(key_of_reply(pair.messages, pair.revised_response)) if left else None
 
-        for told in shared_out(self.pool, batches, row_of, _task):
-            if isinstance(told, Share):
+        for told in distribute(self.pool, batches, row_of, _task):
+            if isinstance(told, FinishedBatch):
                 yield len(told.batch), [MeasuredReply(**row) for row in told.rows]
             elif not isinstance(told, str):
                 yield told
 
-    def _left(self) -> dict[str, dict[str, Any]]:
-        rows = [(measured_reply(row), row) for row in left_rows(self.run, KIND)]
+    def _earlier_rows(self) -> dict[str, dict[str, Any]]:
+        rows = [(measured_reply(row), row) for row in earlier_rows(self.run, KIND)]
         return {each.key: row for each, row in rows if each is not None and each.model == self.model}
 
 
@@ -51,12 +52,12 @@ def _task(pairs: Sequence[Pair]) -> Task:
     return {"pairs": read}
 
 
-def work_of(meter: RelevanceMeter, model: str) -> Work:
+def task_handler(meter: RelevanceMeter, model: str) -> Work:
     """What each of the processes does with a task."""
 
-    def work(task: Task) -> Generator[str, None, Made]:
+    def work(task: Task) -> Generator[str, None, TaskResult]:
         pairs = [Pair(**each, prompt="", base_response="") for each in task["pairs"]]
         yield f"{len(pairs)} revisions"
-        return Made([asdict(reply) for reply in measured_batch(meter, model, pairs)])
+        return TaskResult([asdict(reply) for reply in measured_batch(meter, model, pairs)])
 
     return work

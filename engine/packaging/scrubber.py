@@ -66,11 +66,11 @@ class Scrubber:
             logins=tuple(f"{user}@{host}" for host in sorted(hosts, key=len, reverse=True) if user),
         )
 
-    def stands_in(self, text: str) -> bool:
+    def found_in(self, text: str) -> bool:
         """Whether the text contains a path or a login of this machine, plain or JSON-escaped."""
         return any(word in text or json.dumps(word)[1:-1] in text for word in (*self.paths, *self.logins))
 
-    def out_of_text(self, text: str) -> str:
+    def scrub_text(self, text: str) -> str:
         """For text of people and models: replaces only what certainly belongs to this machine."""
         for path, instead in self.paths.items():
             if path in text:
@@ -80,25 +80,25 @@ class Scrubber:
                 text = re.sub(rf"(?<![\w.]){re.escape(login)}(?![\w-])", f"{SOMEBODY}@{SOMEWHERE}", text)
         return text
 
-    def out_of_settings(self, text: str) -> str:
+    def scrub_settings(self, text: str) -> str:
         """For settings: removes all absolute paths."""
-        return _ABSOLUTE.sub(lambda match: PurePosixPath(match[0]).name, self.out_of_text(text))
+        return _ABSOLUTE.sub(lambda match: PurePosixPath(match[0]).name, self.scrub_text(text))
 
-    def out_of_records(self, text: str) -> str:
+    def scrub_records(self, text: str) -> str:
         """For the program's own records: also removes the names of machine and user."""
-        text = self.out_of_settings(text)
+        text = self.scrub_settings(text)
         for name, instead in self.names.items():
             if name in text:
                 text = re.sub(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])", instead, text)
         return text
 
 
-def each_text(value: Any, clean: Callable[[str], str], *, but: tuple[str, ...] = ()) -> Any:
+def map_strings(value: Any, clean: Callable[[str], str], *, but: tuple[str, ...] = ()) -> Any:
     """Apply `clean` to every string and key in plain data, except for values under the keys `but`."""
     if isinstance(value, dict):
-        return {clean(key): inner if key in but else each_text(inner, clean, but=but) for key, inner in value.items()}
+        return {clean(key): inner if key in but else map_strings(inner, clean, but=but) for key, inner in value.items()}
     if isinstance(value, list):
-        return [each_text(inner, clean, but=but) for inner in value]
+        return [map_strings(inner, clean, but=but) for inner in value]
     return clean(value) if isinstance(value, str) else value
 
 

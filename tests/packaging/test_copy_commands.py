@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.packaging.bring_home import check_line, scp_line, unzip_line
+from engine.packaging.copy_commands import check_line, scp_line, unzip_line
 
 ARCHIVE = Path("/data/runs/one_artifacts.zip")
 

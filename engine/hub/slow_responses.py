@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from engine.core.bodies import Budget
+from engine.core.response_limits import ResponseBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from httpx2 import Client
 
 
-def watch_connections(client: Client) -> None:
-    """Watch all that this client will open, through a proxy too. What is too slow raises as `engine.core.bodies.refused`."""
+def limit_read_rate(client: Client) -> None:
+    """Watch all that this client will open, through a proxy too. What is too slow raises as `response_limits.rejected`."""
     for transport in (client._transport, *client._mounts.values()):
         pool = getattr(transport, "_pool", None)  # httpx has no option for it, and httpcore's pool has
         if pool is not None:
@@ -55,11 +55,11 @@ def _stream() -> Callable[[NetworkStream], NetworkStream]:
 
         def __init__(self, inner: NetworkStream) -> None:
             self._inner = inner
-            self._budget: Budget | None = None
+            self._budget: ResponseBudget | None = None
 
         def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
             data = self._inner.read(max_bytes, timeout)
-            self._budget = self._budget or Budget(None)
+            self._budget = self._budget or ResponseBudget(None)
             self._budget.received(len(data))
             return data
 
