@@ -121,7 +121,7 @@ def _require_contiguous(tensors: dict[str, TensorInfo], data_begin: int, size: i
         last, last_name = tensor.end, name
     if last > size:
         raise HeaderError(
-            f"It is truncated in the data: it should have {last:,} bytes by its header, but has {size:,}."
+            f"It is truncated in the data: by its header it has {last:,} bytes, but the file has {size:,}."
         )
     if last < size:
         raise HeaderError(f"{size - last} extra bytes follow the last tensor.")
