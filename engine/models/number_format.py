@@ -27,7 +27,7 @@ def choose_dtype(config: Stage3Config, overflow: Callable[[], str]) -> tuple[str
         return config.dtype, f"--dtype {config.dtype}"
     device = resolve_device(config)
     if device.type != "cuda":
-        return "float32", "on the CPU; --dtype bfloat16 takes half the time where the processor computes in it"
+        return "float32", "on the CPU; --dtype bfloat16 takes half the time if the processor supports it"
     if gpu_has_bfloat16(device):
         return "bfloat16", "the GPU supports it"
     found = overflow()

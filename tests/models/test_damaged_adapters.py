@@ -128,7 +128,7 @@ SETTINGS = {
     "a classifier's adapter": refused(settings(task_type="SEQ_CLS"), "task_type 'SEQ_CLS'", "Pass the Stage 2 adapter"),
     "an unknown task": refused(settings(task_type="TELEPATHY"), "task_type 'TELEPATHY'", "Pass the Stage 2 adapter"),
     "no such target modules": refused(
-        settings(target_modules=["c_attn"]), "does not apply to .* It targets c_attn. PEFT says", OTHER_BASE
+        settings(target_modules=["c_attn"]), "does not apply to .* It targets c_attn. PEFT's error for", OTHER_BASE
     ),
     "a pattern that is none": refused(
         settings(target_modules="q_proj("), r"does not apply to .* It targets q_proj\(", OTHER_BASE

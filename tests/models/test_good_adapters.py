@@ -59,7 +59,7 @@ GOOD = {
     ),
     "modules_to_save": Good(
         lora_parameters(3, *TARGETS) + WORDS * HIDDEN,
-        {"target modules": "down_proj, gate_proj, q_proj, v_proj; whole: lm_head"},
+        {"target modules": "down_proj, gate_proj, q_proj, v_proj; trained in full: lm_head"},
         {"modules_to_save": ["lm_head"]},
     ),
     "all linear modules": Good(

@@ -80,7 +80,7 @@ def refuse_rounded(policy: PeftModel, tensors_sha256: str) -> str:
     if hash_tensors(tensors) != tensors_sha256:
         raise PreconditionError(
             "The adapter that PEFT loaded differs from the file.",
-            f"It keeps modules_to_save in {formats}, as the base model, which rounds them: the reference would not be Stage 2."
+            f"PEFT keeps modules_to_save in {formats}, like the base model, and rounds them: the reference would not be Stage 2."
             if half_formats
             else "Their values differ.",
             "Use --dtype float32." if half_formats else EXPORT_AGAIN,

@@ -153,7 +153,7 @@ def _targets_missing(settings: AdapterSettings, base: BaseFacts, error: Exceptio
     wanted = ", ".join(sorted(targets)) if isinstance(targets, (set, list)) else str(targets)
     return PreconditionError(
         f"The adapter does not apply to {base.name}.",
-        f"It targets {visible_line(wanted, 200)}. PEFT says about a {base.architecture}: {visible_line(str(error), 300)}",
+        f"It targets {visible_line(wanted, 200)}. PEFT's error for a {base.architecture}: {visible_line(str(error), 300)}",
         OTHER_BASE,
     )
 

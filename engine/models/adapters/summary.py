@@ -33,12 +33,12 @@ def settings_lines(config: Stage3Config, settings: AdapterSettings, expected: Ex
         yield "variant", "ok", settings.variant
     absent = f"; the base model has no {few(expected.absent, 6)}" if expected.absent else ""
     saved = settings.lora.modules_to_save
-    saved_modules = f"; whole: {few(sorted(saved), 6)}" if saved else ""
+    saved_modules = f"; trained in full: {few(sorted(saved), 6)}" if saved else ""
     status: CheckStatus = "warning" if absent else "ok"
     yield "target modules", status, f"{few(expected.target_modules, 12)}{saved_modules}{absent}"
     if settings.unknown:
         fields = ", ".join(f"{key} = {value!r}" for key, value in settings.unknown.items())
-        yield "configuration", "warning", f"this version of PEFT does not know {visible_line(fields, 200)}"
+        yield "configuration", "warning", f"the installed PEFT ignores {visible_line(fields, 200)}"
 
 
 def named_base(config: Stage3Config, named: str | None) -> tuple[CheckStatus, str]:

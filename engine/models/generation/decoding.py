@@ -71,9 +71,7 @@ def generate_batch(
             batch, logits = _prefill_in_groups(model, prompts, max(limits), pad, prefix_cache)
         else:
             batch, logits = _prefill_at_once(model, prompts, pad)
-        return _decode_loop(
-            model, batch, logits, sampler, set(stop_ids), limits, pad, prefix_cache is not None, should_stop
-        )
+        return _decode_loop(model, batch, logits, sampler, set(stop_ids), limits, prefix_cache is not None, should_stop)
 
 
 @dataclass
@@ -90,10 +88,6 @@ class _Batch:
     can_drop_rows: bool
     """Whether rows of the cache can be dropped and copied."""
 
-    @property
-    def columns(self) -> int:
-        return int(self.mask.shape[1])
-
     def forward(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """Run one token per slot, (R,); returns the logits of the next one, (R, V)."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)  # (R, T + 1)
@@ -105,13 +99,13 @@ class _Batch:
         first = int(self.mask[slot].argmax())  # the first column that is not padding
         return copy_row(self.cache, slot, ids, slice(first, first + len(ids)))
 
-    def keep_rows(self, places: list[int]) -> None:
-        """Drop all other slots, and the columns that are padding in every remaining row."""
-        kept = torch.tensor(places, device=self.mask.device)
+    def keep_slots(self, slots: list[int]) -> None:
+        """Drop all other slots, and the columns that are padding in every remaining row: (R, T) → (len(slots), T - padding)."""
+        kept = torch.tensor(slots, device=self.mask.device)
         mask = self.mask[kept]
-        first_column = int(mask.argmax(dim=1).min())
+        first_column = int(mask.argmax(dim=1).min())  # the first that is not padding in some row
         self.mask = mask[:, first_column:].contiguous()
-        self.rows = [self.rows[slot] for slot in places]
+        self.rows = [self.rows[slot] for slot in slots]
         for layer in self.cache.layers:
             layer.select(kept, first_column)
 
@@ -123,11 +117,13 @@ def _decode_loop(
     sampler: Sampler,
     stop_ids: set[int],
     limits: Sequence[int],
-    pad: int,
     keep_prefixes: bool,
     should_stop: Callable[[], bool],
 ) -> list[GeneratedRow]:
-    """Decode until every row has ended, reached its limit, or `should_stop`. `logits` (R, V) are those after the prompts."""
+    """Decode until every row has ended or reached its limit, or `should_stop` returns True.
+
+    logits   after the last token of each prompt, (R, V)
+    """
     generated = [GeneratedRow() for _ in batch.prompts]
     for step in range(max(limits)):
         # Sample one token per slot. A finished row that is still in the batch gets one, too; it is ignored.
@@ -146,7 +142,7 @@ def _decode_loop(
             break
         # Compact the batch if enough rows have finished, then run the sampled tokens.
         if batch.can_drop_rows and len(unfinished) <= COMPACT_AT * len(batch.rows):
-            batch.keep_rows(unfinished)
+            batch.keep_slots(unfinished)
             tokens = tokens[torch.tensor(unfinished, device=tokens.device)]
         logits = batch.forward(model, tokens)  # (R, V)
     return generated
@@ -165,16 +161,19 @@ def _prefill_in_groups(
 
     Returns the batch and the logits after each prompt, (R, V).
     """
+    # Find the longest cached prefix of each prompt; only the suffix after it is run.
     prefix_cache = prefix_cache or PrefixCache()
     _share_prefix(model, prompts, prefix_cache)
     prefixes = [prefix_cache.longest(prompt) for prompt in prompts]
     prefilled: dict[int, CachedPrefix] = {}
     logits: dict[int, Tensor] = {}
     suffix_lengths = [len(prompt) - prefix.length for prompt, prefix in zip(prompts, prefixes, strict=True)]
+    # Run the suffixes in groups of similar length; copy each row's keys and values, (heads, length, head size), out of its group.
     for group in group_by_length(suffix_lengths, TOKENS_PER_FORWARD.get(model.device.type, max(suffix_lengths))):
         result = prefill_rows(model, [prompts[row] for row in group], [prefixes[row] for row in group], pad)
         for slot, row in enumerate(group):
             prefilled[row], logits[row] = result.prefix(slot), result.logits[slot, -1]
+    # Join all rows into one cache, (R, heads, T + reserve, head size) per layer, padded on the left to the longest prompt.
     rows = range(len(prompts))
     complete = [PrefixMatch(prefilled[row], len(prompts[row])) for row in rows]
     mask = left_padded([[1] * len(prompt) for prompt in prompts], 0, model.device)  # (R, T)

@@ -50,6 +50,7 @@ class PreallocatedLayer(DynamicLayer):
         return layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of N new tokens, both (R, heads, N, head size); returns all that are filled."""
         new_states, stop = (key_states, value_states), self.used + key_states.shape[2]
         if self._buffers is None:
             self._buffers = (self._with_capacity(key_states, 0), self._with_capacity(value_states, 0))
@@ -61,7 +62,7 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def select(self, rows: Tensor, first_column: int) -> None:
-        """Keep only `rows`, and their columns from `first_column` on."""
+        """Keep only `rows`, and of them only the columns from `first_column` on."""
         if self._buffers is not None:
             keys, values = self._buffers
             rows = rows.to(keys.device)  # in a model on several devices, each layer has its own
@@ -69,6 +70,7 @@ class PreallocatedLayer(DynamicLayer):
             self._set_used(self.used - first_column)
 
     def _with_capacity(self, tensor: Tensor, min_columns: int) -> Tensor:
+        """A larger buffer that begins with `tensor`: (R, heads, C, head size) → (R, heads, C + reserve or more, head size)."""
         rows, heads, columns, size = tensor.shape
         buffer = tensor.new_zeros(rows, heads, max(columns + self._reserve, min_columns), size)
         buffer[:, :, :columns] = tensor

@@ -127,7 +127,7 @@ def error_for_status(response: Response, address: ServerAddress, model: str) -> 
         )
     if status == 404:
         return ConfigError(
-            f"The server at {address} does not know the address or the model {visible_line(model, 200)!r} (404).",
+            f"The server at {address} has no such path, or no model {visible_line(model, 200)!r} (404).",
             message or "It gave no reason.",
             f"Check {address.option} (for most servers it ends in /v1) and {address.model_option}.",
         )
