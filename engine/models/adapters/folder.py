@@ -28,12 +28,12 @@ CONVERT = (
 PICKLE_RISK = "It is a Python pickle, and opening one can run any program."
 
 
-def shown(path: Path) -> str:
+def safe_path(path: Path) -> str:
     """A path, safe to write to a terminal."""
     return visible_line(str(path), 400)
 
 
-def few(names: list[str], limit: int = 3) -> str:
+def first_few(names: list[str], limit: int = 3) -> str:
     """The first few of many names from a file, in one line."""
     return ", ".join(visible_line(name, 120) for name in names[:limit]) + (", …" if len(names) > limit else "")
 
@@ -44,7 +44,7 @@ def refuse_pickles(folder: Path) -> list[str]:
     pickles = sorted(name for name in names if name.lower().endswith(PICKLE_SUFFIXES))
     weights = [name for name in pickles if not NEVER_OPENED.fullmatch(name)]
     if weights:
-        raise pickle_error(shown(folder), weights, beside=ADAPTER_WEIGHTS in names)
+        raise pickle_error(safe_path(folder), weights, beside=ADAPTER_WEIGHTS in names)
     return pickles
 
 
@@ -52,11 +52,11 @@ def pickle_error(where: str, weights: list[str], *, beside: bool) -> UnsafeError
     """The error for weights in pickles, alone or beside the safetensors file."""
     if beside:
         return UnsafeError(
-            f"The adapter {where} contains {few(weights)} beside {ADAPTER_WEIGHTS}.",
+            f"The adapter {where} contains {first_few(weights)} beside {ADAPTER_WEIGHTS}.",
             f"{PICKLE_RISK} Other programs may load it instead of the safetensors file.",
             f"Remove it: {ADAPTER_WEIGHTS} is enough.",
         )
-    return UnsafeError(f"The adapter {where} has its weights only in {few(weights)}.", PICKLE_RISK, CONVERT)
+    return UnsafeError(f"The adapter {where} has its weights only in {first_few(weights)}.", PICKLE_RISK, CONVERT)
 
 
 def open_adapter_file(folder: Path, name: str) -> BinaryIO:
@@ -65,10 +65,10 @@ def open_adapter_file(folder: Path, name: str) -> BinaryIO:
     """
     path = folder / name
     if not os.path.lexists(path):
-        raise PreconditionError(f"{shown(folder)} has no {name}.", *_missing_file_advice(folder, name))
+        raise PreconditionError(f"{safe_path(folder)} has no {name}.", *_missing_file_advice(folder, name))
     if _links_outside(path, folder):
         raise UnsafeError(
-            f"{shown(path)} is a link out of the folder, to {shown(Path(path.readlink()))}.",
+            f"{safe_path(path)} is a link out of the folder, to {safe_path(Path(path.readlink()))}.",
             "A foreign folder could link to any file of this machine, and the target can change while the folder stays "
             "the same.",
             "Replace the link with a copy of the file, or pass the folder that it points into with --adapter-path.",
@@ -77,14 +77,14 @@ def open_adapter_file(folder: Path, name: str) -> BinaryIO:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # O_NONBLOCK: opening a FIFO must not block
     except OSError as error:
         raise PreconditionError(
-            f"Cannot read {shown(path)}.",
+            f"Cannot read {safe_path(path)}.",
             visible_line(error.strerror or str(error)),
             "Change its mode or owner.",
         ) from error
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise UnsafeError(
-            f"{shown(path)} is not a regular file.", "An adapter consists of regular files.", EXPORT_AGAIN
+            f"{safe_path(path)} is not a regular file.", "An adapter consists of regular files.", EXPORT_AGAIN
         )
     return os.fdopen(file, "rb")
 
@@ -116,11 +116,11 @@ def _missing_file_advice(folder: Path, name: str) -> tuple[str, str]:
     if newest is not None:
         return (
             "It is a trainer's output folder: the adapters are in its checkpoints.",
-            f"Pass the newest one: --adapter-path {shown(newest)}",
+            f"Pass the newest one: --adapter-path {safe_path(newest)}",
         )
     if name != ADAPTER_WEIGHTS:
         return "Without its configuration, the adapter's weights are meaningless.", EXPORT_AGAIN
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        return f"It has {few(others)}, but a full model, or a part of one, is not an adapter.", EXPORT_AGAIN
+        return f"It has {first_few(others)}, but a full model, or a part of one, is not an adapter.", EXPORT_AGAIN
     return "That file contains the adapter's weights.", EXPORT_AGAIN

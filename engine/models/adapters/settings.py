@@ -13,7 +13,7 @@ from engine.core.errors import PreconditionError, UnsafeError
 from engine.core.layout import ADAPTER_CONFIG
 from engine.core.nesting import parse_untrusted_json
 from engine.machine.memory import freeze_libraries
-from engine.models.adapters.folder import EXPORT_AGAIN, few, open_adapter_file, shown
+from engine.models.adapters.folder import EXPORT_AGAIN, first_few, open_adapter_file, safe_path
 from engine.security.sanitize import visible_line
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def read_settings(folder: Path) -> AdapterSettings:
     if kind != "LORA":
         found = "no peft_type" if kind is None else f"peft_type {visible_line(repr(kind), 60)}, not 'LORA'"
         raise PreconditionError(
-            f"{shown(path)} has {found}.",
+            f"{safe_path(path)} has {found}.",
             "Stage 3 trains only LoRA adapters." + _spelling(kind),
             EXPORT_AGAIN if kind is None else "Train Stage 2 with `peft.LoraConfig`, and pass that adapter.",
         )
@@ -85,7 +85,7 @@ def read_settings(folder: Path) -> AdapterSettings:
         raise _peft_error(path, _first_problem(error)) from None
     if types.task_type not in (None, "CAUSAL_LM"):
         raise PreconditionError(
-            f"{shown(path)} has task_type {visible_line(repr(types.task_type), 60)}.",
+            f"{safe_path(path)} has task_type {visible_line(repr(types.task_type), 60)}.",
             "Stage 3 needs an adapter of a causal language model: CAUSAL_LM.",
             "Pass the Stage 2 adapter; this one was trained for another task.",
         )
@@ -108,11 +108,11 @@ def _read_object(folder: Path) -> dict[str, Any]:
         data = parse_untrusted_json(text)
     except ValueError as error:
         raise PreconditionError(
-            f"{shown(path)} is not JSON.", visible_line(f"{type(error).__name__}: {error}", 300), EXPORT_AGAIN
+            f"{safe_path(path)} is not JSON.", visible_line(f"{type(error).__name__}: {error}", 300), EXPORT_AGAIN
         ) from error
     if not isinstance(data, dict):
         raise PreconditionError(
-            f"{shown(path)} is not a JSON object, but a {type(data).__name__}.",
+            f"{safe_path(path)} is not a JSON object, but a {type(data).__name__}.",
             "PEFT writes an object with peft_type, r and target_modules.",
             EXPORT_AGAIN,
         )
@@ -128,7 +128,7 @@ def _refuse_code(data: dict[str, Any], path: Path) -> None:
     named = data.get("auto_map")
     if named:
         beside = sorted(script.name for script in path.parent.glob("*.py"))
-        script_note = f" {few(beside)} is beside it." if beside else ""
+        script_note = f" {first_few(beside)} is beside it." if beside else ""
         raise _code_error(path, f"auto_map {visible_line(repr(named), 200)}", script_note)
     mapping = data.get("auto_mapping")
     if isinstance(mapping, dict):
@@ -141,7 +141,7 @@ def _refuse_code(data: dict[str, Any], path: Path) -> None:
 
 def _code_error(path: Path, what: str, script_note: str) -> UnsafeError:
     return UnsafeError(
-        f"{shown(path)} names code to run: {what}.{script_note}",
+        f"{safe_path(path)} names code to run: {what}.{script_note}",
         "stage3-tui never runs code that comes with a model or an adapter.",
         "Train Stage 2 on a model that transformers supports itself, and pass that adapter.",
     )
@@ -181,4 +181,4 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _peft_error(path: Path, why: str) -> PreconditionError:
-    return PreconditionError(f"PEFT cannot use {shown(path)}.", visible_line(why, 300), EXPORT_AGAIN)
+    return PreconditionError(f"PEFT cannot use {safe_path(path)}.", visible_line(why, 300), EXPORT_AGAIN)

@@ -15,7 +15,7 @@ from engine.core.config import Stage3Config
 from engine.core.errors import ConfigError, PreconditionError
 from engine.core.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.hub.references import local_path, looks_like_hub_id
-from engine.models.adapters.folder import NEVER_OPENED, PICKLE_SUFFIXES, few, pickle_error
+from engine.models.adapters.folder import NEVER_OPENED, PICKLE_SUFFIXES, first_few, pickle_error
 from engine.models.adapters.vocabulary import TOKENIZER_FILES
 from engine.run.folder import Run
 from engine.security.sanitize import visible_line
@@ -141,7 +141,7 @@ def _refuse_unless_adapter(repo_id: str, listing: _Listing) -> None:
     if missing:
         raise PreconditionError(
             f"{where} has no {missing[0]}.",
-            f"It has {few(list(listing.files), 5)}." if listing.files else "It is empty.",
+            f"It has {first_few(list(listing.files), 5)}." if listing.files else "It is empty.",
             "Pass a repository with the adapter at its top level, or download the adapter's folder and pass its path, "
             "with --adapter-path.",
         )

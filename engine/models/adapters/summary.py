@@ -11,7 +11,7 @@ from engine.core.config import Stage3Config
 from engine.core.events import CheckStatus
 from engine.hub.references import is_local, local_path
 from engine.models.adapters.expected_tensors import AdaptedModule, Expected
-from engine.models.adapters.folder import few
+from engine.models.adapters.folder import first_few
 from engine.models.adapters.settings import AdapterSettings
 from engine.security.sanitize import visible_line
 
@@ -31,11 +31,11 @@ def settings_lines(config: Stage3Config, settings: AdapterSettings, expected: Ex
     )
     if settings.variant:
         yield "variant", "ok", settings.variant
-    absent = f"; the base model has no {few(expected.absent, 6)}" if expected.absent else ""
+    absent = f"; the base model has no {first_few(expected.absent, 6)}" if expected.absent else ""
     saved = settings.lora.modules_to_save
-    saved_modules = f"; trained in full: {few(sorted(saved), 6)}" if saved else ""
+    saved_modules = f"; trained in full: {first_few(sorted(saved), 6)}" if saved else ""
     status: CheckStatus = "warning" if absent else "ok"
-    yield "target modules", status, f"{few(expected.target_modules, 12)}{saved_modules}{absent}"
+    yield "target modules", status, f"{first_few(expected.target_modules, 12)}{saved_modules}{absent}"
     if settings.unknown:
         fields = ", ".join(f"{key} = {value!r}" for key, value in settings.unknown.items())
         yield "configuration", "warning", f"the installed PEFT ignores {visible_line(fields, 200)}"

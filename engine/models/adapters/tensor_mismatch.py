@@ -10,7 +10,7 @@ from math import prod
 
 from engine.core.errors import PreconditionError
 from engine.models.adapters.expected_tensors import OTHER_BASE, BaseFacts, Expected
-from engine.models.adapters.folder import EXPORT_AGAIN, few
+from engine.models.adapters.folder import EXPORT_AGAIN, first_few
 from engine.models.adapters.settings import AdapterSettings
 from engine.security.sanitize import visible_line
 
@@ -68,13 +68,13 @@ def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pr
     for wrapper in _WRAPPERS:
         if without(lambda name, wrapper=wrapper: name.replace(wrapper, "")):  # type: ignore[misc]
             return PreconditionError(
-                f"The names of the adapter's tensors contain {wrapper!r}: {few(sorted(found), 1)}.",
+                f"The names of the adapter's tensors contain {wrapper!r}: {first_few(sorted(found), 1)}.",
                 "It was saved from a wrapped model (DistributedDataParallel, FSDP, torch.compile); PEFT would ignore them all.",
                 "Save the model inside the wrapper: `accelerator.unwrap_model(model).save_pretrained(folder)`.",
             )
     if without(lambda name: _ADAPTER_NAME.sub(r"\1\2", name)):
         return PreconditionError(
-            f"The names of the adapter's tensors contain the adapter's own name: {few(sorted(found), 1)}.",
+            f"The names of the adapter's tensors contain the adapter's own name: {first_few(sorted(found), 1)}.",
             "They were saved with `state_dict()`, not by PEFT: other programs would ignore them all.",
             EXPORT_AGAIN,
         )
@@ -82,7 +82,7 @@ def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pr
         lambda name: _PREFIX + name
     ):
         return PreconditionError(
-            f"The names of the adapter's tensors do not begin with {_PREFIX!r}: {few(sorted(found), 1)}.",
+            f"The names of the adapter's tensors do not begin with {_PREFIX!r}: {first_few(sorted(found), 1)}.",
             "Another program wrote or changed them; PEFT would ignore them all.",
             EXPORT_AGAIN,
         )
@@ -91,7 +91,7 @@ def _renamed(settings: AdapterSettings, expected: Expected, found: Shapes) -> Pr
 
 def _unknown_tensors(settings: AdapterSettings, expected: Expected, found: Shapes) -> PreconditionError | None:
     if found and not expected.shapes.keys() & found.keys():
-        theirs, ours = few(sorted(found), 1), few(sorted(expected.shapes), 1)
+        theirs, ours = first_few(sorted(found), 1), first_few(sorted(expected.shapes), 1)
         return _other_base(
             settings, expected.base, f"None of its tensor names match: it has {theirs}, the base model needs {ours}."
         )
@@ -120,11 +120,11 @@ def _missing_or_extra(settings: AdapterSettings, expected: Expected, found: Shap
     missing = sorted(expected.shapes.keys() - found.keys())
     extra = sorted(found.keys() - expected.shapes.keys())
     if missing:
-        return _incomplete(expected, missing, few(missing))
+        return _incomplete(expected, missing, first_few(missing))
     if extra:
         return PreconditionError(
             f"The adapter has {len(extra)} more tensors than its configuration and the base model need.",
-            f"They are {few(extra)}. PEFT would silently ignore them.",
+            f"They are {first_few(extra)}. PEFT would silently ignore them.",
             f"The configuration belongs to another adapter, or was edited. {EXPORT_AGAIN}",
         )
     return None

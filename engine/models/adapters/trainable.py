@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.core.errors import PreconditionError
-from engine.models.adapters.folder import EXPORT_AGAIN, shown
+from engine.models.adapters.folder import EXPORT_AGAIN, safe_path
 from engine.models.adapters.settings import AdapterSettings
 from engine.models.loading import POLICY_ADAPTER
 from engine.security.sanitize import visible_line
@@ -80,7 +80,7 @@ def refuse_uncopied_parameters(settings: AdapterSettings, policy: PeftModel) -> 
 
 def cannot_train(settings: AdapterSettings, reason: str) -> PreconditionError:
     return PreconditionError(
-        f"DPO cannot train the adapter {shown(settings.path.parent)}.",
+        f"DPO cannot train the adapter {safe_path(settings.path.parent)}.",
         f"It uses {reason}.",
         f"Train Stage 2 without it. {EXPORT_AGAIN}",
     )
@@ -92,13 +92,13 @@ def _refuse_other_base(settings: AdapterSettings) -> None:
         return
     if str(initialisation).lower().startswith(OF_ANOTHER_BASE):
         raise PreconditionError(
-            f"The adapter {shown(settings.path.parent)} does not belong to the unchanged base model.",
+            f"The adapter {safe_path(settings.path.parent)} does not belong to the unchanged base model.",
             f"It was initialised with init_lora_weights {initialisation!r}, which subtracts its initial values from the base "
             "model's weights, and PEFT would subtract them again each time it loads the adapter.",
             CONVERT_BACK,
         )
     raise PreconditionError(
-        f"The adapter {shown(settings.path.parent)} has init_lora_weights {visible_line(repr(initialisation), 60)}.",
+        f"The adapter {safe_path(settings.path.parent)} has init_lora_weights {visible_line(repr(initialisation), 60)}.",
         "The installed PEFT does not support it, and it may change the base model.",
         CONVERT_BACK,
     )

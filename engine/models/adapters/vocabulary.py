@@ -12,7 +12,7 @@ from typing import Any
 from engine.core.errors import PreconditionError
 from engine.core.nesting import parse_untrusted_json
 from engine.models.adapters.expected_tensors import BaseFacts
-from engine.models.adapters.folder import open_adapter_file, shown
+from engine.models.adapters.folder import open_adapter_file, safe_path
 
 TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 MAX_TOKENIZER_BYTES = 256 << 20
@@ -39,7 +39,7 @@ def refuse_larger_vocabulary(folder: Path, base: BaseFacts, own_tokens: Callable
         if highest >= base.vocabulary and highest >= own_tokens():
             raise PreconditionError(
                 f"The tokenizer beside the adapter has more tokens than {base.name}.",
-                f"{shown(folder / name)} has token ids up to {highest:,}; the base model has {base.vocabulary:,} embeddings.",
+                f"{safe_path(folder / name)} has token ids up to {highest:,}; the base model has {base.vocabulary:,} embeddings.",
                 "Stage 2 added tokens: pass the base model with its vocabulary resized with --base-model-id, or an adapter "
                 "that was trained with the base model's own tokenizer.",
             )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from engine.core.errors import PreconditionError
 from engine.core.layout import ADAPTER_WEIGHTS
-from engine.models.adapters.folder import EXPORT_AGAIN, few, open_adapter_file, shown
+from engine.models.adapters.folder import EXPORT_AGAIN, first_few, open_adapter_file, safe_path
 from engine.models.adapters.header import Header, HeaderError, TensorInfo, read_header
 from engine.security.sanitize import visible_line
 
@@ -67,7 +67,7 @@ def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
     if bad:
         first = "NaN" if bool(tensors[bad[0]].isnan().any()) else "an infinity"
         raise PreconditionError(
-            f"The adapter has NaN or infinity in {len(bad)} of its {len(tensors)} tensors ({few(bad)}).",
+            f"The adapter has NaN or infinity in {len(bad)} of its {len(tensors)} tensors ({first_few(bad)}).",
             f"The first contains {first}: its training diverged.",
             "Export an earlier checkpoint with `model.save_pretrained(folder)`.",
         )
@@ -100,20 +100,20 @@ def _header(file: BinaryIO, path: Path) -> Header:
     head = file.read(200)
     if head.startswith(LFS_POINTER):
         raise PreconditionError(
-            f"{shown(path)} is a git-lfs pointer, not the weights.",
+            f"{safe_path(path)} is a git-lfs pointer, not the weights.",
             "The repository was cloned without git-lfs.",
             "Run `git lfs pull` in it, then run the same command again.",
         )
     if not head or head.lstrip().startswith(b"<"):
         raise PreconditionError(
-            f"{shown(path)} is {'a web page' if head else 'empty'}.", "A download failed.", DOWNLOAD_AGAIN
+            f"{safe_path(path)} is {'a web page' if head else 'empty'}.", "A download failed.", DOWNLOAD_AGAIN
         )
     file.seek(0)
     try:
         header = read_header(file, size)
     except HeaderError as error:
         raise PreconditionError(
-            f"{shown(path)} ({size:,} bytes) is damaged.", visible_line(str(error), 400), DOWNLOAD_AGAIN
+            f"{safe_path(path)} ({size:,} bytes) is damaged.", visible_line(str(error), 400), DOWNLOAD_AGAIN
         ) from error
     _require_floats(header, path)
     return header
@@ -123,7 +123,7 @@ def _require_floats(header: Header, path: Path) -> None:
     other = sorted(name for name, tensor in header.tensors.items() if tensor.dtype not in NUMBER_FORMATS)
     if other:
         raise PreconditionError(
-            f"{shown(path)} contains numbers in {header.tensors[other[0]].dtype} ({few(other)}).",
+            f"{safe_path(path)} contains numbers in {header.tensors[other[0]].dtype} ({first_few(other)}).",
             "Training needs floating point with at least 16 bits; quantised numbers cannot be trained.",
             f"{EXPORT_AGAIN} Do so before quantising its weights.",
         )
@@ -155,7 +155,7 @@ def _changes_as_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PreconditionError(
-            f"Cannot read {shown(path)} to its end.",
+            f"Cannot read {safe_path(path)} to its end.",
             visible_line(error.strerror or str(error)),
             "Another program is writing to it, or the disk is failing. Fix that, then run the same command again.",
         ) from error

@@ -52,7 +52,7 @@ class ServerBackend:
 
     def __init__(self, client: ServerClient, tokenizer: PreTrainedTokenizerBase, *, is_policy: bool = True) -> None:
         """is_policy   whether the server's model should tokenise as the local base model does; a critic is a different model"""
-        self._is_the_policy = is_policy
+        self._is_policy = is_policy
         self.client = client
         self.tokenizer = tokenizer
         self.tokens = 0
@@ -138,7 +138,7 @@ class ServerBackend:
                 f"The server accepts {client.model!r} but does not list it; it lists {errors.format_names(listed)}."
             )
         expected = self.length(PROBE)
-        if self._is_the_policy and response.prompt_tokens is not None and response.prompt_tokens != expected:
+        if self._is_policy and response.prompt_tokens is not None and response.prompt_tokens != expected:
             notes.append(
                 f"The server counts {response.prompt_tokens} tokens in a prompt of {expected}: its chat template or model differs "
                 f"from {self.tokenizer.name_or_path}."
