@@ -14,7 +14,7 @@ from engine.core.errors import Stage3Error
 from engine.core.stage_table import STAGE, STAGES
 from engine.dpo.planning.forecast import Forecast, Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, plan_as_configured
-from engine.dpo.planning.processes import processes_here
+from engine.dpo.planning.process_count import local_processes
 from engine.dpo.planning.workload import Workload
 from engine.hub.run_requirements import at_recorded_commits
 from engine.pairs.generation.cost import expected_prompts
@@ -154,7 +154,7 @@ def run_forecast(context: Context, pairs: int) -> Forecast | None:
     except TypeError:
         return None
     plan = TrainingPlan.from_dict(preflight.plan) or plan_as_configured(config, preflight.dtype)
-    here = processes_here(config, plan.processes)
+    here = local_processes(config, plan.processes)
     return forecast(
         measured,
         Workload.of(config, pairs, measured.usable_share, _split(context)),

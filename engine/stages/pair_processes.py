@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from engine.core.config import Stage3Config
 from engine.dpo.evaluation import in_processes as evaluation_in_processes
-from engine.dpo.evaluation.in_processes import AskProcesses, key_of_models
-from engine.dpo.evaluation.line import Asked
-from engine.dpo.planning.processes import processes_here
+from engine.dpo.evaluation.in_processes import RunTasksInProcesses, policies_key
+from engine.dpo.evaluation.tasks import EvaluationBackend
+from engine.dpo.planning.process_count import local_processes
 from engine.machine.device import resolve_device
 from engine.models.adapters.source import adapter_folder
 from engine.models.loading import load_tokenizer
@@ -42,17 +42,17 @@ def pair_process_count(config: Stage3Config, judge: str) -> int:
 
     judge   that ranks the drafts; "none" if the method needs none
     """
-    return processes_here(config) if is_generated_locally(config, judge) else 1
+    return local_processes(config) if is_generated_locally(config, judge) else 1
 
 
 def judge_process_count(config: Stage3Config) -> int:
     """How many processes score pairs with `--judge`: those of this machine for a model, one for what is no model here."""
-    return processes_here(config) if config.judge in ("self", "reward-model") else 1
+    return local_processes(config) if config.judge in ("self", "reward-model") else 1
 
 
 def relevance_process_count(config: Stage3Config) -> int:
     """How many processes measure the relevance of pairs with the base model: those of this machine."""
-    return processes_here(config)
+    return local_processes(config)
 
 
 @contextmanager
@@ -90,20 +90,22 @@ def scoring_workers(context: Context, config: Stage3Config) -> Iterator[ScoreBat
 
 def evaluation_process_count(config: Stage3Config) -> int:
     """How many processes evaluate the training: those of this machine."""
-    return processes_here(config)
+    return local_processes(config)
 
 
 @contextmanager
-def evaluation_workers(context: Context, trained: Trained, config: Stage3Config) -> Iterator[Asked]:
+def evaluation_workers(context: Context, trained: Trained, config: Stage3Config) -> Iterator[EvaluationBackend]:
     """The processes, with both models loaded.
 
     config   with the judge that passed its exam
     """
     judged = replace(context, config=trained.plan.applied_to(config))
-    models = key_of_models(config, trained.stage2_sha256, trained.tensors_sha256)
+    key = policies_key(config, trained.stage2_sha256, trained.tensors_sha256)
     with _pool(judged, evaluation_in_processes.KIND, evaluation_process_count(config), "evaluate") as pool:
         score = ScoreInProcesses(pool, context.run, judge_name(config) or "", evaluation_in_processes.KIND)
-        yield Asked(AskProcesses(pool, context.run, models), score if judge_process_count(config) > 1 else None)
+        yield EvaluationBackend(
+            RunTasksInProcesses(pool, context.run, key), score if judge_process_count(config) > 1 else None
+        )
 
 
 def _pool(context: Context, kind: str, processes: int, doing: str) -> WorkerPool:

@@ -41,7 +41,7 @@ def load(task: Task) -> Loaded:
         "pairs": _load_pair_maker,
         "relevance": _load_relevance_meter,
         "scores": _load_judge,
-        "evaluation": _load_both_models,
+        "evaluation": _load_policies,
     }
     return loads[request.kind](request, context)
 
@@ -80,20 +80,20 @@ def _load_judge(_: Request, context: Context) -> Loaded:
     return Loaded(task_handler(judge))
 
 
-def _load_both_models(request: Request, context: Context) -> Loaded:
-    from engine.dpo.evaluation.both_models import load_both_models
-    from engine.dpo.evaluation.in_processes import work_of
-    from engine.pairs.judges.in_processes import task_handler
+def _load_policies(request: Request, context: Context) -> Loaded:
+    from engine.dpo.evaluation.in_processes import task_handler
+    from engine.dpo.evaluation.policies import load_policies
+    from engine.pairs.judges.in_processes import task_handler as judge_task_handler
     from engine.stages.load_judge import load_judge
 
-    both = load_both_models(context.config, context.run, Path(request.adapter))
+    policies = load_policies(context.config, context.run, Path(request.adapter))
 
     def judging() -> Work:
-        judge = load_judge(context, both.reference)
+        judge = load_judge(context, policies.reference)
         assert judge is not None  # one passed its exam
-        return task_handler(judge)
+        return judge_task_handler(judge)
 
-    return Loaded(work_of(both.do, judging))
+    return Loaded(task_handler(policies.run, judging))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from engine.core.events import Check, Event, Message
 from engine.core.statistics import fraction, mean
 from engine.dpo.planning.forecast import Measurements, forecast
 from engine.dpo.planning.plan import TrainingPlan, effective_batch
-from engine.dpo.planning.processes import processes_here
+from engine.dpo.planning.process_count import local_processes
 from engine.dpo.planning.workload import Workload
 from engine.machine.device import resolve_device
 from engine.machine.memory import MemoryPeak, free_memory
@@ -84,7 +84,7 @@ def run(context: Context) -> StageRun:
     config = context.config
     share = measured.usable_share
     prompts = expected_prompts(config, share) if config.pairs is None else pairs_wanted(config)
-    here = processes_here(config, plan.processes)
+    here = local_processes(config, plan.processes)
     run_forecast = forecast(
         measured,
         Workload.of(config, prompts, measured.usable_share),

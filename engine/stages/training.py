@@ -65,7 +65,7 @@ def evidence(context: Context) -> dict[str, Any]:
 def run(context: Context) -> StageRun:
     from engine.dpo.evaluation.report import evaluate
     from engine.dpo.training.dataset import load_rows
-    from engine.dpo.training.processes import train_as_planned
+    from engine.dpo.training.distributed import train_as_planned
 
     started, config, run_ = time.monotonic(), context.config, context.run
     stage2 = run_.results.adapter

@@ -15,7 +15,7 @@ from tui.process.signals import install_signal_handlers
 
 def run_joining(config: Stage3Config, *, json: bool) -> int:
     """Print what happens here, until the training has ended; the exit code. Raises Stopped, PreconditionError."""
-    from engine.dpo.training.joining import join_training
+    from engine.dpo.training.join import join_training
 
     prepare_process(config)
     stop = StopToken()

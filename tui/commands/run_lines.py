@@ -61,7 +61,7 @@ class RunLines:
     def remember(self, entry: Entry) -> None:
         """Take an event of an earlier process: nothing is printed, but its time counts."""
         for clock in self._clocks.values():
-            clock.see(entry)
+            clock.add(entry)
 
     def lines(self, entry: Entry, state: RunState) -> list[Line]:
         self.remember(entry)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from textual.content import Content
 
-from engine.dpo.evaluation.answered import KINDS, Answered
+from engine.dpo.evaluation.answered_prompts import FILTERS, AnsweredPrompt
 from tui.formatting import figure, safe_text
 from tui.widgets.layout import EMPTY, flowing, paragraph
 from tui.widgets.side_by_side import side_by_side
@@ -27,24 +27,24 @@ PROMPT_SHOWN = 1_000
 class AnswersShown:
     """The answers of a report, and the position of the reader in them."""
 
-    answers: tuple[Answered, ...] = ()
+    answers: tuple[AnsweredPrompt, ...] = ()
     kind: str = "all"
     place: int = 0
 
     @property
-    def chosen(self) -> tuple[Answered, ...]:
+    def chosen(self) -> tuple[AnsweredPrompt, ...]:
         """Those of the kind."""
-        return tuple(filter(KINDS[self.kind], self.answers))
+        return tuple(filter(FILTERS[self.kind], self.answers))
 
     @property
-    def current(self) -> Answered | None:
+    def current(self) -> AnsweredPrompt | None:
         chosen = self.chosen
         return chosen[self.place] if self.place < len(chosen) else None
 
     @property
     def counts(self) -> dict[str, int]:
         """The number of answers of each kind, without empty kinds."""
-        counted = {kind: sum(map(fits, self.answers)) for kind, fits in KINDS.items()}
+        counted = {kind: sum(map(fits, self.answers)) for kind, fits in FILTERS.items()}
         return {kind: count for kind, count in counted.items() if count}
 
     def moved(self, by: int) -> AnswersShown:
@@ -101,15 +101,15 @@ def _steps() -> Content:
     return Content("  ").join(shown)
 
 
-def _name(one: Answered, stage: int) -> Content:
+def _name(one: AnsweredPrompt, stage: int) -> Content:
     """The heading of an answer: its model, its score, and its faults."""
     second = stage == 3
     score = one.stage3_score if second else one.stage2_score
     told = f"Stage {stage}" + ("" if score is None else f"  {figure(float(score), 2)}")
     pieces: list[Content | tuple[str, str]] = [(told, "bold $heading")]
-    if second and one.word:
-        glyph, style = WORD_MARKS[one.word]
-        pieces.append((f"  {glyph} {one.word}", f"bold {style}"))
+    if second and one.preference:
+        glyph, style = WORD_MARKS[one.preference]
+        pieces.append((f"  {glyph} {one.preference}", f"bold {style}"))
     if one.stage3_unusable if second else one.stage2_unusable:
         pieces.append(("  ✗ broken", "bold $pair-bad"))
     if one.stage3_off_topic if second else one.stage2_off_topic:

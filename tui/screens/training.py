@@ -14,7 +14,7 @@ from textual.worker import Worker, WorkerState
 
 from engine.core import layout
 from engine.core.events import CheckpointSaved, EvalDone, Message, TrainStep
-from engine.dpo.evaluation.answered import Answered, answered_of, read_answered
+from engine.dpo.evaluation.answered_prompts import AnsweredPrompt, answered_prompts_from, read_answered_prompts
 from engine.run.state import RunState, StageState
 from tui.app_protocol import wizard_of
 from tui.formatting import figure, memory, number, safe_text
@@ -119,11 +119,11 @@ class TrainingView(StageView):
         if evaluation is self._read_for:
             return
         self._read_for = evaluation
-        self._answers = AnswersShown(() if evaluation is None else answered_of(evaluation.samples))
+        self._answers = AnswersShown(() if evaluation is None else answered_prompts_from(evaluation.samples))
         if evaluation is not None:
             report = self.source.run / layout.EVALUATION_REPORT
             self.run_worker(
-                lambda: read_answered(report), name="answers", thread=True, exclusive=True, exit_on_error=False
+                lambda: read_answered_prompts(report), name="answers", thread=True, exclusive=True, exit_on_error=False
             )
 
     def _draw_answers(self) -> None:
@@ -132,7 +132,7 @@ class TrainingView(StageView):
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         if event.worker.name == "answers" and event.state is WorkerState.SUCCESS:
-            found: tuple[Answered, ...] = event.worker.result or ()
+            found: tuple[AnsweredPrompt, ...] = event.worker.result or ()
             if found:
                 self.show_answers(AnswersShown(found))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from textual.content import Content
 
-from engine.dpo.evaluation.carried import with_interval
+from engine.dpo.evaluation.key_figures import with_interval
 from engine.pipeline.best_trial import best_of
 from engine.run.state import TrialState
 from tui.formatting import bars, duration, number, one_line

@@ -8,7 +8,7 @@ from typing import Any
 from textual.content import Content
 
 from engine.core.events import EvalDone
-from engine.dpo.evaluation.carried import carrying
+from engine.dpo.evaluation.key_figures import key_figures
 from tui.formatting import figure, one_line, percent, safe_text
 from tui.widgets.big_word import big_word, hero
 from tui.widgets.interval_bar import interval_lines
@@ -35,7 +35,7 @@ def verdict_lines(
     if evaluation is None:
         return [EMPTY, Content.styled("The verdict follows after training, from held-out prompts.", "$muted")]
     lines = [EMPTY, *word_lines(evaluation, width, plain=plain)]
-    figures = carrying(evaluation.rule, evaluation.figures)
+    figures = key_figures(evaluation.rule, evaluation.figures)
     return [*lines, EMPTY, *interval_lines(figures, width), *gap] if figures else [*lines, *gap]
 
 

@@ -158,43 +158,45 @@ class Counts:
     def training_sharing(self) -> int:
         return self.prompts.sharing
 
-    def count(self, found: Assessment, *, repeats: bool, by: int = 1) -> None:
+    def count(self, assessment: Assessment, *, repeats: bool, by: int = 1) -> None:
         """Add (`by` = 1) or remove (`by` = -1) one pair. `repeats` means that it duplicates an earlier usable pair."""
-        reasons = found.reasons(repeats=repeats)
-        self._count_generated(found, found.reasons_as_made or (reasons if not found.reasons_as_edited else ()), by)
-        self.rejected_by_people += by * (found.accepted is False)
-        self.accepted_by_people += by * (found.accepted is True and bool(reasons))
-        self.flipped_by_people += by * found.flipped
-        self.edited_by_people += by * found.edited
-        verdict = found.verdict(0, "", repeats=repeats)
-        if found.usable(repeats=repeats) and found.gain is not None:
+        reasons = assessment.reasons(repeats=repeats)
+        self._count_generated(
+            assessment, assessment.reasons_as_made or (reasons if not assessment.reasons_as_edited else ()), by
+        )
+        self.rejected_by_people += by * (assessment.accepted is False)
+        self.accepted_by_people += by * (assessment.accepted is True and bool(reasons))
+        self.flipped_by_people += by * assessment.flipped
+        self.edited_by_people += by * assessment.edited
+        verdict = assessment.verdict(0, "", repeats=repeats)
+        if assessment.usable(repeats=repeats) and assessment.gain is not None:
             self.scored += by
-            self.improved += by * (found.gain > 0)
-            self.tied += by * (found.gain == 0)
+            self.improved += by * (assessment.gain > 0)
+            self.tied += by * (assessment.gain == 0)
         if verdict.usable:
-            self._count_training(found, by)
+            self._count_training(assessment, by)
         else:
             _count(self.reasons, verdict.reasons[0], by)
 
-    def _count_generated(self, found: Assessment, reasons: tuple[str, ...], by: int) -> None:
+    def _count_generated(self, assessment: Assessment, reasons: tuple[str, ...], by: int) -> None:
         self.made += by
         self.usable += by * (not reasons)
         if not reasons:
-            self.sample.count(found.order, found.by_people, by)
-        self.byte_identical += by * found.byte_identical
-        self.measured += by * (found.relevant is not None)
-        self.relevant += by * (found.relevant is True)
+            self.sample.count(assessment.order, assessment.by_people, by)
+        self.byte_identical += by * assessment.byte_identical
+        self.measured += by * (assessment.relevant is not None)
+        self.relevant += by * (assessment.relevant is True)
         for reason in reasons:
             _count(self.any_reason, reason, by)
-        if found.made_by:
+        if assessment.made_by:
             self.with_principles += by
-            for principle in set(found.made_by):
+            for principle in set(assessment.made_by):
                 _count(self.principles, principle, by)
 
-    def _count_training(self, found: Assessment, by: int) -> None:
+    def _count_training(self, assessment: Assessment, by: int) -> None:
         self.training += by
-        self.training_longer += by * found.longer
-        self.prompts.count(found.prompt, by)
+        self.training_longer += by * assessment.longer
+        self.prompts.count(assessment.prompt, by)
 
 
 @dataclass
@@ -210,18 +212,18 @@ class Tally(Counts):
 
     def add(self, line: int, pair: Pair, decision: Decision | None = None, *, made: Pair | None = None) -> PairVerdict:
         """Assess one pair and count it. `pair` and `made` are those of `assess_pair`."""
-        found = assess_pair(pair, decision, made=made, min_gain=self.min_gain)
+        assessment = assess_pair(pair, decision, made=made, min_gain=self.min_gain)
         if pair.method:
             _count(self.methods, pair.method, 1)
-        repeats = not found.reasons_as_edited and found.texts in self._texts
-        if not found.reasons_as_edited:
-            self._texts.add(found.texts)
-        self.count(found, repeats=repeats)
-        verdict = found.verdict(line, pair.id, repeats=repeats)
+        repeats = not assessment.reasons_as_edited and assessment.texts in self._texts
+        if not assessment.reasons_as_edited:
+            self._texts.add(assessment.texts)
+        self.count(assessment, repeats=repeats)
+        verdict = assessment.verdict(line, pair.id, repeats=repeats)
         if not verdict.usable:
-            self.examples.add(verdict.reasons[0], line, pair, found.gain)
-        elif found.gain is not None and found.gain <= 0:
-            self.examples.add(NOT_IMPROVED, line, pair, found.gain)
+            self.examples.add(verdict.reasons[0], line, pair, assessment.gain)
+        elif assessment.gain is not None and assessment.gain <= 0:
+            self.examples.add(NOT_IMPROVED, line, pair, assessment.gain)
         return verdict
 
 

@@ -113,14 +113,14 @@ def terms_of(candidate: Candidate) -> list[set[Term]]:
     if used_by_user:
         symbols = {**symbols, **dict.fromkeys(used_by_user, THEIRS)}
     text = candidate.reply[:MAX_CHARACTERS].strip()
-    found: list[set[Term]] = []
+    by_sentence: list[set[Term]] = []
     for sentence in _SENTENCE_END.split(normalized_text(text)):
         line = [symbols.get(word, BLANK) for word in WORD.findall(sentence)[:MAX_WORDS]]
         if not line:
             continue
         terms: set[Term] = set(line)
         terms.update(pairwise(line))
-        if not found:
+        if not by_sentence:
             lower = text.lstrip("“\"'(*")[:1].islower()
             start = ("~" if lower else "^") + line[0]
             terms |= {"first", start}
@@ -136,5 +136,5 @@ def terms_of(candidate: Candidate) -> list[set[Term]]:
             terms.update([f"quoted:{symbols.get(word, BLANK)}" for word in _QUOTED.findall(sentence)])
         terms.discard(BLANK)
         terms.discard((BLANK, BLANK))
-        found.append(terms)
-    return found
+        by_sentence.append(terms)
+    return by_sentence

@@ -45,7 +45,7 @@ _AROUND_LETTER = " \t\n▁Ġ()[]*.:,\"'`"
 def connect_server_judge(
     config: Stage3Config, stop: StopToken, emit: EventSink = discard_event, token: str | None = None
 ) -> ServerJudge:
-    """Raises ConfigError if no server is given, and what `load_server_client` raises."""
+    """Raises ConfigError if no server is configured, and what `load_server_client` raises."""
     server = judge_server(config)
     if server is None:
         raise ConfigError(
