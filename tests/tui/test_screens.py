@@ -96,7 +96,7 @@ async def test_a_watched_run_is_drawn_and_cannot_be_started(tmp_path: Path, conf
 async def test_one_line_shows_the_servers_while_pairs_are_made(tmp_path: Path, config, size):
     folder = make_run(tmp_path / "run", through="pairs", pairs=20)
     away = ServerReading(
-        "http://b:8000/v1", "out", f"The server at http://b:8000/v1 returns 502 {HOSTILE[1]}. It is gone."
+        "http://b:8000/v1", "out", f"The server at http://b:8000/v1 returned 502 {HOSTILE[1]}. It is gone."
     )
     servers = Servers("server", (ServerReading("http://a:8000/v1", running=14, waiting=3, cache=0.4), away))
     runner = Runner(config(output_dir=folder), Run(folder))
