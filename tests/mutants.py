@@ -274,7 +274,7 @@ MUTANTS = (
         "engine/stages/pairs.py",
         "    require_whole_lines(context.run / layout.PAIRS_JSONL)\n",
         "",
-        ("tests/stages/test_pairs.py::test_a_damaged_line_is_named_before_anything_is_made",),
+        ("tests/stages/test_pairs.py::test_a_damaged_line_is_reported_before_anything_is_made",),
     ),
 )
 

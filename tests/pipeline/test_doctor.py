@@ -37,7 +37,7 @@ def config_of(tmp_path: Path, **options: Any) -> Any:
                        environment={})  # fmt: skip
 
 
-def test_it_tells_what_the_stages_tell_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_the_stages_checks_and_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvml(tmp_path, monkeypatch)
     config = config_of(tmp_path)
     context = Context(config, Run(tmp_path / "run"))
@@ -54,7 +54,7 @@ def test_it_tells_what_the_stages_tell_and_makes_nothing(tmp_path: Path, monkeyp
     assert not (tmp_path / "run").exists()
 
 
-def test_one_part_that_fails_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_part_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text("{")
     monkeypatch.setattr(dependencies, "try_device", lambda *_: {"failure": {"where": "device", "what": "it is broken"}})
@@ -70,7 +70,7 @@ def test_one_part_that_fails_does_not_hide_the_others(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("token", "status"), [("hf_CanaryCanaryCanaryCanary", "ok"), ("hf_Canary Canary", "failed"), (None, "skipped")]
 )
-def test_a_token_is_reported_by_its_place_and_never_shown(
+def test_a_token_is_reported_by_its_source_and_never_shown(
     monkeypatch: pytest.MonkeyPatch, token: str | None, status: str
 ) -> None:
     if token is not None:

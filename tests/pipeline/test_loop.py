@@ -33,14 +33,14 @@ def test_all_ten_run_in_order_and_are_recorded(stages, context):
     assert at_work.run.result("pairs") == {"n": 1}
 
 
-def test_what_is_done_and_holds_is_skipped(stages, context):
+def test_finished_and_valid_stages_are_reused(stages, context):
     run_all(context(), until="pairs")
     events, code = run_all(context())
     assert code is ExitCode.DONE and ran(stages) == [1] * 10
     assert finished_stages(events)["pairs"].reused and not finished_stages(events)["quality"].reused
 
 
-def test_a_stage_is_done_again_for_a_change_of_its_own_and_those_after_it_are_reused(stages, context):
+def test_a_stage_is_done_again_after_its_own_change_and_later_ones_are_reused(stages, context):
     run_all(context())
     stages["quality"].depends = 2
     at_work = context()
@@ -56,7 +56,7 @@ def test_a_stage_is_done_again_for_a_change_of_its_own_and_those_after_it_are_re
     assert json.loads((old / SUPERSEDED_NOTE).read_text())["reusable"] is True
 
 
-def test_a_result_that_came_out_different_redoes_the_stage_that_builds_on_it_and_no_other(stages, context):
+def test_a_changed_result_repeats_only_the_stage_that_uses_it(stages, context):
     run_all(context())
     stages["quality"].depends, stages["quality"].result = 2, 7
     events, _ = run_all(context())
@@ -73,7 +73,7 @@ def test_from_does_a_stage_and_all_after_it_again_though_nothing_changed(stages,
     assert note == {"why": "--from training", "reusable": False, "files": ["training.txt", "packaging.txt"]}
 
 
-def test_a_stage_that_is_never_reused_always_runs_and_redoes_nothing_else(stages, context):
+def test_a_stage_that_is_never_reused_always_runs_and_repeats_nothing_else(stages, context):
     stages["credentials"].depends = None
     run_all(context())
     run_all(context())

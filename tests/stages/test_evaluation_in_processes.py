@@ -83,7 +83,7 @@ def told(events: Sequence[Event]) -> list[tuple[str, int, int, str]]:
     return [(each.unit, each.done, each.total, each.note) for each in events if isinstance(each, Progress)]
 
 
-def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trained: tuple[Context, Any]):
+def test_two_processes_write_the_report_of_one_even_if_one_is_killed(trained: tuple[Context, Any]):
     context, made = trained
     alone, _ = run_stage(comparing(context, made))
     expected = report_of(context)
@@ -130,13 +130,13 @@ class Counting:
         return [[self.asked[-1] / 3, None, "é"]]
 
 
-def test_what_was_sent_is_what_was_found_though_it_is_no_number(context):
+def test_results_survive_the_transfer_even_if_not_finite(context):
     strange = [0.1 + 0.2, -1e-300, math.inf, -math.inf, math.nan, None, "\x1b[2J\u2028"]
     (found,) = here_as_there(lambda task: strange, context().run)(TASKS[:1])
     assert repr(found) == repr(strange)
 
 
-def test_one_process_or_several_go_on_with_what_several_left(context):
+def test_one_process_or_several_continue_what_several_left(context):
     run, do = context().run, Counting()
     whole = list(here_as_there(do, run)(TASKS))
     share = share_file(run, KIND, 1)
@@ -183,7 +183,7 @@ def test_the_processes_of_this_machine_evaluate(config, options, expected):
     assert evaluation_process_count(config(device="cpu", **options)) == expected
 
 
-def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple[Context, Any], monkeypatch):
+def test_an_adapter_that_differs_from_its_file_is_not_compared(trained: tuple[Context, Any], monkeypatch):
     context, made = trained
     stage2 = Path(context.config.adapter_path or "")
     loaded = load_policies(made.plan.applied_to(context.config), context.run, stage2)

@@ -115,9 +115,7 @@ def test_one_dies_and_comes_back_one_is_busy_and_one_prompt_always_fails(two: li
     assert texts_of(records(alone)) | {failed["id"]: ()} == texts_of(rows) | {failed["id"]: ()}
 
 
-def test_when_all_are_away_the_stage_ends_and_goes_on_later_with_what_it_has(
-    two: list[FakeServer], at_work: MakeContext
-):
+def test_if_all_servers_are_down_the_stage_ends_and_continues_later(two: list[FakeServer], at_work: MakeContext):
     context = at_work(*(server.url for server in two), server_model="ours", num_examples=60, server_concurrency=1)
     for server in two:
         server.mood_for = lambda text, server=server: BROKEN if len(server.asked) > 30 else "ok"  # type: ignore[misc]

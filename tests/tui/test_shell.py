@@ -74,12 +74,12 @@ def test_the_file_of_options_loads_back_to_the_defaults_as_it_is_and_with_every_
     assert load_config(toml=everything, environment={}).model_dump() == defaults
 
 
-def test_every_option_stands_in_the_file_with_its_sentence():
+def test_every_option_is_in_the_file_with_its_sentence():
     text = init_config.config_text()
     assert all(f"# {option.sentence}\n# {option.name} = " in text for option in options())
 
 
-def test_a_file_that_is_there_is_not_written_over(tmp_path: Path):
+def test_an_existing_file_is_not_overwritten(tmp_path: Path):
     (tmp_path / "stage3.toml").write_text("seed = 7\n")
     done = stage3("--init-config", cwd=tmp_path)
     assert done.returncode == 2 and "stage3.toml already exists" in done.stderr
