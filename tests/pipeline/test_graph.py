@@ -152,7 +152,7 @@ def at_rest(context, tmp_path: Path) -> Context:
 
 def done_again(context: Context, changed: dict[str, Any], tmp_path: Path) -> str:
     """The stages whose evidence changes with these options, as the pipeline computes it."""
-    said = []
+    names = []
     others = {key: tmp_path / value if str(value).endswith(".yaml") else value for key, value in changed.items()}
     after = Context(config=context.config.model_copy(update=others), run=context.run)
     for stage in STAGE_TABLE:
@@ -161,8 +161,8 @@ def done_again(context: Context, changed: dict[str, Any], tmp_path: Path) -> str
         if not declared and not found:
             continue
         part = set(outputs_to_set_aside(stage.name, found)) != set(stage.outputs) and not stage.keeps_records
-        said.append(f"{stage.name} (evaluation)" if part else stage.name)
-    return " ".join(said)
+        names.append(f"{stage.name} (evaluation)" if part else stage.name)
+    return " ".join(names)
 
 
 @pytest.mark.fault("A13")

@@ -66,19 +66,19 @@ def test_a_repository_that_the_account_may_not_read_is_gated(overview_of):
 
 
 def test_the_hub_is_asked_only_about_fetched_repositories_and_may_be_offline(tmp_path, monkeypatch, overview_of):
-    asked = []
+    requested = []
 
     def check(repo_id, repo_type, token):
-        asked.append((repo_id, repo_type))
+        requested.append((repo_id, repo_type))
         if repo_id == "google/gemma-2b-it":
             raise AccessError("No access to the model google/gemma-2b-it", "gated", "ask")
         raise NetworkError("The Hub does not answer", "no route", "later")
 
     monkeypatch.setattr(module, "check_access", check)
     config = load_config({"output_dir": tmp_path / "run"}, environment={})
-    said = ask_hub(config, Run(config.output_dir), None)
-    assert asked == [("google/gemma-2b-it", "model"), ("Anthropic/hh-rlhf", "dataset")]
-    assert said == {"google/gemma-2b-it": "No access to the model google/gemma-2b-it"}
+    access = ask_hub(config, Run(config.output_dir), None)
+    assert requested == [("google/gemma-2b-it", "model"), ("Anthropic/hh-rlhf", "dataset")]
+    assert access == {"google/gemma-2b-it": "No access to the model google/gemma-2b-it"}
 
 
 @pytest.mark.parametrize(

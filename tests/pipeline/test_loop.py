@@ -46,10 +46,10 @@ def test_a_stage_is_done_again_after_its_own_change_and_later_ones_are_reused(st
     at_work = context()
     events, _ = run_all(at_work)
     assert ran(stages) == [1] * 7 + [2, 1, 1]
-    said = next(
+    text = next(
         event.text for event in events if isinstance(event, Message) and "value changed from 1 to 2" in event.text
     )
-    assert "superseded" in said
+    assert "superseded" in text
     old = at_work.run.folder / "superseded" / "1"
     assert sorted(path.name for path in old.iterdir()) == [SUPERSEDED_NOTE, "quality.txt"]
     assert (old / "quality.txt").read_text() == "made 1"
@@ -106,11 +106,11 @@ def test_a_failure_is_reported_recorded_and_the_exit_code(failure, code, outcome
     at_work = context()
     events, got = run_all(at_work)
     assert got is code and stages["preflight"].ran == 0
-    told = finished_stages(events)["adapter"]
-    assert told.outcome == outcome and told.what and told.exit_code == code
+    finished = finished_stages(events)["adapter"]
+    assert finished.outcome == outcome and finished.what and finished.exit_code == code
     assert at_work.run.manifest["error"]["stage"] == "adapter"
     assert at_work.run.manifest["error"]["exit_code"] == code
-    assert events[-1] == RunFinished(int(code), told.what)
+    assert events[-1] == RunFinished(int(code), finished.what)
 
 
 def test_a_request_to_stop_ends_before_the_next_stage(stages, context):

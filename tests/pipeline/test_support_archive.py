@@ -186,5 +186,5 @@ def test_the_command_writes_the_bundle_and_lists_its_contents(
     arguments: list[Any] = ["--output-dir", str(folder), "--bundle"]
     assert doctor.main(arguments) == 0
     (made,) = tmp_path.glob("stage3-tui-support-*.zip")
-    told = capsys.readouterr().out
-    assert made.name in told and "run.log" in told and "Removed:" in told and "Nothing was sent." in told
+    output = capsys.readouterr().out
+    assert made.name in output and "run.log" in output and "Removed:" in output and "Nothing was sent." in output

@@ -27,7 +27,7 @@ TRIALS = trials_of_grid({"beta": [0.1, 0.2], "learning_rate": [1e-6, 1e-5]})
 
 @dataclass
 class SmallTraining:
-    """Leaves a report whose figures follow from the options; fails or stops if it is told to."""
+    """Leaves a report whose figures follow from the options; fails or stops on request."""
 
     trained: list[tuple[float, float, str]] = field(default_factory=list)
     failures: dict[tuple[float, float], Exception] = field(default_factory=dict)

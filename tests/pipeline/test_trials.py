@@ -27,15 +27,15 @@ def test_trials_vary_only_options_of_the_training():
 
 
 @pytest.mark.parametrize(
-    ("grid", "said"),
+    ("grid", "message"),
     [
         ({"temperature": ["0.1", "0.7"]}, "cannot vary 'temperature'"),
         ({"beta": ["0.1", "-1"]}, "Invalid value for beta: '-1'"),
         ({"beta": ["0.1", "much"]}, "Invalid value for beta: 'much'"),
     ],
 )
-def test_invalid_trials_are_refused_before_anything_runs(grid, said, config):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_trials_are_refused_before_anything_runs(grid, message, config):
+    with pytest.raises(ConfigError, match=message):
         checked(config(), trials_of_grid(grid))
 
 

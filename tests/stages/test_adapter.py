@@ -94,7 +94,7 @@ def test_target_modules_of_a_pattern_are_reported_by_their_names(stage2: Stage2,
     assert result.facts["target_modules"] == ("q_proj", "v_proj")  # what the forecast of memory reads
 
 
-# -- nearly good: accepted, and told -----------------------------------------------------------------------------------
+# -- nearly good: accepted with a warning ------------------------------------------------------------------------------
 
 
 def test_a_trainers_pickles_are_reported_and_never_opened(stage2: Stage2, tmp_path: Path):
@@ -218,9 +218,9 @@ def test_tensors_that_peft_would_write_into_the_base_are_refused(stage2: Stage2,
 
 
 def test_whole_modules_in_16_bits_are_reported_and_rounded_ones_refused(stage2: Stage2, tmp_path: Path):
-    whole = build_adapter(tmp_path / "whole", stage2[0], modules_to_save=["lm_head"])
+    adapter = build_adapter(tmp_path / "whole", stage2[0], modules_to_save=["lm_head"])
     with pytest.raises(PreconditionError, match="rounds them") as refused:
-        run_stage(stage.run(build_context(tmp_path / "run", stage2[0], whole, dtype="bfloat16")))
+        run_stage(stage.run(build_context(tmp_path / "run", stage2[0], adapter, dtype="bfloat16")))
     assert "--dtype float32" in refused.value.what_to_do
     half = build_adapter(tmp_path / "half", stage2[0], modules_to_save=["lm_head"], dtype=torch.bfloat16)
     events = checks(build_context(tmp_path / "run2", stage2[0], half, dtype="bfloat16"))
@@ -267,11 +267,11 @@ def test_text_from_the_adapters_files_cannot_control_a_terminal(stage2: Stage2, 
     folder = copy_of(stage2[1], tmp_path)
     settings(base_model_name_or_path=esc, future=esc, target_modules=["q_proj", f"x{esc}"])(folder)
     each(lambda name, t: (name + esc, t))(folder)
-    told: list[Check] = []
+    reported: list[Check] = []
     with pytest.raises(Stage3Error) as refused:
         for event in stage.run(build_context(tmp_path / "run", stage2[0], folder)):
-            told.append(event)
-    shown = "".join([*(event.name + event.detail for event in told), str(refused.value)])
+            reported.append(event)
+    shown = "".join([*(event.name + event.detail for event in reported), str(refused.value)])
     assert "52;c;x" in shown
     assert not set("\x1b\x07\u202e") & set(shown)
 

@@ -71,11 +71,11 @@ def test_the_commit_is_resolved_once_recorded_and_what_is_needed_is_downloaded(
     hub: FilesHub, make: Callable[..., Context], adapter: Path
 ):
     commit, context = hub.push(REPO, adapter), make()
-    told, facts = record(context)
+    found, facts = record(context)
     assert (facts["adapter_id"], facts["adapter_revision"], facts["adapter_commit"]) == (REPO, "main", commit)
-    assert told["folder"] == ("ok", f"{REPO} on the Hub, main at commit {commit}")
+    assert found["folder"] == ("ok", f"{REPO} on the Hub, main at commit {commit}")
     assert sorted(hub.downloads()) == [CONFIG, WEIGHTS, "tokenizer.json"]
-    assert told["training_args.bin"] == ("warning", "a pickle in the repository; not downloaded")
+    assert found["training_args.bin"] == ("warning", "a pickle in the repository; not downloaded")
     assert len([path for path in hub.requests if "/revision/" in path]) == 1
     assert all(f"/resolve/{commit}/" in path for path in hub.requests if "/resolve/" in path)
 
@@ -93,7 +93,7 @@ def test_later_stages_read_the_recorded_commit_though_the_branch_moves(
     folder = adapter_folder(*parts(context))
     assert folder.name == first
     assert '"lora_alpha": 7' in (folder / CONFIG).read_text()
-    assert hub.requests == []  # what is in the cache of a commit is not asked for again
+    assert hub.requests == []  # the commit is in the cache, so nothing is requested
     assert stage.evidence(context) == depends  # and so the stage is not done again
 
 

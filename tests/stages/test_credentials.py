@@ -99,9 +99,9 @@ def test_without_remote_files_the_stage_is_skipped(tmp_path: Path, fake: FakeHub
 
 def test_a_reward_model_is_needed_where_it_judges(tmp_path: Path, fake: FakeHub) -> None:
     here = {"base_model_id": str(tmp_path), "adapter_path": str(tmp_path), "dataset": str(tmp_path)}
-    asked = context(tmp_path, **here, judge="reward-model", reward_model_id="someone/judge")
-    assert [str(need) for need in hub_requirements(asked.config, asked.run)] == ["reward model someone/judge"]
-    assert hub_requirements(context(tmp_path, **here, judge="self").config, asked.run) == ()
+    needed = context(tmp_path, **here, judge="reward-model", reward_model_id="someone/judge")
+    assert [str(need) for need in hub_requirements(needed.config, needed.run)] == ["reward model someone/judge"]
+    assert hub_requirements(context(tmp_path, **here, judge="self").config, needed.run) == ()
 
 
 def test_base_model_adapter_and_dataset_may_be_remote(tmp_path: Path, fake: FakeHub) -> None:

@@ -37,14 +37,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A child that reports a working CPU at once, and counts its runs."""
-    asked: list[str] = []
+    probed: list[str] = []
 
     def answer(device: str, *_: Any) -> dict[str, Any]:
-        asked.append(device)
+        probed.append(device)
         return dict(FOUND)
 
     monkeypatch.setattr(dependencies, "try_device", answer)
-    return asked
+    return probed
 
 
 def install(site: Path, name: str, version: str, *requires: str) -> None:
@@ -120,7 +120,7 @@ def test_without_metadata_requirements_are_reported_as_unread(
 
 
 @pytest.mark.parametrize(
-    ("options", "asked"),
+    ("options", "expected"),
     [
         ({}, set()),
         ({"load_in_4bit": True}, {"made-up-bits"}),
@@ -130,7 +130,7 @@ def test_without_metadata_requirements_are_reported_as_unread(
     ],
 )
 def test_an_extra_is_needed_only_if_an_option_uses_it(
-    tmp_path: Path, site: Path, no_probe: list[str], options: dict[str, Any], asked: set[str]
+    tmp_path: Path, site: Path, no_probe: list[str], options: dict[str, Any], expected: set[str]
 ) -> None:
     install(
         site,
@@ -142,9 +142,9 @@ def test_an_extra_is_needed_only_if_an_option_uses_it(
         "made-up-dev>=3; extra == 'dev'",
     )
     outcome, checks, _ = drive(context(tmp_path, **options))
-    assert {name for name in checks if name.startswith("made-up")} == asked
-    assert isinstance(outcome, PreconditionError if asked else StageEnd)
-    if "made-up-bits" in asked:
+    assert {name for name in checks if name.startswith("made-up")} == expected
+    assert isinstance(outcome, PreconditionError if expected else StageEnd)
+    if "made-up-bits" in expected:
         assert checks["made-up-bits"].detail == "missing; needs >=1, for --load-in-4bit"
 
 
@@ -379,7 +379,7 @@ def test_extras_of_an_option_are_imported_too(tmp_path: Path, site: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "message"),
     [
         ("echo 'Fatal Python error: Segmentation fault' >&2; kill -11 $$", "Segmentation fault"),
         ("exec sleep 976", "timed out after"),
@@ -387,7 +387,7 @@ def test_extras_of_an_option_are_imported_too(tmp_path: Path, site: Path, monkey
     ],
 )
 def test_a_probe_that_crashes_or_hangs_fails_with_its_last_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
@@ -395,7 +395,7 @@ def test_a_probe_that_crashes_or_hangs_fails_with_its_last_output(
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(probe, "PROBE_SECONDS", 0.5)
     error, checks, _ = drive(context(tmp_path))
-    assert isinstance(error, PreconditionError) and told in error.what
+    assert isinstance(error, PreconditionError) and message in error.what
     assert checks["device computes"].status == "failed"
 
 

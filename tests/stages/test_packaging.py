@@ -50,12 +50,12 @@ def test_a_finished_stage_is_valid_while_its_archive_exists(context: Context):
     before = stage.evidence(context)
     context.run.record_stage("packaging", status="done", result={"sha256": made.sha256})
     assert stage.evidence(context) == before
-    whole = context.run.archive.read_bytes()
-    context.run.archive.write_bytes(whole[:1000])
+    content = context.run.archive.read_bytes()
+    context.run.archive.write_bytes(content[:1000])
     assert stage.evidence(context) != before
     context.run.archive.unlink()
     assert stage.evidence(context) != before
-    context.run.archive.with_suffix(".elsewhere").write_bytes(whole)
+    context.run.archive.with_suffix(".elsewhere").write_bytes(content)
     context.run.archive.symlink_to(context.run.archive.with_suffix(".elsewhere"))
     assert stage.evidence(context) != before, "a link is no archive"
 
@@ -103,9 +103,9 @@ def test_accepted_and_left_out_files_are_in_the_stages_table(context: Context):
         run_stage(stage.run(context))
     context.config = context.config.model_copy(update={"accept_lookalikes": "it is Amazon's own example"})
     events, _ = run_stage(stage.run(context))
-    told = {event.name: event.detail for event in events if isinstance(event, Check) and event.status == "warning"}
-    assert set(told) == {"notes.txt", "pair p0", f"{layout.PAIRS_JSONL}:2"}
-    assert told[f"{layout.PAIRS_JSONL}:2"].endswith("an AWS access key; accepted: it is Amazon's own example")
+    warnings = {event.name: event.detail for event in events if isinstance(event, Check) and event.status == "warning"}
+    assert set(warnings) == {"notes.txt", "pair p0", f"{layout.PAIRS_JSONL}:2"}
+    assert warnings[f"{layout.PAIRS_JSONL}:2"].endswith("an AWS access key; accepted: it is Amazon's own example")
 
 
 # -- the fresh process ----------------------------------------------------------------------------------------------------

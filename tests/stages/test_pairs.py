@@ -109,9 +109,9 @@ def test_a_damaged_line_is_reported_before_anything_is_made(made, damaged: str):
     path = made.context().run / layout.PAIRS_JSONL
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:3], damaged + "\n", *lines[4:]]))
-    with pytest.raises(DamagedState, match=r"Line 4 of .*pairs\.jsonl is damaged") as told:
+    with pytest.raises(DamagedState, match=r"Line 4 of .*pairs\.jsonl is damaged") as error:
         made(num_examples=20)
-    assert "remove that line" in told.value.what_to_do
+    assert "remove that line" in error.value.what_to_do
     assert len(path.read_text().splitlines()) == 12, "nothing was made, and nothing taken away"
     path.write_text("".join([*lines[:3], *lines[4:]]))
     made(num_examples=12)
@@ -168,23 +168,23 @@ def test_killed_while_records_are_taken_over_it_ends_with_the_same_file(made):
     made(num_examples=20)
     made(num_examples=12)
     run = made.context().run
-    whole = (run / layout.PAIRS_JSONL).read_bytes()
+    content = (run / layout.PAIRS_JSONL).read_bytes()
     for kept in (1, 5, 11):
-        lines = whole.splitlines(keepends=True)
+        lines = content.splitlines(keepends=True)
         (run / layout.PAIRS_JSONL).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
-        assert made(num_examples=12)[0] == [] and (run / layout.PAIRS_JSONL).read_bytes() == whole
+        assert made(num_examples=12)[0] == [] and (run / layout.PAIRS_JSONL).read_bytes() == content
 
 
 def test_killed_anywhere_while_more_are_made_it_ends_with_the_same_file(made):
     made(num_examples=9)
     made(num_examples=25)
     run = made.context().run
-    whole = (run / layout.PAIRS_JSONL).read_bytes()
-    lines = whole.splitlines(keepends=True)
+    content = (run / layout.PAIRS_JSONL).read_bytes()
+    lines = content.splitlines(keepends=True)
     for kept in range(9, 25):
         (run / layout.PAIRS_JSONL).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
         made(num_examples=25)
-        assert (run / layout.PAIRS_JSONL).read_bytes() == whole
+        assert (run / layout.PAIRS_JSONL).read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", ['{"batch_size": -3}', "", "[]", "{", '{"made_for": 1}'])
@@ -206,8 +206,8 @@ def test_decisions_follow_a_pair_while_its_texts_are_the_same_and_are_listed_whe
     assert set(read_edits(run / layout.EDITS_JSONL)) == kept
     _, events = made(temperature=0.3)
     assert not read_edits(run / layout.EDITS_JSONL)
-    told = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
-    assert any("decisions about 12 pairs" in text for text in told)
+    warnings = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert any("decisions about 12 pairs" in text for text in warnings)
     made(num_examples=12)  # back: the texts are those that were decided about
     assert not read_edits(run / layout.EDITS_JSONL), "decisions are carried from the set before, and that had none"
 

@@ -89,16 +89,16 @@ def test_two_processes_make_the_pairs_of_one_and_reuse_what_a_killed_run_left(at
     assert pairs_of(together) == pairs_of(alone)
     ids = [str(json.loads(line)["id"]) for line in pairs_of(alone).splitlines()]
     batches = [ids[first : first + 2] for first in range(0, len(ids), 2)]
-    # A batch that a process had written half of when it was ended is made as a whole.
+    # A batch that a killed process had half written is made again in full.
     assert sorted(made) == sorted(name for batch in batches if not left.issuperset(batch) for name in batch)
     assert len(made) < 10
     assert not (together.run / layout.SHARES_DIR).exists()
 
 
 def test_one_process_continues_what_several_left(at_work, monkeypatch):
-    whole, begun = at_work("whole"), at_work("begun")
-    run_stage(stage.run(whole))
-    lines = pairs_of(whole).splitlines(keepends=True)
+    complete, begun = at_work("whole"), at_work("begun")
+    run_stage(stage.run(complete))
+    lines = pairs_of(complete).splitlines(keepends=True)
     share = share_file(begun.run, "pairs", 1)
     share.parent.mkdir(parents=True)
     share.write_bytes(b"".join(lines[2:6]))
@@ -111,7 +111,7 @@ def test_one_process_continues_what_several_left(at_work, monkeypatch):
 
     monkeypatch.setattr(LocalBackend, "reply", listen)
     run_stage(stage.run(begun))
-    assert pairs_of(begun) == pairs_of(whole)
+    assert pairs_of(begun) == pairs_of(complete)
     assert set(made).isdisjoint(json.loads(line)["prompt"] for line in lines[2:6]) and len(made) == 6
     assert not share.exists()
 

@@ -114,12 +114,12 @@ def test_a_pilot_that_was_killed_continues_and_ends_with_the_same_file(run_of):
     context = run_of()
     pilot(context, Backend())
     path = context.run / layout.PILOT_PAIRS
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
     for kept in (0, 1, 5, 23):
         path.write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
         pilot(context, Backend())
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == content
 
 
 def test_another_method_makes_another_pilot_and_keeps_the_previous_one(run_of):
@@ -143,8 +143,8 @@ def test_the_pilot_estimates_the_gates_figures_with_an_interval(run_of):
     assert (usable["successes"], usable["n"], usable["threshold"]) == (24, 24, 0.5)
     assert 0.86 < usable["low"] < 0.87 and usable["high"] == pytest.approx(1.0)
     assert "improved_share" not in figures(events), "nobody judged"
-    told = json.loads((context.run / layout.PILOT_REPORT).read_text())
-    assert told["method"] == "critique-revision" and told["figures"] == list(figures(events).values())
+    report = json.loads((context.run / layout.PILOT_REPORT).read_text())
+    assert report["method"] == "critique-revision" and report["figures"] == list(figures(events).values())
     run_stage(hope(context, estimates))
 
 
@@ -157,8 +157,8 @@ def test_a_hopeless_pilot_ends_the_run_unless_a_person_accepts_it(run_of):
         run_stage(hope(context, estimates))
     assert str(context.run / layout.PILOT_PAIRS) in refused.value.what_to_do
     accepts = run_of(accept_quality="to see them")
-    told, _ = run_stage(hope(accepts, judged(accepts, pilot(accepts, Mumbling())[1])[1]))
-    assert [event.level for event in told if isinstance(event, Message)] == ["warning"]
+    events, _ = run_stage(hope(accepts, judged(accepts, pilot(accepts, Mumbling())[1])[1]))
+    assert [event.level for event in events if isinstance(event, Message)] == ["warning"]
 
 
 def test_the_pilot_detects_pairs_that_are_too_long_to_train_on(run_of):
@@ -258,7 +258,7 @@ def test_a_run_towards_a_target_that_was_killed_makes_the_same_file(run_of, monk
     path, plan = context.run / layout.PAIRS_JSONL, context.run / layout.PAIRS_PLAN
     calls = Dying(1000)
     whole_run(context, monkeypatch, calls)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for lived in range(1, calls.calls):
         path.unlink()
         plan.unlink(missing_ok=True)
@@ -266,10 +266,10 @@ def test_a_run_towards_a_target_that_was_killed_makes_the_same_file(run_of, monk
             whole_run(context, monkeypatch, Dying(lived))
         path.write_bytes(path.read_bytes() + b'{"id":"not fin')
         whole_run(context, monkeypatch, HalfOfThem())
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == content
 
 
 def test_an_unreachable_target_is_reported(run_of, monkeypatch):
     events = whole_run(run_of(target_pairs=50), monkeypatch, HalfOfThem())
-    told = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
-    assert any("All 60 prompts" in text and "30 usable pairs" in text for text in told)
+    warnings = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert any("All 60 prompts" in text and "30 usable pairs" in text for text in warnings)

@@ -79,8 +79,8 @@ def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[
     assert facts["forecast"]["seconds_training"] > 0 and facts["forecast"]["peak_bytes"] > 100 << 20
     rehearsed = [event.done for event in events if isinstance(event, Progress) and event.unit == "steps rehearsed"]
     assert rehearsed[0] == 0 and rehearsed[-1] == 3 == max(rehearsed)
-    told = checks(events)
-    assert {"number format", "memory", "plan", "resume", "archive", "forecast: memory, training"} <= told.keys()
+    found = checks(events)
+    assert {"number format", "memory", "plan", "resume", "archive", "forecast: memory, training"} <= found.keys()
     assert not (context.run / "preflight/trial").exists()
 
 
@@ -89,9 +89,9 @@ def test_the_preflight_chooses_a_plan_forecasts_and_records_both(demo: Callable[
 def test_the_rehearsal_trains_on_as_many_processes_as_the_run(sharding: str, demo: Callable[..., Context]):
     context = demo(num_processes=2, sharding=sharding, pilot_prompts=0)
     events, result = run_stage(preflight.run(context))
-    told = checks(events)
-    assert "in each of 2 processes, loss starts at ln 2" in told["training step"]
-    assert "resumed from step" in told["resume"] and "archive" in told
+    found = checks(events)
+    assert "in each of 2 processes, loss starts at ln 2" in found["training step"]
+    assert "resumed from step" in found["resume"] and "archive" in found
     assert result.facts["plan"]["processes"] == 2
     assert not (context.run / layout.PROCESSES_DIR).exists()
 
@@ -123,8 +123,8 @@ def test_a_plan_that_does_not_fit_the_longest_pair_is_reduced_until_it_does(
     plan = TrainingPlan.from_dict(result.facts["plan"])
     assert plan is not None and (plan.micro_batch, plan.accumulation) == (2, 4)
     assert plan.why["micro_batch"] == "4 was tried and did not fit"
-    said = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
-    assert len(said) == 2 and all("Tried to allocate 1.95 GiB" in text for text in said)
+    warnings = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert len(warnings) == 2 and all("Tried to allocate 1.95 GiB" in text for text in warnings)
 
 
 def test_a_pair_that_cannot_fit_is_refused_with_options_that_would(
@@ -175,9 +175,9 @@ def test_host_memory_keeps_a_reserve_and_gpu_memory_a_small_one(demo: Callable[.
 
 
 def test_the_chat_template_is_checked_before_anything_is_loaded(tiny_run: Context):
-    told = next(event for event in preflight.run(tiny_run) if isinstance(event, Check))
-    assert (told.name, told.status) == ("chat template", "ok")
-    assert told.detail == "a reply ends with <end_of_turn>; a system message stands in the first user turn"
+    check = next(event for event in preflight.run(tiny_run) if isinstance(event, Check))
+    assert (check.name, check.status) == ("chat template", "ok")
+    assert check.detail == "a reply ends with <end_of_turn>; a system message stands in the first user turn"
 
 
 def test_a_template_that_cannot_be_trained_with_is_refused_before_a_weight_is_loaded(

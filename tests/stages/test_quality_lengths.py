@@ -1,4 +1,4 @@
-"""Pairs that training would refuse as too long show in the gate before a judge is asked."""
+"""Pairs that training would refuse as too long show in the gate before a judge scores them."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def test_the_gates_share_of_long_pairs_matches_training(made):
 
 def test_too_many_long_pairs_keep_the_gate_shut_and_skip_the_judge(made):
     context = made(judge="demo")
-    told: list[Any] = []
+    events: list[Any] = []
     with pytest.raises(DataError, match="too long share is") as refused:
         for event in quality.run(context):
-            told.append(event)
+            events.append(event)
     assert "--max-length" in refused.value.what_to_do
     assert not (context.run / layout.SCORES_JSONL).exists()
-    assert any(isinstance(event, Message) and "The judge was skipped" in event.text for event in told)
+    assert any(isinstance(event, Message) and "The judge was skipped" in event.text for event in events)
 
 
 def test_if_a_person_accepts_it_the_judge_scores_the_pairs(made):

@@ -89,9 +89,9 @@ def test_the_error_for_an_old_tool_names_the_minimum_and_why(
 ) -> None:
     program(programs, name, f"echo '{says}'")
     result, checks, _ = drive(tmp_path)
-    told = checks[name].detail
+    detail = checks[name].detail
     assert checks[name].status == "warning" and result.facts[name] is None
-    assert f"{says.split()[-1]} is too old, at least {oldest} is needed (" in told and "get it with" in told
+    assert f"{says.split()[-1]} is too old, at least {oldest} is needed (" in detail and "get it with" in detail
 
 
 def test_an_old_git_clones_nothing(tmp_path: Path, programs: Path) -> None:
@@ -162,8 +162,8 @@ def test_an_environment_without_pip_gets_one_first(
         importlib.util, "find_spec", lambda name, *rest: None if name == "pip" else find_spec(name, *rest)
     )
     *_, events = drive(tmp_path, install=True)
-    said = [event.text for event in events if isinstance(event, Message) and event.text.startswith("pip: ")]
-    assert [line.split()[2] for line in said] == ["ensurepip", "pip"]
+    lines = [event.text for event in events if isinstance(event, Message) and event.text.startswith("pip: ")]
+    assert [line.split()[2] for line in lines] == ["ensurepip", "pip"]
 
 
 def test_an_installation_that_fails_is_reported_and_does_not_end_the_stage(tmp_path: Path, programs: Path) -> None:
@@ -207,14 +207,14 @@ def test_processes_that_hold_gpu_memory_are_named_without_their_command_line(
         finally:
             other.kill()
             gone.wait()
-    told = checks["GPU 0"].detail
+    detail = checks["GPU 0"].detail
     assert checks["NVIDIA driver"].detail == result.facts["driver"] == "570.86.10"
     assert checks["GPU 0"].status == "warning"
-    assert told.startswith("NVIDIA L4␛[2J, 6.0 of 24.0 GiB free; used by ")
-    assert f"process {other.pid} (sleep of " in told and ", 11.0 GiB)" in told and "979" not in told
-    assert f"process {zombie} (true of " in told and "is a zombie" in told
-    assert f"process {1 << 22} (outside of this container, or gone, 1.0 GiB)" in told
-    assert f"process {os.getpid()} " not in told
+    assert detail.startswith("NVIDIA L4␛[2J, 6.0 of 24.0 GiB free; used by ")
+    assert f"process {other.pid} (sleep of " in detail and ", 11.0 GiB)" in detail and "979" not in detail
+    assert f"process {zombie} (true of " in detail and "is a zombie" in detail
+    assert f"process {1 << 22} (outside of this container, or gone, 1.0 GiB)" in detail
+    assert f"process {os.getpid()} " not in detail
 
 
 @pytest.mark.fault("E5")
@@ -262,7 +262,7 @@ def test_the_build_read_is_that_of_the_imported_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "cuda", "driver", "told"),
+    ("device", "cuda", "driver", "expected"),
     [
         ("auto", None, None, ""),
         ("auto", "13.0", None, ""),
@@ -275,9 +275,11 @@ def test_the_build_read_is_that_of_the_imported_torch() -> None:
         ("cpu", "13.0", "570.86.10", ""),
     ],
 )
-def test_torchs_build_is_compared_with_the_driver(device: str, cuda: str | None, driver: str | None, told: str) -> None:
+def test_torchs_build_is_compared_with_the_driver(
+    device: str, cuda: str | None, driver: str | None, expected: str
+) -> None:
     fault = driver_fault(TorchBuild("2.13.0", cuda), driver, device)
-    assert told in fault and bool(told) == bool(fault)
+    assert expected in fault and bool(expected) == bool(fault)
     assert not fault or "--torch-backend=auto" in fault
 
 
@@ -291,7 +293,7 @@ BATCH_JOB = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n"
 
 @pytest.mark.fault("A9")
 @pytest.mark.parametrize(
-    ("belongs", "manager", "linger", "status", "told"),
+    ("belongs", "manager", "linger", "status", "expected"),
     [
         (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "no", "warning", "systemd-run --user --scope tmux"),
         (SESSION, "KillUserProcesses=yes\nKillExcludeUsers=root", "yes", "warning", "even in tmux"),
@@ -311,7 +313,7 @@ def test_a_logout_that_would_end_the_run_is_reported_with_the_remedy(
     manager: str,
     linger: str,
     status: str | None,
-    told: str,
+    expected: str,
 ) -> None:
     answer_of_user = f"Name=anna\nLinger={linger}"
     program(programs, "loginctl", f'[ $# = 1 ] && printf "{manager}\n" || printf "{answer_of_user}\n"')
@@ -319,7 +321,7 @@ def test_a_logout_that_would_end_the_run_is_reported_with_the_remedy(
     session_lifetime.CGROUP.write_text(belongs)
     result, checks, _ = drive(tmp_path, device="cpu")
     assert ("logout" in checks) == (status is not None)
-    assert status is None or (checks["logout"].status == status and told in checks["logout"].detail)
+    assert status is None or (checks["logout"].status == status and expected in checks["logout"].detail)
     assert result.facts["ends_at_logout"] == (status == "warning")
 
 

@@ -213,9 +213,9 @@ def test_a_folder_in_the_way_is_moved_aside_and_its_uncommitted_work_is_named(
     assert names_in(here) == {"upstream", "upstream.aside-1"}
     assert (here / "upstream.aside-1/readme").read_text() == "my work"
     assert (here / "upstream/readme").read_text() == "second"
-    told = detail(events, "moved aside")
-    assert "upstream.aside-1, unchanged." in told
-    assert 'It contains unpushed work: 1 changed file (readme); 1 untracked file ("my new file").' in told
+    moved = detail(events, "moved aside")
+    assert "upstream.aside-1, unchanged." in moved
+    assert 'It contains unpushed work: 1 changed file (readme); 1 untracked file ("my new file").' in moved
 
 
 def test_stashes_and_commits_that_no_remote_has_are_named(tmp_path: Path, upstream: Path, here: Path) -> None:
@@ -262,15 +262,15 @@ def test_what_was_not_inspected_is_reported(tmp_path: Path, upstream: Path, here
     git(here / "main", "worktree", "add", "-q", "-b", "other", str(here / "upstream"))
     (here / "upstream/.gitmodules").write_text("")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))
-    told = detail(events, "moved aside")
-    assert "linked worktree" in told and "git worktree repair" in told and "submodules were not checked" in told
+    moved = detail(events, "moved aside")
+    assert "linked worktree" in moved and "git worktree repair" in moved and "submodules were not checked" in moved
 
 
 @pytest.mark.parametrize("damage", ["no HEAD", "no configuration"])
 def test_a_damaged_repository_in_the_way_is_moved_and_reported_as_unread(
     tmp_path: Path, upstream: Path, here: Path, damage: str
 ) -> None:
-    git(here, "init", "-q")  # the one above it would answer, and is not asked
+    git(here, "init", "-q")  # not searched: the one above would answer
     make_upstream(here / "upstream")
     (here / "upstream/.git" / {"no HEAD": "HEAD", "no configuration": "config"}[damage]).write_text("[[[\n")
     _, events = drive(context(tmp_path, repo_url=str(upstream)))

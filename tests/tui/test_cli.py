@@ -82,9 +82,9 @@ def test_validate_reads_the_notebooks_pairs_and_refuses_with_9():
     done = stage3("validate", path)
     assert done.returncode == 9
     assert "1,291 pairs" in done.stdout and "488 with a revision byte-identical" in done.stdout
-    told = json.loads(stage3("validate", path, "--json").stdout)
-    assert (told["pairs"], told["figures"]["byte_identical"], told["gate"]["open"]) == (1291, 488, False)
-    assert set(told["verdicts"][0]) == {"line", "usable", "reasons"}
+    report = json.loads(stage3("validate", path, "--json").stdout)
+    assert (report["pairs"], report["figures"]["byte_identical"], report["gate"]["open"]) == (1291, 488, False)
+    assert set(report["verdicts"][0]) == {"line", "usable", "reasons"}
 
 
 def test_validate_opens_for_pairs_that_can_teach(tmp_path: Path):

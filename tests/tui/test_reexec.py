@@ -46,13 +46,13 @@ def until_restart(context: Context) -> list[Any]:
 
 def test_a_stage_that_needs_a_fresh_process_is_not_a_failure_and_continues_there(stages: Any, context: Any):
     stages["training"].failure = RestartNeeded("Memory ran out.", "2 GiB", "It goes on.")
-    at_work, said = context(), []
+    at_work, events = context(), []
     generator = loop.run_pipeline(at_work)
     with pytest.raises(RestartNeeded):
         for event in generator:
-            said.append(event)
-    assert said[-1] == Message("warning", "Memory ran out. 2 GiB It goes on.", "training")
-    assert not [event for event in said if isinstance(event, RunFinished)]
+            events.append(event)
+    assert events[-1] == Message("warning", "Memory ran out. 2 GiB It goes on.", "training")
+    assert not [event for event in events if isinstance(event, RunFinished)]
     assert at_work.run.stage("training")["status"] == "running" and at_work.run.manifest.get("error") is None
     stages["training"].failure = None
     _, code = run_all(Context(at_work.config, Run(at_work.run.folder)))

@@ -33,10 +33,10 @@ def test_an_unavailable_server_is_named_with_its_reason():
 
 
 def test_the_load_of_the_servers_is_added_up():
-    told = words(
+    line = words(
         busy("http://a/v1", 14, 3, 0.41), busy("http://c/v1", 2, 0, 0.105), busy("http://d/v1", None, None, None)
     )
-    assert told == "3 of 3 servers · 16 running, 3 waiting, cache 41%"
+    assert line == "3 of 3 servers · 16 running, 3 waiting, cache 41%"
     assert words(busy("http://a/v1", 14, 3, 0.41)) == "14 running, 3 waiting, cache 41%"
 
 
@@ -47,10 +47,10 @@ def test_each_role_has_its_own():
 
 def test_a_servers_text_is_one_line_of_visible_characters():
     hostile = ServerReading("http://b/v1", "out", "The server at http://b/v1 \x1b[2Jreturns\n500 [bold]\u202e.")
-    told = words(ServerReading("http://a/v1"), hostile)
-    assert "\x1b" not in told and "\n" not in told and "\u202e" not in told and "[bold]" in told
+    line = words(ServerReading("http://a/v1"), hostile)
+    assert "\x1b" not in line and "\n" not in line and "\u202e" not in line and "[bold]" in line
     [line] = servers_line({"server": Servers("server", (hostile,))}, 40)
-    assert line.cell_length <= 40 and "[bold]" in told
+    assert line.cell_length <= 40 and "[bold]" in line
 
 
 def after(*events: object) -> RunState:
@@ -63,8 +63,8 @@ def after(*events: object) -> RunState:
 def test_auto_shows_them_in_its_line_and_the_next_stage_drops_them():
     progress = Progress(3, 12, "pairs", stage="pairs")
     state = after(StageStarted("pairs"), progress, Servers("server", (ServerReading("http://a/v1"), OUT)))
-    told = "3/12 pairs  1 of 2 servers · http://b:8000/v1 cannot be reached"
-    assert told in live_line(state, 104.0).plain
-    assert told in ProgressThrottle().line(Entry(9, 104.0, progress), state)
+    line = "3/12 pairs  1 of 2 servers · http://b:8000/v1 cannot be reached"
+    assert line in live_line(state, 104.0).plain
+    assert line in ProgressThrottle().line(Entry(9, 104.0, progress), state)
     later = state.apply_entry(Entry(9, 110.0, StageStarted("quality")))
     assert later.servers == {}

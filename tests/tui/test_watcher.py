@@ -99,7 +99,7 @@ def test_the_exit_code_is_that_of_the_journal(watcher: Watcher, tmp_path: Path):
 
 
 def test_stop_leaves_the_request_where_the_owner_polls(watcher: Watcher, tmp_path: Path):
-    watcher.stop("asked by a test")
+    watcher.stop("requested by a test")
     assert (tmp_path / layout.STOP_REQUEST).exists()
 
 
