@@ -52,10 +52,10 @@ async def test_it_is_started_and_left_with_the_mouse_alone(finished: Runner, ses
     async with app.run_test(size=(80, 24)) as pilot:
         footer = range(23, 24)
         await click_on(pilot, app, "a run all", lambda: is_open(app, PlanWindow), rows=footer)
-        await click_on(pilot, app, "Esc leaves it", lambda: app.screen is app.main)
+        await click_on(pilot, app, "Esc cancels", lambda: app.screen is app.main)
         assert not sessions.made
         await click_on(pilot, app, "a run all", lambda: is_open(app, PlanWindow), rows=footer)
-        await click_on(pilot, app, "Enter starts it", lambda: sessions.made)
+        await click_on(pilot, app, "Enter starts", lambda: sessions.made)
 
 
 async def test_esc_leaves_everything_as_it_is(finished: Runner, sessions: Sessions, planned: list[str]):

@@ -26,7 +26,7 @@ from tui.commands.event_lines import (
     step_figures,
 )
 from tui.commands.run_lines import ProgressThrottle, RunLines
-from tui.server_words import servers_words
+from tui.server_summary import servers_summary
 
 BAR_WIDTH = 20
 
@@ -110,7 +110,7 @@ def _figures(stage: StageState, state: RunState) -> str:
     text = progress_text(stage.progress)
     if stage.progress.unit == "steps" and state.train_steps:
         return f"{text}  {step_figures(state.train_steps[-1])}"
-    return "  ".join(filter(None, (text, servers_words(state.servers))))
+    return "  ".join(filter(None, (text, servers_summary(state.servers))))
 
 
 def _style(event: Event | None) -> str:

@@ -27,7 +27,7 @@ from engine.run.journal import Entry
 from engine.run.state import RunState
 from engine.security.sanitize import visible_line
 from tui.commands.event_lines import GLYPH, duration, event_line, progress_text, stage_number, step_text
-from tui.server_words import servers_words
+from tui.server_summary import servers_summary
 
 LONG_STAGES: dict[str, tuple[type[Event], ...]] = {"pairs": (PairMade, PairFailed), "training": (TrainStep, EvalDone)}
 """The stages that preflight forecasts, with the events that count as their work."""
@@ -153,7 +153,7 @@ def _progress(event: Event, state: RunState) -> tuple[str, str, float, str]:
     """What progresses, in which unit, the share done, and the figures."""
     match event:
         case Progress(stage=stage, done=done, total=total) if total:
-            figures = "  ".join(filter(None, (progress_text(event), servers_words(state.servers))))
+            figures = "  ".join(filter(None, (progress_text(event), servers_summary(state.servers))))
             return stage, event.unit, done / total, figures
         case TrainStep(step=step, total_steps=total) if total:
             left = state.stages["training"].progress

@@ -8,7 +8,7 @@ from engine.run.state import RunState
 from tui.commands.printers import live_line
 from tui.commands.run_lines import ProgressThrottle
 from tui.screens.pairs import servers_line
-from tui.server_words import servers_words
+from tui.server_summary import servers_summary
 
 OUT = ServerReading(
     "http://b:8000/v1", "out", "The server at http://b:8000/v1 cannot be reached. All connection attempts failed.", 3.0
@@ -20,16 +20,21 @@ def busy(url: str, running: float | None, waiting: float | None, cache: float | 
 
 
 def words(*readings: ServerReading, role: str = "server") -> str:
-    return servers_words({role: Servers(role, readings)})
+    return servers_summary({role: Servers(role, readings)})
 
 
+<<<<<<< HEAD:tests/tui/test_server_words.py
 def test_one_working_server_without_metrics_is_not_mentioned():
     assert words(ServerReading("http://a/v1")) == "" == servers_words({})
+=======
+def test_one_server_that_works_and_tells_nothing_is_no_news():
+    assert words(ServerReading("http://a/v1")) == "" == servers_summary({})
+>>>>>>> main:tests/tui/test_server_summary.py
 
 
 def test_an_unavailable_server_is_named_with_its_reason():
     assert words(ServerReading("http://a/v1"), OUT) == "1 of 2 servers · http://b:8000/v1 cannot be reached"
-    assert words(ServerReading("http://a/v1", "resting", "429")) == "http://a/v1 rests"
+    assert words(ServerReading("http://a/v1", "resting", "429")) == "http://a/v1 is rate-limited"
 
 
 def test_the_load_of_the_servers_is_added_up():
@@ -42,15 +47,15 @@ def test_the_load_of_the_servers_is_added_up():
 
 def test_each_role_has_its_own():
     of = {role: Servers(role, (busy("http://a/v1", 1, 0, None),)) for role in ("server", "critic", "judge")}
-    assert servers_words(of) == "1 running, 0 waiting   critic: 1 running, 0 waiting   judge: 1 running, 0 waiting"
+    assert servers_summary(of) == "1 running, 0 waiting   critic: 1 running, 0 waiting   judge: 1 running, 0 waiting"
 
 
 def test_a_servers_text_is_one_line_of_visible_characters():
     hostile = ServerReading("http://b/v1", "out", "The server at http://b/v1 \x1b[2Jreturns\n500 [bold]\u202e.")
-    line = words(ServerReading("http://a/v1"), hostile)
-    assert "\x1b" not in line and "\n" not in line and "\u202e" not in line and "[bold]" in line
+    text = words(ServerReading("http://a/v1"), hostile)
+    assert "\x1b" not in text and "\n" not in text and "\u202e" not in text and "[bold]" in text
     [line] = servers_line({"server": Servers("server", (hostile,))}, 40)
-    assert line.cell_length <= 40 and "[bold]" in line
+    assert line.cell_length <= 40 and "[bold]" in text
 
 
 def after(*events: object) -> RunState:
