@@ -23,13 +23,8 @@ def words(*readings: ServerReading, role: str = "server") -> str:
     return servers_summary({role: Servers(role, readings)})
 
 
-<<<<<<< HEAD:tests/tui/test_server_words.py
 def test_one_working_server_without_metrics_is_not_mentioned():
-    assert words(ServerReading("http://a/v1")) == "" == servers_words({})
-=======
-def test_one_server_that_works_and_tells_nothing_is_no_news():
     assert words(ServerReading("http://a/v1")) == "" == servers_summary({})
->>>>>>> main:tests/tui/test_server_summary.py
 
 
 def test_an_unavailable_server_is_named_with_its_reason():
