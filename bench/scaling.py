@@ -58,7 +58,7 @@ def main() -> None:
     if given.point:
         print(json.dumps(measure(Point(**json.loads(given.point)), given.steps)))
         return
-    print("| tokens of a pair | parameters, millions | vocabulary | CPU s a step | GFLOP/s | peak MB | forecast MB |")
+    print("| tokens per pair | parameters, millions | vocabulary | CPU s per step | GFLOP/s | peak MB | forecast MB |")
     print("|---|---|---|---|---|---|---|")
     environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "OMP_WAIT_POLICY": "passive"}
     for point in POINTS:
