@@ -401,7 +401,7 @@ def test_f2_17_a_document_is_damaged_or_passed_over_as_its_reader_says(text: str
     path = tmp_path / "document.json"
     path.write_text(text)
     assert read_json_or_none(path, BatchPlan) is None
-    with pytest.raises(DamagedState, match=r"document\.json cannot be read"):
+    with pytest.raises(DamagedState, match=r"Cannot read .*document\.json"):
         read_json(path, BatchPlan)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json", BatchPlan)
@@ -415,7 +415,7 @@ def test_f2_06_a_document_larger_than_any_is_not_read_to_its_end(tmp_path: Path)
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a hole of a terabyte
     started = time.monotonic()
-    with pytest.raises(DamagedState, match="cannot be read"):
+    with pytest.raises(DamagedState, match="Cannot read"):
         read_json(path, dict[str, Any])
     with pytest.raises(TooLarge, match="larger than 1 MiB"):
         read_file(path, 1 << 20)

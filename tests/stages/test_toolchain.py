@@ -91,7 +91,7 @@ def test_a_tool_that_is_too_old_says_what_is_the_oldest_and_why(
     result, checks, _ = drive(tmp_path)
     told = checks[name].detail
     assert checks[name].status == "warning" and result.facts[name] is None
-    assert f"{says.split()[-1]} is too old, at least {oldest} is needed (" in told and "get it with" in told
+    assert f"{says.split()[-1]} is too old; it must be at least {oldest} (" in told and "install it with" in told
 
 
 def test_an_old_git_clones_nothing(tmp_path: Path, programs: Path) -> None:
@@ -267,8 +267,8 @@ def test_the_build_that_is_read_is_that_of_the_torch_that_is_imported() -> None:
         ("auto", None, None, ""),
         ("auto", "13.0", None, ""),
         ("auto", "12.8", "525.60.13", ""),
-        ("auto", "12.8", "520.61.05", "needs driver 525 or newer, there is 520.61.05"),
-        ("auto", "13.0", "570.86.10", "needs driver 580 or newer, there is 570.86.10"),
+        ("auto", "12.8", "520.61.05", "needs driver 525 or newer, and 520.61.05 is installed"),
+        ("auto", "13.0", "570.86.10", "needs driver 580 or newer, and 570.86.10 is installed"),
         ("auto", "99.0", "570.86.10", ""),
         ("auto", None, "570.86.10", "the GPU is not used"),
         ("cpu", None, "570.86.10", ""),

@@ -112,9 +112,9 @@ def _listen(run: Run, stop: StopToken, talk: InteractiveChild) -> Generator[Even
             step = event.step
         if event is not None:
             yield event
-        yield from _told_of_stopped(watch.look(heard.pids), heard.pids)
+        yield from _told_of_stopped(watch.poll(heard.pids), heard.pids)
     if heard.result is not None:
-        yield from _told_of_stopped(watch.end(), heard.pids)
+        yield from _told_of_stopped(watch.finish(), heard.pids)
     return heard, step
 
 
