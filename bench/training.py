@@ -351,7 +351,7 @@ def engine_trainer(way: Way, policy: Any, tokenizer: Any, pairs: Any, folder: Pa
     )
     trainer._save_checkpoint = lambda *_: None  # the notebook's way saves none here either
     if not way.by_length:
-        trainer.most_tokens = 0
+        trainer.max_tokens = 0
 
     def before() -> None:
         if way.once:

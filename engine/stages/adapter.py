@@ -67,7 +67,7 @@ def run(context: Context) -> StageRun:
 def _check_without_base(
     context: Context, source: AdapterSource
 ) -> Generator[Event, None, tuple[AdapterSettings, Expected, Weights]]:
-    """All that needs no weight of the base: the folder, the configuration, names and shapes, the adapter's own numbers."""
+    """Run the checks that need no base weights: folder, configuration, tensor names and shapes, the adapter's own numbers."""
     config, folder = context.config, source.folder
     for name in (yield from _checked("folder", lambda: refuse_pickles(folder))):
         yield Check(visible_line(name, 80), "warning", "a trainer's pickle; never opened")
@@ -169,7 +169,7 @@ def _result(
 
 
 def _checked(line: str, work: Callable[[], T]) -> Generator[Event, None, T]:
-    """The result of `work`. If it raises, the failed line of the table shows it."""
+    """Return the result of `work`. If it raises, report the check `line` as failed first."""
     try:
         return work()
     except Stage3Error as error:

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
 from engine.core.config import Stage3Config
-from engine.dpo.planning.forecast import Shape, head_memory, head_way
+from engine.dpo.planning.forecast import Shape, head_memory, head_method
 from engine.dpo.training.head import install_head
 from engine.dpo.training.reference import adapter_active
 from engine.dpo.training.shared_prompt import share_prompt_computation
@@ -154,18 +154,18 @@ def test_a_head_that_is_no_plain_matrix_is_not_read_as_one():
 
 
 def test_auto_is_chunked_without_a_gpu_and_trls_kernel_with_one():
-    assert [head_way("auto", device) for device in ("cpu", "mps", "cuda", "xpu")] == [
+    assert [head_method("auto", device) for device in ("cpu", "mps", "cuda", "xpu")] == [
         "chunked",
         "chunked",
         "trl",
         "trl",
     ]
-    assert [head_way(way, "cpu") for way in ("chunked", "trl", "whole")] == ["chunked", "trl", "whole"]
+    assert [head_method(way, "cpu") for way in ("chunked", "trl", "whole")] == ["chunked", "trl", "whole"]
 
 
 def test_the_forecast_knows_that_chunks_do_not_grow_with_the_vocabulary():
     def needed(shape: Shape, tokens: int, way: str) -> int:
-        return head_memory(shape, tokens, head_way(way, "cpu"), "cpu")
+        return head_memory(shape, tokens, head_method(way, "cpu"), "cpu")
 
     small = Shape(**{**GEMMA_2B.__dict__, "vocab": 32000})
     assert needed(GEMMA_2B, 4096, "chunked") == needed(small, 4096, "chunked")

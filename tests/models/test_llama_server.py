@@ -23,7 +23,7 @@ from engine.pairs.generation.methods import record_maker
 from engine.pairs.generation.prompts import load_prompts
 from engine.pairs.generation.settings import GenerationSettings
 from engine.pairs.judges.exam import ExamResult, take_exam
-from engine.pairs.judges.question import PrincipleChoice
+from engine.pairs.judges.question import PrincipleSelector
 from engine.pairs.judges.server import ServerJudge
 from engine.pairs.principles.constitution import load_constitution
 from engine.run.stop import StopToken
@@ -94,7 +94,7 @@ def test_a_judge_on_a_llama_cpp_server_is_examined(served: str):
     role = judge_server(config)
     assert role is not None
     client = load_server_client(config, role, StopToken())
-    judge = ServerJudge("server", client, PrincipleChoice(load_constitution(None), config.seed))
+    judge = ServerJudge("server", client, PrincipleSelector(load_constitution(None), config.seed))
     *_, result = take_exam(judge, StopToken())
     assert isinstance(result, ExamResult) and result.asked == 60
     assert 0 < result.on_the_letters < 0.5 and result.first_place_chosen > 0.9

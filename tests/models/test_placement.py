@@ -15,8 +15,8 @@ import torch
 from torch.utils import backend_registration
 
 from engine.core.errors import PreconditionError
-from engine.dpo.planning import processes
-from engine.dpo.planning.processes import processes_here
+from engine.dpo.planning import process_count
+from engine.dpo.planning.process_count import local_processes
 from engine.models import placement
 from engine.models.loading import gpus_for_base
 from engine.models.placement import require_on_gpus
@@ -70,14 +70,14 @@ def test_a_base_takes_several_gpus_only_if_one_has_no_room(
     monkeypatch.setattr(placement, "_gpus", lambda _: [int(size * weights) for size in sizes])
     given = config(base_model_id=str(stage2[0]), sharding=sharding, num_processes=2, device="cpu", dtype="float32")
     assert gpus_for_base(given) == gpus
-    assert processes_here(given) == (1 if gpus > 1 else 2)
+    assert local_processes(given) == (1 if gpus > 1 else 2)
 
 
 def test_a_number_that_is_known_is_not_looked_for(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     """`plan` and the start page would import torch for it."""
-    monkeypatch.setattr(processes, "number_of_processes", pytest.fail)
+    monkeypatch.setattr(process_count, "number_of_processes", pytest.fail)
     monkeypatch.setattr(placement, "_gpus", pytest.fail)
-    assert processes_here(config(), 4) == 4
+    assert local_processes(config(), 4) == 4
 
 
 def test_layers_for_which_no_gpu_has_room_are_refused():

@@ -135,7 +135,7 @@ def test_a_critic_on_a_real_server_writes_what_the_policy_itself_would(served: s
 
 def test_a_judge_on_a_real_server_is_examined_and_one_that_cannot_judge_fails(served: str, merged: Path):
     from engine.pairs.judges.exam import ExamResult, take_exam
-    from engine.pairs.judges.question import PrincipleChoice
+    from engine.pairs.judges.question import PrincipleSelector
     from engine.pairs.judges.server import ServerJudge
     from engine.pairs.principles.constitution import load_constitution
 
@@ -144,7 +144,7 @@ def test_a_judge_on_a_real_server_is_examined_and_one_that_cannot_judge_fails(se
     role = judge_server(config)
     assert role is not None
     client = load_server_client(config, role, StopToken())
-    judge = ServerJudge("server", client, PrincipleChoice(load_constitution(None), config.seed))
+    judge = ServerJudge("server", client, PrincipleSelector(load_constitution(None), config.seed))
     *_, result = take_exam(judge, StopToken())
     assert isinstance(result, ExamResult) and result.asked == 60
     assert not result.passed and result.why_not

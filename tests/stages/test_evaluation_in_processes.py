@@ -19,10 +19,10 @@ from peft import PeftModel
 from engine.core import layout
 from engine.core.errors import NumbersError, Stopped
 from engine.core.events import Event, Message, Progress
-from engine.dpo.evaluation.both_models import load_both_models
-from engine.dpo.evaluation.in_processes import KIND, AskProcesses, after_processes, key_of_task, work_of
-from engine.dpo.evaluation.line import Found, Task
+from engine.dpo.evaluation.in_processes import KIND, RunTasksInProcesses, reusing_results, task_handler, task_key
+from engine.dpo.evaluation.policies import load_policies
 from engine.dpo.evaluation.report import evaluate
+from engine.dpo.evaluation.tasks import Results, Task
 from engine.dpo.training.trainer import save_adapter
 from engine.models.generation import sampling
 from engine.models.tensors import adapter_tensors, hash_tensors
@@ -90,7 +90,7 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
     forget(context)
     model = weakref.ref(made.model)
     together = replace(context, config=context.config.model_copy(update={"num_processes": 2}))
-    was, made.plan = made.plan, made.plan.dealt_out(4)
+    was, made.plan = made.plan, made.plan.for_processes(4)
     assert made.plan.micro_batch < was.micro_batch, "the training was split as before"
     events: list[Event] = []
     for event in comparing(together, made, partial(evaluation_workers, together, made)):
@@ -107,9 +107,9 @@ def test_two_processes_write_the_report_of_one_though_one_of_them_is_killed(trai
     assert not (context.run / layout.EVALUATION_SHARES_DIR).exists()
 
 
-def here_as_there(do: Callable[[Task], Found], run: Any) -> AskProcesses:
+def here_as_there(do: Callable[[Task], Results], run: Any) -> RunTasksInProcesses:
     """Asks a pool whose only worker is this process; what is sent and told goes through JSON, as through a pipe."""
-    return AskProcesses(PoolHere(work_of(do, no_judge)), run, "models")  # type: ignore[arg-type]
+    return RunTasksInProcesses(PoolHere(task_handler(do, no_judge)), run, "models")  # type: ignore[arg-type]
 
 
 def no_judge() -> Any:
@@ -125,7 +125,7 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def __call__(self, task: Task) -> Found:
+    def __call__(self, task: Task) -> Results:
         self.asked.append(task["read"][0]["ids"][0])
         return [[self.asked[-1] / 3, None, "é"]]
 
@@ -141,19 +141,19 @@ def test_one_process_or_several_go_on_with_what_several_left(context):
     whole = list(here_as_there(do, run)(TASKS))
     share = share_file(run, KIND, 1)
     share.parent.mkdir(parents=True)
-    rows = PoolHere(work_of(Counting(), no_judge)).rows(
-        [{**task, "key": key_of_task("models", task)} for task in TASKS[1:4]]
+    rows = PoolHere(task_handler(Counting(), no_judge)).rows(
+        [{**task, "key": task_key("models", task)} for task in TASKS[1:4]]
     )
     share.write_text("".join(f"{dumps(row)}\n" for row in rows) + '{"key": "torn')
-    for ask in (here_as_there, lambda do, run: after_processes(alone(do), run, "models")):
+    for ask in (here_as_there, lambda do, run: reusing_results(alone(do), run, "models")):
         do = Counting()
         assert list(ask(do, run)(TASKS)) == whole and do.asked == [0, 4]
     do = Counting()
-    list(AskProcesses(PoolHere(work_of(do, no_judge)), run, "other models")(TASKS))  # type: ignore[arg-type]
+    list(RunTasksInProcesses(PoolHere(task_handler(do, no_judge)), run, "other models")(TASKS))  # type: ignore[arg-type]
     assert do.asked == [0, 1, 2, 3, 4]
 
 
-def alone(do: Callable[[Task], Found]) -> Any:
+def alone(do: Callable[[Task], Results]) -> Any:
     return lambda tasks: (do(task) for task in tasks)
 
 
@@ -186,7 +186,7 @@ def test_the_processes_of_this_machine_evaluate(config, options, expected):
 def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple[Context, Any], monkeypatch):
     context, made = trained
     stage2 = Path(context.config.adapter_path or "")
-    loaded = load_both_models(made.plan.applied_to(context.config), context.run, stage2)
+    loaded = load_policies(made.plan.applied_to(context.config), context.run, stage2)
     assert hash_tensors(adapter_tensors(loaded.model, "default")) == made.tensors_sha256
     assert hash_tensors(adapter_tensors(loaded.model, "ref")) == made.stage2_sha256
     loading = PeftModel.load_adapter
@@ -196,4 +196,4 @@ def test_an_adapter_that_is_not_that_of_its_file_compares_nothing(trained: tuple
 
     monkeypatch.setattr(PeftModel, "load_adapter", passes_over_stage_3)
     with pytest.raises(NumbersError, match=layout.ADAPTER_DIR):
-        load_both_models(made.plan.applied_to(context.config), context.run, stage2)
+        load_policies(made.plan.applied_to(context.config), context.run, stage2)

@@ -18,7 +18,7 @@ from engine.demo.preset import demo_defaults
 from engine.dpo.planning.forecast import Machine
 from engine.dpo.planning.plan import TrainingPlan
 from engine.dpo.training import trl_trainer
-from engine.dpo.training.voice import rank_log
+from engine.dpo.training.worker_messages import rank_log
 from engine.models import loading, number_format
 from engine.models.chat_template import conversation_ids
 from engine.models.loading import (
@@ -307,7 +307,7 @@ def test_an_adapter_that_trl_rounded_is_what_it_was_again(tiny: tuple[Path, Path
 
 
 def test_the_figures_of_each_step_are_written_for_tensorboard():
-    from engine.dpo.training.callbacks import Figures
+    from engine.dpo.training.callbacks import TensorBoardCallback
 
     class Writer:
         def __init__(self) -> None:
@@ -322,7 +322,7 @@ def test_the_figures_of_each_step_are_written_for_tensorboard():
         global_step = 3
 
     writer: Any = Writer()
-    Figures(writer).on_log(None, State(), None, logs={"loss": 0.5, "note": "text"})  # type: ignore[arg-type]
+    TensorBoardCallback(writer).on_log(None, State(), None, logs={"loss": 0.5, "note": "text"})  # type: ignore[arg-type]
     assert writer.seen == [("train/loss", 0.5, 3)]
 
 
