@@ -214,7 +214,7 @@ def _report(response: dict[str, Any]) -> GpuReport:
 def _owner_of(pid: int) -> str:
     try:
         process = psutil.Process(pid)
-        ended = ", which has ended but is a zombie: its parent must reap it" if process.status() == "zombie" else ""
+        ended = ", which has ended and is a zombie: its parent must reap it" if process.status() == "zombie" else ""
         return f"{process.name()} of {process.username()}{ended}"
     except psutil.Error:
         return "outside this container, or gone"

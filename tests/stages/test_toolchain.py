@@ -213,7 +213,7 @@ def test_who_holds_memory_of_the_gpu_is_named_but_not_with_its_command_line(
     assert told.startswith("NVIDIA L4␛[2J, 6.0 of 24.0 GiB free; used by ")
     assert f"process {other.pid} (sleep of " in told and ", 11.0 GiB)" in told and "979" not in told
     assert f"process {zombie} (true of " in told and "is a zombie" in told
-    assert f"process {1 << 22} (outside of this container, or gone, 1.0 GiB)" in told
+    assert f"process {1 << 22} (outside this container, or gone, 1.0 GiB)" in told
     assert f"process {os.getpid()} " not in told
 
 
@@ -330,6 +330,6 @@ def test_a_login_manager_that_does_not_answer_is_not_a_fault(
     if script is not None:
         program(programs, "loginctl", script.replace("sleep", SLEEP))
     monkeypatch.setattr(session_lifetime, "CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(session_lifetime, "ASK_SECONDS", 0.3)
+    monkeypatch.setattr(session_lifetime, "LOGINCTL_SECONDS", 0.3)
     session_lifetime.CGROUP.write_text(SESSION)
     assert session_lifetime.logout_behaviour() is None
