@@ -29,7 +29,7 @@ from engine.models.adapters.weights import (
 )
 from engine.models.loading import load_base, load_policy, load_tokenizer
 from engine.models.tensors import hash_tensors
-from engine.models.tokenizer_look import look_at_tokenizer
+from engine.models.tokenizer_probe import probe_tokenizer
 from engine.run.results import AdapterResult
 from engine.security.sanitize import visible_line
 from engine.stages.base import Context, StageEnd, StageRun
@@ -135,7 +135,7 @@ def _token_count(context: Context) -> int:
 
 def _inspect_tokenizer(context: Context) -> None:
     model, revision = context.config.base_model_id, context.config.base_model_revision
-    look_at_tokenizer(model, revision, context.token_text, "--base-model-id", context.stop)
+    probe_tokenizer(model, revision, context.token_text, "--base-model-id", context.stop)
 
 
 def _result(

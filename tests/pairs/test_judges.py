@@ -241,9 +241,9 @@ def test_a_separate_space_token_before_the_letter_is_part_of_the_question(policy
 @pytest.mark.parametrize(
     ("was", "becomes", "why"),
     [
-        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "'Thinking' at its end is missing"),
+        ("model\n'}}{% endif", "model\nThinking'}}{% endif", "without 'Thinking' at its end"),
         ("message['content'] | trim", "message['content'].replace('A', 'a').replace('B', 'b')", "are 'a' and 'b'"),
-        ("message['content'] | trim", "'x'", "the text of a message is not in what it renders"),
+        ("message['content'] | trim", "'x'", "the text of a message is missing from what it renders"),
     ],
 )
 def test_a_template_without_distinct_letter_tokens_is_refused(was: str, becomes: str, why: str, policy: LoadedPolicy):
@@ -590,7 +590,7 @@ def test_a_comparison_too_long_for_the_server_is_not_scored_and_any_other_reject
 def test_a_comparison_on_which_the_server_fails_has_no_score_and_too_many_failures_are_an_error(
     make: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(ServerPool, "back_off", lambda self, number: 0.0)
+    monkeypatch.setattr(ServerPool, "backoff_seconds", lambda self, number: 0.0)
 
     def respond(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         bad = "water water" in body["messages"][0]["content"]

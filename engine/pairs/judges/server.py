@@ -19,7 +19,7 @@ from engine.models.loading import load_tokenizer
 from engine.models.server import errors as server_errors
 from engine.models.server.api import ChatRequest, ChatResponse
 from engine.models.server.backend import load_server_client
-from engine.models.server.check import ask_what_they_serve
+from engine.models.server.check import require_same_listing
 from engine.models.server.client import ServerClient
 from engine.models.server.errors import too_many_failed
 from engine.models.server.roles import judge_server
@@ -101,7 +101,7 @@ class ServerJudge:
         earlier comparisons.
         """
         if not self._asked:
-            ask_what_they_serve(self._client)
+            require_same_listing(self._client)
         self._require_few_failures()
         self._asked += len(comparisons)
         principles = [self._principles.select(comparison) for comparison in comparisons]
@@ -110,7 +110,7 @@ class ServerJudge:
             for comparison, principle in zip(comparisons, principles, strict=True)
             for question in both_orders(comparison, principle)
         ]
-        answers = self._client.ask(questions)
+        answers = self._client.send(questions)
         return [
             self._scores(comparison, principle.id, answers[2 * number], answers[2 * number + 1])
             for number, (comparison, principle) in enumerate(zip(comparisons, principles, strict=True))
