@@ -178,8 +178,8 @@ class LabelStatisticsFunction(torch.autograd.Function):
             return (hidden_grad.mul(grad.unsqueeze(1)).to(ctx.dtype), *(None,) * 6)
         hidden, weight, bias, labels, log_sum = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
-            found = _gradients(Head(weight, bias, *ctx.head), hidden, labels, log_sum, grad.float())
-        return (*found, None, None, None, None)
+            grads = _gradients(Head(weight, bias, *ctx.head), hidden, labels, log_sum, grad.float())
+        return (*grads, None, None, None, None)
 
 
 class _Pass:
