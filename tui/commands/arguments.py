@@ -131,7 +131,7 @@ def _token_of_stdin() -> Any:
         return token_line(sys.stdin, "standard input")
     except UnicodeDecodeError:  # its message would quote what was given
         raise AccessError(
-            "There is no token in standard input.", "It is not UTF-8.", "Give the token alone, in one line."
+            "There is no token in standard input.", "It is not UTF-8.", "Pass only the token, in one line."
         ) from None
 
 
