@@ -232,9 +232,9 @@ MUTANTS = (
         (f"{BODIES}::test_f2_06_a_server_that_sends_without_end_is_no_server[endless]",),
     ),
     Mutant(
-        "limit on what an archive unfolds to",
+        "limit on what an archive expands to",
         "engine/packaging/verify.py",
-        "if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MAX_UNFOLDING * size):",
+        "if sum(entry.file_size for entry in entries) > max(UNFOLDS_FREELY, MAX_EXPANSION * size):",
         "if False:",
         (f"{BODIES}::test_f2_06_an_archive_that_unfolds_without_end_is_not_unpacked",),
     ),

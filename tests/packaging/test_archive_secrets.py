@@ -73,7 +73,7 @@ def test_what_looks_like_a_secret_is_refused_with_its_file_line_and_pair(what: s
     with_text(context, LOOKALIKES[what])
     error = refused(context)
     assert what.partition(" of ")[0].partition(" with ")[0] in error.what
-    assert "pairs/pairs.jsonl, line 2 (the pair p1)" in error.what
+    assert "pairs/pairs.jsonl, line 2 (pair p1)" in error.what
     assert LOOKALIKES[what][-12:-2] not in str(error)
     assert "reject that pair" in error.what_to_do and "--accept-lookalikes" in error.what_to_do
 
@@ -124,7 +124,7 @@ def test_a_secret_that_the_process_knows_is_found_by_its_value_even_in_the_weigh
         layout.PAIRS_JSONL: b'{"id":"p0"}\n{"id":"p1","prompt":"another-value-without-a-pattern"}\n',
     }
     assert [str(finding) for finding in find_secrets(files, known)] == [
-        "the value of SOME_API_KEY in pairs/pairs.jsonl, line 2 (the pair p1)",
+        "the value of SOME_API_KEY in pairs/pairs.jsonl, line 2 (pair p1)",
         "the token of this run in weights/adapter_model.safetensors",
     ]
 
@@ -146,7 +146,7 @@ def test_lookalikes_that_a_person_has_looked_at_are_packed_and_reported(context:
     with_text(context, LOOKALIKES["an AWS access key"])
     archive = build_archive(context.run, accept_lookalikes=True)
     assert [str(finding) for finding in archive.accepted] == [
-        "what looks like an AWS access key in pairs/pairs.jsonl, line 2 (the pair p1)"
+        "what looks like an AWS access key in pairs/pairs.jsonl, line 2 (pair p1)"
     ]
 
 
